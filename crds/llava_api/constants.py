@@ -1,0 +1,85 @@
+"""Names that more than one package must agree on; each is documented here and nowhere else."""
+
+from enum import StrEnum
+
+GROUP = "finetune.llava.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "LlavaFineTune"
+PLURAL = "llavafinetunes"
+SINGULAR = "llavafinetune"
+SHORT_NAME = "lft"
+
+
+class StageName(StrEnum):
+    """The stages of a run, in the order in which they run."""
+
+    PREPARE = "prepare"
+    TRAIN = "train"
+    MERGE = "merge"
+    EVALUATE = "evaluate"
+
+
+STAGES: tuple[StageName, ...] = tuple(StageName)
+
+# Labels on every child of a run.
+LABEL_RUN = f"{GROUP}/run"
+"""The run's name (at most ``names.MAX_RUN_NAME`` characters, so always a valid label value)."""
+LABEL_STAGE = f"{GROUP}/stage"
+LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGER = "llava-finetune-operator"
+LABEL_COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
+"""Set by Kubernetes on the pods of an Indexed Job."""
+
+# Environment of a stage's container. Everything else is in the run configuration.
+ENV_POD_NAME = "LLAVA_POD_NAME"
+ENV_COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
+"""Set by Kubernetes on the pods of an Indexed Job: the node rank."""
+
+# Paths inside a stage's container.
+CONFIG_PATH = "/etc/llava/run.json"
+REPORT_CA_PATH = "/etc/llava-report/ca.crt"
+REPORT_TOKEN_PATH = "/var/run/secrets/llava-report/token"
+RUN_VOLUME_PATH = "/llava/run"
+INPUTS_PATH = "/llava/inputs"
+"""``pvc://CLAIM/...`` inputs are mounted read-only at INPUTS_PATH/CLAIM."""
+TERMINATION_LOG_PATH = "/dev/termination-log"
+TERMINATION_MESSAGE_MAX_BYTES = 4096
+"""The kubelet cuts a termination message off here."""
+
+TOKEN_AUDIENCE = "llava-finetune-operator"
+"""Audience of the projected token with which a stage reports; nothing else accepts it."""
+REPORT_PATH = "/v1/progress"
+RENDEZVOUS_PORT = 29400
+
+STAGE_CONTAINER = "stage"
+
+
+class Condition(StrEnum):
+    """Condition types in ``status.conditions``."""
+
+    READY = "Ready"
+    PREPARED = "Prepared"
+    TRAINED = "Trained"
+    MERGED = "Merged"
+    EVALUATED = "Evaluated"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+STAGE_CONDITION: dict[StageName, Condition] = {
+    StageName.PREPARE: Condition.PREPARED,
+    StageName.TRAIN: Condition.TRAINED,
+    StageName.MERGE: Condition.MERGED,
+    StageName.EVALUATE: Condition.EVALUATED,
+}
+
+
+class Phase(StrEnum):
+    """``status.phase``: the run at a glance."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"

@@ -1,0 +1,101 @@
+"""The one table of failures: exit code, reason, whether another attempt can help, and what to do.
+
+A stage ends with one of these exit codes; the operator turns it into ``status.failure``. Codes 1 and 2 (Python,
+argparse), 126 to 165 (shells and signals) are left alone, so that ours are never mistaken for those.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Reasons in ``status.failure.reason`` and in conditions; CamelCase as Kubernetes has it."""
+
+    # Reported by a stage through its exit code.
+    INVALID_CONFIG = "InvalidConfig"
+    INVALID_DATA = "InvalidData"
+    INVALID_MODEL = "InvalidModel"
+    LOSS_NOT_FINITE = "LossNotFinite"
+    OUT_OF_DEVICE_MEMORY = "OutOfDeviceMemory"
+    INTERNAL_ERROR = "InternalError"
+    WORKER_KILLED = "WorkerKilled"
+    RENDEZVOUS_FAILED = "RendezvousFailed"
+    MERGE_MISMATCH = "MergeMismatch"
+    STORAGE_FULL = "StorageFull"
+    INTERRUPTED = "Interrupted"
+    # Seen by the operator.
+    OUT_OF_MEMORY = "OutOfMemory"
+    POD_DISRUPTED = "PodDisrupted"
+    POD_FAILED = "PodFailed"
+    JOB_DELETED = "JobDeleted"
+    NAME_CONFLICT = "NameConflict"
+    REJECTED = "Rejected"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One row of the table."""
+
+    reason: Reason
+    exit_code: int | None
+    """Exit code of the stage's container; None where only the operator can tell."""
+    retryable: bool
+    """Whether the same run may succeed if it is tried again unchanged."""
+    hint: str
+    """What the person can do, in one sentence."""
+
+
+FAILURES: tuple[Failure, ...] = (
+    Failure(reason=Reason.INVALID_CONFIG, exit_code=64, retryable=False,
+            hint="The operator and the trainer image do not fit together: use the image of the operator's own version."),
+    Failure(reason=Reason.INVALID_DATA, exit_code=65, retryable=False,
+            hint="Correct the entries named in the message and create the run again."),
+    Failure(reason=Reason.INVALID_MODEL, exit_code=66, retryable=False,
+            hint="spec.model.source must be a folder with a LLaVA v1.5 checkpoint in hub layout "
+                 "(config.json, safetensors weights, tokenizer and processor files)."),
+    Failure(reason=Reason.LOSS_NOT_FINITE, exit_code=67, retryable=False,
+            hint="Lower spec.training.learningRate, or look for damaged samples in the dataset report."),
+    Failure(reason=Reason.OUT_OF_DEVICE_MEMORY, exit_code=69, retryable=False,
+            hint="Lower spec.training.batch.perDevice or spec.training.maxLength, or switch gradientCheckpointing on."),
+    Failure(reason=Reason.INTERNAL_ERROR, exit_code=70, retryable=True,
+            hint="The log's last lines show where; the whole log is on the run's volume under attempts/."),
+    Failure(reason=Reason.WORKER_KILLED, exit_code=71, retryable=True,
+            hint="A training process was killed from outside (often the node's out-of-memory killer): "
+                 "raise spec.workers.resources or look at the node."),
+    Failure(reason=Reason.RENDEZVOUS_FAILED, exit_code=72, retryable=True,
+            hint="The training pods did not find each other: check that all of them were scheduled and that the "
+                 "network lets them talk."),
+    Failure(reason=Reason.MERGE_MISMATCH, exit_code=73, retryable=False,
+            hint="The merged model does not compute what base and adapter compute: please report this as a bug."),
+    Failure(reason=Reason.STORAGE_FULL, exit_code=74, retryable=False,
+            hint="Raise spec.storage.size."),
+    Failure(reason=Reason.INTERRUPTED, exit_code=75, retryable=True,
+            hint="The pod was asked to stop; a checkpoint was saved before it went."),
+    Failure(reason=Reason.OUT_OF_MEMORY, exit_code=None, retryable=False,
+            hint="The container went over its memory limit: raise the stage's resources.limits.memory."),
+    Failure(reason=Reason.POD_DISRUPTED, exit_code=None, retryable=True,
+            hint="The node was drained, preempted or lost; create the run again."),
+    Failure(reason=Reason.POD_FAILED, exit_code=None, retryable=True,
+            hint="Look at the log's last lines and at the pod's events."),
+    Failure(reason=Reason.JOB_DELETED, exit_code=None, retryable=False,
+            hint="The stage's Job was deleted by someone else; create the run again."),
+    Failure(reason=Reason.NAME_CONFLICT, exit_code=None, retryable=False,
+            hint="Delete or rename the object that is in the way, or give the run another name."),
+    Failure(reason=Reason.REJECTED, exit_code=None, retryable=False,
+            hint="The API server refused a child of this run; the message says which and why."),
+)  # fmt: skip
+
+BY_REASON: dict[Reason, Failure] = {failure.reason: failure for failure in FAILURES}
+BY_EXIT_CODE: dict[int, Failure] = {f.exit_code: f for f in FAILURES if f.exit_code is not None}
+
+
+def exit_code_of(reason: Reason) -> int:
+    """Exit code with which a stage reports ``reason``.
+
+    Raises:
+        ValueError: the reason is one that only the operator can tell.
+    """
+    code = BY_REASON[reason].exit_code
+    if code is None:
+        raise ValueError(f"{reason} has no exit code: only the operator reports it")
+    return code

@@ -1,0 +1,132 @@
+"""What a stage tells the operator: progress while it runs, one result when it ends."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from llava_api.base import Lenient
+from llava_api.constants import TERMINATION_MESSAGE_MAX_BYTES, StageName
+from llava_api.failures import Reason
+
+REPORT_VERSION = 1
+LOSSES_KEPT = 60
+
+
+class ProgressReport(Lenient):
+    """Body of the POST by which rank 0 reports progress.
+
+    Who is speaking is taken from the token, never from here; ``run_uid``, ``stage`` and ``attempt`` only make
+    sure that a late message of an earlier attempt is not taken for news.
+    """
+
+    version: Literal[1] = REPORT_VERSION
+    run_uid: Annotated[str, Field(max_length=64)]
+    stage: StageName
+    attempt: Annotated[int, Field(ge=1)]
+    step: Annotated[int, Field(ge=0, le=2**53)]
+    total_steps: Annotated[int, Field(ge=0, le=2**53)]
+    """0 while it is not known yet. Steps are optimiser steps in train, samples in prepare and evaluate, tensors
+    in merge."""
+    eta_seconds: Annotated[float | None, Field(ge=0, le=1e9)] = None
+    epoch: Annotated[float | None, Field(ge=0, le=1e6)] = None
+    loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    samples_per_second: float | None = None
+    tokens_per_second: float | None = None
+    """Real (not padding) tokens per second over all ranks."""
+    checkpoint_step: Annotated[int | None, Field(ge=0, le=2**53)] = None
+    losses: Annotated[tuple[float, ...], Field(max_length=LOSSES_KEPT)] = ()
+    """Loss of the last logged steps, oldest first."""
+    message: Annotated[str, Field(max_length=256)] = ""
+
+
+class StageFailure(Lenient):
+    """Why a stage failed."""
+
+    reason: Reason
+    message: Annotated[str, Field(max_length=4096)]
+    rank: int | None = None
+    """Global rank of the first process that failed, in training."""
+    log_tail: str = ""
+
+
+class PrepareNumbers(Lenient):
+    """What prepare found."""
+
+    samples_train: int
+    samples_validation: int
+    images: int
+    supervised_tokens: int
+    longest_sample_tokens: int
+    overlong_samples: int
+    """Samples cut off at spec.training.maxLength."""
+
+
+class TrainNumbers(Lenient):
+    """What training reached."""
+
+    steps: int
+    final_loss: float
+    trainable_parameters: int
+    tokens: int
+    world_size: int
+
+
+class MergeNumbers(Lenient):
+    """What merging proved."""
+
+    tensors_merged: int
+    max_logit_difference: float
+    """Largest absolute difference in fp32 between base + adapter and merged."""
+    peak_memory_bytes: int
+
+
+class Score(Lenient):
+    """One metric on one split, base against tuned."""
+
+    metric: str
+    split: str
+    """``validation`` (held out) or ``train`` (seen in training)."""
+    base: float
+    tuned: float
+    samples: int
+
+
+class EvaluateNumbers(Lenient):
+    """What evaluation measured."""
+
+    scores: tuple[Score, ...]
+    prompts: int
+
+
+class StageResult(Lenient):
+    """The termination message of a stage's first pod: outcome and numbers; everything else is on the volume."""
+
+    version: Literal[1] = REPORT_VERSION
+    stage: StageName
+    attempt: int
+    failure: StageFailure | None = None
+    """None when the stage succeeded."""
+    prepare: PrepareNumbers | None = None
+    train: TrainNumbers | None = None
+    merge: MergeNumbers | None = None
+    evaluate: EvaluateNumbers | None = None
+    digests: dict[str, str] = {}
+    """sha256 of what the stage made, by artifact name (adapter, merged, report)."""
+
+    def to_termination_message(self) -> str:
+        """Serialise into at most 4096 bytes, shortening the log's tail first and the message second."""
+        result = self
+        while len(text := result.model_dump_json(exclude_none=True).encode()) > TERMINATION_MESSAGE_MAX_BYTES:
+            excess = len(text) - TERMINATION_MESSAGE_MAX_BYTES
+            if result.failure is None:
+                raise ValueError(f"the result of {self.stage} is {len(text)} bytes long and has nothing to shorten")
+            failure = result.failure
+            if failure.log_tail:
+                # The newest lines are the ones worth keeping; JSON escapes make a cut character count for more.
+                failure = failure.model_copy(update={"log_tail": failure.log_tail[max(1, excess // 2) :]})
+            else:
+                failure = failure.model_copy(update={"message": failure.message[: -max(1, excess // 2)]})
+            result = result.model_copy(update={"failure": failure})
+        return text.decode()

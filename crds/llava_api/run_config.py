@@ -1,0 +1,79 @@
+"""The run configuration: all that a stage is told, in one versioned file written by the operator.
+
+It is made from the resource's own types, so that a field has one definition. The trainer reads it once.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from llava_api.base import Strict
+from llava_api.constants import StageName
+from llava_api.spec import Dataset, Evaluation, Merge, Training
+from llava_api.volume import RunVolume
+
+RUN_CONFIG_VERSION = 1
+
+
+class RunIdentity(Strict):
+    """Which run, stage and attempt this is."""
+
+    namespace: str
+    name: str
+    uid: str
+    stage: StageName
+    attempt: Annotated[int, Field(ge=1)]
+
+
+class WorkerLayout(Strict):
+    """How many processes train, and where they meet."""
+
+    num_nodes: Annotated[int, Field(ge=1)] = 1
+    """Pods of the training Job."""
+    processes_per_node: Annotated[int, Field(ge=1)] = 1
+    """One a GPU, or one a pod on a CPU."""
+    device: Literal["cuda", "cpu"] = "cpu"
+    rendezvous_host: str = "127.0.0.1"
+    """DNS name of the first training pod."""
+    rendezvous_port: int = 29400
+    grace_period_seconds: int = 30
+
+    @property
+    def world_size(self) -> int:
+        """Number of training processes over all pods."""
+        return self.num_nodes * self.processes_per_node
+
+
+class Reporting(Strict):
+    """Where rank 0 pushes progress. None of it is needed for training to succeed."""
+
+    url: str
+    ca_file: Path
+    token_file: Path
+
+
+class RunConfig(Strict):
+    """Everything that a stage is told."""
+
+    version: Literal[1] = RUN_CONFIG_VERSION
+    run: RunIdentity
+    volume_root: Path
+    model_dir: Path
+    dataset_dir: Path
+    dataset: Dataset
+    training: Training
+    workers: WorkerLayout
+    merge: Merge
+    evaluation: Evaluation
+    reporting: Reporting | None = None
+
+    @property
+    def volume(self) -> RunVolume:
+        """Layout of the run's volume."""
+        return RunVolume(root=self.volume_root)
+
+    @property
+    def gradient_accumulation(self) -> int:
+        """Micro-batches a process runs for one optimiser step: global / (perDevice x processes)."""
+        return self.training.batch.global_ // (self.training.batch.per_device * self.workers.world_size)

@@ -1,0 +1,171 @@
+"""The status of a LlavaFineTune: written by the operator only, read by people, ``kubectl wait`` and the metrics.
+
+Instants are RFC 3339 strings in UTC with seconds, as Kubernetes writes them.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, WithJsonSchema
+
+from llava_api.base import Lenient
+from llava_api.constants import Condition, Phase, StageName
+from llava_api.report import LOSSES_KEPT
+
+Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time", "maxLength": 64})]
+Short = Annotated[str, Field(max_length=256)]
+Text = Annotated[str, Field(max_length=4096)]
+Count = Annotated[int, Field(ge=0, le=2**53, json_schema_extra={"format": "int64"})]
+
+
+class ConditionStatus(Lenient):
+    """One condition, in Kubernetes' form."""
+
+    type: Annotated[Condition, Field(description="What the condition is about.")]
+    status: Annotated[Literal["True", "False", "Unknown"], Field(description="Whether it holds.")]
+    reason: Annotated[Short, Field(description="Why, in one CamelCase word.")]
+    message: Annotated[Text, Field(description="Why, for a person.")] = ""
+    last_transition_time: Annotated[Time, Field(description="When status last changed.")]
+    observed_generation: Annotated[Count | None, Field(description="Generation of the spec it was made from.")] = None
+
+
+class StageState(StrEnum):
+    """State of one stage. A stage that is Running has been committed to: its Job exists or is about to."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class StageStatus(Lenient):
+    """One stage of the run."""
+
+    name: Annotated[StageName, Field(description="Which stage.")]
+    state: Annotated[StageState, Field(description="How far it is.")] = StageState.PENDING
+    attempt: Annotated[Count, Field(description="Number of its current attempt, from 1; 0 before the first.")] = 0
+    job: Annotated[Short | None, Field(description="Name of the attempt's Job.")] = None
+    job_uid: Annotated[Short | None, Field(description="UID of that Job, once it has been seen.")] = None
+    start_time: Annotated[Time | None, Field(description="When it was begun.")] = None
+    completion_time: Annotated[Time | None, Field(description="When it ended.")] = None
+    message: Annotated[Text, Field(description="What it found or made, or what it waits for.")] = ""
+
+
+class Summary(Lenient):
+    """What ``kubectl get lft`` shows, as strings."""
+
+    stage: Annotated[Short, Field(description="The stage that runs, or ran last.")] = ""
+    step: Annotated[Short, Field(description="Step and total of that stage, like 120/734.")] = ""
+    percent: Annotated[Short, Field(description="How much of that stage is done, in percent.")] = ""
+    eta: Annotated[Short, Field(description="Time to that stage's end, like 12m.")] = ""
+    score: Annotated[Short, Field(description="Held-out score of base and tuned model, like 0.02→0.97.")] = ""
+
+
+class Progress(Lenient):
+    """The last progress report that was accepted."""
+
+    stage: Annotated[StageName, Field(description="Stage that reported.")]
+    attempt: Annotated[Count, Field(description="Its attempt.")]
+    pod_uid: Annotated[Short, Field(description="UID of the pod that reported.")]
+    step: Annotated[Count, Field(description="Steps done: optimiser steps in train, samples in prepare and evaluate, "
+                                             "tensors in merge.")]  # fmt: skip
+    total_steps: Annotated[Count, Field(description="Steps in all; 0 while unknown.")]
+    eta_seconds: Annotated[Count | None, Field(description="Estimated seconds to the stage's end.")] = None
+    epoch: Annotated[float | None, Field(description="Passes through the dataset so far.")] = None
+    loss: Annotated[float | None, Field(description="Loss of the last step, per supervised token.")] = None
+    learning_rate: Annotated[float | None, Field(description="Current learning rate of the adapter.")] = None
+    grad_norm: Annotated[float | None, Field(description="Norm of the last step's gradient.")] = None
+    samples_per_second: Annotated[float | None, Field(description="Samples per second over all processes.")] = None
+    tokens_per_second: Annotated[float | None, Field(description="Real tokens per second over all processes.")] = None
+    checkpoint_step: Annotated[Count | None, Field(description="Step of the newest complete checkpoint.")] = None
+    losses: Annotated[
+        tuple[float, ...], Field(max_length=LOSSES_KEPT, description="Losses of the last logged steps, oldest first.")
+    ] = ()
+    last_update_time: Annotated[Time, Field(description="When the report came.")]
+
+
+class Data(Lenient):
+    """What prepare found."""
+
+    samples_train: Annotated[Count, Field(description="Samples to train on.")]
+    samples_validation: Annotated[Count, Field(description="Samples held out.")]
+    images: Annotated[Count, Field(description="Different pictures.")]
+    supervised_tokens: Annotated[Count, Field(description="Tokens that training learns from, over one epoch.")]
+    longest_sample_tokens: Annotated[Count, Field(description="Tokens of the longest sample, image tokens included.")]
+    overlong_samples: Annotated[Count, Field(description="Samples cut off at spec.training.maxLength.")]
+
+
+class Metric(Lenient):
+    """One score, base against tuned."""
+
+    name: Annotated[Short, Field(description="Metric, like exact_match.")]
+    split: Annotated[Short, Field(description="validation (held out) or train (seen in training).")]
+    base: Annotated[float, Field(description="Score of the base model.")]
+    tuned: Annotated[float, Field(description="Score of the tuned model.")]
+    gain: Annotated[float, Field(description="tuned - base.")]
+    samples: Annotated[Count, Field(description="Questions scored.")]
+
+
+class EvaluationStatus(Lenient):
+    """What evaluation measured."""
+
+    metrics: Annotated[tuple[Metric, ...], Field(max_length=16, description="Scores of both models.")] = ()
+
+
+class Artifacts(Lenient):
+    """Where things lie on the run's volume, and what they are."""
+
+    volume_claim: Annotated[Short | None, Field(description="PersistentVolumeClaim that holds them.")] = None
+    dataset_report: Annotated[Text | None, Field(description="Path of the dataset report (HTML).")] = None
+    adapter: Annotated[Text | None, Field(description="Path of the adapter and the trained projector.")] = None
+    merged: Annotated[Text | None, Field(description="Path of the merged model, in hub layout.")] = None
+    report: Annotated[Text | None, Field(description="Path of the evaluation report (HTML).")] = None
+    digests: Annotated[
+        dict[Annotated[str, Field(max_length=63)], Short],
+        Field(max_length=16, description="sha256 of each, by name."),
+    ] = {}
+
+
+class FailureStatus(Lenient):
+    """Why the run failed."""
+
+    reason: Annotated[Short, Field(description="Why, in one CamelCase word.")]
+    message: Annotated[Text, Field(description="What happened.")] = ""
+    hint: Annotated[Text, Field(description="What can be done about it.")] = ""
+    stage: Annotated[StageName | None, Field(description="Stage that failed.")] = None
+    attempt: Annotated[Count, Field(description="Its attempt.")] = 0
+    pod: Annotated[Short | None, Field(description="Pod that failed first.")] = None
+    rank: Annotated[int | None, Field(description="Global rank of the process that failed first.")] = None
+    exit_code: Annotated[int | None, Field(description="Exit code of its container.")] = None
+    log_tail: Annotated[Text, Field(description="Last lines of its log.")] = ""
+
+
+class Status(Lenient):
+    """What the operator has seen and done."""
+
+    observed_generation: Annotated[Count | None, Field(description="Generation of the spec that this is about.")] = None
+    phase: Annotated[Phase | None, Field(description="The run at a glance.")] = None
+    start_time: Annotated[Time | None, Field(description="When the run was begun.")] = None
+    completion_time: Annotated[Time | None, Field(description="When it ended, well or not.")] = None
+    conditions: Annotated[
+        tuple[ConditionStatus, ...],
+        Field(
+            max_length=16,
+            description="Ready, Prepared, Trained, Merged, Evaluated, Complete, Failed.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        ),
+    ] = ()
+    summary: Annotated[Summary | None, Field(description="What kubectl get shows.")] = None
+    stages: Annotated[
+        tuple[StageStatus, ...],
+        Field(
+            max_length=8,
+            description="Every stage, in order.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ] = ()
+    data: Annotated[Data | None, Field(description="What prepare found.")] = None
+    progress: Annotated[Progress | None, Field(description="The last progress report.")] = None
+    evaluation: Annotated[EvaluationStatus | None, Field(description="What evaluation measured.")] = None
+    artifacts: Annotated[Artifacts | None, Field(description="Where the results are.")] = None
+    failure: Annotated[FailureStatus | None, Field(description="Why the run failed.")] = None

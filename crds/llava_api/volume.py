@@ -1,0 +1,84 @@
+"""Where things lie on a run's volume. Paths only: nothing here touches a disk."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava_api.constants import StageName
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunVolume:
+    """The layout below ``root``, the folder where the run's claim is mounted.
+
+    Every attempt of a stage writes its logs, its progress and (for training) its checkpoints into folders of
+    its own; what a stage hands on (``train_file``, ``adapter_dir``, ``merged_dir``, ...) is written aside and
+    renamed when it is whole.
+    """
+
+    root: Path
+
+    @property
+    def train_file(self) -> Path:
+        """Checked training samples, one JSON object a line."""
+        return self.root / "data" / "train.jsonl"
+
+    @property
+    def validation_file(self) -> Path:
+        """Checked held-out samples, one JSON object a line."""
+        return self.root / "data" / "validation.jsonl"
+
+    @property
+    def dataset_report_json(self) -> Path:
+        """Counts, lengths and findings of prepare."""
+        return self.root / "data" / "report.json"
+
+    @property
+    def dataset_report_html(self) -> Path:
+        """The same for a person to look at."""
+        return self.root / "data" / "report.html"
+
+    def attempt_dir(self, stage: StageName, attempt: int) -> Path:
+        """Folder that only this attempt writes to."""
+        return self.root / "attempts" / f"{stage}-{attempt}"
+
+    def log_dir(self, stage: StageName, attempt: int) -> Path:
+        """Folder with one log a rank."""
+        return self.attempt_dir(stage, attempt) / "logs"
+
+    def checkpoints_dir(self, attempt: int) -> Path:
+        """Folder with this attempt's checkpoints, ``step-NNNNNNNN`` each."""
+        return self.attempt_dir(StageName.TRAIN, attempt) / "checkpoints"
+
+    def history_file(self, attempt: int) -> Path:
+        """Training curve: one JSON object a logged step."""
+        return self.attempt_dir(StageName.TRAIN, attempt) / "history.jsonl"
+
+    @property
+    def adapter_dir(self) -> Path:
+        """Final adapter in PEFT's layout, and the trained projector beside it."""
+        return self.root / "adapter"
+
+    @property
+    def merged_dir(self) -> Path:
+        """Merged model in hub layout, ready for AutoModelForImageTextToText."""
+        return self.root / "merged"
+
+    @property
+    def evaluation_dir(self) -> Path:
+        """Folder of the three files below."""
+        return self.root / "evaluation"
+
+    @property
+    def metrics_file(self) -> Path:
+        """Scores of base and tuned model."""
+        return self.evaluation_dir / "metrics.json"
+
+    @property
+    def answers_file(self) -> Path:
+        """Each held-out question with the expected answer and both models' answers, one JSON object a line."""
+        return self.evaluation_dir / "answers.jsonl"
+
+    @property
+    def report_file(self) -> Path:
+        """The report for a person: one self-contained HTML file."""
+        return self.evaluation_dir / "report.html"
