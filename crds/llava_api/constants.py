@@ -1,11 +1,12 @@
 """Names that more than one package must agree on; each is documented here and nowhere else."""
 
 from enum import StrEnum
+from typing import Final
 
-GROUP = "finetune.llava.dev"
-VERSION = "v1alpha1"
-API_VERSION = f"{GROUP}/{VERSION}"
-KIND = "LlavaFineTune"
+GROUP: Final = "finetune.llava.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = "finetune.llava.dev/v1alpha1"
+KIND: Final = "LlavaFineTune"
 PLURAL = "llavafinetunes"
 SINGULAR = "llavafinetune"
 SHORT_NAME = "lft"

@@ -47,7 +47,7 @@ class Failure:
 
 FAILURES: tuple[Failure, ...] = (
     Failure(reason=Reason.INVALID_CONFIG, exit_code=64, retryable=False,
-            hint="The operator and the trainer image do not fit together: use the image of the operator's own version."),
+            hint="The operator and the trainer image do not fit together: use the image of the operator's version."),
     Failure(reason=Reason.INVALID_DATA, exit_code=65, retryable=False,
             hint="Correct the entries named in the message and create the run again."),
     Failure(reason=Reason.INVALID_MODEL, exit_code=66, retryable=False,

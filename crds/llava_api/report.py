@@ -1,6 +1,6 @@
 """What a stage tells the operator: progress while it runs, one result when it ends."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -8,7 +8,7 @@ from llava_api.base import Lenient
 from llava_api.constants import TERMINATION_MESSAGE_MAX_BYTES, StageName
 from llava_api.failures import Reason
 
-REPORT_VERSION = 1
+REPORT_VERSION: Final = 1
 LOSSES_KEPT = 60
 
 

@@ -4,7 +4,7 @@ It is made from the resource's own types, so that a field has one definition. Th
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from llava_api.constants import StageName
 from llava_api.spec import Dataset, Evaluation, Merge, Training
 from llava_api.volume import RunVolume
 
-RUN_CONFIG_VERSION = 1
+RUN_CONFIG_VERSION: Final = 1
 
 
 class RunIdentity(Strict):

@@ -65,7 +65,9 @@ class Resources(Strict):
     ] = {}
     limits: Annotated[
         dict[ResourceName, Quantity],
-        Field(max_length=8, description="What the container may use at most. Memory missing here is taken from requests."),
+        Field(
+            max_length=8, description="What the container may use at most. Memory missing here is taken from requests."
+        ),
     ] = {}
 
 
@@ -163,9 +165,7 @@ class Dataset(Strict):
             "`ubiai`: a UBIAI JSON export with relations between questions and answers."
         ),
     ]
-    file: Annotated[
-        RelativePath, Field(min_length=1, description="The dataset's JSON file, relative to the source.")
-    ]
+    file: Annotated[RelativePath, Field(min_length=1, description="The dataset's JSON file, relative to the source.")]
     images: Annotated[
         RelativePath, Field(description="Folder that picture paths are relative to, itself relative to the source.")
     ] = ""
@@ -184,9 +184,7 @@ class Lora(Strict):
     """Low-rank adaptation of the language model's q, k, v, o, gate, up and down projections."""
 
     rank: Annotated[int, Field(ge=1, le=1024, description="Rank of the update matrices.")] = 128
-    alpha: Annotated[
-        int, Field(ge=1, le=4096, description="Scale: the update is multiplied by alpha / rank.")
-    ] = 256
+    alpha: Annotated[int, Field(ge=1, le=4096, description="Scale: the update is multiplied by alpha / rank.")] = 256
     dropout: Annotated[
         float, Field(ge=0, lt=1, description="Share of the adapter's inputs that is dropped in training; 0 = off.")
     ] = 0.05
@@ -213,9 +211,7 @@ class Batch(Strict):
 class Checkpoint(Strict):
     """When training saves its state."""
 
-    every_steps: Annotated[
-        int, Field(ge=1, le=1_000_000, description="Optimiser steps between two checkpoints.")
-    ] = 200
+    every_steps: Annotated[int, Field(ge=1, le=1_000_000, description="Optimiser steps between two checkpoints.")] = 200
     keep: Annotated[int, Field(ge=1, le=100, description="Newest checkpoints kept; older ones are deleted.")] = 2
 
 
@@ -229,12 +225,10 @@ class Training(Strict):
     ] = "lora"  # fmt: skip
     lora: Annotated[Lora, Field(description="The adapter's shape.")] = Lora()
     epochs: Annotated[int, Field(ge=1, le=1000, description="Times that training goes through the dataset.")] = 1
-    learning_rate: Annotated[
-        float, Field(gt=0, le=1, description="Peak learning rate of the adapter.")
-    ] = 2.0e-4
-    projector_learning_rate: Annotated[
-        float, Field(gt=0, le=1, description="Peak learning rate of the projector.")
-    ] = 2.0e-5
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="Peak learning rate of the adapter.")] = 2.0e-4
+    projector_learning_rate: Annotated[float, Field(gt=0, le=1, description="Peak learning rate of the projector.")] = (
+        2.0e-5
+    )
     weight_decay: Annotated[float, Field(ge=0, le=1, description="AdamW's decoupled weight decay; 0 = off.")] = 0.0
     warmup_ratio: Annotated[
         float, Field(ge=0, le=1, description="Share of the steps over which the learning rate rises from 0; 0 = off.")
@@ -277,9 +271,9 @@ class Workers(Strict):
     gpus: Annotated[
         int, Field(ge=0, le=16, description="GPUs (nvidia.com/gpu) of each pod, one process each; 0 trains on the CPU.")
     ] = 1
-    resources: Annotated[
-        Resources, Field(description="Resources of each pod besides its GPUs.")
-    ] = _resources("8", "64Gi")
+    resources: Annotated[Resources, Field(description="Resources of each pod besides its GPUs.")] = _resources(
+        "8", "64Gi"
+    )
     shm_size: Annotated[
         Quantity, Field(description="Size of /dev/shm, through which processes of a pod exchange data; it is memory "
                                     "and counts against the memory limit.")
@@ -312,9 +306,7 @@ class Merge(Strict):
 class Prompt(Strict):
     """A question for both models whose answers appear in the report."""
 
-    image: Annotated[
-        RelativePath | None, Field(description="Picture to ask about, relative to dataset.images.")
-    ] = None
+    image: Annotated[RelativePath | None, Field(description="Picture to ask about, relative to dataset.images.")] = None
     text: Annotated[str, Field(min_length=1, max_length=4096, description="The question.")]
 
 
@@ -351,7 +343,9 @@ class Evaluation(Strict):
         ),
     ] = 0
     gpus: Annotated[int, Field(ge=0, le=1, description="GPUs of the evaluation pod; 0 evaluates on the CPU.")] = 1
-    resources: Annotated[Resources, Field(description="Resources of its pod besides its GPU.")] = _resources("4", "40Gi")
+    resources: Annotated[Resources, Field(description="Resources of its pod besides its GPU.")] = _resources(
+        "4", "40Gi"
+    )
 
 
 class Storage(Strict):
@@ -464,9 +458,9 @@ class Spec(Strict):
     training: Annotated[Training, Field(description="How to train. Defaults: LLaVA v1.5's LoRA recipe.")] = Training()
     workers: Annotated[Workers, Field(description="The pods that train.")] = Workers()
     merge: Annotated[Merge, Field(description="The stage that merges the adapter into the model.")] = Merge()
-    evaluation: Annotated[
-        Evaluation, Field(description="The stage that compares the tuned model with its base.")
-    ] = Evaluation()
+    evaluation: Annotated[Evaluation, Field(description="The stage that compares the tuned model with its base.")] = (
+        Evaluation()
+    )
     storage: Annotated[
         Storage, Field(description="The volume that holds everything a run makes. It is deleted with the run.")
     ] = Storage()

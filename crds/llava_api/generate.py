@@ -1,0 +1,38 @@
+"""``python -m llava_api.generate``: writes every file that is made from the types.
+
+It needs PyYAML, which only development environments have.
+"""
+
+import sys
+from pathlib import Path
+
+import yaml
+
+from llava_api.constants import GROUP, PLURAL
+from llava_api.crd import build_crd
+from llava_api.reference import build_reference
+
+_HEADER = "# Made from crds/llava_api by `make generate`: change the types, not this file.\n"
+
+
+def build_files() -> dict[Path, str]:
+    """Content of every generated file, by its path from the repository's root."""
+    crd = _HEADER + yaml.safe_dump(build_crd(), sort_keys=False, width=110, allow_unicode=True)
+    return {
+        Path("crds") / f"{GROUP}_{PLURAL}.yaml": crd,
+        Path("charts/llava-finetune-operator/crds") / f"{GROUP}_{PLURAL}.yaml": crd,
+        Path("docs/api.md"): build_reference(),
+    }
+
+
+def main() -> None:
+    """Write the files below the folder named as the only argument, or the current one."""
+    root = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
+    for path, content in build_files().items():
+        target = root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(content)
+
+
+if __name__ == "__main__":
+    main()

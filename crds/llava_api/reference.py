@@ -1,0 +1,93 @@
+"""docs/api.md, made from the same schema as the CRD."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from llava_api.constants import API_VERSION, KIND
+from llava_api.failures import FAILURES
+from llava_api.resource import LlavaFineTune
+from llava_api.rules import RULES_KEY
+from llava_api.schema import Schema, build_schema
+
+_HEAD = f"""# API reference
+
+`{API_VERSION}`, kind `{KIND}`. Made from the types in `crds/llava_api` by `make generate`; the same texts are shown by
+`kubectl explain lft.spec`.
+"""
+
+
+def build_reference() -> str:
+    """The whole page as Markdown."""
+    properties = build_schema(LlavaFineTune)["properties"]
+    parts = [_HEAD]
+    for name in ("spec", "status"):
+        parts.append(f"## {name}\n\n{properties[name].get('description', '')}\n\n{_table(properties[name], name)}")
+    parts.append(_failures())
+    return "\n".join(parts)
+
+
+def _table(schema: Schema, path: str) -> str:
+    rows = ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
+    rows += [f"| `{name}` | {kind} | {default} | {text} |" for name, kind, default, text in _rows(schema, path)]
+    return "\n".join(rows) + "\n"
+
+
+def _rows(schema: Schema, path: str) -> Iterator[tuple[str, str, str, str]]:
+    required = schema.get("required", [])
+    for name, child in schema.get("properties", {}).items():
+        child_path = f"{path}.{name}"
+        item = child.get("items", {})
+        default = "required" if name in required else _default(child)
+        text = " ".join([child.get("description", ""), *_bounds(child), *_messages(child)]).strip()
+        yield child_path, _type(child), default, text.replace("|", "\\|")
+        yield from _rows(child, child_path)
+        yield from _rows(item, f"{child_path}[]")
+
+
+def _type(schema: Schema) -> str:
+    if schema.get("x-kubernetes-int-or-string"):
+        return "quantity"
+    if "enum" in schema:
+        return " \\| ".join(f"`{value}`" for value in schema["enum"])
+    if schema.get("type") == "array":
+        return f"list of {_type(schema['items'])}"
+    if "additionalProperties" in schema:
+        return f"map of {_type(schema['additionalProperties'])}"
+    return str(schema.get("type", ""))
+
+
+def _default(schema: Schema) -> str:
+    default: Any = schema.get("default")
+    if default is None or default in ({}, [], ""):
+        return ""
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    return f"`{json.dumps(default)}`" if isinstance(default, dict) else f"`{default}`"
+
+
+def _bounds(schema: Schema) -> Iterator[str]:
+    """Bounds of numbers; those of strings and lists are generous and would only be noise."""
+    if schema.get("type") not in ("integer", "number"):
+        return
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if low is not None:
+        yield f"{'More than' if schema.get('exclusiveMinimum') else 'At least'} {low}."
+    if high is not None and high < 2**53:
+        yield f"{'Less than' if schema.get('exclusiveMaximum') else 'At most'} {high}."
+
+
+def _messages(schema: Schema) -> Iterator[str]:
+    for found in schema.get(RULES_KEY, []):
+        message = found["message"]
+        yield f"{message[0].upper()}{message[1:]}."
+
+
+def _failures() -> str:
+    rows = ["| reason | exit code | may succeed again unchanged | what to do |", "| --- | --- | --- | --- |"]
+    for failure in FAILURES:
+        code = "" if failure.exit_code is None else str(failure.exit_code)
+        rows.append(f"| `{failure.reason}` | {code} | {'yes' if failure.retryable else 'no'} | {failure.hint} |")
+    return "## Reasons of failure\n\n`status.failure.reason`, and the exit code of the stage's container.\n\n" + (
+        "\n".join(rows) + "\n"
+    )

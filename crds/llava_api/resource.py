@@ -1,0 +1,49 @@
+"""The LlavaFineTune as the API server holds it."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from llava_api.base import Lenient
+from llava_api.constants import API_VERSION, KIND
+from llava_api.names import MAX_RUN_NAME
+from llava_api.rules import rule, rules
+from llava_api.spec import Spec
+from llava_api.status import Status
+
+
+class Metadata(Lenient):
+    """The part of ObjectMeta that the operator reads."""
+
+    name: str
+    namespace: str
+    uid: str
+    resource_version: str
+    generation: int = 1
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+
+
+class LlavaFineTune(Lenient):
+    """A fine-tuning run of a LLaVA v1.5 model: prepare, train, merge, evaluate. Short name: lft."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                f"size(self.metadata.name) <= {MAX_RUN_NAME}",
+                f"metadata.name may have at most {MAX_RUN_NAME} characters: names of Jobs and pods are made from it "
+                "and may have 63; choose a shorter name",
+            ),
+            rule(
+                "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+                "metadata.name must begin with a letter and hold only lower-case letters, digits and '-': a Service is "
+                "named after it; choose another name",
+            ),
+        )
+    )
+
+    api_version: Literal["finetune.llava.dev/v1alpha1"] = API_VERSION
+    kind: Literal["LlavaFineTune"] = KIND
+    metadata: Metadata
+    spec: Annotated[Spec, Field(description="What to train, on what, and how. Fixed from creation.")]
+    status: Annotated[Status, Field(description="What the operator has seen and done.")] = Status()
