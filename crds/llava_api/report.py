@@ -119,14 +119,15 @@ class StageResult(Lenient):
         """Serialise into at most 4096 bytes, shortening the log's tail first and the message second."""
         result = self
         while len(text := result.model_dump_json(exclude_none=True).encode()) > TERMINATION_MESSAGE_MAX_BYTES:
-            excess = len(text) - TERMINATION_MESSAGE_MAX_BYTES
+            # A character takes up to six bytes in JSON, so a sixth of the excess never cuts off too much.
+            cut = max(1, (len(text) - TERMINATION_MESSAGE_MAX_BYTES) // 6)
             if result.failure is None:
                 raise ValueError(f"the result of {self.stage} is {len(text)} bytes long and has nothing to shorten")
             failure = result.failure
             if failure.log_tail:
-                # The newest lines are the ones worth keeping; JSON escapes make a cut character count for more.
-                failure = failure.model_copy(update={"log_tail": failure.log_tail[max(1, excess // 2) :]})
+                # The newest lines are the ones worth keeping.
+                failure = failure.model_copy(update={"log_tail": failure.log_tail[cut:]})
             else:
-                failure = failure.model_copy(update={"message": failure.message[: -max(1, excess // 2)]})
+                failure = failure.model_copy(update={"message": failure.message[:-cut]})
             result = result.model_copy(update={"failure": failure})
         return text.decode()

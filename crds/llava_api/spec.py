@@ -360,7 +360,7 @@ class Storage(Strict):
         Field(
             min_length=1,
             max_length=2,
-            description="Access modes of the volume. Left out: ReadWriteMany with several replicas, else ReadWriteOnce.",
+            description="Access modes of the volume. Left out: ReadWriteMany with replicas > 1, else ReadWriteOnce.",
         ),
     ] | None = None  # fmt: skip
 
