@@ -25,6 +25,11 @@ def rendezvous_service_name(run: str) -> str:
     return f"{run}-train"
 
 
+def report_ca_name(run: str) -> str:
+    """Name of the ConfigMap with the certificate authority of the reporting endpoint."""
+    return f"{run}-report-ca"
+
+
 def pod_hostname(run: str, stage: StageName, attempt: int, index: int) -> str:
     """Hostname that Kubernetes gives pod ``index`` of an Indexed Job."""
     return f"{job_name(run, stage, attempt)}-{index}"
@@ -33,6 +38,7 @@ def pod_hostname(run: str, stage: StageName, attempt: int, index: int) -> str:
 MAX_RUN_NAME = MAX_DNS_LABEL - max(
     len(volume_claim_name("")),
     len(rendezvous_service_name("")),
+    len(report_ca_name("")),
     *(len(pod_hostname("", stage, MAX_ATTEMPTS, MAX_REPLICAS - 1)) for stage in STAGES),
 )
 """Longest name a run may have: every child's name and hostname stays a DNS label (63 characters)."""
