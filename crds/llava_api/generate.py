@@ -20,7 +20,7 @@ def build_files() -> dict[Path, str]:
     crd = _HEADER + yaml.safe_dump(build_crd(), sort_keys=False, width=110, allow_unicode=True)
     return {
         Path("crds") / f"{GROUP}_{PLURAL}.yaml": crd,
-        Path("charts/llava-finetune-operator/crds") / f"{GROUP}_{PLURAL}.yaml": crd,
+        Path("charts/llava-finetune-operator/files/crd.yaml"): crd,
         Path("docs/api.md"): build_reference(),
     }
 

@@ -1,0 +1,1 @@
+"""The demo: one LlavaFineTune on a real cluster, from `kubectl apply` to a judged model."""

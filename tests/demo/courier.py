@@ -1,0 +1,118 @@
+"""Carries folders into claims and out of them, through a small pod that mounts the claim.
+
+It works on any cluster that a person can reach with kubectl, which copying into a node's folder would not.
+"""
+
+import io
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.kubectl import Kubectl, KubectlError, wait_for
+
+MOUNT = "/volume"
+_READY_TIMEOUT_S = 180
+_TRANSFER_TIMEOUT_S = 900
+_UNPACK = (
+    "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall('{folder}', filter='data')"
+)
+_PACK = (
+    "import sys, tarfile; tar = tarfile.open(fileobj=sys.stdout.buffer, mode='w|'); tar.add('{folder}', arcname='.'); "
+    "tar.close()"
+)
+
+
+def claim(name: str, size: str, storage_class: str | None = None) -> dict[str, Any]:
+    """A claim that pods on every node can write to."""
+    spec: dict[str, Any] = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": size}}}
+    if storage_class:
+        spec["storageClassName"] = storage_class
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Courier:
+    """Carries to and from the claims of one namespace."""
+
+    kubectl: Kubectl
+    image: str
+    """Any image with python3 3.11.4 or later."""
+
+    def put(self, folder: Path, claim_name: str, path: str) -> None:
+        """Copy what lies in ``folder`` into ``path`` of the claim."""
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            tar.add(folder, arcname=".")
+        with self._pod(claim_name, read_only=False) as pod:
+            target = f"{MOUNT}/{path}"
+            self.kubectl.run("exec", pod, "--", "mkdir", "-p", target)
+            self.kubectl.run(
+                "exec", "-i", pod, "--", "python3", "-c", _UNPACK.format(folder=target),
+                stdin=packed.getvalue(), timeout_s=_TRANSFER_TIMEOUT_S,
+            )  # fmt: skip
+
+    def fetch(self, claim_name: str, path: str, folder: Path) -> None:
+        """Copy what lies in ``path`` of the claim into ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._pod(claim_name, read_only=True) as pod:
+            command = self.kubectl.command(
+                "exec", pod, "--", "python3", "-c", _PACK.format(folder=f"{MOUNT}/{path}")
+            )
+            packed = subprocess.run(command, capture_output=True, timeout=_TRANSFER_TIMEOUT_S, check=False)
+        if packed.returncode:
+            raise KubectlError(f"could not read {path} of claim {claim_name}: {packed.stderr.decode().strip()}")
+        with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as tar:
+            tar.extractall(folder, filter="data")
+
+    @contextmanager
+    def _pod(self, claim_name: str, *, read_only: bool) -> Iterator[str]:
+        name = f"courier-{claim_name}"[:63].rstrip("-")
+        self.kubectl.run("delete", "pod", name, "--ignore-not-found", "--wait=true", timeout_s=_READY_TIMEOUT_S)
+        self.kubectl.apply(self._manifest(name, claim_name, read_only))
+        try:
+            wait_for(f"pod {name} to run", lambda: self._is_running(name), timeout_s=_READY_TIMEOUT_S)
+            yield name
+        finally:
+            self.kubectl.run("delete", "pod", name, "--wait=false", "--grace-period=0", "--ignore-not-found")
+
+    def _is_running(self, name: str) -> bool:
+        return bool(self.kubectl.get("pod", name)["status"].get("phase") == "Running")
+
+    def _manifest(self, name: str, claim_name: str, read_only: bool) -> dict[str, Any]:
+        container = {
+            "name": "courier",
+            "image": self.image,
+            "imagePullPolicy": "IfNotPresent",
+            "command": ["python3", "-c", "import time; time.sleep(1800)"],
+            "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
+            "securityContext": {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            },
+            "volumeMounts": [{"name": "volume", "mountPath": MOUNT, "readOnly": read_only}],
+        }
+        return {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name},
+            "spec": {
+                "restartPolicy": "Never",
+                "automountServiceAccountToken": False,
+                "securityContext": {
+                    "runAsNonRoot": True,
+                    "runAsUser": 65532,
+                    "runAsGroup": 65532,
+                    "fsGroup": 65532,
+                    "seccompProfile": {"type": "RuntimeDefault"},
+                },
+                "containers": [container],
+                "volumes": [
+                    {"name": "volume", "persistentVolumeClaim": {"claimName": claim_name, "readOnly": read_only}}
+                ],
+            },
+        }
