@@ -17,9 +17,7 @@ from tests.kubectl import Kubectl, KubectlError, wait_for
 MOUNT = "/volume"
 _READY_TIMEOUT_S = 180
 _TRANSFER_TIMEOUT_S = 900
-_UNPACK = (
-    "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall('{folder}', filter='data')"
-)
+_UNPACK = "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall('{folder}', filter='data')"
 _PACK = (
     "import sys, tarfile; tar = tarfile.open(fileobj=sys.stdout.buffer, mode='w|'); tar.add('{folder}', arcname='.'); "
     "tar.close()"
@@ -42,26 +40,23 @@ class Courier:
     image: str
     """Any image with python3 3.11.4 or later."""
 
-    def put(self, folder: Path, claim_name: str, path: str) -> None:
-        """Copy what lies in ``folder`` into ``path`` of the claim."""
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w") as tar:
-            tar.add(folder, arcname=".")
+    def put(self, folders: dict[str, Path], claim_name: str) -> None:
+        """Copy folders into the claim, each under the path that is its key."""
         with self._pod(claim_name, read_only=False) as pod:
-            target = f"{MOUNT}/{path}"
-            self.kubectl.run("exec", pod, "--", "mkdir", "-p", target)
-            self.kubectl.run(
-                "exec", "-i", pod, "--", "python3", "-c", _UNPACK.format(folder=target),
-                stdin=packed.getvalue(), timeout_s=_TRANSFER_TIMEOUT_S,
-            )  # fmt: skip
+            for path, folder in folders.items():
+                packed = io.BytesIO()
+                with tarfile.open(fileobj=packed, mode="w") as tar:
+                    tar.add(folder, arcname=path)
+                self.kubectl.run(
+                    "exec", "-i", pod, "--", "python3", "-c", _UNPACK.format(folder=MOUNT),
+                    stdin=packed.getvalue(), timeout_s=_TRANSFER_TIMEOUT_S,
+                )  # fmt: skip
 
     def fetch(self, claim_name: str, path: str, folder: Path) -> None:
         """Copy what lies in ``path`` of the claim into ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         with self._pod(claim_name, read_only=True) as pod:
-            command = self.kubectl.command(
-                "exec", pod, "--", "python3", "-c", _PACK.format(folder=f"{MOUNT}/{path}")
-            )
+            command = self.kubectl.command("exec", pod, "--", "python3", "-c", _PACK.format(folder=f"{MOUNT}/{path}"))
             packed = subprocess.run(command, capture_output=True, timeout=_TRANSFER_TIMEOUT_S, check=False)
         if packed.returncode:
             raise KubectlError(f"could not read {path} of claim {claim_name}: {packed.stderr.decode().strip()}")

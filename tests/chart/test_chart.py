@@ -1,0 +1,178 @@
+"""The Helm chart: what it renders, what it refuses, and how little it asks for."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llava_api.crd import build_crd
+from llava_api.spec import Spec
+from tests.rendering import CHART, ROOT, render, render_base
+
+SAMPLES = sorted((ROOT / "manifests" / "samples").glob("*.yaml"))
+
+
+def objects(helm: Path, *arguments: str) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Rendered objects by kind, namespace and name."""
+    found = [document for document in yaml.safe_load_all(render(helm, *arguments)) if document]
+    keyed = {(one["kind"], one["metadata"].get("namespace", ""), one["metadata"]["name"]): one for one in found}
+    assert len(keyed) == len(found), "two objects of one name"
+    return keyed
+
+
+def refusal(helm: Path, *arguments: str) -> str:
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        render(helm, *arguments)
+    return str(caught.value.stderr)
+
+
+def test_lint(helm: Path) -> None:
+    subprocess.run([helm, "lint", "--strict", str(CHART)], check=True, capture_output=True)
+
+
+def test_default_objects(helm: Path) -> None:
+    name, namespace = "llava-finetune-operator", "llava-system"
+    assert set(objects(helm)) == {
+        ("ServiceAccount", namespace, name),
+        ("ClusterRole", "", name),
+        ("ClusterRoleBinding", "", name),
+        ("Role", namespace, f"{name}-own"),
+        ("RoleBinding", namespace, f"{name}-own"),
+        ("Service", namespace, f"{name}-report"),
+        ("Service", namespace, f"{name}-metrics"),
+        ("Secret", namespace, f"{name}-report-ca"),
+        ("Deployment", namespace, name),
+        ("CustomResourceDefinition", "", "llavafinetunes.finetune.llava.dev"),
+    }
+
+
+def test_crd_is_the_generated_one_and_kept_on_uninstall(helm: Path) -> None:
+    crd = objects(helm)["CustomResourceDefinition", "", "llavafinetunes.finetune.llava.dev"]
+    assert crd == build_crd()
+    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
+def test_crd_can_be_left_out(helm: Path) -> None:
+    assert not [key for key in objects(helm, "--set", "crd.install=false") if key[0] == "CustomResourceDefinition"]
+
+
+def rules(helm: Path, *arguments: str) -> list[dict[str, Any]]:
+    roles = [one for key, one in objects(helm, *arguments).items() if key[0] in ("Role", "ClusterRole")]
+    return [rule for role in roles for rule in role["rules"]]
+
+
+def test_operator_asks_for_little(helm: Path) -> None:
+    for rule in rules(helm):
+        assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]
+        assert not {"delete", "deletecollection", "escalate", "bind", "impersonate"} & set(rule["verbs"])
+        if "secrets" in rule["resources"]:
+            assert rule["verbs"] == ["get", "patch"]
+            assert rule["resourceNames"] == ["llava-finetune-operator-report-ca"]
+
+
+def test_watching_some_namespaces_needs_no_cluster_wide_rights_but_one(helm: Path) -> None:
+    rendered = objects(helm, "--set", "watchNamespaces={team-a,team-b}")
+    cluster_role = rendered["ClusterRole", "", "llava-finetune-operator"]
+    assert cluster_role["rules"] == [
+        {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}
+    ]
+    for namespace in ("team-a", "team-b"):
+        role = rendered["Role", namespace, "llava-finetune-operator"]
+        assert {"llavafinetunes/status"} in [set(rule["resources"]) for rule in role["rules"]]
+        binding = rendered["RoleBinding", namespace, "llava-finetune-operator"]
+        assert binding["subjects"][0]["namespace"] == "llava-system"
+    environment = environment_of(rendered)
+    assert environment["LLAVA_OPERATOR_WATCH_NAMESPACES"] == "team-a,team-b"
+
+
+def environment_of(rendered: dict[tuple[str, str, str], dict[str, Any]]) -> dict[str, str]:
+    [deployment] = [one for key, one in rendered.items() if key[0] == "Deployment"]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    return {entry["name"]: entry.get("value", "") for entry in container["env"]}
+
+
+def test_every_setting_in_the_chart_is_one_of_the_operator(helm: Path) -> None:
+    from llava_operator.settings import Settings
+
+    prefix = "LLAVA_OPERATOR_"
+    known = {f"{prefix}{name.upper()}" for name in Settings.model_fields}
+    assert set(environment_of(objects(helm))) <= known
+
+
+def test_names_follow_the_release(helm: Path) -> None:
+    rendered = objects(helm, "--name-template", "prod")
+    assert ("Deployment", "llava-system", "prod-llava-finetune-operator") in rendered
+    assert environment_of(rendered)["LLAVA_OPERATOR_NAME"] == "prod-llava-finetune-operator"
+
+
+def test_images(helm: Path) -> None:
+    rendered = objects(
+        helm,
+        "--set",
+        "image.repository=r.example/op,image.tag=1,trainerImage.repository=r.example/tr,trainerImage.tag=2",
+    )
+    [deployment] = [one for key, one in rendered.items() if key[0] == "Deployment"]
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == "r.example/op:1"
+    assert environment_of(rendered)["LLAVA_OPERATOR_TRAINER_IMAGE"] == "r.example/tr:2"
+
+
+def test_operator_pod_is_restricted(helm: Path) -> None:
+    deployment = objects(helm)["Deployment", "llava-system", "llava-finetune-operator"]
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod["containers"]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert container["resources"]["requests"]
+        assert container["resources"]["limits"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("replica=2", "replica"),
+        ("replicas=0", "replicas"),
+        ("logLevel=loud", "logLevel"),
+        ("image.pullPolicy=Sometimes", "pullPolicy"),
+        ("watchNamespaces=team-a", "watchNamespaces"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(helm: Path, setting: str, named: str) -> None:
+    assert named in refusal(helm, "--set", setting)
+
+
+def test_kustomize_base_is_rendered_from_the_chart(helm: Path) -> None:
+    for path, content in render_base(helm).items():
+        assert path.read_text() == content, f"{path} is stale: run `make generate`"
+
+
+def test_kustomize_base_builds(kustomize: Path) -> None:
+    built = subprocess.run(
+        [kustomize, "build", str(ROOT / "manifests" / "base")], check=True, capture_output=True, text=True
+    )
+    kinds = [document["kind"] for document in yaml.safe_load_all(built.stdout)]
+    assert "Namespace" in kinds
+    assert kinds.count("CustomResourceDefinition") == 1
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
+def test_samples_are_valid_and_explained(path: Path) -> None:
+    text = path.read_text()
+    sample = yaml.safe_load(text)
+    spec = Spec.model_validate(sample["spec"])
+    unit = spec.training.batch.per_device * spec.workers.replicas * max(spec.workers.gpus, 1)
+    assert spec.training.batch.global_ % unit == 0
+    assert text.count("#") >= 8, "a newcomer needs comments"
+
+
+def test_values_schema_knows_every_value() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(values) <= set(schema["properties"])

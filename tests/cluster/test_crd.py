@@ -1,0 +1,225 @@
+"""A real API server refuses bad manifests at apply, naming the field and what would be right."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from llava_api.constants import API_VERSION, KIND
+from llava_api.crd import build_crd
+from llava_api.names import MAX_RUN_NAME
+from llava_api.rules import RULES_KEY
+from tests.kubectl import Kubectl, KubectlError
+from tests.rendering import ROOT
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def kubectl(api_server: Kubectl) -> Iterator[Kubectl]:
+    api_server.apply(build_crd())
+    api_server.run("wait", "--for=condition=Established", "crd/llavafinetunes.finetune.llava.dev", "--timeout=30s")
+    yield api_server
+    api_server.run("delete", "lft", "--all", "--all-namespaces")
+
+
+def make(name: str = "run", **changes: Any) -> dict[str, Any]:
+    """A small valid manifest; keys of ``changes`` are dotted paths with ``__`` for the dots."""
+    manifest: dict[str, Any] = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"source": "pvc://models/llava"},
+            "dataset": {"source": "pvc://data/set", "format": "llava", "file": "train.json"},
+        },
+    }
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        target = manifest["spec"]
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = value
+    return manifest
+
+
+def refusal(kubectl: Kubectl, manifest: dict[str, Any]) -> str:
+    with pytest.raises(KubectlError) as caught:
+        kubectl.apply(manifest)
+    return str(caught.value)
+
+
+def test_smallest_manifest_is_accepted_and_gets_the_recipe(kubectl: Kubectl) -> None:
+    kubectl.apply(make("smallest"))
+    spec = kubectl.get("lft", "smallest")["spec"]
+    assert spec["training"]["learningRate"] == 2.0e-4
+    assert spec["training"]["lora"] == {"rank": 128, "alpha": 256, "dropout": 0.05}
+    assert spec["training"]["batch"] == {"perDevice": 8, "global": 128}
+    assert spec["dataset"]["validation"] == {"fraction": 0.05}
+    assert spec["dataset"]["imageAspectRatio"] == "pad"
+    assert spec["workers"]["resources"]["limits"] == {"memory": "64Gi"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "manifests" / "samples").glob("*.yaml")), ids=lambda path: path.name)
+def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
+    kubectl.run("apply", "--dry-run=server", "-f", str(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "right"),
+    [
+        ({"training__learningRate": -1}, "spec.training.learningRate", "greater than 0"),
+        ({"training__learningRate": 0}, "spec.training.learningRate", "greater than 0"),
+        ({"training__learningRate": 20}, "spec.training.learningRate", "less than or equal to 1"),
+        ({"training__epochs": 0}, "spec.training.epochs", "greater than or equal to 1"),
+        ({"training__epochs": 100_000}, "spec.training.epochs", "less than or equal to 1000"),
+        ({"training__epochs": "many"}, "spec.training.epochs", "integer"),
+        ({"training__lora__rank": 0}, "spec.training.lora.rank", "greater than or equal to 1"),
+        ({"training__lora__dropout": 1}, "spec.training.lora.dropout", "less than 1"),
+        ({"training__method": "magic"}, "spec.training.method", '"lora"'),
+        ({"training__precision": "fp8"}, "spec.training.precision", '"bf16"'),
+        ({"training__scheduler": "step"}, "spec.training.scheduler", '"cosine"'),
+        ({"workers__replicas": 0}, "spec.workers.replicas", "greater than or equal to 1"),
+        ({"workers__gpus": -1}, "spec.workers.gpus", "greater than or equal to 0"),
+        ({"workers__gpus": 1000}, "spec.workers.gpus", "less than or equal to 16"),
+        ({"workers__shmSize": "lots"}, "spec.workers.shmSize", "should match"),
+        ({"workers__shmSize": -5}, "spec.workers.shmSize", "greater than or equal to 0"),
+        ({"storage__size": "-1Gi"}, "spec.storage.size", "should match"),
+        ({"dataset__format": "csv"}, "spec.dataset.format", '"llava"'),
+        ({"dataset__validation": {"fraction": 0.9}}, "spec.dataset.validation.fraction", "less than or equal to 0.5"),
+        ({"dataset__validation": {}}, "spec.dataset.validation", "either fraction or file"),
+        (
+            {"dataset__validation": {"fraction": 0.1, "file": "val.json"}},
+            "spec.dataset.validation",
+            "either fraction or file",
+        ),
+        ({"dataset__file": "../../etc/passwd"}, "spec.dataset.file", "relative to the source"),
+        ({"dataset__file": "/etc/passwd"}, "spec.dataset.file", "relative to the source"),
+        ({"dataset__ubiai": {}}, "spec.dataset.ubiai", "set format to ubiai"),
+        ({"model__source": "hf://llava-hf/llava-1.5-7b-hf"}, "spec.model.source", "pvc://CLAIM/PATH"),
+        ({"model__source": "pvc://models/../../other"}, "spec.model.source", ".. parts"),
+        ({"model__source": "pvc://Models/x"}, "spec.model.source", "pvc://CLAIM/PATH"),
+        ({"evaluation__prompts": [{"text": ""}]}, "spec.evaluation.prompts[0].text", "at least 1 chars"),
+        ({"evaluation__prompts": [{"text": "x"}] * 33}, "spec.evaluation.prompts", "at most 32 items"),
+        (
+            {"training__batch": {"perDevice": 8, "global": 100}, "workers__replicas": 2, "workers__gpus": 4},
+            "spec.training.batch.global",
+            "is 100 but must be a multiple of 64",
+        ),
+        (
+            {"training__batch": {"perDevice": 8, "global": 20}, "workers__replicas": 2, "workers__gpus": 0},
+            "spec.training.batch.global",
+            "is 20 but must be a multiple of 16",
+        ),
+        (
+            {"workers__replicas": 2, "storage__accessModes": ["ReadWriteOnce"]},
+            "spec.storage.accessModes",
+            "must contain ReadWriteMany",
+        ),
+        ({"workers__gpus": 0, "training__precision": "bf16"}, "spec.training.precision", "use auto or fp32"),
+        (
+            {"workers__gpus": 0, "training__attention": "flash_attention_2"},
+            "spec.training.attention",
+            "use auto or sdpa",
+        ),
+    ],
+)
+def test_bad_values_are_refused(kubectl: Kubectl, changes: dict[str, Any], field: str, right: str) -> None:
+    message = refusal(kubectl, make("refused", **changes))
+    assert field in message
+    assert right in message
+
+
+@pytest.mark.parametrize("path", ["learningrate", "training__learning_rate", "dataset__ubiai__x", "workers__gpu"])
+def test_unknown_fields_are_refused(kubectl: Kubectl, path: str) -> None:
+    message = refusal(kubectl, make("refused", **{path: 1}))
+    assert f'unknown field "spec.{path.replace("__", ".")}"' in message
+
+
+@pytest.mark.parametrize("field", ["model", "dataset"])
+def test_missing_fields_are_refused(kubectl: Kubectl, field: str) -> None:
+    manifest = make("refused")
+    del manifest["spec"][field]
+    message = refusal(kubectl, manifest)
+    assert f"spec.{field}" in message
+    assert "Required" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("a" * (MAX_RUN_NAME + 1), f"at most {MAX_RUN_NAME} characters"),
+        ("7b", "must begin with a letter"),
+        ("with.dots", "lower-case letters, digits and '-'"),
+    ],
+)
+def test_names_that_children_cannot_carry_are_refused(kubectl: Kubectl, name: str, right: str) -> None:
+    message = refusal(kubectl, make(name))
+    assert "metadata.name" in message
+    assert right in message
+
+
+def test_longest_name_is_accepted(kubectl: Kubectl) -> None:
+    kubectl.apply(make("a" * MAX_RUN_NAME))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"training__epochs": 2}, "training"),
+        ({"model__source": "pvc://other/llava"}, "model"),
+        ({"dataset__file": "other.json"}, "dataset"),
+        ({"workers__replicas": 2}, "workers"),
+        ({"evaluation__prompts": [{"text": "What?"}]}, "evaluation"),
+        ({"storage__storageClassName": "fast"}, "storage"),
+        ({"scheduling__nodeSelector": {"a": "b"}}, "scheduling"),
+        ({"image__reference": "other"}, "image"),
+        ({"imagePullSecrets": [{"name": "x"}]}, "imagePullSecrets"),
+        ({"merge__dtype": "float32"}, "merge"),
+        ({"prepare__resources": {"limits": {"memory": "1Gi"}}}, "prepare"),
+    ],
+)
+def test_editing_is_refused_from_the_first_moment(kubectl: Kubectl, changes: dict[str, Any], field: str) -> None:
+    """No status has been written: nothing but the spec itself tells that the run exists."""
+    kubectl.apply(make("edited"))
+    assert "status" not in kubectl.get("lft", "edited")
+    message = refusal(kubectl, make("edited", **changes))
+    assert f"spec.{field}" in message
+    assert "is fixed from creation" in message
+
+
+def test_applying_the_same_again_changes_nothing(kubectl: Kubectl) -> None:
+    kubectl.apply(make("same"))
+    assert "unchanged" in kubectl.apply(make("same"))
+
+
+def test_null_means_left_out(kubectl: Kubectl) -> None:
+    kubectl.run("delete", "lft", "nothing", "--ignore-not-found")
+    manifest = make("nothing", evaluation__generation={"topP": None}, storage__storageClassName=None)
+    kubectl.run("create", "-f", "-", stdin=yaml.safe_dump(manifest).encode())
+
+
+def multiply_cost(schema: dict[str, Any], times: int) -> int:
+    """Make every rule in ``schema`` cost ``times`` as much; returns how many there are."""
+    count = 0
+    for rule in schema.get(RULES_KEY, []):
+        rule["rule"] = " && ".join([f"({rule['rule']})"] * times)
+        count += 1
+    children = [*schema.get("properties", {}).values(), schema.get("items"), schema.get("additionalProperties")]
+    return count + sum(multiply_cost(child, times) for child in children if isinstance(child, dict))
+
+
+def cost_tried(times: int) -> dict[str, Any]:
+    crd = copy.deepcopy(build_crd())
+    assert multiply_cost(crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"], times) > 25
+    return crd
+
+
+def test_estimated_cost_is_below_a_quarter_of_the_limits(api_server: Kubectl) -> None:
+    """The API server estimates the cost of every rule and refuses those beyond its limits; ours fit four times."""
+    dry_run = ("apply", "--dry-run=server", "-f", "-")
+    api_server.run(*dry_run, stdin=yaml.safe_dump(cost_tried(4)).encode())
+    with pytest.raises(KubectlError, match="cost"):
+        api_server.run(*dry_run, stdin=yaml.safe_dump(cost_tried(4000)).encode())

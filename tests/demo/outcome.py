@@ -1,0 +1,98 @@
+"""What the demo says at its end: scores, where the report lies, what to type next; or why it failed."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from llava_api.constants import Phase
+from llava_api.names import volume_claim_name
+from llava_api.status import Status
+from tests.demo.courier import Courier
+from tests.demo.plan import DemoPlan
+from tests.kubectl import Kubectl
+
+_FETCHED = {"evaluation": "evaluation", "data": "data"}
+_NEVER_WRITTEN = ("train.jsonl", "validation.jsonl")
+
+
+def fetch_results(plan: DemoPlan, courier: Courier, run: dict[str, Any]) -> None:
+    """Copy the reports and numbers from the run's volume into the output folder, and the resource beside them."""
+    shutil.rmtree(plan.output, ignore_errors=True)
+    plan.output.mkdir(parents=True)
+    run["metadata"].pop("managedFields", None)
+    (plan.output / "run.yaml").write_text(yaml.safe_dump(run, sort_keys=False, allow_unicode=True))
+    for path, name in _FETCHED.items():
+        courier.fetch(volume_claim_name(plan.run), path, plan.output / name)
+    for name in _NEVER_WRITTEN:
+        (plan.output / "data" / name).unlink(missing_ok=True)
+
+
+def tell(plan: DemoPlan, kubectl: Kubectl, run: dict[str, Any], console: Console, kubectl_line: str) -> int:
+    """Print the end of the story; returns the exit code."""
+    status = Status.model_validate(run["status"])
+    console.print()
+    if status.phase is not Phase.SUCCEEDED or status.evaluation is None:
+        _tell_failure(status, console)
+        return 1
+    console.print(_scores(status))
+    if status.data:
+        total = status.data.samples_train + status.data.samples_validation
+        console.print(
+            f"{status.data.images} pictures, {total} samples: {status.data.samples_train} to train on, "
+            f"{status.data.samples_validation} held out, {status.data.overlong_samples} cut off at maxLength"
+        )
+    console.print(f"\nReport:          {plan.output / 'evaluation' / 'report.html'}", soft_wrap=True)
+    console.print(f"Dataset report:  {plan.output / 'data' / 'report.html'}", soft_wrap=True)
+    console.print(f"Whole resource:  {plan.output / 'run.yaml'}", soft_wrap=True)
+    console.print("\nWhat to type next:", style="bold")
+    for line in (
+        f"{kubectl_line} get lft",
+        f"{kubectl_line} describe lft {plan.run}",
+        f"{kubectl_line} explain lft.spec.training",
+        "make demo DATA=my-folder FORMAT=llava FILE=train.json    # the same with your own pictures",
+        "make demo-down",
+    ):
+        console.print(f"  {line}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _scores(status: Status) -> Table:
+    table = Table(title="Exact match, base against tuned", title_style="bold", title_justify="left")
+    for column in ("questions", "base", "tuned", "gain", "asked"):
+        table.add_column(column, justify="right")
+    assert status.evaluation is not None
+    names = {"validation": "held out", "train": "seen in training"}
+    for metric in status.evaluation.metrics:
+        table.add_row(
+            names.get(metric.split, metric.split),
+            f"{metric.base:.3f}",
+            f"{metric.tuned:.3f}",
+            f"{metric.gain:+.3f}",
+            str(metric.samples),
+            style="green" if metric.gain > 0 else "",
+        )
+    return table
+
+
+def _tell_failure(status: Status, console: Console) -> None:
+    failure = status.failure
+    if failure is None:
+        console.print(f"The run ended as {status.phase} without saying why.", style="red")
+        return
+    console.print(f"The run failed in {failure.stage}: {failure.reason}", style="bold red")
+    console.print(failure.message, highlight=False)
+    console.print(f"\nWhat to do: {failure.hint}", style="bold", highlight=False)
+    if failure.log_tail:
+        console.print("\nLast lines of the log:", style="bold")
+        console.print(failure.log_tail, highlight=False, markup=False)
+
+
+def write_summary(path: Path, seconds: dict[str, float], run: dict[str, Any]) -> None:
+    """Times of the demo's steps and the scores, for scripts."""
+    evaluation = run["status"].get("evaluation", {})
+    path.write_text(json.dumps({"seconds": seconds, "metrics": evaluation.get("metrics", [])}, indent=1) + "\n")
