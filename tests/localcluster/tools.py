@@ -1,0 +1,211 @@
+"""The cluster's programs, built once from pinned Go modules and checked at every use.
+
+Each folder under tools/ is a Go module that pins one program or several together with every module they
+need (go.sum). The result lies in the cache under a key of all that went into it, beside a manifest of
+SHA-256 sums: a program that differs from its manifest is built anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.localcluster.errors import ClusterError
+from tests.localcluster.golang import GoToolchain, find_go
+from tests.localcluster.paths import TOOL_SOURCES, cache_root
+from tests.localcluster.shell import log, run
+
+KUBERNETES_VERSION = "v1.34.10"
+_MANIFEST = "manifest.json"
+# Building Kubernetes takes five minutes on two cores; a slower machine gets some patience.
+_BUILD_TIMEOUT_S = 3600
+_VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+
+
+@dataclass(frozen=True)
+class ToolSet:
+    """One Go module under tools/ and the programs that are built from it in one go.
+
+    `programs` maps the name of a program to its package; `linker` sets version strings.
+    """
+
+    name: str
+    programs: dict[str, str]
+    linker: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> Path:
+        """The folder that holds the module's go.mod and go.sum."""
+        return TOOL_SOURCES / self.name
+
+
+def _kubernetes_linker_flags() -> tuple[str, ...]:
+    major, minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
+    values = {"gitVersion": KUBERNETES_VERSION, "gitMajor": major, "gitMinor": minor}
+    return tuple(f"-X {package}.{key}={value}" for package in _VERSION_PACKAGES for key, value in values.items())
+
+
+# CoreDNS and the provisioner share the Kubernetes module, so that its packages are compiled once.
+KUBERNETES = ToolSet(
+    "kubernetes",
+    {
+        "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
+        "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
+        "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
+        "kubelet": "k8s.io/kubernetes/cmd/kubelet",
+        "kube-proxy": "k8s.io/kubernetes/cmd/kube-proxy",
+        "kubectl": "k8s.io/kubernetes/cmd/kubectl",
+        "provisioner": "./provisioner",
+        "coredns": "./coredns",
+        "pause": "./pause",
+    },
+    _kubernetes_linker_flags(),
+)
+HELM = ToolSet(
+    "helm",
+    {"helm": "helm.sh/helm/v3/cmd/helm"},
+    ("-X helm.sh/helm/v3/internal/version.version=v3.21.4",),
+)
+KUSTOMIZE = ToolSet("kustomize", {"kustomize": "sigs.k8s.io/kustomize/kustomize/v5"})
+KUBECONFORM = ToolSet("kubeconform", {"kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform"})
+ALL_TOOL_SETS = (KUBERNETES, HELM, KUSTOMIZE, KUBECONFORM)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Where the built programs are."""
+
+    folders: tuple[Path, ...]
+
+    def path(self, program: str) -> Path:
+        """The file of a program; raises ClusterError when no tool set that was asked for builds it."""
+        for folder in self.folders:
+            if (folder / program).is_file():
+                return folder / program
+        raise ClusterError(f"program {program!r} is not among the built ones in {', '.join(map(str, self.folders))}")
+
+    def search_path(self) -> str:
+        """A value for PATH with the built programs first."""
+        return os.pathsep.join([*map(str, self.folders), os.environ.get("PATH", os.defpath)])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_key(tool_set: ToolSet, go_version: str, architecture: str) -> str:
+    """A name for exactly these programs: it changes with every input of the build."""
+    digest = hashlib.sha256()
+    inputs = sorted(path for path in tool_set.source.rglob("*") if path.suffix in (".mod", ".sum", ".go"))
+    if not inputs:
+        raise ClusterError(f"{tool_set.source} holds no go.mod: the checkout is incomplete")
+    for path in inputs:
+        digest.update(f"{path.relative_to(tool_set.source)}\0{_sha256(path)}\0".encode())
+    digest.update(json.dumps([tool_set.programs, tool_set.linker, go_version, architecture]).encode())
+    return digest.hexdigest()[:16]
+
+
+def verify(folder: Path) -> str | None:
+    """None when the folder's programs are those of its manifest, otherwise what is wrong."""
+    try:
+        expected: dict[str, str] = json.loads((folder / _MANIFEST).read_text())["sha256"]
+    except FileNotFoundError:
+        return f"{folder / _MANIFEST} is missing"
+    except (ValueError, KeyError, TypeError):
+        return f"{folder / _MANIFEST} is not readable"
+    for name, digest in expected.items():
+        program = folder / name
+        if not program.is_file():
+            return f"{program} is missing"
+        if _sha256(program) != digest:
+            return f"{program} differs from its manifest"
+    return None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, so that two builds of the same programs do not run at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def build_environment() -> dict[str, str]:
+    """What makes the result independent of the machine's own Go settings.
+
+    The compiler's cache is ours, so that it can be dropped after the build without harm to other projects.
+    """
+    return {
+        "CGO_ENABLED": "0",
+        "GOFLAGS": "-mod=readonly -trimpath -buildvcs=false",
+        "GOWORK": "off",
+        "GOCACHE": str(cache_root() / "go-build"),
+    }
+
+
+def _build(tool_set: ToolSet, go: GoToolchain, folder: Path) -> None:
+    """Build a tool set aside and rename it to `folder`, replacing what is there."""
+    started = time.monotonic()
+    log(f"building {', '.join(tool_set.programs)} with {go.version} (once; this takes minutes)")
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        built = Path(scratch, "bin")
+        built.mkdir()
+        run(
+            [go.program, "build", "-ldflags", " ".join(["-s", "-w", *tool_set.linker]),
+             "-o", f"{built}/", *tool_set.programs.values()],
+            what=f"building the {tool_set.name} programs",
+            timeout_s=_BUILD_TIMEOUT_S,
+            cwd=tool_set.source,
+            env=build_environment(),
+        )  # fmt: skip
+        # A module's last path element may be its major version: go names the program after the one before.
+        missing = [name for name in tool_set.programs if not (built / name).is_file()]
+        if missing:
+            raise ClusterError(f"building {tool_set.name}: go made no {', '.join(missing)} in {built}")
+        manifest = {"go": go.version, "sha256": {name: _sha256(built / name) for name in tool_set.programs}}
+        (built / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.rename(built, folder)
+    log(f"built {tool_set.name} in {time.monotonic() - started:.0f} s")
+
+
+def ensure_tool_set(tool_set: ToolSet, go: GoToolchain) -> Path:
+    """The folder with a tool set's programs, built first when they are missing or damaged."""
+    key = content_key(tool_set, go.version, os.uname().machine)
+    folder = cache_root() / "tools" / f"{tool_set.name}-{key}"
+    with _locked(folder.with_suffix(".lock")):
+        problem = verify(folder)
+        if problem is not None:
+            if folder.exists():
+                log(f"{problem}: building it anew")
+            _build(tool_set, go, folder)
+    return folder
+
+
+def ensure_tools(tool_sets: tuple[ToolSet, ...] = ALL_TOOL_SETS) -> Tools:
+    """Build what is missing of the tool sets and return where the programs are.
+
+    Raises ClusterError when there is no Go toolchain or a build fails.
+    """
+    go = find_go()
+    return Tools(tuple(ensure_tool_set(tool_set, go) for tool_set in tool_sets))
+
+
+def drop_build_cache() -> int:
+    """Delete the compiler's cache, gigabytes that pinned programs never need again; returns its size."""
+    cache = cache_root() / "go-build"
+    size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.exists() else 0
+    shutil.rmtree(cache, ignore_errors=True)
+    return size
