@@ -1,0 +1,63 @@
+"""Command line of the trainer image: one command a stage, ``llava-trainer STAGE --config FILE``.
+
+A stage's module is imported when its command runs, inside the frame: preparing data does not pay for DeepSpeed, and
+a library that cannot be imported is reported like every other failure.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava_api.constants import CONFIG_PATH, StageName
+from llava_api.run_config import RunConfig
+from llava_trainer.outcome import StageBody, StageOutput, run_stage
+from llava_trainer.reporting import Reporter
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one stage; returns its exit code (``llava_api.failures``)."""
+    parser = argparse.ArgumentParser(prog="llava-trainer", description="Run one stage of a LLaVA fine-tuning run.")
+    parser.add_argument("stage", choices=[stage.value for stage in StageName], help="stage to run")
+    parser.add_argument(
+        "--config", type=Path, default=Path(CONFIG_PATH), metavar="FILE",
+        help="run configuration, as the operator writes it (default: %(default)s)",
+    )  # fmt: skip
+    chosen = parser.parse_args(arguments)
+    stage = StageName(chosen.stage)
+    return run_stage(stage, chosen.config, _BODIES[stage])
+
+
+def _prepare(config: RunConfig, reporter: Reporter) -> StageOutput:
+    from llava_trainer.stages import prepare
+
+    return prepare.run(config, reporter)
+
+
+def _train(config: RunConfig, reporter: Reporter) -> StageOutput:
+    from llava_trainer.stages import train
+
+    return train.run(config, reporter)
+
+
+def _merge(config: RunConfig, reporter: Reporter) -> StageOutput:
+    from llava_trainer.stages import merge
+
+    return merge.run(config, reporter)
+
+
+def _evaluate(config: RunConfig, reporter: Reporter) -> StageOutput:
+    from llava_trainer.stages import evaluate
+
+    return evaluate.run(config, reporter)
+
+
+_BODIES: dict[StageName, StageBody] = {
+    StageName.PREPARE: _prepare,
+    StageName.TRAIN: _train,
+    StageName.MERGE: _merge,
+    StageName.EVALUATE: _evaluate,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""A checked sample, and the file of samples that prepare hands on to training and evaluation."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+Role = Literal["user", "assistant"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where a sample comes from, for messages: ``export.json[12].relations[0]``."""
+
+    file: str
+    index: int
+    part: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}[{self.index}]{self.part}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """What one side says, stripped of surrounding white space and without any ``<image>`` marker."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One conversation, about one picture or none.
+
+    Attributes:
+        id: the export's own id, or one made from where it stands.
+        images: path of the picture, relative to ``config.dataset_dir / config.dataset.images``; at most one in
+            this version.
+        turns: user and assistant in turn, beginning with the user, ending with the assistant.
+        source: where it comes from.
+        image_turn: index in ``turns`` of the user turn that shows the picture.
+    """
+
+    id: str
+    images: tuple[str, ...]
+    turns: tuple[Turn, ...]
+    source: Source
+    image_turn: int = 0
+
+    def pairs(self) -> Iterator[tuple[tuple[Turn, ...], Turn, Turn]]:
+        """Every (turns before, question, answer) of the conversation."""
+        for index in range(0, len(self.turns) - 1, 2):
+            yield self.turns[:index], self.turns[index], self.turns[index + 1]
+
+    @property
+    def num_pairs(self) -> int:
+        """Questions with their answers."""
+        return len(self.turns) // 2
+
+
+def write_samples(path: Path, samples: Iterable[Sample]) -> None:
+    """Write one JSON object a line, aside first and renamed when the file is whole and on the disk."""
+    aside = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with aside.open("w", encoding="utf-8") as stream:
+        for sample in samples:
+            stream.write(json.dumps(asdict(sample), ensure_ascii=False) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.rename(path)
+
+
+def read_samples(path: Path) -> Iterator[Sample]:
+    """Read what ``write_samples`` wrote, one sample at a time.
+
+    Raises:
+        FileNotFoundError: prepare has not written it.
+        ValueError: a line is not a sample (the file was damaged after it was written).
+    """
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield _from_json(json.loads(line))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{path} line {number} is not a sample: {error!r}") from error
+
+
+def _from_json(fields: dict) -> Sample:
+    return Sample(
+        id=fields["id"],
+        images=tuple(fields["images"]),
+        turns=tuple(Turn(**turn) for turn in fields["turns"]),
+        source=Source(**fields["source"]),
+        image_turn=fields["image_turn"],
+    )

@@ -1,0 +1,21 @@
+"""The one error by which a stage says why it cannot go on; every layer of the trainer may raise it."""
+
+from llava_api.failures import Reason
+
+
+class StageError(Exception):
+    """A stage cannot succeed, and the reason is known.
+
+    Attributes:
+        reason: row of the failure table, and with it the exit code.
+        message: what is wrong, with the field or file, the value and the fix.
+        rank: global rank of the process that failed first, in training.
+        log_tail: last lines of that process's log, where it is not this process's own.
+    """
+
+    def __init__(self, reason: Reason, message: str, *, rank: int | None = None, log_tail: str = "") -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+        self.message = message
+        self.rank = rank
+        self.log_tail = log_tail

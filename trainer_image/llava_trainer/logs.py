@@ -1,0 +1,93 @@
+"""Logs of a stage's processes: to stdout for ``kubectl logs``, and to a file on the run's volume that outlives the pod.
+
+Every record is handed to the kernel as it is written, so that a process killed with SIGKILL loses nothing.
+"""
+
+import logging
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+_LINES_KEPT = 60
+
+
+class ProcessLog:
+    """The log of this process, while the context is entered.
+
+    Records of level INFO and above, and Python's warnings, go to stdout and, from ``keep_in`` on, to a file too.
+    """
+
+    def __init__(self) -> None:
+        self._formatter = logging.Formatter(_FORMAT, _TIME_FORMAT)
+        self._formatter.converter = time.gmtime
+        self._tail = _Tail()
+        self._handlers: list[logging.Handler] = []
+        self._previous_level = logging.WARNING
+
+    def __enter__(self) -> "ProcessLog":
+        root = logging.getLogger()
+        self._previous_level = root.level
+        root.setLevel(logging.INFO)
+        logging.captureWarnings(True)
+        self._add(logging.StreamHandler(sys.stdout))
+        self._add(self._tail)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        root = logging.getLogger()
+        for handler in self._handlers:
+            root.removeHandler(handler)
+            handler.close()
+        logging.captureWarnings(False)
+        root.setLevel(self._previous_level)
+
+    def keep_in(self, file: Path) -> None:
+        """Write to ``file`` too, behind what it may hold already; what was logged before is put in first.
+
+        Raises:
+            OSError: the file cannot be opened.
+        """
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+        if self._tail.lines:
+            handler.stream.write(self.tail() + "\n")
+            handler.flush()
+        self._add(handler)
+
+    def tail(self) -> str:
+        """The last lines, oldest first."""
+        return "\n".join(self._tail.lines)
+
+    def _add(self, handler: logging.Handler) -> None:
+        handler.setFormatter(self._formatter)
+        logging.getLogger().addHandler(handler)
+        self._handlers.append(handler)
+
+
+def read_tail(file: Path, max_bytes: int = 8192) -> str:
+    """The whole lines among the last ``max_bytes`` of a log; empty if there is no such file."""
+    try:
+        with file.open("rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(max(0, size - max_bytes))
+            text = stream.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    return text if size <= max_bytes else text.partition("\n")[2]
+
+
+class _Tail(logging.Handler):
+    """Keeps the last lines in memory, for a process whose file cannot be read any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: deque[str] = deque(maxlen=_LINES_KEPT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.extend(self.format(record).splitlines())

@@ -1,0 +1,192 @@
+"""The frame that every stage runs in: configuration in, one result and one exit code out.
+
+A stage is a plain function ``run(config, reporter) -> StageOutput`` in ``llava_trainer.stages``. It raises
+``StageError`` when it knows why it cannot go on; whatever else it raises is an internal error. The frame is the one
+place that catches everything, because it is the one place that reports: it always leaves a ``StageResult`` as the
+container's termination message and ends with the exit code of ``llava_api.failures``.
+
+SIGTERM raises ``Interrupted`` in the main thread. A stage that has something to save (training) installs a handler
+of its own.
+"""
+
+import errno
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pydantic import ValidationError
+
+from llava_api.constants import ENV_COMPLETION_INDEX, TERMINATION_LOG_PATH, StageName
+from llava_api.failures import Reason, exit_code_of
+from llava_api.report import (
+    EvaluateNumbers,
+    MergeNumbers,
+    PrepareNumbers,
+    StageFailure,
+    StageResult,
+    TrainNumbers,
+)
+from llava_api.run_config import RunConfig
+from llava_trainer.errors import StageError
+from llava_trainer.logs import ProcessLog
+from llava_trainer.reporting import Reporter
+
+__all__ = ["Interrupted", "StageBody", "StageError", "StageOutput", "run_stage"]
+
+ENV_TERMINATION_LOG = "LLAVA_TERMINATION_LOG"
+"""Where the result is written instead of TERMINATION_LOG_PATH, outside a container."""
+
+_MAX_MESSAGE = 4096
+_STORAGE_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+logger = logging.getLogger(__name__)
+
+
+class Interrupted(BaseException):
+    """The pod was asked to stop. No Exception, so that no library swallows it on the way up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOutput:
+    """What a stage that succeeded hands back."""
+
+    numbers: PrepareNumbers | TrainNumbers | MergeNumbers | EvaluateNumbers
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of what it made, by artifact name."""
+
+
+StageBody = Callable[[RunConfig, Reporter], StageOutput]
+
+
+def run_stage(stage: StageName, config_path: Path, body: StageBody) -> int:
+    """Run a stage in its frame.
+
+    Args:
+        stage: the stage that ``body`` is; a configuration for another one is refused.
+        config_path: the run configuration.
+        body: the stage. The reporter it is given starts nothing until it is used.
+
+    Returns:
+        The exit code for the container: 0, or the failure's.
+    """
+    with ProcessLog() as log:
+        result = _run(stage, config_path, body, log)
+        _leave_result(result)
+    return 0 if result.failure is None else exit_code_of(result.failure.reason)
+
+
+def load_config(path: Path, stage: StageName) -> RunConfig:
+    """Read and check the run configuration.
+
+    Raises:
+        StageError: InvalidConfig, naming the field, or the file that cannot be read.
+    """
+    try:
+        config = RunConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise StageError(Reason.INVALID_CONFIG, f"{path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise StageError(Reason.INVALID_CONFIG, _name_fields(path, error)) from error
+    if config.run.stage != stage:
+        raise StageError(
+            Reason.INVALID_CONFIG, f"{path}: run.stage is {config.run.stage}, but the command was to run {stage}"
+        )
+    return config
+
+
+def stage_log_file(config: RunConfig) -> Path:
+    """Log of a stage's first process: rank 0, or in training the launcher of this pod, which has no rank."""
+    name = "rank-0"
+    if config.run.stage is StageName.TRAIN:
+        name = f"launcher-{os.environ.get(ENV_COMPLETION_INDEX, '0')}"
+    return config.volume.log_dir(config.run.stage, config.run.attempt) / f"{name}.log"
+
+
+def explain(error: BaseException, log_tail: str) -> StageFailure:
+    """Turn what a stage raised into a failure of the table.
+
+    Args:
+        error: what was raised.
+        log_tail: this process's last log lines; kept for errors that nobody foresaw.
+    """
+    if isinstance(error, StageError):
+        return StageFailure(
+            reason=error.reason, message=error.message[:_MAX_MESSAGE], rank=error.rank, log_tail=error.log_tail
+        )
+    if isinstance(error, Interrupted):
+        return StageFailure(reason=Reason.INTERRUPTED, message="the pod was asked to stop (SIGTERM)")
+    full = _find_storage_full(error)
+    if full is not None:
+        return StageFailure(reason=Reason.STORAGE_FULL, message=f"writing failed: {full}"[:_MAX_MESSAGE])
+    message = f"{type(error).__name__}: {error}"[:_MAX_MESSAGE]
+    return StageFailure(reason=Reason.INTERNAL_ERROR, message=message, log_tail=log_tail)
+
+
+def _run(stage: StageName, config_path: Path, body: StageBody, log: ProcessLog) -> StageResult:
+    attempt = 0
+    try:
+        config = load_config(config_path, stage)
+        attempt = config.run.attempt
+        log.keep_in(stage_log_file(config))
+        logger.info("%s of %s/%s, attempt %d", stage, config.run.namespace, config.run.name, attempt)
+        with _interrupted_by_sigterm(), Reporter(config) as reporter:
+            output = body(config, reporter)
+        numbers: dict[str, Any] = {stage.value: output.numbers}
+        return StageResult(stage=stage, attempt=attempt, digests=dict(output.digests), **numbers)
+    except (Exception, Interrupted) as error:
+        failure = explain(error, "")
+        if failure.reason is Reason.INTERNAL_ERROR:
+            logger.exception("%s failed", stage)
+            failure = explain(error, log.tail())
+        else:
+            logger.error("%s failed: %s: %s", stage, failure.reason, failure.message)
+        return StageResult(stage=stage, attempt=attempt, failure=failure)
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Interrupted
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _leave_result(result: StageResult) -> None:
+    """Write the termination message; a stage that did its work does not fail because this cannot be written."""
+    chosen = os.environ.get(ENV_TERMINATION_LOG)
+    path = Path(chosen or TERMINATION_LOG_PATH)
+    try:
+        # The kubelet has made the file: outside a container nothing is left behind in /dev.
+        with path.open("w" if chosen else "r+", encoding="utf-8") as stream:
+            stream.write(result.to_termination_message())
+            stream.truncate()
+    except OSError as error:
+        logger.warning("the result could not be written to %s: %s", path, error.strerror)
+
+
+def _find_storage_full(error: BaseException) -> OSError | None:
+    """The full disk behind ``error``, also where a library wrapped it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _STORAGE_FULL:
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _name_fields(path: Path, error: ValidationError) -> str:
+    details = (
+        f"{'.'.join(map(str, detail['loc'])) or 'the whole file'}: {detail['msg']} (is {detail['input']!r:.80})"
+        for detail in error.errors(include_url=False)
+    )
+    return f"{path}: " + "; ".join(details)

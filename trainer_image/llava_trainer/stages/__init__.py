@@ -1,0 +1,1 @@
+"""The stages of a run: each module has ``run(config, reporter) -> StageOutput`` (see ``llava_trainer.outcome``)."""
