@@ -2,6 +2,7 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -20,7 +21,8 @@ def render(helm: Path, *arguments: str) -> str:
 
 def render_base(helm: Path) -> dict[Path, str]:
     """Files of the kustomize base with their content."""
-    operator, crds = [], []
+    operator: list[dict[str, Any]] = []
+    crds: list[dict[str, Any]] = []
     for document in yaml.safe_load_all(render(helm)):
         if not document:
             continue

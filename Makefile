@@ -1,0 +1,89 @@
+# `make help` lists the targets. Everything that takes long to make is kept in
+# $XDG_CACHE_HOME/llava-finetune-operator (by default ~/.cache/llava-finetune-operator).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+CLUSTER := $(PYTHON) -m tests.localcluster
+# uv of a pinned version, in a folder of its own, where the machine has none.
+UV = $(shell command -v uv || echo $(VENV)-uv/bin/uv)
+
+# Where the demo runs, and on what.
+DATA ?=
+FORMAT ?=
+FILE ?=
+IMAGES ?=
+CONTEXT ?=
+OPERATOR_IMAGE ?=
+TRAINER_IMAGE ?=
+STORAGE_CLASS ?=
+# Options of pytest, like ARGS="-k prepare".
+ARGS ?=
+
+.PHONY: help
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
+
+.PHONY: setup
+setup: $(VENV)/.ready ## Make .venv with everything but the GPU extra
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x "$(UV)" || { $(PYTHON) -m venv $(VENV)-uv && $(VENV)-uv/bin/pip install -q uv==0.13.9; }
+	test -x $(RUN)/python || $(UV) venv -q --python $(PYTHON) $(VENV)
+	$(UV) pip install -q --python $(RUN)/python -c constraints.txt -e '.[operator,trainer,dev]'
+	touch $@
+
+.PHONY: demo
+demo: setup ## A whole run on an embedded cluster (DATA=, FORMAT=, FILE=, IMAGES= for your data; CONTEXT= for your cluster)
+	$(RUN)/python -m tests.demo up --data='$(DATA)' --format='$(FORMAT)' --file='$(FILE)' --images='$(IMAGES)' \
+	  --context='$(CONTEXT)' --operator-image='$(OPERATOR_IMAGE)' --trainer-image='$(TRAINER_IMAGE)' \
+	  --storage-class='$(STORAGE_CLASS)'
+
+.PHONY: demo-down
+demo-down: setup ## Remove everything that the demo started and made outside the cache
+	$(RUN)/python -m tests.demo down --context='$(CONTEXT)'
+
+.PHONY: test
+test: setup ## All tests that this machine can run; what cannot run is listed with the reason
+	$(RUN)/python -m tests.prepare
+	$(RUN)/pytest $(ARGS)
+
+.PHONY: test-gpu
+test-gpu: setup ## The tests that need an NVIDIA GPU
+	$(RUN)/pytest -m gpu tests/gpu $(ARGS)
+
+.PHONY: lint
+lint: setup ## Style, types and layers
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy -p llava_api -p llava_operator -p llava_trainer
+	$(RUN)/mypy tests/localcluster tests/demo tests/tiny tests/kubectl.py tests/rendering.py tests/prepare.py
+	$(RUN)/lint-imports
+
+.PHONY: generate
+generate: setup ## Write the files that are made from the types and the chart
+	$(RUN)/python -m llava_api.generate
+	$(RUN)/python -m tests.rendering
+
+.PHONY: lock
+lock: ## Renew constraints.txt
+	$(UV) pip compile -q pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --upgrade -o constraints.txt
+
+.PHONY: images
+images: ## Build the operator's and the trainer's image
+	$(CLUSTER) build-images
+
+.PHONY: cluster-up
+cluster-up: ## Start an embedded cluster of one node, with the images
+	$(CLUSTER) tools --install
+	$(CLUSTER) up
+	$(CLUSTER) build-images
+	$(CLUSTER) load-images
+
+.PHONY: cluster-down
+cluster-down: ## Remove that cluster
+	$(CLUSTER) down

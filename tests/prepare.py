@@ -1,0 +1,51 @@
+"""Makes what the tests and the demo need and what takes long: Debian packages, programs, images.
+
+``python -m tests.prepare``; where there is no root it says so and leaves the rest to pytest, which lists what cannot
+run.
+"""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.localcluster import host, images
+from tests.localcluster.errors import ClusterError
+from tests.localcluster.shell import log
+from tests.localcluster.tools import ALL_TOOL_SETS, Tools, drop_build_cache, ensure_tools
+
+
+def prepare_everything() -> tuple[Tools, dict[str, str]]:
+    """Install, build and return the programs and the image references by name (operator, trainer).
+
+    Programs and images are built at the same time: the one is bound by the processors, the other by the disk.
+
+    Raises:
+        ClusterError: no root, or a build failed.
+    """
+    host.require_root()
+    host.install_packages(host.ALL_PACKAGES)
+    names = ["operator", "trainer"]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        building_tools = pool.submit(ensure_tools, ALL_TOOL_SETS)
+        building_images = pool.submit(images.build_images, names)
+        tools, references = building_tools.result(), building_images.result()
+    drop_build_cache()
+    return tools, dict(zip(names, references, strict=True))
+
+
+def main() -> int:
+    """Prepare what can be prepared; returns the exit code."""
+    try:
+        host.require_root()
+    except ClusterError as error:
+        log(f"nothing prepared: {error}")
+        return 0
+    try:
+        prepare_everything()
+    except ClusterError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a command line prints
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
