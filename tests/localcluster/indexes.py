@@ -31,8 +31,8 @@ def pip_settings() -> dict[str, str]:
 
 def pip_configuration(settings: Mapping[str, str]) -> str:
     """A pip.conf with the settings that name an index; local paths mean nothing inside a build."""
-    kept = {key: settings[key] for key in ("index-url", "extra-index-url", "trusted-host", "timeout") if key in settings}
-    lines = [f"{key} = {' '.join(value.split())}" for key, value in kept.items()]
+    names = ("index-url", "extra-index-url", "trusted-host", "timeout")
+    lines = [f"{name} = {' '.join(settings[name].split())}" for name in names if name in settings]
     return "\n".join(["[global]", "disable-pip-version-check = true", *lines]) + "\n"
 
 

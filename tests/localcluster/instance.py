@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import ipaddress
 import json
-import os
 import re
 import socket
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ _NAME = re.compile(r"[a-z]([-a-z0-9]{0,22}[a-z0-9])?")
 MAX_INSTANCES = 60
 # Pod ranges are 10.P.<node>.0/24 and 10.P.255.0/24 holds the nodes themselves.
 MAX_NODES = 8
+_INTERFACES = Path("/sys/class/net")
 _STATE_FILE = "instance.json"
 _STATE_VERSION = 1
 
@@ -238,7 +238,7 @@ def _is_free(index: int, routed: list[ipaddress.IPv4Network]) -> bool:
     claim = RUN_ROOT / f"index-{index}"
     if claim.exists() and Path(claim.read_text()).exists():
         return False
-    if Path(f"/sys/class/net/lfc{index}br").exists():
+    if (_INTERFACES / f"lfc{index}br").exists():
         return False
     wanted = ipaddress.IPv4Network(f"{_prefix(index)}.0.0/15")
     return not any(wanted.overlaps(known) for known in routed)
@@ -268,7 +268,7 @@ def create_instance(state_root: Path, name: str, *, control_plane_only: bool) ->
         }
         scratch = state_dir / f"{_STATE_FILE}.new"
         scratch.write_text(json.dumps(state, indent=2) + "\n")
-        os.rename(scratch, state_dir / _STATE_FILE)
+        scratch.rename(state_dir / _STATE_FILE)
         (RUN_ROOT / f"index-{index}").write_text(str(state_dir))
     return instance
 
@@ -284,9 +284,7 @@ def load_instance(state_root: Path, name: str) -> Instance | None:
         state = json.loads(file.read_text())
         if state["version"] != _STATE_VERSION:
             raise ValueError(f"version {state['version']}, expected {_STATE_VERSION}")
-        return Instance(
-            state["name"], state_dir, state["index"], state["controlPlaneOnly"], Ports(**state["ports"])
-        )
+        return Instance(state["name"], state_dir, state["index"], state["controlPlaneOnly"], Ports(**state["ports"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:

@@ -7,7 +7,6 @@ unpacked: gigabytes take seconds and no room, and a layer that a node has is not
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import tempfile
 import uuid
@@ -58,7 +57,7 @@ def _add_layer(node: Node, layer: StoredLayer, chain_id: str, parent: str | None
     link = ["--link"] if _same_file_system(layer.files, folder) else ["--reflink=auto"]
     run(["cp", "--archive", *link, f"{layer.files}/.", folder], what=what, timeout_s=_LINK_TIMEOUT_S)
     # The folder itself is the image's root: cp gives it the storage's mode, which may lock others out.
-    os.chmod(folder, 0o755)
+    folder.chmod(0o755)
     ctr(node, "snapshots", "commit", chain_id, key, what=what)
 
 
@@ -94,9 +93,7 @@ def load_image(node: Node, what: str) -> None:
     elif Path(what).is_file():
         load_archive(node, Path(what))
     else:
-        raise ClusterError(
-            f"{what!r} is neither an image in {storage_root()} (see `build-images`) nor an archive file"
-        )
+        raise ClusterError(f"{what!r} is neither an image in {storage_root()} (see `build-images`) nor an archive file")
 
 
 def load_pause_image(node: Node, program: Path) -> None:

@@ -84,9 +84,7 @@ def _write_configuration(instance: Instance, node: Node, authority: Authority) -
     (folder / "containerd.toml").write_text(
         _CONTAINERD.format(folder=folder, socket=node.containerd_socket, pause=PAUSE_IMAGE)
     )
-    authority.issue(
-        node.name, f"/O=system:nodes/CN=system:node:{node.name}", f"DNS:{node.name},IP:{node.address}"
-    )
+    authority.issue(node.name, f"/O=system:nodes/CN=system:node:{node.name}", f"DNS:{node.name},IP:{node.address}")
     write_private(folder / "kubelet.kubeconfig", authority.kubeconfig(node.name, instance.api_url))
     configuration = kubelet_configuration(instance, node, authority)
     (folder / "kubelet.json").write_text(json.dumps(configuration, indent=2) + "\n")
@@ -94,7 +92,7 @@ def _write_configuration(instance: Instance, node: Node, authority: Authority) -
 
 def ctr(node: Node, *arguments: str | Path, what: str, timeout_s: float = 60) -> str:
     """Run containerd's own client against the node, in the namespace that the kubelet uses."""
-    command = ["ctr", "--address", node.containerd_socket, "--namespace", "k8s.io", *arguments]
+    command: list[str | Path] = ["ctr", "--address", node.containerd_socket, "--namespace", "k8s.io", *arguments]
     return run(command, what=what, timeout_s=timeout_s).stdout
 
 
@@ -110,7 +108,7 @@ def _start_runtime(instance: Instance, node: Node) -> None:
         process.require_alive()
         if not node.containerd_socket.exists():
             return f"{node.containerd_socket} does not exist yet"
-        command = ["ctr", "--address", node.containerd_socket, "version"]
+        command: list[str | Path] = ["ctr", "--address", node.containerd_socket, "version"]
         answer = run(command, what="asking containerd", timeout_s=10, check=False)
         return None if answer.returncode == 0 else answer.stderr.strip()
 

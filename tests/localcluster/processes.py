@@ -12,6 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,10 +124,8 @@ def marked(state_dir: Path) -> list[Process]:
 
 def _signal(process: Process, number: signal.Signals) -> None:
     if process.is_alive():
-        try:
+        with suppress(ProcessLookupError):  # it ended in between, which is what was wanted
             os.kill(process.pid, number)
-        except ProcessLookupError:
-            pass  # it ended in between, which is what was wanted
 
 
 def _wait_gone(processes: Iterable[Process], timeout_s: float) -> list[Process]:
@@ -134,10 +133,8 @@ def _wait_gone(processes: Iterable[Process], timeout_s: float) -> list[Process]:
     deadline = time.monotonic() + timeout_s
     while True:
         for process in processes:
-            try:
-                os.waitpid(process.pid, os.WNOHANG)  # collects our own children, no-one else's
-            except ChildProcessError:
-                pass
+            with suppress(ChildProcessError):  # most were started by another process
+                os.waitpid(process.pid, os.WNOHANG)
         remaining = [process for process in processes if process.is_alive()]
         if not remaining or time.monotonic() >= deadline:
             return remaining

@@ -56,17 +56,13 @@ def run(
         )
     except FileNotFoundError as error:
         raise ClusterError(
-            f"{what}: the program {command[0]!r} was not found; "
-            "run `python3 -m tests.localcluster tools --install`"
+            f"{what}: the program {command[0]!r} was not found; run `python3 -m tests.localcluster tools --install`"
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise ClusterError(
-            f"{what}: `{' '.join(command)}` was still running after {timeout_s:.0f} s"
-        ) from error
+        raise ClusterError(f"{what}: `{' '.join(command)}` was still running after {timeout_s:.0f} s") from error
     if check and done.returncode != 0:
         raise ClusterError(
-            f"{what}: `{' '.join(command)}` ended with exit code {done.returncode}:\n"
-            f"{tail(done.stderr or done.stdout)}"
+            f"{what}: `{' '.join(command)}` ended with exit code {done.returncode}:\n{tail(done.stderr or done.stdout)}"
         )
     return done
 

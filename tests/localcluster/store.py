@@ -55,7 +55,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         return []
     except ValueError as error:
-        raise ClusterError(f"{path} is not readable ({error}); delete {storage_root()} and build the images anew") from error
+        raise ClusterError(f"{path} is not readable ({error}); delete {storage_root()} and build anew") from error
 
 
 def normalized(reference: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def _remove_traces(instance: Instance, sockets: list[Path]) -> None:
             result.unlink(missing_ok=True)
     if _CONTAINER_LOGS.is_dir():
         for link in _CONTAINER_LOGS.iterdir():
-            if link.is_symlink() and os.readlink(link).startswith(f"{instance.state_dir}/"):
+            if link.is_symlink() and link.readlink().is_relative_to(instance.state_dir):
                 link.unlink(missing_ok=True)
 
 

@@ -177,7 +177,7 @@ def _build(tool_set: ToolSet, go: GoToolchain, folder: Path) -> None:
         (built / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         if folder.exists():
             shutil.rmtree(folder)
-        os.rename(built, folder)
+        built.rename(folder)
     log(f"built {tool_set.name} in {time.monotonic() - started:.0f} s")
 
 
