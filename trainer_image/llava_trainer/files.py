@@ -1,0 +1,79 @@
+"""Files that are either whole or not there: written aside, synced, renamed. And what they hash to."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+_READABLE_FILE = 0o644
+_READABLE_FOLDER = 0o755
+
+
+def aside_of(path: Path) -> Path:
+    """Where the file or folder ``path`` is written until it is whole."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file under its name only when it is whole and on the disk; parents are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = aside_of(path)
+    with aside.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.chmod(_READABLE_FILE)
+    aside.rename(path)
+    _sync(path.parent)
+
+
+def begin_folder(folder: Path) -> Path:
+    """Make an empty folder aside of ``folder``; what an earlier attempt left there is removed."""
+    aside = aside_of(folder)
+    if aside.exists():
+        shutil.rmtree(aside)
+    aside.mkdir(parents=True)
+    return aside
+
+
+def publish_folder(folder: Path) -> None:
+    """Give the folder written aside of ``folder`` its name, synced and readable by every user of the volume.
+
+    What stood there before is replaced. safetensors makes files that only their owner can read; whoever serves the
+    model from the volume is another user.
+    """
+    aside = aside_of(folder)
+    for path in sorted(aside.rglob("*")):
+        path.chmod(_READABLE_FOLDER if path.is_dir() else _READABLE_FILE)
+        _sync(path)
+    aside.chmod(_READABLE_FOLDER)
+    _sync(aside)
+    if folder.exists():
+        shutil.rmtree(folder)
+    aside.rename(folder)
+    _sync(folder.parent)
+
+
+def sha256_file(path: Path) -> str:
+    """``sha256:`` and the hex digest of a file's content."""
+    with path.open("rb") as stream:
+        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+
+
+def sha256_folder(folder: Path) -> str:
+    """``sha256:`` and one digest of everything in a folder.
+
+    It is that of the list of its files in the order of their names, a line ``DIGEST  NAME`` each, as ``sha256sum``
+    prints it: ``(cd FOLDER && find * -type f | LC_ALL=C sort | xargs sha256sum | sha256sum)`` gives the same.
+    """
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    lines = (f"{sha256_file(folder / name).removeprefix('sha256:')}  {name}\n" for name in names)
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,107 @@
+"""The merge itself: base tensors through, adapted ones updated, the projector replaced."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llava_api.failures import Reason
+from llava_trainer.errors import StageError
+from llava_trainer.merging.adapter import Adapter
+from llava_trainer.merging.plan import PlannedTensor, plan_merge
+from llava_trainer.merging.shards import shard_names, write_index, write_shard
+
+MAX_SHARD_BYTES = 5 * 10**9
+"""Largest shard, as transformers cuts them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedWeights:
+    """What was written."""
+
+    num_tensors: int
+    num_merged: int
+    """Tensors that the adapter changed."""
+
+
+def merge_weights(
+    base_dir: Path,
+    adapter: Adapter,
+    out_dir: Path,
+    dtype: torch.dtype,
+    *,
+    on_tensor: Callable[[int, int], None] = lambda done, total: None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> MergedWeights:
+    """Write base + adapter into ``out_dir`` in hub layout, one tensor in memory at a time.
+
+    Args:
+        base_dir: checkpoint with safetensors weights, in any of the three layouts.
+        adapter: what to change.
+        out_dir: an existing folder.
+        dtype: number format of the merged floating-point tensors.
+        on_tensor: told (tensors written, tensors in all) after each.
+        max_shard_bytes: where to begin the next file.
+
+    Raises:
+        StageError: base and adapter do not fit together, or a merged weight is not finite.
+    """
+    shards = plan_merge(base_dir, adapter, dtype, max_shard_bytes)
+    names = shard_names(len(shards))
+    total = sum(len(shard) for shard in shards)
+    done = 0
+
+    def produce(planned: PlannedTensor) -> torch.Tensor:
+        nonlocal done
+        tensor = merge_tensor(planned, adapter)
+        done += 1
+        on_tensor(done, total)
+        return tensor
+
+    for name, shard in zip(names, shards, strict=True):
+        write_shard(out_dir / name, shard, produce)
+    if len(shards) > 1:
+        write_index(out_dir / "model.safetensors.index.json", names, shards)
+    return MergedWeights(num_tensors=total, num_merged=len(adapter.pairs) + len(adapter.replaced))
+
+
+def merge_tensor(planned: PlannedTensor, adapter: Adapter) -> torch.Tensor:
+    """One merged tensor: ``(W.float() + B A x alpha / rank).to(dtype)``, rounded once.
+
+    Raises:
+        StageError: shapes do not fit, or a value is not finite in the merged number format.
+    """
+    if planned.name in adapter.replaced:
+        exact = adapter.read(adapter.replaced[planned.name])
+    elif planned.name in adapter.pairs:
+        update = adapter.update(adapter.pairs[planned.name])
+        _check_shape(planned, update)
+        exact = planned.base.read().to(torch.float32, copy=True).add_(update)
+    else:
+        exact = planned.base.read()
+    _check_shape(planned, exact)
+    merged = exact.to(planned.dtype)
+    if merged.is_floating_point() and not torch.isfinite(merged).all():
+        raise _not_finite(planned, exact)
+    return merged
+
+
+def _check_shape(planned: PlannedTensor, tensor: torch.Tensor) -> None:
+    if tuple(tensor.shape) != planned.base.shape:
+        raise StageError(
+            Reason.MERGE_MISMATCH,
+            f"the adapter makes {planned.name} {tuple(tensor.shape)}, but in the base it is {planned.base.shape}",
+        )
+
+
+def _not_finite(planned: PlannedTensor, exact: torch.Tensor) -> StageError:
+    if torch.isfinite(exact).all():
+        largest = exact.abs().max().item()
+        return StageError(
+            Reason.INVALID_MODEL,
+            f"spec.merge.dtype float16 cannot hold {planned.name}, whose largest value is {largest:.4g}: use bfloat16",
+        )
+    return StageError(
+        Reason.INVALID_MODEL, f"{planned.name} holds values that are not finite: base or adapter is damaged"
+    )
