@@ -20,7 +20,7 @@ RelativePath = Annotated[
         max_length=1024,
         json_schema_extra=rules(
             rule(
-                "!self.startsWith('/') && !self.split('/').exists(part, part == '..')",
+                "!self.matches('^/|(^|/)[.][.](/|$)')",
                 "must be a path relative to the source, without a leading / and without .. parts",
             )
         ),
@@ -38,7 +38,7 @@ PvcSource = Annotated[
                 "self.matches('^pvc://[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?(/.*)?$')",
                 "must be pvc://CLAIM/PATH: a PersistentVolumeClaim of the run's namespace and a folder in it",
             ),
-            rule("!self.split('/').exists(part, part == '..')", "must not contain .. parts: name the folder itself"),
+            rule("!self.matches('/[.][.](/|$)')", "must not contain .. parts: name the folder itself"),
         ),
     ),
 ]
@@ -47,7 +47,7 @@ PvcSource = Annotated[
 Quantity = Annotated[
     str,
     Field(coerce_numbers_to_str=True, pattern=QUANTITY_PATTERN, max_length=32),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "maxLength": 32}),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "maxLength": 32, "minimum": 0}),
 ]
 """A Kubernetes quantity: 500m, 4, 16Gi."""
 
@@ -417,8 +417,8 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
         f"self.training.batch.global % ({_BATCH_UNIT}) == 0",
         "spec.training.batch.global must be a multiple of perDevice x workers.replicas x max(workers.gpus, 1)",
         message_expression=(
-            "'spec.training.batch.global is ' + string(self.training.batch.global) + ' but must be a multiple of '"
-            f" + string({_BATCH_UNIT}) + ', which is perDevice x workers.replicas x max(workers.gpus, 1)'"
+            "'spec.training.batch.global is %d but must be a multiple of %d, which is perDevice x workers.replicas x "
+            f"max(workers.gpus, 1)'.format([self.training.batch.global, {_BATCH_UNIT}])"
         ),
         field=".training.batch.global",
     ),
