@@ -44,8 +44,13 @@ def _snapshot_folder(node: Node, key: str) -> Path:
     return Path(found[1])
 
 
-def _same_file_system(first: Path, second: Path) -> bool:
-    return first.stat().st_dev == second.stat().st_dev
+# A hard link cannot cross from one mount to another, even of one file system, and buildah leaves its storage
+# mounted onto itself: hence a mount namespace of our own in which that mount is taken away. Where the two folders
+# do lie on different file systems, the files are copied; never into an existing file, which may be a link already.
+_LINK_SCRIPT = """
+while mountpoint -q "$1"; do umount --lazy "$1"; done
+cp --archive --link "$2/." "$3" 2>/dev/null || cp --archive --reflink=auto --remove-destination "$2/." "$3"
+"""
 
 
 def _add_layer(node: Node, layer: StoredLayer, chain_id: str, parent: str | None) -> None:
@@ -54,8 +59,12 @@ def _add_layer(node: Node, layer: StoredLayer, chain_id: str, parent: str | None
     ctr(node, "snapshots", "prepare", key, *([parent] if parent else []), what=what)
     folder = _snapshot_folder(node, key)
     # Neither side ever writes to a layer's files in place, so both may own the same ones.
-    link = ["--link"] if _same_file_system(layer.files, folder) else ["--reflink=auto"]
-    run(["cp", "--archive", *link, f"{layer.files}/.", folder], what=what, timeout_s=_LINK_TIMEOUT_S)
+    run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-ec", _LINK_SCRIPT, "sh",
+         storage_root() / "overlay", layer.files, folder],
+        what=what,
+        timeout_s=_LINK_TIMEOUT_S,
+    )  # fmt: skip
     # The folder itself is the image's root: cp gives it the storage's mode, which may lock others out.
     folder.chmod(0o755)
     ctr(node, "snapshots", "commit", chain_id, key, what=what)
