@@ -10,12 +10,23 @@ ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "llava-finetune-operator"
 BASE = ROOT / "manifests" / "base"
 NAMESPACE = "llava-system"
+# helm built from source takes a very old Kubernetes for granted.
+KUBE_VERSION = ("--kube-version", "1.34.0")
 _HEADER = "# Rendered from charts/llava-finetune-operator by `make generate`: change the chart, not this file.\n"
 
 
 def render(helm: Path, *arguments: str) -> str:
     """What ``helm template`` prints; raises CalledProcessError where the chart refuses."""
-    command = [str(helm), "template", "llava-finetune-operator", str(CHART), "--namespace", NAMESPACE, *arguments]
+    command = [
+        str(helm),
+        "template",
+        "llava-finetune-operator",
+        str(CHART),
+        "--namespace",
+        NAMESPACE,
+        *KUBE_VERSION,
+        *arguments,
+    ]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from llava_api.crd import build_crd
 from llava_api.spec import Spec
-from tests.rendering import CHART, ROOT, render, render_base
+from tests.rendering import CHART, KUBE_VERSION, ROOT, render, render_base
 
 SAMPLES = sorted((ROOT / "manifests" / "samples").glob("*.yaml"))
 
@@ -30,7 +30,7 @@ def refusal(helm: Path, *arguments: str) -> str:
 
 
 def test_lint(helm: Path) -> None:
-    subprocess.run([helm, "lint", "--strict", str(CHART)], check=True, capture_output=True)
+    subprocess.run([helm, "lint", "--strict", *KUBE_VERSION, str(CHART)], check=True, capture_output=True)
 
 
 def test_default_objects(helm: Path) -> None:
@@ -103,15 +103,15 @@ def test_every_setting_in_the_chart_is_one_of_the_operator(helm: Path) -> None:
 
 
 def test_names_follow_the_release(helm: Path) -> None:
-    rendered = objects(helm, "--name-template", "prod")
-    assert ("Deployment", "llava-system", "prod-llava-finetune-operator") in rendered
-    assert environment_of(rendered)["LLAVA_OPERATOR_NAME"] == "prod-llava-finetune-operator"
+    rendered = objects(helm, "--set", "nameOverride=tuner")
+    assert ("Deployment", "llava-system", "llava-finetune-operator-tuner") in rendered
+    assert environment_of(rendered)["LLAVA_OPERATOR_NAME"] == "llava-finetune-operator-tuner"
 
 
 def test_images(helm: Path) -> None:
     rendered = objects(
         helm,
-        "--set",
+        "--set-string",
         "image.repository=r.example/op,image.tag=1,trainerImage.repository=r.example/tr,trainerImage.tag=2",
     )
     [deployment] = [one for key, one in rendered.items() if key[0] == "Deployment"]
