@@ -1,0 +1,65 @@
+"""A real cluster with a node, the operator installed by Helm, and the inputs of every test in one claim."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.demo.courier import Courier, claim
+from tests.demo.inputs import cached_base
+from tests.demo.plan import BASE_PATH, DATA_PATH, INPUTS_CLAIM, INPUTS_SIZE
+from tests.demo.target import Target, install_operator
+from tests.e2e.runs import BAD_PATH, SHUFFLED_PATH, Runs
+from tests.kubectl import Kubectl
+from tests.localcluster.cluster import LocalCluster
+from tests.prepare import prepare_everything
+from tests.tiny.export import make_export
+
+_CLUSTER = "test-e2e"
+_NAMESPACE = "tuning"
+_PROGRESS_INTERVAL_S = 1
+
+
+@pytest.fixture(scope="session")
+def target() -> Iterator[Target]:
+    """The cluster with the operator in it."""
+    tools, built = prepare_everything()
+    cluster = LocalCluster(_CLUSTER)
+    cluster.down()
+    cluster.up()
+    for image in built.values():
+        cluster.load_image(image)
+    made = Target(
+        kubectl=Kubectl(binary=tools.path("kubectl"), kubeconfig=cluster.kubeconfig, namespace=_NAMESPACE),
+        helm=tools.path("helm"),
+        operator_image=built["operator"],
+        trainer_image=built["trainer"],
+        kubectl_line="kubectl",
+    )
+    install_operator(made, progress_interval_s=_PROGRESS_INTERVAL_S)
+    yield made
+    cluster.down()
+
+
+@pytest.fixture(scope="session")
+def courier(target: Target) -> Courier:
+    return Courier(kubectl=target.kubectl, image=target.operator_image)
+
+
+@pytest.fixture(scope="session")
+def runs(target: Target, courier: Courier, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """A namespace that enforces the restricted profile, with base and datasets in a claim."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    target.kubectl.apply(
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": _NAMESPACE, "labels": labels}},
+        claim(INPUTS_CLAIM, INPUTS_SIZE),
+    )
+    folders: dict[str, Path] = {BASE_PATH: cached_base()}
+    for path, shuffled in ((DATA_PATH, False), (SHUFFLED_PATH, True), (BAD_PATH, False)):
+        folders[path] = tmp_path_factory.mktemp(path)
+        make_export(folders[path], shuffled=shuffled)
+    damaged = folders[BAD_PATH] / "images" / "tray-0003.png"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    (folders[BAD_PATH] / "images" / "tray-0007.png").unlink()
+    courier.put(folders, INPUTS_CLAIM)
+    return Runs(kubectl=target.kubectl)

@@ -1,0 +1,133 @@
+"""What goes wrong on a real cluster, and what a person sees then."""
+
+import json
+
+import pytest
+
+from llava_api.constants import Condition, Phase, StageName
+from llava_api.failures import Reason
+from llava_api.status import StageState
+from tests.demo.target import OPERATOR_NAMESPACE, RELEASE
+from tests.e2e.runs import BAD_PATH, Runs, stage_states
+from tests.kubectl import Kubectl, wait_for
+
+pytestmark = pytest.mark.e2e
+
+LONG = 400
+_STATUS_CURRENT_S = 75
+_CHILDREN_GONE_S = 60
+# Kills the training process (a child of the launcher) without giving it a chance to say anything.
+_KILL_TRAINER = """
+import os, pathlib, signal
+for folder in pathlib.Path("/proc").glob("[0-9]*"):
+    if folder.name in ("1", str(os.getpid())):
+        continue
+    parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+    if parent == "1" and "python" in (folder / "comm").read_text() + (folder / "cmdline").read_text():
+        os.kill(int(folder.name), signal.SIGKILL)
+        print("killed", folder.name)
+"""
+
+
+def operator(runs: Runs) -> Kubectl:
+    return Kubectl(binary=runs.kubectl.binary, kubeconfig=runs.kubectl.kubeconfig, namespace=OPERATOR_NAMESPACE)
+
+
+def test_bad_data_fails_before_anything_trains(runs: Runs) -> None:
+    runs.start("bad", data=BAD_PATH)
+    status = runs.wait_for_end("bad")
+    assert status.phase is Phase.FAILED
+    failure = status.failure
+    assert failure is not None
+    assert failure.reason == Reason.INVALID_DATA
+    assert failure.stage is StageName.PREPARE
+    assert "export.json[3]" in failure.message
+    assert "tray-0003.png" in failure.message
+    assert "export.json[7]" in failure.message
+    assert "tray-0007.png" in failure.message
+    assert failure.hint
+    assert stage_states(status)[StageName.TRAIN] is StageState.PENDING
+    assert not runs.kubectl.list("pods,jobs", "-l", "finetune.llava.dev/run=bad,finetune.llava.dev/stage=train")
+    runs.kubectl.run("wait", "--for=condition=Failed", "lft/bad", "--timeout=5s")
+    runs.delete("bad")
+    runs.wait_until_gone("bad", _CHILDREN_GONE_S)
+
+
+def test_killed_trainer_fails_the_run_with_a_reason(runs: Runs) -> None:
+    runs.start("killed", epochs=LONG)
+    runs.wait_for_step("killed", 5)
+    [victim] = [
+        pod["metadata"]["name"]
+        for pod in runs.pods("killed", StageName.TRAIN)
+        if pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"] == "1"
+    ]
+    assert "killed" in runs.kubectl.run("exec", victim, "--", "python3", "-c", _KILL_TRAINER)
+    status = runs.wait_for_end("killed", timeout_s=120)
+    failure = status.failure
+    assert failure is not None
+    assert failure.reason == Reason.WORKER_KILLED
+    assert failure.stage is StageName.TRAIN
+    assert failure.rank == 1
+    assert "SIGKILL" in failure.message
+    assert failure.hint
+    wait_for(
+        "every pod of the failed run to end",
+        lambda: all(pod["status"]["phase"] in ("Succeeded", "Failed") for pod in runs.pods("killed")),
+        timeout_s=60,
+    )
+    runs.delete("killed")
+    runs.wait_until_gone("killed", _CHILDREN_GONE_S)
+
+
+def test_operator_killed_during_training_and_run_deleted_in_training(runs: Runs) -> None:
+    runs.start("survivor", epochs=LONG)
+    before = runs.wait_for_step("survivor", 5)
+    pods_before = {pod["metadata"]["uid"] for pod in runs.pods("survivor", StageName.TRAIN)}
+    operator(runs).run("delete", "pod", "-l", f"app.kubernetes.io/instance={RELEASE}", "--grace-period=0", "--force")
+    assert before.progress is not None
+    step = before.progress.step
+
+    def moved_on() -> bool:
+        progress = runs.status("survivor").progress
+        return progress is not None and progress.step > step + 5
+
+    wait_for("the status to be current again", moved_on, timeout_s=_STATUS_CURRENT_S)
+    assert {pod["metadata"]["uid"] for pod in runs.pods("survivor", StageName.TRAIN)} == pods_before
+    assert all(pod["status"]["phase"] == "Running" for pod in runs.pods("survivor", StageName.TRAIN))
+    runs.delete("survivor")
+    runs.wait_until_gone("survivor", _CHILDREN_GONE_S)
+
+
+@pytest.mark.parametrize("stage", [StageName.PREPARE, StageName.MERGE, StageName.EVALUATE])
+def test_run_deleted_in_a_stage_leaves_nothing(runs: Runs, stage: StageName) -> None:
+    name = f"gone-{stage}"
+    runs.start(name, epochs=1)
+    runs.wait_for_stage(name, stage)
+    runs.delete(name)
+    runs.wait_until_gone(name, _CHILDREN_GONE_S)
+
+
+def test_run_deleted_while_the_operator_is_down_is_gone_at_once(runs: Runs) -> None:
+    runs.start("orphan", epochs=LONG)
+    runs.wait_for_stage("orphan", StageName.TRAIN)
+    scale = ("scale", "deployment", RELEASE)
+    operator(runs).run(*scale, "--replicas=0")
+    try:
+        wait_for("the operator to be down", lambda: not operator(runs).list("pods"), timeout_s=60)
+        runs.delete("orphan")
+        runs.wait_until_gone("orphan", _CHILDREN_GONE_S)
+    finally:
+        operator(runs).run(*scale, "--replicas=1")
+        operator(runs).run("rollout", "status", f"deployment/{RELEASE}", "--timeout=90s", timeout_s=100)
+
+
+def test_conditions_say_why(runs: Runs) -> None:
+    """What `kubectl describe` and GitOps tools read."""
+    runs.start("why", data="nowhere")
+    status = runs.wait_for_end("why")
+    failed = next(condition for condition in status.conditions if condition.type is Condition.FAILED)
+    assert (failed.status, failed.reason) == ("True", Reason.INVALID_DATA)
+    assert "nowhere" in json.dumps(status.model_dump(mode="json"))
+    ready = next(condition for condition in status.conditions if condition.type is Condition.READY)
+    assert ready.status == "False"
+    runs.delete("why")
