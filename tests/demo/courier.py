@@ -3,25 +3,20 @@
 It works on any cluster that a person can reach with kubectl, which copying into a node's folder would not.
 """
 
-import io
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tests.kubectl import Kubectl, KubectlError, wait_for
 
 MOUNT = "/volume"
 _READY_TIMEOUT_S = 180
 _TRANSFER_TIMEOUT_S = 900
-_UNPACK = "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall('{folder}', filter='data')"
-_PACK = (
-    "import sys, tarfile; tar = tarfile.open(fileobj=sys.stdout.buffer, mode='w|'); tar.add('{folder}', arcname='.'); "
-    "tar.close()"
-)
 
 
 def claim(name: str, size: str, storage_class: str | None = None) -> dict[str, Any]:
@@ -38,30 +33,55 @@ class Courier:
 
     kubectl: Kubectl
     image: str
-    """Any image with python3 3.11.4 or later."""
+    """Any image with python3 and tar."""
 
     def put(self, folders: dict[str, Path], claim_name: str) -> None:
-        """Copy folders into the claim, each under the path that is its key."""
-        with self._pod(claim_name, read_only=False) as pod:
-            for path, folder in folders.items():
-                packed = io.BytesIO()
-                with tarfile.open(fileobj=packed, mode="w") as tar:
+        """Copy folders into the claim, each under the path that is its key.
+
+        Raises:
+            KubectlError: the pod did not start, or did not take what it was sent.
+        """
+        with tempfile.TemporaryFile() as packed:
+            with tarfile.open(fileobj=packed, mode="w") as tar:
+                for path, folder in folders.items():
                     tar.add(folder, arcname=path)
-                self.kubectl.run(
-                    "exec", "-i", pod, "--", "python3", "-c", _UNPACK.format(folder=MOUNT),
-                    stdin=packed.getvalue(), timeout_s=_TRANSFER_TIMEOUT_S,
-                )  # fmt: skip
+            packed.seek(0)
+            with self._pod(claim_name, read_only=False) as pod:
+                self._tar(pod, "-i", "-xf", "-", "-C", MOUNT, source=packed)
 
     def fetch(self, claim_name: str, path: str, folder: Path) -> None:
-        """Copy what lies in ``path`` of the claim into ``folder``."""
+        """Copy what lies in ``path`` of the claim into ``folder``.
+
+        Raises:
+            KubectlError: the pod did not start, or there is no such path.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        with self._pod(claim_name, read_only=True) as pod:
-            command = self.kubectl.command("exec", pod, "--", "python3", "-c", _PACK.format(folder=f"{MOUNT}/{path}"))
-            packed = subprocess.run(command, capture_output=True, timeout=_TRANSFER_TIMEOUT_S, check=False)
-        if packed.returncode:
-            raise KubectlError(f"could not read {path} of claim {claim_name}: {packed.stderr.decode().strip()}")
-        with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as tar:
-            tar.extractall(folder, filter="data")
+        with tempfile.TemporaryFile() as packed:
+            with self._pod(claim_name, read_only=True) as pod:
+                self._tar(pod, None, "-cf", "-", "-C", f"{MOUNT}/{path}", ".", target=packed)
+            packed.seek(0)
+            with tarfile.open(fileobj=packed) as tar:
+                tar.extractall(folder, filter="data")
+
+    def _tar(
+        self,
+        pod: str,
+        option: str | None,
+        *arguments: str,
+        source: IO[bytes] | None = None,
+        target: IO[bytes] | None = None,
+    ) -> None:
+        command = self.kubectl.command("exec", *([option] if option else []), pod, "--", "tar", *arguments)
+        done = subprocess.run(
+            command,
+            stdin=source or subprocess.DEVNULL,
+            stdout=target or subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=_TRANSFER_TIMEOUT_S,
+            check=False,
+        )
+        if done.returncode:
+            raise KubectlError(f"tar in pod {pod}: {done.stderr.decode(errors='replace').strip()}")
 
     @contextmanager
     def _pod(self, claim_name: str, *, read_only: bool) -> Iterator[str]:
