@@ -1,0 +1,137 @@
+"""Kubernetes Events of a run's transitions.
+
+They follow from the status: the same status always gives the same Events with the same names, so that a pass that is
+repeated, by whichever operator, adds none.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from llava_api.constants import API_VERSION, GROUP, KIND, STAGE_CONDITION, Phase, StageName
+from llava_api.status import StageState, StageStatus, Status, Time
+from llava_operator.clock import from_time, to_micro_time
+from llava_operator.kube import AlreadyExistsError, Kube, Object
+from llava_operator.resources import EVENTS
+from llava_operator.views import Key
+
+CONTROLLER = f"{GROUP}/operator"
+MAX_NOTE = 1024
+"""The API server refuses a longer note."""
+RECENT = timedelta(minutes=10)
+"""Older transitions are history: their Events may have expired, and must not come back after a restart."""
+_MAX_REMEMBERED = 4096
+_GERUND = {
+    StageName.PREPARE: "Preparing",
+    StageName.TRAIN: "Training",
+    StageName.MERGE: "Merging",
+    StageName.EVALUATE: "Evaluating",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """Something that happened to a run."""
+
+    time: Time
+    type: Literal["Normal", "Warning"]
+    reason: str
+    action: str
+    note: str
+    about: str
+    """What makes it different from other transitions of the run with the same reason."""
+
+
+def list_transitions(status: Status) -> Iterator[Transition]:
+    """Every transition that a status tells of, oldest first."""
+    for stage in status.stages:
+        yield from _stage_transitions(stage, status)
+    if status.completion_time is None:
+        return
+    if status.phase is Phase.SUCCEEDED:
+        score = status.summary.score if status.summary else ""
+        note = "every stage has succeeded" + (f"; score {score}" if score else "")
+        yield _normal(status.completion_time, "Complete", "Complete", note, "run")
+    elif status.failure is not None:
+        failure = status.failure
+        note = f"{failure.message} {failure.hint}"
+        yield Transition(
+            time=status.completion_time, type="Warning", reason=failure.reason, action="Fail", note=note, about="run"
+        )
+
+
+def _stage_transitions(stage: StageStatus, status: Status) -> Iterator[Transition]:
+    about = f"{stage.name}-{stage.attempt}"
+    if stage.start_time:
+        yield _normal(stage.start_time, _GERUND[stage.name], "Start", f"{stage.name} begins as Job {stage.job}", about)
+    if stage.completion_time and stage.state is StageState.SUCCEEDED:
+        yield _normal(stage.completion_time, STAGE_CONDITION[stage.name], "Finish", stage.message, about)
+
+
+def _normal(time: Time, reason: str, action: str, note: str, about: str) -> Transition:
+    return Transition(time=time, type="Normal", reason=reason, action=action, note=note, about=about)
+
+
+def build_event(key: Key, uid: str, transition: Transition, instance: str) -> Object:
+    """The Event of a transition."""
+    digest = hashlib.sha256(f"{uid}/{transition.about}/{transition.reason}/{transition.time}".encode()).hexdigest()
+    return {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {"name": f"{key.name}.{digest[:16]}", "namespace": key.namespace},
+        "eventTime": to_micro_time(from_time(transition.time)),
+        "reportingController": CONTROLLER,
+        "reportingInstance": instance[:128],
+        "action": transition.action,
+        "reason": transition.reason,
+        "regarding": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": key.name,
+            "namespace": key.namespace,
+            "uid": uid,
+        },
+        "note": transition.note[:MAX_NOTE],
+        "type": transition.type,
+    }
+
+
+class EventPublisher:
+    """Creates the Events that a status tells of, each once."""
+
+    def __init__(self, kube: Kube, *, instance: str) -> None:
+        self._kube = kube
+        self._instance = instance
+        self._published: dict[str, None] = {}
+
+    async def publish_status(self, key: Key, uid: str, status: Status, now: datetime) -> None:
+        """Create the Events of every recent transition.
+
+        Raises:
+            KubeError: one could not be created; the next pass tries again.
+        """
+        for transition in list_transitions(status):
+            if now - from_time(transition.time) <= RECENT:
+                await self.publish(key, uid, transition)
+
+    async def publish(self, key: Key, uid: str, transition: Transition) -> None:
+        """Create the Event of one transition, unless it is there.
+
+        Raises:
+            KubeError: it could not be created.
+        """
+        event = build_event(key, uid, transition, self._instance)
+        name = f"{key.namespace}/{event['metadata']['name']}"
+        if name in self._published:
+            return
+        with contextlib.suppress(AlreadyExistsError):
+            await self._kube.create(EVENTS, key.namespace, event)
+        self._remember(name)
+
+    def _remember(self, name: str) -> None:
+        self._published[name] = None
+        while len(self._published) > _MAX_REMEMBERED:
+            del self._published[next(iter(self._published))]

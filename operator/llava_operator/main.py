@@ -1,0 +1,244 @@
+"""The operator's process: wiring, start and end. Everything is made here, once, and handed down."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+import kopf
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from llava_api.constants import REPORT_PATH
+from llava_operator.authority import Authority
+from llava_operator.build.common import Platform
+from llava_operator.children import Children
+from llava_operator.clock import now
+from llava_operator.events import EventPublisher
+from llava_operator.handlers import build_kopf_settings, build_registry
+from llava_operator.health import Health
+from llava_operator.kube import Kube, KubeError, connect
+from llava_operator.leader import LeadershipLostError, Lease, LeaseTimes
+from llava_operator.metrics import OperatorMetrics, RunCollector
+from llava_operator.passes import Passes, keep_relisting
+from llava_operator.progress import ProgressBook
+from llava_operator.reconcile import Reconciler
+from llava_operator.reporting.endpoint import ServerCertificate, ensure_authority, ensure_endpoint
+from llava_operator.reporting.server import ReportDesk
+from llava_operator.reporting.tokens import TokenReviewer
+from llava_operator.resources import RUNS
+from llava_operator.runs import Runs
+from llava_operator.settings import Settings, SettingsError
+from llava_operator.views import Key
+from llava_operator.web import build_web_app
+from llava_operator.workqueue import WorkQueue
+
+logger = logging.getLogger(__name__)
+
+EXIT_USAGE = 2
+EXIT_LEADERSHIP_LOST = 1
+SHUTDOWN_S = 2.0
+"""Longest wait for open connections when the process ends."""
+
+
+@dataclass(kw_only=True)
+class Operator:
+    """The parts of one process."""
+
+    settings: Settings
+    kube: Kube
+    queue: WorkQueue[Key] = field(default_factory=WorkQueue)
+    runs: Runs = field(default_factory=Runs)
+    children: Children = field(default_factory=Children)
+    authority: Authority = field(default_factory=Authority)
+    registry: CollectorRegistry = field(default_factory=lambda: CollectorRegistry(auto_describe=True))
+
+    def __post_init__(self) -> None:
+        self.progress = ProgressBook(
+            interval_s=self.settings.progress_interval_seconds,
+            writes_per_s=self.settings.progress_writes_per_second,
+        )
+        self.health = Health(heartbeat_s=self.settings.heartbeat_seconds, clock=time.monotonic)
+        self.metrics = OperatorMetrics(self.registry, queue_depth=lambda: self.queue.depth)
+        self.registry.register(RunCollector(self.runs, now))
+
+    async def run(self) -> None:
+        """Serve probes, wait for leadership, lead until told to stop.
+
+        Raises:
+            LeadershipLostError: another process may lead; this one must be gone at once.
+        """
+        async with serve(build_web_app(self.health, self.registry), self.settings.http_port):
+            lease = self._lease()
+            await lease.acquire(on_try=self.health.beat)
+            self.metrics.is_leader.set(1)
+            await self._wait_for_crd()
+            await self._lead(lease)
+            await _release(lease)
+
+    def _lease(self) -> Lease:
+        settings = self.settings
+        times = LeaseTimes(
+            duration_s=settings.lease_duration_seconds,
+            renew_deadline_s=settings.lease_renew_deadline_seconds,
+            retry_s=settings.lease_retry_seconds,
+        )
+        key = Key(settings.namespace, settings.lease_name)
+        return Lease(self.kube, key, identity=settings.pod_name, times=times, now=now)
+
+    async def _wait_for_crd(self) -> None:
+        """Wait for the CRD: kopf ignores for ever what is not served when it starts."""
+        scope = next(iter(self.settings.watch_namespaces), None)
+        while True:
+            try:
+                async for _ in self.kube.list(RUNS, scope):
+                    break
+                return
+            except KubeError as error:
+                logger.warning("the CRD is not served yet: %s", error)
+            self.health.beat()
+            await asyncio.sleep(self.settings.lease_retry_seconds)
+
+    async def _lead(self, lease: Lease) -> None:
+        """Work until kopf ends, which it does on SIGTERM, or anything fails."""
+        passes = Passes(
+            self._reconciler(),
+            health=self.health,
+            metrics=self.metrics,
+            timeout_s=self.settings.pass_timeout_seconds,
+        )
+        background = [
+            lease.hold(),
+            self._report(),
+            self.health.keep_beating(self.queue),
+            keep_relisting(
+                self.kube, self.children, self.runs, self.queue,
+                namespaces=self.settings.watch_namespaces, every_s=self.settings.resync_seconds,
+            ),
+            *(self.queue.work(passes.process) for _ in range(self.settings.passes)),
+        ]  # fmt: skip
+        tasks = [asyncio.create_task(work) for work in (self._watch(), *background)]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=SHUTDOWN_S)
+
+    async def _watch(self) -> None:
+        await kopf.operator(
+            registry=build_registry(self.queue, self.runs, self.children),
+            settings=build_kopf_settings(self.settings),
+            clusterwide=not self.settings.watch_namespaces,
+            namespaces=self.settings.watch_namespaces,
+        )
+
+    def _reconciler(self) -> Reconciler:
+        settings = self.settings
+        return Reconciler(
+            kube=self.kube,
+            children=self.children,
+            runs=self.runs,
+            progress=self.progress,
+            events=EventPublisher(self.kube, instance=settings.pod_name),
+            authority=self.authority,
+            platform=Platform(
+                trainer_image=settings.trainer_image,
+                report_url=f"https://{settings.report_host}:{settings.report_port}{REPORT_PATH}",
+            ),
+            now=now,
+        )
+
+    async def _report(self) -> None:
+        """Serve the reporting endpoint and keep it reachable. Runs go on without it."""
+        hosts = [self.settings.report_host, f"{self.settings.report_host}.cluster.local"]
+        certificate = ServerCertificate(hosts)
+        desk = ReportDesk(
+            reviewer=TokenReviewer(self.kube, clock=time.monotonic),
+            runs=self.runs,
+            children=self.children,
+            progress=self.progress,
+            queue=self.queue,
+            now=now,
+            count=lambda code: self.metrics.reports.labels(str(code)).inc(),
+        )
+        async with serve(desk.build_app(), self.settings.report_port, certificate):
+            while True:
+                try:
+                    authority = await ensure_authority(self.kube, self.settings, now())
+                    certificate.renew(authority, now())
+                    self.authority.certificate = authority.certificate.decode()
+                    await ensure_endpoint(self.kube, self.settings)
+                except KubeError as error:
+                    logger.error("progress cannot be reported for now: %s", error)
+                await asyncio.sleep(self.settings.resync_seconds)
+
+
+@asynccontextmanager
+async def serve(app: web.Application, port: int, certificate: ServerCertificate | None = None) -> AsyncIterator[None]:
+    """Serve ``app`` on every address, over TLS where a certificate is given, as long as the context lasts."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, port=port, ssl_context=certificate.context if certificate else None).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def _release(lease: Lease) -> None:
+    try:
+        await lease.release()
+    except KubeError as error:
+        logger.warning("the Lease was not released, it will run out: %s", error)
+
+
+async def run_operator(settings: Settings) -> None:
+    """Run one operator until SIGTERM or SIGINT.
+
+    Raises:
+        LeadershipLostError: another process may lead; this one must be gone at once.
+    """
+    main_task = asyncio.current_task()
+    assert main_task is not None
+    loop = asyncio.get_running_loop()
+    # While it leads kopf puts its own handlers in their place, and ends the same way.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, main_task.cancel)
+    api = await connect(user_agent=f"llava-finetune-operator/{version('llava-finetune-operator')}")
+    try:
+        await Operator(settings=settings, kube=Kube(api, timeout_s=settings.request_timeout_seconds)).run()
+    finally:
+        await api.close()
+
+
+def main() -> None:
+    """Entry point of ``llava-operator``."""
+    try:
+        settings = Settings.from_environment(os.environ)
+    except SettingsError as error:
+        sys.exit(f"llava-operator: {error}")
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    # It says of every event that a handler has succeeded.
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    try:
+        asyncio.run(run_operator(settings))
+    except asyncio.CancelledError:
+        logger.info("stopped before it led")
+    except LeadershipLostError as error:
+        logger.error("%s", error)
+        sys.exit(EXIT_LEADERSHIP_LOST)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Reads what a decision depends on: the run itself, live; its Job and pods, from the cache where that is enough."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from llava_api.status import StageStatus
+from llava_operator.children import Children
+from llava_operator.decide import Observation, Obstacle
+from llava_operator.kube import Kube, NotFoundError, Object
+from llava_operator.progress import ProgressBook
+from llava_operator.resources import JOBS, PODS, RUNS
+from llava_operator.run import Run, current_stage
+from llava_operator.views import JobView, Key, PodView, parse_job, parse_pod
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observer:
+    """Where observations come from."""
+
+    kube: Kube
+    children: Children
+    progress: ProgressBook
+
+    async def observe_run(self, key: Key) -> Object | None:
+        """The run as the API server has it now; None if it is no more.
+
+        Raises:
+            KubeError: it could not be read.
+        """
+        try:
+            return await self.kube.get(RUNS, key.namespace, key.name)
+        except NotFoundError:
+            return None
+
+    async def observe_children(self, run: Run, obstacle: Obstacle | None, now: datetime) -> Observation:
+        """What there is of the stage that runs.
+
+        Raises:
+            KubeError: something could not be read.
+        """
+        stage = current_stage(run.status)
+        if stage is None or run.deleting:
+            return Observation(run=run, now=now)
+        job = await self._observe_job(run, stage)
+        return Observation(
+            run=run,
+            job=job,
+            pods=await self._observe_pods(job) if job else (),
+            obstacle=obstacle,
+            progress=self.progress.newest(run.uid, stage.name, stage.attempt),
+            progress_due_at=self.progress.due_at(run.uid, now),
+            now=now,
+        )
+
+    async def _observe_job(self, run: Run, stage: StageStatus) -> JobView | None:
+        assert stage.job is not None, "a stage that runs names its Job"
+        key = Key(run.key.namespace, stage.job)
+        cached = self.children.job(key)
+        if cached is not None and cached.uid == (stage.job_uid or cached.uid) and cached.owner_uid == run.uid:
+            return cached
+        # The cache may lag behind in either direction: only the API server knows that something is not there.
+        try:
+            job = parse_job(await self.kube.get(JOBS, key.namespace, key.name))
+        except NotFoundError:
+            return None
+        return job if job.owner_uid == run.uid else None
+
+    async def _observe_pods(self, job: JobView) -> tuple[PodView, ...]:
+        if not (job.complete or job.failed or job.failing):
+            return self.children.pods_of(job.uid)
+        # The Job's end may be seen before its pods' last words, which come by another watch.
+        selector = f"batch.kubernetes.io/controller-uid={job.uid}"
+        return tuple([parse_pod(raw) async for raw in self.kube.list(PODS, job.key.namespace, selector)])

@@ -1,0 +1,260 @@
+"""One pass over one run: observe, decide, and then either commit an intent or act on one."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from llava_api.constants import Condition, StageName
+from llava_api.status import ConditionStatus, Status
+from llava_operator.authority import Authority
+from llava_operator.build.common import Platform
+from llava_operator.build.config import build_config_map, build_report_ca
+from llava_operator.build.job import build_job
+from llava_operator.build.service import build_rendezvous_service
+from llava_operator.build.volume import build_volume_claim
+from llava_operator.children import Children
+from llava_operator.clock import to_time
+from llava_operator.decide import Commit, Observation, Obstacle, ObstacleKind, Start, Wait, decide
+from llava_operator.events import EventPublisher, Transition
+from llava_operator.kube import (
+    AlreadyExistsError,
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    Kind,
+    Kube,
+    KubeError,
+    NotFoundError,
+    Object,
+    RetryableError,
+)
+from llava_operator.observe import Observer
+from llava_operator.progress import ProgressBook
+from llava_operator.resources import CONFIG_MAPS, JOBS, RUNS, SERVICES, VOLUME_CLAIMS
+from llava_operator.run import Run, UnreadableError, current_stage, parse_run, parse_status, stage_of
+from llava_operator.runs import Runs
+from llava_operator.status import dump_status, merge_patch
+from llava_operator.views import Key
+
+logger = logging.getLogger(__name__)
+
+LAST_RETRY_S = 60.0
+"""Longest wait before a child that was refused for the time being is tried again."""
+PASSING_REFUSALS = ("exceeded quota", "cannot create resource", "being terminated")
+"""Parts of 403 messages that may stop being true: a quota, the operator's own rights, a namespace going away."""
+
+
+class ObstacleError(Exception):
+    """A child could not be created for a reason that belongs into the run's status."""
+
+    def __init__(self, kind: ObstacleKind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(kw_only=True)
+class _Memory:
+    """What a pass leaves to the next one over the same run. All of it can be lost."""
+
+    uid: str
+    obstacle: Obstacle | None = None
+    num_refusals: int = 0
+    published_ca: str | None = None
+
+
+@dataclass(kw_only=True)
+class Reconciler:
+    """Passes over runs."""
+
+    kube: Kube
+    children: Children
+    runs: Runs
+    progress: ProgressBook
+    events: EventPublisher
+    authority: Authority
+    platform: Platform
+    now: Callable[[], datetime]
+    _memories: dict[Key, _Memory] = field(default_factory=dict)
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Bring one run a step further.
+
+        Returns:
+            Seconds after which to look again, if nothing happens before; None if only an event can change anything.
+
+        Raises:
+            KubeError: the API server could not be asked or told; the pass is to be repeated.
+        """
+        observer = Observer(kube=self.kube, children=self.children, progress=self.progress)
+        raw = await observer.observe_run(key)
+        if raw is None:
+            self._forget(key)
+            self.runs.forget(key)
+            return None
+        self.runs.note(raw)
+        try:
+            run = parse_run(raw)
+        except UnreadableError as error:
+            await self._report_unreadable(key, raw, str(error))
+            return None
+        now = self.now()
+        seen = await observer.observe_children(run, self._memory(run).obstacle, now)
+        match decide(seen):
+            case Commit(status=status):
+                return await self._commit(seen, status)
+            case Start(stage=stage, attempt=attempt):
+                await self._publish_events(run, now)
+                return await self._start(run, stage, attempt)
+            case Wait(until=until):
+                return await self._wait(run, until, now)
+
+    def _memory(self, run: Run) -> _Memory:
+        memory = self._memories.get(run.key)
+        if memory is None or memory.uid != run.uid:
+            self._forget(run.key)
+            memory = self._memories[run.key] = _Memory(uid=run.uid)
+        return memory
+
+    def _forget(self, key: Key) -> None:
+        if memory := self._memories.pop(key, None):
+            self.progress.forget(memory.uid)
+
+    async def _wait(self, run: Run, until: datetime | None, now: datetime) -> float | None:
+        if run.deleting:
+            return None
+        await self._publish_events(run, now)
+        if current_stage(run.status) is not None:
+            await self._hand_out_authority(run)
+        else:
+            self._forget(run.key)
+        return None if until is None else max(0.0, (until - now).total_seconds())
+
+    async def _commit(self, seen: Observation, status: Status) -> float | None:
+        run = seen.run
+        body = {
+            "metadata": {"resourceVersion": run.resource_version, "uid": run.uid},
+            "status": merge_patch(dump_status(run.status), dump_status(status)),
+        }
+        try:
+            written = await self.kube.patch(RUNS, run.key.namespace, run.key.name, body, subresource="status")
+        except (ConflictError, NotFoundError) as error:
+            # The run has changed since it was read: what was decided may be wrong by now.
+            logger.info("pass over %s thrown away: %s", run.key, error)
+            return 0.0
+        self.runs.note(written)
+        self._log_transitions(run, status)
+        if status.progress is not None and status.progress == seen.progress:
+            self.progress.note_written(run.uid, status.progress, seen.now)
+        return 0.0
+
+    def _log_transitions(self, run: Run, status: Status) -> None:
+        for stage in status.stages:
+            if stage.state is not stage_of(run.status, stage.name).state:
+                logger.info("%s: %s-%d is %s: %s", run.key, stage.name, stage.attempt, stage.state, stage.message)
+
+    async def _start(self, run: Run, stage: StageName, attempt: int) -> float | None:
+        memory = self._memory(run)
+        try:
+            await self._create_children(run, stage, attempt)
+        except ObstacleError as error:
+            memory.num_refusals += 1
+            delay_s = min(LAST_RETRY_S, 2.0 ** min(memory.num_refusals - 1, 16))
+            retry_at = self.now() + timedelta(seconds=delay_s)
+            memory.obstacle = Obstacle(kind=error.kind, message=str(error), retry_at=retry_at)
+            logger.warning("%s: %s", run.key, error)
+            return 0.0
+        memory.obstacle, memory.num_refusals = None, 0
+        return 0.0
+
+    async def _create_children(self, run: Run, stage: StageName, attempt: int) -> None:
+        # A claim that vanishes later is not made anew: what earlier stages wrote would be missing from it.
+        if stage is StageName.PREPARE:
+            await self._create(run, VOLUME_CLAIMS, build_volume_claim(run))
+        await self._hand_out_authority(run)
+        await self._create(run, CONFIG_MAPS, build_config_map(run, stage, attempt, self.platform))
+        if stage is StageName.TRAIN:
+            await self._create(run, SERVICES, build_rendezvous_service(run))
+        job = await self._create(run, JOBS, build_job(run, stage, attempt, self.platform))
+        self.children.note_job(job)
+
+    async def _create(self, run: Run, kind: Kind, body: Object) -> Object:
+        """Create a child, or find it created already.
+
+        Raises:
+            ObstacleError: its name belongs to someone else, or the API server will not have it.
+            KubeError: anything that may be different next time.
+        """
+        name = body["metadata"]["name"]
+        try:
+            return await self.kube.create(kind, run.key.namespace, body)
+        except AlreadyExistsError:
+            return await self._adopt(run, kind, name)
+        except ForbiddenError as error:
+            passing = any(part in str(error) for part in PASSING_REFUSALS)
+            raise ObstacleError(ObstacleKind.BLOCKED if passing else ObstacleKind.REJECTED, str(error)) from error
+        except InvalidError as error:
+            raise ObstacleError(ObstacleKind.REJECTED, str(error)) from error
+
+    async def _adopt(self, run: Run, kind: Kind, name: str) -> Object:
+        try:
+            found = await self.kube.get(kind, run.key.namespace, name)
+        except NotFoundError as error:
+            raise RetryableError(f"{kind.plural} {name} vanished while it was looked at") from error
+        owners = found["metadata"].get("ownerReferences", [])
+        if any(owner.get("controller") and owner["uid"] == run.uid for owner in owners):
+            return found
+        raise ObstacleError(
+            ObstacleKind.NAME_CONFLICT,
+            f"{kind.plural} {name} exists in namespace {run.key.namespace} and does not belong to this run",
+        )
+
+    async def _hand_out_authority(self, run: Run) -> None:
+        """Have the run's pods trust the reporting endpoint, also after its authority has changed."""
+        certificate, memory = self.authority.certificate, self._memory(run)
+        if certificate is None or memory.published_ca == certificate:
+            return
+        body = build_report_ca(run, certificate)
+        found = await self._create(run, CONFIG_MAPS, body)
+        if found.get("data") != body["data"]:
+            await self.kube.patch(CONFIG_MAPS, run.key.namespace, body["metadata"]["name"], {"data": body["data"]})
+        memory.published_ca = certificate
+
+    async def _publish_events(self, run: Run, now: datetime) -> None:
+        try:
+            await self.events.publish_status(run.key, run.uid, run.status, now)
+        except KubeError as error:
+            # Events are for people. The run goes on without them, and the next pass tries again.
+            logger.warning("%s: an Event could not be created: %s", run.key, error)
+
+    async def _report_unreadable(self, key: Key, raw: Object, message: str) -> None:
+        """Say that a run is none that this version understands. It is left alone until it changes."""
+        logger.error("%s cannot be read by this version of the operator: %s", key, message)
+        meta = raw["metadata"]
+        transition = Transition(
+            time=meta["creationTimestamp"], type="Warning", reason=UNREADABLE, action="Read", note=message,
+            about=f"generation-{meta.get('generation', 1)}",
+        )  # fmt: skip
+        await self.events.publish(key, meta["uid"], transition)
+        try:
+            status = parse_status(raw)
+        except UnreadableError:
+            return
+        patch = merge_patch(dump_status(status), dump_status(_mark_unreadable(status, message, self.now())))
+        if patch:
+            body = {"metadata": {"resourceVersion": meta["resourceVersion"]}, "status": patch}
+            await self.kube.patch(RUNS, key.namespace, key.name, body, subresource="status")
+
+
+UNREADABLE = "Unreadable"
+"""Reason of Event and condition when a run was written for another version."""
+
+
+def _mark_unreadable(status: Status, message: str, now: datetime) -> Status:
+    before = next((held for held in status.conditions if held.type is Condition.READY), None)
+    since = before.last_transition_time if before and before.status == "False" else to_time(now)
+    ready = ConditionStatus(
+        type=Condition.READY, status="False", reason=UNREADABLE, message=message, last_transition_time=since
+    )
+    others = tuple(held for held in status.conditions if held.type is not Condition.READY)
+    return status.model_copy(update={"conditions": (ready, *others)})

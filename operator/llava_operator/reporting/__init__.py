@@ -1,0 +1,1 @@
+"""The endpoint to which running stages push their progress."""

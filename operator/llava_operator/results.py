@@ -1,0 +1,66 @@
+"""From what a stage reports at its end to what the status says about it. Pure."""
+
+from pathlib import Path
+
+from pydantic import FiniteFloat, TypeAdapter
+
+from llava_api.constants import StageName
+from llava_api.report import Score, StageResult
+from llava_api.status import Artifacts, Data, EvaluationStatus, Metric, Status
+from llava_api.volume import RunVolume
+
+_ON_VOLUME = RunVolume(root=Path())
+"""Artifacts are named by their path below the volume's root."""
+_FINITE: TypeAdapter[float] = TypeAdapter(FiniteFloat)
+
+
+def take_result(status: Status, result: StageResult) -> Status:
+    """The status with everything that a stage has reported at its end.
+
+    Raises:
+        ValidationError: a number does not fit into the status (negative, not finite, too long).
+    """
+    artifacts = _take_artifacts(status.artifacts or Artifacts(), result)
+    update: dict[str, object] = {"artifacts": artifacts}
+    if result.prepare is not None:
+        update["data"] = Data.model_validate(result.prepare.model_dump())
+    if result.evaluate is not None:
+        update["evaluation"] = EvaluationStatus(metrics=tuple(_metric(score) for score in result.evaluate.scores))
+    return status.model_copy(update=update)
+
+
+def _metric(score: Score) -> Metric:
+    # JSON has no NaN: the API server would get null and refuse the whole status.
+    base, tuned = (_FINITE.validate_python(value) for value in (score.base, score.tuned))
+    return Metric(
+        name=score.metric, split=score.split, base=base, tuned=tuned, gain=tuned - base, samples=score.samples
+    )
+
+
+def _take_artifacts(artifacts: Artifacts, result: StageResult) -> Artifacts:
+    field, path = {
+        StageName.PREPARE: ("dataset_report", _ON_VOLUME.dataset_report_html),
+        StageName.TRAIN: ("adapter", _ON_VOLUME.adapter_dir),
+        StageName.MERGE: ("merged", _ON_VOLUME.merged_dir),
+        StageName.EVALUATE: ("report", _ON_VOLUME.report_file),
+    }[result.stage]
+    known = artifacts.model_dump()
+    return Artifacts.model_validate({**known, field: str(path), "digests": {**known["digests"], **result.digests}})
+
+
+def describe_result(result: StageResult) -> str:
+    """What a stage found or made, in one line for a person."""
+    if (found := result.prepare) is not None:
+        overlong = f", {found.overlong_samples} cut off at maxLength" if found.overlong_samples else ""
+        return (
+            f"{found.samples_train} samples to train on and {found.samples_validation} held out, "
+            f"{found.images} pictures{overlong}"
+        )
+    if (trained := result.train) is not None:
+        return f"{trained.steps} steps over {trained.world_size} processes, final loss {trained.final_loss:.4g}"
+    if (merged := result.merge) is not None:
+        return f"{merged.tensors_merged} tensors merged, logits differ by at most {merged.max_logit_difference:.2g}"
+    if (judged := result.evaluate) is not None:
+        scores = (f"{s.metric} {s.base:.2f}→{s.tuned:.2f} ({s.split}, {s.samples})" for s in judged.scores)
+        return ", ".join(scores) or "no scores"
+    return "succeeded"

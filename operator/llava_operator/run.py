@@ -1,0 +1,90 @@
+"""A run as a pass sees it: the LlavaFineTune, read from the API server and parsed."""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from llava_api.constants import StageName
+from llava_api.spec import Spec
+from llava_api.status import StageState, StageStatus, Status
+from llava_operator.kube import Object
+from llava_operator.views import Key
+
+MAX_FAULTS = 5
+"""Fields named in the message about an unreadable object."""
+
+_Model = TypeVar("_Model", Spec, Status)
+
+
+class UnreadableError(Exception):
+    """The object was written by another version of the operator or its CRD; the message names the fields."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A LlavaFineTune."""
+
+    key: Key
+    uid: str
+    generation: int
+    resource_version: str
+    deleting: bool
+    spec: Spec
+    status: Status
+
+
+def parse_run(raw: Object) -> Run:
+    """Parse a LlavaFineTune.
+
+    Raises:
+        UnreadableError: spec or status have fields that this version does not know, or lack some.
+    """
+    meta = raw["metadata"]
+    return Run(
+        key=Key(meta["namespace"], meta["name"]),
+        uid=meta["uid"],
+        generation=meta.get("generation", 1),
+        resource_version=meta["resourceVersion"],
+        deleting="deletionTimestamp" in meta,
+        spec=_parse(Spec, raw.get("spec", {}), "spec"),
+        status=parse_status(raw),
+    )
+
+
+def parse_status(raw: Object) -> Status:
+    """Parse a LlavaFineTune's status.
+
+    Raises:
+        UnreadableError: it has values that this version does not know.
+    """
+    return _parse(Status, raw.get("status") or {}, "status")
+
+
+def _parse(model: type[_Model], value: Object, where: str) -> _Model:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        faults = error.errors()[:MAX_FAULTS]
+        texts = [f"{'.'.join((where, *map(str, fault['loc'])))}: {fault['msg']}" for fault in faults]
+        raise UnreadableError("; ".join(texts)) from None
+
+
+def current_stage(status: Status) -> StageStatus | None:
+    """The stage that has been begun and not ended; None before the first and after the last."""
+    return next((stage for stage in status.stages if stage.state is StageState.RUNNING), None)
+
+
+def stage_of(status: Status, name: StageName) -> StageStatus:
+    """The stage of this name; as it is before a run begins, if the status has none."""
+    return next((stage for stage in status.stages if stage.name is name), StageStatus(name=name))
+
+
+def num_pods(run: Run, stage: StageName) -> int:
+    """Pods of a stage's Job."""
+    return run.spec.workers.replicas if stage is StageName.TRAIN else 1
+
+
+def num_gpus(run: Run, stage: StageName) -> int:
+    """GPUs of each pod of a stage."""
+    return {StageName.TRAIN: run.spec.workers.gpus, StageName.EVALUATE: run.spec.evaluation.gpus}.get(stage, 0)

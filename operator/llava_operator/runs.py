@@ -1,0 +1,79 @@
+"""A cache of what is reported of all runs: what metrics are made from, and what reports are checked against."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from llava_api.constants import Phase
+from llava_api.status import Status
+from llava_operator.kube import Kube, Object
+from llava_operator.resources import RUNS
+from llava_operator.run import UnreadableError, parse_status
+from llava_operator.views import Key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunView:
+    """A run as it was last seen."""
+
+    key: Key
+    uid: str
+    status: Status
+    """Without logs and curves."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing will happen to it any more."""
+        return self.status.phase in (Phase.SUCCEEDED, Phase.FAILED)
+
+
+class Runs:
+    """Views of runs, by namespace and name."""
+
+    def __init__(self) -> None:
+        self._views: dict[Key, RunView] = {}
+
+    def __iter__(self) -> Iterator[RunView]:
+        return iter(tuple(self._views.values()))
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def get(self, key: Key) -> RunView | None:
+        """The run of this name, if one has been seen."""
+        return self._views.get(key)
+
+    def note(self, raw: Object, *, deleted: bool = False) -> Key:
+        """Take in a LlavaFineTune and tell its key. One with an unreadable status counts as without status."""
+        meta = raw["metadata"]
+        key = Key(meta["namespace"], meta["name"])
+        if not deleted:
+            self._views[key] = RunView(key=key, uid=meta["uid"], status=_slim_status(raw))
+        elif (known := self._views.get(key)) and known.uid == meta["uid"]:
+            # Another run may have taken the name already.
+            self.forget(key)
+        return key
+
+    def forget(self, key: Key) -> None:
+        """Drop a run that is no more."""
+        self._views.pop(key, None)
+
+    async def relist(self, kube: Kube, namespaces: Sequence[str | None]) -> set[Key]:
+        """Take in every run there is; returns them all and those that were known before.
+
+        A run that is no more is dropped by the pass over its key, which reads it live.
+
+        Raises:
+            KubeError: a list could not be read.
+        """
+        known = set(self._views)
+        return known | {self.note(raw) for namespace in namespaces async for raw in kube.list(RUNS, namespace)}
+
+
+def _slim_status(raw: Object) -> Status:
+    try:
+        status = parse_status(raw)
+    except UnreadableError:
+        return Status()
+    progress = status.progress and status.progress.model_copy(update={"losses": ()})
+    failure = status.failure and status.failure.model_copy(update={"log_tail": ""})
+    return status.model_copy(update={"progress": progress, "failure": failure, "conditions": ()})

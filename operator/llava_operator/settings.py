@@ -1,0 +1,119 @@
+"""The operator's settings: read from the environment once, in ``main``, and handed on as a value."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+PREFIX = "LLAVA_OPERATOR_"
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Port = Annotated[int, Field(ge=1, le=65_535)]
+Name = Annotated[str, Field(min_length=1, max_length=253)]
+
+
+class SettingsError(Exception):
+    """The environment does not describe an operator; the message names every variable at fault."""
+
+
+class Settings(BaseModel):
+    """One field for each environment variable: ``LLAVA_OPERATOR_`` and the field's name in capitals."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    namespace: Annotated[Name, Field(description="The operator's own namespace.")]
+    pod_name: Annotated[Name, Field(description="Name of this pod: its identity in the Lease.")]
+    pod_ip: Annotated[
+        str, Field(min_length=1, max_length=64, description="Address at which trainers reach this pod's endpoint.")
+    ]
+    trainer_image: Annotated[
+        str, Field(min_length=1, max_length=512, description="Image of runs that name none in spec.image.reference.")
+    ]
+    name: Annotated[
+        str, Field(min_length=1, max_length=50, description="Name of the installation; Lease, Secret, Service follow.")
+    ] = "llava-finetune-operator"
+    watch_namespaces: Annotated[
+        tuple[str, ...], Field(description="Namespaces to serve, separated by commas; empty = all of them.")
+    ] = ()
+    http_port: Annotated[Port, Field(description="Plain HTTP: /metrics, /healthz, /readyz.")] = 8080
+    report_port: Annotated[Port, Field(description="TLS: progress reports. The Service has the same port.")] = 8443
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="What to log.")] = "info"
+    passes: Annotated[int, Field(ge=1, le=64, description="Passes over different runs at the same time.")] = 4
+    pass_timeout_seconds: Annotated[
+        Seconds, Field(description="Longest a pass may take; it is then given up and tried again.")
+    ] = 60
+    resync_seconds: Annotated[
+        Seconds,
+        Field(description="Time between two relists of runs and children. They heal what a lost event left behind; "
+                          "events make everything happen sooner."),
+    ] = 60  # fmt: skip
+    request_timeout_seconds: Annotated[Seconds, Field(description="Longest wait for the API server.")] = 20
+    progress_interval_seconds: Annotated[
+        Seconds, Field(description="Shortest time between two writes of one run's progress.")
+    ] = 15
+    progress_writes_per_second: Annotated[
+        float, Field(gt=0, le=1000, description="Most progress writes a second over all runs.")
+    ] = 5
+    lease_duration_seconds: Annotated[
+        Seconds, Field(description="Time after which others may take a Lease that is not renewed.")
+    ] = 15
+    lease_renew_deadline_seconds: Annotated[
+        Seconds, Field(description="Time after which a leader that cannot renew ends; shorter than the duration.")
+    ] = 10
+    lease_retry_seconds: Annotated[Seconds, Field(description="Time between two tries to take or renew it.")] = 2
+    heartbeat_seconds: Annotated[
+        Seconds, Field(description="Time between two heartbeats through the queue; six missing ones are unhealthy.")
+    ] = 10
+    watch_timeout_seconds: Annotated[
+        int, Field(ge=1, le=3600, description="Time after which the API server ends a watch and it is begun anew.")
+    ] = 300
+    watch_inactivity_seconds: Annotated[
+        Seconds, Field(description="Silence after which a watch counts as dead; bookmarks come once a minute.")
+    ] = 70
+
+    @field_validator("watch_namespaces", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
+
+    @property
+    def lease_name(self) -> str:
+        """Lease by which replicas elect a leader; the operator creates it."""
+        return self.name
+
+    @property
+    def report_service(self) -> str:
+        """Service without selector; the leader writes an EndpointSlice of this name for it."""
+        return f"{self.name}-report"
+
+    @property
+    def report_secret(self) -> str:
+        """Secret with the reporting endpoint's certificate authority, created empty by the installer."""
+        return f"{self.name}-report-ca"
+
+    @property
+    def report_host(self) -> str:
+        """Name under which trainers reach the endpoint."""
+        return f"{self.report_service}.{self.namespace}.svc"
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> "Settings":
+        """Read every variable that begins with ``LLAVA_OPERATOR_``.
+
+        Raises:
+            SettingsError: a variable is missing, unknown or has a value that makes no sense.
+        """
+        values = {key.removeprefix(PREFIX).lower(): value for key, value in environ.items() if key.startswith(PREFIX)}
+        try:
+            settings = cls.model_validate(values)
+        except ValidationError as error:
+            faults = (f"{PREFIX}{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors())
+            raise SettingsError("; ".join(faults)) from None
+        times = (settings.lease_retry_seconds, settings.lease_renew_deadline_seconds, settings.lease_duration_seconds)
+        if not times[0] < times[1] < times[2]:
+            raise SettingsError(
+                f"{PREFIX}LEASE_RETRY_SECONDS, _LEASE_RENEW_DEADLINE_SECONDS and _LEASE_DURATION_SECONDS are "
+                f"{times[0]:g}, {times[1]:g} and {times[2]:g}, but each must be greater than the one before: "
+                "else two pods lead at once"
+            )
+        return settings
