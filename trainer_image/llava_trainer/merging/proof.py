@@ -18,12 +18,13 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.merging.layout import hub_name, is_derived
 from llava_trainer.merging.plan import BaseTensor, find_tensors
+from llava_trainer.model.loading import load_tuned
 
 LOGIT_TOLERANCE = 1e-4
 """Largest difference of two fp32 logits, in units of the largest logit (at least 1): sums in another order."""
@@ -67,10 +68,10 @@ def prove_merge(
         on_tensor: told the number of tensors compared after each.
 
     Raises:
-        StageError: MergeMismatch, with what differs and by how much.
+        StageError: MergeMismatch, with what differs and by how much; or base or adapter cannot be loaded.
     """
     assert batches, "nothing to compare logits on"
-    tuned = _load_tuned(base_dir, adapter_dir)
+    tuned = load_tuned(base_dir, adapter_dir, torch.float32, "cpu")
     wanted = _logits(tuned, batches)
     updated = _updated_tensors(tuned)
     merged = tuned.merge_and_unload()
@@ -89,11 +90,6 @@ def prove_merge(
         num_tensors=num_tensors,
         num_samples=sum(len(batch["input_ids"]) for batch in batches),
     )
-
-
-def _load_tuned(base_dir: Path, adapter_dir: Path) -> PeftModel:
-    base = LlavaForConditionalGeneration.from_pretrained(base_dir, dtype=torch.float32)
-    return PeftModel.from_pretrained(base, adapter_dir, torch_device="cpu").eval()
 
 
 def _load_served(merged_dir: Path) -> nn.Module:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -11,6 +12,8 @@ from llava_trainer.errors import StageError
 from llava_trainer.merging.adapter import Adapter
 from llava_trainer.merging.plan import PlannedTensor, plan_merge
 from llava_trainer.merging.shards import shard_names, write_index, write_shard
+
+MergeDtype = Literal["bfloat16", "float16", "float32"]
 
 MAX_SHARD_BYTES = 5 * 10**9
 """Largest shard, as transformers cuts them."""
@@ -64,6 +67,11 @@ def merge_weights(
     if len(shards) > 1:
         write_index(out_dir / "model.safetensors.index.json", names, shards)
     return MergedWeights(num_tensors=total, num_merged=len(adapter.pairs) + len(adapter.replaced))
+
+
+def torch_dtype(name: MergeDtype) -> torch.dtype:
+    """Number format of ``spec.merge.dtype``."""
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[name]
 
 
 def merge_tensor(planned: PlannedTensor, adapter: Adapter) -> torch.Tensor:

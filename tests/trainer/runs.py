@@ -1,0 +1,93 @@
+"""A run's volume as it stands when merging begins: tiny base, checked samples, an adapter, a training curve."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlavaForConditionalGeneration
+
+from llava_api.constants import StageName
+from llava_api.run_config import RunConfig
+from llava_trainer.data.samples import Sample, Source, Turn, write_samples
+from llava_trainer.merging.layout import PROJECTOR
+from tests.tiny.base import Pretraining, make_base
+from tests.tiny.export import make_export
+from tests.trainer.checkpoints import TARGETS
+
+
+def make_run(root: Path, *, pretraining_steps: int = 1) -> RunConfig:
+    """Make base, dataset and volume below ``root``; returns the configuration of the first merge attempt.
+
+    24 samples to train on and 8 held out, the first of them with two questions and the last without a picture.
+    """
+    make_base(root / "base", pretraining=Pretraining(steps=pretraining_steps))
+    make_export(root / "data", format="llava", pictures_per_scene=1)
+    config = run_config(root)
+    samples = list(_read_export(root / "data" / "export.json"))
+    follow_up = (Turn(role="user", text="In which corner is the block?"), Turn(role="assistant", text="Top left."))
+    held_out = [_edit(samples[0], turns=samples[0].turns + follow_up), *samples[1:7], _edit(samples[7], images=())]
+    write_samples(config.volume.validation_file, held_out)
+    write_samples(config.volume.train_file, samples[8:])
+    config.volume.dataset_report_json.write_text(json.dumps({"samples_train": 24, "samples_validation": 8}))
+    make_adapter(root / "base", config.volume.adapter_dir)
+    _write_history(config.volume.history_file(1))
+    return config
+
+
+def run_config(root: Path, stage: StageName = StageName.MERGE, **changes: dict) -> RunConfig:
+    """The run's configuration for a stage; ``changes`` are merged into its parts (``evaluation={"gpus": 1}``)."""
+    fields = {
+        "run": {"namespace": "team-a", "name": "trays", "uid": "0c6f", "stage": stage, "attempt": 1},
+        "volumeRoot": root / "volume",
+        "modelDir": root / "base",
+        "datasetDir": root / "data",
+        "dataset": {"source": "pvc://trays/", "format": "llava", "file": "export.json", "images": "images"},
+        "training": {"lora": {"rank": 4, "alpha": 12}, "batch": {"perDevice": 4, "global": 8}, "maxLength": 512},
+        "workers": {},
+        "merge": {},
+        "evaluation": {"gpus": 0, "generation": {"maxNewTokens": 12}},
+    }
+    return RunConfig.model_validate({name: part | changes.get(name, {}) if isinstance(part, dict) else part
+                                     for name, part in fields.items()})  # fmt: skip
+
+
+def make_adapter(base_dir: Path, adapter_dir: Path, seed: int = 1) -> None:
+    """Save an adapter with random matrices and a projector a little off the base's, as training would."""
+    torch.manual_seed(seed)
+    model = LlavaForConditionalGeneration.from_pretrained(base_dir)
+    tuned = get_peft_model(model, LoraConfig(r=4, lora_alpha=12, target_modules=TARGETS, modules_to_save=[PROJECTOR]))
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.1)
+            elif "modules_to_save" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    tuned.save_pretrained(adapter_dir)
+
+
+def _read_export(file: Path) -> Iterable[Sample]:
+    for index, entry in enumerate(json.loads(file.read_text())):
+        question, answer = (turn["value"].removeprefix("<image>\n") for turn in entry["conversations"])
+        yield Sample(
+            id=entry["id"],
+            images=(entry["image"],),
+            turns=(Turn(role="user", text=question), Turn(role="assistant", text=answer)),
+            source=Source(file=file.name, index=index),
+        )
+
+
+def _edit(sample: Sample, **changes) -> Sample:
+    fields = {name: getattr(sample, name) for name in ("id", "images", "turns", "source", "image_turn")}
+    return Sample(**(fields | changes))
+
+
+def _write_history(file: Path, num_steps: int = 60) -> None:
+    file.parent.mkdir(parents=True)
+    rows = (
+        {"step": step, "loss": 3 * math.exp(-step / 12) + 0.05, "learning_rate": 2e-4 * math.sin(step / 60 * math.pi)}
+        for step in range(1, num_steps + 1)
+    )
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))

@@ -1,0 +1,130 @@
+"""Letting a model answer: greedily and in batches for scores, sampled one by one for prompts.
+
+Knows models and encoded prompts, nothing of datasets or files.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from llava_api.spec import Generation
+
+BATCH_TOKENS = 16_384
+"""Tokens of prompts and answers that are held at a time: about 8 GB of keys and values for a 7B model in bfloat16."""
+BATCH_ROWS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Ids of the tokens that begin, end and fill up a sequence."""
+
+    bos: int | None
+    eos: int
+    pad: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPrompt:
+    """A prompt as the model is fed."""
+
+    ids: Sequence[int]
+    """Token ids, image tokens expanded."""
+    load_pixels: Callable[[], torch.Tensor] | None
+    """Makes the picture's values, (3, height, width), when they are needed; None without a picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answerer:
+    """A model ready to answer."""
+
+    model: PreTrainedModel
+    tokens: Tokens
+    decode: Callable[[Sequence[int]], str]
+    """Text of generated ids, special tokens left out."""
+
+    def answer_greedily(
+        self, prompts: Sequence[EncodedPrompt], max_new_tokens: int, on_answered: Callable[[int], None]
+    ) -> list[str]:
+        """Answer every prompt with the likeliest tokens; how they are batched makes no difference.
+
+        Args:
+            prompts: what to answer.
+            max_new_tokens: where an answer is cut off.
+            on_answered: told after each batch how many more are answered.
+        """
+        config = self._config(max_new_tokens, do_sample=False)
+        answers = [""] * len(prompts)
+        for batch in plan_batches([len(prompt.ids) for prompt in prompts], max_new_tokens):
+            texts = self._generate([prompts[index] for index in batch], config)
+            for index, text in zip(batch, texts, strict=True):
+                answers[index] = text
+            on_answered(len(batch))
+        return answers
+
+    def answer_as_told(self, prompt: EncodedPrompt, generation: Generation) -> str:
+        """Answer one prompt as the spec says; seeded anew, so that a repeat gives the same answer."""
+        sampling = {}
+        if generation.temperature > 0:
+            # No limit to the k likeliest tokens unless it is asked for: transformers' own default is 50.
+            sampling = {"temperature": generation.temperature, "top_p": generation.top_p or 1.0, "top_k": 0}
+        config = self._config(
+            generation.max_new_tokens, do_sample=bool(sampling), num_beams=generation.num_beams, **sampling
+        )
+        device = _device(self.model)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(generation.seed)
+            return self._generate([prompt], config)[0]
+
+    def _config(self, max_new_tokens: int, **how: float | bool) -> GenerationConfig:
+        return GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            bos_token_id=self.tokens.bos,
+            eos_token_id=self.tokens.eos,
+            pad_token_id=self.tokens.pad,
+            **how,
+        )
+
+    @torch.inference_mode()
+    def _generate(self, prompts: Sequence[EncodedPrompt], config: GenerationConfig) -> list[str]:
+        inputs = self._pad_left(prompts)
+        generated = self.model.generate(**inputs, generation_config=config)
+        rows = generated[:, inputs["input_ids"].shape[1] :].tolist()
+        return [self.decode(self._cut(row)).strip() for row in rows]
+
+    def _pad_left(self, prompts: Sequence[EncodedPrompt]) -> dict[str, torch.Tensor]:
+        longest = max(len(prompt.ids) for prompt in prompts)
+        ids = torch.full((len(prompts), longest), self.tokens.pad)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
+            mask[row, longest - len(prompt.ids) :] = 1
+        device = _device(self.model)
+        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        pixels = [prompt.load_pixels() for prompt in prompts if prompt.load_pixels is not None]
+        if pixels:
+            inputs["pixel_values"] = torch.stack(pixels).to(device, self.model.dtype)
+        return inputs
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        return ids[: ids.index(self.tokens.eos)] if self.tokens.eos in ids else ids
+
+
+def plan_batches(lengths: Sequence[int], max_new_tokens: int) -> Iterator[list[int]]:
+    """Indexes of the prompts of each batch.
+
+    Prompts of like length go together, the longest first: little is padding, and memory that does not suffice shows
+    at once. A batch is at most BATCH_ROWS rows and, unless it is one row, BATCH_TOKENS tokens with its answers.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    start = 0
+    while start < len(order):
+        rows = max(1, min(BATCH_ROWS, BATCH_TOKENS // (lengths[order[start]] + max_new_tokens)))
+        yield order[start : start + rows]
+        start += rows
+
+
+def _device(model: PreTrainedModel) -> torch.device:
+    device: torch.device = model.device
+    return device

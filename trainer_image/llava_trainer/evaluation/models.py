@@ -1,0 +1,51 @@
+"""Loading a model the way a server does, and encoding questions for it."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageTextToText, GenerationConfig
+
+from llava_trainer.data.encode import encode_prompt
+from llava_trainer.data.images import open_image, pixel_values
+from llava_trainer.data.processing import Processing
+from llava_trainer.evaluation.answering import Answerer, EncodedPrompt, Tokens
+from llava_trainer.evaluation.questions import Question
+
+
+@contextmanager
+def load_answerer(folder: Path, processing: Processing, device: str, dtype: torch.dtype) -> Iterator[Answerer]:
+    """Load the model in ``folder`` by plain Auto classes; its memory is given back when the context is left."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device).eval()
+    # What the checkpoint's generation_config.json says must not mix with the spec: both models are asked alike.
+    model.generation_config = GenerationConfig()
+    tokens = Tokens(bos=processing.bos_token_id, eos=processing.eos_token_id, pad=processing.pad_token_id)
+    try:
+        yield Answerer(
+            model=model,
+            tokens=tokens,
+            decode=lambda ids: processing.tokenizer.decode(ids, skip_special_tokens=True),
+        )
+    finally:
+        # The caller's answerer is of no more use: its weights go, whoever still holds it.
+        model.to("meta")
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def encode_question(question: Question, processing: Processing, images_dir: Path) -> EncodedPrompt:
+    """A question as the model is fed; its picture is only read when its turn comes."""
+    ids = encode_prompt(
+        question.text,
+        question.image is not None,
+        processing,
+        history=question.turns[:-1],
+        image_turn=question.image_turn,
+    )
+    if question.image is None:
+        return EncodedPrompt(ids=ids, load_pixels=None)
+    picture = images_dir / question.image
+    return EncodedPrompt(ids=ids, load_pixels=lambda: torch.from_numpy(pixel_values(open_image(picture), processing)))

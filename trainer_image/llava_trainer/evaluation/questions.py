@@ -1,0 +1,96 @@
+"""The questions that both models are asked: those of the dataset, one by one, and those of the spec."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llava_api.failures import Reason
+from llava_api.run_config import RunConfig
+from llava_api.spec import Prompt
+from llava_trainer.data.images import PictureError, open_image, resolve_picture
+from llava_trainer.data.samples import Sample, Turn
+from llava_trainer.errors import StageError
+
+Split = Literal["validation", "train", "prompt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question to be answered, with everything that was said before it.
+
+    Earlier turns hold the dataset's answers, not the model's own: each answer is judged for itself.
+    """
+
+    split: Split
+    sample: str
+    """The sample's id, or the prompt's number."""
+    number: int
+    """Which question of the conversation, from 1."""
+    image: str | None
+    """Picture, relative to the dataset's image folder."""
+    turns: tuple[Turn, ...]
+    """The conversation up to and including this question."""
+    image_turn: int
+    expected: str | None
+    """The dataset's answer; None for prompts."""
+
+    @property
+    def text(self) -> str:
+        """What is asked."""
+        return self.turns[-1].text
+
+
+def ask_samples(samples: Iterable[Sample], split: Split) -> Iterator[Question]:
+    """Every question of ``samples``, in order.
+
+    A picture shown in a later turn is not there yet for the questions before it.
+    """
+    for sample in samples:
+        for number, (before, question, answer) in enumerate(sample.pairs(), start=1):
+            turns = (*before, question)
+            shown = sample.images[0] if sample.images and sample.image_turn < len(turns) else None
+            yield Question(
+                split=split,
+                sample=sample.id,
+                number=number,
+                image=shown,
+                turns=turns,
+                image_turn=sample.image_turn,
+                expected=answer.text,
+            )
+
+
+def ask_prompts(config: RunConfig) -> list[Question]:
+    """The prompts of the spec.
+
+    Raises:
+        StageError: a prompt's picture cannot be opened.
+    """
+    return [_ask_prompt(index, prompt, config) for index, prompt in enumerate(config.evaluation.prompts)]
+
+
+def images_dir(config: RunConfig) -> Path:
+    """Folder that picture paths are relative to."""
+    return config.dataset_dir / config.dataset.images
+
+
+def _ask_prompt(index: int, prompt: Prompt, config: RunConfig) -> Question:
+    if prompt.image is not None:
+        try:
+            open_image(resolve_picture(config.dataset_dir, images_dir(config), prompt.image))
+        except PictureError as error:
+            raise StageError(
+                Reason.INVALID_DATA,
+                f"spec.evaluation.prompts[{index}].image is {prompt.image!r} (below spec.dataset.images, "
+                f"{config.dataset.images!r}), which {error}",
+            ) from error
+    return Question(
+        split="prompt",
+        sample=str(index + 1),
+        number=1,
+        image=prompt.image,
+        turns=(Turn(role="user", text=prompt.text.strip()),),
+        image_turn=0,
+        expected=None,
+    )

@@ -1,0 +1,303 @@
+"""report.html: what evaluation found, for a person to look at. One file that loads nothing.
+
+Values in, markup out; pictures come through ``load_picture``, so that nothing here knows where they lie.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+from PIL import Image
+
+from llava_trainer.evaluation.history import History
+from llava_trainer.evaluation.results import Answer, Metrics, ModelScore, SplitScore
+from llava_trainer.html import (
+    Curve,
+    Html,
+    definition_list,
+    el,
+    join,
+    line_chart,
+    page,
+    script_asset,
+    thumbnail,
+)
+
+MAX_QUESTIONS_SHOWN = 200
+"""Questions of each split that are shown; pictures make a report heavy. All of them are in answers.jsonl."""
+
+_SPLIT_TITLES = {"validation": "Held-out questions", "train": "Training questions"}
+_SPLIT_NOTES = {
+    "validation": "Never seen in training.",
+    "train": "Seen in training: how much was learned by heart.",
+}
+_METRIC_TITLES = {"exact_match": "exact match"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that the report shows."""
+
+    metrics: Metrics
+    answers: Sequence[Answer]
+    history: History | None
+    settings: Sequence[tuple[str, str]]
+    """Names and values, in order."""
+    load_picture: Callable[[str], Image.Image]
+    """Opens a picture by its path relative to the dataset's image folder."""
+
+
+def build_report(report: Report) -> str:
+    """The page."""
+    metrics = report.metrics
+    prompts = [answer for answer in report.answers if answer.split == "prompt"]
+    return page(
+        f"{metrics.run.name}: base against tuned",
+        _top(metrics),
+        _scores(metrics.scores),
+        _training(report.history),
+        _prompts(prompts, report.load_picture),
+        _questions(report),
+        _facts("Dataset", [(_words(name), _number(value)) for name, value in metrics.dataset.items()]),
+        _facts("Settings", report.settings),
+        _facts("This evaluation", _circumstances(metrics)),
+        script=script_asset("evaluation/report.js"),
+    )
+
+
+def _top(metrics: Metrics) -> Html:
+    run = metrics.run
+    return el(
+        "header",
+        el("p", "LLaVA fine-tune · base against tuned", class_="kicker"),
+        el("h1", run.name),
+        el(
+            "p",
+            f"Namespace {run.namespace} · evaluation attempt {run.attempt} · finished {metrics.finished_at} · "
+            f"run {run.uid}",
+            class_="muted small",
+        ),
+        class_="top",
+    )
+
+
+def _scores(scores: Iterable[SplitScore]) -> Html:
+    cards = [_score_card(score) for score in scores]
+    if not cards:
+        cards = [el("div", "No question was scored: the held-out set is empty.", class_="card muted")]
+    return el("section", cards, class_="columns", aria_label="Scores")
+
+
+def _score_card(score: SplitScore) -> Html:
+    return el(
+        "div",
+        el("h3", f"{_SPLIT_TITLES[score.split]} · {_METRIC_TITLES.get(score.metric, score.metric)}"),
+        el(
+            "div",
+            el("span", _percent(score.base.value), class_="figure base", title="base"),
+            el("span", "→", class_="muted", aria_hidden="true"),
+            el("span", _percent(score.tuned.value), class_="figure tuned", title="tuned"),
+            _gain(score.gain),
+            class_="versus",
+        ),
+        el(
+            "div",
+            _bar("base", score.base, score.samples),
+            _bar("tuned", score.tuned, score.samples),
+            class_="bars",
+        ),
+        el(
+            "p",
+            f"{score.samples:,} questions. {_SPLIT_NOTES[score.split]} Lines: 95 % confidence interval.",
+            class_="muted small",
+            style="margin: 12px 0 0",
+        ),
+        class_="card",
+    )
+
+
+def _gain(gain: float) -> Html:
+    direction = "up" if gain > 0 else "down" if gain < 0 else "same"
+    return el("span", f"{gain * 100:+.1f} points", class_=f"gain {direction}")
+
+
+def _bar(model: Literal["base", "tuned"], score: ModelScore, samples: int) -> Html:
+    interval = f"left: {score.low:.2%}; width: {score.high - score.low:.2%}"
+    return join(
+        el("span", model),
+        el(
+            "div",
+            el("div", class_=f"fill {model}", style=f"width: {score.value:.2%}"),
+            el("div", class_="range", style=interval),
+            class_="track",
+            title=f"95 % confidence interval {_percent(score.low)} to {_percent(score.high)}",
+        ),
+        el("b", f"{score.right:,} of {samples:,} right"),
+    )
+
+
+def _training(history: History | None) -> Html | None:
+    if history is None or not history.steps:
+        return None
+    loss = Curve(label="Loss", xs=history.steps, ys=history.losses)
+    rate = Curve(label="Learning rate", xs=history.steps, ys=history.learning_rates)
+    return el(
+        "section",
+        el("h2", "Training"),
+        el(
+            "div",
+            el("div", el("h3", "Loss per supervised token"), line_chart(loss, x_label="step"), class_="card"),
+            el(
+                "div",
+                el("h3", "Learning rate of the adapter"),
+                line_chart(rate, x_label="step", style="second"),
+                class_="card",
+            ),
+            class_="columns",
+        ),
+    )
+
+
+def _prompts(prompts: Sequence[Answer], load_picture: Callable[[str], Image.Image]) -> Html | None:
+    if not prompts:
+        return None
+    return el("section", el("h2", "Prompts"), (_prompt(answer, load_picture) for answer in prompts))
+
+
+def _prompt(answer: Answer, load_picture: Callable[[str], Image.Image]) -> Html:
+    picture = _picture(answer.image, load_picture, max_px=400) if answer.image else None
+    said = el(
+        "div",
+        el("p", answer.question, class_="question"),
+        el("div", _said("base", answer.base), _said("tuned", answer.tuned), class_="columns"),
+    )
+    return el("article", picture, said, class_="card prompt" if picture else "card prompt plain")
+
+
+def _said(model: Literal["base", "tuned"], text: str) -> Html:
+    return el("div", el("div", model, class_="who"), el("div", _text(text), class_="said"), class_=f"answer {model}")
+
+
+def _questions(report: Report) -> Html | None:
+    scored = [answer for answer in report.answers if answer.expected is not None]
+    if not scored:
+        return None
+    sections = [
+        _split(split, list(answers), report.load_picture)
+        for split, answers in groupby(scored, key=lambda answer: answer.split)
+    ]
+    shown = sum(min(score.samples, MAX_QUESTIONS_SHOWN) for score in report.metrics.scores)
+    return join(
+        el("h2", "Every question and answer"),
+        _filters(scored, shown),
+        sections,
+    )
+
+
+def _filters(answers: Sequence[Answer], shown: int) -> Html:
+    kinds = {"all": "All", "improved": "Improved", "worse": "Worse", "right": "Tuned right", "wrong": "Tuned wrong"}
+    return el(
+        "div",
+        (
+            el("button", label, type="button", data_show=kind, aria_pressed="true" if kind == "all" else "false")
+            for kind, label in kinds.items()
+        ),
+        el("input", type="search", placeholder="Search questions, answers, picture names", aria_label="Search"),
+        el("span", el("span", shown, data_count=True), f" of {shown} shown", class_="muted small", role="status"),
+        class_="filters",
+        hidden=True,
+    )
+
+
+def _split(split: str, answers: Sequence[Answer], load_picture: Callable[[str], Image.Image]) -> Html:
+    visible = answers[:MAX_QUESTIONS_SHOWN]
+    samples = [list(rows) for _, rows in groupby(visible, key=lambda answer: answer.sample)]
+    note = f"{len(answers):,} questions about {len({answer.sample for answer in answers}):,} samples."
+    if len(visible) < len(answers):
+        note += f" The first {len(visible)} are shown here; answers.jsonl beside this file holds all of them."
+    return el(
+        "section",
+        el("h3", _SPLIT_TITLES[split], style="margin-top: 20px"),
+        el("p", note, class_="muted small"),
+        el("div", _heads(), (_sample(rows, load_picture) for rows in samples), class_="card samples"),
+    )
+
+
+def _heads() -> Html:
+    names = ("Question", "Expected", "Base", "Tuned")
+    return el(
+        "div",
+        el("span", "Picture"),
+        el("table", el("tr", (el("th", name) for name in names)), class_="answers"),
+        class_="heads",
+        aria_hidden="true",
+    )
+
+
+def _sample(rows: Sequence[Answer], load_picture: Callable[[str], Image.Image]) -> Html:
+    images = [answer.image for answer in rows if answer.image]
+    picture = _picture(images[0], load_picture) if images else el("span", "no picture", class_="empty small")
+    return el("article", picture, el("table", (_row(answer) for answer in rows), class_="answers"), class_="sample")
+
+
+def _row(answer: Answer) -> Html:
+    return el(
+        "tr",
+        el("td", answer.question),
+        el("td", _text(answer.expected or "")),
+        _judged("base", answer.base, answer.base_right),
+        _judged("tuned", answer.tuned, answer.tuned_right),
+        data_kind=" ".join(_kinds(answer)),
+    )
+
+
+def _kinds(answer: Answer) -> list[str]:
+    kinds = ["right" if answer.tuned_right else "wrong"]
+    if answer.base_right != answer.tuned_right:
+        kinds.append("improved" if answer.tuned_right else "worse")
+    return kinds
+
+
+def _judged(model: str, text: str, right: bool | None) -> Html:
+    sign, word = ("✓", "right") if right else ("✗", "wrong")
+    mark = join(
+        el("span", sign, class_="mark", title=f"{model} is {word}", aria_hidden="true"),
+        el("span", f"{model}, {word}: ", class_="only-spoken"),
+    )
+    return el("td", mark, _text(text), class_="ok" if right else "not")
+
+
+def _picture(path: str, load_picture: Callable[[str], Image.Image], max_px: int = 240) -> Html:
+    source = thumbnail(load_picture(path), max_px=max_px)
+    return el("figure", el("img", src=source, alt="", loading="lazy"), el("figcaption", path), class_="picture")
+
+
+def _text(text: str) -> Html:
+    return join(text) if text.strip() else el("span", "(nothing)", class_="empty")
+
+
+def _facts(title: str, rows: Sequence[tuple[str, str]]) -> Html | None:
+    if not rows:
+        return None
+    return el("section", el("h2", title), el("div", definition_list(rows), class_="card"))
+
+
+def _circumstances(metrics: Metrics) -> list[tuple[str, str]]:
+    return [
+        ("Device", f"{metrics.device}, {metrics.dtype}"),
+        *((f"Time: {_words(phase).lower()}", f"{seconds:,.1f} s") for phase, seconds in metrics.seconds.items()),
+        *((name, version) for name, version in metrics.versions.items()),
+    ]
+
+
+def _percent(value: float) -> str:
+    return f"{value * 100:.1f} %"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
+def _number(value: int | float | str) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}" if isinstance(value, float) else value

@@ -1,0 +1,174 @@
+"""The evaluate stage: base and tuned answer the same questions; scores and a report are left on the volume."""
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from llava_api.failures import Reason
+from llava_api.report import EvaluateNumbers
+from llava_api.run_config import RunConfig
+from llava_trainer.data.images import open_image
+from llava_trainer.data.processing import Processing, load_processing
+from llava_trainer.data.samples import read_samples
+from llava_trainer.errors import StageError
+from llava_trainer.evaluation.history import find_history, read_history
+from llava_trainer.evaluation.models import encode_question, load_answerer
+from llava_trainer.evaluation.questions import Question, ask_prompts, ask_samples, images_dir
+from llava_trainer.evaluation.report import Report, build_report
+from llava_trainer.evaluation.results import Answer, Metrics, score_answers
+from llava_trainer.evaluation.settings import list_settings
+from llava_trainer.files import sha256_file, write_whole
+from llava_trainer.outcome import StageOutput
+from llava_trainer.reporting import Reporter
+
+_LIBRARIES = ("torch", "transformers", "peft", "deepspeed")
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: RunConfig, reporter: Reporter) -> StageOutput:
+    """Compare the run's merged model with its base.
+
+    Progress counts every answer of both models.
+
+    Raises:
+        StageError: a prompt's picture cannot be opened, or the GPU's memory does not suffice.
+    """
+    questions = [*_ask_dataset(config), *ask_prompts(config)]
+    processing = load_processing(config.model_dir, config.dataset.image_aspect_ratio)
+    progress = _Progress(reporter=reporter, total=2 * len(questions))
+    clock = _Clock()
+    with clock.phase("answers_of_base"):
+        base = _answer_all(config, config.model_dir, questions, processing, progress)
+    with clock.phase("answers_of_tuned"):
+        tuned = _answer_all(config, config.volume.merged_dir, questions, processing, progress)
+    answers = [Answer.of(*row) for row in zip(questions, base, tuned, strict=True)]
+    metrics = _measure(config, answers, clock.seconds)
+    _write(config, answers, metrics)
+    for score in metrics.scores:
+        logger.info(
+            "%s on %s: base %.3f, tuned %.3f (%d questions)",
+            score.metric, score.split, score.base.value, score.tuned.value, score.samples,
+        )  # fmt: skip
+    return StageOutput(
+        numbers=EvaluateNumbers(
+            scores=tuple(score.to_score() for score in metrics.scores), prompts=len(config.evaluation.prompts)
+        ),
+        digests={
+            "report": sha256_file(config.volume.report_file),
+            "metrics": sha256_file(config.volume.metrics_file),
+        },
+    )
+
+
+@dataclass
+class _Progress:
+    """Answers so far, over both models."""
+
+    reporter: Reporter
+    total: int
+    done: int = 0
+
+    def add(self, answered: int) -> None:
+        self.done += answered
+        self.reporter.update(self.done, self.total)
+
+
+@dataclass
+class _Clock:
+    """Seconds of each phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - begun, 3)
+
+
+def _ask_dataset(config: RunConfig) -> list[Question]:
+    held_out = ask_samples(read_samples(config.volume.validation_file), "validation")
+    if config.evaluation.training_samples == 0:
+        return list(held_out)
+    seen = islice(read_samples(config.volume.train_file), config.evaluation.training_samples)
+    return [*held_out, *ask_samples(seen, "train")]
+
+
+def _answer_all(
+    config: RunConfig, model_dir: Path, questions: list[Question], processing: Processing, progress: _Progress
+) -> list[str]:
+    """Answers of the model in ``model_dir``, in the questions' order: the dataset's first, the prompts' last."""
+    device, dtype = _device(config)
+    generation = config.evaluation.generation
+    folder = images_dir(config)
+    encoded = [encode_question(question, processing, folder) for question in questions]
+    num_scored = sum(question.expected is not None for question in questions)
+    try:
+        with load_answerer(model_dir, processing, device, dtype) as answerer:
+            answers = answerer.answer_greedily(encoded[:num_scored], generation.max_new_tokens, progress.add)
+            for prompt in encoded[num_scored:]:
+                answers.append(answerer.answer_as_told(prompt, generation))
+                progress.add(1)
+    except torch.OutOfMemoryError as error:
+        raise StageError(
+            Reason.OUT_OF_DEVICE_MEMORY,
+            f"answering with {model_dir} needs more memory than the GPU has: lower "
+            f"spec.evaluation.generation.maxNewTokens (is {generation.max_new_tokens}) or schedule evaluation on a "
+            f"larger GPU ({error})",
+        ) from error
+    return answers
+
+
+def _device(config: RunConfig) -> tuple[str, torch.dtype]:
+    return ("cuda", torch.bfloat16) if config.evaluation.gpus > 0 else ("cpu", torch.float32)
+
+
+def _measure(config: RunConfig, answers: list[Answer], seconds: dict[str, float]) -> Metrics:
+    device, dtype = _device(config)
+    return Metrics(
+        run=config.run,
+        finished_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        device=torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})",
+        dtype=str(dtype).removeprefix("torch."),
+        scores=score_answers(answers),
+        prompts=len(config.evaluation.prompts),
+        generation=config.evaluation.generation,
+        dataset=_dataset_numbers(config),
+        seconds=seconds,
+        versions={name: version(name) for name in _LIBRARIES},
+    )
+
+
+def _dataset_numbers(config: RunConfig) -> dict[str, int | float | str]:
+    """Plain numbers at the top of prepare's report; its lists and tables are in its own page."""
+    report = json.loads(config.volume.dataset_report_json.read_text(encoding="utf-8"))
+    return {name: value for name, value in report.items() if isinstance(value, int | float) and name != "version"}
+
+
+def _write(config: RunConfig, answers: list[Answer], metrics: Metrics) -> None:
+    volume = config.volume
+    history = find_history(volume)
+    folder = images_dir(config)
+    page = build_report(
+        Report(
+            metrics=metrics,
+            answers=answers,
+            history=None if history is None else read_history(history),
+            settings=list_settings(config),
+            load_picture=lambda path: open_image(folder / path),
+        )
+    )
+    write_whole(volume.answers_file, "".join(f"{answer.model_dump_json()}\n" for answer in answers))
+    write_whole(volume.metrics_file, metrics.model_dump_json(indent=2) + "\n")
+    write_whole(volume.report_file, page)
