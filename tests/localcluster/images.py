@@ -136,7 +136,7 @@ def _build(image: ProjectImage, reference: str, base: str, root: Path) -> None:
     log(f"building {reference}")
     with tempfile.TemporaryDirectory() as scratch:
         _buildah(
-            "bud", "--isolation", "chroot", "--network", "host", "--layers", "--pull-never",
+            "bud", "--isolation", "chroot", "--network", "host", "--layers", "--force-rm", "--pull-never",
             "--build-arg", f"BASE_IMAGE={base}", *index_mounts(Path(scratch)),
             "--file", root / image.dockerfile, "--tag", reference, root,
             what=f"building {reference}",
