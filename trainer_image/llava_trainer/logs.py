@@ -54,11 +54,10 @@ class ProcessLog:
             OSError: the file cannot be opened.
         """
         file.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
         if self._tail.lines:
-            handler.stream.write(self.tail() + "\n")
-            handler.flush()
-        self._add(handler)
+            with file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
+                stream.write(self.tail() + "\n")
+        self._add(logging.FileHandler(file, encoding="utf-8", errors="backslashreplace"))
 
     def tail(self) -> str:
         """The last lines, oldest first."""

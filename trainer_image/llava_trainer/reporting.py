@@ -14,7 +14,7 @@ import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypedDict, Unpack
+from typing import TypedDict, Unpack, cast
 from urllib.parse import urlsplit
 
 from llava_api.report import LOSSES_KEPT, ProgressReport
@@ -23,6 +23,7 @@ from llava_api.run_config import Reporting, RunConfig
 logger = logging.getLogger(__name__)
 
 _MAX_ANSWER_BYTES = 4096
+_MAX_MESSAGE = 256
 
 
 class Measures(TypedDict, total=False):
@@ -168,15 +169,13 @@ class StepRate:
 
 
 def _presentable(measures: Measures) -> Measures:
-    finite: Measures = {**measures}
-    for name in ("epoch", "loss", "learning_rate", "grad_norm", "samples_per_second", "tokens_per_second"):
-        if not math.isfinite(finite.get(name, 0.0)):
-            del finite[name]
-    if "losses" in finite:
-        finite["losses"] = tuple(loss for loss in finite["losses"] if math.isfinite(loss))[-LOSSES_KEPT:]
-    if "message" in finite:
-        finite["message"] = finite["message"][:256]
-    return finite
+    """What ProgressReport accepts of them."""
+    kept = {name: value for name, value in measures.items() if not isinstance(value, float) or math.isfinite(value)}
+    if "losses" in measures:
+        kept["losses"] = tuple(loss for loss in measures["losses"] if math.isfinite(loss))[-LOSSES_KEPT:]
+    if "message" in measures:
+        kept["message"] = measures["message"][:_MAX_MESSAGE]
+    return cast(Measures, kept)
 
 
 def _post(reporting: Reporting, body: str, timeout_s: float) -> str | None:

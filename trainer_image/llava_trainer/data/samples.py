@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Role = Literal["user", "assistant"]
 
@@ -87,7 +87,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
                 raise ValueError(f"{path} line {number} is not a sample: {error!r}") from error
 
 
-def _from_json(fields: dict) -> Sample:
+def _from_json(fields: dict[str, Any]) -> Sample:
     return Sample(
         id=fields["id"],
         images=tuple(fields["images"]),

@@ -1,0 +1,141 @@
+"""Token ids and labels of a sample.
+
+The conversation is tokenised once, as a whole, and the labels follow from character offsets. LLaVA tokenises each
+round again and counts; where the counts disagree it masks the whole sample without a word.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llava_trainer.data.processing import Processing
+from llava_trainer.data.samples import Sample, Turn
+from llava_trainer.data.template import render, render_prompt
+
+IGNORED = -100
+"""Label of a position that is not learned (PyTorch's ``ignore_index``)."""
+
+
+class PictureCutError(ValueError):
+    """The length limit falls before a picture's end, and a picture cannot be shown in part.
+
+    Attributes:
+        needed: shortest limit that keeps the picture and the first answer, in tokens.
+    """
+
+    def __init__(self, needed: int) -> None:
+        super().__init__(f"the picture is cut off; at least {needed} tokens are needed")
+        self.needed = needed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """One sample as the model is fed.
+
+    Attributes:
+        input_ids: token ids, the picture's ``<image>`` repeated once for each of its tokens.
+        labels: the ids that are learned, IGNORED elsewhere; the model shifts them. Same length.
+        images: picture paths, as in the sample.
+        full_length: tokens before cutting off.
+        first_answer_length: tokens up to the end of the first answer, before cutting off.
+    """
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    images: tuple[str, ...]
+    full_length: int
+    first_answer_length: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens, image tokens included."""
+        return len(self.input_ids)
+
+    @property
+    def num_supervised(self) -> int:
+        """Tokens that are learned."""
+        return sum(label != IGNORED for label in self.labels)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the end was cut off."""
+        return self.full_length > len(self.input_ids)
+
+
+def encode(sample: Sample, processing: Processing, max_length: int) -> Encoded:
+    """Tokenise a sample in the v1 layout; what is beyond ``max_length`` tokens is cut off.
+
+    Raises:
+        PictureCutError: the limit falls before the picture's end.
+    """
+    conversation = render(sample)
+    ids, offsets = _tokenize(conversation.text, processing)
+    labels = _mask(ids, offsets, conversation.supervised)
+    ids, labels = _expand_images(ids, labels, processing)
+    first_answer_length = _end_of_first_answer(ids, labels, processing.eos_token_id)
+    kept_ids, kept_labels = ids[:max_length], labels[:max_length]
+    if kept_ids.count(processing.image_token_id) < len(sample.images) * processing.tokens_per_image:
+        end_of_picture = len(ids) - ids[::-1].index(processing.image_token_id)
+        raise PictureCutError(max(first_answer_length, end_of_picture))
+    return Encoded(
+        input_ids=tuple(kept_ids),
+        labels=tuple(kept_labels),
+        images=sample.images,
+        full_length=len(ids),
+        first_answer_length=first_answer_length,
+    )
+
+
+def encode_prompt(
+    question: str, has_image: bool, processing: Processing, history: Sequence[Turn] = (), image_turn: int = 0
+) -> list[int]:
+    """Token ids to generate an answer from: the same ids that training has before the answer.
+
+    Args:
+        question: what is asked, without ``<image>``.
+        has_image: whether the conversation shows a picture.
+        processing: the checkpoint's.
+        history: turns before the question, if any.
+        image_turn: index of the turn (of ``history`` and the question) that shows the picture.
+    """
+    turns = (*history, Turn(role="user", text=question))
+    ids, _ = _tokenize(render_prompt(turns, image_turn if has_image else None), processing)
+    expanded, _ = _expand_images(ids, [IGNORED] * len(ids), processing)
+    return expanded
+
+
+def _tokenize(text: str, processing: Processing) -> tuple[list[int], list[tuple[int, int]]]:
+    encoded = processing.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    bos = processing.bos_token_id
+    return (ids, offsets) if bos is None else ([bos, *ids], [(0, 0), *offsets])
+
+
+def _mask(ids: Sequence[int], offsets: Sequence[tuple[int, int]], supervised: Sequence[tuple[int, int]]) -> list[int]:
+    """Labels: a token is learned if any character of it lies in a supervised range."""
+    labels = [IGNORED] * len(ids)
+    ranges = iter(supervised)
+    begin, end = next(ranges, (0, 0))
+    for position, (first, last) in enumerate(offsets):
+        while first >= end and (following := next(ranges, None)) is not None:
+            begin, end = following
+        if last > begin and first < end:
+            labels[position] = ids[position]
+    return labels
+
+
+def _expand_images(ids: Sequence[int], labels: Sequence[int], processing: Processing) -> tuple[list[int], list[int]]:
+    expanded_ids: list[int] = []
+    expanded_labels: list[int] = []
+    for token, label in zip(ids, labels, strict=True):
+        count = processing.tokens_per_image if token == processing.image_token_id else 1
+        expanded_ids.extend([token] * count)
+        expanded_labels.extend([label] * count)
+    return expanded_ids, expanded_labels
+
+
+def _end_of_first_answer(ids: Sequence[int], labels: Sequence[int], eos: int) -> int:
+    """Length up to the first learned ``</s>``."""
+    for position, label in enumerate(labels):
+        if label == eos:
+            return position + 1
+    return len(ids)

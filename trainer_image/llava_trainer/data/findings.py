@@ -1,0 +1,74 @@
+"""What prepare has to tell about the data: what it refuses, and what it only notes."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+KEPT_PER_KIND = 100
+"""Findings of one kind that are kept word for word; the others are counted."""
+
+
+class Kind(StrEnum):
+    """Kinds of findings. The value is what a person reads in the dataset report."""
+
+    REFUSED = "refused"
+    """The entry cannot be trained on, and the run fails."""
+    OVERLONG = "samples cut off at training.maxLength"
+    OPENING_ANSWER = "conversations whose opening answer was left out, as LLaVA does"
+    UNLINKED_QUESTION = "questions without a link to an answer, left out"
+    UNLINKED_ANSWER = "answers without a link to a question, left out"
+    SEVERAL_ANSWERS = "questions linked to several answers, one sample each"
+    SHARED_ANSWER = "answers linked to several questions, one sample each"
+    LINKED_TWICE = "links that repeat another one, in the same or the other direction, left out"
+    NOT_A_PAIR = "links that do not join a question and an answer, left out"
+    EMPTY_DOCUMENT = "documents without a question-answer pair"
+    SAME_PICTURE = "picture files that hold the same pixels as another one"
+    REPEATED_PAIR = "pairs that repeat another one on the same picture"
+    CONTRADICTION = "questions asked again on the same picture, with another answer"
+    OVERLAP = "validation questions that training asks on the same picture"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing found, and where: ``export.json[12]``."""
+
+    kind: Kind
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}"
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """Everything found, counted; the first of each kind word for word, in the order of the export."""
+
+    counts: Counter[Kind] = field(default_factory=Counter)
+    kept: dict[Kind, list[Finding]] = field(default_factory=dict)
+
+    def add(self, finding: Finding) -> None:
+        """Take in one finding."""
+        self.counts[finding.kind] += 1
+        kept = self.kept.setdefault(finding.kind, [])
+        if len(kept) < KEPT_PER_KIND:
+            kept.append(finding)
+
+    @property
+    def num_refused(self) -> int:
+        """Entries that cannot be trained on."""
+        return self.counts[Kind.REFUSED]
+
+    def first_refused(self, count: int) -> list[Finding]:
+        """The first ``count`` of them."""
+        return self.kept.get(Kind.REFUSED, [])[:count]
+
+
+def refused(where: object, message: str) -> Finding:
+    """An entry that cannot be trained on."""
+    return Finding(kind=Kind.REFUSED, where=str(where), message=message)
+
+
+def noted(kind: Kind, where: object, message: str) -> Finding:
+    """Something worth telling that does not fail the run."""
+    return Finding(kind=kind, where=str(where), message=message)

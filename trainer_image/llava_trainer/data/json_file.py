@@ -1,0 +1,61 @@
+"""A JSON file of a person's, read with a message that says where it is wrong.
+
+The file is parsed as a whole: an export of 600,000 conversations takes about 1 GB of memory. Pictures, by far the
+larger part of a dataset, are never held.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+
+class JsonFileError(ValueError):
+    """The file cannot be read; the message says where and why."""
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        JsonFileError: not readable, not UTF-8, or not JSON: with line and column.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise JsonFileError(f"is not UTF-8: byte {error.start} cannot be read ({error.reason})") from error
+    except json.JSONDecodeError as error:
+        raise JsonFileError(f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+    except RecursionError as error:
+        raise JsonFileError("is nested too deeply to be read") from error
+    except (OSError, ValueError) as error:
+        raise JsonFileError(f"cannot be read: {error}") from error
+
+
+def describe_mismatch(error: ValidationError) -> str:
+    """The first thing that is wrong with an entry, as field, expectation and value."""
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{_path_of(first['loc'])} is missing"
+    found = repr(first["input"])
+    return f"{_path_of(first['loc'])}: {message} (is {found if len(found) <= 60 else found[:57] + '...'})"
+
+
+def first_unwritable(texts: Iterable[str]) -> str | None:
+    """The first text that holds half a surrogate pair (one escape of JSON's alone), which no UTF-8 file can hold."""
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            return text
+    return None
+
+
+def _path_of(location: tuple[int | str, ...]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return path.removeprefix(".") or "the entry"
