@@ -100,6 +100,9 @@ def _start_controllers(instance: Instance, authority: Authority, tools: Tools) -
         # Pod ranges follow from the nodes' numbers, see instance.Node.
         "--allocate-node-cidrs=false",
         f"--flex-volume-plugin-dir={state / 'volume-plugins'}",
+        # The defaults (20 a second) are for clusters that others live on too; tests would wait for them.
+        "--kube-api-qps=500",
+        "--kube-api-burst=500",
         "--leader-elect=false",
     ]
     scheduler: list[str | Path] = [
