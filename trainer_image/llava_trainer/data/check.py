@@ -135,15 +135,9 @@ class Checker:
         try:
             encoded = encode(sample, self._processing, self._max_length)
         except PictureCutError as error:
-            return refused(
-                sample.source, f"training.maxLength {self._max_length} cuts its picture of "
-                               f"{self._processing.tokens_per_image} tokens: set it to at least {error.needed}"
-            )  # fmt: skip
+            return self._too_short(sample, "its picture", error.needed)
         if encoded.num_supervised == 0:
-            return refused(
-                sample.source, f"training.maxLength {self._max_length} cuts off every answer, so that nothing would be "
-                               f"learned: set it to at least {encoded.first_answer_length}"
-            )  # fmt: skip
+            return self._too_short(sample, "every answer", encoded.first_answer_length)
         if encoded.truncated:
             lost = encoded.full_length - encoded.num_tokens
             self._findings.add(
@@ -152,6 +146,10 @@ class Checker:
         return Checked(
             sample=sample, picture=picture, num_tokens=encoded.full_length, num_supervised=encoded.num_supervised
         )
+
+    def _too_short(self, sample: Sample, what: str, needed: int) -> Finding:
+        message = f"training.maxLength {self._max_length} cuts off {what}: it must be at least {needed}"
+        return refused(sample.source, message, needed_length=needed)
 
 
 def _windows(items: Iterable[Sample | Finding], size: int) -> Iterator[list[Sample | Finding]]:

@@ -35,6 +35,8 @@ class Finding:
     kind: Kind
     where: str
     message: str
+    needed_length: int = 0
+    """training.maxLength that would do, in tokens, where it is too short."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}"
@@ -46,10 +48,13 @@ class Findings:
 
     counts: Counter[Kind] = field(default_factory=Counter)
     kept: dict[Kind, list[Finding]] = field(default_factory=dict)
+    needed_length: int = 0
+    """Shortest training.maxLength, in tokens, with which no sample is refused for its length; 0 if none is."""
 
     def add(self, finding: Finding) -> None:
         """Take in one finding."""
         self.counts[finding.kind] += 1
+        self.needed_length = max(self.needed_length, finding.needed_length)
         kept = self.kept.setdefault(finding.kind, [])
         if len(kept) < KEPT_PER_KIND:
             kept.append(finding)
@@ -64,9 +69,9 @@ class Findings:
         return self.kept.get(Kind.REFUSED, [])[:count]
 
 
-def refused(where: object, message: str) -> Finding:
+def refused(where: object, message: str, *, needed_length: int = 0) -> Finding:
     """An entry that cannot be trained on."""
-    return Finding(kind=Kind.REFUSED, where=str(where), message=message)
+    return Finding(kind=Kind.REFUSED, where=str(where), message=message, needed_length=needed_length)
 
 
 def noted(kind: Kind, where: object, message: str) -> Finding:

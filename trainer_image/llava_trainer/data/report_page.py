@@ -66,7 +66,7 @@ def build_page(config: RunConfig, processing: Processing, dataset: PreparedDatas
         _facts(report),
         _histogram(report),
         _notes(report),
-        _grid(dataset, folder, processing),
+        _grid(dataset, folder, processing, report.lengths.max_length),
     )
 
 
@@ -181,7 +181,7 @@ def _notes(report: DatasetReport) -> Html | None:
         el(
             "div",
             (
-                el("details", el("summary", f"{note.count:,} {note.title}"), _entries(note.examples, note.count))
+                el("details", el("summary", f"{note.title}: {note.count:,}"), _entries(note.examples, note.count))
                 for note in report.notes
             ),
             class_="card",
@@ -189,7 +189,7 @@ def _notes(report: DatasetReport) -> Html | None:
     )
 
 
-def _grid(dataset: PreparedDataset, folder: PictureFolder, processing: Processing) -> Html | None:
+def _grid(dataset: PreparedDataset, folder: PictureFolder, processing: Processing, max_length: int) -> Html | None:
     labelled = [("training", item) for item in dataset.train] + [("held out", item) for item in dataset.validation]
     chosen = _spread(labelled, GRID_SAMPLES)
     if not chosen:
@@ -198,11 +198,11 @@ def _grid(dataset: PreparedDataset, folder: PictureFolder, processing: Processin
         "section",
         el("h2", "Samples as the model sees them"),
         el("p", "What is marked is learned; everything else is only read.", class_="muted"),
-        el("div", (_card(side, item, folder, processing) for side, item in chosen), class_="seen"),
+        el("div", (_card(side, item, folder, processing, max_length) for side, item in chosen), class_="seen"),
     )
 
 
-def _card(side: str, item: Checked, folder: PictureFolder, processing: Processing) -> Html:
+def _card(side: str, item: Checked, folder: PictureFolder, processing: Processing, max_length: int) -> Html:
     sample = item.sample
     picture = None
     for relative in sample.images:
@@ -214,6 +214,8 @@ def _card(side: str, item: Checked, folder: PictureFolder, processing: Processin
             continue
         picture = el("img", src=thumbnail(seen, max_px=processing.image_size_px), alt=relative)
     about = f"{sample.source} · {side} · {item.num_tokens:,} tokens, {item.num_supervised:,} learned"
+    if item.num_tokens > max_length:
+        about += f", cut off after {max_length:,}"
     return el("article", picture, el("p", about, class_="muted small"), _conversation(item), class_="card")
 
 

@@ -54,11 +54,11 @@ def describe_refused(findings: Findings) -> str:
     """The failure's message: how many entries cannot be trained on, and the first of them."""
     count = findings.num_refused
     told = findings.first_refused(ENTRIES_TOLD)
-    heading = (
-        "1 entry of the dataset cannot be used" if count == 1 else f"{count} entries of the dataset cannot be used"
-    )
+    heading = f"{count:,} {'entry' if count == 1 else 'entries'} of the dataset cannot be used"
+    if findings.needed_length:
+        heading += f"; training.maxLength must be at least {findings.needed_length}"
     if count > len(told):
-        heading += f", the first {len(told)} are"
+        heading += f"; the first {len(told)} of them"
     lines = (text if len(text := str(entry)) <= _ENTRY_CHARACTERS else f"{text[:_ENTRY_CHARACTERS]}…" for entry in told)
     return "\n".join((f"{heading}:", *lines))
 
