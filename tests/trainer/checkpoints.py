@@ -1,6 +1,7 @@
 """Tiny random LLaVAs on disk, in each of the three layouts, and PEFT adapters for them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -93,7 +94,7 @@ def make_adapter(
     return tuned.eval()
 
 
-def edit_weights(file: Path, change) -> None:  # noqa: ANN001
+def edit_weights(file: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     """Load a safetensors file, let ``change`` work on its dict of tensors, and write it again."""
     weights = load_file(file)
     change(weights)

@@ -13,6 +13,7 @@ from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
 from llava_trainer.data.samples import Sample, Source, Turn, write_samples
 from llava_trainer.merging.layout import PROJECTOR
+from llava_trainer.training.history import Entry, History
 from tests.tiny.base import Pretraining, make_base
 from tests.tiny.export import make_export
 from tests.trainer.checkpoints import TARGETS
@@ -85,9 +86,13 @@ def _edit(sample: Sample, **changes) -> Sample:
 
 
 def _write_history(file: Path, num_steps: int = 60) -> None:
-    file.parent.mkdir(parents=True)
-    rows = (
-        {"step": step, "loss": 3 * math.exp(-step / 12) + 0.05, "learning_rate": 2e-4 * math.sin(step / 60 * math.pi)}
-        for step in range(1, num_steps + 1)
-    )
-    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    history = History(file)
+    for step in range(1, num_steps + 1):
+        history.append(
+            Entry(
+                step=step, epoch=step / 3, loss=3 * math.exp(-step / 12) + 0.05,
+                learning_rate=2e-4 * math.sin(step / num_steps * math.pi), grad_norm=1.0, tokens=900,
+                samples_per_second=40.0, tokens_per_second=4000.0,
+            )
+        )  # fmt: skip
+    history.close()

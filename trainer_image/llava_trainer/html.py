@@ -120,7 +120,8 @@ class Curve:
 
 
 _CHART_WIDTH, _CHART_HEIGHT = 560, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 14, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 22, 34
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _MAX_POINTS = 1000
 
 
@@ -143,12 +144,14 @@ def line_chart(curve: Curve, *, x_label: str, style: str = "curve") -> Html:
     def place(x: float, y: float) -> tuple[float, float]:
         return _LEFT + (x - x_low) * x_scale, _CHART_HEIGHT - _BOTTOM - max(y, 0.0) * y_scale
 
+    exponent = _exponent(y_ticks[-1])
     path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
     last_x, last_y = place(*points[-1])
     return el(
         "svg",
         el("title", f"{curve.label} over {x_label}, last value {points[-1][1]:.4g}"),
-        (_y_tick(tick, place(x_low, tick)[1]) for tick in y_ticks),
+        (_y_tick(f"{tick / 10.0**exponent:.3g}", place(x_low, tick)[1]) for tick in y_ticks),
+        el("text", f"×10{str(exponent).translate(_SUPERSCRIPT)}", x=_LEFT, y=11, class_="axis") if exponent else None,
         (_x_tick(tick, place(tick, 0)[0]) for tick in _x_ticks(x_low, x_high)),
         el("text", x_label, x=_CHART_WIDTH - _RIGHT, y=_CHART_HEIGHT - 4, class_="axis end"),
         el("path", d=path, class_=style),
@@ -180,10 +183,15 @@ def _x_ticks(low: float, high: float) -> list[int]:
     return sorted({round(low + (high - low) * part / 4) for part in range(5)})
 
 
-def _y_tick(value: float, y: float) -> Html:
+def _exponent(highest: float) -> int:
+    """Power of ten to take out of tick labels; 0 while they are short as they are."""
+    return 0 if 0.01 < highest < 100_000 else math.floor(math.log10(highest))
+
+
+def _y_tick(label: str, y: float) -> Html:
     return join(
         el("line", x1=_LEFT, x2=_CHART_WIDTH - _RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}", class_="grid"),
-        el("text", f"{value:.3g}", x=_LEFT - 8, y=f"{y + 4:.1f}", class_="axis end"),
+        el("text", label, x=_LEFT - 8, y=f"{y + 4:.1f}", class_="axis end"),
     )
 
 

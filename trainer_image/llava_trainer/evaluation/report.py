@@ -10,7 +10,6 @@ from typing import Literal
 
 from PIL import Image
 
-from llava_trainer.evaluation.history import History
 from llava_trainer.evaluation.results import Answer, Metrics, ModelScore, SplitScore
 from llava_trainer.html import (
     Curve,
@@ -23,6 +22,7 @@ from llava_trainer.html import (
     script_asset,
     thumbnail,
 )
+from llava_trainer.training.history import Entry
 
 MAX_QUESTIONS_SHOWN = 200
 """Questions of each split that are shown; pictures make a report heavy. All of them are in answers.jsonl."""
@@ -41,7 +41,8 @@ class Report:
 
     metrics: Metrics
     answers: Sequence[Answer]
-    history: History | None
+    curve: Sequence[Entry]
+    """Logged steps of training; may be empty."""
     settings: Sequence[tuple[str, str]]
     """Names and values, in order."""
     load_picture: Callable[[str], Image.Image]
@@ -56,7 +57,7 @@ def build_report(report: Report) -> str:
         f"{metrics.run.name}: base against tuned",
         _top(metrics),
         _scores(metrics.scores),
-        _training(report.history),
+        _training(report.curve),
         _prompts(prompts, report.load_picture),
         _questions(report),
         _facts("Dataset", [(_words(name), _number(value)) for name, value in metrics.dataset.items()]),
@@ -109,7 +110,7 @@ def _score_card(score: SplitScore) -> Html:
         ),
         el(
             "p",
-            f"{score.samples:,} questions. {_SPLIT_NOTES[score.split]} Lines: 95 % confidence interval.",
+            f"{score.samples:,} questions. {_SPLIT_NOTES[score.split]} Lines: 95\u202f% confidence interval.",
             class_="muted small",
             style="margin: 12px 0 0",
         ),
@@ -131,17 +132,18 @@ def _bar(model: Literal["base", "tuned"], score: ModelScore, samples: int) -> Ht
             el("div", class_=f"fill {model}", style=f"width: {score.value:.2%}"),
             el("div", class_="range", style=interval),
             class_="track",
-            title=f"95 % confidence interval {_percent(score.low)} to {_percent(score.high)}",
+            title=f"95\u202f% confidence interval {_percent(score.low)} to {_percent(score.high)}",
         ),
         el("b", f"{score.right:,} of {samples:,} right"),
     )
 
 
-def _training(history: History | None) -> Html | None:
-    if history is None or not history.steps:
+def _training(curve: Sequence[Entry]) -> Html | None:
+    if not curve:
         return None
-    loss = Curve(label="Loss", xs=history.steps, ys=history.losses)
-    rate = Curve(label="Learning rate", xs=history.steps, ys=history.learning_rates)
+    steps = [entry.step for entry in curve]
+    loss = Curve(label="Loss", xs=steps, ys=[entry.loss for entry in curve])
+    rate = Curve(label="Learning rate", xs=steps, ys=[entry.learning_rate for entry in curve])
     return el(
         "section",
         el("h2", "Training"),
@@ -292,7 +294,7 @@ def _circumstances(metrics: Metrics) -> list[tuple[str, str]]:
 
 
 def _percent(value: float) -> str:
-    return f"{value * 100:.1f} %"
+    return f"{value * 100:.1f}\u202f%"
 
 
 def _words(name: str) -> str:

@@ -21,7 +21,7 @@ from llava_trainer.data.images import open_image
 from llava_trainer.data.processing import Processing, load_processing
 from llava_trainer.data.samples import read_samples
 from llava_trainer.errors import StageError
-from llava_trainer.evaluation.history import find_history, read_history
+from llava_trainer.evaluation.history import find_curve
 from llava_trainer.evaluation.models import encode_question, load_answerer
 from llava_trainer.evaluation.questions import Question, ask_prompts, ask_samples, images_dir
 from llava_trainer.evaluation.report import Report, build_report
@@ -158,13 +158,12 @@ def _dataset_numbers(config: RunConfig) -> dict[str, int | float | str]:
 
 def _write(config: RunConfig, answers: list[Answer], metrics: Metrics) -> None:
     volume = config.volume
-    history = find_history(volume)
     folder = images_dir(config)
     page = build_report(
         Report(
             metrics=metrics,
             answers=answers,
-            history=None if history is None else read_history(history),
+            curve=find_curve(volume),
             settings=list_settings(config),
             load_picture=lambda path: open_image(folder / path),
         )

@@ -1,0 +1,167 @@
+"""The merge stage on a run's volume: what it leaves, that plain libraries can use it, and what happens on a rerun."""
+
+import json
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from llava_api.report import MergeNumbers
+from llava_trainer.data.encode import encode_prompt
+from llava_trainer.data.images import open_image, pixel_values
+from llava_trainer.data.processing import load_processing
+from llava_trainer.data.samples import Sample, read_samples, write_samples
+from llava_trainer.errors import StageError
+from llava_trainer.files import aside_of
+from llava_trainer.outcome import StageOutput
+from llava_trainer.reporting import Reporter
+from llava_trainer.stages import merge
+from tests.trainer.checkpoints import edit_weights
+from tests.trainer.runs import make_run, run_config
+
+# PEFT asks transformers by a name that is on its way out.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+class Recorder(Reporter):
+    """Keeps what is reported instead of pushing it."""
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.steps: list[tuple[int, int]] = []
+
+    def update(self, step: int, total_steps: int, **measures) -> None:
+        self.steps.append((step, total_steps))
+
+
+@pytest.fixture(scope="module")
+def made_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("run")
+    make_run(root)
+    return root
+
+
+@pytest.fixture
+def root(made_root: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made_root, tmp_path / "run"))
+
+
+def run_merge(root: Path, recorder: list | None = None, **changes: dict) -> StageOutput:
+    config = run_config(root, **changes)
+    with Recorder(config) as reporter:
+        output = merge.run(config, reporter)
+    if recorder is not None:
+        recorder.extend(reporter.steps)
+    return output
+
+
+def merged_dir(root: Path) -> Path:
+    return root / "volume" / "merged"
+
+
+def test_the_stage_leaves_a_proven_model_and_its_numbers(root: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    output = run_merge(root, steps)
+    assert isinstance(output.numbers, MergeNumbers)
+    assert output.numbers.tensors_merged == 3 * 7 + 4
+    assert 0 <= output.numbers.max_logit_difference < 1e-4
+    assert 0 < output.numbers.peak_memory_bytes < 100e6
+    assert [step for step, _ in steps] == list(range(1, steps[-1][1] + 1))
+    assert len({total for _, total in steps}) == 1
+    assert not aside_of(merged_dir(root)).exists()
+    assert {stat.S_IMODE(file.stat().st_mode) for file in merged_dir(root).iterdir()} == {0o644}
+    digest = subprocess.run(
+        "find * -type f | LC_ALL=C sort | xargs sha256sum | sha256sum",
+        shell=True, cwd=merged_dir(root), check=True, capture_output=True, text=True,
+    ).stdout.split()[0]  # fmt: skip
+    assert output.digests == {"merged": f"sha256:{digest}"}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_plain_auto_classes_load_it_in_the_format_asked_for(root: Path, dtype: str) -> None:
+    run_merge(root, merge={"dtype": dtype})
+    model, found = AutoModelForImageTextToText.from_pretrained(merged_dir(root), output_loading_info=True)
+    assert model.dtype == getattr(torch, dtype)
+    assert not found["missing_keys"]
+    assert not found["unexpected_keys"]
+
+
+def test_the_configuration_is_the_bases_but_for_the_number_format(root: Path) -> None:
+    run_merge(root)
+    base = json.loads((root / "base" / "config.json").read_text())
+    merged = json.loads((merged_dir(root) / "config.json").read_text())
+    assert merged.pop("dtype") == merged.pop("torch_dtype") == "bfloat16"
+    assert {part.pop("dtype") for part in (merged["text_config"], merged["vision_config"])} == {"bfloat16"}
+    base.pop("dtype")
+    for part in (base["text_config"], base["vision_config"]):
+        part.pop("dtype")
+    assert merged == base
+    name = "generation_config.json"
+    assert (merged_dir(root) / name).read_bytes() == (root / "base" / name).read_bytes()
+
+
+def as_messages(sample: Sample, num_turns: int, picture: Image.Image | None) -> list[dict]:
+    messages = []
+    for index, turn in enumerate(sample.turns[:num_turns]):
+        shown = [{"type": "image", "image": picture}] if picture and index == sample.image_turn else []
+        messages.append({"role": turn.role, "content": [*shown, {"type": "text", "text": turn.text}]})
+    return messages
+
+
+def test_plain_auto_processor_gives_the_ids_and_pixels_of_training(root: Path) -> None:
+    """Every held-out question, wide and high pictures too, with and without earlier turns and a picture."""
+    run_merge(root)
+    config = run_config(root)
+    served = AutoProcessor.from_pretrained(merged_dir(root))
+    trained = load_processing(config.model_dir, "pad")
+    compared = 0
+    for number, sample in enumerate(read_samples(config.volume.validation_file)):
+        picture = open_image(root / "data" / "images" / sample.images[0]) if sample.images else None
+        if picture:
+            picture = picture.resize(((200, 80), (80, 200), (112, 112))[number % 3])
+        for before, question, _ in sample.pairs():
+            inputs = served.apply_chat_template(
+                as_messages(sample, len(before) + 1, picture),
+                add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+            )  # fmt: skip
+            assert inputs["input_ids"][0].tolist() == encode_prompt(
+                question.text, picture is not None, trained, history=before
+            )
+            if picture:
+                assert np.array_equal(inputs["pixel_values"][0].numpy(), pixel_values(picture, trained))
+            compared += 1
+    assert compared == 9
+
+
+def test_a_rerun_over_a_half_written_attempt_and_over_a_whole_one(root: Path) -> None:
+    aside = aside_of(merged_dir(root))
+    aside.mkdir()
+    (aside / "model-00001-of-00009.safetensors").write_bytes(b"half")
+    first = run_merge(root)
+    assert not list(merged_dir(root).glob("model-*"))
+    (merged_dir(root) / "stray.txt").write_text("of an earlier attempt")
+    assert run_merge(root).digests == first.digests
+
+
+def test_a_merge_that_fails_leaves_no_model(root: Path) -> None:
+    adapter = root / "volume" / "adapter" / "adapter_model.safetensors"
+    good = adapter.read_bytes()
+    edit_weights(adapter, lambda weights: [t.fill_(torch.inf) for name, t in weights.items() if "layers.2" in name])
+    with pytest.raises(StageError, match="not finite"):
+        run_merge(root)
+    assert not merged_dir(root).exists()
+    adapter.write_bytes(good)
+    run_merge(root)
+    assert merged_dir(root).exists()
+
+
+def test_without_held_out_samples_the_proof_takes_training_samples(root: Path) -> None:
+    config = run_config(root)
+    write_samples(config.volume.validation_file, [])
+    assert run_merge(root).numbers.max_logit_difference < 1e-4
