@@ -14,10 +14,9 @@ from llava_api.names import volume_claim_name
 from llava_api.status import Status
 from tests.demo.courier import Courier
 from tests.demo.plan import DemoPlan
-from tests.kubectl import Kubectl
+from tests.kubectl import KubectlError
 
-_FETCHED = {"evaluation": "evaluation", "data": "data"}
-_NEVER_WRITTEN = ("train.jsonl", "validation.jsonl")
+_SAMPLE_FILES = ("train.jsonl", "validation.jsonl")
 
 
 def fetch_results(plan: DemoPlan, courier: Courier, run: dict[str, Any]) -> None:
@@ -26,18 +25,24 @@ def fetch_results(plan: DemoPlan, courier: Courier, run: dict[str, Any]) -> None
     plan.output.mkdir(parents=True)
     run["metadata"].pop("managedFields", None)
     (plan.output / "run.yaml").write_text(yaml.safe_dump(run, sort_keys=False, allow_unicode=True))
-    for path, name in _FETCHED.items():
-        courier.fetch(volume_claim_name(plan.run), path, plan.output / name)
-    for name in _NEVER_WRITTEN:
+    # A run that failed has left only some of it.
+    for folder in ("data", "evaluation"):
+        try:
+            courier.fetch(volume_claim_name(plan.run), folder, plan.output / folder)
+        except KubectlError:
+            if run["status"].get("phase") == Phase.SUCCEEDED:
+                raise
+    for name in _SAMPLE_FILES:
         (plan.output / "data" / name).unlink(missing_ok=True)
 
 
-def tell(plan: DemoPlan, kubectl: Kubectl, run: dict[str, Any], console: Console, kubectl_line: str) -> int:
+def tell(plan: DemoPlan, run: dict[str, Any], console: Console, kubectl_line: str) -> int:
     """Print the end of the story; returns the exit code."""
     status = Status.model_validate(run["status"])
     console.print()
     if status.phase is not Phase.SUCCEEDED or status.evaluation is None:
         _tell_failure(status, console)
+        console.print(f"\nWhole resource: {plan.output / 'run.yaml'}", soft_wrap=True)
         return 1
     console.print(_scores(status))
     if status.data:
