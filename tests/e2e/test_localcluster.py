@@ -6,7 +6,6 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from tests.localcluster import processes
 from tests.localcluster.cluster import ClusterError, LocalCluster
 from tests.localcluster.images import build_base
+from tests.localcluster.instance import Instance
 from tests.localcluster.shell import run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -53,21 +53,26 @@ spec: {accessModes: [ReadWriteMany], resources: {requests: {storage: 1Gi}}}
 """
 
 
-@dataclass(frozen=True)
-class Traces:
-    """What an instance could leave on the machine."""
-
-    mounts: frozenset[str]
-    links: frozenset[str]
-    routes: frozenset[str]
-    network_namespaces: frozenset[str]
-    firewall: str
-    cgroups: frozenset[str]
-    files: frozenset[str]
+def _names(folder: str, pattern: str) -> list[str]:
+    return [str(path) for path in Path(folder).glob(pattern)]
 
 
-def _names(folder: str, pattern: str = "*") -> frozenset[str]:
-    return frozenset(str(path) for path in Path(folder).glob(pattern))
+def _traces(instance: Instance) -> list[str]:
+    """Whatever of an instance is on the machine; other instances may come and go meanwhile."""
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    routes = run(["ip", "route"], what="reading routes", timeout_s=20).stdout.splitlines()
+    prefix = f"lfc{instance.index}"
+    return [
+        *(f"process {process.name}" for process in processes.marked(instance.state_dir)),
+        *(mount for mount in mounts if str(instance.state_dir) in mount),
+        *(route for route in routes if f" {instance.bridge} " in f"{route} "),
+        *_names("/sys/class/net", f"{prefix}br"),
+        *_names("/sys/class/net", f"{prefix}n*"),
+        *_names("/run/netns", f"{prefix}-*"),
+        *_names("/var/lib/cni/results", f"{prefix}-*"),
+        *_names("/sys/fs/cgroup", f"**/llava-{instance.name}"),
+        *_names(str(instance.state_dir), "*"),
+    ]
 
 
 def _firewall() -> str:
@@ -76,37 +81,30 @@ def _firewall() -> str:
     return re.sub(r"\[\d+:\d+\]|^#.*$", "", rules, flags=re.MULTILINE)
 
 
-def _traces() -> Traces:
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    routes = run(["ip", "route"], what="reading routes", timeout_s=20).stdout.splitlines()
-    return Traces(
-        mounts=frozenset(line.split()[4] for line in lines if "localcluster" in line),
-        links=_names("/sys/class/net", "lfc*"),
-        routes=frozenset(line for line in routes if "lfc" in line),
-        network_namespaces=_names("/run/netns", "lfc*"),
-        firewall=_firewall(),
-        cgroups=_names("/sys/fs/cgroup", "**/llava-*"),
-        files=_names("/var/lib/cni/results", "lfc*") | _names("/run/llava-localcluster", "index-*"),
-    )
-
-
 def _kubectl(cluster: LocalCluster, *arguments: str, stdin: str | None = None) -> str:
-    command = [cluster.tools().path("kubectl"), "--kubeconfig", cluster.kubeconfig, *arguments]
+    command: list[str | Path] = [cluster.tools().path("kubectl"), "--kubeconfig", cluster.kubeconfig, *arguments]
     return run(command, what=f"kubectl {arguments[0]}", timeout_s=90, stdin=stdin).stdout
 
 
+def _remove(cluster: LocalCluster) -> None:
+    """Take an instance down, twice, and look for what it left."""
+    instance = cluster.instance
+    assert _traces(instance)
+    cluster.down()
+    assert _traces(instance) == []
+    cluster.down()
+    assert not cluster.status().exists
+
+
 @pytest.fixture
-def instances(tmp_path: Path) -> Iterator[tuple[LocalCluster, LocalCluster]]:
-    names = (f"one-{os.getpid()}", f"two-{os.getpid()}")
-    pair = LocalCluster(names[0], state_root=tmp_path), LocalCluster(names[1], state_root=tmp_path)
-    before = _traces()
+def instances() -> Iterator[tuple[LocalCluster, LocalCluster]]:
+    pair = LocalCluster(f"one-{os.getpid()}"), LocalCluster(f"two-{os.getpid()}")
+    firewall = _firewall()
     yield pair
     for cluster in pair:
-        cluster.down()
-        cluster.down()  # a second time is fine
-        assert processes.marked(tmp_path / cluster.name) == []
-        assert not (tmp_path / cluster.name).exists()
-    assert _traces() == before
+        if cluster.status().exists:
+            _remove(cluster)
+    assert _firewall() == firewall
 
 
 def test_two_instances_live_side_by_side(instances: tuple[LocalCluster, LocalCluster]) -> None:
@@ -130,11 +128,11 @@ def test_two_instances_live_side_by_side(instances: tuple[LocalCluster, LocalClu
     _kubectl(second, "wait", "--for=condition=Ready", "pod/a", "--timeout=60s")
 
     _check_nodes_reach_each_other(first)
-    _check_volume_is_shared_and_removed(first)
 
     # The end of one is nothing to the other.
-    second.down()
+    _remove(second)
     assert "started a" in _kubectl(first, "logs", "pod/a")
+    _check_volume_is_shared_and_removed(first)
     status = first.status()
     assert status.ready
     assert status.nodes == ("node-0", "node-1")
@@ -157,15 +155,9 @@ def _check_volume_is_shared_and_removed(cluster: LocalCluster) -> None:
     assert sorted(content.splitlines()) == ["written by a", "written by b"]
     folder = Path(_kubectl(cluster, "get", "pv", "-o", "jsonpath={.items[0].spec.hostPath.path}"))
     assert (folder / "file").is_file()
-    _kubectl(cluster, "delete", "pod/b", "pvc/data", "--wait=false")
-    _kubectl(cluster, "delete", "pod/a", "--grace-period=0", "--force")
+    _kubectl(cluster, "delete", "pod/a", "pod/b", "pvc/data")
     _kubectl(cluster, "wait", "--for=delete", "pv", "--all", "--timeout=60s")
     assert not folder.exists()
-    # Later checks want it again.
-    name = "again"
-    pod = _POD.format(name=name, node="node-0", image=build_base()).replace("name: again", "name: a", 1)
-    _kubectl(cluster, "apply", "-f", "-", stdin=_CLAIM + "---" + pod.replace("started again", "started a"))
-    _kubectl(cluster, "wait", "--for=condition=Ready", "pod/a", "--timeout=60s")
 
 
 def test_remains_of_a_crash_are_removed(instances: tuple[LocalCluster, LocalCluster]) -> None:

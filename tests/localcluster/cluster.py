@@ -49,6 +49,7 @@ class LocalCluster:
     def __init__(self, name: str = "dev", *, state_root: Path = DEFAULT_STATE_ROOT) -> None:
         self.name = name
         self.state_root = state_root
+        self._tools: Tools | None = None
 
     def up(self, *, control_plane_only: bool = False, num_nodes: int = 1) -> None:
         """Start the control plane and the nodes and wait until they are ready.
@@ -135,8 +136,10 @@ class LocalCluster:
         return self._require_instance()
 
     def tools(self) -> Tools:
-        """The built programs: `cluster.tools().path("kubectl")`; builds what is missing."""
-        return ensure_tools(ALL_TOOL_SETS)
+        """The built programs: `cluster.tools().path("kubectl")`; builds what is missing, checks them once."""
+        if self._tools is None:
+            self._tools = ensure_tools(ALL_TOOL_SETS)
+        return self._tools
 
     def _require_instance(self) -> Instance:
         instance = load_instance(self.state_root, self.name)

@@ -28,6 +28,9 @@ MAX_NODES = 8
 _INTERFACES = Path("/sys/class/net")
 _STATE_FILE = "instance.json"
 _STATE_VERSION = 1
+# A socket's path may have 107 characters, and the kubelet makes this one below the instance's folder.
+_LONGEST_SOCKET = "/node-0/kubelet/pod-resources/4294967295"
+_MAX_STATE_DIR_LENGTH = 107 - len(_LONGEST_SOCKET)
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,11 @@ class Instance:
 
     @property
     def pod_range(self) -> str:
-        """All pods and nodes."""
-        return f"{_prefix(self.index)}.0.0/16"
+        """All pods, without the nodes and the machine: kube-proxy rewrites the source of what comes from those.
+
+        Else an answer from another node's pod would take the short way back and arrive from an unknown address.
+        """
+        return f"{_prefix(self.index)}.0.0/17"
 
     @property
     def service_range(self) -> str:
@@ -250,6 +256,11 @@ def create_instance(state_root: Path, name: str, *, control_plane_only: bool) ->
     Raises ClusterError when the name is unusable, the instance exists or all numbers are taken.
     """
     state_dir = state_root / check_name(name)
+    if len(str(state_dir)) > _MAX_STATE_DIR_LENGTH:
+        raise ClusterError(
+            f"the instance's folder {state_dir} has {len(str(state_dir))} characters, too many for the sockets in it; "
+            f"choose a --state or a --name that make it {_MAX_STATE_DIR_LENGTH} at most"
+        )
     if (state_dir / _STATE_FILE).exists():
         raise ClusterError(f"instance {name!r} exists in {state_dir}; run `down --name {name}` first")
     with machine_lock():

@@ -23,6 +23,13 @@ from tests.localcluster.instance import (
 )
 
 
+@pytest.fixture
+def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A relative path: pytest's own is too long for sockets."""
+    monkeypatch.chdir(tmp_path)
+    return Path("state")
+
+
 @pytest.fixture(autouse=True)
 def _run_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RUN_ROOT", tmp_path / "run")
@@ -30,18 +37,18 @@ def _run_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_routed_ranges", list)
 
 
-def _create(tmp_path: Path, name: str, *, control_plane_only: bool = True) -> Instance:
-    return create_instance(tmp_path / "state", name, control_plane_only=control_plane_only)
+def _create(state_root: Path, name: str, *, control_plane_only: bool = True) -> Instance:
+    return create_instance(state_root, name, control_plane_only=control_plane_only)
 
 
-def test_record_is_read_back(tmp_path: Path) -> None:
-    created = _create(tmp_path, "dev", control_plane_only=False)
-    assert load_instance(tmp_path / "state", "dev") == created
-    assert load_instance(tmp_path / "state", "other") is None
+def test_record_is_read_back(state_root: Path) -> None:
+    created = _create(state_root, "dev", control_plane_only=False)
+    assert load_instance(state_root, "dev") == created
+    assert load_instance(state_root, "other") is None
 
 
-def test_instances_have_nothing_in_common(tmp_path: Path) -> None:
-    first, second = _create(tmp_path, "a"), _create(tmp_path, "b")
+def test_instances_have_nothing_in_common(state_root: Path) -> None:
+    first, second = _create(state_root, "a"), _create(state_root, "b")
     assert first.state_dir != second.state_dir
     assert first.loopback != second.loopback
     assert first.bridge != second.bridge
@@ -52,67 +59,67 @@ def test_instances_have_nothing_in_common(tmp_path: Path) -> None:
         assert len({getattr(node, attribute) for node in nodes}) == len(nodes), attribute
 
 
-def test_names_fit_the_kernel(tmp_path: Path) -> None:
-    created = _create(tmp_path, "a")
+def test_names_fit_the_kernel(state_root: Path) -> None:
+    created = _create(state_root, "a")
     last = Instance("a", created.state_dir, MAX_INSTANCES - 1, False, created.ports)
     assert len(last.bridge) <= 15
     assert len(last.node(MAX_NODES - 1).veth) <= 15
     ipaddress.IPv4Network(last.service_range)
 
 
-def test_number_is_free_again_after_release(tmp_path: Path) -> None:
-    first = _create(tmp_path, "a")
-    assert _create(tmp_path, "b").index == 1
+def test_number_is_free_again_after_release(state_root: Path) -> None:
+    first = _create(state_root, "a")
+    assert _create(state_root, "b").index == 1
     release_index(first)
-    assert _create(tmp_path, "c").index == 0
+    assert _create(state_root, "c").index == 0
 
 
-def test_claim_of_a_deleted_folder_counts_for_nothing(tmp_path: Path) -> None:
-    first = _create(tmp_path, "a")
+def test_claim_of_a_deleted_folder_counts_for_nothing(state_root: Path) -> None:
+    first = _create(state_root, "a")
     (first.state_dir / "instance.json").unlink()
     first.state_dir.rmdir()
-    assert _create(tmp_path, "b").index == first.index
+    assert _create(state_root, "b").index == first.index
 
 
-def test_routed_ranges_are_avoided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_routed_ranges_are_avoided(state_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     routed = [ipaddress.IPv4Network("10.129.7.0/24"), ipaddress.IPv4Network("10.130.0.0/15")]
     monkeypatch.setattr(module, "_routed_ranges", lambda: routed)
-    assert _create(tmp_path, "a", control_plane_only=False).index == 2
+    assert _create(state_root, "a", control_plane_only=False).index == 2
 
 
-def test_existing_instance_is_not_overwritten(tmp_path: Path) -> None:
-    _create(tmp_path, "a")
+def test_existing_instance_is_not_overwritten(state_root: Path) -> None:
+    _create(state_root, "a")
     with pytest.raises(ClusterError, match=r"'a' exists .*down --name a"):
-        _create(tmp_path, "a")
+        _create(state_root, "a")
 
 
 @pytest.mark.parametrize("name", ["", "A", "a/b", "-a", "a-", "..", "a" * 25])
-def test_unusable_names_are_refused(tmp_path: Path, name: str) -> None:
+def test_unusable_names_are_refused(state_root: Path, name: str) -> None:
     with pytest.raises(ClusterError, match="not usable"):
-        _create(tmp_path, name)
+        _create(state_root, name)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 99}'])
-def test_damaged_record_names_its_file(tmp_path: Path, text: str) -> None:
-    file = _create(tmp_path, "a").state_dir / "instance.json"
+def test_damaged_record_names_its_file(state_root: Path, text: str) -> None:
+    file = _create(state_root, "a").state_dir / "instance.json"
     file.write_text(text)
     with pytest.raises(ClusterError, match=r"instance\.json is not a usable record"):
-        load_instance(tmp_path / "state", "a")
+        load_instance(state_root, "a")
 
 
-def test_record_from_another_version_says_so(tmp_path: Path) -> None:
-    file = _create(tmp_path, "a").state_dir / "instance.json"
+def test_record_from_another_version_says_so(state_root: Path) -> None:
+    file = _create(state_root, "a").state_dir / "instance.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "version": 99}))
     with pytest.raises(ClusterError, match="version 99, expected 1"):
-        load_instance(tmp_path / "state", "a")
+        load_instance(state_root, "a")
 
 
-def test_second_command_on_an_instance_is_refused(tmp_path: Path) -> None:
+def test_second_command_on_an_instance_is_refused(state_root: Path) -> None:
     with (
-        instance_lock(tmp_path, "a"),
-        instance_lock(tmp_path, "b"),
+        instance_lock(state_root, "a"),
+        instance_lock(state_root, "b"),
         pytest.raises(ClusterError, match="another command is changing it"),
-        instance_lock(tmp_path, "a"),
+        instance_lock(state_root, "a"),
     ):
         pass
 
@@ -124,3 +131,8 @@ def test_taken_port_is_passed_over() -> None:
         taken = listener.getsockname()[1]
         assert free_port("127.0.0.1", taken) != taken
     assert free_port("127.0.0.1", taken) == taken
+
+
+def test_folder_that_is_too_long_for_sockets_is_refused(state_root: Path) -> None:
+    with pytest.raises(ClusterError, match=r"has \d+ characters, too many .* choose a --state or a --name"):
+        _create(state_root / ("x" * 60), "a")
