@@ -1,0 +1,162 @@
+"""Token ids and labels, position by position, with two kinds of Llama tokenizers."""
+
+from dataclasses import replace
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaTokenizer
+
+from llava_trainer.data.encode import IGNORED, PictureCutError, encode, encode_prompt
+from llava_trainer.data.processing import Processing
+from llava_trainer.data.template import SYSTEM, render
+from tests.trainer.test_template import make_sample
+
+LONG = 4096
+SAMPLES = {
+    "one turn": make_sample("What is the total?", "9.00"),
+    "several turns": make_sample("What is the total?", "9.00", "And the date?", "25/12/2018", "Who?", "Me."),
+    "unicode": make_sample("Größe – naïve?", "漢字 🙂 e\u0301 ß", "Noch eine?", "Ünïcödé\nzwei Zeilen"),
+    "the template's own words": make_sample("USER: what?", "ASSISTANT: USER: this", "ASSISTANT:", "A chat. USER:"),
+    "without picture": make_sample("Hello.", "Hi there.", image=False),
+    "picture in a later turn": make_sample("Hello.", "Hi.", "What is this?", "A cat.", image_turn=2),
+    "one character": make_sample("?", "!"),
+}
+
+
+@pytest.fixture(scope="module")
+def newer_processing(toy_processing: Processing) -> Processing:
+    """A byte-fallback BPE as transformers 5 makes it from a tokenizer.model (``legacy=False``): prefix only once."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=True)
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = [AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>", "</s>", "<image>")]
+    trainer = trainers.BpeTrainer(
+        vocab_size=800, special_tokens=[*special, *(f"<0x{value:02X}>" for value in range(256))], show_progress=False
+    )
+    backend.train_from_iterator(
+        [SYSTEM, "USER: what is the total ASSISTANT: nine of them: 9.00, Hi there."] * 20, trainer
+    )
+    # Like SentencePiece: trained on words, so that no piece reaches into the next word, but applied to whole texts.
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    tokenizer = LlamaTokenizer(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    return replace(toy_processing, tokenizer=tokenizer, image_token_id=tokenizer.convert_tokens_to_ids("<image>"))
+
+
+@pytest.fixture(params=["hub", "newer"])
+def processing(request: pytest.FixtureRequest, toy_processing: Processing) -> Processing:
+    return toy_processing if request.param == "hub" else request.getfixturevalue("newer_processing")
+
+
+def runs_of_learned(encoded, processing: Processing) -> list[str]:
+    """Text of each unbroken run of learned positions."""
+    runs: list[list[int]] = [[]]
+    for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
+        if label == IGNORED:
+            runs.append([])
+        else:
+            assert label == token
+            runs[-1].append(token)
+    return [processing.tokenizer.decode(run).strip() for run in runs if run]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_exactly_the_answers_and_their_ends_are_learned(name: str, processing: Processing):
+    sample = SAMPLES[name]
+    encoded = encode(sample, processing, LONG)
+    answers = [f"{answer.text}</s>" for _, _, answer in sample.pairs()]
+    assert runs_of_learned(encoded, processing) == answers
+    assert encoded.num_supervised == sum(label != IGNORED for label in encoded.labels) > 0
+    assert not encoded.truncated
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_picture_becomes_its_tokens_and_the_text_stays_itself(name: str, processing: Processing):
+    sample = SAMPLES[name]
+    ids = list(encode(sample, processing, LONG).input_ids)
+    assert ids.count(processing.image_token_id) == len(sample.images) * processing.tokens_per_image
+    assert ids[0] == processing.bos_token_id
+    assert ids.count(processing.bos_token_id) == 1
+    if sample.images:
+        first = ids.index(processing.image_token_id)
+        assert set(ids[first : first + processing.tokens_per_image]) == {processing.image_token_id}
+        ids[first : first + processing.tokens_per_image] = [processing.image_token_id]
+    assert ids[1:] == processing.tokenizer(render(sample).text, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_prompt_is_the_training_ids_before_each_answer(name: str, toy_processing: Processing):
+    sample = SAMPLES[name]
+    encoded = encode(sample, toy_processing, LONG)
+    starts = [
+        position
+        for position, label in enumerate(encoded.labels)
+        if label != IGNORED and encoded.labels[position - 1] == IGNORED
+    ]
+    for (history, question, _), start in zip(sample.pairs(), starts, strict=True):
+        shown = bool(sample.images) and sample.image_turn <= len(history)
+        prompt = encode_prompt(question.text, shown, toy_processing, history, sample.image_turn)
+        assert prompt == list(encoded.input_ids[:start])
+
+
+def test_layout_token_by_token(toy_processing: Processing):
+    encoded = encode(make_sample("What?", "9é", "Ok?", "Hi"), toy_processing, LONG)
+    tokens = toy_processing.tokenizer.convert_ids_to_tokens(list(encoded.input_ids))
+    begin = tokens.index("<image>") - 2
+    expected = [
+        ("▁USER:", False), ("▁", False), *[("<image>", False)] * 16, ("▁", False), ("<0x0A>", False),
+        *[(token, False) for token in pieces(toy_processing, "What?")], ("▁ASSISTANT:", False),
+        ("▁", True), ("9", True), ("<0xC3>", True), ("<0xA9>", True), ("</s>", True), ("▁USER:", False),
+        *[(token, False) for token in pieces(toy_processing, " Ok?")], ("▁ASSISTANT:", False),
+        *[(token, True) for token in pieces(toy_processing, " Hi")], ("</s>", True),
+    ]  # fmt: skip
+    found = [(token, label != IGNORED) for token, label in zip(tokens, encoded.labels, strict=True)]
+    assert found[begin:] == expected
+    assert not any(learned for _, learned in found[:begin])
+
+
+def pieces(processing: Processing, text: str) -> list[str]:
+    """Tokens of ``text`` in the middle of a word sequence, without the ▁ that a beginning gets."""
+    backend = processing.tokenizer.backend_tokenizer
+    tokens = backend.encode(f"x{text}" if text.startswith(" ") else f"\n{text}", add_special_tokens=False).tokens
+    return tokens[2:]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_ids_are_those_of_llava_which_tokenises_chunk_by_chunk(name: str, toy_processing: Processing):
+    """Reference: tokenizer_image_token of LLaVA's mm_utils: each chunk between pictures apart, with a ▁ of its own."""
+    sample = SAMPLES[name]
+    tokenizer = toy_processing.tokenizer
+    chunks = [tokenizer(chunk).input_ids for chunk in render(sample).text.split("<image>")]
+    reference = [tokenizer.bos_token_id, *chunks[0][1:]]
+    for chunk in chunks[1:]:
+        reference += [toy_processing.image_token_id] * toy_processing.tokens_per_image + chunk[1:]
+    assert list(encode(sample, toy_processing, LONG).input_ids) == reference
+
+
+def test_what_is_beyond_the_limit_is_cut_off(processing: Processing):
+    sample = SAMPLES["several turns"]
+    whole = encode(sample, processing, LONG)
+    cut = encode(sample, processing, whole.num_tokens - 3)
+    assert cut.truncated
+    assert cut.input_ids == whole.input_ids[:-3]
+    assert cut.labels == whole.labels[:-3]
+    assert cut.full_length == whole.num_tokens
+    assert not encode(sample, processing, whole.num_tokens).truncated
+
+
+def test_the_first_answer_s_length_is_the_shortest_limit_that_keeps_it(processing: Processing):
+    sample = SAMPLES["several turns"]
+    length = encode(sample, processing, LONG).first_answer_length
+    assert runs_of_learned(encode(sample, processing, length), processing) == ["9.00</s>"]
+    assert runs_of_learned(encode(sample, processing, length - 1), processing) == ["9.00"]
+
+
+@pytest.mark.parametrize("name", ["one turn", "picture in a later turn"])
+def test_a_picture_is_never_cut(name: str, processing: Processing):
+    sample = SAMPLES[name]
+    ids = encode(sample, processing, LONG).input_ids
+    end = len(ids) - ids[::-1].index(processing.image_token_id)
+    encode(sample, processing, end)
+    with pytest.raises(PictureCutError) as caught:
+        encode(sample, processing, end - 1)
+    encode(sample, processing, caught.value.needed)
