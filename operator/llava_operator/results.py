@@ -44,7 +44,7 @@ def _take_artifacts(artifacts: Artifacts, result: StageResult) -> Artifacts:
         StageName.MERGE: ("merged", _ON_VOLUME.merged_dir),
         StageName.EVALUATE: ("report", _ON_VOLUME.report_file),
     }[result.stage]
-    known = artifacts.model_dump()
+    known = artifacts.model_dump(by_alias=False)
     return Artifacts.model_validate({**known, field: str(path), "digests": {**known["digests"], **result.digests}})
 
 

@@ -8,11 +8,9 @@ from pydantic import ValidationError
 from llava_api.constants import StageName
 from llava_api.spec import Spec
 from llava_api.status import StageState, StageStatus, Status
+from llava_operator.faults import describe_faults
 from llava_operator.kube import Object
 from llava_operator.views import Key
-
-MAX_FAULTS = 5
-"""Fields named in the message about an unreadable object."""
 
 _Model = TypeVar("_Model", Spec, Status)
 
@@ -65,9 +63,7 @@ def _parse(model: type[_Model], value: Object, where: str) -> _Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        faults = error.errors()[:MAX_FAULTS]
-        texts = [f"{'.'.join((where, *map(str, fault['loc'])))}: {fault['msg']}" for fault in faults]
-        raise UnreadableError("; ".join(texts)) from None
+        raise UnreadableError(describe_faults(error, where)) from None
 
 
 def current_stage(status: Status) -> StageStatus | None:

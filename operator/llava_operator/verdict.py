@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from llava_api.failures import BY_EXIT_CODE, BY_REASON, Reason
 from llava_api.report import StageFailure, StageResult
 from llava_api.status import FailureStatus, StageStatus
+from llava_operator.faults import describe_faults
 from llava_operator.views import JobEnd, PodView, Termination
 
 CONSEQUENCES = frozenset({Reason.RENDEZVOUS_FAILED, Reason.INTERRUPTED})
@@ -44,9 +45,7 @@ def read_result(stage: StageStatus, pods: Iterable[PodView]) -> StageResult | Fa
     try:
         result = StageResult.model_validate_json(first.ended.message)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "the message"
-        return _unreadable(stage, first, f"its termination message is no result ({where}: {fault['msg']})")
+        return _unreadable(stage, first, f"its termination message is no result ({describe_faults(error)})")
     if (result.stage, result.attempt) != (stage.name, stage.attempt):
         return _unreadable(stage, first, f"its termination message is about {result.stage}-{result.attempt}")
     if result.failure is not None:
@@ -60,9 +59,7 @@ def _unreadable(stage: StageStatus, pod: PodView | None, why: str) -> FailureSta
 
 def unusable_result(stage: StageStatus, error: ValidationError) -> FailureStatus:
     """The failure of a stage whose result has values that make no sense."""
-    fault = error.errors()[0]
-    where = ".".join(map(str, fault["loc"]))
-    return _unreadable(stage, None, f"its result makes no sense ({where}: {fault['msg']})")
+    return _unreadable(stage, None, f"its result makes no sense ({describe_faults(error)})")
 
 
 def read_failure(

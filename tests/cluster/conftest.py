@@ -1,20 +1,34 @@
 """A real API server without nodes, for the whole tier."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
+from llava_api.crd import build_crd
 from tests.kubectl import Kubectl
 from tests.localcluster.cluster import LocalCluster
 
 _NAME = "test-api"
+_REUSED = "LLAVA_TEST_CLUSTER"
+"""Environment variable with the name of an embedded cluster that is up already; the tests leave it up."""
 
 
 @pytest.fixture(scope="session")
 def api_server() -> Iterator[Kubectl]:
     """kubectl, as administrator, for a control plane that lives as long as the test session."""
-    cluster = LocalCluster(_NAME)
-    cluster.down()
+    reused = os.environ.get(_REUSED)
+    cluster = LocalCluster(reused or _NAME)
+    if not reused:
+        cluster.down()
     cluster.up(control_plane_only=True)
     yield Kubectl(binary=cluster.tools().path("kubectl"), kubeconfig=cluster.kubeconfig)
-    cluster.down()
+    if not reused:
+        cluster.down()
+
+
+@pytest.fixture(scope="session")
+def crd(api_server: Kubectl) -> None:
+    """The CRD, served."""
+    api_server.apply(build_crd())
+    api_server.run("wait", "--for=condition=Established", "crd/llavafinetunes.finetune.llava.dev", "--timeout=30s")

@@ -16,6 +16,7 @@ from llava_api.report import ProgressReport
 from llava_api.status import Progress
 from llava_operator.children import Children
 from llava_operator.clock import to_time
+from llava_operator.faults import describe_faults
 from llava_operator.kube import KubeError
 from llava_operator.progress import ProgressBook
 from llava_operator.reporting.tokens import BusyError, Speaker, TokenReviewer
@@ -144,8 +145,7 @@ def parse_report(body: bytes) -> ProgressReport:
             said["losses"] = [loss for loss in said["losses"] if loss is not None]
         return ProgressReport.model_validate(said)
     except ValidationError as error:
-        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:3])
-        raise RefusedError(400, "; ".join(faults)) from None
+        raise RefusedError(400, describe_faults(error)) from None
     except (ValueError, RecursionError) as error:
         raise RefusedError(400, f"the body is no JSON: {error}") from None
 

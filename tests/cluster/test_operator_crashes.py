@@ -1,0 +1,183 @@
+"""The operator may be killed between any two writes: every run ends the same, and each child is made once."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from kubernetes.aio.client.api_client import ApiClient
+
+from llava_api.constants import LABEL_RUN
+from llava_operator.authority import Authority
+from llava_operator.build.common import Platform
+from llava_operator.children import Children
+from llava_operator.clock import now
+from llava_operator.events import EventPublisher
+from llava_operator.kube import Kind, Kube, Object
+from llava_operator.progress import ProgressBook
+from llava_operator.reconcile import Reconciler
+from llava_operator.resources import CHILD_SELECTOR, EVENTS, JOBS, PODS, RUNS
+from llava_operator.runs import Runs
+from llava_operator.views import Key
+from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, is_true, make_run
+from tests.kubectl import Kubectl
+
+pytestmark = pytest.mark.cluster
+
+NAMESPACE = "crashes"
+TICK_S = 0.25
+TIMEOUT_S = 60
+
+
+class Crash(BaseException):
+    """The process is gone, whatever the code would like to do about it."""
+
+
+class MortalKube(Kube):
+    """Dies right after its write number ``dies_after``, before anyone learns of the answer."""
+
+    def __init__(self, api: ApiClient, ledger: "Ledger", *, dies_after: int | None) -> None:
+        super().__init__(api, timeout_s=20)
+        self._ledger = ledger
+        self._left = dies_after
+
+    async def create(self, kind: Kind, namespace: str | None, body: Object, **options: Any) -> Object:
+        made = await super().create(kind, namespace, body, **options)
+        self._ledger.created[kind.plural, made["metadata"]["name"]] += 1
+        self._note_write()
+        return made
+
+    async def patch(self, kind: Kind, namespace: str, name: str, body: Object, **options: Any) -> Object:
+        made = await super().patch(kind, namespace, name, body, **options)
+        self._note_write()
+        return made
+
+    def _note_write(self) -> None:
+        self._ledger.num_writes += 1
+        if self._left is not None:
+            self._left -= 1
+            if self._left == 0:
+                raise Crash
+
+
+class Ledger:
+    """What all processes together have written for one run."""
+
+    def __init__(self) -> None:
+        self.created: Counter[tuple[str, str]] = Counter()
+        self.num_writes = 0
+
+
+class Process:
+    """An operator's process, as far as one run is concerned; it knows nothing of the one before it."""
+
+    def __init__(self, kube: Kube) -> None:
+        self.children = Children()
+        self.reconciler = Reconciler(
+            kube=kube,
+            children=self.children,
+            runs=Runs(),
+            progress=ProgressBook(interval_s=15, writes_per_s=5),
+            events=EventPublisher(kube, instance="test"),
+            authority=Authority(certificate="pem"),
+            platform=Platform(trainer_image="trainer", report_url="https://report/"),
+            now=now,
+        )
+
+
+class Life:
+    """One run, and the processes that look after it in turn."""
+
+    def __init__(self, api: ApiClient, name: str, *, dies_after: int | None) -> None:
+        self.key = Key(NAMESPACE, name)
+        self.ledger = Ledger()
+        self._api = api
+        self._process = Process(MortalKube(api, self.ledger, dies_after=dies_after))
+        self.dies_after = dies_after or 0
+        self.num_deaths = 0
+
+    async def step(self, jobs: list[Object], pods: list[Object]) -> None:
+        for raw in jobs:
+            self._process.children.note_job(raw)
+        for raw in pods:
+            self._process.children.note_pod(raw)
+        try:
+            while await self._process.reconciler.reconcile(self.key) == 0.0:
+                pass
+        except Crash:
+            self.num_deaths += 1
+            self._process = Process(MortalKube(self._api, self.ledger, dies_after=None))
+
+
+@contextlib.asynccontextmanager
+async def kubelet(kube: Kube) -> AsyncIterator[None]:
+    task = asyncio.create_task(FakeKubelet(kube, NAMESPACE).run())
+    yield
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def of_run(children: list[Object], life: Life) -> list[Object]:
+    return [raw for raw in children if raw["metadata"]["labels"][LABEL_RUN] == life.key.name]
+
+
+async def live(kube: Kube, lives: list[Life]) -> dict[str, Object]:
+    """Let every run live until it has ended; their last states by name."""
+    for life in lives:
+        await kube.create(RUNS, NAMESPACE, make_run(life.key.name, NAMESPACE))
+    mine = {life.key.name for life in lives}
+    ended: dict[str, Object] = {}
+    async with asyncio.timeout(TIMEOUT_S):
+        while len(ended) < len(lives):
+            jobs = [raw async for raw in kube.list(JOBS, NAMESPACE, CHILD_SELECTOR)]
+            pods = [raw async for raw in kube.list(PODS, NAMESPACE, CHILD_SELECTOR)]
+            steps = [life.step(of_run(jobs, life), of_run(pods, life)) for life in lives if life.key.name not in ended]
+            await asyncio.gather(*steps)
+            async for run in kube.list(RUNS, NAMESPACE):
+                name, status = run["metadata"]["name"], run.get("status", {})
+                if name in mine and (is_true(status, "Complete") or is_true(status, "Failed")):
+                    ended[name] = run
+            await asyncio.sleep(TICK_S)
+    await asyncio.gather(*(life.step([], []) for life in lives))
+    return ended
+
+
+def timeless(value: Any, name: str) -> Any:
+    """A status without what differs between two runs by nature."""
+    if isinstance(value, dict):
+        different = ("startTime", "completionTime", "lastTransitionTime", "jobUid")
+        return {key: timeless(item, name) for key, item in value.items() if key not in different}
+    if isinstance(value, list):
+        return [timeless(item, name) for item in value]
+    return value.replace(name, "NAME") if isinstance(value, str) else value
+
+
+async def events_of(kube: Kube, name: str) -> list[str]:
+    events = [raw async for raw in kube.list(EVENTS, NAMESPACE)]
+    return sorted(raw["reason"] for raw in events if raw["regarding"]["name"] == name)
+
+
+async def test_a_crash_after_any_write_changes_nothing(api_server: Kubectl, crd: None) -> None:
+    assert api_server.kubeconfig is not None
+    async with connect(api_server.kubeconfig) as api:
+        kube = Kube(api, timeout_s=20)
+        await kube.create(NAMESPACES, None, {"metadata": {"name": NAMESPACE}})
+        async with kubelet(kube):
+            undisturbed = Life(api, "undisturbed", dies_after=None)
+            expected = (await live(kube, [undisturbed]))["undisturbed"]
+            num_writes = undisturbed.ledger.num_writes
+            lives = [Life(api, f"crash-{n:02}", dies_after=n) for n in range(1, num_writes + 1)]
+            ended = await live(kube, lives)
+        assert is_true(expected["status"], "Complete")
+        expected_events = await events_of(kube, "undisturbed")
+        for life in lives:
+            name = life.key.name
+            assert timeless(ended[name]["status"], name) == timeless(expected["status"], "undisturbed"), name
+            # How often a waiting stage's message is written depends on the moment of looking.
+            assert life.num_deaths == 1 or life.ledger.num_writes < life.dies_after, name
+            assert set(life.ledger.created.values()) == {1}, f"{name} made a child twice: {life.ledger.created}"
+            assert len(life.ledger.created) == len(undisturbed.ledger.created), name
+            assert await events_of(kube, name) == expected_events, name

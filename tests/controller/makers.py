@@ -1,0 +1,148 @@
+"""Small values for the controller's tests."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from llava_api.constants import STAGES, StageName
+from llava_api.names import job_name
+from llava_api.report import (
+    EvaluateNumbers,
+    MergeNumbers,
+    PrepareNumbers,
+    Score,
+    StageFailure,
+    StageResult,
+    TrainNumbers,
+)
+from llava_api.spec import Spec
+from llava_api.status import Status
+from llava_operator.decide import Commit, Observation, decide
+from llava_operator.run import Run, current_stage
+from llava_operator.views import JobEnd, JobView, Key, PodView, Termination
+
+KEY = Key("team", "invoices")
+RUN_UID = "run-uid"
+JOB_UID = "job-uid"
+NOW = datetime(2026, 11, 1, 12, 0, 0, tzinfo=UTC)
+NOW_TEXT = "2026-11-01T12:00:00Z"
+
+
+def make_spec(**changes: Any) -> Spec:
+    base: dict[str, Any] = {
+        "model": {"source": "pvc://models/llava"},
+        "dataset": {"source": "pvc://data/set", "format": "llava", "file": "train.json"},
+        "training": {"batch": {"perDevice": 1, "global": 2}},
+        "workers": {"replicas": 2, "gpus": 0},
+        "evaluation": {"gpus": 0},
+    }
+    return Spec.model_validate({**base, **changes})
+
+
+def make_run(status: Status | None = None, *, deleting: bool = False, **spec: Any) -> Run:
+    return Run(
+        key=KEY,
+        uid=RUN_UID,
+        generation=1,
+        resource_version="7",
+        deleting=deleting,
+        spec=make_spec(**spec),
+        status=status or Status(),
+    )
+
+
+def see(status: Status | None = None, **observed: Any) -> Observation:
+    observed.setdefault("now", NOW)
+    return Observation(run=make_run(status), **observed)
+
+
+def commit(seen: Observation) -> Status:
+    """The status that a decision writes; it must be one."""
+    decision = decide(seen)
+    assert isinstance(decision, Commit), decision
+    return decision.status
+
+
+def begun(stage: StageName = StageName.PREPARE, *, with_job: bool = True) -> Status:
+    """A status of a run whose ``stage`` runs, made by the decisions themselves."""
+    status = commit(see())
+    for name in STAGES[: STAGES.index(stage)]:
+        status = commit(see(status, job=make_job(status, complete=True), pods=(succeeded(name),)))
+    if with_job:
+        status = commit(see(status, job=make_job(status)))
+    return status
+
+
+def make_job(status: Status, **changes: Any) -> JobView:
+    stage = current_stage(status)
+    assert stage is not None
+    job = JobView(
+        key=Key(KEY.namespace, job_name(KEY.name, stage.name, stage.attempt)),
+        uid=JOB_UID,
+        run=KEY.name,
+        owner_uid=RUN_UID,
+    )
+    return replace(job, **changes)
+
+
+def make_pod(name: str = "pod-0", **changes: Any) -> PodView:
+    pod = PodView(key=Key(KEY.namespace, name), uid=f"{name}-uid", run=KEY.name, job_uid=JOB_UID)
+    return replace(pod, **changes)
+
+
+def job_end(reason: str = "PodFailurePolicy", message: str = "a pod has failed") -> JobEnd:
+    return JobEnd(reason=reason, message=message, time=NOW_TEXT)
+
+
+RESULTS = {
+    StageName.PREPARE: StageResult(
+        stage=StageName.PREPARE, attempt=1,
+        prepare=PrepareNumbers(samples_train=8, samples_validation=2, images=10, supervised_tokens=99,
+                               longest_sample_tokens=40, overlong_samples=3),
+    ),
+    StageName.TRAIN: StageResult(
+        stage=StageName.TRAIN, attempt=1, digests={"adapter": "a"},
+        train=TrainNumbers(steps=12, final_loss=0.25, trainable_parameters=10, tokens=1000, world_size=2),
+    ),
+    StageName.MERGE: StageResult(
+        stage=StageName.MERGE, attempt=1, digests={"merged": "b"},
+        merge=MergeNumbers(tensors_merged=7, max_logit_difference=1e-6, peak_memory_bytes=1),
+    ),
+    StageName.EVALUATE: StageResult(
+        stage=StageName.EVALUATE, attempt=1, digests={"report": "c"},
+        evaluate=EvaluateNumbers(
+            scores=(
+                Score(metric="exact_match", split="train", base=0.0, tuned=1.0, samples=8),
+                Score(metric="exact_match", split="validation", base=0.02, tuned=0.97, samples=2),
+            ),
+            prompts=0,
+        ),
+    ),
+}  # fmt: skip
+
+
+def succeeded(stage: StageName, message: str | None = None) -> PodView:
+    text = RESULTS[stage].to_termination_message() if message is None else message
+    return make_pod(phase="Succeeded", started=True, ended=_ended(0, text))
+
+
+def failed(
+    name: str = "pod-0",
+    *,
+    exit_code: int = 1,
+    message: str = "",
+    failure: StageFailure | None = None,
+    stage: StageName = StageName.TRAIN,
+    reason: str = "Error",
+    after_s: int = 0,
+    **changes: Any,
+) -> PodView:
+    if failure is not None:
+        message = StageResult(stage=stage, attempt=1, failure=failure).to_termination_message()
+    ended = _ended(exit_code, message, reason=reason, after_s=after_s)
+    return make_pod(name, phase="Failed", started=True, ended=ended, **changes)
+
+
+def _ended(exit_code: int, message: str, *, reason: str = "Completed", after_s: int = 0) -> Termination:
+    finished = (NOW + timedelta(seconds=after_s)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return Termination(exit_code=exit_code, reason=reason, message=message, finished_at=finished)

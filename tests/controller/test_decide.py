@@ -1,0 +1,318 @@
+"""The whole table of decisions: what is observed against what is done about it."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from llava_api.constants import STAGES, Condition, Phase, StageName
+from llava_api.failures import BY_REASON, Reason
+from llava_api.report import PrepareNumbers, Score, StageResult
+from llava_api.status import Progress, StageState, Status
+from llava_operator.decide import Commit, Obstacle, ObstacleKind, Start, Wait, decide
+from llava_operator.run import stage_of
+from tests.controller.makers import (
+    JOB_UID,
+    NOW,
+    NOW_TEXT,
+    RESULTS,
+    begun,
+    commit,
+    failed,
+    job_end,
+    make_job,
+    make_pod,
+    make_run,
+    see,
+    succeeded,
+)
+
+LATER = NOW + timedelta(minutes=5)
+LATER_TEXT = "2026-11-01T12:05:00Z"
+
+
+def condition(status: Status, kind: Condition) -> tuple[str, str]:
+    found = next(c for c in status.conditions if c.type is kind)
+    return found.status, found.reason
+
+
+def progress(stage: StageName = StageName.TRAIN, step: int = 3) -> Progress:
+    return Progress(stage=stage, attempt=1, pod_uid="pod-0-uid", step=step, total_steps=12, eta_seconds=720,
+                    last_update_time=NOW_TEXT)  # fmt: skip
+
+
+# --- a run begins
+
+
+def test_new_run_commits_to_its_first_stage_before_anything_is_made() -> None:
+    status = commit(see())
+    assert status.phase is Phase.PENDING
+    assert status.start_time == NOW_TEXT
+    assert [stage.state for stage in status.stages] == [StageState.RUNNING, *[StageState.PENDING] * 3]
+    prepare = stage_of(status, StageName.PREPARE)
+    assert (prepare.attempt, prepare.job, prepare.job_uid) == (1, "invoices-prepare-1", None)
+    assert status.artifacts is not None
+    assert status.artifacts.volume_claim == "invoices-run"
+
+
+def test_new_run_has_every_condition() -> None:
+    conditions = {c.type: c.status for c in commit(see()).conditions}
+    assert conditions == dict.fromkeys(Condition, "False")
+
+
+def test_deleted_run_is_left_alone_in_every_state() -> None:
+    for status in (Status(), begun(), begun(StageName.TRAIN, with_job=False)):
+        run = make_run(status, deleting=True)
+        assert decide(replace(see(status), run=run)) == Wait()
+
+
+# --- an intent is committed: act on it
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_committed_stage_without_job_is_started(stage: StageName) -> None:
+    assert decide(see(begun(stage, with_job=False))) == Start(stage=stage, attempt=1)
+
+
+def test_job_that_is_there_is_recorded_and_not_made_again() -> None:
+    status = begun(with_job=False)
+    recorded = commit(see(status, job=make_job(status)))
+    assert stage_of(recorded, StageName.PREPARE).job_uid == JOB_UID
+    assert decide(see(recorded, job=make_job(recorded))) == Wait()
+
+
+def test_decisions_settle() -> None:
+    """What a decision writes leads to no second write when nothing else has changed."""
+    for stage in STAGES:
+        status = begun(stage)
+        assert decide(see(status, job=make_job(status), now=LATER)) == Wait()
+
+
+# --- obstacles
+
+
+@pytest.mark.parametrize("kind", [ObstacleKind.NAME_CONFLICT, ObstacleKind.REJECTED])
+def test_lasting_obstacle_fails_the_run(kind: ObstacleKind) -> None:
+    obstacle = Obstacle(kind=kind, message="configmaps invoices-prepare-1 is in the way", retry_at=NOW)
+    status = commit(see(begun(with_job=False), obstacle=obstacle))
+    assert status.phase is Phase.FAILED
+    assert status.failure is not None
+    assert (status.failure.reason, status.failure.stage) == (kind, StageName.PREPARE)
+    assert status.failure.message == obstacle.message
+    assert status.failure.hint == BY_REASON[Reason(kind)].hint
+
+
+def test_passing_obstacle_is_said_then_waited_for_then_tried_again() -> None:
+    obstacle = Obstacle(kind=ObstacleKind.BLOCKED, message="exceeded quota", retry_at=LATER)
+    status = commit(see(begun(with_job=False), obstacle=obstacle))
+    assert status.phase is Phase.PENDING
+    assert stage_of(status, StageName.PREPARE).message == "exceeded quota"
+    assert decide(see(status, obstacle=obstacle)) == Wait(until=LATER)
+    assert decide(see(status, obstacle=obstacle, now=LATER)) == Start(stage=StageName.PREPARE, attempt=1)
+
+
+# --- a stage runs
+
+
+def test_waiting_pods_are_explained() -> None:
+    status = begun(StageName.TRAIN)
+    pods = (make_pod("a", phase="Running", started=True), make_pod("b", waiting="Unschedulable: no node fits"))
+    said = stage_of(commit(see(status, job=make_job(status), pods=pods)), StageName.TRAIN).message
+    assert said == "1 of 2 pods run; pod b waits: Unschedulable: no node fits"
+
+
+def test_run_is_pending_until_a_pod_has_started() -> None:
+    status = begun()
+    waiting = commit(see(status, job=make_job(status), pods=(make_pod(),)))
+    assert waiting.phase is Phase.PENDING
+    running = commit(see(status, job=make_job(status), pods=(make_pod(phase="Running", started=True),)))
+    assert running.phase is Phase.RUNNING
+    # ... and not again when that pod is out of sight.
+    assert commit(see(running, job=make_job(running), pods=())).phase is Phase.RUNNING
+
+
+def test_due_progress_is_written() -> None:
+    status = begun(StageName.TRAIN)
+    written = commit(see(status, job=make_job(status), progress=progress(), progress_due_at=NOW))
+    assert written.progress == progress()
+    assert written.summary is not None
+    assert (written.summary.step, written.summary.percent, written.summary.eta) == ("3/12", "25", "12m")
+
+
+def test_early_progress_waits_but_rides_along_with_another_write() -> None:
+    status = begun(StageName.TRAIN)
+    early = see(status, job=make_job(status), progress=progress(), progress_due_at=LATER)
+    assert decide(early) == Wait(until=LATER)
+    pods = (make_pod(phase="Running", started=True),)
+    assert commit(replace(early, pods=pods)).progress == progress()
+
+
+# --- a stage succeeds
+
+
+@pytest.mark.parametrize("stage", STAGES[:-1])
+def test_success_begins_the_next_stage_in_the_same_write(stage: StageName) -> None:
+    status = begun(stage)
+    after = commit(see(status, job=make_job(status, complete=True), pods=(succeeded(stage),), now=LATER))
+    following = STAGES[STAGES.index(stage) + 1]
+    assert stage_of(after, stage).state is StageState.SUCCEEDED
+    assert stage_of(after, stage).completion_time == LATER_TEXT
+    assert stage_of(after, following).state is StageState.RUNNING
+    assert stage_of(after, following).job == f"invoices-{following}-1"
+    assert after.phase is Phase.RUNNING
+
+
+def test_last_success_completes_the_run() -> None:
+    status = begun(StageName.EVALUATE)
+    job = make_job(status, complete=True)
+    after = commit(see(status, job=job, pods=(succeeded(StageName.EVALUATE),), now=LATER))
+    assert after.phase is Phase.SUCCEEDED
+    assert after.completion_time == LATER_TEXT
+    assert condition(after, Condition.READY) == ("True", "Succeeded")
+    assert condition(after, Condition.COMPLETE) == ("True", "Succeeded")
+    assert condition(after, Condition.FAILED) == ("False", "Succeeded")
+    assert after.summary is not None
+    assert after.summary.model_dump(by_alias=False) == {
+        "stage": "evaluate", "step": "", "percent": "100", "eta": "", "score": "0.02→0.97",
+    }  # fmt: skip
+    assert after.artifacts is not None
+    assert after.artifacts.model_dump(by_alias=False) == {
+        "volume_claim": "invoices-run",
+        "dataset_report": "data/report.html",
+        "adapter": "adapter",
+        "merged": "merged",
+        "report": "evaluation/report.html",
+        "digests": {"adapter": "a", "merged": "b", "report": "c"},
+    }
+    assert after.data is not None
+    assert after.data.overlong_samples == 3
+    assert after.evaluation is not None
+    assert after.evaluation.metrics[1].gain == pytest.approx(0.95)
+    assert decide(see(after, now=LATER)) == Wait()
+
+
+def test_transition_times_change_only_with_the_condition() -> None:
+    status = begun(StageName.EVALUATE)
+    job = make_job(status, complete=True)
+    after = commit(see(status, job=job, pods=(succeeded(StageName.EVALUATE),), now=LATER))
+    times = {c.type: c.last_transition_time for c in after.conditions}
+    changed = {Condition.READY, Condition.EVALUATED, Condition.COMPLETE}
+    assert {kind for kind, time in times.items() if time == LATER_TEXT} == changed
+
+
+def test_success_takes_back_a_failure_that_was_only_noted() -> None:
+    status = begun(StageName.TRAIN)
+    noted = commit(see(status, job=make_job(status, failing=job_end()), pods=(failed(exit_code=71),)))
+    assert noted.failure is not None
+    after = commit(see(noted, job=make_job(noted, complete=True), pods=(succeeded(StageName.TRAIN),)))
+    assert after.failure is None
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        ("", "no result"),
+        ("Traceback (most recent call last)", "no result"),
+        (RESULTS[StageName.MERGE].to_termination_message(), "is about merge-1"),
+        (
+            StageResult(
+                stage=StageName.PREPARE, attempt=1,
+                prepare=PrepareNumbers(samples_train=-1, samples_validation=0, images=0, supervised_tokens=0,
+                                       longest_sample_tokens=0, overlong_samples=0),
+            ).to_termination_message(),
+            "makes no sense",
+        ),
+    ],
+)  # fmt: skip
+def test_success_without_a_readable_result_is_a_failure(message: str, why: str) -> None:
+    status = begun()
+    job = make_job(status, complete=True)
+    after = commit(see(status, job=job, pods=(succeeded(StageName.PREPARE, message),)))
+    assert after.phase is Phase.FAILED
+    assert after.failure is not None
+    assert after.failure.reason == Reason.INTERNAL_ERROR
+    assert why in after.failure.message
+
+
+def test_scores_that_are_not_finite_are_a_failure() -> None:
+    result = RESULTS[StageName.EVALUATE].model_dump()
+    result["evaluate"]["scores"] = [Score(metric="m", split="s", base=0, tuned=0, samples=1).model_dump()]
+    text = StageResult.model_validate(result).to_termination_message().replace('"tuned":0.0', '"tuned":NaN')
+    assert "NaN" in text
+    status = begun(StageName.EVALUATE)
+    after = commit(see(status, job=make_job(status, complete=True), pods=(succeeded(StageName.EVALUATE, text),)))
+    assert after.failure is not None
+    assert after.failure.reason == Reason.INTERNAL_ERROR
+
+
+def test_success_whose_pod_is_gone_is_a_failure() -> None:
+    status = begun()
+    after = commit(see(status, job=make_job(status, complete=True)))
+    assert after.failure is not None
+    assert "its first pod is gone" in after.failure.message
+
+
+def test_result_comes_from_the_first_training_pod() -> None:
+    status = begun(StageName.TRAIN)
+    first = replace(succeeded(StageName.TRAIN), index=0)
+    second = replace(succeeded(StageName.TRAIN, ""), index=1)
+    after = commit(see(status, job=make_job(status, complete=True), pods=(second, first)))
+    assert stage_of(after, StageName.TRAIN).message == "12 steps over 2 processes, final loss 0.25"
+
+
+# --- a stage fails
+
+
+def test_failing_job_is_noted_at_once_and_fails_when_its_pods_are_gone() -> None:
+    status = begun(StageName.TRAIN)
+    pods = (failed("a", exit_code=71, index=1),)
+    noted = commit(see(status, job=make_job(status, failing=job_end()), pods=pods))
+    assert noted.phase is Phase.RUNNING
+    assert stage_of(noted, StageName.TRAIN).state is StageState.RUNNING
+    assert noted.failure is not None
+    assert noted.failure.reason == Reason.WORKER_KILLED
+    # By the end of the Job no pod is left to ask.
+    after = commit(see(noted, job=make_job(noted, failed=job_end()), now=LATER))
+    assert after.phase is Phase.FAILED
+    assert after.completion_time == LATER_TEXT
+    assert after.failure == noted.failure
+    assert stage_of(after, StageName.TRAIN).state is StageState.FAILED
+    assert stage_of(after, StageName.MERGE).state is StageState.PENDING
+    assert condition(after, Condition.FAILED) == ("True", Reason.WORKER_KILLED)
+    assert condition(after, Condition.TRAINED) == ("False", Reason.WORKER_KILLED)
+    assert condition(after, Condition.READY) == ("False", Reason.WORKER_KILLED)
+    assert decide(see(after)) == Wait()
+
+
+def test_vanished_job_fails_the_run() -> None:
+    after = commit(see(begun(StageName.MERGE)))
+    assert after.failure is not None
+    assert (after.failure.reason, after.failure.message) == (
+        Reason.JOB_DELETED,
+        "Job invoices-merge-1 was deleted while merge ran",
+    )
+
+
+def test_job_of_the_same_name_with_another_uid_counts_as_vanished() -> None:
+    status = begun(StageName.MERGE)
+    after = commit(see(status, job=make_job(status, uid="another", complete=True)))
+    assert after.failure is not None
+    assert after.failure.reason == Reason.JOB_DELETED
+
+
+# --- what is written fits the schema
+
+
+def test_every_status_survives_the_wire() -> None:
+    status = begun(StageName.EVALUATE)
+    job = make_job(status, complete=True)
+    for written in (commit(see()), commit(see(status, job=job, pods=(succeeded(StageName.EVALUATE),)))):
+        assert Status.model_validate_json(written.model_dump_json()) == written
+
+
+def test_new_generation_is_noted() -> None:
+    status = begun()
+    seen = see(status, job=make_job(status))
+    decision = decide(replace(seen, run=replace(seen.run, generation=2)))
+    assert isinstance(decision, Commit)
+    assert decision.status.observed_generation == 2
