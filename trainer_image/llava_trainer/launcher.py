@@ -1,0 +1,171 @@
+"""Process 1 of a training pod: starts this pod's training processes and answers for them.
+
+Built on torch's elastic agent (what torchrun is built on). What it adds: the exit code and the reason of the process
+that failed first (torchrun makes every code a 1), an end within seconds when another pod fails, time to save a
+checkpoint after SIGTERM, and one log file a process on the run's volume.
+"""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from llava_api.constants import ENV_COMPLETION_INDEX
+from llava_api.failures import Reason
+from llava_api.report import StageFailure
+from llava_api.run_config import RunConfig
+from llava_trainer.errors import StageError
+from llava_trainer.training.meeting import Meeting, Patience
+from llava_trainer.training.ranks import Exit, clear_words, find_cause, rank_log, read_words
+from llava_trainer.training.watch import Watch
+
+_WORKER_MODULE = "llava_trainer.training.worker"
+_RESERVED_S = 10
+"""Seconds of the grace period that are kept for what comes after the processes have ended."""
+_MIN_SAVING_S = 5
+_CAUSE_WAIT_S = 10.0
+"""How long a pod whose processes only lost their peers waits for word of the cause."""
+
+logger = logging.getLogger(__name__)
+
+
+class PeerFailedError(Exception):
+    """Another pod failed before this one's processes were started."""
+
+
+def launch(config: RunConfig, meeting: Meeting, patience: Patience) -> None:
+    """Run this pod's training processes to their end.
+
+    Raises:
+        StageError: the reason of the process that failed first, in this pod or another one, with its rank and the
+            end of its log; Interrupted after SIGTERM.
+    """
+    clear_words(config, _ranks(config))
+    peer_failures: list[StageFailure] = []
+
+    def end_processes(failure: StageFailure) -> None:
+        peer_failures.append(failure)
+        # torch's agent hands these signals on: SIGTERM lets the processes save, SIGHUP ends them at once, since
+        # they may be waiting in an operation that will never end.
+        is_drain = failure.reason is Reason.INTERRUPTED
+        os.kill(os.getpid(), signal.SIGTERM if is_drain else signal.SIGHUP)
+
+    try:
+        with _signals_restored(), Watch(meeting, patience, end_processes):
+            _run_agent(config)
+    except ChildFailedError as error:
+        failure = _judge(config, error, meeting)
+    except (SignalException, PeerFailedError):
+        failure = peer_failures[0] if peer_failures else _interrupted(config)
+    else:
+        return
+    raise _to_stage_error(meeting.report_failure(failure))
+
+
+def node_rank() -> int:
+    """This pod's index among the training pods."""
+    return int(os.environ.get(ENV_COMPLETION_INDEX, "0"))
+
+
+def saving_time_s(grace_period_s: int) -> int:
+    """Seconds that training processes have to save a checkpoint after SIGTERM."""
+    return max(grace_period_s - _RESERVED_S, _MIN_SAVING_S)
+
+
+class RankLogs(LogsSpecs):
+    """One log file a process on the run's volume; what is written there also goes to the pod's log."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()
+        self._config = config
+
+    def reify(self, envs: Mapping[int, Mapping[str, str]]) -> LogsDest:
+        """Files for processes with these environments, by local rank."""
+        files = {local: str(rank_log(self._config, int(env["RANK"]))) for local, env in envs.items()}
+        nothing = dict.fromkeys(envs, "")
+        # The processes join stderr to stdout themselves: opened twice, one stream would overwrite the other.
+        return LogsDest(stdouts=files, stderrs=nothing, tee_stdouts=files, error_files=nothing)
+
+    @property
+    def root_log_dir(self) -> str:
+        """Folder of the files."""
+        return str(rank_log(self._config, 0).parent)
+
+
+def _run_agent(config: RunConfig) -> None:
+    workers = config.workers
+    with tempfile.TemporaryDirectory(prefix="llava-train-") as folder:
+        file = Path(folder) / "run.json"
+        file.write_text(config.model_dump_json(), encoding="utf-8")
+        settings = LaunchConfig(
+            min_nodes=workers.num_nodes,
+            max_nodes=workers.num_nodes,
+            nproc_per_node=workers.processes_per_node,
+            logs_specs=RankLogs(config),
+            log_line_prefix_template="[rank ${rank}] ",
+            run_id=f"{config.run.uid}-{config.run.attempt}",
+            role="train",
+            # Static: ranks follow the pods' indices, so that rank 0 is in the pod that may report progress.
+            rdzv_backend="static",
+            rdzv_endpoint=f"{workers.rendezvous_host}:{workers.rendezvous_port}",
+            rdzv_configs={"rank": node_rank(), "timeout": 60},
+            max_restarts=0,
+            shutdown_timeout=saving_time_s(workers.grace_period_seconds),
+        )
+        elastic_launch(settings, sys.executable)("-u", "-m", _WORKER_MODULE, "--config", str(file))
+
+
+def _judge(config: RunConfig, error: ChildFailedError, meeting: Meeting) -> StageFailure:
+    """The cause of a failure of this pod's processes, which may lie in another pod."""
+    found = find_cause(
+        config,
+        [Exit(rank=rank, code=failure.exitcode, time_s=failure.timestamp) for rank, failure in error.failures.items()],
+    )
+    if found.lost_peer:
+        return meeting.find_failure(wait_s=_CAUSE_WAIT_S) or found.failure
+    return found.failure
+
+
+def _interrupted(config: RunConfig) -> StageFailure:
+    """What SIGTERM to this pod came to: what its processes say, if they could still say something."""
+    words = read_words(config, _ranks(config)).values()
+    told = [word.failure for word in words if not word.lost_peer]
+    return told[0] if told else StageFailure(reason=Reason.INTERRUPTED, message="the pod was asked to stop (SIGTERM)")
+
+
+def _to_stage_error(failure: StageFailure) -> StageError:
+    return StageError(failure.reason, failure.message, rank=failure.rank, log_tail=failure.log_tail)
+
+
+def _ranks(config: RunConfig) -> range:
+    first = node_rank() * config.workers.processes_per_node
+    return range(first, first + config.workers.processes_per_node)
+
+
+@contextmanager
+def _signals_restored() -> Iterator[None]:
+    """Raise PeerFailedError on SIGHUP until torch's agent takes over; put back afterwards what was there before."""
+
+    def fail(number: int, frame: FrameType | None) -> None:
+        raise PeerFailedError
+
+    # Those that torch's agent takes for itself and never gives back.
+    previous = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    }
+    signal.signal(signal.SIGHUP, fail)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,131 @@
+"""Loading a LLaVA checkpoint, and a tuned model on top of it. Nothing is ever unpickled, no code is ever fetched."""
+
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from transformers import LlavaForConditionalGeneration
+
+from llava_api.failures import Reason
+from llava_trainer.errors import StageError
+from llava_trainer.model.lora import is_lora_b, projector_tensors
+
+Attention = Literal["auto", "flash_attention_2", "sdpa", "eager"]
+
+_DERIVED_BUFFERS = (".rotary_emb.inv_freq", ".position_ids")
+"""Buffers that old checkpoints carry and that every loader computes anew."""
+_NAMED_KEYS = 5
+
+
+def load_model(
+    model_dir: Path, dtype: torch.dtype, device: torch.device | str, attention: Attention = "auto"
+) -> LlavaForConditionalGeneration:
+    """Load a checkpoint from safetensors files, under any of the three ways in which tensors have been named.
+
+    Args:
+        model_dir: folder with config.json and weights.
+        dtype: number format of every weight.
+        device: where the weights go; they are read straight to it.
+        attention: ``auto`` takes flash_attention_2 where it is installed and the device has it, else sdpa.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        StageError: InvalidModel, naming the file, or the tensors that are missing, unexpected or of another shape.
+    """
+    device = torch.device(device)
+    try:
+        model, found = LlavaForConditionalGeneration.from_pretrained(
+            model_dir,
+            dtype=dtype,
+            device_map={"": device},
+            attn_implementation=resolve_attention(attention, device),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise StageError(Reason.INVALID_MODEL, f"{model_dir} cannot be loaded: {error}") from error
+    problems = [
+        _describe(what, names)
+        for what, names in (
+            ("lacks", found["missing_keys"]),
+            ("has unexpected", (name for name in found["unexpected_keys"] if not name.endswith(_DERIVED_BUFFERS))),
+            ("has another shape than config.json says for", (str(entry[0]) for entry in found["mismatched_keys"])),
+        )
+    ]
+    if any(problems):
+        raise StageError(Reason.INVALID_MODEL, f"{model_dir} " + "; it ".join(filter(None, problems)))
+    return model.eval()
+
+
+def resolve_attention(attention: Attention, device: torch.device) -> str:
+    """Attention implementation to ask transformers for."""
+    if attention != "auto":
+        return attention
+    has_flash = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    return "flash_attention_2" if has_flash else "sdpa"
+
+
+def load_tuned(
+    model_dir: Path,
+    adapter_dir: Path,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attention: Attention = "auto",
+) -> PeftModel:
+    """Load a checkpoint with an adapter and its projector on top.
+
+    Returns:
+        The model in evaluation mode, nothing merged.
+
+    Raises:
+        StageError: InvalidModel for the base; InternalError for an adapter that is not whole or changes nothing.
+    """
+    base = load_model(model_dir, dtype, device, attention)
+    try:
+        tuned = PeftModel.from_pretrained(base, str(adapter_dir), autocast_adapter_dtype=False)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise StageError(Reason.INTERNAL_ERROR, f"the adapter in {adapter_dir} cannot be loaded: {error}") from error
+    tuned.to(dtype)
+    check_adapter_loaded(tuned, adapter_dir)
+    return tuned.eval()
+
+
+def check_adapter_loaded(tuned: PeftModel, adapter_dir: Path) -> None:
+    """Make sure that every tensor of the adapter's file has its place in the model, and that it does something.
+
+    PEFT passes over names that it does not find, and a renamed layer then makes an adapter without effect.
+
+    Raises:
+        StageError: InternalError, naming what is missing or has no effect.
+    """
+    expected = get_peft_model_state_dict(tuned)
+    with safe_open(adapter_dir / "adapter_model.safetensors", framework="pt") as file:
+        stored = set(file.keys())
+    problems = [
+        _describe("lacks", expected.keys() - stored),
+        _describe("holds tensors that the model has no place for:", stored - expected.keys()),
+    ]
+    if not any(tensor.any() for name, tensor in expected.items() if is_lora_b(name)):
+        problems.append("has no effect: every LoRA B matrix is zero")
+    if all(torch.equal(trained, original) for trained, original in projector_tensors(tuned)):
+        problems.append("holds the base's own projector: it was not trained")
+    if any(problems):
+        raise StageError(Reason.INTERNAL_ERROR, f"the adapter in {adapter_dir} " + "; it ".join(filter(None, problems)))
+
+
+def _describe(what: str, names: Iterable[str]) -> str:
+    listed = sorted(names)
+    if not listed:
+        return ""
+    rest = f" and {len(listed) - _NAMED_KEYS} more" if len(listed) > _NAMED_KEYS else ""
+    return f"{what} {', '.join(listed[:_NAMED_KEYS])}{rest}"

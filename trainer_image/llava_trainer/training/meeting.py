@@ -1,0 +1,198 @@
+"""Where the launchers of all training pods meet: a key-value store in the first pod's launcher.
+
+torch's elastic agents do not tell each other of failures: when a process dies in one pod, the others may wait in a
+collective operation until it times out. Here the first to fail leaves word for the others (see ``watch``).
+"""
+
+import logging
+import socket
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+
+from llava_api.failures import Reason
+from llava_api.report import StageFailure
+from llava_trainer.errors import StageError
+
+_FAILURE = "meeting/failure"
+_RESULT = "meeting/result"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long to wait for whom. Seconds."""
+
+    arrival_s: float = 900.0
+    """For all pods to be there: they may be scheduled minutes apart, and pull a large image."""
+    silence_s: float = 60.0
+    """Without a heartbeat until a launcher is taken for dead."""
+    farewell_s: float = 15.0
+    """For the others to take note, before the first launcher takes the store away with it."""
+    interval_s: float = 1.0
+    """Between two looks."""
+
+
+class Meeting:
+    """One launcher's place at the meeting point. Threads may share it, as they may the store.
+
+    Nothing here waits inside the store, which lets one operation in at a time.
+    """
+
+    def __init__(self, host: str, port: int, *, node: int, num_nodes: int, patience: Patience | None = None) -> None:
+        """Take part in the meeting at ``host``:``port``; the launcher of node 0 holds it.
+
+        Raises:
+            StageError: RendezvousFailed; the first pod could not be reached in time, or the port is taken.
+        """
+        self._node = node
+        self._num_nodes = num_nodes
+        self._patience = patience or Patience()
+        self._deadline = time.monotonic() + self._patience.arrival_s
+        self._where = f"{host}:{port}"
+        if node != 0:
+            self._await_host(host, port)
+        try:
+            # Multi-tenant: the elastic agent of this process shares the server.
+            self._store = TCPStore(
+                host,
+                port,
+                is_master=node == 0,
+                wait_for_workers=False,
+                multi_tenant=True,
+                timeout=timedelta(seconds=30),
+            )
+        except DistError as error:
+            raise StageError(Reason.RENDEZVOUS_FAILED, f"no meeting point at {self._where}: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def await_all(self) -> None:
+        """Wait until every pod's launcher is here.
+
+        Raises:
+            StageError: RendezvousFailed, naming the pods that did not come.
+        """
+        self._store.set(_arrived(self._node), "")
+        while missing := [node for node in range(self._num_nodes) if not self._store.check([_arrived(node)])]:
+            if time.monotonic() > self._deadline:
+                raise StageError(
+                    Reason.RENDEZVOUS_FAILED,
+                    f"{self._num_nodes - len(missing)} of {self._num_nodes} training pods were here after "
+                    f"{self._patience.arrival_s:.0f} s; missing: {', '.join(map(str, missing[:10]))}",
+                )
+            time.sleep(self._patience.interval_s)
+
+    def beat(self) -> None:
+        """Give a sign of life.
+
+        Raises:
+            DistError: the first launcher is gone.
+        """
+        self._store.add(_pulse(self._node), 1)
+
+    def count_beats(self) -> dict[int, int]:
+        """Signs of life so far of the other launchers that have not left.
+
+        Raises:
+            DistError: the first launcher is gone.
+        """
+        return {
+            node: self._store.add(_pulse(node), 0)
+            for node in range(self._num_nodes)
+            if node != self._node and not self._store.check([_left(node)])
+        }
+
+    def report_failure(self, failure: StageFailure) -> StageFailure:
+        """Leave word of a failure; returns the one that was first, which may be another launcher's."""
+        try:
+            return StageFailure.model_validate_json(
+                self._store.compare_set(_FAILURE, "", failure.model_copy(update={"log_tail": ""}).model_dump_json())
+            ).model_copy(update={"log_tail": failure.log_tail})
+        except DistError:
+            # The first launcher is gone, and with it what it knew.
+            return failure
+
+    def find_failure(self, wait_s: float = 0.0) -> StageFailure | None:
+        """Word of a failure, waiting for it up to ``wait_s`` seconds."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                if self._store.check([_FAILURE]):
+                    return StageFailure.model_validate_json(self._store.get(_FAILURE))
+            except DistError:
+                return None
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(min(0.1, self._patience.interval_s))
+
+    def share_result(self, result: str) -> None:
+        """Tell the other launchers what came out; the first one's part."""
+        self._store.set(_RESULT, result)
+
+    def await_result(self) -> str:
+        """What the first launcher says came out.
+
+        Raises:
+            StageError: RendezvousFailed; it is gone, or says nothing.
+        """
+        deadline = time.monotonic() + self._patience.silence_s
+        try:
+            while not self._store.check([_RESULT]):
+                if time.monotonic() > deadline:
+                    raise StageError(Reason.RENDEZVOUS_FAILED, "the first training pod does not say what came out")
+                time.sleep(0.1)
+            return self._store.get(_RESULT).decode()
+        except DistError as error:
+            raise StageError(Reason.RENDEZVOUS_FAILED, "the first training pod is gone") from error
+
+    def _await_host(self, host: str, port: int) -> None:
+        trouble = ""
+        while time.monotonic() < self._deadline:
+            try:
+                # A bare connection first: TCPStore's own attempts fill the log with backtraces.
+                socket.create_connection((host, port), timeout=5).close()
+            except OSError as error:
+                trouble = str(error)
+                time.sleep(self._patience.interval_s)
+            else:
+                return
+        raise StageError(
+            Reason.RENDEZVOUS_FAILED,
+            f"the first training pod could not be reached at {self._where} within {self._patience.arrival_s:.0f} s: "
+            f"{trouble}",
+        )
+
+    def _leave(self) -> None:
+        """Say goodbye; the first launcher waits for the others to do so, since the store goes with it."""
+        try:
+            self._store.set(_left(self._node), "")
+            deadline = time.monotonic() + self._patience.farewell_s
+            others = [_left(node) for node in range(1, self._num_nodes)]
+            while self._node == 0 and others and not self._store.check(others) and time.monotonic() < deadline:
+                time.sleep(0.1)
+        except DistError:
+            logger.info("the first training pod had left already")
+
+
+def _arrived(node: int) -> str:
+    return f"meeting/arrived/{node}"
+
+
+def _pulse(node: int) -> str:
+    return f"meeting/pulse/{node}"
+
+
+def _left(node: int) -> str:
+    return f"meeting/left/{node}"

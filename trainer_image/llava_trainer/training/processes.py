@@ -1,0 +1,68 @@
+"""This process among the others: rank, device, and what all of them agree on."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed as dist
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others in one operation. A process that died is noticed by the launchers long
+before; this is for one that hangs. It must be longer than the first process takes to write a checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """Where this process stands; made by ``join``."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and reports for all."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+    def sum(self, *values: float) -> list[float]:
+        """Sums over all processes, in fp64: counts stay exact up to 2^53."""
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def all_true(self, value: bool) -> bool:
+        """Whether ``value`` is true in every process."""
+        return self.sum(float(value))[0] == self.world_size
+
+    def gather_digests(self, digest: bytes) -> list[bytes]:
+        """Every process's sha256 digest (32 bytes), in the order of ranks."""
+        mine = torch.tensor(list(digest), dtype=torch.uint8, device=self.device)
+        everyones = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(everyones, mine)
+        return [bytes(other.tolist()) for other in everyones]
+
+
+def join(device_type: Literal["cuda", "cpu"]) -> Processes:
+    """Join the other processes, as torch's elastic agent has laid it down in the environment."""
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if device_type == "cuda":
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        backend = "nccl"
+    else:
+        device = torch.device("cpu")
+        backend = "gloo"
+        # DeepSpeed would compile an operation for reductions in shared memory, for half a minute and only with a
+        # compiler at hand; plain gloo computes the same. Reading the table of operations would probe for all of
+        # them, again with a compiler, so it is replaced.
+        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+    deepspeed.init_distributed(dist_backend=backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    return Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)

@@ -1,0 +1,131 @@
+"""How a training process says why it ended, and how the launcher finds the cause among several that ended.
+
+One process that dies takes all others down: they lose their connection to it. Only the first is worth reporting.
+"""
+
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava_api.base import Lenient
+from llava_api.constants import StageName
+from llava_api.failures import Reason
+from llava_api.report import StageFailure, TrainNumbers
+from llava_api.run_config import RunConfig
+from llava_trainer.files import write_whole
+from llava_trainer.logs import read_tail
+
+_ASKED_TO_STOP = frozenset({signal.SIGTERM, signal.SIGHUP})
+"""Signals with which launchers end processes."""
+
+
+class RankFailure(Lenient):
+    """Why one process ended, in a file on the volume."""
+
+    failure: StageFailure
+    lost_peer: bool
+    """It lost its connection to another process, which knows the cause."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exit:
+    """A process that ended with another code than 0."""
+
+    rank: int
+    """Global."""
+    code: int
+    """Exit code; minus the signal's number if it was killed."""
+    time_s: float
+    """When the launcher noticed; ordering only."""
+
+
+def rank_log(config: RunConfig, rank: int) -> Path:
+    """Log of one process."""
+    return config.volume.log_dir(StageName.TRAIN, config.run.attempt) / f"rank-{rank}.log"
+
+
+def rank_failure_file(config: RunConfig, rank: int) -> Path:
+    """Where a process says why it ended."""
+    return _ranks_dir(config) / f"rank-{rank}.json"
+
+
+def numbers_file(config: RunConfig) -> Path:
+    """Where the first process says what training reached."""
+    return _ranks_dir(config) / "numbers.json"
+
+
+def write_rank_failure(config: RunConfig, rank: int, failure: RankFailure) -> None:
+    """Leave word why this process ends."""
+    write_whole(rank_failure_file(config, rank), failure.model_dump_json())
+
+
+def write_numbers(config: RunConfig, numbers: TrainNumbers) -> None:
+    """Leave word what training reached."""
+    write_whole(numbers_file(config), numbers.model_dump_json())
+
+
+def clear_words(config: RunConfig, ranks: Iterable[int]) -> None:
+    """Remove what processes of these ranks left when this pod ran before."""
+    for rank in ranks:
+        rank_failure_file(config, rank).unlink(missing_ok=True)
+
+
+def read_words(config: RunConfig, ranks: Iterable[int]) -> dict[int, RankFailure]:
+    """What processes of these ranks said about their end, by rank."""
+    words = {rank: _read_word(rank_failure_file(config, rank)) for rank in ranks}
+    return {rank: word for rank, word in words.items() if word}
+
+
+def find_cause(config: RunConfig, exits: Sequence[Exit]) -> RankFailure:
+    """The failure that made the others fail, among the processes of one pod.
+
+    A process that says why it ended is believed before one that was killed, since launchers kill too; one that only
+    lost its connection is believed last.
+    """
+    told = read_words(config, [exit_.rank for exit_ in exits])
+    first = min(exits, key=lambda exit_: (_credibility(exit_, told), exit_.time_s, exit_.rank))
+    return told.get(first.rank) or _explain_exit(config, first)
+
+
+def _credibility(exit_: Exit, told: Mapping[int, RankFailure]) -> int:
+    word = told.get(exit_.rank)
+    if word:
+        return 3 if word.lost_peer else 0
+    if exit_.code < 0:
+        if -exit_.code in _ASKED_TO_STOP:
+            return 4
+        # NCCL's watchdog aborts a process whose peer is gone.
+        return 2 if -exit_.code == signal.SIGABRT else 1
+    return 2
+
+
+def _explain_exit(config: RunConfig, exit_: Exit) -> RankFailure:
+    tail = read_tail(rank_log(config, exit_.rank))
+    if exit_.code < 0:
+        reason, how = Reason.WORKER_KILLED, f"was killed by {_signal_name(-exit_.code)}"
+    else:
+        reason, how = Reason.INTERNAL_ERROR, f"ended with exit code {exit_.code} without saying why"
+    message = f"training process {exit_.rank} {how}"
+    return RankFailure(
+        failure=StageFailure(reason=reason, message=message, rank=exit_.rank, log_tail=tail), lost_peer=False
+    )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _read_word(file: Path) -> RankFailure | None:
+    try:
+        return RankFailure.model_validate_json(file.read_bytes())
+    except (OSError, ValueError):
+        # It died while it was saying why: its exit code has to do.
+        return None
+
+
+def _ranks_dir(config: RunConfig) -> Path:
+    return config.volume.attempt_dir(StageName.TRAIN, config.run.attempt) / "ranks"

@@ -1,0 +1,77 @@
+"""What the first process tells the world about training: the curve on the volume, and progress reports."""
+
+import logging
+import time
+
+from llava_trainer.reporting import Measures, Reporter
+from llava_trainer.training.history import Entry, History
+from llava_trainer.training.plan import Plan
+from llava_trainer.training.step import StepOutcome
+
+logger = logging.getLogger(__name__)
+
+_LOG_INTERVAL_S = 10.0
+"""Seconds between two lines in the log; the curve has every step."""
+
+
+class Recorder:
+    """Records every step. Speeds are those of the step itself, data loading and checkpoints included."""
+
+    def __init__(self, history: History, reporter: Reporter, plan: Plan) -> None:
+        self._history = history
+        self._reporter = reporter
+        self._plan = plan
+        self._checkpoint_step: int | None = None
+        self._last_time = time.monotonic()
+        self._last_logged = -_LOG_INTERVAL_S
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens trained on so far."""
+        return self._history.tokens
+
+    @property
+    def last_loss(self) -> float:
+        """Loss of the last step."""
+        return self._history.recent_losses[-1]
+
+    def record(self, step: int, outcome: StepOutcome) -> None:
+        """Record that ``step`` steps are done."""
+        now = time.monotonic()
+        seconds, self._last_time = max(now - self._last_time, 1e-9), now
+        entry = Entry(
+            step=step,
+            epoch=self._plan.epoch_at(step),
+            loss=outcome.loss,
+            learning_rate=outcome.learning_rate,
+            grad_norm=outcome.grad_norm,
+            tokens=outcome.tokens,
+            samples_per_second=outcome.samples / seconds,
+            tokens_per_second=outcome.tokens / seconds,
+        )
+        self._history.append(entry)
+        self._report(entry)
+        if now - self._last_logged >= _LOG_INTERVAL_S or step == self._plan.total_steps:
+            self._last_logged = now
+            logger.info(
+                "step %d of %d: loss %.4f, gradient norm %.3f, learning rate %.3g, %.0f tokens/s",
+                step, self._plan.total_steps, entry.loss, entry.grad_norm, entry.learning_rate, entry.tokens_per_second,
+            )  # fmt: skip
+
+    def record_checkpoint(self, step: int) -> None:
+        """Record that the checkpoint after ``step`` steps is on the disk; the next report tells."""
+        self._checkpoint_step = step
+
+    def _report(self, entry: Entry) -> None:
+        measures = Measures(
+            epoch=entry.epoch,
+            loss=entry.loss,
+            learning_rate=entry.learning_rate,
+            grad_norm=entry.grad_norm,
+            samples_per_second=entry.samples_per_second,
+            tokens_per_second=entry.tokens_per_second,
+            losses=self._history.recent_losses,
+        )
+        if self._checkpoint_step is not None:
+            measures["checkpoint_step"] = self._checkpoint_step
+        self._reporter.update(entry.step, self._plan.total_steps, **measures)

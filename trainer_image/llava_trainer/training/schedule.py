@@ -1,0 +1,34 @@
+"""The course of the learning rate. A pure function of the step, so that a checkpoint has nothing of it to keep."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warm-up, then a cosine or a line down to 0, or constant.
+
+    As in transformers' ``get_scheduler``, which LLaVA trains with: the warm-up rounds up, and the first of its steps
+    has a learning rate of 0.
+    """
+
+    kind: Literal["cosine", "linear", "constant"]
+    total_steps: int
+    warmup_ratio: float
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps over which the learning rate rises."""
+        return math.ceil(self.total_steps * self.warmup_ratio)
+
+    def factor(self, step: int) -> float:
+        """What the peak learning rate is multiplied by in ``step`` (counted from 0)."""
+        if step < self.warmup_steps:
+            return step / self.warmup_steps
+        if self.kind == "constant":
+            return 1.0
+        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        if self.kind == "linear":
+            return max(0.0, 1.0 - progress)
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
