@@ -61,15 +61,16 @@ def _traces(instance: Instance) -> list[str]:
     """Whatever of an instance is on the machine; other instances may come and go meanwhile."""
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     routes = run(["ip", "route"], what="reading routes", timeout_s=20).stdout.splitlines()
-    prefix = f"lfc{instance.index}"
+    prefix, state_dir = f"lfc{instance.index}", f"{instance.state_dir}/"
     return [
         *(f"process {process.name}" for process in processes.marked(instance.state_dir)),
-        *(mount for mount in mounts if str(instance.state_dir) in mount),
+        *(mount for mount in mounts if mount.startswith(state_dir)),
         *(route for route in routes if f" {instance.bridge} " in f"{route} "),
         *_names("/sys/class/net", f"{prefix}br"),
         *_names("/sys/class/net", f"{prefix}n*"),
         *_names("/run/netns", f"{prefix}-*"),
-        *_names("/var/lib/cni/results", f"{prefix}-*"),
+        *(path for path in _names("/var/lib/cni/results", "*") if state_dir in Path(path).read_text()),
+        *(path for path in _names("/var/log/containers", "*") if state_dir in str(Path(path).readlink())),
         *_names("/sys/fs/cgroup", f"**/llava-{instance.name}"),
         *_names(str(instance.state_dir), "*"),
     ]

@@ -21,7 +21,8 @@ from tests.localcluster.errors import ClusterError
 from tests.localcluster.indexes import index_mounts
 from tests.localcluster.paths import REPOSITORY
 from tests.localcluster.shell import log, run
-from tests.localcluster.store import buildah_command, find_image, storage_root
+from tests.localcluster.store import buildah_command, find_disposable_images, find_image, storage_root
+from tests.localcluster.teardown import unmount_below
 
 IMAGE_NAMES = ("base", "operator", "trainer")
 _SUITE = "bookworm"
@@ -29,6 +30,9 @@ _BASE_PACKAGES = ("python3", "python3-venv", "ca-certificates")
 # Documentation and package lists: a third of the base, and nothing in a container reads them.
 _BASE_LEFT_OUT = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache/apt")
 _BUILD_TIMEOUT_S = 3000
+# An edit of the lock makes a layer of gigabytes anew: the ones before it have to go.
+_NUM_KEPT = 3
+_BIG_LAYER_BYTES = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -169,13 +173,22 @@ def build_images(names: Sequence[str] = IMAGE_NAMES, root: Path = REPOSITORY) ->
     for name, image in _PROJECT_IMAGES.items():
         if name in names:
             built[name] = build_project_image(image, base, root)
+    drop_old_images()
     return [built[name] for name in IMAGE_NAMES if name in names]
+
+
+def drop_old_images() -> None:
+    """Delete images that newer ones have replaced; one that a build or a container uses right now stays."""
+    for identifier in find_disposable_images(num_kept=_NUM_KEPT, big_bytes=_BIG_LAYER_BYTES):
+        command = [*buildah_command(), "rmi", "--force", identifier]
+        run(command, what=f"deleting old image {identifier}", timeout_s=300, check=False)
 
 
 def purge(cache: Path) -> None:
     """Delete all built tools and images."""
     if storage_root().exists():
-        # Layers may be mounted: buildah's own command unmounts them first.
+        # Layers may be mounted: buildah's own command unmounts them first, all but the storage onto itself.
         _buildah("rm", "--all", what="removing buildah's containers")
+        unmount_below(storage_root())
     shutil.rmtree(cache, ignore_errors=True)
     log(f"deleted {cache}")

@@ -95,3 +95,53 @@ def find_image(reference: str) -> StoredImage | None:
     if [layer.diff_id for layer in layers] != json.loads(config)["rootfs"]["diff_ids"]:
         raise ClusterError(f"image {wanted}: its layers are not those of its configuration; delete {storage_root()}")
     return StoredImage(wanted, layers, manifest, config_digest, config)
+
+
+def disposable_images(
+    images: list[dict[str, Any]], layers: list[dict[str, Any]], *, num_kept: int, big_bytes: int
+) -> list[str]:
+    """Which images may go to free disk space, as image ids, the newest first.
+
+    Of each repository the newest `num_kept` images stay, and every image that is named `:dev`. Unnamed images are
+    the build's own cache: they go only when they hold on to a layer of `big_bytes` or more that no kept image has.
+    """
+    parents = {layer["id"]: layer.get("parent") for layer in layers}
+    sizes = {layer["id"]: layer.get("diff-size", 0) for layer in layers}
+
+    def chain(image: dict[str, Any]) -> set[str]:
+        found: set[str] = set()
+        key = image.get("layer")
+        while key:
+            found.add(key)
+            key = parents.get(key)
+        return found
+
+    newest_first = sorted(images, key=lambda image: image.get("created", ""), reverse=True)
+    kept: list[dict[str, Any]] = []
+    counts: dict[str, int] = {}
+    disposable: list[dict[str, Any]] = []
+    for image in newest_first:
+        names = image.get("names") or []
+        if not names:
+            continue
+        repositories = {name.rpartition(":")[0] for name in names}
+        for repository in repositories:
+            counts[repository] = counts.get(repository, 0) + 1
+        is_kept = any(name.endswith(":dev") for name in names) or any(counts[name] <= num_kept for name in repositories)
+        (kept if is_kept else disposable).append(image)
+    needed = set().union(*(chain(image) for image in kept))
+    for image in newest_first:
+        lone = chain(image) - needed
+        if not image.get("names") and any(sizes.get(key, 0) >= big_bytes for key in lone):
+            disposable.append(image)
+    return [image["id"] for image in disposable]
+
+
+def find_disposable_images(*, num_kept: int, big_bytes: int) -> list[str]:
+    """The same for the storage as it is."""
+    return disposable_images(
+        read_json(storage_root() / "overlay-images/images.json"),
+        read_json(storage_root() / "overlay-layers/layers.json"),
+        num_kept=num_kept,
+        big_bytes=big_bytes,
+    )

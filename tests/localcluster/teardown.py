@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 from tests.localcluster.cgroups import kill_cgroup, remove_cgroup
@@ -15,6 +17,8 @@ from tests.localcluster.shell import run
 _CNI_RESULTS = Path("/var/lib/cni/results")
 # The kubelet links every container's log there, wherever its own folders are.
 _CONTAINER_LOGS = Path("/var/log/containers")
+# A path that no setting of the kubelet changes: the last one that started owns it.
+_DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins")
 
 
 def _shim_sockets(instance: Instance) -> list[Path]:
@@ -49,7 +53,8 @@ def mounts_below(folder: Path) -> list[Path]:
     return found[::-1]
 
 
-def _unmount(folder: Path) -> None:
+def unmount_below(folder: Path) -> None:
+    """Unmount everything in a folder; raises ClusterError when something stays mounted."""
     for point in mounts_below(folder):
         run(["umount", point], what=f"unmounting {point}", timeout_s=30, check=False)
     for point in mounts_below(folder):
@@ -61,10 +66,11 @@ def _unmount(folder: Path) -> None:
 
 def _remove_traces(instance: Instance, sockets: list[Path]) -> None:
     """Remove the files that programs insist on writing outside of the state folder."""
-    for socket in sockets:
-        socket.unlink(missing_ok=True)
-    for number in range(MAX_NODES):
-        for result in _CNI_RESULTS.glob(f"{instance.node(number).network_name}-*"):
+    for shim in sockets:
+        shim.unlink(missing_ok=True)
+    for result in _CNI_RESULTS.glob("*"):
+        # Some are named by a pod's network alone, some by the container alone: the namespace in it is ours or not.
+        if f"{instance.state_dir}/" in result.read_text(errors="replace"):
             result.unlink(missing_ok=True)
     if _CONTAINER_LOGS.is_dir():
         for link in _CONTAINER_LOGS.iterdir():
@@ -72,16 +78,32 @@ def _remove_traces(instance: Instance, sockets: list[Path]) -> None:
                 link.unlink(missing_ok=True)
 
 
+def _remove_dead_device_socket() -> None:
+    """Remove the socket for device plug-ins, and its folders, when no kubelet of this machine listens on it."""
+    socket_file = _DEVICE_PLUGINS / "kubelet.sock"
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(socket_file))
+        except ConnectionRefusedError:
+            socket_file.unlink(missing_ok=True)
+        except OSError:
+            return
+    with suppress(OSError):  # not empty: somebody else's
+        _DEVICE_PLUGINS.rmdir()
+        _DEVICE_PLUGINS.parent.rmdir()
+
+
 def tear_down(instance: Instance) -> None:
     """Remove everything that `up` and `add-node` made; may be repeated after a failure."""
     sockets = _shim_sockets(instance)
     _end_processes(instance)
-    _unmount(instance.state_dir)
+    unmount_below(instance.state_dir)
     remove_networks(instance)
     cgroup = str(Path(instance.node(0).cgroup).parent)
     kill_cgroup(cgroup)
     remove_cgroup(cgroup)
     _remove_traces(instance, sockets)
+    _remove_dead_device_socket()
     # The record goes last: as long as it is there, `down` can be run again.
     for entry in instance.state_dir.iterdir():
         if entry.name == "instance.json":
