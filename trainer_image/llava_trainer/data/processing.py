@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, LlavaConfig, LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
@@ -142,8 +143,12 @@ def load_config(model_dir: Path) -> LlavaConfig:
             raise _invalid(f"{path}: {key} is {found!r}, not {value!r}: {fix}")
     try:
         config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise _invalid(f"{path} cannot be used: {error}") from error
+    for key in ("image_size", "patch_size"):
+        value = getattr(config.vision_config, key)
+        if not isinstance(value, int) or value < 1:
+            raise _invalid(f"{path}: vision_config.{key} is {value!r}, not a number of pixels")
     if config.vision_feature_select_strategy not in ("default", "full"):
         raise _invalid(f"{path}: vision_feature_select_strategy is {config.vision_feature_select_strategy!r}, "
                        "not 'default'")  # fmt: skip
