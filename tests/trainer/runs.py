@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,17 +15,19 @@ from llava_api.run_config import RunConfig
 from llava_trainer.data.samples import Sample, Source, Turn, write_samples
 from llava_trainer.merging.layout import PROJECTOR
 from llava_trainer.training.history import Entry, History
-from tests.tiny.base import Pretraining, make_base
+from tests.tiny.base import build_model, build_processor, write_hub_layout
 from tests.tiny.export import make_export
+from tests.tiny.tasks import corpus
+from tests.tiny.tokenizer import build_tokenizer
 from tests.trainer.checkpoints import TARGETS
 
 
-def make_run(root: Path, *, pretraining_steps: int = 1) -> RunConfig:
+def make_run(root: Path) -> RunConfig:
     """Make base, dataset and volume below ``root``; returns the configuration of the first merge attempt.
 
     24 samples to train on and 8 held out, the first of them with two questions and the last without a picture.
     """
-    make_base(root / "base", pretraining=Pretraining(steps=pretraining_steps))
+    make_random_base(root / "base")
     make_export(root / "data", format="llava", pictures_per_scene=1)
     config = run_config(root)
     samples = list(_read_export(root / "data" / "export.json"))
@@ -53,6 +56,18 @@ def run_config(root: Path, stage: StageName = StageName.MERGE, **changes: dict) 
     }
     return RunConfig.model_validate({name: part | changes.get(name, {}) if isinstance(part, dict) else part
                                      for name, part in fields.items()})  # fmt: skip
+
+
+def make_random_base(folder: Path) -> None:
+    """A base in hub layout that has learned nothing, with weights large enough that each prompt gets another answer."""
+    torch.manual_seed(0)
+    processor = build_processor(build_tokenizer(corpus(random.Random(0))))
+    model = build_model(processor.tokenizer)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.15)
+    write_hub_layout(model, processor, folder)
 
 
 def make_adapter(base_dir: Path, adapter_dir: Path, seed: int = 1) -> None:

@@ -1,0 +1,213 @@
+"""The evaluate stage on a run's volume: every question asked of both models, scores, files, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+
+from llava_api.constants import StageName
+from llava_api.failures import Reason
+from llava_api.report import EvaluateNumbers, Score, StageResult
+from llava_trainer.data.encode import IGNORED, encode, encode_prompt
+from llava_trainer.data.processing import load_processing
+from llava_trainer.data.samples import read_samples
+from llava_trainer.errors import StageError
+from llava_trainer.evaluation.questions import ask_samples
+from llava_trainer.evaluation.results import Answer, Metrics
+from llava_trainer.files import sha256_file
+from llava_trainer.outcome import StageOutput
+from llava_trainer.reporting import Reporter
+from llava_trainer.stages import evaluate, merge
+from tests.trainer.runs import make_run, run_config
+
+# PEFT asks transformers by a name that is on its way out.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+PROMPTS = [{"image": "tray-0001.png", "text": "Describe this image in detail."}, {"text": "Who are you?"}]
+
+
+class Recorder(Reporter):
+    """Keeps what is reported instead of pushing it."""
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.steps: list[tuple[int, int]] = []
+
+    def update(self, step: int, total_steps: int, **measures) -> None:
+        self.steps.append((step, total_steps))
+
+
+@pytest.fixture(scope="module")
+def made_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("run")
+    config = make_run(root)
+    with Reporter(config) as reporter:
+        merge.run(config, reporter)
+    return root
+
+
+@pytest.fixture
+def root(made_root: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made_root, tmp_path / "run"))
+
+
+def run_evaluate(root: Path, steps: list | None = None, **evaluation) -> StageOutput:
+    settings = {"gpus": 0, "generation": {"maxNewTokens": 8}, "prompts": PROMPTS, "trainingSamples": 4}
+    config = run_config(root, StageName.EVALUATE, evaluation=settings | evaluation)
+    with Recorder(config) as reporter:
+        output = evaluate.run(config, reporter)
+    if steps is not None:
+        steps.extend(reporter.steps)
+    return output
+
+
+def read_answers(root: Path) -> list[Answer]:
+    lines = (root / "volume" / "evaluation" / "answers.jsonl").read_text().splitlines()
+    return [Answer.model_validate_json(line) for line in lines]
+
+
+def answer_by_base(root: Path) -> list[str]:
+    return [answer.base for answer in read_answers(root)]
+
+
+def test_every_question_is_asked_of_both_models(root: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    output = run_evaluate(root, steps)
+    answers = read_answers(root)
+    assert [answer.split for answer in answers] == ["validation"] * 9 + ["train"] * 4 + ["prompt"] * 2
+    held_out = list(read_samples(root / "volume" / "data" / "validation.jsonl"))
+    asked = [(s.id, q.text, a.text) for s in held_out for _, q, a in s.pairs()]
+    assert [(a.sample, a.question, a.expected) for a in answers[:9]] == asked
+    assert [(a.sample, a.number) for a in answers[:2]] == [("tray-0000", 1), ("tray-0000", 2)]
+    assert [a.question for a in answers[-2:]] == [prompt["text"] for prompt in PROMPTS]
+    assert all(answer.base and answer.tuned and answer.base != answer.tuned for answer in answers)
+    assert steps[-1] == (30, 30)
+    assert steps == sorted(set(steps))
+    assert isinstance(output.numbers, EvaluateNumbers)
+    assert output.numbers.prompts == 2
+    assert [(score.split, score.samples) for score in output.numbers.scores] == [("validation", 9), ("train", 4)]
+
+
+def test_files_numbers_and_digests_agree(root: Path) -> None:
+    output = run_evaluate(root)
+    volume = run_config(root).volume
+    metrics = Metrics.model_validate_json(volume.metrics_file.read_text())
+    assert tuple(score.to_score() for score in metrics.scores) == output.numbers.scores
+    assert metrics.dataset == {"samples_train": 24, "samples_validation": 8}
+    assert metrics.seconds.keys() == {"answers_of_base", "answers_of_tuned"}
+    assert all(seconds > 0 for seconds in metrics.seconds.values())
+    assert (metrics.dtype, metrics.prompts, metrics.run.name) == ("float32", 2, "trays")
+    assert output.digests == {"report": sha256_file(volume.report_file), "metrics": sha256_file(volume.metrics_file)}
+    assert sorted(file.name for file in volume.evaluation_dir.iterdir()) == [
+        "answers.jsonl", "metrics.json", "report.html",
+    ]  # fmt: skip
+    result = StageResult(stage=StageName.EVALUATE, attempt=1, evaluate=output.numbers, digests=dict(output.digests))
+    assert len(result.to_termination_message()) < 4096
+
+
+def test_right_answers_are_counted(root: Path) -> None:
+    """The base's own answers are made the expected ones: it scores 1, and the tuned model, answering otherwise, 0."""
+    file = root / "volume" / "data" / "validation.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()][1:]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    run_evaluate(root, trainingSamples=0)
+    for row, answer in zip(rows, read_answers(root), strict=False):
+        row["turns"][1]["text"] = f"  {answer.base.upper()}. "
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    scores = run_evaluate(root, trainingSamples=0).numbers.scores
+    assert scores == (Score(metric="exact_match", split="validation", base=1.0, tuned=0.0, samples=7),)
+    report = (root / "volume" / "evaluation" / "report.html").read_text()
+    assert "7 of 7 right" in report
+    assert "-100.0 points" in report
+
+
+def test_a_repeat_gives_the_same_answers_and_another_seed_other_ones(root: Path) -> None:
+    generation = {"temperature": 3.0, "seed": 7, "maxNewTokens": 8}
+    run_evaluate(root, generation=generation)
+    first = answer_by_base(root)
+    run_evaluate(root, generation=generation)
+    assert answer_by_base(root) == first
+    run_evaluate(root, generation=generation | {"seed": 8})
+    assert answer_by_base(root)[:-2] == first[:-2], "scores are greedy"
+    assert answer_by_base(root)[-2:] != first[-2:]
+
+
+def test_without_training_samples_and_prompts_only_held_out_questions_are_asked(root: Path) -> None:
+    output = run_evaluate(root, trainingSamples=0, prompts=[])
+    assert {answer.split for answer in read_answers(root)} == {"validation"}
+    assert [score.split for score in output.numbers.scores] == ["validation"]
+
+
+def test_a_follow_up_is_asked_after_the_datasets_answer_as_in_training(root: Path) -> None:
+    processing = load_processing(root / "base", "pad")
+    sample = next(read_samples(root / "volume" / "data" / "validation.jsonl"))
+    trained = encode(sample, processing, 512)
+    ends = [i for i, label in enumerate(trained.labels) if label != IGNORED and trained.labels[i - 1] == IGNORED]
+    questions = list(ask_samples([sample], "validation"))
+    assert len(questions) == len(ends) == 2
+    for question, end in zip(questions, ends, strict=True):
+        ids = encode_prompt(
+            question.text, question.image is not None, processing, question.turns[:-1], question.image_turn
+        )
+        assert ids == list(trained.input_ids[:end])
+
+
+def test_a_picture_shown_later_is_not_there_for_earlier_questions(root: Path) -> None:
+    sample = next(read_samples(root / "volume" / "data" / "validation.jsonl"))
+    fields = {name: getattr(sample, name) for name in ("id", "images", "turns", "source")}
+    questions = list(ask_samples([type(sample)(**fields, image_turn=2)], "validation"))
+    assert [question.image for question in questions] == [None, "tray-0000.png"]
+
+
+def outside_by_link(root: Path) -> str:
+    (root / "secret.png").write_bytes((root / "data" / "images" / "tray-0001.png").read_bytes())
+    (root / "data" / "images" / "link.png").symlink_to(root / "secret.png")
+    return "link.png"
+
+
+def damaged(root: Path) -> str:
+    file = root / "data" / "images" / "tray-0001.png"
+    file.write_bytes(file.read_bytes()[:200])
+    return file.name
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: "gone.png", "is 'gone.png' .*does not exist"),
+        (lambda root: "../export.json", "is .* must be a path inside the dataset"),
+        (outside_by_link, "is 'link.png' .*leads outside the dataset"),
+        (damaged, "is 'tray-0001.png' .*cannot be decoded"),
+    ],
+)
+def test_a_prompts_picture_that_cannot_be_used_is_named_before_any_model_is_loaded(
+    root: Path, make, message: str
+) -> None:
+    prompts = [PROMPTS[1], {"image": make(root), "text": "?"}]
+    shutil.rmtree(root / "volume" / "merged")
+    with pytest.raises(StageError, match=rf"spec.evaluation.prompts\[1\].image {message}") as caught:
+        run_evaluate(root, prompts=prompts)
+    assert caught.value.reason is Reason.INVALID_DATA
+
+
+def test_too_little_memory_on_the_gpu_is_told_as_such(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args, **kwargs) -> NoReturn:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("llava_trainer.evaluation.models.AutoModelForImageTextToText.from_pretrained", refuse)
+    with pytest.raises(StageError, match=r"maxNewTokens \(is 8\).*Tried to allocate 2.00 GiB") as caught:
+        run_evaluate(root)
+    assert caught.value.reason is Reason.OUT_OF_DEVICE_MEMORY
+
+
+def test_an_earlier_attempts_files_are_replaced(root: Path) -> None:
+    folder = root / "volume" / "evaluation"
+    folder.mkdir()
+    (folder / ".report.html.partial").write_text("half")
+    (folder / "report.html").write_text("old")
+    run_evaluate(root)
+    assert (folder / "report.html").read_text() != "old"
+    assert not list(folder.glob(".*"))
