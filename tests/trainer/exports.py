@@ -27,7 +27,7 @@ def draw_picture(path: Path, seed: int = 0, size: tuple[int, int] = (60, 40)) ->
     return path
 
 
-def conversation(image: str | None, pairs: Pairs, **changes: Any) -> dict[str, Any]:
+def conversation(image: str | None, pairs: Pairs, /, **changes: Any) -> dict[str, Any]:
     """An entry of a LLaVA export."""
     turns = []
     for index, (question, answer) in enumerate(pairs):
@@ -39,7 +39,7 @@ def conversation(image: str | None, pairs: Pairs, **changes: Any) -> dict[str, A
     return entry | changes
 
 
-def document(name: str | None, pairs: Pairs, **changes: Any) -> dict[str, Any]:
+def document(name: str | None, pairs: Pairs, /, **changes: Any) -> dict[str, Any]:
     """A document of a UBIAI export with relations."""
     spans, relations, text, word = [], [], "", 0
     for question, answer in pairs:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llava_trainer.data.findings import Finding, Kind, noted, refused
-from llava_trainer.data.json_file import JsonFileError, describe_mismatch, first_unwritable, read_json
+from llava_trainer.data.json_file import JsonFileError, describe_mismatch, is_writable, read_json
 from llava_trainer.data.samples import Role, Sample, Source, Turn
 from llava_trainer.data.template import IMAGE_MARKER
 
@@ -66,12 +66,12 @@ def read_conversations(path: Path, name: str) -> Iterator[Sample | Finding]:
 
 
 def _convert(entry: _Entry, source: Source) -> Iterator[Sample | Finding]:
-    turns = [_Turn.model_validate({"from": turn.speaker, "value": turn.value.strip()}) for turn in entry.conversations]
+    turns = entry.conversations
     images = _images_of(entry.image)
-    if turns and turns[0].speaker == "gpt":
+    opens_with_answer = bool(turns) and turns[0].speaker == "gpt"
+    if opens_with_answer:
         if IMAGE_MARKER in turns[0].value:
             raise _EntryError(f"conversations[0] is an opening answer with {IMAGE_MARKER}: move it to a question")
-        yield noted(Kind.OPENING_ANSWER, source, "the conversation opens with an answer, which is left out")
         turns = turns[1:]
     _check_alternation(turns)
     image_turn = _find_image_turn(turns, num_images=len(images))
@@ -80,8 +80,10 @@ def _convert(entry: _Entry, source: Source) -> Iterator[Sample | Finding]:
         if not turn.text:
             raise _EntryError(f"{'question' if turn.role == 'user' else 'answer'} {index // 2 + 1} is empty")
     sample = Sample(id=_id_of(entry.id, source), images=images, turns=spoken, source=source, image_turn=image_turn)
-    if first_unwritable((sample.id, *images, *(turn.text for turn in spoken))) is not None:
+    if not is_writable(sample.id, *images, *(turn.text for turn in spoken)):
         raise _EntryError("a text holds half a surrogate pair (a \\ud800 to \\udfff alone): correct the encoding")
+    if opens_with_answer:
+        yield noted(Kind.OPENING_ANSWER, source, "the conversation opens with an answer, which is left out")
     yield sample
 
 

@@ -5,7 +5,6 @@ larger part of a dataset, are never held.
 """
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +43,13 @@ def describe_mismatch(error: ValidationError) -> str:
     return f"{_path_of(first['loc'])}: {message} (is {found if len(found) <= 60 else found[:57] + '...'})"
 
 
-def first_unwritable(texts: Iterable[str]) -> str | None:
-    """The first text that holds half a surrogate pair (one escape of JSON's alone), which no UTF-8 file can hold."""
-    for text in texts:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            return text
-    return None
+def is_writable(*texts: str) -> bool:
+    """Whether a UTF-8 file can hold the texts: JSON's escapes may leave half a surrogate pair, which none can."""
+    try:
+        "".join(texts).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _path_of(location: tuple[int | str, ...]) -> str:

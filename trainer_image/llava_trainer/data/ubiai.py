@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from llava_api.spec import Ubiai
 from llava_trainer.data.findings import Finding, Kind, noted, refused
-from llava_trainer.data.json_file import JsonFileError, describe_mismatch, first_unwritable, read_json
+from llava_trainer.data.json_file import JsonFileError, describe_mismatch, is_writable, read_json
 from llava_trainer.data.samples import Sample, Source, Turn
 from llava_trainer.data.template import IMAGE_MARKER
 
@@ -212,7 +212,7 @@ def _problem_of(question: str, answer: str, *others: str) -> str | None:
             return f"the {side} is empty"
         if IMAGE_MARKER in text:
             return f"the {side} contains {IMAGE_MARKER}, which stands for a picture: take it out"
-    if first_unwritable((question, answer, *others)) is not None:
+    if not is_writable(question, answer, *others):
         return "a text holds half a surrogate pair (a \\ud800 to \\udfff alone): correct the encoding"
     return None
 
