@@ -53,7 +53,7 @@ class Operator:
 
     settings: Settings
     kube: Kube
-    queue: WorkQueue[Key] = field(default_factory=WorkQueue)
+    queue: WorkQueue[Key] = field(default_factory=lambda: WorkQueue(expected=(KubeError,)))
     runs: Runs = field(default_factory=Runs)
     children: Children = field(default_factory=Children)
     authority: Authority = field(default_factory=Authority)

@@ -125,7 +125,10 @@ class Reconciler:
             return None
         await self._publish_events(run, now)
         if current_stage(run.status) is not None:
-            await self._hand_out_authority(run)
+            try:
+                await self._hand_out_authority(run)
+            except (KubeError, ObstacleError) as error:
+                logger.warning("%s: its progress cannot be reported for now: %s", run.key, error)
         else:
             self._forget(run.key)
         return None if until is None else max(0.0, (until - now).total_seconds())

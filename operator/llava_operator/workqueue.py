@@ -20,7 +20,9 @@ LAST_BACKOFF_S = 60.0
 class WorkQueue(Generic[K]):
     """A de-duplicating queue with delayed and repeated work. It belongs to one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, expected: tuple[type[Exception], ...] = ()) -> None:
+        """Make an empty queue; errors of the types in ``expected`` are reported without their traceback."""
+        self._expected = expected
         self._ready: OrderedDict[K, None] = OrderedDict()
         self._processing: set[K] = set()
         self._again: set[K] = set()
@@ -83,7 +85,11 @@ class WorkQueue(Generic[K]):
             self._failures[key] = failures + 1
             asked_s: float = getattr(error, "retry_after_s", None) or 0.0
             delay_s = max(asked_s, min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(failures, 16)))
-            logger.exception("pass over %s failed %d times in a row; again in %.1f s", key, failures + 1, delay_s)
+            logger.error(
+                "pass over %s failed %d times in a row, again in %.1f s: %s",
+                *(key, failures + 1, delay_s, error),
+                exc_info=None if isinstance(error, self._expected) else error,
+            )
             return delay_s
         self._failures.pop(key, None)
         return delay_s

@@ -82,7 +82,7 @@ def is_true(status: Object, condition: str) -> bool:
 async def until(what: str, condition: Callable[[], Any], *, timeout_s: float = 30) -> Any:
     """The first truthy result of ``condition``, an async function."""
     async with asyncio.timeout(timeout_s):
-        while not (found := await condition()):
+        while not (found := await condition()):  # noqa: ASYNC110 - an API server is asked, not an event
             await asyncio.sleep(0.1)
     return found
 

@@ -1,0 +1,144 @@
+"""Real operator processes for the cluster tests."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tests.kubectl import Kubectl, wait_for
+
+SYSTEM_NAMESPACE = "llava-system"
+NAME = "op"
+START_S = 30
+
+
+def free_port() -> int:
+    """A port that nothing listens on right now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@dataclass(kw_only=True)
+class OperatorProcess:
+    """One replica, with its log."""
+
+    pod_name: str
+    kubeconfig: Path
+    log: Path
+    http_port: int = field(default_factory=free_port)
+    report_port: int = field(default_factory=free_port)
+    extra: dict[str, str] = field(default_factory=dict)
+    process: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> None:
+        """Start it; it is the same replica if it ran before."""
+        settings = {
+            "NAMESPACE": SYSTEM_NAMESPACE,
+            "NAME": NAME,
+            "POD_NAME": self.pod_name,
+            "POD_IP": "192.0.2.1",
+            "TRAINER_IMAGE": "trainer:test",
+            "HTTP_PORT": str(self.http_port),
+            "REPORT_PORT": str(self.report_port),
+            "PROGRESS_INTERVAL_SECONDS": "1",
+            "RESYNC_SECONDS": "5",
+            "LEASE_DURATION_SECONDS": "3",
+            "LEASE_RENEW_DEADLINE_SECONDS": "2",
+            "LEASE_RETRY_SECONDS": "0.5",
+            "HEARTBEAT_SECONDS": "1",
+            **self.extra,
+        }
+        environ = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
+        environ.update({f"LLAVA_OPERATOR_{key}": value for key, value in settings.items()})
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "error", "-m", "llava_operator.main"], env=environ, stdout=log, stderr=log
+            )
+
+    def fetch(self, path: str) -> tuple[int, str]:
+        """Status and body of a probe or of the metrics; status 0 if nothing answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether it says so in its metrics."""
+        return "llava_operator_leader 1.0" in self.fetch("/metrics")[1]
+
+    def wait_until_ready(self) -> None:
+        """Wait for /readyz."""
+        wait_for(f"{self.pod_name} to be ready", lambda: self.fetch("/readyz")[0] == 200, timeout_s=START_S, poll_s=0.1)
+
+    def wait_until_leader(self) -> None:
+        """Wait until it leads."""
+        wait_for(f"{self.pod_name} to lead", lambda: self.is_leader, timeout_s=START_S, poll_s=0.1)
+
+    def kill(self) -> None:
+        """End it as a lost node would: without a chance to tidy up."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """End it as a rollout would; its exit status."""
+        return self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        status = self.process.wait(timeout=20)
+        self.process = None
+        return status
+
+
+@contextmanager
+def installed(kubectl: Kubectl) -> Iterator[None]:
+    """The namespace, Secret and Service that the chart makes."""
+    system = replace(kubectl, namespace=SYSTEM_NAMESPACE)
+    system.apply(
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM_NAMESPACE}},
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": f"{NAME}-report-ca", "namespace": SYSTEM_NAMESPACE},
+            "type": "Opaque",
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": f"{NAME}-report", "namespace": SYSTEM_NAMESPACE},
+            "spec": {"ports": [{"name": "report", "port": 8443, "targetPort": 8443}]},
+        },
+    )
+    yield
+    kubectl.run("delete", "namespace", SYSTEM_NAMESPACE, "--wait=false")
+
+
+@contextmanager
+def running(*operators: OperatorProcess) -> Iterator[None]:
+    """Start them, and end them whatever happens."""
+    try:
+        for operator in operators:
+            operator.start()
+        for operator in operators:
+            operator.wait_until_ready()
+        yield
+    finally:
+        for operator in operators:
+            if operator.process is not None:
+                with suppress(subprocess.TimeoutExpired):
+                    operator.stop()
+            if operator.process is not None:
+                operator.kill()

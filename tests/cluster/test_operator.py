@@ -1,0 +1,493 @@
+"""The operator as a process against a real control plane: whole runs, every way to fail, two replicas."""
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from llava_api.constants import LABEL_COMPLETION_INDEX, LABEL_STAGE, TOKEN_AUDIENCE, StageName
+from llava_api.failures import Reason
+from llava_api.report import ProgressReport, StageFailure, StageResult
+from llava_operator.kube import Kind, Kube, NotFoundError, Object
+from llava_operator.resources import CONFIG_MAPS, EVENTS, JOBS, PODS, RUNS, SERVICES, VOLUME_CLAIMS
+from tests.cluster.operators import NAME, SYSTEM_NAMESPACE, OperatorProcess, installed, running
+from tests.cluster.worlds import (
+    NAMESPACES,
+    FakeKubelet,
+    connect,
+    ended,
+    is_true,
+    make_run,
+    succeed,
+    until,
+)
+from tests.cluster.worlds import running as pod_runs
+from tests.kubectl import Kubectl
+
+pytestmark = pytest.mark.cluster
+
+QUOTAS = Kind("api/v1", "resourcequotas")
+SERVICE_ACCOUNTS = Kind("api/v1", "serviceaccounts")
+CHILDREN = (JOBS, PODS, CONFIG_MAPS, SERVICES, VOLUME_CLAIMS)
+Behaviour = Callable[[Object], Object | None]
+
+
+@pytest.fixture(scope="module")
+def replicas(
+    api_server: Kubectl, crd: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[OperatorProcess, OperatorProcess]]:
+    """Two replicas of one operator."""
+    assert api_server.kubeconfig is not None
+    logs = tmp_path_factory.mktemp("operators")
+    first, second = (
+        OperatorProcess(pod_name=f"op-{n}", kubeconfig=api_server.kubeconfig, log=logs / f"op-{n}.log") for n in "01"
+    )
+    with installed(api_server), running(first, second):
+        yield first, second
+    for replica in (first, second):
+        assert "Traceback" not in replica.log.read_text(), replica.log.read_text()
+
+
+@pytest.fixture
+def operator(replicas: tuple[OperatorProcess, OperatorProcess]) -> OperatorProcess:
+    """The replica that leads."""
+    for replica in replicas:
+        if replica.process is None:
+            replica.start()
+            replica.wait_until_ready()
+    return next(replica for replica in replicas if replica.is_leader)
+
+
+class World:
+    """A namespace with one run and pods that behave as told."""
+
+    def __init__(self, kube: Kube, namespace: str) -> None:
+        self.kube = kube
+        self.namespace = namespace
+        self.behave: Behaviour = succeed
+
+    async def create_run(self, **spec: Any) -> None:
+        await self.kube.create(RUNS, self.namespace, make_run("run", self.namespace, **spec))
+
+    async def run(self) -> Object:
+        return await self.kube.get(RUNS, self.namespace, "run")
+
+    async def status(self) -> Object:
+        return (await self.run()).get("status", {})
+
+    async def ended(self) -> Object:
+        """The status once the run has ended."""
+
+        async def look() -> Object | None:
+            status = await self.status()
+            return status if is_true(status, "Complete") or is_true(status, "Failed") else None
+
+        return await until("the run's end", look)
+
+    async def stage_message(self, stage: str, part: str) -> str:
+        """A stage's message once it contains ``part``."""
+
+        async def look() -> str | None:
+            stages = (await self.status()).get("stages", [])
+            message: str = next((s["message"] for s in stages if s["name"] == stage), "")
+            return message if part in message else None
+
+        return await until(f"{part!r} in the message of {stage}", look)
+
+    async def pods(self) -> list[Object]:
+        return [pod async for pod in self.kube.list(PODS, self.namespace)]
+
+    async def first_pod(self, stage: str) -> Object:
+        """The first pod of a stage, once it runs."""
+
+        async def look() -> Object | None:
+            for pod in await self.pods():
+                labels = pod["metadata"]["labels"]
+                is_first = labels.get(LABEL_COMPLETION_INDEX, "0") == "0"
+                if labels[LABEL_STAGE] == stage and is_first and pod["status"]["phase"] == "Running":
+                    return pod
+            return None
+
+        return await until(f"the first pod of {stage} to run", look)
+
+    async def children(self) -> list[str]:
+        found = [(kind, item) for kind in CHILDREN async for item in self.kube.list(kind, self.namespace)]
+        names = [f"{kind.plural}/{item['metadata']['name']}" for kind, item in found]
+        return sorted(name for name in names if name != "configmaps/kube-root-ca.crt")
+
+    async def events(self) -> list[tuple[str, str]]:
+        raw = [event async for event in self.kube.list(EVENTS, self.namespace)]
+        mine = [event for event in raw if event["regarding"]["kind"] == "LlavaFineTune"]
+        return [(event["type"], event["reason"]) for event in sorted(mine, key=lambda e: e["eventTime"])]
+
+
+@pytest.fixture
+async def world(api_server: Kubectl, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    assert api_server.kubeconfig is not None
+    name = request.node.name.replace("_", "-").replace("[", "-").replace("]", "")[:60].strip("-").lower()
+    async with connect(api_server.kubeconfig) as api:
+        kube = Kube(api, timeout_s=20)
+        await kube.create(NAMESPACES, None, {"metadata": {"name": name}})
+        made = World(kube, name)
+        kubelet = asyncio.create_task(FakeKubelet(kube, name, lambda pod: made.behave(pod)).run())
+        yield made
+        kubelet.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await kubelet
+    api_server.run("delete", "namespace", name, "--wait=false")
+
+
+def holds(*stages: StageName) -> Behaviour:
+    """Pods of ``stages`` run and do not end; all others succeed."""
+
+    def behave(pod: Object) -> Object | None:
+        if pod["metadata"]["labels"][LABEL_STAGE] in stages:
+            return pod_runs() if pod["status"]["phase"] == "Pending" else None
+        return succeed(pod)
+
+    return behave
+
+
+# --- a run from apply to the end
+
+
+async def test_whole_run(world: World, operator: OperatorProcess, api_server: Kubectl) -> None:
+    await world.create_run()
+    status = await world.ended()
+    assert status["phase"] == "Succeeded"
+    assert [stage["state"] for stage in status["stages"]] == ["Succeeded"] * 4
+    assert all(stage["jobUid"] and stage["completionTime"] for stage in status["stages"])
+    assert status["summary"]["score"] == "0.00→0.90"
+    assert status["artifacts"]["digests"] == {"adapter": "sha256:a", "merged": "sha256:b", "report": "sha256:c"}
+    assert status["data"]["samplesTrain"] == 8
+    api_server.run("-n", world.namespace, "wait", "--for=condition=Complete", "lft/run", "--timeout=5s")
+
+    run = await world.run()
+    assert "finalizers" not in run["metadata"]
+    assert "annotations" not in run["metadata"], "kopf must not write to a run"
+    writers = {entry["manager"] for entry in run["metadata"]["managedFields"] if entry.get("subresource") == "status"}
+    assert writers == {"llava-finetune-operator"}
+    for job in [job async for job in world.kube.list(JOBS, world.namespace)]:
+        assert set(job["metadata"].get("annotations", {})) <= {"batch.kubernetes.io/job-tracking"}
+    names = [name for name in await world.children() if not name.startswith("pods/")]
+    assert names == [
+        "configmaps/run-evaluate-1", "configmaps/run-merge-1", "configmaps/run-prepare-1", "configmaps/run-report-ca",
+        "configmaps/run-train-1", "jobs/run-evaluate-1", "jobs/run-merge-1", "jobs/run-prepare-1", "jobs/run-train-1",
+        "persistentvolumeclaims/run-run", "services/run-train",
+    ]  # fmt: skip
+    assert len(await world.pods()) == 5
+
+    async def all_events() -> bool:
+        return len(await world.events()) >= 9
+
+    await until("every Event", all_events)
+    reasons = [
+        "Preparing",
+        "Prepared",
+        "Training",
+        "Trained",
+        "Merging",
+        "Merged",
+        "Evaluating",
+        "Evaluated",
+        "Complete",
+    ]
+    assert sorted(await world.events()) == sorted(("Normal", reason) for reason in reasons)
+    table = api_server.run("-n", world.namespace, "get", "lft", "run", "--no-headers").split()
+    assert table[:5] == ["run", "Succeeded", "evaluate", "100", "0.00→0.90"]
+    metrics = operator.fetch("/metrics")[1]
+    labels = f'name="run",namespace="{world.namespace}"'
+    assert f'llava_run_phase{{{labels},phase="Succeeded"}} 1.0' in metrics
+    assert f'llava_run_score{{metric="exact_match",model="tuned",{labels},split="validation"}} 0.9' in metrics
+    assert operator.fetch("/healthz")[0] == 200
+
+
+# --- ways to fail
+
+
+async def test_failed_training_pod_fails_the_run_and_leaves_nothing_running(
+    world: World, operator: OperatorProcess, api_server: Kubectl
+) -> None:
+    said = StageFailure(reason=Reason.WORKER_KILLED, message="rank 1 was killed by signal 9", rank=1, log_tail="step 3")
+    message = StageResult(stage=StageName.TRAIN, attempt=1, failure=said).to_termination_message()
+
+    def behave(pod: Object) -> Object | None:
+        labels = pod["metadata"]["labels"]
+        if labels[LABEL_STAGE] != StageName.TRAIN:
+            return succeed(pod)
+        if pod["status"]["phase"] == "Pending":
+            return pod_runs()
+        return ended(71, message) if labels[LABEL_COMPLETION_INDEX] == "1" else None
+
+    world.behave = behave
+    await world.create_run()
+    status = await world.ended()
+    api_server.run("-n", world.namespace, "wait", "--for=condition=Failed", "lft/run", "--timeout=5s")
+    failure = status["failure"]
+    assert (failure["reason"], failure["stage"], failure["rank"], failure["exitCode"]) == (
+        "WorkerKilled",
+        "train",
+        1,
+        71,
+    )
+    assert failure["logTail"] == "step 3"
+    assert failure["hint"]
+    assert failure["pod"].startswith("run-train-1-1-")
+    assert not [pod for pod in await world.pods() if pod["status"]["phase"] in ("Pending", "Running")]
+    assert not [name for name in await world.children() if "merge" in name or "evaluate" in name]
+
+    async def warned() -> bool:
+        return ("Warning", "WorkerKilled") in await world.events()
+
+    await until("the Event", warned)
+    metrics = operator.fetch("/metrics")[1]
+    assert f'namespace="{world.namespace}",reason="WorkerKilled",stage="train"' in metrics
+
+
+async def test_deleted_job_fails_the_run(world: World, operator: OperatorProcess, api_server: Kubectl) -> None:
+    world.behave = holds(StageName.PREPARE)
+    await world.create_run()
+    await world.first_pod("prepare")
+    await world.stage_message("prepare", "its pod runs")
+    api_server.run("-n", world.namespace, "delete", "job", "run-prepare-1", "--wait=false")
+    status = await world.ended()
+    assert status["failure"]["reason"] == "JobDeleted"
+
+
+async def test_foreign_object_of_a_childs_name_fails_the_run(world: World, operator: OperatorProcess) -> None:
+    await world.kube.create(CONFIG_MAPS, world.namespace, {"metadata": {"name": "run-prepare-1"}})
+    await world.create_run()
+    status = await world.ended()
+    assert status["failure"]["reason"] == "NameConflict"
+    assert "configmaps run-prepare-1" in status["failure"]["message"]
+    foreign = await world.kube.get(CONFIG_MAPS, world.namespace, "run-prepare-1")
+    assert "ownerReferences" not in foreign["metadata"]
+    assert "data" not in foreign
+
+
+async def test_child_that_the_api_server_refuses_fails_the_run(world: World, operator: OperatorProcess) -> None:
+    resources = {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}
+    await world.create_run(prepare={"resources": resources})
+    status = await world.ended()
+    assert status["failure"]["reason"] == "Rejected"
+    assert "must be less than or equal to memory limit" in status["failure"]["message"]
+
+
+async def test_quota_is_waited_for(world: World, operator: OperatorProcess) -> None:
+    quota = {"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}}
+    await world.kube.create(QUOTAS, world.namespace, quota)
+
+    async def is_counted() -> bool:
+        return "hard" in (await world.kube.get(QUOTAS, world.namespace, "none")).get("status", {})
+
+    await until("the quota to be counted", is_counted)
+    await world.create_run()
+    await world.stage_message("prepare", "exceeded quota")
+    assert not is_true(await world.status(), "Failed")
+    await world.kube.patch(QUOTAS, world.namespace, "none", {"spec": {"hard": {"count/jobs.batch": "9"}}})
+    assert (await world.ended())["phase"] == "Succeeded"
+
+
+async def test_waiting_pods_reason_is_in_the_status(world: World, operator: OperatorProcess) -> None:
+    world.behave = lambda _: None
+    await world.create_run()
+    message = await world.stage_message("prepare", "Unschedulable")
+    assert "no nodes available" in message
+    assert (await world.status())["phase"] == "Pending"
+
+
+async def test_run_of_another_version_is_reported_and_left_alone(
+    world: World, operator: OperatorProcess, api_server: Kubectl
+) -> None:
+    # The schema lets nothing of the kind through; another version's schema would.
+    crd = api_server.get("crd", "llavafinetunes.finetune.llava.dev")
+    patch = '[{"op":"add","path":"/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/novelty",' \
+            '"value":{"type":"string"}}]'  # fmt: skip
+    api_server.run("patch", "crd", crd["metadata"]["name"], "--type=json", "-p", patch)
+    try:
+
+        async def is_served() -> bool:
+            body = make_run("run", world.namespace, novelty="yes")
+            tried = await world.kube._request("POST", RUNS.path(world.namespace), query={"dryRun": "All"}, body=body)
+            return "novelty" in tried["spec"]
+
+        await until("the other version's schema", is_served)
+        await world.create_run(novelty="yes")
+
+        async def reported() -> bool:
+            ready = next((c for c in (await world.status()).get("conditions", []) if c["type"] == "Ready"), {})
+            return ready.get("reason") == "Unreadable" and "spec.novelty" in ready["message"]
+
+        await until("the condition", reported)
+        assert await world.events() == [("Warning", "Unreadable")]
+        assert await world.children() == []
+    finally:
+        await world.kube.patch(RUNS, world.namespace, "run", {"spec": {"novelty": None}})
+        remove = patch.replace('"add"', '"remove"')
+        api_server.run("patch", "crd", crd["metadata"]["name"], "--type=json", "-p", remove)
+
+
+# --- deletion
+
+
+@pytest.mark.parametrize("is_up", [True, False], ids=["up", "down"])
+async def test_deleted_run_takes_its_children_along(
+    world: World, replicas: tuple[OperatorProcess, OperatorProcess], operator: OperatorProcess, is_up: bool
+) -> None:
+    world.behave = holds(StageName.TRAIN)
+    await world.create_run()
+    await world.first_pod("train")
+    if not is_up:
+        for replica in replicas:
+            replica.kill()
+    await world.kube._request("DELETE", RUNS.path(world.namespace, "run"))
+    with pytest.raises(NotFoundError):
+        await world.run()
+
+    async def is_empty() -> bool:
+        # Claims wait for their protection controller, which needs no more than the pods to be gone.
+        return await world.children() == []
+
+    await until("every child to be gone", is_empty)
+
+
+# --- progress
+
+
+async def ask_token(world: World, pod: Object, audience: str = TOKEN_AUDIENCE) -> str:
+    bound = {"apiVersion": "v1", "kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]}
+    body = {"spec": {"audiences": [audience], "expirationSeconds": 3600, "boundObjectRef": bound}}
+    path = f"{SERVICE_ACCOUNTS.path(world.namespace, 'default')}/token"
+    answer = await world.kube._request("POST", path, body=body)
+    token: str = answer["status"]["token"]
+    return token
+
+
+class Reporter:
+    """Pushes reports as a pod does, over TLS that trusts only the run's ConfigMap."""
+
+    def __init__(self, world: World, operator: OperatorProcess, ca: str) -> None:
+        self._world = world
+        self._operator = operator
+        self._context = ssl.create_default_context(cadata=ca)
+
+    async def push(self, token: str, body: bytes) -> tuple[int, str]:
+        url = f"https://127.0.0.1:{self._operator.report_port}/v1/progress"
+        async with (
+            aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"} if token else {}) as session,
+            session.post(
+                url, data=body, ssl=self._context, server_hostname=f"{NAME}-report.{SYSTEM_NAMESPACE}.svc"
+            ) as answer,
+        ):
+            text = await answer.text()
+            return answer.status, json.loads(text)["error"] if text else ""
+
+
+async def test_progress_reaches_the_status_and_only_from_the_first_pod_of_the_current_stage(
+    world: World, operator: OperatorProcess
+) -> None:
+    world.behave = holds(StageName.TRAIN)
+    await world.create_run()
+    pod = await world.first_pod("train")
+    await world.stage_message("train", "2 pods run")
+    uid = (await world.run())["metadata"]["uid"]
+    ca = (await world.kube.get(CONFIG_MAPS, world.namespace, "run-report-ca"))["data"]["ca.crt"]
+    reporter = Reporter(world, operator, ca)
+    token = await ask_token(world, pod)
+    report = ProgressReport(
+        run_uid=uid, stage=StageName.TRAIN, attempt=1, step=3, total_steps=12, eta_seconds=90.4, loss=1.5,
+        tokens_per_second=100.0, losses=(2.0, 1.5),
+    )  # fmt: skip
+    good = report.model_dump_json().encode()
+
+    assert await reporter.push(token, good) == (204, "")
+
+    async def written() -> Object | None:
+        return (await world.status()).get("progress")
+
+    progress = await until("progress in the status", written)
+    assert (progress["step"], progress["totalSteps"], progress["etaSeconds"], progress["loss"]) == (3, 12, 90, 1.5)
+    assert progress["podUid"] == pod["metadata"]["uid"]
+    assert (await world.status())["summary"]["percent"] == "25"
+    labels = f'name="run",namespace="{world.namespace}"'
+
+    async def measured() -> bool:
+        return f"llava_run_loss{{{labels}}} 1.5" in operator.fetch("/metrics")[1]
+
+    await until("the loss in the metrics", measured)
+
+    assert (await reporter.push("", good))[0] == 401
+    assert (await reporter.push("nonsense", good))[0] == 401
+    assert (await reporter.push(await ask_token(world, pod, "somebody-else"), good))[0] == 401
+    second = next(p for p in await world.pods() if p["metadata"]["labels"].get(LABEL_COMPLETION_INDEX) == "1")
+    assert (await reporter.push(await ask_token(world, second), good))[0] == 403
+    # The pod's own token of the stage before: the pod has ended, its token lives on.
+    prepare = next(p for p in await world.pods() if p["metadata"]["labels"][LABEL_STAGE] == "prepare")
+    assert (await reporter.push(await ask_token(world, prepare), good))[0] == 403
+    assert (await reporter.push(token, b"{}"))[0] == 400
+    assert (await reporter.push(token, b"x" * 70_000))[0] == 413
+    stale = report.model_copy(update={"attempt": 7}).model_dump_json().encode()
+    assert (await reporter.push(token, stale))[0] == 409
+    answers = {(await reporter.push(token, good))[0] for _ in range(3)}
+    assert 429 in answers
+    assert answers <= {204, 429}
+
+
+# --- two replicas
+
+
+async def test_killed_leader_is_replaced_and_the_run_goes_on_untouched(
+    world: World, replicas: tuple[OperatorProcess, OperatorProcess], operator: OperatorProcess
+) -> None:
+    world.behave = holds(StageName.TRAIN)
+    await world.create_run()
+    pod = await world.first_pod("train")
+    standby = next(replica for replica in replicas if replica is not operator)
+    assert standby.fetch("/readyz")[0] == 200
+    assert not standby.is_leader
+    operator.kill()
+    standby.wait_until_leader()
+    assert (await world.first_pod("train"))["metadata"]["uid"] == pod["metadata"]["uid"]
+    world.behave = succeed
+    status = await world.ended()
+    assert status["phase"] == "Succeeded"
+    assert len(await world.pods()) == 5
+    jobs = [job["metadata"]["uid"] async for job in world.kube.list(JOBS, world.namespace)]
+    assert sorted(jobs) == sorted(stage["jobUid"] for stage in status["stages"])
+
+
+def test_leader_ends_when_its_lease_is_taken(
+    replicas: tuple[OperatorProcess, OperatorProcess], operator: OperatorProcess, api_server: Kubectl
+) -> None:
+    patch = '{"spec": {"holderIdentity": "someone-else", "leaseDurationSeconds": 3}}'
+    api_server.run("-n", SYSTEM_NAMESPACE, "patch", "lease", NAME, "--type=merge", "-p", patch)
+    assert operator.process is not None
+    assert operator.process.wait(timeout=20) == 1
+    operator.process = None
+    assert "held by someone-else" in operator.log.read_text()
+
+
+def test_stopped_leader_hands_over_at_once_and_ends_well(
+    replicas: tuple[OperatorProcess, OperatorProcess], operator: OperatorProcess, api_server: Kubectl
+) -> None:
+    assert operator.stop() == 0
+    holder = api_server.get("-n", SYSTEM_NAMESPACE, "lease", NAME)["spec"].get("holderIdentity", "")
+    assert holder != operator.pod_name
+
+
+def test_process_says_what_is_wrong_with_its_environment(tmp_path: Path) -> None:
+    wrong = OperatorProcess(
+        pod_name="op-x", kubeconfig=tmp_path / "none", log=tmp_path / "log", extra={"PASSES": "0", "TYPO": "1"}
+    )
+    wrong.start()
+    assert wrong.process is not None
+    assert wrong.process.wait(timeout=20) != 0
+    text = wrong.log.read_text()
+    assert "LLAVA_OPERATOR_PASSES: Input should be greater than or equal to 1" in text
+    assert "LLAVA_OPERATOR_TYPO: Extra inputs are not permitted" in text

@@ -1,0 +1,356 @@
+"""Builders, by whole objects: what stands here is what the API server gets."""
+
+import json
+from typing import Any
+
+import pytest
+
+from llava_api.constants import STAGES, StageName
+from llava_api.names import MAX_DNS_LABEL, MAX_RUN_NAME
+from llava_api.run_config import RunConfig
+from llava_operator.build.common import Platform
+from llava_operator.build.config import build_config_map, build_report_ca, build_run_config
+from llava_operator.build.job import build_job
+from llava_operator.build.resources import build_resources
+from llava_operator.build.service import build_rendezvous_service
+from llava_operator.build.volume import build_volume_claim, parse_source
+from tests.controller.makers import make_run
+
+PLATFORM = Platform(trainer_image="registry/trainer:1", report_url="https://op-report.system.svc:8443/v1/progress")
+OWNER = {
+    "apiVersion": "finetune.llava.dev/v1alpha1",
+    "kind": "LlavaFineTune",
+    "name": "invoices",
+    "uid": "run-uid",
+    "controller": True,
+    "blockOwnerDeletion": False,
+}
+
+
+def labels(stage: str | None = None, attempt: str | None = None) -> dict[str, str]:
+    made = {
+        "app.kubernetes.io/managed-by": "llava-finetune-operator",
+        "finetune.llava.dev/run": "invoices",
+        "finetune.llava.dev/stage": stage,
+        "finetune.llava.dev/attempt": attempt,
+    }
+    return {key: value for key, value in made.items() if value is not None}
+
+
+def metadata(name: str, stage: str | None = None, attempt: str | None = None) -> dict[str, Any]:
+    return {"name": name, "namespace": "team", "labels": labels(stage, attempt), "ownerReferences": [OWNER]}
+
+
+def expected_pod(stage: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 30,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "fsGroup": 65532,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": "stage",
+                "image": "registry/trainer:1",
+                "imagePullPolicy": "IfNotPresent",
+                "command": ["llava-trainer", stage, "--config", "/etc/llava/run.json"],
+                "env": [
+                    {"name": "LLAVA_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                    {"name": "HOME", "value": "/tmp/home"},
+                    {"name": "TMPDIR", "value": "/tmp"},
+                    {"name": "TRITON_CACHE_DIR", "value": "/tmp/triton"},
+                    {"name": "TORCHINDUCTOR_CACHE_DIR", "value": "/tmp/inductor"},
+                ],
+                "resources": {"requests": {"cpu": "2", "memory": "8Gi"}, "limits": {"memory": "8Gi"}},
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "volumeMounts": [
+                    {"name": "config", "mountPath": "/etc/llava", "readOnly": True},
+                    {"name": "report-ca", "mountPath": "/etc/llava-report", "readOnly": True},
+                    {"name": "report-token", "mountPath": "/var/run/secrets/llava-report", "readOnly": True},
+                    {"name": "run", "mountPath": "/llava/run"},
+                    {"name": "tmp", "mountPath": "/tmp"},
+                    {"name": "shm", "mountPath": "/dev/shm"},
+                    {"name": "input-0", "mountPath": "/llava/inputs/models", "readOnly": True},
+                    {"name": "input-1", "mountPath": "/llava/inputs/data", "readOnly": True},
+                ],
+            }
+        ],
+        "volumes": [
+            {"name": "config", "configMap": {"name": f"invoices-{stage}-1"}},
+            {"name": "report-ca", "configMap": {"name": "invoices-report-ca", "optional": True}},
+            {
+                "name": "report-token",
+                "projected": {
+                    "sources": [
+                        {
+                            "serviceAccountToken": {
+                                "audience": "llava-finetune-operator",
+                                "expirationSeconds": 3600,
+                                "path": "token",
+                            }
+                        }
+                    ]
+                },
+            },
+            {"name": "run", "persistentVolumeClaim": {"claimName": "invoices-run"}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": "10Gi"}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
+            {"name": "input-0", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}},
+            {"name": "input-1", "persistentVolumeClaim": {"claimName": "data", "readOnly": True}},
+        ],
+        **changes,
+    }
+
+
+def expected_job(stage: str, pods: int, mode: str, pod: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata(f"invoices-{stage}-1", stage, "1"),
+        "spec": {
+            "completionMode": mode,
+            "completions": pods,
+            "parallelism": pods,
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {"containerName": "stage", "operator": "NotIn", "values": [0]},
+                    },
+                ]
+            },
+            "template": {"metadata": {"labels": labels(stage, "1")}, "spec": pod},
+        },
+    }
+
+
+def test_prepare_job_whole() -> None:
+    expected = expected_job("prepare", 1, "NonIndexed", expected_pod("prepare"))
+    assert build_job(make_run(), StageName.PREPARE, 1, PLATFORM) == expected
+
+
+def test_train_job_whole() -> None:
+    run = make_run(
+        workers={"replicas": 2, "gpus": 8, "shmSize": "16Gi", "gracePeriodSeconds": 120,
+                 "resources": {"requests": {"cpu": "32"}, "limits": {"memory": "500Gi", "rdma/hca": 1}}},
+        training={"batch": {"perDevice": 1, "global": 16}},
+        scheduling={"nodeSelector": {"pool": "a100"},
+                    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+                                    {"key": "spot", "value": "true", "tolerationSeconds": 60}]},
+        image={"reference": "mine:2", "pullPolicy": "Always"},
+        imagePullSecrets=[{"name": "registry"}],
+    )  # fmt: skip
+    pod = expected_pod(
+        "train",
+        terminationGracePeriodSeconds=120,
+        subdomain="invoices-train",
+        nodeSelector={"pool": "a100"},
+        tolerations=[
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+            {"key": "spot", "operator": "Equal", "value": "true", "tolerationSeconds": 60},
+        ],
+        imagePullSecrets=[{"name": "registry"}],
+    )
+    pod["containers"][0] |= {
+        "image": "mine:2",
+        "imagePullPolicy": "Always",
+        "resources": {
+            "requests": {"cpu": "32", "memory": "500Gi", "rdma/hca": "1", "nvidia.com/gpu": "8"},
+            "limits": {"memory": "500Gi", "rdma/hca": "1", "nvidia.com/gpu": "8"},
+        },
+    }
+    shm = next(volume for volume in pod["volumes"] if volume["name"] == "shm")
+    shm["emptyDir"]["sizeLimit"] = "16Gi"
+    assert build_job(run, StageName.TRAIN, 1, PLATFORM) == expected_job("train", 2, "Indexed", pod)
+
+
+@pytest.mark.parametrize(
+    ("stage", "has_selector", "num_gpus"),
+    [("prepare", True, None), ("train", True, "4"), ("merge", False, None), ("evaluate", True, "1")],
+)
+def test_stages_differ_in_nodes_and_gpus(stage: str, has_selector: bool, num_gpus: str | None) -> None:
+    run = make_run(
+        scheduling={"nodeSelector": {"pool": "a100"}, "tolerations": [{"operator": "Exists"}]},
+        workers={"replicas": 1, "gpus": 4},
+        training={"batch": {"perDevice": 1, "global": 4}},
+        evaluation={"gpus": 1},
+    )
+    pod = build_job(run, StageName(stage), 1, PLATFORM)["spec"]["template"]["spec"]
+    assert ("nodeSelector" in pod) is has_selector
+    assert pod["tolerations"] == [{"operator": "Exists"}]
+    assert pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") == num_gpus
+
+
+def test_claim_that_holds_both_inputs_is_mounted_once() -> None:
+    run = make_run(model={"source": "pvc://shared/model"}, dataset={
+        "source": "pvc://shared/data", "format": "llava", "file": "train.json"})  # fmt: skip
+    pod = build_job(run, StageName.MERGE, 1, PLATFORM)["spec"]["template"]["spec"]
+    assert [v["name"] for v in pod["volumes"] if v["name"].startswith("input")] == ["input-0"]
+    mounts = [m["mountPath"] for m in pod["containers"][0]["volumeMounts"]]
+    assert [path for path in mounts if path.startswith("/llava/inputs")] == ["/llava/inputs/shared"]
+
+
+@pytest.mark.parametrize(
+    ("given", "requests", "limits"),
+    [
+        ({}, {"cpu": "2", "memory": "8Gi"}, {"memory": "8Gi"}),
+        ({"requests": {"memory": "4Gi"}}, {"cpu": "2", "memory": "4Gi"}, {"memory": "4Gi"}),
+        ({"limits": {"memory": "4Gi"}}, {"cpu": "2", "memory": "4Gi"}, {"memory": "4Gi"}),
+        ({"limits": {"cpu": "3"}}, {"cpu": "3", "memory": "8Gi"}, {"cpu": "3", "memory": "8Gi"}),
+        (
+            {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "2Gi"}},
+            {"cpu": "1", "memory": "1Gi"},
+            {"cpu": "2", "memory": "2Gi"},
+        ),
+        (
+            {"requests": {"ephemeral-storage": "9Gi"}},
+            {"cpu": "2", "memory": "8Gi", "ephemeral-storage": "9Gi"},
+            {"memory": "8Gi", "ephemeral-storage": "9Gi"},
+        ),
+    ],
+)
+def test_every_container_has_requests_and_a_memory_limit(
+    given: dict[str, Any], requests: dict[str, str], limits: dict[str, str]
+) -> None:
+    run = make_run(prepare={"resources": given})
+    assert build_resources(run, StageName.PREPARE, 0) == {"requests": requests, "limits": limits}
+
+
+def test_gpus_come_from_the_field_made_for_them() -> None:
+    run = make_run(workers={"replicas": 2, "gpus": 2, "resources": {"limits": {"nvidia.com/gpu": "7"}}})
+    made = build_resources(run, StageName.TRAIN, 2)
+    assert made["requests"]["nvidia.com/gpu"] == made["limits"]["nvidia.com/gpu"] == "2"
+
+
+def test_volume_claim_whole() -> None:
+    run = make_run(storage={"size": "5Gi", "storageClassName": "fast"})
+    assert build_volume_claim(run) == {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": metadata("invoices-run"),
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "resources": {"requests": {"storage": "5Gi"}},
+            "storageClassName": "fast",
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("replicas", "given", "modes"),
+    [
+        (1, None, ["ReadWriteOnce"]),
+        (2, None, ["ReadWriteMany"]),
+        (1, ["ReadWriteMany"], ["ReadWriteMany"]),
+    ],
+)
+def test_access_modes_follow_from_the_replicas(replicas: int, given: list[str] | None, modes: list[str]) -> None:
+    storage = {"accessModes": given} if given else {}
+    run = make_run(workers={"replicas": replicas, "gpus": 0}, storage=storage)
+    assert build_volume_claim(run)["spec"]["accessModes"] == modes
+    assert "storageClassName" not in build_volume_claim(run)["spec"]
+
+
+def test_rendezvous_service_whole() -> None:
+    assert build_rendezvous_service(make_run()) == {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata("invoices-train", "train"),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {"finetune.llava.dev/run": "invoices", "finetune.llava.dev/stage": "train"},
+            "ports": [{"name": "rendezvous", "port": 29400, "targetPort": 29400}],
+        },
+    }
+
+
+def test_report_ca_whole() -> None:
+    assert build_report_ca(make_run(), "PEM") == {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata("invoices-report-ca"),
+        "data": {"ca.crt": "PEM"},
+    }
+
+
+def test_config_map_carries_a_run_configuration_that_the_trainer_reads() -> None:
+    made = build_config_map(make_run(), StageName.TRAIN, 1, PLATFORM)
+    text = made["data"].pop("run.json")
+    assert made == {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata("invoices-train-1", "train", "1"),
+        "immutable": True,
+        "data": {},
+    }
+    assert RunConfig.model_validate_json(text) == build_run_config(make_run(), StageName.TRAIN, 1, PLATFORM)
+    said = json.loads(text)
+    assert said["run"] == {
+        "namespace": "team", "name": "invoices", "uid": "run-uid", "stage": "train", "attempt": 1,
+    }  # fmt: skip
+    assert said["workers"] == {
+        "numNodes": 2,
+        "processesPerNode": 1,
+        "device": "cpu",
+        "rendezvousHost": "invoices-train-1-0.invoices-train.team.svc",
+        "rendezvousPort": 29400,
+        "gracePeriodSeconds": 120,
+    }
+    assert (said["modelDir"], said["datasetDir"]) == ("/llava/inputs/models/llava", "/llava/inputs/data/set")
+    assert said["volumeRoot"] == "/llava/run"
+    assert said["reporting"] == {
+        "url": PLATFORM.report_url,
+        "caFile": "/etc/llava-report/ca.crt",
+        "tokenFile": "/var/run/secrets/llava-report/token",
+    }
+
+
+@pytest.mark.parametrize(
+    ("stage", "device"), [("prepare", "cpu"), ("train", "cuda"), ("merge", "cpu"), ("evaluate", "cuda")]
+)
+def test_layout_is_trainings_and_device_is_the_stages_own(stage: str, device: str) -> None:
+    run = make_run(
+        workers={"replicas": 2, "gpus": 4},
+        evaluation={"gpus": 1},
+        training={"batch": {"perDevice": 1, "global": 16}},
+    )
+    config = build_run_config(run, StageName(stage), 1, PLATFORM)
+    assert (config.workers.world_size, config.workers.device, config.gradient_accumulation) == (8, device, 2)
+
+
+@pytest.mark.parametrize(
+    ("source", "claim", "path"),
+    [("pvc://c", "c", ""), ("pvc://c/", "c", ""), ("pvc://c/a/b/", "c", "a/b"), ("pvc://c//a", "c", "a")],
+)
+def test_sources(source: str, claim: str, path: str) -> None:
+    assert parse_source(source) == (claim, path)
+
+
+def test_other_sources_are_refused() -> None:
+    with pytest.raises(ValueError, match="'s3://b/p' but must be pvc://CLAIM/PATH"):
+        parse_source("s3://b/p")
+
+
+def test_longest_name_leaves_room_for_every_label() -> None:
+    run = make_run()
+    longest = run.__class__(**{**run.__dict__, "key": run.key.__class__("team", "x" * MAX_RUN_NAME)})
+    for stage in STAGES:
+        job = build_job(longest, stage, 1, PLATFORM)
+        assert len(job["metadata"]["name"]) <= MAX_DNS_LABEL
+        assert all(len(value) <= MAX_DNS_LABEL for value in job["metadata"]["labels"].values())
