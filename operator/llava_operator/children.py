@@ -6,9 +6,10 @@ Nothing is created on the word of this cache alone: absence is confirmed by a li
 
 from collections.abc import Iterable, Sequence
 
-from llava_operator.kube import Kube, Object
+from llava_operator.kube import Kube
 from llava_operator.resources import CHILD_SELECTOR, JOBS, PODS
 from llava_operator.views import JobView, Key, PodView, parse_job, parse_pod
+from llava_operator.wire import Object
 
 
 class Children:

@@ -14,9 +14,10 @@ from typing import Literal
 from llava_api.constants import API_VERSION, GROUP, KIND, STAGE_CONDITION, Phase, StageName
 from llava_api.status import StageState, StageStatus, Status, Time
 from llava_operator.clock import from_time, to_micro_time
-from llava_operator.kube import AlreadyExistsError, Kube, Object
+from llava_operator.kube import AlreadyExistsError, Kube
 from llava_operator.resources import EVENTS
 from llava_operator.views import Key
+from llava_operator.wire import Object
 
 CONTROLLER = f"{GROUP}/operator"
 MAX_NOTE = 1024

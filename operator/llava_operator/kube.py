@@ -8,15 +8,13 @@ import json
 import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import load_incluster_config, load_kube_config
 
-Object = dict[str, Any]
-"""A Kubernetes object as it is on the wire."""
+from llava_operator.wire import Object
 
 CHUNK = 250
 """Objects in one answer of a list."""

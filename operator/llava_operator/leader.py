@@ -11,16 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from llava_operator.clock import to_micro_time
-from llava_operator.kube import (
-    AlreadyExistsError,
-    ConflictError,
-    Kube,
-    KubeError,
-    NotFoundError,
-    Object,
-)
+from llava_operator.kube import AlreadyExistsError, ConflictError, Kube, KubeError, NotFoundError
 from llava_operator.resources import LEASES
 from llava_operator.views import Key
+from llava_operator.wire import Object
 
 logger = logging.getLogger(__name__)
 

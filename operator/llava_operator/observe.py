@@ -6,11 +6,12 @@ from datetime import datetime
 from llava_api.status import StageStatus
 from llava_operator.children import Children
 from llava_operator.decide import Observation, Obstacle
-from llava_operator.kube import Kube, NotFoundError, Object
+from llava_operator.kube import Kube, NotFoundError
 from llava_operator.progress import ProgressBook
 from llava_operator.resources import JOBS, PODS, RUNS
 from llava_operator.run import Run, current_stage
 from llava_operator.views import JobView, Key, PodView, parse_job, parse_pod
+from llava_operator.wire import Object
 
 
 @dataclass(frozen=True, kw_only=True)

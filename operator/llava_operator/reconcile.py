@@ -26,7 +26,6 @@ from llava_operator.kube import (
     Kube,
     KubeError,
     NotFoundError,
-    Object,
     RetryableError,
 )
 from llava_operator.observe import Observer
@@ -36,6 +35,7 @@ from llava_operator.run import Run, UnreadableError, current_stage, parse_run, p
 from llava_operator.runs import Runs
 from llava_operator.status import dump_status, merge_patch
 from llava_operator.views import Key
+from llava_operator.wire import Object
 
 logger = logging.getLogger(__name__)
 

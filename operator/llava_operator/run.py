@@ -9,8 +9,8 @@ from llava_api.constants import StageName
 from llava_api.spec import Spec
 from llava_api.status import StageState, StageStatus, Status
 from llava_operator.faults import describe_faults
-from llava_operator.kube import Object
 from llava_operator.views import Key
+from llava_operator.wire import Object
 
 _Model = TypeVar("_Model", Spec, Status)
 

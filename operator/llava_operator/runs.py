@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from llava_api.constants import Phase
 from llava_api.status import Status
-from llava_operator.kube import Kube, Object
+from llava_operator.kube import Kube
 from llava_operator.resources import RUNS
 from llava_operator.run import UnreadableError, parse_status
 from llava_operator.views import Key
+from llava_operator.wire import Object
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from llava_api.constants import STAGES, StageName
 from llava_api.status import Metric, Progress, StageState, StageStatus, Status, Summary
 from llava_operator.clock import to_time
 from llava_operator.conditions import build_conditions
-from llava_operator.kube import Object
+from llava_operator.wire import Object
 
 
 def replace_stage(status: Status, stage: StageStatus) -> Status:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from llava_api.constants import LABEL_COMPLETION_INDEX, LABEL_RUN, STAGE_CONTAINER
-from llava_operator.kube import Object
+from llava_operator.wire import Object
 
 MAX_TEXT = 1024
 """Longest text kept of what Kubernetes says about a pod."""

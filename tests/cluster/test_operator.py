@@ -14,8 +14,9 @@ import pytest
 from llava_api.constants import LABEL_COMPLETION_INDEX, LABEL_STAGE, TOKEN_AUDIENCE, StageName
 from llava_api.failures import Reason
 from llava_api.report import ProgressReport, StageFailure, StageResult
-from llava_operator.kube import Kind, Kube, NotFoundError, Object
+from llava_operator.kube import Kind, Kube, NotFoundError
 from llava_operator.resources import CONFIG_MAPS, EVENTS, JOBS, PODS, RUNS, SERVICES, VOLUME_CLAIMS
+from llava_operator.wire import Object
 from tests.cluster.operators import NAME, SYSTEM_NAMESPACE, OperatorProcess, installed, running
 from tests.cluster.worlds import (
     NAMESPACES,

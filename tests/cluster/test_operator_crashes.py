@@ -15,12 +15,13 @@ from llava_operator.build.common import Platform
 from llava_operator.children import Children
 from llava_operator.clock import now
 from llava_operator.events import EventPublisher
-from llava_operator.kube import Kind, Kube, Object
+from llava_operator.kube import Kind, Kube
 from llava_operator.progress import ProgressBook
 from llava_operator.reconcile import Reconciler
 from llava_operator.resources import CHILD_SELECTOR, EVENTS, JOBS, PODS, RUNS
 from llava_operator.runs import Runs
 from llava_operator.views import Key
+from llava_operator.wire import Object
 from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, is_true, make_run
 from tests.kubectl import Kubectl
 

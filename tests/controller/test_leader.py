@@ -6,17 +6,10 @@ from typing import Any
 
 import pytest
 
-from llava_operator.kube import (
-    AlreadyExistsError,
-    ConflictError,
-    Kind,
-    KubeError,
-    NotFoundError,
-    Object,
-    RetryableError,
-)
+from llava_operator.kube import AlreadyExistsError, ConflictError, Kind, KubeError, NotFoundError, RetryableError
 from llava_operator.leader import LeadershipLostError, Lease, LeaseTimes
 from llava_operator.views import Key
+from llava_operator.wire import Object
 from tests.controller.virtual import run_virtually
 
 TIMES = LeaseTimes(duration_s=15, renew_deadline_s=10, retry_s=2)

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from llava_operator.children import Children
-from llava_operator.kube import Object
 from llava_operator.resources import JOBS
 from llava_operator.views import JobEnd, Key, Termination, parse_job, parse_pod
+from llava_operator.wire import Object
 
 
 def raw_pod(name: str = "r-train-1-0-abcde", *, uid: str = "p", job: str | None = "j", **status: Any) -> Object:

@@ -6,7 +6,7 @@ import logging
 import ssl
 from datetime import datetime
 
-from llava_operator.kube import AlreadyExistsError, ConflictError, Kube, Object
+from llava_operator.kube import AlreadyExistsError, ConflictError, Kube
 from llava_operator.reporting.certificates import (
     LEAF_RENEWAL,
     KeyPair,
@@ -17,6 +17,7 @@ from llava_operator.reporting.certificates import (
 )
 from llava_operator.resources import ENDPOINT_SLICES, SECRETS, SERVICES
 from llava_operator.settings import Settings
+from llava_operator.wire import Object
 
 logger = logging.getLogger(__name__)
 
