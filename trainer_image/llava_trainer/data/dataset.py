@@ -56,7 +56,7 @@ def prepare_dataset(
     total = sum(isinstance(item, Sample) for items in read for item in items)
     counter = itertools.count(1)
     checked = [list(checker.check_all(items, lambda: on_progress(next(counter), total))) for items in read]
-    _check_prompts(config, checker, findings)
+    _check_prompts(config, folder, checker, findings)
     train, validation = _split(config, checked, findings)
     _compare(train, validation, findings)
     pictures = {path: facts for path, facts in checker.pictures.items() if isinstance(facts, PictureFacts)}
@@ -101,11 +101,14 @@ def _read_format(dataset: Dataset, root: Path, name: str) -> Iterator[Sample | F
     yield from read_ubiai(path, name, settings, mapping_file)
 
 
-def _check_prompts(config: RunConfig, checker: Checker, findings: Findings) -> None:
+def _check_prompts(config: RunConfig, folder: PictureFolder, checker: Checker, findings: Findings) -> None:
     for index, prompt in enumerate(config.evaluation.prompts):
-        problem = checker.check_picture(prompt.image) if prompt.image else None
+        if prompt.image is None:
+            continue
+        problem = checker.check_picture(prompt.image)
         if problem is not None:
-            findings.add(refused(f"evaluation.prompts[{index}]", f"picture {prompt.image} {problem}"))
+            name = folder.display_name(prompt.image)
+            findings.add(refused(f"evaluation.prompts[{index}]", f"picture {name} {problem}"))
 
 
 def _split(

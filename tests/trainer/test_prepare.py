@@ -1,0 +1,437 @@
+"""The prepare stage on real folders: what it accepts, refuses, writes and says."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_api.constants import StageName
+from llava_api.failures import Reason
+from llava_api.report import PrepareNumbers, StageResult
+from llava_api.run_config import RunConfig
+from llava_trainer.data.report import DatasetReport, build_histogram
+from llava_trainer.data.samples import Sample, read_samples
+from llava_trainer.errors import StageError
+from llava_trainer.outcome import ENV_TERMINATION_LOG, StageOutput
+from llava_trainer.reporting import Reporter
+from llava_trainer.stages import prepare
+from tests.trainer.exports import conversation, document, draw_picture, prepare_config, write_json
+
+QUESTIONS = ("Which company issued this?", "What is the date?", "What is the total?")
+
+
+class Recorder(Reporter):
+    """Keeps what is reported instead of pushing it."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.steps: list[tuple[int, int]] = []
+
+    def update(self, step: int, total_steps: int, **measures: Any) -> None:
+        self.steps.append((step, total_steps))
+
+
+def receipts(count: int = 12) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Pictures with one to three questions each, answers with odd characters among them."""
+    rng = random.Random(0)
+    answers = ("BOOK TA .K (TAMAN DAYA) SDN BHD", "25/12/2018", "9.00", "Größe 漢字", "No. 5 & 7, 'Jalan' <Sagu>")
+    return [
+        (f"{index:03}.png", [(question, rng.choice(answers)) for question in QUESTIONS[: index % 3 + 1]])
+        for index in range(count)
+    ]
+
+
+def write_dataset(root: Path, entries: list[Any], *, pictures: int = 12) -> None:
+    write_json(root / "dataset" / "export.json", entries)
+    for index in range(pictures):
+        draw_picture(root / "dataset" / "images" / f"{index:03}.png", seed=index, size=(40 + 10 * index, 60))
+
+
+def run(config: RunConfig) -> StageOutput:
+    return prepare.run(config, Recorder(config))
+
+
+def refusal(config: RunConfig) -> list[str]:
+    """Lines of the failure's message."""
+    with pytest.raises(StageError) as caught:
+        run(config)
+    assert caught.value.reason is Reason.INVALID_DATA
+    assert not config.volume.train_file.exists()
+    return caught.value.message.splitlines()
+
+
+def report_of(config: RunConfig) -> DatasetReport:
+    return DatasetReport.model_validate_json(config.volume.dataset_report_json.read_text(encoding="utf-8"))
+
+
+def notes_of(config: RunConfig) -> dict[str, list[tuple[str, str]]]:
+    return {note.kind: [(told.where, told.message) for told in note.examples] for note in report_of(config).notes}
+
+
+def pairs_of(samples: list[Sample]) -> set[tuple[str, str, str]]:
+    return {(sample.images[0], q.text, a.text) for sample in samples for _, q, a in sample.pairs()}
+
+
+def both_sides(config: RunConfig) -> tuple[list[Sample], list[Sample]]:
+    return list(read_samples(config.volume.train_file)), list(read_samples(config.volume.validation_file))
+
+
+def test_both_formats_give_the_same_pictures_pairs_and_split(tmp_path: Path, toy_model_dir: Path):
+    sides = {}
+    reports = {}
+    for format, build in (("llava", conversation), ("ubiai", document)):
+        root = tmp_path / format
+        write_dataset(root, [build(name, pairs) for name, pairs in receipts()])
+        config = prepare_config(root, toy_model_dir, format=format)
+        run(config)
+        sides[format] = [pairs_of(side) for side in both_sides(config)]
+        reports[format] = report_of(config)
+    assert sides["llava"] == sides["ubiai"]
+    llava, ubiai = reports["llava"], reports["ubiai"]
+    assert (llava.samples_read, ubiai.samples_read) == (12, 24)
+    assert llava.pictures.files == ubiai.pictures.files == 12
+    assert llava.train.pairs + llava.validation.pairs == 24
+    assert (llava.train.pairs, llava.validation.pairs) == (ubiai.train.pairs, ubiai.validation.pairs) == (18, 6)
+    assert llava.train.supervised_tokens == ubiai.train.supervised_tokens
+
+
+def test_numbers_progress_and_digests(tmp_path: Path, toy_model_dir: Path):
+    write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
+    config = prepare_config(tmp_path, toy_model_dir)
+    reporter = Recorder(config)
+    output = prepare.run(config, reporter)
+    train, validation = both_sides(config)
+    report = report_of(config)
+    assert output.numbers == PrepareNumbers(
+        samples_train=len(train), samples_validation=len(validation), images=12,
+        supervised_tokens=report.train.supervised_tokens, longest_sample_tokens=report.lengths.longest,
+        overlong_samples=0,
+    )  # fmt: skip
+    assert len(train) + len(validation) == 12
+    assert reporter.steps == [(step, 12) for step in range(1, 13)]
+    assert output.digests.keys() == {"train", "validation"}
+    assert sum(bar.samples for bar in report.lengths.histogram) == 12
+    assert report.accepted
+
+
+def files_of(config: RunConfig) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((config.volume_root / "data").iterdir())}
+
+
+def test_running_again_over_a_half_written_folder_gives_the_same_files(tmp_path: Path, toy_model_dir: Path):
+    write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
+    config = prepare_config(tmp_path, toy_model_dir)
+    run(config)
+    first = files_of(config)
+    assert first.keys() == {"train.jsonl", "validation.jsonl", "report.json", "report.html"}
+    config.volume.validation_file.unlink()
+    (config.volume_root / "data" / ".train.jsonl.partial").write_text('{"half')
+    (config.volume_root / "data" / ".report.html.partial").write_text("<html")
+    config.volume.dataset_report_json.write_text("{")
+    run(config)
+    assert files_of(config) == first
+
+
+def test_samples_of_one_picture_and_of_its_copies_stay_together(tmp_path: Path, toy_model_dir: Path):
+    entries = [document(name, pairs) for name, pairs in receipts()]
+    entries += [document(f"copy-{name}", pairs) for name, pairs in receipts()]
+    write_dataset(tmp_path, entries)
+    for index in range(12):
+        picture = tmp_path / "dataset" / "images" / f"{index:03}.png"
+        shutil.copy(picture, picture.with_name(f"copy-{picture.name}"))
+    config = prepare_config(tmp_path, toy_model_dir, format="ubiai")
+    run(config)
+    train, validation = (
+        {path.removeprefix("copy-") for sample in side for path in sample.images} for side in both_sides(config)
+    )
+    assert train
+    assert validation
+    assert not train & validation
+    assert len(notes_of(config)["same_picture"]) == 12
+    assert notes_of(config)["same_picture"][0][1].startswith("same pixels as ")
+    assert report_of(config).pictures.files == 24
+    assert report_of(config).pictures.different == 12
+
+
+def test_the_first_ten_offending_entries_are_told_with_their_number(tmp_path: Path, toy_model_dir: Path):
+    entries = [conversation(name, pairs) for name, pairs in receipts()]
+    entries += [conversation("missing.png", [("Q", "A")]) for _ in range(13)]
+    write_dataset(tmp_path, entries)
+    config = prepare_config(tmp_path, toy_model_dir)
+    heading, *lines = refusal(config)
+    assert heading == "13 entries of the dataset cannot be used; the first 10 of them:"
+    assert lines == [f"export.json[{index}]: picture images/missing.png does not exist" for index in range(12, 22)]
+    report = report_of(config)
+    assert not report.accepted
+    assert report.refused_count == len(report.refused) == 13
+    assert "Refused: 13 entries" in config.volume.dataset_report_html.read_text()
+
+
+def test_what_is_wrong_is_told_in_the_order_of_the_export(tmp_path: Path, toy_model_dir: Path):
+    bad = [
+        conversation("missing.png", [("Q", "A")]),
+        conversation("000.png", [("Q", "")]),
+        conversation("damaged.png", [("Q", "A")]),
+        conversation("../secret.png", [("Q", "A")]),
+        conversation("000.png", [("Q", "ends</s>here")]),
+        {"id": 1},
+        conversation("link.png", [("Q", "A")]),
+        conversation("/etc/passwd", [("Q", "A")]),
+        conversation("000.png", [("Q" * 3000, "A")]),
+    ]
+    write_dataset(tmp_path, [conversation("001.png", [("Q", "A")]), *bad])
+    images = tmp_path / "dataset" / "images"
+    (images / "damaged.png").write_bytes((images / "000.png").read_bytes()[:-30])
+    draw_picture(tmp_path / "secret.png")
+    (images / "link.png").symlink_to(tmp_path / "secret.png")
+    config = prepare_config(tmp_path, toy_model_dir)
+    heading, *lines = refusal(config)
+    assert heading.startswith("9 entries of the dataset cannot be used; training.maxLength must be at least ")
+    assert [line.split(":")[0] for line in lines] == [f"export.json[{index}]" for index in range(1, 10)]
+    expected = [
+        "picture images/missing.png does not exist", "answer 1 is empty", "images/damaged.png cannot be decoded",
+        "images/../secret.png must be a path inside", "contains </s>, which means something else",
+        "conversations is missing", "images/link.png leads outside the dataset", "images//etc/passwd must be a path",
+        "training.maxLength 512 cuts off every answer",
+    ]  # fmt: skip
+    for line, message in zip(lines, expected, strict=True):
+        assert message in line
+
+
+def test_overlong_samples_are_cut_off_and_told(tmp_path: Path, toy_model_dir: Path):
+    entries = [conversation(name, pairs) for name, pairs in receipts()]
+    entries[3] = conversation("003.png", [("What does it say?", "on and on " * 40)])
+    write_dataset(tmp_path, entries)
+    config = prepare_config(tmp_path, toy_model_dir, training={"maxLength": 200})
+    output = run(config)
+    assert output.numbers.overlong_samples == 1
+    assert output.numbers.longest_sample_tokens > 200
+    ((where, message),) = notes_of(config)["overlong"]
+    assert where == "export.json[3]"
+    assert message.startswith(f"{output.numbers.longest_sample_tokens} tokens, the last ")
+    assert pairs_of(both_sides(config)[0] + both_sides(config)[1]) >= {
+        ("003.png", "What does it say?", ("on and on " * 40).strip())
+    }
+
+
+def test_the_maxlength_that_is_told_is_enough_and_no_more_than_needed(tmp_path: Path, toy_model_dir: Path):
+    entries = [conversation(name, [("What? " * 5 * index, "9.00")]) for index, (name, _) in enumerate(receipts(), 1)]
+    write_dataset(tmp_path, entries)
+    too_short = prepare_config(tmp_path, toy_model_dir, training={"maxLength": 64})
+    heading, *lines = refusal(too_short)
+    needed = int(heading.split("at least ")[1].split(";")[0].rstrip(":"))
+    assert len(lines) == 10
+    one_too_few = [line for line in report_of(too_short).refused if f"it must be at least {needed}" in line.message]
+    assert [told.where for told in one_too_few] == ["export.json[11]"]
+    run(prepare_config(tmp_path, toy_model_dir, training={"maxLength": needed}))
+
+
+def test_a_limit_within_the_picture_is_refused(tmp_path: Path, toy_model_dir: Path):
+    said = [("Hello. " * 30, "Hi."), ("What is this?", "A cat.")]
+    entry = conversation(None, said, image="000.png")
+    entry["conversations"][2]["value"] = "<image>\nWhat is this?"
+    write_dataset(tmp_path, [entry])
+    (heading, line) = refusal(prepare_config(tmp_path, toy_model_dir, training={"maxLength": 64}))
+    assert heading.startswith("1 entry of the dataset cannot be used")
+    assert "training.maxLength 64 cuts off its picture: it must be at least" in line
+
+
+def test_a_validation_file_is_held_out_and_overlap_is_told(tmp_path: Path, toy_model_dir: Path):
+    entries = [conversation(name, pairs) for name, pairs in receipts()]
+    write_dataset(tmp_path, entries[:8])
+    shutil.copy(tmp_path / "dataset/images/002.png", tmp_path / "dataset/images/copy.png")
+    again = conversation("copy.png", [(QUESTIONS[0], "other"), ("Something new?", "Yes.")])
+    write_json(tmp_path / "dataset" / "val" / "held.json", [*entries[8:], again])
+    config = prepare_config(
+        tmp_path, toy_model_dir,
+        dataset={"validation": {"file": "val/held.json"}},
+    )  # fmt: skip
+    reporter = Recorder(config)
+    prepare.run(config, reporter)
+    train, validation = both_sides(config)
+    assert len(train) == 8
+    assert len(validation) == 5
+    assert reporter.steps[-1] == (13, 13)
+    assert notes_of(config)["overlap"] == [("val/held.json[4]", f"{QUESTIONS[0]!r}")]
+
+
+def test_a_broken_validation_file_fails_the_run(tmp_path: Path, toy_model_dir: Path):
+    write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
+    (tmp_path / "dataset" / "held.json").write_text("[\n{]")
+    config = prepare_config(tmp_path, toy_model_dir, dataset={"validation": {"file": "held.json"}})
+    assert refusal(config)[1].startswith("held.json: is not JSON: ")
+    config = prepare_config(tmp_path, toy_model_dir, dataset={"validation": {"file": "other.json"}})
+    assert refusal(config)[1] == "other.json: does not exist (in pvc://receipts/)"
+
+
+def test_repeated_and_contradicting_pairs_are_told(tmp_path: Path, toy_model_dir: Path):
+    entries = [conversation(f"{index:03}.png", [("Q?", "A")]) for index in range(6)]
+    entries.append(conversation("000.png", [("Q?", "A")]))
+    entries.append(conversation("000.png", [("Q?", "B")]))
+    entries.append(conversation(None, [("Q?", "C")]))
+    write_dataset(tmp_path, entries)
+    config = prepare_config(tmp_path, toy_model_dir)
+    run(config)
+    notes = notes_of(config)
+    assert notes["repeated_pair"] == [("export.json[6]", "'Q?'")]
+    assert notes["contradiction"] == [("export.json[7]", "'Q?': 'A' and 'B'")]
+    assert notes.keys() == {"repeated_pair", "contradiction"}
+
+
+@pytest.mark.parametrize(("entries", "message"), [
+    ([], "export.json: holds no sample"),
+    ([conversation("000.png", [("Q", "A")]), conversation("000.png", [("R", "B")])],
+     "export.json: every sample is about the same picture"),
+    ({"a": 1}, "export.json: must be a list of conversations, not dict"),
+])  # fmt: skip
+def test_a_dataset_that_cannot_be_split_is_refused(entries: Any, message: str, tmp_path: Path, toy_model_dir: Path):
+    write_dataset(tmp_path, entries)
+    heading, line = refusal(prepare_config(tmp_path, toy_model_dir))
+    assert heading == "1 entry of the dataset cannot be used:"
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize(("dataset", "message"), [
+    ({"file": "missing.json"}, "missing.json: does not exist (in pvc://receipts/)"),
+    ({"file": "images"}, "images: is not a file (in pvc://receipts/)"),
+    ({"file": "../volume/x.json"}, "../volume/x.json: must be a path inside the dataset"),
+    ({"file": "out.json"}, "out.json: leads outside the dataset through a symbolic link"),
+    ({"format": "ubiai", "ubiai": {"documents": "map.json"}}, "map.json: (dataset.ubiai.documents) does not exist"),
+])  # fmt: skip
+def test_files_that_are_not_there_are_named(dataset: Any, message: str, tmp_path: Path, toy_model_dir: Path):
+    write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
+    write_json(tmp_path / "out.json", [])
+    (tmp_path / "dataset" / "out.json").symlink_to(tmp_path / "out.json")
+    assert refusal(prepare_config(tmp_path, toy_model_dir, dataset=dataset))[1].startswith(message)
+
+
+def test_a_mapping_file_finds_the_pictures(tmp_path: Path, toy_model_dir: Path):
+    write_dataset(tmp_path, [document(None, pairs) for _, pairs in receipts()])
+    write_json(tmp_path / "dataset" / "map.json", {str(index): f"{index:03}.png" for index in range(12)})
+    config = prepare_config(tmp_path, toy_model_dir, format="ubiai", dataset={"ubiai": {"documents": "map.json"}})
+    assert run(config).numbers.images == 12
+
+
+def test_pictures_of_prompts_are_checked_too(tmp_path: Path, toy_model_dir: Path):
+    write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
+    prompts = [{"image": "000.png", "text": "What?"}, {"text": "Hello."}, {"image": "no.png", "text": "What?"}]
+    config = prepare_config(tmp_path, toy_model_dir, evaluation={"prompts": prompts})
+    assert refusal(config)[1:] == ["evaluation.prompts[2]: picture images/no.png does not exist"]
+
+
+class Collector(HTMLParser):
+    """Tags and addresses of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def test_the_page_holds_everything_and_escapes_what_people_wrote(tmp_path: Path, toy_model_dir: Path):
+    evil = "<script>alert(1)</script> & \"quotes\" 'too'"
+    entries = [conversation(name, [(evil, evil)]) for name, _ in receipts()]
+    write_dataset(tmp_path, [*entries, conversation("<script>x.png", [("Q", "A")])])
+    config = prepare_config(tmp_path, toy_model_dir)
+    refusal(config)
+    text = config.volume.dataset_report_html.read_text(encoding="utf-8")
+    page = Collector()
+    page.feed(text)
+    assert "script" not in page.tags
+    assert page.tags.count("img") == 12
+    assert all(address.startswith("data:image/") for address in page.addresses)
+    assert page.tags.count("mark") == 12
+    assert "<mark> &lt;script&gt;alert(1)" in text
+    assert page.tags.count("rect") >= 1
+
+
+def test_the_grid_shows_at_most_24_pictures(tmp_path: Path, toy_model_dir: Path):
+    write_dataset(tmp_path, [conversation(f"{index:03}.png", [("Q", "A")]) for index in range(40)], pictures=40)
+    config = prepare_config(tmp_path, toy_model_dir)
+    run(config)
+    assert config.volume.dataset_report_html.read_text().count("<img ") == 24
+
+
+def test_an_unusable_model_is_told_before_the_data_is_looked_at(tmp_path: Path, toy_model_dir: Path):
+    model = Path(shutil.copytree(toy_model_dir, tmp_path / "model"))
+    (model / "model.safetensors").unlink()
+    with pytest.raises(StageError, match=r"model\.safetensors") as caught:
+        run(prepare_config(tmp_path, model))
+    assert caught.value.reason is Reason.INVALID_MODEL
+
+
+def mutate(value: Any, rng: random.Random) -> Any:
+    """``value`` with one random place replaced by something of another kind, or gone."""
+    strange = (None, True, -1, 10**400, 1.5, float("nan"), "", "\ud800", "../x", "<image>", [], {}, [[]], {"a": None})
+    if isinstance(value, list | dict) and value and rng.random() < 0.85:
+        key = rng.choice(range(len(value)) if isinstance(value, list) else list(value))
+        if rng.random() < 0.15:
+            del value[key]
+        else:
+            value[key] = mutate(value[key], rng)
+        return value
+    return rng.choice(strange)
+
+
+@pytest.mark.parametrize("format", ["llava", "ubiai"])
+def test_whatever_an_export_holds_the_stage_accepts_it_or_says_why_not(
+    format: str, tmp_path: Path, toy_model_dir: Path
+):
+    build = conversation if format == "llava" else document
+    config = prepare_config(tmp_path, toy_model_dir, format=format)
+    write_dataset(tmp_path, [])
+    outcomes = set()
+    for seed in range(120):
+        rng = random.Random(seed)
+        entries: Any = [build(name, pairs) for name, pairs in receipts(4)]
+        for _ in range(rng.randint(1, 3)):
+            entries = mutate(entries, rng)
+        text = json.dumps(entries)
+        if rng.random() < 0.2:
+            text = text[: rng.randrange(len(text) + 1)] + rng.choice(["", "}", "\0", "[["])
+        (tmp_path / "dataset" / "export.json").write_text(text)
+        try:
+            run(config)
+            outcomes.add("accepted")
+        except StageError as error:
+            outcomes.add(error.reason)
+    assert outcomes == {"accepted", Reason.INVALID_DATA}
+
+
+def test_histogram_bars_hold_every_length_once():
+    lengths = [5, 5, 6, 90, 100]
+    bars = build_histogram(lengths, num_bars=10)
+    assert len(bars) <= 10
+    assert [bar.samples for bar in bars if bar.samples] == [3, 1, 1]
+    for length in lengths:
+        assert sum(bar.from_tokens <= length < bar.to_tokens for bar in bars) == 1
+    assert build_histogram([]) == ()
+    assert [(bar.from_tokens, bar.to_tokens, bar.samples) for bar in build_histogram([7])] == [(7, 8, 1)]
+
+
+def test_from_the_command_line(tmp_path: Path, toy_model_dir: Path):
+    write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
+    config = prepare_config(tmp_path, toy_model_dir)
+    (tmp_path / "run.json").write_text(config.model_dump_json())
+    done = subprocess.run(
+        [sys.executable, "-m", "llava_trainer.cli", "prepare", "--config", str(tmp_path / "run.json")],
+        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", ENV_TERMINATION_LOG: str(tmp_path / "result.json")},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = StageResult.model_validate_json((tmp_path / "result.json").read_text())
+    assert (result.stage, result.attempt, result.failure) == (StageName.PREPARE, 1, None)
+    assert result.prepare.images == 12
+    log = (config.volume.log_dir(StageName.PREPARE, 1) / "rank-0.log").read_text()
+    assert log in done.stdout
+    assert "train.jsonl: " in log
