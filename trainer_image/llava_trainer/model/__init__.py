@@ -1,1 +1,1 @@
-"""The model: loading a checkpoint, what of it is trained, and the loss. Knows no data, no files of a run, no loop."""
+"""The model: loading a checkpoint, what of it is trained, the loss. Knows no samples, no files of a run, no loop."""

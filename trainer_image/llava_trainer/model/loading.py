@@ -48,6 +48,8 @@ def load_model(
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            # Collected below with all other problems, instead of one error that names no tensor.
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -59,7 +61,7 @@ def load_model(
         for what, names in (
             ("lacks", found["missing_keys"]),
             ("has unexpected", (name for name in found["unexpected_keys"] if not name.endswith(_DERIVED_BUFFERS))),
-            ("has another shape than config.json says for", (str(entry[0]) for entry in found["mismatched_keys"])),
+            ("has another shape than config.json says of", (str(entry[0]) for entry in found["mismatched_keys"])),
         )
     ]
     if any(problems):

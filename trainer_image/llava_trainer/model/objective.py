@@ -7,8 +7,7 @@ from peft import PeftModel
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-IGNORED = -100
-"""Label of a position that is not learned (PyTorch's ``ignore_index``)."""
+from llava_trainer.data.encode import IGNORED
 
 
 class SupervisedLoss(nn.Module):

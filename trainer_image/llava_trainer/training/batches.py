@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 
-from llava_trainer.data.encode import Encoded, encode
+from llava_trainer.data.collate import Batch, collate
+from llava_trainer.data.encode import IGNORED, Encoded, encode
 from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.processing import Processing
 from llava_trainer.data.samples import Sample
-from llava_trainer.model.objective import IGNORED
 from llava_trainer.training.plan import Plan
 
 
@@ -20,33 +21,17 @@ from llava_trainer.training.plan import Plan
 class MicroBatch:
     """What the model is called with once."""
 
-    input_ids: torch.Tensor
-    """(batch, length), int64, padded on the right."""
-    attention_mask: torch.Tensor
-    """(batch, length), int64, 0 on padding."""
-    labels: torch.Tensor
-    """(batch, length), int64, not shifted; IGNORED where nothing is learned."""
-    pixel_values: torch.Tensor | None
-    """(pictures, 3, height, width), fp32; None without pictures."""
+    tensors: Batch
+    num_supervised: int
+    """Tokens that are learned."""
+    num_tokens: int
+    """Real (not padding) tokens."""
 
-    @property
-    def num_supervised(self) -> int:
-        """Tokens that are learned. The first position predicts none of them: there is nothing before it."""
-        return int((self.labels[:, 1:] != IGNORED).sum())
-
-    @property
-    def num_tokens(self) -> int:
-        """Real (not padding) tokens."""
-        return int(self.attention_mask.sum())
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor | None]:
-        """The tensors by name, on ``device``, pictures in the model's number format."""
-        pixels = self.pixel_values
+    def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
+        """The tensors on ``device``, pictures in the model's number format."""
         return {
-            "input_ids": self.input_ids.to(device),
-            "attention_mask": self.attention_mask.to(device),
-            "labels": self.labels.to(device),
-            "pixel_values": None if pixels is None else pixels.to(device, dtype),
+            name: None if tensor is None else tensor.to(device, dtype if tensor.is_floating_point() else None)
+            for name, tensor in self.tensors.items()
         }
 
 
@@ -94,30 +79,21 @@ class BatchLoader:
         return [self._load_one(indices) for indices in self._plan.share(step, self._rank)]
 
     def _load_one(self, indices: Sequence[int]) -> MicroBatch:
-        samples = [self._samples[index] for index in indices]
-        encoded = [encode(sample, self._processing, self._max_length) for sample in samples]
-        pixels = [
-            torch.from_numpy(pixel_values(open_image(self._images / name), self._processing))
-            for sample in samples
-            for name in sample.images
-        ]
-        return collate(encoded, pixels, self._processing.pad_token_id)
+        items = [self._load_sample(self._samples[index]) for index in indices]
+        encoded = [sample for sample, _ in items]
+        return MicroBatch(
+            tensors=collate(items or [(_nothing(self._processing), None)], self._processing.pad_token_id),
+            num_supervised=sum(sample.num_supervised for sample in encoded),
+            num_tokens=sum(sample.num_tokens for sample in encoded),
+        )
+
+    def _load_sample(self, sample: Sample) -> tuple[Encoded, np.ndarray | None]:
+        pixels = [pixel_values(open_image(self._images / name), self._processing) for name in sample.images]
+        return encode(sample, self._processing, self._max_length), pixels[0] if pixels else None
 
 
-def collate(encoded: Sequence[Encoded], pixels: Sequence[torch.Tensor], pad_token_id: int) -> MicroBatch:
-    """Lay samples side by side, padded on the right. No samples give one padding token that counts for nothing."""
-    length = max((sample.num_tokens for sample in encoded), default=1)
-    shape = (max(len(encoded), 1), length)
-    input_ids = torch.full(shape, pad_token_id)
-    labels = torch.full(shape, IGNORED)
-    attention_mask = torch.zeros(shape, dtype=torch.int64)
-    for row, sample in enumerate(encoded):
-        input_ids[row, : sample.num_tokens] = torch.tensor(sample.input_ids)
-        labels[row, : sample.num_tokens] = torch.tensor(sample.labels)
-        attention_mask[row, : sample.num_tokens] = 1
-    return MicroBatch(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        labels=labels,
-        pixel_values=torch.stack(list(pixels)) if pixels else None,
+def _nothing(processing: Processing) -> Encoded:
+    """One token that nothing is learned from: an empty share of the last batch of an epoch."""
+    return Encoded(
+        input_ids=(processing.pad_token_id,), labels=(IGNORED,), images=(), full_length=1, first_answer_length=1
     )

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 from llava_api.report import LOSSES_KEPT
 
@@ -29,7 +30,8 @@ class Entry:
 class History:
     """Appends to the curve. After a restart it goes on behind the step that training resumes from.
 
-    Each line is handed to the kernel as it is written: a process killed with SIGKILL loses none.
+    Each line is handed to the kernel as it is written: a process killed with SIGKILL loses none. Leaving the context
+    closes the file.
     """
 
     def __init__(self, file: Path, *, resumed_from: Path | None = None, resumed_step: int = 0) -> None:
@@ -63,6 +65,12 @@ class History:
         self._losses.append(entry.loss)
         self._tokens += entry.tokens
         self._write(entry)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the file."""

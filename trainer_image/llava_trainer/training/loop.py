@@ -4,6 +4,7 @@ Every process runs the same steps; what only one of them does (files for all, re
 """
 
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,8 +45,11 @@ def train(config: RunConfig, processes: Processes, reporter: Reporter, stop: Sto
     plan = make_plan(config, len(samples), processes.world_size)
     trainee = build_trainee(config, processes)
     resumed = resume(trainee.engine, processes, config.volume, config.run.attempt)
-    recorder = Recorder(_open_history(config, resumed), reporter, plan) if processes.is_first else None
-    with _open_loader(config, samples, plan, processes) as loader:
+    with ExitStack() as stack:
+        loader = stack.enter_context(_open_loader(config, samples, plan, processes))
+        recorder = None
+        if processes.is_first:
+            recorder = Recorder(stack.enter_context(_open_history(config, resumed)), reporter, plan)
         Loop(
             config=config, plan=plan, trainee=trainee, processes=processes, loader=loader, recorder=recorder, stop=stop,
             first_step=resumed[0].step if resumed else 0,

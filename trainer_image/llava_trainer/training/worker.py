@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from transformers.utils.logging import disable_progress_bar
 
 from llava_api.failures import Reason, exit_code_of
 from llava_api.report import StageFailure
@@ -33,6 +34,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True)
     config = RunConfig.model_validate_json(parser.parse_args().config.read_bytes())
     rank = int(os.environ["RANK"])
+    disable_progress_bar()
     with ProcessLog() as log, StopRequest() as stop:
         try:
             _run(config, stop)

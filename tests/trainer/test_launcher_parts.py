@@ -1,0 +1,237 @@
+"""How a launcher finds the cause of a failure, and how launchers hear of each other."""
+
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from llava_api.failures import Reason
+from llava_api.report import StageFailure
+from llava_api.run_config import RunConfig
+from llava_trainer.errors import StageError
+from llava_trainer.launcher import RankLogs, saving_time_s
+from llava_trainer.logs import ProcessLog
+from llava_trainer.training.meeting import Meeting, Patience
+from llava_trainer.training.ranks import (
+    Exit,
+    RankFailure,
+    clear_words,
+    find_cause,
+    rank_failure_file,
+    rank_log,
+    read_words,
+    write_rank_failure,
+)
+from llava_trainer.training.watch import Silence, Watch
+from llava_trainer.training.worker import explain_rank_failure
+from tests.trainer.trainings import configure
+
+HASTE = Patience(arrival_s=5.0, silence_s=0.3, farewell_s=5.0, interval_s=0.02)
+KILLED = StageFailure(reason=Reason.WORKER_KILLED, message="training process 1 was killed by SIGKILL", rank=1)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return configure(tmp_path, tmp_path / "base", workers={"numNodes": 2, "processesPerNode": 2})
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def say(config: RunConfig, rank: int, reason: Reason, *, lost_peer: bool = False) -> None:
+    failure = StageFailure(reason=reason, message=f"said by {rank}", rank=rank)
+    write_rank_failure(config, rank, RankFailure(failure=failure, lost_peer=lost_peer))
+
+
+def exits(*codes: tuple[int, int]) -> list[Exit]:
+    """(rank, code) in the order in which they were noticed."""
+    return [Exit(rank=rank, code=code, time_s=float(index)) for index, (rank, code) in enumerate(codes)]
+
+
+def test_a_process_that_says_why_is_believed_before_those_that_lost_it(config: RunConfig):
+    say(config, 0, Reason.RENDEZVOUS_FAILED, lost_peer=True)
+    say(config, 1, Reason.LOSS_NOT_FINITE)
+    found = find_cause(config, exits((0, 72), (1, 67)))
+    assert (found.failure.reason, found.failure.rank, found.lost_peer) == (Reason.LOSS_NOT_FINITE, 1, False)
+
+
+def test_a_killed_process_is_the_cause_before_those_that_lost_it(config: RunConfig):
+    say(config, 0, Reason.RENDEZVOUS_FAILED, lost_peer=True)
+    rank_log(config, 1).parent.mkdir(parents=True)
+    rank_log(config, 1).write_text("step 3\n")
+    failure = find_cause(config, exits((0, 72), (1, -signal.SIGKILL))).failure
+    assert failure == KILLED.model_copy(update={"log_tail": "step 3\n"})
+
+
+@pytest.mark.parametrize("ended_by_launcher", [-signal.SIGTERM, -signal.SIGHUP, -signal.SIGABRT])
+def test_a_process_that_was_ended_because_of_another_is_not_the_cause(config: RunConfig, ended_by_launcher: int):
+    assert find_cause(config, exits((0, ended_by_launcher), (1, -signal.SIGKILL))).failure.rank == 1
+
+
+def test_of_two_killed_processes_the_first_is_the_cause(config: RunConfig):
+    assert find_cause(config, exits((1, -signal.SIGKILL), (0, -signal.SIGKILL))).failure.rank == 1
+
+
+def test_a_process_that_ends_without_a_word_is_an_internal_error(config: RunConfig):
+    rank_failure_file(config, 1).parent.mkdir(parents=True)
+    rank_failure_file(config, 1).write_text('{"failure": {"reas')
+    failure = find_cause(config, exits((1, 1))).failure
+    assert (failure.reason, failure.rank) == (Reason.INTERNAL_ERROR, 1)
+    assert "exit code 1 without saying why" in failure.message
+
+
+def test_an_unknown_signal_has_a_number(config: RunConfig):
+    assert "signal 63" in find_cause(config, exits((0, -63))).failure.message
+
+
+def test_where_everyone_lost_somebody_the_cause_lies_elsewhere(config: RunConfig):
+    say(config, 0, Reason.RENDEZVOUS_FAILED, lost_peer=True)
+    assert find_cause(config, exits((0, 72))).lost_peer
+
+
+def test_words_of_an_earlier_run_of_the_pod_are_forgotten(config: RunConfig):
+    say(config, 1, Reason.LOSS_NOT_FINITE)
+    clear_words(config, range(2))
+    assert read_words(config, range(2)) == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "lost_peer"),
+    [
+        (StageError(Reason.INVALID_MODEL, "no"), Reason.INVALID_MODEL, False),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. And more"), Reason.OUT_OF_DEVICE_MEMORY,
+         False),
+        (dist.DistNetworkError("gone"), Reason.RENDEZVOUS_FAILED, True),
+        (RuntimeError("[/gloo/transport/tcp/pair.cc:456] Connection closed by peer"), Reason.RENDEZVOUS_FAILED, True),
+        (RuntimeError("something else"), Reason.INTERNAL_ERROR, False),
+        (OSError(28, "No space left on device"), Reason.STORAGE_FULL, False),
+    ],
+)  # fmt: skip
+def test_every_error_of_a_process_has_its_reason(error: Exception, reason: Reason, lost_peer: bool):
+    with ProcessLog() as log:
+        word = explain_rank_failure(error, 3, log)
+    assert (word.failure.reason, word.lost_peer, word.failure.rank) == (reason, lost_peer, 3)
+    assert "process 3" in word.failure.log_tail
+
+
+def test_a_grace_period_leaves_time_for_the_rest():
+    assert [saving_time_s(seconds) for seconds in (15, 30, 120)] == [5, 20, 110]
+
+
+def test_each_process_has_a_log_of_its_own(config: RunConfig):
+    logs = RankLogs(config)
+    destination = logs.reify({0: {"RANK": "2"}, 1: {"RANK": "3"}})
+    assert [Path(destination.stdouts[local]).name for local in (0, 1)] == ["rank-2.log", "rank-3.log"]
+    assert destination.tee_stdouts == destination.stdouts
+    assert logs.root_log_dir == str(config.volume.log_dir(config.run.stage, 1))
+
+
+def test_launchers_meet(port: int):
+    arrived = []
+
+    def take_part(node: int) -> None:
+        with Meeting("127.0.0.1", port, node=node, num_nodes=3, patience=HASTE) as meeting:
+            meeting.await_all()
+            arrived.append(node)
+            if node == 0:
+                meeting.share_result("done")
+            else:
+                assert meeting.await_result() == "done"
+
+    threads = [threading.Thread(target=take_part, args=(node,)) for node in (2, 1, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(arrived) == [0, 1, 2]
+
+
+def test_pods_that_do_not_come_are_named(port: int):
+    patience = Patience(arrival_s=0.2, interval_s=0.02, farewell_s=0.0)
+    with (
+        Meeting("127.0.0.1", port, node=0, num_nodes=3, patience=patience) as meeting,
+        pytest.raises(StageError, match=r"1 of 3 training pods .*missing: 1, 2") as caught,
+    ):
+        meeting.await_all()
+    assert caught.value.reason is Reason.RENDEZVOUS_FAILED
+
+
+def test_a_first_pod_that_cannot_be_reached_is_named(port: int):
+    with pytest.raises(StageError, match=rf"127\.0\.0\.1:{port} within 0 s: .*refused") as caught:
+        Meeting("127.0.0.1", port, node=1, num_nodes=2, patience=Patience(arrival_s=0.2, interval_s=0.02))
+    assert caught.value.reason is Reason.RENDEZVOUS_FAILED
+
+
+def test_a_port_that_is_taken_is_named(port: int):
+    with socket.socket() as listener:
+        listener.bind(("", port))
+        listener.listen()
+        with pytest.raises(StageError, match=f"no meeting point at 127.0.0.1:{port}"):
+            Meeting("127.0.0.1", port, node=0, num_nodes=2, patience=HASTE)
+
+
+def test_the_first_failure_is_the_one_that_everyone_reports(port: int):
+    patience = Patience(farewell_s=0.0)
+    with Meeting("127.0.0.1", port, node=0, num_nodes=2, patience=patience) as first:
+        second = Meeting("127.0.0.1", port, node=1, num_nodes=2, patience=HASTE)
+        assert first.find_failure() is None
+        assert second.report_failure(KILLED) == KILLED
+        later = StageFailure(reason=Reason.INTERNAL_ERROR, message="lost", log_tail="own log")
+        assert first.report_failure(later) == KILLED.model_copy(update={"log_tail": "own log"})
+        assert second.find_failure() == KILLED
+
+
+def test_a_watch_hears_of_another_launchers_failure(port: int):
+    heard: list[StageFailure] = []
+    patience = Patience(farewell_s=0.0)
+    with Meeting("127.0.0.1", port, node=0, num_nodes=2, patience=patience) as first:
+        second = Meeting("127.0.0.1", port, node=1, num_nodes=2, patience=HASTE)
+        with Watch(first, HASTE, heard.append), Watch(second, HASTE, lambda failure: None):
+            time.sleep(2 * HASTE.silence_s)
+            assert heard == []
+            second.report_failure(KILLED)
+            await_length(heard, 1)
+    assert heard == [KILLED]
+
+
+def test_a_launcher_that_falls_silent_is_noticed(port: int):
+    heard: list[StageFailure] = []
+    patience = Patience(farewell_s=0.0)
+    with Meeting("127.0.0.1", port, node=0, num_nodes=2, patience=patience) as first:
+        Meeting("127.0.0.1", port, node=1, num_nodes=2, patience=HASTE)
+        with Watch(first, HASTE, heard.append):
+            await_length(heard, 1)
+    assert heard[0].reason is Reason.RENDEZVOUS_FAILED
+    assert "pod 1 has given no sign of life" in heard[0].message
+
+
+def test_one_that_left_is_not_silent(port: int):
+    with Meeting("127.0.0.1", port, node=0, num_nodes=2, patience=HASTE) as first:
+        with Meeting("127.0.0.1", port, node=1, num_nodes=2, patience=HASTE) as second:
+            second.beat()
+            assert first.count_beats() == {1: 1}
+        assert first.count_beats() == {}
+
+
+def test_silence_is_counted_from_the_last_sign():
+    silence = Silence(10.0)
+    assert silence.find({1: 0, 2: 0}, 0.0) is None
+    assert silence.find({1: 1, 2: 0}, 9.0) is None
+    assert "pod 2" in silence.find({1: 1, 2: 0}, 11.0).message
+    assert silence.find({1: 1}, 15.0) is None
+
+
+def await_length(heard: list, length: int, timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while len(heard) < length:
+        assert time.monotonic() < deadline, f"{len(heard)} of {length} after {timeout_s} s"
+        time.sleep(0.01)

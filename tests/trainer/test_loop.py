@@ -1,0 +1,281 @@
+"""The loop in one process: against plain PyTorch, against itself after a restart, and where it has to give up."""
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+from transformers import get_scheduler
+
+from llava_api.failures import Reason
+from llava_api.report import TrainNumbers
+from llava_api.run_config import RunConfig
+from llava_trainer.data.collate import collate
+from llava_trainer.data.encode import encode
+from llava_trainer.data.images import open_image, pixel_values
+from llava_trainer.data.processing import Processing
+from llava_trainer.data.samples import Sample
+from llava_trainer.errors import StageError
+from llava_trainer.files import sha256_file
+from llava_trainer.model.loading import load_model
+from llava_trainer.model.lora import add_adapter, group_parameters
+from llava_trainer.reporting import Reporter
+from llava_trainer.training.checkpoint import list_checkpoints
+from llava_trainer.training.history import Entry, read_entries
+from llava_trainer.training.loop import make_plan, train
+from llava_trainer.training.processes import Processes
+from llava_trainer.training.stopping import StopRequest
+from tests.trainer.trainings import alone, configure, make_dataset, make_training, text_only
+
+pytestmark = [
+    # PEFT asks transformers by a name that is on its way out.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
+
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Processes]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    with alone(port) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
+    """Pictures, and 21 samples of which 5 show none: the last batch of 8 is short, and one micro-batch all text."""
+    folder = tmp_path_factory.mktemp("dataset")
+    samples = make_dataset(folder)[:16]
+    return folder, [*samples, *(text_only(sample) for sample in samples[:5])]
+
+
+@pytest.fixture
+def config(tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample]]) -> RunConfig:
+    (tmp_path / "dataset").symlink_to(dataset[0])
+    return make_training(tmp_path, toy_model_dir, dataset[1], training={"epochs": EPOCHS})
+
+
+def change(config: RunConfig, *, attempt: int = 1, **training) -> RunConfig:
+    fields = config.model_dump(by_alias=True)
+    fields["run"]["attempt"] = attempt
+    fields["training"] |= training
+    return RunConfig.model_validate(fields)
+
+
+def run(config: RunConfig, processes: Processes, stop: StopRequest | None = None) -> TrainNumbers:
+    with Reporter(config) as reporter:
+        numbers = train(config, processes, reporter, stop or StopRequest())
+    assert numbers is not None
+    return numbers
+
+
+def curve(config: RunConfig) -> list[Entry]:
+    return read_entries(config.volume.history_file(config.run.attempt))
+
+
+def trajectory(config: RunConfig) -> list[tuple[float, float, float]]:
+    return [(entry.loss, entry.grad_norm, entry.learning_rate) for entry in curve(config)]
+
+
+def adapter_digest(config: RunConfig) -> str:
+    return sha256_file(config.volume.adapter_dir / "adapter_model.safetensors")
+
+
+class StopAfter(StopRequest):
+    """Asks to stop when the loop has looked ``looks`` times."""
+
+    def __init__(self, looks: int) -> None:
+        self._looks = looks
+
+    @property
+    def received(self) -> bool:
+        self._looks -= 1
+        return self._looks < 0
+
+
+def plain_pytorch(config: RunConfig, samples: list[Sample], processing: Processing) -> list[tuple[float, float, float]]:
+    """The oracle: one process, one micro-batch a step, torch's own optimiser, scheduler and clipping."""
+    training = config.training
+    plan = make_plan(config, len(samples), 1)
+    torch.manual_seed(training.seed)
+    tuned = add_adapter(load_model(config.model_dir, torch.float32, "cpu"), training.lora).train()
+    groups = group_parameters(tuned, training)
+    learning = [parameter for group in groups for parameter in group.parameters]
+    optimizer = torch.optim.AdamW(
+        [{"params": g.parameters, "lr": g.learning_rate, "weight_decay": g.weight_decay} for g in groups]
+    )
+    warmup = -(-plan.total_steps * 3 // 100)
+    scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=warmup, num_training_steps=plan.total_steps)
+    images = config.dataset_dir / config.dataset.images
+    outcomes = []
+    for step in range(plan.total_steps):
+        items = [
+            (
+                encode(sample, processing, training.max_length),
+                pixel_values(open_image(images / sample.images[0]), processing) if sample.images else None,
+            )
+            for sample in (samples[index] for index in plan.batch(step))
+        ]
+        batch = collate(items, processing.pad_token_id)
+        labels = batch.pop("labels")
+        logits = tuned(**batch, use_cache=False).logits
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        torch.autograd.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(learning, 1.0)
+        outcomes.append((loss.item(), norm.item(), scheduler.get_last_lr()[0]))
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+    return outcomes
+
+
+def test_the_loop_learns_what_plain_pytorch_learns(
+    config: RunConfig, processes: Processes, dataset: tuple[Path, list[Sample]], toy_processing: Processing
+):
+    numbers = run(config, processes)
+    expected = plain_pytorch(config, dataset[1], toy_processing)
+    assert trajectory(config) == [pytest.approx(step, rel=1e-5, abs=1e-6) for step in expected]
+    assert (numbers.steps, numbers.world_size) == (9, 1)
+    assert numbers.final_loss == curve(config)[-1].loss < curve(config)[0].loss
+    assert [entry.step for entry in curve(config)] == list(range(1, 10))
+
+
+@pytest.mark.parametrize("per_device", [1, 2])
+def test_accumulation_changes_nothing(config: RunConfig, processes: Processes, per_device: int):
+    run(config, processes)
+    expected = [entry.loss for entry in curve(config)]
+    accumulating = change(config, attempt=2, batch={"perDevice": per_device, "global": 8})
+    run(accumulating, processes)
+    assert [entry.loss for entry in curve(accumulating)] == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradient_checkpointing_changes_nothing(config: RunConfig, processes: Processes):
+    run(config, processes)
+    checkpointing = change(config, attempt=2, gradientCheckpointing=True)
+    run(checkpointing, processes)
+    assert trajectory(checkpointing) == [pytest.approx(step, rel=1e-5, abs=1e-6) for step in trajectory(config)]
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(config: RunConfig, processes: Processes):
+    dropout = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.2}}
+    straight = change(config, attempt=1, **dropout)
+    run(straight, processes)
+    expected, digest = trajectory(straight), adapter_digest(straight)
+    stopped = change(config, attempt=2, **dropout)
+    shutil.rmtree(config.volume.adapter_dir)
+    with pytest.raises(StageError, match="after step 4 of 9; the checkpoint of step 4 is on the volume") as caught:
+        run(stopped, processes, StopAfter(4))
+    assert caught.value.reason is Reason.INTERRUPTED
+    assert not config.volume.adapter_dir.exists()
+    torch.manual_seed(12345)
+    run(stopped, processes)
+    assert trajectory(stopped) == expected
+    assert adapter_digest(stopped) == digest
+
+
+def test_a_later_attempt_goes_on_from_the_newest_checkpoint_that_is_whole(
+    config: RunConfig, processes: Processes, caplog: pytest.LogCaptureFixture
+):
+    saving = change(config, checkpoint={"everySteps": 2, "keep": 3})
+    run(saving, processes)
+    expected, digest = trajectory(saving), adapter_digest(saving)
+    checkpoints = list_checkpoints(config.volume.checkpoints_dir(1))
+    assert [path.name for path in checkpoints] == ["step-00000004", "step-00000006", "step-00000008"]
+    damaged = checkpoints[-1] / "rank-00000.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-8])
+    (checkpoints[-2] / "adapter" / "adapter_config.json").unlink()
+    later = change(saving, attempt=2)
+    with caplog.at_level("INFO"):
+        run(later, processes)
+    assert "step-00000008 is passed over" in caplog.text
+    assert "step-00000006 is passed over" in caplog.text
+    assert "resuming from" in caplog.text
+    assert "after step 4 of 9" in caplog.text
+    assert trajectory(later) == expected
+    assert adapter_digest(later) == digest
+
+
+def test_a_checkpoints_adapter_is_the_model_at_that_step(config: RunConfig, processes: Processes):
+    run(change(config, checkpoint={"everySteps": 8, "keep": 1}), processes)
+    (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(1))
+    saved = load_file(checkpoint / "adapter" / "adapter_model.safetensors")
+    # The last of nine steps has next to no learning rate left.
+    final = load_file(config.volume.adapter_dir / "adapter_model.safetensors")
+    assert saved.keys() == final.keys()
+    assert all(torch.allclose(saved[name], final[name], atol=1e-3) for name in saved)
+    assert any(not torch.equal(saved[name], final[name]) for name in saved)
+
+
+def test_another_number_of_processes_is_refused(config: RunConfig, processes: Processes):
+    saving = change(config, checkpoint={"everySteps": 8, "keep": 1})
+    run(saving, processes)
+    (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(1))
+    state = json.loads((checkpoint / "state.json").read_text()) | {"world_size": 2}
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["state.json"] = sha256_file(checkpoint / "state.json")
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StageError, match="made by 2 processes and cannot be resumed by 1") as caught:
+        run(saving, processes)
+    assert caught.value.reason is Reason.INVALID_CONFIG
+
+
+def test_a_request_before_the_first_step_saves_nothing(config: RunConfig, processes: Processes):
+    with pytest.raises(StageError, match="before it had done a step"):
+        run(config, processes, StopAfter(0))
+    assert list_checkpoints(config.volume.checkpoints_dir(1)) == []
+
+
+def test_a_loss_that_is_no_number_ends_training(config: RunConfig, processes: Processes, tmp_path: Path):
+    broken = tmp_path / "broken"
+    shutil.copytree(config.model_dir, broken)
+    file = broken / "model.safetensors"
+    tensors = load_file(file)
+    tensors["language_model.lm_head.weight"][7] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    fields = config.model_dump(by_alias=True) | {"modelDir": broken}
+    with pytest.raises(StageError, match="in step 1 the loss is nan") as caught:
+        run(RunConfig.model_validate(fields), processes)
+    assert caught.value.reason is Reason.LOSS_NOT_FINITE
+    assert not config.volume.adapter_dir.exists()
+
+
+def test_nothing_to_train_on_is_refused(tmp_path: Path, toy_model_dir: Path, processes: Processes):
+    with pytest.raises(StageError, match="holds no sample") as caught:
+        run(make_training(tmp_path, toy_model_dir, []), processes)
+    assert caught.value.reason is Reason.INVALID_DATA
+
+
+def test_a_full_run_reports_and_leaves_nothing_aside(config: RunConfig, processes: Processes):
+    class Kept(Reporter):
+        reports: list = []  # noqa: RUF012
+
+        def update(self, step: int, total_steps: int, **measures) -> None:
+            self.reports.append((step, total_steps, measures))
+
+    saving = change(config, checkpoint={"everySteps": 4, "keep": 1})
+    with Kept(saving) as reporter:
+        train(saving, processes, reporter, StopRequest())
+    assert [(step, total) for step, total, _ in reporter.reports] == [(step, 9) for step in range(1, 10)]
+    last = reporter.reports[-1][2]
+    assert last["checkpoint_step"] == 8
+    assert last["epoch"] == EPOCHS
+    assert list(last["losses"]) == [entry.loss for entry in curve(saving)]
+    assert last["tokens_per_second"] > last["samples_per_second"] > 0
+    assert "checkpoint_step" not in reporter.reports[3][2]
+    assert not [name for _, folders, files in os.walk(config.volume_root) for name in folders + files
+                if name.endswith(".partial")]  # fmt: skip
+
+
+def test_configuration_of_the_helpers_is_what_the_operator_writes(tmp_path: Path):
+    config = configure(tmp_path, tmp_path / "base")
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config

@@ -1,0 +1,113 @@
+"""Which sample is seen when, the learning rate's course, and the training curve."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import get_scheduler
+
+from llava_api.report import LOSSES_KEPT
+from llava_trainer.training.history import Entry, History, read_entries
+from llava_trainer.training.plan import Plan
+from llava_trainer.training.schedule import Schedule
+
+
+def make_plan(*, world_size: int = 2, per_device: int = 3, num_samples: int = 28) -> Plan:
+    return Plan(
+        num_samples=num_samples, global_batch=12, per_device_batch=per_device, world_size=world_size, epochs=2, seed=7
+    )
+
+
+def test_an_epoch_sees_every_sample_once():
+    plan = make_plan()
+    assert (plan.steps_per_epoch, plan.total_steps) == (3, 6)
+    epochs = [[index for step in range(first, first + 3) for index in plan.batch(step)] for first in (0, 3)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(28))] * 2
+    assert epochs[0] != epochs[1]
+    assert [len(plan.batch(step)) for step in range(3)] == [12, 12, 4]
+    assert [plan.epoch_at(step) for step in (0, 3, 6)] == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(("world_size", "per_device"), [(1, 12), (1, 2), (2, 3), (3, 4), (4, 1), (5, 1)])
+def test_processes_share_a_batch_without_overlap_and_run_equally_often(world_size: int, per_device: int):
+    plan = make_plan(world_size=world_size, per_device=per_device)
+    for step in range(plan.total_steps):
+        shares = [plan.share(step, rank) for rank in range(world_size)]
+        seen = [index for share in shares for micro_batch in share for index in micro_batch]
+        assert sorted(seen) == sorted(plan.batch(step))
+        assert len({len(share) for share in shares}) == 1
+        assert all(len(micro_batch) <= per_device for share in shares for micro_batch in share)
+
+
+def test_batches_do_not_depend_on_the_number_of_processes():
+    plans = [make_plan(world_size=world_size, per_device=per_device) for world_size, per_device in ((1, 12), (4, 1))]
+    assert [plans[0].batch(step) for step in range(6)] == [plans[1].batch(step) for step in range(6)]
+
+
+def test_another_seed_gives_another_order():
+    plan = make_plan()
+    other = Plan(num_samples=28, global_batch=12, per_device_batch=3, world_size=2, epochs=2, seed=8)
+    assert plan.batch(0) != other.batch(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "theirs"), [("cosine", "cosine"), ("linear", "linear"), ("constant", "constant_with_warmup")]
+)
+@pytest.mark.parametrize("warmup_ratio", [0.0, 0.03, 0.5, 1.0])
+def test_the_learning_rate_takes_the_course_that_transformers_gives_it(kind, theirs: str, warmup_ratio: float):
+    schedule = Schedule(kind=kind, total_steps=50, warmup_ratio=warmup_ratio)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_scheduler(
+        theirs, optimizer, num_warmup_steps=schedule.warmup_steps, num_training_steps=schedule.total_steps
+    )
+    for step in range(50):
+        assert schedule.factor(step) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
+def make_entry(step: int, loss: float = 1.0) -> Entry:
+    return Entry(
+        step=step, epoch=step / 10, loss=loss, learning_rate=1e-3, grad_norm=0.5, tokens=100, samples_per_second=8.0,
+        tokens_per_second=900.0,
+    )  # fmt: skip
+
+
+def write_history(file: Path, steps: range) -> None:
+    with History(file) as history:
+        for step in steps:
+            history.append(make_entry(step))
+
+
+def test_a_curve_has_a_line_for_each_step(tmp_path: Path):
+    file = tmp_path / "attempts" / "history.jsonl"
+    write_history(file, range(1, 4))
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 3]
+    assert read_entries(file) == [make_entry(step) for step in (1, 2, 3)]
+
+
+def test_a_resumed_curve_goes_on_behind_the_checkpoint(tmp_path: Path):
+    file = tmp_path / "history.jsonl"
+    write_history(file, range(1, 8))
+    with file.open("a") as stream:
+        stream.write('{"step": 8, "lo')
+    with History(file, resumed_from=file, resumed_step=5) as history:
+        assert history.tokens == 500
+        history.append(make_entry(6, loss=2.0))
+    assert [(entry.step, entry.loss) for entry in read_entries(file)] == [*((s, 1.0) for s in range(1, 6)), (6, 2.0)]
+
+
+def test_a_later_attempt_takes_the_curve_over(tmp_path: Path):
+    write_history(tmp_path / "train-1" / "history.jsonl", range(1, 4))
+    with History(tmp_path / "2" / "h.jsonl", resumed_from=tmp_path / "train-1" / "history.jsonl", resumed_step=2):
+        pass
+    assert [entry.step for entry in read_entries(tmp_path / "2" / "h.jsonl")] == [1, 2]
+    assert read_entries(tmp_path / "nowhere.jsonl") == []
+
+
+def test_only_the_last_losses_are_reported(tmp_path: Path):
+    with History(tmp_path / "history.jsonl") as history:
+        for step in range(1, LOSSES_KEPT + 11):
+            history.append(make_entry(step, loss=float(step)))
+    assert history.recent_losses == tuple(float(step) for step in range(11, LOSSES_KEPT + 11))

@@ -1,0 +1,149 @@
+"""Small trainings: a dataset of tray codes, a run configuration, and the train stage as a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from llava_api.constants import ENV_COMPLETION_INDEX, StageName
+from llava_api.report import StageResult
+from llava_api.run_config import RunConfig
+from llava_trainer.data.samples import Sample, Source, Turn, write_samples
+from llava_trainer.outcome import ENV_TERMINATION_LOG
+from llava_trainer.training.processes import Processes, join
+from tests.tiny.export import make_export
+
+PROCESS_DEADLINE_S = 120
+
+
+def make_dataset(folder: Path, *, pictures_per_scene: int = 1, shuffled: bool = False) -> list[Sample]:
+    """Draw pictures into ``folder``/images; returns their samples, 32 times ``pictures_per_scene``."""
+    make_export(folder, format="llava", pictures_per_scene=pictures_per_scene, shuffled=shuffled)
+    entries = json.loads((folder / "export.json").read_text())
+    return [_sample(index, entry) for index, entry in enumerate(entries)]
+
+
+def text_only(sample: Sample) -> Sample:
+    return Sample(id=f"{sample.id}-text", images=(), turns=sample.turns, source=sample.source)
+
+
+def make_training(root: Path, model_dir: Path, samples: list[Sample], **changes: Any) -> RunConfig:
+    """Write ``samples`` onto a run's volume and configure training on them.
+
+    ``changes`` are merged into the configuration's parts: ``training={"epochs": 2}``, ``workers={"numNodes": 2}``.
+    """
+    config = configure(root, model_dir, **changes)
+    write_samples(config.volume.train_file, samples)
+    return config
+
+
+def configure(root: Path, model_dir: Path, *, attempt: int = 1, **changes: dict[str, Any]) -> RunConfig:
+    fields: dict[str, Any] = {
+        "run": {"namespace": "team-a", "name": "trays", "uid": "0c6f", "stage": StageName.TRAIN, "attempt": attempt},
+        "volumeRoot": root / "volume",
+        "modelDir": model_dir,
+        "datasetDir": root / "dataset",
+        "dataset": {"source": "pvc://trays/", "format": "llava", "file": "export.json", "images": "images"},
+        "training": {
+            "lora": {"rank": 4, "alpha": 8, "dropout": 0.0},
+            "learningRate": 1e-2,
+            "projectorLearningRate": 1e-3,
+            "batch": {"perDevice": 4, "global": 8},
+            "maxLength": 256,
+            "gradientCheckpointing": False,
+            "checkpoint": {"everySteps": 1000, "keep": 2},
+        },
+        "workers": {"gracePeriodSeconds": 30},
+        "merge": {},
+        "evaluation": {},
+    }
+    merged = {name: part | changes.get(name, {}) if isinstance(part, dict) else part for name, part in fields.items()}
+    return RunConfig.model_validate(merged)
+
+
+@contextmanager
+def alone(port: int) -> Iterator[Processes]:
+    """This process as the only one of a training."""
+    environment = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    try:
+        yield join("cpu")
+    finally:
+        dist.destroy_process_group()
+        for name in environment:
+            del os.environ[name]
+
+
+class TrainStage:
+    """``llava-trainer train`` of one pod, running."""
+
+    def __init__(self, config: RunConfig, *, node: int = 0) -> None:
+        self._folder = config.volume_root.parent / f"pod-{config.run.attempt}-{node}"
+        self._folder.mkdir(exist_ok=True)
+        file = self._folder / "run.json"
+        file.write_text(config.model_dump_json())
+        environment = os.environ | {
+            ENV_COMPLETION_INDEX: str(node),
+            ENV_TERMINATION_LOG: str(self._folder / "termination-log"),
+            "OMP_NUM_THREADS": "1",
+            "TMPDIR": str(self._folder),
+        }
+        self._log = (self._folder / "log").open("w")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "llava_trainer.cli", "train", "--config", str(file)],
+            env=environment, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def wait(self, timeout_s: float = PROCESS_DEADLINE_S) -> int:
+        """Exit code."""
+        return self.process.wait(timeout_s)
+
+    @property
+    def result(self) -> StageResult:
+        return StageResult.model_validate_json((self._folder / "termination-log").read_text())
+
+    @property
+    def output(self) -> str:
+        return (self._folder / "log").read_text()
+
+    def training_processes(self) -> list[int]:
+        """Process ids of the training processes that it started, and that still run."""
+        return children_of(self.process.pid)
+
+    def __enter__(self) -> "TrainStage":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for pid in [*self.training_processes(), *([self.process.pid] if self.process.poll() is None else [])]:
+            os.kill(pid, 9)
+        self.process.wait()
+        self._log.close()
+
+
+def children_of(pid: int) -> list[int]:
+    """Process ids of the children of ``pid`` that are not zombies."""
+    children = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = status.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == pid and state != "Z":
+            children.append(int(status.parent.name))
+    return children
+
+
+def _sample(index: int, entry: dict[str, Any]) -> Sample:
+    question, answer = (turn["value"].removeprefix("<image>\n") for turn in entry["conversations"])
+    return Sample(
+        id=entry["id"],
+        images=(entry["image"],),
+        turns=(Turn(role="user", text=question), Turn(role="assistant", text=answer)),
+        source=Source(file="export.json", index=index),
+    )
