@@ -13,8 +13,7 @@ from tests.localcluster import host, images
 from tests.localcluster.cluster import LocalCluster
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.paths import DEFAULT_STATE_ROOT, cache_root
-from tests.localcluster.shell import log
-from tests.localcluster.tools import drop_build_cache, ensure_tools
+from tests.localcluster.tools import ensure_tools
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -94,8 +93,6 @@ def run_command(arguments: argparse.Namespace) -> None:
         case "tools":
             for folder in ensure_tools().folders:
                 print(folder)
-            if size := drop_build_cache():
-                log(f"dropped {size / 1e9:.1f} GB of compiler cache")
         case "build-images":
             for reference in images.build_images(arguments.only or list(images.IMAGE_NAMES)):
                 print(reference)

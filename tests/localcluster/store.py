@@ -8,6 +8,7 @@ github.com/containers/storage: `overlay-images/images.json`, `overlay-layers/lay
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,8 @@ def storage_root() -> Path:
 
 def buildah_command() -> list[str]:
     """The start of every buildah command line on this storage."""
-    run_root = RUN_ROOT / "buildah"
+    # What is mounted right now, of this storage and no other.
+    run_root = RUN_ROOT / f"buildah-{hashlib.sha256(str(storage_root()).encode()).hexdigest()[:8]}"
     return ["buildah", "--root", str(storage_root()), "--runroot", str(run_root), "--storage-driver", "overlay"]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from tests.localcluster import golang, tools
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.golang import GoToolchain, find_go, parse_go_version
-from tests.localcluster.tools import ALL_TOOL_SETS, Tools, ToolSet, content_key, ensure_tool_set, verify
+from tests.localcluster.tools import ALL_TOOL_SETS, Tools, ToolSet, content_key, ensure_tool_set, ensure_tools, verify
 
 _GO = GoToolchain(Path("/nowhere/go"), "go1.26.0")
 
@@ -24,6 +27,14 @@ def tool_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToolSet:
     source.mkdir(parents=True)
     (source / "go.mod").write_text("module thing\n")
     return ToolSet("thing", {"program": "./program"})
+
+
+@contextmanager
+def _shared_lock(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
 
 
 def _fake_build(built: list[str], content: bytes = b"#!/bin/true\n"):  # type: ignore[no-untyped-def]
@@ -58,6 +69,20 @@ def test_corrupted_program_is_built_anew(
     assert built == ["thing", "thing"]
     assert "differs from its manifest: building it anew" in capsys.readouterr().err
     assert verify(folder) is None
+
+
+def test_compiler_cache_goes_unless_another_build_uses_it(
+    tool_set: ToolSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tools, "_build", _fake_build([]))
+    monkeypatch.setattr(tools, "find_go", lambda: _GO)
+    cache = tmp_path / "cache/llava-finetune-operator/go-build"
+    cache.mkdir(parents=True)
+    with _shared_lock(cache.parent / "tools/go-build.lock"):
+        ensure_tools((tool_set,))
+        assert cache.exists()
+    ensure_tools((tool_set,))
+    assert not cache.exists()
 
 
 def test_what_is_wrong_with_a_folder_is_said(tool_set: ToolSet, tmp_path: Path) -> None:

@@ -133,12 +133,16 @@ def verify(folder: Path) -> str | None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, mode: int = fcntl.LOCK_EX) -> Iterator[None]:
     """Hold a lock file, so that two builds of the same programs do not run at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, mode)
         yield
+
+
+def _build_cache_lock() -> Path:
+    return cache_root() / "tools" / "go-build.lock"
 
 
 def build_environment() -> dict[str, str]:
@@ -151,6 +155,8 @@ def build_environment() -> dict[str, str]:
         "GOFLAGS": "-mod=readonly -trimpath -buildvcs=false",
         "GOWORK": "off",
         "GOCACHE": str(cache_root() / "go-build"),
+        # The compiler's own garbage collector: a sixth less processor time for a few hundred megabytes.
+        "GOGC": "400",
     }
 
 
@@ -190,7 +196,8 @@ def ensure_tool_set(tool_set: ToolSet, go: GoToolchain) -> Path:
         if problem is not None:
             if folder.exists():
                 log(f"{problem}: building it anew")
-            _build(tool_set, go, folder)
+            with _locked(_build_cache_lock(), fcntl.LOCK_SH):
+                _build(tool_set, go, folder)
     return folder
 
 
@@ -200,12 +207,18 @@ def ensure_tools(tool_sets: tuple[ToolSet, ...] = ALL_TOOL_SETS) -> Tools:
     Raises ClusterError when there is no Go toolchain or a build fails.
     """
     go = find_go()
-    return Tools(tuple(ensure_tool_set(tool_set, go) for tool_set in tool_sets))
+    tools = Tools(tuple(ensure_tool_set(tool_set, go) for tool_set in tool_sets))
+    _drop_build_cache()
+    return tools
 
 
-def drop_build_cache() -> int:
-    """Delete the compiler's cache, gigabytes that pinned programs never need again; returns its size."""
+def _drop_build_cache() -> None:
+    """Delete the compiler's cache: gigabytes that pinned programs never need again."""
     cache = cache_root() / "go-build"
-    size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.exists() else 0
-    shutil.rmtree(cache, ignore_errors=True)
-    return size
+    if not cache.exists():
+        return
+    try:
+        with _locked(_build_cache_lock(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(cache, ignore_errors=True)
+    except BlockingIOError:
+        return  # another build uses it, and will drop it
