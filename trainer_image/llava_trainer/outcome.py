@@ -141,7 +141,7 @@ def _run(stage: StageName, config_path: Path, body: StageBody, log: ProcessLog) 
         return StageResult(stage=stage, attempt=attempt, digests=dict(output.digests), **numbers)
     except (Exception, Interrupted) as error:
         failure = explain(error, "")
-        if failure.reason is Reason.INTERNAL_ERROR:
+        if failure.reason is Reason.INTERNAL_ERROR and not isinstance(error, StageError):
             logger.exception("%s failed", stage)
             failure = explain(error, log.tail())
         else:

@@ -64,7 +64,7 @@ class Reporter:
         self._newest: ProgressReport | None = None
         self._closing = False
         self._thread: threading.Thread | None = None
-        self._troubles: set[str] = set()
+        self._told: set[str] = set()
 
     def __enter__(self) -> "Reporter":
         return self
@@ -128,13 +128,16 @@ class Reporter:
         except (OSError, http.client.HTTPException, ValueError) as error:
             # ssl's errors are OSErrors; ValueError is a token or an address that no header or socket can take.
             trouble = f"{type(error).__name__}: {error}"
-        if trouble is None:
-            if self._troubles:
-                logger.info("progress reports are accepted again")
-            self._troubles.clear()
-        elif trouble not in self._troubles:
-            self._troubles.add(trouble)
-            logger.warning("a progress report was not accepted (the run goes on): %s", trouble)
+        if trouble is not None:
+            self._tell_once(trouble.partition(":")[0], logging.WARNING, f"a report was not accepted: {trouble}")
+        elif self._told:
+            self._tell_once("accepted", logging.INFO, "progress reports are accepted again")
+
+    def _tell_once(self, kind: str, level: int, message: str) -> None:
+        """Log the first message of a kind: a server that comes and goes for days does not fill the log."""
+        if kind not in self._told:
+            self._told.add(kind)
+            logger.log(level, "%s (the run goes on either way; this is not logged again)", message)
 
 
 class StepRate:

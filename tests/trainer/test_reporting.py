@@ -1,0 +1,365 @@
+"""Progress reports against a real HTTPS server: what arrives, and that nothing holds the stage up."""
+
+import datetime
+import http.server
+import ipaddress
+import json
+import logging
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from llava_api.report import ProgressReport
+from llava_api.run_config import Reporting, RunConfig
+from llava_trainer.reporting import Pace, Reporter, StepRate
+from tests.trainer.exports import prepare_config
+
+FAST = Pace(interval_s=0.05, timeout_s=1.0)
+DEADLINE_S = 10.0
+ONCE = " (the run goes on either way; this is not logged again)"
+
+
+@dataclass
+class Authority:
+    """A certificate authority of our own."""
+
+    key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
+
+    def __post_init__(self) -> None:
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
+        extensions = [
+            x509.BasicConstraints(ca=True, path_length=0),
+            x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()),
+        ]
+        self.certificate = self._sign(self.name, self.key.public_key(), extensions)
+
+    def _sign(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, extensions: list) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateBuilder().subject_name(subject).issuer_name(self.name).public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(hours=1))
+        )  # fmt: skip
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
+        return builder.sign(self.key, hashes.SHA256())
+
+    def write_ca(self, path: Path) -> None:
+        path.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
+
+    def write_leaf(self, path: Path) -> None:
+        """Key and certificate for 127.0.0.1, in one file."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        extensions = [
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()),
+        ]
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+        certificate = self._sign(subject, key.public_key(), extensions)
+        path.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+            + certificate.public_bytes(serialization.Encoding.PEM)
+        )
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Takes reports; ``status``, ``answer`` and ``hold`` decide how it answers."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, leaf: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.status, self.answer = 204, b""
+        self.hold = threading.Event()
+        self.hold.set()
+        self.reports: list[ProgressReport] = []
+        self.tokens: list[str] = []
+        self.arrived = threading.Condition()
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(leaf)
+        self.socket = self.context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that does not trust us goes away; that is what some tests want."""
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        with self.arrived:
+            assert self.arrived.wait_for(condition, DEADLINE_S), f"{len(self.reports)} reports, tokens {self.tokens}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """One report."""
+
+    server: Server
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        with self.server.arrived:
+            self.server.reports.append(ProgressReport.model_validate(json.loads(body)))
+            self.server.tokens.append(self.headers["Authorization"])
+            self.server.arrived.notify_all()
+        assert (self.path, self.headers["Content-Type"]) == ("/v1/progress", "application/json")
+        self.server.hold.wait(DEADLINE_S)
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(self.server.answer)))
+        self.end_headers()
+        self.wfile.write(self.server.answer)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture
+def server(authority: Authority, tmp_path: Path) -> Iterator[Server]:
+    authority.write_ca(tmp_path / "ca.crt")
+    authority.write_leaf(tmp_path / "leaf.pem")
+    (tmp_path / "token").write_text("first-token\n")
+    served = Server(tmp_path / "leaf.pem")
+    thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield served
+    served.hold.set()
+    served.shutdown()
+    served.server_close()
+    thread.join(DEADLINE_S)
+
+
+@pytest.fixture
+def config(server: Server, tmp_path: Path) -> RunConfig:
+    return config_with(tmp_path, f"https://127.0.0.1:{server.server_port}/v1/progress")
+
+
+def config_with(tmp_path: Path, url: str) -> RunConfig:
+    reporting = Reporting(url=url, ca_file=tmp_path / "ca.crt", token_file=tmp_path / "token")
+    return prepare_config(tmp_path, tmp_path).model_copy(update={"reporting": reporting})
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_report_arrives_with_the_token(config: RunConfig, server: Server):
+    with Reporter(config, FAST) as reporter:
+        reporter.update(3, 10, loss=0.5, losses=(0.7, 0.5), learning_rate=1e-4, epoch=0.3, message="going well")
+        server.wait_for(lambda: len(server.reports) == 1)
+    assert server.tokens == ["Bearer first-token"]
+    assert server.reports[0] == ProgressReport(
+        run_uid="0c6f", stage="prepare", attempt=1, step=3, total_steps=10, loss=0.5, losses=(0.7, 0.5),
+        learning_rate=1e-4, epoch=0.3, message="going well",
+    )  # fmt: skip
+
+
+def test_the_newest_report_wins_and_the_last_one_is_pushed_at_the_end(config: RunConfig, server: Server):
+    server.hold.clear()
+    with Reporter(config, Pace(interval_s=30, timeout_s=5)) as reporter:
+        reporter.update(1, 1000)
+        server.wait_for(lambda: len(server.reports) == 1)
+        for step in range(2, 1001):
+            reporter.update(step, 1000)
+        server.hold.set()
+    assert [report.step for report in server.reports] == [1, 1000]
+
+
+def test_pushes_keep_their_distance(config: RunConfig, server: Server):
+    with Reporter(config, Pace(interval_s=0.2, timeout_s=5)) as reporter:
+        began = time.monotonic()
+        for step in range(60):
+            reporter.update(step, 60)
+            time.sleep(0.01)
+        elapsed = time.monotonic() - began
+    assert 2 <= len(server.reports) <= elapsed / 0.2 + 2
+    assert server.reports[-1].step == 59
+
+
+def test_a_token_that_changes_is_read_anew(config: RunConfig, server: Server, tmp_path: Path):
+    with Reporter(config, FAST) as reporter:
+        reporter.update(1, 3)
+        server.wait_for(lambda: len(server.tokens) == 1)
+        (tmp_path / "token").write_text("second-token")
+        reporter.update(2, 3)
+        server.wait_for(lambda: len(server.tokens) == 2)
+    assert server.tokens == ["Bearer first-token", "Bearer second-token"]
+
+
+def test_a_new_authority_is_read_anew(config: RunConfig, server: Server, tmp_path: Path, caplog):
+    caplog.set_level(logging.INFO)
+    with Reporter(config, FAST) as reporter:
+        reporter.update(1, 3)
+        server.wait_for(lambda: len(server.reports) == 1)
+        other = Authority()
+        other.write_leaf(tmp_path / "leaf.pem")
+        server.context.load_cert_chain(tmp_path / "leaf.pem")
+        reporter.update(2, 3)
+        wait_until(lambda: warnings_in(caplog))
+        other.write_ca(tmp_path / "ca.crt")
+        reporter.update(3, 3)
+        server.wait_for(lambda: server.reports[-1].step == 3)
+    assert [report.step for report in server.reports] == [1, 3]
+    assert any("certificate verify failed" in warning for warning in warnings_in(caplog))
+    assert caplog.messages[-1] == f"progress reports are accepted again{ONCE}"
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_refusal_is_logged_once_with_what_the_operator_says(config: RunConfig, server: Server, caplog):
+    server.status, server.answer = 403, b'{"error": "the pod is not the run\'s current one"}'
+    with Reporter(config, FAST) as reporter:
+        for step in range(4):
+            reporter.update(step, 4)
+            server.wait_for(lambda step=step: server.reports and server.reports[-1].step == step)
+    assert warnings_in(caplog) == [f"a report was not accepted: HTTP 403: the pod is not the run's current one{ONCE}"]
+
+
+@pytest.mark.parametrize(("answer", "told"), [(b"<html>no", "<html>no"), (b'{"error": 5}', '{"error": 5}'), (b"", "")])
+def test_answers_of_another_form_are_told_as_they_are(
+    answer: bytes, told: str, config: RunConfig, server: Server, caplog
+):
+    server.status, server.answer = 500, answer
+    with Reporter(config, FAST) as reporter:
+        reporter.update(1, 2)
+    assert warnings_in(caplog) == [f"a report was not accepted: HTTP 500: {told}{ONCE}"]
+
+
+def test_a_redirect_is_not_followed(config: RunConfig, server: Server, caplog):
+    server.status = 302
+    with Reporter(config, FAST) as reporter:
+        reporter.update(1, 2)
+    assert len(server.reports) == 1
+    assert "HTTP 302" in warnings_in(caplog)[0]
+
+
+def test_no_server_at_all_holds_nothing_up(tmp_path: Path, authority: Authority, caplog):
+    authority.write_ca(tmp_path / "ca.crt")
+    (tmp_path / "token").write_text("t")
+    with Reporter(config_with(tmp_path, "https://127.0.0.1:1/v1/progress"), FAST) as reporter:
+        for step in range(20):
+            reporter.update(step, 20)
+            time.sleep(0.01)
+    assert len(warnings_in(caplog)) == 1
+    assert "ConnectionRefusedError" in warnings_in(caplog)[0]
+
+
+def test_a_server_that_never_answers_holds_the_end_up_only_for_the_deadline(config: RunConfig, server: Server):
+    server.hold.clear()
+    reporter = Reporter(config, Pace(interval_s=0.05, timeout_s=0.5))
+    reporter.update(1, 2)
+    server.wait_for(lambda: len(server.reports) == 1)
+    for step in range(100):
+        reporter.update(step, 100)
+    closing = threading.Thread(target=reporter.close)
+    closing.start()
+    closing.join(DEADLINE_S)
+    assert not closing.is_alive()
+
+
+@pytest.mark.parametrize(("file", "content", "told"), [
+    ("token", None, "FileNotFoundError"), ("token", b"t\xff", "UnicodeDecodeError"), ("token", b"a\nb", "ValueError"),
+    ("ca.crt", None, "FileNotFoundError"), ("ca.crt", b"no certificate", "SSLError"),
+])  # fmt: skip
+def test_credentials_that_cannot_be_read_are_told(
+    file: str, content: bytes | None, told: str, config: RunConfig, server: Server, tmp_path: Path, caplog
+):
+    (tmp_path / file).unlink() if content is None else (tmp_path / file).write_bytes(content)
+    with Reporter(config, FAST) as reporter:
+        reporter.update(1, 2)
+    assert server.reports == []
+    assert told in warnings_in(caplog)[0]
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/x", "ftp://h/", "127.0.0.1", "https:///x", "https://h:port/"])
+def test_the_token_goes_nowhere_but_over_tls(url: str, tmp_path: Path, authority: Authority, caplog):
+    authority.write_ca(tmp_path / "ca.crt")
+    (tmp_path / "token").write_text("t")
+    with Reporter(config_with(tmp_path, url), FAST) as reporter:
+        reporter.update(1, 2)
+    assert len(warnings_in(caplog)) == 1
+
+
+def test_without_an_address_nothing_is_started(tmp_path: Path):
+    before = threading.active_count()
+    with Reporter(prepare_config(tmp_path, tmp_path)) as reporter:
+        reporter.update(1, 2)
+        assert threading.active_count() == before
+
+
+def test_numbers_that_json_does_not_have_are_left_out(config: RunConfig, server: Server):
+    with Reporter(config, FAST) as reporter:
+        losses = tuple(float(index) for index in range(80))
+        reporter.update(
+            1, 2, loss=float("nan"), grad_norm=float("inf"), epoch=0.5, message="x" * 999,
+            losses=(*losses, float("nan")),
+        )  # fmt: skip
+    (report,) = server.reports
+    assert (report.loss, report.grad_norm, report.epoch) == (None, None, 0.5)
+    assert report.losses == losses[-60:]
+    assert report.message == "x" * 256
+
+
+def test_an_update_after_the_end_is_not_pushed(config: RunConfig, server: Server):
+    reporter = Reporter(config, FAST)
+    reporter.close()
+    reporter.update(1, 2)
+    assert server.reports == []
+
+
+def test_the_estimate_follows_the_rate():
+    rate = StepRate()
+    assert rate.seconds_to(100) is None
+    for second in range(11):
+        rate.observe(second * 2, float(second))
+    assert rate.seconds_to(100) == pytest.approx(40.0)
+    assert rate.seconds_to(20) == 0
+    assert rate.seconds_to(10) == 0
+    assert rate.seconds_to(0) is None
+
+
+def test_one_slow_step_moves_the_estimate_little_and_a_lasting_change_moves_it_wholly():
+    rate = StepRate(smoothing_s=30)
+    for second in range(100):
+        rate.observe(second, float(second))
+    rate.observe(100, 104.0)
+    assert rate.seconds_to(200) == pytest.approx(110, rel=0.05)
+    for step in range(1, 101):
+        rate.observe(100 + step, 104.0 + 4 * step)
+    assert rate.seconds_to(300) == pytest.approx(400, rel=0.02)
+
+
+def test_standing_still_and_going_back_do_no_harm():
+    rate = StepRate()
+    rate.observe(5, 1.0)
+    rate.observe(5, 2.0)
+    rate.observe(6, 1.0)
+    assert rate.seconds_to(10) is None
+    rate.observe(8, 4.0)
+    assert rate.seconds_to(10) == pytest.approx(2.0)
+    rate.observe(1, 5.0)
+    assert rate.seconds_to(10) is None
+
+
+def test_the_estimate_stays_within_what_a_report_may_say():
+    rate = StepRate()
+    rate.observe(0, 0.0)
+    rate.observe(1, 1e9)
+    assert rate.seconds_to(2**53) == 1e9
