@@ -163,7 +163,7 @@ class Kube:
                 response = await self._api.call_api(*request, _request_timeout=self._timeout_s)
                 content = await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise RetryableError(f"{method} {path}: {error or 'no answer in time'}") from error
+            raise RetryableError(f"{method} {path}: {str(error) or 'no answer in time'}") from error
         if not 200 <= response.status <= 299:
             raise error_of(response.status, content, response.headers.get("Retry-After"))
         answer: Object = json.loads(content)

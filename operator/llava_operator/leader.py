@@ -55,7 +55,7 @@ class Lease:
                     logger.info("%s leads", self._identity)
                     return
             except (KubeError, TimeoutError) as error:
-                logger.warning("Lease %s: %s", self._key, error or "no answer in time")
+                logger.warning("Lease %s: %s", self._key, str(error) or "no answer in time")
             await asyncio.sleep(self._times.retry_s)
 
     async def hold(self) -> None:

@@ -12,10 +12,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tests.kubectl import Kubectl, wait_for
+import yaml
 
-SYSTEM_NAMESPACE = "llava-system"
-NAME = "op"
+from tests.kubectl import Kubectl, wait_for
+from tests.localcluster.tools import HELM, ensure_tools
+from tests.rendering import NAMESPACE as SYSTEM_NAMESPACE
+from tests.rendering import render
+
+NAME = "llava-finetune-operator"
 START_S = 30
 
 
@@ -104,26 +108,25 @@ class OperatorProcess:
 
 
 @contextmanager
-def installed(kubectl: Kubectl) -> Iterator[None]:
-    """The namespace, Secret and Service that the chart makes."""
+def installed(kubectl: Kubectl, folder: Path) -> Iterator[Path]:
+    """The chart's objects but for the Deployment; yields a kubeconfig with the operator's rights and no more."""
+    chart = list(filter(None, yaml.safe_load_all(render(ensure_tools((HELM,)).path("helm")))))
+    objects = [made for made in chart if made["kind"] not in ("CustomResourceDefinition", "Deployment")]
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM_NAMESPACE}}
     system = replace(kubectl, namespace=SYSTEM_NAMESPACE)
-    system.apply(
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM_NAMESPACE}},
-        {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": f"{NAME}-report-ca", "namespace": SYSTEM_NAMESPACE},
-            "type": "Opaque",
-        },
-        {
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": {"name": f"{NAME}-report", "namespace": SYSTEM_NAMESPACE},
-            "spec": {"ports": [{"name": "report", "port": 8443, "targetPort": 8443}]},
-        },
-    )
-    yield
-    kubectl.run("delete", "namespace", SYSTEM_NAMESPACE, "--wait=false")
+    system.apply(namespace, *objects)
+    yield _operators_kubeconfig(system, folder)
+    system.run("delete", "namespace", SYSTEM_NAMESPACE, "--wait=false")
+
+
+def _operators_kubeconfig(system: Kubectl, folder: Path) -> Path:
+    assert system.kubeconfig is not None
+    config = yaml.safe_load(system.kubeconfig.read_text())
+    token = system.run("create", "token", NAME, "--duration=1h").strip()
+    config["users"] = [{"name": user["name"], "user": {"token": token}} for user in config["users"]]
+    path = folder / "operator.kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    return path
 
 
 @contextmanager

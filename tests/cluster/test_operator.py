@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -43,16 +44,18 @@ Behaviour = Callable[[Object], Object | None]
 def replicas(
     api_server: Kubectl, crd: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[OperatorProcess, OperatorProcess]]:
-    """Two replicas of one operator."""
-    assert api_server.kubeconfig is not None
-    logs = tmp_path_factory.mktemp("operators")
-    first, second = (
-        OperatorProcess(pod_name=f"op-{n}", kubeconfig=api_server.kubeconfig, log=logs / f"op-{n}.log") for n in "01"
-    )
-    with installed(api_server), running(first, second):
-        yield first, second
+    """Two replicas of one operator, with the rights that the chart gives them."""
+    folder = tmp_path_factory.mktemp("operators")
+    with installed(api_server, folder) as kubeconfig:
+        first, second = (
+            OperatorProcess(pod_name=f"op-{n}", kubeconfig=kubeconfig, log=folder / f"op-{n}.log") for n in "01"
+        )
+        with running(first, second):
+            yield first, second
     for replica in (first, second):
-        assert "Traceback" not in replica.log.read_text(), replica.log.read_text()
+        log = replica.log.read_text()
+        assert "Traceback" not in log, log
+        assert not re.search(r"cannot \w+ resource", log), f"the chart's rights do not suffice: {log}"
 
 
 @pytest.fixture
