@@ -49,7 +49,7 @@ def _start_etcd(instance: Instance) -> Process:
             "--initial-cluster", f"default={peer}",
         ],
         state_dir=instance.state_dir,
-        environment={"ETCD_UNSUPPORTED_ARCH": "arm64"},
+        extra_environment={"ETCD_UNSUPPORTED_ARCH": "arm64"},
     )  # fmt: skip
 
 

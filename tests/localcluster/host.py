@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.localcluster.errors import ClusterError
-from tests.localcluster.shell import log, run
+from tests.localcluster.shell import environment, log, run
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 _REQUIRED_CONTROLLERS = ("cpu", "cpuset", "memory", "pids")
@@ -26,7 +26,7 @@ class DebianPackage:
         """Whether the program is on PATH or, when given as an absolute path, is a file."""
         if self.program.startswith("/"):
             return Path(self.program).exists()
-        return shutil.which(self.program) is not None or Path("/usr/sbin", self.program).exists()
+        return shutil.which(self.program, path=environment()["PATH"]) is not None
 
 
 CONTROL_PLANE_PACKAGES = (
@@ -84,7 +84,7 @@ def install_packages(wanted: Iterable[DebianPackage]) -> list[str]:
     if not missing:
         return []
     require_root()
-    if shutil.which("apt-get") is None:
+    if shutil.which("apt-get", path=environment()["PATH"]) is None:
         raise ClusterError(
             f"programs of these Debian packages are missing: {' '.join(missing)}; this system has no apt-get, "
             "so install their equivalents with its own package manager"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.localcluster.errors import ClusterError
-from tests.localcluster.shell import tail
+from tests.localcluster.shell import environment, tail
 
 MARK = "LLAVA_LOCALCLUSTER"
 _TERM_TIMEOUT_S = 15
@@ -59,7 +59,7 @@ def start(
     argv: Sequence[str | Path],
     *,
     state_dir: Path,
-    environment: dict[str, str] | None = None,
+    extra_environment: dict[str, str] | None = None,
     network_namespace: str | None = None,
 ) -> Process:
     """Start a program in the background, with its output in the instance's logs folder, and record it."""
@@ -67,7 +67,8 @@ def start(
     if network_namespace is not None:
         # Not `ip netns exec`: that mounts /sys anew and hides the cgroups from the kubelet.
         command = ["nsenter", f"--net=/run/netns/{network_namespace}", "--", *command]
-    program = shutil.which(command[0])
+    child_environment = environment({**(extra_environment or {}), MARK: str(state_dir)})
+    program = shutil.which(command[0], path=child_environment["PATH"])
     if program is None:
         raise ClusterError(f"{name}: the program {command[0]!r} was not found")
     log = state_dir / "logs" / f"{name}.log"
@@ -75,7 +76,7 @@ def start(
     pid = os.posix_spawn(
         program,
         command,
-        {**os.environ, **(environment or {}), MARK: str(state_dir)},
+        child_environment,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
@@ -112,12 +113,12 @@ def marked(state_dir: Path) -> list[Process]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            environment = (entry / "environ").read_bytes().split(b"\0")
+            variables = (entry / "environ").read_bytes().split(b"\0")
             name = (entry / "comm").read_text().strip()
         except OSError:
             continue
         ticks = _start_ticks(int(entry.name))
-        if mark in environment and ticks is not None:
+        if mark in variables and ticks is not None:
             found.append(Process(name, int(entry.name), ticks, state_dir / "logs" / f"{name}.log"))
     return found
 

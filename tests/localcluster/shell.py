@@ -19,6 +19,12 @@ def log(message: str) -> None:
     print(f"localcluster: {message}", file=sys.stderr, flush=True)
 
 
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a program that we run, with the folders of system programs: some shells leave them out."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+    return {**os.environ, "PATH": path, **(extra or {})}
+
+
 def tail(text: str, num_lines: int = _TAIL_LINES) -> str:
     """The last lines of a program's output, indented for an error message."""
     lines = [line for line in text.splitlines() if line.strip()][-num_lines:]
@@ -51,7 +57,7 @@ def run(
             errors="replace",
             timeout=timeout_s,
             cwd=cwd,
-            env={**os.environ, **(env or {})},
+            env=environment(env),
             check=False,
         )
     except FileNotFoundError as error:

@@ -38,7 +38,7 @@ def test_nothing_is_installed_when_nothing_is_missing(monkeypatch: pytest.Monkey
 
 def test_system_without_apt_is_told_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     with pytest.raises(ClusterError, match=r"no-such-package; this system has no apt-get"):
         host.install_packages([_ABSENT])
 
