@@ -18,7 +18,7 @@ from llava_api.report import ProgressReport, StageFailure, StageResult
 from llava_operator.kube import Kind, Kube, NotFoundError
 from llava_operator.resources import CONFIG_MAPS, EVENTS, JOBS, PODS, RUNS, SERVICES, VOLUME_CLAIMS
 from llava_operator.wire import Object
-from tests.cluster.operators import NAME, SYSTEM_NAMESPACE, OperatorProcess, installed, running
+from tests.cluster.operators import NAME, OperatorProcess, installed, running
 from tests.cluster.worlds import (
     NAMESPACES,
     FakeKubelet,
@@ -31,6 +31,7 @@ from tests.cluster.worlds import (
 )
 from tests.cluster.worlds import running as pod_runs
 from tests.kubectl import Kubectl
+from tests.rendering import NAMESPACE as SYSTEM_NAMESPACE
 
 pytestmark = pytest.mark.cluster
 
@@ -83,7 +84,8 @@ class World:
         return await self.kube.get(RUNS, self.namespace, "run")
 
     async def status(self) -> Object:
-        return (await self.run()).get("status", {})
+        status: Object = (await self.run()).get("status", {})
+        return status
 
     async def ended(self) -> Object:
         """The status once the run has ended."""
@@ -325,7 +327,7 @@ async def test_run_of_another_version_is_reported_and_left_alone(
         await world.create_run(novelty="yes")
 
         async def reported() -> bool:
-            ready = next((c for c in (await world.status()).get("conditions", []) if c["type"] == "Ready"), {})
+            ready: Object = next((c for c in (await world.status()).get("conditions", []) if c["type"] == "Ready"), {})
             return ready.get("reason") == "Unreadable" and "spec.novelty" in ready["message"]
 
         await until("the condition", reported)

@@ -6,11 +6,11 @@ status instead.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
@@ -22,6 +22,7 @@ from llava_operator.kube import Kind, Kube, KubeError
 from llava_operator.resources import CHILD_SELECTOR, PODS
 from llava_operator.wire import Object
 
+T = TypeVar("T")
 NAMESPACES = Kind("api/v1", "namespaces")
 
 RESULTS = {
@@ -80,11 +81,16 @@ def is_true(status: Object, condition: str) -> bool:
     return any(c["type"] == condition and c["status"] == "True" for c in status.get("conditions", []))
 
 
-async def until(what: str, condition: Callable[[], Any], *, timeout_s: float = 30) -> Any:
-    """The first truthy result of ``condition``, an async function."""
-    async with asyncio.timeout(timeout_s):
-        while not (found := await condition()):  # noqa: ASYNC110 - an API server is asked, not an event
-            await asyncio.sleep(0.1)
+async def until(what: str, condition: Callable[[], Awaitable[T | None]], *, timeout_s: float = 30) -> T:
+    """The first truthy result of ``condition``.
+
+    Raises:
+        AssertionError: after ``timeout_s`` seconds; names ``what``.
+    """
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while not (found := await condition()):
+        assert asyncio.get_running_loop().time() < deadline, f"waited {timeout_s:g} s in vain for {what}"
+        await asyncio.sleep(0.1)
     return found
 
 

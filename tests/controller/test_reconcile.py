@@ -1,0 +1,351 @@
+"""Passes against an API server in memory: what is written, and what becomes of every refusal."""
+
+import copy
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from llava_api.constants import API_VERSION, Condition, Phase, StageName
+from llava_api.status import Progress, Status
+from llava_operator.authority import Authority
+from llava_operator.build.common import Platform
+from llava_operator.children import Children
+from llava_operator.events import EventPublisher
+from llava_operator.kube import (
+    AlreadyExistsError,
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    Kind,
+    KubeError,
+    NotFoundError,
+    RetryableError,
+)
+from llava_operator.progress import ProgressBook
+from llava_operator.reconcile import UNREADABLE, Reconciler
+from llava_operator.resources import CONFIG_MAPS, EVENTS, JOBS, RUNS, VOLUME_CLAIMS
+from llava_operator.run import current_stage, parse_status
+from llava_operator.runs import Runs
+from llava_operator.wire import Object
+from tests.controller.makers import KEY, NOW, NOW_TEXT, RUN_UID, make_spec
+
+
+def apply_patch(target: Object, patch: Object) -> None:
+    for key, value in patch.items():
+        if value is None:
+            target.pop(key, None)
+        elif isinstance(value, dict) and isinstance(target.get(key), dict):
+            apply_patch(target[key], value)
+        else:
+            target[key] = value
+
+
+@dataclass
+class ApiServer:
+    """Objects by kind and name, with versions; ``refuse`` maps a kind to the error that its creation meets."""
+
+    objects: dict[tuple[Kind, str], Object] = field(default_factory=dict)
+    refuse: dict[Kind, KubeError] = field(default_factory=dict)
+    writes: list[str] = field(default_factory=list)
+    version: int = 1
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Object:
+        if (kind, name) not in self.objects:
+            raise NotFoundError(f"{name} not found")
+        return copy.deepcopy(self.objects[kind, name])
+
+    async def create(self, kind: Kind, namespace: str, body: Object) -> Object:
+        name = body["metadata"]["name"]
+        if error := self.refuse.get(kind):
+            raise error
+        if (kind, name) in self.objects:
+            raise AlreadyExistsError(f"{name} already exists")
+        made = copy.deepcopy(body)
+        made["metadata"]["uid"] = f"{name}-uid"
+        self.objects[kind, name] = made
+        self.writes.append(f"create {kind.plural} {name}" if kind != EVENTS else f"event {body['reason']}")
+        return made
+
+    async def patch(self, kind: Kind, namespace: str, name: str, body: Object, subresource: str = "") -> Object:
+        if (kind, name) not in self.objects:
+            raise NotFoundError(f"{name} not found")
+        found = self.objects[kind, name]
+        wanted = body.get("metadata", {}).get("resourceVersion")
+        if wanted is not None and wanted != found["metadata"]["resourceVersion"]:
+            raise ConflictError("the object has been modified")
+        self.version += 1
+        apply_patch(found, {key: value for key, value in body.items() if key != "metadata"})
+        found["metadata"]["resourceVersion"] = str(self.version)
+        self.writes.append(f"patch {kind.plural} {name}")
+        return copy.deepcopy(found)
+
+    def put_run(self, **spec: Any) -> Object:
+        raw: Object = {
+            "apiVersion": API_VERSION,
+            "metadata": {"namespace": KEY.namespace, "name": KEY.name, "uid": RUN_UID, "generation": 1,
+                         "resourceVersion": "1", "creationTimestamp": NOW_TEXT},
+            "spec": {**make_spec().model_dump(mode="json", exclude_none=True), **spec},
+        }  # fmt: skip
+        self.objects[RUNS, KEY.name] = raw
+        return raw
+
+    @property
+    def status(self) -> Status:
+        return parse_status(self.objects[RUNS, KEY.name])
+
+
+class Operator:
+    """A reconciler with everything around it; ``new_process`` forgets all that was not written."""
+
+    def __init__(self, server: ApiServer) -> None:
+        self.server = server
+        self.now = NOW
+        self.authority = Authority(certificate="PEM")
+        self.new_process()
+
+    def new_process(self) -> None:
+        self.runs, self.progress = Runs(), ProgressBook(interval_s=15, writes_per_s=5)
+        self.reconciler = Reconciler(
+            kube=self.server,  # type: ignore[arg-type]
+            children=Children(),
+            runs=self.runs,
+            progress=self.progress,
+            events=EventPublisher(self.server, instance="op"),  # type: ignore[arg-type]
+            authority=self.authority,
+            platform=Platform(trainer_image="t", report_url="https://r/"),
+            now=lambda: self.now,
+        )
+
+    async def step(self) -> float | None:
+        return await self.reconciler.reconcile(KEY)
+
+    async def settle(self) -> float | None:
+        """Passes until there is nothing to do at once."""
+        for _ in range(50):
+            delay_s = await self.step()
+            if delay_s != 0.0:
+                return delay_s
+        raise AssertionError(f"the passes never settle: {self.server.writes[-10:]}")
+
+
+@pytest.fixture
+def server() -> ApiServer:
+    made = ApiServer()
+    made.put_run()
+    return made
+
+
+@pytest.fixture
+def operator(server: ApiServer) -> Operator:
+    return Operator(server)
+
+
+async def test_first_passes_write_in_this_order_and_settle(server: ApiServer, operator: Operator) -> None:
+    assert await operator.settle() is None
+    assert server.writes == [
+        "patch llavafinetunes invoices",
+        "event Preparing",
+        "create persistentvolumeclaims invoices-run",
+        "create configmaps invoices-report-ca",
+        "create configmaps invoices-prepare-1",
+        "create jobs invoices-prepare-1",
+        "patch llavafinetunes invoices",
+    ]
+
+
+async def test_each_pass_commits_or_acts_but_never_both(server: ApiServer, operator: Operator) -> None:
+    for _ in range(5):
+        before = len(server.writes)
+        await operator.step()
+        new = server.writes[before:]
+        assert not (any(w.startswith("patch llava") for w in new) and any(w.startswith("create") for w in new)), new
+
+
+async def test_run_that_is_gone_is_forgotten(server: ApiServer, operator: Operator) -> None:
+    await operator.settle()
+    assert operator.runs.get(KEY) is not None
+    del server.objects[RUNS, KEY.name]
+    assert await operator.step() is None
+    assert operator.runs.get(KEY) is None
+
+
+async def test_run_changed_by_someone_else_throws_the_pass_away(server: ApiServer, operator: Operator) -> None:
+    patch = server.patch
+
+    async def change_first(*args: Any, **options: Any) -> Object:
+        server.objects[RUNS, KEY.name]["metadata"]["resourceVersion"] = "99"
+        server.patch = patch  # type: ignore[method-assign]
+        return await patch(*args, **options)
+
+    server.patch = change_first  # type: ignore[method-assign]
+    assert await operator.step() == 0.0
+    assert server.writes == []
+    await operator.settle()
+    assert server.status.phase is Phase.PENDING
+
+
+async def test_run_deleted_before_the_write_is_no_error(server: ApiServer, operator: Operator) -> None:
+    async def gone(*_: Any, **__: Any) -> Object:
+        raise NotFoundError("gone")
+
+    server.patch = gone  # type: ignore[method-assign]
+    assert await operator.step() == 0.0
+
+
+async def test_children_made_by_a_killed_process_are_found(server: ApiServer, operator: Operator) -> None:
+    await operator.settle()
+    for made in list(server.objects):
+        if made[0] == JOBS:
+            # As if the process had died before the Job.
+            del server.objects[made]
+    server.objects[RUNS, KEY.name]["status"]["stages"][0]["jobUid"] = None
+    operator.new_process()
+    server.writes.clear()
+    await operator.settle()
+    assert [write for write in server.writes if write.startswith("create")] == ["create jobs invoices-prepare-1"]
+
+
+async def test_someone_elses_child_is_a_name_conflict(server: ApiServer, operator: Operator) -> None:
+    foreign = {
+        "metadata": {"name": "invoices-run", "ownerReferences": [{"uid": RUN_UID}, {"uid": "x", "controller": True}]}
+    }
+    server.objects[VOLUME_CLAIMS, "invoices-run"] = foreign
+    await operator.settle()
+    failure = server.status.failure
+    assert failure is not None
+    assert failure.reason == "NameConflict"
+    assert "persistentvolumeclaims invoices-run exists in namespace team" in failure.message
+    assert not any(write.startswith("create") for write in server.writes)
+
+
+async def test_child_that_vanishes_while_it_is_looked_at_is_tried_again(server: ApiServer, operator: Operator) -> None:
+    await operator.step()
+    server.refuse[CONFIG_MAPS] = AlreadyExistsError("there")
+    with pytest.raises(RetryableError, match="vanished"):
+        await operator.step()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidError("spec.x: Invalid value"),
+        ForbiddenError("pods is forbidden: maximum memory usage per Container is 1Gi"),
+    ],
+)
+async def test_lasting_refusal_fails_the_run(server: ApiServer, operator: Operator, error: KubeError) -> None:
+    server.refuse[JOBS] = error
+    await operator.settle()
+    assert server.status.failure is not None
+    assert (server.status.failure.reason, server.status.failure.message) == ("Rejected", str(error))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        'jobs.batch "x" is forbidden: exceeded quota: q',
+        'jobs.batch is forbidden: User "op" cannot create resource "jobs"',
+        'jobs.batch "x" is forbidden: unable to create new content in namespace team because it is being terminated',
+    ],
+)
+async def test_passing_refusal_is_said_and_tried_again_more_and_more_slowly(
+    server: ApiServer, operator: Operator, message: str
+) -> None:
+    server.refuse[JOBS] = ForbiddenError(message)
+    delays = []
+    for _ in range(8):
+        delay_s = await operator.settle()
+        assert delay_s is not None
+        delays.append(delay_s)
+        operator.now += timedelta(seconds=delay_s)
+    assert delays == [1, 2, 4, 8, 16, 32, 60, 60]
+    stage = current_stage(server.status)
+    assert stage is not None
+    assert stage.message == message
+    assert server.writes.count("patch llavafinetunes invoices") == 2, "one message is written once"
+    del server.refuse[JOBS]
+    assert await operator.settle() is None
+    assert (JOBS, "invoices-prepare-1") in server.objects
+
+
+async def test_events_that_cannot_be_made_do_not_hold_up_the_run(server: ApiServer, operator: Operator) -> None:
+    server.refuse[EVENTS] = ForbiddenError("no events here")
+    await operator.settle()
+    assert (JOBS, "invoices-prepare-1") in server.objects
+
+
+async def test_authority_is_handed_out_late_and_after_a_change(server: ApiServer, operator: Operator) -> None:
+    operator.authority.certificate = None
+    await operator.settle()
+    assert (CONFIG_MAPS, "invoices-report-ca") not in server.objects
+    for certificate in ("FIRST", "SECOND"):
+        operator.authority.certificate = certificate
+        await operator.step()
+        assert server.objects[CONFIG_MAPS, "invoices-report-ca"]["data"] == {"ca.crt": certificate}
+    operator.new_process()
+    server.writes.clear()
+    await operator.settle()
+    assert server.writes == [], "what is current is not written again"
+
+
+async def test_authority_that_cannot_be_handed_out_does_not_hold_up_a_running_stage(
+    server: ApiServer, operator: Operator
+) -> None:
+    await operator.settle()
+    operator.new_process()
+    operator.authority.certificate = "NEW"
+    server.refuse[CONFIG_MAPS] = ForbiddenError("no")
+    assert await operator.step() is None
+
+
+async def test_progress_is_written_when_it_is_due(server: ApiServer, operator: Operator) -> None:
+    await operator.settle()
+
+    def report(step: int, at: datetime) -> None:
+        progress = Progress(stage=StageName.PREPARE, attempt=1, pod_uid="p", step=step, total_steps=9,
+                            last_update_time=NOW_TEXT)  # fmt: skip
+        operator.progress.put(RUN_UID, progress)
+        operator.now = at
+
+    report(1, NOW)
+    await operator.settle()
+    assert server.status.progress is not None
+    assert server.status.progress.step == 1
+    report(2, NOW + timedelta(seconds=5))
+    assert await operator.settle() == pytest.approx(10)
+    assert server.status.progress.step == 1
+    operator.now = NOW + timedelta(seconds=15)
+    await operator.settle()
+    assert server.status.progress is not None
+    assert server.status.progress.step == 2
+
+
+async def test_run_of_another_version_is_marked_once_and_left_alone(server: ApiServer) -> None:
+    server.put_run(novelty="yes")
+    operator = Operator(server)
+    for _ in range(3):
+        assert await operator.step() is None
+    assert server.writes == ["event Unreadable", "patch llavafinetunes invoices"]
+    ready = next(c for c in server.status.conditions if c.type is Condition.READY)
+    assert (ready.status, ready.reason) == ("False", UNREADABLE)
+    assert "spec.novelty" in ready.message
+
+
+async def test_run_with_an_unreadable_status_is_reported_and_left_alone(server: ApiServer, operator: Operator) -> None:
+    server.objects[RUNS, KEY.name]["status"] = {"phase": "Dreaming"}
+    assert await operator.step() is None
+    assert server.writes == ["event Unreadable"]
+    view = operator.runs.get(KEY)
+    assert view is not None
+    assert view.status == Status()
+
+
+async def test_namesake_of_a_deleted_run_starts_from_nothing(server: ApiServer, operator: Operator) -> None:
+    server.refuse[JOBS] = ForbiddenError("exceeded quota")
+    await operator.settle()
+    server.objects.clear()
+    server.refuse.clear()
+    server.put_run()["metadata"]["uid"] = "new-uid"
+    assert await operator.settle() is None
+    assert server.objects[JOBS, "invoices-prepare-1"]["metadata"]["ownerReferences"][0]["uid"] == "new-uid"
