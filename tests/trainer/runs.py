@@ -12,6 +12,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
+from llava_trainer.data.report import DatasetReport, Lengths, Note, Pictures, Side
 from llava_trainer.data.samples import Sample, Source, Turn, write_samples
 from llava_trainer.merging.layout import PROJECTOR
 from llava_trainer.training.history import Entry, History
@@ -35,7 +36,7 @@ def make_run(root: Path) -> RunConfig:
     held_out = [_edit(samples[0], turns=samples[0].turns + follow_up), *samples[1:7], _edit(samples[7], images=())]
     write_samples(config.volume.validation_file, held_out)
     write_samples(config.volume.train_file, samples[8:])
-    config.volume.dataset_report_json.write_text(json.dumps({"samples_train": 24, "samples_validation": 8}))
+    config.volume.dataset_report_json.write_text(dataset_report(held_out=8, trained_on=24).model_dump_json())
     make_adapter(root / "base", config.volume.adapter_dir)
     _write_history(config.volume.history_file(1))
     return config
@@ -56,6 +57,31 @@ def run_config(root: Path, stage: StageName = StageName.MERGE, **changes: dict) 
     }
     return RunConfig.model_validate({name: part | changes.get(name, {}) if isinstance(part, dict) else part
                                      for name, part in fields.items()})  # fmt: skip
+
+
+def dataset_report(*, held_out: int, trained_on: int, notes: tuple[Note, ...] = ()) -> DatasetReport:
+    """What prepare would have written, as far as evaluation reads it."""
+    sides = [
+        Side(samples=count, pairs=count, pictures=count, supervised_tokens=9 * count)
+        for count in (trained_on, held_out)
+    ]
+    files = held_out + trained_on
+    pictures = Pictures(
+        files=files, different=files, tokens_each=16, aspect_ratio="pad", smallest_px=(112, 112), largest_px=(112, 112)
+    )
+    return DatasetReport(
+        accepted=True,
+        format="llava",
+        file="export.json",
+        samples_read=files,
+        train=sides[0],
+        validation=sides[1],
+        pictures=pictures,
+        lengths=Lengths(longest=60, median=59, total=59 * files, max_length=512, overlong=0, histogram=()),
+        refused_count=0,
+        refused=(),
+        notes=notes,
+    )
 
 
 def make_random_base(folder: Path) -> None:

@@ -96,7 +96,7 @@ def test_files_numbers_and_digests_agree(root: Path) -> None:
     volume = run_config(root).volume
     metrics = Metrics.model_validate_json(volume.metrics_file.read_text())
     assert tuple(score.to_score() for score in metrics.scores) == output.numbers.scores
-    assert metrics.dataset == {"samples_train": 24, "samples_validation": 8}
+    assert (metrics.dataset.samples_train, metrics.dataset.samples_validation) == (24, 8)
     assert metrics.seconds.keys() == {"answers_of_base", "answers_of_tuned"}
     assert all(seconds > 0 for seconds in metrics.seconds.values())
     assert (metrics.dtype, metrics.prompts, metrics.run.name) == ("float32", 2, "trays")

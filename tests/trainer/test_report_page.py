@@ -11,12 +11,14 @@ from PIL import Image
 from llava_api.constants import StageName
 from llava_api.run_config import RunIdentity
 from llava_api.spec import Generation
+from llava_trainer.data.report import Note, numbers_of
 from llava_trainer.data.samples import Turn
 from llava_trainer.evaluation.questions import Question, Split
 from llava_trainer.evaluation.report import MAX_QUESTIONS_SHOWN, Report, build_report
 from llava_trainer.evaluation.results import Answer, Metrics, score_answers
 from llava_trainer.html import Curve, Html, el, join, line_chart, page, round_ticks, thumbnail
 from llava_trainer.training.history import Entry
+from tests.trainer.runs import dataset_report
 
 NASTY = """<script>alert(1)</script>"><img src=x onerror='alert(2)'></td></table>&amp;"""
 
@@ -66,7 +68,14 @@ def make_entry(step: int, loss: float = 1.0) -> Entry:
     )  # fmt: skip
 
 
-def render(answers: Sequence[Answer], curve: Sequence[Entry] = (), name: str = "invoices", size: int = 900) -> str:
+def render(
+    answers: Sequence[Answer],
+    curve: Sequence[Entry] = (),
+    name: str = "invoices",
+    size: int = 900,
+    notes: tuple[Note, ...] = (),
+) -> str:
+    dataset = dataset_report(held_out=50, trained_on=1234, notes=notes)
     metrics = Metrics(
         run=RunIdentity(namespace="team-a", name=name, uid="0c6f", stage=StageName.EVALUATE, attempt=2),
         finished_at="2026-11-24T10:00:00Z",
@@ -75,12 +84,13 @@ def render(answers: Sequence[Answer], curve: Sequence[Entry] = (), name: str = "
         scores=score_answers(answers),
         prompts=sum(answer.split == "prompt" for answer in answers),
         generation=Generation(),
-        dataset={"samples_train": 1234},
+        dataset=numbers_of(dataset),
         seconds={"answers_of_base": 1.5},
         versions={"torch": "2.15.0"},
     )
     report = Report(
         metrics=metrics,
+        dataset=dataset,
         answers=answers,
         curve=curve,
         settings=[("Epochs", "1")],
@@ -161,7 +171,7 @@ def test_a_large_held_out_set_is_cut_off_and_says_so() -> None:
 def test_scores_say_how_many_and_how_sure() -> None:
     read = Page(render([make_answer(str(number), base="yes" if number < 2 else "no") for number in range(8)]))
     text = "".join(read.texts).replace("\u202f", " ")
-    for part in ("25.0 %", "100.0 %", "+75.0 points", "2 of 8 right", "8 of 8 right", "8 questions. Never seen"):
+    for part in ("25.0 %", "100.0 %", "+75.0 points", "2 of 8 right", "8 of 8 right", "8 questions. Set aside"):
         assert part in text
     assert [a["style"] for a in read.all("div", "fill")] == ["width: 25.00%", "width: 100.00%"]
     assert [a["style"] for a in read.all("div", "range")] == [
@@ -170,11 +180,29 @@ def test_scores_say_how_many_and_how_sure() -> None:
     ]
 
 
+def test_a_held_out_set_that_training_asks_too_is_cautioned_against() -> None:
+    note = Note(kind="overlap", title="validation questions that training asks", count=7, examples=())
+    answers = [make_answer("1"), make_answer("2", split="train")]
+    assert "7 of them are asked in training as well" in render(answers, notes=(note,))
+    assert render(answers, notes=(note,)).count("asked in training as well") == 1
+    assert "asked in training as well" not in render(answers)
+
+
+def test_facts_of_the_dataset_are_listed_with_what_prepare_noted() -> None:
+    note = Note(kind="overlong", title="samples cut off at training.maxLength", count=3, examples=())
+    text = " ".join(Page(render([make_answer("1")], notes=(note,))).texts)
+    for part in ("1,234 samples, 1,234 questions", "50 samples", "Samples cut off at training.maxLength 3", "Epochs 1"):
+        assert part in text
+
+
 def test_parts_without_content_are_left_out() -> None:
-    text = "".join(Page(render([])).texts)
+    text = render([])
     assert "No question was scored" in text
-    for title in ("Training", "Prompts", "Every question"):
-        assert title not in text
+    for title in ("Training", "Prompts", "Every question and answer"):
+        assert f"<h2>{title}</h2>" not in text
+    full = render([make_answer("1"), make_answer("2", split="prompt", expected=None)], [make_entry(1)])
+    for title in ("Training", "Prompts", "Every question and answer", "Dataset", "Settings", "This evaluation"):
+        assert f"<h2>{title}</h2>" in full
     assert "(nothing)" in render([make_answer("1", base=" ")])
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 from PIL import Image
 
+from llava_trainer.data.report import DatasetReport, Side
 from llava_trainer.evaluation.results import Answer, Metrics, ModelScore, SplitScore
 from llava_trainer.html import (
     Curve,
@@ -29,9 +30,11 @@ MAX_QUESTIONS_SHOWN = 200
 
 _SPLIT_TITLES = {"validation": "Held-out questions", "train": "Training questions"}
 _SPLIT_NOTES = {
-    "validation": "Never seen in training.",
+    "validation": "Set aside from training.",
     "train": "Seen in training: how much was learned by heart.",
 }
+_OVERLAP = "overlap"
+"""Kind of prepare's note about held-out questions that training asks too."""
 _METRIC_TITLES = {"exact_match": "exact match"}
 
 
@@ -40,6 +43,7 @@ class Report:
     """Everything that the report shows."""
 
     metrics: Metrics
+    dataset: DatasetReport
     answers: Sequence[Answer]
     curve: Sequence[Entry]
     """Logged steps of training; may be empty."""
@@ -56,11 +60,11 @@ def build_report(report: Report) -> str:
     return page(
         f"{metrics.run.name}: base against tuned",
         _top(metrics),
-        _scores(metrics.scores),
+        _scores(metrics.scores, report.dataset),
         _training(report.curve),
         _prompts(prompts, report.load_picture),
         _questions(report),
-        _facts("Dataset", [(_words(name), _number(value)) for name, value in metrics.dataset.items()]),
+        _facts("Dataset", _dataset(report.dataset)),
         _facts("Settings", report.settings),
         _facts("This evaluation", _circumstances(metrics)),
         script=script_asset("evaluation/report.js"),
@@ -83,14 +87,22 @@ def _top(metrics: Metrics) -> Html:
     )
 
 
-def _scores(scores: Iterable[SplitScore]) -> Html:
-    cards = [_score_card(score) for score in scores]
+def _scores(scores: Iterable[SplitScore], dataset: DatasetReport) -> Html:
+    cards = [_score_card(score, _caution(score, dataset)) for score in scores]
     if not cards:
         cards = [el("div", "No question was scored: the held-out set is empty.", class_="card muted")]
     return el("section", cards, class_="columns", aria_label="Scores")
 
 
-def _score_card(score: SplitScore) -> Html:
+def _caution(score: SplitScore, dataset: DatasetReport) -> Html | None:
+    overlap = sum(note.count for note in dataset.notes if note.kind == _OVERLAP)
+    if score.split != "validation" or overlap == 0:
+        return None
+    text = f"{overlap:,} of them are asked in training as well, about the same picture."
+    return el("p", text, class_="caution small")
+
+
+def _score_card(score: SplitScore, caution: Html | None) -> Html:
     return el(
         "div",
         el("h3", f"{_SPLIT_TITLES[score.split]} · {_METRIC_TITLES.get(score.metric, score.metric)}"),
@@ -114,6 +126,7 @@ def _score_card(score: SplitScore) -> Html:
             class_="muted small",
             style="margin: 12px 0 0",
         ),
+        caution,
         class_="card",
     )
 
@@ -285,6 +298,22 @@ def _facts(title: str, rows: Sequence[tuple[str, str]]) -> Html | None:
     return el("section", el("h2", title), el("div", definition_list(rows), class_="card"))
 
 
+def _dataset(dataset: DatasetReport) -> list[tuple[str, str]]:
+    lengths = dataset.lengths
+    return [
+        ("Training", _side(dataset.train)),
+        ("Held out", _side(dataset.validation)),
+        ("Pictures", f"{dataset.pictures.files:,}, {dataset.pictures.tokens_each:,} tokens each"),
+        ("Learned tokens, an epoch", f"{dataset.train.supervised_tokens:,}"),
+        ("Sample length", f"median {lengths.median:,.0f}, longest {lengths.longest:,} tokens"),
+        *((note.title[:1].upper() + note.title[1:], f"{note.count:,}") for note in dataset.notes),
+    ]
+
+
+def _side(side: Side) -> str:
+    return f"{side.samples:,} samples, {side.pairs:,} questions"
+
+
 def _circumstances(metrics: Metrics) -> list[tuple[str, str]]:
     return [
         ("Device", f"{metrics.device}, {metrics.dtype}"),
@@ -299,7 +328,3 @@ def _percent(value: float) -> str:
 
 def _words(name: str) -> str:
     return name.replace("_", " ").capitalize()
-
-
-def _number(value: int | float | str) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}" if isinstance(value, float) else value

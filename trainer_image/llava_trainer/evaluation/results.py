@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from llava_api.base import Lenient
-from llava_api.report import Score
+from llava_api.report import PrepareNumbers, Score
 from llava_api.run_config import RunIdentity
 from llava_api.spec import Generation
 from llava_trainer.evaluation.metrics import EXACT_MATCH, Proportion, is_exact_match
@@ -88,8 +88,7 @@ class Metrics(Lenient):
     prompts: int
     """Prompts of the spec that were answered."""
     generation: Generation
-    dataset: dict[str, int | float | str]
-    """Numbers of prepare's report."""
+    dataset: PrepareNumbers
     seconds: dict[str, float]
     """Time of each phase."""
     versions: dict[str, str]

@@ -1,6 +1,5 @@
 """The evaluate stage: base and tuned answer the same questions; scores and a report are left on the volume."""
 
-import json
 import logging
 import platform
 import time
@@ -19,6 +18,7 @@ from llava_api.report import EvaluateNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.data.images import open_image
 from llava_trainer.data.processing import Processing, load_processing
+from llava_trainer.data.report import DatasetReport, numbers_of
 from llava_trainer.data.samples import read_samples
 from llava_trainer.errors import StageError
 from llava_trainer.evaluation.history import find_curve
@@ -53,8 +53,9 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
     with clock.phase("answers_of_tuned"):
         tuned = _answer_all(config, config.volume.merged_dir, questions, processing, progress)
     answers = [Answer.of(*row) for row in zip(questions, base, tuned, strict=True)]
-    metrics = _measure(config, answers, clock.seconds)
-    _write(config, answers, metrics)
+    dataset = DatasetReport.model_validate_json(config.volume.dataset_report_json.read_bytes())
+    metrics = _measure(config, dataset, answers, clock.seconds)
+    _write(config, dataset, answers, metrics)
     for score in metrics.scores:
         logger.info(
             "%s on %s: base %.3f, tuned %.3f (%d questions)",
@@ -134,7 +135,7 @@ def _device(config: RunConfig) -> tuple[str, torch.dtype]:
     return ("cuda", torch.bfloat16) if config.evaluation.gpus > 0 else ("cpu", torch.float32)
 
 
-def _measure(config: RunConfig, answers: list[Answer], seconds: dict[str, float]) -> Metrics:
+def _measure(config: RunConfig, dataset: DatasetReport, answers: list[Answer], seconds: dict[str, float]) -> Metrics:
     device, dtype = _device(config)
     return Metrics(
         run=config.run,
@@ -144,24 +145,19 @@ def _measure(config: RunConfig, answers: list[Answer], seconds: dict[str, float]
         scores=score_answers(answers),
         prompts=len(config.evaluation.prompts),
         generation=config.evaluation.generation,
-        dataset=_dataset_numbers(config),
+        dataset=numbers_of(dataset),
         seconds=seconds,
         versions={name: version(name) for name in _LIBRARIES},
     )
 
 
-def _dataset_numbers(config: RunConfig) -> dict[str, int | float | str]:
-    """Plain numbers at the top of prepare's report; its lists and tables are in its own page."""
-    report = json.loads(config.volume.dataset_report_json.read_text(encoding="utf-8"))
-    return {name: value for name, value in report.items() if isinstance(value, int | float) and name != "version"}
-
-
-def _write(config: RunConfig, answers: list[Answer], metrics: Metrics) -> None:
+def _write(config: RunConfig, dataset: DatasetReport, answers: list[Answer], metrics: Metrics) -> None:
     volume = config.volume
     folder = images_dir(config)
     page = build_report(
         Report(
             metrics=metrics,
+            dataset=dataset,
             answers=answers,
             curve=find_curve(volume),
             settings=list_settings(config),
