@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tests.localcluster import host, images
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.shell import log
-from tests.localcluster.tools import ALL_TOOL_SETS, Tools, drop_build_cache, ensure_tools
+from tests.localcluster.tools import ALL_TOOL_SETS, Tools, ensure_tools
 
 
 def prepare_everything() -> tuple[Tools, dict[str, str]]:
@@ -28,7 +28,6 @@ def prepare_everything() -> tuple[Tools, dict[str, str]]:
         building_tools = pool.submit(ensure_tools, ALL_TOOL_SETS)
         building_images = pool.submit(images.build_images, names)
         tools, references = building_tools.result(), building_images.result()
-    drop_build_cache()
     return tools, dict(zip(names, references, strict=True))
 
 

@@ -1,7 +1,6 @@
 """The demo's inputs: a tiny base model, and a dataset, in a claim of the cluster."""
 
 import hashlib
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -9,14 +8,11 @@ from pathlib import Path
 from tests.demo.courier import Courier, claim
 from tests.demo.plan import BASE_PATH, DATA_PATH, INPUTS_CLAIM, INPUTS_SIZE, DemoPlan
 from tests.kubectl import Kubectl
+from tests.localcluster.paths import cache_root
 
 _TINY = Path(__file__).parents[1] / "tiny"
-_COMPLETE = "complete"
-
-
-def cache_folder() -> Path:
-    """Folder for what takes long to make, outside the work tree."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llava-finetune-operator"
+COMPLETE = "complete"
+"""File with the digest of the others, written last."""
 
 
 def cached_base() -> Path:
@@ -27,8 +23,8 @@ def cached_base() -> Path:
     key = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
     for source in sorted(_TINY.glob("*.py")):
         key.update(source.read_bytes())
-    folder = cache_folder() / "tiny-base" / key.hexdigest()[:16]
-    if _is_whole(folder):
+    folder = cache_root() / "tiny-base" / key.hexdigest()[:16]
+    if is_whole(folder):
         return folder
     from tests.tiny.base import make_base
 
@@ -36,23 +32,25 @@ def cached_base() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=folder.parent))
     make_base(aside)
-    (aside / _COMPLETE).write_text(_digest(aside))
+    (aside / COMPLETE).write_text(digest(aside))
     aside.chmod(0o755)
     aside.rename(folder)
     return folder
 
 
-def _is_whole(folder: Path) -> bool:
-    mark = folder / _COMPLETE
-    return mark.is_file() and mark.read_text() == _digest(folder)
+def is_whole(folder: Path) -> bool:
+    """Whether a cached folder holds what was once put into it."""
+    mark = folder / COMPLETE
+    return mark.is_file() and mark.read_text() == digest(folder)
 
 
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
+def digest(folder: Path) -> str:
+    """sha256 over names and contents of a folder's files."""
+    sha256 = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.name != _COMPLETE:
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
+        if path.name != COMPLETE:
+            sha256.update(path.name.encode() + path.read_bytes())
+    return sha256.hexdigest()
 
 
 def put_inputs(plan: DemoPlan, kubectl: Kubectl, courier: Courier) -> str:
