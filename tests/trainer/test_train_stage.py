@@ -1,0 +1,166 @@
+"""The train stage as pods run it: launchers and training processes, killed, stopped and brought back."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from llava_api.constants import StageName
+from llava_api.failures import Reason, exit_code_of
+from llava_api.run_config import RunConfig
+from llava_trainer.data.samples import Sample
+from llava_trainer.files import sha256_file, sha256_folder
+from llava_trainer.training.checkpoint import list_checkpoints
+from llava_trainer.training.history import Entry, read_entries
+from tests.trainer.trainings import TrainStage, make_dataset, make_training, text_only
+
+END_DEADLINE_S = 30
+"""Within which every launcher ends after a process was killed, in whichever pod."""
+LONG = 400
+"""Epochs of a training that does not come to its end in these tests."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
+    """21 samples, 5 of them without a picture: 3 batches of 8 an epoch, the last of 5."""
+    folder = tmp_path_factory.mktemp("dataset")
+    samples = make_dataset(folder)[:16]
+    return folder, [*samples, *(text_only(sample) for sample in samples[:5])]
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample]]) -> Callable[..., RunConfig]:
+    (tmp_path / "dataset").symlink_to(dataset[0])
+
+    def make(*, num_nodes: int = 1, processes: int = 1, attempt: int = 1, **training) -> RunConfig:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        return make_training(
+            tmp_path, toy_model_dir, dataset[1], training=training, attempt=attempt,
+            workers={"numNodes": num_nodes, "processesPerNode": processes, "rendezvousPort": port},
+        )  # fmt: skip
+
+    return make
+
+
+def curve(config: RunConfig) -> list[Entry]:
+    return read_entries(config.volume.history_file(config.run.attempt))
+
+
+def await_step(config: RunConfig, step: int, *stages: TrainStage, timeout_s: float = 90) -> None:
+    """Wait until ``step`` steps are done."""
+    deadline = time.monotonic() + timeout_s
+    while not (entries := curve(config)) or entries[-1].step < step:
+        ended = [stage for stage in stages if stage.process.poll() is not None]
+        assert not ended, ended[0].output
+        assert time.monotonic() < deadline, f"not at step {step} after {timeout_s} s: {stages[0].output}"
+        time.sleep(0.05)
+
+
+def pid_of_rank(stage: TrainStage, rank: int) -> int:
+    (pid,) = [pid for pid in stage.training_processes() if f"RANK={rank}".encode() in environment(pid)]
+    return pid
+
+
+def environment(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
+def rank_log(config: RunConfig, rank: int) -> str:
+    return (config.volume.log_dir(StageName.TRAIN, config.run.attempt) / f"rank-{rank}.log").read_text()
+
+
+def test_two_processes_killed_and_resumed_end_where_one_straight_run_ends(make_config: Callable[..., RunConfig]):
+    settings = {"epochs": 4, "lora": {"rank": 4, "alpha": 8, "dropout": 0.1}}
+    straight = make_config(processes=2, **settings)
+    with TrainStage(straight) as stage:
+        assert stage.wait() == 0, stage.output
+        result = stage.result
+    assert result.failure is None
+    assert (result.train.steps, result.train.world_size) == (12, 2)
+    assert result.train.final_loss == curve(straight)[-1].loss
+    assert result.digests == {"adapter": sha256_folder(straight.volume.adapter_dir)}
+    for rank in (0, 1):
+        assert f"[rank {rank}] " in stage.output
+    assert "step 12 of 12" in rank_log(straight, 0)
+    expected = [(entry.loss, entry.grad_norm) for entry in curve(straight)]
+    digest = sha256_file(straight.volume.adapter_dir / "adapter_model.safetensors")
+
+    killed = make_config(processes=2, attempt=2, checkpoint={"everySteps": 3, "keep": 2}, **settings)
+    for path in straight.volume.adapter_dir.iterdir():
+        path.unlink()
+    straight.volume.adapter_dir.rmdir()
+    with TrainStage(killed) as stage:
+        await_step(killed, 5, stage)
+        began = time.monotonic()
+        os.kill(pid_of_rank(stage, 1), signal.SIGKILL)
+        assert stage.wait(END_DEADLINE_S) == exit_code_of(Reason.WORKER_KILLED)
+        assert time.monotonic() - began < END_DEADLINE_S
+        failure = stage.result.failure
+        assert stage.training_processes() == []
+    assert (failure.reason, failure.rank) == (Reason.WORKER_KILLED, 1)
+    assert failure.message == "training process 1 was killed by SIGKILL"
+    assert list_checkpoints(killed.volume.checkpoints_dir(2))
+    assert not killed.volume.adapter_dir.exists()
+
+    with TrainStage(killed) as stage:
+        assert stage.wait() == 0, stage.output
+    assert "resuming from" in stage.output
+    assert [(entry.loss, entry.grad_norm) for entry in curve(killed)] == expected
+    assert sha256_file(killed.volume.adapter_dir / "adapter_model.safetensors") == digest
+
+
+def test_a_process_killed_in_one_pod_ends_all_pods(make_config: Callable[..., RunConfig]):
+    config = make_config(num_nodes=2, epochs=LONG)
+    with TrainStage(config, node=1) as second, TrainStage(config, node=0) as first:
+        await_step(config, 3, first, second)
+        os.kill(pid_of_rank(second, 1), signal.SIGKILL)
+        deadline = time.monotonic() + END_DEADLINE_S
+        codes = [stage.wait(deadline - time.monotonic()) for stage in (second, first)]
+        assert [stage.training_processes() for stage in (first, second)] == [[], []]
+        failures = [stage.result.failure for stage in (first, second)]
+    assert codes == [exit_code_of(Reason.WORKER_KILLED)] * 2
+    assert [(f.reason, f.rank, f.message) for f in failures] == [
+        (Reason.WORKER_KILLED, 1, "training process 1 was killed by SIGKILL")
+    ] * 2
+
+
+def test_a_pod_asked_to_stop_saves_and_stops_all_pods(make_config: Callable[..., RunConfig]):
+    config = make_config(num_nodes=2, epochs=LONG)
+    with TrainStage(config, node=0) as first, TrainStage(config, node=1) as second:
+        await_step(config, 3, first, second)
+        os.kill(second.process.pid, signal.SIGTERM)
+        assert [stage.wait(END_DEADLINE_S) for stage in (second, first)] == [exit_code_of(Reason.INTERRUPTED)] * 2
+        failures = [stage.result.failure for stage in (first, second)]
+    (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(1))
+    saved = int(checkpoint.name.removeprefix("step-"))
+    assert saved == curve(config)[-1].step >= 3
+    assert all(f"the checkpoint of step {saved} is on the volume" in failure.message for failure in failures)
+    assert [failure.reason for failure in failures] == [Reason.INTERRUPTED] * 2
+
+
+def test_the_exit_code_of_the_process_that_failed_is_handed_on(
+    make_config: Callable[..., RunConfig], toy_model_dir: Path, tmp_path: Path
+):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in toy_model_dir.iterdir():
+        if path.name != "model.safetensors":
+            (broken / path.name).symlink_to(path)
+    tensors = load_file(toy_model_dir / "model.safetensors")
+    tensors["language_model.lm_head.weight"][7] = float("inf")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    config = make_config()
+    config = RunConfig.model_validate(config.model_dump(by_alias=True) | {"modelDir": broken})
+    with TrainStage(config) as stage:
+        assert stage.wait() == exit_code_of(Reason.LOSS_NOT_FINITE) == 67
+        failure = stage.result.failure
+    assert (failure.reason, failure.rank) == (Reason.LOSS_NOT_FINITE, 0)
+    assert failure.message.startswith("in step 1 the loss is ")
+    assert "LossNotFinite" in failure.log_tail
