@@ -190,6 +190,14 @@ def test_the_first_failure_is_the_one_that_everyone_reports(port: int):
         assert second.find_failure() == KILLED
 
 
+def test_who_comes_after_another_has_failed_does_not_begin(port: int):
+    with Meeting("127.0.0.1", port, node=0, num_nodes=3, patience=Patience(farewell_s=0.0)) as first:
+        first.report_failure(KILLED)
+        with pytest.raises(StageError, match="killed by SIGKILL") as caught:
+            first.await_all()
+    assert (caught.value.reason, caught.value.rank) == (Reason.WORKER_KILLED, 1)
+
+
 def test_a_watch_hears_of_another_launchers_failure(port: int):
     heard: list[StageFailure] = []
     patience = Patience(farewell_s=0.0)

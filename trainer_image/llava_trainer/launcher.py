@@ -104,6 +104,7 @@ class RankLogs(LogsSpecs):
 
 def _run_agent(config: RunConfig) -> None:
     workers = config.workers
+    rank_log(config, 0).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="llava-train-") as folder:
         file = Path(folder) / "run.json"
         file.write_text(config.model_dump_json(), encoding="utf-8")

@@ -82,10 +82,13 @@ class Meeting:
         """Wait until every pod's launcher is here.
 
         Raises:
-            StageError: RendezvousFailed, naming the pods that did not come.
+            StageError: RendezvousFailed, naming the pods that did not come; or what another pod has failed of.
         """
         self._store.set(_arrived(self._node), "")
         while missing := [node for node in range(self._num_nodes) if not self._store.check([_arrived(node)])]:
+            failure = self.find_failure()
+            if failure:
+                raise StageError(failure.reason, failure.message, rank=failure.rank)
             if time.monotonic() > self._deadline:
                 raise StageError(
                     Reason.RENDEZVOUS_FAILED,

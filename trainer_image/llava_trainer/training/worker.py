@@ -25,6 +25,9 @@ from llava_trainer.training.processes import join
 from llava_trainer.training.ranks import RankFailure, write_numbers, write_rank_failure
 from llava_trainer.training.stopping import StopRequest
 
+_MAX_MEMORY_MESSAGE = 300
+"""Characters: how much was asked for and how much there is; advice on PyTorch's settings follows."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -49,7 +52,7 @@ def explain_rank_failure(error: Exception, rank: int, log: ProcessLog) -> RankFa
     """Say why this process cannot go on, and log it."""
     lost_peer = is_lost_peer(error)
     if isinstance(error, torch.OutOfMemoryError):
-        error = StageError(Reason.OUT_OF_DEVICE_MEMORY, str(error).partition(". ")[0])
+        error = StageError(Reason.OUT_OF_DEVICE_MEMORY, str(error)[:_MAX_MEMORY_MESSAGE])
     elif lost_peer:
         error = StageError(Reason.RENDEZVOUS_FAILED, f"the connection to the other processes was lost: {error}")
     if isinstance(error, StageError) and error.reason is not Reason.INTERNAL_ERROR:
@@ -84,4 +87,5 @@ if __name__ == "__main__":
     # Not sys.exit: after a failure, destructors of the process group would wait for processes that are gone.
     code = main()
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)

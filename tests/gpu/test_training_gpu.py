@@ -1,0 +1,93 @@
+"""What only a GPU can prove: bf16 with NCCL, torch's fused optimiser, flash-attn, and running out of device memory.
+
+Written against the same stage as the CPU tests; run by ``make test-gpu``.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava_api.failures import Reason, exit_code_of
+from llava_api.run_config import RunConfig
+from llava_trainer.training.history import read_entries
+from tests.tiny.base import make_untrained_base
+from tests.trainer.trainings import TrainStage, make_dataset, make_training
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy") / "base"
+    make_untrained_base(folder)
+    return folder
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, base_dir: Path) -> Callable[..., RunConfig]:
+    samples = make_dataset(tmp_path / "dataset")
+
+    def make(*, attempt: int = 1, processes: int = 1, **training) -> RunConfig:
+        return make_training(
+            tmp_path, base_dir, samples, attempt=attempt, training={"epochs": 3} | training,
+            workers={"device": "cuda", "processesPerNode": processes, "rendezvousPort": 29461 + attempt},
+        )  # fmt: skip
+
+    return make
+
+
+def losses(config: RunConfig) -> list[float]:
+    return [entry.loss for entry in read_entries(config.volume.history_file(config.run.attempt))]
+
+
+def run(config: RunConfig) -> None:
+    with TrainStage(config) as stage:
+        assert stage.wait(300) == 0, stage.output
+
+
+def test_bf16_on_a_gpu_learns_what_fp32_learns(make_config: Callable[..., RunConfig]):
+    bf16, fp32 = make_config(), make_config(attempt=2, precision="fp32")
+    run(bf16)
+    run(fp32)
+    assert losses(bf16) == pytest.approx(losses(fp32), rel=0.05)
+    assert losses(bf16)[-1] < losses(bf16)[0]
+
+
+def test_a_run_on_a_gpu_is_resumed(make_config: Callable[..., RunConfig]):
+    straight = make_config(checkpoint={"everySteps": 5, "keep": 2})
+    run(straight)
+    later = make_config(attempt=2)
+    run(later)
+    assert losses(later)[:10] == losses(straight)[:10]
+    assert losses(later) == pytest.approx(losses(straight), rel=0.02)
+
+
+def test_processes_on_two_gpus_agree_with_one(make_config: Callable[..., RunConfig]):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU only")
+    alone, together = make_config(precision="fp32"), make_config(attempt=2, processes=2, precision="fp32")
+    run(alone)
+    run(together)
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-3)
+
+
+def test_flash_attention_learns_what_sdpa_learns(make_config: Callable[..., RunConfig]):
+    if importlib.util.find_spec("flash_attn") is None:
+        pytest.skip("flash-attn is not installed")
+    flash, sdpa = make_config(attention="flash_attention_2"), make_config(attempt=2, attention="sdpa")
+    run(flash)
+    run(sdpa)
+    assert losses(flash) == pytest.approx(losses(sdpa), rel=0.05)
+
+
+def test_a_batch_too_large_for_the_gpu_is_said_so(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+):
+    # PyTorch takes no more than this from the device: enough for its context, not for a step.
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "per_process_memory_fraction:0.0001")
+    with TrainStage(make_config()) as stage:
+        assert stage.wait(300) == exit_code_of(Reason.OUT_OF_DEVICE_MEMORY)
+        assert "out of memory" in stage.result.failure.message
