@@ -1,5 +1,6 @@
 """Checkpoints as files: whole, verified, the newest first, and none that is damaged."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from llava_trainer.training.checkpoint import (
     write_manifest,
     write_rank,
 )
+from llava_trainer.training.tensors import save_tensors
 
 TENSORS = {"group0.original": torch.arange(4.0), "generator.cpu": torch.arange(8, dtype=torch.uint8)}
 STATE = CheckpointState(step=20, world_size=2, total_steps=100)
@@ -93,6 +95,12 @@ def test_a_file_that_is_no_safetensors_is_damage_even_if_its_digest_is_right(tmp
     write_manifest(folder, STATE, [])
     with pytest.raises(DamagedCheckpointError, match="cannot be read"):
         read_rank(folder, 1)
+
+
+def test_a_tensor_file_that_cannot_be_written_has_an_error_number(tmp_path: Path):
+    with pytest.raises(OSError, match="No such file or directory") as caught:
+        save_tensors(TENSORS, tmp_path / "nowhere" / "file")
+    assert caught.value.errno == errno.ENOENT
 
 
 def test_another_format_is_passed_over(tmp_path: Path):

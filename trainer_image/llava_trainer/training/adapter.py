@@ -4,12 +4,13 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.files import begin_folder, publish_folder
 from llava_trainer.model.lora import is_lora_b, projector_tensors
+from llava_trainer.training.tensors import save_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -17,8 +18,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 def save_adapter(tuned: PeftModel, folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors (LoRA matrices and projector) into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _live_weights(tuned).items()}
-    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_tensors(_live_weights(tuned), folder / WEIGHTS_FILE)
     tuned.active_peft_config.save_pretrained(str(folder))
 
 

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from llava_api.constants import StageName
 from llava_api.volume import RunVolume
 from llava_trainer.files import sha256_file, write_whole
+from llava_trainer.training.tensors import save_tensors
 
 ADAPTER_FOLDER = "adapter"
 _STATE_FILE = "state.json"
@@ -57,9 +58,13 @@ def rank_file(folder: Path, rank: int) -> Path:
 
 
 def write_rank(folder: Path, rank: int, tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """Write one process's tensors; returns the file's sha256 digest."""
+    """Write one process's tensors; returns the file's sha256 digest.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path = rank_file(folder, rank)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    save_tensors(tensors, path)
     return bytes.fromhex(sha256_file(path).removeprefix("sha256:"))
 
 
