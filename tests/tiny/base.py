@@ -53,7 +53,7 @@ class Pretraining:
 
 
 def make_base(folder: Path, seed: int = 0, pretraining: Pretraining | None = None) -> None:
-    """Write a pre-trained tiny LLaVA into ``folder``; the same seed gives the same model on the same machine.
+    """Write a pre-trained tiny LLaVA into ``folder``; the same seed and number of threads give the same bytes.
 
     Args:
         folder: made if it is missing.

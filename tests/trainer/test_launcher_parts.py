@@ -14,7 +14,7 @@ from llava_api.failures import Reason
 from llava_api.report import StageFailure
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
-from llava_trainer.launcher import RankLogs, saving_time_s
+from llava_trainer.launcher import RankLogs, launch, saving_time_s
 from llava_trainer.logs import ProcessLog
 from llava_trainer.training.meeting import Meeting, Patience
 from llava_trainer.training.ranks import (
@@ -188,6 +188,17 @@ def test_the_first_failure_is_the_one_that_everyone_reports(port: int):
         later = StageFailure(reason=Reason.INTERNAL_ERROR, message="lost", log_tail="own log")
         assert first.report_failure(later) == KILLED.model_copy(update={"log_tail": "own log"})
         assert second.find_failure() == KILLED
+
+
+def test_agents_that_do_not_find_each_other_fail_as_such(tmp_path: Path, port: int):
+    config = configure(tmp_path, tmp_path / "base", workers={"numNodes": 2, "rendezvousPort": port})
+    patience = Patience(agents_s=1.0)
+    with (
+        Meeting("127.0.0.1", port, node=0, num_nodes=1, patience=patience) as meeting,
+        pytest.raises(StageError, match="agents did not find each other") as caught,
+    ):
+        launch(config, meeting, patience)
+    assert caught.value.reason is Reason.RENDEZVOUS_FAILED
 
 
 def test_who_comes_after_another_has_failed_does_not_begin(port: int):

@@ -21,7 +21,7 @@ from llava_trainer.reporting import Reporter
 from llava_trainer.training.loop import train
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.stopping import StopRequest
-from tests.tiny.base import make_base
+from tests.demo.inputs import cached_base
 from tests.trainer.trainings import alone, make_dataset, make_training
 
 # PEFT asks transformers by a name that is on its way out.
@@ -39,10 +39,9 @@ TRAINING = {
 
 
 @pytest.fixture(scope="module")
-def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "base"
-    make_base(folder)
-    return folder
+def base_dir() -> Path:
+    """The demo's base: half a minute to make, once for each version of its code."""
+    return cached_base()
 
 
 @pytest.fixture(scope="module")

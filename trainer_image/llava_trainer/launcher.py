@@ -6,6 +6,7 @@ checkpoint after SIGTERM, and one log file a process on the run's volume.
 """
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -15,9 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from llava_api.constants import ENV_COMPLETION_INDEX
@@ -62,11 +65,15 @@ def launch(config: RunConfig, meeting: Meeting, patience: Patience) -> None:
 
     try:
         with _signals_restored(), Watch(meeting, patience, end_processes):
-            _run_agent(config)
+            _run_agent(config, patience)
     except ChildFailedError as error:
         failure = _judge(config, error, meeting)
     except (SignalException, PeerFailedError):
         failure = peer_failures[0] if peer_failures else _interrupted(config)
+    except (DistError, RendezvousError) as error:
+        failure = StageFailure(
+            reason=Reason.RENDEZVOUS_FAILED, message=f"the training pods' agents did not find each other: {error}"
+        )
     else:
         return
     raise _to_stage_error(meeting.report_failure(failure))
@@ -102,7 +109,7 @@ class RankLogs(LogsSpecs):
         return str(rank_log(self._config, 0).parent)
 
 
-def _run_agent(config: RunConfig) -> None:
+def _run_agent(config: RunConfig, patience: Patience) -> None:
     workers = config.workers
     rank_log(config, 0).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="llava-train-") as folder:
@@ -119,7 +126,7 @@ def _run_agent(config: RunConfig) -> None:
             # Static: ranks follow the pods' indices, so that rank 0 is in the pod that may report progress.
             rdzv_backend="static",
             rdzv_endpoint=f"{workers.rendezvous_host}:{workers.rendezvous_port}",
-            rdzv_configs={"rank": node_rank(), "timeout": 60},
+            rdzv_configs={"rank": node_rank(), "timeout": math.ceil(patience.agents_s)},
             max_restarts=0,
             shutdown_timeout=saving_time_s(workers.grace_period_seconds),
         )

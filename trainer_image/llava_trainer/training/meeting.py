@@ -30,6 +30,8 @@ class Patience:
 
     arrival_s: float = 900.0
     """For all pods to be there: they may be scheduled minutes apart, and pull a large image."""
+    agents_s: float = 60.0
+    """For torch's elastic agents to find each other, once all launchers are here."""
     silence_s: float = 60.0
     """Without a heartbeat until a launcher is taken for dead."""
     farewell_s: float = 15.0
