@@ -99,7 +99,7 @@ def decide(seen: Observation) -> Decision:
     if wanted != run.status:
         return Commit(status=wanted)
     stage = current_stage(run.status)
-    if stage is None or stage.job_uid is not None or seen.job is not None:
+    if stage is None or seen.job is not None:
         return Wait(until=seen.progress_due_at if seen.progress else None)
     if seen.obstacle is not None and seen.now < seen.obstacle.retry_at:
         return Wait(until=seen.obstacle.retry_at)

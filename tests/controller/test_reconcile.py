@@ -220,6 +220,15 @@ async def test_someone_elses_child_is_a_name_conflict(server: ApiServer, operato
     assert not any(write.startswith("create") for write in server.writes)
 
 
+async def test_someone_elses_job_is_not_taken_for_the_stages_own(server: ApiServer, operator: Operator) -> None:
+    meta = {"namespace": KEY.namespace, "name": "invoices-prepare-1", "uid": "foreign"}
+    server.objects[JOBS, "invoices-prepare-1"] = {"metadata": meta, "status": {}}
+    await operator.settle()
+    assert server.status.failure is not None
+    assert server.status.failure.reason == "NameConflict"
+    assert "jobs invoices-prepare-1" in server.status.failure.message
+
+
 async def test_child_that_vanishes_while_it_is_looked_at_is_tried_again(server: ApiServer, operator: Operator) -> None:
     await operator.step()
     server.refuse[CONFIG_MAPS] = AlreadyExistsError("there")

@@ -1,0 +1,165 @@
+"""The cache of runs, the relist that heals it, and how passes are measured and limited."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from llava_api.constants import Phase
+from llava_operator.children import Children
+from llava_operator.health import HEARTBEAT, MISSED_BEATS, Health
+from llava_operator.kube import Kind, RetryableError
+from llava_operator.metrics import OperatorMetrics
+from llava_operator.passes import Passes, keep_relisting
+from llava_operator.resources import RUNS
+from llava_operator.runs import Runs
+from llava_operator.views import Key
+from llava_operator.wire import Object
+from llava_operator.workqueue import WorkQueue
+from tests.controller.virtual import run_virtually
+
+
+def raw_run(name: str, *, uid: str = "u", phase: Phase | None = None) -> Object:
+    return {"metadata": {"namespace": "ns", "name": name, "uid": uid}, "status": {"phase": phase} if phase else {}}
+
+
+def test_late_deletion_of_a_namesake_forgets_nothing() -> None:
+    runs = Runs()
+    runs.note(raw_run("a", uid="new"))
+    runs.note(raw_run("a", uid="old"), deleted=True)
+    assert [run.uid for run in runs] == ["new"]
+    runs.note(raw_run("a", uid="new"), deleted=True)
+    assert len(runs) == 0
+
+
+def test_curves_and_logs_are_not_kept() -> None:
+    runs = Runs()
+    raw = raw_run("a", phase=Phase.FAILED)
+    progress = {"stage": "train", "attempt": 1, "podUid": "p", "step": 1, "totalSteps": 2, "losses": [1.0] * 60,
+                "lastUpdateTime": "2026-11-01T12:00:00Z"}  # fmt: skip
+    raw["status"] |= {"progress": progress, "failure": {"reason": "R", "logTail": "x" * 4000}}
+    runs.note(raw)
+    view = runs.get(Key("ns", "a"))
+    assert view is not None
+    assert view.status.progress is not None
+    assert view.status.failure is not None
+    assert (view.status.progress.losses, view.status.failure.log_tail) == ((), "")
+
+
+class RelistServer:
+    def __init__(self) -> None:
+        self.runs: list[Object] = []
+        self.is_down = False
+        self.scopes: set[str | None] = set()
+
+    async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> AsyncIterator[Object]:
+        self.scopes.add(namespace)
+        if self.is_down:
+            raise RetryableError("down")
+        for run in self.runs if kind == RUNS else []:
+            yield run
+
+
+async def relist_for(server: RelistServer, seconds: float, *namespaces: str) -> tuple[Runs, list[Key]]:
+    runs, queue, looked_at = Runs(), WorkQueue[Key](), list[Key]()
+    runs.note(raw_run("vanished"))
+
+    async def note(key: Key) -> None:
+        looked_at.append(key)
+
+    relisting = keep_relisting(server, Children(), runs, queue, namespaces=namespaces, every_s=60)  # type: ignore[arg-type]
+    tasks = [asyncio.create_task(relisting), asyncio.create_task(queue.work(note))]
+    await asyncio.sleep(seconds)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    return runs, looked_at
+
+
+def test_relist_looks_at_unfinished_and_vanished_runs_but_not_at_finished_ones() -> None:
+    server = RelistServer()
+    server.runs = [raw_run("new"), raw_run("running", phase=Phase.RUNNING), raw_run("done", phase=Phase.SUCCEEDED)]
+    runs, looked_at = run_virtually(relist_for(server, 1))
+    assert sorted(key.name for key in looked_at) == ["new", "running", "vanished"]
+    assert len(runs) == 4
+    assert server.scopes == {None}
+
+
+def test_relist_keeps_to_the_served_namespaces() -> None:
+    server = RelistServer()
+    run_virtually(relist_for(server, 1, "a", "b"))
+    assert server.scopes == {"a", "b"}
+
+
+def test_relist_goes_on_after_an_outage(caplog: pytest.LogCaptureFixture) -> None:
+    server = RelistServer()
+    server.is_down = True
+    server.runs = [raw_run("new")]
+
+    async def scenario() -> list[Key]:
+        asyncio.get_running_loop().call_later(30, setattr, server, "is_down", False)
+        return (await relist_for(server, 61))[1]
+
+    assert Key("ns", "new") in run_virtually(scenario())
+    assert "relist failed, again in 60 s: down" in caplog.text
+
+
+class StuckReconciler:
+    async def reconcile(self, key: Key) -> float | None:
+        if key.name == "stuck":
+            await asyncio.sleep(3600)
+        if key.name == "broken":
+            raise KeyError("a bug")
+        return 5.0
+
+
+def make_passes(clock: Callable[[], float]) -> tuple[Passes, Health, CollectorRegistry]:
+    registry = CollectorRegistry()
+    health = Health(heartbeat_s=10, clock=clock)
+    metrics = OperatorMetrics(registry, queue_depth=lambda: 0)
+    stuck: Any = StuckReconciler()
+    return Passes(stuck, health=health, metrics=metrics, timeout_s=60), health, registry
+
+
+def test_stuck_pass_is_given_up_and_counted() -> None:
+    async def scenario() -> tuple[float, CollectorRegistry]:
+        passes, _, registry = make_passes(lambda: 0)
+        assert await passes.process(Key("ns", "fine")) == 5.0
+        with pytest.raises(RetryableError, match="longer than 60 s"):
+            await passes.process(Key("ns", "stuck"))
+        with pytest.raises(KeyError):
+            await passes.process(Key("ns", "broken"))
+        return asyncio.get_running_loop().time(), registry
+
+    took_s, registry = run_virtually(scenario())
+    assert took_s == pytest.approx(60)
+    assert registry.get_sample_value("llava_operator_pass_errors_total", {"error": "TimeoutError"}) == 1
+    assert registry.get_sample_value("llava_operator_pass_errors_total", {"error": "KeyError"}) == 1
+    assert registry.get_sample_value("llava_operator_pass_duration_seconds_count") == 3
+
+
+def test_process_is_alive_only_while_heartbeats_come_through_the_queue() -> None:
+    async def scenario() -> None:
+        clock = asyncio.get_running_loop().time
+        passes, health, _ = make_passes(clock)
+        queue: WorkQueue[Key] = WorkQueue(expected=(RetryableError,))
+        beating = asyncio.create_task(health.keep_beating(queue))
+        assert not health.is_ready
+        worker = asyncio.create_task(queue.work(passes.process))
+        await asyncio.sleep(1000)
+        assert health.is_ready
+        assert health.is_alive
+        worker.cancel()
+        await asyncio.sleep(MISSED_BEATS * 10 + 11)
+        assert not health.is_alive, "the process answers, but its queue stands still"
+        beating.cancel()
+
+    run_virtually(scenario())
+
+
+async def test_heartbeat_is_no_pass() -> None:
+    passes, _, registry = make_passes(lambda: 0)
+    assert await passes.process(HEARTBEAT) is None
+    assert registry.get_sample_value("llava_operator_pass_duration_seconds_count") == 0
