@@ -31,7 +31,7 @@ from llava_trainer.training.history import Entry, read_entries
 from llava_trainer.training.loop import make_plan, train
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.stopping import StopRequest
-from tests.trainer.trainings import alone, configure, make_dataset, make_training, text_only
+from tests.trainer.trainings import StopAfter, alone, configure, make_dataset, make_training, text_only
 
 pytestmark = [
     # PEFT asks transformers by a name that is on its way out.
@@ -88,18 +88,6 @@ def trajectory(config: RunConfig) -> list[tuple[float, float, float]]:
 
 def adapter_digest(config: RunConfig) -> str:
     return sha256_file(config.volume.adapter_dir / "adapter_model.safetensors")
-
-
-class StopAfter(StopRequest):
-    """Asks to stop when the loop has looked ``looks`` times."""
-
-    def __init__(self, looks: int) -> None:
-        self._looks = looks
-
-    @property
-    def received(self) -> bool:
-        self._looks -= 1
-        return self._looks < 0
 
 
 def plain_pytorch(config: RunConfig, samples: list[Sample], processing: Processing) -> list[tuple[float, float, float]]:

@@ -14,10 +14,13 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason, exit_code_of
 from llava_api.run_config import RunConfig
 from llava_trainer.data.samples import Sample
+from llava_trainer.errors import StageError
 from llava_trainer.files import sha256_file, sha256_folder
+from llava_trainer.reporting import Reporter
 from llava_trainer.training.checkpoint import list_checkpoints
 from llava_trainer.training.history import Entry, read_entries
-from tests.trainer.trainings import TrainStage, make_dataset, make_training, text_only
+from llava_trainer.training.loop import train
+from tests.trainer.trainings import StopAfter, TrainStage, alone, make_dataset, make_training, text_only
 
 END_DEADLINE_S = 30
 """Within which every launcher ends after a process was killed, in whichever pod."""
@@ -116,6 +119,7 @@ def test_two_processes_killed_and_resumed_end_where_one_straight_run_ends(make_c
     assert sha256_file(killed.volume.adapter_dir / "adapter_model.safetensors") == digest
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_a_process_killed_in_one_pod_ends_all_pods(make_config: Callable[..., RunConfig]):
     config = make_config(num_nodes=2, epochs=LONG)
     with TrainStage(config, node=1) as second, TrainStage(config, node=0) as first:
@@ -129,6 +133,12 @@ def test_a_process_killed_in_one_pod_ends_all_pods(make_config: Callable[..., Ru
     assert [(f.reason, f.rank, f.message) for f in failures] == [
         (Reason.WORKER_KILLED, 1, "training process 1 was killed by SIGKILL")
     ] * 2
+    # What two pods learned until then is what one process learns.
+    single = make_config(attempt=2, epochs=LONG)
+    with alone(single.workers.rendezvous_port) as processes, pytest.raises(StageError, match="after step 3"):
+        train(single, processes, Reporter(single), StopAfter(3))
+    losses = [entry.loss for entry in curve(config)[:3]]
+    assert losses == pytest.approx([entry.loss for entry in curve(single)], rel=1e-5)
 
 
 def test_a_pod_asked_to_stop_saves_and_stops_all_pods(make_config: Callable[..., RunConfig]):

@@ -17,6 +17,7 @@ from llava_api.run_config import RunConfig
 from llava_trainer.data.samples import Sample, Source, Turn, write_samples
 from llava_trainer.outcome import ENV_TERMINATION_LOG
 from llava_trainer.training.processes import Processes, join
+from llava_trainer.training.stopping import StopRequest
 from tests.tiny.export import make_export
 
 PROCESS_DEADLINE_S = 120
@@ -78,6 +79,18 @@ def alone(port: int) -> Iterator[Processes]:
         dist.destroy_process_group()
         for name in environment:
             del os.environ[name]
+
+
+class StopAfter(StopRequest):
+    """Asks to stop when the loop has looked ``looks`` times."""
+
+    def __init__(self, looks: int) -> None:
+        self._looks = looks
+
+    @property
+    def received(self) -> bool:
+        self._looks -= 1
+        return self._looks < 0
 
 
 class TrainStage:
