@@ -7,6 +7,7 @@ its step, nothing more.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class Plan:
     def batch(self, step: int) -> tuple[int, ...]:
         """Indices of the samples that all processes together see in ``step`` (counted from 0)."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
+        order = _order(self.seed, epoch, self.num_samples)
         begin = position * self.global_batch
         return tuple(int(index) for index in order[begin : begin + self.global_batch])
 
@@ -57,3 +58,9 @@ class Plan:
         return tuple(
             batch[begin + first : begin + first + self.per_device_batch] for begin in range(0, len(batch), unit)
         )
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
+    """Order of the samples in an epoch; drawing it for every step would cost milliseconds with a million samples."""
+    return np.random.default_rng([seed, epoch]).permutation(num_samples)
