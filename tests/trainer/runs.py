@@ -15,12 +15,24 @@ from llava_api.run_config import RunConfig
 from llava_trainer.data.report import DatasetReport, Lengths, Note, Pictures, Side
 from llava_trainer.data.samples import Sample, Source, Turn, write_samples
 from llava_trainer.merging.layout import PROJECTOR
+from llava_trainer.reporting import Reporter
 from llava_trainer.training.history import Entry, History
 from tests.tiny.base import build_model, build_processor, write_hub_layout
 from tests.tiny.export import make_export
 from tests.tiny.tasks import corpus
 from tests.tiny.tokenizer import build_tokenizer
 from tests.trainer.checkpoints import TARGETS
+
+
+class Recorder(Reporter):
+    """Keeps what is reported instead of pushing it."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.steps: list[tuple[int, int]] = []
+
+    def update(self, step: int, total_steps: int, **measures: object) -> None:
+        self.steps.append((step, total_steps))
 
 
 def make_run(root: Path) -> RunConfig:

@@ -19,9 +19,8 @@ from llava_trainer.evaluation.questions import ask_samples
 from llava_trainer.evaluation.results import Answer, Metrics
 from llava_trainer.files import sha256_file
 from llava_trainer.outcome import StageOutput
-from llava_trainer.reporting import Reporter
 from llava_trainer.stages import evaluate, merge
-from tests.trainer.runs import make_run, run_config
+from tests.trainer.runs import Recorder, make_run, run_config
 
 # PEFT asks transformers by a name that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -29,22 +28,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 PROMPTS = [{"image": "tray-0001.png", "text": "Describe this image in detail."}, {"text": "Who are you?"}]
 
 
-class Recorder(Reporter):
-    """Keeps what is reported instead of pushing it."""
-
-    def __init__(self, config) -> None:
-        super().__init__(config)
-        self.steps: list[tuple[int, int]] = []
-
-    def update(self, step: int, total_steps: int, **measures) -> None:
-        self.steps.append((step, total_steps))
-
-
 @pytest.fixture(scope="module")
 def made_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
     config = make_run(root)
-    with Reporter(config) as reporter:
+    with Recorder(config) as reporter:
         merge.run(config, reporter)
     return root
 

@@ -1,9 +1,11 @@
 """The merge stage on a run's volume: what it leaves, that plain libraries can use it, and what happens on a rerun."""
 
 import json
+import os
 import shutil
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,28 +18,17 @@ from llava_api.report import MergeNumbers
 from llava_trainer.data.encode import encode_prompt
 from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.processing import load_processing
-from llava_trainer.data.samples import Sample, read_samples, write_samples
+from llava_trainer.data.samples import Sample, Turn, read_samples, write_samples
 from llava_trainer.errors import StageError
 from llava_trainer.files import aside_of
+from llava_trainer.merging.samples import NUM_SAMPLES, proof_batches
 from llava_trainer.outcome import StageOutput
-from llava_trainer.reporting import Reporter
 from llava_trainer.stages import merge
 from tests.trainer.checkpoints import edit_weights
-from tests.trainer.runs import make_run, run_config
+from tests.trainer.runs import Recorder, make_run, run_config
 
 # PEFT asks transformers by a name that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-
-class Recorder(Reporter):
-    """Keeps what is reported instead of pushing it."""
-
-    def __init__(self, config) -> None:
-        super().__init__(config)
-        self.steps: list[tuple[int, int]] = []
-
-    def update(self, step: int, total_steps: int, **measures) -> None:
-        self.steps.append((step, total_steps))
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +56,15 @@ def merged_dir(root: Path) -> Path:
     return root / "volume" / "merged"
 
 
+@pytest.fixture
+def private_umask() -> Iterator[None]:
+    """As in a container whose files nobody else may read."""
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("private_umask")
 def test_the_stage_leaves_a_proven_model_and_its_numbers(root: Path) -> None:
     steps: list[tuple[int, int]] = []
     output = run_merge(root, steps)
@@ -76,6 +76,7 @@ def test_the_stage_leaves_a_proven_model_and_its_numbers(root: Path) -> None:
     assert len({total for _, total in steps}) == 1
     assert not aside_of(merged_dir(root)).exists()
     assert {stat.S_IMODE(file.stat().st_mode) for file in merged_dir(root).iterdir()} == {0o644}
+    assert stat.S_IMODE(merged_dir(root).stat().st_mode) == 0o755
     digest = subprocess.run(
         "find * -type f | LC_ALL=C sort | xargs sha256sum | sha256sum",
         shell=True, cwd=merged_dir(root), check=True, capture_output=True, text=True,
@@ -165,3 +166,20 @@ def test_without_held_out_samples_the_proof_takes_training_samples(root: Path) -
     config = run_config(root)
     write_samples(config.volume.validation_file, [])
     assert run_merge(root).numbers.max_logit_difference < 1e-4
+
+
+def test_a_sample_whose_picture_would_be_cut_off_is_no_proof(root: Path) -> None:
+    """Its picture comes after more text than training reads; another sample takes its place."""
+    config = run_config(root, training={"maxLength": 100})
+    samples = list(read_samples(config.volume.validation_file))
+    long = Turn(role="user", text="What is this? " * 40)
+    first = Sample(
+        id="long", images=samples[0].images, turns=(long, *samples[0].turns[1:]), source=samples[0].source, image_turn=2
+    )
+    write_samples(config.volume.validation_file, [first, *samples[1:]])
+    batches = proof_batches(config, load_processing(config.model_dir, "pad"))
+    assert len(batches) == NUM_SAMPLES
+    assert all(batch["input_ids"].shape[1] <= 100 for batch in batches)
+    write_samples(config.volume.validation_file, samples[1:])
+    again = proof_batches(config, load_processing(config.model_dir, "pad"))
+    assert [batch["input_ids"].tolist() for batch in batches] == [batch["input_ids"].tolist() for batch in again]

@@ -11,8 +11,8 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from llava_api.spec import Generation
 
-BATCH_TOKENS = 16_384
-"""Tokens of prompts and answers that are held at a time: about 8 GB of keys and values for a 7B model in bfloat16."""
+BATCH_TOKENS = 8_192
+"""Tokens of prompts and answers that are held at a time: about 4 GB of keys and values for a 7B model in bfloat16."""
 BATCH_ROWS = 32
 
 

@@ -12,14 +12,17 @@ from llava_trainer.data.processing import Processing
 from llava_trainer.data.samples import Sample, read_samples
 
 NUM_SAMPLES = 3
-"""Each costs four passes of the model in fp32 on a CPU."""
+"""Each costs four passes of the model in fp32 on a CPU: minutes for a 7B model."""
+MAX_TOKENS = 1024
+"""Longer samples lose their end: a picture and a first answer fit, and more tokens would prove nothing more."""
 
 
 def proof_batches(config: RunConfig, processing: Processing) -> list[dict[str, torch.Tensor]]:
     """A few held-out samples as the model is fed, one a batch; from the training set if none is held out."""
     held_out, trained_on = config.volume.validation_file, config.volume.train_file
     samples = chain(read_samples(held_out), read_samples(trained_on))
-    encoded = _encode_all(samples, processing, config.training.max_length)
+    max_tokens = min(max(MAX_TOKENS, 2 * processing.tokens_per_image), config.training.max_length)
+    encoded = _encode_all(samples, processing, max_tokens)
     return [_batch(one, config, processing) for one in islice(encoded, NUM_SAMPLES)]
 
 
@@ -27,7 +30,7 @@ def _encode_all(samples: Iterable[Sample], processing: Processing, max_length: i
     for sample in samples:
         try:
             yield encode(sample, processing, max_length)
-        except PictureCutError:  # prepare has reported it, and training has passed it over
+        except PictureCutError:  # some other sample will do
             continue
 
 
