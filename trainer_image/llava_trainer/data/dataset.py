@@ -50,7 +50,7 @@ def prepare_dataset(
     findings = Findings()
     folder = PictureFolder(root=config.dataset_dir, name=dataset.images)
     checker = Checker(folder, processing, config.training.max_length, findings)
-    # The samples are held in memory (about 1 KB each); the split needs all of them.
+    # Every sample is held in memory (see json_file): the split needs all of them.
     files = [dataset.file] if dataset.validation.file is None else [dataset.file, dataset.validation.file]
     read = [list(_read(dataset, config.dataset_dir, name)) for name in files]
     total = sum(isinstance(item, Sample) for items in read for item in items)

@@ -1,7 +1,8 @@
 """A JSON file of a person's, read with a message that says where it is wrong.
 
-The file is parsed as a whole: an export of 600,000 conversations takes about 1 GB of memory. Pictures, by far the
-larger part of a dataset, are never held.
+The file is parsed as a whole. Together with the samples made from it that takes about 5 KB for a conversation of four
+questions (measured over 20,000 of them), so 3 GB for 600,000. Pictures, by far the larger part of a dataset, are never
+held.
 """
 
 import json
