@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kubernetes.aio.client.api_client import ApiClient
 
-from llava_api.constants import LABEL_RUN
+from llava_api.constants import LABEL_RUN, STAGES
 from llava_operator.authority import Authority
 from llava_operator.build.common import Platform
 from llava_operator.children import Children
@@ -29,7 +29,8 @@ pytestmark = pytest.mark.cluster
 
 NAMESPACE = "crashes"
 TICK_S = 0.25
-TIMEOUT_S = 60
+TIMEOUT_S = 300
+PERIOD = 5
 
 
 class Crash(BaseException):
@@ -89,15 +90,20 @@ class Process:
 
 
 class Life:
-    """One run, and the processes that look after it in turn."""
+    """One run, and the processes that look after it in turn.
 
-    def __init__(self, api: ApiClient, name: str, *, dies_after: int | None) -> None:
+    The first process dies after its write number ``first``, each later one after ``period`` more; without them the
+    first lives on.
+    """
+
+    def __init__(self, api: ApiClient, name: str, *, first: int | None = None, period: int | None = None) -> None:
         self.key = Key(NAMESPACE, name)
         self.ledger = Ledger()
+        self.deaths: list[int] = []
+        """Numbers of the writes after which a process died, counted over all of them."""
         self._api = api
-        self._process = Process(MortalKube(api, self.ledger, dies_after=dies_after))
-        self.dies_after = dies_after or 0
-        self.num_deaths = 0
+        self._period = period
+        self._process = Process(MortalKube(api, self.ledger, dies_after=first))
 
     async def step(self, jobs: list[Object], pods: list[Object]) -> None:
         for raw in jobs:
@@ -108,8 +114,15 @@ class Life:
             while await self._process.reconciler.reconcile(self.key) == 0.0:
                 pass
         except Crash:
-            self.num_deaths += 1
-            self._process = Process(MortalKube(self._api, self.ledger, dies_after=None))
+            self.deaths.append(self.ledger.num_writes)
+            self._process = Process(MortalKube(self._api, self.ledger, dies_after=self._period))
+
+    async def settle(self) -> None:
+        """Step until no process dies of it any more."""
+        num_deaths = -1
+        while num_deaths != len(self.deaths):
+            num_deaths = len(self.deaths)
+            await self.step([], [])
 
 
 @contextlib.asynccontextmanager
@@ -142,7 +155,7 @@ async def live(kube: Kube, lives: list[Life]) -> dict[str, Object]:
                 if name in mine and (is_true(status, "Complete") or is_true(status, "Failed")):
                     ended[name] = run
             await asyncio.sleep(TICK_S)
-    await asyncio.gather(*(life.step([], []) for life in lives))
+    await asyncio.gather(*(life.settle() for life in lives))
     return ended
 
 
@@ -167,18 +180,22 @@ async def test_a_crash_after_any_write_changes_nothing(api_server: Kubectl, crd:
         kube = Kube(api, timeout_s=20)
         await kube.create(NAMESPACES, None, {"metadata": {"name": NAMESPACE}})
         async with kubelet(kube):
-            undisturbed = Life(api, "undisturbed", dies_after=None)
-            expected = (await live(kube, [undisturbed]))["undisturbed"]
-            num_writes = undisturbed.ledger.num_writes
-            lives = [Life(api, f"crash-{n:02}", dies_after=n) for n in range(1, num_writes + 1)]
-            ended = await live(kube, lives)
-        assert is_true(expected["status"], "Complete")
+            undisturbed = Life(api, "undisturbed")
+            # Together the first ones die once after every single write; the last one dies after each.
+            lives = [Life(api, f"dies-{n}", first=n, period=PERIOD) for n in range(1, PERIOD + 1)]
+            lives.append(Life(api, "dies-always", first=1, period=1))
+            ended = await live(kube, [undisturbed, *lives])
+        expected = ended["undisturbed"]["status"]
+        assert is_true(expected, "Complete")
         expected_events = await events_of(kube, "undisturbed")
         for life in lives:
             name = life.key.name
-            assert timeless(ended[name]["status"], name) == timeless(expected["status"], "undisturbed"), name
-            # How often a waiting stage's message is written depends on the moment of looking.
-            assert life.num_deaths == 1 or life.ledger.num_writes < life.dies_after, name
+            assert timeless(ended[name]["status"], name) == timeless(expected, "undisturbed"), name
             assert set(life.ledger.created.values()) == {1}, f"{name} made a child twice: {life.ledger.created}"
             assert len(life.ledger.created) == len(undisturbed.ledger.created), name
             assert await events_of(kube, name) == expected_events, name
+        # One status write begins the run and one ends each stage; those in between depend on the moment of looking.
+        fewest = min(life.ledger.num_writes for life in lives)
+        assert fewest >= len(undisturbed.ledger.created) + 1 + len(STAGES)
+        assert {n for life in lives[:-1] for n in life.deaths} >= set(range(1, fewest + 1))
+        assert lives[-1].deaths == list(range(1, lives[-1].ledger.num_writes + 1))
