@@ -204,7 +204,7 @@ def test_what_is_wrong_is_told_in_the_order_of_the_export(tmp_path: Path, toy_mo
         assert message in line
 
 
-def test_overlong_samples_are_cut_off_and_told(tmp_path: Path, toy_model_dir: Path):
+def test_overlong_samples_are_cut_off_and_told(tmp_path: Path, toy_model_dir: Path, caplog: pytest.LogCaptureFixture):
     entries = [conversation(name, pairs) for name, pairs in receipts()]
     entries[3] = conversation("003.png", [("What does it say?", "on and on " * 40)])
     write_dataset(tmp_path, entries)
@@ -215,6 +215,7 @@ def test_overlong_samples_are_cut_off_and_told(tmp_path: Path, toy_model_dir: Pa
     ((where, message),) = notes_of(config)["overlong"]
     assert where == "export.json[3]"
     assert message.startswith(f"{output.numbers.longest_sample_tokens} tokens, the last ")
+    assert "samples cut off at training.maxLength: 1" in caplog.messages
     assert pairs_of(both_sides(config)[0] + both_sides(config)[1]) >= {
         ("003.png", "What does it say?", ("on and on " * 40).strip())
     }

@@ -45,6 +45,8 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
     report = build_report(config, processing, dataset)
     write_whole(config.volume.dataset_report_json, report.model_dump_json(indent=2) + "\n")
     write_whole(config.volume.dataset_report_html, build_page(config, processing, dataset, report))
+    for note in report.notes:
+        logger.warning("%s: %d", note.title, note.count)
     if not report.accepted:
         raise StageError(Reason.INVALID_DATA, describe_refused(dataset.findings))
     return StageOutput(numbers=numbers_of(report), digests=_write(config, dataset))
