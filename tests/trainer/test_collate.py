@@ -9,7 +9,14 @@ from llava_trainer.data.encode import IGNORED, Encoded
 
 def make(*ids: int, learned: int = 1) -> Encoded:
     labels = (IGNORED,) * (len(ids) - learned) + ids[-learned:]
-    return Encoded(input_ids=ids, labels=labels, images=(), full_length=len(ids), first_answer_length=len(ids))
+    return Encoded(
+        input_ids=ids,
+        labels=labels,
+        images=(),
+        full_length=len(ids),
+        first_answer_length=len(ids),
+        num_characters=0,
+    )
 
 
 def test_samples_are_filled_up_on_the_right():

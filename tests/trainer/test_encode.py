@@ -144,6 +144,15 @@ def test_what_is_beyond_the_limit_is_cut_off(processing: Processing):
     assert not encode(sample, processing, whole.num_tokens).truncated
 
 
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_characters_that_are_left_are_those_of_the_tokens_that_are_left(name: str, processing: Processing):
+    text = render(SAMPLES[name]).text
+    whole = encode(SAMPLES[name], processing, LONG)
+    assert whole.num_characters == len(text)
+    without_end = encode(SAMPLES[name], processing, whole.num_tokens - 1)
+    assert text[without_end.num_characters :] == "</s>"
+
+
 def test_the_first_answer_s_length_is_the_shortest_limit_that_keeps_it(processing: Processing):
     sample = SAMPLES["several turns"]
     length = encode(sample, processing, LONG).first_answer_length

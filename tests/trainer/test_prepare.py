@@ -216,6 +216,10 @@ def test_overlong_samples_are_cut_off_and_told(tmp_path: Path, toy_model_dir: Pa
     assert where == "export.json[3]"
     assert message.startswith(f"{output.numbers.longest_sample_tokens} tokens, the last ")
     assert "samples cut off at training.maxLength: 1" in caplog.messages
+    page = config.volume.dataset_report_html.read_text(encoding="utf-8")
+    assert page.count("<s>") == 1
+    assert "on and on </s></p>" not in page
+    assert "&lt;/s&gt;</s></p>" in page
     assert pairs_of(both_sides(config)[0] + both_sides(config)[1]) >= {
         ("003.png", "What does it say?", ("on and on " * 40).strip())
     }

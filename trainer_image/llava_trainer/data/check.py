@@ -51,12 +51,14 @@ class Checked:
         picture: facts of its picture; None without one.
         num_tokens: its whole length in tokens, before cutting off.
         num_supervised: tokens that are learned, after cutting off.
+        num_characters: characters of the rendered conversation that are left after cutting off.
     """
 
     sample: Sample
     picture: PictureFacts | None
     num_tokens: int
     num_supervised: int
+    num_characters: int
 
     @property
     def group(self) -> str:
@@ -144,7 +146,11 @@ class Checker:
                 noted(Kind.OVERLONG, sample.source, f"{encoded.full_length} tokens, the last {lost} are cut off")
             )
         return Checked(
-            sample=sample, picture=picture, num_tokens=encoded.full_length, num_supervised=encoded.num_supervised
+            sample=sample,
+            picture=picture,
+            num_tokens=encoded.full_length,
+            num_supervised=encoded.num_supervised,
+            num_characters=encoded.num_characters,
         )
 
     def _too_short(self, sample: Sample, what: str, needed: int) -> Finding:

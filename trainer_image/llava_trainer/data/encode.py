@@ -37,6 +37,7 @@ class Encoded:
         images: picture paths, as in the sample.
         full_length: tokens before cutting off.
         first_answer_length: tokens up to the end of the first answer, before cutting off.
+        num_characters: characters of the rendered conversation that are left after cutting off.
     """
 
     input_ids: tuple[int, ...]
@@ -44,6 +45,7 @@ class Encoded:
     images: tuple[str, ...]
     full_length: int
     first_answer_length: int
+    num_characters: int
 
     @property
     def num_tokens(self) -> int:
@@ -76,12 +78,14 @@ def encode(sample: Sample, processing: Processing, max_length: int) -> Encoded:
     if kept_ids.count(processing.image_token_id) < len(sample.images) * processing.tokens_per_image:
         end_of_picture = len(ids) - ids[::-1].index(processing.image_token_id)
         raise PictureCutError(max(first_answer_length, end_of_picture))
+    num_kept = len(kept_ids) - len(sample.images) * (processing.tokens_per_image - 1)
     return Encoded(
         input_ids=tuple(kept_ids),
         labels=tuple(kept_labels),
         images=sample.images,
         full_length=len(ids),
         first_answer_length=first_answer_length,
+        num_characters=offsets[num_kept - 1][1],
     )
 
 

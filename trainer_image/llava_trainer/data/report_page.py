@@ -197,7 +197,11 @@ def _grid(dataset: PreparedDataset, folder: PictureFolder, processing: Processin
     return el(
         "section",
         el("h2", "Samples as the model sees them"),
-        el("p", "What is marked is learned; everything else is only read.", class_="muted"),
+        el(
+            "p",
+            "What is marked is learned, what is struck out is cut off; everything else is only read.",
+            class_="muted",
+        ),
         el("div", (_card(side, item, folder, processing, max_length) for side, item in chosen), class_="seen"),
     )
 
@@ -220,14 +224,20 @@ def _card(side: str, item: Checked, folder: PictureFolder, processing: Processin
 
 
 def _conversation(item: Checked) -> Html:
+    """The conversation with what is learned marked and what is cut off struck out."""
     conversation = render(item.sample)
+    kept = item.num_characters
     parts: list[str | Html] = []
     position = 0
     for begin, end in conversation.supervised:
+        if begin >= kept:
+            break
         parts.append(_shorten(conversation.text[position:begin]))
-        parts.append(el("mark", _shorten(conversation.text[begin:end])))
-        position = end
-    return el("p", parts, class_="said")
+        parts.append(el("mark", _shorten(conversation.text[begin : min(end, kept)])))
+        position = min(end, kept)
+    parts.append(_shorten(conversation.text[position:kept]))
+    lost = el("s", _shorten(conversation.text[kept:])) if kept < len(conversation.text) else None
+    return el("p", parts, lost, class_="said")
 
 
 def _shorten(text: str) -> str:
