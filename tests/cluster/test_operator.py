@@ -30,7 +30,7 @@ from tests.cluster.worlds import (
     until,
 )
 from tests.cluster.worlds import running as pod_runs
-from tests.kubectl import Kubectl
+from tests.kubectl import Kubectl, wait_for
 from tests.rendering import NAMESPACE as SYSTEM_NAMESPACE
 
 pytestmark = pytest.mark.cluster
@@ -66,7 +66,7 @@ def operator(replicas: tuple[OperatorProcess, OperatorProcess]) -> OperatorProce
         if replica.process is None:
             replica.start()
             replica.wait_until_ready()
-    return next(replica for replica in replicas if replica.is_leader)
+    return wait_for("a leader", lambda: next(filter(lambda r: r.is_leader, replicas), None), timeout_s=30, poll_s=0.1)
 
 
 class World:
