@@ -56,7 +56,8 @@ FAILURES: tuple[Failure, ...] = (
     Failure(reason=Reason.LOSS_NOT_FINITE, exit_code=67, retryable=False,
             hint="Lower spec.training.learningRate, or look for damaged samples in the dataset report."),
     Failure(reason=Reason.OUT_OF_DEVICE_MEMORY, exit_code=69, retryable=False,
-            hint="Lower spec.training.batch.perDevice or spec.training.maxLength, or switch gradientCheckpointing on."),
+            hint="In training lower spec.training.batch.perDevice or maxLength, or switch gradientCheckpointing on; in "
+                 "evaluation lower spec.evaluation.generation.maxNewTokens."),
     Failure(reason=Reason.INTERNAL_ERROR, exit_code=70, retryable=True,
             hint="The log's last lines show where; the whole log is on the run's volume under attempts/."),
     Failure(reason=Reason.WORKER_KILLED, exit_code=71, retryable=True,

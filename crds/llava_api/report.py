@@ -56,6 +56,9 @@ class PrepareNumbers(Lenient):
 
     samples_train: int
     samples_validation: int
+    pairs_train: int
+    """Questions with an answer; a sample has at least one."""
+    pairs_validation: int
     images: int
     supervised_tokens: int
     longest_sample_tokens: int
@@ -79,7 +82,10 @@ class MergeNumbers(Lenient):
     tensors_merged: int
     max_logit_difference: float
     """Largest absolute difference in fp32 between base + adapter and merged."""
+    max_rounding_difference: float
+    """Largest difference of logits that rounding the weights to the merged number format makes."""
     peak_memory_bytes: int
+    """Of writing the merged weights, above what was in memory before; the proof takes more."""
 
 
 class Score(Lenient):
@@ -113,7 +119,7 @@ class StageResult(Lenient):
     merge: MergeNumbers | None = None
     evaluate: EvaluateNumbers | None = None
     digests: dict[str, str] = {}
-    """sha256 of what the stage made, by artifact name (adapter, merged, report)."""
+    """sha256 of what the stage made, by artifact name (train, validation, adapter, merged, report, metrics)."""
 
     def to_termination_message(self) -> str:
         """Serialise into at most 4096 bytes, shortening the log's tail first and the message second."""

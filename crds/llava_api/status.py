@@ -89,6 +89,8 @@ class Data(Lenient):
 
     samples_train: Annotated[Count, Field(description="Samples to train on.")]
     samples_validation: Annotated[Count, Field(description="Samples held out.")]
+    pairs_train: Annotated[Count, Field(description="Questions with an answer to train on.")]
+    pairs_validation: Annotated[Count, Field(description="Questions with an answer held out.")]
     images: Annotated[Count, Field(description="Different pictures.")]
     supervised_tokens: Annotated[Count, Field(description="Tokens that training learns from, over one epoch.")]
     longest_sample_tokens: Annotated[Count, Field(description="Tokens of the longest sample, image tokens included.")]

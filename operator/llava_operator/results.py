@@ -53,7 +53,8 @@ def describe_result(result: StageResult) -> str:
     if (found := result.prepare) is not None:
         overlong = f", {found.overlong_samples} cut off at maxLength" if found.overlong_samples else ""
         return (
-            f"{found.samples_train} samples to train on and {found.samples_validation} held out, "
+            f"{found.samples_train} samples ({found.pairs_train} answers) to train on and "
+            f"{found.samples_validation} ({found.pairs_validation}) held out, "
             f"{found.images} pictures{overlong}"
         )
     if (trained := result.train) is not None:

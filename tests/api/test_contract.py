@@ -117,7 +117,7 @@ def test_long_message_is_cut_at_its_end() -> None:
 
 
 def test_result_without_anything_to_shorten_says_so() -> None:
-    numbers = MergeNumbers(tensors_merged=1, max_logit_difference=0, peak_memory_bytes=1)
+    numbers = MergeNumbers(tensors_merged=1, max_logit_difference=0, max_rounding_difference=0.0, peak_memory_bytes=1)
     result = StageResult(stage=StageName.MERGE, attempt=1, merge=numbers, digests={"x" * 5000: "y"})
     with pytest.raises(ValueError, match="nothing to shorten"):
         result.to_termination_message()

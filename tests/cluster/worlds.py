@@ -28,7 +28,8 @@ NAMESPACES = Kind("api/v1", "namespaces")
 RESULTS = {
     StageName.PREPARE: StageResult(
         stage=StageName.PREPARE, attempt=1,
-        prepare=PrepareNumbers(samples_train=8, samples_validation=2, images=10, supervised_tokens=99,
+        prepare=PrepareNumbers(samples_train=8, samples_validation=2, pairs_train=9, pairs_validation=3, images=10,
+                               supervised_tokens=99,
                                longest_sample_tokens=40, overlong_samples=0),
     ),
     StageName.TRAIN: StageResult(
@@ -37,7 +38,8 @@ RESULTS = {
     ),
     StageName.MERGE: StageResult(
         stage=StageName.MERGE, attempt=1, digests={"merged": "sha256:b"},
-        merge=MergeNumbers(tensors_merged=7, max_logit_difference=1e-6, peak_memory_bytes=1),
+        merge=MergeNumbers(tensors_merged=7, max_logit_difference=1e-6, max_rounding_difference=0.0,
+                           peak_memory_bytes=1),
     ),
     StageName.EVALUATE: StageResult(
         stage=StageName.EVALUATE, attempt=1, digests={"report": "sha256:c"},

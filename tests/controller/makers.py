@@ -97,7 +97,8 @@ def job_end(reason: str = "PodFailurePolicy", message: str = "a pod has failed")
 RESULTS = {
     StageName.PREPARE: StageResult(
         stage=StageName.PREPARE, attempt=1,
-        prepare=PrepareNumbers(samples_train=8, samples_validation=2, images=10, supervised_tokens=99,
+        prepare=PrepareNumbers(samples_train=8, samples_validation=2, pairs_train=9, pairs_validation=3, images=10,
+                               supervised_tokens=99,
                                longest_sample_tokens=40, overlong_samples=3),
     ),
     StageName.TRAIN: StageResult(
@@ -106,7 +107,8 @@ RESULTS = {
     ),
     StageName.MERGE: StageResult(
         stage=StageName.MERGE, attempt=1, digests={"merged": "b"},
-        merge=MergeNumbers(tensors_merged=7, max_logit_difference=1e-6, peak_memory_bytes=1),
+        merge=MergeNumbers(tensors_merged=7, max_logit_difference=1e-6, max_rounding_difference=0.0,
+                           peak_memory_bytes=1),
     ),
     StageName.EVALUATE: StageResult(
         stage=StageName.EVALUATE, attempt=1, digests={"report": "c"},

@@ -217,7 +217,8 @@ def test_success_takes_back_a_failure_that_was_only_noted() -> None:
         (
             StageResult(
                 stage=StageName.PREPARE, attempt=1,
-                prepare=PrepareNumbers(samples_train=-1, samples_validation=0, images=0, supervised_tokens=0,
+                prepare=PrepareNumbers(samples_train=-1, samples_validation=0, pairs_train=0, pairs_validation=0,
+                                       images=0, supervised_tokens=0,
                                        longest_sample_tokens=0, overlong_samples=0),
             ).to_termination_message(),
             "makes no sense",

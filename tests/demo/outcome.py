@@ -46,10 +46,11 @@ def tell(plan: DemoPlan, run: dict[str, Any], console: Console, kubectl_line: st
         return 1
     console.print(_scores(status))
     if status.data:
-        total = status.data.samples_train + status.data.samples_validation
+        data = status.data
         console.print(
-            f"{status.data.images} pictures, {total} samples: {status.data.samples_train} to train on, "
-            f"{status.data.samples_validation} held out, {status.data.overlong_samples} cut off at maxLength"
+            f"{data.images} pictures, {data.samples_train + data.samples_validation} samples with "
+            f"{data.pairs_train + data.pairs_validation} question-answer pairs: {data.pairs_train} pairs to train on, "
+            f"{data.pairs_validation} held out, {data.overlong_samples} samples cut off at maxLength"
         )
     console.print(f"\nReport:          {plan.output / 'evaluation' / 'report.html'}", soft_wrap=True)
     console.print(f"Dataset report:  {plan.output / 'data' / 'report.html'}", soft_wrap=True)

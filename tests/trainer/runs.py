@@ -14,7 +14,7 @@ from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
 from llava_trainer.data.report import DatasetReport, Lengths, Note, Pictures, Side
 from llava_trainer.data.samples import Sample, Source, Turn, write_samples
-from llava_trainer.merging.layout import PROJECTOR
+from llava_trainer.model.layout import PROJECTOR
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.history import Entry, History
 from tests.tiny.base import build_model, build_processor, write_hub_layout

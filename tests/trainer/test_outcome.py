@@ -18,7 +18,7 @@ from llava_api.constants import TERMINATION_MESSAGE_MAX_BYTES, StageName
 from llava_api.failures import BY_REASON, Reason
 from llava_api.report import EvaluateNumbers, MergeNumbers, PrepareNumbers, StageResult, TrainNumbers
 from llava_api.run_config import RunConfig
-from llava_trainer import cli
+from llava_trainer import cli, outcome
 from llava_trainer.errors import StageError
 from llava_trainer.logs import ProcessLog, read_tail
 from llava_trainer.outcome import ENV_TERMINATION_LOG, Interrupted, StageOutput, run_stage
@@ -26,7 +26,14 @@ from llava_trainer.reporting import Reporter
 from tests.trainer.exports import prepare_config
 
 NUMBERS = PrepareNumbers(
-    samples_train=1, samples_validation=1, images=1, supervised_tokens=1, longest_sample_tokens=1, overlong_samples=0
+    samples_train=1,
+    samples_validation=1,
+    pairs_train=1,
+    pairs_validation=1,
+    images=1,
+    supervised_tokens=1,
+    longest_sample_tokens=1,
+    overlong_samples=0,
 )
 Run = Callable[..., tuple[int, StageResult]]
 
@@ -69,7 +76,8 @@ def test_a_stage_that_succeeds_leaves_its_numbers(run: Run):
 
 @pytest.mark.parametrize(("stage", "numbers"), [
     (StageName.TRAIN, TrainNumbers(steps=1, final_loss=0.5, trainable_parameters=1, tokens=1, world_size=1)),
-    (StageName.MERGE, MergeNumbers(tensors_merged=1, max_logit_difference=0.0, peak_memory_bytes=1)),
+    (StageName.MERGE, MergeNumbers(tensors_merged=1, max_logit_difference=0.0, max_rounding_difference=0.0,
+                           peak_memory_bytes=1)),
     (StageName.EVALUATE, EvaluateNumbers(scores=(), prompts=0)),
 ])  # fmt: skip
 def test_numbers_stand_under_their_stage(stage: StageName, numbers: Any, run: Run):
@@ -206,6 +214,22 @@ def test_a_shorter_result_replaces_a_longer_one(run: Run, result_file: Path):
     assert (code, result.failure) == (0, None)
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_in_a_container_the_kubelet_s_file_is_written_and_none_is_made(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    kubelets = tmp_path / "termination-log"
+    monkeypatch.setattr(outcome, "TERMINATION_LOG_PATH", str(kubelets))
+    monkeypatch.delenv(ENV_TERMINATION_LOG, raising=False)
+    if there:
+        kubelets.write_text("x" * 5000)
+    (tmp_path / "run.json").write_text(prepare_config(tmp_path, tmp_path).model_dump_json())
+    assert run_stage(StageName.PREPARE, tmp_path / "run.json", raising(ValueError("no"))) == 70
+    assert kubelets.exists() is there
+    if there:
+        assert StageResult.model_validate_json(kubelets.read_text()).failure.message == "ValueError: no"
+
+
 def test_a_result_that_cannot_be_written_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(ENV_TERMINATION_LOG, str(tmp_path / "no" / "such" / "folder"))
     (tmp_path / "run.json").write_text(prepare_config(tmp_path, tmp_path).model_dump_json())
@@ -243,11 +267,9 @@ def test_the_log_goes_to_stdout_and_to_the_volume_and_outlives_the_process(tmp_p
 
 def test_logging_is_left_as_it_was(run: Run):
     root = logging.getLogger()
-    before = (list(root.handlers), root.level)
+    before = (list(root.handlers), root.level, warnings.showwarning)
     run(raising(ValueError()))
-    assert (list(root.handlers), root.level) == before
-    with pytest.warns(UserWarning, match="not captured any more"):
-        warnings.warn("not captured any more", stacklevel=1)
+    assert (list(root.handlers), root.level, warnings.showwarning) == before
 
 
 def test_what_was_logged_before_the_file_was_known_stands_in_it(tmp_path: Path):

@@ -109,7 +109,7 @@ def test_numbers_progress_and_digests(tmp_path: Path, toy_model_dir: Path):
     train, validation = both_sides(config)
     report = report_of(config)
     assert output.numbers == PrepareNumbers(
-        samples_train=len(train), samples_validation=len(validation), images=12,
+        samples_train=len(train), samples_validation=len(validation), pairs_train=18, pairs_validation=6, images=12,
         supervised_tokens=report.train.supervised_tokens, longest_sample_tokens=report.lengths.longest,
         overlong_samples=0,
     )  # fmt: skip

@@ -123,6 +123,8 @@ def numbers_of(report: DatasetReport) -> PrepareNumbers:
     return PrepareNumbers(
         samples_train=report.train.samples,
         samples_validation=report.validation.samples,
+        pairs_train=report.train.pairs,
+        pairs_validation=report.validation.pairs,
         images=report.pictures.files,
         supervised_tokens=report.train.supervised_tokens,
         longest_sample_tokens=report.lengths.longest,

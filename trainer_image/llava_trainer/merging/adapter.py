@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.merging.layout import PROJECTOR, hub_name, module_name
+from llava_trainer.model.layout import PROJECTOR, hub_name, module_name
 
 _PREFIX = "base_model.model."
 _LORA_A = ".lora_A.weight"

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.merging.adapter import Adapter
-from llava_trainer.merging.layout import PROJECTOR, hub_name, is_derived
+from llava_trainer.model.layout import PROJECTOR, hub_name, is_derived
 
 # safetensors' names of number formats; floating ones are converted, the others kept.
 DTYPES: dict[str, torch.dtype] = {

@@ -22,8 +22,8 @@ from transformers import AutoModelForImageTextToText
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.merging.layout import hub_name, is_derived
 from llava_trainer.merging.plan import BaseTensor, find_tensors
+from llava_trainer.model.layout import hub_name, is_derived
 from llava_trainer.model.loading import load_tuned
 
 LOGIT_TOLERANCE = 1e-4

@@ -12,12 +12,11 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
+from llava_trainer.model.layout import is_derived
 from llava_trainer.model.lora import is_lora_b, projector_tensors
 
 Attention = Literal["auto", "flash_attention_2", "sdpa", "eager"]
 
-_DERIVED_BUFFERS = (".rotary_emb.inv_freq", ".position_ids")
-"""Buffers that old checkpoints carry and that every loader computes anew."""
 _NAMED_KEYS = 5
 
 
@@ -60,7 +59,7 @@ def load_model(
         _describe(what, names)
         for what, names in (
             ("lacks", found["missing_keys"]),
-            ("has unexpected", (name for name in found["unexpected_keys"] if not name.endswith(_DERIVED_BUFFERS))),
+            ("has unexpected", (name for name in found["unexpected_keys"] if not is_derived(name))),
             ("has another shape than config.json says of", (str(entry[0]) for entry in found["mismatched_keys"])),
         )
     ]

@@ -65,6 +65,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         numbers=MergeNumbers(
             tensors_merged=merged.num_merged,
             max_logit_difference=proof.max_logit_difference,
+            max_rounding_difference=proof.max_rounding_difference,
             peak_memory_bytes=peak,
         ),
         digests={"merged": sha256_folder(volume.merged_dir)},
