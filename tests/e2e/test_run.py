@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from llava_api.constants import STAGES, Phase, StageName
 from llava_api.names import job_name, volume_claim_name
@@ -61,6 +62,7 @@ def test_the_tuned_model_has_learned(finished: Status) -> None:
 def test_data_is_counted(finished: Status) -> None:
     assert finished.data is not None
     assert (finished.data.samples_train, finished.data.samples_validation, finished.data.images) == (256, 64, 320)
+    assert (finished.data.pairs_train, finished.data.pairs_validation) == (256, 64)
     assert finished.data.overlong_samples == 0
 
 
@@ -104,10 +106,16 @@ def test_events_mark_the_transitions(finished: Status, runs: Runs) -> None:
 
 def test_metrics_are_made_from_the_status(finished: Status, runs: Runs) -> None:
     service = f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/services/{RELEASE}-metrics:metrics/proxy/metrics"
-    text = runs.kubectl.run("get", "--raw", service)
-    lines = [line for line in text.splitlines() if f'name="{NAME}"' in line]
-    assert any('phase="Succeeded"' in line and line.endswith(" 1.0") for line in lines)
-    assert any("score" in line for line in lines)
+    families = text_string_to_metric_families(runs.kubectl.run("get", "--raw", service))
+    samples = [sample for family in families for sample in family.samples if sample.labels.get("name") == NAME]
+    phases = {sample.labels["phase"]: sample.value for sample in samples if sample.name == "llava_run_phase"}
+    assert phases == {"Succeeded": 1}
+    scores = {sample.labels["model"]: sample.value for sample in samples if sample.name == "llava_run_score"}
+    assert finished.evaluation is not None
+    [metric] = finished.evaluation.metrics
+    assert scores == {"base": metric.base, "tuned": metric.tuned}
+    stages = {sample.labels["stage"] for sample in samples if sample.name == "llava_run_stage_duration_seconds"}
+    assert stages == set(STAGES)
 
 
 def test_reports_are_there_and_self_contained(volume: Path) -> None:
