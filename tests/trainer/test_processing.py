@@ -222,6 +222,7 @@ def test_tokenizer_files_are_the_checkpoint_s_own(exported: tuple[Processing, Pa
 def test_a_template_inside_the_tokenizer_s_settings_is_dropped(model_dir: Path, tmp_path: Path):
     edit_json("tokenizer_config.json", chat_template="{{ 'theirs' }}")(model_dir)
     save_processing(load_processing(model_dir, "pad"), tmp_path / "merged")
+    assert "chat_template" not in json.loads((tmp_path / "merged" / "tokenizer_config.json").read_text())
     text = AutoTokenizer.from_pretrained(tmp_path / "merged").apply_chat_template(
         [{"role": "user", "content": "Hello."}], tokenize=False
     )

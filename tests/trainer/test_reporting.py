@@ -290,13 +290,18 @@ def test_credentials_that_cannot_be_read_are_told(
     assert told in warnings_in(caplog)[0]
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1/x", "ftp://h/", "127.0.0.1", "https:///x", "https://h:port/"])
-def test_the_token_goes_nowhere_but_over_tls(url: str, tmp_path: Path, authority: Authority, caplog):
+@pytest.mark.parametrize(("url", "told"), [
+    ("http://127.0.0.1:1/x", "must begin with https://"), ("ftp://h/", "must begin with https://"),
+    ("127.0.0.1", "must begin with https://"), ("https:///x", "must begin with https://"),
+    ("https://h:port/", "ValueError: Port could not be cast"),
+])  # fmt: skip
+def test_the_token_goes_nowhere_but_over_tls(url: str, told: str, tmp_path: Path, authority: Authority, caplog):
     authority.write_ca(tmp_path / "ca.crt")
     (tmp_path / "token").write_text("t")
     with Reporter(config_with(tmp_path, url), FAST) as reporter:
         reporter.update(1, 2)
-    assert len(warnings_in(caplog)) == 1
+    (warning,) = warnings_in(caplog)
+    assert told in warning
 
 
 def test_without_an_address_nothing_is_started(tmp_path: Path):
