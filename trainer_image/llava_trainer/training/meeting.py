@@ -43,7 +43,8 @@ class Patience:
 class Meeting:
     """One launcher's place at the meeting point. Threads may share it, as they may the store.
 
-    Nothing here waits inside the store, which lets one operation in at a time.
+    Nothing here waits inside the store, which lets one operation in at a time. Words are left by operations that the
+    store answers (``add``, ``compare_set``): a plain ``set`` may still be on its way when the process ends.
     """
 
     def __init__(self, host: str, port: int, *, node: int, num_nodes: int, patience: Patience | None = None) -> None:
@@ -86,7 +87,7 @@ class Meeting:
         Raises:
             StageError: RendezvousFailed, naming the pods that did not come; or what another pod has failed of.
         """
-        self._store.set(_arrived(self._node), "")
+        self._store.add(_arrived(self._node), 1)
         while missing := [node for node in range(self._num_nodes) if not self._store.check([_arrived(node)])]:
             failure = self.find_failure()
             if failure:
@@ -144,7 +145,7 @@ class Meeting:
 
     def share_result(self, result: str) -> None:
         """Tell the other launchers what came out; the first one's part."""
-        self._store.set(_RESULT, result)
+        self._store.compare_set(_RESULT, "", result)
 
     def await_result(self) -> str:
         """What the first launcher says came out.
@@ -182,7 +183,7 @@ class Meeting:
     def _leave(self) -> None:
         """Say goodbye; the first launcher waits for the others to do so, since the store goes with it."""
         try:
-            self._store.set(_left(self._node), "")
+            self._store.add(_left(self._node), 1)
             deadline = time.monotonic() + self._patience.farewell_s
             others = [_left(node) for node in range(1, self._num_nodes)]
             while self._node == 0 and others and not self._store.check(others) and time.monotonic() < deadline:
