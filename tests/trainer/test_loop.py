@@ -1,5 +1,6 @@
 """The loop in one process: against plain PyTorch, against itself after a restart, and where it has to give up."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -26,11 +27,13 @@ from llava_trainer.files import sha256_file
 from llava_trainer.model.loading import load_model
 from llava_trainer.model.lora import add_adapter, group_parameters
 from llava_trainer.reporting import Reporter
+from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.checkpoint import list_checkpoints
 from llava_trainer.training.history import Entry, read_entries
 from llava_trainer.training.loop import make_plan, train
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.stopping import StopRequest
+from llava_trainer.training.trainee import build_trainee
 from tests.trainer.trainings import StopAfter, alone, configure, make_dataset, make_training, text_only
 
 pytestmark = [
@@ -232,6 +235,22 @@ def test_another_number_of_processes_is_refused(config: RunConfig, processes: Pr
     with pytest.raises(StageError, match="made by 2 processes and cannot be resumed by 1") as caught:
         run(saving, processes)
     assert caught.value.reason is Reason.INVALID_CONFIG
+
+
+def test_an_empty_share_of_the_last_batch_counts_for_nothing(
+    config: RunConfig, processes: Processes, dataset: tuple[Path, list[Sample]], toy_processing: Processing
+):
+    # 21 samples in batches of 16: the second has 5, all of them the first of two processes'.
+    plan = dataclasses.replace(make_plan(config, 21, 2), per_device_batch=8, global_batch=16)
+    images = config.dataset_dir / config.dataset.images
+    with BatchLoader(dataset[1], toy_processing, images=images, max_length=256, plan=plan, rank=1) as loader:
+        full, (empty,) = loader.load(0), loader.load(1)
+    assert sum(micro_batch.num_supervised for micro_batch in full) > 0
+    assert (empty.num_supervised, empty.num_tokens) == (0, 0)
+    module = build_trainee(config, processes).module
+    loss = module(**empty.to(processes.device, torch.float32))
+    torch.autograd.backward(loss)
+    assert loss.item() == 0.0
 
 
 def test_a_request_before_the_first_step_saves_nothing(config: RunConfig, processes: Processes):

@@ -79,10 +79,12 @@ class BatchLoader:
         return [self._load_one(indices) for indices in self._plan.share(step, self._rank)]
 
     def _load_one(self, indices: Sequence[int]) -> MicroBatch:
+        if not indices:
+            return _nothing(self._processing.pad_token_id)
         items = [self._load_sample(self._samples[index]) for index in indices]
         encoded = [sample for sample, _ in items]
         return MicroBatch(
-            tensors=collate(items or [(_nothing(self._processing), None)], self._processing.pad_token_id),
+            tensors=collate(items, self._processing.pad_token_id),
             num_supervised=sum(sample.num_supervised for sample in encoded),
             num_tokens=sum(sample.num_tokens for sample in encoded),
         )
@@ -92,8 +94,13 @@ class BatchLoader:
         return encode(sample, self._processing, self._max_length), pixels[0] if pixels else None
 
 
-def _nothing(processing: Processing) -> Encoded:
+def _nothing(pad_token_id: int) -> MicroBatch:
     """One token that nothing is learned from: an empty share of the last batch of an epoch."""
-    return Encoded(
-        input_ids=(processing.pad_token_id,), labels=(IGNORED,), images=(), full_length=1, first_answer_length=1
-    )
+    tensors: Batch = {
+        "input_ids": torch.tensor([[pad_token_id]]),
+        # Not masked: attention over nothing at all is not a number.
+        "attention_mask": torch.ones(1, 1, dtype=torch.int64),
+        "labels": torch.tensor([[IGNORED]]),
+        "pixel_values": None,
+    }
+    return MicroBatch(tensors=tensors, num_supervised=0, num_tokens=0)
