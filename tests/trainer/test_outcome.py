@@ -267,6 +267,7 @@ def test_the_log_goes_to_stdout_and_to_the_volume_and_outlives_the_process(tmp_p
 
 def test_logging_is_left_as_it_was(run: Run):
     root = logging.getLogger()
+    logging.captureWarnings(False)
     before = (list(root.handlers), root.level, warnings.showwarning)
     run(raising(ValueError()))
     assert (list(root.handlers), root.level, warnings.showwarning) == before
