@@ -1,0 +1,54 @@
+"""What every child of a run carries."""
+
+from dataclasses import dataclass
+
+from llava_api.constants import (
+    API_VERSION,
+    KIND,
+    LABEL_ATTEMPT,
+    LABEL_MANAGED_BY,
+    LABEL_RUN,
+    LABEL_STAGE,
+    MANAGER,
+    StageName,
+)
+from llava_operator.wire import Object
+from llava_operator.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Platform:
+    """What the operator's installation adds to a run's own spec."""
+
+    trainer_image: str
+    report_url: str
+
+
+def build_labels(run: Run, stage: StageName | None = None, attempt: int | None = None) -> dict[str, str]:
+    """Labels of a child; with a stage, those of its pods too."""
+    labels = {LABEL_MANAGED_BY: MANAGER, LABEL_RUN: run.key.name}
+    if stage is not None:
+        labels[LABEL_STAGE] = stage
+    if attempt is not None:
+        labels[LABEL_ATTEMPT] = str(attempt)
+    return labels
+
+
+def build_metadata(run: Run, name: str, labels: dict[str, str]) -> Object:
+    """Metadata of a child. Kubernetes deletes it with the run, also while no operator is there."""
+    return {
+        "name": name,
+        "namespace": run.key.namespace,
+        "labels": labels,
+        "ownerReferences": [
+            {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "name": run.key.name,
+                "uid": run.uid,
+                "controller": True,
+                # True would need the right to set finalizers on the run.
+                "blockOwnerDeletion": False,
+            }
+        ],
+    }

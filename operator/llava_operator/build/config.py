@@ -1,0 +1,87 @@
+"""The ConfigMaps of a stage: its run configuration, and the authority that its reports trust."""
+
+from pathlib import Path, PurePosixPath
+
+from llava_api.constants import (
+    CONFIG_PATH,
+    INPUTS_PATH,
+    RENDEZVOUS_PORT,
+    REPORT_CA_PATH,
+    REPORT_TOKEN_PATH,
+    RUN_VOLUME_PATH,
+    StageName,
+)
+from llava_api.names import job_name, report_ca_name
+from llava_api.run_config import Reporting, RunConfig, RunIdentity, WorkerLayout
+from llava_operator.build.common import Platform, build_labels, build_metadata
+from llava_operator.build.service import rendezvous_host
+from llava_operator.build.volume import parse_source
+from llava_operator.wire import Object
+from llava_operator.run import Run, num_gpus
+
+CONFIG_KEY = PurePosixPath(CONFIG_PATH).name
+CA_KEY = PurePosixPath(REPORT_CA_PATH).name
+GRACE_PERIOD_S = 30
+"""Seconds that pods of stages other than training have when they are asked to stop."""
+
+
+def grace_period_s(run: Run, stage: StageName) -> int:
+    """Seconds that a pod has when it is asked to stop."""
+    return run.spec.workers.grace_period_seconds if stage is StageName.TRAIN else GRACE_PERIOD_S
+
+
+def build_run_config(run: Run, stage: StageName, attempt: int, platform: Platform) -> RunConfig:
+    """All that a stage is told. The layout is that of training in every stage; the device is the stage's own."""
+    spec = run.spec
+    return RunConfig(
+        run=RunIdentity(
+            namespace=run.key.namespace, name=run.key.name, uid=run.uid, stage=stage, attempt=attempt
+        ),
+        volume_root=Path(RUN_VOLUME_PATH),
+        model_dir=_input_dir(spec.model.source),
+        dataset_dir=_input_dir(spec.dataset.source),
+        dataset=spec.dataset,
+        training=spec.training,
+        workers=WorkerLayout(
+            num_nodes=spec.workers.replicas,
+            processes_per_node=max(spec.workers.gpus, 1),
+            device="cuda" if num_gpus(run, stage) else "cpu",
+            rendezvous_host=rendezvous_host(run, attempt),
+            rendezvous_port=RENDEZVOUS_PORT,
+            grace_period_seconds=grace_period_s(run, stage),
+        ),
+        merge=spec.merge,
+        evaluation=spec.evaluation,
+        reporting=Reporting(
+            url=platform.report_url, ca_file=Path(REPORT_CA_PATH), token_file=Path(REPORT_TOKEN_PATH)
+        ),
+    )
+
+
+def _input_dir(source: str) -> Path:
+    claim, path = parse_source(source)
+    return Path(INPUTS_PATH) / claim / path
+
+
+def build_config_map(run: Run, stage: StageName, attempt: int, platform: Platform) -> Object:
+    """The ConfigMap with the run configuration of one attempt."""
+    config = build_run_config(run, stage, attempt, platform)
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": build_metadata(
+            run, job_name(run.key.name, stage, attempt), build_labels(run, stage, attempt)
+        ),
+        "immutable": True,
+        "data": {CONFIG_KEY: config.model_dump_json(indent=2)},
+    }
+
+
+def build_report_ca(run: Run, certificate: str) -> Object:
+    """The ConfigMap with the reporting endpoint's authority (PEM); it changes when the authority does."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": build_metadata(run, report_ca_name(run.key.name), build_labels(run)),
+        "data": {CA_KEY: certificate},
+    }

@@ -1,0 +1,176 @@
+"""The Job of a stage."""
+
+from pathlib import PurePosixPath
+
+from llava_api.constants import (
+    CONFIG_PATH,
+    ENV_POD_NAME,
+    INPUTS_PATH,
+    REPORT_CA_PATH,
+    REPORT_TOKEN_PATH,
+    RUN_VOLUME_PATH,
+    STAGE_CONTAINER,
+    TOKEN_AUDIENCE,
+    StageName,
+)
+from llava_api.names import job_name, rendezvous_service_name, report_ca_name, volume_claim_name
+from llava_api.spec import Toleration
+from llava_operator.build.common import Platform, build_labels, build_metadata
+from llava_operator.build.config import grace_period_s
+from llava_operator.build.resources import build_resources
+from llava_operator.build.volume import input_claims
+from llava_operator.wire import Object
+from llava_operator.run import Run, num_gpus, num_pods
+
+UID = 65532
+TMP_SIZE = "10Gi"
+"""Most that caches and temporary files may take on the node."""
+SHM_SIZE = "1Gi"
+"""Size of /dev/shm outside training; it is taken only when used."""
+TOKEN_EXPIRY_S = 3600
+
+_INPUT_VOLUME = "input-{}"
+_FOLLOWS_NODE_SELECTOR = (StageName.PREPARE, StageName.TRAIN, StageName.EVALUATE)
+"""prepare is the first to use the run's volume: where a volume binds to a zone, it must be training's zone."""
+
+_POD_FAILURE_POLICY: Object = {
+    "rules": [
+        # First: a drained or preempted pod also ends with an exit code, but it is not the training that failed.
+        {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        # One pod's failure ends the attempt: the others only wait for it.
+        {
+            "action": "FailJob",
+            "onExitCodes": {"containerName": STAGE_CONTAINER, "operator": "NotIn", "values": [0]},
+        },
+    ]
+}
+
+
+def build_job(run: Run, stage: StageName, attempt: int, platform: Platform) -> Object:
+    """The Job of one attempt of a stage: it runs once, and no pod of it is ever replaced."""
+    labels = build_labels(run, stage, attempt)
+    pods = num_pods(run, stage)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": build_metadata(run, job_name(run.key.name, stage, attempt), labels),
+        "spec": {
+            "completionMode": "Indexed" if stage is StageName.TRAIN else "NonIndexed",
+            "completions": pods,
+            "parallelism": pods,
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": _POD_FAILURE_POLICY,
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": _build_pod(run, stage, attempt, platform),
+            },
+        },
+    }
+
+
+def _build_pod(run: Run, stage: StageName, attempt: int, platform: Platform) -> Object:
+    spec = run.spec
+    pod: Object = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": grace_period_s(run, stage),
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": UID,
+            "runAsGroup": UID,
+            "fsGroup": UID,
+            # Without it the kubelet walks a checkpoint volume of millions of files before every start.
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_build_container(run, stage, platform)],
+        "volumes": _build_volumes(run, stage, attempt),
+    }
+    if stage is StageName.TRAIN:
+        pod["subdomain"] = rendezvous_service_name(run.key.name)
+    if spec.scheduling.node_selector and stage in _FOLLOWS_NODE_SELECTOR:
+        pod["nodeSelector"] = dict(spec.scheduling.node_selector)
+    if spec.scheduling.tolerations:
+        pod["tolerations"] = [_build_toleration(toleration) for toleration in spec.scheduling.tolerations]
+    if spec.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": secret.name} for secret in spec.image_pull_secrets]
+    return pod
+
+
+def _build_toleration(toleration: Toleration) -> Object:
+    made: Object = toleration.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return made
+
+
+def _build_container(run: Run, stage: StageName, platform: Platform) -> Object:
+    return {
+        "name": STAGE_CONTAINER,
+        "image": run.spec.image.reference or platform.trainer_image,
+        "imagePullPolicy": run.spec.image.pull_policy,
+        "command": ["llava-trainer", str(stage), "--config", CONFIG_PATH],
+        "env": [
+            {"name": ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+            {"name": "HOME", "value": "/tmp/home"},
+            {"name": "TMPDIR", "value": "/tmp"},
+            {"name": "TRITON_CACHE_DIR", "value": "/tmp/triton"},
+            {"name": "TORCHINDUCTOR_CACHE_DIR", "value": "/tmp/inductor"},
+        ],
+        "resources": build_resources(run, stage, num_gpus(run, stage)),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        # A process that was killed before it could write leaves its log's last lines.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": _build_mounts(run),
+    }
+
+
+def _parent(path: str) -> str:
+    return str(PurePosixPath(path).parent)
+
+
+def _build_mounts(run: Run) -> list[Object]:
+    inputs: list[Object] = [
+        {"name": _INPUT_VOLUME.format(index), "mountPath": f"{INPUTS_PATH}/{claim}", "readOnly": True}
+        for index, claim in enumerate(input_claims(run.spec))
+    ]
+    return [
+        {"name": "config", "mountPath": _parent(CONFIG_PATH), "readOnly": True},
+        {"name": "report-ca", "mountPath": _parent(REPORT_CA_PATH), "readOnly": True},
+        {"name": "report-token", "mountPath": _parent(REPORT_TOKEN_PATH), "readOnly": True},
+        {"name": "run", "mountPath": RUN_VOLUME_PATH},
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "shm", "mountPath": "/dev/shm"},
+        *inputs,
+    ]
+
+
+def _build_volumes(run: Run, stage: StageName, attempt: int) -> list[Object]:
+    name = run.key.name
+    token = {
+        "audience": TOKEN_AUDIENCE,
+        "expirationSeconds": TOKEN_EXPIRY_S,
+        "path": PurePosixPath(REPORT_TOKEN_PATH).name,
+    }
+    shm_size = run.spec.workers.shm_size if stage is StageName.TRAIN else SHM_SIZE
+    inputs: list[Object] = [
+        {
+            "name": _INPUT_VOLUME.format(index),
+            "persistentVolumeClaim": {"claimName": claim, "readOnly": True},
+        }
+        for index, claim in enumerate(input_claims(run.spec))
+    ]
+    return [
+        {"name": "config", "configMap": {"name": job_name(name, stage, attempt)}},
+        # Optional: a stage runs also where its progress cannot be reported.
+        {"name": "report-ca", "configMap": {"name": report_ca_name(name), "optional": True}},
+        {"name": "report-token", "projected": {"sources": [{"serviceAccountToken": token}]}},
+        {"name": "run", "persistentVolumeClaim": {"claimName": volume_claim_name(name)}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shm_size}},
+        *inputs,
+    ]

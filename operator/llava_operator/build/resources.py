@@ -1,0 +1,44 @@
+"""Requests and limits of a stage's container, completed."""
+
+from llava_api.constants import StageName
+from llava_api.spec import Evaluation, Merge, Prepare, Resources, Workers
+from llava_operator.wire import Object
+from llava_operator.run import Run
+
+GPU = "nvidia.com/gpu"
+
+_DEFAULTS: dict[StageName, Resources] = {
+    StageName.PREPARE: Prepare().resources,
+    StageName.TRAIN: Workers().resources,
+    StageName.MERGE: Merge().resources,
+    StageName.EVALUATE: Evaluation().resources,
+}
+
+
+def _given(run: Run, stage: StageName) -> Resources:
+    return {
+        StageName.PREPARE: run.spec.prepare.resources,
+        StageName.TRAIN: run.spec.workers.resources,
+        StageName.MERGE: run.spec.merge.resources,
+        StageName.EVALUATE: run.spec.evaluation.resources,
+    }[stage]
+
+
+def build_resources(run: Run, stage: StageName, num_gpus: int) -> Object:
+    """Requests and limits of a stage's container.
+
+    - CPU and memory that the run does not mention are the stage's defaults.
+    - A missing request is the limit, as Kubernetes has it.
+    - A missing limit is the request, but for the CPU: a pod without a CPU limit uses what is idle, and one with a
+      limit is throttled while the node has time to spare. Who wants the limit sets it.
+    """
+    given, default = _given(run, stage), _DEFAULTS[stage]
+    requests, limits = dict(given.requests), dict(given.limits)
+    for name in ("cpu", "memory"):
+        if name not in requests and name not in limits:
+            requests[name] = default.requests[name]
+    requests = {**limits, **requests}
+    limits = {**{name: value for name, value in requests.items() if name != "cpu"}, **limits}
+    if num_gpus:
+        requests[GPU] = limits[GPU] = str(num_gpus)
+    return {"requests": requests, "limits": limits}
