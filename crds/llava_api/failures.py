@@ -20,6 +20,7 @@ class Reason(StrEnum):
     INTERNAL_ERROR = "InternalError"
     WORKER_KILLED = "WorkerKilled"
     RENDEZVOUS_FAILED = "RendezvousFailed"
+    CHECKPOINT_MISMATCH = "CheckpointMismatch"
     MERGE_MISMATCH = "MergeMismatch"
     STORAGE_FULL = "StorageFull"
     INTERRUPTED = "Interrupted"
@@ -64,14 +65,17 @@ FAILURES: tuple[Failure, ...] = (
             hint="A training process was killed from outside (often the node's out-of-memory killer): "
                  "raise spec.workers.resources or look at the node."),
     Failure(reason=Reason.RENDEZVOUS_FAILED, exit_code=72, retryable=True,
-            hint="The training pods did not find each other: check that all of them were scheduled and that the "
+            hint="The training pods did not find or lost each other: check that all were scheduled and that the "
                  "network lets them talk."),
+    Failure(reason=Reason.CHECKPOINT_MISMATCH, exit_code=76, retryable=False,
+            hint="Training resumes with as many processes as made the checkpoint: set workers as they were, or create "
+                 "another run."),
     Failure(reason=Reason.MERGE_MISMATCH, exit_code=73, retryable=False,
             hint="The merged model does not compute what base and adapter compute: please report this as a bug."),
     Failure(reason=Reason.STORAGE_FULL, exit_code=74, retryable=False,
             hint="Raise spec.storage.size."),
     Failure(reason=Reason.INTERRUPTED, exit_code=75, retryable=True,
-            hint="The pod was asked to stop; a checkpoint was saved before it went."),
+            hint="The pod was asked to stop (a drain, a preemption, a deletion): create the run again."),
     Failure(reason=Reason.OUT_OF_MEMORY, exit_code=None, retryable=False,
             hint="The container went over its memory limit: raise the stage's resources.limits.memory."),
     Failure(reason=Reason.POD_DISRUPTED, exit_code=None, retryable=True,

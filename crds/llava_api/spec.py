@@ -90,6 +90,16 @@ class Model(Strict):
 class Ubiai(Strict):
     """How to read a UBIAI export with relations."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "self.questionLabel != self.answerLabel",
+                "questionLabel and answerLabel must differ: set them to the labels of the questions and of the answers",
+                field=".answerLabel",
+            )
+        )
+    )
+
     question_label: Annotated[
         str, Field(min_length=1, max_length=128, description="Entity label of the spans that are questions.")
     ] = "QUESTION"
@@ -131,8 +141,8 @@ class Validation(Strict):
         Field(
             gt=0,
             le=0.5,
-            description="Share of the samples to hold out. Samples of one picture stay together, so the share is "
-            "met as nearly as that allows.",
+            description="Share of the question-answer pairs to hold out. All of one picture stay together, so the "
+            "share is met as nearly as that allows.",
         ),
     ] = None
     file: Annotated[

@@ -98,6 +98,11 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ({"dataset__file": "../../etc/passwd"}, "spec.dataset.file", "relative to the source"),
         ({"dataset__file": "/etc/passwd"}, "spec.dataset.file", "relative to the source"),
         ({"dataset__ubiai": {}}, "spec.dataset.ubiai", "set format to ubiai"),
+        (
+            {"dataset__format": "ubiai", "dataset__ubiai": {"questionLabel": "A", "answerLabel": "A"}},
+            "spec.dataset.ubiai.answerLabel",
+            "must differ",
+        ),
         ({"model__source": "hf://llava-hf/llava-1.5-7b-hf"}, "spec.model.source", "pvc://CLAIM/PATH"),
         ({"model__source": "pvc://models/../../other"}, "spec.model.source", ".. parts"),
         ({"model__source": "pvc://Models/x"}, "spec.model.source", "pvc://CLAIM/PATH"),

@@ -25,7 +25,6 @@ from tests.demo.inputs import cached_base
 from tests.trainer.trainings import alone, make_dataset, make_training
 
 # PEFT asks transformers by a name that is on its way out.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 NUM_HELD_OUT = 64
 # What manifests/samples/tiny-cpu.yaml asks for.

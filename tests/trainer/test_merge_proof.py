@@ -17,7 +17,6 @@ from llava_trainer.merging.weights import merge_weights
 from tests.trainer.checkpoints import build_llava, edit_weights, make_adapter, save_base
 
 # PEFT asks transformers by a name that is on its way out.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 Weights = dict[str, torch.Tensor]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -28,7 +28,6 @@ from tests.trainer.checkpoints import edit_weights
 from tests.trainer.runs import Recorder, make_run, run_config
 
 # PEFT asks transformers by a name that is on its way out.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
 @pytest.fixture(scope="module")

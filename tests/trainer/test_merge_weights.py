@@ -28,7 +28,6 @@ from tests.trainer.checkpoints import (
 )
 
 # PEFT asks transformers by a name that is on its way out.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

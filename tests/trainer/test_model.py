@@ -21,7 +21,6 @@ from llava_trainer.training.adapter import check_saved, publish_adapter
 from tests.trainer.checkpoints import LAYOUTS, build_llava, rename, save_base
 
 # PEFT asks transformers by a name that is on its way out.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 CPU = torch.device("cpu")
 IMAGE_TOKEN = 5

@@ -119,7 +119,6 @@ def test_two_processes_killed_and_resumed_end_where_one_straight_run_ends(make_c
     assert sha256_file(killed.volume.adapter_dir / "adapter_model.safetensors") == digest
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_a_process_killed_in_one_pod_ends_all_pods(make_config: Callable[..., RunConfig]):
     config = make_config(num_nodes=2, epochs=LONG)
     with TrainStage(config, node=1) as second, TrainStage(config, node=0) as first:

@@ -12,8 +12,8 @@ from llava_api.constants import (
     MANAGER,
     StageName,
 )
-from llava_operator.wire import Object
 from llava_operator.run import Run
+from llava_operator.wire import Object
 
 
 @dataclass(frozen=True, kw_only=True)

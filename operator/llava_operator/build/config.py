@@ -16,8 +16,8 @@ from llava_api.run_config import Reporting, RunConfig, RunIdentity, WorkerLayout
 from llava_operator.build.common import Platform, build_labels, build_metadata
 from llava_operator.build.service import rendezvous_host
 from llava_operator.build.volume import parse_source
-from llava_operator.wire import Object
 from llava_operator.run import Run, num_gpus
+from llava_operator.wire import Object
 
 CONFIG_KEY = PurePosixPath(CONFIG_PATH).name
 CA_KEY = PurePosixPath(REPORT_CA_PATH).name
@@ -34,9 +34,7 @@ def build_run_config(run: Run, stage: StageName, attempt: int, platform: Platfor
     """All that a stage is told. The layout is that of training in every stage; the device is the stage's own."""
     spec = run.spec
     return RunConfig(
-        run=RunIdentity(
-            namespace=run.key.namespace, name=run.key.name, uid=run.uid, stage=stage, attempt=attempt
-        ),
+        run=RunIdentity(namespace=run.key.namespace, name=run.key.name, uid=run.uid, stage=stage, attempt=attempt),
         volume_root=Path(RUN_VOLUME_PATH),
         model_dir=_input_dir(spec.model.source),
         dataset_dir=_input_dir(spec.dataset.source),
@@ -52,9 +50,7 @@ def build_run_config(run: Run, stage: StageName, attempt: int, platform: Platfor
         ),
         merge=spec.merge,
         evaluation=spec.evaluation,
-        reporting=Reporting(
-            url=platform.report_url, ca_file=Path(REPORT_CA_PATH), token_file=Path(REPORT_TOKEN_PATH)
-        ),
+        reporting=Reporting(url=platform.report_url, ca_file=Path(REPORT_CA_PATH), token_file=Path(REPORT_TOKEN_PATH)),
     )
 
 
@@ -69,9 +65,7 @@ def build_config_map(run: Run, stage: StageName, attempt: int, platform: Platfor
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": build_metadata(
-            run, job_name(run.key.name, stage, attempt), build_labels(run, stage, attempt)
-        ),
+        "metadata": build_metadata(run, job_name(run.key.name, stage, attempt), build_labels(run, stage, attempt)),
         "immutable": True,
         "data": {CONFIG_KEY: config.model_dump_json(indent=2)},
     }

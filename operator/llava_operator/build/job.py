@@ -19,8 +19,8 @@ from llava_operator.build.common import Platform, build_labels, build_metadata
 from llava_operator.build.config import grace_period_s
 from llava_operator.build.resources import build_resources
 from llava_operator.build.volume import input_claims
-from llava_operator.wire import Object
 from llava_operator.run import Run, num_gpus, num_pods
+from llava_operator.wire import Object
 
 UID = 65532
 TMP_SIZE = "10Gi"

@@ -2,8 +2,8 @@
 
 from llava_api.constants import StageName
 from llava_api.spec import Evaluation, Merge, Prepare, Resources, Workers
-from llava_operator.wire import Object
 from llava_operator.run import Run
+from llava_operator.wire import Object
 
 GPU = "nvidia.com/gpu"
 

@@ -3,8 +3,8 @@
 from llava_api.constants import LABEL_RUN, LABEL_STAGE, RENDEZVOUS_PORT, StageName
 from llava_api.names import pod_hostname, rendezvous_service_name
 from llava_operator.build.common import build_labels, build_metadata
-from llava_operator.wire import Object
 from llava_operator.run import Run
+from llava_operator.wire import Object
 
 
 def rendezvous_host(run: Run, attempt: int) -> str:
@@ -18,9 +18,7 @@ def build_rendezvous_service(run: Run) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": build_metadata(
-            run, rendezvous_service_name(run.key.name), build_labels(run, StageName.TRAIN)
-        ),
+        "metadata": build_metadata(run, rendezvous_service_name(run.key.name), build_labels(run, StageName.TRAIN)),
         "spec": {
             "clusterIP": "None",
             # Pods look for each other before any of them could be called ready.

@@ -5,8 +5,8 @@ from typing import NamedTuple
 from llava_api.names import volume_claim_name
 from llava_api.spec import Spec
 from llava_operator.build.common import build_labels, build_metadata
-from llava_operator.wire import Object
 from llava_operator.run import Run
+from llava_operator.wire import Object
 
 PVC_SCHEME = "pvc://"
 
@@ -56,5 +56,3 @@ def build_volume_claim(run: Run) -> Object:
 def _default_access_modes(spec: Spec) -> tuple[str, ...]:
     # Every training pod writes to the volume, and they may land on different nodes.
     return ("ReadWriteMany",) if spec.workers.replicas > 1 else ("ReadWriteOnce",)
-
-

@@ -67,7 +67,7 @@ def resume(engine: Any, processes: Processes, volume: RunVolume, attempt: int) -
         Its state and folder, or None if training begins.
 
     Raises:
-        StageError: InvalidConfig; the checkpoint was made by another number of processes.
+        StageError: CheckpointMismatch; the checkpoint was made by another number of processes.
     """
     # Nobody may be reading the list while somebody else, still on the way here, could change what it says.
     processes.barrier()
@@ -99,7 +99,7 @@ def _load_verified(folder: Path, processes: Processes) -> tuple[CheckpointState,
         return None
     if state.world_size != processes.world_size:
         raise StageError(
-            Reason.INVALID_CONFIG,
+            Reason.CHECKPOINT_MISMATCH,
             f"{folder} was made by {state.world_size} processes and cannot be resumed by {processes.world_size}: set "
             f"workers.replicas x max(workers.gpus, 1) to {state.world_size} again, or create another run",
         )
