@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.localcluster import host, images
 from tests.localcluster.cluster import LocalCluster
 from tests.localcluster.errors import ClusterError
+from tests.localcluster.instance import require_no_instance
 from tests.localcluster.paths import DEFAULT_STATE_ROOT, cache_root
 from tests.localcluster.tools import ensure_tools
 
@@ -31,8 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", parents=[shared, install], help="start an instance and wait until it is ready")
     up.add_argument("--control-plane-only", action="store_true", help="a real API server, no nodes")
     up.add_argument("--nodes", type=int, default=1, help="real nodes to start with (default: %(default)s)")
-    down = commands.add_parser("down", parents=[shared], help="remove an instance and all that it started")
-    down.add_argument("--purge", action="store_true", help="delete the cache of tools and images as well")
+    commands.add_parser("down", parents=[shared], help="remove an instance and all that it started")
     status = commands.add_parser("status", parents=[shared], help="what is there and what runs")
     status.add_argument("--json", action="store_true", help="for programs")
     load = commands.add_parser("load-image", parents=[shared], help="put an image onto the nodes")
@@ -41,6 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("add-node", parents=[shared], help="add one more real node")
     commands.add_parser("kubeconfig", parents=[shared], help="print the path of the kubeconfig")
     commands.add_parser("env", parents=[shared], help="print shell lines that set PATH and KUBECONFIG")
+    commands.add_parser(
+        "purge", parents=[shared], help="delete the cache of tools and images, which all instances share"
+    )
     commands.add_parser("tools", parents=[install], help="build everything that is needed, start nothing")
     build = commands.add_parser("build-images", parents=[install], help="build the base and the project's images")
     build.add_argument("--only", choices=images.IMAGE_NAMES, action="append", help="just this one (repeatable)")
@@ -69,8 +72,6 @@ def _run_cluster_command(arguments: argparse.Namespace) -> None:
             print(cluster.kubeconfig)
         case "down":
             cluster.down()
-            if arguments.purge:
-                images.purge(cache_root())
         case "status":
             _print_status(cluster, arguments.json)
         case "load-image":
@@ -90,6 +91,9 @@ def run_command(arguments: argparse.Namespace) -> None:
     if getattr(arguments, "install", False):
         host.install_packages(host.ALL_PACKAGES)
     match arguments.command:
+        case "purge":
+            require_no_instance(arguments.state)
+            images.purge(cache_root())
         case "tools":
             for folder in ensure_tools().folders:
                 print(folder)

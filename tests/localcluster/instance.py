@@ -302,6 +302,15 @@ def load_instance(state_root: Path, name: str) -> Instance | None:
         raise ClusterError(f"{file} is not a usable record of an instance ({error!r})") from error
 
 
+def require_no_instance(state_root: Path) -> None:
+    """Raise ClusterError when an instance exists, naming all of them."""
+    names = sorted(file.parent.name for file in state_root.glob(f"*/{_STATE_FILE}"))
+    if names:
+        raise ClusterError(
+            f"instance {', '.join(names)} in {state_root} uses the cache; run `down --name {names[0]}` first"
+        )
+
+
 def release_index(instance: Instance) -> None:
     """Give the instance's number back once nothing uses it any more."""
     with machine_lock():

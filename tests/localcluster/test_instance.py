@@ -20,6 +20,7 @@ from tests.localcluster.instance import (
     instance_lock,
     load_instance,
     release_index,
+    require_no_instance,
 )
 
 
@@ -136,3 +137,10 @@ def test_taken_port_is_passed_over() -> None:
 def test_folder_that_is_too_long_for_sockets_is_refused(state_root: Path) -> None:
     with pytest.raises(ClusterError, match=r"has \d+ characters, too many .* choose a --state or a --name"):
         _create(state_root / ("x" * 60), "a")
+
+
+def test_the_shared_cache_is_not_deleted_under_an_instance(state_root: Path) -> None:
+    require_no_instance(state_root)
+    _create(state_root, "one")
+    with pytest.raises(ClusterError, match="instance one in state uses the cache; run `down --name one` first"):
+        require_no_instance(state_root)
