@@ -30,9 +30,9 @@ def make_plan(data: OwnData | None = None, **changes: Any) -> DemoPlan:
 
 
 def printed(renderable: Any) -> str:
-    console = Console(file=io.StringIO(), width=140)
-    console.print(renderable)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    text = io.StringIO()
+    Console(file=text, width=140).print(renderable)
+    return text.getvalue()
 
 
 @pytest.fixture
@@ -134,20 +134,22 @@ def test_plain_line_tells_every_stage() -> None:
 def test_failure_is_told_with_hint_and_log() -> None:
     failure = {"reason": "InvalidData", "message": "export.json[3] is bad", "hint": "Mend it.", "stage": "prepare",
                "logTail": "[the] last line"}  # fmt: skip
-    console = Console(file=io.StringIO(), width=140)
+    written = io.StringIO()
+    console = Console(file=written, width=140)
     run = {"status": {"phase": "Failed", "failure": failure}}
     assert tell(make_plan(), run, console, "kubectl") == 1
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = written.getvalue()
     for part in ("failed in prepare: InvalidData", "export.json[3] is bad", "Mend it.", "[the] last line"):
         assert part in text
 
 
 def test_success_is_told_with_scores_and_what_next() -> None:
     metric = {"name": "exact_match", "split": "validation", "base": 0.0, "tuned": 0.9, "gain": 0.9, "samples": 64}
-    console = Console(file=io.StringIO(), width=140)
+    written = io.StringIO()
+    console = Console(file=written, width=140)
     run = {"status": {"phase": "Succeeded", "evaluation": {"metrics": [metric]}}}
     assert tell(make_plan(), run, console, "kubectl -n n") == 0
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = written.getvalue()
     for part in ("0.000", "0.900", "+0.900", "report.html", "kubectl -n n get lft", "make demo-down"):
         assert part in text
 
