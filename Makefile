@@ -31,20 +31,23 @@ help: ## This list
 .PHONY: setup
 setup: $(VENV)/.ready ## Make .venv with everything but the GPU extra
 $(VENV)/.ready: pyproject.toml constraints.txt
-	test -x "$(UV)" || { $(PYTHON) -m venv $(VENV)-uv && $(VENV)-uv/bin/pip install -q uv==0.13.9; }
-	test -x $(RUN)/python || $(UV) venv -q --python $(PYTHON) $(VENV)
-	$(UV) pip install -q --python $(RUN)/python -c constraints.txt -e '.[operator,trainer,dev]'
-	touch $@
+	@echo "▸ Python environment in $(VENV)"
+	@test -x "$(UV)" || { \
+	  $(PYTHON) -c 'import ensurepip' 2>/dev/null || { apt-get update -qq && apt-get install -y -qq python3-venv; }; \
+	  $(PYTHON) -m venv $(VENV)-uv && $(VENV)-uv/bin/pip install -q uv==0.13.9; }
+	@test -x $(RUN)/python || $(UV) venv -q --python $(PYTHON) $(VENV)
+	@$(UV) pip install -q --python $(RUN)/python -c constraints.txt -e '.[operator,trainer,dev]'
+	@touch $@
 
 .PHONY: demo
 demo: setup ## A whole run on an embedded cluster (DATA=, FORMAT=, FILE=, IMAGES= for your data; CONTEXT= for your cluster)
-	$(RUN)/python -m tests.demo up --data='$(DATA)' --format='$(FORMAT)' --file='$(FILE)' --images='$(IMAGES)' \
+	@$(RUN)/python -m tests.demo up --data='$(DATA)' --format='$(FORMAT)' --file='$(FILE)' --images='$(IMAGES)' \
 	  --context='$(CONTEXT)' --operator-image='$(OPERATOR_IMAGE)' --trainer-image='$(TRAINER_IMAGE)' \
 	  --storage-class='$(STORAGE_CLASS)'
 
 .PHONY: demo-down
 demo-down: setup ## Remove everything that the demo started and made outside the cache
-	$(RUN)/python -m tests.demo down --context='$(CONTEXT)'
+	@$(RUN)/python -m tests.demo down --context='$(CONTEXT)'
 
 .PHONY: test
 test: setup ## All tests that this machine can run; what cannot run is listed with the reason
@@ -82,7 +85,8 @@ cluster-up: ## Start an embedded cluster of one node, with the images
 	$(CLUSTER) tools --install
 	$(CLUSTER) up
 	$(CLUSTER) build-images
-	$(CLUSTER) load-images
+	$(CLUSTER) load-image localhost/llava-finetune-operator:dev
+	$(CLUSTER) load-image localhost/llava-finetune-trainer:dev
 
 .PHONY: cluster-down
 cluster-down: ## Remove that cluster
