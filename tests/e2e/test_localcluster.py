@@ -6,10 +6,12 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.kubectl import wait_for
 from tests.localcluster import processes
 from tests.localcluster.cluster import ClusterError, LocalCluster
 from tests.localcluster.images import build_base
@@ -87,6 +89,13 @@ def _kubectl(cluster: LocalCluster, *arguments: str, stdin: str | None = None) -
     return run(command, what=f"kubectl {arguments[0]}", timeout_s=90, stdin=stdin).stdout
 
 
+def _try_kubectl(cluster: LocalCluster, *arguments: str) -> str | None:
+    try:
+        return _kubectl(cluster, *arguments)
+    except ClusterError:
+        return None
+
+
 def _remove(cluster: LocalCluster) -> None:
     """Take an instance down, twice, and look for what it left."""
     instance = cluster.instance
@@ -143,7 +152,9 @@ def _check_nodes_reach_each_other(cluster: LocalCluster) -> None:
     fetch = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=10).status)"
     for source, target in (("a", "b"), ("b", "a")):
         url = f"http://{target}.default.svc.cluster.local"
-        assert _kubectl(cluster, "exec", source, "--", "python3", "-c", fetch, url).strip() == "200"
+        fetched = partial(_try_kubectl, cluster, "exec", source, "--", "python3", "-c", fetch, url)
+        # A pod is Ready before every node's kube-proxy has heard of it.
+        assert wait_for(f"{url} from pod {source}", fetched, timeout_s=30).strip() == "200"
         assert f"started {source}" in _kubectl(cluster, "logs", f"pod/{source}")
         # The machine itself reaches services and pods too: tests run programs there.
         address = _kubectl(cluster, "get", "service", target, "-o", "jsonpath={.spec.clusterIP}")

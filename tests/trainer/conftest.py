@@ -3,6 +3,8 @@
 What needs torch is imported when it is asked for: tests of the frame and of reports run without it.
 """
 
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from llava_trainer.data.processing import Processing
+    from llava_trainer.training.processes import Processes
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,33 @@ def toy_processing(toy_model_dir: Path) -> "Processing":
     from llava_trainer.data.processing import load_processing
 
     return load_processing(toy_model_dir, "pad")
+
+
+@pytest.fixture(scope="session")
+def process_group() -> Iterator[tuple["Processes", int]]:
+    """This process as the only one of a training, and its port.
+
+    Once a session: DeepSpeed keeps the first process group that it sees, whatever becomes of it.
+    """
+    import torch.distributed as dist
+
+    from llava_trainer.training.processes import join
+    from tests.trainer.trainings import environment_of_one
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    with environment_of_one(port):
+        processes = join("cpu")
+    yield processes, port
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def processes(process_group: tuple["Processes", int]) -> Iterator["Processes"]:
+    """The only process of a training, with its environment for as long as the module's tests run."""
+    from tests.trainer.trainings import environment_of_one
+
+    joined, port = process_group
+    with environment_of_one(port):
+        yield joined

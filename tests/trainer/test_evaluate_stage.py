@@ -22,8 +22,6 @@ from llava_trainer.outcome import StageOutput
 from llava_trainer.stages import evaluate, merge
 from tests.trainer.runs import Recorder, make_run, run_config
 
-# PEFT asks transformers by a name that is on its way out.
-
 PROMPTS = [{"image": "tray-0001.png", "text": "Describe this image in detail."}, {"text": "Who are you?"}]
 
 

@@ -3,8 +3,6 @@
 Pictures are held out, their pairs of question and answer are not: each stands on other pictures in training too.
 """
 
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,9 +20,7 @@ from llava_trainer.training.loop import train
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.stopping import StopRequest
 from tests.demo.inputs import cached_base
-from tests.trainer.trainings import alone, make_dataset, make_training
-
-# PEFT asks transformers by a name that is on its way out.
+from tests.trainer.trainings import make_dataset, make_training
 
 NUM_HELD_OUT = 64
 # What manifests/samples/tiny-cpu.yaml asks for.
@@ -41,15 +37,6 @@ TRAINING = {
 def base_dir() -> Path:
     """The demo's base: half a minute to make, once for each version of its code."""
     return cached_base()
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Processes]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    with alone(port) as processes:
-        yield processes
 
 
 def learn(root: Path, base_dir: Path, processes: Processes, *, shuffled: bool) -> tuple[RunConfig, list[Sample]]:

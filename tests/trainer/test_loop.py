@@ -4,8 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,18 +32,9 @@ from llava_trainer.training.loop import make_plan, train
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.trainee import build_trainee
-from tests.trainer.trainings import StopAfter, alone, configure, make_dataset, make_training, text_only
+from tests.trainer.trainings import StopAfter, configure, make_dataset, make_training, text_only
 
 EPOCHS = 3
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Processes]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    with alone(port) as processes:
-        yield processes
 
 
 @pytest.fixture(scope="module")

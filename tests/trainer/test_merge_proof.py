@@ -16,8 +16,6 @@ from llava_trainer.merging.proof import Proof, prove_merge
 from llava_trainer.merging.weights import merge_weights
 from tests.trainer.checkpoints import build_llava, edit_weights, make_adapter, save_base
 
-# PEFT asks transformers by a name that is on its way out.
-
 Weights = dict[str, torch.Tensor]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 Q_PROJ = "language_model.model.layers.1.self_attn.q_proj.weight"

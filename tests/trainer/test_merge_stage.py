@@ -27,8 +27,6 @@ from llava_trainer.stages import merge
 from tests.trainer.checkpoints import edit_weights
 from tests.trainer.runs import Recorder, make_run, run_config
 
-# PEFT asks transformers by a name that is on its way out.
-
 
 @pytest.fixture(scope="module")
 def made_root(tmp_path_factory: pytest.TempPathFactory) -> Path:

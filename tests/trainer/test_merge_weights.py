@@ -27,8 +27,6 @@ from tests.trainer.checkpoints import (
     save_weights,
 )
 
-# PEFT asks transformers by a name that is on its way out.
-
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -20,8 +20,6 @@ from llava_trainer.model.objective import SupervisedLoss
 from llava_trainer.training.adapter import check_saved, publish_adapter
 from tests.trainer.checkpoints import LAYOUTS, build_llava, rename, save_base
 
-# PEFT asks transformers by a name that is on its way out.
-
 CPU = torch.device("cpu")
 IMAGE_TOKEN = 5
 LORA = Lora(rank=4, alpha=8, dropout=0.0)

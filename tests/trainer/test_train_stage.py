@@ -20,7 +20,8 @@ from llava_trainer.reporting import Reporter
 from llava_trainer.training.checkpoint import list_checkpoints
 from llava_trainer.training.history import Entry, read_entries
 from llava_trainer.training.loop import train
-from tests.trainer.trainings import StopAfter, TrainStage, alone, make_dataset, make_training, text_only
+from llava_trainer.training.processes import Processes
+from tests.trainer.trainings import StopAfter, TrainStage, environment_of_one, make_dataset, make_training, text_only
 
 END_DEADLINE_S = 30
 """Within which every launcher ends after a process was killed, in whichever pod."""
@@ -119,7 +120,9 @@ def test_two_processes_killed_and_resumed_end_where_one_straight_run_ends(make_c
     assert sha256_file(killed.volume.adapter_dir / "adapter_model.safetensors") == digest
 
 
-def test_a_process_killed_in_one_pod_ends_all_pods(make_config: Callable[..., RunConfig]):
+def test_a_process_killed_in_one_pod_ends_all_pods(
+    make_config: Callable[..., RunConfig], process_group: tuple[Processes, int]
+):
     config = make_config(num_nodes=2, epochs=LONG)
     with TrainStage(config, node=1) as second, TrainStage(config, node=0) as first:
         await_step(config, 3, first, second)
@@ -134,7 +137,8 @@ def test_a_process_killed_in_one_pod_ends_all_pods(make_config: Callable[..., Ru
     ] * 2
     # What two pods learned until then is what one process learns.
     single = make_config(attempt=2, epochs=LONG)
-    with alone(single.workers.rendezvous_port) as processes, pytest.raises(StageError, match="after step 3"):
+    processes, port = process_group
+    with environment_of_one(port), pytest.raises(StageError, match="after step 3"):
         train(single, processes, Reporter(single), StopAfter(3))
     losses = [entry.loss for entry in curve(config)[:3]]
     assert losses == pytest.approx([entry.loss for entry in curve(single)], rel=1e-5)

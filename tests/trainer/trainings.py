@@ -9,14 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from llava_api.constants import ENV_COMPLETION_INDEX, StageName
 from llava_api.report import StageResult
 from llava_api.run_config import RunConfig
 from llava_trainer.data.samples import Sample, Source, Turn, write_samples
 from llava_trainer.outcome import ENV_TERMINATION_LOG
-from llava_trainer.training.processes import Processes, join
 from llava_trainer.training.stopping import StopRequest
 from tests.tiny.export import make_export
 
@@ -69,14 +66,13 @@ def configure(root: Path, model_dir: Path, *, attempt: int = 1, **changes: dict[
 
 
 @contextmanager
-def alone(port: int) -> Iterator[Processes]:
-    """This process as the only one of a training."""
+def environment_of_one(port: int) -> Iterator[None]:
+    """What torch's elastic agent tells the only process of a training. Processes started meanwhile inherit it."""
     environment = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in environment.items()})
     try:
-        yield join("cpu")
+        yield
     finally:
-        dist.destroy_process_group()
         for name in environment:
             del os.environ[name]
 
