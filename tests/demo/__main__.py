@@ -1,6 +1,7 @@
 """``python -m tests.demo up|down``: what `make demo` and `make demo-down` call."""
 
 import argparse
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -141,7 +142,8 @@ def _fresh_namespace(target: Target, plan: DemoPlan) -> None:
 
 
 def down(plan: DemoPlan, console: Console) -> int:
-    """Remove what `up` started and made outside the cache."""
+    """Remove what `up` started and made outside the cache, the fetched reports included."""
+    shutil.rmtree(plan.output, ignore_errors=True)
     if plan.context:
         kubectl, helm = reach(plan)
         kubectl.run("delete", "namespace", plan.namespace, "--ignore-not-found", timeout_s=180)
@@ -151,10 +153,10 @@ def down(plan: DemoPlan, console: Console) -> int:
             what="uninstalling the operator",
             timeout_s=120,
         )  # fmt: skip
-        console.print("The demo is gone; the CustomResourceDefinition is kept.")
+        console.print("The demo and its reports are gone; the CustomResourceDefinition is kept.")
         return 0
     LocalCluster(plan.cluster).down()
-    console.print("The demo's cluster is gone; built programs and images are kept in the cache.")
+    console.print("The demo's cluster and reports are gone; built programs and images are kept in the cache.")
     return 0
 
 

@@ -61,7 +61,7 @@ def tell(plan: DemoPlan, run: dict[str, Any], console: Console, kubectl_line: st
         f"{kubectl_line} describe lft {plan.run}",
         f"{kubectl_line} explain lft.spec.training",
         "make demo DATA=my-folder FORMAT=llava FILE=train.json    # the same with your own pictures",
-        "make demo-down",
+        "make demo-down    # removes the cluster and the reports above",
     ):
         console.print(f"  {line}", highlight=False, soft_wrap=True)
     return 0
