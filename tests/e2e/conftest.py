@@ -55,9 +55,11 @@ def runs(target: Target, courier: Courier, tmp_path_factory: pytest.TempPathFact
         claim(INPUTS_CLAIM, INPUTS_SIZE),
     )
     folders: dict[str, Path] = {BASE_PATH: cached_base()}
-    for path, shuffled in ((DATA_PATH, False), (SHUFFLED_PATH, True), (BAD_PATH, False)):
+    for path in (DATA_PATH, SHUFFLED_PATH, BAD_PATH):
         folders[path] = tmp_path_factory.mktemp(path)
-        make_export(folders[path], shuffled=shuffled)
+    make_export(folders[DATA_PATH])
+    make_export(folders[SHUFFLED_PATH], format="llava", shuffled=True)
+    make_export(folders[BAD_PATH])
     damaged = folders[BAD_PATH] / "images" / "tray-0003.png"
     damaged.write_bytes(damaged.read_bytes()[:100])
     (folders[BAD_PATH] / "images" / "tray-0007.png").unlink()

@@ -22,11 +22,20 @@ class Runs:
 
     kubectl: Kubectl
 
-    def start(self, name: str, *, data: str = "data", epochs: int | None = None) -> None:
-        """Apply the sample under another name, on other data, shorter or longer."""
+    def start(self, name: str, *, data: str = "data", epochs: int | None = None, **changes: dict[str, Any]) -> None:
+        """Apply the sample under another name, on other data, shorter or longer.
+
+        Args:
+            name: of the run.
+            data: folder of the dataset in the inputs' claim.
+            epochs: of training.
+            changes: fields to set, by the part of the spec that they are in (``evaluation={"gpus": 0}``).
+        """
         manifest: dict[str, Any] = yaml.safe_load(SAMPLE.read_text())
         manifest["metadata"]["name"] = name
         manifest["spec"]["dataset"]["source"] = f"pvc://tiny-inputs/{data}"
+        for part, fields in changes.items():
+            manifest["spec"][part] |= fields
         if epochs is not None:
             manifest["spec"]["training"]["epochs"] = epochs
         self.kubectl.apply(manifest)

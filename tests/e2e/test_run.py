@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from llava_api.constants import STAGES, Phase, StageName
-from llava_api.names import job_name, volume_claim_name
+from llava_api.names import volume_claim_name
 from llava_api.status import StageState, Status
 from tests.demo.courier import Courier
 from tests.demo.target import OPERATOR_NAMESPACE, RELEASE
@@ -160,12 +160,17 @@ def test_merged_model_loads_without_our_code(volume: Path) -> None:
 
 
 def test_with_shuffled_answers_the_gain_is_gone(runs: Runs) -> None:
-    """The control experiment: the same pictures, where the picture says nothing about the answer."""
-    runs.start("shuffled", data=SHUFFLED_PATH)
+    """The control experiment: the same pictures, where the picture says nothing about the answer.
+
+    In LLaVA's own format, and with samples seen in training scored as well: what a person's own data goes through.
+    """
+    runs.start("shuffled", data=SHUFFLED_PATH, dataset={"format": "llava"}, evaluation={"trainingSamples": 32})
     status = runs.wait_for_end("shuffled")
     assert status.phase is Phase.SUCCEEDED, status.failure
+    assert status.data is not None
+    assert (status.data.pairs_train, status.data.pairs_validation, status.data.images) == (256, 64, 320)
     assert status.evaluation is not None
-    [metric] = status.evaluation.metrics
-    assert metric.tuned <= 0.15
+    metrics = {metric.split: metric for metric in status.evaluation.metrics}
+    assert {split: metric.samples for split, metric in metrics.items()} == {"validation": 64, "train": 32}
+    assert metrics["validation"].tuned <= 0.15
     runs.delete("shuffled")
-    assert not runs.kubectl.exists("job", job_name("shuffled", StageName.TRAIN, 2))
