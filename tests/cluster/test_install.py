@@ -16,5 +16,6 @@ def test_kustomize_base_is_accepted(api_server: Kubectl) -> None:
         assert api_server.exists("crd", "llavafinetunes.finetune.llava.dev")
     finally:
         # Not the CustomResourceDefinition: the other tests of this session use it.
-        api_server.run("delete", "namespace", NAMESPACE, "--wait=false")
+        # Waited for: other tests make the namespace anew.
+        api_server.run("delete", "namespace", NAMESPACE, "--wait=true", timeout_s=120)
         api_server.run("delete", "clusterrole,clusterrolebinding", "llava-finetune-operator")
