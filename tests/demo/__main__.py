@@ -125,7 +125,7 @@ def up(plan: DemoPlan, console: Console) -> int:
     fetch_results(plan, courier, run_object)
     steps.end()
     write_summary(plan.output / "summary.json", steps.seconds, run_object)
-    return tell(plan, run_object, console, target.kubectl_line)
+    return tell(plan, run_object, console, target.kubectl_line, target.shell_line)
 
 
 def _fresh_namespace(target: Target, plan: DemoPlan) -> None:

@@ -36,8 +36,18 @@ def fetch_results(plan: DemoPlan, courier: Courier, run: dict[str, Any]) -> None
         (plan.output / "data" / name).unlink(missing_ok=True)
 
 
-def tell(plan: DemoPlan, run: dict[str, Any], console: Console, kubectl_line: str) -> int:
-    """Print the end of the story; returns the exit code."""
+def tell(
+    plan: DemoPlan, run: dict[str, Any], console: Console, kubectl_line: str, shell_line: str | None = None
+) -> int:
+    """Print the end of the story; returns the exit code.
+
+    Args:
+        plan: what was asked for.
+        run: the whole resource.
+        console: where to print.
+        kubectl_line: how a person calls kubectl for the cluster.
+        shell_line: what they type once before that.
+    """
     status = Status.model_validate(run["status"])
     console.print()
     if status.phase is not Phase.SUCCEEDED or status.evaluation is None:
@@ -57,6 +67,7 @@ def tell(plan: DemoPlan, run: dict[str, Any], console: Console, kubectl_line: st
     console.print(f"Whole resource:  {plan.output / 'run.yaml'}", soft_wrap=True)
     console.print("\nWhat to type next:", style="bold")
     for line in (
+        *([shell_line] if shell_line else []),
         f"{kubectl_line} get lft",
         f"{kubectl_line} describe lft {plan.run}",
         f"{kubectl_line} explain lft.spec.training",

@@ -27,6 +27,8 @@ class Target:
     trainer_image: str
     kubectl_line: str
     """How a person calls kubectl for it."""
+    shell_line: str | None = None
+    """What a person types before that, so that the shell finds kubectl and the cluster."""
 
 
 class TargetError(Exception):
@@ -53,7 +55,8 @@ def embedded(plan: DemoPlan, step: Callable[[str], None]) -> Target:
         helm=tools.path("helm"),
         operator_image=built["operator"],
         trainer_image=built["trainer"],
-        kubectl_line=f"KUBECONFIG={cluster.kubeconfig} {kubectl.binary} -n {plan.namespace}",
+        kubectl_line=f"kubectl -n {plan.namespace}",
+        shell_line=f'eval "$(python3 -m tests.localcluster env --name {plan.cluster})"',
     )
 
 

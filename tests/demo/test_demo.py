@@ -148,9 +148,17 @@ def test_success_is_told_with_scores_and_what_next() -> None:
     written = io.StringIO()
     console = Console(file=written, width=140)
     run = {"status": {"phase": "Succeeded", "evaluation": {"metrics": [metric]}}}
-    assert tell(make_plan(), run, console, "kubectl -n n") == 0
+    assert tell(make_plan(), run, console, "kubectl -n n", "eval the cluster") == 0
     text = written.getvalue()
-    for part in ("0.000", "0.900", "+0.900", "report.html", "kubectl -n n get lft", "make demo-down"):
+    for part in (
+        "0.000",
+        "0.900",
+        "+0.900",
+        "report.html",
+        "eval the cluster",
+        "kubectl -n n get lft",
+        "make demo-down",
+    ):
         assert part in text
 
 
