@@ -72,7 +72,9 @@ def tell(
         f"{kubectl_line} describe lft {plan.run}",
         f"{kubectl_line} explain lft.spec.training",
         "make demo DATA=my-folder FORMAT=llava FILE=train.json    # the same with your own pictures",
-        "make demo-down    # removes the cluster and the reports above",
+        f"make demo-down CONTEXT={plan.context}    # removes the operator, the runs and the reports above"
+        if plan.context
+        else "make demo-down    # removes the cluster and the reports above",
     ):
         console.print(f"  {line}", highlight=False, soft_wrap=True)
     return 0
