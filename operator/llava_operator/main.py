@@ -76,10 +76,15 @@ class Operator:
         """
         async with serve(build_web_app(self.health, self.registry), self.settings.http_port):
             lease = self._lease()
-            await lease.acquire(on_try=self.health.beat)
-            self.metrics.is_leader.set(1)
-            await self._wait_for_crd()
-            await self._lead(lease)
+            try:
+                await lease.acquire(on_try=self.health.beat)
+                self.metrics.is_leader.set(1)
+                await self._wait_for_crd()
+                await self._lead(lease)
+            except asyncio.CancelledError:
+                # SIGTERM before kopf has taken the signals over; the Lease may be ours already.
+                await _release(lease)
+                raise
             await _release(lease)
 
     def _lease(self) -> Lease:
@@ -234,7 +239,7 @@ def main() -> None:
     try:
         asyncio.run(run_operator(settings))
     except asyncio.CancelledError:
-        logger.info("stopped before it led")
+        logger.info("stopped before it was at work")
     except LeadershipLostError as error:
         logger.error("%s", error)
         sys.exit(EXIT_LEADERSHIP_LOST)
