@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from llava_api.base import Strict
-from llava_api.constants import StageName
+from llava_api.constants import RENDEZVOUS_PORT, StageName
 from llava_api.spec import Dataset, Evaluation, Merge, Training
 from llava_api.volume import RunVolume
 
@@ -36,7 +36,7 @@ class WorkerLayout(Strict):
     device: Literal["cuda", "cpu"] = "cpu"
     rendezvous_host: str = "127.0.0.1"
     """DNS name of the first training pod."""
-    rendezvous_port: int = 29400
+    rendezvous_port: int = RENDEZVOUS_PORT
     grace_period_seconds: int = 30
 
     @property

@@ -76,8 +76,7 @@ HELM = ToolSet(
     ("-X helm.sh/helm/v3/internal/version.version=v3.21.4",),
 )
 KUSTOMIZE = ToolSet("kustomize", {"kustomize": "sigs.k8s.io/kustomize/kustomize/v5"})
-KUBECONFORM = ToolSet("kubeconform", {"kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform"})
-ALL_TOOL_SETS = (KUBERNETES, HELM, KUSTOMIZE, KUBECONFORM)
+ALL_TOOL_SETS = (KUBERNETES, HELM, KUSTOMIZE)
 
 
 @dataclass(frozen=True)
