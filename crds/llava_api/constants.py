@@ -13,15 +13,18 @@ SHORT_NAME = "lft"
 
 
 class StageName(StrEnum):
-    """The stages of a run, in the order in which they run."""
+    """The stages of a run, in the order in which they run. ``llava_api.stages`` says which of them a run has."""
 
     PREPARE = "prepare"
+    ALIGN = "align"
     TRAIN = "train"
     MERGE = "merge"
     EVALUATE = "evaluate"
 
 
 STAGES: tuple[StageName, ...] = tuple(StageName)
+TRAINING_STAGES: frozenset[StageName] = frozenset({StageName.ALIGN, StageName.TRAIN})
+"""Those that run over all workers, with DeepSpeed."""
 
 # Labels on every child of a run.
 LABEL_RUN = f"{GROUP}/run"
@@ -42,6 +45,9 @@ ENV_COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
 CONFIG_PATH = "/etc/llava/run.json"
 REPORT_CA_PATH = "/etc/llava-report/ca.crt"
 REPORT_TOKEN_PATH = "/var/run/secrets/llava-report/token"
+SECRETS_PATH = "/llava/secrets"
+"""Credentials of a source are mounted read-only at SECRETS_PATH/ROLE, one file a key; ROLE is a ``SecretRole``."""
+DOWNLOAD_CA_PATH = "/etc/llava-download/ca.crt"
 RUN_VOLUME_PATH = "/llava/run"
 INPUTS_PATH = "/llava/inputs"
 """``pvc://CLAIM/...`` inputs are mounted read-only at INPUTS_PATH/CLAIM."""
@@ -57,11 +63,20 @@ RENDEZVOUS_PORT = 29400
 STAGE_CONTAINER = "stage"
 
 
+class SecretRole(StrEnum):
+    """What a Secret with credentials is for."""
+
+    MODEL = "model"
+    DATASET = "dataset"
+    ALIGNMENT_DATASET = "alignment-dataset"
+
+
 class Condition(StrEnum):
     """Condition types in ``status.conditions``."""
 
     READY = "Ready"
     PREPARED = "Prepared"
+    ALIGNED = "Aligned"
     TRAINED = "Trained"
     MERGED = "Merged"
     EVALUATED = "Evaluated"
@@ -71,6 +86,7 @@ class Condition(StrEnum):
 
 STAGE_CONDITION: dict[StageName, Condition] = {
     StageName.PREPARE: Condition.PREPARED,
+    StageName.ALIGN: Condition.ALIGNED,
     StageName.TRAIN: Condition.TRAINED,
     StageName.MERGE: Condition.MERGED,
     StageName.EVALUATE: Condition.EVALUATED,

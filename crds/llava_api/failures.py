@@ -16,6 +16,13 @@ class Reason(StrEnum):
     INVALID_DATA = "InvalidData"
     INVALID_MODEL = "InvalidModel"
     LOSS_NOT_FINITE = "LossNotFinite"
+    NOTHING_SUPERVISED = "NothingSupervised"
+    ZERO_GRADIENT = "ZeroGradient"
+    ADAPTER_UNCHANGED = "AdapterUnchanged"
+    WORKER_STALLED = "WorkerStalled"
+    SOURCE_UNAVAILABLE = "SourceUnavailable"
+    SOURCE_REFUSED = "SourceRefused"
+    UNSUPPORTED_DEVICE = "UnsupportedDevice"
     OUT_OF_DEVICE_MEMORY = "OutOfDeviceMemory"
     INTERNAL_ERROR = "InternalError"
     WORKER_KILLED = "WorkerKilled"
@@ -25,6 +32,7 @@ class Reason(StrEnum):
     STORAGE_FULL = "StorageFull"
     INTERRUPTED = "Interrupted"
     # Seen by the operator.
+    PLAN_DOES_NOT_FIT = "PlanDoesNotFit"
     OUT_OF_MEMORY = "OutOfMemory"
     POD_DISRUPTED = "PodDisrupted"
     POD_FAILED = "PodFailed"
@@ -56,6 +64,8 @@ FAILURES: tuple[Failure, ...] = (
                  "(config.json, safetensors weights, tokenizer and processor files)."),
     Failure(reason=Reason.LOSS_NOT_FINITE, exit_code=67, retryable=False,
             hint="Lower spec.training.learningRate, or look for damaged samples in the dataset report."),
+    Failure(reason=Reason.NOTHING_SUPERVISED, exit_code=68, retryable=False,
+            hint="A whole batch had nothing to learn from: look at the supervised tokens in the dataset report."),
     Failure(reason=Reason.OUT_OF_DEVICE_MEMORY, exit_code=69, retryable=False,
             hint="In training lower spec.training.batch.perDevice or maxLength, or switch gradientCheckpointing on; in "
                  "evaluation lower spec.evaluation.generation.maxNewTokens."),
@@ -76,6 +86,20 @@ FAILURES: tuple[Failure, ...] = (
             hint="Raise spec.storage.size."),
     Failure(reason=Reason.INTERRUPTED, exit_code=75, retryable=True,
             hint="The pod was asked to stop (a drain, a preemption, a deletion): create the run again."),
+    Failure(reason=Reason.ZERO_GRADIENT, exit_code=77, retryable=False,
+            hint="Nothing that is trained receives a gradient: please report this as a bug, with the log."),
+    Failure(reason=Reason.ADAPTER_UNCHANGED, exit_code=78, retryable=False,
+            hint="Training ended without having changed what it trains: raise spec.training.learningRate or epochs."),
+    Failure(reason=Reason.WORKER_STALLED, exit_code=79, retryable=True,
+            hint="A training process stopped answering; its stack is in the log of its rank under attempts/."),
+    Failure(reason=Reason.SOURCE_UNAVAILABLE, exit_code=80, retryable=True,
+            hint="A model or dataset could not be fetched: look at the address, the network and spec.download."),
+    Failure(reason=Reason.SOURCE_REFUSED, exit_code=81, retryable=False,
+            hint="A model or dataset does not exist or may not be read: correct the source or its secretRef."),
+    Failure(reason=Reason.UNSUPPORTED_DEVICE, exit_code=82, retryable=False,
+            hint="The GPU cannot do what the run asks for: the message names the setting to change."),
+    Failure(reason=Reason.PLAN_DOES_NOT_FIT, exit_code=None, retryable=False,
+            hint="Choose one of the configurations that the message names, or GPUs with more memory."),
     Failure(reason=Reason.OUT_OF_MEMORY, exit_code=None, retryable=False,
             hint="The container went over its memory limit: raise the stage's resources.limits.memory."),
     Failure(reason=Reason.POD_DISRUPTED, exit_code=None, retryable=True,

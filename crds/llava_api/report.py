@@ -7,6 +7,7 @@ from pydantic import Field
 from llava_api.base import Lenient
 from llava_api.constants import TERMINATION_MESSAGE_MAX_BYTES, StageName
 from llava_api.failures import Reason
+from llava_api.model_facts import ModelFacts
 
 REPORT_VERSION: Final = 1
 LOSSES_KEPT = 60
@@ -64,6 +65,13 @@ class PrepareNumbers(Lenient):
     longest_sample_tokens: int
     overlong_samples: int
     """Samples cut off at spec.training.maxLength."""
+    unsupervised_samples: int = 0
+    """Samples left out because nothing could be learned from them."""
+    samples_alignment: int = 0
+    """Samples of phase 1."""
+    longest_batch_tokens: int = 0
+    """Tokens of the longest micro-batch, filled up: what the memory plan counts with; 0 if unknown."""
+    model: ModelFacts | None = None
 
 
 class TrainNumbers(Lenient):
@@ -115,6 +123,7 @@ class StageResult(Lenient):
     failure: StageFailure | None = None
     """None when the stage succeeded."""
     prepare: PrepareNumbers | None = None
+    align: TrainNumbers | None = None
     train: TrainNumbers | None = None
     merge: MergeNumbers | None = None
     evaluate: EvaluateNumbers | None = None

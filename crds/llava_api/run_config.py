@@ -10,7 +10,7 @@ from pydantic import Field
 
 from llava_api.base import Strict
 from llava_api.constants import RENDEZVOUS_PORT, StageName
-from llava_api.spec import Dataset, Evaluation, Merge, Training
+from llava_api.spec import Alignment, Dataset, Download, Evaluation, Merge, Model, Training
 from llava_api.volume import RunVolume
 
 RUN_CONFIG_VERSION: Final = 1
@@ -60,9 +60,17 @@ class RunConfig(Strict):
     run: RunIdentity
     volume_root: Path
     model_dir: Path
+    """The model in hub layout. Where prepare has to fetch or convert it first, what ``inputs.json`` on the volume says
+    takes its place in the stages after."""
     dataset_dir: Path
+    """Folder of the dataset; the same holds."""
+    alignment_dir: Path | None = None
+    """Folder of phase 1's dataset; the same holds. None without alignment."""
+    model: Model = Model()
     dataset: Dataset
+    alignment: Alignment | None = None
     training: Training
+    download: Download = Download()
     workers: WorkerLayout
     merge: Merge
     evaluation: Evaluation

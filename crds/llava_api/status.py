@@ -10,6 +10,7 @@ from pydantic import Field, WithJsonSchema
 
 from llava_api.base import Lenient
 from llava_api.constants import Condition, Phase, StageName
+from llava_api.model_facts import ModelFacts
 from llava_api.report import LOSSES_KEPT
 
 Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time", "maxLength": 64})]
@@ -95,6 +96,31 @@ class Data(Lenient):
     supervised_tokens: Annotated[Count, Field(description="Tokens that training learns from, over one epoch.")]
     longest_sample_tokens: Annotated[Count, Field(description="Tokens of the longest sample, image tokens included.")]
     overlong_samples: Annotated[Count, Field(description="Samples cut off at spec.training.maxLength.")]
+    unsupervised_samples: Annotated[
+        Count, Field(description="Samples left out because nothing could be learned from them.")
+    ] = 0
+    samples_alignment: Annotated[Count, Field(description="Samples of phase 1.")] = 0
+
+
+class PlanTerm(Lenient):
+    """One part of the memory that training takes on a GPU."""
+
+    name: Annotated[Short, Field(description="weights, gradients, optimizer, activations, head, ...")]
+    gibibytes: Annotated[float, Field(description="Memory on one GPU, in GiB.")]
+
+
+class Plan(Lenient):
+    """What training will take, calculated before any GPU is taken."""
+
+    device_memory: Annotated[Short, Field(description="Peak memory of one GPU, like 61.3Gi.")]
+    device_memory_available: Annotated[
+        Short | None, Field(description="Memory that the smallest GPU in question has; unknown if left out.")
+    ] = None
+    terms: Annotated[tuple[PlanTerm, ...], Field(max_length=16, description="What the memory is taken by.")] = ()
+    per_device_batch: Annotated[Count, Field(description="Samples that one process holds at a time.")]
+    accumulation: Annotated[Count, Field(description="Micro-batches that a process runs for one step.")]
+    total_steps: Annotated[Count, Field(description="Optimiser steps of training.")]
+    alignment_steps: Annotated[Count | None, Field(description="Optimiser steps of alignment.")] = None
 
 
 class Metric(Lenient):
@@ -119,6 +145,7 @@ class Artifacts(Lenient):
 
     volume_claim: Annotated[Short | None, Field(description="PersistentVolumeClaim that holds them.")] = None
     dataset_report: Annotated[Text | None, Field(description="Path of the dataset report (HTML).")] = None
+    projector: Annotated[Text | None, Field(description="Path of the projector that phase 1 made.")] = None
     adapter: Annotated[Text | None, Field(description="Path of the adapter and the trained projector.")] = None
     merged: Annotated[Text | None, Field(description="Path of the merged model, in hub layout.")] = None
     report: Annotated[Text | None, Field(description="Path of the evaluation report (HTML).")] = None
@@ -153,7 +180,7 @@ class Status(Lenient):
         tuple[ConditionStatus, ...],
         Field(
             max_length=16,
-            description="Ready, Prepared, Trained, Merged, Evaluated, Complete, Failed.",
+            description="Ready, Prepared, Aligned, Trained, Merged, Evaluated, Complete, Failed.",
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = ()
@@ -167,6 +194,8 @@ class Status(Lenient):
         ),
     ] = ()
     data: Annotated[Data | None, Field(description="What prepare found.")] = None
+    model: Annotated[ModelFacts | None, Field(description="The model that the run starts from.")] = None
+    plan: Annotated[Plan | None, Field(description="What training will take.")] = None
     progress: Annotated[Progress | None, Field(description="The last progress report.")] = None
     evaluation: Annotated[EvaluationStatus | None, Field(description="What evaluation measured.")] = None
     artifacts: Annotated[Artifacts | None, Field(description="Where the results are.")] = None

@@ -37,6 +37,30 @@ class RunVolume:
         """The same for a person to look at."""
         return self.root / "data" / "report.html"
 
+    @property
+    def alignment_file(self) -> Path:
+        """Checked samples of phase 1, one JSON object a line."""
+        return self.root / "data" / "alignment.jsonl"
+
+    @property
+    def inputs_file(self) -> Path:
+        """Where prepare found or put model and datasets (``llava_trainer.inputs``)."""
+        return self.root / "inputs" / "inputs.json"
+
+    @property
+    def model_dir(self) -> Path:
+        """The model in hub layout, where it had to be fetched, converted or put together."""
+        return self.root / "inputs" / "model"
+
+    def download_dir(self, role: str) -> Path:
+        """What was fetched for ``role`` (model, vision-tower, dataset, ...), as it was."""
+        return self.root / "inputs" / "downloads" / role
+
+    @property
+    def projector_dir(self) -> Path:
+        """Projector that phase 1 made: config.json and projector.safetensors."""
+        return self.root / "projector"
+
     def attempt_dir(self, stage: StageName, attempt: int) -> Path:
         """Folder that only this attempt writes to."""
         return self.root / "attempts" / f"{stage}-{attempt}"

@@ -11,10 +11,11 @@ from enum import StrEnum
 
 from pydantic import ValidationError
 
-from llava_api.constants import STAGES, Phase, StageName
+from llava_api.constants import Phase, StageName
 from llava_api.failures import Reason
 from llava_api.names import job_name, volume_claim_name
 from llava_api.report import StageResult
+from llava_api.stages import stages_of
 from llava_api.status import Artifacts, FailureStatus, Progress, StageState, StageStatus, Status
 from llava_operator.clock import to_time
 from llava_operator.results import describe_result, take_result
@@ -129,10 +130,10 @@ def _begin_run(seen: Observation) -> Status:
     status = Status(
         phase=Phase.PENDING,
         start_time=to_time(seen.now),
-        stages=first_stages(),
+        stages=first_stages(stages_of(seen.run.spec)),
         artifacts=Artifacts(volume_claim=volume_claim_name(seen.run.key.name)),
     )
-    return _begin_stage(status, STAGES[0], seen)
+    return _begin_stage(status, status.stages[0].name, seen)
 
 
 def _begin_stage(status: Status, name: StageName, seen: Observation) -> Status:
@@ -172,7 +173,7 @@ def _plan_with_job(seen: Observation, stage: StageStatus, job: JobView) -> Statu
         message = f"failed ({failure.reason}); its pods are being stopped"
     else:
         message = describe_waiting(job, seen.pods, num_pods(seen.run, stage.name))
-    has_started = any(pod.started for pod in seen.pods) or stage.name is not STAGES[0]
+    has_started = any(pod.started for pod in seen.pods) or stage.name is not status.stages[0].name
     phase = Phase.RUNNING if has_started else status.phase
     return replace_stage(status.model_copy(update={"phase": phase}), stage.model_copy(update={"message": message}))
 
@@ -199,7 +200,7 @@ def _succeed(seen: Observation, stage: StageStatus, result: StageResult) -> Stat
         status = take_result(replace_stage(status, ended), result)
     except ValidationError as error:
         return _fail(seen.run.status, stage, unusable_result(stage, error), seen.now)
-    following = next_stage(stage.name)
+    following = next_stage(status, stage.name)
     if following is not None:
         return _begin_stage(status, following, seen)
     return status.model_copy(update={"phase": Phase.SUCCEEDED, "completion_time": to_time(seen.now)})

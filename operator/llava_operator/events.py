@@ -27,6 +27,7 @@ RECENT = timedelta(minutes=10)
 _MAX_REMEMBERED = 4096
 _GERUND = {
     StageName.PREPARE: "Preparing",
+    StageName.ALIGN: "Aligning",
     StageName.TRAIN: "Training",
     StageName.MERGE: "Merging",
     StageName.EVALUATE: "Evaluating",

@@ -24,6 +24,7 @@ def take_result(status: Status, result: StageResult) -> Status:
     update: dict[str, object] = {"artifacts": artifacts}
     if result.prepare is not None:
         update["data"] = Data.model_validate(result.prepare.model_dump())
+        update["model"] = result.prepare.model
     if result.evaluate is not None:
         update["evaluation"] = EvaluationStatus(metrics=tuple(_metric(score) for score in result.evaluate.scores))
     return status.model_copy(update=update)
@@ -40,6 +41,7 @@ def _metric(score: Score) -> Metric:
 def _take_artifacts(artifacts: Artifacts, result: StageResult) -> Artifacts:
     field, path = {
         StageName.PREPARE: ("dataset_report", _ON_VOLUME.dataset_report_html),
+        StageName.ALIGN: ("projector", _ON_VOLUME.projector_dir),
         StageName.TRAIN: ("adapter", _ON_VOLUME.adapter_dir),
         StageName.MERGE: ("merged", _ON_VOLUME.merged_dir),
         StageName.EVALUATE: ("report", _ON_VOLUME.report_file),
@@ -57,7 +59,7 @@ def describe_result(result: StageResult) -> str:
             f"{found.samples_validation} ({found.pairs_validation}) held out, "
             f"{found.images} pictures{overlong}"
         )
-    if (trained := result.train) is not None:
+    if (trained := result.align or result.train) is not None:
         return f"{trained.steps} steps over {trained.world_size} processes, final loss {trained.final_loss:.4g}"
     if (merged := result.merge) is not None:
         return f"{merged.tensors_merged} tensors merged, logits differ by at most {merged.max_logit_difference:.2g}"

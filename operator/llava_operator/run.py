@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from llava_api.constants import StageName
+from llava_api.constants import TRAINING_STAGES, StageName
 from llava_api.spec import Spec
 from llava_api.status import StageState, StageStatus, Status
 from llava_operator.faults import describe_faults
@@ -78,9 +78,11 @@ def stage_of(status: Status, name: StageName) -> StageStatus:
 
 def num_pods(run: Run, stage: StageName) -> int:
     """Pods of a stage's Job."""
-    return run.spec.workers.replicas if stage is StageName.TRAIN else 1
+    return run.spec.workers.replicas if stage in TRAINING_STAGES else 1
 
 
 def num_gpus(run: Run, stage: StageName) -> int:
     """GPUs of each pod of a stage."""
-    return {StageName.TRAIN: run.spec.workers.gpus, StageName.EVALUATE: run.spec.evaluation.gpus}.get(stage, 0)
+    if stage in TRAINING_STAGES:
+        return run.spec.workers.gpus
+    return run.spec.evaluation.gpus if stage is StageName.EVALUATE else 0

@@ -3,9 +3,10 @@
 Pure: from values to values. Nothing here decides what happens next.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 
-from llava_api.constants import STAGES, StageName
+from llava_api.constants import StageName
 from llava_api.status import Metric, Progress, StageState, StageStatus, Status, Summary
 from llava_operator.clock import to_time
 from llava_operator.conditions import build_conditions
@@ -73,15 +74,15 @@ def format_duration(seconds: int) -> str:
     return f"{days}d{hours}h" if hours else f"{days}d"
 
 
-def first_stages() -> tuple[StageStatus, ...]:
+def first_stages(stages: Sequence[StageName]) -> tuple[StageStatus, ...]:
     """Every stage, none begun."""
-    return tuple(StageStatus(name=name) for name in STAGES)
+    return tuple(StageStatus(name=name) for name in stages)
 
 
-def next_stage(name: StageName) -> StageName | None:
+def next_stage(status: Status, name: StageName) -> StageName | None:
     """The stage after ``name``; None after the last."""
-    following = STAGES.index(name) + 1
-    return STAGES[following] if following < len(STAGES) else None
+    names = [stage.name for stage in status.stages]
+    return next(iter(names[names.index(name) + 1 :]), None)
 
 
 def dump_status(status: Status) -> Object:

@@ -54,7 +54,7 @@ def refusal(kubectl: Kubectl, manifest: dict[str, Any]) -> str:
 def test_smallest_manifest_is_accepted_and_gets_the_recipe(kubectl: Kubectl) -> None:
     kubectl.apply(make("smallest"))
     spec = kubectl.get("lft", "smallest")["spec"]
-    assert spec["training"]["learningRate"] == 2.0e-4
+    assert "learningRate" not in spec["training"], "it depends on the method"
     assert spec["training"]["lora"] == {"rank": 128, "alpha": 256, "dropout": 0.05}
     assert spec["training"]["batch"] == {"perDevice": 8, "global": 128}
     assert spec["dataset"]["validation"] == {"fraction": 0.05}
@@ -103,7 +103,11 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
             "spec.dataset.ubiai.answerLabel",
             "must differ",
         ),
-        ({"model__source": "hf://llava-hf/llava-1.5-7b-hf"}, "spec.model.source", "pvc://CLAIM/PATH"),
+        (
+            {"model__source": "ftp://models/llava"},
+            "spec.model.source",
+            "must begin with pvc://, hf://, s3:// or https://",
+        ),
         ({"model__source": "pvc://models/../../other"}, "spec.model.source", ".. parts"),
         ({"model__source": "pvc://Models/x"}, "spec.model.source", "pvc://CLAIM/PATH"),
         ({"evaluation__prompts": [{"text": ""}]}, "spec.evaluation.prompts[0].text", "at least 1 chars"),
@@ -229,4 +233,4 @@ def test_estimated_cost_is_below_a_quarter_of_the_limits(api_server: Kubectl) ->
     dry_run = ("apply", "--dry-run=server", "-f", "-")
     api_server.run(*dry_run, stdin=yaml.safe_dump(cost_tried(4)).encode())
     with pytest.raises(KubectlError, match="cost"):
-        api_server.run(*dry_run, stdin=yaml.safe_dump(cost_tried(40)).encode())
+        api_server.run(*dry_run, stdin=yaml.safe_dump(cost_tried(14)).encode())

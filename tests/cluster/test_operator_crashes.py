@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kubernetes.aio.client.api_client import ApiClient
 
-from llava_api.constants import LABEL_RUN, STAGES
+from llava_api.constants import LABEL_RUN
 from llava_operator.authority import Authority
 from llava_operator.build.common import Platform
 from llava_operator.children import Children
@@ -196,6 +196,6 @@ async def test_a_crash_after_any_write_changes_nothing(api_server: Kubectl, crd:
             assert await events_of(kube, name) == expected_events, name
         # One status write begins the run and one ends each stage; those in between depend on the moment of looking.
         fewest = min(life.ledger.num_writes for life in lives)
-        assert fewest >= len(undisturbed.ledger.created) + 1 + len(STAGES)
+        assert fewest >= len(undisturbed.ledger.created) + 1 + 4
         assert {n for life in lives[:-1] for n in life.deaths} >= set(range(1, fewest + 1))
         assert lives[-1].deaths == list(range(1, lives[-1].ledger.num_writes + 1))

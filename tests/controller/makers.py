@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from llava_api.constants import STAGES, StageName
+from llava_api.constants import StageName
 from llava_api.names import job_name
 from llava_api.report import (
     EvaluateNumbers,
@@ -16,6 +16,7 @@ from llava_api.report import (
     TrainNumbers,
 )
 from llava_api.spec import Spec
+from llava_api.stages import stages_of
 from llava_api.status import Status
 from llava_operator.decide import Commit, Observation, decide
 from llava_operator.run import Run, current_stage
@@ -37,6 +38,10 @@ def make_spec(**changes: Any) -> Spec:
         "evaluation": {"gpus": 0},
     }
     return Spec.model_validate({**base, **changes})
+
+
+STAGES = stages_of(make_spec())
+"""Stages of the plain run that these tests are about."""
 
 
 def make_run(status: Status | None = None, *, deleting: bool = False, **spec: Any) -> Run:

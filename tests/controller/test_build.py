@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from llava_api.constants import STAGES, StageName
+from llava_api.constants import StageName
 from llava_api.names import MAX_DNS_LABEL, MAX_RUN_NAME
 from llava_api.run_config import RunConfig
 from llava_operator.build.common import Platform
@@ -14,7 +14,7 @@ from llava_operator.build.job import build_job
 from llava_operator.build.resources import build_resources
 from llava_operator.build.service import build_rendezvous_service
 from llava_operator.build.volume import build_volume_claim, parse_source
-from tests.controller.makers import make_run
+from tests.controller.makers import STAGES, make_run
 
 PLATFORM = Platform(trainer_image="registry/trainer:1", report_url="https://op-report.system.svc:8443/v1/progress")
 OWNER = {

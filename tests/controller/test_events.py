@@ -5,11 +5,11 @@ from datetime import timedelta
 
 import pytest
 
-from llava_api.constants import STAGES, StageName
+from llava_api.constants import StageName
 from llava_operator.events import EventPublisher, build_event, list_transitions
 from llava_operator.kube import AlreadyExistsError, Kind, RetryableError
 from llava_operator.wire import Object
-from tests.controller.makers import KEY, NOW, RUN_UID, begun, commit, failed, job_end, make_job, see, succeeded
+from tests.controller.makers import KEY, NOW, RUN_UID, STAGES, begun, commit, failed, job_end, make_job, see, succeeded
 
 
 def reasons(status_maker: object) -> list[str]:

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from llava_api.constants import STAGES, Phase
+from llava_api.constants import Phase, StageName
 from llava_api.status import StageState, StageStatus, Status
 from tests.kubectl import DeadlineExceeded, Kubectl
 
@@ -79,13 +79,11 @@ def build_table(status: Status) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("stage", "state", "", "step", "eta", "says"):
         table.add_column(column)
-    stages = {stage.name: stage for stage in status.stages}
-    for name in STAGES:
-        stage = stages.get(name, StageStatus(name=name))
+    for stage in status.stages or (StageStatus(name=StageName.PREPARE),):
         style = _STYLE[stage.state]
         running = stage.state is StageState.RUNNING and status.summary
         table.add_row(
-            Text(name, style="bold"),
+            Text(stage.name, style="bold"),
             Text(stage.state, style=style),
             ProgressBar(total=100, completed=_percent(status, stage), width=_BAR_WIDTH),
             status.summary.step if running and status.summary else "",

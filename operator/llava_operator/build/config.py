@@ -36,9 +36,11 @@ def build_run_config(run: Run, stage: StageName, attempt: int, platform: Platfor
     return RunConfig(
         run=RunIdentity(namespace=run.key.namespace, name=run.key.name, uid=run.uid, stage=stage, attempt=attempt),
         volume_root=Path(RUN_VOLUME_PATH),
-        model_dir=_input_dir(spec.model.source),
+        model_dir=_input_dir(spec.model.source or ""),
         dataset_dir=_input_dir(spec.dataset.source),
+        model=spec.model,
         dataset=spec.dataset,
+        alignment=spec.alignment,
         training=spec.training,
         workers=WorkerLayout(
             num_nodes=spec.workers.replicas,
@@ -48,6 +50,7 @@ def build_run_config(run: Run, stage: StageName, attempt: int, platform: Platfor
             rendezvous_port=RENDEZVOUS_PORT,
             grace_period_seconds=grace_period_s(run, stage),
         ),
+        download=spec.download,
         merge=spec.merge,
         evaluation=spec.evaluation,
         reporting=Reporting(url=platform.report_url, ca_file=Path(REPORT_CA_PATH), token_file=Path(REPORT_TOKEN_PATH)),

@@ -9,6 +9,7 @@ GPU = "nvidia.com/gpu"
 
 _DEFAULTS: dict[StageName, Resources] = {
     StageName.PREPARE: Prepare().resources,
+    StageName.ALIGN: Workers().resources,
     StageName.TRAIN: Workers().resources,
     StageName.MERGE: Merge().resources,
     StageName.EVALUATE: Evaluation().resources,
@@ -18,6 +19,7 @@ _DEFAULTS: dict[StageName, Resources] = {
 def _given(run: Run, stage: StageName) -> Resources:
     return {
         StageName.PREPARE: run.spec.prepare.resources,
+        StageName.ALIGN: run.spec.workers.resources,
         StageName.TRAIN: run.spec.workers.resources,
         StageName.MERGE: run.spec.merge.resources,
         StageName.EVALUATE: run.spec.evaluation.resources,

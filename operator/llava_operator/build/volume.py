@@ -33,7 +33,7 @@ def parse_source(source: str) -> Source:
 
 def input_claims(spec: Spec) -> list[str]:
     """Claims that a run reads, each once, in the order of the spec."""
-    return list(dict.fromkeys(parse_source(source).claim for source in (spec.model.source, spec.dataset.source)))
+    return list(dict.fromkeys(parse_source(source).claim for source in (spec.model.source or "", spec.dataset.source)))
 
 
 def build_volume_claim(run: Run) -> Object:

@@ -17,7 +17,7 @@ def list_settings(config: RunConfig) -> list[tuple[str, str]]:
         ("Method", f"{training.method}, rank {training.lora.rank}, alpha {training.lora.alpha}, "
                    f"dropout {training.lora.dropout:g}"),
         ("Epochs", f"{training.epochs:,}"),
-        ("Learning rate", f"{training.learning_rate:g}, projector {training.projector_learning_rate:g}"),
+        ("Learning rate", f"{training.peak_learning_rate:g}, projector {training.projector_learning_rate:g}"),
         ("Schedule", f"{training.scheduler}, warm-up {training.warmup_ratio:.0%}"),
         ("Weight decay", f"{training.weight_decay:g}"),
         ("Batch", f"{training.batch.global_:,} samples: {training.batch.per_device} x {config.workers.world_size} "

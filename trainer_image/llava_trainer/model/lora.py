@@ -55,7 +55,7 @@ def group_parameters(tuned: PeftModel, training: Training) -> tuple[ParameterGro
         else:
             chosen["projector_bias" if name.endswith(".bias") else "projector"].append(parameter)
     settings = {
-        "adapter": (training.learning_rate, training.weight_decay),
+        "adapter": (training.peak_learning_rate, training.weight_decay),
         "projector": (training.projector_learning_rate, training.weight_decay),
         "projector_bias": (training.projector_learning_rate, 0.0),
     }

@@ -1,0 +1,69 @@
+"""The spec of a LlavaFineTune.
+
+Descriptions are written for the person who writes a manifest: they become the CRD's text (``kubectl explain``) and
+docs/api.md. A field stands here only if something acts on it.
+"""
+
+from llava_api.spec.dataset import DataLimits, Dataset, Ubiai, Validation
+from llava_api.spec.evaluation import Evaluation, Generation, Prompt
+from llava_api.spec.pods import (
+    Image,
+    ImagePullSecret,
+    Merge,
+    Network,
+    Prepare,
+    Scheduling,
+    Storage,
+    Toleration,
+    Workers,
+)
+from llava_api.spec.root import FIXED_FIELDS, Spec
+from llava_api.spec.sources import Download, Model, Source
+from llava_api.spec.training import (
+    Alignment,
+    Batch,
+    Checkpoint,
+    Lora,
+    Offload,
+    Quantization,
+    Training,
+    Zero,
+)
+from llava_api.spec.values import QUANTITY_PATTERN, Quantity, RelativePath, Resources, SecretRef
+
+__all__ = [
+    "FIXED_FIELDS",
+    "QUANTITY_PATTERN",
+    "Alignment",
+    "Batch",
+    "Checkpoint",
+    "DataLimits",
+    "Dataset",
+    "Download",
+    "Evaluation",
+    "Generation",
+    "Image",
+    "ImagePullSecret",
+    "Lora",
+    "Merge",
+    "Model",
+    "Network",
+    "Offload",
+    "Prepare",
+    "Prompt",
+    "Quantity",
+    "Quantization",
+    "RelativePath",
+    "Resources",
+    "Scheduling",
+    "SecretRef",
+    "Source",
+    "Spec",
+    "Storage",
+    "Toleration",
+    "Training",
+    "Ubiai",
+    "Validation",
+    "Workers",
+    "Zero",
+]

@@ -1,0 +1,147 @@
+"""The pods of a run: resources, volume, nodes, image."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from llava_api.base import Strict
+from llava_api.names import MAX_REPLICAS
+from llava_api.spec.values import LabelKey, LabelValue, Quantity, ResourceName, Resources, make_resources
+
+
+class Network(Strict):
+    """How GPUs of different pods talk to each other (NCCL)."""
+
+    interface: Annotated[
+        str | None,
+        Field(min_length=1, max_length=63, pattern=r"^[\^=]?[A-Za-z0-9._,-]+$",
+              description="Network interface, like eth0 (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)."),
+    ] = None  # fmt: skip
+    hca: Annotated[
+        str | None,
+        Field(min_length=1, max_length=255, pattern=r"^[\^=]{0,2}[A-Za-z0-9._:,-]+$",
+              description="InfiniBand or RoCE adapters, like mlx5_0,mlx5_1 (NCCL_IB_HCA); NCCL's choice if left out."),
+    ] = None  # fmt: skip
+    resource: Annotated[
+        ResourceName | None,
+        Field(description="Extended resource that gives a pod its adapters, like rdma/hca; one is requested a pod."),
+    ] = None
+    debug: Annotated[Literal["WARN", "INFO", "TRACE"] | None, Field(description="What NCCL logs (NCCL_DEBUG).")] = None
+
+
+class Workers(Strict):
+    """The pods that train."""
+
+    replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS, description="Training pods.")] = 1
+    gpus: Annotated[
+        int, Field(ge=0, le=16, description="GPUs (nvidia.com/gpu) of each pod, one process each; 0 trains on the CPU.")
+    ] = 1
+    resources: Annotated[Resources, Field(description="Resources of each pod besides its GPUs.")] = make_resources(
+        "8", "64Gi"
+    )
+    shm_size: Annotated[
+        Quantity, Field(description="Size of /dev/shm, through which processes of a pod exchange data; it is memory "
+                                    "and counts against the memory limit.")
+    ] = "8Gi"  # fmt: skip
+    grace_period_seconds: Annotated[
+        int,
+        Field(ge=15, le=3600, description="Seconds that a pod has to save a checkpoint when it is asked to stop."),
+    ] = 120
+    gpu_memory: Annotated[
+        Quantity | None,
+        Field(
+            description="Memory of each GPU, like 80Gi, to check the memory plan against. Left out: the smallest that "
+            "the nodes' labels (nvidia.com/gpu.memory) tell of."
+        ),
+    ] = None
+    compute_capability: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[0-9]{1,2}\.[0-9]$",
+            max_length=4,
+            description="Compute capability of the GPUs, like 8.0, to refuse what they cannot do. Left out: what the "
+            "nodes' labels (nvidia.com/gpu.compute.major, .minor) tell of.",
+        ),
+    ] = None
+    network: Annotated[Network, Field(description="How GPUs of different pods talk to each other.")] = Network()
+
+
+class Prepare(Strict):
+    """The stage that checks the data. It runs on the CPU."""
+
+    resources: Annotated[Resources, Field(description="Resources of its pod.")] = make_resources("2", "8Gi")
+
+
+class Merge(Strict):
+    """The stage that merges the adapter into the model. It runs on the CPU."""
+
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"],
+        Field(description="Number format of the merged weights."),
+    ] = "bfloat16"
+    resources: Annotated[
+        Resources, Field(description="Resources of its pod. The proof that base + adapter equals merged holds one "
+                                     "model at a time in fp32: about 30Gi for a 7B model.")
+    ] = make_resources("4", "40Gi")  # fmt: skip
+
+
+class Storage(Strict):
+    """The volume that holds everything a run makes. It is deleted with the run."""
+
+    size: Annotated[Quantity, Field(description="Size of the volume.")] = "200Gi"
+    storage_class_name: Annotated[
+        str | None, Field(min_length=1, max_length=253, description="StorageClass; the cluster's default if left out.")
+    ] = None
+    access_modes: Annotated[
+        tuple[Literal["ReadWriteOnce", "ReadWriteMany"], ...],
+        Field(
+            min_length=1,
+            max_length=2,
+            description="Access modes of the volume. Left out: ReadWriteMany with replicas > 1, else ReadWriteOnce.",
+        ),
+    ] | None = None  # fmt: skip
+
+
+class Toleration(Strict):
+    """A Kubernetes toleration."""
+
+    key: Annotated[str | None, Field(max_length=317, description="Taint key; every key if left out.")] = None
+    operator: Annotated[Literal["Exists", "Equal"], Field(description="How key and value are compared.")] = "Equal"
+    value: Annotated[str | None, Field(max_length=63, description="Taint value.")] = None
+    effect: Annotated[
+        Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None,
+        Field(description="Taint effect; every effect if left out."),
+    ] = None
+    toleration_seconds: Annotated[
+        int | None, Field(ge=0, le=31_536_000, description="Seconds that a NoExecute taint is tolerated.")
+    ] = None
+
+
+class Scheduling(Strict):
+    """Where pods may run."""
+
+    node_selector: Annotated[
+        dict[LabelKey, LabelValue],
+        Field(max_length=16, description="Labels that nodes of training and evaluation pods must carry."),
+    ] = {}
+    tolerations: Annotated[
+        tuple[Toleration, ...], Field(max_length=16, description="Taints that pods of every stage tolerate.")
+    ] = ()
+
+
+class Image(Strict):
+    """The trainer image."""
+
+    reference: Annotated[
+        str | None,
+        Field(min_length=1, max_length=512, description="Image reference; the operator's own default if left out."),
+    ] = None
+    pull_policy: Annotated[
+        Literal["IfNotPresent", "Always", "Never"], Field(description="When the image is pulled.")
+    ] = "IfNotPresent"
+
+
+class ImagePullSecret(Strict):
+    """Secret of the run's namespace with registry credentials."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253, description="Name of the Secret.")]

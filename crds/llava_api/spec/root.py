@@ -1,0 +1,117 @@
+"""The spec of a LlavaFineTune: its parts, and the rules between them."""
+
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from llava_api.base import Strict
+from llava_api.rules import fixed, rule, rules
+from llava_api.spec.dataset import Dataset
+from llava_api.spec.evaluation import Evaluation
+from llava_api.spec.pods import Image, ImagePullSecret, Merge, Prepare, Scheduling, Storage, Workers
+from llava_api.spec.sources import Download, Model
+from llava_api.spec.training import Alignment, Training
+
+_PROCESSES = "self.workers.replicas * (self.workers.gpus > 0 ? self.workers.gpus : 1)"
+_BATCH_UNIT = f"self.training.batch.perDevice * {_PROCESSES}"
+_ALIGNMENT_UNIT = f"self.alignment.batch.perDevice * {_PROCESSES}"
+
+
+_CONSISTENT: tuple[dict[str, Any], ...] = (
+    rule(
+        f"self.training.batch.global % ({_BATCH_UNIT}) == 0",
+        "spec.training.batch.global must be a multiple of perDevice x workers.replicas x max(workers.gpus, 1)",
+        message_expression=(
+            "'spec.training.batch.global is %d but must be a multiple of %d, which is perDevice x workers.replicas x "
+            f"max(workers.gpus, 1)'.format([self.training.batch.global, {_BATCH_UNIT}])"
+        ),
+        field=".training.batch.global",
+    ),
+    rule(
+        "self.workers.replicas == 1 || !has(self.storage.accessModes) || "
+        "self.storage.accessModes.exists(mode, mode == 'ReadWriteMany')",
+        "spec.storage.accessModes must contain ReadWriteMany when spec.workers.replicas is greater than 1: every "
+        "training pod writes to the volume",
+        field=".storage.accessModes",
+    ),
+    rule(
+        "self.workers.gpus > 0 || self.training.precision != 'bf16'",
+        "spec.training.precision bf16 needs spec.workers.gpus of at least 1: use auto or fp32 on a CPU",
+        field=".training.precision",
+    ),
+    rule(
+        "self.workers.gpus > 0 || self.training.attention != 'flash_attention_2'",
+        "spec.training.attention flash_attention_2 needs spec.workers.gpus of at least 1: use auto or sdpa on a CPU",
+        field=".training.attention",
+    ),
+    rule(
+        "self.training.method != 'qlora' || self.training.zero.stage != 3",
+        "spec.training.method qlora does not go with spec.training.zero.stage 3: quantised weights cannot be "
+        "partitioned; use stage 2",
+        field=".training.zero.stage",
+    ),
+    rule(
+        "self.training.method == 'qlora' || !has(self.training.quantization)",
+        "spec.training.quantization is only read with method qlora: remove it or set method to qlora",
+        field=".training.quantization",
+    ),
+    rule(
+        "!self.training.zero.offload.optimizer || self.training.zero.stage >= 1",
+        "spec.training.zero.offload.optimizer needs spec.training.zero.stage 1 or more: set stage to 2",
+        field=".training.zero.offload.optimizer",
+    ),
+    rule(
+        "!self.training.zero.offload.parameters || self.training.zero.stage == 3",
+        "spec.training.zero.offload.parameters needs spec.training.zero.stage 3",
+        field=".training.zero.offload.parameters",
+    ),
+    rule(
+        "has(self.model.languageModel) ? has(self.alignment) : true",
+        "spec.model.languageModel needs spec.alignment: a fresh projector must be aligned before anything else",
+        field=".alignment",
+    ),
+    rule(
+        "self.training.method != 'none' || has(self.alignment)",
+        "spec.training.method none needs spec.alignment: there would be nothing to do",
+        field=".training.method",
+    ),
+    rule(
+        f"!has(self.alignment) || self.alignment.batch.global % ({_ALIGNMENT_UNIT}) == 0",
+        "spec.alignment.batch.global must be a multiple of perDevice x workers.replicas x max(workers.gpus, 1)",
+        field=".alignment.batch.global",
+    ),
+)
+
+
+FIXED_FIELDS = (
+    "model", "dataset", "prepare", "alignment", "training", "workers", "merge", "evaluation", "storage", "scheduling",
+    "download", "image", "imagePullSecrets",
+)  # fmt: skip
+
+
+class Spec(Strict):
+    """What to train, on what, and how. Fixed from creation."""
+
+    model_config = ConfigDict(json_schema_extra=rules(*_CONSISTENT, *fixed(*FIXED_FIELDS)))
+
+    model: Annotated[Model, Field(description="The model to start from.")]
+    dataset: Annotated[Dataset, Field(description="The pictures, questions and answers to learn from.")]
+    prepare: Annotated[Prepare, Field(description="The stage that checks the data, before a GPU is taken.")] = Prepare()
+    alignment: Annotated[
+        Alignment | None, Field(description="Phase 1: align the projector before training. Left out: no alignment.")
+    ] = None
+    training: Annotated[Training, Field(description="How to train. Defaults: LLaVA v1.5's LoRA recipe.")] = Training()
+    workers: Annotated[Workers, Field(description="The pods that train.")] = Workers()
+    merge: Annotated[Merge, Field(description="The stage that merges the adapter into the model.")] = Merge()
+    evaluation: Annotated[Evaluation, Field(description="The stage that compares the tuned model with its base.")] = (
+        Evaluation()
+    )
+    storage: Annotated[
+        Storage, Field(description="The volume that holds everything a run makes. It is deleted with the run.")
+    ] = Storage()
+    scheduling: Annotated[Scheduling, Field(description="Where pods may run.")] = Scheduling()
+    download: Annotated[Download, Field(description="How models and datasets are fetched.")] = Download()
+    image: Annotated[Image, Field(description="The trainer image.")] = Image()
+    image_pull_secrets: Annotated[
+        tuple[ImagePullSecret, ...], Field(max_length=8, description="Secrets with registry credentials.")
+    ] = ()
