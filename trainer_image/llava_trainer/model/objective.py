@@ -5,69 +5,99 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.nn.functional import cross_entropy
+from transformers import LlavaForConditionalGeneration
 
 from llava_trainer.data.encode import IGNORED
+from llava_trainer.model.head import add_loss
 
 
 class SupervisedLoss(nn.Module):
     """Sums the cross-entropy of the supervised tokens of a batch.
 
     The sum, not the mean: what it is divided by must be counted over every process and micro-batch of a step, and
-    only the loop knows that. The language model's head runs on supervised positions only; at LLaVA's vocabulary of
-    32,064 the logits of every position would take more memory than anything else.
+    only the loop knows that. The language model's head runs on supervised positions only, and on a piece of them at a
+    time (``llava_trainer.model.head``).
     """
 
-    def __init__(self, tuned: PeftModel, *, gradient_checkpointing: bool) -> None:
+    def __init__(self, tuned: PeftModel | LlavaForConditionalGeneration, *, gradient_checkpointing: bool) -> None:
         super().__init__()
         self.tuned = tuned
-        llava = tuned.get_base_model()
-        # The cache that generation needs only costs memory here. Setting it on the outer configuration has no effect.
+        llava = self._llava
+        # The cache that generation needs only costs memory here, and with it samples packed into one row would see
+        # each other. Setting it on the outer configuration has no effect.
         llava.config.text_config.use_cache = False
         _freeze_tower(llava.model.vision_tower)
+        add_loss(llava.lm_head)
         if gradient_checkpointing:
             # Only in the language model, and not re-entrant: neither needs enable_input_require_grads, which would
             # make the frozen tower build a graph.
             llava.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
 
+    @property
+    def _llava(self) -> Any:
+        return self.tuned.get_base_model() if isinstance(self.tuned, PeftModel) else self.tuned
+
     def train(self, mode: bool = True) -> "SupervisedLoss":
         """Switch everything to training but the tower: frozen also means without dropout."""
         super().train(mode)
-        self.tuned.get_base_model().model.vision_tower.eval()
+        self._llava.model.vision_tower.eval()
         return self
 
     def forward(
         self,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
         labels: torch.Tensor,
         pixel_values: torch.Tensor | None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        predicting: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Sum the loss of one micro-batch.
+        """Sum the loss of one micro-batch, padded or packed.
 
         Args:
-            input_ids: (batch, length), pictures' tokens expanded.
-            attention_mask: (batch, length), 0 on padding.
-            labels: (batch, length), not shifted, IGNORED where nothing is learned.
+            input_ids: (rows, length), pictures' tokens expanded.
+            labels: (rows, length), not shifted, IGNORED where nothing is learned.
             pixel_values: (pictures, 3, height, width) in the order in which they appear; None without pictures.
+            attention_mask: (rows, length), 0 on padding; only where a row is one sample.
+            position_ids: (rows, length), beginning at 0 with each sample of a row; only where rows are packed, and
+                then without ``attention_mask``: transformers tells samples apart by this, and only then.
+            predicting: (supervised,) flat positions whose following token is learned; found here where left out,
+                for which a GPU has to be waited for.
 
         Returns:
             Scalar in fp32: the sum over supervised tokens of -log p. Zero, with a graph, if there are none.
         """
-        llava = self.tuned.get_base_model()
+        llava = self._llava
+        packed = {} if position_ids is None else {"position_ids": position_ids, **_flash_lengths(llava, position_ids)}
         hidden = llava.model(
-            input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, use_cache=False
+            input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, use_cache=False, **packed
         ).last_hidden_state
-        targets = labels[:, 1:]
-        supervised = targets != IGNORED
-        logits = llava.lm_head(hidden[:, :-1][supervised]).float()
-        loss = cross_entropy(logits, targets[supervised], reduction="sum")
+        if predicting is None:
+            predicting = find_predicting(labels)
+        loss: torch.Tensor = llava.lm_head(hidden.flatten(0, 1)[predicting], labels.flatten()[predicting + 1])
         if pixel_values is None:
             loss = loss + _unseen_picture(llava, input_ids.device)
-        if not supervised.any():
+        if predicting.numel() == 0:
             # An empty selection has no graph to the parameters, yet every process must take part in every reduction.
             loss = loss + 0.0 * hidden.sum()
         return loss
+
+
+def find_predicting(labels: torch.Tensor) -> torch.Tensor:
+    """Flat positions in ``labels`` (rows, length) whose following token in the same row is learned."""
+    following = torch.full_like(labels, IGNORED)
+    following[:, :-1] = labels[:, 1:]
+    return (following.flatten() != IGNORED).nonzero().squeeze(1)
+
+
+def _flash_lengths(llava: Any, position_ids: torch.Tensor) -> dict[str, Any]:
+    """What flash attention needs to tell packed samples apart in several rows; the others read ``position_ids``."""
+    if not llava.config.text_config._attn_implementation.startswith("flash_attention"):
+        return {}
+    begins = (position_ids.flatten() == 0).nonzero().squeeze(1)
+    borders = torch.cat((begins, begins.new_tensor([position_ids.numel()]))).to(torch.int32)
+    longest = int(borders.diff().max())
+    return {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
 
 
 def _unseen_picture(llava: Any, device: torch.device) -> torch.Tensor:
