@@ -69,13 +69,13 @@ class RunVolume:
         """Folder with one log a rank."""
         return self.attempt_dir(stage, attempt) / "logs"
 
-    def checkpoints_dir(self, attempt: int) -> Path:
-        """Folder with this attempt's checkpoints, ``step-NNNNNNNN`` each."""
-        return self.attempt_dir(StageName.TRAIN, attempt) / "checkpoints"
+    def checkpoints_dir(self, stage: StageName, attempt: int) -> Path:
+        """Folder with the checkpoints of this attempt of align or train, ``step-NNNNNNNN`` each."""
+        return self.attempt_dir(stage, attempt) / "checkpoints"
 
-    def history_file(self, attempt: int) -> Path:
-        """Training curve: one JSON object a logged step."""
-        return self.attempt_dir(StageName.TRAIN, attempt) / "history.jsonl"
+    def history_file(self, stage: StageName, attempt: int) -> Path:
+        """Training curve of this attempt of align or train: one JSON object a logged step."""
+        return self.attempt_dir(stage, attempt) / "history.jsonl"
 
     @property
     def adapter_dir(self) -> Path:

@@ -40,7 +40,7 @@ def make_config(tmp_path: Path, base_dir: Path) -> Callable[..., RunConfig]:
 
 
 def losses(config: RunConfig) -> list[float]:
-    return [entry.loss for entry in read_entries(config.volume.history_file(config.run.attempt))]
+    return [entry.loss for entry in read_entries(config.volume.history_file(config.run.stage, config.run.attempt))]
 
 
 def run(config: RunConfig) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -45,12 +46,16 @@ def make_run(root: Path) -> RunConfig:
     config = run_config(root)
     samples = list(_read_export(root / "data" / "export.json"))
     follow_up = (Turn(role="user", text="In which corner is the block?"), Turn(role="assistant", text="Top left."))
-    held_out = [_edit(samples[0], turns=samples[0].turns + follow_up), *samples[1:7], _edit(samples[7], images=())]
+    held_out = [
+        replace(samples[0], turns=samples[0].turns + follow_up),
+        *samples[1:7],
+        replace(samples[7], images=(), image_turns=()),
+    ]
     write_samples(config.volume.validation_file, held_out)
     write_samples(config.volume.train_file, samples[8:])
     config.volume.dataset_report_json.write_text(dataset_report(held_out=8, trained_on=24).model_dump_json())
     make_adapter(root / "base", config.volume.adapter_dir)
-    _write_history(config.volume.history_file(1))
+    _write_history(config.volume.history_file(StageName.TRAIN, 1))
     return config
 
 
@@ -128,14 +133,10 @@ def _read_export(file: Path) -> Iterable[Sample]:
         yield Sample(
             id=entry["id"],
             images=(entry["image"],),
+            image_turns=(0,),
             turns=(Turn(role="user", text=question), Turn(role="assistant", text=answer)),
             source=Source(file=file.name, index=index),
         )
-
-
-def _edit(sample: Sample, **changes) -> Sample:
-    fields = {name: getattr(sample, name) for name in ("id", "images", "turns", "source", "image_turn")}
-    return Sample(**(fields | changes))
 
 
 def _write_history(file: Path, num_steps: int = 60) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llava_api.constants import StageName
 from llava_api.volume import RunVolume
 from llava_trainer.files import begin_folder, publish_folder
 from llava_trainer.training.checkpoint import (
@@ -113,15 +114,17 @@ def test_another_format_is_passed_over(tmp_path: Path):
 def test_own_checkpoints_come_before_earlier_attempts_and_later_attempts_do_not_count(tmp_path: Path):
     volume = RunVolume(root=tmp_path)
     for attempt, step in ((1, 40), (1, 20), (2, 20), (3, 60), (10, 20)):
-        write_checkpoint(volume.checkpoints_dir(attempt), step)
-    begin_folder(checkpoint_dir(volume.checkpoints_dir(2), 40))
+        write_checkpoint(volume.checkpoints_dir(StageName.TRAIN, attempt), step)
+    begin_folder(checkpoint_dir(volume.checkpoints_dir(StageName.TRAIN, 2), 40))
     (tmp_path / "attempts" / "merge-1").mkdir()
-    found = [path.relative_to(tmp_path / "attempts").as_posix() for path in find_checkpoints(volume, 3)]
+    found = [
+        path.relative_to(tmp_path / "attempts").as_posix() for path in find_checkpoints(volume, StageName.TRAIN, 3)
+    ]
     assert found == [
         "train-3/checkpoints/step-00000060", "train-2/checkpoints/step-00000020", "train-1/checkpoints/step-00000040",
         "train-1/checkpoints/step-00000020",
     ]  # fmt: skip
-    assert find_checkpoints(RunVolume(root=tmp_path / "fresh"), 1) == []
+    assert find_checkpoints(RunVolume(root=tmp_path / "fresh"), StageName.TRAIN, 1) == []
 
 
 def test_the_newest_are_kept(tmp_path: Path):

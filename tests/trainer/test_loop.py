@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import get_scheduler
 
+from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.report import TrainNumbers
 from llava_api.run_config import RunConfig
@@ -29,6 +30,7 @@ from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.checkpoint import list_checkpoints
 from llava_trainer.training.history import Entry, read_entries
 from llava_trainer.training.loop import make_plan, train
+from llava_trainer.training.phase import phase_of
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.trainee import build_trainee
@@ -66,7 +68,7 @@ def run(config: RunConfig, processes: Processes, stop: StopRequest | None = None
 
 
 def curve(config: RunConfig) -> list[Entry]:
-    return read_entries(config.volume.history_file(config.run.attempt))
+    return read_entries(config.volume.history_file(config.run.stage, config.run.attempt))
 
 
 def trajectory(config: RunConfig) -> list[tuple[float, float, float]]:
@@ -79,24 +81,29 @@ def adapter_digest(config: RunConfig) -> str:
 
 def plain_pytorch(config: RunConfig, samples: list[Sample], processing: Processing) -> list[tuple[float, float, float]]:
     """The oracle: one process, one micro-batch a step, torch's own optimiser, scheduler and clipping."""
-    training = config.training
-    plan = make_plan(config, len(samples), 1)
-    torch.manual_seed(training.seed)
-    tuned = add_adapter(load_model(config.model_dir, torch.float32, "cpu"), training.lora).train()
-    groups = group_parameters(tuned, training)
+    phase = phase_of(config)
+    plan = make_plan(phase, len(samples), 1)
+    torch.manual_seed(phase.seed)
+    tuned = add_adapter(load_model(config.model_dir, torch.float32, "cpu"), phase.lora).train()
+    groups = group_parameters(
+        tuned,
+        learning_rate=phase.learning_rate,
+        projector_learning_rate=phase.projector_learning_rate,
+        weight_decay=phase.weight_decay,
+    )
     learning = [parameter for group in groups for parameter in group.parameters]
     optimizer = torch.optim.AdamW(
         [{"params": g.parameters, "lr": g.learning_rate, "weight_decay": g.weight_decay} for g in groups]
     )
     warmup = -(-plan.total_steps * 3 // 100)
     scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=warmup, num_training_steps=plan.total_steps)
-    images = config.dataset_dir / config.dataset.images
+    images = phase.images_dir
     outcomes = []
     for step in range(plan.total_steps):
         items = [
             (
-                encode(sample, processing, training.max_length),
-                pixel_values(open_image(images / sample.images[0]), processing) if sample.images else None,
+                encode(sample, processing, phase.max_length),
+                pixel_values(open_image(images / sample.images[0]), processing)[None] if sample.images else None,
             )
             for sample in (samples[index] for index in plan.batch(step))
         ]
@@ -149,7 +156,7 @@ def test_bf16_learns_too_and_keeps_its_originals_in_fp32(config: RunConfig, proc
     saving = change(config, precision="bf16", checkpoint={"everySteps": 8, "keep": 1})
     run(saving, processes)
     assert curve(saving)[-1].loss < curve(saving)[0].loss
-    (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(1))
+    (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1))
     stored = load_file(checkpoint / "rank-00000.safetensors")
     assert {tensor.dtype for name, tensor in stored.items() if name.startswith("group")} == {torch.float32}
     adapter = load_file(config.volume.adapter_dir / "adapter_model.safetensors")
@@ -180,7 +187,7 @@ def test_a_later_attempt_goes_on_from_the_newest_checkpoint_that_is_whole(
     saving = change(config, checkpoint={"everySteps": 2, "keep": 3})
     run(saving, processes)
     expected, digest = trajectory(saving), adapter_digest(saving)
-    checkpoints = list_checkpoints(config.volume.checkpoints_dir(1))
+    checkpoints = list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1))
     assert [path.name for path in checkpoints] == ["step-00000004", "step-00000006", "step-00000008"]
     damaged = checkpoints[-1] / "rank-00000.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-8])
@@ -198,7 +205,7 @@ def test_a_later_attempt_goes_on_from_the_newest_checkpoint_that_is_whole(
 
 def test_a_checkpoints_adapter_is_the_model_at_that_step(config: RunConfig, processes: Processes):
     run(change(config, checkpoint={"everySteps": 8, "keep": 1}), processes)
-    (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(1))
+    (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1))
     saved = load_file(checkpoint / "adapter" / "adapter_model.safetensors")
     # The last of nine steps has next to no learning rate left.
     final = load_file(config.volume.adapter_dir / "adapter_model.safetensors")
@@ -210,7 +217,7 @@ def test_a_checkpoints_adapter_is_the_model_at_that_step(config: RunConfig, proc
 def test_another_number_of_processes_is_refused(config: RunConfig, processes: Processes):
     saving = change(config, checkpoint={"everySteps": 8, "keep": 1})
     run(saving, processes)
-    (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(1))
+    (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1))
     state = json.loads((checkpoint / "state.json").read_text()) | {"world_size": 2}
     (checkpoint / "state.json").write_text(json.dumps(state))
     manifest = json.loads((checkpoint / "manifest.json").read_text())
@@ -225,13 +232,13 @@ def test_an_empty_share_of_the_last_batch_counts_for_nothing(
     config: RunConfig, processes: Processes, dataset: tuple[Path, list[Sample]], toy_processing: Processing
 ):
     # 21 samples in batches of 16: the second has 5, all of them the first of two processes'.
-    plan = dataclasses.replace(make_plan(config, 21, 2), per_device_batch=8, global_batch=16)
+    plan = dataclasses.replace(make_plan(phase_of(config), 21, 2), per_device_batch=8, global_batch=16)
     images = config.dataset_dir / config.dataset.images
     with BatchLoader(dataset[1], toy_processing, images=images, max_length=256, plan=plan, rank=1) as loader:
         full, (empty,) = loader.load(0), loader.load(1)
     assert sum(micro_batch.num_supervised for micro_batch in full) > 0
     assert (empty.num_supervised, empty.num_tokens) == (0, 0)
-    module = build_trainee(config, processes).module
+    module = build_trainee(config, phase_of(config), processes).module
     loss = module(**empty.to(processes.device, torch.float32))
     torch.autograd.backward(loss)
     assert loss.item() == 0.0
@@ -240,7 +247,7 @@ def test_an_empty_share_of_the_last_batch_counts_for_nothing(
 def test_a_request_before_the_first_step_saves_nothing(config: RunConfig, processes: Processes):
     with pytest.raises(StageError, match="before it had done a step"):
         run(config, processes, StopAfter(0))
-    assert list_checkpoints(config.volume.checkpoints_dir(1)) == []
+    assert list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1)) == []
 
 
 def test_a_loss_that_is_no_number_ends_training(config: RunConfig, processes: Processes, tmp_path: Path):

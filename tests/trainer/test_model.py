@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
 from llava_api.failures import Reason
-from llava_api.spec import Lora, Training
+from llava_api.spec import Lora
 from llava_trainer.data.encode import IGNORED
 from llava_trainer.errors import StageError
 from llava_trainer.model.loading import load_model, load_tuned, resolve_attention
@@ -149,8 +149,9 @@ def test_only_the_language_models_layers_and_the_projector_learn(base_dir: Path)
 
 
 def test_groups_have_their_own_learning_rate_and_biases_do_not_decay(base_dir: Path):
-    training = Training(learning_rate=2e-4, projector_learning_rate=2e-5, weight_decay=0.1)
-    groups = {group.name: group for group in group_parameters(add_adapter(load(base_dir), LORA), training)}
+    tuned = add_adapter(load(base_dir), LORA)
+    sorted_out = group_parameters(tuned, learning_rate=2e-4, projector_learning_rate=2e-5, weight_decay=0.1)
+    groups = {group.name: group for group in sorted_out}
     assert {name: (g.learning_rate, g.weight_decay) for name, g in groups.items()} == {
         "adapter": (2e-4, 0.1),
         "projector": (2e-5, 0.1),
@@ -240,14 +241,14 @@ def test_the_loss_is_the_sum_over_supervised_tokens(base_dir: Path):
     tuned = make_tuned(base_dir)
     batch = make_batch()
     mean = tuned(**batch).loss
-    total = SupervisedLoss(tuned, gradient_checkpointing=False)(**batch)
+    total = SupervisedLoss(tuned.get_base_model(), gradient_checkpointing=False)(**batch)
     torch.testing.assert_close(total, mean * 7, rtol=1e-6, atol=1e-6)
 
 
 def test_gradient_checkpointing_computes_the_same_gradients(base_dir: Path):
     gradients = []
     for checkpointing in (False, True):
-        module = SupervisedLoss(make_tuned(base_dir), gradient_checkpointing=checkpointing).train()
+        module = SupervisedLoss(make_tuned(base_dir).get_base_model(), gradient_checkpointing=checkpointing).train()
         torch.autograd.backward(module(**make_batch()))
         gradients.append({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
@@ -259,7 +260,7 @@ def test_the_tower_builds_no_graph_even_where_hooks_ask_for_one(base_dir: Path):
     tuned = make_tuned(base_dir)
     llava = tuned.get_base_model()
     llava.enable_input_require_grads()
-    module = SupervisedLoss(tuned, gradient_checkpointing=True).train()
+    module = SupervisedLoss(tuned.get_base_model(), gradient_checkpointing=True).train()
     outputs = []
     llava.model.vision_tower.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     torch.autograd.backward(module(**make_batch()))
@@ -273,7 +274,7 @@ def test_the_tower_builds_no_graph_even_where_hooks_ask_for_one(base_dir: Path):
 
 def test_a_batch_without_pictures_gives_the_projector_a_gradient_of_zero(base_dir: Path):
     tuned = make_tuned(base_dir)
-    module = SupervisedLoss(tuned, gradient_checkpointing=False).train()
+    module = SupervisedLoss(tuned.get_base_model(), gradient_checkpointing=False).train()
     batch = make_batch(pictures=False)
     loss = module(**batch)
     torch.testing.assert_close(loss, tuned(**{k: v for k, v in batch.items() if v is not None}).loss * 7)
@@ -283,7 +284,7 @@ def test_a_batch_without_pictures_gives_the_projector_a_gradient_of_zero(base_di
 
 
 def test_a_batch_without_supervised_tokens_is_zero_and_has_a_graph(base_dir: Path):
-    module = SupervisedLoss(make_tuned(base_dir), gradient_checkpointing=False).train()
+    module = SupervisedLoss(make_tuned(base_dir).get_base_model(), gradient_checkpointing=False).train()
     batch = make_batch()
     loss = module(**batch | {"labels": torch.full_like(batch["labels"], IGNORED)})
     torch.autograd.backward(loss)
@@ -293,5 +294,5 @@ def test_a_batch_without_supervised_tokens_is_zero_and_has_a_graph(base_dir: Pat
 
 def test_generation_keeps_its_cache_elsewhere(base_dir: Path):
     other = load(base_dir)
-    SupervisedLoss(make_tuned(base_dir), gradient_checkpointing=False)
+    SupervisedLoss(make_tuned(base_dir).get_base_model(), gradient_checkpointing=False)
     assert other.config.text_config.use_cache

@@ -54,7 +54,7 @@ def make_config(tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[S
 
 
 def curve(config: RunConfig) -> list[Entry]:
-    return read_entries(config.volume.history_file(config.run.attempt))
+    return read_entries(config.volume.history_file(config.run.stage, config.run.attempt))
 
 
 def await_step(config: RunConfig, step: int, *stages: TrainStage, timeout_s: float = 90) -> None:
@@ -110,7 +110,7 @@ def test_two_processes_killed_and_resumed_end_where_one_straight_run_ends(make_c
         assert stage.training_processes() == []
     assert (failure.reason, failure.rank) == (Reason.WORKER_KILLED, 1)
     assert failure.message == "training process 1 was killed by SIGKILL"
-    assert list_checkpoints(killed.volume.checkpoints_dir(2))
+    assert list_checkpoints(killed.volume.checkpoints_dir(StageName.TRAIN, 2))
     assert not killed.volume.adapter_dir.exists()
 
     with TrainStage(killed) as stage:
@@ -151,7 +151,7 @@ def test_a_pod_asked_to_stop_saves_and_stops_all_pods(make_config: Callable[...,
         os.kill(second.process.pid, signal.SIGTERM)
         assert [stage.wait(END_DEADLINE_S) for stage in (second, first)] == [exit_code_of(Reason.INTERRUPTED)] * 2
         failures = [stage.result.failure for stage in (first, second)]
-    (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(1))
+    (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1))
     saved = int(checkpoint.name.removeprefix("step-"))
     assert saved == curve(config)[-1].step >= 3
     assert all(f"the checkpoint of step {saved} is on the volume" in failure.message for failure in failures)

@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llava_api.constants import ENV_COMPLETION_INDEX, TERMINATION_LOG_PATH, StageName
+from llava_api.constants import ENV_COMPLETION_INDEX, TERMINATION_LOG_PATH, TRAINING_STAGES, StageName
 from llava_api.failures import Reason, exit_code_of
 from llava_api.report import (
     EvaluateNumbers,
@@ -103,7 +103,7 @@ def load_config(path: Path, stage: StageName) -> RunConfig:
 def stage_log_file(config: RunConfig) -> Path:
     """Log of a stage's first process: rank 0, or in training the launcher of this pod, which has no rank."""
     name = "rank-0"
-    if config.run.stage is StageName.TRAIN:
+    if config.run.stage in TRAINING_STAGES:
         name = f"launcher-{os.environ.get(ENV_COMPLETION_INDEX, '0')}"
     return config.volume.log_dir(config.run.stage, config.run.attempt) / f"{name}.log"
 

@@ -10,7 +10,7 @@ from llava_trainer.training.history import Entry, read_entries
 def find_curve(volume: RunVolume) -> list[Entry]:
     """Curve of the newest training attempt that logged a step: the one that made the adapter. Empty without any."""
     for attempt in sorted(_training_attempts(volume), reverse=True):
-        entries = read_entries(volume.history_file(attempt))
+        entries = read_entries(volume.history_file(StageName.TRAIN, attempt))
         if entries:
             return entries
     return []

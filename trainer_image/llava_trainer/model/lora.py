@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlavaForConditionalGeneration
 
-from llava_api.spec import Lora, Training
+from llava_api.spec import Lora
 
 LANGUAGE_MODEL_LAYERS = r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 """Pattern for the whole module name. Endings such as ``q_proj`` would fit the vision tower's layers too."""
@@ -44,10 +44,19 @@ def add_adapter(model: LlavaForConditionalGeneration, lora: Lora) -> PeftModel:
     return tuned.to(model.dtype)
 
 
-def group_parameters(tuned: PeftModel, training: Training) -> tuple[ParameterGroup, ...]:
-    """Sort everything that learns into groups; biases do not decay, as in LLaVA's own trainer."""
+def group_parameters(
+    module: torch.nn.Module, *, learning_rate: float, projector_learning_rate: float, weight_decay: float
+) -> tuple[ParameterGroup, ...]:
+    """Sort everything that learns into groups; biases do not decay, as in LLaVA's own trainer.
+
+    Args:
+        module: the model, or what holds it.
+        learning_rate: peak learning rate of whatever is not the projector.
+        projector_learning_rate: that of the projector.
+        weight_decay: of weights.
+    """
     chosen: dict[str, list[torch.nn.Parameter]] = {"adapter": [], "projector": [], "projector_bias": []}
-    for name, parameter in tuned.named_parameters():
+    for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         if PROJECTOR not in name:
@@ -55,15 +64,13 @@ def group_parameters(tuned: PeftModel, training: Training) -> tuple[ParameterGro
         else:
             chosen["projector_bias" if name.endswith(".bias") else "projector"].append(parameter)
     settings = {
-        "adapter": (training.peak_learning_rate, training.weight_decay),
-        "projector": (training.projector_learning_rate, training.weight_decay),
-        "projector_bias": (training.projector_learning_rate, 0.0),
+        "adapter": (learning_rate, weight_decay),
+        "projector": (projector_learning_rate, weight_decay),
+        "projector_bias": (projector_learning_rate, 0.0),
     }
     return tuple(
-        ParameterGroup(
-            name=name, parameters=tuple(chosen[name]), learning_rate=learning_rate, weight_decay=weight_decay
-        )
-        for name, (learning_rate, weight_decay) in settings.items()
+        ParameterGroup(name=name, parameters=tuple(chosen[name]), learning_rate=peak, weight_decay=decay)
+        for name, (peak, decay) in settings.items()
         if chosen[name]
     )
 

@@ -79,9 +79,9 @@ def write_manifest(folder: Path, state: CheckpointState, rank_digests: list[byte
     write_whole(folder / _MANIFEST_FILE, json.dumps(digests, indent=2, sort_keys=True) + "\n")
 
 
-def find_checkpoints(volume: RunVolume, attempt: int) -> list[Path]:
+def find_checkpoints(volume: RunVolume, stage: StageName, attempt: int) -> list[Path]:
     """Checkpoints to resume from, best first: this attempt's own (its pod was restarted), then earlier attempts'."""
-    pattern = re.compile(rf"{StageName.TRAIN}-(\d+)")
+    pattern = re.compile(rf"{stage}-(\d+)")
     attempts = sorted(
         (int(match[1]) for folder in (volume.root / "attempts").glob("*") if (match := pattern.fullmatch(folder.name))),
         reverse=True,
@@ -90,7 +90,7 @@ def find_checkpoints(volume: RunVolume, attempt: int) -> list[Path]:
         folder
         for earlier in attempts
         if earlier <= attempt
-        for folder in reversed(list_checkpoints(volume.checkpoints_dir(earlier)))
+        for folder in reversed(list_checkpoints(volume.checkpoints_dir(stage, earlier)))
     ]
 
 

@@ -19,6 +19,7 @@ from llava_trainer.training.adapter import publish_adapter
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.checkpoint import CheckpointState
 from llava_trainer.training.history import History
+from llava_trainer.training.phase import Phase, phase_of
 from llava_trainer.training.plan import Plan
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.recorder import Recorder
@@ -41,21 +42,23 @@ def train(config: RunConfig, processes: Processes, reporter: Reporter, stop: Sto
         StageError: Interrupted (a checkpoint was saved before), LossNotFinite, InvalidModel, InvalidData,
             InvalidConfig, InternalError (nothing was learned).
     """
-    samples = list(read_samples(config.volume.train_file))
-    plan = make_plan(config, len(samples), processes.world_size)
-    trainee = build_trainee(config, processes)
-    resumed = resume(trainee.engine, processes, config.volume, config.run.attempt)
+    phase = phase_of(config)
+    samples = list(read_samples(phase.samples_file))
+    plan = make_plan(phase, len(samples), processes.world_size)
+    trainee = build_trainee(config, phase, processes)
+    resumed = resume(trainee.engine, processes, config.volume, phase.stage, config.run.attempt)
     with ExitStack() as stack:
-        loader = stack.enter_context(_open_loader(config, samples, plan, processes))
+        loader = stack.enter_context(_open_loader(config, phase, samples, plan, processes))
         recorder = None
         if processes.is_first:
             recorder = Recorder(stack.enter_context(_open_history(config, resumed)), reporter, plan)
         Loop(
-            config=config, plan=plan, trainee=trainee, processes=processes, loader=loader, recorder=recorder, stop=stop,
+            config=config, phase=phase, plan=plan, trainee=trainee, processes=processes, loader=loader,
+            recorder=recorder, stop=stop,
             first_step=resumed[0].step if resumed else 0,
         ).run()  # fmt: skip
     if recorder:
-        publish_adapter(trainee.module.tuned, config.volume.adapter_dir)
+        publish_adapter(trainee.tuned, config.volume.adapter_dir)
     processes.barrier()
     if recorder is None:
         return None
@@ -73,6 +76,7 @@ class Loop:
     """Runs the steps that are left."""
 
     config: RunConfig
+    phase: Phase
     plan: Plan
     trainee: Trainee
     processes: Processes
@@ -93,10 +97,8 @@ class Loop:
         Raises:
             StageError: Interrupted, LossNotFinite.
         """
-        training = self.config.training
-        schedule = Schedule(
-            kind=training.scheduler, total_steps=self.plan.total_steps, warmup_ratio=training.warmup_ratio
-        )
+        phase = self.phase
+        schedule = Schedule(kind=phase.scheduler, total_steps=self.plan.total_steps, warmup_ratio=phase.warmup_ratio)
         for step in range(self.first_step, self.plan.total_steps):
             micro_batches = self.loader.load(step)
             totals = count_batch(micro_batches, self.stop.received, self.processes)
@@ -111,7 +113,7 @@ class Loop:
             if self.recorder:
                 self.recorder.record(done, outcome)
             # After the last step comes the adapter itself.
-            if done % training.checkpoint.every_steps == 0 and done < self.plan.total_steps:
+            if done % phase.checkpoint.every_steps == 0 and done < self.plan.total_steps:
                 self._save(done)
 
     def _stop_after(self, step: int) -> None:
@@ -127,51 +129,52 @@ class Loop:
     def _save(self, step: int) -> None:
         save_checkpoint(
             self.trainee.engine,
-            self.trainee.module.tuned,
+            self.trainee.tuned,
             self.processes,
-            self.config.volume.checkpoints_dir(self.config.run.attempt),
+            self.config.volume.checkpoints_dir(self.phase.stage, self.config.run.attempt),
             CheckpointState(step=step, world_size=self.processes.world_size, total_steps=self.plan.total_steps),
-            self.config.training.checkpoint.keep,
+            self.phase.checkpoint.keep,
         )
         self.saved_step = step
         if self.recorder:
             self.recorder.record_checkpoint(step)
 
 
-def make_plan(config: RunConfig, num_samples: int, world_size: int) -> Plan:
+def make_plan(phase: Phase, num_samples: int, world_size: int) -> Plan:
     """Steps and batches of a run.
 
     Raises:
         StageError: InvalidData; there is nothing to train on.
     """
     if num_samples == 0:
-        raise StageError(Reason.INVALID_DATA, f"{config.volume.train_file} holds no sample to train on")
-    training = config.training
+        raise StageError(Reason.INVALID_DATA, f"{phase.samples_file} holds no sample to train on")
     return Plan(
         num_samples=num_samples,
-        global_batch=training.batch.global_,
-        per_device_batch=training.batch.per_device,
+        global_batch=phase.batch.global_,
+        per_device_batch=phase.batch.per_device,
         world_size=world_size,
-        epochs=training.epochs,
-        seed=training.seed,
+        epochs=phase.epochs,
+        seed=phase.seed,
     )
 
 
-def _open_loader(config: RunConfig, samples: list[Sample], plan: Plan, processes: Processes) -> BatchLoader:
+def _open_loader(
+    config: RunConfig, phase: Phase, samples: list[Sample], plan: Plan, processes: Processes
+) -> BatchLoader:
     return BatchLoader(
         samples,
-        load_processing(config.model_dir, config.dataset.image_aspect_ratio),
-        images=config.dataset_dir / config.dataset.images,
-        max_length=config.training.max_length,
+        load_processing(config.model_dir, phase.image_aspect_ratio),
+        images=phase.images_dir,
+        max_length=phase.max_length,
         plan=plan,
         rank=processes.rank,
     )
 
 
 def _open_history(config: RunConfig, resumed: tuple[CheckpointState, Path] | None) -> History:
-    file = config.volume.history_file(config.run.attempt)
+    file = config.volume.history_file(config.run.stage, config.run.attempt)
     if resumed is None:
         return History(file)
     state, folder = resumed
-    # The curve of the attempt that made the checkpoint: attempts/train-N/checkpoints/step-M lies beside it.
+    # The curve of the attempt that made the checkpoint: attempts/STAGE-N/checkpoints/step-M lies beside it.
     return History(file, resumed_from=folder.parent.parent / file.name, resumed_step=state.step)

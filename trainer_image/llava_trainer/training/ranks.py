@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_api.base import Lenient
-from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.report import StageFailure, TrainNumbers
 from llava_api.run_config import RunConfig
@@ -42,7 +41,7 @@ class Exit:
 
 def rank_log(config: RunConfig, rank: int) -> Path:
     """Log of one process."""
-    return config.volume.log_dir(StageName.TRAIN, config.run.attempt) / f"rank-{rank}.log"
+    return config.volume.log_dir(config.run.stage, config.run.attempt) / f"rank-{rank}.log"
 
 
 def rank_failure_file(config: RunConfig, rank: int) -> Path:
@@ -128,4 +127,4 @@ def _read_word(file: Path) -> RankFailure | None:
 
 
 def _ranks_dir(config: RunConfig) -> Path:
-    return config.volume.attempt_dir(StageName.TRAIN, config.run.attempt) / "ranks"
+    return config.volume.attempt_dir(config.run.stage, config.run.attempt) / "ranks"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.volume import RunVolume
 from llava_trainer.errors import StageError
@@ -60,7 +61,9 @@ def save_checkpoint(
     processes.barrier()
 
 
-def resume(engine: Any, processes: Processes, volume: RunVolume, attempt: int) -> tuple[CheckpointState, Path] | None:
+def resume(
+    engine: Any, processes: Processes, volume: RunVolume, stage: StageName, attempt: int
+) -> tuple[CheckpointState, Path] | None:
     """Load the newest checkpoint that is whole. Every process calls it, and all load the same one.
 
     Returns:
@@ -71,7 +74,7 @@ def resume(engine: Any, processes: Processes, volume: RunVolume, attempt: int) -
     """
     # Nobody may be reading the list while somebody else, still on the way here, could change what it says.
     processes.barrier()
-    for folder in find_checkpoints(volume, attempt):
+    for folder in find_checkpoints(volume, stage, attempt):
         loaded = _load_verified(folder, processes)
         if loaded is None:
             continue
