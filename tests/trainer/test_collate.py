@@ -20,7 +20,7 @@ def make(*ids: int, learned: int = 1) -> Encoded:
 
 
 def test_samples_are_filled_up_on_the_right():
-    picture = np.full((3, 2, 2), 0.5, dtype=np.float32)
+    picture = np.full((1, 3, 2, 2), 0.5, dtype=np.float32)
     batch = collate([(make(1, 5, 6), picture), (make(1, 7), None), (make(1, 2, 3, 4), picture * 2)], pad_token_id=9)
     assert batch["input_ids"].tolist() == [[1, 5, 6, 9], [1, 7, 9, 9], [1, 2, 3, 4]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]

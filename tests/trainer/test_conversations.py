@@ -43,6 +43,7 @@ def test_an_entry_becomes_a_sample(tmp_path: Path):
                 Turn(role="user", text="When?"), Turn(role="assistant", text="Today."),
             ),
             source=Source(file="export.json", index=0),
+            image_turns=(0,),
         )
     ]  # fmt: skip
 
@@ -53,13 +54,13 @@ def test_an_entry_becomes_a_sample(tmp_path: Path):
 def test_the_picture_s_marker_is_taken_out_wherever_it_stands(question: str, tmp_path: Path):
     (sample,) = read(tmp_path, [{"image": "a.png", "conversations": turns(("human", question), ("gpt", " 9.00\n"))}])
     assert [turn.text for turn in sample.turns] == ["How much?", "9.00"]
-    assert sample.image_turn == 0
+    assert sample.image_turns == (0,)
 
 
 def test_a_picture_in_a_later_turn_stays_there(tmp_path: Path):
     said = turns(("human", "Hi."), ("gpt", "Hi."), ("human", "<image>What?"), ("gpt", "A cat."))
     (sample,) = read(tmp_path, [{"image": "a.png", "conversations": said}])
-    assert sample.image_turn == 2
+    assert sample.image_turns == (2,)
 
 
 @pytest.mark.parametrize("image", [{}, {"image": None}, {"image": []}])
@@ -83,7 +84,7 @@ def test_an_opening_answer_is_left_out_and_told(tmp_path: Path):
     told, sample = read(tmp_path, [entry])
     assert (told.kind, told.where) == (Kind.OPENING_ANSWER, "export.json[0]")
     assert [turn.text for turn in sample.turns] == ["Q?", "A."]
-    assert sample.image_turn == 0
+    assert sample.image_turns == (0,)
 
 
 BAD_ENTRIES: dict[str, tuple[Any, str]] = {

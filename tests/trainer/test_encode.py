@@ -17,8 +17,8 @@ SAMPLES = {
     "several turns": make_sample("What is the total?", "9.00", "And the date?", "25/12/2018", "Who?", "Me."),
     "unicode": make_sample("Größe – naïve?", "漢字 🙂 e\u0301 ß", "Noch eine?", "Ünïcödé\nzwei Zeilen"),
     "the template's own words": make_sample("USER: what?", "ASSISTANT: USER: this", "ASSISTANT:", "A chat. USER:"),
-    "without picture": make_sample("Hello.", "Hi there.", image=False),
-    "picture in a later turn": make_sample("Hello.", "Hi.", "What is this?", "A cat.", image_turn=2),
+    "without picture": make_sample("Hello.", "Hi there.", image_turns=()),
+    "picture in a later turn": make_sample("Hello.", "Hi.", "What is this?", "A cat.", image_turns=(2,)),
     "one character": make_sample("?", "!"),
 }
 
@@ -93,8 +93,8 @@ def test_a_prompt_is_the_training_ids_before_each_answer(name: str, toy_processi
         if label != IGNORED and encoded.labels[position - 1] == IGNORED
     ]
     for (history, question, _), start in zip(sample.pairs(), starts, strict=True):
-        shown = bool(sample.images) and sample.image_turn <= len(history)
-        prompt = encode_prompt(question.text, shown, toy_processing, history, sample.image_turn)
+        shown = [index for index in sample.image_turns if index <= len(history)]
+        prompt = encode_prompt((*history, question), shown, toy_processing)
         assert prompt == list(encoded.input_ids[:start])
 
 

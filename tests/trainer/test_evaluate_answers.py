@@ -51,7 +51,13 @@ def prompts(processing: Processing, tmp_path_factory: pytest.TempPathFactory) ->
             draw_tray(rng, rng.choice(list(COLOURS)), rng.choice(list(CORNERS))).save(folder / name)
         turns = (Turn(role="user", text=f"Question {number}? " + "Think. " * rng.randrange(8)),)
         question = Question(
-            split="validation", sample=str(number), number=1, image=name, turns=turns, image_turn=0, expected=""
+            split="validation",
+            sample=str(number),
+            number=1,
+            images=(name,) if name else (),
+            turns=turns,
+            image_turns=(0,) if name else (),
+            expected="",
         )
         encoded.append(encode_question(question, processing, folder))
     return encoded
@@ -64,7 +70,7 @@ def nothing(answered: int) -> None:
 def decode_by_hand(answerer: Answerer, prompt: EncodedPrompt) -> str:
     """Greedy decoding in its plainest form: one prompt, no padding, no cache, the likeliest token each time."""
     ids = list(prompt.ids)
-    pixels = {} if prompt.load_pixels is None else {"pixel_values": prompt.load_pixels()[None]}
+    pixels = {} if prompt.load_pixels is None else {"pixel_values": prompt.load_pixels()}
     with torch.inference_mode():
         for _ in range(NEW_TOKENS):
             logits = answerer.model(input_ids=torch.tensor([ids]), **pixels, use_cache=False).logits[0, -1]

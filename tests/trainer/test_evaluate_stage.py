@@ -134,17 +134,15 @@ def test_a_follow_up_is_asked_after_the_datasets_answer_as_in_training(root: Pat
     questions = list(ask_samples([sample], "validation"))
     assert len(questions) == len(ends) == 2
     for question, end in zip(questions, ends, strict=True):
-        ids = encode_prompt(
-            question.text, question.image is not None, processing, question.turns[:-1], question.image_turn
-        )
+        ids = encode_prompt(question.turns, question.image_turns, processing)
         assert ids == list(trained.input_ids[:end])
 
 
 def test_a_picture_shown_later_is_not_there_for_earlier_questions(root: Path) -> None:
     sample = next(read_samples(root / "volume" / "data" / "validation.jsonl"))
     fields = {name: getattr(sample, name) for name in ("id", "images", "turns", "source")}
-    questions = list(ask_samples([type(sample)(**fields, image_turn=2)], "validation"))
-    assert [question.image for question in questions] == [None, "tray-0000.png"]
+    questions = list(ask_samples([type(sample)(**fields, image_turns=(2,))], "validation"))
+    assert [question.images for question in questions] == [(), ("tray-0000.png",)]
 
 
 def outside_by_link(root: Path) -> str:

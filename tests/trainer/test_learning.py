@@ -53,7 +53,7 @@ def score(model: PreTrainedModel, config: RunConfig, samples: list[Sample]) -> f
     """Share of the samples whose answer is generated exactly."""
     processing = load_processing(config.model_dir, "pad")
     images = config.dataset_dir / config.dataset.images
-    prompts = [encode_prompt(sample.turns[0].text, True, processing) for sample in samples]
+    prompts = [encode_prompt(sample.turns[:1], (0,), processing) for sample in samples]
     # One question for all, so that nothing has to be padded.
     ids = torch.tensor(prompts)
     pixels = [torch.from_numpy(pixel_values(open_image(images / s.images[0]), processing)) for s in samples]

@@ -107,7 +107,7 @@ def test_the_configuration_is_the_bases_but_for_the_number_format(root: Path) ->
 def as_messages(sample: Sample, num_turns: int, picture: Image.Image | None) -> list[dict]:
     messages = []
     for index, turn in enumerate(sample.turns[:num_turns]):
-        shown = [{"type": "image", "image": picture}] if picture and index == sample.image_turn else []
+        shown = [{"type": "image", "image": picture}] if picture and index in sample.image_turns else []
         messages.append({"role": turn.role, "content": [*shown, {"type": "text", "text": turn.text}]})
     return messages
 
@@ -128,9 +128,7 @@ def test_plain_auto_processor_gives_the_ids_and_pixels_of_training(root: Path) -
                 as_messages(sample, len(before) + 1, picture),
                 add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
             )  # fmt: skip
-            assert inputs["input_ids"][0].tolist() == encode_prompt(
-                question.text, picture is not None, trained, history=before
-            )
+            assert inputs["input_ids"][0].tolist() == encode_prompt((*before, question), sample.image_turns, trained)
             if picture:
                 assert np.array_equal(inputs["pixel_values"][0].numpy(), pixel_values(picture, trained))
             compared += 1
@@ -171,7 +169,11 @@ def test_a_sample_whose_picture_would_be_cut_off_is_no_proof(root: Path) -> None
     samples = list(read_samples(config.volume.validation_file))
     long = Turn(role="user", text="What is this? " * 40)
     first = Sample(
-        id="long", images=samples[0].images, turns=(long, *samples[0].turns[1:]), source=samples[0].source, image_turn=2
+        id="long",
+        images=samples[0].images,
+        turns=(long, *samples[0].turns[1:]),
+        source=samples[0].source,
+        image_turns=(2,),
     )
     write_samples(config.volume.validation_file, [first, *samples[1:]])
     batches = proof_batches(config, load_processing(config.model_dir, "pad"))

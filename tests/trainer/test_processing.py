@@ -185,7 +185,7 @@ def test_plain_autoprocessor_serves_what_was_trained(exported: tuple[Processing,
     picture = open_image(draw_picture(tmp_path / "a.png", size=(90, 31)))
     server = AutoProcessor.from_pretrained(folder)
     sample = make_sample("What is the total?", "9.00", "And the date, naïve one?", "Today.")
-    ours = encode_prompt(sample.turns[2].text, True, processing, sample.turns[:2])
+    ours = encode_prompt(sample.turns[:3], (0,), processing)
     in_one_step = server.apply_chat_template(
         CHAT, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="np",
         processor_kwargs={"images": [picture]},
@@ -207,7 +207,7 @@ def test_the_exported_template_lays_out_a_whole_conversation(exported: tuple[Pro
     ]  # fmt: skip
     text = tokenizer.apply_chat_template(text_only, tokenize=False)
     assert text == f"{SYSTEM} USER: Hello. ASSISTANT: Hi.</s>USER: Bye. ASSISTANT: Bye!</s>"
-    sample = make_sample("Hello.", "Hi.", "Bye.", "Bye!", image=False)
+    sample = make_sample("Hello.", "Hi.", "Bye.", "Bye!", image_turns=())
     assert tokenizer(text).input_ids == list(encode(sample, processing, 4096).input_ids)
     told = [{"role": "system", "content": "Be brief."}, *text_only[:1]]
     assert tokenizer.apply_chat_template(told, tokenize=False) == "Be brief. USER: Hello. "
@@ -241,4 +241,5 @@ def test_a_processing_loaded_from_the_export_is_the_same(exported: tuple[Process
     processing, folder = exported
     again = load_processing(folder, processing.aspect_ratio)
     assert again.image_processor.to_dict() == processing.image_processor.to_dict()
-    assert encode_prompt("What?", True, again) == encode_prompt("What?", True, processing)
+    turns = make_sample("What?", "That.").turns[:1]
+    assert encode_prompt(turns, (0,), again) == encode_prompt(turns, (0,), processing)

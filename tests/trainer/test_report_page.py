@@ -55,8 +55,8 @@ def make_answer(
     tuned: str = "yes", text: str = "Is it?", image: str | None = "a.png",
 ) -> Answer:  # fmt: skip
     question = Question(
-        split=split, sample=sample, number=number, image=image, turns=(Turn(role="user", text=text),), image_turn=0,
-        expected=expected,
+        split=split, sample=sample, number=number, images=(image,) if image else (),
+        turns=(Turn(role="user", text=text),), image_turns=(0,) if image else (), expected=expected,
     )  # fmt: skip
     return Answer.of(question, base, tuned)
 

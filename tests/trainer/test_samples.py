@@ -9,8 +9,8 @@ from tests.trainer.test_template import make_sample
 
 SAMPLES = [
     make_sample("Größe?", "漢字\n🙂", "\u2028?", "Ja."),
-    make_sample("Hello.", "Hi.", image=False),
-    make_sample("Hello.", "Hi.", "What is this?", "A cat.", image_turn=2),
+    make_sample("Hello.", "Hi.", image_turns=()),
+    make_sample("Hello.", "Hi.", "What is this?", "A cat.", image_turns=(2,)),
 ]
 
 

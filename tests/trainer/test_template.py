@@ -4,11 +4,11 @@ from llava_trainer.data.samples import Sample, Source, Turn
 from llava_trainer.data.template import SYSTEM, render, render_prompt
 
 
-def make_sample(*texts: str, image: bool = True, image_turn: int = 0) -> Sample:
+def make_sample(*texts: str, image_turns: tuple[int, ...] = (0,)) -> Sample:
     turns = tuple(Turn(role="assistant" if index % 2 else "user", text=text) for index, text in enumerate(texts))
     return Sample(
-        id="s", images=("a.png",) if image else (), turns=turns, source=Source(file="e.json", index=0),
-        image_turn=image_turn,
+        id="s", images=tuple(f"{number}.png" for number in range(len(image_turns))), turns=turns,
+        source=Source(file="e.json", index=0), image_turns=image_turns,
     )  # fmt: skip
 
 
@@ -33,14 +33,14 @@ def test_learned_are_the_answers_with_their_end_and_nothing_else():
 
 
 def test_the_picture_stands_at_the_beginning_of_the_turn_that_shows_it():
-    later = render(make_sample("Hello.", "Hi.", "What is this?", "A cat.", image_turn=2))
+    later = render(make_sample("Hello.", "Hi.", "What is this?", "A cat.", image_turns=(2,)))
     assert later.text.endswith("USER: Hello. ASSISTANT: Hi.</s>USER: <image>\nWhat is this? ASSISTANT: A cat.</s>")
-    assert "<image>" not in render(make_sample("Hello.", "Hi.", image=False)).text
+    assert "<image>" not in render(make_sample("Hello.", "Hi.", image_turns=())).text
 
 
 def test_a_prompt_is_what_training_has_before_the_answer():
     sample = make_sample("How much?", "9.00", "When?", "Today.")
     conversation = render(sample)
     for turns, (begin, _) in zip((sample.turns[:1], sample.turns[:3]), conversation.supervised, strict=True):
-        assert render_prompt(turns, image_turn=0) == conversation.text[:begin]
-    assert render_prompt(sample.turns[:1], image_turn=None) == f"{SYSTEM} USER: How much? ASSISTANT:"
+        assert render_prompt(turns, image_turns=(0,)) == conversation.text[:begin]
+    assert render_prompt(sample.turns[:1], image_turns=()) == f"{SYSTEM} USER: How much? ASSISTANT:"

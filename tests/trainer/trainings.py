@@ -153,6 +153,7 @@ def _sample(index: int, entry: dict[str, Any]) -> Sample:
     return Sample(
         id=entry["id"],
         images=(entry["image"],),
+        image_turns=(0,),
         turns=(Turn(role="user", text=question), Turn(role="assistant", text=answer)),
         source=Source(file="export.json", index=index),
     )

@@ -74,12 +74,12 @@ def _convert(entry: _Entry, source: Source) -> Iterator[Sample | Finding]:
             raise _EntryError(f"conversations[0] is an opening answer with {IMAGE_MARKER}: move it to a question")
         turns = turns[1:]
     _check_alternation(turns)
-    image_turn = _find_image_turn(turns, num_images=len(images))
+    image_turns = _find_image_turns(turns, num_images=len(images))
     spoken = tuple(Turn(role=_ROLES[turn.speaker], text=turn.value.replace(IMAGE_MARKER, "").strip()) for turn in turns)
     for index, turn in enumerate(spoken):
         if not turn.text:
             raise _EntryError(f"{'question' if turn.role == 'user' else 'answer'} {index // 2 + 1} is empty")
-    sample = Sample(id=_id_of(entry.id, source), images=images, turns=spoken, source=source, image_turn=image_turn)
+    sample = Sample(id=_id_of(entry.id, source), images=images, turns=spoken, source=source, image_turns=image_turns)
     if not is_writable(sample.id, *images, *(turn.text for turn in spoken)):
         raise _EntryError("a text holds half a surrogate pair (a \\ud800 to \\udfff alone): correct the encoding")
     if opens_with_answer:
@@ -118,12 +118,12 @@ def _check_alternation(turns: list[_Turn]) -> None:
         raise _EntryError("ends with a question that has no answer")
 
 
-def _find_image_turn(turns: list[_Turn], *, num_images: int) -> int:
-    """Index of the turn that shows the picture; 0 without one."""
+def _find_image_turns(turns: list[_Turn], *, num_images: int) -> tuple[int, ...]:
+    """Index of the turn that shows each picture."""
     shown = [index for index, turn in enumerate(turns) for _ in range(turn.value.count(IMAGE_MARKER))]
     if len(shown) != num_images:
         fix = "write it once, in the question that shows the picture" if num_images else "name the picture in 'image'"
         raise _EntryError(f"{IMAGE_MARKER} stands {len(shown)} times for {num_images} pictures: {fix}")
-    if shown and turns[shown[0]].speaker != "human":
+    if any(turns[index].speaker != "human" for index in shown):
         raise _EntryError(f"{IMAGE_MARKER} stands in an answer: move it to the question that shows the picture")
-    return shown[0] if shown else 0
+    return tuple(shown)

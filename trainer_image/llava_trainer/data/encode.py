@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from llava_trainer.data.processing import Processing
 from llava_trainer.data.samples import Sample, Turn
-from llava_trainer.data.template import render, render_prompt
+from llava_trainer.data.template import Template, render, render_prompt
 
 IGNORED = -100
 """Label of a position that is not learned (PyTorch's ``ignore_index``)."""
@@ -19,11 +19,11 @@ class PictureCutError(ValueError):
     """The length limit falls before a picture's end, and a picture cannot be shown in part.
 
     Attributes:
-        needed: shortest limit that keeps the picture and the first answer, in tokens.
+        needed: shortest limit that keeps every picture and the first answer, in tokens.
     """
 
     def __init__(self, needed: int) -> None:
-        super().__init__(f"the picture is cut off; at least {needed} tokens are needed")
+        super().__init__(f"a picture is cut off; at least {needed} tokens are needed")
         self.needed = needed
 
 
@@ -32,7 +32,7 @@ class Encoded:
     """One sample as the model is fed.
 
     Attributes:
-        input_ids: token ids, the picture's ``<image>`` repeated once for each of its tokens.
+        input_ids: token ids, each picture's ``<image>`` repeated once for each of its tokens.
         labels: the ids that are learned, IGNORED elsewhere; the model shifts them. Same length.
         images: picture paths, as in the sample.
         full_length: tokens before cutting off.
@@ -63,13 +63,14 @@ class Encoded:
         return self.full_length > len(self.input_ids)
 
 
-def encode(sample: Sample, processing: Processing, max_length: int) -> Encoded:
-    """Tokenise a sample in the v1 layout; what is beyond ``max_length`` tokens is cut off.
+def encode(sample: Sample, processing: Processing, max_length: int, template: Template = "v1") -> Encoded:
+    """Tokenise a sample; what is beyond ``max_length`` tokens is cut off.
 
     Raises:
-        PictureCutError: the limit falls before the picture's end.
+        PictureCutError: the limit falls before the last picture's end.
+        TemplateError: the layout has no place for the sample.
     """
-    conversation = render(sample)
+    conversation = render(sample, template)
     ids, offsets = _tokenize(conversation.text, processing)
     labels = _mask(ids, offsets, conversation.supervised)
     ids, labels = _expand_images(ids, labels, processing)
@@ -89,20 +90,15 @@ def encode(sample: Sample, processing: Processing, max_length: int) -> Encoded:
     )
 
 
-def encode_prompt(
-    question: str, has_image: bool, processing: Processing, history: Sequence[Turn] = (), image_turn: int = 0
-) -> list[int]:
+def encode_prompt(turns: Sequence[Turn], image_turns: Sequence[int], processing: Processing) -> list[int]:
     """Token ids to generate an answer from: the same ids that training has before the answer.
 
     Args:
-        question: what is asked, without ``<image>``.
-        has_image: whether the conversation shows a picture.
+        turns: the conversation up to and including the question.
+        image_turns: for each picture, the index of the turn that shows it.
         processing: the checkpoint's.
-        history: turns before the question, if any.
-        image_turn: index of the turn (of ``history`` and the question) that shows the picture.
     """
-    turns = (*history, Turn(role="user", text=question))
-    ids, _ = _tokenize(render_prompt(turns, image_turn if has_image else None), processing)
+    ids, _ = _tokenize(render_prompt(turns, image_turns), processing)
     expanded, _ = _expand_images(ids, [IGNORED] * len(ids), processing)
     return expanded
 

@@ -208,7 +208,7 @@ def _grid(dataset: PreparedDataset, folder: PictureFolder, processing: Processin
 
 def _card(side: str, item: Checked, folder: PictureFolder, processing: Processing, max_length: int) -> Html:
     sample = item.sample
-    picture = None
+    pictures = []
     for relative in sample.images:
         try:
             seen = visible_image(open_image(folder.resolve(relative)), processing)
@@ -216,11 +216,11 @@ def _card(side: str, item: Checked, folder: PictureFolder, processing: Processin
             # It was whole a moment ago: the volume changes under our feet, and training will say so.
             logger.warning("picture %s %s", relative, error)
             continue
-        picture = el("img", src=thumbnail(seen, max_px=processing.image_size_px), alt=relative)
+        pictures.append(el("img", src=thumbnail(seen, max_px=processing.image_size_px), alt=relative))
     about = f"{sample.source} · {side} · {item.num_tokens:,} tokens, {item.num_supervised:,} learned"
     if item.num_tokens > max_length:
         about += f", cut off after {max_length:,}"
-    return el("article", picture, el("p", about, class_="muted small"), _conversation(item), class_="card")
+    return el("article", pictures, el("p", about, class_="muted small"), _conversation(item), class_="card")
 
 
 def _conversation(item: Checked) -> Html:

@@ -32,27 +32,44 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One conversation, about one picture or none.
+    """One conversation, about any number of pictures.
 
     Attributes:
         id: the export's own id, or one made from where it stands.
-        images: path of the picture, relative to ``config.dataset_dir / config.dataset.images``; at most one in
-            this version.
+        images: paths of the pictures in the order in which they are shown, relative to the dataset's folder of
+            pictures.
         turns: user and assistant in turn, beginning with the user, ending with the assistant.
         source: where it comes from.
-        image_turn: index in ``turns`` of the user turn that shows the picture.
+        image_turns: for each picture, the index in ``turns`` of the user turn that shows it; never decreasing.
+        references: right answers to the last question, where there is more than one.
+        question_type: what kind of question it is, for scores by kind.
+
+    Raises:
+        ValueError: ``image_turns`` does not fit ``images`` and ``turns``.
     """
 
     id: str
     images: tuple[str, ...]
     turns: tuple[Turn, ...]
     source: Source
-    image_turn: int = 0
+    image_turns: tuple[int, ...] = ()
+    references: tuple[str, ...] = ()
+    question_type: str = ""
+
+    def __post_init__(self) -> None:
+        placed = self.image_turns
+        if len(placed) != len(self.images):
+            raise ValueError(f"{len(self.images)} pictures, but {len(placed)} turns that show one")
+        if list(placed) != sorted(placed) or any(self._speaker(index) != "user" for index in placed):
+            raise ValueError(f"image_turns {placed} must be user turns in their order")
 
     def pairs(self) -> Iterator[tuple[tuple[Turn, ...], Turn, Turn]]:
         """Every (turns before, question, answer) of the conversation."""
         for index in range(0, len(self.turns) - 1, 2):
             yield self.turns[:index], self.turns[index], self.turns[index + 1]
+
+    def _speaker(self, index: int) -> Role | None:
+        return self.turns[index].role if 0 <= index < len(self.turns) else None
 
     @property
     def num_pairs(self) -> int:
@@ -93,5 +110,7 @@ def _from_json(fields: dict[str, Any]) -> Sample:
         images=tuple(fields["images"]),
         turns=tuple(Turn(**turn) for turn in fields["turns"]),
         source=Source(**fields["source"]),
-        image_turn=fields["image_turn"],
+        image_turns=tuple(fields["image_turns"]),
+        references=tuple(fields["references"]),
+        question_type=fields["question_type"],
     )

@@ -1,16 +1,22 @@
-r"""LLaVA's v1 conversation as text: what is said, and which characters of it are learned.
+r"""LLaVA's conversations as text: what is said, and which characters of it are learned.
 
-Layout: ``{system} USER: {question} ASSISTANT: {answer}</s>USER: {question} ASSISTANT: {answer}</s>`` - a space before
-the first USER, none after ``</s>``, and ``<image>\n`` at the beginning of the question that shows the picture. Knows
-nothing about tokens.
+v1: ``{system} USER: {question} ASSISTANT: {answer}</s>USER: {question} ASSISTANT: {answer}</s>`` - a space before the
+first USER, none after ``</s>``, and an ``<image>\n`` at the beginning of the question for each picture that it shows.
+Where nothing is said, only ``USER:`` or ``ASSISTANT:`` stands, without ``</s>`` and with nothing to learn.
 
-Source: conversation.py (conv_vicuna_v1) and train.py (preprocess_v1) of haotian-liu/LLaVA.
+plain (phase 1): ``<image>{caption}\n``. The question is not read at all.
+
+Knows nothing about tokens. Source: conversation.py (conv_vicuna_v1, conv_llava_plain) and train.py
+(preprocess_multimodal, preprocess_v1, preprocess_plain) of haotian-liu/LLaVA.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from llava_trainer.data.samples import Sample, Turn
+
+Template = Literal["v1", "plain"]
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -29,16 +35,18 @@ CHAT_TEMPLATE = (
     "{%- if content is string -%}{{- content -}}"
     "{%- else -%}{%- for part in content if part['type'] == 'text' -%}{{- part['text'] -}}{%- endfor -%}{%- endif -%}"
     "{%- endmacro -%}"
+    "{%- macro pictures_of(content) -%}"
+    "{%- if content is not string -%}"
+    "{%- for part in content if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- endfor -%}"
+    "{%- endif -%}"
+    "{%- endmacro -%}"
     "{{- text_of(system) + ' ' -}}"
     "{%- for turn in turns -%}"
+    "{%- set said = (pictures_of(turn['content']) + text_of(turn['content']) | trim) | trim -%}"
     "{%- if turn['role'] == 'user' -%}"
-    "{{- 'USER: ' -}}"
-    "{%- if turn['content'] is not string -%}"
-    "{%- for part in turn['content'] if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- endfor -%}"
-    "{%- endif -%}"
-    "{{- text_of(turn['content']) | trim + ' ' -}}"
+    "{{- 'USER: ' + said + ' ' if said else 'USER:' -}}"
     "{%- elif turn['role'] == 'assistant' -%}"
-    "{{- 'ASSISTANT: ' + text_of(turn['content']) | trim + '</s>' -}}"
+    "{{- 'ASSISTANT: ' + said + '</s>' if said else 'ASSISTANT:' -}}"
     "{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
@@ -51,45 +59,61 @@ class Conversation:
     """A conversation as text.
 
     Attributes:
-        text: everything, with one ``<image>`` where the picture stands.
+        text: everything, with one ``<image>`` where each picture stands.
         supervised: half-open character ranges that are learned, one an answer: from the end of ``ASSISTANT:``
-            (generation starts there, so the space belongs to the answer) to the end of ``</s>``.
+            (generation starts there, so the space belongs to the answer) to the end of ``</s>``; a caption with its
+            line break in the plain layout.
     """
 
     text: str
     supervised: tuple[tuple[int, int], ...]
 
 
-def render(sample: Sample) -> Conversation:
-    """Lay a sample out for training."""
+class TemplateError(ValueError):
+    """A sample that the layout has no place for; the message says why."""
+
+
+def render(sample: Sample, template: Template = "v1") -> Conversation:
+    """Lay a sample out for training.
+
+    Raises:
+        TemplateError: ``plain`` is asked for and the sample is not one picture with one caption.
+    """
+    if template == "plain":
+        return _render_caption(sample)
     text = SYSTEM + " "
     supervised = []
     for index, turn in enumerate(sample.turns):
-        if turn.role == "user":
-            text += _question(turn.text, shows_image=bool(sample.images) and index == sample.image_turn)
-        else:
-            begin = len(text)
-            text += f" {turn.text}{END_OF_ANSWER}"
+        begin = len(text)
+        text += _say(turn, sample.image_turns.count(index))
+        if turn.role == "assistant" and turn.text:
             supervised.append((begin, len(text)))
     return Conversation(text=text, supervised=tuple(supervised))
 
 
-def render_prompt(turns: Sequence[Turn], image_turn: int | None) -> str:
+def render_prompt(turns: Sequence[Turn], image_turns: Sequence[int]) -> str:
     """Lay out what a model answers to: turns that end with a question.
 
     Args:
         turns: beginning and ending with the user.
-        image_turn: index of the turn that shows the picture; None without a picture.
+        image_turns: for each picture, the index of the turn that shows it.
     """
-    parts = [SYSTEM, " "]
-    for index, turn in enumerate(turns):
-        if turn.role == "user":
-            parts.append(_question(turn.text, shows_image=index == image_turn))
-        else:
-            parts.append(f" {turn.text}{END_OF_ANSWER}")
-    return "".join(parts)
+    said = (_say(turn, image_turns.count(index)) for index, turn in enumerate(turns))
+    return "".join((SYSTEM, " ", *said))
 
 
-def _question(text: str, *, shows_image: bool) -> str:
-    marker = f"{IMAGE_MARKER}\n" if shows_image else ""
-    return f"USER: {marker}{text} ASSISTANT:"
+def _render_caption(sample: Sample) -> Conversation:
+    if len(sample.images) != 1 or len(sample.turns) != 2:
+        raise TemplateError(
+            f"has {len(sample.images)} pictures and {len(sample.turns)} turns: alignment learns from one picture with "
+            "one caption"
+        )
+    text = f"{IMAGE_MARKER}{sample.turns[1].text}\n"
+    return Conversation(text=text, supervised=((len(IMAGE_MARKER), len(text)),))
+
+
+def _say(turn: Turn, num_images: int) -> str:
+    if turn.role == "assistant":
+        return f" {turn.text}{END_OF_ANSWER}" if turn.text else ""
+    said = (f"{IMAGE_MARKER}\n" * num_images + turn.text).strip()
+    return f"USER: {said} ASSISTANT:" if said else "USER:ASSISTANT:"

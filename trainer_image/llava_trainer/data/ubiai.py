@@ -201,6 +201,7 @@ def _samples_of(
         yield Sample(
             id=f"{name}:{link.question.token_start}-{link.answer.token_start}",
             images=(picture,),
+            image_turns=(0,),
             turns=(Turn(role="user", text=question), Turn(role="assistant", text=answer)),
             source=where,
         )

@@ -32,7 +32,7 @@ class EncodedPrompt:
     ids: Sequence[int]
     """Token ids, image tokens expanded."""
     load_pixels: Callable[[], torch.Tensor] | None
-    """Makes the picture's values, (3, height, width), when they are needed; None without a picture."""
+    """Makes the pictures' values, (pictures, 3, height, width), when they are needed; None without a picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class Answerer:
         inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         pixels = [prompt.load_pixels() for prompt in prompts if prompt.load_pixels is not None]
         if pixels:
-            inputs["pixel_values"] = torch.stack(pixels).to(device, self.model.dtype)
+            inputs["pixel_values"] = torch.cat(pixels).to(device, self.model.dtype)
         return inputs
 
     def _cut(self, ids: list[int]) -> list[int]:

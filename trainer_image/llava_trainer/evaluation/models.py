@@ -37,15 +37,14 @@ def load_answerer(folder: Path, processing: Processing, device: str, dtype: torc
 
 
 def encode_question(question: Question, processing: Processing, images_dir: Path) -> EncodedPrompt:
-    """A question as the model is fed; its picture is only read when its turn comes."""
-    ids = encode_prompt(
-        question.text,
-        question.image is not None,
-        processing,
-        history=question.turns[:-1],
-        image_turn=question.image_turn,
-    )
-    if question.image is None:
+    """A question as the model is fed; its pictures are only read when its turn comes."""
+    ids = encode_prompt(question.turns, question.image_turns, processing)
+    if not question.images:
         return EncodedPrompt(ids=ids, load_pixels=None)
-    picture = images_dir / question.image
-    return EncodedPrompt(ids=ids, load_pixels=lambda: torch.from_numpy(pixel_values(open_image(picture), processing)))
+    pictures = [images_dir / image for image in question.images]
+    return EncodedPrompt(
+        ids=ids,
+        load_pixels=lambda: torch.stack(
+            [torch.from_numpy(pixel_values(open_image(picture), processing)) for picture in pictures]
+        ),
+    )

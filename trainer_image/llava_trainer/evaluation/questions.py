@@ -27,11 +27,12 @@ class Question:
     """The sample's id, or the prompt's number."""
     number: int
     """Which question of the conversation, from 1."""
-    image: str | None
-    """Picture, relative to the dataset's image folder."""
+    images: tuple[str, ...]
+    """Pictures shown so far, relative to the dataset's image folder."""
     turns: tuple[Turn, ...]
     """The conversation up to and including this question."""
-    image_turn: int
+    image_turns: tuple[int, ...]
+    """For each picture, the index of the turn that shows it."""
     expected: str | None
     """The dataset's answer; None for prompts."""
 
@@ -49,14 +50,14 @@ def ask_samples(samples: Iterable[Sample], split: Split) -> Iterator[Question]:
     for sample in samples:
         for number, (before, question, answer) in enumerate(sample.pairs(), start=1):
             turns = (*before, question)
-            shown = sample.images[0] if sample.images and sample.image_turn < len(turns) else None
+            num_shown = sum(index < len(turns) for index in sample.image_turns)
             yield Question(
                 split=split,
                 sample=sample.id,
                 number=number,
-                image=shown,
+                images=sample.images[:num_shown],
                 turns=turns,
-                image_turn=sample.image_turn,
+                image_turns=sample.image_turns[:num_shown],
                 expected=answer.text,
             )
 
@@ -89,8 +90,8 @@ def _ask_prompt(index: int, prompt: Prompt, config: RunConfig) -> Question:
         split="prompt",
         sample=str(index + 1),
         number=1,
-        image=prompt.image,
+        images=() if prompt.image is None else (prompt.image,),
         turns=(Turn(role="user", text=prompt.text.strip()),),
-        image_turn=0,
+        image_turns=() if prompt.image is None else (0,),
         expected=None,
     )

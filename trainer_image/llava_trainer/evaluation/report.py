@@ -181,13 +181,18 @@ def _prompts(prompts: Sequence[Answer], load_picture: Callable[[str], Image.Imag
 
 
 def _prompt(answer: Answer, load_picture: Callable[[str], Image.Image]) -> Html:
-    picture = _picture(answer.image, load_picture, max_px=400) if answer.image else None
+    shown = _side_by_side(_picture(image, load_picture, max_px=400) for image in answer.images)
     said = el(
         "div",
         el("p", answer.question, class_="question"),
         el("div", _said("base", answer.base), _said("tuned", answer.tuned), class_="columns"),
     )
-    return el("article", picture, said, class_="card prompt" if picture else "card prompt plain")
+    return el("article", shown, said, class_="card prompt" if shown else "card prompt plain")
+
+
+def _side_by_side(pictures: Iterable[Html]) -> Html | None:
+    shown = list(pictures)
+    return shown[0] if len(shown) == 1 else el("div", shown) if shown else None
 
 
 def _said(model: Literal["base", "tuned"], text: str) -> Html:
@@ -251,9 +256,10 @@ def _heads() -> Html:
 
 
 def _sample(rows: Sequence[Answer], load_picture: Callable[[str], Image.Image]) -> Html:
-    images = [answer.image for answer in rows if answer.image]
-    picture = _picture(images[0], load_picture) if images else el("span", "no picture", class_="empty small")
-    return el("article", picture, el("table", (_row(answer) for answer in rows), class_="answers"), class_="sample")
+    images = dict.fromkeys(image for answer in rows for image in answer.images)
+    pictures = _side_by_side(_picture(image, load_picture) for image in images)
+    shown = pictures or el("span", "no picture", class_="empty small")
+    return el("article", shown, el("table", (_row(answer) for answer in rows), class_="answers"), class_="sample")
 
 
 def _row(answer: Answer) -> Html:

@@ -18,7 +18,7 @@ class Answer(Lenient):
     sample: str
     number: int
     """Which question of the sample, from 1."""
-    image: str | None
+    images: tuple[str, ...]
     question: str
     expected: str | None
     base: str
@@ -35,7 +35,7 @@ class Answer(Lenient):
             split=question.split,
             sample=question.sample,
             number=question.number,
-            image=question.image,
+            images=question.images,
             question=question.text,
             expected=expected,
             base=base,

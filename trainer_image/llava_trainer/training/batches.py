@@ -91,7 +91,7 @@ class BatchLoader:
 
     def _load_sample(self, sample: Sample) -> tuple[Encoded, np.ndarray | None]:
         pixels = [pixel_values(open_image(self._images / name), self._processing) for name in sample.images]
-        return encode(sample, self._processing, self._max_length), pixels[0] if pixels else None
+        return encode(sample, self._processing, self._max_length), np.stack(pixels) if pixels else None
 
 
 def _nothing(pad_token_id: int) -> MicroBatch:
