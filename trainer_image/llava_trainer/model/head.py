@@ -57,17 +57,11 @@ class _SummedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learns_weight else None
         size = max(1, CHUNK_ELEMENTS // weight.shape[0])
         for begin in range(0, hidden.shape[0], size):
-            piece, goals = hidden[begin : begin + size], targets[begin : begin + size, None]
-            logits = (piece @ weight.T).float()
-            normaliser = logits.logsumexp(dim=-1, keepdim=True)
-            loss += (normaliser - logits.gather(1, goals)).sum()
-            if grad_hidden is None and grad_weight is None:
-                continue
-            slope = _slope(logits, normaliser, goals).to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden[begin : begin + size] = slope @ weight
-            if grad_weight is not None:
-                grad_weight += slope.T @ piece
+            end = begin + size
+            loss += _add_piece(
+                hidden[begin:end], weight, targets[begin:end, None],
+                None if grad_hidden is None else grad_hidden[begin:end], grad_weight,
+            )  # fmt: skip
         ctx.weight_dtype = weight.dtype
         ctx.save_for_backward(grad_hidden, grad_weight)
         return loss
@@ -83,7 +77,33 @@ class _SummedCrossEntropy(torch.autograd.Function):
         )
 
 
-def _slope(logits: torch.Tensor, normaliser: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:
-    """Derivative of -log p(goal) by the logits, in their place: softmax less one at the goal."""
-    probabilities = logits.sub_(normaliser).exp_()
-    return probabilities.scatter_add_(1, goals, torch.full_like(normaliser, -1.0))
+def _add_piece(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    goals: torch.Tensor,
+    grad_hidden: torch.Tensor | None,
+    grad_weight: torch.Tensor | None,
+) -> torch.Tensor:
+    """Loss of a piece, and its gradients into where they belong; what it takes in between is free again afterwards."""
+    logits = (hidden @ weight.T).float()
+    loss = _turn_into_slope(logits, goals)
+    slope = logits.to(hidden.dtype)
+    if grad_hidden is not None:
+        torch.mm(slope, weight, out=grad_hidden)
+    if grad_weight is not None:
+        grad_weight += slope.T @ hidden
+    return loss
+
+
+def _turn_into_slope(logits: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:
+    """Replace logits by the derivative of -log p(goal) by them: softmax less one at the goal.
+
+    Returns:
+        The sum of -log p(goal).
+    """
+    logits -= logits.amax(dim=1, keepdim=True)
+    goal_logits = logits.gather(1, goals)
+    total = logits.exp_().sum(dim=1, keepdim=True)
+    logits /= total
+    logits.scatter_add_(1, goals, torch.full_like(total, -1.0))
+    return (total.log() - goal_logits).sum()

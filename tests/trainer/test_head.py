@@ -1,0 +1,139 @@
+"""The head a piece at a time: the same loss and gradients as the plain way, for a fraction of its memory and no more
+work than is asked for."""
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+from llava_trainer.data.encode import IGNORED
+from llava_trainer.model import head
+from llava_trainer.model.head import add_loss, summed_cross_entropy
+from llava_trainer.model.objective import find_predicting
+
+NUM_TOKENS, VOCABULARY, WIDTH = 37, 101, 16
+
+
+def draw(
+    dtype: torch.dtype = torch.float32, *, trained: bool = True
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(NUM_TOKENS, WIDTH, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator).to(dtype).requires_grad_()
+    return hidden, weight, torch.randint(0, VOCABULARY, (NUM_TOKENS,), generator=generator)
+
+
+def plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return cross_entropy((hidden @ weight.T).float(), targets, reduction="sum")
+
+
+@pytest.mark.parametrize("tokens_at_a_time", [1, 10, 37, 1000])
+def test_loss_and_gradients_are_those_of_the_plain_way(tokens_at_a_time: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", tokens_at_a_time * VOCABULARY)
+    results = []
+    for compute in (summed_cross_entropy, plain):
+        hidden, weight, targets = draw()
+        loss = compute(hidden, weight, targets) / NUM_TOKENS
+        torch.autograd.backward(loss)
+        results.append((loss.detach(), hidden.grad, weight.grad))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_in_bf16_the_gradients_are_as_good_as_the_plain_ways(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 10 * VOCABULARY)
+    exact = draw(torch.bfloat16)
+    exact = (*(tensor.detach().double().requires_grad_() for tensor in exact[:2]), exact[2])
+    torch.autograd.backward(cross_entropy(exact[0] @ exact[1].T, exact[2], reduction="sum"))
+    errors = []
+    for compute in (summed_cross_entropy, plain):
+        hidden, weight, targets = draw(torch.bfloat16)
+        torch.autograd.backward(compute(hidden, weight, targets))
+        errors.append([(ours.grad.double() - truth.grad).norm() / truth.grad.norm()
+                       for ours, truth in ((hidden, exact[0]), (weight, exact[1]))])  # fmt: skip
+    assert all(ours < 1.5 * plainly for ours, plainly in zip(*errors, strict=True)), errors
+
+
+def test_without_tokens_the_loss_is_zero_and_has_a_graph():
+    hidden, weight, targets = draw()
+    loss = summed_cross_entropy(hidden[:0], weight, targets[:0])
+    torch.autograd.backward(loss)
+    assert loss.item() == 0.0
+    assert not weight.grad.any()
+
+
+@pytest.mark.parametrize(("trained", "products"), [(False, 2), (True, 3)])
+def test_a_frozen_head_costs_no_gradient_of_its_weight(trained: bool, products: int):
+    linear = torch.nn.Linear(WIDTH, VOCABULARY, bias=False).requires_grad_(trained)
+    add_loss(linear)
+    hidden, _, targets = draw()
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(linear(hidden, targets))
+    assert counter.get_total_flops() == products * 2 * NUM_TOKENS * VOCABULARY * WIDTH
+    assert (linear.weight.grad is not None) == trained
+    assert linear(hidden).shape == (NUM_TOKENS, VOCABULARY)
+
+
+def test_a_token_is_predicted_from_the_one_before_it_in_its_row():
+    labels = torch.tensor([[IGNORED, 4, IGNORED, 5], [7, IGNORED, 8, IGNORED]])
+    assert find_predicting(labels).tolist() == [0, 2, 5]
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of tensors that are made while it is on, and alive together at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._alive = 0
+        self._seen: dict[weakref.ref, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        torch.utils._pytree.tree_map_only(torch.Tensor, self._count, result)
+        return result
+
+    def _count(self, tensor: torch.Tensor) -> None:
+        key = weakref.ref(tensor.untyped_storage(), self._forget)
+        if key not in self._seen:
+            self._seen[key] = tensor.untyped_storage().nbytes()
+            self._alive += self._seen[key]
+            self.peak = max(self.peak, self._alive)
+
+    def _forget(self, key: weakref.ref) -> None:
+        self._alive -= self._seen.pop(key)
+
+
+def peak_bytes(dtype: torch.dtype, *, share: float | None) -> int:
+    """Peak of a LLaVA's head on 4,096 tokens, of which ``share`` are supervised; None: the plain way, on all of them.
+
+    Traced, not run. Hidden states and weight were there before and are not counted.
+    """
+    tokens, width, vocabulary = 4096, 256, 32_064
+    with FakeTensorMode():
+        hidden = torch.empty(1, tokens, width, dtype=dtype, requires_grad=True)
+        linear = torch.nn.Linear(width, vocabulary, bias=False, dtype=dtype).requires_grad_(False)
+        labels = torch.zeros(1, tokens, dtype=torch.int64)
+        with Peak() as tracker:
+            if share is None:
+                loss = ForCausalLMLoss(linear(hidden), labels, vocabulary)
+            else:
+                chosen = labels[0, : round(tokens * share)]
+                add_loss(linear)
+                loss = linear(hidden.flatten(0, 1)[chosen], chosen)
+            torch.autograd.backward(loss)
+    return tracker.peak
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("share", "limit"), [(0.25, 0.35), (1.0, 0.5)])
+def test_memory_stays_far_below_the_plain_ways(dtype: torch.dtype, share: float, limit: float):
+    expected = peak_bytes(dtype, share=None)
+    # Logits and log-probabilities at least.
+    assert expected > 2 * 4096 * 32_064 * 4
+    assert peak_bytes(dtype, share=share) / expected < limit
