@@ -1,8 +1,4 @@
-"""DeepSpeed's engine for a module and its parameter groups, and what is known of its inside.
-
-The state of the optimiser is taken from and put into private attributes of DeepSpeed 0.19.8, which is pinned for that
-reason: DeepSpeed's own checkpoints are pickles, and reading one runs whatever somebody put into it.
-"""
+"""DeepSpeed's engine for a module and its parameter groups."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +7,14 @@ import deepspeed
 import torch
 from torch import nn
 
-from llava_trainer.model.lora import ParameterGroup
+from llava_api.spec import Zero
+from llava_trainer.model.learning import ParameterGroup
 
 MAX_GRAD_NORM = 1.0
 """Gradients are clipped to this norm, as in LLaVA (the default of transformers' Trainer)."""
 _MAX_BUCKET_ELEMENTS = 50_000_000
+_PERSISTENT_ELEMENTS = 10_000
+"""ZeRO-3 keeps parameters of at most so many numbers whole everywhere: biases and norms, which cost more to fetch."""
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 
@@ -24,15 +23,17 @@ def build_engine(
     module: nn.Module,
     groups: Sequence[ParameterGroup],
     *,
+    zero: Zero = Zero(),  # noqa: B008
     device: torch.device,
     dtype: torch.dtype,
     per_device_batch: int,
 ) -> Any:
-    """Put ``module`` under ZeRO stage 2.
+    """Put ``module`` under DeepSpeed.
 
     Args:
-        module: what the engine calls; its frozen parameters are left alone.
+        module: what the engine calls; its frozen parameters are left alone, but ZeRO-3 shares them out, too.
         groups: what is learned.
+        zero: what the processes share out among each other.
         device: this process's.
         dtype: number format of the module; with bf16 DeepSpeed keeps the originals and gradients in fp32.
         per_device_batch: samples of a micro-batch (DeepSpeed only counts with it).
@@ -50,32 +51,71 @@ def build_engine(
         eps=_EPSILON,
         fused=device.type == "cuda",
     )
-    num_trained = sum(parameter.numel() for group in groups for parameter in group.parameters)
+    stage = resolve_stage(zero, dtype)
+    if stage == 0:
+        optimizer.register_step_pre_hook(_clip)
     settings = {
         "train_micro_batch_size_per_gpu": per_device_batch,
+        **zero_settings(zero, dtype, device),
         "gradient_accumulation_steps": 1,
         # step() ends a global batch whenever it is called: the last one of an epoch has fewer micro-batches.
         "managed_gradient_accumulation": False,
-        "gradient_clipping": MAX_GRAD_NORM,
-        "bf16": {"enabled": dtype == torch.bfloat16},
+        "gradient_clipping": 0.0 if stage == 0 else MAX_GRAD_NORM,
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
-        "zero_optimization": {
-            "stage": 2,
-            "overlap_comm": False,
-            # DeepSpeed allocates a buffer of this size at once, by default 500 million elements.
-            "reduce_bucket_size": min(num_trained, _MAX_BUCKET_ELEMENTS),
-        },
         "steps_per_print": None,
     }
+    # DeepSpeed allocates a buffer of this size at once, by default 500 million elements.
+    num_trained = sum(_numel(parameter) for group in groups for parameter in group.parameters)
+    settings["zero_optimization"]["reduce_bucket_size"] = min(num_trained, _MAX_BUCKET_ELEMENTS)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
     return engine
+
+
+def resolve_stage(zero: Zero, dtype: torch.dtype) -> int:
+    """ZeRO stage to run.
+
+    In bf16 DeepSpeed's stage 0 adds gradients up in bf16, and has let Adam count a step before the first: stage 1 takes
+    its place, which computes the same as 2 and 3 do, and needs less memory than 0.
+    """
+    return 1 if zero.stage == 0 and dtype == torch.bfloat16 else zero.stage
+
+
+def zero_settings(zero: Zero, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """The part of DeepSpeed's configuration that loading a model for ZeRO-3 needs as well."""
+    in_memory = {"device": "cpu", "pin_memory": device.type == "cuda"}
+    offloaded = {
+        "offload_optimizer": in_memory if zero.offload.optimizer else None,
+        "offload_param": in_memory if zero.offload.parameters else None,
+    }
+    return {
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "zero_optimization": {
+            "stage": resolve_stage(zero, dtype),
+            "overlap_comm": False,
+            "stage3_param_persistence_threshold": _PERSISTENT_ELEMENTS,
+            **{name: setting for name, setting in offloaded.items() if setting},
+        },
+        # torch's AdamW on the offloaded part, too: DeepSpeed's own for the CPU has to be compiled.
+        "zero_force_ds_cpu_optimizer": False,
+    }
 
 
 def set_learning_rates(engine: Any, groups: Sequence[ParameterGroup], factor: float) -> None:
     """Set every group's learning rate to its peak times ``factor``."""
     for live, group in zip(engine.optimizer.param_groups, groups, strict=True):
         live["lr"] = group.learning_rate * factor
+
+
+def _clip(optimizer: torch.optim.Optimizer, *arguments: object) -> None:
+    """Clip without ZeRO, where DeepSpeed clips but does not tell the norm; it takes this attribute for its own."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    optimizer._global_grad_norm = nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)  # type: ignore[attr-defined]
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    # A partitioned parameter looks empty.
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def export_optimizer(engine: Any) -> dict[str, torch.Tensor]:
