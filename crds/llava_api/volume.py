@@ -83,6 +83,11 @@ class RunVolume:
         return self.root / "adapter"
 
     @property
+    def weights_dir(self) -> Path:
+        """Trained weights of language model and projector, with method full: safetensors files under hub names."""
+        return self.root / "weights"
+
+    @property
     def merged_dir(self) -> Path:
         """Merged model in hub layout, ready for AutoModelForImageTextToText."""
         return self.root / "merged"

@@ -23,8 +23,9 @@ from llava_trainer.data.processing import Processing
 from llava_trainer.data.samples import Sample
 from llava_trainer.errors import StageError
 from llava_trainer.files import sha256_file
+from llava_trainer.model.learning import group_parameters
 from llava_trainer.model.loading import load_model
-from llava_trainer.model.lora import add_adapter, group_parameters
+from llava_trainer.model.lora import add_adapter
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.checkpoint import list_checkpoints

@@ -14,10 +14,11 @@ from llava_api.failures import Reason
 from llava_api.spec import Lora
 from llava_trainer.data.encode import IGNORED
 from llava_trainer.errors import StageError
+from llava_trainer.model.learning import group_parameters
 from llava_trainer.model.loading import load_model, load_tuned, resolve_attention
-from llava_trainer.model.lora import add_adapter, group_parameters
+from llava_trainer.model.lora import add_adapter
 from llava_trainer.model.objective import SupervisedLoss
-from llava_trainer.training.adapter import check_saved, publish_adapter
+from llava_trainer.training.adapter import WEIGHTS_FILE, check_saved, collect_adapter, publish_adapter
 from tests.trainer.checkpoints import LAYOUTS, build_llava, rename, save_base
 
 CPU = torch.device("cpu")
@@ -153,12 +154,12 @@ def test_groups_have_their_own_learning_rate_and_biases_do_not_decay(base_dir: P
     sorted_out = group_parameters(tuned, learning_rate=2e-4, projector_learning_rate=2e-5, weight_decay=0.1)
     groups = {group.name: group for group in sorted_out}
     assert {name: (g.learning_rate, g.weight_decay) for name, g in groups.items()} == {
-        "adapter": (2e-4, 0.1),
+        "language_model": (2e-4, 0.1),
         "projector": (2e-5, 0.1),
         "projector_bias": (2e-5, 0.0),
     }
     assert {name: len(group.parameters) for name, group in groups.items()} == {
-        "adapter": 28,
+        "language_model": 28,
         "projector": 2,
         "projector_bias": 2,
     }
@@ -221,12 +222,13 @@ def test_an_adapter_is_only_published_if_it_learned_and_arrived(base_dir: Path, 
     with torch.no_grad():
         next(parameter for parameter in tuned.parameters() if parameter.requires_grad).add_(1.0)
     with pytest.raises(StageError, match="is not what was trained"):
-        check_saved(tuned, tmp_path / "adapter")
+        check_saved(collect_adapter(tuned), tmp_path / "adapter" / WEIGHTS_FILE)
     lora_only = make_tuned(base_dir)
     wrapper = lora_only.get_base_model().model.multi_modal_projector
     wrapper.modules_to_save["default"].load_state_dict(wrapper.original_module.state_dict())
-    with pytest.raises(StageError, match="projector is the base's own"):
+    with pytest.raises(StageError, match="projector is as it was") as caught:
         publish_adapter(lora_only, tmp_path / "other")
+    assert caught.value.reason is Reason.ADAPTER_UNCHANGED
 
 
 def test_publishing_replaces_what_an_earlier_attempt_left(base_dir: Path, adapter_dir: Path):

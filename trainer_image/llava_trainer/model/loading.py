@@ -8,20 +8,27 @@ from typing import Literal
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from transformers import LlavaForConditionalGeneration
+from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
 
 from llava_api.failures import Reason
+from llava_api.spec import Quantization
 from llava_trainer.errors import StageError
-from llava_trainer.model.layout import is_derived
+from llava_trainer.model.layout import PROJECTOR, is_derived
 from llava_trainer.model.lora import is_lora_b, projector_tensors
 
 Attention = Literal["auto", "flash_attention_2", "sdpa", "eager"]
 
 _NAMED_KEYS = 5
+_UNQUANTIZED = ["model.vision_tower", f"model.{PROJECTOR}", "lm_head"]
+"""Whole names: bitsandbytes passes over others without a word. Naming any takes away the exemption of the head."""
 
 
 def load_model(
-    model_dir: Path, dtype: torch.dtype, device: torch.device | str, attention: Attention = "auto"
+    model_dir: Path,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attention: Attention = "auto",
+    quantization: Quantization | None = None,
 ) -> LlavaForConditionalGeneration:
     """Load a checkpoint from safetensors files, under any of the three ways in which tensors have been named.
 
@@ -30,6 +37,7 @@ def load_model(
         dtype: number format of every weight.
         device: where the weights go; they are read straight to it.
         attention: ``auto`` takes flash_attention_2 where it is installed and the device has it, else sdpa.
+        quantization: how to quantise the language model's linear layers to NF4; None leaves them alone.
 
     Returns:
         The model in evaluation mode.
@@ -44,6 +52,7 @@ def load_model(
             dtype=dtype,
             device_map={"": device},
             attn_implementation=resolve_attention(attention, device),
+            quantization_config=None if quantization is None else _nf4(quantization, dtype),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -66,6 +75,17 @@ def load_model(
     if any(problems):
         raise StageError(Reason.INVALID_MODEL, f"{model_dir} " + "; it ".join(filter(None, problems)))
     return model.eval()
+
+
+def _nf4(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+    compute = {"auto": dtype, "bf16": torch.bfloat16, "fp32": torch.float32}[quantization.compute_dtype]
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=quantization.double,
+        bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=_UNQUANTIZED,
+    )
 
 
 def resolve_attention(attention: Attention, device: torch.device) -> str:

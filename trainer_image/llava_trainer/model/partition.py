@@ -34,6 +34,11 @@ def is_shared_out(parameter: nn.Parameter) -> bool:
     return hasattr(parameter, "ds_id")
 
 
+def num_elements(parameter: nn.Parameter) -> int:
+    """Numbers in the whole parameter."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
 def copy_whole(parameter: nn.Parameter) -> torch.Tensor:
     """A copy of the whole parameter in the node's memory; every process takes part where it is shared out."""
     with whole([parameter]):

@@ -1,7 +1,7 @@
 """The projector by itself: what phase 1 trains, and the folder in which one run hands it to another.
 
-The folder holds ``projector.safetensors`` with tensors under their hub names (``multi_modal_projector.linear_1.weight``)
-and ``config.json`` with what must agree where it is put to use.
+The folder holds ``projector.safetensors`` with tensors under their hub names (``multi_modal_projector.linear_1.weight``
+and so on) and ``config.json`` with what must agree where it is put to use.
 """
 
 import json
@@ -37,17 +37,11 @@ def projector_parameters(llava: LlavaForConditionalGeneration) -> dict[str, nn.P
     return {_PREFIX + name: parameter for name, parameter in projector_of(llava).named_parameters()}
 
 
-def train_projector(llava: LlavaForConditionalGeneration) -> None:
-    """Make the projector the only thing that learns, as in phase 1."""
-    llava.requires_grad_(False)
-    projector_of(llava).requires_grad_(True)
-
-
 def reset_projector(llava: LlavaForConditionalGeneration, seed: int) -> None:
     """Begin a new projector, drawn as LLaVA draws it: PyTorch's own initialisation of linear layers."""
     generator_state = torch.get_rng_state()
     torch.manual_seed(seed)
-    fresh = {}
+    fresh: dict[str, torch.Tensor] = {}
     for name, module in projector_of(llava).named_modules():
         if isinstance(module, nn.Linear):
             layer = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
@@ -123,5 +117,5 @@ def _fill(llava: LlavaForConditionalGeneration, weights: Mapping[str, torch.Tens
 
 
 def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    # A parameter that ZeRO-3 has shared out looks empty.
+    # What ZeRO-3 has shared out looks empty.
     return tuple(getattr(parameter, "ds_shape", parameter.shape))

@@ -1,5 +1,6 @@
 """Writing the adapter and the trained projector in PEFT's layout, and making sure that they arrived."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,52 +11,83 @@ from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.files import begin_folder, publish_folder
 from llava_trainer.model.lora import is_lora_b, projector_tensors
+from llava_trainer.model.partition import whole
 from llava_trainer.training.tensors import save_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-def save_adapter(tuned: PeftModel, folder: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors (LoRA matrices and projector) into ``folder``."""
+def collect_adapter(tuned: PeftModel) -> dict[str, torch.Tensor]:
+    """Copies of the LoRA matrices and the projector in the node's memory, under the names that PEFT gives them.
+
+    Every process calls it where ZeRO-3 shares parameters out: PEFT's own saving would write empty tensors there.
+    """
+    learning = {name: parameter for name, parameter in tuned.named_parameters() if parameter.requires_grad}
+    with whole(learning.values()):
+        # save_embedding_layers would ask the hub for the base's configuration.
+        weights = get_peft_model_state_dict(tuned, state_dict=learning, save_embedding_layers=False)
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
+
+
+def write_adapter(tuned: PeftModel, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors (what ``collect_adapter`` gave) into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(_live_weights(tuned), folder / WEIGHTS_FILE)
+    save_tensors(weights, folder / WEIGHTS_FILE)
     tuned.active_peft_config.save_pretrained(str(folder))
 
 
-def publish_adapter(tuned: PeftModel, folder: Path) -> None:
+def save_adapter(tuned: PeftModel, folder: Path) -> None:
+    """Collect and write in one; not for ZeRO-3, unless every process calls it with a folder of its own."""
+    write_adapter(tuned, collect_adapter(tuned), folder)
+
+
+def publish_adapter(tuned: PeftModel, folder: Path, *, is_first: bool = True) -> None:
     """Write the final adapter aside, read it back, and give it its name only if it is what was trained.
 
+    Args:
+        tuned: what was trained.
+        folder: where it goes.
+        is_first: whether this process writes for all; every process calls it.
+
     Raises:
-        StageError: InternalError; what was written is not what is live, or nothing was learned.
+        StageError: InternalError; what was written is not what is live. AdapterUnchanged; nothing was learned.
     """
+    weights = collect_adapter(tuned)
+    check_learned(tuned, weights)
+    if not is_first:
+        return
     aside = begin_folder(folder)
-    save_adapter(tuned, aside)
-    check_saved(tuned, aside)
+    write_adapter(tuned, weights, aside)
+    check_saved(weights, aside / WEIGHTS_FILE)
     publish_folder(folder)
 
 
-def check_saved(tuned: PeftModel, folder: Path) -> None:
-    """Compare a written adapter with the live one.
+def check_saved(live: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Compare a written file with what is live.
 
     Raises:
         StageError: InternalError, naming the tensor.
     """
-    stored = load_file(folder / WEIGHTS_FILE)
-    live = _live_weights(tuned)
+    stored = load_file(file)
     wrong = sorted(
         name
         for name in live.keys() | stored.keys()
-        if name not in live or name not in stored or not torch.equal(live[name].cpu(), stored[name])
+        if name not in live or name not in stored or not torch.equal(live[name], stored[name])
     )
     if wrong:
-        raise StageError(Reason.INTERNAL_ERROR, f"{folder}: {wrong[0]} is not what was trained ({len(wrong)} in all)")
-    if not any(tensor.any() for name, tensor in stored.items() if is_lora_b(name)):
-        raise StageError(Reason.INTERNAL_ERROR, f"{folder}: every LoRA B matrix is zero, so nothing was learned")
-    if all(torch.equal(trained, original) for trained, original in projector_tensors(tuned)):
-        raise StageError(Reason.INTERNAL_ERROR, f"{folder}: the projector is the base's own, so it was not trained")
+        raise StageError(Reason.INTERNAL_ERROR, f"{file}: {wrong[0]} is not what was trained ({len(wrong)} in all)")
 
 
-def _live_weights(tuned: PeftModel) -> dict[str, torch.Tensor]:
-    # save_embedding_layers would ask the hub for the base's configuration.
-    weights: dict[str, torch.Tensor] = get_peft_model_state_dict(tuned, save_embedding_layers=False)
-    return weights
+def check_learned(tuned: PeftModel, weights: Mapping[str, torch.Tensor]) -> None:
+    """Make sure that the adapter does something, and that the projector has moved.
+
+    Raises:
+        StageError: AdapterUnchanged.
+    """
+    if not any(tensor.any() for name, tensor in weights.items() if is_lora_b(name)):
+        raise StageError(Reason.ADAPTER_UNCHANGED, "every LoRA B matrix is zero at the end, so nothing was learned")
+    with whole(parameter for name, parameter in tuned.named_parameters() if "multi_modal_projector" in name):
+        if all(torch.equal(trained, original) for trained, original in projector_tensors(tuned)):
+            raise StageError(
+                Reason.ADAPTER_UNCHANGED, "the projector is as it was before training, so it did not learn"
+            )

@@ -15,7 +15,6 @@ from llava_trainer.data.processing import load_processing
 from llava_trainer.data.samples import Sample, read_samples
 from llava_trainer.errors import StageError
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.adapter import publish_adapter
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.checkpoint import CheckpointState
 from llava_trainer.training.history import History
@@ -23,6 +22,7 @@ from llava_trainer.training.phase import Phase, phase_of
 from llava_trainer.training.plan import Plan
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.recorder import Recorder
+from llava_trainer.training.results import publish_result
 from llava_trainer.training.resuming import resume, save_checkpoint
 from llava_trainer.training.schedule import Schedule
 from llava_trainer.training.step import check_finite, count_batch, run_step
@@ -57,8 +57,7 @@ def train(config: RunConfig, processes: Processes, reporter: Reporter, stop: Sto
             recorder=recorder, stop=stop,
             first_step=resumed[0].step if resumed else 0,
         ).run()  # fmt: skip
-    if recorder:
-        publish_adapter(trainee.tuned, config.volume.adapter_dir)
+    publish_result(trainee, config.volume, is_first=processes.is_first)
     processes.barrier()
     if recorder is None:
         return None

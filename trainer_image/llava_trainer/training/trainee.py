@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from peft import PeftModel
@@ -23,7 +23,7 @@ from llava_trainer.training.engine import build_engine
 from llava_trainer.training.phase import Phase
 from llava_trainer.training.processes import Processes
 
-Tuned = PeftModel | LlavaForConditionalGeneration
+Tuned: TypeAlias = PeftModel | LlavaForConditionalGeneration
 
 
 @dataclass(frozen=True, kw_only=True)
