@@ -43,6 +43,8 @@ class Sample:
         image_turns: for each picture, the index in ``turns`` of the user turn that shows it; never decreasing.
         references: right answers to the last question, where there is more than one.
         question_type: what kind of question it is, for scores by kind.
+        num_tokens: tokens of the whole conversation, pictures expanded, before anything is cut off; prepare counts
+            them once for training to group by. 0: not counted.
 
     Raises:
         ValueError: ``image_turns`` does not fit ``images`` and ``turns``.
@@ -55,6 +57,7 @@ class Sample:
     image_turns: tuple[int, ...] = ()
     references: tuple[str, ...] = ()
     question_type: str = ""
+    num_tokens: int = 0
 
     def __post_init__(self) -> None:
         placed = self.image_turns
@@ -99,12 +102,17 @@ def read_samples(path: Path) -> Iterator[Sample]:
     with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
             try:
-                yield _from_json(json.loads(line))
+                yield parse_sample(json.loads(line))
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"{path} line {number} is not a sample: {error!r}") from error
 
 
-def _from_json(fields: dict[str, Any]) -> Sample:
+def parse_sample(fields: dict[str, Any]) -> Sample:
+    """What one line of such a file says, read as JSON.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is not a sample.
+    """
     return Sample(
         id=fields["id"],
         images=tuple(fields["images"]),
@@ -113,4 +121,5 @@ def _from_json(fields: dict[str, Any]) -> Sample:
         image_turns=tuple(fields["image_turns"]),
         references=tuple(fields["references"]),
         question_type=fields["question_type"],
+        num_tokens=fields["num_tokens"],
     )
