@@ -34,6 +34,12 @@ def _prepare(config: RunConfig, reporter: Reporter) -> StageOutput:
     return prepare.run(config, reporter)
 
 
+def _align(config: RunConfig, reporter: Reporter) -> StageOutput:
+    from llava_trainer.stages import align
+
+    return align.run(config, reporter)
+
+
 def _train(config: RunConfig, reporter: Reporter) -> StageOutput:
     from llava_trainer.stages import train
 
@@ -54,6 +60,7 @@ def _evaluate(config: RunConfig, reporter: Reporter) -> StageOutput:
 
 _BODIES: dict[StageName, StageBody] = {
     StageName.PREPARE: _prepare,
+    StageName.ALIGN: _align,
     StageName.TRAIN: _train,
     StageName.MERGE: _merge,
     StageName.EVALUATE: _evaluate,

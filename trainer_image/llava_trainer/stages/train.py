@@ -1,7 +1,8 @@
-"""The train stage: one launcher a pod, and under it one process a GPU (or one a pod on a CPU)."""
+"""The train stage: one launcher a pod, and under it one process a GPU (or one a pod on a CPU). So is align."""
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from pydantic import Field
 
@@ -34,6 +35,22 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
     Raises:
         StageError: what ended training.
     """
+    if config.training.method == "full":
+        return run_phase(config, artifact="weights", folder=config.volume.weights_dir)
+    return run_phase(config, artifact="adapter", folder=config.volume.adapter_dir)
+
+
+def run_phase(config: RunConfig, *, artifact: str, folder: Path) -> StageOutput:
+    """Train in one of the two phases.
+
+    Args:
+        config: the run configuration; its stage says which phase.
+        artifact: what training makes.
+        folder: where that lies afterwards.
+
+    Raises:
+        StageError: what ended training.
+    """
     _set_environment(config)
     patience = Patience()
     workers = config.workers
@@ -44,7 +61,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         try:
             meeting.await_all()
             launch(config, meeting, patience)
-            outcome = _settle(config, meeting)
+            outcome = _settle(config, meeting, artifact, folder)
         except Interrupted:
             meeting.report_failure(
                 StageFailure(
@@ -64,15 +81,11 @@ def _set_environment(config: RunConfig) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def _settle(config: RunConfig, meeting: Meeting) -> Outcome:
+def _settle(config: RunConfig, meeting: Meeting, artifact: str, folder: Path) -> Outcome:
     """What came out: the first pod looks, the others are told."""
     if node_rank() != 0:
         return Outcome.model_validate_json(meeting.await_result())
-    outcome = _collect(config)
+    numbers = TrainNumbers.model_validate_json(numbers_file(config).read_bytes())
+    outcome = Outcome(numbers=numbers, digests={artifact: sha256_folder(folder)})
     meeting.share_result(outcome.model_dump_json())
     return outcome
-
-
-def _collect(config: RunConfig) -> Outcome:
-    numbers = TrainNumbers.model_validate_json(numbers_file(config).read_bytes())
-    return Outcome(numbers=numbers, digests={"adapter": sha256_folder(config.volume.adapter_dir)})
