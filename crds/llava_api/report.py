@@ -27,7 +27,8 @@ class ProgressReport(Lenient):
     step: Annotated[int, Field(ge=0, le=2**53)]
     total_steps: Annotated[int, Field(ge=0, le=2**53)]
     """0 while it is not known yet. Steps are optimiser steps in train, samples in prepare and evaluate, tensors
-    in merge."""
+    in merge; bytes while prepare fetches model and data."""
+    unit: Literal["steps", "bytes"] = "steps"
     eta_seconds: Annotated[float | None, Field(ge=0, le=1e9)] = None
     epoch: Annotated[float | None, Field(ge=0, le=1e6)] = None
     loss: float | None = None

@@ -71,6 +71,10 @@ class Progress(Lenient):
     step: Annotated[Count, Field(description="Steps done: optimiser steps in train, samples in prepare and evaluate, "
                                              "tensors in merge.")]  # fmt: skip
     total_steps: Annotated[Count, Field(description="Steps in all; 0 while unknown.")]
+    unit: Annotated[
+        Literal["steps", "bytes"], Field(description="What step and totalSteps count; bytes while sources are fetched.")
+    ] = "steps"
+    message: Annotated[Short, Field(description="What the stage is doing, where it says so.")] = ""
     eta_seconds: Annotated[Count | None, Field(description="Estimated seconds to the stage's end.")] = None
     epoch: Annotated[float | None, Field(description="Passes through the dataset so far.")] = None
     loss: Annotated[float | None, Field(description="Loss of the last step, per supervised token.")] = None

@@ -82,8 +82,9 @@ def _add_progress(families: dict[str, GaugeMetricFamily], run: RunView) -> None:
     if progress is None:
         return
     names = [run.key.namespace, run.key.name]
-    families["llava_run_step"].add_metric([*names, progress.stage], progress.step)
-    families["llava_run_steps_total"].add_metric([*names, progress.stage], progress.total_steps)
+    if progress.unit == "steps":
+        families["llava_run_step"].add_metric([*names, progress.stage], progress.step)
+        families["llava_run_steps_total"].add_metric([*names, progress.stage], progress.total_steps)
     came = from_time(progress.last_update_time).timestamp()
     families["llava_run_progress_timestamp_seconds"].add_metric(names, came)
     for field in ("loss", "learning_rate", "tokens_per_second", "samples_per_second"):

@@ -12,6 +12,8 @@ from llava_operator.clock import to_time
 from llava_operator.conditions import build_conditions
 from llava_operator.wire import Object
 
+_GIGABYTE = 10**9
+
 
 def replace_stage(status: Status, stage: StageStatus) -> Status:
     """The status with ``stage`` in its place."""
@@ -32,11 +34,10 @@ def _summary(status: Status) -> Summary:
         return Summary()
     stage = begun[-1]
     progress = status.progress if _is_about(status.progress, stage) else None
-    total = progress.total_steps if progress else 0
     running = stage.state is StageState.RUNNING
     return Summary(
         stage=str(stage.name),
-        step=f"{progress.step}/{total or '?'}" if progress else "",
+        step=_steps(progress) if progress else "",
         percent=_percent(progress, stage),
         eta=format_duration(progress.eta_seconds) if running and progress and progress.eta_seconds is not None else "",
         score=_score(status.evaluation.metrics if status.evaluation else ()),
@@ -45,6 +46,13 @@ def _summary(status: Status) -> Summary:
 
 def _is_about(progress: Progress | None, stage: StageStatus) -> bool:
     return progress is not None and (progress.stage, progress.attempt) == (stage.name, stage.attempt)
+
+
+def _steps(progress: Progress) -> str:
+    if progress.unit == "steps":
+        return f"{progress.step}/{progress.total_steps or '?'}"
+    total = f"{progress.total_steps / _GIGABYTE:.2f}" if progress.total_steps else "?"
+    return f"{progress.step / _GIGABYTE:.2f}/{total} GB"
 
 
 def _percent(progress: Progress | None, stage: StageStatus) -> str:

@@ -110,6 +110,34 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ),
         ({"model__source": "pvc://models/../../other"}, "spec.model.source", ".. parts"),
         ({"model__source": "pvc://Models/x"}, "spec.model.source", "pvc://CLAIM/PATH"),
+        ({"model__source": "hf://llava-hf"}, "spec.model.source", "hf://OWNER/NAME or hf://OWNER/NAME@REVISION"),
+        ({"model__source": "hf://-x/llava"}, "spec.model.source", "hf://OWNER/NAME or hf://OWNER/NAME@REVISION"),
+        ({"model__base": "s3://Bucket_/x"}, "spec.model.base", "s3://BUCKET/PREFIX"),
+        (
+            {"dataset__source": "https://me:secret@host/data.zip"},
+            "spec.dataset.source",
+            "credentials belong in a Secret",
+        ),
+        ({"dataset__source": "https://host/data.rar"}, "spec.dataset.source", "must end with .zip, .tar, .tar.gz"),
+        (
+            {"dataset__source": f"https://host/data.zip#sha256={'A' * 64}"},
+            "spec.dataset.source",
+            "optionally followed by #sha256=DIGEST",
+        ),
+        (
+            {"dataset__source": f"https://host/data/#sha256={'a' * 64}"},
+            "spec.dataset.source",
+            "must not end with #sha256= where it is a folder",
+        ),
+        ({"model": {"source": "pvc://a/b", "languageModel": "pvc://c/d"}}, "spec.model", "set either source"),
+        ({"model": {"languageModel": "pvc://c/d"}}, "spec.model.visionTower", "languageModel needs visionTower"),
+        (
+            {"model": {"languageModel": "pvc://c/d", "visionTower": "pvc://c/e", "base": "pvc://c/f"}},
+            "spec.model.base",
+            "base goes with source",
+        ),
+        ({"model__secretRef": {"name": ""}}, "spec.model.secretRef.name", "at least 1 chars"),
+        ({"download__caConfigMap": ""}, "spec.download.caConfigMap", "at least 1 chars"),
         ({"evaluation__prompts": [{"text": ""}]}, "spec.evaluation.prompts[0].text", "at least 1 chars"),
         ({"evaluation__prompts": [{"text": "x"}] * 33}, "spec.evaluation.prompts", "at most 32 items"),
         (
@@ -139,6 +167,22 @@ def test_bad_values_are_refused(kubectl: Kubectl, changes: dict[str, Any], field
     message = refusal(kubectl, make("refused", **changes))
     assert field in message
     assert right in message
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "pvc://claim/",
+        "hf://llava-hf/llava-1.5-7b-hf",
+        "hf://liuhaotian/llava-v1.5-7b@refs/pr/3",
+        "s3://models.example/llava/7b/",
+        f"https://files.example:8443/a%20b/set.tar.gz?version=2#sha256={'0' * 64}",
+        "https://files.example/set/",
+    ],
+)
+def test_every_kind_of_source_is_accepted(kubectl: Kubectl, source: str) -> None:
+    manifest = make("source", dataset__source=source, model__source=source)
+    kubectl.run("apply", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(manifest).encode())
 
 
 @pytest.mark.parametrize("path", ["learningrate", "training__learning_rate", "dataset__ubiai__x", "workers__gpu"])

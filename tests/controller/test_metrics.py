@@ -4,9 +4,22 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
 from llava_api.constants import StageName
+from llava_api.status import Progress
 from llava_operator.metrics import OperatorMetrics, RunCollector
 from llava_operator.runs import RunView
-from tests.controller.makers import KEY, NOW, RUN_UID, begun, commit, failed, job_end, make_job, see, succeeded
+from tests.controller.makers import (
+    KEY,
+    NOW,
+    NOW_TEXT,
+    RUN_UID,
+    begun,
+    commit,
+    failed,
+    job_end,
+    make_job,
+    see,
+    succeeded,
+)
 
 FROZEN = {
     "llava_operator_leader": "gauge",
@@ -68,3 +81,12 @@ def test_failed_run() -> None:
 def test_run_without_status_is_pending() -> None:
     status = see().run.status
     assert f'llava_run_phase{{{WHO},phase="Pending"}} 1.0' in expose(RunView(key=KEY, uid=RUN_UID, status=status))
+
+
+def test_bytes_that_are_fetched_are_no_steps() -> None:
+    for unit in ("steps", "bytes"):
+        progress = Progress.model_validate({"stage": "prepare", "attempt": 1, "pod_uid": "u", "step": 5,
+                                            "total_steps": 9, "unit": unit, "last_update_time": NOW_TEXT})  # fmt: skip
+        text = expose(RunView(key=KEY, uid=RUN_UID, status=begun().model_copy(update={"progress": progress})))
+        assert ("llava_run_step{" in text) is (unit == "steps")
+        assert "llava_run_progress_timestamp_seconds{" in text

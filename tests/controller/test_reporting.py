@@ -396,8 +396,17 @@ async def test_good_report_is_taken_and_the_run_looked_at() -> None:
     taken = desk.progress.newest(RUN_UID, StageName.TRAIN, 1)
     assert taken is not None
     assert (taken.step, taken.loss, taken.eta_seconds, taken.pod_uid) == (3, 1.5, 62, "pod-0-uid")
+    assert (taken.unit, taken.message) == ("steps", "")
     assert desk.queue.depth == 1
     assert desk.codes == [204]
+
+
+async def test_what_is_being_fetched_is_taken_over() -> None:
+    desk = Desk()
+    assert await desk.take(make_report(unit="bytes", message="fetching hf://a/b")) == (204, "")
+    taken = desk.progress.newest(RUN_UID, StageName.TRAIN, 1)
+    assert taken is not None
+    assert (taken.unit, taken.message) == ("bytes", "fetching hf://a/b")
 
 
 @pytest.mark.parametrize("token", ["", "Bearer ", "Basic good", "Bearer bad"])

@@ -48,6 +48,18 @@ def test_summary_of_odd_progress(step: int, total: int, shown: str, percent: str
     assert (summary.step, summary.percent, summary.eta) == (shown, percent, "")
 
 
+@pytest.mark.parametrize(
+    ("step", "total", "shown", "percent"),
+    [(1_234_567_890, 13_500_000_000, "1.23/13.50 GB", "9"), (20_000_000, 0, "0.02/? GB", "")],
+)
+def test_bytes_are_shown_as_gigabytes(step: int, total: int, shown: str, percent: str) -> None:
+    progress = Progress(stage=StageName.PREPARE, attempt=1, pod_uid="u", step=step, total_steps=total, unit="bytes",
+                        last_update_time=NOW_TEXT)  # fmt: skip
+    summary = complete_status(begun().model_copy(update={"progress": progress}), generation=1, now=NOW).summary
+    assert summary is not None
+    assert (summary.step, summary.percent) == (shown, percent)
+
+
 def test_progress_of_an_earlier_stage_is_not_shown_for_this_one() -> None:
     progress = Progress(stage=StageName.PREPARE, attempt=1, pod_uid="u", step=8, total_steps=8,
                         last_update_time=NOW_TEXT)  # fmt: skip

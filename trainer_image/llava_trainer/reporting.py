@@ -14,7 +14,7 @@ import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypedDict, Unpack, cast
+from typing import Literal, TypedDict, Unpack, cast
 from urllib.parse import urlsplit
 
 from llava_api.report import LOSSES_KEPT, ProgressReport
@@ -37,6 +37,7 @@ class Measures(TypedDict, total=False):
     tokens_per_second: float
     checkpoint_step: int
     losses: tuple[float, ...]
+    unit: Literal["steps", "bytes"]
     message: str
 
 
@@ -78,7 +79,7 @@ class Reporter:
         """Leave a report to be pushed; it replaces one that is still waiting.
 
         Args:
-            step: steps done.
+            step: steps (or bytes, with ``unit``) done.
             total_steps: steps in all; 0 while unknown.
             measures: see ``Measures``. Numbers that are not finite are left out: JSON has none.
         """

@@ -35,6 +35,16 @@ Source = Annotated[
                 "must be https://HOST/PATH, optionally followed by #sha256=DIGEST; credentials belong in a Secret",
             ),
             rule(
+                "!self.startsWith('https://') || "
+                "self.matches('^[^?#]*(/|[.](zip|tar|tar[.]gz|tgz|bin|safetensors))([?][^#]*)?(#.*)?$')",
+                "must end with .zip, .tar, .tar.gz or .tgz (an archive), with .bin or .safetensors (weights of a "
+                "projector), or with / (a folder)",
+            ),
+            rule(
+                "!self.startsWith('https://') || !self.matches('^[^?#]*/([?][^#]*)?#')",
+                "must not end with #sha256= where it is a folder: name an archive, or remove the digest",
+            ),
+            rule(
                 "self.matches('^(pvc|hf|s3|https)://')",
                 "must begin with pvc://, hf://, s3:// or https://",
             ),
@@ -45,8 +55,9 @@ Source = Annotated[
 """Where a model or a dataset comes from; ``pvc://`` ones are read in place.
 
 - ``pvc://CLAIM/PATH``: mounted read-only and read in place.
-- ``hf://OWNER/NAME[@REVISION]``: a repository of the Hugging Face hub, fetched once into the run's volume.
-- ``s3://BUCKET/PREFIX``: every object below the prefix, fetched once.
+- ``hf://OWNER/NAME[@REVISION]``: a repository of the Hugging Face hub, fetched once into the run's volume. The revision
+  is resolved to a commit once a run.
+- ``s3://BUCKET/PREFIX``: the objects below the prefix that are needed, fetched once; without a Secret anonymously.
 - ``https://HOST/PATH[#sha256=DIGEST]``: an archive (.zip, .tar, .tar.gz) that is unpacked, or, ending with ``/``, a
   folder from which the files that are needed are fetched by name.
 """

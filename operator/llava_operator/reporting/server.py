@@ -162,6 +162,8 @@ def _to_progress(report: ProgressReport, pod_uid: str, now: datetime) -> Progres
         pod_uid=pod_uid,
         step=report.step,
         total_steps=report.total_steps,
+        unit=report.unit,
+        message=report.message,
         eta_seconds=None if report.eta_seconds is None else round(report.eta_seconds),
         epoch=report.epoch,
         loss=report.loss,
