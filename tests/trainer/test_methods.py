@@ -1,0 +1,212 @@
+"""What each method trains, what it leaves on the volume, and that phase 2 starts from what phase 1 made.
+
+Trainings run in this process on a toy of random weights: that they learn is for test_learning; here tensors are
+compared.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from llava_api.constants import StageName
+from llava_api.failures import Reason
+from llava_api.run_config import RunConfig
+from llava_trainer.data.samples import Sample, write_samples
+from llava_trainer.errors import StageError
+from llava_trainer.model.layout import hub_name
+from llava_trainer.model.loading import load_model
+from llava_trainer.model.projector import projector_parameters, read_projector
+from llava_trainer.reporting import Reporter
+from llava_trainer.stages import align
+from llava_trainer.training.history import read_entries
+from llava_trainer.training.loop import train
+from llava_trainer.training.phase import phase_of
+from llava_trainer.training.processes import Processes
+from llava_trainer.training.stopping import StopRequest
+from llava_trainer.training.trainee import Trainee, build_trainee
+from tests.trainer.trainings import make_dataset, make_training
+
+CAPTIONS: dict[str, Any] = {"source": "pvc://captions/", "format": "llava", "file": "export.json", "images": "images"}
+ALIGNMENT: dict[str, Any] = {"dataset": CAPTIONS, "freshProjector": True, "batch": {"perDevice": 4, "global": 8}}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
+    folder = tmp_path_factory.mktemp("dataset")
+    return folder, make_dataset(folder)[:16]
+
+
+@pytest.fixture
+def make(tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample]]) -> "Make":
+    return Make(tmp_path, toy_model_dir, dataset)
+
+
+class Make:
+    """Configurations of one run's stages, its samples on the volume."""
+
+    def __init__(self, root: Path, model_dir: Path, dataset: tuple[Path, list[Sample]]) -> None:
+        self._root = root
+        self._model_dir = model_dir
+        self._folder, self._samples = dataset
+        for name in ("dataset", "captions"):
+            (root / name).symlink_to(self._folder)
+
+    def __call__(
+        self, stage: StageName = StageName.TRAIN, *, alignment: dict[str, Any] | None = None, **training: Any
+    ) -> RunConfig:
+        config = make_training(self._root, self._model_dir, self._samples, training=training)
+        write_samples(config.volume.alignment_file, self._samples)
+        fields = config.model_dump(by_alias=True)
+        fields["run"]["stage"] = stage
+        if alignment:
+            fields |= {"alignment": alignment, "alignmentDir": self._root / "captions"}
+        return RunConfig.model_validate(fields)
+
+
+def run(config: RunConfig, processes: Processes) -> None:
+    with Reporter(config) as reporter:
+        train(config, processes, reporter, StopRequest())
+
+
+def build(config: RunConfig, processes: Processes) -> Trainee:
+    return build_trainee(config, phase_of(config), processes)
+
+
+def learning(trainee: Trainee) -> set[str]:
+    """Hub names of what learns; LoRA matrices under the names of what they update."""
+    names = {name.removeprefix("tuned.") for name in trainee.named_trainable()}
+    plain = (name.replace("modules_to_save.default.", "").partition(".lora_")[0] for name in names)
+    return {hub_name(name) for name in plain}
+
+
+def losses(config: RunConfig) -> list[float]:
+    return [entry.loss for entry in read_entries(config.volume.history_file(config.run.stage, config.run.attempt))]
+
+
+def test_phase_1_trains_the_projector_alone_and_leaves_it(make: Make, toy_model_dir: Path, processes: Processes):
+    config = make(StageName.ALIGN, alignment=ALIGNMENT)
+    assert learning(build(config, processes)) == {
+        f"multi_modal_projector.linear_{number}.{kind}" for number in (1, 2) for kind in ("weight", "bias")
+    }
+    run(config, processes)
+    aligned = read_projector(config.volume.projector_dir)
+    base = load_file(toy_model_dir / "model.safetensors")
+    assert aligned.keys() == {name for name in base if name.startswith("multi_modal_projector.")}
+    assert not any(torch.equal(tensor, base[name]) for name, tensor in aligned.items())
+    assert not config.volume.adapter_dir.exists()
+
+
+def test_a_fresh_projector_is_a_new_one_and_the_same_each_time(make: Make, toy_model_dir: Path, processes: Processes):
+    config = make(StageName.ALIGN, alignment=ALIGNMENT)
+    first, again = build(config, processes).beginning, build(config, processes).beginning
+    base = load_file(toy_model_dir / "model.safetensors")
+    assert all(torch.equal(first[name], again[name]) and not torch.equal(first[name], base[name]) for name in first)
+    # As LLaVA draws it: evenly within 1 / sqrt(inputs).
+    weight = first["multi_modal_projector.linear_1.weight"]
+    assert 0.9 < weight.abs().max() * weight.shape[1] ** 0.5 <= 1.0
+
+
+def test_without_that_wish_alignment_keeps_the_models_projector(make: Make, toy_model_dir: Path, processes: Processes):
+    """The projector that import has put together with a language model is fresh already."""
+    beginning = build(make(StageName.ALIGN, alignment={"dataset": CAPTIONS}), processes).beginning
+    base = load_file(toy_model_dir / "model.safetensors")
+    assert all(torch.equal(tensor, base[name]) for name, tensor in beginning.items())
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_phase_2_starts_from_the_projector_of_phase_1(make: Make, processes: Processes, method: str):
+    run(make(StageName.ALIGN, alignment=ALIGNMENT), processes)
+    config = make(alignment=ALIGNMENT, method=method)
+    aligned = read_projector(config.volume.projector_dir)
+    live = projector_parameters(build(config, processes).llava)
+    assert live.keys() == aligned.keys()
+    assert all(torch.equal(live[name], aligned[name]) for name in aligned)
+
+
+def test_phase_2_refuses_to_start_without_it(make: Make, processes: Processes):
+    with pytest.raises(StageError, match="left no projector"):
+        build(make(alignment=ALIGNMENT), processes)
+
+
+@pytest.mark.parametrize("field", ["source", "projector"])
+def test_an_aligned_projector_is_not_aligned_again_unasked(make: Make, field: str):
+    config = make(StageName.ALIGN, alignment={"dataset": CAPTIONS})
+    given = config.model_copy(update={"model": config.model.model_copy(update={field: "pvc://models/llava"})})
+    with pytest.raises(StageError, match=rf"spec\.model\.{field} pvc://models/llava has a projector") as caught:
+        align.refuse_aligned(given)
+    assert caught.value.reason is Reason.INVALID_CONFIG
+    align.refuse_aligned(config)
+    align.refuse_aligned(given.model_copy(update={"alignment": make(alignment=ALIGNMENT).alignment}))
+
+
+def test_full_trains_everything_but_the_tower_and_leaves_all_of_it(
+    make: Make, toy_model_dir: Path, processes: Processes
+):
+    config = make(method="full", learningRate=1e-3, epochs=3)
+    base = load_file(toy_model_dir / "model.safetensors")
+    trained = {name for name in base if not name.startswith("vision_tower.")}
+    assert learning(build(config, processes)) == trained
+    run(config, processes)
+    stored = load_file(config.volume.weights_dir / "model-00001-of-00001.safetensors")
+    assert stored.keys() == trained
+    # Rows of words that no sample has do not move; every tensor does.
+    assert not [name for name in trained if torch.equal(stored[name], base[name])]
+    assert not config.volume.adapter_dir.exists()
+    assert losses(config)[-1] < losses(config)[0] - 0.5
+
+
+def test_qlora_quantises_the_language_models_layers_and_nothing_else(make: Make, processes: Processes):
+    trainee = build(make(method="qlora"), processes)
+    quantised = {name for name, module in trainee.llava.named_modules() if isinstance(module, Linear4bit)}
+    projections = [f"self_attn.{name}_proj" for name in "qkvo"] + [
+        f"mlp.{name}_proj" for name in ("gate", "up", "down")
+    ]
+    assert quantised == {
+        f"model.language_model.layers.{layer}.{name}.base_layer" for layer in range(3) for name in projections
+    }
+    weight = trainee.llava.model.language_model.layers[0].mlp.up_proj.base_layer.weight
+    assert (weight.quant_type, weight.quant_state.nested) == ("nf4", True)
+    assert {parameter.dtype for parameter in trainee.named_trainable().values()} == {torch.float32}
+    assert not any(parameter.requires_grad for parameter in trainee.llava.model.vision_tower.parameters())
+
+
+def test_qlora_can_leave_the_scales_as_they_are_and_multiply_in_bf16(make: Make, processes: Processes):
+    config = make(method="qlora", quantization={"double": False, "computeDtype": "bf16"})
+    layer = build(config, processes).llava.model.language_model.layers[0].mlp.up_proj.base_layer
+    assert (layer.weight.quant_state.nested, layer.compute_dtype) == (False, torch.bfloat16)
+
+
+def test_qlora_learns_and_its_adapter_fits_the_unquantised_base(make: Make, toy_model_dir: Path, processes: Processes):
+    config = make(method="qlora", epochs=4, gradientCheckpointing=True)
+    run(config, processes)
+    assert losses(config)[-1] < losses(config)[0] - 0.5
+    tuned = PeftModel.from_pretrained(load_model(toy_model_dir, torch.float32, "cpu"), str(config.volume.adapter_dir))
+    live = {name: parameter.detach() for name, parameter in tuned.named_parameters() if "lora_" in name}
+    stored = load_file(config.volume.adapter_dir / "adapter_model.safetensors")
+    assert len(live) == 2 * 3 * 7
+    assert all(torch.equal(tensor, stored[name.replace(".default", "")]) for name, tensor in live.items())
+    projector = projector_parameters(tuned.get_base_model())
+    assert all(
+        torch.equal(parameter, stored[f"base_model.model.model.{name}"]) for name, parameter in projector.items()
+    )
+
+
+@pytest.mark.parametrize(("stage", "method"), [(StageName.ALIGN, "lora"), (StageName.TRAIN, "full")])
+def test_what_has_not_learned_is_not_left_behind(make: Make, processes: Processes, stage: StageName, method: str):
+    """One step, and the first step of a warm-up has a learning rate of 0."""
+    config = make(
+        stage, alignment={**ALIGNMENT, "batch": {"perDevice": 16, "global": 16}}, method=method, warmupRatio=1.0,
+        batch={"perDevice": 16, "global": 16},
+    )  # fmt: skip
+    if stage is StageName.TRAIN:
+        config = config.model_copy(update={"alignment": None})
+    with pytest.raises(StageError, match="is as it was before training") as caught:
+        run(config, processes)
+    assert caught.value.reason is Reason.ADAPTER_UNCHANGED
+    assert not config.volume.projector_dir.exists()
+    assert not config.volume.weights_dir.exists()
