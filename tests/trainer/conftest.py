@@ -13,6 +13,14 @@ import pytest
 if TYPE_CHECKING:
     from llava_trainer.data.processing import Processing
     from llava_trainer.training.processes import Processes
+    from tests.trainer.servers.authority import Authority
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> "Authority":
+    from tests.trainer.servers.authority import Authority
+
+    return Authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ from llava_api.report import (
 )
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
+from llava_trainer.inputs import load_run_config
 from llava_trainer.logs import ProcessLog
 from llava_trainer.reporting import Reporter
 
@@ -88,7 +89,7 @@ def load_config(path: Path, stage: StageName) -> RunConfig:
         StageError: InvalidConfig, naming the field, or the file that cannot be read.
     """
     try:
-        config = RunConfig.model_validate_json(path.read_bytes())
+        config = load_run_config(path)
     except OSError as error:
         raise StageError(Reason.INVALID_CONFIG, f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:

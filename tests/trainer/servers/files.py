@@ -1,0 +1,143 @@
+"""A server of files that fails when it is told to: it breaks off, answers 503, ignores ranges, changes a file."""
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+from tests.trainer.servers.authority import Authority
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What goes wrong with one answer."""
+
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    break_after: int | None = None
+    """Bytes of the body after which the connection is cut."""
+    ignore_range: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    path: str
+    range: str | None
+    authorization: str | None
+    host: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class FileServer:
+    """Files by path. ``faults`` of a path are used up one a request."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.faults: dict[str, list[Fault]] = {}
+        self.password: str | None = None
+        """What the Authorization header must be."""
+        self.has_tags = True
+        self.requests: list[Request] = []
+        self.base = ""
+
+    def add(self, path: str, content: bytes) -> bytes:
+        self.files[path] = content
+        return content
+
+    def asked(self, path: str) -> list[str | None]:
+        """The ranges that were asked for of one path."""
+        return [request.range for request in self.requests if request.path == path]
+
+    def answer(self, request: Request) -> Answer:
+        """The whole file, before faults and ranges."""
+        if self.password is not None and request.authorization != self.password:
+            return Answer(status=401 if request.authorization is None else 403)
+        if request.path not in self.files:
+            return Answer(status=404)
+        content = self.files[request.path]
+        tag = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"'} if self.has_tags else {}
+        return Answer(status=200, body=content, headers=tag)
+
+    @contextmanager
+    def run(self, authority: Authority | None) -> Iterator["FileServer"]:
+        """Serve on loopback; without an authority over plain HTTP."""
+        outer = self
+
+        class Handler(_Handler):
+            server_of_files = outer
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        if authority is not None:
+            server.socket = authority.server_context.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        self.base = f"{'https' if authority else 'http'}://127.0.0.1:{server.server_address[1]}"
+        try:
+            yield self
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_of_files: FileServer
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        request = Request(
+            path=path, range=self.headers.get("Range"), authorization=self.headers.get("Authorization"),
+            host=self.headers.get("Host", ""),
+        )  # fmt: skip
+        server = self.server_of_files
+        server.requests.append(request)
+        waiting = server.faults.get(path)
+        fault = waiting.pop(0) if waiting else Fault()
+        if fault.status is not None:
+            self._send(fault.status, b"", fault.headers, fault)
+            return
+        answer = server.answer(request)
+        headers = {**answer.headers, **fault.headers}
+        begin = re.fullmatch(r"bytes=(\d+)-", request.range or "")
+        wanted = self.headers.get("If-Range")
+        fits = wanted is None or wanted == answer.headers.get("ETag")
+        if answer.status == 200 and begin and fits and not fault.ignore_range:
+            first, size = int(begin[1]), len(answer.body)
+            if first >= size:
+                self._send(416, b"", {"Content-Range": f"bytes */{size}"}, fault)
+                return
+            headers["Content-Range"] = f"bytes {first}-{size - 1}/{size}"
+            self._send(206, answer.body[first:], headers, fault)
+            return
+        self._send(answer.status, answer.body, headers, fault)
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str], fault: Fault) -> None:
+        self.send_response(status)
+        if "Content-Length" not in headers:
+            self.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if fault.break_after is not None:
+            self.wfile.write(body[: fault.break_after])
+            self.wfile.flush()
+            self.close_connection = True
+            return
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass

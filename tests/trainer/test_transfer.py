@@ -1,0 +1,340 @@
+"""One file from a real TLS server that breaks off, refuses and lies: it arrives whole or with a reason, never twice."""
+
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+
+from llava_api.failures import Reason
+from llava_trainer.errors import StageError
+from llava_trainer.files import aside_of
+from llava_trainer.sources import transfer
+from llava_trainer.sources.journal import JOURNAL, Journal
+from llava_trainer.sources.network import Network, build_client
+from llava_trainer.sources.progress import Progress
+from llava_trainer.sources.remote import Digest, RemoteFile
+from llava_trainer.sources.retrying import Patience, StoppedError
+from llava_trainer.sources.transfer import Downloader, MissingError
+from tests.trainer.runs import Recorder, run_config
+from tests.trainer.servers.authority import Authority
+from tests.trainer.servers.files import Fault, FileServer
+
+CONTENT = os.urandom(9 << 20)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+QUICK = Patience(tries=3, first_s=0.01, most_s=0.02)
+HALF = 5 << 20
+
+
+@pytest.fixture
+def server(authority: Authority) -> Iterator[FileServer]:
+    with FileServer().run(authority) as server:
+        server.add("/big.bin", CONTENT)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(authority: Authority) -> Iterator[httpx.Client]:
+    with build_client(Network(ca_pem=authority.pem)) as client:
+        yield client
+
+
+class Fetching:
+    """A downloader, and the folder that it fetches into."""
+
+    def __init__(self, client: httpx.Client, server: FileServer, folder: Path) -> None:
+        self.folder = folder
+        self.server = server
+        self.recorder = Recorder(run_config(folder))
+        self.progress = Progress(self.recorder, clock=iter(range(10**6)).__next__)
+        self.downloader = Downloader(
+            client=client, field="spec.model.source", volume=folder, progress=self.progress, patience=QUICK,
+            stop=threading.Event(),
+        )  # fmt: skip
+
+    def __call__(self, path: str = "/big.bin", *, may_miss: bool = False, **changes: object) -> Path:
+        url = self.server.base + path
+        remote = RemoteFile(**{"name": path[1:], "address": f"https://host{path}", "url": lambda: url, **changes})
+        with Journal(self.folder) as journal:
+            self.downloader.fetch(remote, self.folder, journal, may_miss=may_miss)
+        return self.folder / remote.name
+
+    def failure(self, **changes: object) -> StageError:
+        with pytest.raises(StageError) as caught:
+            self(**changes)
+        return caught.value
+
+
+@pytest.fixture
+def fetch(client: httpx.Client, server: FileServer, tmp_path: Path) -> Fetching:
+    return Fetching(client, server, tmp_path)
+
+
+def left_over(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != JOURNAL)
+
+
+def test_file_arrives_and_everyone_may_read_it(fetch: Fetching) -> None:
+    previous = os.umask(0o077)
+    try:
+        path = fetch()
+    finally:
+        os.umask(previous)
+    assert path.read_bytes() == CONTENT
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert left_over(fetch.folder) == ["big.bin"]
+
+
+def test_what_broke_off_is_continued(fetch: Fetching) -> None:
+    fetch.server.faults["/big.bin"] = [Fault(break_after=HALF)]
+    assert fetch().read_bytes() == CONTENT
+    assert fetch.server.asked("/big.bin") == [None, f"bytes={HALF - 1}-"]
+
+
+def test_another_attempt_continues_what_the_first_had_to_leave(fetch: Fetching) -> None:
+    fetch.server.faults["/big.bin"] = [Fault(break_after=HALF), Fault(status=503), Fault(status=503)]
+    error = fetch.failure()
+    assert error.reason is Reason.SOURCE_UNAVAILABLE
+    assert "spec.model.source: https://host/big.bin could not be fetched, 3 times in a row: HTTP 503" in error.message
+    fetch.server.requests.clear()
+    assert fetch().read_bytes() == CONTENT
+    assert fetch.server.asked("/big.bin") == [f"bytes={HALF - 1}-"]
+
+
+def test_what_is_whole_is_verified_and_not_fetched_again(fetch: Fetching) -> None:
+    path = fetch()
+    fetch.server.requests.clear()
+    fetch()
+    assert fetch.server.requests == []
+    damaged = bytearray(CONTENT)
+    damaged[100] ^= 1
+    path.write_bytes(damaged)
+    assert fetch().read_bytes() == CONTENT
+    assert len(fetch.server.requests) == 1
+
+
+def test_another_version_is_fetched_anew(fetch: Fetching) -> None:
+    fetch(version="1")
+    fetch(version="2")
+    fetch(version="2")
+    assert len(fetch.server.requests) == 2
+
+
+def test_journal_that_a_crash_cut_off_is_read_as_far_as_it_goes(fetch: Fetching) -> None:
+    fetch()
+    journal = fetch.folder / JOURNAL
+    journal.write_text(journal.read_text() + '{"name": "other.bin", "addr')
+    fetch.server.add("/small.bin", b"small")
+    fetch("/small.bin")
+    fetch.server.requests.clear()
+    fetch()
+    fetch("/small.bin")
+    assert fetch.server.requests == []
+
+
+def test_file_that_changed_in_between_is_begun_anew(fetch: Fetching) -> None:
+    fetch.server.faults["/big.bin"] = [Fault(break_after=HALF), Fault(status=503), Fault(status=503)]
+    fetch.failure()
+    changed = fetch.server.add("/big.bin", CONTENT[::-1])
+    assert fetch().read_bytes() == changed
+
+
+def test_server_that_knows_no_if_range_cannot_mix_two_versions(fetch: Fetching) -> None:
+    """It sends the rest of another version; its ETag tells."""
+    fetch.server.faults["/big.bin"] = [Fault(break_after=HALF), Fault(headers={"ETag": '"other"'})]
+    assert fetch().read_bytes() == CONTENT
+    assert fetch.server.asked("/big.bin") == [None, f"bytes={HALF - 1}-", None]
+
+
+def test_server_without_ranges_is_asked_for_everything_again(fetch: Fetching) -> None:
+    fetch.server.faults["/big.bin"] = [Fault(break_after=HALF), Fault(ignore_range=True)]
+    assert fetch().read_bytes() == CONTENT
+
+
+def test_without_version_and_digest_nothing_is_continued(fetch: Fetching) -> None:
+    fetch.server.has_tags = False
+    fetch.server.faults["/big.bin"] = [Fault(break_after=HALF)]
+    assert fetch().read_bytes() == CONTENT
+    assert fetch.server.asked("/big.bin") == [None, None]
+
+
+def test_digest_makes_up_for_a_version(fetch: Fetching) -> None:
+    fetch.server.has_tags = False
+    fetch.server.faults["/big.bin"] = [Fault(break_after=HALF)]
+    assert fetch(digest=Digest(algorithm="sha256", hex=SHA256)).read_bytes() == CONTENT
+    assert fetch.server.asked("/big.bin") == [None, f"bytes={HALF - 1}-"]
+
+
+def test_partial_file_longer_than_the_file_is_thrown_away(fetch: Fetching) -> None:
+    partial = aside_of(fetch.folder / "big.bin")
+    partial.write_bytes(CONTENT + b"more")
+    partial.with_name(f"{partial.name}-version").write_text("")
+    assert fetch(digest=Digest(algorithm="sha256", hex=SHA256)).read_bytes() == CONTENT
+
+
+def test_partial_file_that_was_whole_needs_one_more_byte(fetch: Fetching) -> None:
+    partial = aside_of(fetch.folder / "big.bin")
+    partial.write_bytes(CONTENT)
+    partial.with_name(f"{partial.name}-version").write_text("")
+    assert fetch(digest=Digest(algorithm="sha256", hex=SHA256)).read_bytes() == CONTENT
+    assert fetch.server.asked("/big.bin") == [f"bytes={len(CONTENT) - 1}-"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "right"),
+    [
+        ("sha256", SHA256),
+        ("md5", hashlib.md5(CONTENT).hexdigest()),
+        ("git", hashlib.sha1(f"blob {len(CONTENT)}\0".encode() + CONTENT).hexdigest()),
+    ],
+)
+def test_digests(fetch: Fetching, algorithm: str, right: str) -> None:
+    wrong = right[::-1]
+    error = fetch.failure(size=len(CONTENT), digest=Digest(algorithm=algorithm, hex=wrong))
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert "spec.model.source: https://host/big.bin is not what it should be, fetched twice" in error.message
+    assert f"is {right} instead of {wrong}" in error.message
+    assert left_over(fetch.folder) == []
+    assert fetch(size=len(CONTENT), digest=Digest(algorithm=algorithm, hex=right)).exists()
+
+
+def test_content_that_comes_right_at_the_second_time(fetch: Fetching) -> None:
+    fetch.server.faults["/big.bin"] = [Fault(break_after=HALF)]
+    partial = aside_of(fetch.folder / "big.bin")
+    partial.write_bytes(bytes(HALF))
+    partial.with_name(f"{partial.name}-version").write_text("")
+    assert fetch(digest=Digest(algorithm="sha256", hex=SHA256)).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "header", [("x-amz-server-side-encryption", "aws:kms"), ("x-amz-server-side-encryption-customer-algorithm", "AES")]
+)
+def test_s3_tag_of_an_encrypted_object_is_no_md5(fetch: Fetching, header: tuple[str, str]) -> None:
+    fetch.server.faults["/big.bin"] = [Fault(headers=dict([header]))]
+    fetch(digest=Digest(algorithm="md5", hex="0" * 32))
+
+
+def test_other_size_than_the_listing_said(fetch: Fetching) -> None:
+    error = fetch.failure(size=5)
+    assert error.reason is Reason.SOURCE_UNAVAILABLE
+    assert f"{len(CONTENT):,} bytes are offered instead of 5" in error.message
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "told"),
+    [
+        (401, Reason.SOURCE_REFUSED, "credentials are missing or wrong; set spec.model.secretRef"),
+        (403, Reason.SOURCE_REFUSED, "the credentials in spec.model.secretRef may not read it"),
+        (404, Reason.SOURCE_REFUSED, "it does not exist; correct spec.model.source"),
+        (410, Reason.SOURCE_REFUSED, "it does not exist; correct spec.model.source"),
+        (400, Reason.SOURCE_REFUSED, "HTTP 400; correct spec.model.source"),
+    ],
+)
+def test_refusals_are_not_tried_again(fetch: Fetching, status: int, reason: Reason, told: str) -> None:
+    fetch.server.faults["/big.bin"] = [Fault(status=status)] * 3
+    error = fetch.failure()
+    assert error.reason is reason
+    assert f"spec.model.source: https://host/big.bin was refused with HTTP {status}" in error.message
+    assert told in error.message
+    assert len(fetch.server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+def test_what_may_pass_is_tried_again(fetch: Fetching, status: int) -> None:
+    fetch.server.faults["/big.bin"] = [Fault(status=status, headers={"Retry-After": "0"})] * 2
+    assert fetch().exists()
+    assert len(fetch.server.requests) == 3
+
+
+def test_file_that_may_be_missing(fetch: Fetching) -> None:
+    with pytest.raises(MissingError):
+        fetch("/none.jpg", may_miss=True)
+    assert fetch.failure(path="/none.jpg").reason is Reason.SOURCE_REFUSED
+
+
+def test_nobody_there(fetch: Fetching) -> None:
+    error = fetch.failure(url=lambda: "https://127.0.0.1:1/x")
+    assert error.reason is Reason.SOURCE_UNAVAILABLE
+    assert "3 times in a row: ConnectError" in error.message
+
+
+def test_certificate_that_nobody_vouches_for(fetch: Fetching, tmp_path: Path) -> None:
+    with build_client(Network()) as stranger:
+        error = Fetching(stranger, fetch.server, tmp_path).failure()
+    assert error.reason is Reason.SOURCE_UNAVAILABLE
+    assert "spec.download.caConfigMap" in error.message
+    assert fetch.server.requests == []
+
+
+def test_redirect_is_followed_but_not_out_of_tls(fetch: Fetching) -> None:
+    fetch.server.faults["/moved"] = [Fault(status=302, headers={"Location": "/big.bin"})]
+    assert fetch("/moved").read_bytes() == CONTENT
+    with FileServer().run(None) as plain:
+        plain.add("/big.bin", CONTENT)
+        fetch.server.faults["/out"] = [Fault(status=302, headers={"Location": f"{plain.base}/big.bin"})] * 3
+        assert "from https to another protocol" in fetch.failure(path="/out").message
+        assert plain.requests == []
+
+
+def test_endless_redirects_end(fetch: Fetching) -> None:
+    fetch.server.faults["/ring"] = [Fault(status=302, headers={"Location": "/ring"})] * 30
+    assert "more than 5 times" in fetch.failure(path="/ring").message
+
+
+def test_credentials_stay_with_their_host(fetch: Fetching, authority: Authority) -> None:
+    with FileServer().run(authority) as other:
+        other.add("/big.bin", CONTENT)
+        fetch.server.faults["/moved"] = [Fault(status=302, headers={"Location": f"{other.base}/big.bin"})]
+        fetch("/moved", headers={"Authorization": "Bearer secret"})
+        assert [request.authorization for request in fetch.server.requests] == ["Bearer secret"]
+        assert [request.authorization for request in other.requests] == [None]
+
+
+def test_volume_that_is_too_small(fetch: Fetching, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=70 << 20))
+    error = fetch.failure()
+    assert error.reason is Reason.STORAGE_FULL
+    assert "needs 0.01 GB more, but the run's volume has 0.07 GB free: raise spec.storage.size" in error.message
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=80 << 20))
+    assert fetch().exists()
+
+
+def test_stopping_ends_a_download_and_a_wait(fetch: Fetching) -> None:
+    fetch.downloader.stop.set()
+    with pytest.raises(StoppedError):
+        fetch()
+    fetch.server.faults["/big.bin"] = [Fault(status=503)]
+    with pytest.raises(StoppedError):
+        fetch()
+
+
+def test_name_that_is_file_and_folder(fetch: Fetching) -> None:
+    fetch.server.add("/a", b"file")
+    fetch.server.add("/a/b", b"file in folder")
+    fetch.server.add("/c/d", b"file in folder")
+    fetch("/a")
+    assert "needs a folder where the source has a file" in fetch.failure(path="/a/b").message
+    fetch("/c/d")
+    fetch.server.add("/c", b"file")
+    assert "is a file where the source has a folder too" in fetch.failure(path="/c").message
+
+
+def test_progress_counts_each_byte_once(fetch: Fetching) -> None:
+    fetch.server.faults["/big.bin"] = [Fault(break_after=HALF)]
+    fetch.progress.begin("spec.model.source https://host", len(CONTENT))
+    fetch()
+    assert fetch.recorder.steps[0] == (0, len(CONTENT))
+    assert fetch.recorder.steps[-1] == (len(CONTENT), len(CONTENT))
+
+
+def test_long_download_over_a_bad_line_gets_through(fetch: Fetching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A try that got far enough begins the count anew: more breaks than tries."""
+    monkeypatch.setattr(transfer, "_GAIN_BYTES", 1 << 20)
+    fetch.server.faults["/big.bin"] = [Fault(break_after=2 << 20)] * 4
+    assert fetch().read_bytes() == CONTENT
+    assert len(fetch.server.requests) == 5

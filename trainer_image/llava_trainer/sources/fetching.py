@@ -1,0 +1,262 @@
+"""Every source of a run, fetched into its volume: what prepare does first."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+from pydantic import ValidationError
+
+from llava_api.base import Lenient
+from llava_api.constants import DOWNLOAD_CA_PATH, INPUTS_PATH, SECRETS_PATH
+from llava_api.run_config import RunConfig
+from llava_trainer.files import write_whole
+from llava_trainer.reporting import Reporter
+from llava_trainer.sources import archive, web
+from llava_trainer.sources.address import BucketAddress, ClaimAddress, HubAddress, WebAddress, parse_address
+from llava_trainer.sources.bucket import Bucket
+from llava_trainer.sources.credentials import Credentials, read_credentials, web_headers
+from llava_trainer.sources.gathering import Catalogue, Gatherer, make_catalogue
+from llava_trainer.sources.hub import Repository
+from llava_trainer.sources.journal import Journal
+from llava_trainer.sources.network import Network, build_client, read_network
+from llava_trainer.sources.pictures import list_own_files, may_be_needed, place_pictures, read_picture_names
+from llava_trainer.sources.progress import Progress
+from llava_trainer.sources.refusals import refused, secret_field
+from llava_trainer.sources.retrying import Patience, try_repeatedly
+from llava_trainer.sources.roles import Role, list_roles
+from llava_trainer.sources.selection import (
+    PARTS,
+    PICKLES,
+    SAFETENSORS,
+    SMALL_FILES,
+    choose_model_files,
+    is_model_file,
+    shards_of,
+)
+from llava_trainer.sources.transfer import Downloader
+
+_NAMES_SHOWN = 5
+_COMMIT_FILE = ".commit.json"
+_UNPACKED_FILE = "unpacked.json"
+
+_Result = TypeVar("_Result")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What the operator puts around a stage; tests and local runs put other things there."""
+
+    secrets: Path = Path(SECRETS_PATH)
+    ca_file: Path = Path(DOWNLOAD_CA_PATH)
+    claims: Path = Path(INPUTS_PATH)
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
+    patience: Patience = field(default_factory=Patience)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One source, as it now lies on a disk."""
+
+    path: Path
+    """A folder; of a projector on a claim or behind https:// it may be a file."""
+    origin: str
+    """The source, with the commit where there is one; without query and digest."""
+
+
+class _Commit(Lenient):
+    source: str
+    commit: str
+
+
+class _Unpacked(Lenient):
+    address: str
+    sha256: str
+
+
+def fetch_inputs(config: RunConfig, reporter: Reporter, surroundings: Surroundings | None = None) -> dict[str, Input]:
+    """Fetch what is not on a claim; returns every source of the run by its role (``roles``).
+
+    What an earlier attempt has fetched is verified and not fetched again, and a hub repository stays at the commit
+    that its revision was then.
+
+    Raises:
+        StageError: SourceRefused, SourceUnavailable or StorageFull, naming field, address and fix.
+    """
+    around = surroundings or Surroundings()
+    network = read_network(config.download, around.ca_file, around.environ)
+    progress = Progress(reporter)
+    with build_client(network) as client:
+        errand = _Errand(config=config, around=around, network=network, client=client, progress=progress)
+        return {role.name: errand.fetch(role) for role in list_roles(config)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Errand:
+    """What fetching a role takes."""
+
+    config: RunConfig
+    around: Surroundings
+    network: Network
+    client: httpx.Client
+    progress: Progress
+
+    def fetch(self, role: Role) -> Input:
+        address = parse_address(role.source, role.field)
+        if isinstance(address, ClaimAddress):
+            path = role.mounted or self.around.claims / address.claim / address.path
+            return Input(path=path, origin=role.source)
+        folder = self.config.volume.download_dir(role.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        credentials = read_credentials(self.around.secrets / role.secret, secret_field(role.field))
+        downloader = Downloader(
+            client=self.client, field=role.field, volume=self.config.volume_root, progress=self.progress,
+            patience=self.around.patience,
+            stop=threading.Event(),
+        )  # fmt: skip
+        if isinstance(address, WebAddress) and address.kind == "archive":
+            return self._fetch_archive(role, address, web_headers(credentials), folder, downloader)
+        if isinstance(address, WebAddress) and address.kind == "file":
+            with Journal(folder) as journal:
+                downloader.fetch(web.whole_file(address, web_headers(credentials)), folder, journal)
+            return Input(path=folder / address.name, origin=web.show(address))
+        with Journal(folder) as journal:
+            gatherer = Gatherer(
+                catalogue=self._list(role, address, credentials, folder, downloader), downloader=downloader,
+                folder=folder, journal=journal, progress=self.progress,
+            )  # fmt: skip
+            _gather_model(gatherer) if role.dataset is None else _gather_dataset(gatherer, role)
+        return Input(path=folder, origin=gatherer.catalogue.address)
+
+    def _list(
+        self, role: Role, address: HubAddress | BucketAddress | WebAddress, credentials: Credentials, folder: Path,
+        downloader: Downloader,
+    ) -> Catalogue:  # fmt: skip
+        dataset = role.dataset
+
+        def is_wanted(name: str) -> bool:
+            return is_model_file(name) if dataset is None else may_be_needed(dataset, name)
+
+        def repeatedly(attempt: Callable[[], _Result]) -> _Result:
+            what = f"{role.field}: {role.source}"
+            return try_repeatedly(attempt, what=what, patience=self.around.patience, stop=downloader.stop)
+
+        self.progress.begin(f"{role.field} {role.source}: listing it")
+        if isinstance(address, HubAddress):
+            repository = Repository(
+                address, kind="model" if dataset is None else "dataset", token=credentials.token, client=self.client,
+                network=self.network, field=role.field,
+            )  # fmt: skip
+            commit = _read_commit(folder, role.source) or repeatedly(repository.resolve)
+            write_whole(folder / _COMMIT_FILE, _Commit(source=role.source, commit=commit).model_dump_json())
+            logger.info("%s: %s is at commit %s", role.field, role.source, commit)
+            files = repeatedly(lambda: repository.list_files(commit, is_wanted))
+            return make_catalogue(f"hf://{address.repository}@{commit}", files)
+        if isinstance(address, BucketAddress):
+            bucket = Bucket(address, credentials, self.network, role.field)
+            return make_catalogue(role.source, repeatedly(lambda: bucket.list_files(is_wanted)))
+        headers = web_headers(credentials)
+        return Catalogue(
+            address=web.show(address), names=None,
+            find=lambda name: web.file_below(address, name, headers, role.field),
+        )  # fmt: skip
+
+    def _fetch_archive(
+        self, role: Role, address: WebAddress, headers: Mapping[str, str], folder: Path, downloader: Downloader
+    ) -> Input:
+        origin = web.show(address)
+        keep = folder.with_name(f"{folder.name}-archive")
+        marker = keep / _UNPACKED_FILE
+        if _is_unpacked(marker, role.source):
+            logger.info("%s: %s has been unpacked by an earlier attempt", role.field, origin)
+        else:
+            self.progress.begin(f"{role.field} {origin}")
+            with Journal(keep) as journal:
+                fetched = downloader.fetch(web.whole_file(address, headers), keep, journal)
+            self.progress.begin(f"{role.field} {origin}: unpacking it")
+            num_files = archive.unpack(
+                keep / fetched.name, folder, field=role.field, address=origin, on_bytes=self.progress.add
+            )
+            write_whole(marker, _Unpacked(address=role.source, sha256=fetched.sha256).model_dump_json())
+            (keep / fetched.name).unlink()
+            logger.info("%s: %s held %d files (sha256 %s)", role.field, origin, num_files, fetched.sha256)
+        return Input(path=_descend(folder, role.dataset.file if role.dataset else "config.json"), origin=origin)
+
+
+def _gather_model(gatherer: Gatherer) -> None:
+    names = gatherer.catalogue.names
+    if names is None:
+        _gather_model_by_name(gatherer)
+        return
+    chosen = choose_model_files(names)
+    if not chosen:
+        raise refused(
+            f"{gatherer.downloader.field}: {gatherer.catalogue.address} holds no file of a model (config.json, "
+            "model.safetensors, ...): name the folder that does"
+        )
+    gatherer.gather(chosen)
+
+
+def _gather_model_by_name(gatherer: Gatherer) -> None:
+    """Fetch a model from a server that does not tell what it has."""
+    indexes = {SAFETENSORS[0], PICKLES[0]}
+    gatherer.gather([*SMALL_FILES, *indexes, *(f"{part}.safetensors" for part in PARTS)])
+    gatherer.gather([f"{part}.bin" for part in PARTS if f"{part}.safetensors" in gatherer.missing])
+    for index, single in (SAFETENSORS, PICKLES):
+        shards = shards_of(gatherer.folder / index) if index not in gatherer.missing else [single]
+        gatherer.gather(shards)
+        if not gatherer.missing & set(shards):
+            return
+    if not any(gatherer.folder.glob("*.safetensors")) and not any(gatherer.folder.glob("*.bin")):
+        raise refused(
+            f"{gatherer.downloader.field}: {gatherer.catalogue.address} holds neither {SAFETENSORS[1]} nor "
+            f"{PICKLES[1]} nor a part of a model: name the folder that does"
+        )
+
+
+def _gather_dataset(gatherer: Gatherer, role: Role) -> None:
+    dataset = role.dataset
+    assert dataset is not None, "it is the role of one"
+    own = list_own_files(dataset)
+    gatherer.gather(own)
+    lacking = [name for name in own if name in gatherer.missing]
+    if lacking:
+        names = sorted(gatherer.catalogue.names or ())[:_NAMES_SHOWN]
+        there = f"; it holds {', '.join(names)}, ..." if names else ""
+        raise refused(
+            f"{role.field}: {gatherer.catalogue.address} does not hold {', '.join(lacking)}{there}: correct "
+            f"{role.field.removesuffix('.source')}.file or source"
+        )
+    pictures = place_pictures(dataset, [*read_picture_names(dataset, gatherer.folder), *role.pictures])
+    gatherer.gather(pictures)
+    if gatherer.missing:
+        logger.warning("%s: %d pictures are not there; the checks will name them", role.field, len(gatherer.missing))
+
+
+def _descend(folder: Path, wanted: str) -> Path:
+    """The folder inside an archive that holds ``wanted``: often everything lies in one folder."""
+    if not (folder / wanted).exists():
+        inside = list(folder.iterdir())
+        if len(inside) == 1 and (inside[0] / wanted).exists():
+            return inside[0]
+    return folder
+
+
+def _read_commit(folder: Path, source: str) -> str | None:
+    try:
+        known = _Commit.model_validate_json((folder / _COMMIT_FILE).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    return known.commit if known.source == source else None
+
+
+def _is_unpacked(marker: Path, source: str) -> bool:
+    try:
+        return _Unpacked.model_validate_json(marker.read_bytes()).address == source
+    except (FileNotFoundError, ValidationError):
+        return False

@@ -1,0 +1,108 @@
+"""Many files of one source, several at a time."""
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llava_trainer.errors import StageError
+from llava_trainer.sources.journal import Journal
+from llava_trainer.sources.progress import Progress
+from llava_trainer.sources.remote import RemoteFile
+from llava_trainer.sources.retrying import StoppedError
+from llava_trainer.sources.transfer import Downloader, MissingError, check_space
+
+NUM_CONNECTIONS = 8
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """What a source has.
+
+    Attributes:
+        address: of the source, for messages; with the commit where there is one.
+        names: the files that there are; None where the server does not tell (https://).
+        find: the file of a name; None if there is none.
+    """
+
+    address: str
+    names: Collection[str] | None
+    find: Callable[[str], RemoteFile | None]
+
+
+def make_catalogue(address: str, files: dict[str, RemoteFile]) -> Catalogue:
+    """The catalogue of a source that lists its files."""
+    return Catalogue(address=address, names=files.keys(), find=files.get)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gatherer:
+    """Fetches files of one source into one folder."""
+
+    catalogue: Catalogue
+    downloader: Downloader
+    folder: Path
+    journal: Journal
+    progress: Progress
+    missing: set[str] = field(default_factory=set)
+    """Names that were asked for and that the source does not have."""
+
+    def gather(self, names: Collection[str]) -> None:
+        """Fetch what the source has of these files; ``missing`` tells what it has not.
+
+        Raises:
+            StageError: the first that one of them raised; the others are stopped.
+        """
+        found = {name: self.catalogue.find(name) for name in names}
+        self.missing.update(name for name, remote in found.items() if remote is None)
+        wanted = [remote for remote in found.values() if remote is not None]
+        total = sum(remote.size or 0 for remote in wanted)
+        what = f"{self.downloader.field} {self.catalogue.address}"
+        self.progress.begin(what, total)
+        self._check_space(wanted, what)
+        logger.info("fetching %d files of %s (%.2f GB)", len(wanted), what, total / 1e9)
+        self._fetch_all(wanted)
+
+    def _check_space(self, wanted: Collection[RemoteFile], what: str) -> None:
+        there = 0
+        for remote in wanted:
+            path = self.folder / remote.name
+            if remote.size is not None and path.is_file():
+                there += min(remote.size, path.stat().st_size)
+        check_space(self.downloader.volume, sum(remote.size or 0 for remote in wanted) - there, what)
+
+    def _fetch_all(self, wanted: Collection[RemoteFile]) -> None:
+        waiting = iter(wanted)
+        lock = threading.Lock()
+        # Every worker takes from one iterator: a future for each of a million files would fill the memory.
+        pool = ThreadPoolExecutor(max_workers=NUM_CONNECTIONS, thread_name_prefix="fetch")
+        try:
+            workers = [pool.submit(self._work, waiting, lock) for _ in range(min(NUM_CONNECTIONS, len(wanted)))]
+            errors = [error for worker in workers if (error := worker.exception()) is not None]
+        finally:
+            # Also when the pod is asked to stop while this waits.
+            self.downloader.stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+        told = [error for error in errors if not isinstance(error, StoppedError)]
+        if told:
+            raise next((error for error in told if isinstance(error, StageError)), told[0])
+        self.downloader.stop.clear()
+
+    def _work(self, waiting: Iterator[RemoteFile], lock: threading.Lock) -> None:
+        try:
+            while not self.downloader.stop.is_set():
+                with lock:
+                    remote = next(waiting, None)
+                if remote is None:
+                    return
+                try:
+                    self.downloader.fetch(remote, self.folder, self.journal, may_miss=True)
+                except MissingError:
+                    self.missing.add(remote.name)
+        except BaseException:
+            self.downloader.stop.set()
+            raise

@@ -1,0 +1,88 @@
+"""What has been fetched into a folder, so that another attempt of the stage fetches nothing twice."""
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from llava_api.base import Lenient
+from llava_trainer.files import sha256_file
+
+JOURNAL = ".fetched.jsonl"
+
+
+class Fetched(Lenient):
+    """One file that came in whole; one line of the journal."""
+
+    name: str
+    address: str
+    size: Annotated[int, Field(ge=0)]
+    sha256: str
+    """Hex."""
+    version: str = ""
+    """Commit, ETag or time of change, as the server told it; empty if it did not."""
+
+
+class Journal:
+    """The files of one folder. Lines are appended; what a crash cut off is passed over."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = folder / JOURNAL
+        self._folder = folder
+        self._known = {one.name: one for one in _read(self._file)}
+        self._lock = threading.Lock()
+        self._stream = self._file.open("a", encoding="utf-8")
+        if self._stream.tell():
+            # A line that was cut off must not swallow the next one.
+            self._stream.write("\n")
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self._stream.close()
+
+    def add(self, fetched: Fetched) -> None:
+        """A file has got its name."""
+        with self._lock:
+            self._known[fetched.name] = fetched
+            self._stream.write(fetched.model_dump_json(exclude_defaults=True) + "\n")
+            self._stream.flush()
+
+    def find_whole(self, name: str, address: str, version: str = "") -> Fetched | None:
+        """The file of this name and address, if it is there and hashes to what it did when it was fetched.
+
+        Args:
+            name: relative to the folder.
+            address: where it comes from.
+            version: what the server tells of it now; another one than then means that it has changed. Empty: unknown.
+        """
+        known = self._known.get(name)
+        if known is None or known.address != address or (version and known.version != version):
+            return None
+        path = self._folder / name
+        with contextlib.suppress(OSError):
+            if path.stat().st_size == known.size and sha256_file(path) == f"sha256:{known.sha256}":
+                return known
+        return None
+
+
+def _read(file: Path) -> list[Fetched]:
+    if not file.exists():
+        return []
+    found = []
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            with contextlib.suppress(ValidationError):
+                found.append(Fetched.model_validate_json(line))
+    return found

@@ -1,0 +1,147 @@
+"""The way out: proxies, certificate authorities, the hub's address. One HTTP client for everything that is fetched."""
+
+import ipaddress
+import logging
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import certifi
+import httpx
+
+from llava_api.spec import Download
+from llava_trainer.sources.refusals import refused
+
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 20.0
+"""Longest silence of a server. Shorter than the grace period, so that a pod that is asked to stop can still say so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """How other machines are reached."""
+
+    hub_endpoint: str | None = None
+    """None: the hub's own."""
+    http_proxy: str | None = field(default=None, repr=False)
+    https_proxy: str | None = field(default=None, repr=False)
+    no_proxy: str = ""
+    ca_pem: str | None = field(default=None, repr=False)
+    """Further authorities to trust, besides the public ones."""
+
+
+def read_network(download: Download, ca_file: Path, environ: Mapping[str, str]) -> Network:
+    """The network as the run says; what it leaves out is taken from the usual environment variables.
+
+    Raises:
+        StageError: SourceRefused, if the authorities' file holds no certificate.
+    """
+
+    def chosen(said: str | None, name: str) -> str | None:
+        return said or environ.get(name.upper()) or environ.get(name) or None
+
+    return Network(
+        hub_endpoint=(download.hub_endpoint or environ.get("HF_ENDPOINT") or "").rstrip("/") or None,
+        http_proxy=chosen(download.http_proxy, "http_proxy"),
+        https_proxy=chosen(download.https_proxy, "https_proxy"),
+        no_proxy=chosen(download.no_proxy, "no_proxy") or "",
+        ca_pem=_read_authorities(ca_file),
+    )
+
+
+def _read_authorities(file: Path) -> str | None:
+    if not file.is_file():
+        return None
+    text = file.read_text(encoding="utf-8", errors="replace")
+    try:
+        ssl.create_default_context().load_verify_locations(cadata=text)
+    except (ssl.SSLError, ValueError) as error:
+        raise refused(f"spec.download.caConfigMap: ca.crt must hold certificates in PEM form: {error}") from error
+    return text
+
+
+def build_tls_context(network: Network) -> ssl.SSLContext:
+    """Trust in the public authorities (the machine's and certifi's) and in the network's own."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(cafile=certifi.where())
+    if network.ca_pem is not None:
+        context.load_verify_locations(cadata=network.ca_pem)
+    return context
+
+
+def build_client(network: Network) -> httpx.Client:
+    """The client. It follows no redirect by itself and reads nothing from the environment."""
+    # Its lines hold whole addresses, signatures included.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    context = build_tls_context(network)
+    transports: dict[str | None, httpx.BaseTransport] = {
+        proxy: httpx.HTTPTransport(verify=context, proxy=_parse_proxy(proxy, context))
+        for proxy in (None, network.http_proxy, network.https_proxy)
+    }
+    return httpx.Client(
+        transport=_Router(network, transports),
+        timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+        headers={"User-Agent": "llava-trainer"},
+        trust_env=False,
+    )
+
+
+def choose_proxy(network: Network, scheme: str, host: str, port: int | None) -> str | None:
+    """The proxy for an address; None is the direct way.
+
+    ``no_proxy`` is read as most programs do: hosts (with or without a port), domains (``.svc`` or ``svc`` for all
+    below), addresses, networks (10.0.0.0/8), and ``*``.
+    """
+    proxy = network.https_proxy if scheme == "https" else network.http_proxy
+    if proxy is None:
+        return None
+    entries = (entry.strip().lower() for entry in network.no_proxy.split(","))
+    return None if any(_is_spared(entry, host.lower(), port) for entry in entries if entry) else proxy
+
+
+def _is_spared(entry: str, host: str, port: int | None) -> bool:
+    if entry == "*":
+        return True
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        pass
+    name, _, wanted_port = entry.partition(":")
+    if wanted_port and wanted_port != str(port):
+        return False
+    domain = name.removeprefix("*").removeprefix(".")
+    return host == domain or host.endswith(f".{domain}")
+
+
+def _parse_proxy(proxy: str | None, context: ssl.SSLContext) -> httpx.Proxy | None:
+    if proxy is None:
+        return None
+    try:
+        parsed = httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}")
+    except (ValueError, httpx.InvalidURL):
+        parsed = None
+    if parsed is None or parsed.url.scheme not in ("http", "https"):
+        # Not the value: it may hold a password.
+        raise refused("spec.download.httpsProxy and httpProxy must be addresses like http://proxy.example:3128")
+    if parsed.url.scheme == "https":
+        return httpx.Proxy(parsed.url, auth=parsed.auth, ssl_context=context)
+    return parsed
+
+
+class _Router(httpx.BaseTransport):
+    """Sends each request by the proxy that is meant for it, redirected ones too."""
+
+    def __init__(self, network: Network, transports: Mapping[str | None, httpx.BaseTransport]) -> None:
+        self._network = network
+        self._transports = transports
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        url = request.url
+        port = url.port or {"http": 80, "https": 443}.get(url.scheme)
+        proxy = choose_proxy(self._network, url.scheme, url.host, port)
+        return self._transports[proxy].handle_request(request)
+
+    def close(self) -> None:
+        for transport in self._transports.values():
+            transport.close()

@@ -1,0 +1,50 @@
+"""How far fetching is, told in the run's status."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from llava_trainer.reporting import Reporter
+
+_GIGABYTE = 10**9
+_INTERVAL_S = 0.5
+
+
+class Progress:
+    """Counts what comes in, from any thread, and reports it."""
+
+    def __init__(self, reporter: Reporter, clock: Callable[[], float] = time.monotonic) -> None:
+        self._reporter = reporter
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._what = ""
+        self._done = 0
+        self._total = 0
+        self._told_at = -_INTERVAL_S
+
+    def begin(self, what: str, total_bytes: int = 0) -> None:
+        """From now on ``what`` is fetched: a field and an address; 0 bytes if unknown."""
+        with self._lock:
+            self._what, self._done, self._total = what, 0, total_bytes
+            self._told_at = -_INTERVAL_S
+        self._tell("")
+
+    def add(self, num_bytes: int, name: str) -> None:
+        """So many bytes of a file have come in; fewer than none if they have to come again."""
+        with self._lock:
+            self._done += num_bytes
+        self._tell(name)
+
+    def _tell(self, name: str) -> None:
+        with self._lock:
+            now = self._clock()
+            if now - self._told_at < _INTERVAL_S:
+                return
+            self._told_at = now
+            done, total, what = self._done, self._total, self._what
+        of_all = f" of {total / _GIGABYTE:.2f}" if total else ""
+        message = f"fetching {what}: {done / _GIGABYTE:.2f}{of_all} GB"
+        self._reporter.update(
+            max(0, done), max(done, total) if total else 0, unit="bytes",
+            message=f"{message}, {name}" if name else message,
+        )  # fmt: skip

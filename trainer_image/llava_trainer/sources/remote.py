@@ -1,0 +1,56 @@
+"""What there is to fetch: one value a file, whatever the protocol."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Literal
+
+from llava_trainer.sources.refusals import refused
+
+MAX_NAME = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digest:
+    """What a file must hash to. ``git`` is the hub's for small files: sha1 of ``blob SIZE``, a NUL and the content."""
+
+    algorithm: Literal["sha256", "md5", "git"]
+    hex: str
+
+    def begin(self, size: int) -> "hashlib._Hash":
+        """A hash that has taken in what comes before a content of ``size`` bytes."""
+        if self.algorithm == "git":
+            return hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+        return hashlib.new(self.algorithm, usedforsecurity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """One file of a source."""
+
+    name: str
+    """Where it goes, relative to the source's folder; see ``check_name``."""
+    address: str
+    """For messages: without credentials and signatures."""
+    url: Callable[[], str]
+    """Asked anew for every try, because signatures expire."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    version: str = ""
+    """Commit or ETag, where it is known before the file is asked for."""
+    size: int | None = None
+    """Bytes."""
+    digest: Digest | None = None
+
+
+def check_name(name: str, field: str, address: str) -> str:
+    """A name that stays below the folder it is put into.
+
+    Raises:
+        StageError: SourceRefused, if it does not, or no file system can hold it.
+    """
+    parts = PurePosixPath(name).parts
+    too_long = len(name) > MAX_NAME or any(len(part.encode(errors="surrogateescape")) > 240 for part in parts)
+    if not parts or parts[0] == "/" or ".." in parts or "\0" in name or "\\" in name or too_long:
+        raise refused(f"{field}: {address} holds {name!r:.100}, which is no name below a folder: rename it")
+    return str(PurePosixPath(*parts))
