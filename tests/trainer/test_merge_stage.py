@@ -64,6 +64,8 @@ def private_umask() -> Iterator[None]:
 @pytest.mark.usefixtures("private_umask")
 def test_the_stage_leaves_a_proven_model_and_its_numbers(root: Path) -> None:
     steps: list[tuple[int, int]] = []
+    # Forgets what other tests of this process held at their peak.
+    Path("/proc/self/clear_refs").write_text("5")
     output = run_merge(root, steps)
     assert isinstance(output.numbers, MergeNumbers)
     assert output.numbers.tensors_merged == 3 * 7 + 4

@@ -5,17 +5,15 @@ adapter_config.json asks for beyond plain LoRA is refused by name, never passed 
 """
 
 import json
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.model.layout import PROJECTOR, hub_name, module_name
+from llava_trainer.merging.changes import Changes, LoraPair, StoredTensor
+from llava_trainer.model.layout import PROJECTOR, hub_name
 
 _PREFIX = "base_model.model."
 _LORA_A = ".lora_A.weight"
@@ -37,50 +35,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoraPair:
-    """Names, in the adapter's file, of the two matrices of one update: B (out x rank) times A (rank x in)."""
-
-    a: str
-    b: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adapter:
-    """What an adapter does to the base's tensors, by hub name."""
-
-    file: Path
-    scale: float
-    """alpha / rank."""
-    targets: str | tuple[str, ...]
-    """PEFT's ``target_modules``: one pattern for the whole module name, or endings of it."""
-    pairs: dict[str, LoraPair]
-    """Tensors that get an update."""
-    replaced: dict[str, str]
-    """Tensors that were trained whole, and their names in the adapter's file."""
-
-    def targets_tensor(self, hub: str) -> bool:
-        """Whether the adapter was made to update the tensor with this hub name."""
-        if not hub.endswith(".weight"):
-            return False
-        module = module_name(hub).removesuffix(".weight")
-        if isinstance(self.targets, str):
-            return re.fullmatch(self.targets, module) is not None
-        return any(module == ending or module.endswith(f".{ending}") for ending in self.targets)
-
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor of the adapter's file, in fp32 and in memory of its own."""
-        with safe_open(self.file, framework="pt") as tensors:
-            # A copy: products of the same numbers differ in their last bits with the alignment of their memory.
-            tensor: torch.Tensor = tensors.get_tensor(name)
-            return tensor.to(torch.float32, copy=True)
-
-    def update(self, pair: LoraPair) -> torch.Tensor:
-        """The update B A x alpha / rank, in fp32; the order of operations is PEFT's, so that the bits agree."""
-        return (self.read(pair.b) @ self.read(pair.a)).mul_(self.scale)
-
-
-def read_adapter(folder: Path) -> Adapter:
+def read_adapter(folder: Path) -> Changes:
     """Read what the adapter in ``folder`` does.
 
     Raises:
@@ -95,16 +50,13 @@ def read_adapter(folder: Path) -> Adapter:
     _refuse_unknown_settings(config)
     with safe_open(file, framework="pt") as tensors:
         shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    saved_modules = tuple(config.get("modules_to_save") or ())
-    pairs = _pair_up(shapes, config["r"])
-    replaced = _find_replaced(shapes, saved_modules)
     targets = config["target_modules"]
-    return Adapter(
-        file=file,
-        scale=config["lora_alpha"] / config["r"],
+    return Changes(
+        what="the adapter",
+        pairs=_pair_up(file, shapes, config["r"], config["lora_alpha"] / config["r"]),
+        replaced=_find_replaced(file, shapes, tuple(config.get("modules_to_save") or ())),
         targets=targets if isinstance(targets, str) else tuple(targets),
-        pairs=pairs,
-        replaced=replaced,
+        whole=(f"{PROJECTOR}.",),
     )
 
 
@@ -118,20 +70,22 @@ def _refuse_unknown_settings(config: dict[str, Any]) -> None:
             raise _mismatch(f"adapter_config.json: {name} is {value!r}, which merging does not know how to apply")
 
 
-def _pair_up(shapes: dict[str, tuple[int, ...]], rank: int) -> dict[str, LoraPair]:
+def _pair_up(file: Path, shapes: dict[str, tuple[int, ...]], rank: int, scale: float) -> dict[str, LoraPair]:
     pairs = {}
     for name in shapes:
         if not name.endswith(_LORA_A):
             continue
-        pair = LoraPair(a=name, b=name.removesuffix(_LORA_A) + _LORA_B)
-        if pair.b not in shapes:
-            raise _mismatch(f"the adapter holds {pair.a} without {pair.b}")
-        if shapes[pair.a][0] != rank or shapes[pair.b][1] != rank:
+        other = name.removesuffix(_LORA_A) + _LORA_B
+        if other not in shapes:
+            raise _mismatch(f"the adapter holds {name} without {other}")
+        if shapes[name][0] != rank or shapes[other][1] != rank:
             raise _mismatch(
-                f"{pair.a} is {shapes[pair.a]} and {pair.b} is {shapes[pair.b]}: B must have as many columns and A as "
+                f"{name} is {shapes[name]} and {other} is {shapes[other]}: B must have as many columns and A as "
                 f"many rows as adapter_config.json's r, which is {rank}"
             )
-        pairs[hub_name(_bare(name).removesuffix(_LORA_A) + ".weight")] = pair
+        pairs[hub_name(_bare(name).removesuffix(_LORA_A) + ".weight")] = LoraPair(
+            a=StoredTensor(file=file, name=name), b=StoredTensor(file=file, name=other), scale=scale
+        )
     lone = [name for name in shapes if name.endswith(_LORA_B) and name.removesuffix(_LORA_B) + _LORA_A not in shapes]
     if lone:
         raise _mismatch(f"the adapter holds {lone[0]} without its lora_A")
@@ -140,14 +94,14 @@ def _pair_up(shapes: dict[str, tuple[int, ...]], rank: int) -> dict[str, LoraPai
     return pairs
 
 
-def _find_replaced(shapes: dict[str, tuple[int, ...]], modules: tuple[str, ...]) -> dict[str, str]:
+def _find_replaced(file: Path, shapes: dict[str, tuple[int, ...]], modules: tuple[str, ...]) -> dict[str, StoredTensor]:
     replaced = {}
     for name in shapes:
         if name.endswith((_LORA_A, _LORA_B)):
             continue
         if not any(f".{module}." in name for module in modules):
             raise _mismatch(f"the adapter holds {name}, which belongs to no module of modules_to_save {list(modules)}")
-        replaced[hub_name(_bare(name))] = name
+        replaced[hub_name(_bare(name))] = StoredTensor(file=file, name=name)
     if not any(name.startswith(f"{PROJECTOR}.") for name in replaced):
         raise _mismatch(f"the adapter holds no {PROJECTOR} tensor: the trained projector was not saved")
     return replaced

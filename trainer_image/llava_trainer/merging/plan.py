@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.merging.adapter import Adapter
-from llava_trainer.model.layout import PROJECTOR, hub_name, is_derived
+from llava_trainer.merging.changes import Changes
+from llava_trainer.model.layout import hub_name, is_derived
 
 # safetensors' names of number formats; floating ones are converted, the others kept.
 DTYPES: dict[str, torch.dtype] = {
@@ -67,14 +67,14 @@ class PlannedTensor:
 Shard = tuple[PlannedTensor, ...]
 
 
-def plan_merge(base_dir: Path, adapter: Adapter, dtype: torch.dtype, max_shard_bytes: int) -> tuple[Shard, ...]:
+def plan_merge(base_dir: Path, changes: Changes, dtype: torch.dtype, max_shard_bytes: int) -> tuple[Shard, ...]:
     """Plan the merged checkpoint, shard by shard, in the base's order.
 
     Raises:
-        StageError: base and adapter do not fit together, or the base is not a LLaVA v1.5 checkpoint.
+        StageError: base and changes do not fit together, or the base is not a LLaVA v1.5 checkpoint.
     """
     base = find_tensors(base_dir)
-    _check_fit(base, adapter)
+    _check_fit(base, changes)
     planned = [
         PlannedTensor(
             name=name,
@@ -140,22 +140,22 @@ def _add(found: dict[str, BaseTensor], tensor: BaseTensor) -> None:
     found[name] = tensor
 
 
-def _check_fit(base: dict[str, BaseTensor], adapter: Adapter) -> None:
-    unused = sorted((adapter.pairs.keys() | adapter.replaced.keys()) - base.keys())
+def _check_fit(base: dict[str, BaseTensor], changes: Changes) -> None:
+    unused = sorted((changes.pairs.keys() | changes.replaced.keys()) - base.keys())
     if unused:
-        raise StageError(Reason.MERGE_MISMATCH, f"the adapter changes {unused[0]}, which the base does not hold")
+        raise StageError(Reason.MERGE_MISMATCH, f"{changes.what} changes {unused[0]}, which the base does not hold")
     for name, tensor in base.items():
-        if name in adapter.pairs and not tensor.dtype.is_floating_point:
+        if name in changes.pairs and not tensor.dtype.is_floating_point:
             raise StageError(
                 Reason.INVALID_MODEL,
                 f"{tensor.file}: {tensor.name} is stored as {_TAGS[tensor.dtype]}: an adapter is only merged into "
                 "unquantised weights",
             )
-        if name.startswith(f"{PROJECTOR}.") and name not in adapter.replaced:
-            raise StageError(Reason.MERGE_MISMATCH, f"the adapter does not hold the trained {name}")
-        if adapter.targets_tensor(name) and name not in adapter.pairs:
+        if changes.must_replace(name) and name not in changes.replaced and not is_derived(name):
+            raise StageError(Reason.MERGE_MISMATCH, f"{changes.what} does not hold the trained {name}")
+        if changes.must_update(name) and name not in changes.pairs:
             raise StageError(
-                Reason.MERGE_MISMATCH, f"the adapter holds no update for {name}, which its target_modules name"
+                Reason.MERGE_MISMATCH, f"{changes.what} holds no update for {name}, which its target_modules name"
             )
 
 

@@ -7,7 +7,9 @@ by a tenth or two, far more than a layer that was missed. So rounding is taken o
 2. every tensor on the disk against that merge, rounded to the merged number format: bit for bit;
 3. that merge, once rounded, against the folder as a server loads it (plain Auto classes): logits agree again.
 
-What rounding does to the logits is reported beside it. One model is held at a time, in fp32.
+Without an adapter there is nothing for PEFT to merge, and the first step is empty: the base with the trained tensors
+put in their places is the reference then. What rounding does to the logits is reported beside it. One model is held at
+a time, in fp32.
 """
 
 import logging
@@ -18,13 +20,12 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.merging.plan import BaseTensor, find_tensors
 from llava_trainer.model.layout import hub_name, is_derived
-from llava_trainer.model.loading import load_tuned
 
 LOGIT_TOLERANCE = 1e-4
 """Largest difference of two fp32 logits, in units of the largest logit (at least 1): sums in another order."""
@@ -51,18 +52,16 @@ class Proof:
 
 
 def prove_merge(
-    base_dir: Path,
-    adapter_dir: Path,
+    load_reference: Callable[[], PeftModel | LlavaForConditionalGeneration],
     merged_dir: Path,
     batches: Sequence[Batch],
     *,
     on_tensor: Callable[[int], None] = lambda done: None,
 ) -> Proof:
-    """Prove that ``merged_dir`` is ``base_dir`` + ``adapter_dir``.
+    """Prove that ``merged_dir`` computes what was trained.
 
     Args:
-        base_dir: checkpoint of the base.
-        adapter_dir: adapter in PEFT's layout.
+        load_reference: loads the base with what was trained, in fp32 on the CPU; a PeftModel is merged by PEFT.
         merged_dir: what was merged, with everything that a server needs.
         batches: real samples to compare logits on; at least one.
         on_tensor: told the number of tensors compared after each.
@@ -71,10 +70,13 @@ def prove_merge(
         StageError: MergeMismatch, with what differs and by how much; or base or adapter cannot be loaded.
     """
     assert batches, "nothing to compare logits on"
-    tuned = load_tuned(base_dir, adapter_dir, torch.float32, "cpu")
+    tuned = load_reference()
     wanted = _logits(tuned, batches)
-    updated = _updated_tensors(tuned)
-    merged = tuned.merge_and_unload()
+    updated: frozenset[str] = frozenset()
+    merged: nn.Module = tuned
+    if isinstance(tuned, PeftModel):
+        updated = _updated_tensors(tuned)
+        merged = tuned.merge_and_unload()
     exact = _logits(merged, batches)
     merge_difference = _compare_logits("PEFT's merge and base + adapter", exact, wanted)
     del tuned, wanted
@@ -83,7 +85,7 @@ def prove_merge(
     rounding = _largest_difference(rounded, exact)
     del merged, exact
     served = _logits(_load_served(merged_dir), batches)
-    serving_difference = _compare_logits("the merged model and base + adapter", served, rounded)
+    serving_difference = _compare_logits("the merged model and what was trained", served, rounded)
     return Proof(
         max_logit_difference=max(merge_difference, serving_difference),
         max_rounding_difference=rounding,
@@ -155,12 +157,12 @@ def _compare_weights(
 def _compare_tensor(name: str, file: BaseTensor, exact: torch.Tensor, *, may_vary: bool) -> None:
     found = file.read()
     if found.shape != exact.shape:
-        raise _mismatch(f"{name} is {tuple(found.shape)} on the disk and {tuple(exact.shape)} in base + adapter")
+        raise _mismatch(f"{name} is {tuple(found.shape)} on the disk and {tuple(exact.shape)} in what was trained")
     different = _differs(found, exact, _SUM_NOISE * exact.abs().max().item() if may_vary else 0.0)
     if different:
         largest = (found.float() - exact).abs().max().item()
         raise _mismatch(
-            f"{name} differs from base + adapter in {different} of {found.numel()} values, by {largest:.3g} at most"
+            f"{name} differs from what was trained in {different} of {found.numel()} values, by {largest:.3g} at most"
         )
 
 

@@ -1,4 +1,4 @@
-"""The merge itself: base tensors through, adapted ones updated, the projector replaced."""
+"""The merge itself: base tensors through, adapted ones updated, those trained whole replaced."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.merging.adapter import Adapter
+from llava_trainer.merging.changes import Changes
 from llava_trainer.merging.plan import PlannedTensor, plan_merge
 from llava_trainer.merging.shards import shard_names, write_index, write_shard
 
@@ -25,39 +25,39 @@ class MergedWeights:
 
     num_tensors: int
     num_merged: int
-    """Tensors that the adapter changed."""
+    """Tensors that training changed."""
 
 
 def merge_weights(
     base_dir: Path,
-    adapter: Adapter,
+    changes: Changes,
     out_dir: Path,
     dtype: torch.dtype,
     *,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> MergedWeights:
-    """Write base + adapter into ``out_dir`` in hub layout, one tensor in memory at a time.
+    """Write the base with ``changes`` into ``out_dir`` in hub layout, one tensor in memory at a time.
 
     Args:
         base_dir: checkpoint with safetensors weights, in any of the three layouts.
-        adapter: what to change.
+        changes: what to change.
         out_dir: an existing folder.
         dtype: number format of the merged floating-point tensors.
         on_tensor: told (tensors written, tensors in all) after each.
         max_shard_bytes: where to begin the next file.
 
     Raises:
-        StageError: base and adapter do not fit together, or a merged weight is not finite.
+        StageError: base and changes do not fit together, or a merged weight is not finite.
     """
-    shards = plan_merge(base_dir, adapter, dtype, max_shard_bytes)
+    shards = plan_merge(base_dir, changes, dtype, max_shard_bytes)
     names = shard_names(len(shards))
     total = sum(len(shard) for shard in shards)
     done = 0
 
     def produce(planned: PlannedTensor) -> torch.Tensor:
         nonlocal done
-        tensor = merge_tensor(planned, adapter)
+        tensor = merge_tensor(planned, changes)
         done += 1
         on_tensor(done, total)
         return tensor
@@ -66,7 +66,7 @@ def merge_weights(
         write_shard(out_dir / name, shard, produce)
     if len(shards) > 1:
         write_index(out_dir / "model.safetensors.index.json", names, shards)
-    return MergedWeights(num_tensors=total, num_merged=len(adapter.pairs) + len(adapter.replaced))
+    return MergedWeights(num_tensors=total, num_merged=len(changes.pairs) + len(changes.replaced))
 
 
 def torch_dtype(name: MergeDtype) -> torch.dtype:
@@ -74,16 +74,16 @@ def torch_dtype(name: MergeDtype) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[name]
 
 
-def merge_tensor(planned: PlannedTensor, adapter: Adapter) -> torch.Tensor:
+def merge_tensor(planned: PlannedTensor, changes: Changes) -> torch.Tensor:
     """One merged tensor: ``(W.float() + B A x alpha / rank).to(dtype)``, rounded once.
 
     Raises:
         StageError: shapes do not fit, or a value is not finite in the merged number format.
     """
-    if planned.name in adapter.replaced:
-        exact = adapter.read(adapter.replaced[planned.name])
-    elif planned.name in adapter.pairs:
-        update = adapter.update(adapter.pairs[planned.name])
+    if planned.name in changes.replaced:
+        exact = changes.replaced[planned.name].read()
+    elif planned.name in changes.pairs:
+        update = changes.pairs[planned.name].update()
         _check_shape(planned, update)
         exact = planned.base.read().to(torch.float32, copy=True).add_(update)
     else:
@@ -99,7 +99,7 @@ def _check_shape(planned: PlannedTensor, tensor: torch.Tensor) -> None:
     if tuple(tensor.shape) != planned.base.shape:
         raise StageError(
             Reason.MERGE_MISMATCH,
-            f"the adapter makes {planned.name} {tuple(tensor.shape)}, but in the base it is {planned.base.shape}",
+            f"training makes {planned.name} {tuple(tensor.shape)}, but in the base it is {planned.base.shape}",
         )
 
 

@@ -8,6 +8,8 @@ from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 
 PROJECTOR = "multi_modal_projector"
+LANGUAGE_MODEL = "language_model"
+VISION_TOWER = "vision_tower"
 
 # The first prefix that fits decides, so that a longer one stands before its own beginning.
 _HUB_PREFIXES = (

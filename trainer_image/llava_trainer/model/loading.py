@@ -1,19 +1,21 @@
 """Loading a LLaVA checkpoint, and a tuned model on top of it. Nothing is ever unpickled, no code is ever fetched."""
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import nn
 from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
 
 from llava_api.failures import Reason
 from llava_api.spec import Quantization
 from llava_trainer.errors import StageError
-from llava_trainer.model.layout import PROJECTOR, is_derived
+from llava_trainer.model.layout import PROJECTOR, VISION_TOWER, hub_name, is_derived
 from llava_trainer.model.lora import is_lora_b, projector_tensors
 
 Attention = Literal["auto", "flash_attention_2", "sdpa", "eager"]
@@ -119,6 +121,37 @@ def load_tuned(
     tuned.to(dtype)
     check_adapter_loaded(tuned, adapter_dir)
     return tuned.eval()
+
+
+def load_trained(
+    model_dir: Path, weights_dir: Path, dtype: torch.dtype, device: torch.device | str
+) -> LlavaForConditionalGeneration:
+    """Load a checkpoint with everything but its vision tower replaced by what was trained whole.
+
+    Raises:
+        StageError: InvalidModel for the base; InternalError for trained weights that are not whole.
+    """
+    llava = load_model(model_dir, dtype, device)
+    expected = {
+        name: parameter
+        for name, parameter in ((hub_name(name), parameter) for name, parameter in llava.named_parameters())
+        if not name.startswith(f"{VISION_TOWER}.")
+    }
+    for file in sorted(weights_dir.glob("*.safetensors")):
+        try:
+            _put(load_file(file), expected)
+        except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+            raise StageError(Reason.INTERNAL_ERROR, f"the trained weights in {file} do not fit: {error}") from error
+    if expected:
+        raise StageError(Reason.INTERNAL_ERROR, f"{weights_dir} {_describe('lacks', expected)}")
+    return llava
+
+
+@torch.no_grad()
+def _put(weights: Mapping[str, torch.Tensor], places: dict[str, nn.Parameter]) -> None:
+    """Copy each tensor to its place, which is then taken."""
+    for name, tensor in weights.items():
+        places.pop(name).copy_(tensor)
 
 
 def check_adapter_loaded(tuned: PeftModel, adapter_dir: Path) -> None:
