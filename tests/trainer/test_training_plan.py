@@ -1,4 +1,4 @@
-"""Which sample is seen when, the learning rate's course, and the training curve."""
+"""The learning rate's course and the training curve."""
 
 import json
 from pathlib import Path
@@ -9,46 +9,7 @@ from transformers import get_scheduler
 
 from llava_api.report import LOSSES_KEPT
 from llava_trainer.training.history import Entry, History, read_entries
-from llava_trainer.training.plan import Plan
 from llava_trainer.training.schedule import Schedule
-
-
-def make_plan(*, world_size: int = 2, per_device: int = 3, num_samples: int = 28) -> Plan:
-    return Plan(
-        num_samples=num_samples, global_batch=12, per_device_batch=per_device, world_size=world_size, epochs=2, seed=7
-    )
-
-
-def test_an_epoch_sees_every_sample_once():
-    plan = make_plan()
-    assert (plan.steps_per_epoch, plan.total_steps) == (3, 6)
-    epochs = [[index for step in range(first, first + 3) for index in plan.batch(step)] for first in (0, 3)]
-    assert [sorted(epoch) for epoch in epochs] == [list(range(28))] * 2
-    assert epochs[0] != epochs[1]
-    assert [len(plan.batch(step)) for step in range(3)] == [12, 12, 4]
-    assert [plan.epoch_at(step) for step in (0, 3, 6)] == [0.0, 1.0, 2.0]
-
-
-@pytest.mark.parametrize(("world_size", "per_device"), [(1, 12), (1, 2), (2, 3), (3, 4), (4, 1), (5, 1)])
-def test_processes_share_a_batch_without_overlap_and_run_equally_often(world_size: int, per_device: int):
-    plan = make_plan(world_size=world_size, per_device=per_device)
-    for step in range(plan.total_steps):
-        shares = [plan.share(step, rank) for rank in range(world_size)]
-        seen = [index for share in shares for micro_batch in share for index in micro_batch]
-        assert sorted(seen) == sorted(plan.batch(step))
-        assert len({len(share) for share in shares}) == 1
-        assert all(len(micro_batch) <= per_device for share in shares for micro_batch in share)
-
-
-def test_batches_do_not_depend_on_the_number_of_processes():
-    plans = [make_plan(world_size=world_size, per_device=per_device) for world_size, per_device in ((1, 12), (4, 1))]
-    assert [plans[0].batch(step) for step in range(6)] == [plans[1].batch(step) for step in range(6)]
-
-
-def test_another_seed_gives_another_order():
-    plan = make_plan()
-    other = Plan(num_samples=28, global_batch=12, per_device_batch=3, world_size=2, epochs=2, seed=8)
-    assert plan.batch(0) != other.batch(0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava_api.constants import ENV_COMPLETION_INDEX, StageName
 from llava_api.report import StageResult
@@ -16,6 +16,10 @@ from llava_trainer.data.samples import Sample, Source, Turn, write_samples
 from llava_trainer.outcome import ENV_TERMINATION_LOG
 from llava_trainer.training.stopping import StopRequest
 from tests.tiny.export import make_export
+
+if TYPE_CHECKING:
+    from llava_trainer.data.processing import Processing
+    from llava_trainer.training.plan import Plan
 
 PROCESS_DEADLINE_S = 120
 
@@ -63,6 +67,17 @@ def configure(root: Path, model_dir: Path, *, attempt: int = 1, **changes: dict[
     }
     merged = {name: part | changes.get(name, {}) if isinstance(part, dict) else part for name, part in fields.items()}
     return RunConfig.model_validate(merged)
+
+
+def plan_of(config: RunConfig, processing: "Processing", world_size: int = 1) -> "Plan":
+    """The steps and batches that training by ``config`` takes."""
+    from llava_trainer.data.sample_file import SampleFile
+    from llava_trainer.training.phase import phase_of
+    from llava_trainer.training.plan import make_plan
+
+    phase = phase_of(config)
+    with SampleFile(phase.samples_file) as samples:
+        return make_plan(phase, samples.measure(processing, phase.template, phase.max_length), world_size)
 
 
 @contextmanager

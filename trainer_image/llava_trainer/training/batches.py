@@ -1,20 +1,29 @@
-"""Micro-batches of one process: samples read, encoded and laid side by side, one step ahead of the loop."""
+"""Micro-batches of one process: samples read, encoded and laid side by side, ahead of the loop."""
 
-from collections.abc import Sequence
+import os
+import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 
-from llava_trainer.data.collate import Batch, collate
-from llava_trainer.data.encode import IGNORED, Encoded, encode
+from llava_trainer.data.collate import Batch, Item, collate, collate_packed
+from llava_trainer.data.encode import IGNORED, encode
 from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.processing import Processing
 from llava_trainer.data.samples import Sample
+from llava_trainer.data.template import Template
 from llava_trainer.training.plan import Plan
+from llava_trainer.training.sharing import Rows
+
+_STEPS_AHEAD = 1
+"""Steps that are loaded while one is learned from. Loading takes a small part of a step, and more would take memory: a
+picture of 336 px has 1.4 MB."""
+_MAX_THREADS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +44,29 @@ class MicroBatch:
         }
 
 
+class Samples(Protocol):
+    """Samples by their number."""
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
 class BatchLoader:
-    """Loads the micro-batches of a step; the next step's are loaded in a thread meanwhile."""
+    """Loads the micro-batches of a step; those of the next steps are loaded in threads meanwhile.
+
+    Threads, not processes: reading, decoding and resizing pictures let go of Python's lock, and nothing has to be
+    copied from one process into another.
+    """
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        samples: Samples,
         processing: Processing,
         *,
         images: Path,
         max_length: int,
         plan: Plan,
         rank: int,
+        template: Template = "v1",
     ) -> None:
         self._samples = samples
         self._processing = processing
@@ -54,14 +74,19 @@ class BatchLoader:
         self._max_length = max_length
         self._plan = plan
         self._rank = rank
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
-        self._ahead: tuple[int, Future[list[MicroBatch]]] | None = None
+        self._template: Template = template
+        self._threads = ThreadPoolExecutor(
+            max_workers=min(_MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="batches"
+        )
+        self._ahead: deque[tuple[int, list[Future[MicroBatch]]]] = deque()
+        self.waited_s = 0.0
+        """Seconds that ``load`` has taken so far: what was not there in time."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
 
     def load(self, step: int) -> list[MicroBatch]:
         """Micro-batches of ``step``, in order.
@@ -69,29 +94,51 @@ class BatchLoader:
         Raises:
             PictureError, PictureCutError, OSError: a sample cannot be loaded any more; prepare could.
         """
-        loaded = self._ahead[1].result() if self._ahead and self._ahead[0] == step else self._load(step)
-        following = step + 1
-        if following < self._plan.total_steps:
-            self._ahead = (following, self._thread.submit(self._load, following))
-        return loaded
+        began = time.perf_counter()
+        self._look_ahead(step)
+        _, futures = self._ahead.popleft()
+        micro_batches = [future.result() for future in futures]
+        self.waited_s += time.perf_counter() - began
+        return micro_batches
 
-    def _load(self, step: int) -> list[MicroBatch]:
-        return [self._load_one(indices) for indices in self._plan.share(step, self._rank)]
+    def load_rows(self, rows: Rows) -> MicroBatch:
+        """A micro-batch of these samples.
 
-    def _load_one(self, indices: Sequence[int]) -> MicroBatch:
-        if not indices:
+        Raises:
+            PictureError, PictureCutError, OSError: as ``load``.
+        """
+        if not rows:
             return _nothing(self._processing.pad_token_id)
-        items = [self._load_sample(self._samples[index]) for index in indices]
-        encoded = [sample for sample, _ in items]
+        items = [[self._load_sample(self._samples[index]) for index in row] for row in rows]
+        pad_token_id = self._processing.pad_token_id
+        if self._plan.packing:
+            tensors = collate_packed(items, pad_token_id)
+        else:
+            tensors = collate([item for row in items for item in row], pad_token_id)
         return MicroBatch(
-            tensors=collate(items, self._processing.pad_token_id),
-            num_supervised=sum(sample.num_supervised for sample in encoded),
-            num_tokens=sum(sample.num_tokens for sample in encoded),
+            tensors=tensors,
+            num_supervised=_count(tensors["predicting"]),
+            num_tokens=sum(encoded.num_tokens for row in items for encoded, _ in row),
         )
 
-    def _load_sample(self, sample: Sample) -> tuple[Encoded, np.ndarray | None]:
+    def _look_ahead(self, step: int) -> None:
+        """Have ``step`` and those that follow it loaded or being loaded, and no others."""
+        while self._ahead and self._ahead[0][0] != step:
+            for future in self._ahead.popleft()[1]:
+                future.cancel()
+        last = min(step + _STEPS_AHEAD, self._plan.total_steps - 1)
+        for wanted in range(self._ahead[-1][0] + 1 if self._ahead else step, last + 1):
+            shares = self._plan.share(wanted, self._rank)
+            self._ahead.append((wanted, [self._threads.submit(self.load_rows, rows) for rows in shares]))
+
+    def _load_sample(self, sample: Sample) -> Item:
         pixels = [pixel_values(open_image(self._images / name), self._processing) for name in sample.images]
-        return encode(sample, self._processing, self._max_length), np.stack(pixels) if pixels else None
+        encoded = encode(sample, self._processing, self._max_length, self._template)
+        return encoded, np.stack(pixels) if pixels else None
+
+
+def _count(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.numel()
 
 
 def _nothing(pad_token_id: int) -> MicroBatch:
@@ -102,5 +149,6 @@ def _nothing(pad_token_id: int) -> MicroBatch:
         "attention_mask": torch.ones(1, 1, dtype=torch.int64),
         "labels": torch.tensor([[IGNORED]]),
         "pixel_values": None,
+        "predicting": torch.zeros(0, dtype=torch.int64),
     }
     return MicroBatch(tensors=tensors, num_supervised=0, num_tokens=0)

@@ -12,14 +12,15 @@ from llava_api.failures import Reason
 from llava_api.report import TrainNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.data.processing import load_processing
-from llava_trainer.data.samples import Sample, read_samples
+from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.errors import StageError
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.checkpoint import CheckpointState
 from llava_trainer.training.history import History
 from llava_trainer.training.phase import Phase, phase_of
-from llava_trainer.training.plan import Plan
+from llava_trainer.training.plan import Plan, make_plan
+from llava_trainer.training.probe import probe_longest
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.recorder import Recorder
 from llava_trainer.training.results import publish_result
@@ -43,12 +44,19 @@ def train(config: RunConfig, processes: Processes, reporter: Reporter, stop: Sto
             InvalidConfig, InternalError (nothing was learned).
     """
     phase = phase_of(config)
-    samples = list(read_samples(phase.samples_file))
-    plan = make_plan(phase, len(samples), processes.world_size)
-    trainee = build_trainee(config, phase, processes)
-    resumed = resume(trainee.engine, processes, config.volume, phase.stage, config.run.attempt)
+    processing = load_processing(config.model_dir, phase.image_aspect_ratio)
     with ExitStack() as stack:
-        loader = stack.enter_context(_open_loader(config, phase, samples, plan, processes))
+        samples = stack.enter_context(SampleFile(phase.samples_file))
+        plan = make_plan(phase, samples.measure(processing, phase.template, phase.max_length), processes.world_size)
+        trainee = build_trainee(config, phase, processes)
+        resumed = resume(trainee.engine, processes, config.volume, phase.stage, config.run.attempt)
+        loader = stack.enter_context(
+            BatchLoader(
+                samples, processing, images=phase.images_dir, max_length=phase.max_length, plan=plan,
+                rank=processes.rank, template=phase.template,
+            )
+        )  # fmt: skip
+        probe_longest(trainee, loader, plan, processes)
         recorder = None
         if processes.is_first:
             recorder = Recorder(stack.enter_context(_open_history(config, resumed)), reporter, plan)
@@ -137,37 +145,6 @@ class Loop:
         self.saved_step = step
         if self.recorder:
             self.recorder.record_checkpoint(step)
-
-
-def make_plan(phase: Phase, num_samples: int, world_size: int) -> Plan:
-    """Steps and batches of a run.
-
-    Raises:
-        StageError: InvalidData; there is nothing to train on.
-    """
-    if num_samples == 0:
-        raise StageError(Reason.INVALID_DATA, f"{phase.samples_file} holds no sample to train on")
-    return Plan(
-        num_samples=num_samples,
-        global_batch=phase.batch.global_,
-        per_device_batch=phase.batch.per_device,
-        world_size=world_size,
-        epochs=phase.epochs,
-        seed=phase.seed,
-    )
-
-
-def _open_loader(
-    config: RunConfig, phase: Phase, samples: list[Sample], plan: Plan, processes: Processes
-) -> BatchLoader:
-    return BatchLoader(
-        samples,
-        load_processing(config.model_dir, phase.image_aspect_ratio),
-        images=phase.images_dir,
-        max_length=phase.max_length,
-        plan=plan,
-        rank=processes.rank,
-    )
 
 
 def _open_history(config: RunConfig, resumed: tuple[CheckpointState, Path] | None) -> History:

@@ -11,19 +11,43 @@ from functools import lru_cache
 
 import numpy as np
 
+from llava_api.failures import Reason
+from llava_trainer.data.sample_file import SampleSizes
+from llava_trainer.errors import StageError
+from llava_trainer.training.grouping import Grouping, order_epoch
+from llava_trainer.training.phase import Phase
+from llava_trainer.training.sharing import Limits, Rows, share_packed, share_padded
+
 
 @dataclass(frozen=True, kw_only=True)
+class LongestMicroBatch:
+    """The micro-batch that takes the most memory."""
+
+    rows: Rows
+    tokens: int
+    """Rows x longest row, filled-up positions included."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
     """Steps and batches of a training run."""
 
-    num_samples: int
+    sizes: SampleSizes
     global_batch: int
     """Samples of one optimiser step over all processes."""
     per_device_batch: int
-    """Samples that one process holds at a time."""
+    """Samples that one process holds at a time; packed, as many tokens as that many of the longest."""
+    max_length: int
     world_size: int
     epochs: int
     seed: int
+    grouping: Grouping = "modality"
+    packing: bool = False
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of one pass."""
+        return len(self.sizes)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -42,25 +66,65 @@ class Plan:
     def batch(self, step: int) -> tuple[int, ...]:
         """Indices of the samples that all processes together see in ``step`` (counted from 0)."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = _order(self.seed, epoch, self.num_samples)
+        order = _order(self, epoch)
         begin = position * self.global_batch
         return tuple(int(index) for index in order[begin : begin + self.global_batch])
 
-    def share(self, step: int, rank: int) -> tuple[tuple[int, ...], ...]:
-        """Micro-batches that process ``rank`` runs in ``step``, of at most ``per_device_batch`` samples each.
+    def share(self, step: int, rank: int) -> tuple[Rows, ...]:
+        """Micro-batches that process ``rank`` runs in ``step``.
 
         Every process runs the same number, since each ends in a reduction that all take part in: at the end of an
         epoch a micro-batch may be shorter than the others', or empty.
         """
+        return tuple(shares[rank] for shares in self._shares(step))
+
+    def find_longest(self) -> LongestMicroBatch:
+        """Look through the first epoch of the run for the micro-batch of any process that takes the most memory.
+
+        Later epochs hold the same samples in other company; a few tokens more are possible there.
+        """
+        longest = LongestMicroBatch(rows=(), tokens=0)
+        for step in range(self.steps_per_epoch):
+            for rows in (rows for shares in self._shares(step) for rows in shares):
+                tokens = len(rows) * max((self._row_tokens(row) for row in rows), default=0)
+                if tokens > longest.tokens:
+                    longest = LongestMicroBatch(rows=rows, tokens=tokens)
+        return longest
+
+    def _shares(self, step: int) -> list[tuple[Rows, ...]]:
         batch = self.batch(step)
-        unit = self.per_device_batch * self.world_size
-        first = rank * self.per_device_batch
-        return tuple(
-            batch[begin + first : begin + first + self.per_device_batch] for begin in range(0, len(batch), unit)
-        )
+        tokens = [int(count) for count in self.sizes.tokens[list(batch)]]
+        limits = Limits(per_device_batch=self.per_device_batch, max_length=self.max_length, world_size=self.world_size)
+        if self.packing:
+            return share_packed(batch, tokens, limits)
+        return share_padded(batch, tokens, limits, by_length=self.grouping != "none")
+
+    def _row_tokens(self, row: tuple[int, ...]) -> int:
+        return int(sum(self.sizes.tokens[index] for index in row))
+
+
+def make_plan(phase: Phase, sizes: SampleSizes, world_size: int) -> Plan:
+    """Steps and batches of a run.
+
+    Raises:
+        StageError: InvalidData; there is nothing to train on.
+    """
+    if len(sizes) == 0:
+        raise StageError(Reason.INVALID_DATA, f"{phase.samples_file} holds no sample to train on")
+    return Plan(
+        sizes=sizes,
+        global_batch=phase.batch.global_,
+        per_device_batch=phase.batch.per_device,
+        max_length=phase.max_length,
+        world_size=world_size,
+        epochs=phase.epochs,
+        seed=phase.seed,
+        grouping=phase.grouping,
+        packing=phase.packing,
+    )
 
 
 @lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
+def _order(plan: Plan, epoch: int) -> np.ndarray:
     """Order of the samples in an epoch; drawing it for every step would cost milliseconds with a million samples."""
-    return np.random.default_rng([seed, epoch]).permutation(num_samples)
+    return order_epoch(plan.sizes, plan.grouping, plan.global_batch, plan.seed, epoch)

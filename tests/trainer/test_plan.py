@@ -1,0 +1,157 @@
+"""Which sample is seen when, by whom and beside whom: batches that no number of processes changes, little filling, rows
+that are packed alike."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from llava_trainer.data.sample_file import SampleSizes
+from llava_trainer.training.grouping import Grouping, order_epoch
+from llava_trainer.training.plan import Plan
+from llava_trainer.training.sharing import Limits, share_packed, share_padded
+
+GROUPINGS: tuple[Grouping, ...] = ("modality", "length", "none")
+
+
+def draw_sizes(num_samples: int = 28, *, longest: int = 60, seed: int = 0) -> SampleSizes:
+    rng = np.random.default_rng(seed)
+    return SampleSizes(
+        tokens=rng.integers(5, longest + 1, num_samples), pictures=(rng.random(num_samples) < 0.7).astype(int)
+    )
+
+
+def make_plan(**changes) -> Plan:
+    plan = Plan(sizes=draw_sizes(), global_batch=12, per_device_batch=3, max_length=60, world_size=2, epochs=2, seed=7)
+    return dataclasses.replace(plan, **changes)
+
+
+def filling(plan: Plan) -> float:
+    """Share of computed positions that hold a token."""
+    real = computed = 0
+    for step, rank in itertools.product(range(plan.total_steps), range(plan.world_size)):
+        for rows in plan.share(step, rank):
+            lengths = [sum(int(plan.sizes.tokens[index]) for index in row) for row in rows]
+            real += sum(lengths)
+            computed += len(rows) * max(lengths, default=0)
+    return real / computed
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_an_epoch_sees_every_sample_once(grouping: Grouping, packing: bool):
+    plan = make_plan(grouping=grouping, packing=packing)
+    assert (plan.steps_per_epoch, plan.total_steps) == (3, 6)
+    epochs = [[index for step in range(first, first + 3) for index in plan.batch(step)] for first in (0, 3)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(28))] * 2
+    assert epochs[0] != epochs[1]
+    assert [len(plan.batch(step)) for step in range(3)] == [12, 12, 4]
+    assert [plan.epoch_at(step) for step in (0, 3, 6)] == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize(("world_size", "per_device"), [(1, 12), (1, 2), (2, 3), (3, 4), (4, 1), (5, 1)])
+def test_processes_share_a_batch_without_overlap_and_run_equally_often(world_size: int, per_device: int, packing: bool):
+    plan = make_plan(world_size=world_size, per_device_batch=per_device, packing=packing)
+    for step in range(plan.total_steps):
+        shares = [plan.share(step, rank) for rank in range(world_size)]
+        seen = [index for share in shares for rows in share for row in rows for index in row]
+        assert sorted(seen) == sorted(plan.batch(step))
+        assert len({len(share) for share in shares}) == 1
+        for rows in (rows for share in shares for rows in share):
+            lengths = [sum(int(plan.sizes.tokens[index]) for index in row) for row in rows]
+            assert len(rows) * max(lengths, default=0) <= per_device * plan.max_length
+            if not packing:
+                assert len(rows) <= per_device
+                assert all(len(row) == 1 for row in rows)
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_batches_depend_neither_on_processes_nor_on_packing(grouping: Grouping):
+    plans = [
+        make_plan(world_size=world_size, per_device_batch=per_device, grouping=grouping, packing=packing)
+        for world_size, per_device, packing in ((1, 12, False), (4, 1, False), (2, 3, True))
+    ]
+    for step in range(plans[0].total_steps):
+        assert len({plan.batch(step) for plan in plans}) == 1
+
+
+def test_another_seed_gives_another_order():
+    assert make_plan().batch(0) != make_plan(seed=8).batch(0)
+
+
+def test_modality_groups_are_of_one_kind_until_only_left_overs_remain():
+    sizes = draw_sizes(4000)
+    order = order_epoch(sizes, "modality", 32, seed=0, epoch=0)
+    kinds = [set(sizes.pictures[order[begin : begin + 32]] > 0) for begin in range(0, 4000, 32)]
+    assert [len(kind) for kind in kinds[:-2]] == [1] * (len(kinds) - 2)
+    # Mega-batches of either kind come in random order.
+    changes = sum(first != second for first, second in itertools.pairwise(kinds[:-2]))
+    assert changes > 20
+
+
+def test_groups_leave_less_to_fill():
+    shares = {
+        grouping: filling(make_plan(sizes=draw_sizes(2048), global_batch=64, per_device_batch=16, grouping=grouping))
+        for grouping in GROUPINGS
+    }
+    assert shares["none"] < 0.6
+    assert shares["modality"] > 0.9
+    assert shares["length"] > 0.98
+    packed = make_plan(sizes=draw_sizes(2048), global_batch=64, per_device_batch=16, packing=True)
+    assert filling(packed) > 0.97
+
+
+def test_shares_stand_side_by_side_in_length():
+    limits = Limits(per_device_batch=2, max_length=100, world_size=2)
+    tokens = [10, 80, 30, 60, 70, 20, 50, 40]
+    assert share_padded(range(8), tokens, limits, by_length=True) == [
+        (((1,), (4,)), ((3,), (6,))),
+        # Whoever had the longer share of one micro-batch gets the shorter one of the next.
+        (((5,), (0,)), ((7,), (2,))),
+    ]
+    assert share_padded(range(8), tokens, limits, by_length=False)[0] == (((0,), (1,)), ((2,), (3,)))
+
+
+def test_a_short_batch_is_shared_out_evenly():
+    limits = Limits(per_device_batch=4, max_length=100, world_size=2)
+    (shares,) = share_padded(range(5), [50, 40, 30, 20, 10], limits, by_length=True)
+    assert [len(rows) for rows in shares] == [3, 2]
+    (shares,) = share_padded(range(1), [50], limits, by_length=True)
+    assert shares == (((0,),), ())
+    (shares,) = share_packed(range(1), [50], limits)
+    assert shares == (((0,),), ())
+
+
+def test_packed_rows_are_alike():
+    rng = np.random.default_rng(0)
+    # Pictures of 576 tokens: three hardly ever fit into a row of 2,048.
+    tokens = [int(576 + length) for length in rng.integers(60, 400, 128)]
+    limits = Limits(per_device_batch=8, max_length=2048, world_size=2)
+    for shares in share_packed(range(128), tokens, limits):
+        lengths = [sum(tokens[index] for index in row) for rows in shares for row in rows]
+        assert min(lengths) / max(lengths) > 0.97
+        totals = [sum(tokens[index] for row in rows for index in row) for rows in shares]
+        assert min(totals) / max(totals) > 0.97
+
+
+def test_a_packed_micro_batch_of_one_sample_at_a_time_keeps_to_its_limit():
+    limits = Limits(per_device_batch=1, max_length=100, world_size=1)
+    shared = share_packed(range(6), [100, 90, 60, 30, 5, 5], limits)
+    assert all(sum([100, 90, 60, 30, 5, 5][index] for row in rows for index in row) <= 100 for (rows,) in shared)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_longest_micro_batch_is_found(packing: bool):
+    plan = make_plan(packing=packing, epochs=1)
+    longest = plan.find_longest()
+    computed = [
+        len(rows) * max((sum(int(plan.sizes.tokens[index]) for index in row) for row in rows), default=0)
+        for step, rank in itertools.product(range(plan.total_steps), range(plan.world_size))
+        for rows in plan.share(step, rank)
+    ]
+    assert longest.tokens == max(computed)
+    assert longest.rows in [plan.share(step, rank)[number] for step, rank, number in itertools.product(
+        range(plan.total_steps), range(plan.world_size), range(len(plan.share(0, 0)))
+    ) if number < len(plan.share(step, rank))]  # fmt: skip

@@ -1,0 +1,83 @@
+"""The file of samples, read one at a time: in memory are only where each sample begins and how large it is."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from llava_trainer.data.encode import encode
+from llava_trainer.data.processing import Processing
+from llava_trainer.data.samples import Sample, parse_sample
+from llava_trainer.data.template import Template
+
+_NO_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleSizes:
+    """How large the samples of a file are, in its order."""
+
+    tokens: np.ndarray
+    """int64 [samples]: tokens of each, its pictures expanded, at most the length limit."""
+    pictures: np.ndarray
+    """int64 [samples]: pictures that each shows."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class SampleFile:
+    """Samples by their number; may be read from several threads at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Find out where samples begin.
+
+        Raises:
+            FileNotFoundError: prepare has not written it.
+        """
+        self._path = path
+        with path.open("rb") as stream:
+            lengths = [len(line) for line in stream]
+        self._begins = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+        self._file = os.open(path, os.O_RDONLY)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self._file)
+
+    def __len__(self) -> int:
+        return len(self._begins) - 1
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read a sample.
+
+        Raises:
+            IndexError: there is none of that number.
+            ValueError: the file was damaged after it was written.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        begin, end = int(self._begins[index]), int(self._begins[index + 1])
+        try:
+            return parse_sample(json.loads(os.pread(self._file, end - begin, begin)))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{self._path} line {index + 1} is not a sample: {error!r}") from error
+
+    def measure(self, processing: Processing, template: Template, max_length: int) -> SampleSizes:
+        """Sizes of all samples, as prepare has counted them; tokenises those that it has not.
+
+        Raises:
+            ValueError: the file was damaged after it was written.
+        """
+        tokens = np.zeros(len(self), dtype=np.int64)
+        pictures = np.zeros(len(self), dtype=np.int64)
+        for index in range(len(self)):
+            sample = self[index]
+            tokens[index] = sample.num_tokens or encode(sample, processing, _NO_LIMIT, template).full_length
+            pictures[index] = len(sample.images)
+        return SampleSizes(tokens=np.minimum(tokens, max_length), pictures=pictures)

@@ -1,0 +1,46 @@
+"""Whether the micro-batch that takes the most memory fits, found out before the first step instead of hours later."""
+
+import logging
+
+import torch
+
+from llava_api.failures import Reason
+from llava_trainer.errors import StageError
+from llava_trainer.training.batches import BatchLoader
+from llava_trainer.training.plan import Plan
+from llava_trainer.training.processes import Processes
+from llava_trainer.training.trainee import Trainee
+
+_PASSES = 2
+"""Gradients are kept from the first pass on, so that only a second one runs beside them, as later micro-batches do."""
+
+logger = logging.getLogger(__name__)
+
+
+def probe_longest(trainee: Trainee, loader: BatchLoader, plan: Plan, processes: Processes) -> None:
+    """Run the longest micro-batch of the run forward and backward in every process, and learn nothing from it.
+
+    The loss is multiplied by zero, so that DeepSpeed goes through all that it does for a real one and adds gradients
+    of zero to what the first step sums up: no loss changes by a bit. Random states are put back.
+
+    Raises:
+        StageError: OutOfDeviceMemory, with the size of the micro-batch.
+        PictureError, PictureCutError, OSError: as ``BatchLoader.load``.
+    """
+    longest = plan.find_longest()
+    micro_batch = loader.load_rows(longest.rows)
+    num_pictures = int(sum(plan.sizes.pictures[index] for row in longest.rows for index in row))
+    size = f"{len(longest.rows)} rows, {longest.tokens:,} tokens with filling, {num_pictures} pictures"
+    logger.info("the longest micro-batch: %s", size)
+    on_gpu = processes.device.type == "cuda"
+    try:
+        with torch.random.fork_rng(devices=[processes.device] if on_gpu else []):
+            for _ in range(_PASSES):
+                loss = trainee.engine(**micro_batch.to(processes.device, trainee.dtype))
+                trainee.engine.backward(loss * 0.0, scale_wrt_gas=False)
+    except torch.OutOfMemoryError as error:
+        raise StageError(
+            Reason.OUT_OF_DEVICE_MEMORY, f"the longest micro-batch of the run ({size}) does not fit: {error}"
+        ) from error
+    if on_gpu:
+        logger.info("it took %.2f GiB", torch.cuda.max_memory_allocated(processes.device) / 2**30)
