@@ -13,17 +13,25 @@ from llava_api.constants import CONFIG_PATH, StageName
 from llava_api.run_config import RunConfig
 from llava_trainer.outcome import StageBody, StageOutput, run_stage
 from llava_trainer.reporting import Reporter
+from llava_trainer.translate.command import main as translate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one stage; returns its exit code (``llava_api.failures``)."""
-    parser = argparse.ArgumentParser(prog="llava-trainer", description="Run one stage of a LLaVA fine-tuning run.")
+    """Run one stage; returns its exit code (``llava_api.failures``; of ``translate`` see ``translate.command``)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["translate"]:
+        return translate(given[1:])
+    parser = argparse.ArgumentParser(
+        prog="llava-trainer",
+        description="Run one stage of a LLaVA fine-tuning run.",
+        epilog="llava-trainer translate FILE turns LLaVA's own commands into a manifest.",
+    )
     parser.add_argument("stage", choices=[stage.value for stage in StageName], help="stage to run")
     parser.add_argument(
         "--config", type=Path, default=Path(CONFIG_PATH), metavar="FILE",
         help="run configuration, as the operator writes it (default: %(default)s)",
     )  # fmt: skip
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_args(given)
     stage = StageName(chosen.stage)
     return run_stage(stage, chosen.config, _BODIES[stage])
 
