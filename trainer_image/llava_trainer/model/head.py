@@ -42,7 +42,7 @@ def add_loss(head: nn.Linear) -> None:
     def forward(hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         return logits_of(hidden) if targets is None else summed_cross_entropy(hidden, head.weight, targets)
 
-    head.forward = forward  # type: ignore[method-assign]
+    head.forward = forward  # type: ignore[assignment]
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -67,7 +67,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
