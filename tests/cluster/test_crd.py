@@ -45,6 +45,10 @@ def make(name: str = "run", **changes: Any) -> dict[str, Any]:
     return manifest
 
 
+CAPTIONS = {"source": "pvc://data/captions", "format": "llava", "file": "captions.json"}
+FROM_SCRATCH = {"languageModel": "pvc://models/vicuna", "visionTower": "pvc://models/clip"}
+
+
 def refusal(kubectl: Kubectl, manifest: dict[str, Any]) -> str:
     with pytest.raises(KubectlError) as caught:
         kubectl.apply(manifest)
@@ -136,6 +140,39 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
             "spec.model.base",
             "base goes with source",
         ),
+        (
+            {"model": {"languageModel": "pvc://c/d", "visionTower": "pvc://c/e"}},
+            "spec.alignment",
+            "or spec.model.projector with one that is aligned",
+        ),
+        ({"alignment": {"dataset": CAPTIONS}}, "spec.alignment.freshProjector", "begin with a new one"),
+        (
+            {"model": FROM_SCRATCH | {"projector": "pvc://c/f"}, "alignment": {"dataset": CAPTIONS}},
+            "spec.alignment.freshProjector",
+            "would damage the projector",
+        ),
+        (
+            {"alignment": {"dataset": CAPTIONS, "freshProjector": True, "batch": {"perDevice": 3, "global": 7}}},
+            "spec.alignment.batch.global",
+            "must be a multiple of perDevice",
+        ),
+        ({"training__method": "none"}, "spec.training.method", "none needs spec.alignment"),
+        (
+            {"training__method": "qlora", "training__zero": {"stage": 3}},
+            "spec.training.zero.stage",
+            "quantised weights cannot be partitioned; use stage 2",
+        ),
+        ({"training__quantization": {"double": False}}, "spec.training.quantization", "qlora"),
+        (
+            {"training__zero": {"stage": 2, "offload": {"parameters": True}}},
+            "spec.training.zero.offload.parameters",
+            "needs spec.training.zero.stage 3",
+        ),
+        (
+            {"model": {"languageModel": "pvc://c/d", "visionTower": "pvc://c/e"}},
+            "spec.alignment",
+            "must be aligned before anything else",
+        ),
         ({"model__secretRef": {"name": ""}}, "spec.model.secretRef.name", "at least 1 chars"),
         ({"download__caConfigMap": ""}, "spec.download.caConfigMap", "at least 1 chars"),
         ({"evaluation__prompts": [{"text": ""}]}, "spec.evaluation.prompts[0].text", "at least 1 chars"),
@@ -182,6 +219,22 @@ def test_bad_values_are_refused(kubectl: Kubectl, changes: dict[str, Any], field
 )
 def test_every_kind_of_source_is_accepted(kubectl: Kubectl, source: str) -> None:
     manifest = make("source", dataset__source=source, model__source=source)
+    kubectl.run("apply", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(manifest).encode())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": FROM_SCRATCH, "alignment": {"dataset": CAPTIONS}},
+        {"model": FROM_SCRATCH, "alignment": {"dataset": CAPTIONS}, "training__method": "none"},
+        {"model": FROM_SCRATCH | {"projector": "pvc://first-run/projector"}},
+        {"alignment": {"dataset": CAPTIONS, "freshProjector": True}, "training__method": "full"},
+        {"training__method": "qlora", "training__quantization": {"computeDtype": "bf16"}},
+    ],
+    ids=["both phases from scratch", "phase 1 alone", "phase 2 of an earlier phase 1", "a new projector", "qlora"],
+)
+def test_every_way_through_the_phases_is_accepted(kubectl: Kubectl, changes: dict[str, Any]) -> None:
+    manifest = make("phases", **changes)
     kubectl.run("apply", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(manifest).encode())
 
 

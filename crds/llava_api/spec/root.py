@@ -66,9 +66,17 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
         field=".training.zero.offload.parameters",
     ),
     rule(
-        "has(self.model.languageModel) ? has(self.alignment) : true",
-        "spec.model.languageModel needs spec.alignment: a fresh projector must be aligned before anything else",
+        "!has(self.model.languageModel) || has(self.model.projector) || has(self.alignment)",
+        "spec.model.languageModel needs spec.alignment, or spec.model.projector with one that is aligned: a fresh "
+        "projector must be aligned before anything else",
         field=".alignment",
+    ),
+    rule(
+        "!has(self.alignment) || self.alignment.freshProjector || "
+        "!(has(self.model.source) || has(self.model.projector))",
+        "spec.alignment would damage the projector that spec.model brings: set spec.alignment.freshProjector to throw "
+        "it away and begin with a new one, or leave spec.alignment out",
+        field=".alignment.freshProjector",
     ),
     rule(
         "self.training.method != 'none' || has(self.alignment)",

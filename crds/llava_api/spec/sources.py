@@ -93,7 +93,7 @@ class Model(Strict):
         json_schema_extra=rules(
             rule(
                 "has(self.source) != has(self.languageModel)",
-                "set either source (a LLaVA v1.5 checkpoint) or languageModel and visionTower (to align a fresh "
+                "set either source (a LLaVA v1.5 checkpoint) or languageModel and visionTower (to join them by a "
                 "projector)",
             ),
             rule(
@@ -127,7 +127,10 @@ class Model(Strict):
     ] = None
     language_model: Annotated[
         Source | None,
-        Field(description="Instead of source: a Llama or Vicuna checkpoint to align with visionTower from scratch."),
+        Field(
+            description="Instead of source: a Llama or Vicuna checkpoint, to join with visionTower by a fresh "
+            "projector, which alignment trains, or by the one in projector."
+        ),
     ] = None
     vision_tower: Annotated[
         Source | None,
