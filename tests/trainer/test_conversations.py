@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llava_trainer.data.conversations import read_conversations
+from llava_trainer.data.entries import ReadingPosition
 from llava_trainer.data.findings import Finding, Kind
 from llava_trainer.data.samples import Sample, Source, Turn
 from tests.trainer.exports import conversation, write_json
@@ -15,7 +16,7 @@ PAIR = [("How much?", "9.00")]
 
 
 def read(tmp_path: Path, content: Any) -> list[Sample | Finding]:
-    return list(read_conversations(write_json(tmp_path / "e.json", content), "export.json"))
+    return list(read_conversations(write_json(tmp_path / "e.json", content), "export.json", ReadingPosition()))
 
 
 def refusal(tmp_path: Path, entry: Any) -> str:
@@ -109,8 +110,8 @@ BAD_ENTRIES: dict[str, tuple[Any, str]] = {
         {"conversations": turns(("human", "Q"), ("gpt", "A"), ("gpt", "A"))}, "'gpt' speaks twice in a row"),
     "a question at the end": (
         {"conversations": turns(("human", "Q"), ("gpt", "A"), ("human", "Q"))}, "ends with a question that has no ans"),
-    "an empty question": (conversation("a.png", [("  ", "A")]), "question 1 is empty"),
-    "an empty answer": (conversation("a.png", [("Q", "A"), ("Q", "\n")]), "answer 2 is empty"),
+    "a question of nothing": (conversation("a.png", [("Q", "A"), ("\t", "A")]), "question 2 is empty"),
+    "a question of nothing, without picture": (conversation(None, [("  ", "A")]), "question 1 is empty"),
     "a picture without marker": (conversation(None, PAIR, image="a.png"), "<image> stands 0 times for 1 pictures"),
     "a marker without picture": (conversation("a.png", PAIR, image=None), "<image> stands 1 times for 0 pictures"),
     "two markers": (conversation("a.png", [("<image>Q", "A")]), "<image> stands 2 times for 1 pictures"),
@@ -118,12 +119,18 @@ BAD_ENTRIES: dict[str, tuple[Any, str]] = {
     "a marker in the opening answer": (
         {"image": "a.png", "conversations": turns(("gpt", "<image>"), ("human", "Q"), ("gpt", "A"))},
         "opening answer with <image>"),
-    "two pictures": (conversation("a.png", PAIR, image=["a.png", "b.png"]), "has 2 pictures: this version"),
+    "two pictures, one marker": (
+        conversation("a.png", PAIR, image=["a.png", "b.png"]), "<image> stands 1 times for 2 pictures"),
+    "references that are a text": (conversation("a.png", PAIR, references="9"), "references: Input should be"),
+    "a reference that is a number": (conversation("a.png", PAIR, references=["9", 9]), "references[1]: Input should"),
+    "a type that is a number": (conversation("a.png", PAIR, question_type=1), "question_type: Input should be"),
+    "a UBIAI document": ({"document": "", "tokens": []}, "conversations is missing; it looks like UBIAI's: set"),
     "a number for a picture": (conversation("a.png", PAIR, image=5), "image must be a path (is 5)"),
     "an empty path": (conversation("a.png", PAIR, image=""), "image must be a path (is '')"),
     "an object for an id": (conversation("a.png", PAIR, id={}), "id must be a string or a whole number (is {})"),
     "a truth value for an id": (conversation("a.png", PAIR, id=True), "id must be a string or a whole number"),
     "half a surrogate pair": (conversation("a.png", [("Q", "\ud83d")]), "half a surrogate pair"),
+    "half a surrogate pair in a reference": (conversation("a.png", PAIR, references=["\ud83d"]), "half a surrogate"),
     "half a surrogate pair in a path": (conversation("\udc00.png", PAIR), "half a surrogate pair"),
 }  # fmt: skip
 
@@ -134,31 +141,57 @@ def test_a_wrong_entry_is_named_with_what_is_wrong(name: str, tmp_path: Path):
     assert message in refusal(tmp_path, entry)
 
 
-BAD_FILES: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "is not JSON: Expecting value at line 1, column 1"),
-    "cut off": (
-        b'[\n {"id": 1,\n',
-        "is not JSON: Expecting property name enclosed in double quotes at line 3, column 1",
-    ),
-    "trailing comma": (b"[1,\n]", "is not JSON: "),
-    "not UTF-8": (b'["\xff"]', "is not UTF-8: byte 2 cannot be read"),
-    "nested without end": (b"[" * 100_000, "nested too deeply"),
-    "an absurd number": (b"[" + b"9" * 5000 + b"]", "cannot be read: Exceeds the limit"),
-    "an object": (b"{}", "must be a list of conversations, not dict"),
-    "JSON lines": (b'{"a": 1}\n{"a": 2}\n', "is not JSON: Extra data at line 2, column 1"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_FILES)
-def test_a_file_that_cannot_be_read_says_where(name: str, tmp_path: Path):
-    content, message = BAD_FILES[name]
-    (tmp_path / "e.json").write_bytes(content)
-    (finding,) = read_conversations(tmp_path / "e.json", "export.json")
+def test_a_file_that_cannot_be_read_is_told_after_what_stands_before(tmp_path: Path):
+    (tmp_path / "e.json").write_text(f"[{json.dumps(conversation('a.png', PAIR))},\n{{")
+    sample, finding = read_conversations(tmp_path / "e.json", "export.json", ReadingPosition())
+    assert isinstance(sample, Sample)
+    assert isinstance(finding, Finding)
     assert finding.where == "export.json"
-    assert message in finding.message
+    assert "is not JSON: Expecting property name enclosed in double quotes at line 2, column 2" in finding.message
+
+
+def test_json_lines_give_the_same_samples_as_a_list(tmp_path: Path):
+    entries = [conversation(f"{index}.png", [("Größe?", "漢字\n")] * (index + 1)) for index in range(3)]
+    (tmp_path / "e.jsonl").write_text("\n".join(json.dumps(entry) for entry in entries))
+    assert list(read_conversations(tmp_path / "e.jsonl", "export.json", ReadingPosition())) == read(tmp_path, entries)
+
+
+def test_a_broken_line_is_named_and_the_others_are_read(tmp_path: Path):
+    line = json.dumps(conversation("a.png", PAIR))
+    (tmp_path / "e.jsonl").write_text(f"{line}\n{line[:-3]}\n{line}\n")
+    first, broken, last = read_conversations(tmp_path / "e.jsonl", "e.jsonl", ReadingPosition())
+    assert isinstance(broken, Finding)
+    assert (broken.kind, broken.where) == (Kind.REFUSED, "e.jsonl[1]")
+    assert broken.message.startswith("line 2 is not JSON: ")
+    assert isinstance(first, Sample)
+    assert isinstance(last, Sample)
+    assert last.source.index == 2
+
+
+def test_several_pictures_stand_each_in_the_question_that_shows_it(tmp_path: Path):
+    said = turns(
+        ("human", "<image> and <image>?"), ("gpt", "A."), ("human", "And so?"), ("gpt", "B."), ("human", "<image>\n"),
+        ("gpt", "C."),
+    )  # fmt: skip
+    (sample,) = read(tmp_path, [{"image": ["a.png", "b.png", "c.png"], "conversations": said}])
+    assert sample.images == ("a.png", "b.png", "c.png")
+    assert sample.image_turns == (0, 0, 4)
+    assert [turn.text for turn in sample.turns] == ["and ?", "A.", "And so?", "B.", "", "C."]
+
+
+def test_a_blank_answer_stays_and_is_told(tmp_path: Path):
+    told, sample = read(tmp_path, [conversation("a.png", [("Q", "A"), ("R", " \n")])])
+    assert (told.kind, told.where, told.message) == (Kind.BLANK_ANSWER, "export.json[0]", "answer 2 is blank")
+    assert [turn.text for turn in sample.turns] == ["Q", "A", "R", ""]
+
+
+def test_references_and_type_are_kept(tmp_path: Path):
+    (sample,) = read(tmp_path, [conversation("a.png", PAIR, references=[" 9 ", "9.0"], question_type=" amount ")])
+    assert sample.references == ("9", "9.0")
+    assert sample.question_type == "amount"
 
 
 def test_a_byte_order_mark_is_passed_over(tmp_path: Path):
     (tmp_path / "e.json").write_bytes(b"\xef\xbb\xbf" + json.dumps([conversation("a.png", PAIR)]).encode())
-    (sample,) = read_conversations(tmp_path / "e.json", "export.json")
+    (sample,) = read_conversations(tmp_path / "e.json", "export.json", ReadingPosition())
     assert isinstance(sample, Sample)

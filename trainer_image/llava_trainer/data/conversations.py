@@ -1,7 +1,8 @@
-"""LLaVA's conversations JSON to samples.
+"""LLaVA's conversations to samples: a JSON list, or JSON lines.
 
-A list of ``{id, image, conversations: [{from: human|gpt, value}]}``. Every ``<image>`` is taken out of its turn; the
-template puts it back at the turn's beginning.
+Entries are ``{id, image, conversations: [{from: human|gpt, value}]}``, where ``image`` is a path, a list of paths, or
+missing; ``references`` may name further right answers to the last question, and ``question_type`` its kind. Every
+``<image>`` is taken out of its turn; the template puts it back at the turn's beginning.
 """
 
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from llava_trainer.data.entries import Entry, ReadingPosition, read_entries
 from llava_trainer.data.findings import Finding, Kind, noted, refused
-from llava_trainer.data.json_file import JsonFileError, describe_mismatch, is_writable, read_json
+from llava_trainer.data.json_file import JsonFileError, describe_mismatch, is_writable
 from llava_trainer.data.samples import Role, Sample, Source, Turn
 from llava_trainer.data.template import IMAGE_MARKER
 
@@ -31,38 +33,48 @@ class _Entry(BaseModel):
     id: Any = None
     image: Any = None
     conversations: list[_Turn]
+    references: list[str] | None = None
+    question_type: str | None = None
 
 
 class _EntryError(ValueError):
     """An entry that cannot be trained on."""
 
 
-def read_conversations(path: Path, name: str) -> Iterator[Sample | Finding]:
+def read_conversations(path: Path, name: str, position: ReadingPosition) -> Iterator[Sample | Finding]:
     """Read an export, entry by entry.
 
     Args:
         path: the file.
         name: what messages call it.
+        position: kept up to date.
 
     Yields:
         A sample, or what is wrong with an entry or the file, in the order of the file.
     """
     try:
-        entries = read_json(path)
+        for entry in read_entries(path, position):
+            yield from _read_entry(entry, Source(file=name, index=entry.index))
     except JsonFileError as error:
         yield refused(name, str(error))
+
+
+def _read_entry(entry: Entry, source: Source) -> Iterator[Sample | Finding]:
+    if isinstance(entry.value, JsonFileError):
+        yield refused(source, str(entry.value))
         return
-    if not isinstance(entries, list):
-        yield refused(name, f"must be a list of conversations, not {type(entries).__name__}")
-        return
-    for index, entry in enumerate(entries):
-        source = Source(file=name, index=index)
-        try:
-            yield from _convert(_Entry.model_validate(entry), source)
-        except ValidationError as error:
-            yield refused(source, describe_mismatch(error))
-        except _EntryError as error:
-            yield refused(source, str(error))
+    try:
+        yield from _convert(_Entry.model_validate(entry.value), source)
+    except ValidationError as error:
+        yield refused(source, describe_mismatch(error) + _hint_at_format(entry.value))
+    except _EntryError as error:
+        yield refused(source, str(error))
+
+
+def _hint_at_format(entry: Any) -> str:
+    if isinstance(entry, dict) and "conversations" not in entry and {"tokens", "annotation"} & entry.keys():
+        return "; it looks like UBIAI's: set dataset.format to ubiai"
+    return ""
 
 
 def _convert(entry: _Entry, source: Source) -> Iterator[Sample | Finding]:
@@ -75,16 +87,35 @@ def _convert(entry: _Entry, source: Source) -> Iterator[Sample | Finding]:
         turns = turns[1:]
     _check_alternation(turns)
     image_turns = _find_image_turns(turns, num_images=len(images))
-    spoken = tuple(Turn(role=_ROLES[turn.speaker], text=turn.value.replace(IMAGE_MARKER, "").strip()) for turn in turns)
-    for index, turn in enumerate(spoken):
-        if not turn.text:
-            raise _EntryError(f"{'question' if turn.role == 'user' else 'answer'} {index // 2 + 1} is empty")
-    sample = Sample(id=_id_of(entry.id, source), images=images, turns=spoken, source=source, image_turns=image_turns)
-    if not is_writable(sample.id, *images, *(turn.text for turn in spoken)):
+    sample = Sample(
+        id=_id_of(entry.id, source),
+        images=images,
+        turns=tuple(
+            Turn(role=_ROLES[turn.speaker], text=turn.value.replace(IMAGE_MARKER, "").strip()) for turn in turns
+        ),
+        source=source,
+        image_turns=image_turns,
+        references=tuple(text.strip() for text in entry.references or ()),
+        question_type=(entry.question_type or "").strip(),
+    )
+    texts = (turn.text for turn in sample.turns)
+    if not is_writable(sample.id, sample.question_type, *images, *sample.references, *texts):
         raise _EntryError("a text holds half a surrogate pair (a \\ud800 to \\udfff alone): correct the encoding")
     if opens_with_answer:
         yield noted(Kind.OPENING_ANSWER, source, "the conversation opens with an answer, which is left out")
+    yield from _note_blanks(sample)
     yield sample
+
+
+def _note_blanks(sample: Sample) -> Iterator[Finding]:
+    """A blank answer teaches nothing, as in LLaVA; a question may be blank where a picture is shown."""
+    for index, turn in enumerate(sample.turns):
+        if turn.text:
+            continue
+        if turn.role == "assistant":
+            yield noted(Kind.BLANK_ANSWER, sample.source, f"answer {index // 2 + 1} is blank")
+        elif index not in sample.image_turns:
+            raise _EntryError(f"question {index // 2 + 1} is empty")
 
 
 def _images_of(image: Any) -> tuple[str, ...]:
@@ -92,8 +123,6 @@ def _images_of(image: Any) -> tuple[str, ...]:
     for path in images:
         if not isinstance(path, str) or not path:
             raise _EntryError(f"image must be a path (is {path!r:.60})")
-    if len(images) > 1:
-        raise _EntryError(f"has {len(images)} pictures: this version trains on one a conversation")
     return tuple(images)
 
 
@@ -122,7 +151,7 @@ def _find_image_turns(turns: list[_Turn], *, num_images: int) -> tuple[int, ...]
     """Index of the turn that shows each picture."""
     shown = [index for index, turn in enumerate(turns) for _ in range(turn.value.count(IMAGE_MARKER))]
     if len(shown) != num_images:
-        fix = "write it once, in the question that shows the picture" if num_images else "name the picture in 'image'"
+        fix = "write one for each, in the question that shows it" if num_images else "name the picture in 'image'"
         raise _EntryError(f"{IMAGE_MARKER} stands {len(shown)} times for {num_images} pictures: {fix}")
     if any(turns[index].speaker != "human" for index in shown):
         raise _EntryError(f"{IMAGE_MARKER} stands in an answer: move it to the question that shows the picture")

@@ -9,6 +9,7 @@ from llava_api.run_config import RunConfig
 from llava_api.spec import Dataset, Ubiai
 from llava_trainer.data.check import Checked, Checker, PictureFolder
 from llava_trainer.data.conversations import read_conversations
+from llava_trainer.data.entries import ReadingPosition
 from llava_trainer.data.findings import Finding, Findings, Kind, noted, refused
 from llava_trainer.data.images import PictureFacts, resolve_inside
 from llava_trainer.data.processing import Processing
@@ -87,18 +88,18 @@ def _read_format(dataset: Dataset, root: Path, name: str) -> Iterator[Sample | F
     except (PermissionError, FileNotFoundError, ValueError) as error:
         yield refused(name, f"{error} (in {dataset.source})")
         return
+    position = ReadingPosition()
     if dataset.format == "llava":
-        yield from read_conversations(path, name)
+        yield from read_conversations(path, name, position)
         return
     settings = dataset.ubiai or Ubiai()
-    mapping_file = None
     if settings.documents is not None:
         try:
-            mapping_file = resolve_inside(root, root, settings.documents)
+            resolve_inside(root, root, settings.documents)
         except (PermissionError, FileNotFoundError, ValueError) as error:
             yield refused(settings.documents, f"(dataset.ubiai.documents) {error}")
             return
-    yield from read_ubiai(path, name, settings, mapping_file)
+    yield from read_ubiai(name, settings, lambda relative: resolve_inside(root, root, relative), position)
 
 
 def _check_prompts(config: RunConfig, folder: PictureFolder, checker: Checker, findings: Findings) -> None:

@@ -165,7 +165,7 @@ class _Text:
             self._grow()
         if end < 0:
             end = len(self._held)
-            if self._at == end:
+            if self._at >= end:
                 return None
         line = self._held[self._at : end]
         self._at = end + 1

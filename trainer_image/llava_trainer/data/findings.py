@@ -13,19 +13,29 @@ class Kind(StrEnum):
 
     REFUSED = "refused"
     """The entry cannot be trained on, and the run fails."""
+    NOTHING_TO_LEARN = "samples left out: nothing to learn is left of them"
+    """Every answer is blank or cut off, or a picture is cut off. Too many of them fail the run."""
     OVERLONG = "samples cut off at training.maxLength"
     OPENING_ANSWER = "conversations whose opening answer was left out, as LLaVA does"
+    BLANK_ANSWER = "blank answers, from which nothing is learned"
     UNLINKED_QUESTION = "questions without a link to an answer, left out"
     UNLINKED_ANSWER = "answers without a link to a question, left out"
     SEVERAL_ANSWERS = "questions linked to several answers, one sample each"
     SHARED_ANSWER = "answers linked to several questions, one sample each"
     LINKED_TWICE = "links that repeat another one, in the same or the other direction, left out"
+    CYCLE = "links that form a ring, left out: which answer belongs to which question cannot be told"
     NOT_A_PAIR = "links that do not join a question and an answer, left out"
+    SEVERAL_VALUES = "labels with several different texts in one document, left out"
+    UNUSED_QUESTION = "labels in dataset.ubiai.questions that no span has"
+    ORPHAN_TAG = "tags that continue an entity which nothing began, taken as its beginning"
+    BOX_REPAIRED = "documents with boxes whose corners are swapped or negative, which does not matter here"
     EMPTY_DOCUMENT = "documents without a question-answer pair"
     SAME_PICTURE = "picture files that hold the same pixels as another one"
     REPEATED_PAIR = "pairs that repeat another one on the same picture"
     CONTRADICTION = "questions asked again on the same picture, with another answer"
     OVERLAP = "validation questions that training asks on the same picture"
+    SHARED_PICTURE = "held-out pictures that training shows, too, with other questions"
+    ALIGNMENT_OVERLAP = "held-out pictures that alignment shows with a caption"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +69,10 @@ class Findings:
         if len(kept) < KEPT_PER_KIND:
             kept.append(finding)
 
+    def count(self, kind: Kind, number: int) -> None:
+        """Count further findings of a kind that are not kept."""
+        self.counts[kind] += number
+
     @property
     def num_refused(self) -> int:
         """Entries that cannot be trained on."""
@@ -74,6 +88,6 @@ def refused(where: object, message: str, *, needed_length: int = 0) -> Finding:
     return Finding(kind=Kind.REFUSED, where=str(where), message=message, needed_length=needed_length)
 
 
-def noted(kind: Kind, where: object, message: str) -> Finding:
+def noted(kind: Kind, where: object, message: str, *, needed_length: int = 0) -> Finding:
     """Something worth telling that does not fail the run."""
-    return Finding(kind=kind, where=str(where), message=message)
+    return Finding(kind=kind, where=str(where), message=message, needed_length=needed_length)

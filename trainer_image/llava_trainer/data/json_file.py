@@ -1,8 +1,7 @@
-"""A JSON file of a person's, read with a message that says where it is wrong.
+"""A small JSON file of a person's, read with a message that says where it is wrong.
 
-The file is parsed as a whole. Together with the samples made from it that takes about 5 KB for a conversation of four
-questions (measured over 20,000 of them), so 3 GB for 600,000. Pictures, by far the larger part of a dataset, are never
-held.
+Exports are read entry by entry (``entries``); what is read as a whole here, like a mapping from documents to pictures,
+is held to a size.
 """
 
 import json
@@ -10,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+
+MAX_WHOLE_FILE_BYTES = 64 * 2**20
+"""Largest file that is parsed as a whole: a mapping of 600,000 documents."""
 
 
 class JsonFileError(ValueError):
@@ -20,14 +22,18 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file in UTF-8, with or without a byte order mark.
 
     Raises:
-        JsonFileError: not readable, not UTF-8, or not JSON: with line and column.
+        JsonFileError: too large, not readable, not UTF-8, or not JSON: with line and column.
     """
     try:
+        if path.stat().st_size > MAX_WHOLE_FILE_BYTES:
+            raise JsonFileError(f"is larger than {MAX_WHOLE_FILE_BYTES:,} bytes: divide it")
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise JsonFileError(f"is not UTF-8: byte {error.start} cannot be read ({error.reason})") from error
     except json.JSONDecodeError as error:
         raise JsonFileError(f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+    except JsonFileError:
+        raise
     except RecursionError as error:
         raise JsonFileError("is nested too deeply to be read") from error
     except (OSError, ValueError) as error:
