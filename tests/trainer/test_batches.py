@@ -1,0 +1,192 @@
+"""Micro-batches as the loop gets them: loaded ahead, from a file that is read one sample at a time; and the dry run of
+the longest of them."""
+
+import dataclasses
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava_api.failures import Reason
+from llava_api.run_config import RunConfig
+from llava_trainer.data.images import PictureError
+from llava_trainer.data.processing import Processing
+from llava_trainer.data.sample_file import SampleFile
+from llava_trainer.data.samples import Sample, write_samples
+from llava_trainer.errors import StageError
+from llava_trainer.reporting import Reporter
+from llava_trainer.training import loop
+from llava_trainer.training.batches import BatchLoader
+from llava_trainer.training.history import read_entries
+from llava_trainer.training.phase import phase_of
+from llava_trainer.training.probe import probe_longest
+from llava_trainer.training.processes import Processes
+from llava_trainer.training.stopping import StopRequest
+from llava_trainer.training.trainee import build_trainee
+from tests.trainer.trainings import make_dataset, make_training, plan_of, text_only
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
+    """16 samples with a picture, 5 without."""
+    folder = tmp_path_factory.mktemp("dataset")
+    samples = make_dataset(folder)[:16]
+    return folder, [*samples, *(text_only(sample) for sample in samples[:5])]
+
+
+@pytest.fixture
+def config(tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample]]) -> RunConfig:
+    (tmp_path / "dataset").symlink_to(dataset[0])
+    return make_training(tmp_path, toy_model_dir, dataset[1], training={"epochs": 2})
+
+
+def change(config: RunConfig, *, attempt: int, **training) -> RunConfig:
+    fields = config.model_dump(by_alias=True)
+    fields["run"]["attempt"] = attempt
+    fields["training"] |= training
+    return RunConfig.model_validate(fields)
+
+
+def open_loader(config: RunConfig, samples, processing: Processing, world_size: int = 1, rank: int = 0) -> BatchLoader:
+    phase = phase_of(config)
+    plan = plan_of(config, processing, world_size)
+    return BatchLoader(samples, processing, images=phase.images_dir, max_length=phase.max_length, plan=plan, rank=rank)
+
+
+def losses(config: RunConfig, processes: Processes) -> list[tuple[float, float]]:
+    with Reporter(config) as reporter:
+        loop.train(config, processes, reporter, StopRequest())
+    entries = read_entries(config.volume.history_file(config.run.stage, config.run.attempt))
+    return [(entry.loss, entry.grad_norm) for entry in entries]
+
+
+def test_samples_are_read_by_their_number(tmp_path: Path, dataset: tuple[Path, list[Sample]]):
+    write_samples(tmp_path / "train.jsonl", dataset[1])
+    with SampleFile(tmp_path / "train.jsonl") as samples:
+        assert len(samples) == 21
+        assert [samples[index] for index in (20, 0, 7)] == [dataset[1][index] for index in (20, 0, 7)]
+        for index in (-1, 21):
+            with pytest.raises(IndexError):
+                samples[index]
+
+
+def test_a_damaged_sample_is_named(tmp_path: Path, dataset: tuple[Path, list[Sample]]):
+    path = tmp_path / "train.jsonl"
+    write_samples(path, dataset[1])
+    path.write_bytes(path.read_bytes().replace(b'"id"', b'"di"', 1))
+    with SampleFile(path) as samples, pytest.raises(ValueError, match=r"train\.jsonl line 1 is not a sample"):
+        samples[0]
+
+
+def test_sizes_are_those_that_prepare_counted_or_are_counted_now(
+    tmp_path: Path, dataset: tuple[Path, list[Sample]], toy_processing: Processing
+):
+    counted = [dataclasses.replace(sample, num_tokens=1000 + index) for index, sample in enumerate(dataset[1][:15])]
+    write_samples(tmp_path / "train.jsonl", [*counted, *dataset[1][15:]])
+    with SampleFile(tmp_path / "train.jsonl") as samples:
+        sizes = samples.measure(toy_processing, "v1", max_length=1010)
+    assert sizes.tokens[:15].tolist() == [min(1010, 1000 + index) for index in range(15)]
+    assert sizes.pictures.tolist() == [1] * 16 + [0] * 5
+    # The same conversation without its picture and the line break after it.
+    text_only_tokens, tokens = sizes.tokens[16:], sizes.tokens[15]
+    assert all(tokens - 25 < other < tokens - 16 for other in text_only_tokens)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_what_is_loaded_is_what_the_plan_says(
+    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processing: Processing, packing: bool
+):
+    config = change(config, attempt=1, packing=packing)
+    plan = plan_of(config, toy_processing, 2)
+    with open_loader(config, dataset[1], toy_processing, 2, rank=1) as loader:
+        for step in range(plan.total_steps):
+            shares, micro_batches = plan.share(step, 1), loader.load(step)
+            assert len(shares) == len(micro_batches)
+            for rows, micro_batch in zip(shares, micro_batches, strict=True):
+                tokens = sum(int(plan.sizes.tokens[index]) for row in rows for index in row)
+                pictures = sum(int(plan.sizes.pictures[index]) for row in rows for index in row)
+                assert micro_batch.num_tokens == tokens
+                pixels = micro_batch.tensors["pixel_values"]
+                assert (0 if pixels is None else len(pixels)) == pictures
+                labels = micro_batch.tensors["labels"]
+                assert micro_batch.num_supervised == (labels != -100).sum().item()
+
+
+def test_the_next_step_is_loaded_meanwhile_and_no_other(
+    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processing: Processing
+):
+    read: list[int] = []
+    all_read = threading.Event()
+
+    class Watched(list):
+        def __getitem__(self, index):
+            read.append(index)
+            if len(read) == 16:
+                all_read.set()
+            return super().__getitem__(index)
+
+    plan = plan_of(config, toy_processing)
+    with open_loader(config, Watched(dataset[1]), toy_processing) as loader:
+        loader.load(0)
+        assert all_read.wait(30)
+    assert sorted(read) == sorted((*plan.batch(0), *plan.batch(1)))
+
+
+def test_a_step_may_be_asked_for_out_of_order(
+    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processing: Processing
+):
+    with open_loader(config, dataset[1], toy_processing) as loader:
+        loader.load(0)
+        later, again = loader.load(4), loader.load(0)
+    with open_loader(config, dataset[1], toy_processing) as loader:
+        expected = [loader.load(4), loader.load(0)]
+    for ours, theirs in zip((later, again), expected, strict=True):
+        assert [batch.tensors["input_ids"].tolist() for batch in ours] == [
+            batch.tensors["input_ids"].tolist() for batch in theirs
+        ]
+
+
+def test_a_picture_that_has_gone_is_told_where_it_is_needed(
+    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processing: Processing
+):
+    gone = [dataclasses.replace(sample, images=("gone.png",)) if sample.images else sample for sample in dataset[1]]
+    # The first epoch's first or second batch shows pictures.
+    with open_loader(config, gone, toy_processing) as loader, pytest.raises(PictureError, match="does not exist"):
+        [loader.load(step) for step in range(2)]
+
+
+def test_packing_and_grouping_change_batches_but_not_what_is_learned_from_them(config: RunConfig, processes: Processes):
+    plain, packed = change(config, attempt=1), change(config, attempt=2, packing=True)
+    expected = losses(plain, processes)
+    for (loss, norm), (expected_loss, expected_norm) in zip(losses(packed, processes), expected, strict=True):
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        assert norm == pytest.approx(expected_norm, rel=1e-3)
+    assert losses(change(config, attempt=3, grouping="none"), processes) != expected
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_the_probe_changes_no_loss_by_a_bit(
+    config: RunConfig, processes: Processes, monkeypatch: pytest.MonkeyPatch, stage: int
+):
+    settings = {"zero": {"stage": stage}, "lora": {"rank": 4, "alpha": 8, "dropout": 0.2}}
+    probed = losses(change(config, attempt=1, **settings), processes)
+    monkeypatch.setattr(loop, "probe_longest", lambda *arguments: None)
+    assert losses(change(config, attempt=2, **settings), processes) == probed
+
+
+def test_what_does_not_fit_fails_before_the_first_step(
+    config: RunConfig, processes: Processes, toy_processing: Processing, dataset: tuple[Path, list[Sample]]
+):
+    trainee = build_trainee(config, phase_of(config), processes)
+
+    def run_out(*_arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    # A CPU has no such error of its own: raised where the last layer would ask for memory.
+    trainee.module.get_submodule("tuned.model.language_model.layers.2").register_forward_pre_hook(run_out)
+    plan = plan_of(config, toy_processing)
+    told = r"the longest micro-batch of the run \(4 rows, .* 4 pictures\) does not fit: CUDA out of memory"
+    with open_loader(config, dataset[1], toy_processing) as loader, pytest.raises(StageError, match=told) as caught:
+        probe_longest(trainee, loader, plan, processes)
+    assert caught.value.reason is Reason.OUT_OF_DEVICE_MEMORY
