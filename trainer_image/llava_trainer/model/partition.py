@@ -23,9 +23,9 @@ def whole(parameters: Iterable[nn.Parameter], *, changed: bool = False) -> Itera
         yield
         return
     # Not at the top: most of what imports this module never meets DeepSpeed.
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    with GatheredParameters(shared_out, modifier_rank=0 if changed else None):
+    with deepspeed.zero.GatheredParameters(shared_out, modifier_rank=0 if changed else None):
         yield
 
 
