@@ -3,7 +3,7 @@
 Children are created by POST under these names and nothing else, so that creating one twice is impossible.
 """
 
-from llava_api.constants import STAGES, StageName
+from llava_api.constants import STAGES, TRAINING_STAGES, StageName
 
 MAX_DNS_LABEL = 63
 MAX_REPLICAS = 512
@@ -20,9 +20,9 @@ def job_name(run: str, stage: StageName, attempt: int) -> str:
     return f"{run}-{stage}-{attempt}"
 
 
-def rendezvous_service_name(run: str) -> str:
-    """Name of the headless Service through which the training pods find each other."""
-    return f"{run}-train"
+def rendezvous_service_name(run: str, stage: StageName) -> str:
+    """Name of the headless Service through which the pods of align or train find each other."""
+    return f"{run}-{stage}"
 
 
 def report_ca_name(run: str) -> str:
@@ -37,8 +37,8 @@ def pod_hostname(run: str, stage: StageName, attempt: int, index: int) -> str:
 
 MAX_RUN_NAME = MAX_DNS_LABEL - max(
     len(volume_claim_name("")),
-    len(rendezvous_service_name("")),
     len(report_ca_name("")),
+    *(len(rendezvous_service_name("", stage)) for stage in TRAINING_STAGES),
     *(len(pod_hostname("", stage, MAX_ATTEMPTS, MAX_REPLICAS - 1)) for stage in STAGES),
 )
 """Longest name a run may have: every child's name and hostname stays a DNS label (63 characters)."""

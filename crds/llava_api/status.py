@@ -150,7 +150,12 @@ class Artifacts(Lenient):
     volume_claim: Annotated[Short | None, Field(description="PersistentVolumeClaim that holds them.")] = None
     dataset_report: Annotated[Text | None, Field(description="Path of the dataset report (HTML).")] = None
     projector: Annotated[Text | None, Field(description="Path of the projector that phase 1 made.")] = None
-    adapter: Annotated[Text | None, Field(description="Path of the adapter and the trained projector.")] = None
+    adapter: Annotated[
+        Text | None, Field(description="Path of the adapter and the trained projector, with methods lora and qlora.")
+    ] = None
+    weights: Annotated[
+        Text | None, Field(description="Path of the trained language model and projector, with method full.")
+    ] = None
     merged: Annotated[Text | None, Field(description="Path of the merged model, in hub layout.")] = None
     report: Annotated[Text | None, Field(description="Path of the evaluation report (HTML).")] = None
     digests: Annotated[

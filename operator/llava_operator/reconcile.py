@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from llava_api.constants import Condition, StageName
+from llava_api.constants import TRAINING_STAGES, Condition, StageName
 from llava_api.status import ConditionStatus, Status
 from llava_operator.authority import Authority
 from llava_operator.build.common import Platform
@@ -176,8 +176,8 @@ class Reconciler:
             await self._create(run, VOLUME_CLAIMS, build_volume_claim(run))
         await self._hand_out_authority(run)
         await self._create(run, CONFIG_MAPS, build_config_map(run, stage, attempt, self.platform))
-        if stage is StageName.TRAIN:
-            await self._create(run, SERVICES, build_rendezvous_service(run))
+        if stage in TRAINING_STAGES:
+            await self._create(run, SERVICES, build_rendezvous_service(run, stage))
         job = await self._create(run, JOBS, build_job(run, stage, attempt, self.platform))
         self.children.note_job(job)
 

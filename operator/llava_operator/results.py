@@ -39,10 +39,14 @@ def _metric(score: Score) -> Metric:
 
 
 def _take_artifacts(artifacts: Artifacts, result: StageResult) -> Artifacts:
+    trained = ("adapter", _ON_VOLUME.adapter_dir)
+    if "weights" in result.digests:
+        # With method full there is no adapter.
+        trained = ("weights", _ON_VOLUME.weights_dir)
     field, path = {
         StageName.PREPARE: ("dataset_report", _ON_VOLUME.dataset_report_html),
         StageName.ALIGN: ("projector", _ON_VOLUME.projector_dir),
-        StageName.TRAIN: ("adapter", _ON_VOLUME.adapter_dir),
+        StageName.TRAIN: trained,
         StageName.MERGE: ("merged", _ON_VOLUME.merged_dir),
         StageName.EVALUATE: ("report", _ON_VOLUME.report_file),
     }[result.stage]
@@ -54,10 +58,11 @@ def describe_result(result: StageResult) -> str:
     """What a stage found or made, in one line for a person."""
     if (found := result.prepare) is not None:
         overlong = f", {found.overlong_samples} cut off at maxLength" if found.overlong_samples else ""
+        aligned = f", {found.samples_alignment} to align on" if found.samples_alignment else ""
         return (
             f"{found.samples_train} samples ({found.pairs_train} answers) to train on and "
             f"{found.samples_validation} ({found.pairs_validation}) held out, "
-            f"{found.images} pictures{overlong}"
+            f"{found.images} pictures{aligned}{overlong}"
         )
     if (trained := result.align or result.train) is not None:
         return f"{trained.steps} steps over {trained.world_size} processes, final loss {trained.final_loss:.4g}"

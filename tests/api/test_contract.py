@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from llava_api import names
-from llava_api.constants import STAGES, TERMINATION_MESSAGE_MAX_BYTES, StageName
+from llava_api.constants import STAGES, TERMINATION_MESSAGE_MAX_BYTES, TRAINING_STAGES, StageName
 from llava_api.failures import BY_EXIT_CODE, BY_REASON, FAILURES, Reason, exit_code_of
 from llava_api.report import MergeNumbers, ProgressReport, StageFailure, StageResult
 from llava_api.run_config import RunConfig, RunIdentity, WorkerLayout
@@ -37,7 +37,7 @@ def make_config(**workers: Any) -> RunConfig:
 
 def test_longest_allowed_name_keeps_every_child_a_dns_label() -> None:
     run = "a" * names.MAX_RUN_NAME
-    made = [names.volume_claim_name(run), names.rendezvous_service_name(run)]
+    made = [names.volume_claim_name(run), *(names.rendezvous_service_name(run, stage) for stage in TRAINING_STAGES)]
     made += [names.pod_hostname(run, stage, names.MAX_ATTEMPTS, names.MAX_REPLICAS - 1) for stage in STAGES]
     assert max(map(len, made)) == names.MAX_DNS_LABEL
 

@@ -31,4 +31,6 @@ def api_server() -> Iterator[Kubectl]:
 def crd(api_server: Kubectl) -> None:
     """The CRD, served."""
     api_server.apply(build_crd())
-    api_server.run("wait", "--for=condition=Established", "crd/llavafinetunes.finetune.llava.dev", "--timeout=30s")
+    # Before a CRD has any condition, waiting for one is an error.
+    for condition in ("jsonpath={.status.acceptedNames.kind}", "condition=Established"):
+        api_server.run("wait", f"--for={condition}", "crd/llavafinetunes.finetune.llava.dev", "--timeout=30s")

@@ -20,7 +20,9 @@ pytestmark = pytest.mark.cluster
 @pytest.fixture(scope="module")
 def kubectl(api_server: Kubectl) -> Iterator[Kubectl]:
     api_server.apply(build_crd())
-    api_server.run("wait", "--for=condition=Established", "crd/llavafinetunes.finetune.llava.dev", "--timeout=30s")
+    # Before a CRD has any condition, waiting for one is an error.
+    for condition in ("jsonpath={.status.acceptedNames.kind}", "condition=Established"):
+        api_server.run("wait", f"--for={condition}", "crd/llavafinetunes.finetune.llava.dev", "--timeout=30s")
     yield api_server
     api_server.run("delete", "lft", "--all")
 

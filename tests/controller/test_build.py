@@ -1,11 +1,12 @@
 """Builders, by whole objects: what stands here is what the API server gets."""
 
 import json
+import re
 from typing import Any
 
 import pytest
 
-from llava_api.constants import StageName
+from llava_api.constants import TRAINING_STAGES, StageName
 from llava_api.names import MAX_DNS_LABEL, MAX_RUN_NAME
 from llava_api.run_config import RunConfig
 from llava_operator.build.common import Platform
@@ -181,7 +182,13 @@ def test_train_job_whole() -> None:
 
 @pytest.mark.parametrize(
     ("stage", "has_selector", "num_gpus"),
-    [("prepare", True, None), ("train", True, "4"), ("merge", False, None), ("evaluate", True, "1")],
+    [
+        ("prepare", True, None),
+        ("align", True, "4"),
+        ("train", True, "4"),
+        ("merge", False, None),
+        ("evaluate", True, "1"),
+    ],
 )
 def test_stages_differ_in_nodes_and_gpus(stage: str, has_selector: bool, num_gpus: str | None) -> None:
     run = make_run(
@@ -266,18 +273,31 @@ def test_access_modes_follow_from_the_replicas(replicas: int, given: list[str] |
     assert "storageClassName" not in build_volume_claim(run)["spec"]
 
 
-def test_rendezvous_service_whole() -> None:
-    assert build_rendezvous_service(make_run()) == {
+@pytest.mark.parametrize("stage", sorted(TRAINING_STAGES))
+def test_rendezvous_service_whole(stage: StageName) -> None:
+    assert build_rendezvous_service(make_run(), stage) == {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": metadata("invoices-train", "train"),
+        "metadata": metadata(f"invoices-{stage}", stage),
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": {"finetune.llava.dev/run": "invoices", "finetune.llava.dev/stage": "train"},
+            "selector": {"finetune.llava.dev/run": "invoices", "finetune.llava.dev/stage": stage},
             "ports": [{"name": "rendezvous", "port": 29400, "targetPort": 29400}],
         },
     }
+
+
+def test_alignment_runs_as_training_does() -> None:
+    """But for the names and the command, the two Jobs are the same."""
+    made = {stage: build_job(make_run(), stage, 1, PLATFORM) for stage in TRAINING_STAGES}
+    texts = {stage: json.dumps(job) for stage, job in made.items()}
+    assert texts[StageName.ALIGN] == re.sub(r"\btrain\b", "align", texts[StageName.TRAIN])
+    assert made[StageName.ALIGN]["spec"]["completionMode"] == "Indexed"
+    assert made[StageName.ALIGN]["spec"]["template"]["spec"]["subdomain"] == "invoices-align"
+    config = build_run_config(make_run(), StageName.ALIGN, 1, PLATFORM)
+    assert config.workers.rendezvous_host == "invoices-align-1-0.invoices-align.team.svc"
+    assert (config.workers.num_nodes, config.workers.grace_period_seconds) == (2, 120)
 
 
 def test_report_ca_whole() -> None:
@@ -322,7 +342,8 @@ def test_config_map_carries_a_run_configuration_that_the_trainer_reads() -> None
 
 
 @pytest.mark.parametrize(
-    ("stage", "device"), [("prepare", "cpu"), ("train", "cuda"), ("merge", "cpu"), ("evaluate", "cuda")]
+    ("stage", "device"),
+    [("prepare", "cpu"), ("align", "cuda"), ("train", "cuda"), ("merge", "cpu"), ("evaluate", "cuda")],
 )
 def test_layout_is_trainings_and_device_is_the_stages_own(stage: str, device: str) -> None:
     run = make_run(

@@ -182,6 +182,7 @@ def test_last_success_completes_the_run() -> None:
         "dataset_report": "data/report.html",
         "projector": None,
         "adapter": "adapter",
+        "weights": None,
         "merged": "merged",
         "report": "evaluation/report.html",
         "digests": {"adapter": "a", "merged": "b", "report": "c"},

@@ -9,6 +9,7 @@ from llava_api.constants import (
     REPORT_CA_PATH,
     REPORT_TOKEN_PATH,
     RUN_VOLUME_PATH,
+    TRAINING_STAGES,
     StageName,
 )
 from llava_api.names import job_name, report_ca_name
@@ -27,7 +28,7 @@ GRACE_PERIOD_S = 30
 
 def grace_period_s(run: Run, stage: StageName) -> int:
     """Seconds that a pod has when it is asked to stop."""
-    return run.spec.workers.grace_period_seconds if stage is StageName.TRAIN else GRACE_PERIOD_S
+    return run.spec.workers.grace_period_seconds if stage in TRAINING_STAGES else GRACE_PERIOD_S
 
 
 def build_run_config(run: Run, stage: StageName, attempt: int, platform: Platform) -> RunConfig:
@@ -46,7 +47,7 @@ def build_run_config(run: Run, stage: StageName, attempt: int, platform: Platfor
             num_nodes=spec.workers.replicas,
             processes_per_node=max(spec.workers.gpus, 1),
             device="cuda" if num_gpus(run, stage) else "cpu",
-            rendezvous_host=rendezvous_host(run, attempt),
+            rendezvous_host=rendezvous_host(run, stage, attempt),
             rendezvous_port=RENDEZVOUS_PORT,
             grace_period_seconds=grace_period_s(run, stage),
         ),

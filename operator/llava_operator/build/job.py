@@ -11,6 +11,7 @@ from llava_api.constants import (
     RUN_VOLUME_PATH,
     STAGE_CONTAINER,
     TOKEN_AUDIENCE,
+    TRAINING_STAGES,
     StageName,
 )
 from llava_api.names import job_name, rendezvous_service_name, report_ca_name, volume_claim_name
@@ -30,7 +31,7 @@ SHM_SIZE = "1Gi"
 TOKEN_EXPIRY_S = 3600
 
 _INPUT_VOLUME = "input-{}"
-_FOLLOWS_NODE_SELECTOR = (StageName.PREPARE, StageName.TRAIN, StageName.EVALUATE)
+_FOLLOWS_NODE_SELECTOR = TRAINING_STAGES | {StageName.PREPARE, StageName.EVALUATE}
 """prepare is the first to use the run's volume: where a volume binds to a zone, it must be training's zone."""
 
 _POD_FAILURE_POLICY: Object = {
@@ -55,7 +56,7 @@ def build_job(run: Run, stage: StageName, attempt: int, platform: Platform) -> O
         "kind": "Job",
         "metadata": build_metadata(run, job_name(run.key.name, stage, attempt), labels),
         "spec": {
-            "completionMode": "Indexed" if stage is StageName.TRAIN else "NonIndexed",
+            "completionMode": "Indexed" if stage in TRAINING_STAGES else "NonIndexed",
             "completions": pods,
             "parallelism": pods,
             "backoffLimit": 0,
@@ -88,8 +89,8 @@ def _build_pod(run: Run, stage: StageName, attempt: int, platform: Platform) -> 
         "containers": [_build_container(run, stage, platform)],
         "volumes": _build_volumes(run, stage, attempt),
     }
-    if stage is StageName.TRAIN:
-        pod["subdomain"] = rendezvous_service_name(run.key.name)
+    if stage in TRAINING_STAGES:
+        pod["subdomain"] = rendezvous_service_name(run.key.name, stage)
     if spec.scheduling.node_selector and stage in _FOLLOWS_NODE_SELECTOR:
         pod["nodeSelector"] = dict(spec.scheduling.node_selector)
     if spec.scheduling.tolerations:
@@ -156,7 +157,7 @@ def _build_volumes(run: Run, stage: StageName, attempt: int) -> list[Object]:
         "expirationSeconds": TOKEN_EXPIRY_S,
         "path": PurePosixPath(REPORT_TOKEN_PATH).name,
     }
-    shm_size = run.spec.workers.shm_size if stage is StageName.TRAIN else SHM_SIZE
+    shm_size = run.spec.workers.shm_size if stage in TRAINING_STAGES else SHM_SIZE
     inputs: list[Object] = [
         {
             "name": _INPUT_VOLUME.format(index),

@@ -1,29 +1,33 @@
-"""The headless Service through which training pods find each other."""
+"""The headless Services through which the pods of align, and those of train, find each other."""
 
-from llava_api.constants import LABEL_RUN, LABEL_STAGE, RENDEZVOUS_PORT, StageName
+from llava_api.constants import LABEL_RUN, LABEL_STAGE, RENDEZVOUS_PORT, TRAINING_STAGES, StageName
 from llava_api.names import pod_hostname, rendezvous_service_name
 from llava_operator.build.common import build_labels, build_metadata
 from llava_operator.run import Run
 from llava_operator.wire import Object
 
 
-def rendezvous_host(run: Run, attempt: int) -> str:
-    """DNS name of the first training pod."""
-    first = pod_hostname(run.key.name, StageName.TRAIN, attempt, 0)
-    return f"{first}.{rendezvous_service_name(run.key.name)}.{run.key.namespace}.svc"
+def rendezvous_host(run: Run, stage: StageName, attempt: int) -> str:
+    """DNS name of the first training pod; of the train stage for stages that do not train."""
+    meeting = stage if stage in TRAINING_STAGES else StageName.TRAIN
+    first = pod_hostname(run.key.name, meeting, attempt, 0)
+    return f"{first}.{rendezvous_service_name(run.key.name, meeting)}.{run.key.namespace}.svc"
 
 
-def build_rendezvous_service(run: Run) -> Object:
-    """The Service. It selects the training pods of every attempt: their hostnames tell attempts apart."""
+def build_rendezvous_service(run: Run, stage: StageName) -> Object:
+    """The Service of one stage: a selector cannot name two. It selects the pods of every attempt of that stage.
+
+    Their hostnames tell attempts apart.
+    """
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": build_metadata(run, rendezvous_service_name(run.key.name), build_labels(run, StageName.TRAIN)),
+        "metadata": build_metadata(run, rendezvous_service_name(run.key.name, stage), build_labels(run, stage)),
         "spec": {
             "clusterIP": "None",
             # Pods look for each other before any of them could be called ready.
             "publishNotReadyAddresses": True,
-            "selector": {LABEL_RUN: run.key.name, LABEL_STAGE: str(StageName.TRAIN)},
+            "selector": {LABEL_RUN: run.key.name, LABEL_STAGE: str(stage)},
             "ports": [{"name": "rendezvous", "port": RENDEZVOUS_PORT, "targetPort": RENDEZVOUS_PORT}],
         },
     }
