@@ -70,7 +70,7 @@ def encode(sample: Sample, processing: Processing, max_length: int, template: Te
         PictureCutError: the limit falls before the last picture's end.
         TemplateError: the layout has no place for the sample.
     """
-    conversation = render(sample, template)
+    conversation = render(sample, template, processing.gap)
     ids, offsets = _tokenize(conversation.text, processing)
     labels = _mask(ids, offsets, conversation.supervised)
     ids, labels = _expand_images(ids, labels, processing)
@@ -98,7 +98,7 @@ def encode_prompt(turns: Sequence[Turn], image_turns: Sequence[int], processing:
         image_turns: for each picture, the index of the turn that shows it.
         processing: the checkpoint's.
     """
-    ids, _ = _tokenize(render_prompt(turns, image_turns), processing)
+    ids, _ = _tokenize(render_prompt(turns, image_turns, processing.gap), processing)
     expanded, _ = _expand_images(ids, [IGNORED] * len(ids), processing)
     return expanded
 

@@ -17,7 +17,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from llava_api.failures import Reason
-from llava_trainer.data.template import CHAT_TEMPLATE, END_OF_ANSWER, IMAGE_MARKER
+from llava_trainer.data.template import END_OF_ANSWER, IMAGE_MARKER, chat_template
 from llava_trainer.errors import StageError
 
 AspectRatio = Literal["pad", "square"]
@@ -28,6 +28,10 @@ NUM_CLASS_TOKENS = 1
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
 )  # fmt: skip
+
+
+_AFTER_PICTURE = ("\nWhat is this?", "\n", "a caption\n")
+"""What comes after a picture: a question, another picture, a caption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,7 @@ class Processing:
         image_size_px: width and height that the vision tower sees.
         patch_size_px: width and height of the tower's patches.
         select_strategy: which of the tower's tokens the model takes: ``default`` drops the class token.
+        gap: what stands between ``<image>`` and the text after it, so that this has the ids that LLaVA gives it.
     """
 
     model_dir: Path
@@ -55,6 +60,7 @@ class Processing:
     image_size_px: int
     patch_size_px: int
     select_strategy: str
+    gap: str = ""
 
     @property
     def bos_token_id(self) -> int | None:
@@ -96,6 +102,7 @@ def load_processing(model_dir: Path, image_aspect_ratio: AspectRatio) -> Process
         image_size_px=vision.image_size,
         patch_size_px=vision.patch_size,
         select_strategy=strategy,
+        gap=_find_gap(tokenizer, model_dir / "tokenizer.json"),
     )
 
 
@@ -112,7 +119,7 @@ def save_processing(processing: Processing, folder: Path) -> None:
         patch_size=processing.patch_size_px,
         vision_feature_select_strategy=processing.select_strategy,
         num_additional_image_tokens=NUM_CLASS_TOKENS,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template(processing.gap),
     ).save_pretrained(folder)
     processing.image_processor.save_pretrained(folder)
     for name in _TOKENIZER_FILES:
@@ -151,8 +158,20 @@ def load_config(model_dir: Path) -> LlavaConfig:
             raise _invalid(f"{path}: vision_config.{key} is {value!r}, not a number of pixels")
     if config.vision_feature_select_strategy not in ("default", "full"):
         raise _invalid(f"{path}: vision_feature_select_strategy is {config.vision_feature_select_strategy!r}, "
-                       "not 'default'")  # fmt: skip
+                       "not 'default' or 'full'")  # fmt: skip
+    _check_layers(config, path)
     return config
+
+
+def _check_layers(config: LlavaConfig, path: Path) -> None:
+    layers = config.vision_feature_layer
+    depth = config.vision_config.num_hidden_layers
+    chosen = layers if isinstance(layers, list | tuple) else [layers]
+    if not chosen or any(type(one) is not int or not -depth - 1 <= one <= depth for one in chosen):
+        raise _invalid(
+            f"{path}: vision_feature_layer is {layers!r}, but the vision tower has hidden states 0 to {depth} (-1 is "
+            "the last)"
+        )
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -199,6 +218,22 @@ def _load_tokenizer(model_dir: Path, config: LlavaConfig) -> TokenizersBackend:
             f"{num_embeddings} embeddings: take tokenizer and configuration from the same checkpoint"
         )
     return tokenizer
+
+
+def _find_gap(tokenizer: TokenizersBackend, path: Path) -> str:
+    """Find what must stand behind ``<image>`` for the text there to have the ids that it has by itself."""
+    marker = tokenizer.convert_tokens_to_ids(IMAGE_MARKER)
+    for gap in ("", " "):
+        if all(
+            tokenizer(f"{IMAGE_MARKER}{gap}{text}", add_special_tokens=False).input_ids
+            == [marker, *tokenizer(text, add_special_tokens=False).input_ids]
+            for text in _AFTER_PICTURE
+        ):
+            return gap
+    raise _invalid(
+        f"{path}: a text after {IMAGE_MARKER} has other ids than by itself, and LLaVA tokenises it by itself: take the "
+        "tokenizer of a LLaVA v1.5 checkpoint"
+    )
 
 
 def _load_image_processor(model_dir: Path, config: LlavaConfig, aspect_ratio: AspectRatio) -> LlavaImageProcessorPil:

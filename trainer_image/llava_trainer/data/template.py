@@ -6,6 +6,10 @@ Where nothing is said, only ``USER:`` or ``ASSISTANT:`` stands, without ``</s>``
 
 plain (phase 1): ``<image>{caption}\n``. The question is not read at all.
 
+LLaVA tokenises the texts around pictures one by one, so that each begins with the space that a tokenizer puts before
+a text. Where a tokenizer does that only once, the space has to be written: ``gap`` is what stands behind every
+``<image>``, and ``data.processing`` finds out whether it is needed.
+
 Knows nothing about tokens. Source: conversation.py (conv_vicuna_v1, conv_llava_plain) and train.py
 (preprocess_multimodal, preprocess_v1, preprocess_plain) of haotian-liu/LLaVA.
 """
@@ -25,7 +29,7 @@ SYSTEM = (
 IMAGE_MARKER = "<image>"
 END_OF_ANSWER = "</s>"
 
-CHAT_TEMPLATE = (
+_CHAT_TEMPLATE = (
     "{%- if messages and messages[0]['role'] == 'system' -%}"
     "{%- set system = messages[0]['content'] -%}{%- set turns = messages[1:] -%}"
     "{%- else -%}"
@@ -37,7 +41,7 @@ CHAT_TEMPLATE = (
     "{%- endmacro -%}"
     "{%- macro pictures_of(content) -%}"
     "{%- if content is not string -%}"
-    "{%- for part in content if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- endfor -%}"
+    "{%- for part in content if part['type'] == 'image' -%}{{- '<image>GAP\\n' -}}{%- endfor -%}"
     "{%- endif -%}"
     "{%- endmacro -%}"
     "{{- text_of(system) + ' ' -}}"
@@ -51,7 +55,11 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
 )
-"""The same layout for ``apply_chat_template``; a system message of the caller's replaces the default text."""
+
+
+def chat_template(gap: str) -> str:
+    """The v1 layout for ``apply_chat_template``; a system message of the caller's replaces the default text."""
+    return _CHAT_TEMPLATE.replace("GAP", gap)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,47 +81,54 @@ class TemplateError(ValueError):
     """A sample that the layout has no place for; the message says why."""
 
 
-def render(sample: Sample, template: Template = "v1") -> Conversation:
+def render(sample: Sample, template: Template = "v1", gap: str = "") -> Conversation:
     """Lay a sample out for training.
+
+    Args:
+        sample: what to lay out.
+        template: which layout.
+        gap: stands behind every ``<image>``.
 
     Raises:
         TemplateError: ``plain`` is asked for and the sample is not one picture with one caption.
     """
     if template == "plain":
-        return _render_caption(sample)
+        return _render_caption(sample, gap)
     text = SYSTEM + " "
     supervised = []
     for index, turn in enumerate(sample.turns):
         begin = len(text)
-        text += _say(turn, sample.image_turns.count(index))
+        text += _say(turn, sample.image_turns.count(index), gap)
         if turn.role == "assistant" and turn.text:
             supervised.append((begin, len(text)))
     return Conversation(text=text, supervised=tuple(supervised))
 
 
-def render_prompt(turns: Sequence[Turn], image_turns: Sequence[int]) -> str:
+def render_prompt(turns: Sequence[Turn], image_turns: Sequence[int], gap: str = "") -> str:
     """Lay out what a model answers to: turns that end with a question.
 
     Args:
         turns: beginning and ending with the user.
         image_turns: for each picture, the index of the turn that shows it.
+        gap: stands behind every ``<image>``.
     """
-    said = (_say(turn, image_turns.count(index)) for index, turn in enumerate(turns))
+    said = (_say(turn, image_turns.count(index), gap) for index, turn in enumerate(turns))
     return "".join((SYSTEM, " ", *said))
 
 
-def _render_caption(sample: Sample) -> Conversation:
+def _render_caption(sample: Sample, gap: str) -> Conversation:
     if len(sample.images) != 1 or len(sample.turns) != 2:
         raise TemplateError(
             f"has {len(sample.images)} pictures and {len(sample.turns)} turns: alignment learns from one picture with "
             "one caption"
         )
-    text = f"{IMAGE_MARKER}{sample.turns[1].text}\n"
+    # An empty gap or not: the space before the caption is learned, since LLaVA masks the picture alone.
+    text = f"{IMAGE_MARKER}{gap}{sample.turns[1].text}\n"
     return Conversation(text=text, supervised=((len(IMAGE_MARKER), len(text)),))
 
 
-def _say(turn: Turn, num_images: int) -> str:
+def _say(turn: Turn, num_images: int, gap: str) -> str:
     if turn.role == "assistant":
         return f" {turn.text}{END_OF_ANSWER}" if turn.text else ""
-    said = (f"{IMAGE_MARKER}\n" * num_images + turn.text).strip()
+    said = (f"{IMAGE_MARKER}{gap}\n" * num_images + turn.text).strip()
     return f"USER: {said} ASSISTANT:" if said else "USER:ASSISTANT:"
