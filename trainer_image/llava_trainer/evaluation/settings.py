@@ -1,11 +1,14 @@
 """The run's settings as the report lists them."""
 
 from llava_api.run_config import RunConfig
+from llava_api.spec import Alignment, Training
+
+Rows = list[tuple[str, str]]
 
 
-def list_settings(config: RunConfig) -> list[tuple[str, str]]:
+def list_settings(config: RunConfig) -> Rows:
     """Names and values, those first that a person is likeliest to change."""
-    training, generation = config.training, config.evaluation.generation
+    generation = config.evaluation.generation
     sampling = "greedy" if generation.temperature == 0 else f"temperature {generation.temperature:g}"
     if generation.temperature > 0 and generation.top_p is not None:
         sampling += f", top-p {generation.top_p:g}"
@@ -14,17 +17,42 @@ def list_settings(config: RunConfig) -> list[tuple[str, str]]:
     return [
         ("Dataset", f"{config.dataset.source} · {config.dataset.file} ({config.dataset.format})"),
         ("Pictures", f"made square by {'padding' if config.dataset.image_aspect_ratio == 'pad' else 'cropping'}"),
-        ("Method", f"{training.method}, rank {training.lora.rank}, alpha {training.lora.alpha}, "
-                   f"dropout {training.lora.dropout:g}"),
+        *(_alignment(config.alignment) if config.alignment else []),
+        ("Method", _method(config.training)),
+        *(_training(config) if config.training.method != "none" else []),
+        ("Longest sample", f"{config.training.max_length:,} tokens"),
+        ("Precision", f"{config.training.precision} in training, merged to {config.merge.dtype}"),
+        ("Training seed", str(config.training.seed)),
+        ("Answers to questions", f"greedy, {generation.max_new_tokens:,} tokens at most"),
+        ("Answers to prompts", f"{sampling}, seed {generation.seed}"),
+    ]
+
+
+def _alignment(alignment: Alignment) -> Rows:
+    captions = alignment.dataset
+    return [
+        ("Alignment", f"{captions.source} · {captions.file} ({captions.format})"),
+        ("Alignment's rate and length", f"{alignment.learning_rate:g}, {alignment.epochs:,} epochs of batches of "
+                                        f"{alignment.batch.global_:,} samples"),
+    ]  # fmt: skip
+
+
+def _method(training: Training) -> str:
+    if training.method == "none":
+        return "the projector alone, by alignment"
+    if training.method == "full":
+        return "full: language model and projector"
+    lora = training.lora
+    return f"{training.method}, rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout:g}"
+
+
+def _training(config: RunConfig) -> Rows:
+    training = config.training
+    return [
         ("Epochs", f"{training.epochs:,}"),
         ("Learning rate", f"{training.peak_learning_rate:g}, projector {training.projector_learning_rate:g}"),
         ("Schedule", f"{training.scheduler}, warm-up {training.warmup_ratio:.0%}"),
         ("Weight decay", f"{training.weight_decay:g}"),
         ("Batch", f"{training.batch.global_:,} samples: {training.batch.per_device} x {config.workers.world_size} "
                   f"processes x {config.gradient_accumulation}"),
-        ("Longest sample", f"{training.max_length:,} tokens"),
-        ("Precision", f"{training.precision} in training, merged to {config.merge.dtype}"),
-        ("Training seed", str(training.seed)),
-        ("Answers to questions", f"greedy, {generation.max_new_tokens:,} tokens at most"),
-        ("Answers to prompts", f"{sampling}, seed {generation.seed}"),
     ]  # fmt: skip

@@ -1,0 +1,65 @@
+"""What the evaluation's report says of a run's phases and method, and whose curve it draws."""
+
+from pathlib import Path
+
+import pytest
+
+from llava_api.constants import StageName
+from llava_api.run_config import RunConfig
+from llava_trainer.evaluation.history import find_curve
+from llava_trainer.evaluation.settings import list_settings
+from llava_trainer.training.history import Entry, History
+from tests.trainer.runs import run_config
+
+CAPTIONS = {"source": "pvc://captions/", "format": "llava", "file": "captions.json"}
+
+
+def make(root: Path, method: str, *, aligned: bool = False) -> RunConfig:
+    config = run_config(root, StageName.EVALUATE, training={"method": method})
+    fields = config.model_dump(by_alias=True)
+    if aligned:
+        fields |= {"alignment": {"dataset": CAPTIONS, "epochs": 2}, "alignmentDir": root / "captions"}
+    return RunConfig.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    ("method", "described"),
+    [
+        ("lora", "lora, rank 4, alpha 12, dropout 0.05"),
+        ("qlora", "qlora, rank 4, alpha 12, dropout 0.05"),
+        ("full", "full: language model and projector"),
+    ],
+)
+def test_the_method_is_told_in_its_own_words(tmp_path: Path, method: str, described: str):
+    settings = dict(list_settings(make(tmp_path, method)))
+    assert settings["Method"] == described
+    assert settings["Learning rate"] == ("2e-05" if method == "full" else "0.0002") + ", projector 2e-05"
+    assert "Alignment" not in settings
+
+
+def test_a_run_that_only_aligns_tells_nothing_of_a_training(tmp_path: Path):
+    settings = dict(list_settings(make(tmp_path, "none", aligned=True)))
+    assert settings["Method"] == "the projector alone, by alignment"
+    assert settings["Alignment"] == "pvc://captions/ · captions.json (llava)"
+    assert settings["Alignment's rate and length"] == "0.001, 2 epochs of batches of 256 samples"
+    assert not settings.keys() & {"Epochs", "Learning rate", "Batch"}
+
+
+def write_curve(file: Path, losses: list[float]) -> None:
+    with History(file) as history:
+        for step, loss in enumerate(losses, start=1):
+            history.append(
+                Entry(step=step, epoch=1, loss=loss, learning_rate=1, grad_norm=1, tokens=1, samples_per_second=1,
+                      tokens_per_second=1)
+            )  # fmt: skip
+
+
+def test_the_curve_is_trainings_and_without_one_alignments(tmp_path: Path):
+    volume = make(tmp_path, "none").volume
+    assert find_curve(volume) == []
+    write_curve(volume.history_file(StageName.ALIGN, 1), [9.0])
+    write_curve(volume.history_file(StageName.ALIGN, 2), [8.0])
+    assert [entry.loss for entry in find_curve(volume)] == [8.0]
+    write_curve(volume.history_file(StageName.TRAIN, 1), [7.0, 6.0])
+    write_curve(volume.history_file(StageName.TRAIN, 2), [])
+    assert [entry.loss for entry in find_curve(volume)] == [7.0, 6.0]
