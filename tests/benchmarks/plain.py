@@ -59,8 +59,9 @@ class PlainStep:
     """Before clipping."""
     learning_rate: float
     """Of the adapter."""
+    began_s: float
+    """Clock of ``time.perf_counter``: when the step before it ended, or Trainer began to ask for batches."""
     ended_s: float
-    """Clock of ``time.perf_counter``."""
 
 
 def add_plain_adapter(
@@ -177,18 +178,26 @@ class _Recorder(TrainerCallback):
 
     def __init__(self, steps: list[PlainStep]) -> None:
         self._steps = steps
+        self._began_s = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Called by Trainer when everything is set up."""
+        self._began_s = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **others: Any) -> None:
         """Called by Trainer after every step, and once more at the end with figures of the whole."""
         if logs and "grad_norm" in logs:
+            ended_s = time.perf_counter()
             self._steps.append(
                 PlainStep(
                     loss=float(logs["loss"]),
                     grad_norm=float(logs["grad_norm"]),
                     learning_rate=float(logs["learning_rate"]),
-                    ended_s=time.perf_counter(),
+                    began_s=self._began_s,
+                    ended_s=ended_s,
                 )
             )
+            self._began_s = ended_s
 
 
 def _optimizer(tuned: nn.Module, settings: PlainSettings) -> torch.optim.Optimizer:

@@ -1,21 +1,17 @@
 """The head a piece at a time: the same loss and gradients as the plain way, for a fraction of its memory and no more
 work than is asked for."""
 
-import weakref
-from typing import Any
-
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers.loss.loss_utils import ForCausalLMLoss
 
 from llava_trainer.data.encode import IGNORED
 from llava_trainer.model import head
 from llava_trainer.model.head import add_loss, summed_cross_entropy
 from llava_trainer.model.objective import find_predicting
+from tests.benchmarks.head import TOKENS, peak_bytes
+from tests.benchmarks.head import VOCABULARY as LLAVAS_VOCABULARY
 
 NUM_TOKENS, VOCABULARY, WIDTH = 37, 101, 16
 
@@ -85,55 +81,10 @@ def test_a_token_is_predicted_from_the_one_before_it_in_its_row():
     assert find_predicting(labels).tolist() == [0, 2, 5]
 
 
-class Peak(TorchDispatchMode):
-    """Counts the bytes of tensors that are made while it is on, and alive together at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = self._alive = 0
-        self._seen: dict[weakref.ref, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        torch.utils._pytree.tree_map_only(torch.Tensor, self._count, result)
-        return result
-
-    def _count(self, tensor: torch.Tensor) -> None:
-        key = weakref.ref(tensor.untyped_storage(), self._forget)
-        if key not in self._seen:
-            self._seen[key] = tensor.untyped_storage().nbytes()
-            self._alive += self._seen[key]
-            self.peak = max(self.peak, self._alive)
-
-    def _forget(self, key: weakref.ref) -> None:
-        self._alive -= self._seen.pop(key)
-
-
-def peak_bytes(dtype: torch.dtype, *, share: float | None) -> int:
-    """Peak of a LLaVA's head on 4,096 tokens, of which ``share`` are supervised; None: the plain way, on all of them.
-
-    Traced, not run. Hidden states and weight were there before and are not counted.
-    """
-    tokens, width, vocabulary = 4096, 256, 32_064
-    with FakeTensorMode():
-        hidden = torch.empty(1, tokens, width, dtype=dtype, requires_grad=True)
-        linear = torch.nn.Linear(width, vocabulary, bias=False, dtype=dtype).requires_grad_(False)
-        labels = torch.zeros(1, tokens, dtype=torch.int64)
-        with Peak() as tracker:
-            if share is None:
-                loss = ForCausalLMLoss(linear(hidden), labels, vocabulary)
-            else:
-                chosen = labels[0, : round(tokens * share)]
-                add_loss(linear)
-                loss = linear(hidden.flatten(0, 1)[chosen], chosen)
-            torch.autograd.backward(loss)
-    return tracker.peak
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("share", "limit"), [(0.25, 0.35), (1.0, 0.5)])
 def test_memory_stays_far_below_the_plain_ways(dtype: torch.dtype, share: float, limit: float):
     expected = peak_bytes(dtype, share=None)
     # Logits and log-probabilities at least.
-    assert expected > 2 * 4096 * 32_064 * 4
+    assert expected > 2 * TOKENS * LLAVAS_VOCABULARY * 4
     assert peak_bytes(dtype, share=share) / expected < limit

@@ -17,6 +17,8 @@ Rows = tuple[Row, ...]
 
 _SAMPLES_A_ROW = 5
 """Samples of middling length that a packed row should hold at least: with fewer, rows cannot be made alike."""
+_TRIALS = 4
+"""Numbers of rows that are tried: samples of one length may go into six rows evenly, but not into seven."""
 _ROW_LIMITS = 2
 """Longest packed row that is aimed at, in length limits: attention over a row grows with the square of its length."""
 
@@ -76,18 +78,29 @@ def share_packed(batch: Sequence[int], tokens: Sequence[int], limits: Limits) ->
     total = sum(tokens)
     aim = min(limits.tokens, _ROW_LIMITS * limits.max_length, max(max(tokens), _SAMPLES_A_ROW * total // len(tokens)))
     count = math.ceil(total / (limits.tokens * limits.world_size))
-    while True:
-        num_parts = count * limits.world_size
-        rows_a_part = math.ceil(total / num_parts / aim)
-        rows = _balance(tokens, min(len(batch), num_parts * rows_a_part))
-        longest = sum(tokens[position] for position in rows[0])
+    while (found := _best_rows(tokens, count * limits.world_size, aim, limits)) is None:
         # It ends: with a row for each sample, rows are no longer than the length limit.
-        if rows_a_part * longest <= limits.tokens:
-            break
         count += 1
+    rows, rows_a_part = found
     named = [tuple(batch[position] for position in row) for row in rows]
+    num_parts = count * limits.world_size
     parts = [tuple(named[part * rows_a_part : (part + 1) * rows_a_part]) for part in range(num_parts)]
     return _deal(parts, limits.world_size)
+
+
+def _best_rows(tokens: Sequence[int], num_parts: int, aim: int, limits: Limits) -> tuple[list[Row], int] | None:
+    """Rows, longest first, and how many of them make a part, with as little filling as is found; None if none fits."""
+    best: tuple[int, list[Row], int] | None = None
+    fewest = math.ceil(sum(tokens) / num_parts / aim)
+    for rows_a_part in range(fewest, fewest + _TRIALS):
+        rows = _balance(tokens, min(len(tokens), num_parts * rows_a_part))
+        lengths = [sum(tokens[position] for position in row) for row in rows]
+        parts = [lengths[begin : begin + rows_a_part] for begin in range(0, len(rows), rows_a_part)]
+        # Each part is filled up to the first of its rows.
+        computed = sum(part[0] * len(part) for part in parts)
+        if rows_a_part * lengths[0] <= limits.tokens and (best is None or computed < best[0]):
+            best = (computed, rows, rows_a_part)
+    return best and best[1:]
 
 
 def _balance(tokens: Sequence[int], num_rows: int) -> list[Row]:
