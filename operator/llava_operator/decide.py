@@ -23,7 +23,7 @@ from llava_operator.run import Run, current_stage, num_pods
 from llava_operator.status import complete_status, first_stages, next_stage, replace_stage
 from llava_operator.verdict import failed_by_operator, read_failure, read_result, unusable_result
 from llava_operator.views import JobView, PodView
-from llava_operator.waiting import describe_waiting
+from llava_operator.waiting import describe_waiting, list_needs
 
 FIRST_ATTEMPT = 1
 
@@ -172,7 +172,9 @@ def _plan_with_job(seen: Observation, stage: StageStatus, job: JobView) -> Statu
         status = status.model_copy(update={"failure": failure})
         message = f"failed ({failure.reason}); its pods are being stopped"
     else:
-        message = describe_waiting(job, seen.pods, num_pods(seen.run, stage.name))
+        message = describe_waiting(
+            job, seen.pods, num_pods(seen.run, stage.name), list_needs(seen.run.spec, stage.name)
+        )
     has_started = any(pod.started for pod in seen.pods) or stage.name is not status.stages[0].name
     phase = Phase.RUNNING if has_started else status.phase
     return replace_stage(status.model_copy(update={"phase": phase}), stage.model_copy(update={"message": message}))

@@ -158,6 +158,7 @@ class Operator:
             platform=Platform(
                 trainer_image=settings.trainer_image,
                 report_url=f"https://{settings.report_host}:{settings.report_port}{REPORT_PATH}",
+                download=settings.download,
             ),
             now=now,
         )

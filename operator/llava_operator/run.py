@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from llava_api.constants import TRAINING_STAGES, StageName
+from llava_api.constants import TRAINING_STAGES, SecretRole, StageName
 from llava_api.spec import Spec
 from llava_api.status import StageState, StageStatus, Status
 from llava_operator.faults import describe_faults
@@ -74,6 +74,16 @@ def current_stage(status: Status) -> StageStatus | None:
 def stage_of(status: Status, name: StageName) -> StageStatus:
     """The stage of this name; as it is before a run begins, if the status has none."""
     return next((stage for stage in status.stages if stage.name is name), StageStatus(name=name))
+
+
+def secrets_of(spec: Spec) -> dict[SecretRole, str]:
+    """Secrets with credentials for the run's sources, by what they are for."""
+    references = {
+        SecretRole.MODEL: spec.model.secret_ref,
+        SecretRole.DATASET: spec.dataset.secret_ref,
+        SecretRole.ALIGNMENT_DATASET: spec.alignment.dataset.secret_ref if spec.alignment else None,
+    }
+    return {role: reference.name for role, reference in references.items() if reference is not None}
 
 
 def num_pods(run: Run, stage: StageName) -> int:

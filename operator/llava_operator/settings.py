@@ -5,11 +5,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from llava_api.spec import Download
+
 PREFIX = "LLAVA_OPERATOR_"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
+Address = Annotated[str, Field(max_length=512)]
 
 
 class SettingsError(Exception):
@@ -71,10 +74,42 @@ class Settings(BaseModel):
         Seconds, Field(description="Silence after which a watch counts as dead; bookmarks come once a minute.")
     ] = 70
 
+    hub_endpoint: Annotated[
+        Address, Field(description="Address of the hub for runs that name none; empty = huggingface.co.")
+    ] = ""
+    http_proxy: Annotated[
+        Address, Field(description="Proxy by which runs that name none fetch http addresses; empty = none.")
+    ] = ""
+    https_proxy: Annotated[
+        Address, Field(description="Proxy by which runs that name none fetch https addresses; empty = none.")
+    ] = ""
+    no_proxy: Annotated[
+        str, Field(max_length=2048, description="Hosts that these runs reach without proxy, separated by commas.")
+    ] = ""
+    download_ca_config_map: Annotated[
+        str,
+        Field(
+            max_length=253,
+            description="ConfigMap of a run's namespace whose key ca.crt holds further authorities, where the run "
+            "names none and the namespace has it; empty = none.",
+        ),
+    ] = ""
+
     @field_validator("watch_namespaces", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
+
+    @property
+    def download(self) -> Download:
+        """How the sources of runs are fetched that do not say."""
+        return Download(
+            hub_endpoint=self.hub_endpoint or None,
+            http_proxy=self.http_proxy or None,
+            https_proxy=self.https_proxy or None,
+            no_proxy=self.no_proxy or None,
+            ca_config_map=self.download_ca_config_map or None,
+        )
 
     @property
     def lease_name(self) -> str:

@@ -2,13 +2,32 @@
 
 from collections.abc import Sequence
 
+from llava_api.constants import StageName
+from llava_api.spec import Spec
+from llava_operator.run import secrets_of
 from llava_operator.views import JobView, PodView
 
 MAX_TEXT = 1024
+_NO_REASON = "ContainerCreating"
 
 
-def describe_waiting(job: JobView | None, pods: Sequence[PodView], num_pods: int) -> str:
-    """Why not every pod of a stage runs; how many run, if all do."""
+def list_needs(spec: Spec, stage: StageName) -> list[str]:
+    """Objects of the namespace without which a stage's pod is not started, as a person would name them."""
+    if stage is not StageName.PREPARE:
+        return []
+    needs = [f"Secret {name}" for name in dict.fromkeys(secrets_of(spec).values())]
+    return needs + ([f"ConfigMap {spec.download.ca_config_map}"] if spec.download.ca_config_map else [])
+
+
+def describe_waiting(job: JobView | None, pods: Sequence[PodView], num_pods: int, needs: Sequence[str] = ()) -> str:
+    """Why not every pod of a stage runs; how many run, if all do.
+
+    Args:
+        job: the stage's Job; None before it is made.
+        pods: its pods.
+        num_pods: pods that it is going to have.
+        needs: see ``list_needs``. Kubernetes gives no reason while one of them is missing.
+    """
     if job is None:
         return "its Job is being made"
     live = [pod for pod in pods if pod.phase in ("Pending", "Running") and not pod.deleting]
@@ -22,5 +41,7 @@ def describe_waiting(job: JobView | None, pods: Sequence[PodView], num_pods: int
         return f"{running} of {num_pods} pods run"
     example = waiting[0]
     why = example.waiting or "not scheduled yet"
+    if needs and why == _NO_REASON:
+        why += f" (it needs {', '.join(needs)}; kubectl describe pod {example.key.name} says if one is missing)"
     prefix = "" if num_pods == 1 else f"{running} of {num_pods} pods run; "
     return f"{prefix}pod {example.key.name} waits: {why}"[:MAX_TEXT]

@@ -102,6 +102,23 @@ def test_every_setting_in_the_chart_is_one_of_the_operator(helm: Path) -> None:
     assert set(environment_of(objects(helm))) <= known
 
 
+def test_how_runs_fetch_is_a_setting(helm: Path) -> None:
+    """Every key of it reaches the operator, and none of them does while it is empty."""
+    keys = yaml.safe_load((CHART / "values.yaml").read_text())["download"]
+    plain = set(environment_of(objects(helm)))
+    values = {key: f"https://{key}" for key in keys}
+    settings = ",".join(f"download.{key}={value}" for key, value in values.items())
+    environment = environment_of(objects(helm, "--set-string", settings))
+    added = {name.removeprefix("LLAVA_OPERATOR_"): environment[name] for name in set(environment) - plain}
+    assert added == {
+        "HUB_ENDPOINT": values["hubEndpoint"],
+        "HTTP_PROXY": values["httpProxy"],
+        "HTTPS_PROXY": values["httpsProxy"],
+        "NO_PROXY": values["noProxy"],
+        "DOWNLOAD_CA_CONFIG_MAP": values["caConfigMap"],
+    }
+
+
 def test_names_follow_the_release(helm: Path) -> None:
     rendered = objects(helm, "--set", "nameOverride=tuner")
     assert ("Deployment", "llava-system", "llava-finetune-operator-tuner") in rendered
@@ -140,6 +157,8 @@ def test_operator_pod_is_restricted(helm: Path) -> None:
         ("replica=2", "replica"),
         ("replicas=0", "replicas"),
         ("logLevel=loud", "logLevel"),
+        ("download.proxy=x", "proxy"),
+        ("download.hubEndpoint=hub.example", "hubEndpoint"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("watchNamespaces=team-a", "watchNamespaces"),
     ],

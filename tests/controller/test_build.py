@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,12 +10,14 @@ import pytest
 from llava_api.constants import TRAINING_STAGES, StageName
 from llava_api.names import MAX_DNS_LABEL, MAX_RUN_NAME
 from llava_api.run_config import RunConfig
+from llava_api.spec import Download
 from llava_operator.build.common import Platform
 from llava_operator.build.config import build_config_map, build_report_ca, build_run_config
+from llava_operator.build.inputs import complete_download, parse_source
 from llava_operator.build.job import build_job
 from llava_operator.build.resources import build_resources
 from llava_operator.build.service import build_rendezvous_service
-from llava_operator.build.volume import build_volume_claim, parse_source
+from llava_operator.build.volume import build_volume_claim
 from tests.controller.makers import STAGES, make_run
 
 PLATFORM = Platform(trainer_image="registry/trainer:1", report_url="https://op-report.system.svc:8443/v1/progress")
@@ -363,9 +366,93 @@ def test_sources(source: str, claim: str, path: str) -> None:
     assert parse_source(source) == (claim, path)
 
 
-def test_other_sources_are_refused() -> None:
-    with pytest.raises(ValueError, match="'s3://b/p' but must be pvc://CLAIM/PATH"):
-        parse_source("s3://b/p")
+@pytest.mark.parametrize("source", ["hf://a/b", "s3://b/p", "https://h/p/"])
+def test_sources_without_a_claim(source: str) -> None:
+    assert parse_source(source) is None
+
+
+FROM_EVERYWHERE: dict[str, Any] = {
+    "model": {"languageModel": "pvc://vicuna/7b", "visionTower": "hf://openai/clip-vit-large-patch14-336",
+              "projector": "pvc://shared/projector", "secretRef": {"name": "hub"}},
+    "dataset": {"source": "s3://invoices/set", "format": "llava", "file": "train.json",
+                "secretRef": {"name": "s3"}},
+    "alignment": {"dataset": {"source": "pvc://shared/captions", "format": "llava", "file": "captions.json",
+                              "secretRef": {"name": "s3"}},
+                  "batch": {"perDevice": 1, "global": 2}},
+    "download": {"caConfigMap": "corporate", "httpsProxy": "http://proxy:3128"},
+}  # fmt: skip
+
+
+def inputs_of(stage: StageName, platform: Platform = PLATFORM, **spec: Any) -> tuple[list[Any], list[Any]]:
+    """Volumes and mounts besides those that every pod has."""
+    pod = build_job(make_run(**spec), stage, 1, platform)["spec"]["template"]["spec"]
+    plain = {"config", "report-ca", "report-token", "run", "tmp", "shm"}
+    volumes = [one for one in pod["volumes"] if one["name"] not in plain]
+    mounts = [one for one in pod["containers"][0]["volumeMounts"] if one["name"] not in plain]
+    return volumes, mounts
+
+
+def test_prepare_reads_every_claim_and_secret_and_the_authorities() -> None:
+    volumes, mounts = inputs_of(StageName.PREPARE, **FROM_EVERYWHERE)
+    assert volumes == [
+        {"name": "input-0", "persistentVolumeClaim": {"claimName": "vicuna", "readOnly": True}},
+        {"name": "input-1", "persistentVolumeClaim": {"claimName": "shared", "readOnly": True}},
+        {"name": "secret-model", "secret": {"secretName": "hub", "defaultMode": 0o440}},
+        {"name": "secret-dataset", "secret": {"secretName": "s3", "defaultMode": 0o440}},
+        {"name": "secret-alignment-dataset", "secret": {"secretName": "s3", "defaultMode": 0o440}},
+        {"name": "download-ca",
+         "configMap": {"name": "corporate", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+    ]  # fmt: skip
+    assert mounts == [
+        {"name": "input-0", "mountPath": "/llava/inputs/vicuna", "readOnly": True},
+        {"name": "input-1", "mountPath": "/llava/inputs/shared", "readOnly": True},
+        {"name": "secret-model", "mountPath": "/llava/secrets/model", "readOnly": True},
+        {"name": "secret-dataset", "mountPath": "/llava/secrets/dataset", "readOnly": True},
+        {"name": "secret-alignment-dataset", "mountPath": "/llava/secrets/alignment-dataset", "readOnly": True},
+        {"name": "download-ca", "mountPath": "/etc/llava-download", "readOnly": True},
+    ]
+
+
+@pytest.mark.parametrize("stage", [stage for stage in StageName if stage is not StageName.PREPARE])
+def test_later_stages_read_claims_in_place_and_see_no_secret(stage: StageName) -> None:
+    volumes, mounts = inputs_of(stage, **FROM_EVERYWHERE)
+    assert volumes == [{"name": "input-0", "persistentVolumeClaim": {"claimName": "shared", "readOnly": True}}]
+    assert mounts == [{"name": "input-0", "mountPath": "/llava/inputs/shared", "readOnly": True}]
+
+
+def test_no_secret_reaches_the_environment() -> None:
+    for stage in StageName:
+        job = build_job(make_run(**FROM_EVERYWHERE), stage, 1, PLATFORM)
+        [container] = job["spec"]["template"]["spec"]["containers"]
+        assert "envFrom" not in container
+        assert not [one for one in container["env"] if "secretKeyRef" in one.get("valueFrom", {})]
+
+
+def test_authorities_of_the_installation_may_be_missing_in_a_namespace() -> None:
+    platform = replace(PLATFORM, download=Download(ca_config_map="everyones"))
+    source = {"name": "everyones", "items": [{"key": "ca.crt", "path": "ca.crt"}], "optional": True}
+    volumes, _ = inputs_of(StageName.PREPARE, platform)
+    assert volumes[-1] == {"name": "download-ca", "configMap": source}
+    volumes, _ = inputs_of(StageName.PREPARE, platform, download={"caConfigMap": "own"})
+    assert volumes[-1]["configMap"] == {"name": "own", "items": source["items"]}
+
+
+def test_run_says_how_to_fetch_and_the_installation_the_rest() -> None:
+    default = Download(hub_endpoint="https://mirror", https_proxy="http://default:1", no_proxy=".svc")
+    made = complete_download(Download(https_proxy="http://own:2", ca_config_map="own"), default)
+    assert made == Download(
+        hub_endpoint="https://mirror", https_proxy="http://own:2", no_proxy=".svc", ca_config_map="own"
+    )
+    config = build_run_config(make_run(), StageName.PREPARE, 1, replace(PLATFORM, download=default))
+    assert config.download == default
+
+
+def test_folders_of_what_is_fetched_are_on_the_runs_volume() -> None:
+    config = build_run_config(make_run(**FROM_EVERYWHERE), StageName.ALIGN, 1, PLATFORM)
+    assert str(config.model_dir) == "/llava/run/inputs/model"
+    assert str(config.dataset_dir) == "/llava/run/inputs/downloads/dataset"
+    assert str(config.alignment_dir) == "/llava/inputs/shared/captions"
+    assert build_run_config(make_run(), StageName.TRAIN, 1, PLATFORM).alignment_dir is None
 
 
 def test_longest_name_leaves_room_for_every_label() -> None:

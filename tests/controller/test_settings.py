@@ -2,6 +2,7 @@
 
 import pytest
 
+from llava_api.spec import Download
 from llava_operator.settings import Settings, SettingsError
 
 REQUIRED = {
@@ -33,6 +34,16 @@ def test_other_variables_are_none_of_our_business() -> None:
 @pytest.mark.parametrize(("text", "namespaces"), [("", ()), ("a", ("a",)), (" a, b ,", ("a", "b"))])
 def test_namespaces_are_separated_by_commas(text: str, namespaces: tuple[str, ...]) -> None:
     assert read(WATCH_NAMESPACES=text).watch_namespaces == namespaces
+
+
+def test_downloads_of_runs_that_do_not_say_how() -> None:
+    assert read().download == Download()
+    settings = read(HUB_ENDPOINT="https://mirror", HTTP_PROXY="http://p:1", HTTPS_PROXY="http://p:2", NO_PROXY=".svc",
+                    DOWNLOAD_CA_CONFIG_MAP="corporate")  # fmt: skip
+    assert settings.download == Download(
+        hub_endpoint="https://mirror", http_proxy="http://p:1", https_proxy="http://p:2", no_proxy=".svc",
+        ca_config_map="corporate",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -70,10 +70,21 @@ class Download(Strict):
         str | None,
         Field(max_length=512, description="Address of the hub for hf:// sources; huggingface.co if left out."),
     ] = None
-    http_proxy: Annotated[str | None, Field(max_length=512, description="Proxy for http addresses.")] = None
-    https_proxy: Annotated[str | None, Field(max_length=512, description="Proxy for https addresses.")] = None
+    http_proxy: Annotated[
+        str | None,
+        Field(max_length=512, description="Proxy for http addresses, like http://proxy.example:3128. Who may read the "
+                                          "run reads it, too: a password in it is no secret."),
+    ] = None  # fmt: skip
+    https_proxy: Annotated[
+        str | None, Field(max_length=512, description="Proxy for https addresses; hub, S3 and files alike.")
+    ] = None
     no_proxy: Annotated[
-        str | None, Field(max_length=2048, description="Hosts that are reached without proxy, separated by commas.")
+        str | None,
+        Field(
+            max_length=2048,
+            description="Hosts, domains (.svc) and networks (10.0.0.0/8) that are reached without proxy, separated by "
+            "commas.",
+        ),
     ] = None
     ca_config_map: Annotated[
         str | None,
@@ -149,7 +160,8 @@ class Model(Strict):
     secret_ref: Annotated[
         SecretRef | None,
         Field(
-            description="Credentials for all of the above. Keys: token (hf), accessKeyId, secretAccessKey, "
-            "sessionToken, endpoint, region (s3), username and password or bearer (https)."
+            description="Credentials for all of the above, mounted as files in prepare only. Keys: token (hf), "
+            "accessKeyId, secretAccessKey, sessionToken, endpoint, region (s3), username and password or bearer "
+            "(https)."
         ),
     ] = None

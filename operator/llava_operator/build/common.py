@@ -1,6 +1,6 @@
 """What every child of a run carries."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llava_api.constants import (
     API_VERSION,
@@ -12,6 +12,7 @@ from llava_api.constants import (
     MANAGER,
     StageName,
 )
+from llava_api.spec import Download
 from llava_operator.run import Run
 from llava_operator.wire import Object
 
@@ -22,6 +23,8 @@ class Platform:
 
     trainer_image: str
     report_url: str
+    download: Download = field(default_factory=Download)
+    """How sources are fetched, where a run does not say."""
 
 
 def build_labels(run: Run, stage: StageName | None = None, attempt: int | None = None) -> dict[str, str]:

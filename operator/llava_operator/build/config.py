@@ -4,19 +4,19 @@ from pathlib import Path, PurePosixPath
 
 from llava_api.constants import (
     CONFIG_PATH,
-    INPUTS_PATH,
     RENDEZVOUS_PORT,
     REPORT_CA_PATH,
     REPORT_TOKEN_PATH,
     RUN_VOLUME_PATH,
     TRAINING_STAGES,
+    SecretRole,
     StageName,
 )
 from llava_api.names import job_name, report_ca_name
 from llava_api.run_config import Reporting, RunConfig, RunIdentity, WorkerLayout
 from llava_operator.build.common import Platform, build_labels, build_metadata
+from llava_operator.build.inputs import complete_download, dataset_dir, model_dir
 from llava_operator.build.service import rendezvous_host
-from llava_operator.build.volume import parse_source
 from llava_operator.run import Run, num_gpus
 from llava_operator.wire import Object
 
@@ -37,8 +37,11 @@ def build_run_config(run: Run, stage: StageName, attempt: int, platform: Platfor
     return RunConfig(
         run=RunIdentity(namespace=run.key.namespace, name=run.key.name, uid=run.uid, stage=stage, attempt=attempt),
         volume_root=Path(RUN_VOLUME_PATH),
-        model_dir=_input_dir(spec.model.source or ""),
-        dataset_dir=_input_dir(spec.dataset.source),
+        model_dir=model_dir(spec),
+        dataset_dir=dataset_dir(spec.dataset.source, SecretRole.DATASET),
+        alignment_dir=(
+            dataset_dir(spec.alignment.dataset.source, SecretRole.ALIGNMENT_DATASET) if spec.alignment else None
+        ),
         model=spec.model,
         dataset=spec.dataset,
         alignment=spec.alignment,
@@ -51,16 +54,11 @@ def build_run_config(run: Run, stage: StageName, attempt: int, platform: Platfor
             rendezvous_port=RENDEZVOUS_PORT,
             grace_period_seconds=grace_period_s(run, stage),
         ),
-        download=spec.download,
+        download=complete_download(spec.download, platform.download),
         merge=spec.merge,
         evaluation=spec.evaluation,
         reporting=Reporting(url=platform.report_url, ca_file=Path(REPORT_CA_PATH), token_file=Path(REPORT_TOKEN_PATH)),
     )
-
-
-def _input_dir(source: str) -> Path:
-    claim, path = parse_source(source)
-    return Path(INPUTS_PATH) / claim / path
 
 
 def build_config_map(run: Run, stage: StageName, attempt: int, platform: Platform) -> Object:

@@ -5,7 +5,6 @@ from pathlib import PurePosixPath
 from llava_api.constants import (
     CONFIG_PATH,
     ENV_POD_NAME,
-    INPUTS_PATH,
     REPORT_CA_PATH,
     REPORT_TOKEN_PATH,
     RUN_VOLUME_PATH,
@@ -18,8 +17,8 @@ from llava_api.names import job_name, rendezvous_service_name, report_ca_name, v
 from llava_api.spec import Toleration
 from llava_operator.build.common import Platform, build_labels, build_metadata
 from llava_operator.build.config import grace_period_s
+from llava_operator.build.inputs import build_inputs
 from llava_operator.build.resources import build_resources
-from llava_operator.build.volume import input_claims
 from llava_operator.run import Run, num_gpus, num_pods
 from llava_operator.wire import Object
 
@@ -30,7 +29,6 @@ SHM_SIZE = "1Gi"
 """Size of /dev/shm outside training; it is taken only when used."""
 TOKEN_EXPIRY_S = 3600
 
-_INPUT_VOLUME = "input-{}"
 _FOLLOWS_NODE_SELECTOR = TRAINING_STAGES | {StageName.PREPARE, StageName.EVALUATE}
 """prepare is the first to use the run's volume: where a volume binds to a zone, it must be training's zone."""
 
@@ -87,7 +85,7 @@ def _build_pod(run: Run, stage: StageName, attempt: int, platform: Platform) -> 
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [_build_container(run, stage, platform)],
-        "volumes": _build_volumes(run, stage, attempt),
+        "volumes": _build_volumes(run, stage, attempt, platform),
     }
     if stage in TRAINING_STAGES:
         pod["subdomain"] = rendezvous_service_name(run.key.name, stage)
@@ -126,7 +124,7 @@ def _build_container(run: Run, stage: StageName, platform: Platform) -> Object:
         },
         # A process that was killed before it could write leaves its log's last lines.
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": _build_mounts(run),
+        "volumeMounts": _build_mounts(run, stage, platform),
     }
 
 
@@ -134,11 +132,7 @@ def _parent(path: str) -> str:
     return str(PurePosixPath(path).parent)
 
 
-def _build_mounts(run: Run) -> list[Object]:
-    inputs: list[Object] = [
-        {"name": _INPUT_VOLUME.format(index), "mountPath": f"{INPUTS_PATH}/{claim}", "readOnly": True}
-        for index, claim in enumerate(input_claims(run.spec))
-    ]
+def _build_mounts(run: Run, stage: StageName, platform: Platform) -> list[Object]:
     return [
         {"name": "config", "mountPath": _parent(CONFIG_PATH), "readOnly": True},
         {"name": "report-ca", "mountPath": _parent(REPORT_CA_PATH), "readOnly": True},
@@ -146,11 +140,11 @@ def _build_mounts(run: Run) -> list[Object]:
         {"name": "run", "mountPath": RUN_VOLUME_PATH},
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "shm", "mountPath": "/dev/shm"},
-        *inputs,
+        *(one.mount for one in build_inputs(run.spec, stage, platform.download)),
     ]
 
 
-def _build_volumes(run: Run, stage: StageName, attempt: int) -> list[Object]:
+def _build_volumes(run: Run, stage: StageName, attempt: int, platform: Platform) -> list[Object]:
     name = run.key.name
     token = {
         "audience": TOKEN_AUDIENCE,
@@ -158,13 +152,6 @@ def _build_volumes(run: Run, stage: StageName, attempt: int) -> list[Object]:
         "path": PurePosixPath(REPORT_TOKEN_PATH).name,
     }
     shm_size = run.spec.workers.shm_size if stage in TRAINING_STAGES else SHM_SIZE
-    inputs: list[Object] = [
-        {
-            "name": _INPUT_VOLUME.format(index),
-            "persistentVolumeClaim": {"claimName": claim, "readOnly": True},
-        }
-        for index, claim in enumerate(input_claims(run.spec))
-    ]
     return [
         {"name": "config", "configMap": {"name": job_name(name, stage, attempt)}},
         # Optional: a stage runs also where its progress cannot be reported.
@@ -173,5 +160,5 @@ def _build_volumes(run: Run, stage: StageName, attempt: int) -> list[Object]:
         {"name": "run", "persistentVolumeClaim": {"claimName": volume_claim_name(name)}},
         {"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shm_size}},
-        *inputs,
+        *(one.volume for one in build_inputs(run.spec, stage, platform.download)),
     ]

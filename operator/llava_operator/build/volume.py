@@ -1,39 +1,10 @@
-"""The run's own volume claim, and the claims that it reads."""
-
-from typing import NamedTuple
+"""The run's own volume claim."""
 
 from llava_api.names import volume_claim_name
 from llava_api.spec import Spec
 from llava_operator.build.common import build_labels, build_metadata
 from llava_operator.run import Run
 from llava_operator.wire import Object
-
-PVC_SCHEME = "pvc://"
-
-
-class Source(NamedTuple):
-    """A parsed ``pvc://CLAIM/PATH``."""
-
-    claim: str
-    path: str
-    """Path below the claim's root; empty for the root itself."""
-
-
-def parse_source(source: str) -> Source:
-    """Claim and path of a source.
-
-    Raises:
-        ValueError: it is no ``pvc://`` source. The CRD lets none through.
-    """
-    if not source.startswith(PVC_SCHEME):
-        raise ValueError(f"source is {source!r} but must be {PVC_SCHEME}CLAIM/PATH")
-    claim, _, path = source.removeprefix(PVC_SCHEME).partition("/")
-    return Source(claim, path.strip("/"))
-
-
-def input_claims(spec: Spec) -> list[str]:
-    """Claims that a run reads, each once, in the order of the spec."""
-    return list(dict.fromkeys(parse_source(source).claim for source in (spec.model.source or "", spec.dataset.source)))
 
 
 def build_volume_claim(run: Run) -> Object:

@@ -1,0 +1,122 @@
+"""What a run reads: claims, Secrets and authorities that its stages mount, and where they find things. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from llava_api.constants import (
+    DOWNLOAD_CA_PATH,
+    INPUTS_PATH,
+    RUN_VOLUME_PATH,
+    SECRETS_PATH,
+    SecretRole,
+    StageName,
+)
+from llava_api.spec import Download, Spec
+from llava_api.volume import RunVolume
+from llava_operator.run import secrets_of
+from llava_operator.wire import Object
+
+PVC_SCHEME = "pvc://"
+_SECRET_MODE = 0o440
+"""Readable by the pod's group only, which the volume gets."""
+
+
+class Source(NamedTuple):
+    """A parsed ``pvc://CLAIM/PATH``."""
+
+    claim: str
+    path: str
+    """Path below the claim's root; empty for the root itself."""
+
+
+def parse_source(source: str) -> Source | None:
+    """Claim and path of a ``pvc://`` source; None for one that is fetched."""
+    if not source.startswith(PVC_SCHEME):
+        return None
+    claim, _, path = source.removeprefix(PVC_SCHEME).partition("/")
+    return Source(claim, path.strip("/"))
+
+
+def list_sources(spec: Spec, stage: StageName) -> Iterator[str]:
+    """Sources that a stage reads, in the order of the spec.
+
+    Prepare reads all of them. What a model is put together from is on the run's volume afterwards.
+    """
+    model = spec.model
+    parts = (model.base, model.language_model, model.vision_tower, model.projector)
+    alignment = spec.alignment.dataset.source if spec.alignment else None
+    made_of = parts if stage is StageName.PREPARE else ()
+    yield from (one for one in (model.source, *made_of, spec.dataset.source, alignment) if one is not None)
+
+
+def input_claims(spec: Spec, stage: StageName) -> list[str]:
+    """Claims that a stage reads, each once, in the order of the spec."""
+    found = (parse_source(source) for source in list_sources(spec, stage))
+    return list(dict.fromkeys(source.claim for source in found if source is not None))
+
+
+def input_dir(source: str | None, fetched: Path) -> Path:
+    """Where stages read a source: on its claim, or where prepare is going to put it."""
+    found = parse_source(source) if source is not None else None
+    return Path(INPUTS_PATH) / found.claim / found.path if found else fetched
+
+
+def model_dir(spec: Spec) -> Path:
+    """Where the model is; what prepare writes down has the last word."""
+    return input_dir(spec.model.source, RunVolume(root=Path(RUN_VOLUME_PATH)).model_dir)
+
+
+def dataset_dir(source: str, role: SecretRole) -> Path:
+    """Where a dataset is."""
+    return input_dir(source, RunVolume(root=Path(RUN_VOLUME_PATH)).download_dir(role))
+
+
+def complete_download(given: Download, default: Download) -> Download:
+    """What the run says, and where it says nothing, what the installation says."""
+    missing = {name: value for name, value in default if getattr(given, name) is None}
+    return given.model_copy(update=missing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mounted:
+    """A volume of the pod and its place in the container."""
+
+    volume: Object
+    mount: Object
+
+
+def build_inputs(spec: Spec, stage: StageName, default: Download) -> list[Mounted]:
+    """Everything that a stage reads from outside the run's volume, read-only. Credentials are for prepare alone."""
+    mounted = [
+        _mount(
+            f"input-{index}",
+            {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}},
+            f"{INPUTS_PATH}/{claim}",
+        )
+        for index, claim in enumerate(input_claims(spec, stage))
+    ]
+    if stage is not StageName.PREPARE:
+        return mounted
+    mounted += [
+        _mount(
+            f"secret-{role}",
+            {"secret": {"secretName": name, "defaultMode": _SECRET_MODE}},
+            f"{SECRETS_PATH}/{role}",
+        )
+        for role, name in secrets_of(spec).items()
+    ]
+    authorities = complete_download(spec.download, default).ca_config_map
+    if authorities is not None:
+        key = PurePosixPath(DOWNLOAD_CA_PATH).name
+        source: Object = {"name": authorities, "items": [{"key": key, "path": key}]}
+        if spec.download.ca_config_map is None:
+            # The installation's: not every namespace needs to have it.
+            source["optional"] = True
+        mounted.append(_mount("download-ca", {"configMap": source}, str(PurePosixPath(DOWNLOAD_CA_PATH).parent)))
+    return mounted
+
+
+def _mount(name: str, source: Object, path: str) -> Mounted:
+    return Mounted(volume={"name": name, **source}, mount={"name": name, "mountPath": path, "readOnly": True})
