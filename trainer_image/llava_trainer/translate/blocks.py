@@ -24,6 +24,9 @@ _PYTHON = re.compile(
     r"try:|if\s[^\[]*:\s*$|else:|except\b.*:|@\w|print\(|[\w.]+(?:\s*:\s*\w+)?\s+=\s|[\w.]+(?:\[[^\]]*\])?\s*=\s*"
     r"(?:type|argparse|Namespace|SimpleNamespace|f?['\"]{3}|\{|\[)|[A-Za-z_][\w.]*\(.*)"
 )
+_IN_COMMANDS = re.compile(r"\.py\b|--\w|=|\\$|\$\w")
+"""What tells a command from a sentence: a quote that stays open in a sentence is an apostrophe."""
+_IN_EVALUATION = re.compile(r"eval_model|query|image_file|\btype\(")
 _MISPLACED_CONTINUATION = re.compile(r"\\[ \t]+(?:#.*)?$")
 
 
@@ -97,7 +100,8 @@ class _Reader:
 
     @staticmethod
     def _is_python(line: str) -> bool:
-        return bool(_PYTHON_PROMPT.match(line) or _PYTHON.match(line.strip()))
+        function = re.match(r"\s*\w+\(\)\s*\{", line)
+        return not function and bool(_PYTHON_PROMPT.match(line) or _PYTHON.match(line.strip()))
 
     def _read_shell(self) -> None:
         """One command with its continuations, and with further lines until its quotes are closed."""
@@ -112,6 +116,8 @@ class _Reader:
                 self.commands += read_commands(text, first + 1, self._variables)
             except TranslateError:
                 del self.commands[known:]
+                if not _IN_COMMANDS.search(text):
+                    return
                 if self._at >= len(self._lines):
                     raise
                 text += "\n" + self._take_continued()
@@ -174,13 +180,17 @@ class _Reader:
             if not self._continues_indented():
                 self._python(source, first)
                 return
-        raise _unreadable(first, problem)
+        if _IN_EVALUATION.search(source):
+            raise _unreadable(first, problem)
+        # A sentence that begins like Python.
+        self._at = first + 1
 
     def _ends_python(self, line: str, begun: bool) -> bool:
         return begun and bool(_FENCE.match(line) or _CELL.match(line) or line.startswith("!"))
 
     def _continues_indented(self) -> bool:
         following = next((line for line in self._lines[self._at :] if line.strip()), "")
+        following = _PYTHON_PROMPT.sub("", following) if following.startswith("...") else following
         return bool(re.match(r"[ \t]+\S|(else|elif|except|finally)\b", following)) and not following.strip().startswith(
             "!"
         )

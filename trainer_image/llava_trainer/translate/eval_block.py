@@ -39,12 +39,16 @@ def find_eval_arguments(statements: Sequence[Statement]) -> tuple[EvalArguments,
     found = []
     for statement in statements:
         offset = statement.line - statement.tree.lineno
-        for node in ast.walk(statement.tree):
+        nodes: list[ast.AST] = [statement.tree]
+        while nodes:
+            node = nodes.pop()
             if isinstance(node, ast.Assign):
                 known.update((target.id, node.value) for target in node.targets if isinstance(target, ast.Name))
             fields = _block_fields(node)
             if fields and ("query" in fields or "image_file" in fields):
                 found.append(_read_block(fields, known, node, offset))
+            else:
+                nodes.extend(ast.iter_child_nodes(node))
     return tuple(found)
 
 

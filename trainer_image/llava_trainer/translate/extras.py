@@ -117,7 +117,8 @@ def _place_image(draft: Draft, image: str, image_folder: str | None) -> str:
     if not inside.startswith(".."):
         return inside
     name = tidy(image.split("?")[0]).rsplit("/", 1)[-1] or "example.png"
-    draft.warn("evaluation.prompts", f"put {image} as {name} into the folder dataset.images, or remove the question")
+    renamed = "" if name == image else f" as {name}"
+    draft.warn("evaluation.prompts", f"put {image}{renamed} into the folder dataset.images, or remove the question")
     return name
 
 
@@ -134,11 +135,11 @@ def _check_block(draft: Draft, block: EvalArguments) -> None:
         draft.warn("evaluation.generation", f"line {block.line}: eval_model never reads {', '.join(never_read)}")
 
 
-def say_without_effect(draft: Draft, flags: Flags, place: str) -> None:
-    """Comment on every flag that nothing comes of, by reason."""
+def say_without_effect(draft: Draft, flags: Flags, place: str, said: Flags | None = None) -> None:
+    """Comment on every flag that nothing comes of, by reason; but for those that ``said`` has just so."""
     by_reason: dict[str, list[str]] = {}
     for name in flags.given:
-        if reason := FLAGS[name].no_effect:
+        if (reason := FLAGS[name].no_effect) and not (said and said.written.get(name) == flags.written[name]):
             by_reason.setdefault(reason, []).append(flags.written[name])
     for reason, written in by_reason.items():
         draft.say(place, f"no effect here: {', '.join(written)} ({reason})")

@@ -121,7 +121,8 @@ def _find(name: str) -> tuple[str, bool] | None:
 
 
 def _nearest(name: str) -> str | None:
-    return next(iter(difflib.get_close_matches(name, FLAGS, n=1, cutoff=0.6)), None)
+    beginning = [known for known in FLAGS if known.startswith(name)]
+    return next(iter(beginning or difflib.get_close_matches(name, FLAGS, n=1, cutoff=0.6)), None)
 
 
 def _read_value(name: str, value: str | None, line: int) -> Value:

@@ -70,6 +70,8 @@ def _read_launch(command: Command) -> Launch | None:
     launcher = "python" if re.fullmatch(r"python[\d.]*", launcher) else launcher
     if kind is None or launcher in {"cat", "echo", "vim", "nano", "cp", "mv", "ls", "sed", "chmod", "git", "wget"}:
         return None
+    if launcher not in _LAUNCHERS and not any(word.startswith("--") for word in command.words[script:]):
+        return None
     if launcher not in _LAUNCHERS:
         raise TranslateError(
             f"line {command.line}: {launcher} starts {command.words[script]}, and is not a launcher that is known: use "

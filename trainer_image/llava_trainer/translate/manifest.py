@@ -153,7 +153,7 @@ def _write_alignment(draft: Draft, read: _Text, gpus: Gpus) -> None:
     _, flags = read.alignment
     write_alignment(draft, flags, gpus)
     if read.training:
-        extras.say_without_effect(draft, flags, "alignment")
+        extras.say_without_effect(draft, flags, "alignment", said=read.training[1])
         extras.say_unknown(draft, flags, "alignment")
         if gpus != _own_gpus(read.alignment[0], gpus):
             draft.warn("alignment.batch", "both phases train on the same pods: those of the second command")
@@ -170,7 +170,10 @@ def _own_gpus(launch: Launch, gpus: Gpus) -> Gpus:
 def _write_workers(draft: Draft, gpus: Gpus) -> None:
     draft.put("workers.replicas", gpus.replicas)
     draft.put("workers.gpus", gpus.per_replica)
-    draft.say("workers", f"{gpus.replicas} x {gpus.per_replica} GPUs, as {gpus.said_by} says")
+    draft.say("workers", f"pods and GPUs of each by {gpus.said_by}")
+    if draft.get("training.zero.offload"):
+        draft.say("workers", "offload keeps about 12 bytes a trained parameter in the pods' memory: see that their "
+                             "resources, 64Gi each if left out, are enough")  # fmt: skip
     if gpus.replicas > 1:
         draft.say("storage", "more than one pod: the StorageClass must offer ReadWriteMany")
 

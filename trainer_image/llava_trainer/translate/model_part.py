@@ -52,6 +52,8 @@ def write_model(draft: Draft, flags: Flags, claim: Claim, *, aligned_by: Flags |
         _from_checkpoint(draft, flags, claim, name)
     if projector and not aligned_by:
         draft.put("model.projector", _source(draft, "model.projector", projector, claim))
+    if aligned_by:
+        _check_handed_on(draft, flags, aligned_by)
     if claim.is_placeholder and "pvc://" in str(draft.values["model"]):
         draft.warn(
             "model",
@@ -115,6 +117,17 @@ def _check_connection(draft: Draft, flags: Flags) -> None:
     if flags.is_on("mm_use_im_patch_token"):
         said = flags.written.get("mm_use_im_patch_token", "no --mm_use_im_patch_token False")
         draft.say("model", f"{said}: LLaVA would add a token to the vocabulary that nothing uses; none is added")
+
+
+def _check_handed_on(draft: Draft, flags: Flags, aligned_by: Flags) -> None:
+    """Whether the second command goes on from what the first one makes."""
+    first, second = aligned_by.text("model_name_or_path"), flags.text("model_name_or_path")
+    if flags.has("model_name_or_path") and first != second:
+        draft.warn("model", f"the alignment starts from {first} and the training from {second}: one run has one model, "
+                            "the former")  # fmt: skip
+    projector, made = flags.text("pretrain_mm_mlp_adapter"), aligned_by.text("output_dir")
+    if projector and made and not tidy(projector).startswith(tidy(made)):
+        draft.warn("alignment", f"training takes the projector of this alignment, not {projector}")
 
 
 def _source(draft: Draft, place: str, name: str, claim: Claim) -> str:

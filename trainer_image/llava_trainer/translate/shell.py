@@ -16,6 +16,8 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?:\[[@*]\])?(?::?[-=]([^}]*))?\})")
 _UNRESOLVED = re.compile(r"\$\{?(\w+)")
 _PARAMETER = re.compile(r"\$\{?((?<=\{)[^}\n]+(?=\})|(?<!\{)\w+)\}?")
 _ARRAY = re.compile(r'"\$\{(\w+)\[[@*]\]\}"')
+_APOSTROPHE = re.compile(r"(?<=[A-Za-z])'(?=(?:s|t|re|ve|ll|d|m)\b)")
+"""Of a sentence between commands, not the beginning of a quotation."""
 _OPERATOR = re.compile(r"\n|&&|\|\||;;?|\||&(?!>)|[()]")
 _PLACEHOLDER = re.compile(r"<([A-Za-z][\w ./-]*)>")
 _REDIRECTION = re.compile(r"\d*(?:>>|>\||>&|<&|<<<|<|>)|&>>?")
@@ -180,6 +182,9 @@ def _scan_word(text: str, begin: int, line: int, variables: Variables) -> _Read:
                 pieces.append("".join(parts))
                 parts = [other]
             position = match.end()
+        elif _APOSTROPHE.match(text, position):
+            parts.append(char)
+            position += 1
         elif char in "'\"":
             end = _closing_quote(text, position, line + text.count("\n", begin, position))
             inner = text[position + 1 : end]

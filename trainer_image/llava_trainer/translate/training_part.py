@@ -101,6 +101,8 @@ def _precision(draft: Draft, flags: Flags, gpus: Gpus, *, literal: bool) -> None
         draft.say(where, "fp32: there are no GPUs")
     elif flags.is_on("bf16"):
         draft.put(where, "bf16")
+        if flags.is_on("fp16"):
+            draft.warn(where, f"{flags.written['fp16']} beside --bf16: transformers refuses both; bf16 is taken")
     elif flags.is_on("fp16"):
         draft.put(where, "bf16")
         draft.warn(where, f"{flags.written['fp16']}: bf16 is what is offered; GPUs before Ampere do not have it")

@@ -10,7 +10,7 @@ from llava_trainer.translate.draft import Note, Place
 
 _WIDTH = 116
 _INDENT = "  "
-_PLAIN = re.compile(r"[A-Za-z_./][\w ./@+,=()-]*(?::(?=\S)[\w ./@+,=()-]+)*")
+_PLAIN = re.compile(r"\d+[KMGT]i|[A-Za-z_./][\w ./@+,=()-]*(?::(?=\S)[\w ./@+,=()-]+)*")
 _NOT_TEXT = re.compile(r"(?i)(true|false|yes|no|on|off|null|y|n|[.-]?(inf|nan)|\.+|[\d_.]+e?[\d_.]*)")
 
 
@@ -72,7 +72,7 @@ def _flow(value: Any) -> str:
 
 def _float(value: float) -> str:
     """YAML 1.1 takes 2e-05 for text: there has to be a point."""
-    if value and not 1e-3 <= abs(value) < 1e6:
+    if value and not 1e-2 <= abs(value) < 1e6:
         mantissa, exponent = f"{value:e}".split("e")
         digits = mantissa.rstrip("0")
         return f"{digits}{'0' if digits.endswith('.') else ''}e{int(exponent):+d}"
@@ -81,7 +81,13 @@ def _float(value: float) -> str:
 
 def _string(value: str) -> str:
     plain = _PLAIN.fullmatch(value) and not _NOT_TEXT.fullmatch(value) and value == value.strip() and "," not in value
-    return value if plain else json.dumps(value)
+    return value if plain else _quote(value)
+
+
+def _quote(value: str) -> str:
+    """Between double quotes; what is no character to look at by its number, line breaks of Unicode among it."""
+    quoted = json.dumps(value, ensure_ascii=False)
+    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in quoted)
 
 
 def _comment(text: str, depth: int) -> list[str]:
