@@ -38,6 +38,9 @@ class WorkerLayout(Strict):
     """DNS name of the first training pod."""
     rendezvous_port: int = RENDEZVOUS_PORT
     grace_period_seconds: int = 30
+    stall_limit_seconds: Annotated[float, Field(gt=0)] = 300
+    """How long a training process may stand still before it says where and ends: half of what the others' operations
+    wait for it."""
 
     @property
     def world_size(self) -> int:

@@ -1,5 +1,6 @@
 """Checkpoints as files: whole, verified, the newest first, and none that is damaged."""
 
+import dataclasses
 import errno
 import json
 from collections.abc import Callable
@@ -7,56 +8,75 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from llava_api.constants import StageName
 from llava_api.volume import RunVolume
-from llava_trainer.files import begin_folder, publish_folder
+from llava_trainer.files import begin_folder, publish_folder, sha256_file
 from llava_trainer.training.checkpoint import (
     CheckpointState,
     DamagedCheckpointError,
+    StoredOptimizer,
     checkpoint_dir,
     find_checkpoints,
-    list_adapter_files,
     list_checkpoints,
+    piece_key,
     prune_checkpoints,
     rank_file,
-    read_rank,
     read_state,
     verify_files,
     write_manifest,
     write_rank,
 )
-from llava_trainer.training.tensors import save_tensors
+from llava_trainer.training.tensors import save_tensors, write_hashed
 
-TENSORS = {"group0.original": torch.arange(4.0), "generator.cpu": torch.arange(8, dtype=torch.uint8)}
-STATE = CheckpointState(step=20, world_size=2, total_steps=100)
+WHOLE = {"weight": torch.arange(12.0).view(3, 4), "bias": torch.arange(100.0, 103.0)}
+SLICES = ([("weight", 0, 7), ("bias", 0, 3)], [("weight", 7, 12)])
+"""What each of two processes keeps: name, start, stop."""
+STATE = CheckpointState(
+    step=20, total_steps=100, world_size=2, seed=42, parameters={name: list(t.shape) for name, t in WHOLE.items()}
+)
 
 
-def write_checkpoint(checkpoints: Path, step: int = 20) -> Path:
+def write_checkpoint(checkpoints: Path, step: int = 20, slices=SLICES) -> Path:
     folder = checkpoint_dir(checkpoints, step)
     aside = begin_folder(folder)
-    digests = [write_rank(aside, rank, TENSORS) for rank in (0, 1)]
+    digests = [
+        write_rank(aside, rank, {piece_key("original", name, a): WHOLE[name].view(-1)[a:b] for name, a, b in mine})
+        for rank, mine in enumerate(slices)
+    ]
     (aside / "adapter").mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (aside / "adapter" / name).write_text("{}")
-    write_manifest(aside, CheckpointState(step=step, world_size=2, total_steps=100), digests)
+    write_manifest(aside, STATE, digests)
     publish_folder(folder)
     return folder
 
 
-def test_what_was_written_is_read(tmp_path: Path):
+def test_what_was_written_is_read_by_whoever_asks_for_what_part(tmp_path: Path):
     folder = write_checkpoint(tmp_path)
     assert folder.name == "step-00000020"
     assert read_state(folder) == STATE
-    for rank in (0, 1):
-        tensors = read_rank(folder, rank)
-        assert tensors.keys() == TENSORS.keys()
-        assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
-    verify_files(folder, list_adapter_files(folder))
+    with StoredOptimizer(folder, STATE) as stored:
+        stored.check_whole(["original"])
+        for name, tensor in WHOLE.items():
+            assert torch.equal(stored.read_whole("original", name), tensor)
+        for start, stop in ((0, 12), (0, 7), (6, 9), (7, 12), (11, 12), (5, 5)):
+            assert torch.equal(stored.read("original", "weight", start, stop), torch.arange(12.0)[start:stop])
+    verify_files(folder)
     assert sorted(json.loads((folder / "manifest.json").read_text())) == [
         "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "rank-00000.safetensors",
         "rank-00001.safetensors", "state.json",
     ]  # fmt: skip
+
+
+def test_files_are_plain_safetensors_with_their_digest(tmp_path: Path):
+    tensors = {"a": torch.arange(5.0), "b": torch.zeros(0), "a longer name": torch.tensor([float("inf"), -1.0])}
+    digest = write_hashed(tensors, tmp_path / "file.safetensors")
+    assert f"sha256:{digest.hex()}" == sha256_file(tmp_path / "file.safetensors")
+    loaded = load_file(tmp_path / "file.safetensors")
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
 
 
 def cut(file: Path) -> None:
@@ -81,8 +101,8 @@ def test_damage_is_found(tmp_path: Path, name: str, damage: Callable[[Path], Non
 
     def read_everything() -> None:
         read_state(folder)
-        read_rank(folder, 0)
-        verify_files(folder, list_adapter_files(folder))
+        for share in (0, 1):
+            verify_files(folder, share, 2)
 
     with pytest.raises(
         DamagedCheckpointError, match=name.split("/")[-1] if "manifest" not in name else "step-00000020"
@@ -90,23 +110,42 @@ def test_damage_is_found(tmp_path: Path, name: str, damage: Callable[[Path], Non
         read_everything()
 
 
-def test_a_file_that_is_no_safetensors_is_damage_even_if_its_digest_is_right(tmp_path: Path):
+def test_a_missing_file_of_a_process_is_damage(tmp_path: Path):
     folder = write_checkpoint(tmp_path)
-    rank_file(folder, 1).write_bytes(b"x")
+    rank_file(folder, 1).unlink()
     write_manifest(folder, STATE, [])
-    with pytest.raises(DamagedCheckpointError, match="cannot be read"):
-        read_rank(folder, 1)
+    with pytest.raises(DamagedCheckpointError, match="lacks rank-00001"):
+        read_state(folder)
+
+
+def test_a_gap_is_damage(tmp_path: Path):
+    folder = write_checkpoint(tmp_path, slices=([("weight", 0, 6), ("bias", 0, 3)], [("weight", 7, 12)]))
+    with (
+        StoredOptimizer(folder, STATE) as stored,
+        pytest.raises(DamagedCheckpointError, match=r"lacks numbers of weight \(original\) from 6 on"),
+    ):
+        stored.check_whole(["original"])
+
+
+@pytest.mark.parametrize("content", [b"x", None])
+def test_a_file_that_is_no_safetensors_is_damage_even_if_its_digest_is_right(tmp_path: Path, content: bytes | None):
+    folder = write_checkpoint(tmp_path)
+    rank_file(folder, 1).unlink()
+    if content:
+        rank_file(folder, 1).write_bytes(content)
+    with pytest.raises(DamagedCheckpointError, match="cannot be read"), StoredOptimizer(folder, STATE):
+        pass
 
 
 def test_a_tensor_file_that_cannot_be_written_has_an_error_number(tmp_path: Path):
     with pytest.raises(OSError, match="No such file or directory") as caught:
-        save_tensors(TENSORS, tmp_path / "nowhere" / "file")
+        save_tensors(WHOLE, tmp_path / "nowhere" / "file")
     assert caught.value.errno == errno.ENOENT
 
 
 def test_another_format_is_passed_over(tmp_path: Path):
     folder = write_checkpoint(tmp_path)
-    write_manifest(folder, CheckpointState(step=20, world_size=2, total_steps=100, version=99), [])
+    write_manifest(folder, dataclasses.replace(STATE, version=99), [])
     with pytest.raises(DamagedCheckpointError, match="format 99"):
         read_state(folder)
 

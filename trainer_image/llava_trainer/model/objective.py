@@ -69,14 +69,13 @@ class SupervisedLoss(nn.Module):
         """
         llava = self._llava
         packed = {} if position_ids is None else {"position_ids": position_ids, **_flash_lengths(llava, position_ids)}
-        hidden = llava.model(
-            input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, use_cache=False, **packed
-        ).last_hidden_state
+        hidden = llava.model.language_model(
+            inputs_embeds=_embed(llava, input_ids, pixel_values), attention_mask=attention_mask, use_cache=False,
+            **packed,
+        ).last_hidden_state  # fmt: skip
         if predicting is None:
             predicting = find_predicting(labels)
         loss: torch.Tensor = llava.lm_head(hidden.flatten(0, 1)[predicting], labels.flatten()[predicting + 1])
-        if pixel_values is None:
-            loss = loss + _unseen_picture(llava, input_ids.device)
         if predicting.numel() == 0:
             # An empty selection has no graph to the parameters, yet every process must take part in every reduction.
             loss = loss + 0.0 * hidden.sum()
@@ -100,12 +99,25 @@ def _flash_lengths(llava: Any, position_ids: torch.Tensor) -> dict[str, Any]:
     return {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
 
 
-def _unseen_picture(llava: Any, device: torch.device) -> torch.Tensor:
-    """Zero, computed from a blank picture: a projector without gradient would leave the other processes waiting."""
+def _embed(llava: Any, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> torch.Tensor:
+    """Embeddings of tokens and pictures, as LlavaModel's own forward makes them; without pictures, of a blank one to 0.
+
+    A projector without gradient would leave the other processes waiting. And ZeRO-3 fetches a module's weights from all
+    processes when it runs: each of them must run the same modules in the same order, whatever its samples show.
+    """
+    embedded: torch.Tensor = llava.get_input_embeddings()(input_ids)
     size_px = llava.config.vision_config.image_size
-    blank = torch.zeros(1, 3, size_px, size_px, dtype=llava.dtype, device=device)
-    features = llava.get_image_features(pixel_values=blank).pooler_output
-    return 0.0 * torch.cat(tuple(features)).float().sum()
+    if pixel_values is None:
+        blank = torch.zeros(1, 3, size_px, size_px, dtype=llava.dtype, device=input_ids.device)
+        return embedded + 0.0 * _look_at(llava, blank).sum()
+    features = _look_at(llava, pixel_values).to(embedded.dtype)
+    places = llava.model.get_placeholder_mask(input_ids, inputs_embeds=embedded, image_features=features)
+    return embedded.masked_scatter(places, features)
+
+
+def _look_at(llava: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+    """What the projector makes of pictures: (tokens of all of them, width)."""
+    return torch.cat(tuple(llava.get_image_features(pixel_values=pixel_values).pooler_output))
 
 
 def _freeze_tower(tower: nn.Module) -> None:

@@ -3,10 +3,10 @@
 Every process runs the same steps; what only one of them does (files for all, reports) asks ``is_first``.
 """
 
-import logging
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NoReturn
 
 from llava_api.failures import Reason
 from llava_api.report import TrainNumbers
@@ -24,24 +24,40 @@ from llava_trainer.training.probe import probe_longest
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.recorder import Recorder
 from llava_trainer.training.results import publish_result
-from llava_trainer.training.resuming import resume, save_checkpoint
+from llava_trainer.training.resuming import Beginning, resume, shapes_of
+from llava_trainer.training.saving import Saver
 from llava_trainer.training.schedule import Schedule
-from llava_trainer.training.step import check_finite, count_batch, run_step
+from llava_trainer.training.servable import write_servable
+from llava_trainer.training.slices import list_slices, share_of
+from llava_trainer.training.step import (
+    check_finite,
+    check_gradient,
+    check_supervised,
+    count_batch,
+    draw_seed,
+    run_step,
+)
 from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.trainee import Trainee, build_trainee
+from llava_trainer.training.watchdog import Beat, Doing
 
-logger = logging.getLogger(__name__)
 
-
-def train(config: RunConfig, processes: Processes, reporter: Reporter, stop: StopRequest) -> TrainNumbers | None:
-    """Train to the end and write the adapter.
+def train(
+    config: RunConfig,
+    processes: Processes,
+    reporter: Reporter,
+    stop: StopRequest,
+    beat: Beat = lambda doing: None,
+) -> TrainNumbers | None:
+    """Train to the end and write the result. ``beat`` is told how far it is.
 
     Returns:
         What was reached, in the first process; None in the others.
 
     Raises:
-        StageError: Interrupted (a checkpoint was saved before), LossNotFinite, InvalidModel, InvalidData,
-            InvalidConfig, InternalError (nothing was learned).
+        StageError: Interrupted (a checkpoint was saved before), LossNotFinite, NothingSupervised, ZeroGradient,
+            AdapterUnchanged, CheckpointMismatch, OutOfDeviceMemory, InvalidModel, InvalidData, InvalidConfig.
+        OSError: a checkpoint or the result could not be written.
     """
     phase = phase_of(config)
     processing = load_processing(config.model_dir, phase.image_aspect_ratio)
@@ -49,7 +65,9 @@ def train(config: RunConfig, processes: Processes, reporter: Reporter, stop: Sto
         samples = stack.enter_context(SampleFile(phase.samples_file))
         plan = make_plan(phase, samples.measure(processing, phase.template, phase.max_length), processes.world_size)
         trainee = build_trainee(config, phase, processes)
-        resumed = resume(trainee.engine, processes, config.volume, phase.stage, config.run.attempt)
+        beginning = resume(
+            trainee.engine, trainee.named_trainable(), processes, config.volume, phase.stage, config.run.attempt
+        )
         loader = stack.enter_context(
             BatchLoader(
                 samples, processing, images=phase.images_dir, max_length=phase.max_length, plan=plan,
@@ -57,13 +75,14 @@ def train(config: RunConfig, processes: Processes, reporter: Reporter, stop: Sto
             )
         )  # fmt: skip
         probe_longest(trainee, loader, plan, processes)
+        saver = stack.enter_context(_open_saver(config, phase, trainee, processes))
         recorder = None
         if processes.is_first:
-            recorder = Recorder(stack.enter_context(_open_history(config, resumed)), reporter, plan)
+            recorder = Recorder(stack.enter_context(_open_history(config, beginning)), reporter, plan)
+            recorder.record_skipped(beginning.skipped)
         Loop(
-            config=config, phase=phase, plan=plan, trainee=trainee, processes=processes, loader=loader,
-            recorder=recorder, stop=stop,
-            first_step=resumed[0].step if resumed else 0,
+            phase=phase, plan=plan, trainee=trainee, processes=processes, loader=loader, saver=saver,
+            recorder=recorder, stop=stop, beat=beat, first_step=beginning.step,
         ).run()  # fmt: skip
     publish_result(trainee, config.volume, is_first=processes.is_first)
     processes.barrier()
@@ -78,79 +97,110 @@ def train(config: RunConfig, processes: Processes, reporter: Reporter, stop: Sto
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Loop:
     """Runs the steps that are left."""
 
-    config: RunConfig
     phase: Phase
     plan: Plan
     trainee: Trainee
     processes: Processes
     loader: BatchLoader
+    saver: Saver
     recorder: Recorder | None
     """Only in the first process."""
     stop: StopRequest
+    beat: Beat
     first_step: int
-    saved_step: int = field(init=False)
-    """Last step that need not be done again."""
-
-    def __post_init__(self) -> None:
-        self.saved_step = self.first_step
 
     def run(self) -> None:
         """Run them.
 
         Raises:
-            StageError: Interrupted, LossNotFinite.
+            StageError: Interrupted, LossNotFinite, NothingSupervised, ZeroGradient.
+            OSError: a checkpoint could not be written.
         """
-        phase = self.phase
-        schedule = Schedule(kind=phase.scheduler, total_steps=self.plan.total_steps, warmup_ratio=phase.warmup_ratio)
         for step in range(self.first_step, self.plan.total_steps):
-            micro_batches = self.loader.load(step)
-            totals = count_batch(micro_batches, self.stop.received, self.processes)
-            if totals.stop:
-                self._stop_after(step)
-            outcome = run_step(
-                self.trainee, self.processes, micro_batches, totals,
-                factor=schedule.factor(step), samples=len(self.plan.batch(step)),
-            )  # fmt: skip
-            done = step + 1
-            check_finite(outcome, done)
-            if self.recorder:
-                self.recorder.record(done, outcome)
-            # After the last step comes the adapter itself.
-            if done % phase.checkpoint.every_steps == 0 and done < self.plan.total_steps:
-                self._save(done)
+            self._run_step(step)
+            # After the last step comes the result itself.
+            if (step + 1) % self.phase.checkpoint.every_steps == 0 and step + 1 < self.plan.total_steps:
+                self._save(step + 1)
+            self._note_saved(self.saver.check())
+        self._finish_saving()
 
-    def _stop_after(self, step: int) -> None:
-        if step > self.saved_step:
+    def _run_step(self, step: int) -> None:
+        self.beat(Doing.LOADING)
+        micro_batches = self.loader.load(step)
+        self.beat(Doing.WAITING)
+        totals = count_batch(micro_batches, self.stop.received, self.processes)
+        if totals.stop:
+            self._stop_after(step)
+        batch = self.plan.batch(step)
+        check_supervised(totals, step + 1, batch)
+        outcome = run_step(
+            self.trainee, self.processes, micro_batches, totals,
+            factor=self._schedule.factor(step), samples=len(batch), seeds=self._draw_seeds(step), beat=self.beat,
+        )  # fmt: skip
+        check_finite(outcome, step + 1)
+        if step == self.first_step:
+            check_gradient(self.trainee, self.processes, step + 1)
+        if self.recorder:
+            self.recorder.record(step + 1, outcome)
+
+    @cached_property
+    def _schedule(self) -> Schedule:
+        return Schedule(
+            kind=self.phase.scheduler, total_steps=self.plan.total_steps, warmup_ratio=self.phase.warmup_ratio
+        )
+
+    def _draw_seeds(self, step: int) -> list[int]:
+        """What dropout of each micro-batch begins with; its first sample stands for it."""
+        shares = self.plan.share(step, self.processes.rank)
+        return [draw_seed(self.phase.seed, step, rows[0][0] if rows else 0) for rows in shares]
+
+    def _stop_after(self, step: int) -> NoReturn:
+        if step > self.first_step and self.saver.begun_step != step:
             self._save(step)
+        self._finish_saving()
+        saved = self.saver.saved_step or self.first_step
         raise StageError(
             Reason.INTERRUPTED,
             f"training was asked to stop (SIGTERM) after step {step} of {self.plan.total_steps}; the checkpoint of "
-            f"step {self.saved_step} is on the volume" if self.saved_step else
+            f"step {saved} is on the volume" if saved else
             "training was asked to stop (SIGTERM) before it had done a step",
         )  # fmt: skip
 
     def _save(self, step: int) -> None:
-        save_checkpoint(
-            self.trainee.engine,
-            self.trainee.tuned,
-            self.processes,
-            self.config.volume.checkpoints_dir(self.phase.stage, self.config.run.attempt),
-            CheckpointState(step=step, world_size=self.processes.world_size, total_steps=self.plan.total_steps),
-            self.phase.checkpoint.keep,
-        )
-        self.saved_step = step
-        if self.recorder:
+        self.beat(Doing.SAVING)
+        engine, named = self.trainee.engine, self.trainee.named_trainable()
+        state = CheckpointState(
+            step=step, total_steps=self.plan.total_steps, world_size=self.processes.world_size, seed=self.phase.seed,
+            parameters=shapes_of(named),
+        )  # fmt: skip
+        self.saver.begin(share_of(list_slices(engine, named), engine), state)
+
+    def _finish_saving(self) -> None:
+        self.beat(Doing.SAVING)
+        self.saver.finish()
+        self._note_saved(self.saver.saved_step)
+
+    def _note_saved(self, step: int | None) -> None:
+        if self.recorder and step is not None:
             self.recorder.record_checkpoint(step)
 
 
-def _open_history(config: RunConfig, resumed: tuple[CheckpointState, Path] | None) -> History:
+def _open_saver(config: RunConfig, phase: Phase, trainee: Trainee, processes: Processes) -> Saver:
+    return Saver(
+        processes,
+        config.volume.checkpoints_dir(phase.stage, config.run.attempt),
+        keep=phase.checkpoint.keep,
+        write_servable=partial(write_servable, trainee),
+    )
+
+
+def _open_history(config: RunConfig, beginning: Beginning) -> History:
     file = config.volume.history_file(config.run.stage, config.run.attempt)
-    if resumed is None:
+    if beginning.folder is None:
         return History(file)
-    state, folder = resumed
     # The curve of the attempt that made the checkpoint: attempts/STAGE-N/checkpoints/step-M lies beside it.
-    return History(file, resumed_from=folder.parent.parent / file.name, resumed_step=state.step)
+    return History(file, resumed_from=beginning.folder.parent.parent / file.name, resumed_step=beginning.step)

@@ -12,7 +12,11 @@ import torch.distributed as dist
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others in one operation. A process that died is noticed by the launchers long
-before; this is for one that hangs. It must be longer than the first process takes to write a checkpoint."""
+before, and one that hangs by its watchdog (``llava_trainer.training.watchdog``)."""
+
+
+class LostPeerError(Exception):
+    """This process cannot go on because another one failed, which knows why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +45,6 @@ class Processes:
     def all_true(self, value: bool) -> bool:
         """Whether ``value`` is true in every process."""
         return self.sum(float(value))[0] == self.world_size
-
-    def gather_digests(self, digest: bytes) -> list[bytes]:
-        """Every process's sha256 digest (32 bytes), in the order of ranks."""
-        mine = torch.tensor(list(digest), dtype=torch.uint8, device=self.device)
-        everyones = [torch.empty_like(mine) for _ in range(self.world_size)]
-        dist.all_gather(everyones, mine)
-        return [bytes(other.tolist()) for other in everyones]
 
 
 def join(device_type: Literal["cuda", "cpu"]) -> Processes:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 
 from llava_trainer.reporting import Measures, Reporter
 from llava_trainer.training.history import Entry, History
@@ -22,6 +23,8 @@ class Recorder:
         self._reporter = reporter
         self._plan = plan
         self._checkpoint_step: int | None = None
+        self._notice = ""
+        self._last_entry: Entry | None = None
         self._last_time = time.monotonic()
         self._last_logged = -_LOG_INTERVAL_S
 
@@ -50,6 +53,7 @@ class Recorder:
             tokens_per_second=outcome.tokens / seconds,
         )
         self._history.append(entry)
+        self._last_entry = entry
         self._report(entry)
         if now - self._last_logged >= _LOG_INTERVAL_S or step == self._plan.total_steps:
             self._last_logged = now
@@ -59,8 +63,16 @@ class Recorder:
             )  # fmt: skip
 
     def record_checkpoint(self, step: int) -> None:
-        """Record that the checkpoint after ``step`` steps is on the disk; the next report tells."""
-        self._checkpoint_step = step
+        """Record that the checkpoint after ``step`` steps is on the disk."""
+        if step != self._checkpoint_step:
+            self._checkpoint_step = step
+            if self._last_entry:
+                self._report(self._last_entry)
+
+    def record_skipped(self, skipped: Sequence[str]) -> None:
+        """Have every report tell that damaged checkpoints were passed over."""
+        if skipped:
+            self._notice = f"damaged checkpoints were passed over: {', '.join(skipped)}"
 
     def _report(self, entry: Entry) -> None:
         measures = Measures(
@@ -74,4 +86,6 @@ class Recorder:
         )
         if self._checkpoint_step is not None:
             measures["checkpoint_step"] = self._checkpoint_step
+        if self._notice:
+            measures["message"] = self._notice
         self._reporter.update(entry.step, self._plan.total_steps, **measures)

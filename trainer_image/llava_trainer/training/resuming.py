@@ -1,122 +1,108 @@
-"""Saving and resuming over all processes: who writes what when, and which checkpoint everyone goes back to."""
+"""Resuming over all processes: which checkpoint everyone goes back to, and what each takes from it."""
 
 import logging
-import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from torch import nn
 
 from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.volume import RunVolume
 from llava_trainer.errors import StageError
-from llava_trainer.files import begin_folder, publish_folder
-from llava_trainer.training.adapter import save_adapter
 from llava_trainer.training.checkpoint import (
-    ADAPTER_FOLDER,
     CheckpointState,
     DamagedCheckpointError,
-    checkpoint_dir,
+    StoredOptimizer,
     find_checkpoints,
-    list_adapter_files,
-    prune_checkpoints,
-    read_rank,
     read_state,
     verify_files,
-    write_manifest,
-    write_rank,
 )
-from llava_trainer.training.engine import export_optimizer, import_optimizer
 from llava_trainer.training.processes import Processes
+from llava_trainer.training.slices import PARTS, list_slices, resume_slices
 
 logger = logging.getLogger(__name__)
 
 
-def save_checkpoint(
-    engine: Any, tuned: PeftModel, processes: Processes, checkpoints: Path, state: CheckpointState, keep: int
-) -> None:
-    """Write a checkpoint. Every process calls it; when it returns, the checkpoint is on the disk.
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """Where training begins."""
 
-    Raises:
-        OSError: it cannot be written (a full disk, say); what was written is never taken for a checkpoint.
-    """
-    began = time.monotonic()
-    folder = checkpoint_dir(checkpoints, state.step)
-    if processes.is_first:
-        begin_folder(folder)
-    processes.barrier()
-    aside = folder.with_name(f".{folder.name}.partial")
-    digest = write_rank(aside, processes.rank, {**export_optimizer(engine), **_export_generators(processes.device)})
-    if processes.is_first:
-        save_adapter(tuned, aside / ADAPTER_FOLDER)
-    digests = processes.gather_digests(digest)
-    if processes.is_first:
-        write_manifest(aside, state, digests)
-        publish_folder(folder)
-        prune_checkpoints(checkpoints, keep)
-        logger.info("checkpoint %s saved, training stood still for %.1f s", folder, time.monotonic() - began)
-    processes.barrier()
+    step: int = 0
+    """Optimiser steps done already."""
+    folder: Path | None = None
+    """The checkpoint that this comes from; None if training begins anew."""
+    skipped: tuple[str, ...] = ()
+    """Checkpoints that were damaged, and passed over."""
 
 
 def resume(
-    engine: Any, processes: Processes, volume: RunVolume, stage: StageName, attempt: int
-) -> tuple[CheckpointState, Path] | None:
-    """Load the newest checkpoint that is whole. Every process calls it, and all load the same one.
-
-    Returns:
-        Its state and folder, or None if training begins.
+    engine: Any,
+    named: Mapping[str, nn.Parameter],
+    processes: Processes,
+    volume: RunVolume,
+    stage: StageName,
+    attempt: int,
+) -> Beginning:
+    """Load the newest checkpoint that is whole, whoever wrote it. Every process calls it, and all load the same one.
 
     Raises:
-        StageError: CheckpointMismatch; the checkpoint was made by another number of processes.
+        StageError: CheckpointMismatch; the checkpoint is of another model or adapter.
     """
     # Nobody may be reading the list while somebody else, still on the way here, could change what it says.
     processes.barrier()
+    skipped: list[str] = []
     for folder in find_checkpoints(volume, stage, attempt):
-        loaded = _load_verified(folder, processes)
-        if loaded is None:
+        state = _verify(folder, processes)
+        if state is None:
+            skipped.append(f"{folder.parent.parent.name}/{folder.name}")
             continue
-        state, tensors = loaded
-        import_optimizer(engine, tensors)
-        _import_generators(tensors, processes.device)
+        _check_same_parameters(folder, state, shapes_of(named))
+        _load(engine, named, folder, state)
         if processes.is_first:
             logger.info("resuming from %s, after step %d of %d", folder, state.step, state.total_steps)
-        return state, folder
-    return None
+        return Beginning(step=state.step, folder=folder, skipped=tuple(skipped))
+    return Beginning(skipped=tuple(skipped))
 
 
-def _load_verified(folder: Path, processes: Processes) -> tuple[CheckpointState, dict[str, torch.Tensor]] | None:
-    state, tensors, damage = None, {}, ""
+def shapes_of(named: Mapping[str, nn.Parameter]) -> dict[str, list[int]]:
+    """Shape of each parameter, also of one that ZeRO-3 has shared out."""
+    return {name: list(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in named.items()}
+
+
+def _verify(folder: Path, processes: Processes) -> CheckpointState | None:
+    """The state of a checkpoint that every process finds in order: each looks at its share of the files."""
+    state = None
     try:
         state = read_state(folder)
-        if state.world_size == processes.world_size:
-            tensors = read_rank(folder, processes.rank)
-            if processes.is_first:
-                verify_files(folder, list_adapter_files(folder))
+        verify_files(folder, processes.rank, processes.world_size)
+        with StoredOptimizer(folder, state) as stored:
+            stored.check_whole(PARTS)
     except DamagedCheckpointError as error:
-        damage = str(error)
-        logger.warning("the checkpoint %s is passed over for the one before: %s", folder, damage)
-    if not processes.all_true(not damage) or state is None:
-        return None
-    if state.world_size != processes.world_size:
+        state = None
+        logger.warning("the checkpoint %s is passed over for the one before: %s", folder, error)
+    return state if processes.all_true(state is not None) else None
+
+
+def _check_same_parameters(folder: Path, state: CheckpointState, shapes: Mapping[str, list[int]]) -> None:
+    stored = {name: list(shape) for name, shape in state.parameters.items()}
+    different = [name for name in stored.keys() | shapes.keys() if stored.get(name) != shapes.get(name)]
+    if different:
+        name = min(different)
         raise StageError(
             Reason.CHECKPOINT_MISMATCH,
-            f"{folder} was made by {state.world_size} processes and cannot be resumed by {processes.world_size}: set "
-            f"workers.replicas x max(workers.gpus, 1) to {state.world_size} again, or create another run",
+            f"{folder} is of another model or adapter: {name} is {stored.get(name, 'missing')} there and "
+            f"{shapes.get(name, 'missing')} here ({len(different)} differ)",
         )
-    return state, tensors
 
 
-def _export_generators(device: torch.device) -> dict[str, torch.Tensor]:
-    generators = {"generator.cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        generators["generator.cuda"] = torch.cuda.get_rng_state(device)
-    return generators
-
-
-def _import_generators(tensors: Mapping[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(tensors["generator.cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["generator.cuda"], device)
+@torch.no_grad()
+def _load(engine: Any, named: Mapping[str, nn.Parameter], folder: Path, state: CheckpointState) -> None:
+    with StoredOptimizer(folder, state) as stored:
+        for slice_ in list_slices(engine, named):
+            for part, tensor in slice_.parts.items():
+                tensor.copy_(stored.read(part, slice_.name, slice_.start, slice_.stop))
+    resume_slices(engine, state.step)

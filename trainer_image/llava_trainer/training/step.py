@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from llava_api.failures import Reason
@@ -16,7 +17,9 @@ from llava_trainer.errors import StageError
 from llava_trainer.training.batches import MicroBatch
 from llava_trainer.training.engine import set_learning_rates
 from llava_trainer.training.processes import Processes
+from llava_trainer.training.slices import list_slices
 from llava_trainer.training.trainee import Trainee
+from llava_trainer.training.watchdog import Beat, Doing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,8 @@ def run_step(
     *,
     factor: float,
     samples: int,
+    seeds: Sequence[int],
+    beat: Beat,
 ) -> StepOutcome:
     """Learn from one global batch.
 
@@ -69,18 +74,22 @@ def run_step(
         trainee: what learns.
         processes: all of them; each calls this with micro-batches of its own.
         micro_batches: this process's share; every process has the same number.
-        totals: of the global batch.
+        totals: of the global batch; something of it is supervised.
         factor: of the peak learning rates.
         samples: in the global batch.
+        seeds: what dropout of each micro-batch is drawn from.
+        beat: told before each micro-batch.
 
     Returns:
-        What was done. Where loss or gradient norm is not finite, DeepSpeed has left the weights as they were.
+        What was done. Where loss or gradient norm is not finite, the weights are not to be used any more.
     """
     engine = trainee.engine
     # DeepSpeed divides the sum of all processes' gradients by their number.
-    scale = processes.world_size / max(1, totals.supervised)
+    scale = processes.world_size / totals.supervised
     loss_sum = torch.zeros((), dtype=torch.float32, device=processes.device)
-    for micro_batch in micro_batches:
+    for micro_batch, seed in zip(micro_batches, seeds, strict=True):
+        beat(Doing.COMPUTING)
+        torch.manual_seed(seed)
         loss = engine(**micro_batch.to(processes.device, trainee.dtype))
         engine.backward(loss * scale, scale_wrt_gas=False)
         loss_sum += loss.detach()
@@ -88,12 +97,17 @@ def run_step(
     engine.step()
     (total_loss,) = processes.sum(loss_sum.item())
     return StepOutcome(
-        loss=total_loss / max(1, totals.supervised),
+        loss=total_loss / totals.supervised,
         grad_norm=float(engine.get_global_grad_norm()),
         learning_rate=trainee.groups[0].learning_rate * factor,
         tokens=totals.tokens,
         samples=samples,
     )
+
+
+def draw_seed(seed: int, step: int, first_sample: int) -> int:
+    """Where dropout of a micro-batch begins: whoever runs it, and whatever was drawn before, it is the same."""
+    return int(np.random.SeedSequence((seed, step, first_sample)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def check_finite(outcome: StepOutcome, step: int) -> None:
@@ -109,3 +123,38 @@ def check_finite(outcome: StepOutcome, step: int) -> None:
         f"in step {step} the loss is {outcome.loss} and the norm of its gradient {outcome.grad_norm}, at a learning "
         f"rate of {outcome.learning_rate:.3g}",
     )
+
+
+def check_supervised(totals: BatchTotals, step: int, samples: Sequence[int]) -> None:
+    """Refuse a global batch that nothing can be learned from.
+
+    Raises:
+        StageError: NothingSupervised.
+    """
+    if totals.supervised:
+        return
+    listed = ", ".join(str(index + 1) for index in samples[:5]) + (", ..." if len(samples) > 5 else "")
+    raise StageError(
+        Reason.NOTHING_SUPERVISED,
+        f"no token of step {step}'s {len(samples)} samples is supervised (lines {listed} of the checked samples): "
+        "their answers are empty or lie beyond training.maxLength",
+    )
+
+
+def check_gradient(trainee: Trainee, processes: Processes, step: int) -> None:
+    """Make sure that the main thing to train has received a gradient; every process calls it after a step.
+
+    Adam's first moments tell: they are zero for good where every gradient was.
+
+    Raises:
+        StageError: ZeroGradient.
+    """
+    main = {id(parameter) for parameter in trainee.groups[0].parameters}
+    named = {name: parameter for name, parameter in trainee.named_trainable().items() if id(parameter) in main}
+    moved = sum(bool(slice_.parts["exp_avg"].any()) for slice_ in list_slices(trainee.engine, named))
+    if processes.sum(moved)[0] == 0:
+        raise StageError(
+            Reason.ZERO_GRADIENT,
+            f"after step {step} none of the {len(named)} tensors of the {trainee.groups[0].name} has received a "
+            "gradient, so nothing would be learned",
+        )

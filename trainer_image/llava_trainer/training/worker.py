@@ -7,6 +7,7 @@ import argparse
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,10 +22,12 @@ from llava_trainer.logs import ProcessLog
 from llava_trainer.outcome import explain
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.loop import train
-from llava_trainer.training.processes import join
+from llava_trainer.training.processes import LostPeerError, Processes, join
 from llava_trainer.training.ranks import RankFailure, write_numbers, write_rank_failure
 from llava_trainer.training.stopping import StopRequest
+from llava_trainer.training.watchdog import Doing, Watchdog
 
+_MEMORY_SIGNS = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Cuda failure 2 ")
 _MAX_MEMORY_MESSAGE = 300
 """Characters: how much was asked for and how much there is; advice on PyTorch's settings follows."""
 
@@ -51,7 +54,7 @@ def main() -> int:
 def explain_rank_failure(error: Exception, rank: int, log: ProcessLog) -> RankFailure:
     """Say why this process cannot go on, and log it."""
     lost_peer = is_lost_peer(error)
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_device_memory(error):
         error = StageError(Reason.OUT_OF_DEVICE_MEMORY, str(error)[:_MAX_MEMORY_MESSAGE])
     elif lost_peer:
         error = StageError(Reason.RENDEZVOUS_FAILED, f"the connection to the other processes was lost: {error}")
@@ -65,20 +68,49 @@ def explain_rank_failure(error: Exception, rank: int, log: ProcessLog) -> RankFa
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether an operation failed because another process has gone; gloo's errors have no type of their own."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
+    return isinstance(error, dist.DistError | LostPeerError) or (
+        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    )
+
+
+def is_out_of_device_memory(error: BaseException) -> bool:
+    """Whether the GPU's memory did not suffice; cuBLAS and NCCL have no type of their own for it."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _MEMORY_SIGNS)
+    )
+
+
+def explain_stall(rank: int, doing: Doing, limit_s: float) -> RankFailure:
+    """Say that this process does not get any further."""
+    failure = StageFailure(
+        reason=Reason.WORKER_STALLED,
+        message=f"training process {rank} has not gone on for {limit_s:.0f} s: it {doing}; the stacks are in its log",
+        rank=rank,
+    )
+    # Whoever waits for the others is held up by one of them, which says so itself if it still can.
+    return RankFailure(failure=failure, lost_peer=doing is Doing.WAITING)
 
 
 def _run(config: RunConfig, stop: StopRequest) -> None:
     processes = join(config.workers.device)
+    limit_s = config.workers.stall_limit_seconds
     try:
-        with Reporter(config) as reporter:
-            numbers = train(config, processes, reporter, stop)
+        with Reporter(config) as reporter, Watchdog(limit_s, partial(_give_up, config, processes)) as watchdog:
+            numbers = train(config, processes, reporter, stop, watchdog.beat)
         if numbers:
             write_numbers(config, numbers)
         processes.barrier()
     finally:
         if sys.exc_info()[0] is None:
             dist.destroy_process_group()
+
+
+def _give_up(config: RunConfig, processes: Processes, doing: Doing) -> None:
+    word = explain_stall(processes.rank, doing, config.workers.stall_limit_seconds)
+    logger.error("process %d ends: %s: %s", processes.rank, word.failure.reason, word.failure.message)
+    write_rank_failure(config, processes.rank, word)
+    # The main thread hangs: nothing else ends this process.
+    os._exit(exit_code_of(word.failure.reason))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,116 @@
+"""What is learned does not depend on who shares the work: 1, 2 and 4 processes, every ZeRO stage, and restarts between.
+
+Everything in fp32. The dataset's last batch is short, so that with 2 and 4 processes some have nothing to do in it, and
+some of the samples show no picture, so that processes go through the model in company of others that do.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_api.run_config import RunConfig
+from llava_trainer.data.samples import Sample
+from llava_trainer.errors import StageError
+from llava_trainer.reporting import Reporter
+from llava_trainer.training.history import read_entries
+from llava_trainer.training.loop import train
+from llava_trainer.training.processes import Processes
+from tests.trainer.many import run_in_processes
+from tests.trainer.trainings import StopAfter, make_dataset, make_training, text_only
+
+STEPS = 6
+TOLERANCE = 1e-5
+"""Of the loss per token (between 5 and 7 here), absolute: sums in another order, through six steps."""
+DROPOUT_BAND = 0.2
+"""Of the loss per token, with a dropout of 0.1."""
+DROPOUT = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.1}}
+STAGES: dict[str, dict[str, Any]] = {
+    "0": {"stage": 0},
+    "1": {"stage": 1},
+    "2": {"stage": 2},
+    "2, optimiser offloaded": {"stage": 2, "offload": {"optimizer": True}},
+    "3": {"stage": 3},
+    "3, all offloaded": {"stage": 3, "offload": {"optimizer": True, "parameters": True}},
+}
+
+
+def run_all(processes: Processes, configs: list[tuple[RunConfig, int]]) -> None:
+    """Train by each of ``configs``, up to the number of steps given with it."""
+    for config, stop_after in configs:
+        try:
+            train(config, processes, Reporter(config), StopAfter(stop_after))
+        except StageError as error:
+            if f"the checkpoint of step {stop_after} is on the volume" not in error.message:
+                raise
+
+
+@pytest.fixture(scope="module")
+def configure(tmp_path_factory: pytest.TempPathFactory, toy_model_dir: Path):
+    folder = tmp_path_factory.mktemp("worlds")
+    samples: list[Sample] = make_dataset(folder / "dataset")[:14]
+    samples += [text_only(sample) for sample in samples[:5]]
+    plain = {"epochs": 2, "batch": {"perDevice": 2, "global": 8}, "warmupRatio": 0.0}
+
+    def make(run: str, *, attempt: int = 1, **training: Any) -> RunConfig:
+        root = folder / run
+        if not root.exists():
+            root.mkdir()
+            (root / "dataset").symlink_to(folder / "dataset")
+        return make_training(root, toy_model_dir, samples, attempt=attempt, training=plain | training)
+
+    return make
+
+
+def losses(config: RunConfig) -> list[float]:
+    return [entry.loss for entry in read_entries(config.volume.history_file(config.run.stage, config.run.attempt))]
+
+
+@pytest.fixture(scope="module")
+def alone(configure, processes: Processes) -> list[float]:
+    """Losses of one process without ZeRO's help."""
+    config = configure("alone", zero={"stage": 0})
+    run_all(processes, [(config, STEPS)])
+    assert len(losses(config)) == STEPS
+    return losses(config)
+
+
+@pytest.fixture(scope="module")
+def in_two(configure) -> None:
+    """Two processes: every stage from beginning to end, and two runs up to their second step."""
+    straight = [(configure(f"stage {name}", zero=zero), STEPS) for name, zero in STAGES.items()]
+    part_way = [
+        (configure("moved", zero={"stage": 2}), 2),
+        (configure("moved, dropout", zero={"stage": 2}, **DROPOUT), 2),
+        (configure("straight, dropout", **DROPOUT), STEPS),
+    ]
+    run_in_processes(2, run_all, straight + part_way)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_learn_the_same_whatever_they_share_out(configure, alone, in_two, stage: str):
+    assert losses(configure(f"stage {stage}")) == pytest.approx(alone, abs=TOLERANCE)
+
+
+def test_four_processes_learn_the_same(configure, alone):
+    config = configure("in four", zero={"stage": 2})
+    run_in_processes(4, run_all, [(config, STEPS)])
+    assert losses(config) == pytest.approx(alone, abs=TOLERANCE)
+
+
+def test_a_run_goes_on_with_other_processes_under_another_stage(configure, alone, in_two, processes: Processes):
+    run_all(
+        processes,
+        [
+            (configure("moved", attempt=2, zero={"stage": 3}), 4),
+            (configure("moved, dropout", attempt=2, zero={"stage": 3}, **DROPOUT), 4),
+        ],
+    )
+    moved = configure("moved", attempt=3, zero={"stage": 0})
+    with_dropout = configure("moved, dropout", attempt=3, zero={"stage": 1}, **DROPOUT)
+    run_in_processes(2, run_all, [(moved, STEPS), (with_dropout, STEPS)])
+    assert losses(moved) == pytest.approx(alone, abs=TOLERANCE)
+    straight = losses(configure("straight, dropout", **DROPOUT))
+    assert losses(with_dropout) == pytest.approx(straight, abs=DROPOUT_BAND)
+    # Dropout does something here.
+    assert straight != pytest.approx(alone, abs=TOLERANCE)

@@ -1,0 +1,179 @@
+"""Writing checkpoints beside training: a copy into the node's memory at the step, the files from a thread meanwhile.
+
+The processes' threads agree over a process group of their own (gloo, through the node's memory). Not over the one that
+training uses, where an operation of a thread could come between two of the main thread's; not by files, since another
+node sees a new file on a shared volume only after seconds, and a process that has died does not say so in a file; and
+not through a store, which would have to be polled. A connection breaks as soon as its process is gone.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.distributed as dist
+
+from llava_trainer.files import aside_of, begin_folder, publish_folder
+from llava_trainer.training.checkpoint import (
+    CheckpointState,
+    StoredOptimizer,
+    checkpoint_dir,
+    piece_key,
+    prune_checkpoints,
+    write_manifest,
+    write_rank,
+)
+from llava_trainer.training.processes import LostPeerError, Processes
+from llava_trainer.training.slices import Slice
+
+WRITING_TIMEOUT = timedelta(hours=1)
+"""How long the slowest process may take to write its part."""
+_FAILED = bytes(32)
+"""What takes the place of a digest."""
+
+WriteServable = Callable[[StoredOptimizer, Path], None]
+"""Writes what can be served of a checkpoint into its folder."""
+
+logger = logging.getLogger(__name__)
+
+
+class Saver:
+    """Writes one checkpoint at a time. Every process has one, and calls the same in the same steps."""
+
+    def __init__(self, processes: Processes, checkpoints: Path, *, keep: int, write_servable: WriteServable) -> None:
+        """Get ready; every process calls it.
+
+        Args:
+            processes: all of them.
+            checkpoints: folder of this attempt's checkpoints.
+            keep: newest ones to keep.
+            write_servable: called in the first process.
+        """
+        self._processes = processes
+        self._checkpoints = checkpoints
+        self._keep = keep
+        self._write_servable = write_servable
+        self._group = dist.new_group(backend="gloo", timeout=WRITING_TIMEOUT) if processes.world_size > 1 else None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self._writing: Future[int] | None = None
+        self.begun_step: int | None = None
+        """The newest checkpoint that was begun."""
+        self._copies: dict[str, torch.Tensor] = {}
+        self.saved_step: int | None = None
+        """The newest checkpoint that is known to be on the disk."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        # Not waiting: after a failure of another process this one's thread may wait for it for long.
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def begin(self, slices: Sequence[Slice], state: CheckpointState) -> None:
+        """Copy ``slices`` and have them written; training stands still for the copy, and for the one before to end.
+
+        Raises:
+            OSError: the one before could not be written (a full disk, say).
+            LostPeerError: another process could not write its part.
+        """
+        self.finish()
+        began = time.monotonic()
+        pieces = self._copy(slices)
+        self.begun_step = state.step
+        self._writing = self._thread.submit(self._write, pieces, state)
+        if self._processes.is_first:
+            logger.info("checkpoint of step %d: training stood still for %.3f s", state.step, time.monotonic() - began)
+
+    def check(self) -> int | None:
+        """The newest checkpoint that is on the disk; never waits.
+
+        Raises:
+            OSError, LostPeerError: as ``begin``.
+        """
+        if self._writing is not None and self._writing.done():
+            self.finish()
+        return self.saved_step
+
+    def finish(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            OSError, LostPeerError: as ``begin``.
+        """
+        if self._writing is not None:
+            self.saved_step = self._writing.result()
+            self._writing = None
+
+    def _copy(self, slices: Sequence[Slice]) -> dict[str, torch.Tensor]:
+        """Copies in the node's memory, which is taken once: the first use of a page costs more than copying it."""
+        pieces = {}
+        for slice_ in slices:
+            for part, tensor in slice_.parts.items():
+                key = piece_key(part, slice_.name, slice_.start)
+                if key not in self._copies:
+                    self._copies[key] = torch.empty(tensor.shape, pin_memory=tensor.device.type == "cuda")
+                pieces[key] = self._copies[key].copy_(tensor, non_blocking=True)
+        if self._processes.device.type == "cuda":
+            torch.cuda.synchronize(self._processes.device)
+        return pieces
+
+    def _write(self, pieces: Mapping[str, torch.Tensor], state: CheckpointState) -> int:
+        began = time.monotonic()
+        folder, is_first = checkpoint_dir(self._checkpoints, state.step), self._processes.is_first
+        aside = aside_of(folder)
+        if is_first:
+            self._together(lambda: begin_folder(folder))
+        else:
+            self._together()
+        digests = self._together(lambda: write_rank(aside, self._processes.rank, pieces))
+        if is_first:
+            self._together(lambda: self._commit(folder, state, digests))
+            prune_checkpoints(self._checkpoints, self._keep)
+            logger.info("checkpoint %s saved, written in %.1f s beside training", folder, time.monotonic() - began)
+        else:
+            self._together()
+        return state.step
+
+    def _commit(self, folder: Path, state: CheckpointState, digests: Sequence[bytes]) -> None:
+        """Every part is on the disk: make it a checkpoint."""
+        aside = aside_of(folder)
+        with StoredOptimizer(aside, state) as stored:
+            self._write_servable(stored, aside)
+        write_manifest(aside, state, digests)
+        publish_folder(folder)
+
+    def _together(self, action: Callable[[], object] = lambda: None) -> list[bytes]:
+        """Do this process's part, and wait until every process has done its own.
+
+        Returns:
+            What the parts gave where that was a digest, by rank.
+
+        Raises:
+            OSError: this process's part failed.
+            LostPeerError: another one's did.
+        """
+        trouble = None
+        answer: object = None
+        try:
+            answer = action()
+        except OSError as error:
+            trouble, answer = error, _FAILED
+        digests = self._gather(answer if isinstance(answer, bytes) else b"done".ljust(32))
+        if trouble is not None:
+            raise trouble
+        if _FAILED in digests:
+            raise LostPeerError(f"process {digests.index(_FAILED)} could not write its part of a checkpoint")
+        return digests
+
+    def _gather(self, digest: bytes) -> list[bytes]:
+        if self._group is None:
+            return [digest]
+        assert isinstance(self._group, dist.ProcessGroup)
+        mine = torch.tensor(list(digest), dtype=torch.uint8)
+        everyones = [torch.empty_like(mine) for _ in range(self._processes.world_size)]
+        dist.all_gather(everyones, mine, group=self._group)
+        return [bytes(other.tolist()) for other in everyones]

@@ -1,0 +1,67 @@
+"""Notices that this process does not get any further, says where it stands, and ends it.
+
+A process that hangs takes all others along: they wait for it, and their operations give up only after minutes, with a
+stack that shows nothing but the waiting.
+"""
+
+import faulthandler
+import threading
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Self
+
+_STDERR = 2
+_DUMP_ADVANCE_S = 1.0
+"""Seconds from the stacks to the end."""
+
+
+class Doing(StrEnum):
+    """What a training process is at."""
+
+    LOADING = "loads samples"
+    WAITING = "waits for the other processes"
+    COMPUTING = "computes"
+    SAVING = "waits for a checkpoint to be written"
+
+
+Beat = Callable[[Doing], None]
+
+
+class Watchdog:
+    """Calls ``on_stall`` from a thread when there was no beat for ``limit_s``; begins with the first beat.
+
+    The stacks of all threads go to standard error shortly before: from a thread that needs no Python, so that they come
+    even where the interpreter itself is held.
+    """
+
+    def __init__(self, limit_s: float, on_stall: Callable[[Doing], None]) -> None:
+        self._limit_s = limit_s
+        self._on_stall = on_stall
+        self._stopped = threading.Event()
+        self._last: tuple[Doing, float] | None = None
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+
+    def beat(self, doing: Doing) -> None:
+        """Say that this process gets on, and what it does next."""
+        self._last = (doing, time.monotonic())
+        faulthandler.dump_traceback_later(self._limit_s, file=_STDERR)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(min(1.0, self._limit_s / 4)):
+            last = self._last
+            # A checkpoint takes as long as it takes; the saver has a limit of its own.
+            if last is None or last[0] is Doing.SAVING:
+                continue
+            if time.monotonic() - last[1] > self._limit_s + _DUMP_ADVANCE_S:
+                self._on_stall(last[0])
+                return
