@@ -41,12 +41,13 @@ _CHAT_TEMPLATE = (
     "{%- endmacro -%}"
     "{%- macro pictures_of(content) -%}"
     "{%- if content is not string -%}"
-    "{%- for part in content if part['type'] == 'image' -%}{{- '<image>GAP\\n' -}}{%- endfor -%}"
+    "{%- for part in content if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- endfor -%}"
     "{%- endif -%}"
     "{%- endmacro -%}"
     "{{- text_of(system) + ' ' -}}"
     "{%- for turn in turns -%}"
     "{%- set said = (pictures_of(turn['content']) + text_of(turn['content']) | trim) | trim -%}"
+    "{%- set said = said | replace('<image>', '<image>GAP') -%}"
     "{%- if turn['role'] == 'user' -%}"
     "{{- 'USER: ' + said + ' ' if said else 'USER:' -}}"
     "{%- elif turn['role'] == 'assistant' -%}"
@@ -130,5 +131,5 @@ def _render_caption(sample: Sample, gap: str) -> Conversation:
 def _say(turn: Turn, num_images: int, gap: str) -> str:
     if turn.role == "assistant":
         return f" {turn.text}{END_OF_ANSWER}" if turn.text else ""
-    said = (f"{IMAGE_MARKER}{gap}\n" * num_images + turn.text).strip()
+    said = (f"{IMAGE_MARKER}\n" * num_images + turn.text).strip().replace(IMAGE_MARKER, IMAGE_MARKER + gap)
     return f"USER: {said} ASSISTANT:" if said else "USER:ASSISTANT:"
