@@ -201,15 +201,15 @@ class _Recorder(TrainerCallback):
 
 
 def _optimizer(tuned: nn.Module, settings: PlainSettings) -> torch.optim.Optimizer:
-    """AdamW with a learning rate of its own for the projector; biases do not decay, as in LLaVA's own trainer."""
+    """AdamW with a learning rate of its own for the projector; norms and biases do not decay, as in LLaVA's trainer."""
     learning = [(name, parameter) for name, parameter in tuned.named_parameters() if parameter.requires_grad]
     groups = []
     for in_projector, rate in ((False, settings.learning_rate), (True, settings.projector_learning_rate)):
-        for is_bias, decay in ((False, settings.weight_decay), (True, 0.0)):
+        for is_spared, decay in ((False, settings.weight_decay), (True, 0.0)):
             parameters = [
                 parameter
                 for name, parameter in learning
-                if (_PROJECTOR in name) is in_projector and name.endswith(".bias") is is_bias
+                if (_PROJECTOR in name) is in_projector and (name.endswith(".bias") or "norm." in name) is is_spared
             ]
             if parameters:
                 groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
