@@ -1,0 +1,89 @@
+"""From training to evaluation by every method: what was trained, merged and served are one model, and it has learned.
+
+The toy's weights are random; that training teaches anything worth knowing is for test_learning.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from llava_api.constants import StageName
+from llava_api.report import EvaluateNumbers, MergeNumbers
+from llava_api.run_config import RunConfig
+from llava_trainer.data.samples import Sample, write_samples
+from llava_trainer.evaluation.results import Metrics
+from llava_trainer.model.projector import read_projector
+from llava_trainer.reporting import Reporter
+from llava_trainer.stages import evaluate, merge
+from llava_trainer.training.loop import train
+from llava_trainer.training.processes import Processes
+from llava_trainer.training.stopping import StopRequest
+from tests.trainer.runs import dataset_report
+from tests.trainer.trainings import make_dataset, make_training
+
+CAPTIONS = {"source": "pvc://captions/", "format": "llava", "file": "export.json", "images": "images"}
+ALIGNMENT = {"dataset": CAPTIONS, "freshProjector": True, "batch": {"perDevice": 4, "global": 8}}
+CHAINS: dict[str, tuple[list[StageName], dict[str, Any]]] = {
+    "lora": ([StageName.TRAIN], {"method": "lora"}),
+    "qlora": ([StageName.TRAIN], {"method": "qlora"}),
+    "full": ([StageName.TRAIN], {"method": "full", "learningRate": 1e-3}),
+    "align and lora": ([StageName.ALIGN, StageName.TRAIN], {"method": "lora"}),
+    "align and full": ([StageName.ALIGN, StageName.TRAIN], {"method": "full", "learningRate": 1e-3}),
+    "align alone": ([StageName.ALIGN], {"method": "none"}),
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
+    folder = tmp_path_factory.mktemp("dataset")
+    return folder, make_dataset(folder)[:20]
+
+
+def configure(root: Path, model_dir: Path, dataset: tuple[Path, list[Sample]], chain: str) -> RunConfig:
+    folder, samples = dataset
+    for link in ("dataset", "captions"):
+        (root / link).symlink_to(folder)
+    stages, training = CHAINS[chain]
+    config = make_training(
+        root, model_dir, samples[:16], training=training | {"epochs": 2},
+        evaluation={"gpus": 0, "generation": {"maxNewTokens": 4}}, merge={"dtype": "float32"},
+    )  # fmt: skip
+    volume = config.volume
+    write_samples(volume.validation_file, samples[16:])
+    write_samples(volume.alignment_file, samples[:16])
+    volume.dataset_report_json.write_text(dataset_report(held_out=4, trained_on=16).model_dump_json())
+    if StageName.ALIGN not in stages:
+        return config
+    fields = config.model_dump(by_alias=True) | {"alignment": ALIGNMENT, "alignmentDir": root / "captions"}
+    return RunConfig.model_validate(fields)
+
+
+def as_stage(config: RunConfig, stage: StageName) -> RunConfig:
+    return config.model_copy(update={"run": config.run.model_copy(update={"stage": stage})})
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_what_was_trained_is_what_is_merged_and_evaluated(
+    tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample]], processes: Processes, chain: str
+):
+    stages, training = CHAINS[chain]
+    config = configure(tmp_path, toy_model_dir, dataset, chain)
+    for stage in stages:
+        train(as_stage(config, stage), processes, Reporter(config), StopRequest())
+    merged = merge.run(as_stage(config, StageName.MERGE), Reporter(config)).numbers
+    assert isinstance(merged, MergeNumbers)
+    changed = {"lora": 3 * 7 + 4, "qlora": 3 * 7 + 4, "full": 3 * 9 + 3 + 4, "none": 4}[training["method"]]
+    assert merged.tensors_merged == changed
+    assert merged.max_logit_difference < 1e-4
+    base = load_file(toy_model_dir / "model.safetensors")
+    made = load_file(config.volume.merged_dir / "model.safetensors")
+    assert sum(not made[name].equal(base[name]) for name in base) == changed
+    if stages == [StageName.ALIGN]:
+        assert all(made[name].equal(tensor) for name, tensor in read_projector(config.volume.projector_dir).items())
+    numbers = evaluate.run(as_stage(config, StageName.EVALUATE), Reporter(config)).numbers
+    assert isinstance(numbers, EvaluateNumbers)
+    assert {score.samples for score in numbers.scores if score.split == "validation"} == {4}
+    metrics = Metrics.model_validate_json(config.volume.metrics_file.read_bytes())
+    assert metrics.seconds.keys() == {"answers_of_base", "answers_of_tuned"}
