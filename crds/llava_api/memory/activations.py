@@ -1,0 +1,206 @@
+"""Memory of one forward and backward pass beyond weights: what autograd keeps, and what is held for a moment.
+
+Read off transformers 5.23 (models/llama, models/clip, models/llava), peft 0.21 (tuners/lora/layer.py), torch 2.15's
+derivatives and ``llava_trainer.model.{objective,head}``; compared with a trace of the same modules by
+tests/trainer/test_memory_plan.py. In what follows a token's width is ``h`` in the stream between layers and ``I``
+inside a layer's MLP, ``b`` is the number of bytes of a number (2 in bf16), and a cost is in bytes a token where
+nothing else is said.
+"""
+
+from dataclasses import dataclass
+
+from llava_api.memory.parameters import CLASS_TOKENS, count_parameters, key_value_width, patches
+from llava_api.memory.workload import Workload
+from llava_api.model_facts import ModelFacts
+
+FLOAT = 4
+HEAD_CHUNK_ELEMENTS = 2**24
+"""Logits that the head holds at a time: ``CHUNK_ELEMENTS`` of llava_trainer.model.head."""
+_LORA_LINEARS_IN_STREAM = 6
+"""q, k, v, o, gate and up take a token of width h; down takes one of width I."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """Bytes at the instant when a pass takes most."""
+
+    layers: int
+    """What the language model's layers keep for the backward pass, and the layer in work."""
+    pictures: int
+    """The tower's hidden states, the projector's inputs and outputs."""
+    head: int
+    """Logits of a piece, their gradients, and those of the hidden states."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.layers + self.pictures + self.head
+
+
+def plan_activations(model: ModelFacts, work: Workload) -> Activations:
+    """The largest of the instants that can be the peak."""
+    instants = (
+        _seeing(model, work),
+        _end_of_layers(model, work),
+        _head(model, work),
+        _head_backward(model, work),
+        _first_backward_step(model, work),
+        _last_layer_backward(model, work),
+    )
+    return max(instants, key=lambda instant: instant.total)
+
+
+def saved_by_layer(model: ModelFacts, work: Workload) -> int:
+    """What one layer keeps for its backward pass, in bytes for the whole micro-batch."""
+    shape, b = model.language_model, work.number_bytes
+    h, inner, kv = shape.hidden, shape.intermediate, key_value_width(shape)
+    # LlamaRMSNorm squares and scales an fp32 copy of its input, and both keep it.
+    norms = 2 * FLOAT * h
+    # Queries and keys after rotation, values, and the output; rows of log-sum-exp. Fewer key-value heads are repeated.
+    attention = b * 4 * h + FLOAT * shape.heads if kv == h else b * (4 * h + 2 * kv) + FLOAT * shape.heads
+    # silu keeps its input, and the product both its factors.
+    mlp = b * 3 * inner
+    total = work.tokens * (norms + attention + mlp + _saved_by_linears(model, work))
+    return total + (_mask_bias(work) if work.masked else 0)
+
+
+def _saved_by_linears(model: ModelFacts, work: Workload) -> int:
+    """A linear layer keeps its input for the gradient of its weight, and nothing if that is frozen."""
+    shape, b = model.language_model, work.number_bytes
+    h, inner = shape.hidden, shape.intermediate
+    if work.method == "projector":
+        return 0
+    if work.method == "full":
+        # Two norms keep what they scale by their weights; q, k, v share an input, so do gate and up; o's is the
+        # attention's output, kept already; down's is the product.
+        return b * (2 * h + 2 * h + inner)
+    low_rank = b * 7 * work.rank
+    if work.dropout:
+        # Every adapter drops out its own copy: the result, and one byte a number for what was dropped.
+        return low_rank + (b + 1) * (_LORA_LINEARS_IN_STREAM * h + inner)
+    return low_rank + b * (2 * h + inner)
+
+
+def _mask_bias(work: Workload) -> int:
+    """Sdpa turns the boolean mask into a bias of the queries' format, in every layer (convert_boolean_attn_mask)."""
+    return work.rows * work.length**2 * work.number_bytes
+
+
+def _kept_by_all_layers(model: ModelFacts, work: Workload) -> int:
+    """What all layers keep between forward and backward pass, with what stands around them."""
+    shape = model.language_model
+    stream = work.tokens * shape.hidden * work.number_bytes
+    mask = work.rows * work.length**2 if work.masked else 0
+    if work.gradient_checkpointing:
+        # torch.utils.checkpoint keeps each layer's input only.
+        return stream * shape.layers + mask
+    return saved_by_layer(model, work) * shape.layers + mask
+
+
+def _final_norm(model: ModelFacts, work: Workload) -> int:
+    """An fp32 copy, as in every norm; scaled by a trained weight, the scaled one too."""
+    h = model.language_model.hidden
+    return work.tokens * (FLOAT * h + (work.number_bytes * h if work.method == "full" else 0))
+
+
+def _tower_states(model: ModelFacts, work: Workload) -> int:
+    """The tower gives all its hidden states, of which some are taken; LlavaModel holds on to them till it returns."""
+    shape = model.vision_tower
+    tokens = work.pictures * (patches(model) + CLASS_TOKENS)
+    return tokens * shape.hidden * work.number_bytes * (shape.layers + 1)
+
+
+def _kept_of_pictures(model: ModelFacts, work: Workload) -> int:
+    """The projector's two linear layers keep their inputs and GELU its own; the embeddings before pictures enter."""
+    h, seen = model.language_model.hidden, model.vision_tower.hidden * len(model.feature_layer)
+    projected = work.pictures * model.tokens_per_image * (seen + 2 * h)
+    return work.number_bytes * (projected + work.tokens * h)
+
+
+def _seeing(model: ModelFacts, work: Workload) -> Activations:
+    """Inside the tower, without a graph: its states so far, and one layer's MLP (input, twice the inner width)."""
+    shape, b = model.vision_tower, work.number_bytes
+    tokens = work.pictures * (patches(model) + CLASS_TOKENS)
+    inside = tokens * b * (3 * shape.hidden + 2 * shape.intermediate)
+    embedded = work.tokens * model.language_model.hidden * b
+    return Activations(layers=embedded, pictures=_tower_states(model, work) + inside, head=0)
+
+
+def _end_of_layers(model: ModelFacts, work: Workload) -> Activations:
+    """At the end of the last layer's forward pass: what is kept, and that layer's MLP."""
+    shape, b = model.language_model, work.number_bytes
+    inside = work.tokens * b * (2 * shape.hidden + (3 if work.gradient_checkpointing else 1) * shape.intermediate)
+    pictures = _tower_states(model, work) + _kept_of_pictures(model, work)
+    return Activations(layers=_kept_by_all_layers(model, work) + inside, pictures=pictures, head=0)
+
+
+def _head(model: ModelFacts, work: Workload) -> Activations:
+    """In the head's forward pass, which computes its gradients at once (model/head.py)."""
+    h, b, vocabulary = model.language_model.hidden, work.number_bytes, model.vocabulary
+    rows = min(work.supervised, max(1, HEAD_CHUNK_ELEMENTS // vocabulary))
+    # Hidden states of the learned positions, and their gradients; a piece of logits in fp32, and once more in bf16.
+    copy = b if b != FLOAT else 0
+    head = 2 * work.supervised * h * b + rows * vocabulary * (FLOAT + copy)
+    if work.method == "full":
+        # Its weight's gradient, summed in fp32, and a piece's share.
+        head += vocabulary * h * (FLOAT + b)
+    return Activations(
+        layers=_kept_by_all_layers(model, work) + _final_norm(model, work) + work.tokens * h * b,
+        pictures=_kept_of_pictures(model, work),
+        head=head,
+    )
+
+
+def _head_backward(model: ModelFacts, work: Workload) -> Activations:
+    """In the head's backward pass: what it has kept, times the loss's gradient."""
+    h, b = model.language_model.hidden, work.number_bytes
+    head = 2 * work.supervised * h * b
+    if work.method == "full":
+        head += model.vocabulary * h * (2 * FLOAT + (b if b != FLOAT else 0))
+    return Activations(
+        layers=_kept_by_all_layers(model, work) + _final_norm(model, work),
+        pictures=_kept_of_pictures(model, work),
+        head=head,
+    )
+
+
+def _first_backward_step(model: ModelFacts, work: Workload) -> Activations:
+    """In the last norm's backward pass, before any layer has let go of anything.
+
+    Five fp32 tensors of the stream, or four where the stream itself is fp32 and is not converted.
+    """
+    copies = 5 if work.number_bytes != FLOAT else 4
+    inside = copies * work.tokens * FLOAT * model.language_model.hidden
+    return Activations(
+        layers=_kept_by_all_layers(model, work) + _final_norm(model, work) + inside,
+        pictures=_kept_of_pictures(model, work),
+        head=0,
+    )
+
+
+def _last_layer_backward(model: ModelFacts, work: Workload) -> Activations:
+    """In the last layer's backward pass; with checkpointing its forward pass has just been computed again.
+
+    Either at the end of that second computation, when the MLP's product, its input and output, the residual stream and
+    its gradient are held besides (I + 5h), or in the backward pass of the down projection, with three gradients of
+    width I, of which one takes the place of the product where that was kept.
+    """
+    shape, b = model.language_model, work.number_bytes
+    h, inner = shape.hidden, shape.intermediate
+    recomputed = 0
+    if work.gradient_checkpointing:
+        # In fp32 the first norm keeps the layer's input itself, which is counted already.
+        recomputed = saved_by_layer(model, work) - (work.tokens * FLOAT * h if b == FLOAT else 0)
+    drops_out = work.has_adapter and bool(work.dropout)
+    at_end = work.tokens * b * (inner + 5 * h) if drops_out else 0
+    gradients = work.tokens * b * ((3 if work.method == "projector" else 2) * inner + h)
+    return Activations(
+        layers=_kept_by_all_layers(model, work) + recomputed + max(at_end, gradients + _dequantized(model, work)),
+        pictures=_kept_of_pictures(model, work),
+        head=0,
+    )
+
+
+def _dequantized(model: ModelFacts, work: Workload) -> int:
+    """Bitsandbytes' MatMul4Bit unpacks a whole matrix for each product."""
+    return count_parameters(model).largest_matrix * work.number_bytes if work.method == "qlora" else 0

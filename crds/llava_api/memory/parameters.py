@@ -1,0 +1,82 @@
+"""How many numbers a LLaVA is made of, part by part. Pure arithmetic on its shape."""
+
+from dataclasses import dataclass
+
+from llava_api.model_facts import ModelFacts, TransformerShape
+
+CLASS_TOKENS = 1
+"""CLIP's tower has one token that is no patch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterCounts:
+    """Numbers in each part of a model."""
+
+    embedding: int
+    """Of the language model; its head is as large."""
+    layer: int
+    """One layer of the language model, matrices only."""
+    layers: int
+    """All of them, norms included, and the norm after the last."""
+    largest_matrix: int
+    """The largest of a layer's matrices."""
+    tower: int
+    projector: int
+
+    @property
+    def language_model(self) -> int:
+        """Embedding, layers and head."""
+        return 2 * self.embedding + self.layers
+
+    @property
+    def model(self) -> int:
+        """Everything."""
+        return self.language_model + self.tower + self.projector
+
+
+def key_value_width(shape: TransformerShape) -> int:
+    """Width of keys, and of values."""
+    return shape.hidden * shape.key_value_heads // shape.heads
+
+
+def count_parameters(model: ModelFacts) -> ParameterCounts:
+    """Count what transformers' LlavaForConditionalGeneration (5.23) makes of a shape."""
+    text = model.language_model
+    width, inner = text.hidden, text.intermediate
+    layer = 2 * width * width + 2 * width * key_value_width(text) + 3 * width * inner
+    return ParameterCounts(
+        embedding=model.vocabulary * width,
+        layer=layer,
+        layers=text.layers * (layer + 2 * width) + width,
+        largest_matrix=width * max(width, inner),
+        tower=_count_tower(model),
+        projector=_count_projector(model),
+    )
+
+
+def _count_tower(model: ModelFacts) -> int:
+    """CLIPVisionModel: a convolution without bias, the class token, positions, and layers with biases everywhere."""
+    shape = model.vision_tower
+    width, inner = shape.hidden, shape.intermediate
+    embeddings = width * (3 * model.patch_size_px**2 + 1 + patches(model) + CLASS_TOKENS)
+    layer = 4 * width * width + 2 * width * inner + 9 * width + inner
+    return embeddings + shape.layers * layer + 4 * width
+
+
+def _count_projector(model: ModelFacts) -> int:
+    """mlp2x_gelu: two linear layers with bias; several feature layers are laid side by side before the first."""
+    seen, width = model.vision_tower.hidden * len(model.feature_layer), model.language_model.hidden
+    return seen * width + width + width * width + width
+
+
+def patches(model: ModelFacts) -> int:
+    """Patches of a picture."""
+    per_side: int = model.image_size_px // model.patch_size_px
+    return per_side * per_side
+
+
+def count_lora(shape: TransformerShape, rank: int) -> int:
+    """Numbers of an adapter on q, k, v, o, gate, up and down: (inputs + outputs) x rank each."""
+    width, inner, kv = shape.hidden, shape.intermediate, key_value_width(shape)
+    sums = 2 * (width + width) + 2 * (width + kv) + 3 * (width + inner)
+    return shape.layers * rank * sums

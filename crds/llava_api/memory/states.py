@@ -1,0 +1,133 @@
+"""Memory of weights, gradients and optimiser on one device, as DeepSpeed 0.19.8 lays them out.
+
+Read off ``llava_trainer.training.engine`` (bf16 with fp32 originals and fp32 gradients, buckets of at most 50 million
+numbers, torch's AdamW) and deepspeed/runtime/{bf16_optimizer, zero/stage_1_and_2, zero/stage3}.py; compared with what
+DeepSpeed really allocates on one and two processes by tests/trainer/test_memory_states.py.
+"""
+
+from dataclasses import dataclass
+
+from llava_api.memory.parameters import ParameterCounts, count_lora, count_parameters
+from llava_api.memory.workload import Workload
+from llava_api.model_facts import ModelFacts
+
+FLOAT = 4
+MOMENTS = 2
+"""Adam's, in fp32 both."""
+BUCKET_ELEMENTS = 50_000_000
+"""``_MAX_BUCKET_ELEMENTS`` of llava_trainer.training.engine."""
+LIVE_ELEMENTS = 1_000_000_000
+"""ZeRO-3 keeps so many gathered numbers at most (DeepSpeed's default stage3_max_live_parameters)."""
+PREFETCH_ELEMENTS = 50_000_000
+"""... and fetches so many ahead (stage3_prefetch_bucket_size)."""
+NF4_BLOCK = 64
+"""Weights that share a scale (bitsandbytes' blocksize for NF4)."""
+SCALE_BLOCK = 256
+"""Scales that share one of their own with double quantisation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class States:
+    """Bytes that are there whatever is computed."""
+
+    weights: int
+    """As they are multiplied, what is frozen and what learns; this process's part."""
+    gathered: int
+    """Weights that ZeRO-3 has whole for the layers in work."""
+    gradients: int
+    """What gradients are added up in."""
+    optimizer: int
+    """fp32 originals and both of Adam's moments."""
+    buffers: int
+    """In which gradients travel during the backward pass."""
+    stepping: int
+    """A second copy of gradients, while the optimiser steps and nothing else is there."""
+    loading: int
+    """Weights while the model is loaded, before anything is shared out."""
+
+    @property
+    def steady(self) -> int:
+        """Between two passes."""
+        return self.weights + self.gradients + self.optimizer
+
+
+def count_trained(model: ModelFacts, work: Workload) -> int:
+    """Numbers that learn."""
+    counts = count_parameters(model)
+    if work.method == "projector":
+        return counts.projector
+    if work.method == "full":
+        return counts.language_model + counts.projector
+    return count_lora(model.language_model, work.rank) + counts.projector
+
+
+def plan_states(model: ModelFacts, work: Workload) -> States:
+    """What DeepSpeed keeps on a device for a workload."""
+    counts, trained = count_parameters(model), count_trained(model, work)
+    stage = resolved_stage(work)
+    share = trained * FLOAT // (work.world_size if stage >= 1 else 1)
+    whole = _weights(model, counts, work)
+    weights = whole
+    if stage == 3:
+        weights = 0 if work.offload_parameters else whole // work.world_size
+    # Without ZeRO in fp32 the weights are the originals.
+    optimizer = 0 if work.offload_optimizer else share * (MOMENTS + (0 if stage == 0 else 1))
+    return States(
+        weights=weights,
+        gathered=_gathered(whole, work) if stage == 3 else 0,
+        gradients=_gradients(trained, share, stage, work),
+        optimizer=optimizer,
+        buffers=_buffers(counts, trained, stage, work),
+        stepping=0 if work.offload_optimizer or stage < 2 else share,
+        loading=whole,
+    )
+
+
+def resolved_stage(work: Workload) -> int:
+    """In bf16 stage 1 takes the place of 0 (``resolve_stage`` of llava_trainer.training.engine)."""
+    return 1 if work.zero_stage == 0 and work.number_bytes != FLOAT else work.zero_stage
+
+
+def _weights(model: ModelFacts, counts: ParameterCounts, work: Workload) -> int:
+    numbers = counts.model
+    if work.has_adapter:
+        # PEFT keeps the projector's original beside the one that learns (modules_to_save).
+        numbers += count_lora(model.language_model, work.rank) + counts.projector
+    if work.method != "qlora":
+        return numbers * work.number_bytes
+    quantized = model.language_model.layers * counts.layer
+    return (numbers - quantized) * work.number_bytes + _nf4_bytes(quantized, double=work.double_quantization)
+
+
+def _nf4_bytes(numbers: int, *, double: bool) -> int:
+    """Half a byte each and a scale a block: fp32, or a byte and an fp32 scale for each block of scales (QLoRA, §3)."""
+    scales = -(-numbers // NF4_BLOCK)
+    scale_bytes = scales + -(-scales // SCALE_BLOCK) * FLOAT if double else scales * FLOAT
+    return numbers // 2 + scale_bytes
+
+
+def _gathered(whole: int, work: Workload) -> int:
+    """Gathered weights are let go of late, so that the backward pass finds the last ones still there."""
+    return min(whole, (LIVE_ELEMENTS + PREFETCH_ELEMENTS) * work.number_bytes) if work.world_size > 1 else 0
+
+
+def _gradients(trained: int, share: int, stage: int, work: Workload) -> int:
+    if work.offload_optimizer and stage >= 2:
+        # Added up in the node's memory.
+        return 0
+    if stage >= 2:
+        return share
+    # All of them in fp32 and, in bf16, as they come out of the backward pass.
+    return trained * (FLOAT + (work.number_bytes if work.number_bytes != FLOAT else 0))
+
+
+def _buffers(counts: ParameterCounts, trained: int, stage: int, work: Workload) -> int:
+    """A bucket of gradients in fp32 and, beside it, what is being reduced: a bucket, or one that is larger alone.
+
+    Stage 3 holds this process's part of that besides.
+    """
+    if stage < 2:
+        return 0
+    bucket = min(trained, BUCKET_ELEMENTS)
+    reduced = max(bucket, counts.embedding if work.method == "full" else 0)
+    return FLOAT * (bucket + reduced + (reduced // work.world_size if stage == 3 else 0))

@@ -1,0 +1,44 @@
+"""What one training process is asked to hold: the choices of a spec that memory depends on."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Method = Literal["projector", "lora", "qlora", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """One process's share of a phase of training."""
+
+    method: Method
+    """``projector`` is phase 1."""
+    rows: int
+    """Sequences that the process holds at a time: the per-device batch."""
+    length: int
+    """Tokens of the longest of them, image tokens included; the others are filled up to it."""
+    pictures: int
+    """In the whole micro-batch."""
+    supervised: int
+    """Tokens that are learned, in the whole micro-batch."""
+    world_size: int = 1
+    rank: int = 128
+    dropout: float = 0.05
+    number_bytes: Literal[2, 4] = 2
+    """2 in bf16, 4 in fp32."""
+    double_quantization: bool = True
+    gradient_checkpointing: bool = True
+    masked: bool = True
+    """Whether attention is given a mask, as sdpa is where rows are filled up. flash-attn needs none."""
+    zero_stage: int = 2
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Positions in the micro-batch, filling included."""
+        return self.rows * self.length
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether LoRA matrices are trained."""
+        return self.method in ("lora", "qlora")
