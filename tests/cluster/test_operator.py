@@ -217,6 +217,25 @@ async def test_whole_run(world: World, operator: OperatorProcess, api_server: Ku
 # --- ways to fail
 
 
+async def test_run_that_aligns_alone(world: World, operator: OperatorProcess, api_server: Kubectl) -> None:
+    """Method none: phase 1 over two pods, which find each other by a Service of their own, and no phase 2."""
+    captions = {"source": "pvc://data/captions", "format": "llava", "file": "captions.json"}
+    alignment = {"dataset": captions, "freshProjector": True, "batch": {"perDevice": 1, "global": 2}}
+    await world.create_run(training={"method": "none"}, alignment=alignment)
+    status = await world.ended()
+    assert status["phase"] == "Succeeded"
+    assert [stage["name"] for stage in status["stages"]] == ["prepare", "align", "merge", "evaluate"]
+    assert status["artifacts"]["projector"] == "projector"
+    assert "adapter" not in status["artifacts"]
+    api_server.run("-n", world.namespace, "wait", "--for=condition=Aligned", "lft/run", "--timeout=5s")
+    assert not any(condition["type"] == "Trained" for condition in status["conditions"])
+    services = [name for name in await world.children() if name.startswith("services/")]
+    assert services == ["services/run-align"]
+    pods = [pod for pod in await world.pods() if pod["metadata"]["labels"][LABEL_STAGE] == "align"]
+    assert sorted(pod["spec"]["hostname"] for pod in pods) == ["run-align-1-0", "run-align-1-1"]
+    assert {pod["spec"]["subdomain"] for pod in pods} == {"run-align"}
+
+
 async def test_failed_training_pod_fails_the_run_and_leaves_nothing_running(
     world: World, operator: OperatorProcess, api_server: Kubectl
 ) -> None:

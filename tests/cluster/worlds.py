@@ -32,6 +32,10 @@ RESULTS = {
                                supervised_tokens=99,
                                longest_sample_tokens=40, overlong_samples=0),
     ),
+    StageName.ALIGN: StageResult(
+        stage=StageName.ALIGN, attempt=1, digests={"projector": "sha256:p"},
+        align=TrainNumbers(steps=3, final_loss=2.5, trainable_parameters=4, tokens=500, world_size=2),
+    ),
     StageName.TRAIN: StageResult(
         stage=StageName.TRAIN, attempt=1, digests={"adapter": "sha256:a"},
         train=TrainNumbers(steps=12, final_loss=0.25, trainable_parameters=10, tokens=1000, world_size=2),
