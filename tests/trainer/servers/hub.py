@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 from tests.trainer.servers.files import Answer, FileServer, Request
 
 _SMALL = 10
-_PAGE = 2
 
 
 @dataclass(kw_only=True)
@@ -32,8 +31,6 @@ class HubServer(FileServer):
     def __init__(self) -> None:
         super().__init__()
         self.repositories: dict[tuple[str, str], HubRepository] = {}
-        self.ends: dict[str, int] = {}
-        """Status of all calls of the API, by the path's end."""
 
     def answer(self, request: Request) -> Answer:
         if request.path.startswith("/cdn/"):
@@ -41,6 +38,8 @@ class HubServer(FileServer):
             return super().answer(request)
         if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/(revision|tree)/(.+)", request.path):
             return self._api(request, *match.groups())
+        if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)", request.path):
+            return self._api(request, *match.groups(), "revision", "main")
         if match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", request.path):
             kind, name, commit, path = match.groups()
             return self._resolve(request, "datasets" if kind else "models", name, commit, path)

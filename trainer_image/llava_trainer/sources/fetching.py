@@ -21,10 +21,16 @@ from llava_trainer.sources.address import BucketAddress, ClaimAddress, HubAddres
 from llava_trainer.sources.bucket import Bucket
 from llava_trainer.sources.credentials import Credentials, read_credentials, web_headers
 from llava_trainer.sources.gathering import Catalogue, Gatherer, make_catalogue
-from llava_trainer.sources.hub import Repository
+from llava_trainer.sources.hub import Repository, RepositoryType
 from llava_trainer.sources.journal import Journal
 from llava_trainer.sources.network import Network, build_client, read_network
-from llava_trainer.sources.pictures import list_own_files, may_be_needed, place_pictures, read_picture_names
+from llava_trainer.sources.pictures import (
+    list_companions,
+    list_own_files,
+    may_be_needed,
+    place_pictures,
+    read_picture_names,
+)
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import refused, secret_field
 from llava_trainer.sources.retrying import Patience, try_repeatedly
@@ -148,10 +154,8 @@ class _Errand:
 
         self.progress.begin(f"{role.field} {role.source}: listing it")
         if isinstance(address, HubAddress):
-            repository = Repository(
-                address, kind="model" if dataset is None else "dataset", token=credentials.token, client=self.client,
-                network=self.network, field=role.field,
-            )  # fmt: skip
+            kind: RepositoryType = "model" if dataset is None else "dataset"
+            repository = Repository(address, kind=kind, token=credentials.token, network=self.network, field=role.field)
             commit = _read_commit(folder, role.source) or repeatedly(repository.resolve)
             write_whole(folder / _COMMIT_FILE, _Commit(source=role.source, commit=commit).model_dump_json())
             logger.info("%s: %s is at commit %s", role.field, role.source, commit)
@@ -223,7 +227,7 @@ def _gather_dataset(gatherer: Gatherer, role: Role) -> None:
     dataset = role.dataset
     assert dataset is not None, "it is the role of one"
     own = list_own_files(dataset)
-    gatherer.gather(own)
+    gatherer.gather([*own, *list_companions(dataset)])
     lacking = [name for name in own if name in gatherer.missing]
     if lacking:
         names = sorted(gatherer.catalogue.names or ())[:_NAMES_SHOWN]

@@ -66,6 +66,7 @@ class Gatherer:
         self._check_space(wanted, what)
         logger.info("fetching %d files of %s (%.2f GB)", len(wanted), what, total / 1e9)
         self._fetch_all(wanted)
+        self.progress.end()
 
     def _check_space(self, wanted: Collection[RemoteFile], what: str) -> None:
         there = 0

@@ -12,7 +12,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from huggingface_hub.hf_api import RepoFile
 
 from llava_trainer.sources.address import HubAddress
-from llava_trainer.sources.network import Network
+from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.refusals import TransientError, explain_status, refused, secret_field
 from llava_trainer.sources.remote import Digest, RemoteFile, check_name
 from llava_trainer.sources.transfer import explain_transport
@@ -30,14 +30,12 @@ class Repository:
         address: what the source says; its revision is a branch, a tag, a commit or None.
         kind: model or dataset repository.
         token: of an account that may read it; None for public ones.
-        client: every request goes through it.
-        network: names the hub.
+        network: names the hub and the way to it.
         field: the source's field, for messages.
     """
 
     def __init__(
-        self, address: HubAddress, *, kind: RepositoryType, token: str | None, client: httpx.Client, network: Network,
-        field: str,
+        self, address: HubAddress, *, kind: RepositoryType, token: str | None, network: Network, field: str,
     ) -> None:  # fmt: skip
         self._address = address
         self._kind = kind
@@ -46,8 +44,9 @@ class Repository:
         # False: a token that lies about on the machine is never sent.
         self._token: str | Literal[False] = token or False
         self._api = HfApi(endpoint=network.hub_endpoint, token=self._token)
-        # The hub's library has one client for the whole process; it closes the one that it had.
-        set_client_factory(lambda: client)
+        # One client for the whole process; the library closes the one that it had. By itself it would also ask its
+        # maker's host which tools it may be run by: a network without that host would hold the run up.
+        set_client_factory(lambda: build_client(network, may_ask=_is_about_a_repository))
 
     def resolve(self) -> str:
         """The commit that the revision is now.
@@ -122,3 +121,7 @@ class Repository:
         if status in _CLIENT_ERRORS and status not in _TRANSIENT:
             return explain_status(status, self._field, told)
         return TransientError(f"HTTP {status}")
+
+
+def _is_about_a_repository(url: httpx.URL) -> bool:
+    return "/api/models/" in url.path or "/api/datasets/" in url.path

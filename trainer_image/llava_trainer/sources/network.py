@@ -3,7 +3,7 @@
 import ipaddress
 import logging
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def _read_authorities(file: Path) -> str | None:
         return None
     text = file.read_text(encoding="utf-8", errors="replace")
     try:
-        ssl.create_default_context().load_verify_locations(cadata=text)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
     except (ssl.SSLError, ValueError) as error:
         raise refused(f"spec.download.caConfigMap: ca.crt must hold certificates in PEM form: {error}") from error
     return text
@@ -70,8 +70,13 @@ def build_tls_context(network: Network) -> ssl.SSLContext:
     return context
 
 
-def build_client(network: Network) -> httpx.Client:
-    """The client. It follows no redirect by itself and reads nothing from the environment."""
+def build_client(network: Network, may_ask: Callable[[httpx.URL], bool] = lambda url: True) -> httpx.Client:
+    """The client. It follows no redirect by itself and reads nothing from the environment.
+
+    Args:
+        network: the way out.
+        may_ask: which addresses; others fail as if nobody were there.
+    """
     # Its lines hold whole addresses, signatures included.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     context = build_tls_context(network)
@@ -80,7 +85,7 @@ def build_client(network: Network) -> httpx.Client:
         for proxy in (None, network.http_proxy, network.https_proxy)
     }
     return httpx.Client(
-        transport=_Router(network, transports),
+        transport=_Router(network, transports, may_ask),
         timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
         headers={"User-Agent": "llava-trainer"},
         trust_env=False,
@@ -132,12 +137,20 @@ def _parse_proxy(proxy: str | None, context: ssl.SSLContext) -> httpx.Proxy | No
 class _Router(httpx.BaseTransport):
     """Sends each request by the proxy that is meant for it, redirected ones too."""
 
-    def __init__(self, network: Network, transports: Mapping[str | None, httpx.BaseTransport]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        transports: Mapping[str | None, httpx.BaseTransport],
+        may_ask: Callable[[httpx.URL], bool],
+    ) -> None:
         self._network = network
         self._transports = transports
+        self._may_ask = may_ask
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         url = request.url
+        if not self._may_ask(url):
+            raise httpx.ConnectError(f"{url.host} is not asked for this", request=request)
         port = url.port or {"http": 80, "https": 443}.get(url.scheme)
         proxy = choose_proxy(self._network, url.scheme, url.host, port)
         return self._transports[proxy].handle_request(request)

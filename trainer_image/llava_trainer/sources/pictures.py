@@ -2,34 +2,44 @@
 
 import posixpath
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from llava_api.spec import Dataset
-from llava_trainer.data.dataset import _read as read_samples_of
+from llava_api.spec import Dataset, Ubiai
+from llava_trainer.data.conversations import read_conversations
+from llava_trainer.data.entries import ReadingPosition
+from llava_trainer.data.findings import Finding
+from llava_trainer.data.images import resolve_inside
 from llava_trainer.data.samples import Sample
-
-_WORDS = ".txt"
-_BESIDE_WORDS = ("_box.txt", "_image.txt")
+from llava_trainer.data.ubiai import read_ubiai
+from llava_trainer.data.ubiai_ocr import BOX_SUFFIX, IMAGE_SUFFIX
 
 
 def list_own_files(dataset: Dataset) -> list[str]:
-    """The files that hold samples, and what they need to be read, relative to the source."""
-    names = [dataset.file]
-    if dataset.validation.file is not None:
-        names.append(dataset.validation.file)
-    if dataset.format == "ubiai":
-        # The OCR archive is three files.
-        words = [name for name in names if name.endswith(_WORDS)]
-        names += [f"{name.removesuffix(_WORDS)}{ending}" for name in words for ending in _BESIDE_WORDS]
-        if dataset.ubiai is not None and dataset.ubiai.documents is not None:
-            names.append(dataset.ubiai.documents)
+    """The files without which a dataset cannot be read, relative to the source."""
+    names = _sample_files(dataset)
+    if dataset.ubiai is not None and dataset.ubiai.documents is not None:
+        names.append(dataset.ubiai.documents)
     return list(dict.fromkeys(posixpath.normpath(name) for name in names))
 
 
+def list_companions(dataset: Dataset) -> list[str]:
+    """The other files of an OCR archive, if the dataset should turn out to be one."""
+    if dataset.format != "ubiai":
+        return []
+    words = (PurePosixPath(posixpath.normpath(name)) for name in _sample_files(dataset))
+    return [
+        str(path.with_name(f"{path.stem}{suffix}{path.suffix}"))
+        for path in words
+        if not path.suffix.lower().startswith(".json")
+        for suffix in (BOX_SUFFIX, IMAGE_SUFFIX)
+    ]
+
+
 def may_be_needed(dataset: Dataset, name: str) -> bool:
-    """Whether a file of the source can be one that the dataset needs, before its own files have been read."""
+    """Whether the dataset may need a file of the source: told before its own files have been read."""
     images = posixpath.normpath(dataset.images) if dataset.images else "."
-    return images == "." or name.startswith(f"{images}/") or name in list_own_files(dataset)
+    own = (*list_own_files(dataset), *list_companions(dataset))
+    return images == "." or name.startswith(f"{images}/") or name in own
 
 
 def place_pictures(dataset: Dataset, pictures: Iterable[str]) -> list[str]:
@@ -43,8 +53,22 @@ def read_picture_names(dataset: Dataset, folder: Path) -> Iterator[str]:
 
     What cannot be read is passed over here: the data's checks come later and tell all of it.
     """
-    names = [dataset.file] if dataset.validation.file is None else [dataset.file, dataset.validation.file]
-    for name in names:
-        for item in read_samples_of(dataset, folder, name):
+    for name in _sample_files(dataset):
+        for item in _read(dataset, folder, name):
             if isinstance(item, Sample):
                 yield from item.images
+
+
+def _sample_files(dataset: Dataset) -> list[str]:
+    held_out = dataset.validation.file
+    return [dataset.file] if held_out is None else [dataset.file, held_out]
+
+
+def _read(dataset: Dataset, folder: Path, name: str) -> Iterator[Sample | Finding]:
+    def resolve(wanted: str) -> Path:
+        return resolve_inside(folder, folder, wanted)
+
+    position = ReadingPosition()
+    if dataset.format == "llava":
+        return read_conversations(resolve(name), name, position)
+    return read_ubiai(name, dataset.ubiai or Ubiai(), resolve, position)

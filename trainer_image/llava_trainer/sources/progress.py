@@ -26,8 +26,11 @@ class Progress:
         """From now on ``what`` is fetched: a field and an address; 0 bytes if unknown."""
         with self._lock:
             self._what, self._done, self._total = what, 0, total_bytes
-            self._told_at = -_INTERVAL_S
-        self._tell("")
+        self._tell("", at_once=True)
+
+    def end(self) -> None:
+        """All of it has come in."""
+        self._tell("", at_once=True)
 
     def add(self, num_bytes: int, name: str) -> None:
         """So many bytes of a file have come in; fewer than none if they have to come again."""
@@ -35,10 +38,10 @@ class Progress:
             self._done += num_bytes
         self._tell(name)
 
-    def _tell(self, name: str) -> None:
+    def _tell(self, name: str, *, at_once: bool = False) -> None:
         with self._lock:
             now = self._clock()
-            if now - self._told_at < _INTERVAL_S:
+            if not at_once and now - self._told_at < _INTERVAL_S:
                 return
             self._told_at = now
             done, total, what = self._done, self._total, self._what

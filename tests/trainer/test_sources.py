@@ -1,0 +1,620 @@
+"""Whole sources from real local servers: a hub, S3 (moto), files behind TLS; by a proxy, with an authority of ours.
+
+What is fetched is what is needed, from where it was said, with the credentials meant for it; what an earlier attempt
+has fetched is not fetched again; every refusal names the field, the address and the fix.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import obstore
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import _detect_agent
+
+from llava_api.constants import StageName
+from llava_api.failures import Reason
+from llava_api.run_config import RunConfig
+from llava_trainer.errors import StageError
+from llava_trainer.sources.fetching import Input, Surroundings, fetch_inputs
+from llava_trainer.sources.network import Network, build_client
+from llava_trainer.sources.retrying import Patience
+from tests.trainer.runs import Recorder, run_config
+from tests.trainer.servers.authority import Authority
+from tests.trainer.servers.files import Fault, FileServer
+from tests.trainer.servers.hub import HubRepository, HubServer
+from tests.trainer.servers.proxy import Proxy
+from tests.trainer.servers.s3 import KEYS, open_bucket, run_s3
+
+COMMIT, NEWER = "c" * 40, "d" * 40
+WEIGHTS = b"weights in safetensors" * 1000
+MODEL = {
+    "config.json": b'{"text_config": {}, "vision_config": {}}',
+    "generation_config.json": b"{}",
+    "tokenizer.json": b"a tokenizer",
+    "model.safetensors": WEIGHTS,
+    "pytorch_model.bin": b"a pickle of the same weights",
+    "training_args.bin": b"a pickle of arbitrary objects",
+    "modeling_evil.py": b"raise SystemExit",
+    "tf_model.h5": b"another format",
+    "onnx/model.onnx": b"yet another format",
+    "README.md": b"read me",
+}
+NEEDED = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
+PICTURES = {f"images/{name}": f"picture {name}".encode() for name in ("a.jpg", "sub/b ü#?.jpg", "c.jpg")}
+ENTRIES = [
+    {"id": str(index), "image": name, "conversations": [{"from": "human", "value": "<image>\nWhat?"},
+                                                        {"from": "gpt", "value": "That."}]}
+    for index, name in enumerate(["a.jpg", "sub/b ü#?.jpg", "gone.jpg", "../../outside.jpg"])
+]  # fmt: skip
+DATASET = {
+    "train.json": json.dumps(ENTRIES).encode(),
+    "validation.json": json.dumps(ENTRIES[:1]).encode(),
+    "images/unnamed.jpg": b"no sample names it",
+    "script.py": b"raise SystemExit",
+    **PICTURES,
+}
+FETCHED = ["images/a.jpg", "images/c.jpg", "images/sub/b ü#?.jpg", "train.json", "validation.json"]
+
+
+class World:
+    """A run, and what the operator puts around it."""
+
+    def __init__(self, root: Path, authority: Authority) -> None:
+        self.root = root
+        self.secrets = root / "secrets"
+        self.ca_file = authority.ca_file
+        self.download: dict[str, Any] = {}
+        self.environ: dict[str, str] = {}
+        self.model: dict[str, Any] = {}
+        self.alignment: dict[str, Any] | None = None
+        self.dataset: dict[str, Any] = {
+            "source": "pvc://data/", "format": "llava", "file": "train.json", "images": "images",
+            "validation": {"file": "validation.json"},
+        }  # fmt: skip
+        self.evaluation: dict[str, Any] = {"prompts": [{"text": "What is it?", "image": "c.jpg"}, {"text": "Hello"}]}
+
+    def secret(self, role: str, **keys: str) -> None:
+        for key, value in keys.items():
+            (self.secrets / role).mkdir(parents=True, exist_ok=True)
+            (self.secrets / role / key).write_text(value + "\n")
+
+    @property
+    def config(self) -> RunConfig:
+        plain = run_config(self.root, StageName.PREPARE, evaluation=self.evaluation).model_dump()
+        plain |= {"model": self.model, "dataset": self.dataset, "download": self.download, "alignment": self.alignment}
+        return RunConfig.model_validate(plain)
+
+    def fetch(self) -> dict[str, Input]:
+        config = self.config
+        config.volume_root.mkdir(parents=True, exist_ok=True)
+        self.recorder = Recorder(config)
+        around = Surroundings(
+            secrets=self.secrets, ca_file=self.ca_file, claims=self.root / "claims", environ=self.environ,
+            patience=Patience(tries=3, first_s=0.01, most_s=0.02),
+        )  # fmt: skip
+        return fetch_inputs(config, self.recorder, around)
+
+    def failure(self) -> StageError:
+        with pytest.raises(StageError) as caught:
+            self.fetch()
+        return caught.value
+
+
+@pytest.fixture
+def world(tmp_path: Path, authority: Authority) -> World:
+    return World(tmp_path, authority)
+
+
+def names_in(folder: Path) -> list[str]:
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in files if not name.startswith("."))
+
+
+def assert_same(folder: Path, expected: dict[str, bytes], names: list[str]) -> None:
+    assert names_in(folder) == names
+    for name in names:
+        assert (folder / name).read_bytes() == expected[name]
+
+
+# --- the hub
+
+
+@pytest.fixture
+def hub_server(authority: Authority, world: World) -> Iterator[HubServer]:
+    with HubServer().run(authority) as server:
+        server.repositories["models", "llava-hf/tiny"] = HubRepository(
+            commits={COMMIT: MODEL, NEWER: {**MODEL, "tokenizer.json": b"a newer tokenizer"}},
+            revisions={"main": COMMIT, "v1": COMMIT},
+        )
+        server.repositories["datasets", "me/set"] = HubRepository(commits={COMMIT: DATASET}, revisions={"main": COMMIT})
+        world.download["hub_endpoint"] = server.base
+        yield server
+
+
+def test_model_of_the_hub(world: World, hub_server: HubServer) -> None:
+    world.model["source"] = "hf://llava-hf/tiny"
+    found = world.fetch()["model"]
+    assert found.origin == f"hf://llava-hf/tiny@{COMMIT}"
+    assert found.path == world.root / "volume" / "inputs" / "downloads" / "model"
+    assert_same(found.path, MODEL, NEEDED)
+    total = sum(len(MODEL[name]) for name in NEEDED)
+    assert world.recorder.steps[-1] == (total, total)
+
+
+def test_pickles_come_where_there_is_nothing_better(world: World, hub_server: HubServer) -> None:
+    files = {name: content for name, content in MODEL.items() if name != "model.safetensors"}
+    hub_server.repositories["models", "llava-hf/tiny"].commits[COMMIT] = files
+    world.model["source"] = "hf://llava-hf/tiny"
+    assert names_in(world.fetch()["model"].path) == sorted({*NEEDED, "pytorch_model.bin"} - {"model.safetensors"})
+
+
+def test_dataset_of_the_hub(world: World, hub_server: HubServer) -> None:
+    world.dataset["source"] = "hf://me/set@main"
+    found = world.fetch()["dataset"]
+    assert found.origin == f"hf://me/set@{COMMIT}"
+    assert_same(found.path, DATASET, FETCHED)
+
+
+def test_token_of_the_secret_opens_a_private_repository(world: World, hub_server: HubServer) -> None:
+    hub_server.repositories["models", "llava-hf/tiny"].token = "hf_secret"
+    world.model["source"] = "hf://llava-hf/tiny"
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert "spec.model.source: hf://llava-hf/tiny does not exist as a model repository, or is private" in error.message
+    assert "put a token that may read it into spec.model.secretRef (key token)" in error.message
+    world.secret("model", token="hf_wrong")
+    assert "HTTP 403: the credentials in spec.model.secretRef may not read it" in world.failure().message
+    world.secret("model", token="hf_secret")
+    assert_same(world.fetch()["model"].path, MODEL, NEEDED)
+
+
+def test_token_on_the_machine_is_not_sent(
+    world: World, hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_of_someone_else")
+    world.model["source"] = "hf://llava-hf/tiny"
+    world.fetch()
+    assert {request.authorization for request in hub_server.requests} == {None}
+
+
+def test_commit_stays_that_of_the_first_attempt(world: World, hub_server: HubServer) -> None:
+    world.model["source"] = "hf://llava-hf/tiny@v1"
+    hub_server.faults["/llava-hf/tiny/resolve/" + COMMIT + "/tokenizer.json"] = [Fault(status=503)] * 3
+    assert world.failure().reason is Reason.SOURCE_UNAVAILABLE
+    hub_server.repositories["models", "llava-hf/tiny"].revisions["v1"] = NEWER
+    hub_server.requests.clear()
+    found = world.fetch()["model"]
+    assert found.origin.endswith(COMMIT)
+    assert_same(found.path, MODEL, NEEDED)
+    asked = [request.path for request in hub_server.requests]
+    assert not [path for path in asked if "/revision/" in path]
+    assert not [path for path in asked if path.endswith(hashlib.sha256(WEIGHTS).hexdigest())], "they were there already"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"source": "hf://llava-hf/none"}, "hf://llava-hf/none does not exist as a model repository"),
+        ({"source": "hf://me/set"}, "hf://me/set does not exist as a model repository"),
+        ({"source": "hf://llava-hf/tiny@v9"}, "hf://llava-hf/tiny has no revision 'v9': name a branch, tag or commit"),
+        ({"source": "hf://llava-hf/gated"}, "is gated: accept its terms on the hub and put a token of that account"),
+        ({"source": "hf://llava-hf/empty"}, "holds no file of a model"),
+        ({"source": "hf://llava-hf/evil"}, "'../evil/config.json', which is no name below a folder"),
+    ],
+)
+def test_what_the_hub_does_not_have(world: World, hub_server: HubServer, change: dict[str, Any], told: str) -> None:
+    main = {"main": COMMIT}
+    for name, files, gated in (("gated", MODEL, True), ("empty", {"a.txt": b""}, False)):
+        hub_server.repositories["models", f"llava-hf/{name}"] = HubRepository(
+            commits={COMMIT: files}, revisions=main, gated=gated
+        )
+    hub_server.repositories["datasets", "llava-hf/evil"] = HubRepository(
+        commits={COMMIT: {"images/../../evil": b"x", "../evil/config.json": b"x"}}, revisions=main
+    )
+    if change["source"].endswith("evil"):
+        world.dataset |= {"source": change["source"], "images": ""}
+    else:
+        world.model |= change
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert error.message.startswith(("spec.model.source: ", "spec.dataset.source: "))
+    assert told in error.message
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "added_tokens.json"])
+def test_content_that_is_not_what_the_hub_promised(world: World, hub_server: HubServer, name: str) -> None:
+    """A file of LFS by its sha256, a small one by git's own hash."""
+    repository = hub_server.repositories["models", "llava-hf/tiny"]
+    repository.commits[COMMIT] = {**MODEL, "added_tokens.json": b'{"a": 1}'}
+    repository.lies_about.add(name)
+    world.model["source"] = "hf://llava-hf/tiny"
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert f"spec.model.source: hf://llava-hf/tiny@{COMMIT}/{name} is not what it should be" in error.message
+
+
+def test_hub_that_has_trouble_is_tried_again(world: World, hub_server: HubServer) -> None:
+    hub_server.faults["/api/models/llava-hf/tiny/revision/main"] = [Fault(status=502)]
+    hub_server.faults[f"/api/models/llava-hf/tiny/tree/{COMMIT}"] = [Fault(status=429)]
+    world.model["source"] = "hf://llava-hf/tiny@main"
+    assert_same(world.fetch()["model"].path, MODEL, NEEDED)
+    world.download["hub_endpoint"] = "https://127.0.0.1:1"
+    world.model["source"] = "hf://llava-hf/other"
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_UNAVAILABLE
+    assert "spec.model.source: hf://llava-hf/other could not be fetched" in error.message
+
+
+def test_endpoint_of_the_environment(world: World, hub_server: HubServer) -> None:
+    world.environ["HF_ENDPOINT"] = world.download.pop("hub_endpoint")
+    world.model["source"] = "hf://llava-hf/tiny"
+    assert world.fetch()["model"].origin.endswith(COMMIT)
+
+
+# --- S3
+
+
+@pytest.fixture(scope="module")
+def s3(authority: Authority) -> Iterator[str]:
+    with run_s3(authority) as endpoint, build_client(Network(ca_pem=authority.pem)) as client:
+        assert client.put(f"{endpoint}/bucket").status_code == 200
+        store = open_bucket(endpoint, authority, "bucket")
+        for prefix, files in (("a model", MODEL), ("set", DATASET)):
+            for name, content in files.items():
+                obstore.put(store, f"{prefix}/{name}", content)
+        for name in MODEL:
+            url = obstore.sign(store, "PUT", f"a model/{name}", timedelta(minutes=1))
+            assert client.put(f"{url}&acl", headers={"x-amz-acl": "public-read"}).status_code == 200
+        obstore.put(store, "set/", b"")
+        obstore.put(store, "set2/train.json", b"of another folder")
+        obstore.put(store, "large/config.json", b"{}")
+        obstore.put(store, "large/model.safetensors", b"12345678" * (1 << 20), chunk_size=5 << 20)
+        yield endpoint
+
+
+@pytest.fixture
+def s3_world(world: World, s3: str) -> World:
+    for role in ("model", "dataset"):
+        world.secret(
+            role, endpoint=s3, region="us-east-1", accessKeyId=KEYS["access_key_id"],
+            secretAccessKey=KEYS["secret_access_key"], sessionToken="session",
+        )  # fmt: skip
+    return world
+
+
+def test_model_and_dataset_of_s3(s3_world: World) -> None:
+    s3_world.model["source"] = "s3://bucket/a model/"
+    s3_world.dataset["source"] = "s3://bucket/set"
+    found = s3_world.fetch()
+    assert_same(found["model"].path, MODEL, NEEDED)
+    assert_same(found["dataset"].path, DATASET, FETCHED)
+    assert found["dataset"].origin == "s3://bucket/set"
+
+
+def test_bucket_without_keys_is_asked_anonymously(world: World, s3: str) -> None:
+    world.secret("model", endpoint=s3)
+    world.model["source"] = "s3://bucket/a model"
+    assert_same(world.fetch()["model"].path, MODEL, NEEDED)
+
+
+def test_object_that_was_uploaded_in_parts_has_no_md5(s3_world: World) -> None:
+    s3_world.model["source"] = "s3://bucket/large"
+    folder = s3_world.fetch()["model"].path
+    assert (folder / "model.safetensors").stat().st_size == 8 << 20
+
+
+def test_signatures_and_keys_stand_in_no_log(s3_world: World, caplog: pytest.LogCaptureFixture) -> None:
+    s3_world.model["source"] = "s3://bucket/a model"
+    with caplog.at_level(logging.INFO):
+        s3_world.fetch()
+    assert "fetching 4 files of spec.model.source s3://bucket/a model" in caplog.text
+    for secret in ("Signature", "Credential", "secret-key", "key-id", "session"):
+        assert secret not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("s3://nobucket/x", "s3://nobucket/x at https://127.0.0.1"),
+        ("s3://bucket/none", "spec.dataset.source: s3://bucket/none does not hold train.json, validation.json"),
+        ("s3://bucket/a model", "it holds "),
+    ],
+)
+def test_what_s3_does_not_have(s3_world: World, source: str, told: str) -> None:
+    s3_world.dataset |= {"source": source, "images": ""}
+    error = s3_world.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert told in error.message
+    assert "Signature" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "told"),
+    [
+        ((403, "AccessDenied"), Reason.SOURCE_REFUSED, "may not read it"),
+        ((400, "AuthorizationHeaderMalformed"), Reason.SOURCE_REFUSED, "is not in region us-east-1: set key region"),
+        ((503, "SlowDown"), Reason.SOURCE_UNAVAILABLE, "3 times in a row: "),
+    ],
+)
+def test_s3_that_refuses(
+    world: World, authority: Authority, answer: tuple[int, str], reason: Reason, told: str
+) -> None:
+    """A server that has but one answer."""
+
+    class Refusing(FileServer):
+        def answer(self, request: Any) -> Any:
+            from tests.trainer.servers.files import Answer
+
+            body = f"<Error><Code>{answer[1]}</Code></Error>".encode()
+            return Answer(status=answer[0], body=body, headers={"Content-Type": "application/xml"})
+
+    with Refusing().run(authority) as server:
+        world.secret("model", endpoint=server.base)
+        world.model["source"] = "s3://bucket/model"
+        error = world.failure()
+    assert error.reason is reason
+    assert "spec.model.source: s3://bucket/model" in error.message
+    assert told in error.message
+
+
+def test_s3_with_a_strange_certificate(world: World, s3: str) -> None:
+    world.secret("model", endpoint=s3)
+    world.model["source"] = "s3://bucket/model"
+    world.ca_file = world.root / "none"
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_UNAVAILABLE
+    assert "spec.download.caConfigMap" in error.message
+
+
+def test_nobody_at_the_s3_endpoint(world: World) -> None:
+    world.secret("model", endpoint="https://127.0.0.1:1")
+    world.model["source"] = "s3://bucket/model"
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_UNAVAILABLE
+    assert "3 times in a row: https://127.0.0.1:1: Generic S3 error" in error.message
+
+
+@pytest.mark.parametrize("endpoint", ["minio:9000", "ftp://minio", "https://me:secret@minio"])
+def test_endpoint_that_is_no_address(world: World, endpoint: str) -> None:
+    world.secret("model", endpoint=endpoint)
+    world.model["source"] = "s3://bucket/model"
+    message = world.failure().message
+    assert "spec.model.secretRef: key endpoint of the Secret must be an address" in message
+    assert "secret@" not in message
+
+
+# --- https
+
+
+@pytest.fixture
+def web(authority: Authority) -> Iterator[FileServer]:
+    with FileServer().run(authority) as server:
+        for prefix, files in (("/model/", MODEL), ("/set/", DATASET)):
+            for name, content in files.items():
+                server.add(prefix + name, content)
+        yield server
+
+
+def test_folders_behind_https(world: World, web: FileServer) -> None:
+    world.model["source"] = f"{web.base}/model/"
+    world.dataset["source"] = f"{web.base}/set/"
+    found = world.fetch()
+    assert_same(found["model"].path, MODEL, NEEDED)
+    assert_same(found["dataset"].path, DATASET, FETCHED)
+    assert "/set/images/unnamed.jpg" not in {request.path for request in web.requests}
+    web.requests.clear()
+    world.fetch()
+    missing = {request.path for request in web.requests}
+    assert not missing & set(web.files), "only what was missing is asked for again"
+
+
+def test_sharded_model_behind_https(world: World, web: FileServer) -> None:
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    del web.files["/model/model.safetensors"]
+    places = dict(zip("abc", [*shards, "../outside.bin"], strict=True))
+    web.add("/model/model.safetensors.index.json", json.dumps({"weight_map": places}).encode())
+    for shard in shards:
+        web.add(f"/model/{shard}", shard.encode())
+    world.model["source"] = f"{web.base}/model/"
+    assert set(shards) < set(names_in(world.fetch()["model"].path))
+    assert "/model/pytorch_model.bin" not in {request.path for request in web.requests}
+
+
+@pytest.mark.parametrize("kept", [["pytorch_model.bin"], ["mm_projector.bin"], []])
+def test_pickles_behind_https_where_there_is_nothing_better(world: World, web: FileServer, kept: list[str]) -> None:
+    del web.files["/model/model.safetensors"], web.files["/model/pytorch_model.bin"]
+    for name in kept:
+        web.add(f"/model/{name}", b"a pickle")
+    world.model["source"] = f"{web.base}/model/"
+    if kept:
+        assert set(kept) < set(names_in(world.fetch()["model"].path))
+    else:
+        error = world.failure()
+        assert error.reason is Reason.SOURCE_REFUSED
+        assert "holds neither model.safetensors nor pytorch_model.bin nor a part of a model" in error.message
+
+
+def test_projector_is_one_file(world: World, web: FileServer) -> None:
+    content = web.add("/p/mm_projector.bin", b"a pickle")
+    world.model["projector"] = f"{web.base}/p/mm_projector.bin#sha256={hashlib.sha256(content).hexdigest()}"
+    found = world.fetch()["projector"]
+    assert found.path.read_bytes() == content
+    assert found.origin == f"{web.base}/p/mm_projector.bin"
+
+
+@pytest.mark.parametrize(
+    ("keys", "header"),
+    [
+        ({"username": "me", "password": "se cret"}, "Basic bWU6c2UgY3JldA=="),
+        ({"bearer": "token"}, "Bearer token"),
+    ],
+)
+def test_credentials_of_https(world: World, web: FileServer, keys: dict[str, str], header: str) -> None:
+    web.password = header
+    world.dataset["source"] = f"{web.base}/set/"
+    assert "HTTP 401" in world.failure().message
+    world.secret("dataset", **keys)
+    assert_same(world.fetch()["dataset"].path, DATASET, FETCHED)
+
+
+def make_zip(files: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+def make_tar(files: dict[str, bytes], mode: str = "w:gz") -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode=mode) as archive:  # type: ignore[call-overload]
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("name", ["set.zip", "set.tar", "set.tar.gz", "SET.TGZ"])
+@pytest.mark.parametrize("top", ["", "set-main/"])
+def test_archives(world: World, web: FileServer, name: str, top: str) -> None:
+    files = {top + path: content for path, content in DATASET.items()}
+    content = make_zip(files) if name == "set.zip" else make_tar(files, "w" if name == "set.tar" else "w:gz")
+    web.add(f"/{name}", content)
+    world.dataset["source"] = f"{web.base}/{name}?signature=secret#sha256={hashlib.sha256(content).hexdigest()}"
+    found = world.fetch()["dataset"]
+    assert_same(found.path, DATASET, sorted(DATASET))
+    assert found.origin == f"{web.base}/{name}", "without what may be a signature"
+    keep = world.config.volume.download_dir("dataset-archive")
+    assert names_in(keep) == ["unpacked.json"], "its content is enough"
+    web.requests.clear()
+    assert world.fetch()["dataset"] == found
+    assert web.requests == []
+
+
+def test_archive_that_does_not_match_its_digest(world: World, web: FileServer) -> None:
+    web.add("/set.zip", make_zip(DATASET))
+    world.dataset["source"] = f"{web.base}/set.zip#sha256={'0' * 64}"
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert f"instead of {'0' * 64}, fetched" not in error.message
+    assert "its sha256 is " in error.message
+
+
+def test_https_that_lacks_the_dataset(world: World, web: FileServer) -> None:
+    del web.files["/set/train.json"]
+    world.dataset["source"] = f"{web.base}/set/"
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert "/set/ does not hold train.json: correct spec.dataset.file or source" in error.message
+
+
+# --- the way there
+
+
+@pytest.mark.parametrize("way", ["spec", "environment", "not for this host"])
+def test_proxy_for_every_protocol(world: World, s3: str, hub_server: HubServer, web: FileServer, way: str) -> None:
+    with Proxy("me:pass").run() as proxy:
+        address = proxy.url.replace("://", "://me:pass@")
+        if way == "environment":
+            world.environ |= {"https_proxy": address}
+        else:
+            world.download |= {"https_proxy": address, "no_proxy": "" if way == "spec" else "127.0.0.0/8, localhost"}
+        world.secret("model", endpoint=s3)
+        world.model |= {
+            "source": "s3://bucket/a model", "vision_tower": "s3://bucket/a model",
+        }  # fmt: skip
+        world.dataset["source"] = "hf://me/set"
+        world.alignment = {"dataset": {**world.dataset, "source": f"{web.base}/set/"}}
+        world.fetch()
+        used = {int(target.rpartition(":")[2]) for target in proxy.targets}
+    servers = {httpx.URL(base).port for base in (s3, hub_server.base, web.base)}
+    assert used == (set() if way == "not for this host" else servers)
+
+
+def test_proxy_that_wants_credentials(world: World, web: FileServer) -> None:
+    world.dataset["source"] = f"{web.base}/set/"
+    with Proxy("me:pass").run() as proxy:
+        world.download["https_proxy"] = proxy.url
+        error = world.failure()
+    assert error.reason is Reason.SOURCE_UNAVAILABLE
+    assert "by the proxy, which wants credentials; put them into spec.download.httpsProxy" in error.message
+    world.download["https_proxy"] = "http://127.0.0.1:1"
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_UNAVAILABLE
+    assert "3 times in a row" in error.message
+
+
+def test_proxy_that_is_no_address(world: World, web: FileServer) -> None:
+    world.dataset["source"] = f"{web.base}/set/"
+    world.download["https_proxy"] = "socks9://me:secret@x"
+    message = world.failure().message
+    assert "spec.download.httpsProxy and httpProxy must be addresses" in message
+    assert "secret" not in message
+
+
+def test_authorities_that_are_none(world: World) -> None:
+    world.ca_file = world.root / "ca.crt"
+    world.ca_file.write_text("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert "spec.download.caConfigMap: ca.crt must hold certificates in PEM form" in error.message
+
+
+# --- all together
+
+
+def test_claims_are_read_in_place(world: World) -> None:
+    world.model |= {"source": "pvc://models/llava/", "base": "pvc://models/vicuna"}
+    world.alignment = {"dataset": {**world.dataset, "source": "pvc://captions"}}
+    found = world.fetch()
+    assert {role: one.path for role, one in found.items()} == {
+        "model": world.root / "base", "base": world.root / "claims" / "models" / "vicuna",
+        "dataset": world.root / "data", "alignment-dataset": world.root / "claims" / "captions",
+    }  # fmt: skip
+    assert found["model"].origin == "pvc://models/llava/"
+
+
+def test_space_is_checked_before_anything_is_fetched(
+    world: World, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.model["source"] = "hf://llava-hf/tiny"
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 << 20))
+    error = world.failure()
+    assert error.reason is Reason.STORAGE_FULL
+    assert error.message.startswith(f"spec.model.source hf://llava-hf/tiny@{COMMIT} needs 0.00 GB more")
+    assert not [request for request in hub_server.requests if "/resolve/" in request.path]
+
+
+def test_first_failure_stops_the_other_files(world: World, web: FileServer) -> None:
+    web.faults["/set/images/a.jpg"] = [Fault(status=403)]
+    world.dataset["source"] = f"{web.base}/set/"
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert "/set/images/a.jpg was refused with HTTP 403" in error.message
+    assert "spec.dataset.secretRef" in error.message
+
+
+def test_hub_of_ones_own_is_the_only_one_asked(
+    world: World, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's first request of a process goes to its maker's host, if it may."""
+    monkeypatch.setattr(_detect_agent, "_registry", None)
+    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(world.root / "none"))
+    world.model["source"] = "hf://llava-hf/tiny"
+    with Proxy().run() as proxy:
+        world.download["https_proxy"] = proxy.url
+        world.fetch()
+    assert {target.rpartition(":")[0] for target in proxy.targets} == {"127.0.0.1", "localhost"}
