@@ -97,7 +97,7 @@ def _measure(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 def _read_config(path: Path) -> dict[str, Any]:
     settings = read_settings(path)
     model_type = settings.get("model_type")
-    if model_type == "clip" and isinstance(settings.get("vision_config"), dict):
+    if model_type in ("clip", "llava") and isinstance(settings.get("vision_config"), dict):
         settings = settings["vision_config"]
     elif model_type != "clip_vision_model":
         raise _invalid(
