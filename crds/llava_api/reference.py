@@ -10,6 +10,8 @@ from llava_api.resource import LlavaFineTune
 from llava_api.rules import RULES_KEY
 from llava_api.schema import Schema, build_schema
 
+_MANY_RULES = 3
+"""A field with so many is written out once; the others that have the same refer to it."""
 _HEAD = f"""# API reference
 
 `{API_VERSION}`, kind `{KIND}`. Made from the types in `crds/llava_api` by `make generate`; the same texts are shown by
@@ -29,20 +31,21 @@ def build_reference() -> str:
 
 def _table(schema: Schema, path: str) -> str:
     rows = ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
-    rows += [f"| `{name}` | {kind} | {default} | {text} |" for name, kind, default, text in _rows(schema, path)]
+    rows += [f"| `{name}` | {kind} | {default} | {text} |" for name, kind, default, text in _rows(schema, path, {})]
     return "\n".join(rows) + "\n"
 
 
-def _rows(schema: Schema, path: str) -> Iterator[tuple[str, str, str, str]]:
+def _rows(schema: Schema, path: str, said: dict[str, str]) -> Iterator[tuple[str, str, str, str]]:
+    """One row a field; ``said`` holds longer rules with the field that they were first written out at."""
     required = schema.get("required", [])
     for name, child in schema.get("properties", {}).items():
         child_path = f"{path}.{name}"
         item = child.get("items", {})
         default = "required" if name in required else _default(child)
-        text = " ".join([child.get("description", ""), *_bounds(child), *_messages(child)]).strip()
+        text = " ".join([child.get("description", ""), *_bounds(child), _messages(child, child_path, said)]).strip()
         yield child_path, _type(child), default, text.replace("|", "\\|")
-        yield from _rows(child, child_path)
-        yield from _rows(item, f"{child_path}[]")
+        yield from _rows(child, child_path, said)
+        yield from _rows(item, f"{child_path}[]", said)
 
 
 def _type(schema: Schema) -> str:
@@ -77,10 +80,13 @@ def _bounds(schema: Schema) -> Iterator[str]:
         yield f"{'Less than' if schema.get('exclusiveMaximum') else 'At most'} {high}."
 
 
-def _messages(schema: Schema) -> Iterator[str]:
-    for found in schema.get(RULES_KEY, []):
-        message = found["message"]
-        yield f"{message[0].upper()}{message[1:]}."
+def _messages(schema: Schema, path: str, said: dict[str, str]) -> str:
+    messages = [found["message"] for found in schema.get(RULES_KEY, [])]
+    text = " ".join(f"{message[0].upper()}{message[1:]}." for message in messages)
+    if len(messages) < _MANY_RULES:
+        return text
+    first = said.setdefault(text, path)
+    return text if first == path else f"Written as `{first}`."
 
 
 def _failures() -> str:

@@ -114,6 +114,12 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
             "spec.model.source",
             "must begin with pvc://, hf://, s3:// or https://",
         ),
+        (
+            {"model__source": "https://huggingface.co/liuhaotian/llava-v1.5-7b/tree/main"},
+            "spec.model.source",
+            "a page of the hub is no source: write hf://OWNER/NAME",
+        ),
+        ({"dataset__validation": {"fraction": 5}}, "spec.dataset.validation.fraction", "5 % are 0.05"),
         ({"model__source": "pvc://models/../../other"}, "spec.model.source", ".. parts"),
         ({"model__source": "pvc://Models/x"}, "spec.model.source", "pvc://CLAIM/PATH"),
         ({"model__source": "hf://llava-hf"}, "spec.model.source", "hf://OWNER/NAME or hf://OWNER/NAME@REVISION"),
@@ -156,7 +162,7 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         (
             {"alignment": {"dataset": CAPTIONS, "freshProjector": True, "batch": {"perDevice": 3, "global": 7}}},
             "spec.alignment.batch.global",
-            "must be a multiple of perDevice",
+            "is 7 but must be a multiple of 3",
         ),
         ({"training__method": "none"}, "spec.training.method", "none needs spec.alignment"),
         (

@@ -71,7 +71,12 @@ class Validation(Strict):
             rule(
                 "has(self.fraction) != has(self.file)",
                 "set either fraction or file: a share of the samples to hold out, or a file with the held-out samples",
-            )
+            ),
+            rule(
+                "!has(self.fraction) || self.fraction <= 0.5",
+                "fraction is a share and no percentage, at most 0.5: 5 % are 0.05",
+                field=".fraction",
+            ),
         )
     )
 

@@ -86,6 +86,10 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
     rule(
         f"!has(self.alignment) || self.alignment.batch.global % ({_ALIGNMENT_UNIT}) == 0",
         "spec.alignment.batch.global must be a multiple of perDevice x workers.replicas x max(workers.gpus, 1)",
+        message_expression=(
+            "'spec.alignment.batch.global is %d but must be a multiple of %d, which is perDevice x workers.replicas x "
+            f"max(workers.gpus, 1)'.format([self.alignment.batch.global, {_ALIGNMENT_UNIT}])"
+        ),
         field=".alignment.batch.global",
     ),
 )

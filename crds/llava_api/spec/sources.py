@@ -18,37 +18,45 @@ Source = Annotated[
         json_schema_extra=rules(
             rule(
                 "!self.startsWith('pvc://') || self.matches('^pvc://[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?(/.*)?$')",
-                "must be pvc://CLAIM/PATH: a PersistentVolumeClaim of the run's namespace and a folder in it",
+                "a source on a claim must be pvc://CLAIM/PATH: a PersistentVolumeClaim of the run's namespace and a "
+                "folder in it",
             ),
             rule(
                 f"!self.startsWith('hf://') || self.matches('^hf://{_NAME}/{_NAME}(@[A-Za-z0-9][A-Za-z0-9._/-]*)?$')",
-                "must be hf://OWNER/NAME or hf://OWNER/NAME@REVISION: a repository of the hub, and a branch, tag or "
-                "commit of it",
+                "a source on the hub must be hf://OWNER/NAME or hf://OWNER/NAME@REVISION: a repository, and a branch, "
+                "tag or commit of it",
             ),
             rule(
                 "!self.startsWith('s3://') || self.matches('^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$')",
-                "must be s3://BUCKET/PREFIX: a bucket and the folder in it",
+                "a source in a bucket must be s3://BUCKET/PREFIX: a bucket and the folder in it",
             ),
             rule(
                 "!self.startsWith('https://') || "
                 "self.matches('^https://[A-Za-z0-9.-]+(:[0-9]+)?/[^#@]*(#sha256=[0-9a-f]{64})?$')",
-                "must be https://HOST/PATH, optionally followed by #sha256=DIGEST; credentials belong in a Secret",
+                "a source behind https must be https://HOST/PATH, optionally followed by #sha256=DIGEST; credentials "
+                "belong in a Secret",
+            ),
+            rule(
+                "!self.matches('^https://huggingface[.]co/(datasets/)?[^/]+/[^/]+(/tree/.*)?/?$')",
+                "a page of the hub is no source: write hf://OWNER/NAME or hf://OWNER/NAME@REVISION",
             ),
             rule(
                 "!self.startsWith('https://') || "
                 "self.matches('^[^?#]*(/|[.](zip|tar|tar[.]gz|tgz|bin|safetensors))([?][^#]*)?(#.*)?$')",
-                "must end with .zip, .tar, .tar.gz or .tgz (an archive), with .bin or .safetensors (weights of a "
-                "projector), or with / (a folder)",
+                "a source behind https must end with .zip, .tar, .tar.gz or .tgz (an archive), with .bin or "
+                ".safetensors (weights of a projector), or with / (a folder)",
             ),
             rule(
                 "!self.startsWith('https://') || !self.matches('^[^?#]*/([?][^#]*)?#')",
-                "must not end with #sha256= where it is a folder: name an archive, or remove the digest",
+                "a source behind https must not end with #sha256= where it is a folder: name an archive, or remove the "
+                "digest",
             ),
             rule(
                 "self.matches('^(pvc|hf|s3|https)://')",
-                "must begin with pvc://, hf://, s3:// or https://",
+                "a source must begin with pvc://, hf://, s3:// or https://; a folder of a claim is pvc://CLAIM/PATH, "
+                "a repository of the hub hf://OWNER/NAME",
             ),
-            rule("!self.matches('/[.][.](/|$)')", "must not contain .. parts: name the folder itself"),
+            rule("!self.matches('/[.][.](/|$)')", "a source must not contain .. parts: name the folder itself"),
         ),
     ),
 ]

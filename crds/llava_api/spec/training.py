@@ -36,6 +36,24 @@ class Batch(Strict):
     ] = 128
 
 
+class AlignmentBatch(Batch):
+    """The same, with the recipe of phase 1 for what is left out."""
+
+    per_device: Annotated[
+        int, Field(ge=1, le=1024, description="Samples that one training process holds at a time.")
+    ] = 32
+    global_: Annotated[
+        int,
+        Field(
+            alias="global",
+            ge=1,
+            le=65536,
+            description="Samples of one optimiser step over all processes; gradient accumulation follows from it. "
+            "Must be a multiple of perDevice x workers.replicas x max(workers.gpus, 1).",
+        ),
+    ] = 256
+
+
 class Checkpoint(Strict):
     """When training saves its state."""
 
@@ -158,7 +176,9 @@ class Training(Strict):
 class Alignment(Strict):
     """Phase 1: the projector alone learns from pictures and captions. The rest is as in training."""
 
-    dataset: Annotated[Dataset, Field(description="Pictures and captions.")]
+    dataset: Annotated[
+        Dataset, Field(description="Pictures and captions. Nothing of it is held out: its validation is not read.")
+    ]
     fresh_projector: Annotated[
         bool,
         Field(description="Throw an existing projector away and begin with a new one. Aligning a model that has one is "
@@ -166,4 +186,4 @@ class Alignment(Strict):
     ] = False  # fmt: skip
     epochs: Annotated[int, Field(ge=1, le=1000, description="Times that alignment goes through its dataset.")] = 1
     learning_rate: Annotated[float, Field(gt=0, le=1, description="Peak learning rate of the projector.")] = 1.0e-3
-    batch: Annotated[Batch, Field(description="Batch sizes.")] = Batch(per_device=32, global_=256)
+    batch: Annotated[AlignmentBatch, Field(description="Batch sizes.")] = AlignmentBatch()
