@@ -17,6 +17,7 @@ from llava_trainer.errors import StageError
 from llava_trainer.launcher import RankLogs, launch, saving_time_s
 from llava_trainer.logs import ProcessLog
 from llava_trainer.training.meeting import Meeting, Patience
+from llava_trainer.training.processes import LostPeerError
 from llava_trainer.training.ranks import (
     Exit,
     RankFailure,
@@ -110,6 +111,9 @@ def test_words_of_an_earlier_run_of_the_pod_are_forgotten(config: RunConfig):
         (StageError(Reason.INVALID_MODEL, "no"), Reason.INVALID_MODEL, False),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. And more"), Reason.OUT_OF_DEVICE_MEMORY,
          False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), Reason.OUT_OF_DEVICE_MEMORY,
+         False),
+        (LostPeerError("process 0 could not write its part"), Reason.RENDEZVOUS_FAILED, True),
         (dist.DistNetworkError("gone"), Reason.RENDEZVOUS_FAILED, True),
         (RuntimeError("[/gloo/transport/tcp/pair.cc:456] Connection closed by peer"), Reason.RENDEZVOUS_FAILED, True),
         (RuntimeError("something else"), Reason.INTERNAL_ERROR, False),

@@ -262,6 +262,41 @@ def test_a_loss_that_is_no_number_ends_training(config: RunConfig, processes: Pr
     assert not config.volume.adapter_dir.exists()
 
 
+def test_an_adapter_without_gradient_ends_training(config: RunConfig, processes: Processes, tmp_path: Path):
+    dead = tmp_path / "dead"
+    shutil.copytree(config.model_dir, dead)
+    tensors = load_file(dead / "model.safetensors")
+    # Whatever the layers below compute, the head says the same.
+    tensors["language_model.lm_head.weight"].zero_()
+    save_file(tensors, dead / "model.safetensors", metadata={"format": "pt"})
+    fields = config.model_dump(by_alias=True) | {"modelDir": dead}
+    with pytest.raises(StageError, match="after step 1 none of the 42 tensors of the language_model has received") as caught:
+        run(RunConfig.model_validate(fields), processes)
+    assert caught.value.reason is Reason.ZERO_GRADIENT
+
+
+def test_a_batch_without_anything_to_learn_ends_training(
+    tmp_path: Path, toy_model_dir: Path, processes: Processes, dataset: tuple[Path, list[Sample]]
+):
+    (tmp_path / "dataset").symlink_to(dataset[0])
+    long = [
+        dataclasses.replace(sample, turns=(dataclasses.replace(sample.turns[0], text="tray " * 300), sample.turns[1]))
+        for sample in dataset[1][:8]
+    ]
+    config = make_training(tmp_path, toy_model_dir, long)
+    with pytest.raises(StageError, match=r"no token of step 1's 8 samples .*training\.maxLength") as caught:
+        run(config, processes)
+    assert caught.value.reason is Reason.NOTHING_SUPERVISED
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_training(config: RunConfig, processes: Processes):
+    checkpoints = config.volume.checkpoints_dir(config.run.stage, 1)
+    checkpoints.parent.mkdir(parents=True)
+    checkpoints.write_text("a file where a folder should be")
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+        run(change(config, checkpoint={"everySteps": 2, "keep": 1}), processes)
+
+
 def test_nothing_to_train_on_is_refused(tmp_path: Path, toy_model_dir: Path, processes: Processes):
     with pytest.raises(StageError, match="holds no sample") as caught:
         run(make_training(tmp_path, toy_model_dir, []), processes)

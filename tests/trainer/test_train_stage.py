@@ -1,5 +1,6 @@
 """The train stage as pods run it: launchers and training processes, killed, stopped and brought back."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -13,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from llava_api.constants import StageName
 from llava_api.failures import Reason, exit_code_of
 from llava_api.run_config import RunConfig
-from llava_trainer.data.samples import Sample
+from llava_trainer.data.processing import Processing
+from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
 from llava_trainer.files import sha256_file, sha256_folder
 from llava_trainer.reporting import Reporter
@@ -21,7 +23,15 @@ from llava_trainer.training.checkpoint import list_checkpoints
 from llava_trainer.training.history import Entry, read_entries
 from llava_trainer.training.loop import train
 from llava_trainer.training.processes import Processes
-from tests.trainer.trainings import StopAfter, TrainStage, environment_of_one, make_dataset, make_training, text_only
+from tests.trainer.trainings import (
+    StopAfter,
+    TrainStage,
+    environment_of_one,
+    make_dataset,
+    make_training,
+    plan_of,
+    text_only,
+)
 
 END_DEADLINE_S = 30
 """Within which every launcher ends after a process was killed, in whichever pod."""
@@ -177,3 +187,27 @@ def test_the_exit_code_of_the_process_that_failed_is_handed_on(
     assert (failure.reason, failure.rank) == (Reason.LOSS_NOT_FINITE, 0)
     assert failure.message.startswith("in step 1 the loss is ")
     assert "LossNotFinite" in failure.log_tail
+
+
+def test_a_process_that_hangs_is_named_and_leaves_its_stack(
+    tmp_path: Path, toy_model_dir: Path, make_config: Callable[..., RunConfig], dataset: tuple[Path, list[Sample]],
+    toy_processing: Processing,
+):  # fmt: skip
+    config = make_config(processes=2, epochs=LONG)
+    plan = plan_of(config, toy_processing, world_size=2)
+    probed = {index for row in plan.find_longest().rows for index in row}
+    others = (index for rows in plan.share(1, rank=1) for row in rows for index in row)
+    chosen = next(index for index in others if dataset[1][index].images and index not in probed)
+    # Opening a pipe that nobody writes to never returns. Only process 1 does so, for the second step.
+    pipe = config.dataset_dir / config.dataset.images / "pipe.png"
+    os.mkfifo(pipe)
+    samples = list(dataset[1])
+    samples[chosen] = dataclasses.replace(samples[chosen], images=(pipe.name,))
+    workers = config.workers.model_copy(update={"stall_limit_seconds": 4.0})
+    write_samples(config.volume.train_file, samples)
+    with TrainStage(config.model_copy(update={"workers": workers})) as stage:
+        assert stage.wait() == exit_code_of(Reason.WORKER_STALLED) == 79, stage.output
+        failure = stage.result.failure
+    assert (failure.reason, failure.rank) == (Reason.WORKER_STALLED, 1)
+    assert failure.message == "training process 1 has not gone on for 4 s: it loads samples; the stacks are in its log"
+    assert "in open_image" in rank_log(config, 1)

@@ -122,7 +122,7 @@ def _run_agent(config: RunConfig, patience: Patience) -> None:
             logs_specs=RankLogs(config),
             log_line_prefix_template="[rank ${rank}] ",
             run_id=f"{config.run.uid}-{config.run.attempt}",
-            role="train",
+            role=config.run.stage.value,
             # Static: ranks follow the pods' indices, so that rank 0 is in the pod that may report progress.
             rdzv_backend="static",
             rdzv_endpoint=f"{workers.rendezvous_host}:{workers.rendezvous_port}",

@@ -1,6 +1,6 @@
 """DeepSpeed's engine for a module and its parameter groups."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import deepspeed
@@ -23,7 +23,7 @@ def build_engine(
     module: nn.Module,
     groups: Sequence[ParameterGroup],
     *,
-    zero: Zero = Zero(),  # noqa: B008
+    zero: Zero,
     device: torch.device,
     dtype: torch.dtype,
     per_device_batch: int,
@@ -116,36 +116,3 @@ def _clip(optimizer: torch.optim.Optimizer, *arguments: object) -> None:
 def _numel(parameter: nn.Parameter) -> int:
     # A partitioned parameter looks empty.
     return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def export_optimizer(engine: Any) -> dict[str, torch.Tensor]:
-    """This process's part of the optimiser: for each group the fp32 originals, both moments and Adam's step."""
-    tensors = {}
-    for index, original in enumerate(engine.optimizer.single_partition_of_fp32_groups):
-        tensors[f"group{index}.original"] = original.detach()
-        for name, tensor in engine.optimizer.optimizer.state[original].items():
-            tensors[f"group{index}.{name}"] = tensor
-    return tensors
-
-
-@torch.no_grad()
-def import_optimizer(engine: Any, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put back what ``export_optimizer`` took out, and make every process's model weights anew from it.
-
-    Raises:
-        KeyError: a tensor is missing.
-        RuntimeError: a tensor has another shape: it was exported with other parameters or another number of
-            processes.
-    """
-    for index, original in enumerate(engine.optimizer.single_partition_of_fp32_groups):
-        prefix = f"group{index}."
-        names = [name.removeprefix(prefix) for name in tensors if name.startswith(prefix)]
-        original.copy_(tensors[f"{prefix}original"])
-        # AdamW keeps its step beside the weights only when it is fused.
-        step_device = original.device if engine.optimizer.param_groups[index].get("fused") else torch.device("cpu")
-        engine.optimizer.optimizer.state[original] = {
-            name: tensors[prefix + name].to(step_device if name == "step" else original.device, copy=True)
-            for name in names
-            if name != "original"
-        }
-    engine.optimizer.update_lp_params()

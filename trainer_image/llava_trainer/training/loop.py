@@ -17,6 +17,7 @@ from llava_trainer.errors import StageError
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.checkpoint import CheckpointState
+from llava_trainer.training.checks import check_finite, check_gradient, check_supervised
 from llava_trainer.training.history import History
 from llava_trainer.training.phase import Phase, phase_of
 from llava_trainer.training.plan import Plan, make_plan
@@ -29,14 +30,7 @@ from llava_trainer.training.saving import Saver
 from llava_trainer.training.schedule import Schedule
 from llava_trainer.training.servable import write_servable
 from llava_trainer.training.slices import list_slices, share_of
-from llava_trainer.training.step import (
-    check_finite,
-    check_gradient,
-    check_supervised,
-    count_batch,
-    draw_seed,
-    run_step,
-)
+from llava_trainer.training.step import count_batch, draw_seed, run_step
 from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.trainee import Trainee, build_trainee
 from llava_trainer.training.watchdog import Beat, Doing

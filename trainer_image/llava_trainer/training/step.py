@@ -5,19 +5,15 @@ beside it, and so depends on the number of workers and on accumulation. Here the
 global batch is divided by their number.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from llava_api.failures import Reason
-from llava_trainer.errors import StageError
 from llava_trainer.training.batches import MicroBatch
 from llava_trainer.training.engine import set_learning_rates
 from llava_trainer.training.processes import Processes
-from llava_trainer.training.slices import list_slices
 from llava_trainer.training.trainee import Trainee
 from llava_trainer.training.watchdog import Beat, Doing
 
@@ -108,53 +104,3 @@ def run_step(
 def draw_seed(seed: int, step: int, first_sample: int) -> int:
     """Where dropout of a micro-batch begins: whoever runs it, and whatever was drawn before, it is the same."""
     return int(np.random.SeedSequence((seed, step, first_sample)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def check_finite(outcome: StepOutcome, step: int) -> None:
-    """Refuse to go on with a loss or a gradient that is not a number.
-
-    Raises:
-        StageError: LossNotFinite.
-    """
-    if math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm):
-        return
-    raise StageError(
-        Reason.LOSS_NOT_FINITE,
-        f"in step {step} the loss is {outcome.loss} and the norm of its gradient {outcome.grad_norm}, at a learning "
-        f"rate of {outcome.learning_rate:.3g}",
-    )
-
-
-def check_supervised(totals: BatchTotals, step: int, samples: Sequence[int]) -> None:
-    """Refuse a global batch that nothing can be learned from.
-
-    Raises:
-        StageError: NothingSupervised.
-    """
-    if totals.supervised:
-        return
-    listed = ", ".join(str(index + 1) for index in samples[:5]) + (", ..." if len(samples) > 5 else "")
-    raise StageError(
-        Reason.NOTHING_SUPERVISED,
-        f"no token of step {step}'s {len(samples)} samples is supervised (lines {listed} of the checked samples): "
-        "their answers are empty or lie beyond training.maxLength",
-    )
-
-
-def check_gradient(trainee: Trainee, processes: Processes, step: int) -> None:
-    """Make sure that the main thing to train has received a gradient; every process calls it after a step.
-
-    Adam's first moments tell: they are zero for good where every gradient was.
-
-    Raises:
-        StageError: ZeroGradient.
-    """
-    main = {id(parameter) for parameter in trainee.groups[0].parameters}
-    named = {name: parameter for name, parameter in trainee.named_trainable().items() if id(parameter) in main}
-    moved = sum(bool(slice_.parts["exp_avg"].any()) for slice_ in list_slices(trainee.engine, named))
-    if processes.sum(moved)[0] == 0:
-        raise StageError(
-            Reason.ZERO_GRADIENT,
-            f"after step {step} none of the {len(named)} tensors of the {trainee.groups[0].name} has received a "
-            "gradient, so nothing would be learned",
-        )

@@ -14,6 +14,8 @@ from typing import Self
 _STDERR = 2
 _DUMP_ADVANCE_S = 1.0
 """Seconds from the stacks to the end."""
+_WAITING_PATIENCE = 1.2
+"""How much longer whoever waits for the others is given: the one that they wait for speaks first."""
 
 
 class Doing(StrEnum):
@@ -62,6 +64,7 @@ class Watchdog:
             # A checkpoint takes as long as it takes; the saver has a limit of its own.
             if last is None or last[0] is Doing.SAVING:
                 continue
-            if time.monotonic() - last[1] > self._limit_s + _DUMP_ADVANCE_S:
+            patience = _WAITING_PATIENCE if last[0] is Doing.WAITING else 1.0
+            if time.monotonic() - last[1] > self._limit_s * patience + _DUMP_ADVANCE_S:
                 self._on_stall(last[0])
                 return

@@ -1,0 +1,82 @@
+"""Checkpoints are written beside training: what stands in them is the state at the step, and failures are heard."""
+
+import errno
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava_trainer.training.checkpoint import CheckpointState, StoredOptimizer, list_checkpoints, verify_files
+from llava_trainer.training.processes import LostPeerError, Processes
+from llava_trainer.training.saving import Saver
+from llava_trainer.training.slices import PARTS, Slice
+from tests.trainer.many import run_in_processes
+
+
+def state(step: int, world_size: int = 1) -> CheckpointState:
+    return CheckpointState(step=step, total_steps=9, world_size=world_size, seed=1, parameters={"weight": [2, 4]})
+
+
+def make_slice(start: int = 0, stop: int = 8) -> Slice:
+    return Slice(name="weight", start=start, parts={part: torch.arange(float(start), stop) for part in PARTS})
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, processes: Processes):
+    may_go_on = threading.Event()
+    with Saver(processes, tmp_path, keep=1, write_servable=lambda stored, folder: may_go_on.wait(60)) as saver:
+        slice_ = make_slice()
+        saver.begin([slice_], state(2))
+        for tensor in slice_.parts.values():
+            tensor.fill_(-1.0)
+        assert saver.check() is None
+        assert list_checkpoints(tmp_path) == []
+        may_go_on.set()
+        saver.finish()
+        assert saver.check() == 2
+        saver.begin([slice_], state(4))
+        saver.finish()
+    (folder,) = list_checkpoints(tmp_path)
+    verify_files(folder)
+    with StoredOptimizer(folder, state(4)) as stored:
+        assert torch.equal(stored.read_whole("original", "weight"), torch.full((2, 4), -1.0))
+
+
+def test_what_is_written_is_what_was_there_at_the_step(tmp_path: Path, processes: Processes):
+    with Saver(processes, tmp_path, keep=1, write_servable=lambda stored, folder: None) as saver:
+        slice_ = make_slice()
+        saver.begin([slice_], state(2))
+        for tensor in slice_.parts.values():
+            tensor.fill_(-1.0)
+        saver.finish()
+    with StoredOptimizer(list_checkpoints(tmp_path)[0], state(2)) as stored:
+        for part in PARTS:
+            assert torch.equal(stored.read_whole(part, "weight"), torch.arange(8.0).view(2, 4))
+
+
+def fill_the_disk(stored: StoredOptimizer, folder: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+
+def save_on_a_full_disk(processes: Processes, checkpoints: Path) -> str:
+    with Saver(processes, checkpoints, keep=1, write_servable=fill_the_disk) as saver:
+        saver.begin([make_slice(4 * processes.rank, 4 * processes.rank + 4)], state(2, processes.world_size))
+        try:
+            saver.finish()
+        except (OSError, LostPeerError) as error:
+            return f"{type(error).__name__}: {error}"
+    return "saved"
+
+
+def test_what_one_process_cannot_write_every_process_hears_of(tmp_path: Path):
+    first, second = run_in_processes(2, save_on_a_full_disk, tmp_path)
+    assert first.startswith("OSError: [Errno 28] No space left on device")
+    assert second == "LostPeerError: process 0 could not write its part of a checkpoint"
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_the_next_save_tells_what_became_of_the_last(tmp_path: Path, processes: Processes):
+    with Saver(processes, tmp_path, keep=1, write_servable=fill_the_disk) as saver:
+        saver.begin([make_slice()], state(2))
+        with pytest.raises(OSError, match="No space left"):
+            saver.begin([make_slice()], state(4))

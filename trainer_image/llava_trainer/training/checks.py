@@ -1,0 +1,63 @@
+"""When training must not go on: each check ends it with a reason of its own, the same in every process."""
+
+import math
+from collections.abc import Sequence
+
+from llava_api.failures import Reason
+from llava_trainer.errors import StageError
+from llava_trainer.training.processes import Processes
+from llava_trainer.training.slices import list_slices
+from llava_trainer.training.step import BatchTotals, StepOutcome
+from llava_trainer.training.trainee import Trainee
+
+_LISTED = 5
+
+
+def check_finite(outcome: StepOutcome, step: int) -> None:
+    """Refuse to go on with a loss or a gradient that is not a number.
+
+    Raises:
+        StageError: LossNotFinite.
+    """
+    if math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm):
+        return
+    raise StageError(
+        Reason.LOSS_NOT_FINITE,
+        f"in step {step} the loss is {outcome.loss} and the norm of its gradient {outcome.grad_norm}, at a learning "
+        f"rate of {outcome.learning_rate:.3g}",
+    )
+
+
+def check_supervised(totals: BatchTotals, step: int, samples: Sequence[int]) -> None:
+    """Refuse a global batch that nothing can be learned from.
+
+    Raises:
+        StageError: NothingSupervised.
+    """
+    if totals.supervised:
+        return
+    listed = ", ".join(str(index + 1) for index in samples[:_LISTED]) + (", ..." if len(samples) > _LISTED else "")
+    raise StageError(
+        Reason.NOTHING_SUPERVISED,
+        f"no token of step {step}'s {len(samples)} samples is supervised (lines {listed} of the checked samples): "
+        "their answers are empty or lie beyond training.maxLength",
+    )
+
+
+def check_gradient(trainee: Trainee, processes: Processes, step: int) -> None:
+    """Make sure that the main thing to train has received a gradient; every process calls it after a step.
+
+    Adam's first moments tell: they are zero for good where every gradient was.
+
+    Raises:
+        StageError: ZeroGradient.
+    """
+    main = {id(parameter) for parameter in trainee.groups[0].parameters}
+    named = {name: parameter for name, parameter in trainee.named_trainable().items() if id(parameter) in main}
+    moved = sum(bool(slice_.parts["exp_avg"].any()) for slice_ in list_slices(trainee.engine, named))
+    if processes.sum(moved)[0] == 0:
+        raise StageError(
+            Reason.ZERO_GRADIENT,
+            f"after step {step} none of the {len(named)} tensors of the {trainee.groups[0].name} has received a "
+            "gradient, so nothing would be learned",
+        )
