@@ -66,7 +66,7 @@ def write_json(path: Path, content: Any) -> Path:
     return path
 
 
-def prepare_config(root: Path, model_dir: Path, *, format: str = "llava", **changes: dict[str, Any]) -> RunConfig:
+def prepare_config(root: Path, model_dir: Path, *, format: str = "llava", **changes: Any) -> RunConfig:
     """Configuration of a prepare stage over ``root``/dataset (export.json, images/) into ``root``/volume."""
     fields: dict[str, Any] = {
         "run": {"namespace": "team-a", "name": "receipts", "uid": "0c6f", "stage": StageName.PREPARE, "attempt": 1},
@@ -83,4 +83,5 @@ def prepare_config(root: Path, model_dir: Path, *, format: str = "llava", **chan
         "evaluation": {},
     }  # fmt: skip
     merged = {name: part | changes.get(name, {}) if isinstance(part, dict) else part for name, part in fields.items()}
+    merged |= {name: part for name, part in changes.items() if name not in fields}
     return RunConfig.model_validate(merged)

@@ -15,7 +15,11 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.report import PrepareNumbers, StageResult
 from llava_api.run_config import RunConfig
-from llava_trainer.data.report import DatasetReport, build_histogram
+from llava_trainer.data.dataset import prepare_dataset, training_request
+from llava_trainer.data.encode import encode
+from llava_trainer.data.model_facts import read_model_facts
+from llava_trainer.data.processing import load_processing
+from llava_trainer.data.report import DatasetReport, build_histogram, build_report
 from llava_trainer.data.samples import Sample, read_samples
 from llava_trainer.errors import StageError
 from llava_trainer.outcome import ENV_TERMINATION_LOG, StageOutput
@@ -88,7 +92,8 @@ def test_both_formats_give_the_same_pictures_pairs_and_split(tmp_path: Path, toy
     for format, build in (("llava", conversation), ("ubiai", document)):
         root = tmp_path / format
         write_dataset(root, [build(name, pairs) for name, pairs in receipts()])
-        config = prepare_config(root, toy_model_dir, format=format)
+        ubiai = {"ubiai": {"samples": "pair"}} if format == "ubiai" else {}
+        config = prepare_config(root, toy_model_dir, format=format, dataset=ubiai)
         run(config)
         sides[format] = [pairs_of(side) for side in both_sides(config)]
         reports[format] = report_of(config)
@@ -111,8 +116,11 @@ def test_numbers_progress_and_digests(tmp_path: Path, toy_model_dir: Path):
     assert output.numbers == PrepareNumbers(
         samples_train=len(train), samples_validation=len(validation), pairs_train=18, pairs_validation=6, images=12,
         supervised_tokens=report.train.supervised_tokens, longest_sample_tokens=report.lengths.longest,
-        overlong_samples=0,
+        overlong_samples=0, unsupervised_samples=0, samples_alignment=0,
+        longest_batch_tokens=output.numbers.longest_batch_tokens, model=read_model_facts(toy_model_dir),
     )  # fmt: skip
+    longest = max(sample.num_tokens for sample in train)
+    assert longest <= output.numbers.longest_batch_tokens <= 8 * longest
     assert len(train) + len(validation) == 12
     assert reporter.steps == [(step, 12) for step in range(1, 13)]
     assert output.digests.keys() == {"train", "validation"}
@@ -192,13 +200,16 @@ def test_what_is_wrong_is_told_in_the_order_of_the_export(tmp_path: Path, toy_mo
     (images / "link.png").symlink_to(tmp_path / "secret.png")
     config = prepare_config(tmp_path, toy_model_dir)
     heading, *lines = refusal(config)
-    assert heading.startswith("9 entries of the dataset cannot be used; training.maxLength must be at least ")
-    assert [line.split(":")[0] for line in lines] == [f"export.json[{index}]" for index in range(1, 10)]
+    assert heading == "8 entries of the dataset cannot be used; training.maxLength must be at least 3047 to keep all:"
+    places = [f"export.json[{index}]" for index in (1, 3, 4, 5, 6, 7, 8)]
+    # Samples of which nothing is left are no entries to correct; they come after what is said of all of them.
+    assert [line.split(":")[0] for line in lines] == [*places, "export.json", "export.json[2]", "export.json[9]"]
     expected = [
-        "picture images/missing.png does not exist", "answer 1 is empty", "images/damaged.png cannot be decoded",
+        "picture images/missing.png does not exist", "images/damaged.png cannot be decoded",
         "images/../secret.png must be a path inside", "contains </s>, which means something else",
         "conversations is missing", "images/link.png leads outside the dataset", "images//etc/passwd must be a path",
-        "training.maxLength 512 cuts off every answer",
+        "nothing to learn is left of 2 of 3 samples (66.7%), more than dataset.limits.unsupervisedShare 0.01 allows",
+        "every answer is blank", "training.maxLength 512 cuts off every answer: it must be at least 3047",
     ]  # fmt: skip
     for line, message in zip(lines, expected, strict=True):
         assert message in line
@@ -215,7 +226,7 @@ def test_overlong_samples_are_cut_off_and_told(tmp_path: Path, toy_model_dir: Pa
     ((where, message),) = notes_of(config)["overlong"]
     assert where == "export.json[3]"
     assert message.startswith(f"{output.numbers.longest_sample_tokens} tokens, the last ")
-    assert "samples cut off at training.maxLength: 1" in caplog.messages
+    assert "export.json: samples cut off at training.maxLength: 1" in caplog.messages
     page = config.volume.dataset_report_html.read_text(encoding="utf-8")
     assert page.count("<s>") == 1
     assert "on and on </s></p>" not in page
@@ -230,10 +241,10 @@ def test_the_maxlength_that_is_told_is_enough_and_no_more_than_needed(tmp_path: 
     write_dataset(tmp_path, entries)
     too_short = prepare_config(tmp_path, toy_model_dir, training={"maxLength": 64})
     heading, *lines = refusal(too_short)
-    needed = int(heading.split("at least ")[1].split(";")[0].rstrip(":"))
+    needed = int(heading.split("at least ")[1].split()[0])
     assert len(lines) == 10
-    one_too_few = [line for line in report_of(too_short).refused if f"it must be at least {needed}" in line.message]
-    assert [told.where for told in one_too_few] == ["export.json[11]"]
+    one_too_few = [where for where, message in notes_of(too_short)["nothing_to_learn"] if f"least {needed}" in message]
+    assert one_too_few == ["export.json[11]"]
     run(prepare_config(tmp_path, toy_model_dir, training={"maxLength": needed}))
 
 
@@ -242,28 +253,172 @@ def test_a_limit_within_the_picture_is_refused(tmp_path: Path, toy_model_dir: Pa
     entry = conversation(None, said, image="000.png")
     entry["conversations"][2]["value"] = "<image>\nWhat is this?"
     write_dataset(tmp_path, [entry])
-    (heading, line) = refusal(prepare_config(tmp_path, toy_model_dir, training={"maxLength": 64}))
-    assert heading.startswith("1 entry of the dataset cannot be used")
+    (_, share, line) = refusal(prepare_config(tmp_path, toy_model_dir, training={"maxLength": 64}))
+    assert share.startswith("export.json: nothing to learn is left of 1 of 1 samples (100.0%)")
     assert "training.maxLength 64 cuts off its picture: it must be at least" in line
 
 
-def test_a_validation_file_is_held_out_and_overlap_is_told(tmp_path: Path, toy_model_dir: Path):
+def test_a_few_samples_without_anything_to_learn_are_left_out_counted_and_listed(tmp_path: Path, toy_model_dir: Path):
     entries = [conversation(name, pairs) for name, pairs in receipts()]
-    write_dataset(tmp_path, entries[:8])
+    entries[3] = conversation("003.png", [("What does it say?", " ")])
+    entries[5] = conversation("005.png", [("Long? " * 300, "Yes.")])
+    entries[7] = conversation("007.png", [("First?", ""), ("Second?", "Yes.")])
+    write_dataset(tmp_path, entries)
+    config = prepare_config(tmp_path, toy_model_dir, dataset={"limits": {"unsupervisedShare": 0.2}})
+    output = run(config)
+    assert output.numbers.unsupervised_samples == 2
+    assert output.numbers.samples_train + output.numbers.samples_validation == 10
+    assert [where for where, _ in notes_of(config)["nothing_to_learn"]] == ["export.json[3]", "export.json[5]"]
+    assert [where for where, _ in notes_of(config)["blank_answer"]] == ["export.json[3]", "export.json[7]"]
+    assert report_of(config).left_out == 2
+    page = config.volume.dataset_report_html.read_text()
+    assert "Left out, since nothing to learn is left" in page
+    assert "export.json[5]" in page
+    shutil.rmtree(config.volume_root)
+    refused = refusal(prepare_config(tmp_path, toy_model_dir, dataset={"limits": {"unsupervisedShare": 0.15}}))
+    assert (
+        "nothing to learn is left of 2 of 12 samples (16.7%), more than dataset.limits.unsupervisedShare 0.15"
+        in (refused[1])
+    )
+
+
+def test_what_is_exactly_at_the_limit_is_accepted(tmp_path: Path, toy_model_dir: Path):
+    entries = [conversation(name, pairs) for name, pairs in receipts(10)]
+    entries[3] = conversation("003.png", [("What does it say?", "")])
+    write_dataset(tmp_path, entries)
+    run(prepare_config(tmp_path, toy_model_dir, dataset={"limits": {"unsupervisedShare": 0.1}}))
+
+
+def test_a_validation_file_is_held_out_and_a_shared_picture_is_told(tmp_path: Path, toy_model_dir: Path):
+    entries = [conversation(name, pairs) for name, pairs in receipts()]
+    said_twice = [conversation(None, [("Hello.", "Hi."), ("How much?", "9.00")])]
+    write_dataset(tmp_path, [*entries[:8], *said_twice])
     shutil.copy(tmp_path / "dataset/images/002.png", tmp_path / "dataset/images/copy.png")
-    again = conversation("copy.png", [(QUESTIONS[0], "other"), ("Something new?", "Yes.")])
-    write_json(tmp_path / "dataset" / "val" / "held.json", [*entries[8:], again])
-    config = prepare_config(
-        tmp_path, toy_model_dir,
-        dataset={"validation": {"file": "val/held.json"}},
-    )  # fmt: skip
+    again = conversation("copy.png", [("Something new?", "Yes.")])
+    elsewhere = conversation(None, [("Hello!", "Hi."), ("How much?", "9.00")])
+    write_json(tmp_path / "dataset" / "val" / "held.json", [*entries[8:], again, *said_twice, elsewhere])
+    config = prepare_config(tmp_path, toy_model_dir, dataset={"validation": {"file": "val/held.json"}})
     reporter = Recorder(config)
     prepare.run(config, reporter)
     train, validation = both_sides(config)
-    assert len(train) == 8
-    assert len(validation) == 5
-    assert reporter.steps[-1] == (13, 13)
-    assert notes_of(config)["overlap"] == [("val/held.json[4]", f"{QUESTIONS[0]!r}")]
+    assert len(train) == 9
+    assert len(validation) == 7
+    assert reporter.steps[-1] == (16, 16)
+    notes = notes_of(config)
+    assert notes["shared_picture"] == [("val/held.json[4]", "shows copy.png")]
+    assert notes["overlap"] == [("val/held.json[5]", "'Hello.'"), ("val/held.json[5]", "'How much?'")]
+
+
+def test_a_held_out_question_that_training_asks_about_the_same_picture_is_refused(tmp_path: Path, toy_model_dir: Path):
+    entries = [conversation(name, pairs) for name, pairs in receipts()]
+    write_dataset(tmp_path, entries[:8])
+    shutil.copy(tmp_path / "dataset/images/002.png", tmp_path / "dataset/images/copy.png")
+    again = conversation("copy.png", [("New?", "Yes."), (f" {QUESTIONS[0].upper()}\n", "other")])
+    write_json(tmp_path / "dataset" / "held.json", [*entries[8:], again])
+    config = prepare_config(tmp_path, toy_model_dir, dataset={"validation": {"file": "held.json"}})
+    heading, line = refusal(config)
+    assert heading == "1 entry of the dataset cannot be used:"
+    assert line == (
+        f"held.json[4]: {QUESTIONS[0].upper()!r} is held out, but export.json[2] trains on it with the same picture: "
+        "take it out of one of the two files"
+    )
+
+
+def test_pictures_that_are_shown_together_stay_on_one_side(tmp_path: Path, toy_model_dir: Path):
+    """A chain: each sample shows a picture of the one before it, so that all of them are one group."""
+    chain = [
+        conversation(None, [("<image> or <image>?", "The first.")], image=[f"{index:03}.png", f"{index + 1:03}.png"])
+        for index in range(5)
+    ]
+    singles = [conversation(f"{index:03}.png", [("Q", "A")]) for index in range(12)]
+    sides = set()
+    for seed in range(6):
+        write_dataset(tmp_path, [*chain, *singles])
+        config = prepare_config(tmp_path, toy_model_dir, training={"maxLength": 512, "seed": seed})
+        run(config)
+        train, validation = both_sides(config)
+        shown = [{path for sample in side for path in sample.images} for side in (train, validation)]
+        assert not shown[0] & shown[1]
+        sides.add("000.png" in shown[0])
+    assert True in sides
+
+
+def alignment_config(root: Path, model_dir: Path, captions: list[Any], **changes: Any) -> RunConfig:
+    """A run with an alignment over ``root``/captions beside its dataset."""
+    write_json(root / "captions" / "captions.json", captions)
+    dataset = {"source": "pvc://captions/", "format": "llava", "file": "captions.json", "images": "images", **changes}
+    return prepare_config(root, model_dir, alignmentDir=root / "captions", alignment={"dataset": dataset})
+
+
+def caption(name: str, text: str) -> dict[str, Any]:
+    return conversation(name, [("Give a short description.", text)])
+
+
+def test_captions_are_checked_in_the_plain_layout_and_none_is_held_out(tmp_path: Path, toy_model_dir: Path):
+    write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
+    for index in range(5):
+        draw_picture(tmp_path / "captions" / "images" / f"c{index}.png", seed=50 + index)
+    config = alignment_config(tmp_path, toy_model_dir, [caption(f"c{index}.png", "A line.") for index in range(5)])
+    output = run(config)
+    captions = list(read_samples(config.volume.alignment_file))
+    assert output.numbers.samples_alignment == len(captions) == 5
+    assert output.digests.keys() == {"train", "validation", "alignment"}
+    processing = load_processing(toy_model_dir, "pad")
+    assert captions[0].num_tokens == encode(captions[0], processing, 512, "plain").full_length
+    assert captions[0].num_tokens < encode(captions[0], processing, 512, "v1").full_length
+    report = report_of(config)
+    assert report.alignment is not None
+    assert (report.alignment.train.samples, report.alignment.validation.samples) == (5, 0)
+    page = config.volume.dataset_report_html.read_text()
+    assert "Alignment dataset" in page
+    assert "&lt;image&gt;<mark>A line." in page
+
+
+def test_alignment_learns_from_one_picture_with_one_caption(tmp_path: Path, toy_model_dir: Path):
+    write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
+    draw_picture(tmp_path / "captions" / "images" / "c.png", seed=50)
+    bad = [caption("c.png", "A line."), conversation(None, [("Q", "A")]), conversation("c.png", [("Q", "A")] * 2)]
+    _, *lines = refusal(alignment_config(tmp_path, toy_model_dir, bad))
+    assert lines == [
+        "captions.json[1]: has 0 pictures and 2 turns: alignment learns from one picture with one caption",
+        "captions.json[2]: has 1 pictures and 4 turns: alignment learns from one picture with one caption",
+    ]
+
+
+def test_captions_of_held_out_pictures_are_told(tmp_path: Path, toy_model_dir: Path):
+    write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
+    shutil.copytree(tmp_path / "dataset" / "images", tmp_path / "captions" / "images")
+    config = alignment_config(tmp_path, toy_model_dir, [caption(f"{index:03}.png", "A.") for index in range(12)])
+    run(config)
+    report = report_of(config)
+    assert report.alignment is not None
+    (note,) = [note for note in report.alignment.notes if note.kind == "alignment_overlap"]
+    held_out = {sample.images[0] for sample in both_sides(config)[1]}
+    assert {told.message for told in note.examples} == {f"shows {path}" for path in held_out}
+
+
+def test_what_is_found_does_not_depend_on_the_number_of_decoders(tmp_path: Path, toy_model_dir: Path):
+    entries = [conversation(name, pairs) for name, pairs in receipts()]
+    entries += [conversation("missing.png", [("Q", "A")]), conversation("003.png", [("Q", "")])]
+    write_dataset(tmp_path, entries)
+    config = prepare_config(tmp_path, toy_model_dir)
+    processing = load_processing(toy_model_dir, "pad")
+    reports = set()
+    for num_decoders in (1, 2, 7):
+        request = training_request(config)
+        with prepare_dataset(request, processing, tmp_path / "spool", num_decoders=num_decoders) as dataset:
+            lines = b"".join(dataset.lines(held_out=False))
+            reports.add((build_report(dataset).model_dump_json(), lines))
+    assert len(reports) == 1
+
+
+def test_pictures_beyond_the_person_s_limit_are_refused(tmp_path: Path, toy_model_dir: Path):
+    write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
+    config = prepare_config(tmp_path, toy_model_dir, dataset={"limits": {"imagePixels": 150 * 60 - 1}})
+    assert refusal(config)[1:] == [
+        "export.json[11]: picture images/011.png is 150 x 60 px, more than dataset.limits.imagePixels 8,999: make it "
+        "smaller"
+    ]
 
 
 def test_a_broken_validation_file_fails_the_run(tmp_path: Path, toy_model_dir: Path):
@@ -293,7 +448,8 @@ def test_repeated_and_contradicting_pairs_are_told(tmp_path: Path, toy_model_dir
     ([], "export.json: holds no sample"),
     ([conversation("000.png", [("Q", "A")]), conversation("000.png", [("R", "B")])],
      "export.json: every sample is about the same picture"),
-    ({"a": 1}, "export.json: must be a list of conversations, not dict"),
+    ("a", "export.json: must be a JSON list or JSON lines, not str"),
+    ({"a": 1}, "export.json[0]: conversations is missing"),
 ])  # fmt: skip
 def test_a_dataset_that_cannot_be_split_is_refused(entries: Any, message: str, tmp_path: Path, toy_model_dir: Path):
     write_dataset(tmp_path, entries)
@@ -307,7 +463,7 @@ def test_a_dataset_that_cannot_be_split_is_refused(entries: Any, message: str, t
     ({"file": "images"}, "images: is not a file (in pvc://receipts/)"),
     ({"file": "../volume/x.json"}, "../volume/x.json: must be a path inside the dataset"),
     ({"file": "out.json"}, "out.json: leads outside the dataset through a symbolic link"),
-    ({"format": "ubiai", "ubiai": {"documents": "map.json"}}, "map.json: (dataset.ubiai.documents) does not exist"),
+    ({"format": "ubiai", "ubiai": {"documents": "map.json"}}, "export.json: dataset.ubiai.documents: map.json does not exist"),
 ])  # fmt: skip
 def test_files_that_are_not_there_are_named(dataset: Any, message: str, tmp_path: Path, toy_model_dir: Path):
     write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])

@@ -1,8 +1,10 @@
-"""Every sample against everything that would fail on a GPU: its picture, its length, what it teaches."""
+"""Every sample against everything that would fail on a GPU: its pictures, its length, what it teaches."""
 
-import itertools
+import os
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +13,11 @@ from llava_trainer.data.findings import Finding, Findings, Kind, noted, refused
 from llava_trainer.data.images import PictureError, PictureFacts, check_image, resolve_picture
 from llava_trainer.data.processing import Processing
 from llava_trainer.data.samples import Sample
+from llava_trainer.data.template import Template, TemplateError
 
-_WINDOW = 64
-"""Samples whose pictures are decoded together."""
-_DECODERS = 2
-"""Threads that decode pictures (Pillow lets go of the interpreter while it does)."""
+_AHEAD = 128
+"""Samples that are read before the one that is checked, so that decoders always have pictures to work on."""
+_MAX_DECODERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,38 +45,63 @@ class PictureFolder:
         return f"{self.name.rstrip('/')}/{relative}" if self.name else relative
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a sample may have at most.
+
+    Attributes:
+        max_length: training.maxLength, in tokens.
+        max_pixels: dataset.limits.imagePixels.
+    """
+
+    max_length: int
+    max_pixels: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checked:
     """A sample that can be trained on.
 
     Attributes:
-        picture: facts of its picture; None without one.
+        pictures: facts of its pictures, in the order in which it shows them.
         num_tokens: its whole length in tokens, before cutting off.
         num_supervised: tokens that are learned, after cutting off.
         num_characters: characters of the rendered conversation that are left after cutting off.
     """
 
     sample: Sample
-    picture: PictureFacts | None
+    pictures: tuple[PictureFacts, ...]
     num_tokens: int
     num_supervised: int
     num_characters: int
 
-    @property
-    def group(self) -> str:
-        """What must stay on one side of a split: the picture's content, else the opening question."""
-        return self.picture.digest if self.picture else f"text:{self.sample.turns[0].text}"
-
 
 class Checker:
-    """Checks samples; pictures are decoded once, however many samples are about them."""
+    """Checks samples; pictures are decoded once, however many samples are about them.
 
-    def __init__(self, folder: PictureFolder, processing: Processing, max_length: int, findings: Findings) -> None:
+    Decoding lets go of the interpreter, so that threads are enough: on two cores they decode while this one tokenises.
+    What is found does not depend on their number.
+    """
+
+    def __init__(
+        self,
+        folder: PictureFolder,
+        processing: Processing,
+        limits: Limits,
+        findings: Findings,
+        *,
+        template: Template = "v1",
+        num_decoders: int | None = None,
+    ) -> None:
         self._folder = folder
         self._processing = processing
-        self._max_length = max_length
+        self._limits = limits
         self._findings = findings
+        self._template = template
+        self._num_decoders = num_decoders or min(_MAX_DECODERS, len(os.sched_getaffinity(0)))
         self._special = sorted(processing.tokenizer.all_special_tokens)
+        self._large = threading.Lock()
+        self._coming: dict[str, Future[PictureFacts | PictureError]] = {}
         self.pictures: dict[str, PictureFacts | PictureError] = {}
         """What was found about each picture's path."""
 
@@ -87,57 +114,71 @@ class Checker:
             items: what a reader yields.
             on_checked: called after each sample.
         """
-        with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
-            for window in _windows(items, _WINDOW):
-                self._decode([item for item in window if isinstance(item, Sample)], pool)
-                for item in window:
-                    if isinstance(item, Finding):
-                        self._findings.add(item)
-                        continue
-                    checked = self._check(item)
-                    if isinstance(checked, Finding):
-                        self._findings.add(checked)
-                    else:
-                        yield checked
-                    on_checked()
+        with ThreadPoolExecutor(self._num_decoders, thread_name_prefix="decode") as pool:
+            for item in _read_ahead(items, lambda item: self._begin_decoding(item, pool)):
+                if isinstance(item, Finding):
+                    self._findings.add(item)
+                    continue
+                checked = self._check(item)
+                if isinstance(checked, Finding):
+                    self._findings.add(checked)
+                else:
+                    yield checked
+                on_checked()
 
     def check_picture(self, relative: str) -> PictureError | None:
         """What is wrong with one picture, if anything."""
-        found = self.pictures.get(relative) or self._look_at(relative)
-        self.pictures[relative] = found
+        found = self._facts_of(relative)
         return found if isinstance(found, PictureError) else None
 
-    def _decode(self, samples: list[Sample], pool: ThreadPoolExecutor) -> None:
-        wanted = {path for sample in samples for path in sample.images} - self.pictures.keys()
-        ordered = sorted(wanted)
-        self.pictures.update(zip(ordered, pool.map(self._look_at, ordered), strict=True))
+    def _begin_decoding(self, item: Sample | Finding, pool: ThreadPoolExecutor) -> None:
+        if isinstance(item, Finding):
+            return
+        for path in item.images:
+            if path not in self.pictures and path not in self._coming:
+                self._coming[path] = pool.submit(self._look_at, path)
+
+    def _facts_of(self, path: str) -> PictureFacts | PictureError:
+        found = self.pictures.get(path)
+        if found is None:
+            coming = self._coming.pop(path, None)
+            found = self.pictures[path] = coming.result() if coming else self._look_at(path)
+        return found
 
     def _look_at(self, relative: str) -> PictureFacts | PictureError:
         try:
-            return check_image(self._folder.resolve(relative))
+            return check_image(self._folder.resolve(relative), self._limits.max_pixels, self._large)
         except PictureError as error:
-            return error
+            # The traceback would keep the decoder's buffers alive for as long as the error is remembered.
+            return error.with_traceback(None)
 
     def _check(self, sample: Sample) -> Checked | Finding:
-        pictures = [self.pictures[path] for path in sample.images]
-        for path, picture in zip(sample.images, pictures, strict=True):
-            if isinstance(picture, PictureError):
-                return refused(sample.source, f"picture {self._folder.display_name(path)} {picture}")
-        for turn in sample.turns:
+        pictures = []
+        for path in sample.images:
+            found = self._facts_of(path)
+            if isinstance(found, PictureError):
+                return refused(sample.source, f"picture {self._folder.display_name(path)} {found}")
+            pictures.append(found)
+        for text in (*(turn.text for turn in sample.turns), *sample.references):
             for token in self._special:
-                if token in turn.text:
+                if token in text:
                     return refused(
-                        sample.source, f"{turn.text!r:.60} contains {token}, which means something else to the model: "
+                        sample.source, f"{text!r:.60} contains {token}, which means something else to the model: "
                                        "take it out"
                     )  # fmt: skip
-        facts = next((picture for picture in pictures if isinstance(picture, PictureFacts)), None)
-        return self._measure(sample, facts)
+        return self._measure(sample, tuple(pictures))
 
-    def _measure(self, sample: Sample, picture: PictureFacts | None) -> Checked | Finding:
+    def _measure(self, sample: Sample, pictures: tuple[PictureFacts, ...]) -> Checked | Finding:
+        max_length = self._limits.max_length
         try:
-            encoded = encode(sample, self._processing, self._max_length)
+            encoded = encode(sample, self._processing, max_length, self._template)
+        except TemplateError as error:
+            return refused(sample.source, str(error))
         except PictureCutError as error:
-            return self._too_short(sample, "its picture", error.needed)
+            which = "its picture" if len(sample.images) == 1 else "a picture"
+            return self._too_short(sample, which, error.needed)
+        if not any(turn.text for turn in sample.turns if turn.role == "assistant"):
+            return noted(Kind.NOTHING_TO_LEARN, sample.source, "every answer is blank")
         if encoded.num_supervised == 0:
             return self._too_short(sample, "every answer", encoded.first_answer_length)
         if encoded.truncated:
@@ -147,18 +188,25 @@ class Checker:
             )
         return Checked(
             sample=sample,
-            picture=picture,
+            pictures=pictures,
             num_tokens=encoded.full_length,
             num_supervised=encoded.num_supervised,
             num_characters=encoded.num_characters,
         )
 
     def _too_short(self, sample: Sample, what: str, needed: int) -> Finding:
-        message = f"training.maxLength {self._max_length} cuts off {what}: it must be at least {needed}"
-        return refused(sample.source, message, needed_length=needed)
+        message = f"training.maxLength {self._limits.max_length} cuts off {what}: it must be at least {needed}"
+        return noted(Kind.NOTHING_TO_LEARN, sample.source, message, needed_length=needed)
 
 
-def _windows(items: Iterable[Sample | Finding], size: int) -> Iterator[list[Sample | Finding]]:
-    iterator = iter(items)
-    while window := list(itertools.islice(iterator, size)):
-        yield window
+def _read_ahead(
+    items: Iterable[Sample | Finding], on_read: Callable[[Sample | Finding], None]
+) -> Iterator[Sample | Finding]:
+    """The items in their order; each is told to ``on_read`` some time before it comes."""
+    waiting: deque[Sample | Finding] = deque()
+    for item in items:
+        on_read(item)
+        waiting.append(item)
+        if len(waiting) > _AHEAD:
+            yield waiting.popleft()
+    yield from waiting

@@ -1,179 +1,308 @@
-"""The whole dataset: read, checked, compared with itself, split."""
+"""One dataset: read, checked, compared with itself, split.
 
-import itertools
+Samples go to the disk as they are checked; what stays in memory is a few numbers of each (``table``) and the facts of
+each picture, however long the texts are and however large the export is.
+"""
+
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
+
+import numpy as np
 
 from llava_api.run_config import RunConfig
-from llava_api.spec import Dataset, Ubiai
-from llava_trainer.data.check import Checked, Checker, PictureFolder
+from llava_api.spec import Dataset, Prompt, Ubiai
+from llava_trainer.data.check import Checked, Checker, Limits, PictureFolder
+from llava_trainer.data.compare import Comparison
 from llava_trainer.data.conversations import read_conversations
 from llava_trainer.data.entries import ReadingPosition
-from llava_trainer.data.findings import Finding, Findings, Kind, noted, refused
+from llava_trainer.data.findings import KEPT_PER_KIND, Finding, Findings, Kind, noted, refused
 from llava_trainer.data.images import PictureFacts, resolve_inside
 from llava_trainer.data.processing import Processing
-from llava_trainer.data.samples import Sample
-from llava_trainer.data.split import SplitError, split_by_group
+from llava_trainer.data.sample_file import SampleFile
+from llava_trainer.data.samples import Sample, format_sample
+from llava_trainer.data.split import SplitError, choose_held_out
+from llava_trainer.data.table import Table
+from llava_trainer.data.template import Template
 from llava_trainer.data.ubiai import read_ubiai
+
+OnProgress = Callable[[int, int], None]
+"""Told the samples checked and, as nearly as is known, how many there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRequest:
+    """What to read, and how it will be used.
+
+    Attributes:
+        dataset: its part of the spec.
+        root: where it lies.
+        template: layout in which its samples are trained on.
+        max_length: training.maxLength.
+        seed: of the split.
+        hold_out: whether any samples are held out at all.
+        prompts: evaluation's prompts, whose pictures lie in the same folder.
+    """
+
+    dataset: Dataset
+    root: Path
+    template: Template
+    max_length: int
+    seed: int
+    hold_out: bool = True
+    prompts: Sequence[Prompt] = ()
+
+    @property
+    def folder(self) -> PictureFolder:
+        """Where its pictures lie."""
+        return PictureFolder(root=self.root, name=self.dataset.images)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files to read: training's, and that of held-out samples if there is one."""
+        held_out = self.dataset.validation.file if self.hold_out else None
+        return (self.dataset.file,) if held_out is None else (self.dataset.file, held_out)
+
+
+def training_request(config: RunConfig) -> DatasetRequest:
+    """The dataset that training learns from."""
+    return DatasetRequest(
+        dataset=config.dataset,
+        root=config.dataset_dir,
+        template="v1",
+        max_length=config.training.max_length,
+        seed=config.training.seed,
+        prompts=config.evaluation.prompts,
+    )
+
+
+def alignment_request(config: RunConfig) -> DatasetRequest | None:
+    """The dataset that alignment learns from, if there is an alignment.
+
+    Nothing of it is held out: what alignment has learned shows in training, and no stage scores captions.
+    """
+    if config.alignment is None or config.alignment_dir is None:
+        return None
+    return DatasetRequest(
+        dataset=config.alignment.dataset,
+        root=config.alignment_dir,
+        template="plain",
+        max_length=config.training.max_length,
+        seed=config.training.seed,
+        hold_out=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedDataset:
-    """What prepare knows about the data; ``findings`` tells whether it may be trained on.
+    """What prepare knows about a dataset; ``findings`` tells whether it may be trained on.
 
     Attributes:
-        train: samples to train on, in the export's order.
-        validation: samples held out.
+        request: what was asked for.
+        processing: the checkpoint's, with which tokens were counted.
+        samples: the usable samples, in the export's order, held-out files last.
+        table: facts of each of them.
+        held_out: bool [samples].
+        group_of: int64 [samples]: samples with the same number share pictures.
         num_read: samples that the export holds, usable or not.
         pictures: facts of every usable picture, by path.
         findings: everything found.
     """
 
-    train: list[Checked] = field(default_factory=list)
-    validation: list[Checked] = field(default_factory=list)
-    num_read: int = 0
-    pictures: dict[str, PictureFacts] = field(default_factory=dict)
-    findings: Findings = field(default_factory=Findings)
+    request: DatasetRequest
+    processing: Processing
+    samples: SampleFile
+    table: Table
+    held_out: np.ndarray
+    group_of: np.ndarray
+    num_read: int
+    pictures: dict[str, PictureFacts]
+    findings: Findings
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.samples.__exit__(*exception)
+
+    def lines(self, *, held_out: bool) -> Iterator[bytes]:
+        """The samples of one side as lines of a file of samples."""
+        for index in np.flatnonzero(self.held_out == held_out):
+            yield self.samples.read_line(int(index))
 
 
 def prepare_dataset(
-    config: RunConfig, processing: Processing, on_progress: Callable[[int, int], None] = lambda done, total: None
+    request: DatasetRequest,
+    processing: Processing,
+    spool: Path,
+    on_progress: OnProgress = lambda done, total: None,
+    num_decoders: int | None = None,
 ) -> PreparedDataset:
-    """Read and check everything that the configuration names; bad data is found, not raised.
+    """Read and check everything that is asked for; bad data is found, not raised.
 
     Args:
-        config: names dataset, split and prompts.
+        request: what to read.
         processing: the checkpoint's, to count tokens with.
-        on_progress: told the samples checked and their total.
+        spool: file to keep samples in meanwhile; it has no name any more when this returns.
+        on_progress: told after each sample.
+        num_decoders: threads that decode pictures; what is found does not depend on it.
     """
-    dataset = config.dataset
     findings = Findings()
-    folder = PictureFolder(root=config.dataset_dir, name=dataset.images)
-    checker = Checker(folder, processing, config.training.max_length, findings)
-    # Every sample is held in memory (see json_file): the split needs all of them.
-    files = [dataset.file] if dataset.validation.file is None else [dataset.file, dataset.validation.file]
-    read = [list(_read(dataset, config.dataset_dir, name)) for name in files]
-    total = sum(isinstance(item, Sample) for items in read for item in items)
-    counter = itertools.count(1)
-    checked = [list(checker.check_all(items, lambda: on_progress(next(counter), total))) for items in read]
-    _check_prompts(config, folder, checker, findings)
-    train, validation = _split(config, checked, findings)
-    _compare(train, validation, findings)
-    pictures = {path: facts for path, facts in checker.pictures.items() if isinstance(facts, PictureFacts)}
-    used = {path for item in (*train, *validation) for path in item.sample.images}
-    return PreparedDataset(
-        train=train,
-        validation=validation,
-        num_read=total,
-        pictures={path: pictures[path] for path in sorted(used)},
-        findings=findings,
+    dataset = request.dataset
+    limits = Limits(max_length=request.max_length, max_pixels=dataset.limits.image_pixels)
+    checker = Checker(
+        request.folder, processing, limits, findings, template=request.template, num_decoders=num_decoders
     )
+    reading = _Reading(request, findings, on_progress)
+    samples = reading.read_all(checker, spool)
+    _check_share(reading, request, findings)
+    _check_prompts(request, checker, findings)
+    group_of, held_out = _split(reading.table, request, findings)
+    Comparison(reading.table, held_out, samples.__getitem__, findings).compare()
+    return PreparedDataset(
+        request=request,
+        processing=processing,
+        samples=samples,
+        table=reading.table,
+        held_out=held_out,
+        group_of=group_of,
+        num_read=reading.num_read,
+        pictures={path: facts for path, facts in checker.pictures.items()
+                  if isinstance(facts, PictureFacts) and path in reading.used},
+        findings=findings,
+    )  # fmt: skip
 
 
-def _read(dataset: Dataset, root: Path, name: str) -> Iterator[Sample | Finding]:
-    num_samples = 0
-    complained = False
-    for item in _read_format(dataset, root, name):
-        num_samples += isinstance(item, Sample)
-        complained |= isinstance(item, Finding) and item.kind is Kind.REFUSED
-        yield item
-    if num_samples == 0 and not complained:
-        yield refused(name, "holds no sample")
+def compare_phases(alignment: PreparedDataset, training: PreparedDataset) -> None:
+    """Tell alignment's pictures that training holds out: their captions may give answers away."""
+    shared = alignment.table.samples_that_show(training.table.contents_of(training.held_out))
+    for index in shared[:KEPT_PER_KIND]:
+        found = alignment.samples[int(index)]
+        alignment.findings.add(noted(Kind.ALIGNMENT_OVERLAP, found.source, f"shows {', '.join(found.images)}"))
+    alignment.findings.count(Kind.ALIGNMENT_OVERLAP, len(shared[KEPT_PER_KIND:]))
 
 
-def _read_format(dataset: Dataset, root: Path, name: str) -> Iterator[Sample | Finding]:
+class _Reading:
+    """Reads the files of a dataset once, from beginning to end."""
+
+    def __init__(self, request: DatasetRequest, findings: Findings, on_progress: OnProgress) -> None:
+        self._request = request
+        self._findings = findings
+        self._on_progress = on_progress
+        self._position = ReadingPosition()
+        self._num_checked = 0
+        self._first_path: dict[bytes, str] = {}
+        self.num_read = 0
+        self.table = Table()
+        self.used: set[str] = set()
+        """Pictures of usable samples."""
+
+    def read_all(self, checker: Checker, spool: Path) -> SampleFile:
+        """Check every sample and keep the usable ones in a file without a name."""
+        spool.parent.mkdir(parents=True, exist_ok=True)
+        with spool.open("w", encoding="utf-8") as stream:
+            for number, name in enumerate(self._request.files):
+                for checked in checker.check_all(self._count(name), self._tell):
+                    self._take_in(checked, from_validation=number > 0)
+                    stream.write(format_sample(replace(checked.sample, num_tokens=checked.num_tokens)))
+        samples = SampleFile(spool)
+        # Open, but gone from the folder: whatever ends this process, nothing is left lying there.
+        spool.unlink()
+        return samples
+
+    def _count(self, name: str) -> Iterator[Sample | Finding]:
+        num_before = self.num_read
+        complained = False
+        for item in read_export(self._request, name, self._position):
+            self.num_read += isinstance(item, Sample)
+            complained |= isinstance(item, Finding) and item.kind is Kind.REFUSED
+            yield item
+        if self.num_read == num_before and not complained:
+            yield refused(name, "holds no sample")
+
+    def _tell(self) -> None:
+        self._num_checked += 1
+        share = self._position.total_bytes / max(1, self._position.read_bytes)
+        self._on_progress(self._num_checked, max(self._num_checked, round(self.num_read * share)))
+
+    def _take_in(self, checked: Checked, *, from_validation: bool) -> None:
+        self.table.add(checked, from_validation=from_validation)
+        for path, picture in zip(checked.sample.images, checked.pictures, strict=True):
+            if path in self.used:
+                continue
+            self.used.add(path)
+            first = self._first_path.setdefault(picture.digest, path)
+            if first != path:
+                self._findings.add(noted(Kind.SAME_PICTURE, path, f"same pixels as {first}"))
+
+
+def read_export(request: DatasetRequest, name: str, position: ReadingPosition) -> Iterator[Sample | Finding]:
+    """Read one file of a dataset in the dataset's format.
+
+    Args:
+        request: names format and folder.
+        name: the file, relative to the folder.
+        position: kept up to date.
+    """
+    dataset = request.dataset
+
+    def resolve(relative: str) -> Path:
+        return resolve_inside(request.root, request.root, relative)
+
     try:
-        path = resolve_inside(root, root, name)
-    except (PermissionError, FileNotFoundError, ValueError) as error:
+        path = resolve(name)
+    except (OSError, ValueError) as error:
         yield refused(name, f"{error} (in {dataset.source})")
         return
-    position = ReadingPosition()
     if dataset.format == "llava":
         yield from read_conversations(path, name, position)
-        return
-    settings = dataset.ubiai or Ubiai()
-    if settings.documents is not None:
-        try:
-            resolve_inside(root, root, settings.documents)
-        except (PermissionError, FileNotFoundError, ValueError) as error:
-            yield refused(settings.documents, f"(dataset.ubiai.documents) {error}")
-            return
-    yield from read_ubiai(name, settings, lambda relative: resolve_inside(root, root, relative), position)
+    else:
+        yield from read_ubiai(name, dataset.ubiai or Ubiai(), resolve, position)
 
 
-def _check_prompts(config: RunConfig, folder: PictureFolder, checker: Checker, findings: Findings) -> None:
-    for index, prompt in enumerate(config.evaluation.prompts):
+def _check_share(reading: _Reading, request: DatasetRequest, findings: Findings) -> None:
+    """Refuse a dataset of which too much teaches nothing."""
+    left_out = findings.counts[Kind.NOTHING_TO_LEARN]
+    total = left_out + len(reading.table)
+    limit = request.dataset.limits.unsupervised_share
+    if left_out and (left_out > limit * total or not len(reading.table)):
+        findings.add(
+            refused(
+                request.dataset.file,
+                f"nothing to learn is left of {left_out:,} of {total:,} samples ({left_out / total:.1%}), more than "
+                f"dataset.limits.unsupervisedShare {limit:g} allows",
+            )
+        )
+
+
+def _check_prompts(request: DatasetRequest, checker: Checker, findings: Findings) -> None:
+    for index, prompt in enumerate(request.prompts):
         if prompt.image is None:
             continue
         problem = checker.check_picture(prompt.image)
         if problem is not None:
-            name = folder.display_name(prompt.image)
+            name = request.folder.display_name(prompt.image)
             findings.add(refused(f"evaluation.prompts[{index}]", f"picture {name} {problem}"))
 
 
-def _split(
-    config: RunConfig, checked: Sequence[list[Checked]], findings: Findings
-) -> tuple[list[Checked], list[Checked]]:
-    if config.dataset.validation.file is not None:
-        return checked[0], checked[1]
-    items = checked[0]
-    fraction = config.dataset.validation.fraction
-    if fraction is None or not items:
-        return items, []
+def _split(table: Table, request: DatasetRequest, findings: Findings) -> tuple[np.ndarray, np.ndarray]:
+    """The group of each sample, and which are held out."""
+    group_of, groups = table.groups()
+    validation = request.dataset.validation
+    nothing = np.zeros(len(table), dtype=bool)
+    if not request.hold_out:
+        return group_of, nothing
+    if validation.file is not None:
+        return group_of, table.from_validation
+    if validation.fraction is None or not len(table):
+        return group_of, nothing
+    sizes = {group.key: group.weight for group in groups}
     try:
-        return split_by_group(
-            items,
-            [item.group for item in items],
-            [item.sample.num_pairs for item in items],
-            fraction=fraction,
-            seed=config.training.seed,
-        )
+        chosen = choose_held_out(sizes, fraction=validation.fraction, seed=request.seed)
     except SplitError as error:
         # Entries that were refused may hold the other pictures: they are the thing to tell then.
         if not findings.num_refused:
-            findings.add(refused(config.dataset.file, str(error)))
-        return items, []
-
-
-def _compare(train: Sequence[Checked], validation: Sequence[Checked], findings: Findings) -> None:
-    """Note what stands in the data more than once."""
-    _compare_pictures((*train, *validation), findings)
-    trained = _compare_pairs(train, findings)
-    for item in validation:
-        for _, question, _ in item.sample.pairs():
-            if (item.group, question.text) in trained:
-                findings.add(noted(Kind.OVERLAP, item.sample.source, f"{question.text!r:.80}"))
-    _compare_pairs(validation, findings)
-
-
-def _compare_pictures(items: Sequence[Checked], findings: Findings) -> None:
-    paths: dict[str, str] = {}
-    seen: set[str] = set()
-    for item in items:
-        for path in item.sample.images:
-            if path in seen:
-                continue
-            seen.add(path)
-            first = paths.setdefault(item.group, path)
-            if first != path:
-                findings.add(noted(Kind.SAME_PICTURE, path, f"same pixels as {first}"))
-
-
-def _compare_pairs(items: Sequence[Checked], findings: Findings) -> dict[tuple[str, str], str]:
-    """Note repeated and contradicting pairs of one side; returns its answers by (picture, question)."""
-    answers: dict[tuple[str, str], str] = {}
-    for item in items:
-        for _, question, answer in item.sample.pairs():
-            key = (item.group, question.text)
-            if key not in answers:
-                answers[key] = answer.text
-                continue
-            known, told = answers[key], f"{question.text!r:.80}"
-            if known == answer.text:
-                findings.add(noted(Kind.REPEATED_PAIR, item.sample.source, told))
-            else:
-                findings.add(
-                    noted(Kind.CONTRADICTION, item.sample.source, f"{told}: {known!r:.40} and {answer.text!r:.40}")
-                )
-    return answers
+            findings.add(refused(request.dataset.file, str(error)))
+        return group_of, nothing
+    return group_of, np.array([group.key in chosen for group in groups])[group_of]

@@ -71,16 +71,17 @@ class Findings:
 
     def count(self, kind: Kind, number: int) -> None:
         """Count further findings of a kind that are not kept."""
-        self.counts[kind] += number
+        if number:
+            self.counts[kind] += number
 
     @property
     def num_refused(self) -> int:
         """Entries that cannot be trained on."""
         return self.counts[Kind.REFUSED]
 
-    def first_refused(self, count: int) -> list[Finding]:
-        """The first ``count`` of them."""
-        return self.kept.get(Kind.REFUSED, [])[:count]
+    def first(self, kind: Kind, count: int) -> list[Finding]:
+        """The first ``count`` findings of a kind."""
+        return self.kept.get(kind, [])[:count]
 
 
 def refused(where: object, message: str, *, needed_length: int = 0) -> Finding:

@@ -5,9 +5,13 @@ stored on its side is learned, and served, on its side).
 """
 
 import hashlib
+import math
 import struct
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -16,15 +20,23 @@ from llava_trainer.data.processing import Processing
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """Formats that are read; Pillow's others have no place in a dataset of pictures and widen what a file can attack."""
-MAX_PIXELS = 89_000_000
-"""Width x height. Pillow itself warns of a decompression bomb a little above."""
 MAX_SIDE_PX = 12_000
-"""A padded picture has side x side pixels: 12,000 px are 432 MB, and enough for an A4 page at 1,000 dpi."""
+"""A padded picture has side x side pixels: 12,000 px are 432 MB, and enough for an A4 page at 1,000 dpi. Whoever allows
+more pixels than such a square has allows its side, too."""
 MAX_SIDE_RATIO = 100
 """Long side over short side. A thinner picture would be resized to a huge one before its centre is cut out."""
 
+LARGE_PIXELS = 16_000_000
+"""Pictures beyond this are decoded one at a time: 16 megapixels take 64 MB, in two modes 128 MB."""
+_STRIP_PIXELS = 1_000_000
+_DIGEST_BYTES = 16
+_ALONE = nullcontext()
+
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError)
 """What Pillow's decoders raise on damaged files."""
+
+
+Decoded = TypeVar("Decoded")
 
 
 class PictureError(ValueError):
@@ -37,41 +49,65 @@ class PictureFacts:
 
     width_px: int
     height_px: int
-    digest: str
+    digest: bytes
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open and decode a picture, as RGB.
+    """Open and decode a picture that prepare has checked, as RGB.
+
+    Raises:
+        PictureError: missing, damaged or of another format.
+    """
+    return _decode(path, None, _ALONE, lambda opened: opened.convert("RGB"))
+
+
+def check_image(path: Path, max_pixels: int, large: AbstractContextManager[object] = _ALONE) -> PictureFacts:
+    """Decode a picture fully and say what it is.
+
+    Args:
+        path: the file.
+        max_pixels: most pixels, width x height; told from the header, before anything is decoded.
+        large: entered while a large picture is decoded, to hold others off.
 
     Raises:
         PictureError: missing, damaged, of another format or beyond the limits.
     """
+    return _decode(path, max_pixels, large, _describe)
+
+
+def _decode(
+    path: Path, max_pixels: int | None, large: AbstractContextManager[object], use: Callable[[Image.Image], Decoded]
+) -> Decoded:
+    # Pillow's own limit warns at 89 megapixels and fails at 179, whatever the person allows; ours is checked instead.
+    Image.MAX_IMAGE_PIXELS = None
     try:
         with Image.open(path, formats=FORMATS) as opened:
-            _check_size(*opened.size)
-            return opened.convert("RGB")
+            if max_pixels is not None:
+                _check_size(*opened.size, max_pixels)
+            with large if opened.width * opened.height > LARGE_PIXELS else _ALONE:
+                return use(opened)
     except PictureError:
         raise
     except FileNotFoundError as error:
         raise PictureError("does not exist") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PictureError(f"has more than {MAX_PIXELS:,} pixels: make it smaller") from error
     except UnidentifiedImageError as error:
         raise PictureError(f"is not one of {', '.join(FORMATS)}, or its beginning is damaged") from error
-    except _DAMAGED as error:
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise PictureError(f"cannot be decoded: {error}") from error
 
 
-def check_image(path: Path) -> PictureFacts:
-    """Decode a picture fully and say what it is.
-
-    Raises:
-        PictureError: as ``open_image``.
-    """
-    picture = open_image(path)
+def _describe(opened: Image.Image) -> PictureFacts:
+    opened.load()
+    picture = opened if opened.mode == "RGB" else opened.convert("RGB")
     digest = hashlib.sha256(struct.pack("<II", *picture.size))
-    digest.update(picture.tobytes())
-    return PictureFacts(width_px=picture.width, height_px=picture.height, digest=digest.hexdigest())
+    # In strips, so that the pixels of a large picture are not held twice.
+    rows = max(1, _STRIP_PIXELS // picture.width)
+    for top in range(0, picture.height, rows):
+        strip = picture
+        if rows < picture.height:
+            strip = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        digest.update(strip.tobytes())
+    return PictureFacts(width_px=picture.width, height_px=picture.height, digest=digest.digest()[:_DIGEST_BYTES])
 
 
 def pixel_values(image: Image.Image, processing: Processing) -> np.ndarray:
@@ -123,12 +159,15 @@ def resolve_inside(root: Path, folder: Path, relative: str) -> Path:
     return path
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise PictureError(f"is {width} x {height} px: empty")
-    if width * height > MAX_PIXELS:
-        raise PictureError(f"is {width} x {height} px, more than {MAX_PIXELS:,} pixels: make it smaller")
-    if max(width, height) > MAX_SIDE_PX:
-        raise PictureError(f"is {width} x {height} px, more than {MAX_SIDE_PX:,} px on one side: make it smaller")
+    if width * height > max_pixels:
+        raise PictureError(
+            f"is {width} x {height} px, more than dataset.limits.imagePixels {max_pixels:,}: make it smaller"
+        )
+    max_side_px = max(MAX_SIDE_PX, math.isqrt(max_pixels))
+    if max(width, height) > max_side_px:
+        raise PictureError(f"is {width} x {height} px, more than {max_side_px:,} px on one side: make it smaller")
     if max(width, height) > MAX_SIDE_RATIO * min(width, height):
         raise PictureError(f"is {width} x {height} px: one side is more than {MAX_SIDE_RATIO} times the other")

@@ -3,17 +3,16 @@
 It holds no times and no paths of this machine, so that the same data gives the same file.
 """
 
-import statistics
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+
 from llava_api.base import Lenient
+from llava_api.model_facts import ModelFacts
 from llava_api.report import PrepareNumbers
-from llava_api.run_config import RunConfig
-from llava_trainer.data.check import Checked
 from llava_trainer.data.dataset import PreparedDataset
 from llava_trainer.data.findings import Finding, Kind
-from llava_trainer.data.processing import Processing
 
 HISTOGRAM_BARS = 24
 
@@ -62,6 +61,15 @@ class Lengths(Lenient):
     histogram: tuple[Bar, ...]
 
 
+class Supervised(Lenient):
+    """Tokens that are learned, of usable samples, after cutting off."""
+
+    fewest: int = 0
+    median: float = 0
+    most: int = 0
+    histogram: tuple[Bar, ...] = ()
+
+
 class Told(Lenient):
     """One finding."""
 
@@ -90,12 +98,17 @@ class DatasetReport(Lenient):
     validation: Side
     pictures: Pictures
     lengths: Lengths
+    supervised: Supervised = Supervised()
+    left_out: int = 0
+    """Samples of which nothing to learn is left."""
     refused_count: int
     refused: tuple[Told, ...]
     notes: tuple[Note, ...]
+    alignment: "DatasetReport | None" = None
+    """The same about the dataset of phase 1."""
 
 
-def build_report(config: RunConfig, processing: Processing, dataset: PreparedDataset) -> DatasetReport:
+def build_report(dataset: PreparedDataset, alignment: PreparedDataset | None = None) -> DatasetReport:
     """Sum up what was found."""
     findings = dataset.findings
     notes = tuple(
@@ -103,23 +116,35 @@ def build_report(config: RunConfig, processing: Processing, dataset: PreparedDat
         for kind in Kind
         if kind is not Kind.REFUSED and findings.counts[kind]
     )
+    phase_1 = build_report(alignment) if alignment is not None else None
     return DatasetReport(
-        accepted=findings.num_refused == 0,
-        format=config.dataset.format,
-        file=config.dataset.file,
+        accepted=findings.num_refused == 0 and (phase_1 is None or phase_1.accepted),
+        format=dataset.request.dataset.format,
+        file=dataset.request.dataset.file,
         samples_read=dataset.num_read,
-        train=_describe_side(dataset.train),
-        validation=_describe_side(dataset.validation),
-        pictures=_describe_pictures(dataset, processing),
-        lengths=_describe_lengths(dataset, config.training.max_length),
+        train=_describe_side(dataset, held_out=False),
+        validation=_describe_side(dataset, held_out=True),
+        pictures=_describe_pictures(dataset),
+        lengths=_describe_lengths(dataset),
+        supervised=_describe_supervised(dataset),
+        left_out=findings.counts[Kind.NOTHING_TO_LEARN],
         refused_count=findings.num_refused,
         refused=_told(findings.kept.get(Kind.REFUSED, [])),
         notes=notes,
+        alignment=phase_1,
     )
 
 
-def numbers_of(report: DatasetReport) -> PrepareNumbers:
-    """What of it travels to the resource's status."""
+def numbers_of(
+    report: DatasetReport, *, longest_batch_tokens: int = 0, model: ModelFacts | None = None
+) -> PrepareNumbers:
+    """What of it travels to the resource's status.
+
+    Args:
+        report: what was found.
+        longest_batch_tokens: tokens of the longest micro-batch, filled up.
+        model: what is known of the model.
+    """
     return PrepareNumbers(
         samples_train=report.train.samples,
         samples_validation=report.validation.samples,
@@ -129,6 +154,10 @@ def numbers_of(report: DatasetReport) -> PrepareNumbers:
         supervised_tokens=report.train.supervised_tokens,
         longest_sample_tokens=report.lengths.longest,
         overlong_samples=report.lengths.overlong,
+        unsupervised_samples=report.left_out,
+        samples_alignment=report.alignment.train.samples if report.alignment else 0,
+        longest_batch_tokens=longest_batch_tokens,
+        model=model,
     )
 
 
@@ -136,49 +165,64 @@ def _told(findings: Sequence[Finding]) -> tuple[Told, ...]:
     return tuple(Told(where=finding.where, message=finding.message) for finding in findings)
 
 
-def _describe_side(items: Sequence[Checked]) -> Side:
+def _describe_side(dataset: PreparedDataset, *, held_out: bool) -> Side:
+    table = dataset.table
+    chosen = dataset.held_out == held_out
+    shown_by, shown = table.shown
     return Side(
-        samples=len(items),
-        pairs=sum(item.sample.num_pairs for item in items),
-        pictures=len({path for item in items for path in item.sample.images}),
-        supervised_tokens=sum(item.num_supervised for item in items),
+        samples=int(chosen.sum()),
+        pairs=int(table.num_pairs[chosen].sum()),
+        pictures=len(np.unique(shown[chosen[shown_by]])),
+        supervised_tokens=int(table.supervised[chosen].sum()),
     )
 
 
-def _describe_pictures(dataset: PreparedDataset, processing: Processing) -> Pictures:
+def _describe_pictures(dataset: PreparedDataset) -> Pictures:
     sizes = sorted((facts.width_px, facts.height_px) for facts in dataset.pictures.values())
     return Pictures(
         files=len(dataset.pictures),
         different=len({facts.digest for facts in dataset.pictures.values()}),
-        tokens_each=processing.tokens_per_image,
-        aspect_ratio=processing.aspect_ratio,
+        tokens_each=dataset.processing.tokens_per_image,
+        aspect_ratio=dataset.processing.aspect_ratio,
         smallest_px=min(sizes, key=lambda size: size[0] * size[1], default=None),
         largest_px=max(sizes, key=lambda size: size[0] * size[1], default=None),
     )
 
 
-def _describe_lengths(dataset: PreparedDataset, max_length: int) -> Lengths:
-    lengths = [item.num_tokens for item in (*dataset.train, *dataset.validation)]
+def _describe_lengths(dataset: PreparedDataset) -> Lengths:
+    tokens = dataset.table.tokens
+    max_length = dataset.request.max_length
     return Lengths(
-        longest=max(lengths, default=0),
-        median=statistics.median(lengths) if lengths else 0,
-        total=sum(lengths),
+        longest=int(tokens.max(initial=0)),
+        median=float(np.median(tokens)) if len(tokens) else 0,
+        total=int(tokens.sum()),
         max_length=max_length,
-        overlong=sum(length > max_length for length in lengths),
-        histogram=build_histogram(lengths),
+        overlong=int((tokens > max_length).sum()),
+        histogram=build_histogram(tokens),
     )
 
 
-def build_histogram(lengths: Sequence[int], num_bars: int = HISTOGRAM_BARS) -> tuple[Bar, ...]:
+def _describe_supervised(dataset: PreparedDataset) -> Supervised:
+    tokens = dataset.table.supervised
+    if not len(tokens):
+        return Supervised()
+    return Supervised(
+        fewest=int(tokens.min()),
+        median=float(np.median(tokens)),
+        most=int(tokens.max()),
+        histogram=build_histogram(tokens),
+    )
+
+
+def build_histogram(lengths: Sequence[int] | np.ndarray, num_bars: int = HISTOGRAM_BARS) -> tuple[Bar, ...]:
     """At most ``num_bars`` bars of one width from the shortest to the longest; empty without lengths."""
-    if not lengths:
+    values = np.asarray(lengths, dtype=np.int64)
+    if not len(values):
         return ()
-    shortest, longest = min(lengths), max(lengths)
+    shortest, longest = int(values.min()), int(values.max())
     width = max(1, -(-(longest - shortest + 1) // num_bars))
-    counts = [0] * (-(-(longest - shortest + 1) // width))
-    for length in lengths:
-        counts[(length - shortest) // width] += 1
+    counts = np.bincount((values - shortest) // width)
     return tuple(
-        Bar(from_tokens=shortest + index * width, to_tokens=shortest + (index + 1) * width, samples=count)
+        Bar(from_tokens=shortest + index * width, to_tokens=shortest + (index + 1) * width, samples=int(count))
         for index, count in enumerate(counts)
     )

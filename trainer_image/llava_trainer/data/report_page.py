@@ -3,19 +3,20 @@
 import logging
 from collections.abc import Sequence
 
-from llava_api.run_config import RunConfig
-from llava_trainer.data.check import Checked, PictureFolder
+import numpy as np
+
 from llava_trainer.data.dataset import PreparedDataset
+from llava_trainer.data.findings import Kind
 from llava_trainer.data.images import PictureError, open_image, visible_image
-from llava_trainer.data.processing import Processing
-from llava_trainer.data.report import Bar, DatasetReport, Side, Told
+from llava_trainer.data.report import Bar, DatasetReport, Note, Side, Told
+from llava_trainer.data.samples import Sample
 from llava_trainer.data.template import render
-from llava_trainer.html import Html, definition_list, el, page, thumbnail
+from llava_trainer.html import Html, definition_list, el, join, page, thumbnail
 
 GRID_SAMPLES = 24
 _SHOWN_CHARACTERS = 400
-_SHOWN_REFUSED = 50
-_CHART_WIDTH, _CHART_HEIGHT, _MARGIN = 720, 180, 34
+_SHOWN_ENTRIES = 50
+_CHART_WIDTH, _CHART_HEIGHT, _MARGIN = 520, 190, 34
 
 logger = logging.getLogger(__name__)
 
@@ -30,111 +31,139 @@ _STYLE = """
 .chart rect { fill: var(--tuned); } .chart rect.over { fill: var(--second); }
 .chart line.limit { stroke: var(--wrong); stroke-dasharray: 4 3; }
 .seen { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 16px; }
+.seen .pictures { display: grid; gap: 6px; }
+.seen .pictures.several { grid-template-columns: repeat(2, 1fr); }
 .seen img { display: block; width: 100%; aspect-ratio: 1; border-radius: 6px; background: var(--ground); }
 .seen .said { margin: 10px 0 0; font: 12.5px/1.5 ui-monospace, "Liberation Mono", monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; max-height: 220px; overflow-y: auto; color: var(--muted); }
 .seen mark { background: var(--right-ground); color: var(--right); border-radius: 3px; padding: 1px 0; }
+.seen s { opacity: .6; }
+.side { display: inline-block; margin-right: 8px; padding: 0 8px; border: 1px solid var(--line); border-radius: 99px;
+  font-size: 12px; color: var(--ink); }
+.phase { margin-top: 56px; padding-top: 8px; border-top: 2px solid var(--line); }
 summary { cursor: pointer; }
+details + details { margin-top: 8px; }
 """
 
 
-def build_page(config: RunConfig, processing: Processing, dataset: PreparedDataset, report: DatasetReport) -> str:
+def build_page(name: str, phases: Sequence[PreparedDataset], report: DatasetReport) -> str:
     """Build the page.
 
     Args:
-        config: names the run and the picture folder.
-        processing: the checkpoint's; shows pictures as its vision tower sees them.
-        dataset: samples for the grid.
+        name: the run's.
+        phases: training's dataset, then alignment's if there is one; samples for the grid.
         report: the facts.
     """
-    folder = PictureFolder(root=config.dataset_dir, name=config.dataset.images)
+    reports = [report] if report.alignment is None else [report, report.alignment]
+    count = sum(one.refused_count for one in reports)
     verdict = el("span", "Accepted", class_="verdict ok")
     if not report.accepted:
-        verdict = el("span", f"Refused: {report.refused_count:,} entries", class_="verdict bad")
+        verdict = el("span", f"Refused: {count:,} {'entry' if count == 1 else 'entries'}", class_="verdict bad")
+    titles = ("Training", "Alignment") if len(reports) > 1 else ("",)
     return page(
-        f"Dataset of {config.run.name}",
+        f"Dataset of {name}",
         el("style", Html(_STYLE)),
         el(
             "header",
             el("p", "Dataset report", class_="kicker"),
-            el("h1", config.run.name),
-            el("p", f"{report.file} in {config.dataset.source}, format {report.format}", class_="muted"),
+            el("h1", name),
+            (el("p", f"{title}{': ' if title else ''}{one.file} in {phase.request.dataset.source}, format {one.format}",
+                class_="muted") for title, one, phase in zip(titles, reports, phases, strict=True)),
             verdict,
             class_="top",
         ),
+        (_phase(title, phase, one) for title, phase, one in zip(titles, phases, reports, strict=True)),
+    )  # fmt: skip
+
+
+def _phase(title: str, dataset: PreparedDataset, report: DatasetReport) -> Html:
+    return join(
+        el("h2", f"{title} dataset", class_="phase") if title else None,
         _refused(report),
         _facts(report),
-        _histogram(report),
+        _charts(report),
+        _left_out(report),
         _notes(report),
-        _grid(dataset, folder, processing, report.lengths.max_length),
+        _grid(dataset),
     )
 
 
 def _refused(report: DatasetReport) -> Html | None:
-    if report.accepted:
+    if not report.refused_count:
         return None
     return el(
         "section",
         el("h2", "What cannot be trained on"),
-        el("div", _entries(report.refused[:_SHOWN_REFUSED], report.refused_count), class_="card"),
+        el("div", _entries(report.refused, report.refused_count), class_="card"),
     )
 
 
 def _entries(told: Sequence[Told], count: int) -> Html:
-    rows = (el("tr", el("td", entry.where), el("td", entry.message)) for entry in told)
-    more = el("p", f"and {count - len(told):,} more", class_="muted small") if count > len(told) else None
+    shown = told[:_SHOWN_ENTRIES]
+    rows = (el("tr", el("td", entry.where), el("td", entry.message)) for entry in shown)
+    more = el("p", f"and {count - len(shown):,} more", class_="muted small") if count > len(shown) else None
     return el("div", el("table", rows, class_="entries"), more)
 
 
 def _facts(report: DatasetReport) -> Html:
-    pictures, lengths = report.pictures, report.lengths
+    pictures, lengths, supervised = report.pictures, report.lengths, report.supervised
     sizes = "none"
     if pictures.smallest_px and pictures.largest_px:
         sizes = f"{_by(pictures.smallest_px)} to {_by(pictures.largest_px)} px"
     shape = "padded to a square" if pictures.aspect_ratio == "pad" else "cut to a square"
-    return el(
-        "section",
-        el("h2", "What is in it"),
-        el(
-            "div",
-            definition_list(
-                (
-                    ("Training", _side(report.train)),
-                    ("Held out", _side(report.validation)),
-                    ("Pictures", f"{pictures.files:,} files, {pictures.different:,} different ones"),
-                    ("Picture sizes", sizes),
-                    ("As the model sees them", f"{shape}, {pictures.tokens_each:,} tokens each"),
-                    ("Learned tokens, an epoch", f"{report.train.supervised_tokens:,}"),
-                    ("Sample length", f"median {lengths.median:,.0f}, longest {lengths.longest:,} tokens"),
-                    ("Cut off", f"{lengths.overlong:,} of {report.train.samples + report.validation.samples:,} "
-                                f"samples, at {lengths.max_length:,} tokens"),
-                )
-            ),
-            class_="card",
-        ),
-    )  # fmt: skip
+    usable = report.train.samples + report.validation.samples
+    rows = (
+        ("Training", _side(report.train)),
+        ("Held out", _side(report.validation) if report.validation.samples else "nothing"),
+        ("In the export", f"{report.samples_read:,} samples, {usable:,} of them usable"),
+        ("Left out", f"{report.left_out:,} samples: nothing to learn is left of them"),
+        ("Pictures", f"{pictures.files:,} files, {pictures.different:,} different ones"),
+        ("Picture sizes", sizes),
+        ("As the model sees them", f"{shape}, {pictures.tokens_each:,} tokens each"),
+        ("Sample length", f"median {lengths.median:,.0f}, longest {lengths.longest:,} tokens"),
+        ("Cut off", f"{lengths.overlong:,} of {usable:,} samples, at {lengths.max_length:,} tokens"),
+        ("Learned tokens, an epoch", f"{report.train.supervised_tokens:,}"),
+        ("Learned tokens, a sample", f"{supervised.fewest:,} to {supervised.most:,}, median {supervised.median:,.0f}"),
+    )
+    return el("section", el("h2", "What is in it"), el("div", definition_list(rows), class_="card"))
 
 
 def _side(side: Side) -> str:
-    return f"{side.samples:,} samples, {side.pairs:,} pairs, {side.pictures:,} pictures"
+    return f"{_number(side.samples, 'sample')}, {_number(side.pairs, 'pair')}, {_number(side.pictures, 'picture')}"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _by(size: tuple[int, int]) -> str:
     return f"{size[0]:,} x {size[1]:,}"
 
 
-def _histogram(report: DatasetReport) -> Html | None:
-    bars = report.lengths.histogram
-    if not bars:
+def _charts(report: DatasetReport) -> Html | None:
+    if not report.lengths.histogram:
         return None
+    supervised = report.supervised.histogram
     return el(
         "section",
-        el("h2", "Sample lengths in tokens, image tokens included"),
-        el("div", _bar_chart(bars, report.lengths.max_length), class_="card"),
+        el("h2", "Tokens a sample"),
+        el(
+            "div",
+            el(
+                "div",
+                el("h3", "Whole length, pictures included"),
+                _bar_chart(report.lengths.histogram, "length", report.lengths.max_length),
+                class_="card",
+            ),
+            el("div", el("h3", "Learned"), _bar_chart(supervised, "learned tokens"), class_="card")
+            if supervised
+            else None,
+            class_="columns",
+        ),
     )
 
 
-def _bar_chart(bars: Sequence[Bar], limit: int) -> Html:
+def _bar_chart(bars: Sequence[Bar], what: str, limit: int | None = None) -> Html:
     highest = max(bar.samples for bar in bars)
     begin, end = bars[0].from_tokens, bars[-1].to_tokens
     x_scale = (_CHART_WIDTH - 2 * _MARGIN) / (end - begin)
@@ -147,51 +176,53 @@ def _bar_chart(bars: Sequence[Bar], limit: int) -> Html:
         height = bar.samples / highest * (floor - 20)
         return el(
             "rect",
-            el("title", f"{bar.from_tokens:,} to {bar.to_tokens - 1:,} tokens: {bar.samples:,} samples"),
+            el("title", f"{bar.from_tokens:,} to {bar.to_tokens - 1:,} tokens: {_number(bar.samples, 'sample')}"),
             x=f"{place(bar.from_tokens):.1f}", y=f"{floor - height:.1f}", height=f"{height:.1f}",
             width=f"{max(1.0, (bar.to_tokens - bar.from_tokens) * x_scale - 2):.1f}",
-            class_="over" if bar.from_tokens > limit else None,
+            class_="over" if limit is not None and bar.from_tokens > limit else None,
         )  # fmt: skip
 
     limit_line = None
-    if begin <= limit < end:
+    if limit is not None and begin <= limit < end:
         x = f"{place(limit):.1f}"
         limit_line = el(
             "line", el("title", f"training.maxLength {limit:,}"), x1=x, x2=x, y1=8, y2=floor, class_="limit"
         )
     return el(
         "svg",
-        el("title", f"Histogram of sample lengths, {begin:,} to {end - 1:,} tokens"),
+        el("title", f"Histogram of {what}, {begin:,} to {end - 1:,} tokens"),
         (draw(bar) for bar in bars if bar.samples),
         el("line", x1=_MARGIN, x2=_CHART_WIDTH - _MARGIN, y1=floor, y2=floor, class_="grid"),
         limit_line,
-        el("text", f"{begin:,}", x=_MARGIN, y=_CHART_HEIGHT - 6, class_="axis"),
+        el("text", f"{begin:,} tokens", x=_MARGIN, y=_CHART_HEIGHT - 6, class_="axis"),
         el("text", f"{end - 1:,}", x=_CHART_WIDTH - _MARGIN, y=_CHART_HEIGHT - 6, class_="axis end"),
-        el("text", f"{highest:,} samples at most", x=_CHART_WIDTH - _MARGIN, y=12, class_="axis end"),
+        el("text", f"highest: {_number(highest, 'sample')}", x=_CHART_WIDTH - _MARGIN, y=12, class_="axis end"),
         viewBox=f"0 0 {_CHART_WIDTH} {_CHART_HEIGHT}", role="img", class_="chart",
     )  # fmt: skip
 
 
-def _notes(report: DatasetReport) -> Html | None:
-    if not report.notes:
+def _left_out(report: DatasetReport) -> Html | None:
+    found = [note for note in report.notes if note.kind == Kind.NOTHING_TO_LEARN.name.lower()]
+    if not found:
         return None
-    return el(
-        "section",
-        el("h2", "Worth knowing"),
-        el(
-            "div",
-            (
-                el("details", el("summary", f"{note.title}: {note.count:,}"), _entries(note.examples, note.count))
-                for note in report.notes
-            ),
-            class_="card",
-        ),
-    )
+    entries = (_entries(note.examples, note.count) for note in found)
+    return el("section", el("h2", "Left out, since nothing to learn is left"), el("div", entries, class_="card"))
 
 
-def _grid(dataset: PreparedDataset, folder: PictureFolder, processing: Processing, max_length: int) -> Html | None:
-    labelled = [("training", item) for item in dataset.train] + [("held out", item) for item in dataset.validation]
-    chosen = _spread(labelled, GRID_SAMPLES)
+def _notes(report: DatasetReport) -> Html | None:
+    notes = [note for note in report.notes if note.kind != Kind.NOTHING_TO_LEARN.name.lower()]
+    if not notes:
+        return None
+    return el("section", el("h2", "Worth knowing"), el("div", (_note(note) for note in notes), class_="card"))
+
+
+def _note(note: Note) -> Html:
+    title = note.title[:1].upper() + note.title[1:]
+    return el("details", el("summary", f"{title}: {note.count:,}"), _entries(note.examples, note.count))
+
+
+def _grid(dataset: PreparedDataset) -> Html | None:
+    chosen = _spread(dataset, GRID_SAMPLES)
     if not chosen:
         return None
     return el(
@@ -202,31 +233,40 @@ def _grid(dataset: PreparedDataset, folder: PictureFolder, processing: Processin
             "What is marked is learned, what is struck out is cut off; everything else is only read.",
             class_="muted",
         ),
-        el("div", (_card(side, item, folder, processing, max_length) for side, item in chosen), class_="seen"),
+        el("div", (_card(dataset, index) for index in chosen), class_="seen"),
     )
 
 
-def _card(side: str, item: Checked, folder: PictureFolder, processing: Processing, max_length: int) -> Html:
-    sample = item.sample
-    pictures = []
-    for relative in sample.images:
-        try:
-            seen = visible_image(open_image(folder.resolve(relative)), processing)
-        except PictureError as error:
-            # It was whole a moment ago: the volume changes under our feet, and training will say so.
-            logger.warning("picture %s %s", relative, error)
-            continue
-        pictures.append(el("img", src=thumbnail(seen, max_px=processing.image_size_px), alt=relative))
-    about = f"{sample.source} · {side} · {item.num_tokens:,} tokens, {item.num_supervised:,} learned"
-    if item.num_tokens > max_length:
+def _card(dataset: PreparedDataset, index: int) -> Html:
+    sample = dataset.samples[index]
+    pictures = list(filter(None, (_picture(dataset, relative) for relative in sample.images)))
+    max_length = dataset.request.max_length
+    about = f"{sample.source} · {sample.num_tokens:,} tokens, {int(dataset.table.supervised[index]):,} learned"
+    if sample.num_tokens > max_length:
         about += f", cut off after {max_length:,}"
-    return el("article", pictures, el("p", about, class_="muted small"), _conversation(item), class_="card")
+    shown = el("div", pictures, class_="pictures several" if len(pictures) > 1 else "pictures") if pictures else None
+    side = el("span", "held out" if dataset.held_out[index] else "training", class_="side")
+    return el(
+        "article", shown, el("p", side, about, class_="muted small"), _conversation(dataset, index, sample),
+        class_="card",
+    )  # fmt: skip
 
 
-def _conversation(item: Checked) -> Html:
+def _picture(dataset: PreparedDataset, relative: str) -> Html | None:
+    processing = dataset.processing
+    try:
+        seen = visible_image(open_image(dataset.request.folder.resolve(relative)), processing)
+    except PictureError as error:
+        # It was whole a moment ago: the volume changes under our feet, and training will say so.
+        logger.warning("picture %s %s", relative, error)
+        return None
+    return el("img", src=thumbnail(seen, max_px=processing.image_size_px), alt=relative)
+
+
+def _conversation(dataset: PreparedDataset, index: int, sample: Sample) -> Html:
     """The conversation with what is learned marked and what is cut off struck out."""
-    conversation = render(item.sample)
-    kept = item.num_characters
+    conversation = render(sample, dataset.request.template)
+    kept = dataset.table.num_characters(index)
     parts: list[str | Html] = []
     position = 0
     for begin, end in conversation.supervised:
@@ -247,13 +287,11 @@ def _shorten(text: str) -> str:
     return f"{text[:half]} […] {text[-half:]}"
 
 
-def _spread(items: Sequence[tuple[str, Checked]], count: int) -> list[tuple[str, Checked]]:
-    """At most ``count`` items, evenly spread, each picture once while there are enough of them."""
-    first_of_each: dict[str, tuple[str, Checked]] = {}
-    for side, item in items:
-        first_of_each.setdefault(item.group, (side, item))
-    candidates = list(first_of_each.values())
+def _spread(dataset: PreparedDataset, count: int) -> list[int]:
+    """At most ``count`` samples, evenly spread, each picture once; those of training before those held out."""
+    _, first_of_each = np.unique(dataset.group_of, return_index=True)
+    candidates = sorted(first_of_each.tolist(), key=lambda index: (bool(dataset.held_out[index]), index))
     if len(candidates) <= count:
         return candidates
     step = (len(candidates) - 1) / (count - 1)
-    return [candidates[round(index * step)] for index in range(count)]
+    return [candidates[round(position * step)] for position in range(count)]

@@ -60,13 +60,21 @@ class SampleFile:
             IndexError: there is none of that number.
             ValueError: the file was damaged after it was written.
         """
+        try:
+            return parse_sample(json.loads(self.read_line(index)))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{self._path} line {index + 1} is not a sample: {error!r}") from error
+
+    def read_line(self, index: int) -> bytes:
+        """A sample's line as it stands in the file, with its end.
+
+        Raises:
+            IndexError: there is none of that number.
+        """
         if not 0 <= index < len(self):
             raise IndexError(index)
         begin, end = int(self._begins[index]), int(self._begins[index + 1])
-        try:
-            return parse_sample(json.loads(os.pread(self._file, end - begin, begin)))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{self._path} line {index + 1} is not a sample: {error!r}") from error
+        return os.pread(self._file, end - begin, begin)
 
     def measure(self, processing: Processing, template: Template, max_length: int) -> SampleSizes:
         """Sizes of all samples, as prepare has counted them; tokenises those that it has not.

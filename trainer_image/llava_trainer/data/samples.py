@@ -80,16 +80,29 @@ class Sample:
         return len(self.turns) // 2
 
 
-def write_samples(path: Path, samples: Iterable[Sample]) -> None:
-    """Write one JSON object a line, aside first and renamed when the file is whole and on the disk."""
+def write_samples(path: Path, samples: Iterable[Sample]) -> int:
+    """Write one JSON object a line, aside first and renamed when all is on the disk; returns how many."""
+    return write_lines(path, (format_sample(sample).encode() for sample in samples))
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> int:
+    """Write samples that are lines already, in the same way; returns how many."""
     aside = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with aside.open("w", encoding="utf-8") as stream:
-        for sample in samples:
-            stream.write(json.dumps(asdict(sample), ensure_ascii=False) + "\n")
+    count = 0
+    with aside.open("wb") as stream:
+        for line in lines:
+            stream.write(line)
+            count += 1
         stream.flush()
         os.fsync(stream.fileno())
     aside.rename(path)
+    return count
+
+
+def format_sample(sample: Sample) -> str:
+    """The line of a file of samples, with its end."""
+    return json.dumps(asdict(sample), ensure_ascii=False) + "\n"
 
 
 def read_samples(path: Path) -> Iterator[Sample]:

@@ -1,78 +1,142 @@
 """Prepare: look at everything that would fail later, before a GPU is taken, and write down what there is to learn.
 
-Model and dataset are read in place; nothing is copied. The dataset report is written whether the data is accepted or
-not; the sample files only if it is. Running it again over what an earlier attempt left gives the same files.
+What lies on a claim is read in place, the rest is fetched once. The dataset report is written whether the data is
+accepted or not; the sample files only if it is. Running it again over what an earlier attempt left gives the same
+files.
 """
 
+import contextlib
 import logging
+
+import numpy as np
 
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
-from llava_trainer.data.dataset import PreparedDataset, prepare_dataset
-from llava_trainer.data.findings import Findings
+from llava_trainer.data.dataset import (
+    DatasetRequest,
+    PreparedDataset,
+    alignment_request,
+    compare_phases,
+    prepare_dataset,
+    training_request,
+)
+from llava_trainer.data.findings import Findings, Kind
+from llava_trainer.data.model_facts import read_model_facts
 from llava_trainer.data.model_files import check_weights
 from llava_trainer.data.processing import load_processing
 from llava_trainer.data.report import build_report, numbers_of
 from llava_trainer.data.report_page import build_page
-from llava_trainer.data.samples import write_samples
+from llava_trainer.data.sample_file import SampleSizes
+from llava_trainer.data.samples import write_lines
 from llava_trainer.errors import StageError
 from llava_trainer.files import sha256_file, write_whole
+from llava_trainer.inputs import provide_inputs, read_inputs
 from llava_trainer.outcome import StageOutput
 from llava_trainer.reporting import Reporter
+from llava_trainer.training.phase import phase_of
+from llava_trainer.training.plan import make_plan
 
 ENTRIES_TOLD = 10
 """Offending entries in the failure's message; the dataset report holds more."""
 _ENTRY_CHARACTERS = 300
+_MESSAGE_CHARACTERS = 4000
 
 logger = logging.getLogger(__name__)
 
 
 def run(config: RunConfig, reporter: Reporter) -> StageOutput:
-    """Check model and dataset, split, and write sample files and report.
+    """Fetch and check model and datasets, split, and write sample files and report.
 
     Raises:
-        StageError: InvalidModel, or InvalidData with the first offending entries.
+        StageError: SourceRefused, SourceUnavailable, InvalidModel, or InvalidData with the first offending entries.
     """
+    config = provide_inputs(config, reporter)
     weights_bytes = check_weights(config.model_dir)
-    processing = load_processing(config.model_dir, config.dataset.image_aspect_ratio)
+    inputs = read_inputs(config)
+    facts = read_model_facts(
+        config.model_dir,
+        source=inputs.model_origin if inputs else "",
+        layout=inputs.model_layout if inputs else "hub",
+    )
     logger.info(
         "model: %.1f GB of weights, %d tokens a picture of %d px",
-        weights_bytes / 1e9, processing.tokens_per_image, processing.image_size_px,
+        weights_bytes / 1e9, facts.tokens_per_image, facts.image_size_px,
     )  # fmt: skip
-    dataset = prepare_dataset(
-        config, processing, lambda done, total: reporter.update(done, total, message="checking samples")
+    with contextlib.ExitStack() as stack:
+        phases = [
+            stack.enter_context(_check(config, request, reporter))
+            for request in (training_request(config), alignment_request(config))
+            if request is not None
+        ]
+        dataset, alignment = phases[0], phases[1] if len(phases) > 1 else None
+        if alignment is not None:
+            compare_phases(alignment, dataset)
+        report = build_report(dataset, alignment)
+        write_whole(config.volume.dataset_report_json, report.model_dump_json(indent=2) + "\n")
+        write_whole(config.volume.dataset_report_html, build_page(config.run.name, phases, report))
+        for phase in phases:
+            _log(phase)
+        if not report.accepted:
+            told = (describe_refused(phase.findings) for phase in phases if phase.findings.num_refused)
+            raise StageError(Reason.INVALID_DATA, "\n".join(told)[:_MESSAGE_CHARACTERS])
+        digests = _write(config, dataset, alignment)
+        longest = _find_longest_batch(config, dataset)
+    return StageOutput(numbers=numbers_of(report, longest_batch_tokens=longest, model=facts), digests=digests)
+
+
+def _check(config: RunConfig, request: DatasetRequest, reporter: Reporter) -> PreparedDataset:
+    source = request.dataset.source
+    return prepare_dataset(
+        request,
+        load_processing(config.model_dir, request.dataset.image_aspect_ratio),
+        config.volume.train_file.with_name(f".{request.template}.spool"),
+        lambda done, total: reporter.update(done, total, message=f"checking samples of {source}"),
     )
-    report = build_report(config, processing, dataset)
-    write_whole(config.volume.dataset_report_json, report.model_dump_json(indent=2) + "\n")
-    write_whole(config.volume.dataset_report_html, build_page(config, processing, dataset, report))
-    for note in report.notes:
-        logger.warning("%s: %d", note.title, note.count)
-    if not report.accepted:
-        raise StageError(Reason.INVALID_DATA, describe_refused(dataset.findings))
-    return StageOutput(numbers=numbers_of(report), digests=_write(config, dataset))
+
+
+def _log(phase: PreparedDataset) -> None:
+    for kind in Kind:
+        if kind is not Kind.REFUSED and phase.findings.counts[kind]:
+            logger.warning("%s: %s: %d", phase.request.dataset.file, kind.value, phase.findings.counts[kind])
+
+
+def _find_longest_batch(config: RunConfig, dataset: PreparedDataset) -> int:
+    """Tokens of the micro-batch that takes the most memory in training, filled up; 0 without training."""
+    if config.training.method == "none":
+        return 0
+    trained = ~dataset.held_out
+    sizes = SampleSizes(
+        tokens=np.minimum(dataset.table.tokens[trained].astype(np.int64), config.training.max_length),
+        pictures=dataset.table.num_pictures[trained],
+    )
+    return make_plan(phase_of(config), sizes, config.workers.world_size).find_longest().tokens
 
 
 def describe_refused(findings: Findings) -> str:
     """The failure's message: how many entries cannot be trained on, and the first of them."""
     count = findings.num_refused
-    told = findings.first_refused(ENTRIES_TOLD)
+    told = findings.first(Kind.REFUSED, ENTRIES_TOLD)
     heading = f"{count:,} {'entry' if count == 1 else 'entries'} of the dataset cannot be used"
     if findings.needed_length:
-        heading += f"; training.maxLength must be at least {findings.needed_length}"
+        heading += f"; training.maxLength must be at least {findings.needed_length} to keep all"
     if count > len(told):
         heading += f"; the first {len(told)} of them"
-    lines = (text if len(text := str(entry)) <= _ENTRY_CHARACTERS else f"{text[:_ENTRY_CHARACTERS]}…" for entry in told)
+    left_out = findings.first(Kind.NOTHING_TO_LEARN, ENTRIES_TOLD - len(told))
+    lines = (
+        text if len(text := str(entry)) <= _ENTRY_CHARACTERS else f"{text[:_ENTRY_CHARACTERS]}…"
+        for entry in (*told, *left_out)
+    )
     return "\n".join((f"{heading}:", *lines))
 
 
-def _write(config: RunConfig, dataset: PreparedDataset) -> dict[str, str]:
+def _write(config: RunConfig, dataset: PreparedDataset, alignment: PreparedDataset | None) -> dict[str, str]:
     volume = config.volume
+    sides = [("train", volume.train_file, dataset, False), ("validation", volume.validation_file, dataset, True)]
+    if alignment is not None:
+        sides.append(("alignment", volume.alignment_file, alignment, False))
     digests = {}
-    for name, path, items in (
-        ("train", volume.train_file, dataset.train),
-        ("validation", volume.validation_file, dataset.validation),
-    ):
-        write_samples(path, (item.sample for item in items))
+    for name, path, source, held_out in sides:
+        count = write_lines(path, source.lines(held_out=held_out))
         digests[name] = sha256_file(path)
-        logger.info("%s: %d samples, %d pairs", path.name, len(items), sum(item.sample.num_pairs for item in items))
+        logger.info("%s: %d samples", path.name, count)
     return digests
