@@ -9,10 +9,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from tests.tiny.base import write_hub_layout
 from tests.tiny.tokenizer import build_tokenizer
 
-IMAGE_PX = 168
+IMAGE_PX = 112
 PATCH_PX = 14
 PICTURE_TOKENS = (IMAGE_PX // PATCH_PX) ** 2
-"""A quarter of LLaVA v1.5's 576."""
+"""A ninth of LLaVA v1.5's 576."""
 VOCABULARY = 2048
 """The head has a twentieth of the language model's work; LLaVA's 32,064 at this width would make it a half."""
 LORA_RANK = 16

@@ -62,6 +62,8 @@ class PlainStep:
     began_s: float
     """Clock of ``time.perf_counter``: when the step before it ended, or Trainer began to ask for batches."""
     ended_s: float
+    cpu_s: float
+    """Processor time between the two, of all threads."""
 
 
 def add_plain_adapter(
@@ -178,16 +180,16 @@ class _Recorder(TrainerCallback):
 
     def __init__(self, steps: list[PlainStep]) -> None:
         self._steps = steps
-        self._began_s = 0.0
+        self._began_s = self._began_cpu_s = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Called by Trainer when everything is set up."""
-        self._began_s = time.perf_counter()
+        self._began_s, self._began_cpu_s = time.perf_counter(), time.process_time()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **others: Any) -> None:
         """Called by Trainer after every step, and once more at the end with figures of the whole."""
         if logs and "grad_norm" in logs:
-            ended_s = time.perf_counter()
+            ended_s, ended_cpu_s = time.perf_counter(), time.process_time()
             self._steps.append(
                 PlainStep(
                     loss=float(logs["loss"]),
@@ -195,9 +197,10 @@ class _Recorder(TrainerCallback):
                     learning_rate=float(logs["learning_rate"]),
                     began_s=self._began_s,
                     ended_s=ended_s,
+                    cpu_s=ended_cpu_s - self._began_cpu_s,
                 )
             )
-            self._began_s = ended_s
+            self._began_s, self._began_cpu_s = ended_s, ended_cpu_s
 
 
 def _optimizer(tuned: nn.Module, settings: PlainSettings) -> torch.optim.Optimizer:

@@ -29,12 +29,10 @@ class Piece:
     """What one step took."""
 
     seconds: float
+    cpu_s: float
+    """Processor time of all threads: what others do on the machine hardly changes it."""
     tokens: int
     """Real ones."""
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds
 
 
 class Side(Protocol):
@@ -68,7 +66,7 @@ class Ours:
 
     def run(self, step: int) -> Piece:
         engine = self.trainee.engine
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.process_time()
         tokens = 0
         for rows in self.plan.share(step, 0):
             chosen = [[self.items[index] for index in row] for row in rows]
@@ -79,7 +77,7 @@ class Ours:
             tokens += sum(encoded.num_tokens for row in chosen for encoded, _ in row)
             engine.backward(engine(**batch) * 1e-3, scale_wrt_gas=False)
         engine.step()
-        return Piece(seconds=time.perf_counter() - began, tokens=tokens)
+        return Piece(seconds=time.perf_counter() - began, cpu_s=time.process_time() - began_cpu, tokens=tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +99,11 @@ class Plain:
             pad_token_id=self.pad_token_id,
             scheduler="constant",
             warmup_ratio=0.0,
+            extra={"log_level": "error"},
         )
         (done,) = train_plainly(self.tuned, self.items.__getitem__, [order], settings)
         tokens = sum(len(self.items[index]["input_ids"]) for index in order)
-        return Piece(seconds=done.ended_s - done.began_s, tokens=tokens)
+        return Piece(seconds=done.ended_s - done.began_s, cpu_s=done.cpu_s, tokens=tokens)
 
 
 def build_ours(config: RunConfig, processes: Processes) -> Trainee:
