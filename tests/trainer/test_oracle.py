@@ -157,4 +157,4 @@ def test_the_loop_and_trainer_go_the_same_way(
     for mine, its in zip(ours, theirs, strict=True):
         assert mine.loss == pytest.approx(its.loss, abs=1e-6)
         assert mine.learning_rate == pytest.approx(its.learning_rate, rel=1e-9)
-        assert mine.grad_norm == pytest.approx(its.grad_norm, rel=1e-5)
+        assert mine.grad_norm == pytest.approx(its.grad_norm, rel=1e-4)
