@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
@@ -128,7 +129,7 @@ def _check_complete(recipes: Mapping[str, Recipe], config: dict[str, Any]) -> No
     try:
         with torch.device("meta"):
             model = LlavaForConditionalGeneration(LlavaConfig(**config))
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, StrictDataclassError) as error:
         raise _invalid(f"config.json describes no model that can be built: {error}") from error
     wanted = {hub_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     missing = sorted(wanted.keys() - recipes.keys())

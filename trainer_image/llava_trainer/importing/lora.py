@@ -45,8 +45,8 @@ def apply_lora(base: Recipes, folder: Path) -> Recipes:
         target = strip_peft(name).removesuffix(_A) + ".weight"
         hub = next(iter(name_original({target: first})))
         if second is None or hub not in base:
-            missing = "its lora_B" if second is None else f"{target} in the base"
-            raise _invalid(f"{first.file}: {name} has no {missing}")
+            missing = "its lora_B is missing" if second is None else f"the base has no {target}"
+            raise _invalid(f"{first.file}: {name} cannot be applied: {missing}")
         merged[hub] = replace(base[hub], make=_update(base[hub], first, second, scale))
         _check_shapes(base[hub], first, second)
         unused -= {name, second.name}
