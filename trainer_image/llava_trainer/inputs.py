@@ -4,7 +4,6 @@
 two are read together here and nowhere else.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,19 +12,15 @@ from pydantic import Field
 
 from llava_api.base import Lenient
 from llava_api.constants import StageName
-from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
-from llava_trainer.errors import StageError
 from llava_trainer.files import write_whole
 from llava_trainer.reporting import Reporter
 
 if TYPE_CHECKING:
+    from llava_trainer.importing import ImportedModel
     from llava_trainer.sources.fetching import Input, Surroundings
 
 logger = logging.getLogger(__name__)
-
-
-Layout = Literal["hub", "original", "assembled"]
 
 
 class Inputs(Lenient):
@@ -36,7 +31,7 @@ class Inputs(Lenient):
     """The model in hub layout."""
     dataset_dir: Path
     alignment_dir: Path | None = None
-    model_layout: Layout = "hub"
+    model_layout: Literal["hub", "original", "assembled"] = "hub"
     """What the model was before (``ModelFacts.layout``)."""
     origins: Annotated[dict[str, str], Field(default_factory=dict)]
     """Every source by its role, with the commit of hub repositories."""
@@ -87,13 +82,13 @@ def provide_inputs(config: RunConfig, reporter: Reporter, surroundings: "Surroun
     from llava_trainer.sources.fetching import fetch_inputs
 
     found = fetch_inputs(config, reporter, surroundings)
-    model_dir, layout = _provide_model(config, found)
+    model = _provide_model(config, found, reporter)
     alignment = found.get("alignment-dataset")
     inputs = Inputs(
-        model_dir=model_dir,
+        model_dir=model.model_dir,
         dataset_dir=found["dataset"].path,
         alignment_dir=alignment.path if alignment else None,
-        model_layout=layout,
+        model_layout=model.layout,
         origins={role: one.origin for role, one in found.items()},
     )
     write_whole(config.volume.inputs_file, inputs.model_dump_json(indent=2) + "\n")
@@ -112,25 +107,24 @@ def _with(config: RunConfig, inputs: Inputs) -> RunConfig:
     )
 
 
-def _provide_model(
-    config: RunConfig, found: dict[str, "Input"]
-) -> tuple[Path, Layout]:
-    """The folder of the model in hub layout, and what layout it had."""
-    source = found["model"].path if "model" in found else config.model_dir
-    others = sorted(found.keys() & {"base", "language-model", "vision-tower", "projector"})
-    if not others and is_hub_layout(source):
-        return source, "hub"
-    raise StageError(
-        Reason.INVALID_MODEL,
-        f"spec.model.source: {source} is no LLaVA checkpoint in hub layout (config.json with text_config and "
-        "vision_config)",
+def _provide_model(config: RunConfig, found: dict[str, "Input"], reporter: Reporter) -> "ImportedModel":
+    """The model in hub layout: where it lies if it has that layout, else made on the run's volume."""
+    from llava_trainer.importing import ModelParts, import_model
+
+    def part(role: str) -> Path | None:
+        return found[role].path if role in found else None
+
+    parts = ModelParts(
+        # A run's configuration made by hand names the folder alone.
+        source=part("model") or (None if "language-model" in found else config.model_dir),
+        base=part("base"),
+        language_model=part("language-model"),
+        vision_tower=part("vision-tower"),
+        projector=part("projector"),
     )
-
-
-def is_hub_layout(folder: Path) -> bool:
-    """Whether a model can be read where it is; also where it has no readable config.json, which its reader tells."""
-    try:
-        settings = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return True
-    return not isinstance(settings, dict) or ("text_config" in settings and "vision_config" in settings)
+    return import_model(
+        parts,
+        config.volume.model_dir,
+        seed=config.training.seed,
+        on_tensor=lambda done, total: reporter.update(done, total, message="writing the model in hub layout"),
+    )
