@@ -16,10 +16,13 @@ from safetensors.torch import load_file
 from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
+from llava_api.spec import Lora, Quantization
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
 from llava_trainer.model.layout import hub_name
 from llava_trainer.model.loading import load_model
+from llava_trainer.model.lora import add_adapter
+from llava_trainer.model.objective import SupervisedLoss
 from llava_trainer.model.projector import projector_parameters, read_projector
 from llava_trainer.reporting import Reporter
 from llava_trainer.stages import align
@@ -179,6 +182,19 @@ def test_qlora_can_leave_the_scales_as_they_are_and_multiply_in_bf16(make: Make,
     config = make(method="qlora", quantization={"double": False, "computeDtype": "bf16"})
     layer = build(config, processes).llava.model.language_model.layers[0].mlp.up_proj.base_layer
     assert (layer.weight.quant_state.nested, layer.compute_dtype) == (False, torch.bfloat16)
+
+
+def test_qlora_in_bf16_leaves_every_weight_as_it_was_loaded(toy_model_dir: Path):
+    """Nothing is turned into fp32, as PEFT's preparation for quantised models would, and the tower builds no graph."""
+    llava = load_model(toy_model_dir, torch.bfloat16, "cpu", quantization=Quantization())
+    module = SupervisedLoss(add_adapter(llava, Lora(rank=4, alpha=8)).get_base_model(), gradient_checkpointing=True)
+    assert {str(parameter.dtype) for parameter in llava.parameters()} == {"torch.bfloat16", "torch.uint8"}
+    features = llava.model.vision_tower(torch.zeros(1, 3, 56, 56, dtype=torch.bfloat16)).last_hidden_state
+    assert not features.requires_grad
+    module.train()
+    assert not llava.model.vision_tower.training
+    exempt = (llava.lm_head, llava.model.vision_tower, llava.model.multi_modal_projector)
+    assert not any(isinstance(layer, Linear4bit) for part in exempt for layer in part.modules())
 
 
 def test_qlora_learns_and_its_adapter_fits_the_unquantised_base(make: Make, toy_model_dir: Path, processes: Processes):

@@ -29,7 +29,7 @@ TOLERANCE = 2e-5
 CAPTIONS = {"source": "pvc://captions/", "format": "llava", "file": "export.json", "images": "images"}
 ALIGNMENT = {"dataset": CAPTIONS, "freshProjector": True, "epochs": 3, "batch": {"perDevice": 4, "global": 8}}
 RUNS: dict[str, dict[str, Any]] = {
-    "align": {},
+    "align": {"gradientCheckpointing": True},
     "lora": {"method": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.1}, "gradientCheckpointing": True},
     "full": {"method": "full", "learningRate": 1e-3, "weightDecay": 0.1},
 }
