@@ -58,6 +58,10 @@ test: setup ## All tests that this machine can run; what cannot run is listed wi
 test-gpu: setup ## The tests that need an NVIDIA GPU
 	$(RUN)/pytest -m gpu tests/gpu $(ARGS)
 
+.PHONY: bench-trainer
+bench-trainer: setup ## Speed and memory of training against the plain way (ARGS="--gpu" on a GPU, ARGS="--only head" for a part)
+	$(RUN)/python -m tests.benchmarks.trainer $(ARGS)
+
 .PHONY: lint
 lint: setup ## Style, types and layers
 	$(RUN)/ruff check .

@@ -67,6 +67,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     print(describe_machine())
     if arguments.gpu:
+        if not torch.cuda.is_available():
+            parser.error("--gpu needs an NVIDIA GPU that torch can use; there is none here")
         from tests.benchmarks import gpu
 
         print("\n".join(gpu.tables()))
