@@ -72,6 +72,8 @@ class PrepareNumbers(Lenient):
     """Samples of phase 1."""
     longest_batch_tokens: int = 0
     """Tokens of the longest micro-batch, filled up: what the memory plan counts with; 0 if unknown."""
+    longest_alignment_tokens: int = 0
+    """Tokens of the longest sample of phase 1, image tokens included; 0 if unknown."""
     model: ModelFacts | None = None
 
 

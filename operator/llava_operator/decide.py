@@ -17,9 +17,11 @@ from llava_api.names import job_name, volume_claim_name
 from llava_api.report import StageResult
 from llava_api.stages import stages_of
 from llava_api.status import Artifacts, FailureStatus, Progress, StageState, StageStatus, Status
+from llava_operator.cards import NodeGpus, know_cards
 from llava_operator.clock import to_time
+from llava_operator.planning import Refusal, plan_training
 from llava_operator.results import describe_result, take_result
-from llava_operator.run import Run, current_stage, num_pods
+from llava_operator.run import Run, current_stage, num_pods, stage_of
 from llava_operator.status import complete_status, first_stages, next_stage, replace_stage
 from llava_operator.verdict import failed_by_operator, read_failure, read_result, unusable_result
 from llava_operator.views import JobView, PodView
@@ -60,6 +62,8 @@ class Observation:
     """Newest report of that stage that the status does not have yet."""
     progress_due_at: datetime | None = None
     """Instant from which that report alone is worth a write."""
+    nodes: frozenset[NodeGpus] = frozenset()
+    """GPUs of nodes that the run may get, where they are known and training is about to be planned."""
     now: datetime
 
 
@@ -202,7 +206,18 @@ def _succeed(seen: Observation, stage: StageStatus, result: StageResult) -> Stat
         status = take_result(replace_stage(status, ended), result)
     except ValidationError as error:
         return _fail(seen.run.status, stage, unusable_result(stage, error), seen.now)
+    if result.prepare is not None:
+        planned = plan_training(seen.run.spec, result.prepare, know_cards(seen.run.spec, seen.nodes))
+        status = status.model_copy(update={"plan": planned.plan})
+        if planned.refusal is not None:
+            return _refuse(status, planned.refusal, seen.now)
     following = next_stage(status, stage.name)
     if following is not None:
         return _begin_stage(status, following, seen)
     return status.model_copy(update={"phase": Phase.SUCCEEDED, "completion_time": to_time(seen.now)})
+
+
+def _refuse(status: Status, refusal: Refusal, now: datetime) -> Status:
+    """End a run that cannot be trained as it is: nothing of the stage has been created, and nothing will be."""
+    stage = stage_of(status, refusal.stage)
+    return _fail(status, stage, failed_by_operator(stage, refusal.reason, refusal.message), now)

@@ -26,6 +26,7 @@ from llava_operator.health import Health
 from llava_operator.kube import Kube, KubeError, connect
 from llava_operator.leader import LeadershipLostError, Lease, LeaseTimes
 from llava_operator.metrics import OperatorMetrics, RunCollector
+from llava_operator.nodes import Nodes
 from llava_operator.passes import Passes, keep_relisting
 from llava_operator.progress import ProgressBook
 from llava_operator.reconcile import Reconciler
@@ -151,6 +152,7 @@ class Operator:
         return Reconciler(
             kube=self.kube,
             children=self.children,
+            nodes=Nodes(kube=self.kube, now=now),
             runs=self.runs,
             progress=self.progress,
             events=EventPublisher(self.kube, instance=settings.pod_name),

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from llava_api.constants import StageName
 from llava_api.status import StageStatus
+from llava_operator.cards import NodeGpus, is_asked_of_nodes
 from llava_operator.children import Children
 from llava_operator.decide import Observation, Obstacle
 from llava_operator.kube import Kube, NotFoundError
+from llava_operator.nodes import Nodes
 from llava_operator.progress import ProgressBook
 from llava_operator.resources import JOBS, PODS, RUNS
 from llava_operator.run import Run, current_stage
@@ -21,6 +24,7 @@ class Observer:
     kube: Kube
     children: Children
     progress: ProgressBook
+    nodes: Nodes
 
     async def observe_run(self, key: Key) -> Object | None:
         """The run as the API server has it now; None if it is no more.
@@ -50,8 +54,16 @@ class Observer:
             obstacle=obstacle,
             progress=self.progress.newest(run.uid, stage.name, stage.attempt),
             progress_due_at=self.progress.due_at(run.uid, now),
+            nodes=await self._observe_nodes(run, stage, job),
             now=now,
         )
+
+    async def _observe_nodes(self, run: Run, stage: StageStatus, job: JobView | None) -> frozenset[NodeGpus]:
+        """The GPUs that a run may get: asked for when prepare has ended well, which is when training is planned."""
+        is_planned_now = stage.name is StageName.PREPARE and job is not None and job.complete
+        if not is_planned_now or not is_asked_of_nodes(run.spec):
+            return frozenset()
+        return await self.nodes.list_gpus(run.spec.scheduling.node_selector)
 
     async def _observe_job(self, run: Run, stage: StageStatus) -> JobView | None:
         assert stage.job is not None, "a stage that runs names its Job"

@@ -28,6 +28,7 @@ from llava_operator.kube import (
     NotFoundError,
     RetryableError,
 )
+from llava_operator.nodes import Nodes
 from llava_operator.observe import Observer
 from llava_operator.progress import ProgressBook
 from llava_operator.resources import CONFIG_MAPS, JOBS, RUNS, SERVICES, VOLUME_CLAIMS
@@ -69,6 +70,7 @@ class Reconciler:
 
     kube: Kube
     children: Children
+    nodes: Nodes
     runs: Runs
     progress: ProgressBook
     events: EventPublisher
@@ -86,7 +88,7 @@ class Reconciler:
         Raises:
             KubeError: the API server could not be asked or told; the pass is to be repeated.
         """
-        observer = Observer(kube=self.kube, children=self.children, progress=self.progress)
+        observer = Observer(kube=self.kube, children=self.children, progress=self.progress, nodes=self.nodes)
         raw = await observer.observe_run(key)
         if raw is None:
             self._forget(key)

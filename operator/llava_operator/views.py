@@ -174,6 +174,23 @@ class _Pod(_Wire):
     status: Annotated[_PodStatus, Field(default_factory=_PodStatus)]
 
 
+class _NodeMeta(_Wire):
+    labels: dict[str, str] = {}
+
+
+class _Node(_Wire):
+    metadata: _NodeMeta
+
+
+def parse_node_labels(raw: Object) -> dict[str, str]:
+    """The labels of a node; it has no namespace and no run.
+
+    Raises:
+        ValueError: it is no node.
+    """
+    return _Node.model_validate(raw).metadata.labels
+
+
 def parse_job(raw: Object) -> JobView:
     """The view of a Job.
 

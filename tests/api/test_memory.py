@@ -166,9 +166,9 @@ def test_an_unknown_length_counts_as_the_longest_allowed_and_a_longer_one_is_cut
 
 def test_packed_rows_are_fewer_and_longer():
     work = workload_of(make_spec(training={"packing": True}), StageName.TRAIN, make_7b(), 700)
-    assert (work.rows, work.length) == (8, 4096)
+    assert (work.rows, work.length) == (8, 1400)
     alone = make_spec(training={"packing": True, "batch": {"perDevice": 1, "global": 8}})
-    assert workload_of(alone, StageName.TRAIN, make_7b(), 700).length == 2048
+    assert workload_of(alone, StageName.TRAIN, make_7b(), 700).length == 700
 
 
 @pytest.mark.parametrize(("precision", "gpus", "number_bytes"), [("auto", 8, 2), ("auto", 0, 4), ("fp32", 8, 4)])
@@ -178,7 +178,7 @@ def test_numbers_are_as_wide_as_the_precision(precision: str, gpus: int, number_
 
 
 def remedies(spec: Spec, available: int, stage: StageName = StageName.TRAIN) -> dict[tuple[str, ...], int]:
-    found = find_remedies(spec, stage, make_7b(), longest_sample=LONGEST, available=available)
+    found = find_remedies(spec, stage, make_7b(), tokens_a_row=LONGEST, available=available)
     assert all(remedy.total <= available for remedy in found)
     return {remedy.changes: remedy.accumulation for remedy in found}
 

@@ -23,6 +23,7 @@ from llava_operator.kube import (
     NotFoundError,
     RetryableError,
 )
+from llava_operator.nodes import Nodes
 from llava_operator.progress import ProgressBook
 from llava_operator.reconcile import UNREADABLE, Reconciler
 from llava_operator.resources import CONFIG_MAPS, EVENTS, JOBS, RUNS, VOLUME_CLAIMS
@@ -110,6 +111,7 @@ class Operator:
         self.reconciler = Reconciler(
             kube=self.server,  # type: ignore[arg-type]
             children=Children(),
+            nodes=Nodes(kube=self.server, now=lambda: self.now),  # type: ignore[arg-type]
             runs=self.runs,
             progress=self.progress,
             events=EventPublisher(self.server, instance="op"),  # type: ignore[arg-type]

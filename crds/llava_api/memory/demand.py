@@ -33,18 +33,18 @@ def num_steps(spec: Spec, stage: StageName, samples: int) -> int:
     return math.ceil(samples / batch_of(spec, stage).global_) * epochs
 
 
-def workload_of(spec: Spec, stage: StageName, model: ModelFacts, longest_sample: int) -> Workload:
+def workload_of(spec: Spec, stage: StageName, model: ModelFacts, tokens_a_row: int) -> Workload:
     """What one process is asked to hold in a training stage, at worst.
 
     Args:
         spec: of the run.
         stage: align or train.
         model: the model's shape.
-        longest_sample: tokens of the longest sample, image tokens included; 0 if unknown, which then counts as
-            ``training.maxLength``.
+        tokens_a_row: tokens of the largest micro-batch, filled up, for each of ``perDevice`` rows; 0 if unknown, which
+            then counts as ``training.maxLength``.
     """
     training = spec.training
-    rows, length = _shape(spec, stage, longest_sample)
+    rows, length = _shape(spec, stage, tokens_a_row)
     pictures = min(batch_of(spec, stage).per_device, rows * length // model.tokens_per_image)
     return Workload(
         method=_method(spec, stage),
@@ -82,9 +82,10 @@ def _is_bf16(spec: Spec) -> bool:
     return precision == "bf16" or (precision == "auto" and spec.workers.gpus > 0)
 
 
-def _shape(spec: Spec, stage: StageName, longest_sample: int) -> tuple[int, int]:
+def _shape(spec: Spec, stage: StageName, tokens_a_row: int) -> tuple[int, int]:
     """Rows and length of the largest micro-batch."""
     rows, limit = batch_of(spec, stage).per_device, spec.training.max_length
+    length = min(tokens_a_row or limit, limit)
     if not spec.training.packing:
-        return rows, min(longest_sample or limit, limit)
-    return max(1, rows // PACKED_ROW_LIMITS), limit * min(rows, PACKED_ROW_LIMITS)
+        return rows, length
+    return max(1, rows // PACKED_ROW_LIMITS), length * min(rows, PACKED_ROW_LIMITS)

@@ -27,7 +27,7 @@ class Remedy:
 
 
 def find_remedies(
-    spec: Spec, stage: StageName, model: ModelFacts, *, longest_sample: int, available: int
+    spec: Spec, stage: StageName, model: ModelFacts, *, tokens_a_row: int, available: int
 ) -> tuple[Remedy, ...]:
     """Configurations that fit into ``available`` bytes, the smallest changes first.
 
@@ -38,7 +38,7 @@ def find_remedies(
     accepted: list[tuple[frozenset[str], int]] = []
     for switches in _sets_of_switches(spec, stage):
         changed = _switch(spec, switches)
-        fitting = _largest_batch(changed, stage, model, longest_sample, available)
+        fitting = _largest_batch(changed, stage, model, tokens_a_row, available)
         if fitting is None:
             continue
         candidate, total = fitting
@@ -101,14 +101,14 @@ def _offload(training: Training, **changes: bool) -> Training:
 
 
 def _largest_batch(
-    spec: Spec, stage: StageName, model: ModelFacts, longest_sample: int, available: int
+    spec: Spec, stage: StageName, model: ModelFacts, tokens_a_row: int, available: int
 ) -> tuple[Spec, int] | None:
     batch = batch_of(spec, stage)
     for rows in range(batch.per_device, 0, -1):
         if batch.global_ % (rows * num_processes(spec)):
             continue
         changed = _with_rows(spec, stage, rows)
-        total = plan_memory(model, workload_of(changed, stage, model, longest_sample)).total
+        total = plan_memory(model, workload_of(changed, stage, model, tokens_a_row)).total
         if total <= available:
             return changed, total
     return None

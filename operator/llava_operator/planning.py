@@ -1,0 +1,129 @@
+"""The plan of a run's training, and whether it can be carried out. Pure.
+
+Made once, when prepare has read the model and counted the data, and before a GPU is taken.
+"""
+
+import math
+from dataclasses import dataclass
+
+from llava_api.constants import TRAINING_STAGES, StageName
+from llava_api.failures import Reason
+from llava_api.memory import (
+    MemoryPlan,
+    Remedy,
+    accumulation,
+    batch_of,
+    find_remedies,
+    num_steps,
+    plan_memory,
+    workload_of,
+)
+from llava_api.model_facts import ModelFacts
+from llava_api.quantities import GIB, format_gib
+from llava_api.report import PrepareNumbers
+from llava_api.spec import Spec
+from llava_api.stages import stages_of
+from llava_api.status import Plan, PlanTerm
+from llava_operator.cards import Cards, find_shortcomings
+
+SHOWN_TERMS = 3
+"""Largest terms named in a refusal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Why a run cannot be trained as it is."""
+
+    stage: StageName
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What training will take, and what stands against it."""
+
+    plan: Plan | None
+    """None where nothing is known of the model."""
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Demand:
+    stage: StageName
+    tokens_a_row: int
+    memory: MemoryPlan
+
+
+def plan_training(spec: Spec, found: PrepareNumbers, cards: Cards) -> Planned:
+    """Plan every training stage of a run.
+
+    Args:
+        spec: of the run.
+        found: what prepare found.
+        cards: what is known of the GPUs.
+
+    Returns:
+        The plan, with the memory of the stage that takes most; and the first reason not to begin.
+    """
+    stages = [stage for stage in stages_of(spec) if stage in TRAINING_STAGES]
+    demands = [_demand(spec, stage, found.model, found) for stage in stages] if found.model else []
+    plan = _describe(spec, found, max(demands, key=lambda one: one.memory.total), cards) if demands else None
+    shortcomings = find_shortcomings(spec, cards)
+    if shortcomings:
+        refusal = Refusal(stage=stages[0], reason=Reason.UNSUPPORTED_DEVICE, message="; ".join(shortcomings))
+        return Planned(plan=plan, refusal=refusal)
+    refusals = (_refuse(spec, demand, found.model, cards) for demand in demands if found.model)
+    return Planned(plan=plan, refusal=next(filter(None, refusals), None))
+
+
+def _demand(spec: Spec, stage: StageName, model: ModelFacts, found: PrepareNumbers) -> _Demand:
+    tokens = _tokens_a_row(spec, stage, found)
+    return _Demand(stage=stage, tokens_a_row=tokens, memory=plan_memory(model, workload_of(spec, stage, model, tokens)))
+
+
+def _tokens_a_row(spec: Spec, stage: StageName, found: PrepareNumbers) -> int:
+    """Of the largest micro-batch as prepare has found it, else of the longest sample."""
+    if stage is StageName.ALIGN:
+        return found.longest_alignment_tokens
+    return math.ceil(found.longest_batch_tokens / batch_of(spec, stage).per_device) or found.longest_sample_tokens
+
+
+def _describe(spec: Spec, found: PrepareNumbers, largest: _Demand, cards: Cards) -> Plan:
+    trains = StageName.TRAIN in stages_of(spec)
+    main = StageName.TRAIN if trains else StageName.ALIGN
+    return Plan(
+        device_memory=format_gib(largest.memory.total),
+        device_memory_available=format_gib(cards.memory) if cards.memory else None,
+        terms=tuple(PlanTerm(name=term.name, gibibytes=round(term.size / GIB, 2)) for term in largest.memory.terms),
+        per_device_batch=batch_of(spec, main).per_device,
+        accumulation=accumulation(spec, main),
+        total_steps=num_steps(spec, StageName.TRAIN, found.samples_train) if trains else 0,
+        alignment_steps=num_steps(spec, StageName.ALIGN, found.samples_alignment) if spec.alignment else None,
+    )
+
+
+def _refuse(spec: Spec, demand: _Demand, model: ModelFacts, cards: Cards) -> Refusal | None:
+    available = cards.memory
+    if available is None or spec.workers.gpus == 0 or demand.memory.total <= available:
+        return None
+    remedies = find_remedies(spec, demand.stage, model, tokens_a_row=demand.tokens_a_row, available=available)
+    largest = sorted(demand.memory.terms, key=lambda term: -term.size)[:SHOWN_TERMS]
+    terms = ", ".join(f"{term.name} {format_gib(term.size)}" for term in largest)
+    message = (
+        f"{demand.stage} takes {format_gib(demand.memory.total)} on each GPU (most of it {terms}) with "
+        f"{batch_of(spec, demand.stage).per_device} samples a device, but a GPU has {format_gib(available)} "
+        f"({cards.memory_from}). {_describe_remedies(remedies)}"
+    )
+    return Refusal(stage=demand.stage, reason=Reason.PLAN_DOES_NOT_FIT, message=message)
+
+
+def _describe_remedies(remedies: tuple[Remedy, ...]) -> str:
+    if not remedies:
+        return "Nothing that could be changed makes it fit: take GPUs with more memory, or more of them"
+    told = "; or ".join(
+        f"{', '.join(f'spec.{change}' for change in remedy.changes)} (accumulation {remedy.accumulation}, "
+        f"{format_gib(remedy.total)})"
+        for remedy in remedies
+    )
+    return f"This fits: {told}"

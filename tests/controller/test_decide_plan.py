@@ -1,0 +1,53 @@
+"""Proves when the plan is made, and that a run which cannot be trained ends before anything of training exists."""
+
+from typing import Any
+
+from llava_api.constants import Condition, Phase, StageName
+from llava_api.failures import Reason
+from llava_api.status import StageState, Status
+from llava_operator.cards import NodeGpus
+from llava_operator.decide import Observation, Wait, decide
+from llava_operator.run import current_stage
+from tests.api.test_memory import make_7b
+from tests.controller.makers import NOW, RESULTS, commit, make_job, make_run, succeeded
+
+
+def planned_run(status: Status | None = None, **observed: Any) -> Observation:
+    observed.setdefault("now", NOW)
+    run = make_run(status, training={"batch": {"perDevice": 16, "global": 128}}, workers={"gpus": 4})
+    return Observation(run=run, **observed)
+
+
+def end_prepare(nodes: frozenset[NodeGpus]) -> Status:
+    status = commit(planned_run())
+    numbers = RESULTS[StageName.PREPARE].prepare.model_copy(update={"model": make_7b()})
+    result = RESULTS[StageName.PREPARE].model_copy(update={"prepare": numbers})
+    pod = succeeded(StageName.PREPARE, result.to_termination_message())
+    return commit(planned_run(status, job=make_job(status, complete=True), pods=(pod,), nodes=nodes))
+
+
+def test_the_plan_is_written_with_the_intent_to_train() -> None:
+    status = end_prepare(frozenset())
+    assert current_stage(status).name is StageName.TRAIN
+    assert (status.plan.per_device_batch, status.plan.accumulation, status.plan.total_steps) == (16, 2, 1)
+    assert status.model == make_7b()
+
+
+def test_a_plan_that_does_not_fit_ends_the_run_before_anything_of_training_exists() -> None:
+    nodes = frozenset({NodeGpus(product="small", memory=2**30, capability=(9, 0))})
+    status = end_prepare(nodes)
+    assert status.phase is Phase.FAILED
+    assert status.failure.reason == Reason.PLAN_DOES_NOT_FIT
+    assert status.failure.stage is StageName.TRAIN
+    assert status.plan.device_memory_available == "1.0Gi"
+    train = next(stage for stage in status.stages if stage.name is StageName.TRAIN)
+    assert (train.state, train.attempt, train.job) == (StageState.FAILED, 0, None)
+    prepared = next(held for held in status.conditions if held.type is Condition.PREPARED)
+    assert prepared.status == "True"
+    assert decide(planned_run(status)) == Wait()
+
+
+def test_a_card_that_cannot_do_what_is_asked_ends_the_run() -> None:
+    status = end_prepare(frozenset({NodeGpus(product="Tesla-T4", memory=2**40, capability=(7, 5))}))
+    assert status.failure.reason == Reason.UNSUPPORTED_DEVICE
+    assert "labels of a node with Tesla-T4" in status.failure.message

@@ -1,0 +1,112 @@
+"""Proves the plan of a run's training, and that a run which cannot be trained is refused with what would work."""
+
+from typing import Any
+
+import pytest
+
+from llava_api.constants import StageName
+from llava_api.failures import Reason
+from llava_api.report import PrepareNumbers
+from llava_api.spec import Spec
+from llava_operator.cards import Cards
+from llava_operator.planning import plan_training
+from tests.api.test_memory import make_7b
+from tests.controller.makers import make_spec
+
+GIB = 1 << 30
+ALIGNMENT = {"dataset": {"source": "pvc://pairs/", "format": "llava", "file": "a.json"}, "epochs": 2}
+
+
+def gpu_spec(**parts: Any) -> Spec:
+    return make_spec(
+        **{"training": {"batch": {"perDevice": 16, "global": 128}, "epochs": 3}, "workers": {"gpus": 4}, **parts}
+    )
+
+
+def numbers(**changes: Any) -> PrepareNumbers:
+    found = {
+        "samples_train": 1000, "samples_validation": 2, "pairs_train": 9, "pairs_validation": 3, "images": 10,
+        "supervised_tokens": 99, "longest_sample_tokens": 2000, "overlong_samples": 0, "samples_alignment": 600,
+        "longest_batch_tokens": 16 * 1800, "longest_alignment_tokens": 700, "model": make_7b(),
+    }  # fmt: skip
+    return PrepareNumbers(**{**found, **changes})
+
+
+def cards(gib: int) -> Cards:
+    return Cards(memory=gib * GIB, memory_from="spec.workers.gpuMemory")
+
+
+def test_a_plan_says_what_training_takes_and_how_long_it_is():
+    planned = plan_training(gpu_spec(), numbers(), cards(80))
+    assert planned.refusal is None
+    plan = planned.plan
+    assert (plan.per_device_batch, plan.accumulation, plan.total_steps, plan.alignment_steps) == (16, 2, 24, None)
+    assert plan.device_memory_available == "80.0Gi"
+    terms = {term.name: term.gibibytes for term in plan.terms}
+    assert sum(terms.values()) == pytest.approx(float(plan.device_memory.removesuffix("Gi")), abs=0.1)
+    assert terms["weights"] == pytest.approx(13.8, abs=0.1)
+
+
+def test_the_micro_batch_that_prepare_found_counts_and_without_it_the_longest_sample():
+    def memory(**changes: Any) -> float:
+        plan = plan_training(gpu_spec(), numbers(**changes), Cards()).plan
+        return float(plan.device_memory.removesuffix("Gi"))
+
+    assert memory(longest_batch_tokens=16 * 1000) < memory() < memory(longest_batch_tokens=0)
+
+
+def test_without_the_models_shape_there_is_no_plan_and_no_refusal():
+    planned = plan_training(gpu_spec(), numbers(model=None), cards(1))
+    assert (planned.plan, planned.refusal) == (None, None)
+
+
+def test_a_run_on_cpus_is_planned_and_never_refused():
+    planned = plan_training(gpu_spec(workers={"gpus": 0}), numbers(), cards(1))
+    assert planned.plan is not None
+    assert planned.refusal is None
+
+
+def test_gpus_of_unknown_memory_are_not_held_against_a_run():
+    planned = plan_training(gpu_spec(), numbers(), Cards())
+    assert planned.refusal is None
+    assert planned.plan.device_memory_available is None
+
+
+def test_a_plan_that_does_not_fit_is_refused_with_what_does():
+    refusal = plan_training(gpu_spec(), numbers(), cards(24)).refusal
+    assert (refusal.stage, refusal.reason) == (StageName.TRAIN, Reason.PLAN_DOES_NOT_FIT)
+    assert refusal.message.startswith("train takes 3")
+    assert "a GPU has 24.0Gi (spec.workers.gpuMemory)" in refusal.message
+    assert "most of it activations" in refusal.message
+    assert "spec.training.batch.perDevice 4 (accumulation 8, " in refusal.message
+    assert "spec.training.method qlora, spec.training.batch.perDevice 8" in refusal.message
+    assert len(refusal.message) < 1024
+
+
+def test_where_nothing_helps_that_is_said():
+    refusal = plan_training(gpu_spec(), numbers(), cards(2)).refusal
+    assert refusal.message.endswith("take GPUs with more memory, or more of them")
+
+
+def test_alignment_is_planned_too_and_refused_by_its_own_name():
+    spec = gpu_spec(alignment=ALIGNMENT)
+    planned = plan_training(spec, numbers(), cards(80))
+    assert (planned.plan.alignment_steps, planned.plan.total_steps) == (6, 24)
+    # Of all that is trained, captions of 32,000 tokens take the most here.
+    large = plan_training(spec, numbers(longest_alignment_tokens=2048, longest_batch_tokens=16 * 64), cards(24))
+    assert large.refusal.stage is StageName.ALIGN
+    assert "spec.alignment.batch.perDevice" in large.refusal.message
+
+
+def test_a_run_of_alignment_alone_has_its_batch_in_the_plan():
+    spec = gpu_spec(alignment=ALIGNMENT, training={"method": "none"})
+    plan = plan_training(spec, numbers(longest_batch_tokens=0), cards(80)).plan
+    assert (plan.per_device_batch, plan.accumulation, plan.total_steps, plan.alignment_steps) == (32, 2, 0, 6)
+
+
+def test_what_the_cards_cannot_do_comes_before_what_does_not_fit():
+    old = Cards(memory=GIB, memory_from="labels", capability=(7, 5), capability_from="labels")
+    planned = plan_training(gpu_spec(), numbers(), old)
+    assert planned.refusal.reason is Reason.UNSUPPORTED_DEVICE
+    assert "set it to fp32" in planned.refusal.message
+    assert planned.plan is not None
