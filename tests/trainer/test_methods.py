@@ -19,6 +19,7 @@ from llava_api.run_config import RunConfig
 from llava_api.spec import Lora, Quantization
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
+from llava_trainer.importing import ModelParts, import_model
 from llava_trainer.model.layout import hub_name
 from llava_trainer.model.loading import load_model
 from llava_trainer.model.lora import add_adapter
@@ -128,6 +129,21 @@ def test_phase_2_starts_from_the_projector_of_phase_1(make: Make, processes: Pro
     aligned = read_projector(config.volume.projector_dir)
     live = projector_parameters(build(config, processes).llava)
     assert live.keys() == aligned.keys()
+    assert all(torch.equal(live[name], aligned[name]) for name in aligned)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_phase_2_of_another_run_starts_from_it_too(
+    make: Make, toy_model_dir: Path, tmp_path: Path, processes: Processes, method: str
+):
+    """The second run names the first one's projector in spec.model.projector, and has no alignment."""
+    first = make(StageName.ALIGN, alignment=ALIGNMENT)
+    run(first, processes)
+    parts = ModelParts(source=toy_model_dir, projector=first.volume.projector_dir)
+    imported = import_model(parts, tmp_path / "second" / "model")
+    second = make(method=method).model_copy(update={"model_dir": imported.model_dir})
+    aligned = read_projector(first.volume.projector_dir)
+    live = projector_parameters(build(second, processes).llava)
     assert all(torch.equal(live[name], aligned[name]) for name in aligned)
 
 
