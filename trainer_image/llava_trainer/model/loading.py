@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from llava_api.failures import Reason
 from llava_api.spec import Quantization
@@ -52,7 +53,8 @@ def load_model(
         model, found = LlavaForConditionalGeneration.from_pretrained(
             model_dir,
             dtype=dtype,
-            device_map={"": device},
+            # With ZeRO-3 every parameter goes to the process that it belongs to.
+            device_map=None if is_deepspeed_zero3_enabled() else {"": device},
             attn_implementation=resolve_attention(attention, device),
             quantization_config=None if quantization is None else _nf4(quantization, dtype),
             use_safetensors=True,

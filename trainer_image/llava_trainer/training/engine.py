@@ -1,11 +1,13 @@
 """DeepSpeed's engine for a module and its parameter groups."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
 import torch
 from torch import nn
+from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from llava_api.spec import Zero
 from llava_trainer.model.learning import ParameterGroup
@@ -56,7 +58,7 @@ def build_engine(
         optimizer.register_step_pre_hook(_clip)
     settings = {
         "train_micro_batch_size_per_gpu": per_device_batch,
-        **zero_settings(zero, dtype, device),
+        **_zero_settings(zero, dtype, device),
         "gradient_accumulation_steps": 1,
         # step() ends a global batch whenever it is called: the last one of an epoch has fewer micro-batches.
         "managed_gradient_accumulation": False,
@@ -81,8 +83,26 @@ def resolve_stage(zero: Zero, dtype: torch.dtype) -> int:
     return 1 if zero.stage == 0 and dtype == torch.bfloat16 else zero.stage
 
 
-def zero_settings(zero: Zero, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """The part of DeepSpeed's configuration that loading a model for ZeRO-3 needs as well."""
+@contextmanager
+def models_shared_out(zero: Zero, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """With ZeRO-3, share each parameter of a model that is loaded inside the context out as soon as it is there.
+
+    Only the first process reads a checkpoint then, and none ever holds more than its share and one layer.
+    """
+    if zero.stage < 3:
+        yield
+        return
+    # transformers keeps no reference of its own to it, and forgets it with the last one.
+    config = HfDeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, **_zero_settings(zero, dtype, device)})
+    try:
+        yield
+    finally:
+        del config
+        unset_hf_deepspeed_config()
+
+
+def _zero_settings(zero: Zero, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """The part of DeepSpeed's configuration that loading a model needs as well."""
     in_memory = {"device": "cpu", "pin_memory": device.type == "cuda"}
     offloaded = {
         "offload_optimizer": in_memory if zero.offload.optimizer else None,

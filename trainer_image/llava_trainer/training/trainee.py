@@ -19,7 +19,7 @@ from llava_trainer.model.lora import add_adapter
 from llava_trainer.model.objective import SupervisedLoss
 from llava_trainer.model.partition import copy_whole, num_elements
 from llava_trainer.model.projector import load_projector, projector_parameters, reset_projector
-from llava_trainer.training.engine import build_engine
+from llava_trainer.training.engine import build_engine, models_shared_out
 from llava_trainer.training.phase import Phase
 from llava_trainer.training.processes import Processes
 
@@ -63,13 +63,9 @@ def build_trainee(config: RunConfig, phase: Phase, processes: Processes) -> Trai
         StageError: InvalidModel.
     """
     dtype = resolve_dtype(phase.precision, processes.device)
-    llava = load_model(
-        config.model_dir,
-        dtype,
-        processes.device,
-        phase.attention,
-        phase.quantization if phase.method == "qlora" else None,
-    )
+    quantization = phase.quantization if phase.method == "qlora" else None
+    with models_shared_out(phase.zero, dtype, processes.device):
+        llava = load_model(config.model_dir, dtype, processes.device, phase.attention, quantization)
     _begin_projector(config, phase, llava)
     # Drawn from the same seed everywhere; each process's dropout then goes its own way.
     torch.manual_seed(phase.seed)
