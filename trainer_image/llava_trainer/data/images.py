@@ -58,7 +58,7 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         PictureError: missing, damaged or of another format.
     """
-    return _decode(path, None, _ALONE, lambda opened: opened.convert("RGB"))
+    return _decode(path, None, _ALONE, _without_alpha)
 
 
 def check_image(path: Path, max_pixels: int, large: AbstractContextManager[object] = _ALONE) -> PictureFacts:
@@ -94,6 +94,14 @@ def _decode(
         raise PictureError(f"is not one of {', '.join(FORMATS)}, or its beginning is damaged") from error
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise PictureError(f"cannot be decoded: {error}") from error
+
+
+def _without_alpha(opened: Image.Image) -> Image.Image:
+    picture = opened.convert("RGB")
+    # LLaVA drops transparency. Pillow remembers a palette's transparent colour even so, and transformers' image
+    # processors would paint that colour white.
+    picture.info.pop("transparency", None)
+    return picture
 
 
 def _describe(opened: Image.Image) -> PictureFacts:
