@@ -8,8 +8,11 @@ import hashlib
 import io
 import json
 import logging
+import os
 import shutil
+import signal
 import tarfile
+import threading
 import zipfile
 from collections.abc import Iterator
 from datetime import timedelta
@@ -27,6 +30,8 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
+from llava_trainer.outcome import Interrupted
+from llava_trainer.sources import network
 from llava_trainer.sources.fetching import Input, Surroundings, fetch_inputs
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.retrying import Patience
@@ -605,6 +610,30 @@ def test_first_failure_stops_the_other_files(world: World, web: FileServer) -> N
     assert error.reason is Reason.SOURCE_REFUSED
     assert "/set/images/a.jpg was refused with HTTP 403" in error.message
     assert "spec.dataset.secretRef" in error.message
+
+
+def test_pod_that_is_asked_to_stop_ends_soon(world: World, web: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although the server says nothing; what has come in is there for the next attempt."""
+    monkeypatch.setattr(network, "READ_TIMEOUT_S", 0.3)
+    silent = threading.Event()
+    web.faults["/set/train.json"] = [Fault(silent=silent)]
+    world.dataset["source"] = f"{web.base}/set/"
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM])
+    try:
+        timer.start()
+        with pytest.raises(Interrupted):
+            world.fetch()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        silent.set()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fetch")]
+    assert names_in(world.config.volume.download_dir("dataset")) == ["validation.json"]
+    assert_same(world.fetch()["dataset"].path, DATASET, FETCHED)
 
 
 def test_hub_of_ones_own_is_the_only_one_asked(

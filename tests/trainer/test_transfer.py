@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -249,6 +250,29 @@ def test_what_may_pass_is_tried_again(fetch: Fetching, status: int) -> None:
     fetch.server.faults["/big.bin"] = [Fault(status=status, headers={"Retry-After": "0"})] * 2
     assert fetch().exists()
     assert len(fetch.server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("headers", "asked_s"),
+    [
+        ({"Retry-After": "7"}, 7),
+        ({"RateLimit": '"resolvers";r=0;t=123'}, 123),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0),
+    ],
+)
+def test_server_says_how_long_to_wait(fetch: Fetching, headers: dict[str, str], asked_s: float) -> None:
+    waits: list[float] = []
+
+    class Watched(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            waits.append(timeout)
+            return False
+
+    fetch.downloader = replace(fetch.downloader, stop=Watched())
+    fetch.server.faults["/big.bin"] = [Fault(status=429, headers=headers)]
+    assert fetch().exists()
+    assert asked_s <= waits[0] <= asked_s + QUICK.most_s
 
 
 def test_file_that_may_be_missing(fetch: Fetching) -> None:

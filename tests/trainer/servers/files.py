@@ -21,6 +21,8 @@ class Fault:
     break_after: int | None = None
     """Bytes of the body after which the connection is cut."""
     ignore_range: bool = False
+    silent: threading.Event | None = None
+    """Nothing is answered until it is set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
         server.requests.append(request)
         waiting = server.faults.get(path)
         fault = waiting.pop(0) if waiting else Fault()
+        if fault.silent is not None:
+            fault.silent.wait(30)
         if fault.status is not None:
             self._send(fault.status, b"", fault.headers, fault)
             return

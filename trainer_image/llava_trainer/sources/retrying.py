@@ -19,12 +19,13 @@ class Patience:
     """In a row, without getting anywhere."""
     first_s: float = 1.0
     most_s: float = 60.0
+    most_asked_s: float = 300.0
+    """Longest wait that a server may ask for: the hub counts requests over five minutes."""
 
     def wait_s(self, failures: int, asked_s: float | None = None) -> float:
-        """Seconds to wait after so many failures in a row; never less than the server asked for, up to most_s."""
+        """Seconds to wait after so many failures in a row; no less than the server asked for, within reason."""
         longest = min(self.most_s, self.first_s * 2 ** (failures - 1))
-        drawn = random.uniform(0, longest)
-        return min(self.most_s, max(drawn, asked_s or 0))
+        return max(random.uniform(0, longest), min(self.most_asked_s, asked_s or 0))
 
 
 class StoppedError(Exception):

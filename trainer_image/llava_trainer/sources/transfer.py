@@ -36,6 +36,7 @@ _GAIN_BYTES = 16 << 20
 """A try that got so much further is no failure in a row."""
 _MAX_REDIRECTS = 5
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_RATE_LIMIT = re.compile(r";\s*t=(\d{1,6})")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
@@ -341,7 +342,11 @@ def _read_chunks(stream: BinaryIO, num_bytes: int) -> Iterator[bytes]:
 
 def _asked_wait_s(response: httpx.Response) -> float | None:
     asked = response.headers.get("Retry-After", "")
-    return float(asked) if asked.isdecimal() else None
+    if asked.isdecimal():
+        return float(asked)
+    # The hub's own way to say it: RateLimit: "resolvers";r=0;t=123
+    reset = _RATE_LIMIT.search(response.headers.get("RateLimit", ""))
+    return float(reset[1]) if reset else None
 
 
 def _is_tag_opaque(response: httpx.Response) -> bool:
