@@ -74,6 +74,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.Capt
     assert f"{file} cannot be read" in capsys.readouterr().err
 
 
+def test_a_text_that_is_too_long_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "long").write_text("x" * 2_000_001)
+    assert main(["translate", str(tmp_path / "long")]) == 1
+    assert "give the part with the commands" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

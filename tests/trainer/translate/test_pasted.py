@@ -1,5 +1,7 @@
 """What people paste is read as it was meant: scripts, notebook cells, pages, with variables, comments and prompts."""
 
+import json
+
 import pytest
 
 from llava_trainer.translate.blocks import Pasted, read_pasted
@@ -46,6 +48,29 @@ def test_a_command_is_found_with_its_words(text: str, expected: tuple[str, ...])
     assert expected in words(text)
 
 
+def test_a_notebook_is_its_code_cells():
+    cells = [
+        {"cell_type": "markdown", "source": ["a.py --not-this"]},
+        {"cell_type": "code", "source": ["%%bash\n", "a.py --x 1 \\\n", "  --y 2"]},
+        {"cell_type": "code", "source": "args = Namespace(query='What?')"},
+        {"cell_type": "code"},
+    ]
+    pasted = read_pasted(json.dumps({"cells": cells}), {})
+    assert [command.words for command in pasted.commands] == [("a.py", "--x", "1", "--y", "2")]
+    assert find_eval_arguments(pasted.statements)[0].values["query"] == "What?"
+
+
+@pytest.mark.parametrize("text", ['{"cells": 3}', '{"cells": [1, {"cell_type": "code", "source": ""}]}'])
+def test_a_notebook_without_code_is_empty(text: str):
+    with pytest.raises(TranslateError, match="the text is empty"):
+        read_pasted(text, {})
+
+
+@pytest.mark.parametrize("text", ["{ a.py --x 1; }", '{"a": 1}\na.py --x 1'])
+def test_what_only_begins_like_a_notebook_is_text(text: str):
+    assert ("a.py", "--x", "1") in words(text)
+
+
 def test_variables_that_are_given_win():
     assert words("V=v1\na.py $V $2", V="v2", **{"2": "second"})[-1] == ("a.py", "v2", "second")
 
@@ -77,6 +102,8 @@ def test_sentences_around_the_command_are_passed_over():
         ('a.py --x "one', 'line 1: the quote "'),
         ("a.py --x $(date", "line 1: the parenthesis before 'date' is never closed"),
         ("args = type('A', (), {'query': 'x',", "the Python that begins in line 1 cannot be read"),
+        ("args = Namespace(query=" + "-" * 100_000 + "1)", "it is too long or too deep"),
+        ("a.py --x 'one" + "\n" * 1000 + "'", "line 1: the quote '"),
         ("python - <<EOF\nargs = type('A', (\nEOF", "the Python that begins in line 2 cannot be read"),
     ],
 )
@@ -127,11 +154,13 @@ def test_values_keep_their_kinds_and_calls_that_do_not_matter_are_left_alone():
         ("unknown", "query is the name unknown, which the text gives no value"),
         ("-'a'", "a minus in front of what is no number"),
         ("1 + 'a'", "a sum of what is no text"),
+        ("'a' + " * 200 + "'a'", "query is put together of too many parts"),
+        ("loop", "query is put together of too many parts"),
     ],
 )
 def test_values_that_would_have_to_be_run_are_refused(value: str, problem: str):
-    with pytest.raises(TranslateError, match=r"^line 2: ") as caught:
-        questions(f"x = 1\nargs = Namespace(query={value})")
+    with pytest.raises(TranslateError, match=r"^line [12]: ") as caught:
+        questions(f"loop = loop\nargs = Namespace(query={value})")
     assert problem in str(caught.value)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from llava_trainer.translate.errors import TranslateError
+from llava_trainer.translate.notebook import unwrap_notebook
 from llava_trainer.translate.shell import Command, Variables, read_commands
 
 _FENCE = re.compile(r"\s*(?:```|~~~)(\w*)")
@@ -27,6 +28,8 @@ _PYTHON = re.compile(
 _IN_COMMANDS = re.compile(r"\.py\b|--\w|=|\\$|\$\w")
 """What tells a command from a sentence: a quote that stays open in a sentence is an apostrophe."""
 _IN_EVALUATION = re.compile(r"eval_model|query|image_file|\btype\(")
+_LONGEST_LINES = 400
+"""Lines after which a quotation or a statement is no longer expected to end: each is read again with every line."""
 _MISPLACED_CONTINUATION = re.compile(r"\\[ \t]+(?:#.*)?$")
 
 
@@ -59,6 +62,7 @@ def read_pasted(text: str, given: Mapping[str, str]) -> Pasted:
     Raises:
         TranslateError: the text is empty, a quote is never closed, or its Python is not Python.
     """
+    text = unwrap_notebook(text)
     if not text.strip():
         raise TranslateError("the text is empty: paste the deepspeed command, or name the file that holds it")
     reader = _Reader(text.replace("\r\n", "\n").split("\n"), Variables(given))
@@ -118,7 +122,7 @@ class _Reader:
                 del self.commands[known:]
                 if not _IN_COMMANDS.search(text):
                     return
-                if self._at >= len(self._lines):
+                if self._at >= min(len(self._lines), first + _LONGEST_LINES):
                     raise
                 text += "\n" + self._take_continued()
             else:
@@ -136,7 +140,7 @@ class _Reader:
     def _python(self, source: str, first: int) -> None:
         try:
             trees = ast.parse(_dedent(source)).body
-        except SyntaxError as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise _unreadable(first, error) from error
         self.statements += [Statement(tree=tree, line=first + tree.lineno) for tree in trees]
         for tree in trees:
@@ -168,13 +172,14 @@ class _Reader:
     def _read_python(self) -> None:
         """One statement, as long as it takes to be one."""
         first, source = self._at, ""
-        problem = SyntaxError("it is not complete")
-        while self._at < len(self._lines) and not self._ends_python(self._lines[self._at], bool(source)):
+        problem: Exception = SyntaxError("it is not complete")
+        end = min(len(self._lines), first + _LONGEST_LINES)
+        while self._at < end and not self._ends_python(self._lines[self._at], bool(source)):
             source += _PYTHON_PROMPT.sub("", self._lines[self._at]) + "\n"
             self._at += 1
             try:
                 ast.parse(_dedent(source))
-            except SyntaxError as error:
+            except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
                 problem = error
                 continue
             if not self._continues_indented():
@@ -196,10 +201,10 @@ class _Reader:
         )
 
 
-def _unreadable(first: int, error: SyntaxError) -> TranslateError:
-    return TranslateError(
-        f"the Python that begins in line {first + 1} cannot be read: line {first + (error.lineno or 1)}: {error.msg}"
-    )
+def _unreadable(first: int, error: Exception) -> TranslateError:
+    line = first + ((error.lineno or 1) if isinstance(error, SyntaxError) else 1)
+    problem = error.msg if isinstance(error, SyntaxError) else "it is too long or too deep"
+    return TranslateError(f"the Python that begins in line {first + 1} cannot be read: line {line}: {problem}")
 
 
 def assigned_constants(tree: ast.stmt) -> Iterator[tuple[str, object]]:

@@ -14,6 +14,8 @@ EXIT_NOT_TRANSLATED = 1
 EXIT_OPTION_MISSING = 3
 """An option is needed that the message names. (2 is argparse's: a wrong option.)"""
 
+_MAX_TEXT = 2_000_000
+"""Characters; a notebook with its pictures is longer than a script."""
 _MAX_FILE_BYTES = 1_000_000
 _EPILOG = """\
 Exit codes: 0 translated (warnings go to standard error and, as comments, into the manifest); 1 the text cannot be
@@ -46,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", metavar="FILE", help="script, notebook cells or page text; - reads standard input")
+    parser.add_argument("file", metavar="FILE", help="script, notebook or text of a page; - reads standard input")
     parser.add_argument("--gpus", type=_count(0, 16), metavar="N", help="GPUs of each pod; 0 trains on the CPU")
     parser.add_argument("--nodes", type=_count(1, 1024), metavar="N", help="pods that train")
     parser.add_argument("--name", metavar="NAME", help="name of the run; made from --output_dir if left out")
@@ -74,12 +76,18 @@ def _options(chosen: argparse.Namespace) -> Options:
 
 def _read(name: str) -> tuple[str, Path]:
     """The text, and the folder in which files that it names are looked for."""
-    if name == "-":
-        return sys.stdin.read(), Path()
     try:
-        return Path(name).read_text(encoding="utf-8"), Path(name).parent
+        text = sys.stdin.read(_MAX_TEXT + 1) if name == "-" else _read_file(Path(name))
     except (OSError, UnicodeDecodeError) as error:
         raise TranslateError(f"{name} cannot be read: {error}") from error
+    if len(text) > _MAX_TEXT:
+        raise TranslateError(f"{name} has more than {_MAX_TEXT} characters: give the part with the commands")
+    return text, Path() if name == "-" else Path(name).parent
+
+
+def _read_file(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        return file.read(_MAX_TEXT + 1)
 
 
 def _read_beside(folder: Path, name: str) -> str | None:

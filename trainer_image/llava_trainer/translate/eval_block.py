@@ -13,6 +13,8 @@ READ_KEYS = (
 )  # fmt: skip
 """What ``eval_model`` (llava/eval/run_llava.py) reads; it has no defaults of its own for any of them."""
 _NEEDED = ("query", "image_file", "sep", "temperature", "top_p", "num_beams", "max_new_tokens")
+_DEEPEST = 100
+"""Parts of a value within each other; also ends a name that is defined by itself."""
 _FACTORIES = ("Namespace", "SimpleNamespace", "type", "dict", "AttrDict", "EasyDict")
 
 Value = str | int | float | bool | None | Sequence[object]
@@ -87,6 +89,8 @@ def _read_block(
 
 def _evaluate(node: ast.expr, known: Mapping[str, ast.expr], key: str, offset: int, depth: int = 0) -> Value:
     """Value of an expression that needs nothing to be run: constants, names of them, their sums and lists."""
+    if depth > _DEEPEST:
+        raise TranslateError(f"line {getattr(node, 'lineno', 1) + offset}: {key} is put together of too many parts")
 
     def again(part: ast.expr) -> Value:
         return _evaluate(part, known, key, offset, depth + 1)
@@ -94,7 +98,7 @@ def _evaluate(node: ast.expr, known: Mapping[str, ast.expr], key: str, offset: i
     match node:
         case ast.Constant(value=str() | int() | float() | None as value):
             return value
-        case ast.Name(id=name) if name in known and depth < 20:
+        case ast.Name(id=name) if name in known:
             return again(known[name])
         case ast.Name(id=name):
             problem = f"the name {name}, which the text gives no value"

@@ -6,7 +6,7 @@ Nothing is run: ``$(…)`` stays as it is written.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llava_trainer.translate.errors import TranslateError
@@ -18,6 +18,13 @@ _PARAMETER = re.compile(r"\$\{?((?<=\{)[^}\n]+(?=\})|(?<!\{)\w+)\}?")
 _ARRAY = re.compile(r'"\$\{(\w+)\[[@*]\]\}"')
 _APOSTROPHE = re.compile(r"(?<=[A-Za-z])'(?=(?:s|t|re|ve|ll|d|m)\b)")
 """Of a sentence between commands, not the beginning of a quotation."""
+_ARRAY_BEGINNING = re.compile(r"([A-Za-z_]\w*)=\(")
+_ASSIGNMENT_BEGINNING = re.compile(r"[A-Za-z_]\w*=")
+_BLANK = re.compile(r"\\\n|[ \t\r]+|#[^\n]*")
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_SUBSTITUTION = re.compile(r"\$\(")
+_WORD_ENDS = frozenset(" \t\r\n;&|()<>")
+_PLAIN = re.compile(r"""[^\s'"\\$<>;&|()]+""")
 _OPERATOR = re.compile(r"\n|&&|\|\||;;?|\||&(?!>)|[()]")
 _PLACEHOLDER = re.compile(r"<([A-Za-z][\w ./-]*)>")
 _REDIRECTION = re.compile(r"\d*(?:>>|>\||>&|<&|<<<|<|>)|&>>?")
@@ -88,7 +95,7 @@ def read_commands(text: str, first_line: int, variables: Variables) -> list[Comm
         TranslateError: a quote that is never closed.
     """
     commands = []
-    for words in _split_at_operators(_scan(text, first_line, variables)):
+    for words in _split_at_operators(_Scanner(text, first_line, variables).scan()):
         command = _make_command(words, variables)
         if command:
             commands.append(command)
@@ -113,7 +120,7 @@ def _make_command(words: Sequence[_Word], variables: Variables) -> Command | Non
     return Command(words=tuple(w.text for w in words), environment=variables.snapshot() | own, line=words[0].line)
 
 
-def _split_at_operators(words: Iterable[_Word | None]) -> Iterable[list[_Word]]:
+def _split_at_operators(words: Iterable[_Word | None]) -> Iterator[list[_Word]]:
     command: list[_Word] = []
     for word in words:
         if word is not None:
@@ -125,86 +132,116 @@ def _split_at_operators(words: Iterable[_Word | None]) -> Iterable[list[_Word]]:
         yield command
 
 
-def _scan(text: str, line: int, variables: Variables) -> Iterable[_Word | None]:
-    """Words, expanded; None for what separates commands. Redirections are left out."""
-    position, skip_next = 0, False
-    while position < len(text):
-        rest = text[position:]
-        if rest.startswith("\\\n"):
-            position, line = position + 2, line + 1
-        elif rest[0] in " \t\r":
-            position += 1
-        elif rest[0] == "#":
-            position += len(rest.split("\n", 1)[0])
-        elif (redirection := _REDIRECTION.match(rest)) and not _PLACEHOLDER.match(rest):
-            position += redirection.end()
-            skip_next = True
-        elif array := re.match(r"([A-Za-z_]\w*)=\(", rest):
-            end = _closing(text, position + array.end(), line)
-            inner = _scan(text[position + array.end() : end], line, variables)
-            variables.assign(array[1], " ".join(word.text for word in inner if word))
-            line += text.count("\n", position, end)
-            position = end + 1
-        elif operator := _OPERATOR.match(rest):
-            position += operator.end()
-            line += operator[0] == "\n"
-            yield None
+class _Scanner:
+    """Walks over the text; ``_at`` is where it is."""
+
+    def __init__(self, text: str, line: int, variables: Variables) -> None:
+        self._text = text
+        self._at = 0
+        self._line = line
+        self._variables = variables
+
+    def scan(self) -> Iterator[_Word | None]:
+        """Words, expanded; None for what separates commands. Redirections are left out."""
+        is_target = False
+        while self._at < len(self._text):
+            if self._take(_BLANK) or self._read_array():
+                continue
+            if not _PLACEHOLDER.match(self._text, self._at) and self._take(_REDIRECTION):
+                is_target = True
+            elif self._take(_OPERATOR):
+                yield None
+            else:
+                words = self._read_word()
+                if not is_target:
+                    yield from words
+                is_target = False
+
+    def _take(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        match = pattern.match(self._text, self._at)
+        if match:
+            self._move_to(match.end())
+        return match
+
+    def _move_to(self, end: int) -> None:
+        self._line += self._text.count("\n", self._at, end)
+        self._at = end
+
+    def _read_array(self) -> bool:
+        array = _ARRAY_BEGINNING.match(self._text, self._at)
+        if array is None:
+            return False
+        end = _closing(self._text, array.end(), self._line)
+        inner = _Scanner(self._text[array.end() : end], self._line, self._variables).scan()
+        self._variables.assign(array[1], " ".join(word.text for word in inner if word))
+        self._move_to(end + 1)
+        return True
+
+    def _read_word(self) -> tuple[_Word, ...]:
+        """One word; several where an unquoted variable holds spaces."""
+        begin, line = self._at, self._line
+        pieces = _Pieces(keeps_whole=bool(_ASSIGNMENT_BEGINNING.match(self._text, begin)))
+        while self._at < len(self._text) and (
+            self._text[self._at] not in _WORD_ENDS or _PLACEHOLDER.match(self._text, self._at)
+        ):
+            self._read_piece(pieces)
+        if self._at == begin:
+            self._move_to(begin + 1)
+        return pieces.words(line)
+
+    def _read_piece(self, pieces: "_Pieces") -> None:
+        if plain := self._take(_PLAIN):
+            pieces.add(plain[0])
+        elif placeholder := self._take(_PLACEHOLDER):
+            pieces.add(self._variables.expand("$" + re.sub(r"\W+", "_", placeholder[1])))
+        elif variable := self._take(_ARRAY) or self._take(_PARAMETER):
+            pieces.add_split(self._variables.expand("${" + variable[1] + "}"))
+        elif escaped := self._take(_ESCAPED):
+            pieces.add(escaped[1].replace("\n", ""))
+        elif self._text[self._at] in "'\"" and not _APOSTROPHE.match(self._text, self._at):
+            self._read_quoted(pieces)
+        elif substitution := _SUBSTITUTION.match(self._text, self._at):
+            end = _closing(self._text, substitution.end(), self._line) + 1
+            pieces.add(self._text[self._at : end])
+            self._move_to(end)
         else:
-            read = _scan_word(text, position, line, variables)
-            if not skip_next:
-                yield from read.words
-            skip_next = False
-            line += text.count("\n", position, read.end)
-            position = read.end
+            pieces.add(self._text[self._at])
+            self._move_to(self._at + 1)
+
+    def _read_quoted(self, pieces: "_Pieces") -> None:
+        end = _closing_quote(self._text, self._at, self._line)
+        inner = self._text[self._at + 1 : end]
+        pieces.add(inner if self._text[self._at] == "'" else self._variables.expand(_unescape(inner)))
+        pieces.quoted = True
+        self._move_to(end + 1)
 
 
-@dataclass(frozen=True)
-class _Read:
-    words: tuple[_Word, ...]
-    end: int
+class _Pieces:
+    """A word in the making."""
 
+    def __init__(self, *, keeps_whole: bool) -> None:
+        self._done: list[str] = []
+        self._parts: list[str] = []
+        self._keeps_whole = keeps_whole
+        self.quoted = False
 
-def _scan_word(text: str, begin: int, line: int, variables: Variables) -> _Read:
-    """One word from ``begin``; several where an unquoted variable holds spaces."""
-    pieces, position, quoted = [], begin, False
-    parts: list[str] = []
-    is_assignment = bool(re.match(r"[A-Za-z_]\w*=", text[begin:]))
-    while position < len(text):
-        char = text[position]
-        if placeholder := _PLACEHOLDER.match(text, position):
-            parts.append(variables.expand("$" + re.sub(r"\W+", "_", placeholder[1])))
-            position = placeholder.end()
-        elif match := _ARRAY.match(text, position) or _PARAMETER.match(text, position):
-            expanded = variables.expand("${" + match[1] + "}")
-            head, *others = [expanded] if is_assignment else expanded.split() or [""]
-            parts.append(head)
-            for other in others:
-                pieces.append("".join(parts))
-                parts = [other]
-            position = match.end()
-        elif _APOSTROPHE.match(text, position):
-            parts.append(char)
-            position += 1
-        elif char in "'\"":
-            end = _closing_quote(text, position, line + text.count("\n", begin, position))
-            inner = text[position + 1 : end]
-            parts.append(inner if char == "'" else variables.expand(_unescape(inner)))
-            quoted, position = True, end + 1
-        elif char == "\\" and position + 1 < len(text):
-            parts.append("" if text[position + 1] == "\n" else text[position + 1])
-            position += 2
-        elif text.startswith("$(", position):
-            end = _closing(text, position + 2, line)
-            parts.append(text[position : end + 1])
-            position = end + 1
-        elif char in " \t\r\n;&|()<>":
-            break
-        else:
-            parts.append(char)
-            position += 1
-    pieces.append("".join(parts))
-    words = tuple(_Word(piece, quoted and not is_assignment, line) for piece in pieces if piece or quoted)
-    return _Read(words, max(position, begin + 1))
+    def add(self, text: str) -> None:
+        """Go on with the word."""
+        self._parts.append(text)
+
+    def add_split(self, text: str) -> None:
+        """Go on with words that spaces divide; what is assigned keeps them."""
+        head, *others = [text] if self._keeps_whole else text.split() or [""]
+        self._parts.append(head)
+        for other in others:
+            self._done.append("".join(self._parts))
+            self._parts = [other]
+
+    def words(self, line: int) -> tuple[_Word, ...]:
+        """What has come together."""
+        found = [*self._done, "".join(self._parts)]
+        quoted = self.quoted and not self._keeps_whole
+        return tuple(_Word(text, quoted, line) for text in found if text or self.quoted)
 
 
 def _unescape(inner: str) -> str:
