@@ -1,7 +1,7 @@
 """The words after train.py into values, as transformers' HfArgumentParser reads them."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from llava_trainer.translate.errors import OptionMissingError, TranslateError
@@ -79,45 +79,60 @@ def read_flags(words: Sequence[str], line: int) -> Flags:
     unknown: list[UnknownFlag] = []
     stray: list[str] = []
     repeated: list[str] = []
-    position = 0
-    while position < len(words):
-        word = words[position]
-        position += 1
+    for word, value in _pair(words):
         if not word.startswith("--"):
             stray.append(word)
             continue
-        name, equals, value = word.partition("=")
-        following = words[position] if not equals and position < len(words) else None
-        takes_next = following is not None and not following.startswith("--")
-        if takes_next and following is not None:
-            value = following
-            position += 1
-        found = _find(name[2:].replace("-", "_"))
-        has_value = bool(equals) or takes_next
-        shown = f"{name} {value}" if has_value else name
+        shown = word if value is None else f"{word} {value}"
+        found = _find(_plain_name(word))
         if found is None:
-            unknown.append(UnknownFlag(written=shown, nearest=_nearest(name[2:].replace("-", "_"))))
+            unknown.append(UnknownFlag(written=shown, nearest=_nearest(_plain_name(word))))
             continue
-        flag_name, negated = found
-        if flag_name in given:
-            repeated.append(flag_name)
-        given[flag_name] = not negated if negated else _read_value(flag_name, value if has_value else None, line)
-        written[flag_name] = f"{name} …" if flag_name in SECRET_FLAGS else shown
+        if found.name in given:
+            repeated.append(found.name)
+        given[found.name] = False if found.negated else _read_value(found.name, value, line)
+        written[found.name] = f"{word} …" if found.name in SECRET_FLAGS else shown
     return Flags(
         given=given, written=written, unknown=tuple(unknown), stray=tuple(stray),
         repeated=tuple(dict.fromkeys(repeated)), line=line,
     )  # fmt: skip
 
 
-def _find(name: str) -> tuple[str, bool] | None:
+def _pair(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Flags with their values, which follow ``=`` or as the next word; words that belong to no flag by themselves."""
+    position = 0
+    while position < len(words):
+        word, equals, value = (
+            words[position].partition("=") if words[position].startswith("--") else (words[position], "", "")
+        )
+        position += 1
+        has_next = position < len(words) and not words[position].startswith("--")
+        if word.startswith("--") and not equals and has_next:
+            yield word, words[position]
+            position += 1
+        else:
+            yield word, value if equals else None
+
+
+def _plain_name(word: str) -> str:
+    return word[2:].replace("-", "_")
+
+
+@dataclass(frozen=True)
+class _Found:
+    name: str
+    negated: bool = False
+
+
+def _find(name: str) -> _Found | None:
     """A flag by its name, by ``no_`` in front of a switch, or by the beginning of its name where only one has it."""
     if name in FLAGS:
-        return name, False
+        return _Found(name)
     positive = name.removeprefix("no_")
     if positive != name and positive in FLAGS and FLAGS[positive].default is True:
-        return positive, True
+        return _Found(positive, negated=True)
     beginning = [known for known in FLAGS if known.startswith(name)] if len(name) > 2 else []
-    return (beginning[0], False) if len(beginning) == 1 else None
+    return _Found(beginning[0]) if len(beginning) == 1 else None
 
 
 def _nearest(name: str) -> str | None:
