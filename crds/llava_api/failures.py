@@ -60,8 +60,8 @@ FAILURES: tuple[Failure, ...] = (
     Failure(reason=Reason.INVALID_DATA, exit_code=65, retryable=False,
             hint="Correct the entries named in the message and create the run again."),
     Failure(reason=Reason.INVALID_MODEL, exit_code=66, retryable=False,
-            hint="spec.model.source must be a folder with a LLaVA v1.5 checkpoint in hub layout "
-                 "(config.json, safetensors weights, tokenizer and processor files)."),
+            hint="spec.model must name a LLaVA v1.5 checkpoint with everything that belongs to it (config.json, "
+                 "weights, tokenizer), or a Llama and a CLIP to join; the message says what is wrong with this one."),
     Failure(reason=Reason.LOSS_NOT_FINITE, exit_code=67, retryable=False,
             hint="Lower spec.training.learningRate, or look for damaged samples in the dataset report."),
     Failure(reason=Reason.NOTHING_SUPERVISED, exit_code=68, retryable=False,
