@@ -88,6 +88,12 @@ def test_watching_some_namespaces_needs_no_cluster_wide_rights_but_one(helm: Pat
     assert environment["LLAVA_OPERATOR_WATCH_NAMESPACES"] == "team-a,team-b"
 
 
+def test_reading_nodes_can_be_switched_off(helm: Path) -> None:
+    reading = {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}
+    assert reading in rules(helm)
+    assert reading not in rules(helm, "--set", "readNodes=false")
+
+
 def environment_of(rendered: dict[tuple[str, str, str], dict[str, Any]]) -> dict[str, str]:
     [deployment] = [one for key, one in rendered.items() if key[0] == "Deployment"]
     [container] = deployment["spec"]["template"]["spec"]["containers"]
@@ -161,6 +167,7 @@ def test_operator_pod_is_restricted(helm: Path) -> None:
         ("download.hubEndpoint=hub.example", "hubEndpoint"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("watchNamespaces=team-a", "watchNamespaces"),
+        ("readNodes=sometimes", "readNodes"),
     ],
 )
 def test_wrong_values_are_refused_by_name(helm: Path, setting: str, named: str) -> None:

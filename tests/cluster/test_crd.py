@@ -206,6 +206,21 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
             "spec.training.attention",
             "use auto or sdpa",
         ),
+        ({"workers__computeCapability": "7.0"}, "spec.workers.computeCapability", "must be at least 7.5"),
+        ({"workers__computeCapability": "7.5"}, "spec.training.precision", "must be fp32"),
+        (
+            {
+                "workers__computeCapability": "7.5",
+                "training__precision": "fp32",
+                "training__attention": "flash_attention_2",
+            },
+            "spec.training.attention",
+            "use auto or sdpa",
+        ),
+        ({"workers__computeCapability": "sm90"}, "spec.workers.computeCapability", "should match"),
+        ({"workers__gpuMemory": "80 GB"}, "spec.workers.gpuMemory", "should match"),
+        ({"workers__network": {"interface": "eth0 up"}}, "spec.workers.network.interface", "should match"),
+        ({"workers__network": {"debug": "LOUD"}}, "spec.workers.network.debug", "supported values"),
     ],
 )
 def test_bad_values_are_refused(kubectl: Kubectl, changes: dict[str, Any], field: str, right: str) -> None:
@@ -243,6 +258,21 @@ def test_every_kind_of_source_is_accepted(kubectl: Kubectl, source: str) -> None
 )
 def test_every_way_through_the_phases_is_accepted(kubectl: Kubectl, changes: dict[str, Any]) -> None:
     manifest = make("phases", **changes)
+    kubectl.run("apply", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(manifest).encode())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"workers__computeCapability": "7.5", "training__precision": "fp32"},
+        {"workers__computeCapability": "12.0", "workers__gpuMemory": "96Gi"},
+        {"workers__gpus": 0, "workers__computeCapability": "7.0"},
+        {"workers__network": {"interface": "^lo,docker0", "hca": "=mlx5_0:1", "resource": "rdma/hca", "debug": "INFO"}},
+    ],
+    ids=["an old card in fp32", "a new card", "on CPUs cards do not matter", "the network"],
+)
+def test_what_is_said_of_cards_and_network_is_accepted(kubectl: Kubectl, changes: dict[str, Any]) -> None:
+    manifest = make("cards", **changes)
     kubectl.run("apply", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(manifest).encode())
 
 

@@ -14,6 +14,7 @@ from llava_api.spec.training import Alignment, Training
 
 _PROCESSES = "self.workers.replicas * (self.workers.gpus > 0 ? self.workers.gpus : 1)"
 _BATCH_UNIT = f"self.training.batch.perDevice * {_PROCESSES}"
+_CAPABILITY_UNKNOWN = "self.workers.gpus == 0 || !has(self.workers.computeCapability)"
 _ALIGNMENT_UNIT = f"self.alignment.batch.perDevice * {_PROCESSES}"
 
 
@@ -42,6 +43,24 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
     rule(
         "self.workers.gpus > 0 || self.training.attention != 'flash_attention_2'",
         "spec.training.attention flash_attention_2 needs spec.workers.gpus of at least 1: use auto or sdpa on a CPU",
+        field=".training.attention",
+    ),
+    rule(
+        f"{_CAPABILITY_UNKNOWN} || double(self.workers.computeCapability) >= 7.5",
+        "spec.workers.computeCapability must be at least 7.5 (Turing): PyTorch in the trainer image is built for none "
+        "that is older",
+        field=".workers.computeCapability",
+    ),
+    rule(
+        f"{_CAPABILITY_UNKNOWN} || double(self.workers.computeCapability) >= 8.0 || self.training.precision == 'fp32'",
+        "spec.training.precision must be fp32 with spec.workers.computeCapability below 8.0: bf16, which auto means on "
+        "GPUs, needs 8.0",
+        field=".training.precision",
+    ),
+    rule(
+        f"{_CAPABILITY_UNKNOWN} || double(self.workers.computeCapability) >= 8.0 || "
+        "self.training.attention != 'flash_attention_2'",
+        "spec.training.attention flash_attention_2 needs spec.workers.computeCapability 8.0 or more: use auto or sdpa",
         field=".training.attention",
     ),
     rule(
