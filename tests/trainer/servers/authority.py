@@ -12,9 +12,9 @@ from cryptography.x509.oid import NameOID
 
 
 class Authority:
-    """``pem`` is what clients must trust; ``server_context`` is for servers on 127.0.0.1 and localhost."""
+    """``pem`` is what clients must trust; ``server_context`` is for servers on localhost and these addresses."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *addresses: str) -> None:
         now = datetime.now(UTC)
         ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
         ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
@@ -32,7 +32,8 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .sign(ca_key, hashes.SHA256())
         )
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        served = [x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", *addresses)]
+        names = [x509.DNSName("localhost"), *served]
         leaf = (
             begin(name, key.public_key())
             .add_extension(x509.SubjectAlternativeName(names), critical=False)

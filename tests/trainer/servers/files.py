@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from tests.trainer.servers.authority import Authority
@@ -71,14 +72,14 @@ class FileServer:
         return Answer(status=200, body=content, headers=tag)
 
     @contextmanager
-    def run(self, authority: Authority | None) -> Iterator["FileServer"]:
-        """Serve on loopback; without an authority over plain HTTP."""
+    def run(self, authority: Authority | None, address: str = "127.0.0.1") -> Iterator[Self]:
+        """Serve on one address; without an authority over plain HTTP."""
         outer = self
 
         class Handler(_Handler):
             server_of_files = outer
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server = ThreadingHTTPServer((address, 0), Handler)
         server.daemon_threads = True
         if authority is not None:
             server.socket = authority.server_context.wrap_socket(
@@ -86,7 +87,7 @@ class FileServer:
             )
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
-        self.base = f"{'https' if authority else 'http'}://127.0.0.1:{server.server_address[1]}"
+        self.base = f"{'https' if authority else 'http'}://{address}:{server.server_address[1]}"
         try:
             yield self
         finally:

@@ -1,6 +1,6 @@
 """The routes of the hub that huggingface_hub calls to list and fetch a repository.
 
-Files above ten bytes are "LFS": they are redirected to another host (localhost instead of 127.0.0.1), as the real hub
+Files above ten bytes are "LFS": they are redirected to another host (localhost instead of an address), as the real hub
 sends to its CDN.
 """
 
@@ -30,6 +30,8 @@ class HubRepository:
 class HubServer(FileServer):
     def __init__(self) -> None:
         super().__init__()
+        self.cdn = "localhost"
+        """Another name of the server's own address."""
         self.repositories: dict[tuple[str, str], HubRepository] = {}
 
     def answer(self, request: Request) -> Answer:
@@ -80,7 +82,7 @@ class HubServer(FileServer):
         place = f"/cdn/{hashlib.sha256(content).hexdigest()}"
         self.files[place] = content
         port = urlsplit(self.base).port
-        return Answer(status=302, headers={"Location": f"https://localhost:{port}{place}?Signature=secret"})
+        return Answer(status=302, headers={"Location": f"https://{self.cdn}:{port}{place}?Signature=secret"})
 
 
 def _entry(path: str, content: bytes) -> dict[str, object]:

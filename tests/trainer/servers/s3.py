@@ -15,15 +15,15 @@ KEYS = {"access_key_id": "key-id", "secret_access_key": "secret-key"}
 
 
 @contextmanager
-def run_s3(authority: Authority) -> Iterator[str]:
+def run_s3(authority: Authority, address: str = "127.0.0.1") -> Iterator[str]:
     """The endpoint of a server that holds nothing yet."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     app = DomainDispatcherApplication(create_backend_app)
-    server = make_server("127.0.0.1", 0, app, threaded=True, ssl_context=authority.server_context)
+    server = make_server(address, 0, app, threaded=True, ssl_context=authority.server_context)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield f"https://127.0.0.1:{server.server_port}"
+        yield f"https://{address}:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
