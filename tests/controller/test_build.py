@@ -71,6 +71,7 @@ def expected_pod(stage: str, **changes: Any) -> dict[str, Any]:
                     {"name": "TMPDIR", "value": "/tmp"},
                     {"name": "TRITON_CACHE_DIR", "value": "/tmp/triton"},
                     {"name": "TORCHINDUCTOR_CACHE_DIR", "value": "/tmp/inductor"},
+                    {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"},
                 ],
                 "resources": {"requests": {"cpu": "2", "memory": "8Gi"}, "limits": {"memory": "8Gi"}},
                 "securityContext": {
@@ -174,10 +175,12 @@ def test_train_job_whole() -> None:
         "image": "mine:2",
         "imagePullPolicy": "Always",
         "resources": {
-            "requests": {"cpu": "32", "memory": "500Gi", "rdma/hca": "1", "nvidia.com/gpu": "8"},
-            "limits": {"memory": "500Gi", "rdma/hca": "1", "nvidia.com/gpu": "8"},
+            "requests": {"cpu": "32", "memory": "516Gi", "rdma/hca": "1", "nvidia.com/gpu": "8"},
+            "limits": {"memory": "516Gi", "rdma/hca": "1", "nvidia.com/gpu": "8"},
         },
     }
+    # The device plug-in says which GPUs a pod sees.
+    pod["containers"][0]["env"].remove({"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"})
     shm = next(volume for volume in pod["volumes"] if volume["name"] == "shm")
     shm["emptyDir"]["sizeLimit"] = "16Gi"
     assert build_job(run, StageName.TRAIN, 1, PLATFORM) == expected_job("train", 2, "Indexed", pod)

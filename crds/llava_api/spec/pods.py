@@ -36,12 +36,12 @@ class Workers(Strict):
     gpus: Annotated[
         int, Field(ge=0, le=16, description="GPUs (nvidia.com/gpu) of each pod, one process each; 0 trains on the CPU.")
     ] = 1
-    resources: Annotated[Resources, Field(description="Resources of each pod besides its GPUs.")] = make_resources(
-        "8", "64Gi"
+    resources: Annotated[Resources, Field(description="Resources of each pod besides its GPUs and /dev/shm.")] = (
+        make_resources("8", "64Gi")
     )
     shm_size: Annotated[
-        Quantity, Field(description="Size of /dev/shm, through which processes of a pod exchange data; it is memory "
-                                    "and counts against the memory limit.")
+        Quantity, Field(description="Size of /dev/shm, through which processes of a pod exchange data. It is memory, "
+                                    "and is added to the pod's memory request and limit.")
     ] = "8Gi"  # fmt: skip
     grace_period_seconds: Annotated[
         int,

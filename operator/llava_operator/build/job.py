@@ -4,7 +4,6 @@ from pathlib import PurePosixPath
 
 from llava_api.constants import (
     CONFIG_PATH,
-    ENV_POD_NAME,
     REPORT_CA_PATH,
     REPORT_TOKEN_PATH,
     RUN_VOLUME_PATH,
@@ -17,6 +16,7 @@ from llava_api.names import job_name, rendezvous_service_name, report_ca_name, v
 from llava_api.spec import Toleration
 from llava_operator.build.common import Platform, build_labels, build_metadata
 from llava_operator.build.config import grace_period_s
+from llava_operator.build.environment import build_environment
 from llava_operator.build.inputs import build_inputs
 from llava_operator.build.resources import build_resources
 from llava_operator.run import Run, num_gpus, num_pods
@@ -109,13 +109,7 @@ def _build_container(run: Run, stage: StageName, platform: Platform) -> Object:
         "image": run.spec.image.reference or platform.trainer_image,
         "imagePullPolicy": run.spec.image.pull_policy,
         "command": ["llava-trainer", str(stage), "--config", CONFIG_PATH],
-        "env": [
-            {"name": ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-            {"name": "HOME", "value": "/tmp/home"},
-            {"name": "TMPDIR", "value": "/tmp"},
-            {"name": "TRITON_CACHE_DIR", "value": "/tmp/triton"},
-            {"name": "TORCHINDUCTOR_CACHE_DIR", "value": "/tmp/inductor"},
-        ],
+        "env": build_environment(run, stage),
         "resources": build_resources(run, stage, num_gpus(run, stage)),
         "securityContext": {
             "allowPrivilegeEscalation": False,

@@ -1,0 +1,38 @@
+"""Environment of a stage's container: where caches go, which GPUs it sees, how processes of different pods talk."""
+
+from llava_api.constants import ENV_POD_NAME, TRAINING_STAGES, StageName
+from llava_api.spec import Network
+from llava_operator.run import Run, num_gpus
+from llava_operator.wire import Object
+
+
+def build_environment(run: Run, stage: StageName) -> list[Object]:
+    """Environment of a stage. Everything about the run itself is in the run configuration instead."""
+    variables = {
+        # The root file system is read-only, and caches are of no use to anyone later.
+        "HOME": "/tmp/home",
+        "TMPDIR": "/tmp",
+        "TRITON_CACHE_DIR": "/tmp/triton",
+        "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
+    }
+    if num_gpus(run, stage) == 0:
+        # Where NVIDIA's runtime is the default and an image asks for all GPUs, a pod without any would see them all.
+        variables["NVIDIA_VISIBLE_DEVICES"] = "void"
+    if stage in TRAINING_STAGES:
+        variables |= _network_variables(run.spec.workers.network, has_gpus=num_gpus(run, stage) > 0)
+    pod_name: Object = {"name": ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
+    return [pod_name, *({"name": name, "value": value} for name, value in variables.items())]
+
+
+def _network_variables(network: Network, *, has_gpus: bool) -> dict[str, str]:
+    """NCCL's and gloo's. Gloo knows no pattern: ``=`` is what it does anyway, ``^`` it cannot do."""
+    made: dict[str, str | None] = {}
+    if network.interface is not None and not network.interface.startswith("^"):
+        made["GLOO_SOCKET_IFNAME"] = network.interface.removeprefix("=")
+    if has_gpus:
+        made |= {
+            "NCCL_SOCKET_IFNAME": network.interface,
+            "NCCL_IB_HCA": network.hca,
+            "NCCL_DEBUG": network.debug,
+        }
+    return {name: value for name, value in made.items() if value is not None}
