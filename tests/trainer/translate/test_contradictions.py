@@ -288,6 +288,14 @@ def test_llavas_evaluation_command_is_read_with_its_own_defaults():
         made({}, after=command.replace("=3", "=many"))
 
 
+def test_variables_that_steered_the_command_are_named_without_what_they_hold():
+    text = "export WANDB_API_KEY=very-secret MINE=1\nNCCL_IB_HCA=mlx5_0 CUDA_VISIBLE_DEVICES=0 deepspeed x/train.py "
+    translation = translate(text + " ".join(f"--{k} {v}" for k, v in BASE.items()), Options(), lambda _: None)
+    said = notes_at(translation, "workers")
+    assert "not taken over: WANDB_API_KEY, NCCL_IB_HCA;" in said
+    assert "very-secret" not in translation.text
+
+
 def test_a_claim_has_to_be_one():
     with pytest.raises(TranslateError, match="--dataset-claim My_Data: must be CLAIM or CLAIM/FOLDER"):
         made({}, dataset_claim="My_Data")

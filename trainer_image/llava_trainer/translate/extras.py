@@ -1,6 +1,7 @@
 """What stands around the training command: merging, questions to the tuned model, flags without an effect."""
 
 import posixpath
+import re
 from collections.abc import Sequence
 
 from llava_trainer.translate.draft import Draft
@@ -23,6 +24,9 @@ _EVAL_DEFAULTS: dict[str, Value] = {
 }
 _NEVER_READ = ("load_8bit", "load_4bit", "load_in_8bit", "load_in_4bit")
 _MAX_PROMPTS = 32
+_STEERING = re.compile(
+    r"(NCCL|GLOO|WANDB|HF|HUGGINGFACE|TRANSFORMERS|TOKENIZERS|TORCH|PYTORCH|OMP|DS|CUDA(?!_VISIBLE))_\w+"
+)
 
 
 def say_merge(draft: Draft, launch: Launch) -> None:
@@ -154,6 +158,17 @@ def say_unknown(draft: Draft, flags: Flags, place: str) -> None:
         draft.warn(place, f"{word!r} belongs to no flag; left out")
     for name in flags.repeated:
         draft.warn(place, f"--{name} is given more than once; the last one counts: {flags.written[name]}")
+
+
+def say_environment(draft: Draft, launch: Launch) -> None:
+    """Comment on variables that would have steered the command. By name only: one may hold a key."""
+    names = [name for name in launch.environment if _STEERING.match(name)]
+    if names:
+        draft.say(
+            "workers",
+            f"not taken over: {', '.join(names)}; pods have an environment and network interfaces of their own (for "
+            "NCCL see workers.network)",
+        )
 
 
 def say_paths_of_others(draft: Draft, merges: Sequence[Launch], flags: Flags) -> None:

@@ -179,9 +179,9 @@ def _write_workers(draft: Draft, gpus: Gpus) -> None:
 
 
 def _write_rest(draft: Draft, read: _Text, gpus: Gpus) -> None:
-    _, flags = read.last
-    for launch in read.merges:
-        extras.say_merge(draft, launch)
+    launch, flags = read.last
+    for merge in read.merges:
+        extras.say_merge(draft, merge)
     extras.say_paths_of_others(draft, read.merges, flags)
     if read.questions:
         extras.write_evaluation(draft, read.questions, flags.text("image_folder"))
@@ -190,6 +190,7 @@ def _write_rest(draft: Draft, read: _Text, gpus: Gpus) -> None:
     if draft.get("training.method") == "full":
         draft.put("storage.size", "1Ti")
         draft.say("storage.size", "a checkpoint of every weight is 12 bytes a parameter: 84 GB at 7B, 156 GB at 13B")
+    extras.say_environment(draft, launch)
     extras.say_unknown(draft, flags, "training")
     extras.say_without_effect(draft, flags, "training")
 
