@@ -206,7 +206,7 @@ BASE_Q_PROJ = "language_model.model.layers.0.self_attn.q_proj.weight"
         (lambda w: move(w, BASE_Q_PROJ, "layers.0.self_attn.q_proj.weight"), "not the name of a LLaVA v1.5 tensor"),
         (lambda w: w.update({f"model.{BASE_Q_PROJ}": w[BASE_Q_PROJ].clone()}), "is the same tensor as"),
         (lambda w: w.update({BASE_Q_PROJ: torch.ones(32, 32, dtype=torch.uint8)}), "stored as U8: an adapter is only"),
-        (lambda w: w.update({BASE_Q_PROJ: torch.ones(32, 32).to(torch.float8_e4m3fn)}), "stored as F8_E4M3, and"),
+        (lambda w: w.update({BASE_Q_PROJ: torch.ones(32, 32).to(torch.float8_e4m3fn)}), "stored as F8_E4M3: only"),
         (lambda w: w[BASE_Q_PROJ].fill_(torch.nan), f"{BASE_Q_PROJ} holds values that are not finite"),
     ],
 )

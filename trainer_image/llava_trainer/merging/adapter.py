@@ -8,12 +8,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.merging.changes import Changes, LoraPair, StoredTensor
+from llava_trainer.merging.changes import Changes, LoraPair
 from llava_trainer.model.layout import PROJECTOR, hub_name
+from llava_trainer.weights.stored import StoredTensor, find_stored
+
+Stored = dict[str, StoredTensor]
 
 _PREFIX = "base_model.model."
 _LORA_A = ".lora_A.weight"
@@ -48,13 +49,12 @@ def read_adapter(folder: Path) -> Changes:
             raise _mismatch(f"{path} is missing: training did not leave a whole adapter")
     config = json.loads(config_file.read_text(encoding="utf-8"))
     _refuse_unknown_settings(config)
-    with safe_open(file, framework="pt") as tensors:
-        shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    stored = {tensor.name: tensor for tensor in find_stored(file)}
     targets = config["target_modules"]
     return Changes(
         what="the adapter",
-        pairs=_pair_up(file, shapes, config["r"], config["lora_alpha"] / config["r"]),
-        replaced=_find_replaced(file, shapes, tuple(config.get("modules_to_save") or ())),
+        pairs=_pair_up(stored, config["r"], config["lora_alpha"] / config["r"]),
+        replaced=_find_replaced(stored, tuple(config.get("modules_to_save") or ())),
         targets=targets if isinstance(targets, str) else tuple(targets),
         whole=(f"{PROJECTOR}.",),
     )
@@ -70,23 +70,23 @@ def _refuse_unknown_settings(config: dict[str, Any]) -> None:
             raise _mismatch(f"adapter_config.json: {name} is {value!r}, which merging does not know how to apply")
 
 
-def _pair_up(file: Path, shapes: dict[str, tuple[int, ...]], rank: int, scale: float) -> dict[str, LoraPair]:
+def _pair_up(stored: Stored, rank: int, scale: float) -> dict[str, LoraPair]:
     pairs = {}
-    for name in shapes:
+    for name in stored:
         if not name.endswith(_LORA_A):
             continue
         other = name.removesuffix(_LORA_A) + _LORA_B
-        if other not in shapes:
+        if other not in stored:
             raise _mismatch(f"the adapter holds {name} without {other}")
-        if shapes[name][0] != rank or shapes[other][1] != rank:
+        if stored[name].shape[0] != rank or stored[other].shape[1] != rank:
             raise _mismatch(
-                f"{name} is {shapes[name]} and {other} is {shapes[other]}: B must have as many columns and A as "
-                f"many rows as adapter_config.json's r, which is {rank}"
+                f"{name} is {stored[name].shape} and {other} is {stored[other].shape}: B must have as many columns "
+                f"and A as many rows as adapter_config.json's r, which is {rank}"
             )
         pairs[hub_name(_bare(name).removesuffix(_LORA_A) + ".weight")] = LoraPair(
-            a=StoredTensor(file=file, name=name), b=StoredTensor(file=file, name=other), scale=scale
+            a=stored[name], b=stored[other], scale=scale
         )
-    lone = [name for name in shapes if name.endswith(_LORA_B) and name.removesuffix(_LORA_B) + _LORA_A not in shapes]
+    lone = [name for name in stored if name.endswith(_LORA_B) and name.removesuffix(_LORA_B) + _LORA_A not in stored]
     if lone:
         raise _mismatch(f"the adapter holds {lone[0]} without its lora_A")
     if not pairs:
@@ -94,14 +94,14 @@ def _pair_up(file: Path, shapes: dict[str, tuple[int, ...]], rank: int, scale: f
     return pairs
 
 
-def _find_replaced(file: Path, shapes: dict[str, tuple[int, ...]], modules: tuple[str, ...]) -> dict[str, StoredTensor]:
+def _find_replaced(stored: Stored, modules: tuple[str, ...]) -> Stored:
     replaced = {}
-    for name in shapes:
+    for name in stored:
         if name.endswith((_LORA_A, _LORA_B)):
             continue
         if not any(f".{module}." in name for module in modules):
             raise _mismatch(f"the adapter holds {name}, which belongs to no module of modules_to_save {list(modules)}")
-        replaced[hub_name(_bare(name))] = StoredTensor(file=file, name=name)
+        replaced[hub_name(_bare(name))] = stored[name]
     if not any(name.startswith(f"{PROJECTOR}.") for name in replaced):
         raise _mismatch(f"the adapter holds no {PROJECTOR} tensor: the trained projector was not saved")
     return replaced

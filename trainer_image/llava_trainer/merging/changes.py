@@ -3,27 +3,11 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from llava_trainer.model.layout import module_name
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredTensor:
-    """A tensor in a safetensors file."""
-
-    file: Path
-    name: str
-
-    def read(self) -> torch.Tensor:
-        """It, in fp32 and in memory of its own."""
-        with safe_open(self.file, framework="pt") as tensors:
-            # A copy: products of the same numbers differ in their last bits with the alignment of their memory.
-            tensor: torch.Tensor = tensors.get_tensor(self.name)
-            return tensor.to(torch.float32, copy=True)
+from llava_trainer.weights.stored import StoredTensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +21,7 @@ class LoraPair:
 
     def update(self) -> torch.Tensor:
         """The update B A x scale, in fp32; the order of operations is PEFT's, so that the bits agree."""
-        return (self.b.read() @ self.a.read()).mul_(self.scale)
+        return (read_exact(self.b) @ read_exact(self.a)).mul_(self.scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,3 +51,11 @@ class Changes:
     def must_replace(self, hub: str) -> bool:
         """Whether the tensor with this hub name has to have been trained whole."""
         return hub.startswith(self.whole)
+
+
+def read_exact(tensor: StoredTensor) -> torch.Tensor:
+    """A trained tensor in fp32 and in memory of its own.
+
+    A copy: products of the same numbers differ in their last bits with the alignment of their memory.
+    """
+    return tensor.read().to(torch.float32, copy=True)

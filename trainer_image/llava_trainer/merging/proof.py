@@ -24,8 +24,9 @@ from transformers import AutoModelForImageTextToText, LlavaForConditionalGenerat
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.merging.plan import BaseTensor, find_tensors
+from llava_trainer.merging.plan import find_tensors
 from llava_trainer.model.layout import hub_name, is_derived
+from llava_trainer.weights.stored import StoredTensor
 
 LOGIT_TOLERANCE = 1e-4
 """Largest difference of two fp32 logits, in units of the largest logit (at least 1): sums in another order."""
@@ -154,7 +155,7 @@ def _compare_weights(
     return len(parameters)
 
 
-def _compare_tensor(name: str, file: BaseTensor, exact: torch.Tensor, *, may_vary: bool) -> None:
+def _compare_tensor(name: str, file: StoredTensor, exact: torch.Tensor, *, may_vary: bool) -> None:
     found = file.read()
     if found.shape != exact.shape:
         raise _mismatch(f"{name} is {tuple(found.shape)} on the disk and {tuple(exact.shape)} in what was trained")

@@ -4,38 +4,38 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
 from transformers import LlavaForConditionalGeneration
 
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
 from llava_trainer.merging.adapter import read_adapter
-from llava_trainer.merging.changes import Changes, StoredTensor
+from llava_trainer.merging.changes import Changes
 from llava_trainer.model.layout import LANGUAGE_MODEL, PROJECTOR
 from llava_trainer.model.loading import load_model, load_trained, load_tuned
-from llava_trainer.model.projector import WEIGHTS_FILE, load_projector
+from llava_trainer.model.projector import load_projector
+from llava_trainer.weights.stored import StoredTensor, find_stored
 
 
 def read_changes(config: RunConfig) -> Changes:
     """What training changes in the run's base.
 
     Raises:
-        StageError: MergeMismatch; what it left is incomplete, or more than merging understands.
+        StageError: MergeMismatch; what it left is incomplete, or more than merging understands. InvalidModel; a file of
+            it is damaged.
     """
     volume = config.volume
     match config.training.method:
         case "full":
             return Changes(
                 what="the folder of trained weights",
-                replaced=_list_tensors(sorted(volume.weights_dir.glob("*.safetensors")), volume.weights_dir),
+                replaced=_list_tensors(volume.weights_dir),
                 whole=(f"{LANGUAGE_MODEL}.", f"{PROJECTOR}."),
             )
         case "none":
-            file = volume.projector_dir / WEIGHTS_FILE
             return Changes(
                 what="the aligned projector",
-                replaced=_list_tensors([file], volume.projector_dir),
+                replaced=_list_tensors(volume.projector_dir),
                 whole=(f"{PROJECTOR}.",),
             )
         case _:
@@ -60,14 +60,8 @@ def load_reference(config: RunConfig) -> PeftModel | LlavaForConditionalGenerati
             return load_tuned(config.model_dir, volume.adapter_dir, torch.float32, "cpu")
 
 
-def _list_tensors(files: list[Path], folder: Path) -> dict[str, StoredTensor]:
-    found: dict[str, StoredTensor] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                found |= {name: StoredTensor(file=file, name=name) for name in tensors.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise StageError(Reason.MERGE_MISMATCH, f"{file} cannot be read: {error}") from error
+def _list_tensors(folder: Path) -> dict[str, StoredTensor]:
+    found = {tensor.name: tensor for file in sorted(folder.glob("*.safetensors")) for tensor in find_stored(file)}
     if not found:
         raise StageError(Reason.MERGE_MISMATCH, f"{folder} holds no tensor: training did not leave what it trained")
     return found

@@ -9,14 +9,11 @@ import torch
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.merging.changes import Changes
+from llava_trainer.merging.changes import Changes, read_exact
 from llava_trainer.merging.plan import PlannedTensor, plan_merge
-from llava_trainer.merging.shards import shard_names, write_index, write_shard
+from llava_trainer.weights.streaming import MAX_SHARD_BYTES, write_checkpoint
 
 MergeDtype = Literal["bfloat16", "float16", "float32"]
-
-MAX_SHARD_BYTES = 5 * 10**9
-"""Largest shard, as transformers cuts them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +47,8 @@ def merge_weights(
     Raises:
         StageError: base and changes do not fit together, or a merged weight is not finite.
     """
-    shards = plan_merge(base_dir, changes, dtype, max_shard_bytes)
-    names = shard_names(len(shards))
-    total = sum(len(shard) for shard in shards)
+    planned_tensors = plan_merge(base_dir, changes, dtype)
+    total = len(planned_tensors)
     done = 0
 
     def produce(planned: PlannedTensor) -> torch.Tensor:
@@ -62,10 +58,7 @@ def merge_weights(
         on_tensor(done, total)
         return tensor
 
-    for name, shard in zip(names, shards, strict=True):
-        write_shard(out_dir / name, shard, produce)
-    if len(shards) > 1:
-        write_index(out_dir / "model.safetensors.index.json", names, shards)
+    write_checkpoint(out_dir, planned_tensors, produce, max_shard_bytes)
     return MergedWeights(num_tensors=total, num_merged=len(changes.pairs) + len(changes.replaced))
 
 
@@ -81,7 +74,7 @@ def merge_tensor(planned: PlannedTensor, changes: Changes) -> torch.Tensor:
         StageError: shapes do not fit, or a value is not finite in the merged number format.
     """
     if planned.name in changes.replaced:
-        exact = changes.replaced[planned.name].read()
+        exact = read_exact(changes.replaced[planned.name])
     elif planned.name in changes.pairs:
         update = changes.pairs[planned.name].update()
         _check_shape(planned, update)
@@ -96,10 +89,10 @@ def merge_tensor(planned: PlannedTensor, changes: Changes) -> torch.Tensor:
 
 
 def _check_shape(planned: PlannedTensor, tensor: torch.Tensor) -> None:
-    if tuple(tensor.shape) != planned.base.shape:
+    if tuple(tensor.shape) != planned.shape:
         raise StageError(
             Reason.MERGE_MISMATCH,
-            f"training makes {planned.name} {tuple(tensor.shape)}, but in the base it is {planned.base.shape}",
+            f"training makes {planned.name} {tuple(tensor.shape)}, but in the base it is {planned.shape}",
         )
 
 

@@ -39,6 +39,11 @@ def num_elements(parameter: nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
+def shape_of(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Shape of the whole parameter."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def copy_whole(parameter: nn.Parameter) -> torch.Tensor:
     """A copy of the whole parameter in the node's memory; every process takes part where it is shared out."""
     with whole([parameter]):

@@ -18,7 +18,7 @@ from transformers import LlavaForConditionalGeneration
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.model.layout import PROJECTOR
-from llava_trainer.model.partition import whole
+from llava_trainer.model.partition import shape_of, whole
 
 WEIGHTS_FILE = "projector.safetensors"
 CONFIG_FILE = "config.json"
@@ -57,7 +57,7 @@ def load_projector(llava: LlavaForConditionalGeneration, folder: Path) -> None:
         StageError: InvalidModel; it cannot be read or belongs to another model.
     """
     weights = read_projector(folder)
-    expected = {name: _shape(parameter) for name, parameter in projector_parameters(llava).items()}
+    expected = {name: shape_of(parameter) for name, parameter in projector_parameters(llava).items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if found != expected:
         name = min(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
@@ -114,8 +114,3 @@ def _fill(llava: LlavaForConditionalGeneration, weights: Mapping[str, torch.Tens
     with torch.no_grad(), whole(parameters.values(), changed=True):
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-
-
-def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    # What ZeRO-3 has shared out looks empty.
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))

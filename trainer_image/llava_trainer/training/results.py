@@ -4,8 +4,9 @@ Every process calls ``publish_result``: under ZeRO-3 a parameter is whole only w
 one writes.
 """
 
-import json
+import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,18 +17,15 @@ from transformers import LlavaForConditionalGeneration
 from llava_api.failures import Reason
 from llava_api.volume import RunVolume
 from llava_trainer.errors import StageError
-from llava_trainer.files import aside_of, begin_folder, publish_folder
+from llava_trainer.files import begin_folder, publish_folder
 from llava_trainer.model.layout import hub_name
-from llava_trainer.model.partition import copy_whole, num_elements, whole
+from llava_trainer.model.partition import copy_whole, num_elements, shape_of, whole
 from llava_trainer.model.projector import CONFIG_FILE, WEIGHTS_FILE, dump_projector_config, projector_parameters
 from llava_trainer.training.adapter import check_saved, publish_adapter
 from llava_trainer.training.tensors import save_tensors
 from llava_trainer.training.trainee import Trainee, watched_parameters
-
-MAX_SHARD_BYTES = 2 * 10**9
-"""Largest file of full weights, and what the first process holds of them in memory besides its share."""
-INDEX_FILE = "model.safetensors.index.json"
-"""As transformers names it, so that whatever reads a checkpoint reads these weights too."""
+from llava_trainer.weights.stored import TAGS, find_stored
+from llava_trainer.weights.streaming import MAX_SHARD_BYTES, write_checkpoint
 
 
 def publish_result(trainee: Trainee, volume: RunVolume, *, is_first: bool) -> None:
@@ -84,44 +82,72 @@ def publish_projector(llava: LlavaForConditionalGeneration, folder: Path, *, is_
 def publish_weights(
     llava: LlavaForConditionalGeneration, folder: Path, *, is_first: bool, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
-    """Write everything that was trained whole under its hub names, one file of it in memory at a time."""
-    learning = {hub_name(name): parameter for name, parameter in llava.named_parameters() if parameter.requires_grad}
-    shards = cut_into_shards(learning, max_shard_bytes)
-    aside = begin_folder(folder) if is_first else aside_of(folder)
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = aside / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        weight_map |= dict.fromkeys(shard, file.name)
-        _write_shard(file, shard, is_first=is_first)
-    if is_first:
-        index = {"metadata": {"total_size": sum(map(_num_bytes, learning.values()))}, "weight_map": weight_map}
-        (aside / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        publish_folder(folder)
+    """Write everything that was trained whole under its hub names, one tensor in memory at a time."""
+    learned = [
+        LearnedTensor(name=hub_name(name), parameter=parameter)
+        for name, parameter in llava.named_parameters()
+        if parameter.requires_grad
+    ]
+    if not is_first:
+        for tensor in learned:
+            with whole([tensor.parameter]):
+                pass
+        return
+    digests = {}
+
+    def produce(tensor: LearnedTensor) -> torch.Tensor:
+        copied = copy_whole(tensor.parameter)
+        digests[tensor.name] = digest(copied)
+        return copied
+
+    aside = begin_folder(folder)
+    write_checkpoint(aside, learned, produce, max_shard_bytes)
+    check_written(aside, digests)
+    publish_folder(folder)
 
 
-def cut_into_shards(named: Mapping[str, nn.Parameter], max_bytes: int) -> list[dict[str, nn.Parameter]]:
-    """Cut ``named`` into files of at most ``max_bytes``, but for single parameters that are larger."""
-    shards: list[dict[str, nn.Parameter]] = []
-    room = 0
-    for name, parameter in named.items():
-        if not shards or _num_bytes(parameter) > room:
-            shards.append({})
-            room = max_bytes
-        shards[-1][name] = parameter
-        room -= _num_bytes(parameter)
-    return shards
+@dataclass(frozen=True, kw_only=True)
+class LearnedTensor:
+    """A parameter that was trained whole, as a file is to hold it."""
+
+    name: str
+    """Its hub name."""
+    parameter: nn.Parameter
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format that it has."""
+        return self.parameter.dtype
+
+    @property
+    def tag(self) -> str:
+        """Name of the number format in a safetensors header."""
+        return TAGS[self.dtype]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The whole parameter's."""
+        return shape_of(self.parameter)
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size in the file."""
+        return num_elements(self.parameter) * self.parameter.element_size()
 
 
-def _write_shard(file: Path, shard: Mapping[str, nn.Parameter], *, is_first: bool) -> None:
-    tensors = {}
-    for name, parameter in shard.items():
-        with whole([parameter]):
-            if is_first:
-                tensors[name] = parameter.detach().to("cpu", copy=True)
-    if is_first:
-        save_tensors(tensors, file)
-        check_saved(tensors, file)
+def check_written(folder: Path, digests: Mapping[str, str]) -> None:
+    """Read back what was written, tensor by tensor.
+
+    Raises:
+        StageError: InternalError, naming the tensor that is not what was trained.
+    """
+    stored = (tensor for file in sorted(folder.glob("*.safetensors")) for tensor in find_stored(file))
+    found = {tensor.name: digest(tensor.read()) for tensor in stored}
+    wrong = sorted(name for name in found.keys() | digests.keys() if found.get(name) != digests.get(name))
+    if wrong:
+        raise StageError(Reason.INTERNAL_ERROR, f"{folder}: {wrong[0]} is not what was trained ({len(wrong)} in all)")
 
 
-def _num_bytes(parameter: nn.Parameter) -> int:
-    return num_elements(parameter) * parameter.element_size()
+def digest(tensor: torch.Tensor) -> str:
+    """sha256 of a tensor's numbers as they lie in memory."""
+    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
