@@ -129,7 +129,11 @@ class Spec(Strict):
     dataset: Annotated[Dataset, Field(description="The pictures, questions and answers to learn from.")]
     prepare: Annotated[Prepare, Field(description="The stage that checks the data, before a GPU is taken.")] = Prepare()
     alignment: Annotated[
-        Alignment | None, Field(description="Phase 1: align the projector before training. Left out: no alignment.")
+        Alignment | None,
+        Field(
+            description="Phase 1: align the projector before training, with precision, maximum length, seed, ZeRO and "
+            "checkpoints as in training; nothing is quantised. Left out: no alignment."
+        ),
     ] = None
     training: Annotated[Training, Field(description="How to train. Defaults: LLaVA v1.5's LoRA recipe.")] = Training()
     workers: Annotated[Workers, Field(description="The pods that train.")] = Workers()

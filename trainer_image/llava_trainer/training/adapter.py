@@ -36,11 +36,6 @@ def write_adapter(tuned: PeftModel, weights: Mapping[str, torch.Tensor], folder:
     tuned.active_peft_config.save_pretrained(str(folder))
 
 
-def save_adapter(tuned: PeftModel, folder: Path) -> None:
-    """Collect and write in one; not for ZeRO-3, unless every process calls it with a folder of its own."""
-    write_adapter(tuned, collect_adapter(tuned), folder)
-
-
 def publish_adapter(tuned: PeftModel, folder: Path, *, is_first: bool = True) -> None:
     """Write the final adapter aside, read it back, and give it its name only if it is what was trained.
 
