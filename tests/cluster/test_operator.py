@@ -16,11 +16,13 @@ from llava_api.constants import LABEL_COMPLETION_INDEX, LABEL_STAGE, TOKEN_AUDIE
 from llava_api.failures import Reason
 from llava_api.report import ProgressReport, StageFailure, StageResult
 from llava_operator.kube import Kind, Kube, NotFoundError
-from llava_operator.resources import CONFIG_MAPS, EVENTS, JOBS, PODS, RUNS, SERVICES, VOLUME_CLAIMS
+from llava_operator.resources import CONFIG_MAPS, EVENTS, JOBS, NODES, PODS, RUNS, SERVICES, VOLUME_CLAIMS
 from llava_operator.wire import Object
+from tests.api.test_memory import make_7b
 from tests.cluster.operators import NAME, OperatorProcess, installed, running
 from tests.cluster.worlds import (
     NAMESPACES,
+    RESULTS,
     FakeKubelet,
     connect,
     ended,
@@ -215,6 +217,36 @@ async def test_whole_run(world: World, operator: OperatorProcess, api_server: Ku
 
 
 # --- ways to fail
+
+
+async def test_a_plan_that_fits_no_gpu_ends_the_run_before_training(
+    world: World, operator: OperatorProcess, api_server: Kubectl
+) -> None:
+    """What prepare has read of the model, against the labels of a Node, with the rights that the chart gives."""
+    labels = {
+        "pool": world.namespace, "nvidia.com/gpu.product": "Tiny", "nvidia.com/gpu.memory": "2048",
+        "nvidia.com/gpu.compute.major": "9", "nvidia.com/gpu.compute.minor": "0",
+    }  # fmt: skip
+    await world.kube.create(NODES, None, {"metadata": {"name": world.namespace, "labels": labels}})
+    numbers = RESULTS[StageName.PREPARE].prepare.model_copy(update={"model": make_7b()})
+    result = RESULTS[StageName.PREPARE].model_copy(update={"prepare": numbers})
+    world.behave = lambda pod: pod_runs() if pod["status"]["phase"] == "Pending" else ended(
+        0, result.to_termination_message()
+    )  # fmt: skip
+    try:
+        await world.create_run(
+            workers={"gpus": 2}, scheduling={"nodeSelector": {"pool": world.namespace}},
+            training={"batch": {"perDevice": 1, "global": 2}},
+        )  # fmt: skip
+        status = await world.ended()
+    finally:
+        api_server.run("delete", "node", world.namespace, "--wait=false")
+    assert status["failure"]["reason"] == "PlanDoesNotFit"
+    assert "a GPU has 2.0Gi (labels of a node with Tiny)" in status["failure"]["message"]
+    assert status["plan"]["deviceMemoryAvailable"] == "2.0Gi"
+    assert status["plan"]["totalSteps"] == 4
+    assert [stage["state"] for stage in status["stages"]] == ["Succeeded", "Failed", "Pending", "Pending"]
+    assert not any(name.startswith("jobs/run-train") for name in await world.children())
 
 
 async def test_run_that_aligns_alone(world: World, operator: OperatorProcess, api_server: Kubectl) -> None:
