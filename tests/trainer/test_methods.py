@@ -5,6 +5,7 @@ compared.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from llava_trainer.model.projector import projector_parameters, read_projector
 from llava_trainer.reporting import Reporter
 from llava_trainer.stages import align
 from llava_trainer.training import results
+from llava_trainer.training.checkpoint import list_checkpoints
 from llava_trainer.training.history import read_entries
 from llava_trainer.training.loop import train
 from llava_trainer.training.phase import phase_of
@@ -38,7 +40,7 @@ from llava_trainer.training.results import LearnedTensor, publish_weights
 from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.trainee import Trainee, build_trainee
 from llava_trainer.weights.streaming import INDEX_FILE
-from tests.trainer.trainings import make_dataset, make_training
+from tests.trainer.trainings import StopAfter, make_dataset, make_training
 
 CAPTIONS: dict[str, Any] = {"source": "pvc://captions/", "format": "llava", "file": "export.json", "images": "images"}
 ALIGNMENT: dict[str, Any] = {"dataset": CAPTIONS, "freshProjector": True, "batch": {"perDevice": 4, "global": 8}}
@@ -243,19 +245,29 @@ def test_qlora_in_bf16_leaves_every_weight_as_it_was_loaded(toy_model_dir: Path)
     assert not any(isinstance(layer, Linear4bit) for part in exempt for layer in part.modules())
 
 
-def test_qlora_learns_and_its_adapter_fits_the_unquantised_base(make: Make, toy_model_dir: Path, processes: Processes):
-    config = make(method="qlora", epochs=4, gradientCheckpointing=True)
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_adapters_learn_and_plain_peft_reads_them_over_the_unquantised_base(
+    make: Make, toy_model_dir: Path, processes: Processes, method: str
+):
+    """The final one and every checkpoint's, each with its projector."""
+    config = make(method=method, epochs=4, gradientCheckpointing=True, checkpoint={"everySteps": 4})
     run(config, processes)
     assert losses(config)[-1] < losses(config)[0] - 0.5
-    tuned = PeftModel.from_pretrained(load_model(toy_model_dir, torch.float32, "cpu"), str(config.volume.adapter_dir))
-    live = {name: parameter.detach() for name, parameter in tuned.named_parameters() if "lora_" in name}
-    stored = load_file(config.volume.adapter_dir / "adapter_model.safetensors")
-    assert len(live) == 2 * 3 * 7
-    assert all(torch.equal(tensor, stored[name.replace(".default", "")]) for name, tensor in live.items())
-    projector = projector_parameters(tuned.get_base_model())
-    assert all(
-        torch.equal(parameter, stored[f"base_model.model.model.{name}"]) for name, parameter in projector.items()
-    )
+    (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1))
+    seen = []
+    for folder in (checkpoint / "adapter", config.volume.adapter_dir):
+        base = load_model(toy_model_dir, torch.float32, "cpu")
+        tuned = PeftModel.from_pretrained(base, str(folder))
+        stored = load_file(folder / "adapter_model.safetensors")
+        lora = {name: parameter for name, parameter in tuned.named_parameters() if "lora_" in name}
+        assert len(lora) == 2 * 3 * 7
+        assert all(torch.equal(tensor, stored[name.replace(".default", "")]) for name, tensor in lora.items())
+        projector = projector_parameters(tuned.get_base_model())
+        assert all(torch.equal(p, stored[f"base_model.model.model.{name}"]) for name, p in projector.items())
+        seen.append(projector["multi_modal_projector.linear_1.weight"])
+    original = load_file(toy_model_dir / "model.safetensors")["multi_modal_projector.linear_1.weight"]
+    assert not torch.equal(seen[0], original)
+    assert not torch.equal(seen[0], seen[1])
 
 
 @pytest.mark.parametrize(("stage", "method"), [(StageName.ALIGN, "lora"), (StageName.TRAIN, "full")])
@@ -272,3 +284,23 @@ def test_what_has_not_learned_is_not_left_behind(make: Make, processes: Processe
     assert caught.value.reason is Reason.ADAPTER_UNCHANGED
     assert not config.volume.projector_dir.exists()
     assert not config.volume.weights_dir.exists()
+
+
+def test_alignment_goes_on_where_it_was_stopped(make: Make, processes: Processes):
+    """As training does; its checkpoints are its own, and each holds the projector as a folder to start from."""
+    config = make(StageName.ALIGN, alignment=ALIGNMENT | {"epochs": 2})
+    run(config, processes)
+    expected, curve = read_projector(config.volume.projector_dir), losses(config)
+    shutil.rmtree(config.volume.projector_dir)
+    shutil.rmtree(config.volume.attempt_dir(StageName.ALIGN, 1))
+    with pytest.raises(StageError, match="the checkpoint of step 2 is on the volume"):
+        train(config, processes, Reporter(config), StopAfter(2))
+    (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(StageName.ALIGN, 1))
+    part_way = read_projector(checkpoint / "projector")
+    again = config.model_copy(update={"run": config.run.model_copy(update={"attempt": 2})})
+    run(again, processes)
+    assert losses(again) == curve
+    aligned = read_projector(config.volume.projector_dir)
+    assert all(torch.equal(aligned[name], expected[name]) for name in expected)
+    assert part_way.keys() == aligned.keys()
+    assert not any(torch.equal(part_way[name], aligned[name]) for name in aligned)

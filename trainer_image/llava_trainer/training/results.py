@@ -73,10 +73,16 @@ def publish_projector(llava: LlavaForConditionalGeneration, folder: Path, *, is_
     if not is_first:
         return
     aside = begin_folder(folder)
-    save_tensors(weights, aside / WEIGHTS_FILE)
-    (aside / CONFIG_FILE).write_text(dump_projector_config(llava.config), encoding="utf-8")
+    write_projector(llava, weights, aside)
     check_saved(weights, aside / WEIGHTS_FILE)
     publish_folder(folder)
+
+
+def write_projector(llava: LlavaForConditionalGeneration, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write a projector of ``llava`` (tensors by hub name) into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(weights, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(dump_projector_config(llava.config), encoding="utf-8")
 
 
 def publish_weights(

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 
-from llava_trainer.model.projector import CONFIG_FILE, WEIGHTS_FILE, dump_projector_config, projector_parameters
+from llava_trainer.model.projector import projector_parameters
 from llava_trainer.training.adapter import write_adapter
 from llava_trainer.training.checkpoint import StoredOptimizer
-from llava_trainer.training.tensors import save_tensors
+from llava_trainer.training.results import write_projector
 from llava_trainer.training.trainee import Trainee
 
 ADAPTER_FOLDER = "adapter"
@@ -39,7 +39,4 @@ def write_servable(trainee: Trainee, stored: StoredOptimizer, folder: Path) -> N
         write_adapter(tuned, weights, folder / ADAPTER_FOLDER)
     elif trainee.phase.method == "projector":
         weights = {name: read(parameter) for name, parameter in projector_parameters(trainee.llava).items()}
-        (folder / PROJECTOR_FOLDER).mkdir()
-        save_tensors(weights, folder / PROJECTOR_FOLDER / WEIGHTS_FILE)
-        text = dump_projector_config(trainee.llava.config)
-        (folder / PROJECTOR_FOLDER / CONFIG_FILE).write_text(text, encoding="utf-8")
+        write_projector(trainee.llava, weights, folder / PROJECTOR_FOLDER)
