@@ -1,17 +1,22 @@
 """Token ids and labels, position by position, with two kinds of Llama tokenizers."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaTokenizer
 
 from llava_trainer.data.encode import IGNORED, PictureCutError, encode, encode_prompt
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processing import Processing, load_processing
 from llava_trainer.data.template import SYSTEM, render
+from llava_trainer.errors import StageError
 from tests.trainer.test_template import make_sample
 
 LONG = 4096
+SEEN = -1
 SAMPLES = {
     "one turn": make_sample("What is the total?", "9.00"),
     "several turns": make_sample("What is the total?", "9.00", "And the date?", "25/12/2018", "Who?", "Me."),
@@ -19,6 +24,7 @@ SAMPLES = {
     "the template's own words": make_sample("USER: what?", "ASSISTANT: USER: this", "ASSISTANT:", "A chat. USER:"),
     "without picture": make_sample("Hello.", "Hi there.", image_turns=()),
     "picture in a later turn": make_sample("Hello.", "Hi.", "What is this?", "A cat.", image_turns=(2,)),
+    "several pictures": make_sample("Which?", "This.", "And of these?", "That.", image_turns=(0, 2, 2)),
     "one character": make_sample("?", "!"),
 }
 
@@ -39,7 +45,10 @@ def newer_processing(toy_processing: Processing) -> Processing:
     # Like SentencePiece: trained on words, so that no piece reaches into the next word, but applied to whole texts.
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
     tokenizer = LlamaTokenizer(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-    return replace(toy_processing, tokenizer=tokenizer, image_token_id=tokenizer.convert_tokens_to_ids("<image>"))
+    # What load_processing finds out: a space has to stand behind each picture.
+    return replace(
+        toy_processing, tokenizer=tokenizer, image_token_id=tokenizer.convert_tokens_to_ids("<image>"), gap=" "
+    )
 
 
 @pytest.fixture(params=["hub", "newer"])
@@ -77,10 +86,13 @@ def test_a_picture_becomes_its_tokens_and_the_text_stays_itself(name: str, proce
     assert ids[0] == processing.bos_token_id
     assert ids.count(processing.bos_token_id) == 1
     if sample.images:
-        first = ids.index(processing.image_token_id)
-        assert set(ids[first : first + processing.tokens_per_image]) == {processing.image_token_id}
-        ids[first : first + processing.tokens_per_image] = [processing.image_token_id]
-    assert ids[1:] == processing.tokenizer(render(sample).text, add_special_tokens=False).input_ids
+        for _ in sample.images:
+            first = ids.index(processing.image_token_id)
+            assert set(ids[first : first + processing.tokens_per_image]) == {processing.image_token_id}
+            ids[first : first + processing.tokens_per_image] = [SEEN]
+        ids = [processing.image_token_id if token == SEEN else token for token in ids]
+    text = render(sample, gap=processing.gap).text
+    assert ids[1:] == processing.tokenizer(text, add_special_tokens=False).input_ids
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -122,15 +134,29 @@ def pieces(processing: Processing, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_ids_are_those_of_llava_which_tokenises_chunk_by_chunk(name: str, toy_processing: Processing):
+def test_ids_are_those_of_llava_which_tokenises_chunk_by_chunk(name: str, processing: Processing):
     """Reference: tokenizer_image_token of LLaVA's mm_utils: each chunk between pictures apart, with a ▁ of its own."""
     sample = SAMPLES[name]
-    tokenizer = toy_processing.tokenizer
-    chunks = [tokenizer(chunk).input_ids for chunk in render(sample).text.split("<image>")]
-    reference = [tokenizer.bos_token_id, *chunks[0][1:]]
+    tokenizer = processing.tokenizer
+    chunks = [tokenizer(chunk, add_special_tokens=False).input_ids for chunk in render(sample).text.split("<image>")]
+    reference = [tokenizer.bos_token_id, *chunks[0]]
     for chunk in chunks[1:]:
-        reference += [toy_processing.image_token_id] * toy_processing.tokens_per_image + chunk[1:]
-    assert list(encode(sample, toy_processing, LONG).input_ids) == reference
+        reference += [processing.image_token_id] * processing.tokens_per_image + chunk
+    assert list(encode(sample, processing, LONG).input_ids) == reference
+
+
+def test_a_tokenizer_that_tokenises_what_follows_a_picture_otherwise_is_refused(toy_model_dir: Path, tmp_path: Path):
+    """One that eats the white space after ``<image>``: no gap brings back what LLaVA has there."""
+    folder = Path(shutil.copytree(toy_model_dir, tmp_path / "model"))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    for token in content["added_tokens"]:
+        token["rstrip"] = token["content"] == "<image>"
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("added_tokens_decoder", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(StageError, match=r"tokenizer\.json: a text after <image> has other ids than by itself"):
+        load_processing(folder, "pad")
 
 
 def test_what_is_beyond_the_limit_is_cut_off(processing: Processing):
@@ -146,7 +172,7 @@ def test_what_is_beyond_the_limit_is_cut_off(processing: Processing):
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_the_characters_that_are_left_are_those_of_the_tokens_that_are_left(name: str, processing: Processing):
-    text = render(SAMPLES[name]).text
+    text = render(SAMPLES[name], gap=processing.gap).text
     whole = encode(SAMPLES[name], processing, LONG)
     assert whole.num_characters == len(text)
     without_end = encode(SAMPLES[name], processing, whole.num_tokens - 1)
@@ -160,7 +186,7 @@ def test_the_first_answer_s_length_is_the_shortest_limit_that_keeps_it(processin
     assert runs_of_learned(encode(sample, processing, length - 1), processing) == ["9.00"]
 
 
-@pytest.mark.parametrize("name", ["one turn", "picture in a later turn"])
+@pytest.mark.parametrize("name", ["one turn", "picture in a later turn", "several pictures"])
 def test_a_picture_is_never_cut(name: str, processing: Processing):
     sample = SAMPLES[name]
     ids = encode(sample, processing, LONG).input_ids

@@ -146,7 +146,7 @@ def load_config(model_dir: Path) -> LlavaConfig:
         if found != value:
             fix = "spec.model.source must be a LLaVA v1.5 checkpoint in the hub's layout"
             if str(found).startswith("llava_"):
-                fix += "; the original layout (liuhaotian/...) is another one: use its llava-hf counterpart"
+                fix += "; the layout of the original code is another one, and prepare converts it"
             raise _invalid(f"{path}: {key} is {found!r}, not {value!r}: {fix}")
     try:
         config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
@@ -192,7 +192,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def _load_tokenizer(model_dir: Path, config: LlavaConfig) -> TokenizersBackend:
-    # Made from tokenizer.model, transformers 5 would split the line break after a picture in another way than LLaVA.
+    # From tokenizer.model transformers 5 would make another one than LLaVA's: importing.vocabulary converts that.
     path = model_dir / "tokenizer.json"
     read_settings(path)
     read_settings(model_dir / "tokenizer_config.json")

@@ -265,7 +265,7 @@ def _picture(dataset: PreparedDataset, relative: str) -> Html | None:
 
 def _conversation(dataset: PreparedDataset, index: int, sample: Sample) -> Html:
     """The conversation with what is learned marked and what is cut off struck out."""
-    conversation = render(sample, dataset.request.template)
+    conversation = render(sample, dataset.request.template, dataset.processing.gap)
     kept = dataset.table.num_characters(index)
     parts: list[str | Html] = []
     position = 0
