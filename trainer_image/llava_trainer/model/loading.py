@@ -97,6 +97,8 @@ def resolve_attention(attention: Attention, device: torch.device) -> str:
     if attention != "auto":
         return attention
     has_flash = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    # flash-attn 2 runs on Ampere and newer.
+    has_flash = has_flash and torch.cuda.get_device_capability(device) >= (8, 0)
     return "flash_attention_2" if has_flash else "sdpa"
 
 

@@ -19,6 +19,7 @@ from llava_trainer.model.lora import add_adapter
 from llava_trainer.model.objective import SupervisedLoss
 from llava_trainer.model.partition import copy_whole, num_elements
 from llava_trainer.model.projector import load_projector, projector_parameters, reset_projector
+from llava_trainer.training.device import check_device
 from llava_trainer.training.engine import build_engine, models_shared_out
 from llava_trainer.training.phase import Phase
 from llava_trainer.training.processes import Processes
@@ -60,8 +61,9 @@ def build_trainee(config: RunConfig, phase: Phase, processes: Processes) -> Trai
     """Load the model, open it for what the phase trains, and put it under DeepSpeed.
 
     Raises:
-        StageError: InvalidModel.
+        StageError: InvalidModel; UnsupportedDevice where the GPU cannot do what the phase asks for.
     """
+    check_device(phase, processes.device)
     dtype = resolve_dtype(phase.precision, processes.device)
     quantization = phase.quantization if phase.method == "qlora" else None
     with models_shared_out(phase.zero, dtype, processes.device):
