@@ -13,6 +13,8 @@ import shutil
 import signal
 import tarfile
 import threading
+import time
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from datetime import timedelta
@@ -170,6 +172,20 @@ def test_dataset_of_the_hub(world: World, hub_server: HubServer) -> None:
     found = world.fetch()["dataset"]
     assert found.origin == f"hf://me/set@{COMMIT}"
     assert_same(found.path, DATASET, FETCHED)
+
+
+def test_pictures_in_an_archive_beside_the_dataset(world: World, hub_server: HubServer) -> None:
+    """As LLaVA's own datasets are on the hub."""
+    pictures = {name.removeprefix("images/"): content for name, content in PICTURES.items()}
+    files = {name: content for name, content in DATASET.items() if not name.startswith("images/")}
+    repository = hub_server.repositories["datasets", "me/set"]
+    repository.commits[COMMIT] = {**files, "images.zip": make_zip(pictures), "other.zip": b"not needed"}
+    world.dataset["source"] = "hf://me/set"
+    found = world.fetch()["dataset"]
+    assert_same(found.path, DATASET, FETCHED)
+    hub_server.requests.clear()
+    world.fetch()
+    assert not [request for request in hub_server.requests if "/resolve/" in request.path]
 
 
 def test_token_of_the_secret_opens_a_private_repository(world: World, hub_server: HubServer) -> None:
@@ -581,6 +597,24 @@ def test_authorities_that_are_none(world: World) -> None:
 # --- all together
 
 
+def test_nothing_of_alignments_dataset_is_held_out(world: World, web: FileServer) -> None:
+    world.alignment = {"dataset": {**world.dataset, "source": f"{web.base}/set/", "validation": {"file": "none.json"}}}
+    found = world.fetch()["alignment-dataset"]
+    assert_same(found.path, DATASET, ["images/a.jpg", "images/sub/b ü#?.jpg", "train.json"])
+
+
+def test_memory_is_bounded_by_a_piece(world: World, web: FileServer) -> None:
+    content = web.add("/big.bin", bytes(48 << 20))
+    world.model["projector"] = f"{web.base}/big.bin"
+    tracemalloc.start()
+    try:
+        world.fetch()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < len(content) // 4
+
+
 def test_claims_are_read_in_place(world: World) -> None:
     world.model |= {"source": "pvc://models/llava/", "base": "pvc://models/vicuna"}
     world.alignment = {"dataset": {**world.dataset, "source": "pvc://captions"}}
@@ -622,10 +656,16 @@ def test_pod_that_is_asked_to_stop_ends_soon(world: World, web: FileServer, monk
     def interrupt(number: int, frame: object) -> None:
         raise Interrupted
 
+    other = world.config.volume.download_dir("dataset") / "validation.json"
+
+    def stop() -> None:
+        while not (other.exists() and web.asked("/set/train.json")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
     previous = signal.signal(signal.SIGTERM, interrupt)
-    timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM])
     try:
-        timer.start()
+        threading.Thread(target=stop, daemon=True).start()
         with pytest.raises(Interrupted):
             world.fetch()
     finally:

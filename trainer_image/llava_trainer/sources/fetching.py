@@ -16,39 +16,25 @@ from llava_api.constants import DOWNLOAD_CA_PATH, INPUTS_PATH, SECRETS_PATH
 from llava_api.run_config import RunConfig
 from llava_trainer.files import write_whole
 from llava_trainer.reporting import Reporter
-from llava_trainer.sources import archive, web
+from llava_trainer.sources import web
 from llava_trainer.sources.address import BucketAddress, ClaimAddress, HubAddress, WebAddress, parse_address
 from llava_trainer.sources.bucket import Bucket
 from llava_trainer.sources.credentials import Credentials, read_credentials, web_headers
 from llava_trainer.sources.gathering import Catalogue, Gatherer, make_catalogue
 from llava_trainer.sources.hub import Repository, RepositoryType
 from llava_trainer.sources.journal import Journal
+from llava_trainer.sources.needs import gather_dataset, gather_model
 from llava_trainer.sources.network import Network, build_client, read_network
-from llava_trainer.sources.pictures import (
-    list_companions,
-    list_own_files,
-    may_be_needed,
-    place_pictures,
-    read_picture_names,
-)
+from llava_trainer.sources.packed import fetch_and_unpack
+from llava_trainer.sources.pictures import may_be_needed
 from llava_trainer.sources.progress import Progress
-from llava_trainer.sources.refusals import refused, secret_field
+from llava_trainer.sources.refusals import secret_field
 from llava_trainer.sources.retrying import Patience, try_repeatedly
 from llava_trainer.sources.roles import Role, list_roles
-from llava_trainer.sources.selection import (
-    PARTS,
-    PICKLES,
-    SAFETENSORS,
-    SMALL_FILES,
-    choose_model_files,
-    is_model_file,
-    shards_of,
-)
+from llava_trainer.sources.selection import is_model_file
 from llava_trainer.sources.transfer import Downloader
 
-_NAMES_SHOWN = 5
 _COMMIT_FILE = ".commit.json"
-_UNPACKED_FILE = "unpacked.json"
 
 _Result = TypeVar("_Result")
 logger = logging.getLogger(__name__)
@@ -78,11 +64,6 @@ class Input:
 class _Commit(Lenient):
     source: str
     commit: str
-
-
-class _Unpacked(Lenient):
-    address: str
-    sha256: str
 
 
 def fetch_inputs(config: RunConfig, reporter: Reporter, surroundings: Surroundings | None = None) -> dict[str, Input]:
@@ -136,7 +117,10 @@ class _Errand:
                 catalogue=self._list(role, address, credentials, folder, downloader), downloader=downloader,
                 folder=folder, journal=journal, progress=self.progress,
             )  # fmt: skip
-            _gather_model(gatherer) if role.dataset is None else _gather_dataset(gatherer, role)
+            if role.dataset is None:
+                gather_model(gatherer)
+            else:
+                gather_dataset(gatherer, role.dataset, role.pictures)
         return Input(path=folder, origin=gatherer.catalogue.address)
 
     def _list(
@@ -174,72 +158,11 @@ class _Errand:
         self, role: Role, address: WebAddress, headers: Mapping[str, str], folder: Path, downloader: Downloader
     ) -> Input:
         origin = web.show(address)
-        keep = folder.with_name(f"{folder.name}-archive")
-        marker = keep / _UNPACKED_FILE
-        if _is_unpacked(marker, role.source):
-            logger.info("%s: %s has been unpacked by an earlier attempt", role.field, origin)
-        else:
-            self.progress.begin(f"{role.field} {origin}")
-            with Journal(keep) as journal:
-                fetched = downloader.fetch(web.whole_file(address, headers), keep, journal)
-            self.progress.begin(f"{role.field} {origin}: unpacking it")
-            num_files = archive.unpack(
-                keep / fetched.name, folder, field=role.field, address=origin, on_bytes=self.progress.add
-            )
-            write_whole(marker, _Unpacked(address=role.source, sha256=fetched.sha256).model_dump_json())
-            (keep / fetched.name).unlink()
-            logger.info("%s: %s held %d files (sha256 %s)", role.field, origin, num_files, fetched.sha256)
+        fetch_and_unpack(
+            web.whole_file(address, headers), role.source, keep=folder.with_name(f"{folder.name}-archive"),
+            folder=folder, downloader=downloader, progress=self.progress,
+        )  # fmt: skip
         return Input(path=_descend(folder, role.dataset.file if role.dataset else "config.json"), origin=origin)
-
-
-def _gather_model(gatherer: Gatherer) -> None:
-    names = gatherer.catalogue.names
-    if names is None:
-        _gather_model_by_name(gatherer)
-        return
-    chosen = choose_model_files(names)
-    if not chosen:
-        raise refused(
-            f"{gatherer.downloader.field}: {gatherer.catalogue.address} holds no file of a model (config.json, "
-            "model.safetensors, ...): name the folder that does"
-        )
-    gatherer.gather(chosen)
-
-
-def _gather_model_by_name(gatherer: Gatherer) -> None:
-    """Fetch a model from a server that does not tell what it has."""
-    indexes = {SAFETENSORS[0], PICKLES[0]}
-    gatherer.gather([*SMALL_FILES, *indexes, *(f"{part}.safetensors" for part in PARTS)])
-    gatherer.gather([f"{part}.bin" for part in PARTS if f"{part}.safetensors" in gatherer.missing])
-    for index, single in (SAFETENSORS, PICKLES):
-        shards = shards_of(gatherer.folder / index) if index not in gatherer.missing else [single]
-        gatherer.gather(shards)
-        if not gatherer.missing & set(shards):
-            return
-    if not any(gatherer.folder.glob("*.safetensors")) and not any(gatherer.folder.glob("*.bin")):
-        raise refused(
-            f"{gatherer.downloader.field}: {gatherer.catalogue.address} holds neither {SAFETENSORS[1]} nor "
-            f"{PICKLES[1]} nor a part of a model: name the folder that does"
-        )
-
-
-def _gather_dataset(gatherer: Gatherer, role: Role) -> None:
-    dataset = role.dataset
-    assert dataset is not None, "it is the role of one"
-    own = list_own_files(dataset)
-    gatherer.gather([*own, *list_companions(dataset)])
-    lacking = [name for name in own if name in gatherer.missing]
-    if lacking:
-        names = sorted(gatherer.catalogue.names or ())[:_NAMES_SHOWN]
-        there = f"; it holds {', '.join(names)}, ..." if names else ""
-        raise refused(
-            f"{role.field}: {gatherer.catalogue.address} does not hold {', '.join(lacking)}{there}: correct "
-            f"{role.field.removesuffix('.source')}.file or source"
-        )
-    pictures = place_pictures(dataset, [*read_picture_names(dataset, gatherer.folder), *role.pictures])
-    gatherer.gather(pictures)
-    if gatherer.missing:
-        logger.warning("%s: %d pictures are not there; the checks will name them", role.field, len(gatherer.missing))
 
 
 def _descend(folder: Path, wanted: str) -> Path:
@@ -257,10 +180,3 @@ def _read_commit(folder: Path, source: str) -> str | None:
     except (FileNotFoundError, ValidationError):
         return None
     return known.commit if known.source == source else None
-
-
-def _is_unpacked(marker: Path, source: str) -> bool:
-    try:
-        return _Unpacked.model_validate_json(marker.read_bytes()).address == source
-    except (FileNotFoundError, ValidationError):
-        return False

@@ -35,10 +35,16 @@ def list_companions(dataset: Dataset) -> list[str]:
     ]
 
 
+def name_packed_pictures(dataset: Dataset) -> str | None:
+    """The archive in which the pictures may lie instead of their folder; None where they lie at the source's root."""
+    images = posixpath.normpath(dataset.images)
+    return None if images == "." else f"{images}.zip"
+
+
 def may_be_needed(dataset: Dataset, name: str) -> bool:
     """Whether the dataset may need a file of the source: told before its own files have been read."""
-    images = posixpath.normpath(dataset.images) if dataset.images else "."
-    own = (*list_own_files(dataset), *list_companions(dataset))
+    images = posixpath.normpath(dataset.images)
+    own = (*list_own_files(dataset), *list_companions(dataset), name_packed_pictures(dataset))
     return images == "." or name.startswith(f"{images}/") or name in own
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llava_api.constants import SecretRole
 from llava_api.run_config import RunConfig
-from llava_api.spec import Dataset
+from llava_api.spec import Dataset, Validation
 
 MODEL = "model"
 BASE = "base"
@@ -50,11 +50,16 @@ def list_roles(config: RunConfig) -> Iterator[Role]:
     prompts = tuple(prompt.image for prompt in config.evaluation.prompts if prompt.image is not None)
     yield Role(
         name=DATASET, field="spec.dataset.source", source=config.dataset.source, secret=SecretRole.DATASET,
-        mounted=config.dataset_dir,
-        dataset=config.dataset, pictures=prompts,
+        mounted=config.dataset_dir, dataset=config.dataset, pictures=prompts,
     )  # fmt: skip
     if config.alignment is not None:
         yield Role(
             name=ALIGNMENT_DATASET, field="spec.alignment.dataset.source", source=config.alignment.dataset.source,
-            secret=SecretRole.ALIGNMENT_DATASET, mounted=config.alignment_dir, dataset=config.alignment.dataset,
+            secret=SecretRole.ALIGNMENT_DATASET, mounted=config.alignment_dir,
+            dataset=_all_of(config.alignment.dataset),
         )  # fmt: skip
+
+
+def _all_of(dataset: Dataset) -> Dataset:
+    """Of alignment's dataset nothing is held out: a file with held-out samples is not needed."""
+    return dataset.model_copy(update={"validation": Validation()})
