@@ -21,7 +21,8 @@ def probe_longest(trainee: Trainee, loader: BatchLoader, plan: Plan, processes: 
     """Run the longest micro-batch of the run forward and backward in every process, and learn nothing from it.
 
     The loss is multiplied by zero, so that DeepSpeed goes through all that it does for a real one and adds gradients
-    of zero to what the first step sums up: no loss changes by a bit. Random states are put back.
+    of zero to what the first step sums up: no loss changes by a bit. Dropout of each micro-batch begins from a seed of
+    its own anyway.
 
     Raises:
         StageError: OutOfDeviceMemory, with the size of the micro-batch.
@@ -32,15 +33,13 @@ def probe_longest(trainee: Trainee, loader: BatchLoader, plan: Plan, processes: 
     num_pictures = int(sum(plan.sizes.pictures[index] for row in longest.rows for index in row))
     size = f"{len(longest.rows)} rows, {longest.tokens:,} tokens with filling, {num_pictures} pictures"
     logger.info("the longest micro-batch: %s", size)
-    on_gpu = processes.device.type == "cuda"
     try:
-        with torch.random.fork_rng(devices=[processes.device] if on_gpu else []):
-            for _ in range(_PASSES):
-                loss = trainee.engine(**micro_batch.to(processes.device, trainee.dtype))
-                trainee.engine.backward(loss * 0.0, scale_wrt_gas=False)
+        for _ in range(_PASSES):
+            loss = trainee.engine(**micro_batch.to(processes.device, trainee.dtype))
+            trainee.engine.backward(loss * 0.0, scale_wrt_gas=False)
     except torch.OutOfMemoryError as error:
         raise StageError(
             Reason.OUT_OF_DEVICE_MEMORY, f"the longest micro-batch of the run ({size}) does not fit: {error}"
         ) from error
-    if on_gpu:
+    if processes.device.type == "cuda":
         logger.info("it took %.2f GiB", torch.cuda.max_memory_allocated(processes.device) / 2**30)
