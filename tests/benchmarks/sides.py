@@ -1,7 +1,9 @@
 """The two sides of the comparison, each learning from the same samples: the trainer's own parts, and the plain way."""
 
+import io
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -99,9 +101,10 @@ class Plain:
             pad_token_id=self.pad_token_id,
             scheduler="constant",
             warmup_ratio=0.0,
-            extra={"log_level": "error"},
         )
-        (done,) = train_plainly(self.tuned, self.items.__getitem__, [order], settings)
+        # Trainer prints what it logs.
+        with redirect_stdout(io.StringIO()):
+            (done,) = train_plainly(self.tuned, self.items.__getitem__, [order], settings)
         tokens = sum(len(self.items[index]["input_ids"]) for index in order)
         return Piece(seconds=done.ended_s - done.began_s, cpu_s=done.cpu_s, tokens=tokens)
 

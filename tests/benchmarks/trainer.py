@@ -33,7 +33,7 @@ from llava_trainer.training.grouping import Grouping
 from llava_trainer.training.plan import Plan
 from llava_trainer.training.processes import Processes, join
 from tests.benchmarks import head
-from tests.benchmarks.mixture import draw_shapes, max_length, sizes_of
+from tests.benchmarks.mixture import Shape, draw_shapes, max_length, sizes_of
 from tests.benchmarks.model import LORA_RANK, PICTURE_TOKENS, write_model
 from tests.benchmarks.sides import (
     LEARNING_RATE,
@@ -91,7 +91,9 @@ def describe_machine() -> str:
     return f"Python {platform.python_version()}, {packages}; {torch.get_num_threads()} threads"
 
 
-def make_plan(shapes: Sequence, *, limit: int, global_batch: int, grouping: Grouping, packing: bool = False) -> Plan:
+def make_plan(
+    shapes: Sequence[Shape], *, limit: int, global_batch: int, grouping: Grouping, packing: bool = False
+) -> Plan:
     """Batches of one process."""
     return Plan(
         sizes=sizes_of(shapes), global_batch=global_batch, per_device_batch=PER_DEVICE, max_length=limit, world_size=1,
@@ -116,10 +118,11 @@ def filling_table() -> Iterator[str]:
     yield f"Share of real tokens, batches of {RECIPE_BATCH} in micro-batches of {PER_DEVICE}, 8,192 samples:"
     yield "| batches | share |"
     yield "| --- | --- |"
-    for name, grouping, packing in (
+    ways: tuple[tuple[str, Grouping, bool], ...] = (
         ("at random", "none", False), ("by modality", "modality", False), ("by length", "length", False),
         ("packed, at random", "none", True), ("packed, by modality", "modality", True),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for name, grouping, packing in ways:
         plan = make_plan(shapes, limit=max_length(), global_batch=RECIPE_BATCH, grouping=grouping, packing=packing)
         yield f"| {name} | {real_share(plan, range(plan.total_steps)):.1%} |"
 
