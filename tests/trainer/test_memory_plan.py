@@ -44,7 +44,7 @@ GRID = [
 def test_the_plan_is_within_a_tenth_of_a_trace(model: ModelFacts, work: Workload):
     traced = trace(model, work)
     assert plan_activations(model, work).total == pytest.approx(traced.peak, rel=TOLERANCE)
-    assert plan_states(model, work).loading == pytest.approx(traced.weights, rel=1e-4)
+    assert plan_states(model, work).weights == pytest.approx(traced.weights, rel=1e-4)
 
 
 def test_the_trace_sees_what_is_kept_and_what_is_given_back():

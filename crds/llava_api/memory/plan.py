@@ -35,11 +35,10 @@ class MemoryPlan:
 
 
 def plan_memory(model: ModelFacts, work: Workload) -> MemoryPlan:
-    """The peak over loading, forward and backward pass, and the optimiser's step."""
+    """The peak over forward and backward pass and the optimiser's step."""
     states, activations = plan_states(model, work), plan_activations(model, work)
     held = {"weights": states.weights, "gradients": states.gradients, "optimizer": states.optimizer}
     instants: tuple[dict[str, int], ...] = (
-        {"weights": states.loading},
         held
         | {
             "gathered weights": states.gathered,

@@ -42,8 +42,6 @@ class States:
     """In which gradients travel during the backward pass."""
     stepping: int
     """A second copy of gradients, while the optimiser steps and nothing else is there."""
-    loading: int
-    """Weights while the model is loaded, before anything is shared out."""
 
     @property
     def steady(self) -> int:
@@ -69,6 +67,7 @@ def plan_states(model: ModelFacts, work: Workload) -> States:
     whole = _weights(model, counts, work)
     weights = whole
     if stage == 3:
+        # Never whole, not even while the model is loaded (``models_shared_out`` of llava_trainer.training.engine).
         weights = 0 if work.offload_parameters else whole // work.world_size
     # Without ZeRO in fp32 the weights are the originals.
     optimizer = 0 if work.offload_optimizer else share * (MOMENTS + (0 if stage == 0 else 1))
@@ -79,7 +78,6 @@ def plan_states(model: ModelFacts, work: Workload) -> States:
         optimizer=optimizer,
         buffers=_buffers(counts, trained, stage, work),
         stepping=0 if work.offload_optimizer or stage < 2 else share,
-        loading=whole,
     )
 
 
