@@ -18,7 +18,7 @@ from llava_api.report import (
 from llava_api.spec import Spec
 from llava_api.stages import stages_of
 from llava_api.status import Status
-from llava_operator.decide import Commit, Observation, decide
+from llava_operator.decide import Commit, Observation, Start, decide
 from llava_operator.run import Run, current_stage
 from llava_operator.views import JobEnd, JobView, Key, PodView, Termination
 
@@ -40,6 +40,14 @@ def make_spec(**changes: Any) -> Spec:
     return Spec.model_validate({**base, **changes})
 
 
+FROM_SCRATCH: dict[str, Any] = {
+    "model": {"languageModel": "pvc://models/vicuna", "visionTower": "pvc://models/clip"},
+    "alignment": {
+        "dataset": {"source": "pvc://data/captions", "format": "llava", "file": "captions.json"},
+        "batch": {"perDevice": 1, "global": 2},
+    },
+}
+"""Spec of a run that aligns a fresh projector first."""
 STAGES = stages_of(make_spec())
 """Stages of the plain run that these tests are about."""
 
@@ -75,6 +83,21 @@ def begun(stage: StageName = StageName.PREPARE, *, with_job: bool = True) -> Sta
         status = commit(see(status, job=make_job(status, complete=True), pods=(succeeded(name),)))
     if with_job:
         status = commit(see(status, job=make_job(status)))
+    return status
+
+
+def walk(spec: dict[str, Any], until: StageName | None = None) -> Status:
+    """A run whose stages succeed, each started first; up to the point where ``until`` runs."""
+
+    def look(status: Status | None, **observed: Any) -> Observation:
+        return Observation(run=make_run(status, **spec), now=NOW, **observed)
+
+    status = commit(look(None))
+    while stage := current_stage(status):
+        assert decide(look(status)) == Start(stage=stage.name, attempt=1)
+        if stage.name is until:
+            return commit(look(status, job=make_job(status)))
+        status = commit(look(status, job=make_job(status, complete=True), pods=(succeeded(stage.name),)))
     return status
 
 

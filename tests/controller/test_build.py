@@ -337,6 +337,7 @@ def test_config_map_carries_a_run_configuration_that_the_trainer_reads() -> None
         "rendezvousHost": "invoices-train-1-0.invoices-train.team.svc",
         "rendezvousPort": 29400,
         "gracePeriodSeconds": 120,
+        "stallLimitSeconds": 300,
     }
     assert (said["modelDir"], said["datasetDir"]) == ("/llava/inputs/models/llava", "/llava/inputs/data/set")
     assert said["volumeRoot"] == "/llava/run"

@@ -9,47 +9,28 @@ from llava_api.constants import Condition, Phase, StageName
 from llava_api.failures import Reason
 from llava_api.report import PrepareNumbers, StageFailure, StageResult
 from llava_api.status import Progress, StageState, Status
-from llava_operator.decide import Commit, Observation, Start, decide
+from llava_operator.decide import Observation
 from llava_operator.events import list_transitions
-from llava_operator.run import current_stage, stage_of
+from llava_operator.run import stage_of
 from tests.controller.makers import (
+    FROM_SCRATCH,
     NOW,
     NOW_TEXT,
     RESULTS,
+    commit,
     failed,
     job_end,
     make_job,
     make_run,
     succeeded,
+    walk,
 )
 
-CAPTIONS = {"source": "pvc://data/captions", "format": "llava", "file": "captions.json"}
-FROM_SCRATCH: dict[str, Any] = {
-    "model": {"languageModel": "pvc://models/vicuna", "visionTower": "pvc://models/clip"},
-    "alignment": {"dataset": CAPTIONS, "batch": {"perDevice": 1, "global": 2}},
-}
 ALONE = FROM_SCRATCH | {"training": {"method": "none", "batch": {"perDevice": 1, "global": 2}}}
 
 
 def see(status: Status | None, spec: dict[str, Any], **observed: Any) -> Observation:
     return Observation(run=make_run(status, **spec), now=NOW, **observed)
-
-
-def commit(seen: Observation) -> Status:
-    decision = decide(seen)
-    assert isinstance(decision, Commit), decision
-    return decision.status
-
-
-def walk(spec: dict[str, Any], until: StageName | None = None) -> Status:
-    """A run whose stages succeed, each started first; up to the point where ``until`` runs."""
-    status = commit(see(None, spec))
-    while stage := current_stage(status):
-        assert decide(see(status, spec)) == Start(stage=stage.name, attempt=1)
-        if stage.name is until:
-            return commit(see(status, spec, job=make_job(status)))
-        status = commit(see(status, spec, job=make_job(status, complete=True), pods=(succeeded(stage.name),)))
-    return status
 
 
 @pytest.mark.parametrize(

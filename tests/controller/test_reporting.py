@@ -44,7 +44,7 @@ from llava_operator.status import dump_status
 from llava_operator.views import Key
 from llava_operator.wire import Object
 from llava_operator.workqueue import WorkQueue
-from tests.controller.makers import JOB_UID, KEY, NOW, RUN_UID, begun
+from tests.controller.makers import FROM_SCRATCH, JOB_UID, KEY, NOW, RUN_UID, begun, walk
 
 HOST = "op-report.system.svc"
 SETTINGS = Settings(namespace="system", pod_name="op-0", pod_ip="10.0.0.1", trainer_image="t", name="op")
@@ -358,13 +358,13 @@ def pod_object(name: str = "pod-0", *, index: str = "0", job: str = JOB_UID, **s
 class Desk:
     """A desk with everything around it: a run that trains, its first pod, an API server that knows its token."""
 
-    def __init__(self) -> None:
+    def __init__(self, status: Status | None = None) -> None:
         self.server = ReviewServer()
         self.runs, self.children, self.queue = Runs(), Children(), WorkQueue[Key]()
         self.progress = ProgressBook(interval_s=15, writes_per_s=5)
         self.codes: list[int] = []
         self.now = NOW
-        self.runs.note(run_object(begun(StageName.TRAIN)))
+        self.runs.note(run_object(status or begun(StageName.TRAIN)))
         self.children.note_pod(pod_object())
         desk = ReportDesk(
             reviewer=make_reviewer(self.server),
@@ -399,6 +399,15 @@ async def test_good_report_is_taken_and_the_run_looked_at() -> None:
     assert (taken.unit, taken.message) == ("steps", "")
     assert desk.queue.depth == 1
     assert desk.codes == [204]
+
+
+async def test_alignment_reports_as_training_does() -> None:
+    desk = Desk(walk(FROM_SCRATCH, StageName.ALIGN))
+    assert await desk.take(make_report(stage="align", loss=2.5)) == (204, "")
+    taken = desk.progress.newest(RUN_UID, StageName.ALIGN, 1)
+    assert taken is not None
+    assert (taken.stage, taken.loss) == (StageName.ALIGN, 2.5)
+    assert (await desk.take(make_report(stage="train")))[0] == 409
 
 
 async def test_what_is_being_fetched_is_taken_over() -> None:
