@@ -17,6 +17,10 @@ from llava_trainer.data.template import Template, TemplateError
 
 _AHEAD = 128
 """Samples that are read before the one that is checked, so that decoders always have pictures to work on."""
+_AHEAD_CHARACTERS = 2 * 2**20
+"""Text in them at most."""
+MAX_SAMPLE_CHARACTERS = 2**20
+"""Text of a sample: no training.maxLength reaches so far, and tokenising it takes 200 bytes a token."""
 _MAX_DECODERS = 4
 
 
@@ -159,6 +163,8 @@ class Checker:
             if isinstance(found, PictureError):
                 return refused(sample.source, f"picture {self._folder.display_name(path)} {found}")
             pictures.append(found)
+        if _size_of(sample) > MAX_SAMPLE_CHARACTERS:
+            return refused(sample.source, f"holds more than {MAX_SAMPLE_CHARACTERS:,} characters: divide it")
         for text in (*(turn.text for turn in sample.turns), *sample.references):
             for token in self._special:
                 if token in text:
@@ -203,10 +209,21 @@ def _read_ahead(
     items: Iterable[Sample | Finding], on_read: Callable[[Sample | Finding], None]
 ) -> Iterator[Sample | Finding]:
     """The items in their order; each is told to ``on_read`` some time before it comes."""
-    waiting: deque[Sample | Finding] = deque()
+    waiting: deque[tuple[Sample | Finding, int]] = deque()
+    num_characters = 0
     for item in items:
         on_read(item)
-        waiting.append(item)
-        if len(waiting) > _AHEAD:
-            yield waiting.popleft()
-    yield from waiting
+        waiting.append((item, _size_of(item)))
+        num_characters += waiting[-1][1]
+        while waiting and (len(waiting) > _AHEAD or num_characters > _AHEAD_CHARACTERS):
+            first, size = waiting.popleft()
+            num_characters -= size
+            yield first
+    yield from (item for item, _ in waiting)
+
+
+def _size_of(item: Sample | Finding) -> int:
+    """Characters of its text."""
+    if isinstance(item, Finding):
+        return len(item.message)
+    return sum(len(turn.text) for turn in item.turns) + sum(len(text) for text in item.references)

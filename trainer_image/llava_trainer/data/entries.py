@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 from llava_trainer.data.json_file import JsonFileError
 
-MAX_ENTRY_CHARACTERS = 16 * 2**20
-"""Largest entry, in characters. A conversation has some thousands; a document of 5,000 pages 15 millions."""
+MAX_ENTRY_CHARACTERS = 4 * 2**20
+"""Largest entry, in characters. A conversation has some thousands, a document of 100 pages 300,000."""
 _CHUNK_BYTES = 256 * 2**10
 _MAY_BE_CUT = 16
 """An error this near to the end of what was read may come from having read only so far: in ``true`` or ``\\ud83d``."""

@@ -10,7 +10,7 @@ from llava_trainer.data.findings import Kind
 from llava_trainer.data.images import PictureError, open_image, visible_image
 from llava_trainer.data.report import Bar, DatasetReport, Note, Side, Told
 from llava_trainer.data.samples import Sample
-from llava_trainer.data.template import render
+from llava_trainer.data.template import SYSTEM, render
 from llava_trainer.html import Html, definition_list, el, join, page, thumbnail
 
 GRID_SAMPLES = 24
@@ -27,6 +27,7 @@ _STYLE = """
 .entries { width: 100%; border-collapse: collapse; font-size: 13.5px; }
 .entries td { padding: 6px 12px 6px 0; vertical-align: top; overflow-wrap: anywhere; }
 .entries tr + tr td { border-top: 1px solid var(--line); }
+.entries td:first-child { width: 1%; padding-right: 24px; }
 .entries td:first-child { white-space: nowrap; font-variant-numeric: tabular-nums; color: var(--muted); }
 .chart rect { fill: var(--tuned); } .chart rect.over { fill: var(--second); }
 .chart line.limit { stroke: var(--wrong); stroke-dasharray: 4 3; }
@@ -35,7 +36,8 @@ _STYLE = """
 .seen .pictures.several { grid-template-columns: repeat(2, 1fr); }
 .seen img { display: block; width: 100%; aspect-ratio: 1; border-radius: 6px; background: var(--ground); }
 .seen .said { margin: 10px 0 0; font: 12.5px/1.5 ui-monospace, "Liberation Mono", monospace; white-space: pre-wrap;
-  overflow-wrap: anywhere; max-height: 220px; overflow-y: auto; color: var(--muted); }
+  overflow-wrap: anywhere; max-height: 260px; overflow-y: auto; color: var(--muted); }
+.seen .pictures { margin-bottom: 12px; }
 .seen mark { background: var(--right-ground); color: var(--right); border-radius: 3px; padding: 1px 0; }
 .seen s { opacity: .6; }
 .side { display: inline-block; margin-right: 8px; padding: 0 8px; border: 1px solid var(--line); border-radius: 99px;
@@ -116,7 +118,7 @@ def _facts(report: DatasetReport) -> Html:
         ("Training", _side(report.train)),
         ("Held out", _side(report.validation) if report.validation.samples else "nothing"),
         ("In the export", f"{report.samples_read:,} samples, {usable:,} of them usable"),
-        ("Left out", f"{report.left_out:,} samples: nothing to learn is left of them"),
+        ("Left out", f"{_number(report.left_out, 'sample')} without anything to learn" if report.left_out else "none"),
         ("Pictures", f"{pictures.files:,} files, {pictures.different:,} different ones"),
         ("Picture sizes", sizes),
         ("As the model sees them", f"{shape}, {pictures.tokens_each:,} tokens each"),
@@ -222,7 +224,7 @@ def _note(note: Note) -> Html:
 
 
 def _grid(dataset: PreparedDataset) -> Html | None:
-    chosen = _spread(dataset, GRID_SAMPLES)
+    chosen = _choose(dataset, GRID_SAMPLES)
     if not chosen:
         return None
     return el(
@@ -272,12 +274,17 @@ def _conversation(dataset: PreparedDataset, index: int, sample: Sample) -> Html:
     for begin, end in conversation.supervised:
         if begin >= kept:
             break
-        parts.append(_shorten(conversation.text[position:begin]))
+        parts.append(_shorten(_abridge(conversation.text[position:begin])))
         parts.append(el("mark", _shorten(conversation.text[begin : min(end, kept)])))
         position = min(end, kept)
-    parts.append(_shorten(conversation.text[position:kept]))
+    parts.append(_shorten(_abridge(conversation.text[position:kept])))
     lost = el("s", _shorten(conversation.text[kept:])) if kept < len(conversation.text) else None
     return el("p", parts, lost, class_="said")
+
+
+def _abridge(text: str) -> str:
+    """Text of which everybody knows the middle: the system text, the same in every sample."""
+    return text.replace(SYSTEM, f"{SYSTEM[:14]} […] {SYSTEM[-17:]}")
 
 
 def _shorten(text: str) -> str:
@@ -287,11 +294,20 @@ def _shorten(text: str) -> str:
     return f"{text[:half]} […] {text[-half:]}"
 
 
-def _spread(dataset: PreparedDataset, count: int) -> list[int]:
-    """At most ``count`` samples, evenly spread, each picture once; those of training before those held out."""
+def _choose(dataset: PreparedDataset, count: int) -> list[int]:
+    """At most ``count`` samples: the longest, one with several pictures, and the others evenly spread.
+
+    Of samples that share pictures one is enough; those of training come before those held out.
+    """
+    if not len(dataset.table):
+        return []
     _, first_of_each = np.unique(dataset.group_of, return_index=True)
-    candidates = sorted(first_of_each.tolist(), key=lambda index: (bool(dataset.held_out[index]), index))
-    if len(candidates) <= count:
-        return candidates
-    step = (len(candidates) - 1) / (count - 1)
-    return [candidates[round(position * step)] for position in range(count)]
+    several = np.flatnonzero(dataset.table.num_pictures > 1)[:1]
+    special = dict.fromkeys([int(dataset.table.tokens.argmax()), *several.tolist()])
+    others = [index for index in first_of_each.tolist() if index not in special]
+    others.sort(key=lambda index: (bool(dataset.held_out[index]), index))
+    room = count - len(special)
+    if len(others) > room:
+        step = (len(others) - 1) / (room - 1)
+        others = [others[round(position * step)] for position in range(room)]
+    return [*special, *others]

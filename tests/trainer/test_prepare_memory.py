@@ -1,0 +1,79 @@
+"""Memory while a dataset is prepared: bounded by the largest entry, and some hundred bytes for each sample."""
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llava_trainer.data.check import MAX_SAMPLE_CHARACTERS
+from llava_trainer.data.dataset import PreparedDataset, prepare_dataset, training_request
+from llava_trainer.data.processing import Processing
+from tests.trainer.exports import conversation, document, draw_picture, prepare_config, write_json
+
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture
+def prepare(tmp_path: Path, toy_processing: Processing) -> Callable[[str], PreparedDataset]:
+    """Prepares the export in ``tmp_path``/dataset; what is only imported or made once is in memory already."""
+
+    def run(format: str) -> PreparedDataset:
+        config = prepare_config(tmp_path, toy_processing.model_dir, format=format)
+        return prepare_dataset(training_request(config), toy_processing, tmp_path / "spool")
+
+    for index in range(2):
+        draw_picture(tmp_path / "dataset" / "images" / f"{index}.png", seed=index)
+    write_json(tmp_path / "dataset" / "export.json", [conversation(f"{n}.png", [("Q", "A")]) for n in range(2)])
+    with run("llava"):
+        return run
+
+
+def test_an_export_of_long_documents_takes_no_more_memory_than_one_of_them(
+    tmp_path: Path, prepare: Callable[[str], PreparedDataset]
+):
+    text = "total amount of this invoice " * 7000
+    with (tmp_path / "dataset" / "export.json").open("w") as stream:
+        for index in range(150):
+            entry = document(f"{index % 2}.png", [(f"What is {index}?", "9.00")], document=text)
+            stream.write(write_json(tmp_path / "one.json", entry).read_text() + "\n")
+    assert (tmp_path / "dataset" / "export.json").stat().st_size > 30 * MEGABYTE
+    tracemalloc.start()
+    with prepare("ubiai") as dataset:
+        _, peak = tracemalloc.get_traced_memory()
+        assert len(dataset.samples) == 150
+    tracemalloc.stop()
+    assert peak < 4 * MEGABYTE
+
+
+def test_a_sample_with_a_picture_of_its_own_takes_less_than_a_kilobyte(
+    tmp_path: Path, prepare: Callable[[str], PreparedDataset]
+):
+    images = tmp_path / "dataset" / "images"
+    answers = "many words to say " * 5
+    kept = []
+    for count in (100, 300):
+        for index in range(count):
+            Image.new("RGB", (8, 8), (index % 256, index // 256, 7)).save(images / f"{index}.bmp")
+        write_json(
+            tmp_path / "dataset" / "export.json",
+            [conversation(f"{index}.bmp", [("What?", answers), ("Why?", answers)]) for index in range(count)],
+        )
+        tracemalloc.start()
+        with prepare("llava") as dataset:
+            kept.append(tracemalloc.get_traced_memory()[0])
+            assert len(dataset.samples) == count
+        tracemalloc.stop()
+    assert (kept[1] - kept[0]) / 200 < 1000
+
+
+def test_a_sample_beyond_every_length_limit_is_refused_before_it_is_tokenised(
+    tmp_path: Path, prepare: Callable[[str], PreparedDataset]
+):
+    texts = ("word " * (MAX_SAMPLE_CHARACTERS // 5 + 1), "short")
+    entries = [conversation(f"{index}.png", [("Q", text)]) for index, text in enumerate(texts)]
+    write_json(tmp_path / "dataset" / "export.json", entries)
+    with prepare("llava") as dataset:
+        told = [str(finding) for finding in next(iter(dataset.findings.kept.values()))]
+    assert told == ["export.json[0]: holds more than 1,048,576 characters: divide it"]
