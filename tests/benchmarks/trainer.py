@@ -10,33 +10,23 @@ import dataclasses
 import logging
 import platform
 import random
-import socket
-import tempfile
-import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
-from PIL import Image
 
 from llava_api.run_config import RunConfig
 from llava_trainer.data.processing import load_processing
-from llava_trainer.data.sample_file import SampleFile
-from llava_trainer.data.samples import Sample, Source, Turn, write_samples
-from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.grouping import Grouping
 from llava_trainer.training.plan import Plan
-from llava_trainer.training.processes import Processes, join
+from llava_trainer.training.processes import Processes
 from tests.benchmarks import head
+from tests.benchmarks.loading import loading_table
 from tests.benchmarks.mixture import Shape, draw_shapes, max_length, sizes_of
-from tests.benchmarks.model import LORA_RANK, PICTURE_TOKENS, write_model
+from tests.benchmarks.model import PICTURE_TOKENS
 from tests.benchmarks.sides import (
-    LEARNING_RATE,
     Ours,
     Piece,
     Plain,
@@ -46,10 +36,8 @@ from tests.benchmarks.sides import (
     make_items,
     plain_items,
 )
-from tests.tiny.tasks import corpus
-from tests.trainer.trainings import configure, environment_of_one, plan_of
+from tests.benchmarks.workplace import PER_DEVICE, workplace
 
-PER_DEVICE = 16
 RECIPE_BATCH = 128
 PLAIN = "plain"
 
@@ -71,7 +59,8 @@ def main() -> None:
             parser.error("--gpu needs an NVIDIA GPU that torch can use; there is none here")
         from tests.benchmarks import gpu
 
-        print("\n".join(gpu.tables()))
+        for line in gpu.tables():
+            print(line, flush=True)
         return
     tables = {
         "filling": filling_table,
@@ -82,7 +71,8 @@ def main() -> None:
     for name, table in tables.items():
         if arguments.only in (None, name):
             print()
-            print("\n".join(table()), flush=True)
+            for line in table():
+                print(line, flush=True)
 
 
 def describe_machine() -> str:
@@ -92,23 +82,30 @@ def describe_machine() -> str:
 
 
 def make_plan(
-    shapes: Sequence[Shape], *, limit: int, global_batch: int, grouping: Grouping, packing: bool = False
+    shapes: Sequence[Shape],
+    *,
+    limit: int,
+    global_batch: int,
+    grouping: Grouping,
+    packing: bool = False,
+    world_size: int = 1,
 ) -> Plan:
-    """Batches of one process."""
+    """Batches of an epoch."""
     return Plan(
-        sizes=sizes_of(shapes), global_batch=global_batch, per_device_batch=PER_DEVICE, max_length=limit, world_size=1,
-        epochs=1, seed=0, grouping=grouping, packing=packing,
+        sizes=sizes_of(shapes), global_batch=global_batch, per_device_batch=PER_DEVICE, max_length=limit,
+        world_size=world_size, epochs=1, seed=0, grouping=grouping, packing=packing,
     )  # fmt: skip
 
 
-def real_share(plan: Plan, steps: Iterable[int]) -> float:
-    """Share of computed positions that hold a token."""
+def real_share(plan: Plan) -> float:
+    """Share of computed positions that hold a token; processes that wait for the slowest count as computing."""
     real = computed = 0
-    for step in steps:
-        for rows in plan.share(step, 0):
-            lengths = [sum(int(plan.sizes.tokens[index]) for index in row) for row in rows]
-            real += sum(lengths)
-            computed += len(rows) * max(lengths)
+    for step in range(plan.total_steps):
+        shares = [plan.share(step, rank) for rank in range(plan.world_size)]
+        for side_by_side in zip(*shares, strict=True):
+            lengths = [[sum(int(plan.sizes.tokens[index]) for index in row) for row in rows] for rows in side_by_side]
+            real += sum(sum(rows) for rows in lengths)
+            computed += plan.world_size * max(len(rows) * max(rows, default=0) for rows in lengths)
     return real / computed
 
 
@@ -116,15 +113,27 @@ def filling_table() -> Iterator[str]:
     """How much of what is computed are tokens, at LLaVA's own lengths."""
     shapes = draw_shapes(8192, seed=0)
     yield f"Share of real tokens, batches of {RECIPE_BATCH} in micro-batches of {PER_DEVICE}, 8,192 samples:"
-    yield "| batches | share |"
-    yield "| --- | --- |"
+    yield "| batches | one process | eight, waiting for the slowest counted in |"
+    yield "| --- | --- | --- |"
     ways: tuple[tuple[str, Grouping, bool], ...] = (
         ("at random", "none", False), ("by modality", "modality", False), ("by length", "length", False),
         ("packed, at random", "none", True), ("packed, by modality", "modality", True),
     )  # fmt: skip
     for name, grouping, packing in ways:
-        plan = make_plan(shapes, limit=max_length(), global_batch=RECIPE_BATCH, grouping=grouping, packing=packing)
-        yield f"| {name} | {real_share(plan, range(plan.total_steps)):.1%} |"
+        shares = [
+            real_share(
+                make_plan(
+                    shapes,
+                    limit=max_length(),
+                    global_batch=RECIPE_BATCH,
+                    grouping=grouping,
+                    packing=packing,
+                    world_size=world_size,
+                )
+            )
+            for world_size in (1, 8)
+        ]
+        yield f"| {name} | {shares[0]:.1%} | {shares[1]:.1%} |"
 
 
 def head_table() -> Iterator[str]:
@@ -198,96 +207,6 @@ def run_rounds(sides: dict[str, Side], rounds: int) -> dict[str, list[Piece]]:
             if step > 0:
                 pieces[name].append(piece)
     return pieces
-
-
-def loading_table() -> Iterator[str]:
-    """How long steps wait for JPEGs of 336 px, and what it costs to find out how long samples are."""
-    with workplace() as (config, processes):
-        samples = write_pictures(config, count=192)
-        write_samples(config.volume.train_file, samples)
-        waited_s, total_s, steps = run_loading(config, processes)
-        yield f"Waiting for data, {steps} steps of 64 samples with JPEGs of 336 px: {waited_s / total_s:.2%} of them"
-        processing = load_processing(config.model_dir, "pad")
-        counted = [dataclasses.replace(sample, num_tokens=1) for sample in samples]
-        for name, file, repeated in (("counted by prepare", counted, 521), ("not counted", samples, 10)):
-            write_samples(config.volume.train_file, (sample for _ in range(repeated) for sample in file))
-            began = time.perf_counter()
-            with SampleFile(config.volume.train_file) as stored:
-                stored.measure(processing, "v1", config.training.max_length)
-                seconds = (time.perf_counter() - began) * 100_000 / len(stored)
-            yield f"Lengths of 100,000 samples, {name}: {seconds:.1f} s"
-
-
-def run_loading(config: RunConfig, processes: Processes) -> tuple[float, float, int]:
-    """Seconds waited, seconds in all, and steps, from the second step on."""
-    trainee = build_ours(config, processes)
-    processing = load_processing(config.model_dir, "pad")
-    plan = plan_of(config, processing)
-    with (
-        SampleFile(config.volume.train_file) as stored,
-        BatchLoader(
-            stored, processing, images=config.dataset_dir / "images", max_length=plan.max_length, plan=plan, rank=0
-        ) as loader,
-    ):
-        for step in range(plan.total_steps):
-            if step == 1:
-                began, before = time.perf_counter(), loader.waited_s
-            for micro_batch in loader.load(step):
-                loss = trainee.engine(**micro_batch.to(processes.device, trainee.dtype))
-                trainee.engine.backward(loss * 1e-3, scale_wrt_gas=False)
-            trainee.engine.step()
-        return loader.waited_s - before, time.perf_counter() - began, plan.total_steps - 1
-
-
-def write_pictures(config: RunConfig, count: int) -> list[Sample]:
-    """JPEGs of 336 px into the dataset's folder, and a conversation about each, as long as the mixture's."""
-    folder = config.dataset_dir / "images"
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    words = " ".join(corpus(random.Random(0))[-500:]).split()
-    samples = []
-    for index, shape in enumerate(draw_shapes(count, seed=2, picture_tokens=PICTURE_TOKENS)):
-        noise = Image.fromarray(rng.integers(0, 256, (42, 42, 3), dtype=np.uint8))
-        noise.resize((336, 336), Image.Resampling.BICUBIC).save(folder / f"{index}.jpg", quality=90)
-        text = [words[int(word)] for word in rng.integers(0, len(words), max(2, shape.text_tokens // 3))]
-        question, answer = " ".join(text[: len(text) // 2]), " ".join(text[len(text) // 2 :])
-        samples.append(
-            Sample(
-                id=str(index),
-                images=(f"{index}.jpg",),
-                image_turns=(0,),
-                turns=(Turn(role="user", text=question), Turn(role="assistant", text=answer)),
-                source=Source(file="-", index=index),
-            )
-        )
-    return samples
-
-
-@contextmanager
-def workplace() -> Iterator[tuple[RunConfig, Processes]]:
-    """The 28 M model in a folder, and this process as the only one of a training."""
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as listener:
-        root = Path(folder)
-        write_model(root / "base", corpus(random.Random(0)))
-        config = configure(
-            root, root / "base",
-            training={
-                "lora": {"rank": LORA_RANK, "alpha": 2 * LORA_RANK, "dropout": 0.05}, "learningRate": LEARNING_RATE,
-                "batch": {"perDevice": PER_DEVICE, "global": 64}, "maxLength": 256, "gradientCheckpointing": False,
-            },
-        )  # fmt: skip
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        listener.close()
-        with environment_of_one(port):
-            yield config, joined()
-
-
-def joined() -> Processes:
-    """Join once: DeepSpeed keeps the first process group that it sees."""
-    if torch.distributed.is_initialized():
-        return Processes(rank=0, world_size=1, device=torch.device("cpu"))
-    return join("cpu")
 
 
 if __name__ == "__main__":
