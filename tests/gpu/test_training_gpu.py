@@ -12,7 +12,10 @@ import torch
 
 from llava_api.failures import Reason, exit_code_of
 from llava_api.run_config import RunConfig
+from llava_trainer.errors import StageError
+from llava_trainer.training.device import check_device
 from llava_trainer.training.history import read_entries
+from llava_trainer.training.phase import phase_of
 from tests.tiny.base import make_untrained_base
 from tests.trainer.trainings import TrainStage, make_dataset, make_training
 
@@ -65,13 +68,53 @@ def test_a_run_on_a_gpu_is_resumed(make_config: Callable[..., RunConfig]):
     assert losses(later) == pytest.approx(losses(straight), rel=0.02)
 
 
-def test_processes_on_two_gpus_agree_with_one(make_config: Callable[..., RunConfig]):
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_processes_on_several_gpus_agree_with_one(make_config: Callable[..., RunConfig], stage: int):
+    """NCCL between the GPUs of one machine, by every stage of ZeRO."""
     if torch.cuda.device_count() < 2:
         pytest.skip("one GPU only")
-    alone, together = make_config(precision="fp32"), make_config(attempt=2, processes=2, precision="fp32")
+    processes = 4 if torch.cuda.device_count() >= 4 else 2
+    batch = {"perDevice": 1, "global": 8}
+    alone = make_config(precision="fp32", batch=batch)
+    together = make_config(attempt=2, processes=processes, precision="fp32", batch=batch, zero={"stage": stage})
     run(alone)
     run(together)
     assert losses(together) == pytest.approx(losses(alone), rel=1e-3)
+
+
+def test_quantised_weights_learn_about_what_whole_ones_learn(make_config: Callable[..., RunConfig]):
+    whole, quantised = make_config(), make_config(attempt=2, method="qlora")
+    run(whole)
+    run(quantised)
+    assert losses(quantised) == pytest.approx(losses(whole), rel=0.1)
+    assert losses(quantised)[-1] < losses(quantised)[0]
+
+
+def test_offloaded_optimiser_states_learn_the_same(make_config: Callable[..., RunConfig]):
+    kept, offloaded = (
+        make_config(attempt=attempt, zero={"stage": 2, "offload": {"optimizer": offload}})
+        for attempt, offload in ((1, False), (2, True))
+    )
+    run(kept)
+    run(offloaded)
+    assert losses(offloaded) == pytest.approx(losses(kept), rel=0.02)
+
+
+def test_tokens_a_second_are_counted(make_config: Callable[..., RunConfig]):
+    config = make_config()
+    run(config)
+    entries = read_entries(config.volume.history_file(config.run.stage, config.run.attempt))
+    assert all(entry.tokens_per_second > 0 for entry in entries[1:])
+
+
+def test_what_this_card_can_do_is_found_out(make_config: Callable[..., RunConfig]):
+    """bf16 on Ampere and newer; an older card is refused with the setting that would do."""
+    phase, device = phase_of(make_config()), torch.device("cuda", 0)
+    if torch.cuda.get_device_capability(device) >= (8, 0):
+        check_device(phase, device)
+    else:
+        with pytest.raises(StageError, match="set it to fp32"):
+            check_device(phase, device)
 
 
 def test_flash_attention_learns_what_sdpa_learns(make_config: Callable[..., RunConfig]):

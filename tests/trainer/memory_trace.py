@@ -150,7 +150,7 @@ def _give_up_meta(module: torch.nn.Module, fake: FakeTensorMode) -> None:
                 learns = tensor.requires_grad
                 part._parameters[name] = made = torch.nn.Parameter(_real_place(tensor.data, fake), requires_grad=learns)
                 if learns:
-                    made.register_post_accumulate_grad_hook(_forget_gradient)
+                    made.register_post_accumulate_grad_hook(forget_gradient)
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = _real_place(buffer, fake)
@@ -160,7 +160,8 @@ def _real_place(tensor: torch.Tensor, fake: FakeTensorMode) -> torch.Tensor:
     return fake.fake_tensor_converter.from_meta_and_device(fake, tensor, torch.device("cpu"))
 
 
-def _forget_gradient(parameter: torch.Tensor) -> None:
+def forget_gradient(parameter: torch.Tensor) -> None:
+    """Hook that takes a gradient away as soon as it is whole, as ZeRO does."""
     parameter.grad = None
 
 
