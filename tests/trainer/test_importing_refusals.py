@@ -18,8 +18,10 @@ import sentencepiece
 import torch
 
 from llava_api.failures import Reason
+from llava_trainer.data.processing import Processing
 from llava_trainer.errors import StageError
-from llava_trainer.importing import ModelParts, import_model
+from llava_trainer.importing import ModelParts, conversion, import_model
+from llava_trainer.importing.tokenizer import ImportedTokenizer
 from llava_trainer.importing.vocabulary import convert_vocabulary
 from llava_trainer.weights.stored import find_stored
 from tests.trainer.originals import (
@@ -167,8 +169,19 @@ def as_delta_of_another(root: Path, parts: ModelParts) -> ModelParts:
 
 
 def whole_with_base(root: Path, parts: ModelParts) -> ModelParts:
-    hub = import_model(parts, root / "hub").model_dir
-    return ModelParts(source=hub, base=write_language_model(root / "llama", tiny()), projector=hub)
+    hub = write_settings(root / "hub", {"model_type": "llava", "text_config": {}, "vision_config": {}})
+    return ModelParts(source=hub, base=root / "llama", projector=root / "p")
+
+
+def hub_with_tower(root: Path, parts: ModelParts) -> ModelParts:
+    hub = write_settings(root / "hub", {"model_type": "llava", "text_config": {}, "vision_config": {}})
+    return ModelParts(source=hub, vision_tower=root / "clip")
+
+
+def tuned_tower_left_out(root: Path, parts: ModelParts) -> ModelParts:
+    weights(lambda tensors: [tensors.pop(name) for name in list(tensors) if "vision_tower" in name])(root, parts)
+    settings(unfreeze_mm_vision_tower=True)(root, parts)
+    return ModelParts(source=parts.source, vision_tower=write_tower(root / "clip", tiny()))
 
 
 def language_model_as_source(root: Path, parts: ModelParts) -> ModelParts:
@@ -275,7 +288,9 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "a number for a tensor": (with_pickle(lambda: {"model.mm_projector.0.weight": 5}), r"is a int, not a tensor"),
     "a folder without projector": (with_empty_projector_folder, r"holds no projector: none of projector\.safetensors"),
     "a delta of another model": (as_delta_of_another, r"but in the base it is .*: the delta was made for another"),
-    "a whole model with a base": (whole_with_base, r"is whole: remove spec\.model\.base"),
+    "a whole model with a base": (whole_with_base, r"is a whole LLaVA in hub layout.*: remove spec\.model\.base"),
+    "a hub model with a tower": (hub_with_tower, r"is a whole LLaVA in hub layout.*: remove spec\.model\.visionTower"),
+    "a tuned tower left out": (tuned_tower_left_out, r"unfreeze_mm_vision_tower is true, but the checkpoint does not"),
     "a Llama for a LLaVA": (language_model_as_source, r"is a Llama without vision: name it in spec\.model\.lang"),
     "a LLaVA for a Llama": (llava_as_language_model, r"is no Llama by itself: name it in spec\.model\.source"),
     "a language model without tower": (without_tower, r"languageModel needs spec\.model\.visionTower"),
@@ -414,3 +429,11 @@ def test_the_tokenizer_files_of_earlier_versions_are_understood(tmp_path: Path):
     assert (written["pad_token"], written["eos_token"], written["tokenizer_class"]) == (
         "<unk>", "</s>", "PreTrainedTokenizerFast",
     )  # fmt: skip
+
+
+def test_a_tokenizer_that_transformers_builds_anew_is_found_out(toy_processing: Processing, tmp_path: Path):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(sentencepiece_model())
+    written = ImportedTokenizer(backend=convert_vocabulary(path, ["<image>"], legacy=True), settings={})
+    with pytest.raises(StageError, match=r"loaded by transformers, the tokenizer gives '.*' the ids"):
+        conversion._check_loaded(toy_processing, written)

@@ -8,7 +8,7 @@ from llava_api.failures import Reason
 from llava_trainer.data.processing import read_settings
 from llava_trainer.errors import StageError
 from llava_trainer.importing.configuration import read_original
-from llava_trainer.importing.folders import find_weights, has_weights
+from llava_trainer.importing.folders import find_weights
 from llava_trainer.importing.lora import apply_lora
 from llava_trainer.importing.names import (
     TOWER,
@@ -89,10 +89,11 @@ def _from_source(parts: ModelParts, source: Path, kind: Kind) -> Composition:
         raise _invalid(f"{source} is a Llama without vision: name it in spec.model.languageModel")
     model_dir = _model_dir(parts, source, kind)
     recipes = _apply(source, kind, model_dir)
-    if not any(name.startswith(TOWER) for name in recipes) and parts.vision_tower is not None:
-        recipes |= copy_all(_read_tower(parts.vision_tower))
     is_hub = kind is Kind.HUB
     original = {} if is_hub else read_original(source / "config.json")
+    _check_tuned_tower(original, recipes, source)
+    if not _has_tower(recipes) and parts.vision_tower is not None:
+        recipes |= copy_all(_read_tower(parts.vision_tower))
     settings = read_settings(model_dir / "config.json")
     hub_base = isinstance(settings.get("text_config"), dict)
     return Composition(
@@ -126,8 +127,6 @@ def _apply(source: Path, kind: Kind, model_dir: Path) -> Recipes:
         return apply_lora(copy_all(model), source)
     if kind is Kind.PROJECTOR:
         return replace_all(copy_all(model), read_projector_part(source / PROJECTOR_PICKLE), "the projector")
-    if kind is Kind.HUB or not has_weights(source):
-        raise _invalid(f"{source} is whole: remove spec.model.base")
     return add_delta(model, name_original(find_weights(source)))
 
 
@@ -136,6 +135,18 @@ def _read_model(folder: Path) -> Tensors:
     if kind_of(folder) is Kind.HUB:
         return untie_head({hub_name(name): tensor for name, tensor in tensors.items() if not is_derived(name)})
     return untie_head(name_original(tensors))
+
+
+def _has_tower(recipes: Recipes) -> bool:
+    return any(name.startswith(TOWER) for name in recipes)
+
+
+def _check_tuned_tower(original: dict[str, Any], recipes: Recipes, source: Path) -> None:
+    if original.get("unfreeze_mm_vision_tower") and not _has_tower(recipes):
+        raise _invalid(
+            f"{source / 'config.json'}: unfreeze_mm_vision_tower is true, but the checkpoint does not carry the vision "
+            "tower that was trained: fetch the whole checkpoint"
+        )
 
 
 def _read_tower(folder: Path) -> Tensors:

@@ -14,7 +14,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from llava_api.failures import Reason
-from llava_trainer.data.processing import AspectRatio, load_processing, save_processing
+from llava_trainer.data.processing import AspectRatio, Processing, load_processing, save_processing
 from llava_trainer.errors import StageError
 from llava_trainer.files import begin_folder, publish_folder
 from llava_trainer.importing.composing import Composition, compose
@@ -24,6 +24,7 @@ from llava_trainer.importing.parts import ImportedModel, ModelParts, is_hub_layo
 from llava_trainer.importing.projector import check_projector_config
 from llava_trainer.importing.tokenizer import ImportedTokenizer, import_tokenizer
 from llava_trainer.importing.tower import Tower, describe_tower
+from llava_trainer.importing.vocabulary import PROBES
 from llava_trainer.importing.weights import Recipe, Recipes, draw_projector, enlarge_vocabulary
 from llava_trainer.model.layout import PROJECTOR, hub_name
 from llava_trainer.weights.streaming import write_checkpoint
@@ -158,11 +159,21 @@ def _write_processing(plan: _Plan, aside: Path) -> None:
     _write_json(scratch / "config.json", plan.config)
     _write_json(scratch / "preprocessor_config.json", _picture_settings(plan.tower))
     plan.tokenizer.write(scratch)
-    save_processing(load_processing(scratch, plan.aspect_ratio), aside)
+    processing = load_processing(scratch, plan.aspect_ratio)
+    _check_loaded(processing, plan.tokenizer)
+    save_processing(processing, aside)
     shutil.rmtree(scratch)
     _write_json(aside / "config.json", plan.config)
     ids = {key: plan.config["text_config"].get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     _write_json(aside / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
+
+
+def _check_loaded(processing: Processing, tokenizer: ImportedTokenizer) -> None:
+    """What transformers loads must be what was written: some of its classes build a tokenizer anew."""
+    for text in PROBES:
+        expected = tokenizer.backend.encode(text).ids
+        if (found := processing.tokenizer(text).input_ids) != expected:
+            raise _invalid(f"loaded by transformers, the tokenizer gives {text!r:.60} the ids {found}, not {expected}")
 
 
 def _picture_settings(tower: Tower) -> dict[str, Any]:

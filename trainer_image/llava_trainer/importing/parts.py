@@ -61,9 +61,18 @@ def is_hub_layout(parts: ModelParts) -> bool:
     """Whether the model can be read in place.
 
     Raises:
-        StageError: InvalidModel; the source is no model.
+        StageError: InvalidModel; the source is no model, or is whole and parts are named beside it.
     """
-    return parts.source is not None and parts.projector is None and kind_of(parts.source) is Kind.HUB
+    if parts.source is None or kind_of(parts.source) is not Kind.HUB:
+        return False
+    for part, field in ((parts.base, "base"), (parts.vision_tower, "visionTower")):
+        if part is not None:
+            raise StageError(
+                Reason.INVALID_MODEL,
+                f"{parts.source} is a whole LLaVA in hub layout, with a language model and a vision tower of its own: "
+                f"remove spec.model.{field}",
+            )
+    return parts.projector is None
 
 
 def kind_of(folder: Path) -> Kind:
