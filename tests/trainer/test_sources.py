@@ -546,9 +546,13 @@ def test_https_that_lacks_the_dataset(world: World, web: FileServer) -> None:
 
 
 @pytest.mark.parametrize("way", ["spec", "environment", "not for this host"])
-def test_proxy_for_every_protocol(world: World, s3: str, hub_server: HubServer, web: FileServer, way: str) -> None:
+def test_proxy_for_every_protocol(
+    world: World, s3: str, hub_server: HubServer, web: FileServer, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Proxy("me:pass").run() as proxy:
         address = proxy.url.replace("://", "://me:pass@")
+        # What libraries may read by themselves changes nothing.
+        monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1" if way != "not for this host" else address)
         if way == "environment":
             world.environ |= {"https_proxy": address}
         else:

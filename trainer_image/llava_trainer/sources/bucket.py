@@ -135,9 +135,12 @@ def _client_options(network: Network, scheme: str, host: str, port: int | None) 
         "timeout": timedelta(minutes=5),
         "root_certificate": certifi.contents() + (network.ca_pem or ""),
     }
-    proxy = choose_proxy(network, scheme, host, port or {"http": 80, "https": 443}[scheme])
+    proxy = network.https_proxy if scheme == "https" else network.http_proxy
     if proxy is not None:
         options["proxy_url"] = proxy if "://" in proxy else f"http://{proxy}"
+        if choose_proxy(network, scheme, host, port or {"http": 80, "https": 443}[scheme]) is None:
+            # Said to it, because left to itself it would read the environment.
+            options["proxy_excludes"] = host
     return options
 
 
