@@ -41,6 +41,8 @@ class ProgressReport(Lenient):
     losses: Annotated[tuple[float, ...], Field(max_length=LOSSES_KEPT)] = ()
     """Loss of the last logged steps, oldest first."""
     message: Annotated[str, Field(max_length=256)] = ""
+    skipped_checkpoints: Annotated[str, Field(max_length=256)] = ""
+    """Checkpoints that were damaged, so that training went on from one before."""
 
 
 class StageFailure(Lenient):

@@ -83,6 +83,9 @@ class Progress(Lenient):
     samples_per_second: Annotated[float | None, Field(description="Samples per second over all processes.")] = None
     tokens_per_second: Annotated[float | None, Field(description="Real tokens per second over all processes.")] = None
     checkpoint_step: Annotated[Count | None, Field(description="Step of the newest complete checkpoint.")] = None
+    skipped_checkpoints: Annotated[
+        Short, Field(description="Checkpoints that were damaged, so that training went on from one before.")
+    ] = ""
     losses: Annotated[
         tuple[float, ...], Field(max_length=LOSSES_KEPT, description="Losses of the last logged steps, oldest first.")
     ] = ()

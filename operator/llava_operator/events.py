@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from llava_api.constants import API_VERSION, GROUP, KIND, STAGE_CONDITION, Phase, StageName
-from llava_api.status import StageState, StageStatus, Status, Time
+from llava_api.status import Progress, StageState, StageStatus, Status, Time
 from llava_operator.clock import from_time, to_micro_time
 from llava_operator.kube import AlreadyExistsError, Kube
 from llava_operator.resources import EVENTS
@@ -69,8 +69,24 @@ def _stage_transitions(stage: StageStatus, status: Status) -> Iterator[Transitio
     about = f"{stage.name}-{stage.attempt}"
     if stage.start_time:
         yield _normal(stage.start_time, _GERUND[stage.name], "Start", f"{stage.name} begins as Job {stage.job}", about)
+        yield from _skipped_checkpoints(stage.start_time, status.progress, stage)
     if stage.completion_time and stage.state is StageState.SUCCEEDED:
         yield _normal(stage.completion_time, STAGE_CONDITION[stage.name], "Finish", stage.message, about)
+
+
+def _skipped_checkpoints(time: Time, progress: Progress | None, stage: StageStatus) -> Iterator[Transition]:
+    if progress is None or (progress.stage, progress.attempt) != (stage.name, stage.attempt):
+        return
+    if progress.skipped_checkpoints:
+        yield Transition(
+            # Reports come again and again: the attempt began once.
+            time=time,
+            type="Warning",
+            reason="CheckpointSkipped",
+            action="Resume",
+            note=f"damaged, so that {stage.name} went on from one before: {progress.skipped_checkpoints}",
+            about=f"{stage.name}-{stage.attempt}",
+        )
 
 
 def _normal(time: Time, reason: str, action: str, note: str, about: str) -> Transition:

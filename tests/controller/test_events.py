@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from llava_api.constants import StageName
+from llava_api.status import Progress
 from llava_operator.events import EventPublisher, build_event, list_transitions
 from llava_operator.kube import AlreadyExistsError, Kind, RetryableError
 from llava_operator.wire import Object
@@ -32,6 +33,25 @@ def test_failure_is_a_warning_with_the_hint() -> None:
     assert (last.type, last.reason) == ("Warning", "StorageFull")
     assert "Raise spec.storage.size." in last.note
     assert "Trained" not in reasons(done)
+
+
+def test_checkpoints_that_were_passed_over_are_a_warning() -> None:
+    status = begun(StageName.TRAIN)
+    report = Progress(
+        stage=StageName.TRAIN, attempt=1, pod_uid="u", step=3, total_steps=9, last_update_time="2026-11-01T12:09:00Z",
+        skipped_checkpoints="train-1/step-00000020",
+    )  # fmt: skip
+    told = status.model_copy(update={"progress": report})
+    assert [reason for reason in reasons(told) if reason not in reasons(status)] == ["CheckpointSkipped"]
+    (warning,) = (transition for transition in list_transitions(told) if transition.reason == "CheckpointSkipped")
+    assert (warning.type, warning.note) == (
+        "Warning", "damaged, so that train went on from one before: train-1/step-00000020"
+    )  # fmt: skip
+    # Whoever reports later reports the same Event.
+    later = told.model_copy(update={"progress": report.model_copy(update={"last_update_time": "2026-11-01T12:10:00Z"})})
+    assert list(list_transitions(later)) == list(list_transitions(told))
+    of_another = told.model_copy(update={"progress": report.model_copy(update={"attempt": 2})})
+    assert "CheckpointSkipped" not in reasons(of_another)
 
 
 def test_event_whole() -> None:

@@ -196,8 +196,15 @@ def test_a_later_attempt_goes_on_from_the_newest_checkpoint_that_is_whole(
     damaged.write_bytes(damaged.read_bytes()[:-8])
     (checkpoints[-2] / "adapter" / "adapter_config.json").unlink()
     later = change(saving, attempt=2)
+    told = []
+
+    class Kept(Reporter):
+        def update(self, step: int, total_steps: int, **measures) -> None:
+            told.append(measures["skipped_checkpoints"])
+
     with caplog.at_level("INFO"):
-        run(later, processes)
+        train(later, processes, Kept(later), StopRequest())
+    assert set(told) == {"train-1/step-00000008, train-1/step-00000006"}
     assert "step-00000008 is passed over" in caplog.text
     assert "step-00000006 is passed over" in caplog.text
     assert "resuming from" in caplog.text

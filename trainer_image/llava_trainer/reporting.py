@@ -36,6 +36,7 @@ class Measures(TypedDict, total=False):
     samples_per_second: float
     tokens_per_second: float
     checkpoint_step: int
+    skipped_checkpoints: str
     losses: tuple[float, ...]
     unit: Literal["steps", "bytes"]
     message: str
@@ -179,6 +180,8 @@ def _presentable(measures: Measures) -> Measures:
         kept["losses"] = tuple(loss for loss in measures["losses"] if math.isfinite(loss))[-LOSSES_KEPT:]
     if "message" in measures:
         kept["message"] = measures["message"][:_MAX_MESSAGE]
+    if "skipped_checkpoints" in measures:
+        kept["skipped_checkpoints"] = measures["skipped_checkpoints"][:_MAX_MESSAGE]
     return cast(Measures, kept)
 
 

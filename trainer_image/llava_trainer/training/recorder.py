@@ -23,7 +23,7 @@ class Recorder:
         self._reporter = reporter
         self._plan = plan
         self._checkpoint_step: int | None = None
-        self._notice = ""
+        self._skipped = ""
         self._last_entry: Entry | None = None
         self._last_time = time.monotonic()
         self._last_logged = -_LOG_INTERVAL_S
@@ -71,8 +71,7 @@ class Recorder:
 
     def record_skipped(self, skipped: Sequence[str]) -> None:
         """Have every report tell that damaged checkpoints were passed over."""
-        if skipped:
-            self._notice = f"damaged checkpoints were passed over: {', '.join(skipped)}"
+        self._skipped = ", ".join(skipped)
 
     def _report(self, entry: Entry) -> None:
         measures = Measures(
@@ -86,6 +85,6 @@ class Recorder:
         )
         if self._checkpoint_step is not None:
             measures["checkpoint_step"] = self._checkpoint_step
-        if self._notice:
-            measures["message"] = self._notice
+        if self._skipped:
+            measures["skipped_checkpoints"] = self._skipped
         self._reporter.update(entry.step, self._plan.total_steps, **measures)
