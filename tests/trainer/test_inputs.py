@@ -12,7 +12,7 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
-from llava_trainer.inputs import load_run_config, provide_inputs, read_inputs
+from llava_trainer.inputs import Inputs, load_run_config, provide_inputs, read_inputs
 from llava_trainer.outcome import load_config
 from llava_trainer.sources.fetching import Surroundings
 from tests.trainer.runs import Recorder, make_random_base, run_config
@@ -97,6 +97,15 @@ def test_model_of_parts_is_made_on_the_volume(tmp_path: Path, base: Path) -> Non
     assert inputs is not None
     assert inputs.model_origin == "pvc://models/tiny"
     assert inputs.model_dir == provided.model_dir
+
+
+def test_origin_fits_into_the_status() -> None:
+    def origin(source: str) -> str:
+        return Inputs(model_dir=Path("/m"), dataset_dir=Path("/d"), origins={"language-model": source}).model_origin
+
+    longest = "s3://bucket/" + "x" * 244
+    assert origin(longest) == longest
+    assert origin(f"{longest}y") == f"{longest[:-1]}…"
 
 
 def test_without_word_of_prepare_the_operators_holds(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from llava_trainer.importing import ImportedModel
     from llava_trainer.sources.fetching import Input, Surroundings
 
+_MAX_ORIGIN = 256
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,8 +40,9 @@ class Inputs(Lenient):
 
     @property
     def model_origin(self) -> str:
-        """Where the model came from; of one that was put together, its language model."""
-        return self.origins.get("model") or self.origins.get("language-model") or ""
+        """Where the model came from, as far as the status has room; of one put together, its language model."""
+        origin = self.origins.get("model") or self.origins.get("language-model") or ""
+        return origin if len(origin) <= _MAX_ORIGIN else f"{origin[: _MAX_ORIGIN - 1]}…"
 
 
 def load_run_config(path: Path) -> RunConfig:

@@ -148,7 +148,11 @@ class Dataset(Strict):
         ),
     ]
     images: Annotated[
-        RelativePath, Field(description="Folder that picture paths are relative to, itself relative to the source.")
+        RelativePath,
+        Field(
+            description="Folder that picture paths are relative to, itself relative to the source. Where hf:// or "
+            "s3:// has NAME.zip instead of a folder NAME, that is unpacked."
+        ),
     ] = ""
     image_aspect_ratio: Annotated[
         Literal["pad", "square"],
@@ -163,7 +167,7 @@ class Dataset(Strict):
     secret_ref: Annotated[
         SecretRef | None,
         Field(
-            description="Credentials for source. Keys: token (hf), accessKeyId, secretAccessKey, sessionToken, "
-            "endpoint, region (s3), username and password or bearer (https)."
+            description="Credentials for source, mounted as files in prepare only. Keys: token (hf), accessKeyId, "
+            "secretAccessKey, sessionToken, endpoint, region (s3), username and password or bearer (https)."
         ),
     ] = None
