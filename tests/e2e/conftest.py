@@ -9,7 +9,8 @@ from tests.demo.courier import Courier, claim
 from tests.demo.inputs import cached_base
 from tests.demo.plan import BASE_PATH, DATA_PATH, INPUTS_CLAIM, INPUTS_SIZE
 from tests.demo.target import Target, install_operator
-from tests.e2e.runs import BAD_PATH, SHUFFLED_PATH, Runs
+from tests.e2e.parts import make_captions, take_apart
+from tests.e2e.runs import BAD_PATH, CAPTIONS_PATH, LANGUAGE_MODEL_PATH, SHUFFLED_PATH, VISION_TOWER_PATH, Runs
 from tests.kubectl import Kubectl
 from tests.localcluster.cluster import LocalCluster
 from tests.prepare import prepare_everything
@@ -63,5 +64,9 @@ def runs(target: Target, courier: Courier, tmp_path_factory: pytest.TempPathFact
     damaged = folders[BAD_PATH] / "images" / "tray-0003.png"
     damaged.write_bytes(damaged.read_bytes()[:100])
     (folders[BAD_PATH] / "images" / "tray-0007.png").unlink()
+    for path in (LANGUAGE_MODEL_PATH, VISION_TOWER_PATH, CAPTIONS_PATH):
+        folders[path] = tmp_path_factory.mktemp(path)
+    take_apart(folders[BASE_PATH], folders[LANGUAGE_MODEL_PATH], folders[VISION_TOWER_PATH])
+    make_captions(folders[CAPTIONS_PATH])
     courier.put(folders, INPUTS_CLAIM)
     return Runs(kubectl=target.kubectl)

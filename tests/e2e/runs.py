@@ -12,6 +12,9 @@ from tests.kubectl import Kubectl, wait_for
 
 SHUFFLED_PATH = "shuffled"
 BAD_PATH = "bad"
+LANGUAGE_MODEL_PATH = "language-model"
+VISION_TOWER_PATH = "vision-tower"
+CAPTIONS_PATH = "captions"
 CHILD_KINDS = "jobs,pods,services,configmaps,persistentvolumeclaims"
 _STAGE_TIMEOUT_S = 240
 
@@ -29,13 +32,15 @@ class Runs:
             name: of the run.
             data: folder of the dataset in the inputs' claim.
             epochs: of training.
-            changes: fields to set, by the part of the spec that they are in (``evaluation={"gpus": 0}``).
+            changes: fields to set, by the part of the spec that they are in (``evaluation={"gpus": 0}``); None
+                takes a field out.
         """
         manifest: dict[str, Any] = yaml.safe_load(SAMPLE.read_text())
         manifest["metadata"]["name"] = name
         manifest["spec"]["dataset"]["source"] = f"pvc://tiny-inputs/{data}"
         for part, fields in changes.items():
-            manifest["spec"][part] |= fields
+            merged = manifest["spec"].get(part, {}) | fields
+            manifest["spec"][part] = {field: value for field, value in merged.items() if value is not None}
         if epochs is not None:
             manifest["spec"]["training"]["epochs"] = epochs
         self.kubectl.apply(manifest)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from llava_api.constants import STAGES, Phase, StageName
+from llava_api.constants import Phase, StageName
 from llava_api.names import volume_claim_name
 from llava_api.status import StageState, Status
 from tests.demo.courier import Courier
@@ -17,6 +17,7 @@ from tests.e2e.runs import SHUFFLED_PATH, Runs, stage_states
 pytestmark = pytest.mark.e2e
 
 NAME = "whole"
+STAGES = (StageName.PREPARE, StageName.TRAIN, StageName.MERGE, StageName.EVALUATE)
 
 
 @pytest.fixture(scope="module")
