@@ -206,8 +206,13 @@ def test_damaged_archives(tmp_path: Path, form: str) -> None:
 
 
 def test_full_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = make_zip(tmp_path / "a", lambda opened: add_zip(opened, "x", b"x"))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 << 20))
-    with pytest.raises(StageError) as caught:
-        run(path)
-    assert caught.value.reason is Reason.STORAGE_FULL
+    """A .zip is refused before it is unpacked, a .tar as soon as there is no room left."""
+    zipped = make_zip(tmp_path / "a", lambda opened: add_zip(opened, "x", bytes(2 << 20)))
+    tarred = make_tar(tmp_path / "b", lambda opened: add_tar(opened, "x", bytes(2 << 20)))
+    for path, free, came_out in ((zipped, 65 << 20, 0), (tarred, 64 << 20, 2 << 20)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        told = [0]
+        with pytest.raises(StageError) as caught:
+            run(path, lambda size, name, told=told: told.append(size))
+        assert caught.value.reason is Reason.STORAGE_FULL
+        assert sum(told) == came_out

@@ -60,6 +60,7 @@ def unpack(archive: Path, folder: Path, *, field: str, address: str, on_bytes: C
     num_files = 0
     total = 0
     try:
+        check_space(aside, _declared_bytes(archive), where)
         with _open(archive, where, limit) as entries:
             for number, entry in enumerate(entries, start=1):
                 if number > MAX_ENTRIES:
@@ -85,6 +86,14 @@ def unpack(archive: Path, folder: Path, *, field: str, address: str, on_bytes: C
         raise refused(f"{where} cannot be unpacked: {error}") from error
     publish_folder(folder)
     return num_files
+
+
+def _declared_bytes(archive: Path) -> int:
+    """What a .zip says that it holds; 0 for a .tar, which says so only piece by piece."""
+    if not zipfile.is_zipfile(archive):
+        return 0
+    with zipfile.ZipFile(archive) as opened:
+        return sum(info.file_size for info in opened.infolist())
 
 
 def _too_large(where: str, limit: int) -> Exception:
