@@ -30,7 +30,6 @@ CHAINS: dict[str, tuple[list[StageName], dict[str, Any]]] = {
     "qlora": ([StageName.TRAIN], {"method": "qlora"}),
     "full": ([StageName.TRAIN], {"method": "full", "learningRate": 1e-3}),
     "align and lora": ([StageName.ALIGN, StageName.TRAIN], {"method": "lora"}),
-    "align and full": ([StageName.ALIGN, StageName.TRAIN], {"method": "full", "learningRate": 1e-3}),
     "align alone": ([StageName.ALIGN], {"method": "none"}),
 }
 
