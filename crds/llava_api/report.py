@@ -133,7 +133,8 @@ class StageResult(Lenient):
     merge: MergeNumbers | None = None
     evaluate: EvaluateNumbers | None = None
     digests: dict[str, str] = {}
-    """sha256 of what the stage made, by artifact name (train, validation, adapter, merged, report, metrics)."""
+    """sha256 of what the stage made, by artifact name (train, validation, alignment, projector, adapter or weights,
+    merged, report, metrics)."""
 
     def to_termination_message(self) -> str:
         """Serialise into at most 4096 bytes, shortening the log's tail first and the message second."""
