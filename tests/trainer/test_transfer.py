@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -19,7 +20,7 @@ from llava_trainer.sources import transfer
 from llava_trainer.sources.journal import JOURNAL, Journal
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.progress import Progress
-from llava_trainer.sources.remote import Digest, RemoteFile
+from llava_trainer.sources.remote import Digest, RemoteFile, check_name
 from llava_trainer.sources.retrying import Patience, StoppedError
 from llava_trainer.sources.transfer import Downloader, MissingError
 from tests.trainer.runs import Recorder, run_config
@@ -59,7 +60,7 @@ class Fetching:
         )  # fmt: skip
 
     def __call__(self, path: str = "/big.bin", *, may_miss: bool = False, **changes: object) -> Path:
-        url = self.server.base + path
+        url = self.server.base + quote(path)
         remote = RemoteFile(**{"name": path[1:], "address": f"https://host{path}", "url": lambda: url, **changes})
         with Journal(self.folder) as journal:
             self.downloader.fetch(remote, self.folder, journal, may_miss=may_miss)
@@ -89,6 +90,13 @@ def test_file_arrives_and_everyone_may_read_it(fetch: Fetching) -> None:
     assert path.read_bytes() == CONTENT
     assert path.stat().st_mode & 0o777 == 0o644
     assert left_over(fetch.folder) == ["big.bin"]
+
+
+def test_longest_name_has_room_for_what_it_is_called_meanwhile(fetch: Fetching) -> None:
+    name = "ü" * 115
+    fetch.server.add(f"/{name}", CONTENT)
+    fetch.server.faults[f"/{name}"] = [Fault(break_after=HALF)]
+    assert fetch(f"/{name}", name=check_name(name, "spec.model.source", "s3://b")).read_bytes() == CONTENT
 
 
 def test_what_broke_off_is_continued(fetch: Fetching) -> None:

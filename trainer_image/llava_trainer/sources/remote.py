@@ -9,6 +9,8 @@ from typing import Literal
 from llava_trainer.sources.refusals import refused
 
 MAX_NAME = 1024
+_MAX_PART_BYTES = 230
+"""File systems hold 255, and while it is fetched a file has a longer name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,9 @@ def check_name(name: str, field: str, address: str) -> str:
         StageError: SourceRefused, if it does not, or no file system can hold it.
     """
     parts = PurePosixPath(name).parts
-    too_long = len(name) > MAX_NAME or any(len(part.encode(errors="surrogateescape")) > 240 for part in parts)
+    too_long = len(name) > MAX_NAME or any(
+        len(part.encode(errors="surrogateescape")) > _MAX_PART_BYTES for part in parts
+    )
     if not parts or parts[0] == "/" or ".." in parts or "\0" in name or "\\" in name or too_long:
         raise refused(f"{field}: {address} holds {name!r:.100}, which is no name below a folder: rename it")
     return str(PurePosixPath(*parts))
