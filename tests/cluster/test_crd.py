@@ -155,6 +155,11 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ),
         ({"alignment": {"dataset": CAPTIONS}}, "spec.alignment.freshProjector", "begin with a new one"),
         (
+            {"alignment": {"dataset": CAPTIONS | {"validation": {"file": "v.json"}}, "freshProjector": True}},
+            "spec.alignment.dataset.validation.file",
+            "alignment holds nothing out",
+        ),
+        (
             {"model": FROM_SCRATCH | {"projector": "pvc://c/f"}, "alignment": {"dataset": CAPTIONS}},
             "spec.alignment.freshProjector",
             "would damage the projector",

@@ -91,7 +91,10 @@ class Validation(Strict):
     ] = None
     file: Annotated[
         RelativePath | None,
-        Field(description="File with the held-out samples, relative to the source, in the same format as `file`."),
+        Field(
+            description="File with the held-out samples, relative to the source, in the same format as `file`. A "
+            "question in it that training asks about the same picture is refused."
+        ),
     ] = None
 
 
@@ -108,7 +111,13 @@ class DataLimits(Strict):
         ),
     ] = 0.01
     image_pixels: Annotated[
-        int, Field(ge=1024, le=2**31 - 1, description="Most pixels of a picture: protects from decompression bombs.")
+        int,
+        Field(
+            ge=1024,
+            le=2**31 - 1,
+            description="Most pixels of a picture (width x height): protects from decompression bombs. Decoding takes "
+            "up to 8 bytes of prepare's memory for each.",
+        ),
     ] = 100_000_000
 
 
@@ -136,7 +145,9 @@ class Dataset(Strict):
         Literal["llava", "ubiai"],
         Field(
             description="`llava`: {id, image, conversations: [{from: human|gpt, value}]} entries as a JSON list or "
-            "as JSON lines. `ubiai`: a UBIAI export: JSON with relations or with entities only, or the OCR archive."
+            "as JSON lines; image is a path or a list of paths, each shown by an `<image>` in a question; references "
+            "(further right answers to the last question) and question_type are optional. "
+            "`ubiai`: a UBIAI export: JSON with relations or with entities only, or the OCR archive."
         ),
     ]
     file: Annotated[

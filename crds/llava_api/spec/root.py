@@ -103,6 +103,12 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
         field=".training.method",
     ),
     rule(
+        "!has(self.alignment) || !has(self.alignment.dataset.validation.file)",
+        "spec.alignment.dataset.validation.file is not read: alignment holds nothing out, since no stage scores "
+        "captions; remove it",
+        field=".alignment.dataset.validation.file",
+    ),
+    rule(
         f"!has(self.alignment) || self.alignment.batch.global % ({_ALIGNMENT_UNIT}) == 0",
         "spec.alignment.batch.global must be a multiple of perDevice x workers.replicas x max(workers.gpus, 1)",
         message_expression=(

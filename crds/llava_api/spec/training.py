@@ -177,7 +177,11 @@ class Alignment(Strict):
     """Phase 1: the projector alone learns from pictures and captions. The rest is as in training."""
 
     dataset: Annotated[
-        Dataset, Field(description="Pictures and captions. Nothing of it is held out: its validation is not read.")
+        Dataset,
+        Field(
+            description="Pictures and captions: each sample has one picture, one question (which is not read) and its "
+            "caption as the answer. Nothing of it is held out: validation.fraction is not read."
+        ),
     ]
     fresh_projector: Annotated[
         bool,
