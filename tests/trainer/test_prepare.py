@@ -363,6 +363,7 @@ def test_captions_are_checked_in_the_plain_layout_and_none_is_held_out(tmp_path:
     output = run(config)
     captions = list(read_samples(config.volume.alignment_file))
     assert output.numbers.samples_alignment == len(captions) == 5
+    assert output.numbers.longest_alignment_tokens == max(sample.num_tokens for sample in captions)
     assert output.digests.keys() == {"train", "validation", "alignment"}
     processing = load_processing(toy_model_dir, "pad")
     assert captions[0].num_tokens == encode(captions[0], processing, 512, "plain").full_length

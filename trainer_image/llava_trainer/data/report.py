@@ -157,6 +157,7 @@ def numbers_of(
         unsupervised_samples=report.left_out,
         samples_alignment=report.alignment.train.samples if report.alignment else 0,
         longest_batch_tokens=longest_batch_tokens,
+        longest_alignment_tokens=report.alignment.lengths.longest if report.alignment else 0,
         model=model,
     )
 
