@@ -98,7 +98,7 @@ def train_plainly(
             model=tuned,
             args=_arguments(folder, len(orders), settings),
             train_dataset=_Items(load, len(orders[0])),
-            data_collator=lambda items: _pad(items, settings.pad_token_id),
+            data_collator=lambda items: pad(items, settings.pad_token_id),
             optimizers=(_optimizer(tuned, settings), None),
             callbacks=[_Recorder(steps)],
         )
@@ -219,7 +219,7 @@ def _optimizer(tuned: nn.Module, settings: PlainSettings) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups)
 
 
-def _pad(items: Sequence[PlainItem], pad_token_id: int) -> dict[str, torch.Tensor]:
+def pad(items: Sequence[PlainItem], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Fill up to the longest on the right; without any picture the model is called without pixels."""
 
     def fill(name: str, value: int) -> torch.Tensor:
