@@ -58,11 +58,7 @@ def share_padded(
     rows: list[Row] = [(index,) for index in batch]
     if by_length:
         rows = [rows[position] for position in _longest_first(tokens)]
-    num_parts = count * limits.world_size
-    cuts = [len(rows) * part // num_parts for part in range(num_parts + 1)]
-    # Shorter shares come last where they differ.
-    cuts = [len(rows) - cut for cut in reversed(cuts)]
-    return _deal([tuple(rows[begin:end]) for begin, end in pairwise(cuts)], limits.world_size)
+    return _deal(_split(rows, count * limits.world_size), limits.world_size)
 
 
 def share_packed(batch: Sequence[int], tokens: Sequence[int], limits: Limits) -> list[tuple[Rows, ...]]:
@@ -78,29 +74,30 @@ def share_packed(batch: Sequence[int], tokens: Sequence[int], limits: Limits) ->
     total = sum(tokens)
     aim = min(limits.tokens, _ROW_LIMITS * limits.max_length, max(max(tokens), _SAMPLES_A_ROW * total // len(tokens)))
     count = math.ceil(total / (limits.tokens * limits.world_size))
-    while (found := _best_rows(tokens, count * limits.world_size, aim, limits)) is None:
+    while (parts := _pack(tokens, count * limits.world_size, aim, limits)) is None:
         # It ends: with a row for each sample, rows are no longer than the length limit.
         count += 1
-    rows, rows_a_part = found
-    named = [tuple(batch[position] for position in row) for row in rows]
-    num_parts = count * limits.world_size
-    parts = [tuple(named[part * rows_a_part : (part + 1) * rows_a_part]) for part in range(num_parts)]
-    return _deal(parts, limits.world_size)
+    named = [tuple(tuple(batch[position] for position in row) for row in rows) for rows in parts]
+    return _deal(named, limits.world_size)
 
 
-def _best_rows(tokens: Sequence[int], num_parts: int, aim: int, limits: Limits) -> tuple[list[Row], int] | None:
-    """Rows, longest first, and how many of them make a part, with as little filling as is found; None if none fits."""
-    best: tuple[int, list[Row], int] | None = None
+def _pack(tokens: Sequence[int], num_parts: int, aim: int, limits: Limits) -> list[Rows] | None:
+    """Positions in rows, in parts with as little filling as is found; None if one of them would be too large."""
+    best: tuple[int, list[Rows]] | None = None
     fewest = math.ceil(sum(tokens) / num_parts / aim)
     for rows_a_part in range(fewest, fewest + _TRIALS):
-        rows = _balance(tokens, min(len(tokens), num_parts * rows_a_part))
-        lengths = [sum(tokens[position] for position in row) for row in rows]
-        parts = [lengths[begin : begin + rows_a_part] for begin in range(0, len(rows), rows_a_part)]
+        parts = _split(_balance(tokens, min(len(tokens), num_parts * rows_a_part)), num_parts)
         # Each part is filled up to the first of its rows.
-        computed = sum(part[0] * len(part) for part in parts)
-        if rows_a_part * lengths[0] <= limits.tokens and (best is None or computed < best[0]):
-            best = (computed, rows, rows_a_part)
-    return best and best[1:]
+        computed = [len(rows) * sum(tokens[position] for position in rows[0]) if rows else 0 for rows in parts]
+        if max(computed) <= limits.tokens and (best is None or sum(computed) < best[0]):
+            best = (sum(computed), parts)
+    return best and best[1]
+
+
+def _split(rows: Sequence[Row], num_parts: int) -> list[Rows]:
+    """Parts of consecutive rows, the same number in each or one less; the first has the most."""
+    cuts = [-(-len(rows) * part // num_parts) for part in range(num_parts + 1)]
+    return [tuple(rows[begin:end]) for begin, end in pairwise(cuts)]
 
 
 def _balance(tokens: Sequence[int], num_rows: int) -> list[Row]:
