@@ -45,6 +45,7 @@ def notes_at(translation: Translation, place: str) -> str:
         ({}, ("vision_tower",), "model.source", "hf://liuhaotian/llava-v1.5-7b", "no --vision_tower"),
         ({"model_name_or_path": "llava-hf/llava-1.5-7b-hf"}, (), "model.visionTower", None, ""),
         ({"model_name_or_path": "mine/tuned"}, (), "model.source", "hf://mine/tuned", "is taken for a LLaVA v1.5"),
+        ({"model_name_or_path": "o/llava-"}, (), "model.source", "pvc://my-models/o/llava-", "o/llava- on the machine"),
         ({"model_name_or_path": "s3://b/llava"}, (), "model.source", "s3://b/llava", ""),
         (
             {"model_name_or_path": "../m/llava"},
@@ -131,6 +132,8 @@ def test_names_are_made_of_the_output_folder_or_given():
     assert made({}, without=("output_dir",)).manifest["metadata"]["name"] == "llava"
     assert made({"output_dir": "x" * 200}).manifest["metadata"]["name"] == "x" * 45
     assert made({}, name="mine").manifest["metadata"]["name"] == "mine"
+    with pytest.raises(TranslateError, match="--name 7B: must begin with a letter"):
+        made({}, name="7B")
 
 
 @pytest.mark.parametrize(

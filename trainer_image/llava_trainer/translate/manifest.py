@@ -19,7 +19,7 @@ from llava_trainer.translate.flags import Flags, read_flags
 from llava_trainer.translate.launches import Gpus, Launch, ReadFile, count_gpus, find_launches
 from llava_trainer.translate.method_part import write_method
 from llava_trainer.translate.model_part import write_model
-from llava_trainer.translate.places import DATASET_CLAIM, MODEL_CLAIM, make_name, read_claim
+from llava_trainer.translate.places import DATASET_CLAIM, MODEL_CLAIM, check_name, make_name, read_claim
 from llava_trainer.translate.training_part import write_alignment, write_course
 from llava_trainer.translate.yaml_text import write_yaml
 
@@ -196,7 +196,11 @@ def _write_rest(draft: Draft, read: _Text, gpus: Gpus) -> None:
 
 
 def _finish(draft: Draft, launch: Launch, flags: Flags, options: Options) -> Translation:
-    name = options.name or make_name(flags.text("output_dir"), "llava", MAX_RUN_NAME)
+    name = (
+        make_name(flags.text("output_dir"), "llava", MAX_RUN_NAME)
+        if options.name is None
+        else check_name(options.name, MAX_RUN_NAME)
+    )
     spec = {part: draft.values[part] for part in _ORDER if part in draft.values}
     manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec}
     _check(spec)

@@ -9,7 +9,8 @@ from llava_trainer.translate.shell import unresolved
 
 DATASET_CLAIM = "my-dataset"
 MODEL_CLAIM = "my-models"
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
+_HUB_NAME = re.compile(f"{_HUB_PART}/{_HUB_PART}")
 _FOLDERS = frozenset({
     "checkpoint", "checkpoints", "ckpt", "ckpts", "data", "dataset", "datasets", "model", "models", "output", "outputs",
     "playground", "pretrained", "weights", "work_dirs",
@@ -96,6 +97,19 @@ def _common(left: str, right: str) -> str:
             break
         shared.append(one)
     return "/".join(shared)
+
+
+def check_name(name: str, longest: int) -> str:
+    """A run's name that the person gives.
+
+    Raises:
+        TranslateError: a resource cannot be named so.
+    """
+    if len(name) > longest or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
+        raise TranslateError(
+            f"--name {name}: must begin with a letter and hold at most {longest} lower-case letters, digits and '-'"
+        )
+    return name
 
 
 def make_name(path: str | None, fallback: str, longest: int) -> str:
