@@ -96,5 +96,5 @@ def test_what_two_processes_leave_is_whole_and_right(roots: dict[int, Path], nam
     assert left[1].keys() == left[2].keys()
     assert len(left[2]) == num_tensors
     for key, expected in left[1].items():
-        # Adam divides by tiny gradients' own size: sums in another order may move a number by a step's length.
-        torch.testing.assert_close(left[2][key], expected, rtol=1e-3, atol=2e-4, msg=key)
+        # A tenth of a step's length: sums come in another order.
+        torch.testing.assert_close(left[2][key], expected, rtol=0, atol=1e-4, msg=key)
