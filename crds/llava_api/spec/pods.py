@@ -59,8 +59,8 @@ class Workers(Strict):
         Field(
             pattern=r"^[0-9]{1,2}\.[0-9]$",
             max_length=4,
-            description="Compute capability of the GPUs, like 8.0, to refuse what they cannot do. Left out: what the "
-            "nodes' labels (nvidia.com/gpu.compute.major, .minor) tell of.",
+            description='Compute capability of the GPUs, like "8.0" (in quotes: it is no number), to refuse what they '
+            "cannot do. Left out: what the nodes' labels (nvidia.com/gpu.compute.major, .minor) tell of.",
         ),
     ] = None
     network: Annotated[Network, Field(description="How GPUs of different pods talk to each other.")] = Network()
