@@ -12,7 +12,7 @@ from collections.abc import Callable
 from multiprocessing.queues import Queue
 from typing import Any
 
-DEADLINE_S = 90
+DEADLINE_S = 240
 _PRELOADED = ("llava_trainer.training.loop", "tests.trainer.trainings")
 
 

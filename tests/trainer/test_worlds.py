@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
 from llava_trainer.data.samples import Sample
 from llava_trainer.errors import StageError
 from llava_trainer.reporting import Reporter
+from llava_trainer.training.checkpoint import list_checkpoints
 from llava_trainer.training.history import read_entries
 from llava_trainer.training.loop import train
 from llava_trainer.training.processes import Processes
@@ -22,6 +26,8 @@ from tests.trainer.trainings import StopAfter, make_dataset, make_training, text
 STEPS = 6
 TOLERANCE = 1e-5
 """Of the loss per token (between 5 and 7 here), absolute: sums in another order, through six steps."""
+ADAPTER_TOLERANCE = 1e-4
+"""Of its numbers; a step moves one by up to 1e-2."""
 DROPOUT_BAND = 0.2
 """Of the loss per token, with a dropout of 0.1."""
 DROPOUT = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.1}}
@@ -81,15 +87,38 @@ def in_two(configure) -> None:
     straight = [(configure(f"stage {name}", zero=zero), STEPS) for name, zero in STAGES.items()]
     part_way = [
         (configure("moved", zero={"stage": 2}), 2),
+        (configure("stopped under 3", zero={"stage": 3}), 2),
         (configure("moved, dropout", zero={"stage": 2}, **DROPOUT), 2),
         (configure("straight, dropout", **DROPOUT), STEPS),
     ]
     run_in_processes(2, run_all, straight + part_way)
 
 
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def assert_same_adapter(folder: Path, expected: Path) -> None:
+    tensors, others = adapter(folder), adapter(expected)
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        assert torch.allclose(tensor, others[name], atol=ADAPTER_TOLERANCE), name
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_learn_the_same_whatever_they_share_out(configure, alone, in_two, stage: str):
-    assert losses(configure(f"stage {stage}")) == pytest.approx(alone, abs=TOLERANCE)
+    config = configure(f"stage {stage}")
+    assert losses(config) == pytest.approx(alone, abs=TOLERANCE)
+    assert_same_adapter(config.volume.adapter_dir, configure("alone").volume.adapter_dir)
+
+
+def test_what_can_be_served_of_a_checkpoint_is_whole_under_every_stage(configure, in_two):
+    checkpoints = [
+        list_checkpoints(configure(run).volume.checkpoints_dir(StageName.TRAIN, 1))[0]
+        for run in ("stopped under 3", "moved")
+    ]
+    assert [folder.name for folder in checkpoints] == ["step-00000002"] * 2
+    assert_same_adapter(*(folder / "adapter" for folder in checkpoints))
 
 
 def test_four_processes_learn_the_same(configure, alone):
