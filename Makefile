@@ -62,6 +62,10 @@ test-gpu: setup ## The tests that need an NVIDIA GPU
 bench-trainer: setup ## Speed and memory of training against the plain way (ARGS="--gpu" on a GPU, ARGS="--only head" for a part)
 	$(RUN)/python -m tests.benchmarks.trainer $(ARGS)
 
+.PHONY: bench-checkpoint
+bench-checkpoint: setup ## What checkpoints cost training: standing still, and slower steps meanwhile
+	OMP_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.checkpoint $(ARGS)
+
 .PHONY: bench-prepare
 bench-prepare: setup ## Pictures checked a second beside a plain Pillow loop (ARGS="--memory" for what a gigabyte takes)
 	OMP_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.prepare $(ARGS)
