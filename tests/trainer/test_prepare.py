@@ -446,6 +446,19 @@ def test_repeated_and_contradicting_pairs_are_told(tmp_path: Path, toy_model_dir
     assert notes.keys() == {"repeated_pair", "contradiction"}
 
 
+def test_many_findings_are_counted_and_the_first_hundred_told(tmp_path: Path, toy_model_dir: Path):
+    entries = [conversation("000.png", [("Q?", "A")]) for _ in range(130)]
+    write_dataset(tmp_path, [*entries, conversation("001.png", [("Q?", "A")])])
+    config = prepare_config(tmp_path, toy_model_dir)
+    run(config)
+    (note,) = report_of(config).notes
+    assert (note.kind, note.count) == ("repeated_pair", 129)
+    assert [told.where for told in note.examples] == [f"export.json[{index}]" for index in range(1, 101)]
+    page = config.volume.dataset_report_html.read_text()
+    assert "Pairs that repeat another one on the same picture: 129" in page
+    assert "and 79 more" in page
+
+
 @pytest.mark.parametrize(("entries", "message"), [
     ([], "export.json: holds no sample"),
     ([conversation("000.png", [("Q", "A")]), conversation("000.png", [("R", "B")])],
