@@ -8,7 +8,7 @@ import math
 import pickle
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,16 @@ class StoredTensor:
     """Its name in that file, whatever the layout."""
     dtype: torch.dtype
     shape: tuple[int, ...]
+    mapped: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    """Of a pickle: the tensor itself, whose memory is the file's until it is read."""
 
     def read(self) -> torch.Tensor:
-        """Read it; the file is mapped for this one tensor only, so that no other stays resident."""
-        if self.file.suffix == _SAFETENSORS:
+        """Read it into memory of its own; a safetensors file is mapped for this one tensor only."""
+        if self.mapped is None:
             with safe_open(self.file, framework="pt") as tensors:
                 tensor: torch.Tensor = tensors.get_tensor(self.name)
                 return tensor
-        return dict(_unpickle(self.file))[self.name].clone()
+        return self.mapped.clone()
 
     @property
     def num_bytes(self) -> int:
@@ -59,7 +61,7 @@ def find_stored(file: Path) -> Iterator[StoredTensor]:
     """
     if file.suffix != _SAFETENSORS:
         for name, tensor in _unpickle(file):
-            yield StoredTensor(file=file, name=name, dtype=tensor.dtype, shape=tuple(tensor.shape))
+            yield StoredTensor(file=file, name=name, dtype=tensor.dtype, shape=tuple(tensor.shape), mapped=tensor)
         return
     try:
         with safe_open(file, framework="pt") as tensors:
@@ -102,7 +104,7 @@ def _flatten(content: Any, file: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _can_be_mapped(file: Path) -> bool:
-    # The format before PyTorch 1.6 is no archive and has to be read whole.
+    # The format before PyTorch 1.6 is no archive: it has to be read and held whole.
     return zipfile.is_zipfile(file)
 
 
