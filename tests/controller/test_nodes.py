@@ -5,12 +5,17 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from llava_api.constants import LABEL_RUN
 from llava_operator.cards import NodeGpus
+from llava_operator.children import Children
+from llava_operator.decide import Observation
 from llava_operator.kube import ForbiddenError, Kind, RetryableError
 from llava_operator.nodes import KEPT, MAX_SELECTORS, Nodes, read_labels
+from llava_operator.observe import Observer
+from llava_operator.progress import ProgressBook
 from llava_operator.resources import NODES
 from llava_operator.wire import Object
-from tests.controller.makers import NOW
+from tests.controller.makers import KEY, NOW, commit, make_run
 
 LABELS = {
     "nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3",
@@ -35,6 +40,14 @@ class ApiServer:
             raise self.refuse
         for node in self.nodes:
             yield node
+
+
+class NoPods:
+    """Lists pods, of which there are none."""
+
+    async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> AsyncIterator[Object]:
+        for pod in ():
+            yield pod
 
 
 class Clock:
@@ -99,3 +112,29 @@ def test_labels_that_make_no_sense_say_nothing():
     assert read_labels({}) == NodeGpus()
     odd = {"nvidia.com/gpu.memory": "80GB", "nvidia.com/gpu.compute.major": "9", "nvidia.com/gpu.count": ""}
     assert read_labels(odd) == NodeGpus()
+
+
+@pytest.mark.parametrize(
+    ("ended", "gpus", "asked"), [(True, 2, ["nvidia.com/gpu.product"]), (False, 2, []), (True, 0, [])]
+)
+async def test_nodes_are_asked_when_prepare_has_ended_and_not_before(ended: bool, gpus: int, asked: list[str]):
+    spec = {"workers": {"gpus": gpus}, "training": {"batch": {"perDevice": 1, "global": 2}}}
+    begun = commit(Observation(run=make_run(**spec), now=NOW))
+    run, server = make_run(begun, **spec), ApiServer(node())
+    conditions = [{"type": "Complete", "status": "True"}] if ended else []
+    job = {
+        "metadata": {
+            "namespace": KEY.namespace, "name": "invoices-prepare-1", "uid": "job", "labels": {LABEL_RUN: KEY.name},
+            "ownerReferences": [{"uid": run.uid, "controller": True}],
+        },
+        "status": {"conditions": conditions},
+    }  # fmt: skip
+    children = Children()
+    children.note_job(job)
+    observer = Observer(
+        kube=NoPods(),  # type: ignore[arg-type]
+        children=children, progress=ProgressBook(interval_s=1, writes_per_s=1), nodes=make_nodes(server),
+    )  # fmt: skip
+    seen = await observer.observe_children(run, None, NOW)
+    assert server.asked == asked
+    assert seen.nodes == ({H100} if asked else frozenset())
