@@ -28,6 +28,7 @@ from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.watchdog import Doing, Watchdog
 
 _MEMORY_SIGNS = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Cuda failure 2 ")
+"""How PyTorch, CUDA, cuBLAS and NCCL say that the GPU's memory does not suffice."""
 _MAX_MEMORY_MESSAGE = 300
 """Characters: how much was asked for and how much there is; advice on PyTorch's settings follows."""
 
