@@ -66,6 +66,10 @@ bench-trainer: setup ## Speed and memory of training against the plain way (ARGS
 bench-checkpoint: setup ## What checkpoints cost training: standing still, and slower steps meanwhile
 	OMP_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.checkpoint $(ARGS)
 
+.PHONY: bench-memory
+bench-memory: setup ## The memory plan against a trace of the real modules at full depth (10 minutes, no GPU, little memory)
+	OMP_NUM_THREADS=1 $(RUN)/python -W ignore -m tests.benchmarks.memory
+
 .PHONY: bench-prepare
 bench-prepare: setup ## Pictures checked a second beside a plain Pillow loop (ARGS="--memory" for what a gigabyte takes)
 	OMP_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.prepare $(ARGS)
