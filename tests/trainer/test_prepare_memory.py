@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava_trainer.data.check import MAX_SAMPLE_CHARACTERS
+from llava_trainer.data.check import MAX_SAMPLE_CHARACTERS, Checker, Limits, PictureFolder
 from llava_trainer.data.dataset import PreparedDataset, prepare_dataset, training_request
+from llava_trainer.data.findings import Findings
 from llava_trainer.data.processing import Processing
 from tests.trainer.exports import conversation, document, draw_picture, prepare_config, write_json
 
@@ -77,3 +78,18 @@ def test_a_sample_beyond_every_length_limit_is_refused_before_it_is_tokenised(
     with prepare("llava") as dataset:
         told = [str(finding) for finding in next(iter(dataset.findings.kept.values()))]
     assert told == ["export.json[0]: holds more than 1,048,576 characters: divide it"]
+
+
+def test_what_is_remembered_of_a_damaged_picture_is_its_message(tmp_path: Path, toy_processing: Processing):
+    image = Image.effect_noise((64, 64), 50)
+    (tmp_path / "dataset" / "images").mkdir(parents=True)
+    image.save(tmp_path / "dataset" / "images" / "0.png")
+    whole = (tmp_path / "dataset" / "images" / "0.png").read_bytes()
+    (tmp_path / "dataset" / "images" / "0.png").write_bytes(whole[:-500])
+    folder = PictureFolder(root=tmp_path / "dataset", name="images")
+    limits = Limits(max_length=512, max_pixels=10_000)
+    checker = Checker(folder, toy_processing, limits, Findings())
+    found = checker.check_picture("0.png")
+    assert found is not None
+    assert str(found).startswith("cannot be decoded")
+    assert (found.__cause__, found.__context__, found.__traceback__) == (None, None, None)

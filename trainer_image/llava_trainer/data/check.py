@@ -153,8 +153,8 @@ class Checker:
         try:
             return check_image(self._folder.resolve(relative), self._limits.max_pixels, self._large)
         except PictureError as error:
-            # The traceback would keep the decoder's buffers alive for as long as the error is remembered.
-            return error.with_traceback(None)
+            # A new one: the traceback of this one keeps the decoder's buffers, for as long as the error is remembered.
+            return PictureError(str(error))
 
     def _check(self, sample: Sample) -> Checked | Finding:
         pictures = []
