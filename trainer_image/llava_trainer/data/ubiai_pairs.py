@@ -157,17 +157,12 @@ def _ask(document: Document, used: set[int], source: Source, settings: Ubiai) ->
     """Ask the questions that labels have of their own, about spans that no relation has used."""
     pairs = []
     for label, question in settings.questions.items():
-        texts = {
-            " ".join(span.text.split()): span
-            for index, span in enumerate(document.spans)
-            if span.label == label and index not in used
-        }
+        spans = (span for index, span in enumerate(document.spans) if span.label == label and index not in used)
+        texts = list(dict.fromkeys(" ".join(span.text.split()) for span in spans))
         if len(texts) > 1:
-            shown = ", ".join(f"{text!r:.40}" for text in list(texts)[:3])
-            yield noted(Kind.SEVERAL_VALUES, source, f"{label}: {shown}")
+            yield noted(Kind.SEVERAL_VALUES, source, f"{label}: {', '.join(f'{text!r:.40}' for text in texts[:3])}")
         elif texts:
-            ((answer, _),) = texts.items()
-            pairs.append(Pair(question=question.strip(), answer=answer, part=f".{label}", key=label))
+            pairs.append(Pair(question=question.strip(), answer=texts[0], part=f".{label}", key=label))
     return pairs
 
 
