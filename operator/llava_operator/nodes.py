@@ -46,7 +46,7 @@ class Nodes:
         Raises:
             KubeError: the API server could not be asked.
         """
-        selector = ",".join((*(f"{key}={value}" for key, value in sorted(node_selector.items())), LABEL_PRODUCT))
+        selector = ",".join((*(f"{key}={value}" for key, value in sorted(node_selector.items())), LABEL_MEMORY))
         known = self._answers.get(selector)
         if known is not None and self.now() < known.until:
             return known.gpus

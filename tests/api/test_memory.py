@@ -133,6 +133,12 @@ def test_terms_name_the_allowance():
                      "allowance (CUDA context, fragmentation)"]  # fmt: skip
 
 
+def test_on_a_cpu_there_is_no_context_of_cuda():
+    names = [term.name for term in plan_memory(make_7b(), make_work(on_gpu=False)).terms]
+    assert not any("allowance" in name for name in names)
+    assert not workload_of(make_spec(workers={"gpus": 0}), StageName.TRAIN, make_7b(), 64).on_gpu
+
+
 def test_a_workload_takes_what_the_spec_says():
     spec = make_spec(
         training={"method": "qlora", "quantization": {"double": False}, "attention": "flash_attention_2",

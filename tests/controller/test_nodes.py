@@ -68,7 +68,7 @@ def node(labels: dict[str, str] = LABELS) -> Object:
 async def test_nodes_are_selected_by_the_runs_labels_and_by_having_a_gpu():
     server = ApiServer(node(), node())
     assert await make_nodes(server).list_gpus({"zone": "b", "pool": "a"}) == {H100}
-    assert server.asked == ["pool=a,zone=b,nvidia.com/gpu.product"]
+    assert server.asked == ["pool=a,zone=b,nvidia.com/gpu.memory"]
 
 
 async def test_an_answer_is_kept_for_minutes_and_for_its_selector_alone():
@@ -115,7 +115,7 @@ def test_labels_that_make_no_sense_say_nothing():
 
 
 @pytest.mark.parametrize(
-    ("ended", "gpus", "asked"), [(True, 2, ["nvidia.com/gpu.product"]), (False, 2, []), (True, 0, [])]
+    ("ended", "gpus", "asked"), [(True, 2, ["nvidia.com/gpu.memory"]), (False, 2, []), (True, 0, [])]
 )
 async def test_nodes_are_asked_when_prepare_has_ended_and_not_before(ended: bool, gpus: int, asked: list[str]):
     spec = {"workers": {"gpus": gpus}, "training": {"batch": {"perDevice": 1, "global": 2}}}

@@ -59,6 +59,7 @@ def workload_of(spec: Spec, stage: StageName, model: ModelFacts, tokens_a_row: i
         double_quantization=training.quantization.double if training.quantization else True,
         gradient_checkpointing=training.gradient_checkpointing,
         masked=training.attention != "flash_attention_2",
+        on_gpu=spec.workers.gpus > 0,
         zero_stage=training.zero.stage,
         offload_optimizer=training.zero.offload.optimizer,
         offload_parameters=training.zero.offload.parameters,

@@ -35,7 +35,7 @@ class MemoryPlan:
 
 
 def plan_memory(model: ModelFacts, work: Workload) -> MemoryPlan:
-    """The peak over forward and backward pass and the optimiser's step."""
+    """The peak over forward and backward pass and the optimiser's step; on a CPU without allowances."""
     states, activations = plan_states(model, work), plan_activations(model, work)
     held = {"weights": states.weights, "gradients": states.gradients, "optimizer": states.optimizer}
     instants: tuple[dict[str, int], ...] = (
@@ -50,6 +50,8 @@ def plan_memory(model: ModelFacts, work: Workload) -> MemoryPlan:
         held | {"step": states.stepping},
     )
     peak = max(instants, key=lambda instant: sum(instant.values()))
-    fragmented = int(sum(peak.values()) * FRAGMENTED_SHARE)
-    named = {**peak, "allowance (CUDA context, fragmentation)": CONTEXT_BYTES + fragmented}
+    named = dict(peak)
+    if work.on_gpu:
+        fragmented = int(sum(peak.values()) * FRAGMENTED_SHARE)
+        named["allowance (CUDA context, fragmentation)"] = CONTEXT_BYTES + fragmented
     return MemoryPlan(terms=tuple(Term(name=name, size=size) for name, size in named.items() if size))

@@ -29,6 +29,7 @@ class Workload:
     gradient_checkpointing: bool = True
     masked: bool = True
     """Whether attention is given a mask, as sdpa is where rows are filled up. flash-attn needs none."""
+    on_gpu: bool = True
     zero_stage: int = 2
     offload_optimizer: bool = False
     offload_parameters: bool = False
