@@ -78,7 +78,7 @@ def train(
             phase=phase, plan=plan, trainee=trainee, processes=processes, loader=loader, saver=saver,
             recorder=recorder, stop=stop, beat=beat, first_step=beginning.step,
         ).run()  # fmt: skip
-    publish_result(trainee, config.volume, is_first=processes.is_first)
+    publish_result(trainee, config.volume, processes)
     processes.barrier()
     if recorder is None:
         return None

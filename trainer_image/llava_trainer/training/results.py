@@ -5,7 +5,7 @@ one writes.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,32 +22,33 @@ from llava_trainer.model.layout import hub_name
 from llava_trainer.model.partition import copy_whole, num_elements, shape_of, whole
 from llava_trainer.model.projector import CONFIG_FILE, WEIGHTS_FILE, dump_projector_config, projector_parameters
 from llava_trainer.training.adapter import check_saved, publish_adapter
+from llava_trainer.training.processes import Processes
 from llava_trainer.training.tensors import save_tensors
 from llava_trainer.training.trainee import Trainee, watched_parameters
 from llava_trainer.weights.stored import TAGS, find_stored
 from llava_trainer.weights.streaming import MAX_SHARD_BYTES, write_checkpoint
 
 
-def publish_result(trainee: Trainee, volume: RunVolume, *, is_first: bool) -> None:
+def publish_result(trainee: Trainee, volume: RunVolume, processes: Processes) -> None:
     """Write what was trained: the adapter, the projector alone, or language model and projector.
 
     Args:
         trainee: what was trained.
         volume: the run's.
-        is_first: whether this process writes for all; every process calls it.
+        processes: all of them; each calls this, and the first one writes.
 
     Raises:
         StageError: InternalError; what was written is not what is live. AdapterUnchanged; nothing was learned.
         OSError: it cannot be written.
     """
     if isinstance(trainee.tuned, PeftModel):
-        publish_adapter(trainee.tuned, volume.adapter_dir, is_first=is_first)
+        publish_adapter(trainee.tuned, volume.adapter_dir, is_first=processes.is_first)
         return
     check_changed(trainee)
     if trainee.phase.method == "full":
-        publish_weights(trainee.llava, volume.weights_dir, is_first=is_first)
+        publish_weights(trainee.llava, volume.weights_dir, is_first=processes.is_first, keep_step=processes.barrier)
     else:
-        publish_projector(trainee.llava, volume.projector_dir, is_first=is_first)
+        publish_projector(trainee.llava, volume.projector_dir, is_first=processes.is_first)
 
 
 def check_changed(trainee: Trainee) -> None:
@@ -86,9 +87,23 @@ def write_projector(llava: LlavaForConditionalGeneration, weights: Mapping[str, 
 
 
 def publish_weights(
-    llava: LlavaForConditionalGeneration, folder: Path, *, is_first: bool, max_shard_bytes: int = MAX_SHARD_BYTES
+    llava: LlavaForConditionalGeneration,
+    folder: Path,
+    *,
+    is_first: bool,
+    keep_step: Callable[[], None] = lambda: None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write everything that was trained whole under its hub names, one tensor in memory at a time."""
+    """Write everything that was trained whole under its hub names, one tensor in memory at a time.
+
+    Args:
+        llava: what was trained.
+        folder: where it goes.
+        is_first: whether this process writes for all; every process calls it.
+        keep_step: waits for the other processes. Called twice a tensor, once it is written and once it is read back:
+            the others would not wait as long for all of a large model on a slow volume.
+        max_shard_bytes: where to begin the next file.
+    """
     learned = [
         LearnedTensor(name=hub_name(name), parameter=parameter)
         for name, parameter in llava.named_parameters()
@@ -98,17 +113,21 @@ def publish_weights(
         for tensor in learned:
             with whole([tensor.parameter]):
                 pass
+            keep_step()
+        for _ in learned:
+            keep_step()
         return
     digests = {}
 
     def produce(tensor: LearnedTensor) -> torch.Tensor:
         copied = copy_whole(tensor.parameter)
         digests[tensor.name] = digest(copied)
+        keep_step()
         return copied
 
     aside = begin_folder(folder)
     write_checkpoint(aside, learned, produce, max_shard_bytes)
-    check_written(aside, digests)
+    check_written(aside, digests, keep_step)
     publish_folder(folder)
 
 
@@ -141,14 +160,17 @@ class LearnedTensor:
         return num_elements(self.parameter) * self.parameter.element_size()
 
 
-def check_written(folder: Path, digests: Mapping[str, str]) -> None:
-    """Read back what was written, tensor by tensor.
+def check_written(folder: Path, digests: Mapping[str, str], keep_step: Callable[[], None]) -> None:
+    """Read back what was written, tensor by tensor, and call ``keep_step`` after each.
 
     Raises:
         StageError: InternalError, naming the tensor that is not what was trained.
     """
-    stored = (tensor for file in sorted(folder.glob("*.safetensors")) for tensor in find_stored(file))
-    found = {tensor.name: digest(tensor.read()) for tensor in stored}
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        for tensor in find_stored(file):
+            found[tensor.name] = digest(tensor.read())
+            keep_step()
     wrong = sorted(name for name in found.keys() | digests.keys() if found.get(name) != digests.get(name))
     if wrong:
         raise StageError(Reason.INTERNAL_ERROR, f"{folder}: {wrong[0]} is not what was trained ({len(wrong)} in all)")
