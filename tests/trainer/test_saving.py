@@ -43,11 +43,15 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, processe
 
 
 def test_what_is_written_is_what_was_there_at_the_step(tmp_path: Path, processes: Processes):
+    trained_on = threading.Event()
     with Saver(processes, tmp_path, keep=1, write_servable=lambda stored, folder: None) as saver:
+        # Nothing is written before training has gone on.
+        saver._thread.submit(trained_on.wait, 60)
         slice_ = make_slice()
         saver.begin([slice_], state(2))
         for tensor in slice_.parts.values():
             tensor.fill_(-1.0)
+        trained_on.set()
         saver.finish()
     with StoredOptimizer(list_checkpoints(tmp_path)[0], state(2)) as stored:
         for part in PARTS:
