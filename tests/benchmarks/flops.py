@@ -37,7 +37,8 @@ def count_flops(model: ModelFacts, work: Workload, *, backward_products: int = B
     """Operations of a micro-batch whose rows are all ``work.length`` long, each one sample.
 
     The weights of the language model are frozen: their backward pass is one product, not two. The tower has none. The
-    projector is trained, and nothing is passed on below it.
+    projector is trained, and nothing is passed on below it. PyTorch may leave out a layer's very last product when it
+    computes it again, which is less than a thousandth.
     """
     language = model.language_model
     linear = work.tokens * 2 * language.layers * _weights_of_layer(language)
@@ -47,12 +48,7 @@ def count_flops(model: ModelFacts, work: Workload, *, backward_products: int = B
     backward = linear + 2 * lora + backward_products * product
     head = 2 * 2 * work.supervised * language.hidden * model.vocabulary
     pictures = work.pictures * (_tower(model) + _projector(model))
-    # Computing again stops before a layer's last product, the adapter's in down_proj: nothing needs what it gives.
-    unneeded = work.tokens * 2 * language.layers * work.rank * language.hidden
-    return Flops(
-        model=layers + backward + head + pictures,
-        recomputed=layers - unneeded if work.gradient_checkpointing else 0,
-    )
+    return Flops(model=layers + backward + head + pictures, recomputed=layers if work.gradient_checkpointing else 0)
 
 
 def peak_of(device_name: str) -> float | None:
