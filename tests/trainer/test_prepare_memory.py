@@ -1,7 +1,7 @@
 """Memory while a dataset is prepared: bounded by the largest entry, and some hundred bytes for each sample."""
 
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from llava_trainer.data.check import MAX_SAMPLE_CHARACTERS, Checker, Limits, Pic
 from llava_trainer.data.dataset import PreparedDataset, prepare_dataset, training_request
 from llava_trainer.data.findings import Findings
 from llava_trainer.data.processing import Processing
+from llava_trainer.data.samples import Sample, Source, Turn
 from tests.trainer.exports import conversation, document, draw_picture, prepare_config, write_json
 
 MEGABYTE = 1_000_000
@@ -93,3 +94,20 @@ def test_what_is_remembered_of_a_damaged_picture_is_its_message(tmp_path: Path, 
     assert found is not None
     assert str(found).startswith("cannot be decoded")
     assert (found.__cause__, found.__context__, found.__traceback__) == (None, None, None)
+
+
+def test_no_more_than_two_million_characters_are_read_ahead(tmp_path: Path, toy_processing: Processing):
+    pulled = 0
+
+    def read() -> Iterator[Sample]:
+        nonlocal pulled
+        for index in range(40):
+            pulled += 1
+            turns = (Turn(role="user", text="Q"), Turn(role="assistant", text="9.00 " * 40_000))
+            yield Sample(id=str(index), images=(), turns=turns, source=Source(file="e", index=index))
+
+    limits = Limits(max_length=512, max_pixels=10_000)
+    checker = Checker(PictureFolder(root=tmp_path), toy_processing, limits, Findings())
+    checked = checker.check_all(read())
+    next(checked)
+    assert pulled == 11
