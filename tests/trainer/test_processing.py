@@ -95,7 +95,10 @@ BAD_MODELS: dict[str, tuple[Edit, str]] = {
     "config is a list": (overwrite("config.json", b"[]"), r"config\.json holds no JSON object"),
     "config is nested without end": (overwrite("config.json", b"[" * 100_000), r"config\.json cannot be read"),
     "not a LLaVA": (edit_json("config.json", model_type="llama"), r"model_type is 'llama', not 'llava'"),
-    "the original layout": (edit_json("config.json", model_type="llava_llama"), r"layout of the original code is another one"),
+    "the original layout": (
+        edit_json("config.json", model_type="llava_llama"),
+        r"layout of the original code is another one",
+    ),
     "another tower": (
         edit_json("config.json", vision_config__model_type="siglip_vision_model"),
         r"vision_config\.model_type is 'siglip_vision_model'",
