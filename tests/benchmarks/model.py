@@ -1,4 +1,4 @@
-"""A LLaVA of 28 million parameters with random weights: small enough for a CPU, and proportioned as the real one."""
+"""A LLaVA of 27 million parameters with random weights: small enough for a CPU, and proportioned as the real one."""
 
 from pathlib import Path
 

@@ -110,7 +110,7 @@ class Plain:
 
 
 def build_ours(config: RunConfig, processes: Processes) -> Trainee:
-    """The 28 M model with its adapter, under DeepSpeed."""
+    """the 27 M model with its adapter, under DeepSpeed."""
     return build_trainee(config, phase_of(config), processes)
 
 

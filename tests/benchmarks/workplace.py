@@ -1,4 +1,4 @@
-"""Where the sides work: the 28 M model in a folder, and this process as the only one of a training."""
+"""Where the sides work: the 27 M model in a folder, and this process as the only one of a training."""
 
 import random
 import socket
@@ -21,7 +21,7 @@ PER_DEVICE = 16
 
 @contextmanager
 def workplace() -> Iterator[tuple[RunConfig, Processes]]:
-    """The 28 M model in a folder, and this process as the only one of a training."""
+    """the 27 M model in a folder, and this process as the only one of a training."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as listener:
         root = Path(folder)
         write_model(root / "base", corpus(random.Random(0)))
