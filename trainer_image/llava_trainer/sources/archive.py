@@ -18,7 +18,8 @@ from typing import IO, Any, Protocol, Self, cast
 from llava_trainer.files import begin_folder, publish_folder
 from llava_trainer.sources.refusals import refused
 from llava_trainer.sources.remote import check_name
-from llava_trainer.sources.transfer import CHUNK_BYTES, check_space
+from llava_trainer.sources.room import check_space
+from llava_trainer.sources.transfer import CHUNK_BYTES
 
 MAX_FACTOR = 200
 """Most that content may be larger than its archive: JSON reaches about 30, pictures about 1."""

@@ -12,7 +12,8 @@ from llava_trainer.sources.journal import Journal
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.remote import RemoteFile
 from llava_trainer.sources.retrying import StoppedError
-from llava_trainer.sources.transfer import Downloader, MissingError, check_space
+from llava_trainer.sources.room import check_space
+from llava_trainer.sources.transfer import Downloader, MissingError
 
 NUM_CONNECTIONS = 8
 

@@ -12,10 +12,10 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from huggingface_hub.hf_api import RepoFile
 
 from llava_trainer.sources.address import HubAddress
+from llava_trainer.sources.exchange import explain_transport
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.refusals import TransientError, explain_status, refused, secret_field
 from llava_trainer.sources.remote import Digest, RemoteFile, check_name
-from llava_trainer.sources.transfer import explain_transport
 
 RepositoryType = Literal["model", "dataset"]
 _Result = TypeVar("_Result")

@@ -4,39 +4,31 @@ A file that is being fetched lies aside of its name; beside it stands which vers
 try, or another attempt of the stage, asks for the rest only. Memory: one chunk.
 """
 
-import contextlib
-import hashlib
 import os
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urlsplit
 
 import httpx
 
-from llava_api.failures import Reason
-from llava_trainer.errors import StageError
 from llava_trainer.files import aside_of
+from llava_trainer.sources.exchange import explain_answer, explain_transport, open_response, version_of
 from llava_trainer.sources.journal import Fetched, Journal
 from llava_trainer.sources.progress import Progress
-from llava_trainer.sources.refusals import TransientError, explain_status, refused, unavailable
-from llava_trainer.sources.remote import Digest, RemoteFile
+from llava_trainer.sources.refusals import TransientError, refused
+from llava_trainer.sources.remote import RemoteFile
 from llava_trainer.sources.retrying import Patience, StoppedError, try_repeatedly
+from llava_trainer.sources.room import check_space
+from llava_trainer.sources.sums import Sums
 
 CHUNK_BYTES = 1 << 20
 RESUMABLE_BYTES = 8 << 20
 """Shorter files are begun anew: asking for the rest of them would save nothing."""
-SPARE_BYTES = 64 << 20
-"""Room that a download leaves on the volume for logs and reports."""
 _GAIN_BYTES = 16 << 20
 """A try that got so much further is no failure in a row."""
-_MAX_REDIRECTS = 5
-_TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-_RATE_LIMIT = re.compile(r";\s*t=(\d{1,6})")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
@@ -123,7 +115,7 @@ class _Transfer:
             if version:
                 headers["If-Range"] = version
         try:
-            with _open(self._by.client, self._remote.url(), headers) as response:
+            with open_response(self._by.client, self._remote.url(), headers) as response:
                 return self._receive(response, offset, version)
         except httpx.TransportError as error:
             raise explain_transport(error, self._by.field, self._remote.address) from error
@@ -135,7 +127,7 @@ class _Transfer:
         self._check_space(size - offset if size is not None else 0)
         if size is None or size >= RESUMABLE_BYTES:
             self._version_file.write_text(version, encoding="ascii", errors="ignore")
-        sums = _Sums(self._remote.digest, size)
+        sums = Sums(self._remote.digest, size)
         self._count(offset - self._counted)
         with self._aside.open("r+b" if offset else "wb") as stream:
             for chunk in _read_chunks(stream, offset):
@@ -152,7 +144,7 @@ class _Transfer:
             os.fsync(stream.fileno())
         return self._finish(response, sums, size, version)
 
-    def _finish(self, response: httpx.Response, sums: "_Sums", size: int | None, version: str) -> Fetched:
+    def _finish(self, response: httpx.Response, sums: Sums, size: int | None, version: str) -> Fetched:
         if size is not None and sums.size < size:
             raise TransientError(f"the connection ended after {sums.size:,} of {size:,} bytes")
         problem = sums.find_mismatch(self._remote.digest, size, response)
@@ -213,13 +205,7 @@ class _Transfer:
             raise TransientError("the file is shorter than what had been fetched of it")
         if response.status_code in (404, 410) and self._may_miss:
             raise MissingError
-        raise self._explain(response)
-
-    def _explain(self, response: httpx.Response) -> Exception:
-        status = response.status_code
-        if status in _TRANSIENT_STATUS:
-            return TransientError(f"HTTP {status}", wait_s=_asked_wait_s(response))
-        return explain_status(status, self._by.field, self._remote.address)
+        raise explain_answer(response, self._by.field, self._remote.address)
 
     def _expected_size(self, response: httpx.Response, offset: int) -> int | None:
         length = response.headers.get("Content-Length", "")
@@ -241,96 +227,6 @@ class _Transfer:
         self._version_file.unlink(missing_ok=True)
 
 
-class _Sums:
-    """Size and hashes of what has come in."""
-
-    def __init__(self, digest: Digest | None, size: int | None) -> None:
-        self.size = 0
-        self._sha256 = hashlib.sha256()
-        self._other = digest.begin(size or 0) if digest is not None and digest.algorithm != "sha256" else None
-
-    def update(self, chunk: bytes) -> None:
-        self.size += len(chunk)
-        self._sha256.update(chunk)
-        if self._other is not None:
-            self._other.update(chunk)
-
-    @property
-    def sha256(self) -> str:
-        return self._sha256.hexdigest()
-
-    def find_mismatch(self, digest: Digest | None, size: int | None, response: httpx.Response) -> str | None:
-        """What is wrong with the content; None if nothing is."""
-        if size is not None and self.size != size:
-            return f"{self.size:,} bytes instead of {size:,}"
-        if digest is None or (digest.algorithm == "md5" and _is_tag_opaque(response)):
-            return None
-        found = self.sha256 if self._other is None else self._other.hexdigest()
-        if found != digest.hex:
-            name = {"git": "git blob id"}.get(digest.algorithm, digest.algorithm)
-            return f"its {name} is {found} instead of {digest.hex}"
-        return None
-
-
-def check_space(volume: Path, needed_bytes: int, what: str) -> None:
-    """Make sure that something fits on the run's volume.
-
-    Raises:
-        StageError: StorageFull, with what is needed and what is there.
-    """
-    free = shutil.disk_usage(volume).free
-    if needed_bytes + SPARE_BYTES > free and needed_bytes:
-        raise StageError(
-            Reason.STORAGE_FULL,
-            f"{what} needs {needed_bytes / 1e9:,.2f} GB more, but the run's volume has {free / 1e9:,.2f} GB free: "
-            "raise spec.storage.size",
-        )
-
-
-def version_of(response: httpx.Response) -> str:
-    """What tells this version of a file from another: its strong ETag, else its time of change; empty if neither."""
-    tag = response.headers.get("ETag", "")
-    if tag and not tag.startswith("W/"):
-        return str(tag)
-    return str(response.headers.get("Last-Modified", ""))
-
-
-def explain_transport(error: httpx.TransportError, field: str, address: str) -> Exception:
-    """A failed connection: worth another try, or one that no try will mend."""
-    text = f"{type(error).__name__}: {error}"
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return unavailable(
-            f"{field}: {address}: the server's certificate is not trusted ({error}); put its authority into the "
-            "ConfigMap that spec.download.caConfigMap names"
-        )
-    if isinstance(error, httpx.ProxyError):
-        if "407" in text:
-            return explain_status(407, field, address)
-        return TransientError(f"the proxy refused ({error}); look at spec.download.httpsProxy and noProxy")
-    if isinstance(error, httpx.UnsupportedProtocol):
-        return refused(f"{field}: {address}: {error}")
-    return TransientError(text)
-
-
-@contextlib.contextmanager
-def _open(client: httpx.Client, url: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-    """Ask for ``url``; redirects are followed, but never from https to http. Credentials stay with their host."""
-    request = client.build_request("GET", url, headers=headers)
-    for _ in range(_MAX_REDIRECTS):
-        response = client.send(request, stream=True)
-        try:
-            following = response.next_request
-            if following is None:
-                yield response
-                return
-        finally:
-            response.close()
-        if urlsplit(url).scheme == "https" and following.url.scheme != "https":
-            raise TransientError("the server sends on from https to another protocol, which is not followed")
-        request = following
-    raise TransientError(f"the server sends on more than {_MAX_REDIRECTS} times")
-
-
 def _read_chunks(stream: BinaryIO, num_bytes: int) -> Iterator[bytes]:
     while num_bytes > 0:
         chunk = stream.read(min(CHUNK_BYTES, num_bytes))
@@ -338,21 +234,3 @@ def _read_chunks(stream: BinaryIO, num_bytes: int) -> Iterator[bytes]:
             raise TransientError("what had been fetched is gone")
         num_bytes -= len(chunk)
         yield chunk
-
-
-def _asked_wait_s(response: httpx.Response) -> float | None:
-    asked = response.headers.get("Retry-After", "")
-    if asked.isdecimal():
-        return float(asked)
-    # The hub's own way to say it: RateLimit: "resolvers";r=0;t=123
-    reset = _RATE_LIMIT.search(response.headers.get("RateLimit", ""))
-    return float(reset[1]) if reset else None
-
-
-def _is_tag_opaque(response: httpx.Response) -> bool:
-    """Whether an S3 ETag is no MD5 although it looks like one: with keys of KMS or of the client."""
-    headers = response.headers
-    return (
-        headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
-        or "x-amz-server-side-encryption-customer-algorithm" in headers
-    )
