@@ -24,6 +24,7 @@ from llava_trainer.training.checkpoint import (
     prune_checkpoints,
     rank_file,
     read_state,
+    remove_unfinished,
     verify_files,
     write_manifest,
     write_rank,
@@ -173,6 +174,27 @@ def test_the_newest_are_kept(tmp_path: Path):
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000040", "step-00000060"]
     prune_checkpoints(tmp_path, 5)
     assert len(list_checkpoints(tmp_path)) == 2
+
+
+def test_earlier_attempts_make_room_for_this_ones(tmp_path: Path):
+    volume = RunVolume(root=tmp_path)
+    for attempt, step in ((1, 20), (2, 20), (2, 40), (3, 60)):
+        write_checkpoint(volume.checkpoints_dir(StageName.TRAIN, attempt), step)
+    found = find_checkpoints(volume, StageName.TRAIN, 3)
+    for keep in (3, 2):
+        prune_checkpoints(volume.checkpoints_dir(StageName.TRAIN, 3), keep, found[1:])
+        assert find_checkpoints(volume, StageName.TRAIN, 3) == found[:keep]
+
+
+def test_what_was_left_unfinished_is_removed(tmp_path: Path):
+    volume = RunVolume(root=tmp_path)
+    for attempt in (1, 2, 3):
+        begin_folder(checkpoint_dir(volume.checkpoints_dir(StageName.TRAIN, attempt), 40))
+    whole = write_checkpoint(volume.checkpoints_dir(StageName.TRAIN, 2), 20)
+    remove_unfinished(volume, StageName.TRAIN, 2)
+    left = [path.relative_to(tmp_path / "attempts").as_posix() for path in tmp_path.glob("attempts/*/checkpoints/*")]
+    assert sorted(left) == ["train-2/checkpoints/step-00000020", "train-3/checkpoints/.step-00000040.partial"]
+    verify_files(whole)
 
 
 def test_one_that_cannot_be_deleted_does_not_stop_training(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -27,7 +27,7 @@ from llava_trainer.model.loading import load_model
 from llava_trainer.model.lora import add_adapter
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.batches import BatchLoader
-from llava_trainer.training.checkpoint import list_checkpoints
+from llava_trainer.training.checkpoint import find_checkpoints, list_checkpoints
 from llava_trainer.training.history import Entry, read_entries
 from llava_trainer.training.loop import train
 from llava_trainer.training.phase import phase_of
@@ -211,6 +211,9 @@ def test_a_later_attempt_goes_on_from_the_newest_checkpoint_that_is_whole(
     assert "after step 4 of 9" in caplog.text
     assert trajectory(later) == expected
     assert adapter_digest(later) == digest
+    # Three in all, not three of each attempt: two of its own, and the one that was whole.
+    kept = [f"{path.parent.parent.name}/{path.name}" for path in find_checkpoints(config.volume, StageName.TRAIN, 2)]
+    assert kept == ["train-2/step-00000008", "train-2/step-00000006", "train-1/step-00000004"]
 
 
 def test_a_checkpoints_adapter_is_the_model_at_that_step(config: RunConfig, processes: Processes):

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from llava_api.constants import StageName
 from llava_api.volume import RunVolume
-from llava_trainer.files import sha256_file, write_whole
+from llava_trainer.files import aside_of, sha256_file, write_whole
 from llava_trainer.training.tensors import write_hashed
 
 _STATE_FILE = "state.json"
@@ -101,17 +101,18 @@ def write_manifest(folder: Path, state: CheckpointState, rank_digests: Sequence[
 
 def find_checkpoints(volume: RunVolume, stage: StageName, attempt: int) -> list[Path]:
     """Checkpoints to resume from, best first: this attempt's own (its pod was restarted), then earlier attempts'."""
-    pattern = re.compile(rf"{stage}-(\d+)")
-    attempts = sorted(
-        (int(match[1]) for folder in (volume.root / "attempts").glob("*") if (match := pattern.fullmatch(folder.name))),
-        reverse=True,
-    )
     return [
         folder
-        for earlier in attempts
-        if earlier <= attempt
-        for folder in reversed(list_checkpoints(volume.checkpoints_dir(stage, earlier)))
+        for checkpoints in _folders_so_far(volume, stage, attempt)
+        for folder in reversed(list_checkpoints(checkpoints))
     ]
+
+
+def remove_unfinished(volume: RunVolume, stage: StageName, attempt: int) -> None:
+    """Remove what killed processes have left of checkpoints that they were writing: each may be as large as a whole."""
+    for checkpoints in _folders_so_far(volume, stage, attempt):
+        for aside in checkpoints.glob(aside_of(Path("step-*")).name):
+            _delete(aside)
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
@@ -215,13 +216,34 @@ class StoredOptimizer:
             raise DamagedCheckpointError(f"{file} cannot be read: {error}") from error
 
 
-def prune_checkpoints(checkpoints: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints. One that cannot be deleted is left for the next time."""
-    for folder in list_checkpoints(checkpoints)[:-keep]:
-        try:
-            shutil.rmtree(folder)
-        except OSError as error:
-            logger.warning("the old checkpoint %s could not be deleted: %s", folder, error)
+def prune_checkpoints(checkpoints: Path, keep: int, earlier: Sequence[Path] = ()) -> None:
+    """Delete all but the newest ``keep`` checkpoints. One that cannot be deleted is left for the next time.
+
+    Args:
+        checkpoints: folder of this attempt's, which are the newest.
+        keep: how many to keep.
+        earlier: checkpoints of earlier attempts, best first; they make room as this attempt's own take their places.
+    """
+    best_first = [*reversed(list_checkpoints(checkpoints)), *earlier]
+    for folder in reversed(best_first[keep:]):
+        if folder.exists():
+            _delete(folder)
+
+
+def _folders_so_far(volume: RunVolume, stage: StageName, attempt: int) -> list[Path]:
+    """Folders of checkpoints up to this attempt, its own first and the oldest last."""
+    pattern = re.compile(rf"{stage}-(\d+)")
+    attempts = (
+        int(match[1]) for folder in (volume.root / "attempts").glob("*") if (match := pattern.fullmatch(folder.name))
+    )
+    return [volume.checkpoints_dir(stage, so_far) for so_far in sorted(attempts, reverse=True) if so_far <= attempt]
+
+
+def _delete(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        logger.warning("the old checkpoint %s could not be deleted: %s", folder, error)
 
 
 def _read_manifest(folder: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.errors import StageError
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.batches import BatchLoader
-from llava_trainer.training.checkpoint import CheckpointState
+from llava_trainer.training.checkpoint import CheckpointState, remove_unfinished
 from llava_trainer.training.checks import check_finite, check_gradient, check_supervised
 from llava_trainer.training.history import History
 from llava_trainer.training.phase import Phase, phase_of
@@ -69,7 +69,7 @@ def train(
             )
         )  # fmt: skip
         probe_longest(trainee, loader, plan, processes)
-        saver = stack.enter_context(_open_saver(config, phase, trainee, processes))
+        saver = stack.enter_context(_open_saver(config, phase, trainee, processes, beginning))
         recorder = None
         if processes.is_first:
             recorder = Recorder(stack.enter_context(_open_history(config, beginning)), reporter, plan)
@@ -183,12 +183,16 @@ class Loop:
             self.recorder.record_checkpoint(step)
 
 
-def _open_saver(config: RunConfig, phase: Phase, trainee: Trainee, processes: Processes) -> Saver:
+def _open_saver(config: RunConfig, phase: Phase, trainee: Trainee, processes: Processes, beginning: Beginning) -> Saver:
+    checkpoints = config.volume.checkpoints_dir(phase.stage, config.run.attempt)
+    if processes.is_first:
+        remove_unfinished(config.volume, phase.stage, config.run.attempt)
     return Saver(
         processes,
-        config.volume.checkpoints_dir(phase.stage, config.run.attempt),
+        checkpoints,
         keep=phase.checkpoint.keep,
         write_servable=partial(write_servable, trainee),
+        earlier=[folder for folder in beginning.found if folder.parent != checkpoints],
     )
 
 

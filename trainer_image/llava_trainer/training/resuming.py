@@ -37,6 +37,8 @@ class Beginning:
     """The checkpoint that this comes from; None if training begins anew."""
     skipped: tuple[str, ...] = ()
     """Checkpoints that were damaged, and passed over."""
+    found: tuple[Path, ...] = ()
+    """All that there were, best first; those that were passed over come last."""
 
 
 def resume(
@@ -55,7 +57,8 @@ def resume(
     # Nobody may be reading the list while somebody else, still on the way here, could change what it says.
     processes.barrier()
     skipped: list[str] = []
-    for folder in find_checkpoints(volume, stage, attempt):
+    found = find_checkpoints(volume, stage, attempt)
+    for number, folder in enumerate(found):
         state = _verify(folder, processes)
         if state is None:
             skipped.append(f"{folder.parent.parent.name}/{folder.name}")
@@ -64,8 +67,9 @@ def resume(
         _load(engine, named, folder, state)
         if processes.is_first:
             logger.info("resuming from %s, after step %d of %d", folder, state.step, state.total_steps)
-        return Beginning(step=state.step, folder=folder, skipped=tuple(skipped))
-    return Beginning(skipped=tuple(skipped))
+        best_first = (*found[number:], *found[:number])
+        return Beginning(step=state.step, folder=folder, skipped=tuple(skipped), found=best_first)
+    return Beginning(skipped=tuple(skipped), found=tuple(found))
 
 
 def shapes_of(named: Mapping[str, nn.Parameter]) -> dict[str, list[int]]:

@@ -44,7 +44,15 @@ logger = logging.getLogger(__name__)
 class Saver:
     """Writes one checkpoint at a time. Every process has one, and calls the same in the same steps."""
 
-    def __init__(self, processes: Processes, checkpoints: Path, *, keep: int, write_servable: WriteServable) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        checkpoints: Path,
+        *,
+        keep: int,
+        write_servable: WriteServable,
+        earlier: Sequence[Path] = (),
+    ) -> None:
         """Get ready; every process calls it.
 
         Args:
@@ -52,10 +60,12 @@ class Saver:
             checkpoints: folder of this attempt's checkpoints.
             keep: newest ones to keep.
             write_servable: called in the first process.
+            earlier: checkpoints of earlier attempts, best first, which count among those to keep.
         """
         self._processes = processes
         self._checkpoints = checkpoints
         self._keep = keep
+        self._earlier = tuple(earlier)
         self._write_servable = write_servable
         self._group = dist.new_group(backend="gloo", timeout=WRITING_TIMEOUT) if processes.world_size > 1 else None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
@@ -132,7 +142,7 @@ class Saver:
         digests = self._together(lambda: write_rank(aside, self._processes.rank, pieces))
         if is_first:
             self._together(lambda: self._commit(folder, state, digests))
-            prune_checkpoints(self._checkpoints, self._keep)
+            prune_checkpoints(self._checkpoints, self._keep, self._earlier)
             logger.info("checkpoint %s saved, written in %.1f s beside training", folder, time.monotonic() - began)
         else:
             self._together()
