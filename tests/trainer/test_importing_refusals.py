@@ -168,6 +168,11 @@ def as_delta_of_another(root: Path, parts: ModelParts) -> ModelParts:
     return ModelParts(source=parts.source, base=write_weights(base, narrow))
 
 
+def whole_original_with_base(root: Path, parts: ModelParts) -> ModelParts:
+    """Named as if it were a delta or a LoRA: added up, the two would give a model of noise."""
+    return ModelParts(source=parts.source, base=write_language_model(root / "vicuna", build(seed=1)))
+
+
 def whole_with_base(root: Path, parts: ModelParts) -> ModelParts:
     hub = write_settings(root / "hub", {"model_type": "llava", "text_config": {}, "vision_config": {}})
     return ModelParts(source=hub, base=root / "llama", projector=root / "p")
@@ -288,6 +293,8 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "a number for a tensor": (with_pickle(lambda: {"model.mm_projector.0.weight": 5}), r"is a int, not a tensor"),
     "a folder without projector": (with_empty_projector_folder, r"holds no projector: none of projector\.safetensors"),
     "a delta of another model": (as_delta_of_another, r"but in the base it is .*: the delta was made for another"),
+    "a whole original with a base": (
+        whole_original_with_base, r"llava holds a whole model, not differences .*vicuna.*: remove spec\.model\.base"),
     "a whole model with a base": (whole_with_base, r"is a whole LLaVA in hub layout.*: remove spec\.model\.base"),
     "a hub model with a tower": (hub_with_tower, r"is a whole LLaVA in hub layout.*: remove spec\.model\.visionTower"),
     "a tuned tower left out": (tuned_tower_left_out, r"unfreeze_mm_vision_tower is true, but the checkpoint does not"),

@@ -11,6 +11,7 @@ from llava_trainer.importing.configuration import read_original
 from llava_trainer.importing.folders import find_weights
 from llava_trainer.importing.lora import apply_lora
 from llava_trainer.importing.names import (
+    NORM,
     TOWER,
     Tensors,
     name_original,
@@ -127,7 +128,22 @@ def _apply(source: Path, kind: Kind, model_dir: Path) -> Recipes:
         return apply_lora(copy_all(model), source)
     if kind is Kind.PROJECTOR:
         return replace_all(copy_all(model), read_projector_part(source / PROJECTOR_PICKLE), "the projector")
-    return add_delta(model, name_original(find_weights(source)))
+    delta = name_original(find_weights(source))
+    _check_differences(model, delta, source)
+    return add_delta(model, delta)
+
+
+def _check_differences(base: Tensors, delta: Tensors, source: Path) -> None:
+    """Tell a whole model from differences by its last norm: added to the base, it would make a model of noise."""
+    original, changed = base.get(NORM), delta.get(NORM)
+    if original is None or changed is None or original.shape != changed.shape:
+        return
+    before, after = original.read().float(), changed.read().float()
+    if (after - before).norm() < before.norm() / 2:
+        raise _invalid(
+            f"{source} holds a whole model, not differences that {original.file.parent} could be added to: remove "
+            "spec.model.base"
+        )
 
 
 def _read_model(folder: Path) -> Tensors:

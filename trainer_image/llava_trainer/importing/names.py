@@ -9,6 +9,7 @@ from llava_trainer.weights.stored import StoredTensor
 
 EMBEDDING = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
+NORM = "language_model.model.norm.weight"
 TOWER = "vision_tower.vision_model."
 PROJECTOR_PREFIX = f"{PROJECTOR}."
 
