@@ -23,7 +23,8 @@ def phase(tmp_path: Path) -> Phase:
     [
         ({}, (7, 0), True, "7.0 is older than what this image's PyTorch is built for (7.5)"),
         ({"precision": "auto"}, (7, 5), True, "training.precision is auto, and compute capability 7.5 has no bf16"),
-        ({"precision": "fp32", "attention": "flash_attention_2"}, (7, 5), True, "needs 8.0"),
+        ({"precision": "fp32", "attention": "flash_attention_2"}, (7, 5), True, "computes in bf16"),
+        ({"precision": "fp32", "attention": "flash_attention_2"}, (9, 0), True, "computes in bf16"),
         ({"attention": "flash_attention_2"}, (9, 0), False, "flash-attn is not in this image"),
     ],
 )

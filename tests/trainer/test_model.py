@@ -1,11 +1,14 @@
 """Loading checkpoints and adapters, what of a model learns, and its loss."""
 
+import importlib.util
 import json
 from contextlib import nullcontext
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
@@ -127,9 +130,43 @@ def test_damaged_weights_are_refused(base_dir: Path):
     assert caught.value.reason is Reason.INVALID_MODEL
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/gloo/transport/tcp/pair.cc:456] Connection closed by peer"),
+        dist.DistBackendError("NCCL communicator was aborted"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_checkpoint_is_not_blamed_for_what_others_did(
+    base_dir: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+):
+    # Under ZeRO-3 weights are handed to the other processes while they are read.
+    def lose(*arguments: object, **settings: object) -> None:
+        raise error
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", lose)
+    with pytest.raises(type(error)) as caught:
+        load(base_dir)
+    assert caught.value is error
+
+
 def test_attention_is_taken_as_asked_for():
-    assert resolve_attention("auto", CPU) == "sdpa"
-    assert resolve_attention("eager", torch.device("cuda")) == "eager"
+    assert resolve_attention("auto", CPU, torch.bfloat16) == "sdpa"
+    assert resolve_attention("eager", torch.device("cuda"), torch.bfloat16) == "eager"
+
+
+def test_flash_attention_is_taken_only_where_it_works(monkeypatch: pytest.MonkeyPatch):
+    cuda = torch.device("cuda", 0)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
+    for capability, dtype, expected in (
+        ((8, 0), torch.bfloat16, "flash_attention_2"),
+        ((8, 0), torch.float32, "sdpa"),
+        ((7, 5), torch.float16, "sdpa"),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, has=capability: has)
+        assert resolve_attention("auto", cuda, dtype) == expected
 
 
 def test_only_the_language_models_layers_and_the_projector_learn(base_dir: Path):

@@ -2,6 +2,9 @@
 
 from llava_api.failures import Reason
 
+LOST_CONNECTION_SIGN = "gloo/transport"
+"""What an error of gloo says, which has no type of its own, where another process has gone."""
+
 
 class StageError(Exception):
     """A stage cannot succeed, and the reason is known.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -15,7 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from llava_api.failures import Reason
 from llava_api.spec import Quantization
-from llava_trainer.errors import StageError
+from llava_trainer.errors import LOST_CONNECTION_SIGN, StageError
 from llava_trainer.model.layout import PROJECTOR, VISION_TOWER, hub_name, is_derived
 from llava_trainer.model.lora import is_lora_b, projector_tensors
 
@@ -39,7 +40,7 @@ def load_model(
         model_dir: folder with config.json and weights.
         dtype: number format of every weight.
         device: where the weights go; they are read straight to it.
-        attention: ``auto`` takes flash_attention_2 where it is installed and the device has it, else sdpa.
+        attention: ``auto`` takes flash_attention_2 where it is installed and works, else sdpa.
         quantization: how to quantise the language model's linear layers to NF4; None leaves them alone.
 
     Returns:
@@ -55,7 +56,7 @@ def load_model(
             dtype=dtype,
             # With ZeRO-3 every parameter goes to the process that it belongs to.
             device_map=None if is_deepspeed_zero3_enabled() else {"": device},
-            attn_implementation=resolve_attention(attention, device),
+            attn_implementation=resolve_attention(attention, device, dtype),
             quantization_config=None if quantization is None else _nf4(quantization, dtype),
             use_safetensors=True,
             local_files_only=True,
@@ -65,7 +66,7 @@ def load_model(
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if _lies_elsewhere(error):
             raise
         raise StageError(Reason.INVALID_MODEL, f"{model_dir} cannot be loaded: {error}") from error
     problems = [
@@ -81,6 +82,13 @@ def load_model(
     return model.eval()
 
 
+def _lies_elsewhere(error: Exception) -> bool:
+    """Whether it is not the checkpoint's fault: the GPU's, or, where ZeRO-3 shares weights out, another process's."""
+    return isinstance(
+        error, torch.OutOfMemoryError | torch.AcceleratorError | dist.DistError
+    ) or LOST_CONNECTION_SIGN in str(error)
+
+
 def _nf4(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
     compute = {"auto": dtype, "bf16": torch.bfloat16, "fp32": torch.float32}[quantization.compute_dtype]
     return BitsAndBytesConfig(
@@ -92,11 +100,12 @@ def _nf4(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def resolve_attention(attention: Attention, device: torch.device) -> str:
+def resolve_attention(attention: Attention, device: torch.device, dtype: torch.dtype) -> str:
     """Attention implementation to ask transformers for."""
     if attention != "auto":
         return attention
-    has_flash = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    # It computes in bf16 and fp16 only.
+    has_flash = device.type == "cuda" and dtype != torch.float32 and importlib.util.find_spec("flash_attn") is not None
     # flash-attn 2 runs on Ampere and newer.
     has_flash = has_flash and torch.cuda.get_device_capability(device) >= (8, 0)
     return "flash_attention_2" if has_flash else "sdpa"

@@ -49,12 +49,15 @@ def find_fault(phase: Phase, capability: Capability, *, built_for: Sequence[str]
         return f"{has} is older than what this image's PyTorch is built for ({oldest[0]}.{oldest[1]}): take newer GPUs"
     if phase.attention == "flash_attention_2" and not has_flash:
         return "training.attention is flash_attention_2, but flash-attn is not in this image: set it to sdpa or auto"
+    if phase.attention == "flash_attention_2" and phase.precision == "fp32":
+        return (
+            "training.attention is flash_attention_2, which computes in bf16, and training.precision is fp32: set "
+            "attention to sdpa, or precision to bf16 on GPUs of compute capability 8.0 or more"
+        )
     if capability >= AMPERE:
         return None
     if phase.precision != "fp32":
         return f"training.precision is {phase.precision}, and {has} has no bf16: set it to fp32"
-    if phase.attention == "flash_attention_2":
-        return f"training.attention is flash_attention_2, which needs 8.0, and this is {has}: set it to sdpa"
     return None
 
 

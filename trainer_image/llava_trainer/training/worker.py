@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from llava_api.failures import Reason, exit_code_of
 from llava_api.report import StageFailure
 from llava_api.run_config import RunConfig
-from llava_trainer.errors import StageError
+from llava_trainer.errors import LOST_CONNECTION_SIGN, StageError
 from llava_trainer.logs import ProcessLog
 from llava_trainer.outcome import explain
 from llava_trainer.reporting import Reporter
@@ -70,7 +70,7 @@ def explain_rank_failure(error: Exception, rank: int, log: ProcessLog) -> RankFa
 def is_lost_peer(error: BaseException) -> bool:
     """Whether an operation failed because another process has gone; gloo's errors have no type of their own."""
     return isinstance(error, dist.DistError | LostPeerError) or (
-        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+        isinstance(error, RuntimeError) and LOST_CONNECTION_SIGN in str(error)
     )
 
 
