@@ -53,6 +53,15 @@ def run(path: Path, on_bytes: Callable[[int, str], None] = lambda size, name: No
     return folder
 
 
+def test_many_files_are_not_synced_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """LLaVA's 558,000 pictures would wait for the disk as often."""
+    path = make_zip(tmp_path / "a.zip", lambda opened: [add_zip(opened, f"{n}.jpg", b"x") for n in range(50)] and None)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    assert len(list(run(path).iterdir())) == 50
+    assert len(synced) < 5
+
+
 def refusal(path: Path) -> str:
     with pytest.raises(StageError) as caught:
         run(path)

@@ -85,7 +85,7 @@ def unpack(archive: Path, folder: Path, *, field: str, address: str, on_bytes: C
     except RuntimeError as error:
         # zipfile's word for a password.
         raise refused(f"{where} cannot be unpacked: {error}") from error
-    publish_folder(folder)
+    publish_folder(folder, at_once=True)
     return num_files
 
 
