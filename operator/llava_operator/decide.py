@@ -19,7 +19,7 @@ from llava_api.stages import stages_of
 from llava_api.status import Artifacts, FailureStatus, Progress, StageState, StageStatus, Status
 from llava_operator.cards import NodeGpus, know_cards
 from llava_operator.clock import to_time
-from llava_operator.planning import Refusal, plan_training
+from llava_operator.planning import Planned, Refusal, plan_training
 from llava_operator.results import describe_result, take_result
 from llava_operator.run import Run, current_stage, num_pods, stage_of
 from llava_operator.status import complete_status, first_stages, next_stage, replace_stage
@@ -204,10 +204,10 @@ def _succeed(seen: Observation, stage: StageStatus, result: StageResult) -> Stat
     status = seen.run.status.model_copy(update={"phase": Phase.RUNNING, "failure": None})
     try:
         status = take_result(replace_stage(status, ended), result)
+        planned = _plan(seen, result)
     except ValidationError as error:
         return _fail(seen.run.status, stage, unusable_result(stage, error), seen.now)
-    if result.prepare is not None:
-        planned = plan_training(seen.run.spec, result.prepare, know_cards(seen.run.spec, seen.nodes))
+    if planned is not None:
         status = status.model_copy(update={"plan": planned.plan})
         if planned.refusal is not None:
             return _refuse(status, planned.refusal, seen.now)
@@ -215,6 +215,12 @@ def _succeed(seen: Observation, stage: StageStatus, result: StageResult) -> Stat
     if following is not None:
         return _begin_stage(status, following, seen)
     return status.model_copy(update={"phase": Phase.SUCCEEDED, "completion_time": to_time(seen.now)})
+
+
+def _plan(seen: Observation, result: StageResult) -> Planned | None:
+    if result.prepare is None:
+        return None
+    return plan_training(seen.run.spec, result.prepare, know_cards(seen.run.spec, seen.nodes))
 
 
 def _refuse(status: Status, refusal: Refusal, now: datetime) -> Status:

@@ -51,3 +51,35 @@ def test_a_card_that_cannot_do_what_is_asked_ends_the_run() -> None:
     status = end_prepare(frozenset({NodeGpus(product="Tesla-T4", memory=2**40, capability=(7, 5))}))
     assert status.failure.reason == Reason.UNSUPPORTED_DEVICE
     assert "labels of a node with Tesla-T4" in status.failure.message
+
+
+def test_numbers_that_no_status_can_hold_end_the_run_instead_of_every_pass() -> None:
+    status = commit(planned_run())
+    numbers = RESULTS[StageName.PREPARE].prepare.model_copy(update={"model": make_7b(), "samples_train": 2**53})
+    result = RESULTS[StageName.PREPARE].model_copy(update={"prepare": numbers})
+    pod = succeeded(StageName.PREPARE, result.to_termination_message())
+    run = make_run(status, training={"epochs": 1000, "batch": {"perDevice": 1, "global": 4}}, workers={"gpus": 4})
+    ended = commit(Observation(run=run, job=make_job(status, complete=True), pods=(pod,), now=NOW))
+    assert ended.phase is Phase.FAILED
+    assert ended.failure.stage is StageName.PREPARE
+
+
+def test_a_run_begun_by_the_version_before_goes_on() -> None:
+    """Its status has no align, no model and no plan; its trainer reports no shape of a model."""
+    stages = [
+        {"name": "prepare", "state": "Running", "attempt": 1, "job": "tiny-prepare-1", "jobUid": "job-1"},
+        *({"name": name, "state": "Pending", "attempt": 0} for name in ("train", "merge", "evaluate")),
+    ]
+    old = Status.model_validate({"observedGeneration": 1, "phase": "Running", "startTime": "2026-01-01T00:00:00Z",
+                                 "stages": stages, "artifacts": {"volumeClaim": "tiny-run"}})  # fmt: skip
+    message = (
+        '{"version": 1, "stage": "prepare", "attempt": 1, "prepare": {"samples_train": 9, "samples_validation": 1, '
+        '"pairs_train": 9, "pairs_validation": 1, "images": 10, "supervised_tokens": 99, '
+        '"longest_sample_tokens": 600, "overlong_samples": 0}, "digests": {"train": "aa", "validation": "bb"}}'
+    )
+    pod = succeeded(StageName.PREPARE, message)
+    job = make_job(old, complete=True, uid="job-1")
+    status = commit(planned_run(old, job=job, pods=(pod,), nodes=frozenset({NodeGpus(memory=2**30)})))
+    assert current_stage(status).name is StageName.TRAIN
+    assert (status.model, status.plan) == (None, None)
+    assert [stage.name for stage in status.stages] == ["prepare", "train", "merge", "evaluate"]
