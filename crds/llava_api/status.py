@@ -121,7 +121,8 @@ class Plan(Lenient):
 
     device_memory: Annotated[Short, Field(description="Peak memory of one GPU, like 61.3Gi.")]
     device_memory_available: Annotated[
-        Short | None, Field(description="Memory that the smallest GPU in question has; unknown if left out.")
+        Short | None,
+        Field(description="Memory that the GPUs have, or the largest of different ones; unknown if left out."),
     ] = None
     terms: Annotated[tuple[PlanTerm, ...], Field(max_length=16, description="What the memory is taken by.")] = ()
     per_device_batch: Annotated[Count, Field(description="Samples that one process holds at a time.")]

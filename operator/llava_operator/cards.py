@@ -30,7 +30,7 @@ class NodeGpus:
 
 @dataclass(frozen=True, kw_only=True)
 class Cards:
-    """The least that a run's GPUs are known to have; None where nothing is known."""
+    """What a run's GPUs have, as far as it is known; None where nothing is."""
 
     memory: int | None = None
     """Bytes."""
@@ -47,15 +47,19 @@ def is_asked_of_nodes(spec: Spec) -> bool:
 
 
 def know_cards(spec: Spec, nodes: Iterable[NodeGpus]) -> Cards:
-    """The least that is known: what the spec says, else the least of the nodes that could hold a training pod."""
+    """What the spec says, else the most that any node has which could hold a training pod.
+
+    The most, because only what no node could carry out is refused: of different GPUs, the smaller ones may be tainted,
+    full, or too small in other ways, and a pod that lands on one of them after all fails at its first step.
+    """
     workers = spec.workers
     fitting = [node for node in nodes if node.count is None or node.count >= workers.gpus]
-    smallest = min((n for n in fitting if n.memory is not None), key=lambda node: node.memory or 0, default=None)
-    oldest = min(
+    largest = max((n for n in fitting if n.memory is not None), key=lambda node: node.memory or 0, default=None)
+    newest = max(
         (n for n in fitting if n.capability is not None), key=lambda node: node.capability or (0, 0), default=None
     )
-    memory, memory_from = (smallest.memory, _labels_of(smallest)) if smallest else (None, "")
-    capability, capability_from = (oldest.capability, _labels_of(oldest)) if oldest else (None, "")
+    memory, memory_from = (largest.memory, _labels_of(largest)) if largest else (None, "")
+    capability, capability_from = (newest.capability, _labels_of(newest)) if newest else (None, "")
     if workers.gpu_memory is not None:
         memory, memory_from = parse_bytes(workers.gpu_memory), "spec.workers.gpuMemory"
     if workers.compute_capability is not None:

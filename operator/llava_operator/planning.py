@@ -71,7 +71,8 @@ def plan_training(spec: Spec, found: PrepareNumbers, cards: Cards) -> Planned:
     plan = _describe(spec, found, max(demands, key=lambda one: one.memory.total), cards) if demands else None
     shortcomings = find_shortcomings(spec, cards)
     if shortcomings:
-        refusal = Refusal(stage=stages[0], reason=Reason.UNSUPPORTED_DEVICE, message="; ".join(shortcomings))
+        message = "; ".join(shortcomings) + _describe_way_out(spec.workers.compute_capability, "computeCapability")
+        refusal = Refusal(stage=stages[0], reason=Reason.UNSUPPORTED_DEVICE, message=message)
         return Planned(plan=plan, refusal=refusal)
     refusals = (_refuse(spec, demand, found.model, cards) for demand in demands if found.model)
     return Planned(plan=plan, refusal=next(filter(None, refusals), None))
@@ -114,8 +115,14 @@ def _refuse(spec: Spec, demand: _Demand, model: ModelFacts, cards: Cards) -> Ref
         f"{demand.stage} takes {format_gib(demand.memory.total)} on each GPU (most of it {terms}) with "
         f"{batch_of(spec, demand.stage).per_device} samples a device, but a GPU has {format_gib(available)} "
         f"({cards.memory_from}). {_describe_remedies(remedies)}"
+        f"{_describe_way_out(spec.workers.gpu_memory, 'gpuMemory')}"
     )
     return Refusal(stage=demand.stage, reason=Reason.PLAN_DOES_NOT_FIT, message=message)
+
+
+def _describe_way_out(given: str | None, field: str) -> str:
+    """Nodes that an autoscaler has yet to make have no labels."""
+    return "" if given else f". If the run gets other GPUs than the nodes' labels tell of, set spec.workers.{field}"
 
 
 def _describe_remedies(remedies: tuple[Remedy, ...]) -> str:

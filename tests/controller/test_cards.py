@@ -17,16 +17,22 @@ def workers(**changes: Any) -> dict[str, Any]:
     return {"workers": {"gpus": 1, **changes}}
 
 
-def test_the_least_of_the_nodes_counts():
-    cards = know_cards(make_spec(**workers()), [A100, T4, BARE])
+def test_the_most_of_the_nodes_counts_since_only_what_none_could_do_is_refused():
+    cards = know_cards(make_spec(**workers()), [T4, A100, BARE])
     assert cards == Cards(
-        memory=15 * GIB, memory_from="labels of a node with Tesla-T4",
-        capability=(7, 5), capability_from="labels of a node with Tesla-T4",
+        memory=80 * GIB, memory_from="labels of a node with NVIDIA-A100-SXM4-80GB",
+        capability=(8, 0), capability_from="labels of a node with NVIDIA-A100-SXM4-80GB",
     )  # fmt: skip
 
 
 def test_a_node_with_fewer_gpus_than_a_pod_needs_does_not_count():
-    assert know_cards(make_spec(workers={"gpus": 8}), [A100, T4]).memory == 80 * GIB
+    single = NodeGpus(product="NVIDIA-H100", count=1, memory=94 * GIB, capability=(9, 0))
+    assert know_cards(make_spec(workers={"gpus": 8}), [A100, single]).memory == 80 * GIB
+
+
+def test_nodes_whose_gpus_are_all_cut_up_say_nothing_of_whole_ones():
+    cut = NodeGpus(product="NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", count=0, memory=40 * GIB, capability=(8, 0))
+    assert know_cards(make_spec(**workers()), [cut]) == Cards()
 
 
 def test_what_the_spec_says_is_believed_before_the_nodes():

@@ -84,8 +84,19 @@ def test_a_plan_that_does_not_fit_is_refused_with_what_does():
 
 
 def test_where_nothing_helps_that_is_said():
-    refusal = plan_training(gpu_spec(), numbers(), cards(2)).refusal
+    refusal = plan_training(gpu_spec(workers={"gpus": 4, "gpuMemory": "2Gi"}), numbers(), cards(2)).refusal
     assert refusal.message.endswith("take GPUs with more memory, or more of them")
+
+
+@pytest.mark.parametrize(
+    ("known", "field"), [(cards(24), "gpuMemory"), (Cards(capability=(7, 5), capability_from="a"), "computeCapability")]
+)
+def test_a_refusal_by_labels_says_how_to_overrule_them(known: Cards, field: str):
+    by_labels = plan_training(gpu_spec(workers={"gpus": 4}), numbers(), known).refusal
+    assert by_labels.message.endswith(f"set spec.workers.{field}")
+    said = {"gpuMemory": "24Gi", "computeCapability": "7.5"}[field]
+    by_spec = plan_training(gpu_spec(workers={"gpus": 4, field: said}), numbers(), known).refusal
+    assert f"set spec.workers.{field}" not in by_spec.message
 
 
 def test_alignment_is_planned_too_and_refused_by_its_own_name():

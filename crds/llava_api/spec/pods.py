@@ -50,8 +50,8 @@ class Workers(Strict):
     gpu_memory: Annotated[
         Quantity | None,
         Field(
-            description="Memory of each GPU, like 80Gi, to check the memory plan against. Left out: the smallest that "
-            "the nodes' labels (nvidia.com/gpu.memory) tell of."
+            description="Memory of each GPU, like 80Gi, to check the memory plan against. Left out: the most that the "
+            "labels (nvidia.com/gpu.memory) of nodes that match scheduling.nodeSelector tell of."
         ),
     ] = None
     compute_capability: Annotated[
@@ -60,7 +60,7 @@ class Workers(Strict):
             pattern=r"^[0-9]{1,2}\.[0-9]$",
             max_length=4,
             description='Compute capability of the GPUs, like "8.0" (in quotes: it is no number), to refuse what they '
-            "cannot do. Left out: what the nodes' labels (nvidia.com/gpu.compute.major, .minor) tell of.",
+            "cannot do. Left out: the newest that these nodes' labels (nvidia.com/gpu.compute.major, .minor) tell of.",
         ),
     ] = None
     network: Annotated[Network, Field(description="How GPUs of different pods talk to each other.")] = Network()

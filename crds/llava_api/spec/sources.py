@@ -84,8 +84,10 @@ class Download(Strict):
                                           "run reads it, too: a password in it is no secret."),
     ] = None  # fmt: skip
     https_proxy: Annotated[
-        str | None, Field(max_length=512, description="Proxy for https addresses; hub, S3 and files alike.")
-    ] = None
+        str | None,
+        Field(max_length=512, description="Proxy for https addresses; hub, S3 and files alike. A password in it is no "
+                                          "secret either.")
+    ] = None  # fmt: skip
     no_proxy: Annotated[
         str | None,
         Field(

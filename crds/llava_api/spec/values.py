@@ -28,8 +28,19 @@ RelativePath = Annotated[
 Quantity = Annotated[
     str,
     Field(coerce_numbers_to_str=True, pattern=QUANTITY_PATTERN, max_length=32),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "maxLength": 32, "minimum": 0}),
-]
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "maxLength": 32, "minimum": 0,
+            # Stands beside the pattern's bare refusal. Matching here would cost too much: CEL does not see maxLength.
+            **rules(
+                rule(
+                    "type(self) == int || !(self.endsWith('B') || self.endsWith('b'))",
+                    "must be a Kubernetes quantity, which has no B: 80Gi for 80 GiB, 80G for 80 GB",
+                )
+            ),
+        }
+    ),
+]  # fmt: skip
 """A Kubernetes quantity: 500m, 4, 16Gi."""
 
 
