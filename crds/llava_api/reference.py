@@ -10,6 +10,8 @@ from llava_api.resource import LlavaFineTune
 from llava_api.rules import RULES_KEY
 from llava_api.schema import Schema, build_schema
 
+_GUARD = 2**40
+"""Bounds from here on keep nonsense out, and tell nobody anything."""
 _MANY_RULES = 3
 """A field with so many is written out once; the others that have the same refer to it."""
 _HEAD = f"""# API reference
@@ -76,17 +78,23 @@ def _bounds(schema: Schema) -> Iterator[str]:
     low, high = schema.get("minimum"), schema.get("maximum")
     if low is not None:
         yield f"{'More than' if schema.get('exclusiveMinimum') else 'At least'} {low}."
-    if high is not None and high < 2**53:
+    if high is not None and high < _GUARD:
         yield f"{'Less than' if schema.get('exclusiveMaximum') else 'At most'} {high}."
 
 
 def _messages(schema: Schema, path: str, said: dict[str, str]) -> str:
     messages = [found["message"] for found in schema.get(RULES_KEY, [])]
-    text = " ".join(f"{message[0].upper()}{message[1:]}." for message in messages)
+    text = " ".join(_sentence(message, schema) for message in messages)
     if len(messages) < _MANY_RULES:
         return text
     first = said.setdefault(text, path)
     return text if first == path else f"Written as `{first}`."
+
+
+def _sentence(message: str, schema: Schema) -> str:
+    first, _, rest = message.partition(" ")
+    begin = f"`{first}`" if first in schema.get("properties", {}) else f"{first[:1].upper()}{first[1:]}"
+    return f"{begin} {rest}."
 
 
 def _failures() -> str:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from llava_api.crd import PRINTER_COLUMNS, build_crd
 from llava_api.generate import build_files
+from llava_api.reference import build_reference
 from llava_api.rules import RULES_KEY, rule, rules
 from llava_api.schema import build_schema
 
@@ -138,3 +139,10 @@ def test_translation_refuses_unions() -> None:
 
     with pytest.raises(ValueError, match="union of 2 types"):
         build_schema(Union)
+
+
+def test_the_reference_writes_fields_as_they_are_written_and_leaves_out_what_tells_nothing() -> None:
+    reference = build_reference()
+    assert "`languageModel` needs visionTower" in reference
+    assert "LanguageModel" not in reference
+    assert str(2**40) not in reference
