@@ -53,6 +53,32 @@ def run(path: Path, on_bytes: Callable[[int, str], None] = lambda size, name: No
     return folder
 
 
+class _UnsaidUtf8(zipfile.ZipInfo):
+    """A name in UTF-8 without the flag that says so, as macOS writes it."""
+
+    def _encodeFilenameFlags(self) -> tuple[bytes, int]:
+        return self.filename.encode(), self.flag_bits & ~0x800
+
+
+def test_names_in_utf8_are_found_whether_the_archive_says_so_or_not(tmp_path: Path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as opened:
+        opened.writestr(_UnsaidUtf8("images/Größe 漢字.jpg"), b"a")
+        opened.writestr("images/naïve.jpg", b"b")
+    assert {file.name for file in (run(path) / "images").iterdir()} == {"Größe 漢字.jpg", "naïve.jpg"}
+
+
+def test_a_name_in_code_page_437_stays_what_it_is(tmp_path: Path):
+    class OldName(zipfile.ZipInfo):
+        def _encodeFilenameFlags(self) -> tuple[bytes, int]:
+            return self.filename.encode("cp437"), 0
+
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as opened:
+        opened.writestr(OldName("Größe.jpg"), b"a")
+    assert [file.name for file in run(path).iterdir()] == ["Größe.jpg"]
+
+
 def test_many_files_are_not_synced_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """LLaVA's 558,000 pictures would wait for the disk as often."""
     path = make_zip(tmp_path / "a.zip", lambda opened: [add_zip(opened, f"{n}.jpg", b"x") for n in range(50)] and None)

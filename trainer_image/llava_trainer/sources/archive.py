@@ -28,6 +28,8 @@ MIN_LIMIT_BYTES = 1 << 30
 MAX_ENTRIES = 5_000_000
 _MAX_HEADER_BYTES = 1 << 20
 """Of a name in a tar archive; they are read into memory."""
+_SAYS_UTF8 = 0x800
+"""Flag of a .zip's entry."""
 _BROKEN = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, NotImplementedError)
 
 
@@ -131,7 +133,17 @@ def _read_zip(opened: zipfile.ZipFile, where: str) -> Iterator[_Entry]:
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _no_file(where, info.filename)
-        yield _Entry(name=info.filename, is_folder=info.is_dir(), open=lambda info=info: opened.open(info))  # type: ignore[misc]
+        yield _Entry(name=_true_name(info), is_folder=info.is_dir(), open=lambda info=info: opened.open(info))  # type: ignore[misc]
+
+
+def _true_name(info: zipfile.ZipInfo) -> str:
+    """Name of an entry: many programs write UTF-8 without saying so, which zipfile takes for code page 437."""
+    if info.flag_bits & _SAYS_UTF8:
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return info.filename
 
 
 def _read_tar(stream: _Readable, where: str) -> Iterator[_Entry]:
