@@ -133,4 +133,7 @@ def _describe_remedies(remedies: tuple[Remedy, ...]) -> str:
         f"{format_gib(remedy.total)})"
         for remedy in remedies
     )
-    return f"This fits: {told}"
+    offloads = any("offload" in change for remedy in remedies for change in remedy.changes)
+    # Else the next attempt would be killed for the pod's memory, whose default is made for what lies on the GPU.
+    price = ". What is offloaded takes the pod's memory: raise spec.workers.resources" if offloads else ""
+    return f"This fits: {told}{price}"

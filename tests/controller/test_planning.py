@@ -80,6 +80,7 @@ def test_a_plan_that_does_not_fit_is_refused_with_what_does():
     assert "most of it activations" in refusal.message
     assert "spec.training.batch.perDevice 4 (accumulation 8, " in refusal.message
     assert "spec.training.method qlora, spec.training.batch.perDevice 8" in refusal.message
+    assert "offloaded takes the pod's memory: raise spec.workers.resources" in refusal.message
     assert len(refusal.message) < 1024
 
 
