@@ -1,5 +1,6 @@
 """How a launcher finds the cause of a failure, and how launchers hear of each other."""
 
+import os
 import signal
 import socket
 import threading
@@ -16,6 +17,7 @@ from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
 from llava_trainer.launcher import RankLogs, launch, saving_time_s
 from llava_trainer.logs import ProcessLog
+from llava_trainer.stages import train
 from llava_trainer.training.meeting import Meeting, Patience
 from llava_trainer.training.processes import LostPeerError
 from llava_trainer.training.ranks import (
@@ -258,3 +260,18 @@ def await_length(heard: list, length: int, timeout_s: float = 20.0) -> None:
     while len(heard) < length:
         assert time.monotonic() < deadline, f"{len(heard)} of {length} after {timeout_s} s"
         time.sleep(0.01)
+
+
+def test_memory_for_copies_is_as_large_as_they_are_unless_somebody_says_otherwise(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "DS_ACCELERATOR", "OMP_NUM_THREADS"):
+        # Set first, so that what the stage sets is taken back.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    train._set_environment(config)
+    # PyTorch refuses what it does not know.
+    torch._C._accelerator_setAllocatorSettings(os.environ.pop("PYTORCH_ALLOC_CONF"))
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    train._set_environment(config)
+    assert "PYTORCH_ALLOC_CONF" not in os.environ

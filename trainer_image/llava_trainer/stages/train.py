@@ -17,6 +17,8 @@ from llava_trainer.reporting import Reporter
 from llava_trainer.training.meeting import Meeting, Patience
 from llava_trainer.training.ranks import numbers_file
 
+_EXACT_PINNED_SIZES = "pinned_max_round_threshold_mb:1"
+
 
 class Outcome(Strict):
     """What the first pod tells the others."""
@@ -76,6 +78,10 @@ def _set_environment(config: RunConfig) -> None:
     """What the training processes inherit."""
     # DeepSpeed would look for accelerators that the run was not given.
     os.environ.setdefault("DS_ACCELERATOR", config.workers.device)
+    if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
+        # PyTorch rounds memory that the GPU copies to up to a power of two, tensor by tensor: copies of the optimiser
+        # for checkpoints, and what is offloaded, would take half as much again.
+        os.environ["PYTORCH_ALLOC_CONF"] = _EXACT_PINNED_SIZES
     if config.workers.processes_per_node > 1:
         # As torchrun does: processes that all take every core hold each other up.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
