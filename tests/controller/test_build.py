@@ -451,6 +451,12 @@ def test_run_says_how_to_fetch_and_the_installation_the_rest() -> None:
     assert config.download == default
 
 
+def test_stages_that_fetch_nothing_are_told_of_no_proxy() -> None:
+    run = make_run(download={"httpsProxy": "http://me:hunter2@proxy:3128"})
+    made = {stage: build_config_map(run, stage, 1, PLATFORM)["data"]["run.json"] for stage in STAGES}
+    assert [stage for stage, text in made.items() if "hunter2" in text] == [StageName.PREPARE]
+
+
 def test_folders_of_what_is_fetched_are_on_the_runs_volume() -> None:
     config = build_run_config(make_run(**FROM_EVERYWHERE), StageName.ALIGN, 1, PLATFORM)
     assert str(config.model_dir) == "/llava/run/inputs/model"

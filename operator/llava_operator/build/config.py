@@ -14,6 +14,7 @@ from llava_api.constants import (
 )
 from llava_api.names import job_name, report_ca_name
 from llava_api.run_config import Reporting, RunConfig, RunIdentity, WorkerLayout
+from llava_api.spec import Download
 from llava_operator.build.common import Platform, build_labels, build_metadata
 from llava_operator.build.inputs import complete_download, dataset_dir, model_dir
 from llava_operator.build.service import rendezvous_host
@@ -54,7 +55,8 @@ def build_run_config(run: Run, stage: StageName, attempt: int, platform: Platfor
             rendezvous_port=RENDEZVOUS_PORT,
             grace_period_seconds=grace_period_s(run, stage),
         ),
-        download=complete_download(spec.download, platform.download),
+        # Only prepare fetches, and a proxy's address may hold a password.
+        download=complete_download(spec.download, platform.download) if stage is StageName.PREPARE else Download(),
         merge=spec.merge,
         evaluation=spec.evaluation,
         reporting=Reporting(url=platform.report_url, ca_file=Path(REPORT_CA_PATH), token_file=Path(REPORT_TOKEN_PATH)),
