@@ -525,6 +525,20 @@ def test_archives(world: World, web: FileServer, name: str, top: str) -> None:
     assert web.requests == []
 
 
+@pytest.mark.parametrize("others", [("__MACOSX/set/._train.json", ".DS_Store"), ("other/train.json",)])
+def test_what_else_lies_in_an_archive_hides_the_dataset_only_if_it_is_one(
+    world: World, web: FileServer, others: tuple[str, ...]
+) -> None:
+    """macOS adds to what is packed; of two datasets none is guessed."""
+    web.add(
+        "/set.zip",
+        make_zip({f"set/{path}": content for path, content in DATASET.items()} | dict.fromkeys(others, b"x")),
+    )
+    world.dataset["source"] = f"{web.base}/set.zip"
+    found = world.fetch()["dataset"].path
+    assert (found.name == "set") is ("other/train.json" not in others)
+
+
 def test_archive_that_does_not_match_its_digest(world: World, web: FileServer) -> None:
     web.add("/set.zip", make_zip(DATASET))
     world.dataset["source"] = f"{web.base}/set.zip#sha256={'0' * 64}"

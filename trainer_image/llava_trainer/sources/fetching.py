@@ -166,12 +166,14 @@ class _Errand:
 
 
 def _descend(folder: Path, wanted: str) -> Path:
-    """The folder inside an archive that holds ``wanted``: often everything lies in one folder."""
-    if not (folder / wanted).exists():
-        inside = list(folder.iterdir())
-        if len(inside) == 1 and (inside[0] / wanted).exists():
-            return inside[0]
-    return folder
+    """The folder inside an archive that holds ``wanted``: often everything lies in one folder.
+
+    Others may stand beside it (macOS puts ``__MACOSX`` there), but no other that holds it, too.
+    """
+    if (folder / wanted).exists():
+        return folder
+    homes = [inside for inside in folder.iterdir() if inside.is_dir() and (inside / wanted).exists()]
+    return homes[0] if len(homes) == 1 else folder
 
 
 def _read_commit(folder: Path, source: str) -> str | None:
