@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from llava_trainer.data.dataset import DatasetRequest, prepare_dataset, training_request
+from llava_trainer.data.dataset import prepare_dataset
 from llava_trainer.data.processing import load_processing
+from llava_trainer.data.request import DatasetRequest, training_request
 from llava_trainer.data.samples import write_lines
 from tests.tiny.base import make_untrained_base
 from tests.trainer.exports import conversation, document, draw_picture, prepare_config, write_json

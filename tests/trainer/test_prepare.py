@@ -15,12 +15,13 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.report import PrepareNumbers, StageResult
 from llava_api.run_config import RunConfig
-from llava_trainer.data.dataset import prepare_dataset, training_request
+from llava_trainer.data.dataset import prepare_dataset
 from llava_trainer.data.encode import encode
 from llava_trainer.data.model_facts import read_model_facts
 from llava_trainer.data.processing import Processing, load_processing
 from llava_trainer.data.report import DatasetReport, build_histogram, build_report
 from llava_trainer.data.report_page import build_page
+from llava_trainer.data.request import training_request
 from llava_trainer.data.samples import Sample, read_samples
 from llava_trainer.errors import StageError
 from llava_trainer.outcome import ENV_TERMINATION_LOG, StageOutput

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from llava_trainer.data.check import MAX_SAMPLE_CHARACTERS, Checker, Limits, PictureFolder
-from llava_trainer.data.dataset import PreparedDataset, prepare_dataset, training_request
+from llava_trainer.data.dataset import PreparedDataset, prepare_dataset
 from llava_trainer.data.findings import Findings
 from llava_trainer.data.processing import Processing
+from llava_trainer.data.request import training_request
 from llava_trainer.data.samples import Sample, Source, Turn
 from tests.trainer.exports import conversation, document, draw_picture, prepare_config, write_json
 

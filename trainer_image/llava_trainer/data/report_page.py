@@ -1,24 +1,15 @@
 """The dataset report for a person: one HTML file with the pictures as the model will see them."""
 
-import logging
 from collections.abc import Sequence
-
-import numpy as np
 
 from llava_trainer.data.dataset import PreparedDataset
 from llava_trainer.data.findings import Kind
-from llava_trainer.data.images import PictureError, open_image, visible_image
 from llava_trainer.data.report import Bar, DatasetReport, Note, Side, Told
-from llava_trainer.data.samples import Sample
-from llava_trainer.data.template import SYSTEM, render
-from llava_trainer.html import Html, definition_list, el, join, page, thumbnail
+from llava_trainer.data.report_grid import build_grid
+from llava_trainer.html import Html, definition_list, el, join, page
 
-GRID_SAMPLES = 24
-_SHOWN_CHARACTERS = 400
 _SHOWN_ENTRIES = 50
 _CHART_WIDTH, _CHART_HEIGHT, _MARGIN = 520, 190, 34
-
-logger = logging.getLogger(__name__)
 
 _STYLE = """
 .verdict { display: inline-block; padding: 3px 12px; border-radius: 99px; font-weight: 600; font-size: 13px; }
@@ -86,7 +77,7 @@ def _phase(title: str, dataset: PreparedDataset, report: DatasetReport) -> Html:
         _charts(report),
         _left_out(report),
         _notes(report),
-        _grid(dataset),
+        build_grid(dataset),
     )
 
 
@@ -221,93 +212,3 @@ def _notes(report: DatasetReport) -> Html | None:
 def _note(note: Note) -> Html:
     title = note.title[:1].upper() + note.title[1:]
     return el("details", el("summary", f"{title}: {note.count:,}"), _entries(note.examples, note.count))
-
-
-def _grid(dataset: PreparedDataset) -> Html | None:
-    chosen = _choose(dataset, GRID_SAMPLES)
-    if not chosen:
-        return None
-    return el(
-        "section",
-        el("h2", "Samples as the model sees them"),
-        el(
-            "p",
-            "What is marked is learned, what is struck out is cut off; everything else is only read.",
-            class_="muted",
-        ),
-        el("div", (_card(dataset, index) for index in chosen), class_="seen"),
-    )
-
-
-def _card(dataset: PreparedDataset, index: int) -> Html:
-    sample = dataset.samples[index]
-    pictures = list(filter(None, (_picture(dataset, relative) for relative in sample.images)))
-    max_length = dataset.request.max_length
-    about = f"{sample.source} · {sample.num_tokens:,} tokens, {int(dataset.table.supervised[index]):,} learned"
-    if sample.num_tokens > max_length:
-        about += f", cut off after {max_length:,}"
-    shown = el("div", pictures, class_="pictures several" if len(pictures) > 1 else "pictures") if pictures else None
-    side = el("span", "held out" if dataset.held_out[index] else "training", class_="side")
-    return el(
-        "article", shown, el("p", side, about, class_="muted small"), _conversation(dataset, index, sample),
-        class_="card",
-    )  # fmt: skip
-
-
-def _picture(dataset: PreparedDataset, relative: str) -> Html | None:
-    processing = dataset.processing
-    try:
-        seen = visible_image(open_image(dataset.request.folder.resolve(relative)), processing)
-    except PictureError as error:
-        # It was whole a moment ago: the volume changes under our feet, and training will say so.
-        logger.warning("picture %s %s", relative, error)
-        return None
-    return el("img", src=thumbnail(seen, max_px=processing.image_size_px), alt=relative)
-
-
-def _conversation(dataset: PreparedDataset, index: int, sample: Sample) -> Html:
-    """The conversation with what is learned marked and what is cut off struck out."""
-    conversation = render(sample, dataset.request.template, dataset.processing.gap)
-    kept = dataset.table.num_characters(index)
-    parts: list[str | Html] = []
-    position = 0
-    for begin, end in conversation.supervised:
-        if begin >= kept:
-            break
-        parts.append(_shorten(_abridge(conversation.text[position:begin])))
-        parts.append(el("mark", _shorten(conversation.text[begin : min(end, kept)])))
-        position = min(end, kept)
-    parts.append(_shorten(_abridge(conversation.text[position:kept])))
-    lost = el("s", _shorten(conversation.text[kept:])) if kept < len(conversation.text) else None
-    return el("p", parts, lost, class_="said")
-
-
-def _abridge(text: str) -> str:
-    """Text of which everybody knows the middle: the system text, the same in every sample."""
-    return text.replace(SYSTEM, f"{SYSTEM[:14]} […] {SYSTEM[-17:]}")
-
-
-def _shorten(text: str) -> str:
-    if len(text) <= _SHOWN_CHARACTERS:
-        return text
-    half = _SHOWN_CHARACTERS // 2
-    return f"{text[:half]} […] {text[-half:]}"
-
-
-def _choose(dataset: PreparedDataset, count: int) -> list[int]:
-    """At most ``count`` samples: the longest, one with several pictures, and the others evenly spread.
-
-    Of samples that share pictures one is enough; those of training come before those held out.
-    """
-    if not len(dataset.table):
-        return []
-    _, first_of_each = np.unique(dataset.group_of, return_index=True)
-    several = np.flatnonzero(dataset.table.num_pictures > 1)[:1]
-    special = dict.fromkeys([int(dataset.table.tokens.argmax()), *several.tolist()])
-    others = [index for index in first_of_each.tolist() if index not in special]
-    others.sort(key=lambda index: (bool(dataset.held_out[index]), index))
-    room = count - len(special)
-    if len(others) > room:
-        step = (len(others) - 1) / (room - 1)
-        others = [others[round(position * step)] for position in range(room)]
-    return [*special, *others]

@@ -12,20 +12,14 @@ import numpy as np
 
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
-from llava_trainer.data.dataset import (
-    DatasetRequest,
-    PreparedDataset,
-    alignment_request,
-    compare_phases,
-    prepare_dataset,
-    training_request,
-)
+from llava_trainer.data.dataset import PreparedDataset, compare_phases, prepare_dataset
 from llava_trainer.data.findings import Findings, Kind
 from llava_trainer.data.model_facts import read_model_facts
 from llava_trainer.data.model_files import check_weights
 from llava_trainer.data.processing import load_processing
 from llava_trainer.data.report import build_report, numbers_of
 from llava_trainer.data.report_page import build_page
+from llava_trainer.data.request import DatasetRequest, alignment_request, training_request
 from llava_trainer.data.sample_file import SampleSizes
 from llava_trainer.data.samples import write_lines
 from llava_trainer.errors import StageError

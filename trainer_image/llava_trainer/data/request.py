@@ -1,0 +1,73 @@
+"""What is to be read of a dataset, and how it will be used: by training, or by alignment."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava_api.run_config import RunConfig
+from llava_api.spec import Dataset, Prompt
+from llava_trainer.data.check import PictureFolder
+from llava_trainer.data.template import Template
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRequest:
+    """What to read, and how it will be used.
+
+    Attributes:
+        dataset: its part of the spec.
+        root: where it lies.
+        template: layout in which its samples are trained on.
+        max_length: training.maxLength.
+        seed: of the split.
+        hold_out: whether any samples are held out at all.
+        prompts: evaluation's prompts, whose pictures lie in the same folder.
+    """
+
+    dataset: Dataset
+    root: Path
+    template: Template
+    max_length: int
+    seed: int
+    hold_out: bool = True
+    prompts: Sequence[Prompt] = ()
+
+    @property
+    def folder(self) -> PictureFolder:
+        """Where its pictures lie."""
+        return PictureFolder(root=self.root, name=self.dataset.images)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files to read: training's, and that of held-out samples if there is one."""
+        held_out = self.dataset.validation.file if self.hold_out else None
+        return (self.dataset.file,) if held_out is None else (self.dataset.file, held_out)
+
+
+def training_request(config: RunConfig) -> DatasetRequest:
+    """The dataset that training learns from."""
+    return DatasetRequest(
+        dataset=config.dataset,
+        root=config.dataset_dir,
+        template="v1",
+        max_length=config.training.max_length,
+        seed=config.training.seed,
+        prompts=config.evaluation.prompts,
+    )
+
+
+def alignment_request(config: RunConfig) -> DatasetRequest | None:
+    """The dataset that alignment learns from, if there is an alignment.
+
+    Nothing of it is held out: what alignment has learned shows in training, and no stage scores captions.
+    """
+    if config.alignment is None or config.alignment_dir is None:
+        return None
+    return DatasetRequest(
+        dataset=config.alignment.dataset,
+        root=config.alignment_dir,
+        template="plain",
+        max_length=config.training.max_length,
+        seed=config.training.seed,
+        hold_out=False,
+    )
