@@ -149,6 +149,8 @@ def test_launchers_meet(port: int):
             meeting.await_all()
             arrived.append(node)
             if node == 0:
+                # It hashes what came out, however large: that is no silence.
+                time.sleep(2 * HASTE.silence_s)
                 meeting.share_result("done")
             else:
                 assert meeting.await_result() == "done"
@@ -159,6 +161,17 @@ def test_launchers_meet(port: int):
     for thread in threads:
         thread.join(20)
     assert sorted(arrived) == [0, 1, 2]
+
+
+def test_a_first_launcher_that_never_says_what_came_out_is_not_waited_for_for_good(port: int):
+    patience = Patience(result_s=0.2, farewell_s=0.0)
+    with (
+        Meeting("127.0.0.1", port, node=0, num_nodes=2, patience=patience),
+        Meeting("127.0.0.1", port, node=1, num_nodes=2, patience=patience) as second,
+        pytest.raises(StageError, match="does not say what came out") as caught,
+    ):
+        second.await_result()
+    assert caught.value.reason is Reason.RENDEZVOUS_FAILED
 
 
 def test_pods_that_do_not_come_are_named(port: int):

@@ -34,6 +34,9 @@ class Patience:
     """For torch's elastic agents to find each other, once all launchers are here."""
     silence_s: float = 60.0
     """Without a heartbeat until a launcher is taken for dead."""
+    result_s: float = 3600.0
+    """For the first launcher to say what came out: it hashes that before, which with method full are 26 GB of a 13B
+    model on a volume that may be slow. Should it end instead, its connection breaks."""
     farewell_s: float = 15.0
     """For the others to take note, before the first launcher takes the store away with it."""
     interval_s: float = 1.0
@@ -153,7 +156,7 @@ class Meeting:
         Raises:
             StageError: RendezvousFailed; it is gone, or says nothing.
         """
-        deadline = time.monotonic() + self._patience.silence_s
+        deadline = time.monotonic() + self._patience.result_s
         try:
             while not self._store.check([_RESULT]):
                 if time.monotonic() > deadline:
