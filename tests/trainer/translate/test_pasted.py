@@ -105,6 +105,7 @@ def test_sentences_around_the_command_are_passed_over():
         ("args = Namespace(query=" + "-" * 100_000 + "1)", "it is too long or too deep"),
         ("a.py --x 'one" + "\n" * 1000 + "'", "line 1: the quote '"),
         ("python - <<EOF\nargs = type('A', (\nEOF", "the Python that begins in line 2 cannot be read"),
+        ("A=lol\n" + "A=$A$A\n" * 24, "the text's variables grow to more than 10,000,000 characters, last $A"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_line(text: str, message: str):

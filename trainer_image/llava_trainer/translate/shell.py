@@ -28,6 +28,8 @@ _PLAIN = re.compile(r"""[^\s'"\\$<>;&|()]+""")
 _OPERATOR = re.compile(r"\n|&&|\|\||;;?|\||&(?!>)|[()]")
 _PLACEHOLDER = re.compile(r"<([A-Za-z][\w ./-]*)>")
 _REDIRECTION = re.compile(r"\d*(?:>>|>\||>&|<&|<<<|<|>)|&>>?")
+_MAX_EXPANDED = 10_000_000
+"""Characters that variables may put into the text: one that doubles another, line by line, would fill any memory."""
 _KEYWORDS = frozenset({"if", "then", "else", "elif", "fi", "do", "done", "while", "until", "time", "exec", "nohup",
                        "sudo", "!", "{", "}", "env", "export", "declare", "local", "set"})  # fmt: skip
 
@@ -56,6 +58,7 @@ class Variables:
     def __init__(self, given: Mapping[str, str]) -> None:
         self._given = dict(given)
         self._values: dict[str, str] = dict(given)
+        self._num_expanded = 0
 
     def assign(self, name: str, value: str) -> None:
         """Set a variable; one that was given beforehand keeps that value."""
@@ -63,11 +66,21 @@ class Variables:
             self._values[name] = value
 
     def expand(self, text: str) -> str:
-        """``text`` with every known variable replaced; an unknown one stays as it is written, or takes its default."""
+        """``text`` with every known variable replaced; an unknown one stays as it is written, or takes its default.
+
+        Raises:
+            TranslateError: variables that grow without bound.
+        """
 
         def replace(match: re.Match[str]) -> str:
             name, default = match[1] or match[2], match[3]
             if name in self._values:
+                self._num_expanded += len(self._values[name])
+                if self._num_expanded > _MAX_EXPANDED:
+                    raise TranslateError(
+                        f"the text's variables grow to more than {_MAX_EXPANDED:,} characters, last ${name}: give the "
+                        "part with the commands"
+                    )
                 return self._values[name]
             return f"${name}" if default is None else self.expand(default)
 
