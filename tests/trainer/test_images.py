@@ -223,6 +223,15 @@ def test_the_dataset_may_itself_lie_behind_a_link(dataset: Path, tmp_path: Path)
     assert resolve_picture(tmp_path / "link", tmp_path / "link" / "images", "a.png").name == "a.png"
 
 
+def test_a_config_map_s_files_are_links_inside_the_dataset(tmp_path: Path):
+    """Kubernetes mounts NAME -> ..data/NAME and ..data -> a folder with a time in its name, changed in one step."""
+    draw_picture(tmp_path / "..2026_11_24" / "a.png")
+    (tmp_path / "..data").symlink_to("..2026_11_24")
+    (tmp_path / "a.png").symlink_to("..data/a.png")
+    assert resolve_picture(tmp_path, tmp_path, "a.png").is_file()
+    assert resolve_picture(tmp_path, tmp_path, "..data/a.png").is_file()
+
+
 @pytest.mark.parametrize(("name", "message"), [
     ("/etc/passwd", "without a leading /"), ("../images/a.png", "without .. parts"), ("x/../a.png", "without .. parts"),
     ("", "must be a path"), (".", "must be a path"),
