@@ -319,6 +319,12 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "matrices of another base": (lora_folder(rank=3), r"do not fit .*: the adapter was trained on another base"),
     "no tokenizer": (remove("tokenizer.model"), r"holds tokenizer\.model or tokenizer\.json"),
     "a vocabulary that is none": (put("tokenizer.model", b"\xff\xff\xff"), r"is no SentencePiece model"),
+    "added tokens without ids": (
+        put("added_tokens.json", b'{"<pad>": null, "<x>": 3}'), r"the id of '<pad>' is None, not a whole number"),
+    "several towers": (
+        settings(mm_vision_tower=["a", "b"]), r"mm_vision_tower is \['a', 'b'\], not the name of one vision tower"),
+    "features that are no word": (
+        settings(mm_vision_select_feature=["patch"]), r"mm_vision_select_feature is \['patch'\], not one of"),
     "added tokens with gaps": (
         put("added_tokens.json", b'{"<pad>": 9000}'), r"the ids of <pad> must follow the vocabulary's"),
 }  # fmt: skip

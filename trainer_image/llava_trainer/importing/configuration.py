@@ -45,8 +45,11 @@ def read_original(path: Path) -> dict[str, Any]:
             "'linear'), but LLaVA v1.5's projector is 'mlp2x_gelu': correct it if the weights hold mm_projector.0 and "
             "mm_projector.2"
         )
+    tower = settings.get("mm_vision_tower")
+    if not isinstance(tower, str | None):
+        raise _invalid(f"{path}: mm_vision_tower is {tower!r:.100}, not the name of one vision tower")
     strategy = settings.get("mm_vision_select_feature", "patch")
-    if strategy not in _STRATEGIES:
+    if not isinstance(strategy, str) or strategy not in _STRATEGIES:
         raise _invalid(f"{path}: mm_vision_select_feature is {strategy!r}, not one of {', '.join(_STRATEGIES)}")
     return settings
 

@@ -81,6 +81,8 @@ def _from_sentencepiece(folder: Path) -> ImportedTokenizer:
     path = folder / VOCABULARY
     known = read_pieces(path)
     given = _optional(folder / _ADDED)
+    if wrong := [token for token, number in given.items() if type(number) is not int]:
+        raise _invalid(f"{folder / _ADDED}: the id of {wrong[0]!r:.60} is {given[wrong[0]]!r:.60}, not a whole number")
     added = sorted((token for token in given if token not in known), key=lambda token: given[token])
     if [given[token] for token in added] != list(range(len(known), len(known) + len(added))):
         raise _invalid(
