@@ -16,6 +16,7 @@ from llava_operator.children import Children
 from llava_operator.clock import now
 from llava_operator.events import EventPublisher
 from llava_operator.kube import Kind, Kube
+from llava_operator.nodes import Nodes
 from llava_operator.progress import ProgressBook
 from llava_operator.reconcile import Reconciler
 from llava_operator.resources import CHILD_SELECTOR, EVENTS, JOBS, PODS, RUNS
@@ -82,6 +83,7 @@ class Process:
             children=self.children,
             runs=Runs(),
             progress=ProgressBook(interval_s=15, writes_per_s=5),
+            nodes=Nodes(kube=kube, now=now),
             events=EventPublisher(kube, instance="test"),
             authority=Authority(certificate="pem"),
             platform=Platform(trainer_image="trainer", report_url="https://report/"),

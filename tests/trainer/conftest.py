@@ -4,6 +4,7 @@ What needs torch is imported when it is asked for: tests of the frame and of rep
 """
 
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,18 @@ if TYPE_CHECKING:
     from llava_trainer.data.processing import Processing
     from llava_trainer.training.processes import Processes
     from tests.trainer.servers.authority import Authority
+
+
+@pytest.fixture(autouse=True)
+def torchs_own_linear() -> Iterator[None]:
+    """DeepSpeed's ZeRO-3 replaces torch's linear layer for the rest of the process, which other tests would measure."""
+    yield
+    zero = sys.modules.get("deepspeed.runtime.zero.partition_parameters")
+    replaced = getattr(zero.InsertPostInitMethodToModuleSubClasses, "linear_bk", None) if zero else None
+    if replaced is not None:
+        from torch.nn import functional
+
+        functional.linear = replaced
 
 
 @pytest.fixture(scope="session")

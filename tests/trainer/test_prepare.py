@@ -202,16 +202,23 @@ def test_what_is_wrong_is_told_in_the_order_of_the_export(tmp_path: Path, toy_mo
     (images / "link.png").symlink_to(tmp_path / "secret.png")
     config = prepare_config(tmp_path, toy_model_dir)
     heading, *lines = refusal(config)
-    assert heading == "8 entries of the dataset cannot be used; training.maxLength must be at least 3047 to keep all:"
-    places = [f"export.json[{index}]" for index in (1, 3, 4, 5, 6, 7, 8)]
+    assert heading == "7 entries of the dataset cannot be used; training.maxLength must be at least 3047 to keep all:"
+    places = [f"export.json[{index}]" for index in (1, 3, 4, 6, 7, 8)]
     # Samples of which nothing is left are no entries to correct; they come after what is said of all of them.
-    assert [line.split(":")[0] for line in lines] == [*places, "export.json", "export.json[2]", "export.json[9]"]
+    assert [line.split(":")[0] for line in lines] == [
+        *places,
+        "export.json",
+        "export.json[2]",
+        "export.json[9]",
+        "export.json[5]",
+    ]
     expected = [
         "picture images/missing.png does not exist", "images/damaged.png cannot be decoded",
-        "images/../secret.png must be a path inside", "contains </s>, which means something else",
+        "images/../secret.png must be a path inside",
         "conversations is missing", "images/link.png leads outside the dataset", "images//etc/passwd must be a path",
-        "nothing to learn is left of 2 of 3 samples (66.7%), more than dataset.limits.unsupervisedShare 0.01 allows",
+        "3 of 4 samples (75.0%) had to be left out, more than dataset.limits.unsupervisedShare 0.01 allows",
         "every answer is blank", "training.maxLength 512 cuts off every answer: it must be at least 3047",
+        "contains </s>, which means something else",
     ]  # fmt: skip
     for line, message in zip(lines, expected, strict=True):
         assert message in line
@@ -256,7 +263,7 @@ def test_a_limit_within_the_picture_is_refused(tmp_path: Path, toy_model_dir: Pa
     entry["conversations"][2]["value"] = "<image>\nWhat is this?"
     write_dataset(tmp_path, [entry])
     (_, share, line) = refusal(prepare_config(tmp_path, toy_model_dir, training={"maxLength": 64}))
-    assert share.startswith("export.json: nothing to learn is left of 1 of 1 samples (100.0%)")
+    assert share.startswith("export.json: 1 of 1 samples (100.0%) had to be left out")
     assert "training.maxLength 64 cuts off its picture: it must be at least" in line
 
 
@@ -274,14 +281,11 @@ def test_a_few_samples_without_anything_to_learn_are_left_out_counted_and_listed
     assert [where for where, _ in notes_of(config)["blank_answer"]] == ["export.json[3]", "export.json[7]"]
     assert report_of(config).left_out == 2
     page = config.volume.dataset_report_html.read_text()
-    assert "Left out, since nothing to learn is left" in page
+    assert "<h2>Left out</h2>" in page
     assert "export.json[5]" in page
     shutil.rmtree(config.volume_root)
     refused = refusal(prepare_config(tmp_path, toy_model_dir, dataset={"limits": {"unsupervisedShare": 0.15}}))
-    assert (
-        "nothing to learn is left of 2 of 12 samples (16.7%), more than dataset.limits.unsupervisedShare 0.15"
-        in (refused[1])
-    )
+    assert "2 of 12 samples (16.7%) had to be left out, more than dataset.limits.unsupervisedShare 0.15" in (refused[1])
 
 
 def test_what_is_exactly_at_the_limit_is_accepted(tmp_path: Path, toy_model_dir: Path):

@@ -107,7 +107,8 @@ class DataLimits(Strict):
             ge=0,
             le=1,
             description="Largest share of samples from which nothing is learned (every answer is blank or cut off at "
-            "maxLength). They are left out and counted; more than this share of them ends the run.",
+            "maxLength, or a text holds one of the model's own tokens, like </s>). They are left out and counted; more "
+            "than this share of them ends the run.",
         ),
     ] = 0.01
     image_pixels: Annotated[

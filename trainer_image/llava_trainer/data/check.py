@@ -168,10 +168,8 @@ class Checker:
         for text in (*(turn.text for turn in sample.turns), *sample.references):
             for token in self._special:
                 if token in text:
-                    return refused(
-                        sample.source, f"{text!r:.60} contains {token}, which means something else to the model: "
-                                       "take it out"
-                    )  # fmt: skip
+                    message = f"{text!r:.60} contains {token}, which means something else to the model: take it out"
+                    return noted(Kind.SPECIAL_TOKEN, sample.source, message)
         return self._measure(sample, tuple(pictures))
 
     def _measure(self, sample: Sample, pictures: tuple[PictureFacts, ...]) -> Checked | Finding:

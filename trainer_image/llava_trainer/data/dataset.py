@@ -199,14 +199,14 @@ def read_export(request: DatasetRequest, name: str, position: ReadingPosition) -
 
 def _check_share(reading: _Reading, request: DatasetRequest, findings: Findings) -> None:
     """Refuse a dataset of which too much teaches nothing."""
-    left_out = findings.counts[Kind.NOTHING_TO_LEARN]
+    left_out = findings.num_left_out
     total = left_out + len(reading.table)
     limit = request.dataset.limits.unsupervised_share
     if left_out and (left_out > limit * total or not len(reading.table)):
         findings.add(
             refused(
                 request.dataset.file,
-                f"nothing to learn is left of {left_out:,} of {total:,} samples ({left_out / total:.1%}), more than "
+                f"{left_out:,} of {total:,} samples ({left_out / total:.1%}) had to be left out, more than "
                 f"dataset.limits.unsupervisedShare {limit:g} allows",
             )
         )

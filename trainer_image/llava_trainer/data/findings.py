@@ -15,6 +15,8 @@ class Kind(StrEnum):
     """The entry cannot be trained on, and the run fails."""
     NOTHING_TO_LEARN = "samples left out: nothing to learn is left of them"
     """Every answer is blank or cut off, or a picture is cut off. Too many of them fail the run."""
+    SPECIAL_TOKEN = "samples left out: their text holds a token that means something else to the model"
+    """Counted with those above: texts from the web have a ``<s>`` now and then."""
     OVERLONG = "samples cut off at training.maxLength"
     OPENING_ANSWER = "conversations whose opening answer was left out, as LLaVA does"
     BLANK_ANSWER = "blank answers, from which nothing is learned"
@@ -36,6 +38,10 @@ class Kind(StrEnum):
     OVERLAP = "validation questions that training asks on the same picture"
     SHARED_PICTURE = "held-out pictures that training shows, too, with other questions"
     ALIGNMENT_OVERLAP = "held-out pictures that alignment shows with a caption"
+
+
+LEFT_OUT = (Kind.NOTHING_TO_LEARN, Kind.SPECIAL_TOKEN)
+"""Samples that are not trained on, and do not fail the run as long as they are few."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +84,11 @@ class Findings:
     def num_refused(self) -> int:
         """Entries that cannot be trained on."""
         return self.counts[Kind.REFUSED]
+
+    @property
+    def num_left_out(self) -> int:
+        """Samples that are not trained on although nothing was refused."""
+        return sum(self.counts[kind] for kind in LEFT_OUT)
 
     def first(self, kind: Kind, count: int) -> list[Finding]:
         """The first ``count`` findings of a kind."""

@@ -100,7 +100,7 @@ class DatasetReport(Lenient):
     lengths: Lengths
     supervised: Supervised = Supervised()
     left_out: int = 0
-    """Samples of which nothing to learn is left."""
+    """Samples that are not trained on, since nothing to learn is left of them or the model would misread them."""
     refused_count: int
     refused: tuple[Told, ...]
     notes: tuple[Note, ...]
@@ -127,7 +127,7 @@ def build_report(dataset: PreparedDataset, alignment: PreparedDataset | None = N
         pictures=_describe_pictures(dataset),
         lengths=_describe_lengths(dataset),
         supervised=_describe_supervised(dataset),
-        left_out=findings.counts[Kind.NOTHING_TO_LEARN],
+        left_out=findings.num_left_out,
         refused_count=findings.num_refused,
         refused=_told(findings.kept.get(Kind.REFUSED, [])),
         notes=notes,

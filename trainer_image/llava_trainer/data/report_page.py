@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from llava_trainer.data.dataset import PreparedDataset
-from llava_trainer.data.findings import Kind
+from llava_trainer.data.findings import LEFT_OUT
 from llava_trainer.data.report import Bar, DatasetReport, Note, Side, Told
 from llava_trainer.data.report_grid import build_grid
 from llava_trainer.html import Html, definition_list, el, join, page
@@ -109,7 +109,7 @@ def _facts(report: DatasetReport) -> Html:
         ("Training", _side(report.train)),
         ("Held out", _side(report.validation) if report.validation.samples else "nothing"),
         ("In the export", f"{report.samples_read:,} samples, {usable:,} of them usable"),
-        ("Left out", f"{_number(report.left_out, 'sample')} without anything to learn" if report.left_out else "none"),
+        ("Left out", f"{_number(report.left_out, 'sample')}" if report.left_out else "none"),
         ("Pictures", f"{pictures.files:,} files, {pictures.different:,} different ones"),
         ("Picture sizes", sizes),
         ("As the model sees them", f"{shape}, {pictures.tokens_each:,} tokens each"),
@@ -194,16 +194,19 @@ def _bar_chart(bars: Sequence[Bar], what: str, limit: int | None = None) -> Html
     )  # fmt: skip
 
 
+_LEFT_OUT = frozenset(kind.name.lower() for kind in LEFT_OUT)
+
+
 def _left_out(report: DatasetReport) -> Html | None:
-    found = [note for note in report.notes if note.kind == Kind.NOTHING_TO_LEARN.name.lower()]
+    found = [note for note in report.notes if note.kind in _LEFT_OUT]
     if not found:
         return None
     entries = (_entries(note.examples, note.count) for note in found)
-    return el("section", el("h2", "Left out, since nothing to learn is left"), el("div", entries, class_="card"))
+    return el("section", el("h2", "Left out"), el("div", entries, class_="card"))
 
 
 def _notes(report: DatasetReport) -> Html | None:
-    notes = [note for note in report.notes if note.kind != Kind.NOTHING_TO_LEARN.name.lower()]
+    notes = [note for note in report.notes if note.kind not in _LEFT_OUT]
     if not notes:
         return None
     return el("section", el("h2", "Worth knowing"), el("div", (_note(note) for note in notes), class_="card"))

@@ -13,7 +13,7 @@ import numpy as np
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_trainer.data.dataset import PreparedDataset, compare_phases, prepare_dataset
-from llava_trainer.data.findings import Findings, Kind
+from llava_trainer.data.findings import LEFT_OUT, Findings, Kind
 from llava_trainer.data.model_facts import read_model_facts
 from llava_trainer.data.model_files import check_weights
 from llava_trainer.data.processing import load_processing
@@ -115,10 +115,10 @@ def describe_refused(findings: Findings) -> str:
         heading += f"; training.maxLength must be at least {findings.needed_length} to keep all"
     if count > len(told):
         heading += f"; the first {len(told)} of them"
-    left_out = findings.first(Kind.NOTHING_TO_LEARN, ENTRIES_TOLD - len(told))
+    left_out = [finding for kind in LEFT_OUT for finding in findings.first(kind, ENTRIES_TOLD)]
     lines = (
         text if len(text := str(entry)) <= _ENTRY_CHARACTERS else f"{text[:_ENTRY_CHARACTERS]}…"
-        for entry in (*told, *left_out)
+        for entry in (*told, *left_out[: ENTRIES_TOLD - len(told)])
     )
     return "\n".join((f"{heading}:", *lines))
 
