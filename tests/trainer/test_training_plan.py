@@ -72,3 +72,8 @@ def test_only_the_last_losses_are_reported(tmp_path: Path):
         for step in range(1, LOSSES_KEPT + 11):
             history.append(make_entry(step, loss=float(step)))
     assert history.recent_losses == tuple(float(step) for step in range(11, LOSSES_KEPT + 11))
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+def test_a_run_of_one_step_learns_at_the_peak(kind) -> None:
+    assert Schedule(kind=kind, total_steps=1, warmup_ratio=0.03).factor(0) == 1.0

@@ -10,7 +10,7 @@ class Schedule:
     """Linear warm-up, then a cosine or a line down to 0, or constant.
 
     As in transformers' ``get_scheduler``, which LLaVA trains with: the warm-up rounds up, and the first of its steps
-    has a learning rate of 0.
+    has a learning rate of 0. A run of one step has no warm-up: it would learn nothing.
     """
 
     kind: Literal["cosine", "linear", "constant"]
@@ -20,7 +20,7 @@ class Schedule:
     @property
     def warmup_steps(self) -> int:
         """Steps over which the learning rate rises."""
-        return math.ceil(self.total_steps * self.warmup_ratio)
+        return math.ceil(self.total_steps * self.warmup_ratio) if self.total_steps > 1 else 0
 
     def factor(self, step: int) -> float:
         """What the peak learning rate is multiplied by in ``step`` (counted from 0)."""
