@@ -18,40 +18,31 @@ class Lora(Strict):
     ] = 0.05
 
 
+_PerDevice = Annotated[int, Field(ge=1, le=1024, description="Samples that one training process holds at a time.")]
+_Global = Annotated[
+    int,
+    Field(
+        alias="global",
+        ge=1,
+        le=65536,
+        description="Samples of one optimiser step over all processes; gradient accumulation follows from it. "
+        "Must be a multiple of perDevice x workers.replicas x max(workers.gpus, 1).",
+    ),
+]
+
+
 class Batch(Strict):
     """Batch sizes, in samples."""
 
-    per_device: Annotated[
-        int, Field(ge=1, le=1024, description="Samples that one training process holds at a time.")
-    ] = 8
-    global_: Annotated[
-        int,
-        Field(
-            alias="global",
-            ge=1,
-            le=65536,
-            description="Samples of one optimiser step over all processes; gradient accumulation follows from it. "
-            "Must be a multiple of perDevice x workers.replicas x max(workers.gpus, 1).",
-        ),
-    ] = 128
+    per_device: _PerDevice = 8
+    global_: _Global = 128
 
 
 class AlignmentBatch(Batch):
     """The same, with the recipe of phase 1 for what is left out."""
 
-    per_device: Annotated[
-        int, Field(ge=1, le=1024, description="Samples that one training process holds at a time.")
-    ] = 32
-    global_: Annotated[
-        int,
-        Field(
-            alias="global",
-            ge=1,
-            le=65536,
-            description="Samples of one optimiser step over all processes; gradient accumulation follows from it. "
-            "Must be a multiple of perDevice x workers.replicas x max(workers.gpus, 1).",
-        ),
-    ] = 256
+    per_device: _PerDevice = 32
+    global_: _Global = 256
 
 
 class Checkpoint(Strict):

@@ -10,6 +10,7 @@ from llava_trainer.html import Html, definition_list, el, join, page
 
 _SHOWN_ENTRIES = 50
 _CHART_WIDTH, _CHART_HEIGHT, _MARGIN = 520, 190, 34
+_LEFT_OUT = frozenset(kind.name.lower() for kind in LEFT_OUT)
 
 _STYLE = """
 .verdict { display: inline-block; padding: 3px 12px; border-radius: 99px; font-weight: 600; font-size: 13px; }
@@ -192,9 +193,6 @@ def _bar_chart(bars: Sequence[Bar], what: str, limit: int | None = None) -> Html
         el("text", f"highest: {_number(highest, 'sample')}", x=_CHART_WIDTH - _MARGIN, y=12, class_="axis end"),
         viewBox=f"0 0 {_CHART_WIDTH} {_CHART_HEIGHT}", role="img", class_="chart",
     )  # fmt: skip
-
-
-_LEFT_OUT = frozenset(kind.name.lower() for kind in LEFT_OUT)
 
 
 def _left_out(report: DatasetReport) -> Html | None:
