@@ -24,7 +24,7 @@ from llava_trainer.training.probe import probe_longest
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.trainee import build_trainee
-from tests.trainer.trainings import make_dataset, make_training, plan_of, text_only
+from tests.trainer.trainings import change, make_dataset, make_training, plan_of, text_only
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +39,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample
 def config(tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample]]) -> RunConfig:
     (tmp_path / "dataset").symlink_to(dataset[0])
     return make_training(tmp_path, toy_model_dir, dataset[1], training={"epochs": 2})
-
-
-def change(config: RunConfig, *, attempt: int, **training) -> RunConfig:
-    fields = config.model_dump(by_alias=True)
-    fields["run"]["attempt"] = attempt
-    fields["training"] |= training
-    return RunConfig.model_validate(fields)
 
 
 def open_loader(config: RunConfig, samples, processing: Processing, world_size: int = 1, rank: int = 0) -> BatchLoader:

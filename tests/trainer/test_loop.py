@@ -34,7 +34,7 @@ from llava_trainer.training.phase import phase_of
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.trainee import build_trainee
-from tests.trainer.trainings import StopAfter, configure, make_dataset, make_training, plan_of, text_only
+from tests.trainer.trainings import StopAfter, change, configure, make_dataset, make_training, plan_of, text_only
 
 EPOCHS = 3
 
@@ -51,13 +51,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample
 def config(tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample]]) -> RunConfig:
     (tmp_path / "dataset").symlink_to(dataset[0])
     return make_training(tmp_path, toy_model_dir, dataset[1], training={"epochs": EPOCHS})
-
-
-def change(config: RunConfig, *, attempt: int = 1, **training) -> RunConfig:
-    fields = config.model_dump(by_alias=True)
-    fields["run"]["attempt"] = attempt
-    fields["training"] |= training
-    return RunConfig.model_validate(fields)
 
 
 def run(config: RunConfig, processes: Processes, stop: StopRequest | None = None) -> TrainNumbers:

@@ -172,3 +172,11 @@ def _sample(index: int, entry: dict[str, Any]) -> Sample:
         turns=(Turn(role="user", text=question), Turn(role="assistant", text=answer)),
         source=Source(file="export.json", index=index),
     )
+
+
+def change(config: RunConfig, *, attempt: int = 1, **training: Any) -> RunConfig:
+    """The same run as another attempt, with other settings of training."""
+    fields = config.model_dump(by_alias=True)
+    fields["run"]["attempt"] = attempt
+    fields["training"] |= training
+    return RunConfig.model_validate(fields)
