@@ -232,6 +232,22 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ),
         ({"workers__network": {"interface": "eth0 up"}}, "spec.workers.network.interface", "should match"),
         ({"workers__network": {"debug": "LOUD"}}, "spec.workers.network.debug", "supported values"),
+        (
+            {"workers__network": {"resource": "cpu"}},
+            "spec.workers.network.resource",
+            "is cpu, but must be the extended",
+        ),
+        (
+            {"workers__network": {"resource": "hugepages-2Mi"}},
+            "spec.workers.network.resource",
+            "in spec.workers.resources",
+        ),
+        ({"workers__network": {"resource": "x.kubernetes.io/nic"}}, "spec.workers.network.resource", "like rdma/hca"),
+        (
+            {"workers__network": {"resource": "nvidia.com/gpu"}},
+            "spec.workers.network.resource",
+            "GPUs in spec.workers.gpus",
+        ),
     ],
 )
 def test_bad_values_are_refused(kubectl: Kubectl, changes: dict[str, Any], field: str, right: str) -> None:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from llava_api.base import Strict
 from llava_api.names import MAX_REPLICAS
+from llava_api.rules import rule, rules
 from llava_api.spec.values import LabelKey, LabelValue, Quantity, ResourceName, Resources, make_resources
 
 
@@ -24,7 +25,23 @@ class Network(Strict):
     ] = None  # fmt: skip
     resource: Annotated[
         ResourceName | None,
-        Field(description="Extended resource that gives a pod its adapters, like rdma/hca; one is requested a pod."),
+        Field(
+            description="Extended resource that gives a pod its adapters, like rdma/hca; one is requested a pod.",
+            json_schema_extra=rules(
+                # What Kubernetes calls an extended resource (IsExtendedResourceName of its API helpers).
+                rule(
+                    "self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$') && "
+                    "!self.contains('kubernetes.io/') && !self.startsWith('requests.') && self != 'nvidia.com/gpu'",
+                    "must be the extended resource of a device plugin, DOMAIN/NAME like rdma/hca; cpu, memory and "
+                    "others of Kubernetes belong in spec.workers.resources, GPUs in spec.workers.gpus",
+                    message_expression=(
+                        "'is %s, but must be the extended resource of a device plugin, DOMAIN/NAME like rdma/hca; "
+                        "cpu, memory and others of Kubernetes belong in spec.workers.resources, GPUs in "
+                        "spec.workers.gpus'.format([self])"
+                    ),
+                )
+            ),
+        ),
     ] = None
     debug: Annotated[Literal["WARN", "INFO", "TRACE"] | None, Field(description="What NCCL logs (NCCL_DEBUG).")] = None
 
