@@ -76,6 +76,8 @@ class PrepareNumbers(Lenient):
     """Tokens of the longest micro-batch, filled up: what the memory plan counts with; 0 if unknown."""
     longest_alignment_tokens: int = 0
     """Tokens of the longest sample of phase 1, image tokens included; 0 if unknown."""
+    flash_attention: bool | None = None
+    """Whether flash-attn is in the trainer image, which all stages share; None if unknown."""
     model: ModelFacts | None = None
 
 

@@ -4,12 +4,13 @@ Made once, when prepare has read the model and counted the data, and before a GP
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llava_api.constants import TRAINING_STAGES, StageName
 from llava_api.failures import Reason
 from llava_api.memory import (
     MemoryPlan,
+    Prepared,
     Remedy,
     accumulation,
     batch_of,
@@ -51,7 +52,7 @@ class Planned:
 @dataclass(frozen=True, kw_only=True)
 class _Demand:
     stage: StageName
-    tokens_a_row: int
+    prepared: Prepared
     memory: MemoryPlan
 
 
@@ -74,13 +75,19 @@ def plan_training(spec: Spec, found: PrepareNumbers, cards: Cards) -> Planned:
         message = "; ".join(shortcomings) + _describe_way_out(spec.workers.compute_capability, "computeCapability")
         refusal = Refusal(stage=stages[0], reason=Reason.UNSUPPORTED_DEVICE, message=message)
         return Planned(plan=plan, refusal=refusal)
-    refusals = (_refuse(spec, demand, found.model, cards) for demand in demands if found.model)
+    if spec.training.attention == "flash_attention_2" and found.flash_attention is False:
+        message = (
+            "spec.training.attention is flash_attention_2, but flash-attn is not in the trainer image: set it to sdpa "
+            "or auto, or spec.image.reference to an image that was built with it"
+        )
+        return Planned(plan=plan, refusal=Refusal(stage=stages[0], reason=Reason.UNSUPPORTED_DEVICE, message=message))
+    refusals = (_refuse(spec, demand, found, cards) for demand in demands)
     return Planned(plan=plan, refusal=next(filter(None, refusals), None))
 
 
 def _demand(spec: Spec, stage: StageName, model: ModelFacts, found: PrepareNumbers) -> _Demand:
-    tokens = _tokens_a_row(spec, stage, found)
-    return _Demand(stage=stage, tokens_a_row=tokens, memory=plan_memory(model, workload_of(spec, stage, model, tokens)))
+    prepared = Prepared(tokens_a_row=_tokens_a_row(spec, stage, found), has_flash=bool(found.flash_attention))
+    return _Demand(stage=stage, prepared=prepared, memory=plan_memory(model, workload_of(spec, stage, model, prepared)))
 
 
 def _tokens_a_row(spec: Spec, stage: StageName, found: PrepareNumbers) -> int:
@@ -104,20 +111,38 @@ def _describe(spec: Spec, found: PrepareNumbers, largest: _Demand, cards: Cards)
     )
 
 
-def _refuse(spec: Spec, demand: _Demand, model: ModelFacts, cards: Cards) -> Refusal | None:
-    available = cards.memory
-    if available is None or spec.workers.gpus == 0 or demand.memory.total <= available:
+def _refuse(spec: Spec, demand: _Demand, found: PrepareNumbers, cards: Cards) -> Refusal | None:
+    available, model = cards.memory, found.model
+    if available is None or model is None or spec.workers.gpus == 0 or demand.memory.total <= available:
         return None
-    remedies = find_remedies(spec, demand.stage, model, tokens_a_row=demand.tokens_a_row, available=available)
+    with_flash = _total_with_flash(spec, demand, model)
+    if found.flash_attention is None and with_flash <= available:
+        # Nobody knows whether it would not fit.
+        return None
+    remedies = find_remedies(spec, demand.stage, model, prepared=demand.prepared, available=available)
     largest = sorted(demand.memory.terms, key=lambda term: -term.size)[:SHOWN_TERMS]
     terms = ", ".join(f"{term.name} {format_gib(term.size)}" for term in largest)
     message = (
         f"{demand.stage} takes {format_gib(demand.memory.total)} on each GPU (most of it {terms}) with "
         f"{batch_of(spec, demand.stage).per_device} samples a device, but a GPU has {format_gib(available)} "
         f"({cards.memory_from}). {_describe_remedies(remedies)}"
+        f"{_describe_flash(with_flash) if with_flash <= available else ''}"
         f"{_describe_way_out(spec.workers.gpu_memory, 'gpuMemory')}"
     )
     return Refusal(stage=demand.stage, reason=Reason.PLAN_DOES_NOT_FIT, message=message)
+
+
+def _total_with_flash(spec: Spec, demand: _Demand, model: ModelFacts) -> int:
+    """What it would take if flash-attn were in the image; ``auto`` takes it then."""
+    prepared = replace(demand.prepared, has_flash=True)
+    return plan_memory(model, workload_of(spec, demand.stage, model, prepared)).total
+
+
+def _describe_flash(total: int) -> str:
+    return (
+        f". spec.training.attention auto is sdpa here, because flash-attn is not in the trainer image: it takes "
+        f"{format_gib(total)} with a spec.image.reference that has it"
+    )
 
 
 def _describe_way_out(given: str | None, field: str) -> str:

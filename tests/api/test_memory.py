@@ -6,6 +6,7 @@ import pytest
 
 from llava_api.constants import StageName
 from llava_api.memory import (
+    Prepared,
     Workload,
     accumulation,
     count_lora,
@@ -53,7 +54,7 @@ def make_work(**changes: Any) -> Workload:
 
 def total(spec: Spec, stage: StageName = StageName.TRAIN) -> int:
     model = make_7b()
-    return plan_memory(model, workload_of(spec, stage, model, LONGEST)).total
+    return plan_memory(model, workload_of(spec, stage, model, Prepared(tokens_a_row=LONGEST))).total
 
 
 def test_the_numbers_of_llava_7b_are_the_published_ones():
@@ -136,7 +137,7 @@ def test_terms_name_the_allowance():
 def test_on_a_cpu_there_is_no_context_of_cuda():
     names = [term.name for term in plan_memory(make_7b(), make_work(on_gpu=False)).terms]
     assert not any("allowance" in name for name in names)
-    assert not workload_of(make_spec(workers={"gpus": 0}), StageName.TRAIN, make_7b(), 64).on_gpu
+    assert not workload_of(make_spec(workers={"gpus": 0}), StageName.TRAIN, make_7b(), Prepared(tokens_a_row=64)).on_gpu
 
 
 def test_a_workload_takes_what_the_spec_says():
@@ -146,11 +147,29 @@ def test_a_workload_takes_what_the_spec_says():
                   "zero": {"stage": 1, "offload": {"optimizer": True}}},
         workers={"gpus": 4, "replicas": 2},
     )  # fmt: skip
-    assert workload_of(spec, StageName.TRAIN, make_7b(), 1000) == Workload(
+    assert workload_of(spec, StageName.TRAIN, make_7b(), Prepared(tokens_a_row=1000)) == Workload(
         method="qlora", rows=16, length=1000, pictures=16, supervised=16 * 1000 - 16 * 576, world_size=8, rank=64,
         dropout=0, number_bytes=2, double_quantization=False, gradient_checkpointing=False, masked=False, zero_stage=1,
         offload_optimizer=True,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("attention", "precision", "gpus", "has_flash", "masked"),
+    [
+        ("auto", "auto", 8, True, False),
+        ("auto", "auto", 8, False, True),
+        ("auto", "fp32", 8, True, True),
+        ("auto", "auto", 0, True, True),
+        ("sdpa", "auto", 8, True, True),
+        ("flash_attention_2", "auto", 8, False, False),
+    ],
+)
+def test_automatic_attention_is_what_the_trainer_makes_of_it(
+    attention: str, precision: str, gpus: int, has_flash: bool, masked: bool
+):
+    spec = make_spec(training={"attention": attention, "precision": precision}, workers={"gpus": gpus})
+    assert workload_of(spec, StageName.TRAIN, make_7b(), Prepared(has_flash=has_flash)).masked is masked
 
 
 def test_alignment_trains_the_projector_with_a_batch_of_its_own():
@@ -159,32 +178,32 @@ def test_alignment_trains_the_projector_with_a_batch_of_its_own():
         "batch": {"perDevice": 32, "global": 256},
     }
     spec = make_spec(alignment=alignment)
-    work = workload_of(spec, StageName.ALIGN, make_7b(), 700)
+    work = workload_of(spec, StageName.ALIGN, make_7b(), Prepared(tokens_a_row=700))
     assert (work.method, work.rows, work.length) == ("projector", 32, 700)
     assert (accumulation(spec, StageName.ALIGN), accumulation(spec, StageName.TRAIN)) == (1, 1)
     assert num_steps(spec, StageName.ALIGN, 257) == 2
 
 
 def test_an_unknown_length_counts_as_the_longest_allowed_and_a_longer_one_is_cut():
-    assert workload_of(make_spec(), StageName.TRAIN, make_7b(), 0).length == 2048
-    assert workload_of(make_spec(), StageName.TRAIN, make_7b(), 5000).length == 2048
+    assert workload_of(make_spec(), StageName.TRAIN, make_7b(), Prepared()).length == 2048
+    assert workload_of(make_spec(), StageName.TRAIN, make_7b(), Prepared(tokens_a_row=5000)).length == 2048
 
 
 def test_packed_rows_are_fewer_and_longer():
-    work = workload_of(make_spec(training={"packing": True}), StageName.TRAIN, make_7b(), 700)
+    work = workload_of(make_spec(training={"packing": True}), StageName.TRAIN, make_7b(), Prepared(tokens_a_row=700))
     assert (work.rows, work.length) == (8, 1400)
     alone = make_spec(training={"packing": True, "batch": {"perDevice": 1, "global": 8}})
-    assert workload_of(alone, StageName.TRAIN, make_7b(), 700).length == 700
+    assert workload_of(alone, StageName.TRAIN, make_7b(), Prepared(tokens_a_row=700)).length == 700
 
 
 @pytest.mark.parametrize(("precision", "gpus", "number_bytes"), [("auto", 8, 2), ("auto", 0, 4), ("fp32", 8, 4)])
 def test_numbers_are_as_wide_as_the_precision(precision: str, gpus: int, number_bytes: int):
     spec = make_spec(training={"precision": precision}, workers={"gpus": gpus, "replicas": 1})
-    assert workload_of(spec, StageName.TRAIN, make_7b(), 64).number_bytes == number_bytes
+    assert workload_of(spec, StageName.TRAIN, make_7b(), Prepared(tokens_a_row=64)).number_bytes == number_bytes
 
 
 def remedies(spec: Spec, available: int, stage: StageName = StageName.TRAIN) -> dict[tuple[str, ...], int]:
-    found = find_remedies(spec, stage, make_7b(), tokens_a_row=LONGEST, available=available)
+    found = find_remedies(spec, stage, make_7b(), prepared=Prepared(tokens_a_row=LONGEST), available=available)
     assert all(remedy.total <= available for remedy in found)
     return {remedy.changes: remedy.accumulation for remedy in found}
 

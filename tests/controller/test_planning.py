@@ -84,6 +84,48 @@ def test_a_plan_that_does_not_fit_is_refused_with_what_does():
     assert len(refusal.message) < 1024
 
 
+def without_checkpointing(*, attention: str = "auto") -> Spec:
+    training = {"batch": {"perDevice": 2, "global": 8}, "gradientCheckpointing": False, "attention": attention}
+    return gpu_spec(training=training)
+
+
+def largest(flash_attention: bool | None) -> PrepareNumbers:
+    return numbers(longest_batch_tokens=2 * 2048, flash_attention=flash_attention)
+
+
+def test_masks_count_where_the_image_has_no_flash_attn():
+    def memory(flash_attention: bool | None) -> float:
+        plan = plan_training(without_checkpointing(), largest(flash_attention), Cards()).plan
+        return float(plan.device_memory.removesuffix("Gi"))
+
+    # 32 masks of 2 x 2048 x 2048 numbers in bf16, and what PyTorch's allocator loses on them.
+    assert memory(False) - memory(True) == pytest.approx(32 * 2**24 / GIB * 1.05, abs=0.1)
+    assert memory(None) == memory(False)
+
+
+def test_a_run_that_flash_attn_makes_fit_is_refused_only_where_it_is_known_to_be_missing():
+    needed = plan_training(without_checkpointing(), largest(True), Cards()).plan.device_memory
+    known = Cards(memory=int((float(needed.removesuffix("Gi")) + 0.1) * GIB), memory_from="spec.workers.gpuMemory")
+    assert plan_training(without_checkpointing(), largest(True), known).refusal is None
+    assert plan_training(without_checkpointing(), largest(None), known).refusal is None
+    refusal = plan_training(without_checkpointing(), largest(False), known).refusal
+    assert refusal.reason is Reason.PLAN_DOES_NOT_FIT
+    assert (
+        f"spec.training.attention auto is sdpa here, because flash-attn is not in the trainer image: it takes {needed}"
+        in refusal.message
+    )
+    assert "flash" not in plan_training(without_checkpointing(attention="sdpa"), largest(False), known).refusal.message
+
+
+@pytest.mark.parametrize(("in_image", "is_refused"), [(False, True), (None, False), (True, False)])
+def test_flash_attn_that_is_not_in_the_image_is_refused_before_a_gpu_is_taken(in_image: bool | None, is_refused: bool):
+    refusal = plan_training(without_checkpointing(attention="flash_attention_2"), largest(in_image), Cards()).refusal
+    assert (refusal is not None) is is_refused
+    if refusal is not None:
+        assert (refusal.stage, refusal.reason) == (StageName.TRAIN, Reason.UNSUPPORTED_DEVICE)
+        assert "flash-attn is not in the trainer image: set it to sdpa or auto" in refusal.message
+
+
 def test_where_nothing_helps_that_is_said():
     refusal = plan_training(gpu_spec(workers={"gpus": 4, "gpuMemory": "2Gi"}), numbers(), cards(2)).refusal
     assert refusal.message.endswith("take GPUs with more memory, or more of them")

@@ -6,11 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from llava_trainer.model.flash import has_flash_attention
 from llava_trainer.training.device import check_device, find_fault
 from llava_trainer.training.phase import Phase, phase_of
 from tests.trainer.trainings import configure
 
 WHEEL = ("sm_75", "sm_80", "sm_90", "sm_100a", "compute_120")
+
+
+def test_flash_attn_is_found_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert not has_flash_attention()
+    (tmp_path / "flash_attn").mkdir()
+    (tmp_path / "flash_attn" / "__init__.py").write_text("raise AssertionError('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert has_flash_attention()
 
 
 @pytest.fixture

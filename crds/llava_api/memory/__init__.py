@@ -1,7 +1,14 @@
 """What training takes of a device's memory, calculated from a model's shape and a spec. Pure; knows no torch."""
 
 from llava_api.memory.activations import Activations, plan_activations
-from llava_api.memory.demand import accumulation, batch_of, num_processes, num_steps, workload_of
+from llava_api.memory.demand import (
+    Prepared,
+    accumulation,
+    batch_of,
+    num_processes,
+    num_steps,
+    workload_of,
+)
 from llava_api.memory.parameters import ParameterCounts, count_lora, count_parameters
 from llava_api.memory.plan import MemoryPlan, Term, plan_memory
 from llava_api.memory.remedies import Remedy, find_remedies
@@ -13,6 +20,7 @@ __all__ = [
     "MemoryPlan",
     "Method",
     "ParameterCounts",
+    "Prepared",
     "Remedy",
     "States",
     "Term",

@@ -1,6 +1,7 @@
 """From a spec, and what prepare found, to the workload of each phase and the number of its steps."""
 
 import math
+from dataclasses import dataclass
 
 from llava_api.constants import StageName
 from llava_api.memory.workload import Method, Workload
@@ -9,6 +10,17 @@ from llava_api.spec import Alignment, Batch, Spec
 
 PACKED_ROW_LIMITS = 2
 """Longest packed row, in length limits: ``_ROW_LIMITS`` of llava_trainer.training.sharing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What prepare has found that memory depends on."""
+
+    tokens_a_row: int = 0
+    """Tokens of the largest micro-batch, filled up, for each of ``perDevice`` rows; 0 if unknown, which then counts as
+    ``training.maxLength``."""
+    has_flash: bool = False
+    """Whether flash-attn is in the trainer image."""
 
 
 def num_processes(spec: Spec) -> int:
@@ -33,18 +45,17 @@ def num_steps(spec: Spec, stage: StageName, samples: int) -> int:
     return math.ceil(samples / batch_of(spec, stage).global_) * epochs
 
 
-def workload_of(spec: Spec, stage: StageName, model: ModelFacts, tokens_a_row: int) -> Workload:
+def workload_of(spec: Spec, stage: StageName, model: ModelFacts, prepared: Prepared) -> Workload:
     """What one process is asked to hold in a training stage, at worst.
 
     Args:
         spec: of the run.
         stage: align or train.
         model: the model's shape.
-        tokens_a_row: tokens of the largest micro-batch, filled up, for each of ``perDevice`` rows; 0 if unknown, which
-            then counts as ``training.maxLength``.
+        prepared: what prepare has found.
     """
     training = spec.training
-    rows, length = _shape(spec, stage, tokens_a_row)
+    rows, length = _shape(spec, stage, prepared.tokens_a_row)
     pictures = min(batch_of(spec, stage).per_device, rows * length // model.tokens_per_image)
     return Workload(
         method=_method(spec, stage),
@@ -58,12 +69,23 @@ def workload_of(spec: Spec, stage: StageName, model: ModelFacts, tokens_a_row: i
         number_bytes=2 if _is_bf16(spec) else 4,
         double_quantization=training.quantization.double if training.quantization else True,
         gradient_checkpointing=training.gradient_checkpointing,
-        masked=training.attention != "flash_attention_2",
+        masked=_attention(spec, has_flash=prepared.has_flash) != "flash_attention_2",
         on_gpu=spec.workers.gpus > 0,
         zero_stage=training.zero.stage,
         offload_optimizer=training.zero.offload.optimizer,
         offload_parameters=training.zero.offload.parameters,
     )
+
+
+def _attention(spec: Spec, *, has_flash: bool) -> str:
+    """What ``auto`` is (``resolve_attention`` of llava_trainer.model.loading).
+
+    The GPUs need not be asked: one that is too old for flash-attn computes no bf16 either, and the run ends before.
+    """
+    attention = spec.training.attention
+    if attention != "auto":
+        return attention
+    return "flash_attention_2" if has_flash and spec.workers.gpus > 0 and _is_bf16(spec) else "sdpa"
 
 
 def _alignment(spec: Spec) -> Alignment:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from llava_api.constants import StageName
-from llava_api.memory.demand import accumulation, batch_of, num_processes, workload_of
+from llava_api.memory.demand import Prepared, accumulation, batch_of, num_processes, workload_of
 from llava_api.memory.plan import plan_memory
 from llava_api.model_facts import ModelFacts
 from llava_api.spec import Spec, Training
@@ -27,7 +27,7 @@ class Remedy:
 
 
 def find_remedies(
-    spec: Spec, stage: StageName, model: ModelFacts, *, tokens_a_row: int, available: int
+    spec: Spec, stage: StageName, model: ModelFacts, *, prepared: Prepared, available: int
 ) -> tuple[Remedy, ...]:
     """Configurations that fit into ``available`` bytes, the smallest changes first.
 
@@ -38,7 +38,7 @@ def find_remedies(
     accepted: list[tuple[frozenset[str], int]] = []
     for switches in _sets_of_switches(spec, stage):
         changed = _switch(spec, switches)
-        fitting = _largest_batch(changed, stage, model, tokens_a_row, available)
+        fitting = _largest_batch(changed, stage, model, prepared, available)
         if fitting is None:
             continue
         candidate, total = fitting
@@ -101,14 +101,14 @@ def _offload(training: Training, **changes: bool) -> Training:
 
 
 def _largest_batch(
-    spec: Spec, stage: StageName, model: ModelFacts, tokens_a_row: int, available: int
+    spec: Spec, stage: StageName, model: ModelFacts, prepared: Prepared, available: int
 ) -> tuple[Spec, int] | None:
     batch = batch_of(spec, stage)
     for rows in range(batch.per_device, 0, -1):
         if batch.global_ % (rows * num_processes(spec)):
             continue
         changed = _with_rows(spec, stage, rows)
-        total = plan_memory(model, workload_of(changed, stage, model, tokens_a_row)).total
+        total = plan_memory(model, workload_of(changed, stage, model, prepared)).total
         if total <= available:
             return changed, total
     return None

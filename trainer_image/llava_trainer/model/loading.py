@@ -1,6 +1,5 @@
 """Loading a LLaVA checkpoint, and a tuned model on top of it. Nothing is ever unpickled, no code is ever fetched."""
 
-import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from llava_api.failures import Reason
 from llava_api.spec import Quantization
 from llava_trainer.errors import LOST_CONNECTION_SIGN, StageError
+from llava_trainer.model.flash import has_flash_attention
 from llava_trainer.model.layout import PROJECTOR, VISION_TOWER, hub_name, is_derived
 from llava_trainer.model.lora import is_lora_b, projector_tensors
 
@@ -105,7 +105,7 @@ def resolve_attention(attention: Attention, device: torch.device, dtype: torch.d
     if attention != "auto":
         return attention
     # It computes in bf16 and fp16 only.
-    has_flash = device.type == "cuda" and dtype != torch.float32 and importlib.util.find_spec("flash_attn") is not None
+    has_flash = device.type == "cuda" and dtype != torch.float32 and has_flash_attention()
     # flash-attn 2 runs on Ampere and newer.
     has_flash = has_flash and torch.cuda.get_device_capability(device) >= (8, 0)
     return "flash_attention_2" if has_flash else "sdpa"

@@ -25,6 +25,7 @@ from llava_trainer.data.samples import write_lines
 from llava_trainer.errors import StageError
 from llava_trainer.files import sha256_file, write_whole
 from llava_trainer.inputs import provide_inputs, read_inputs
+from llava_trainer.model.flash import has_flash_attention
 from llava_trainer.outcome import StageOutput
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.phase import phase_of
@@ -75,7 +76,8 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
             raise StageError(Reason.INVALID_DATA, "\n".join(told)[:_MESSAGE_CHARACTERS])
         digests = _write(config, dataset, alignment)
         longest = _find_longest_batch(config, dataset)
-    return StageOutput(numbers=numbers_of(report, longest_batch_tokens=longest, model=facts), digests=digests)
+    numbers = numbers_of(report, longest_batch_tokens=longest, model=facts)
+    return StageOutput(numbers=numbers.model_copy(update={"flash_attention": has_flash_attention()}), digests=digests)
 
 
 def _check(config: RunConfig, request: DatasetRequest, reporter: Reporter) -> PreparedDataset:

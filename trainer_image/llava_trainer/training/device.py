@@ -1,12 +1,12 @@
 """What the GPU at hand cannot do: said before the model is loaded, where nobody could know it earlier."""
 
-import importlib.util
 from collections.abc import Sequence
 
 import torch
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
+from llava_trainer.model.flash import has_flash_attention
 from llava_trainer.training.phase import Phase
 
 Capability = tuple[int, int]
@@ -28,7 +28,7 @@ def check_device(phase: Phase, device: torch.device) -> None:
         phase,
         torch.cuda.get_device_capability(device),
         built_for=torch.cuda.get_arch_list(),
-        has_flash=importlib.util.find_spec("flash_attn") is not None,
+        has_flash=has_flash_attention(),
     )
     if fault is not None:
         raise StageError(Reason.UNSUPPORTED_DEVICE, f"{torch.cuda.get_device_name(device)}: {fault}")
