@@ -331,6 +331,27 @@ def test_an_update_after_the_end_is_not_pushed(config: RunConfig, server: Server
     assert server.reports == []
 
 
+def test_threads_report_one_after_the_other(config: RunConfig):
+    both = threading.Barrier(2)
+    together = []
+
+    def clock() -> float:
+        try:
+            both.wait(0.1)
+            together.append("two threads count at once")
+        except threading.BrokenBarrierError:
+            pass
+        return time.monotonic()
+
+    with Reporter(config, FAST, clock) as reporter:
+        threads = [threading.Thread(target=reporter.update, args=(step, 9)) for step in (1, 2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert together == []
+
+
 def test_the_estimate_follows_the_rate():
     rate = StepRate()
     assert rate.seconds_to(100) is None

@@ -12,6 +12,7 @@ import math
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, TypedDict, Unpack, cast
@@ -54,13 +55,16 @@ class Pace:
 class Reporter:
     """Reports the progress of one stage. Without ``config.reporting`` it does nothing.
 
-    ``update`` may be called for every step. Leaving the context pushes the newest report if it has not been yet.
+    ``update`` may be called for every step, from any thread. Leaving the context pushes the newest report if it has not been yet.
     """
 
-    def __init__(self, config: RunConfig, pace: Pace | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, pace: Pace | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._run = config.run
         self._reporting = config.reporting
         self._pace = pace or Pace()
+        self._clock = clock
         self._rate = StepRate()
         self._changed = threading.Condition()
         self._newest: ProgressReport | None = None
@@ -86,18 +90,19 @@ class Reporter:
         """
         if self._reporting is None:
             return
-        self._rate.observe(step, time.monotonic())
-        report = ProgressReport(
-            run_uid=self._run.uid,
-            stage=self._run.stage,
-            attempt=self._run.attempt,
-            step=step,
-            total_steps=total_steps,
-            eta_seconds=self._rate.seconds_to(total_steps),
-            **_presentable(measures),
-        )
+        presentable = _presentable(measures)
         with self._changed:
-            self._newest = report
+            # All of it at once: a thread that is late must not put an older report in the place of a newer one.
+            self._rate.observe(step, self._clock())
+            self._newest = ProgressReport(
+                run_uid=self._run.uid,
+                stage=self._run.stage,
+                attempt=self._run.attempt,
+                step=step,
+                total_steps=total_steps,
+                eta_seconds=self._rate.seconds_to(total_steps),
+                **presentable,
+            )
             if self._thread is None and not self._closing:
                 self._thread = threading.Thread(target=self._push_all, args=(self._reporting,), daemon=True)
                 self._thread.start()
