@@ -55,7 +55,8 @@ class Pace:
 class Reporter:
     """Reports the progress of one stage. Without ``config.reporting`` it does nothing.
 
-    ``update`` may be called for every step, from any thread. Leaving the context pushes the newest report if it has not been yet.
+    ``update`` may be called for every step, from any thread. Leaving the context pushes the newest report if it has not
+    been yet.
     """
 
     def __init__(
