@@ -184,6 +184,16 @@ def hub_with_projector(root: Path) -> Made:
     )
 
 
+def hub_in_pickles(root: Path) -> Made:
+    """A model in hub layout whose weights are pickled shards."""
+    parts, made = original_7b(root)
+    hub = import_model(parts, root / "hub-pickled").model_dir
+    file = hub / "model.safetensors"
+    write_weights(hub, load_file(file), pickled=True, shards=2)
+    file.unlink()
+    return ModelParts(source=hub), made
+
+
 def write_projector(folder: Path, projector: nn.Sequential, **settings: object) -> Path:
     names = {"0": "multi_modal_projector.linear_1", "2": "multi_modal_projector.linear_2"}
     weights = {
@@ -202,6 +212,7 @@ LAYOUTS: dict[Callable[[Path], Made], tuple[str, str]] = {
     lora: ("original", "<unk>"), lora_on_llava: ("original", "<unk>"), lora_on_hub: ("original", "<unk>"),
     assembled: ("assembled", "<unk>"), assembled_with_pickle: ("assembled", "<unk>"),
     assembled_with_projector: ("assembled", "<unk>"), hub_with_projector: ("hub", "<unk>"),
+    hub_in_pickles: ("hub", "<unk>"),
 }  # fmt: skip
 
 
@@ -269,6 +280,22 @@ def test_a_hub_model_is_read_where_it_is(tmp_path: Path):
     assert is_hub_layout(again)
     assert import_model(again, tmp_path / "never") == ImportedModel(model_dir=hub, layout="hub")
     assert not (tmp_path / "never").exists()
+
+
+def test_settings_of_a_hub_model_in_pickles_are_its_own(tmp_path: Path):
+    parts, _ = hub_in_pickles(tmp_path)
+    assert parts.source is not None
+    file = parts.source / "config.json"
+    own = json.loads(file.read_text()) | {"projector_hidden_act": "relu", "vision_feature_layer": -1}
+    file.write_text(json.dumps(own))
+    assert json.loads((import_model(parts, tmp_path / "out").model_dir / "config.json").read_text()) == own
+
+
+def test_a_hub_model_with_both_kinds_of_weights_is_read_where_it_is(tmp_path: Path):
+    parts, _ = original_7b(tmp_path)
+    hub = import_model(parts, tmp_path / "hub").model_dir
+    (hub / "pytorch_model.bin").write_bytes(b"never read")
+    assert is_hub_layout(ModelParts(source=hub))
 
 
 def test_a_conversion_is_whole_or_not_there_and_is_not_repeated(tmp_path: Path):

@@ -139,7 +139,7 @@ BAD_WEIGHTS: dict[str, tuple[Edit, str]] = {
     "none": (remove("model.safetensors"), r"holds neither model\.safetensors\.index\.json nor model\.safetensors$"),
     "only pickled ones": (
         lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
-        r"pytorch_model\.bin is no safetensors file: convert it"),
+        r"of pickles pytorch_model\.bin or its \.index\.json is read, not pytorch_model\.bin"),
     "cut off": (shorten("model.safetensors"), r"model\.safetensors \([\d,]+ bytes\) is damaged or was fetched in part"),
     "a pointer file": (
         overwrite("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"),

@@ -40,7 +40,7 @@ def _files_of(model_dir: Path) -> dict[str, set[str]]:
         if (model_dir / SINGLE_FILE).is_file():
             return {SINGLE_FILE: set()}
         others = sorted(path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in model_dir.glob(pattern))
-        fix = f"; {others[0]} is no safetensors file: convert it" if others else ""
+        fix = f"; of pickles pytorch_model.bin or its .index.json is read, not {others[0]}" if others else ""
         raise _invalid(f"{model_dir} holds neither {INDEX_FILE} nor {SINGLE_FILE}{fix}")
     places = read_settings(index).get("weight_map")
     if not isinstance(places, dict) or not places:

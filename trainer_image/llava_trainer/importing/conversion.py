@@ -45,8 +45,8 @@ def import_model(
 ) -> ImportedModel:
     """Make the model that ``parts`` name available in hub layout.
 
-    A source in hub layout stays where it is. Everything else is written to ``target``, aside first, so that a folder
-    of that name is whole; an earlier attempt's is used again.
+    A source in hub layout stays where it is, unless its weights are pickles. Everything else is written to ``target``,
+    aside first, so that a folder of that name is whole; an earlier attempt's is used again.
 
     Args:
         parts: what the model consists of.

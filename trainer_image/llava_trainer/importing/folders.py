@@ -15,7 +15,13 @@ _SINGLES = ("model.safetensors", "pytorch_model.bin")
 
 def has_weights(folder: Path) -> bool:
     """Whether the folder holds a whole model's weights."""
-    return any((folder / name).is_file() for name in (*_INDEXES, *_SINGLES))
+    return _has(folder, (*_INDEXES, *_SINGLES))
+
+
+def has_only_pickles(folder: Path) -> bool:
+    """Whether the folder holds a whole model's weights, and in pickles alone."""
+    safetensors, pickles = zip(_INDEXES, _SINGLES, strict=True)
+    return not _has(folder, safetensors) and _has(folder, pickles)
 
 
 def find_weights(folder: Path) -> dict[str, StoredTensor]:
@@ -47,6 +53,10 @@ def read_all(files: Iterable[Path]) -> dict[str, StoredTensor]:
                 raise _invalid(f"{file}: {tensor.name} is in {found[tensor.name].file.name}, too")
             found[tensor.name] = tensor
     return found
+
+
+def _has(folder: Path, names: Iterable[str]) -> bool:
+    return any((folder / name).is_file() for name in names)
 
 
 def _read_sharded(folder: Path, index: str) -> dict[str, StoredTensor]:

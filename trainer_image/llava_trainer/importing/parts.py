@@ -8,7 +8,7 @@ from typing import Any, Literal
 from llava_api.failures import Reason
 from llava_trainer.data.processing import read_settings
 from llava_trainer.errors import StageError
-from llava_trainer.importing.folders import has_weights
+from llava_trainer.importing.folders import has_only_pickles, has_weights
 
 ADAPTER_CONFIG = "adapter_config.json"
 PROJECTOR_PICKLE = "mm_projector.bin"
@@ -58,7 +58,7 @@ class Kind(StrEnum):
 
 
 def is_hub_layout(parts: ModelParts) -> bool:
-    """Whether the model can be read in place.
+    """Whether the model can be read in place: it is in hub layout, in safetensors.
 
     Raises:
         StageError: InvalidModel; the source is no model, or is whole and parts are named beside it.
@@ -72,7 +72,8 @@ def is_hub_layout(parts: ModelParts) -> bool:
                 f"{parts.source} is a whole LLaVA in hub layout, with a language model and a vision tower of its own: "
                 f"remove spec.model.{field}",
             )
-    return parts.projector is None
+    # Later stages read safetensors alone: pickles are rewritten, as another layout is.
+    return parts.projector is None and not has_only_pickles(parts.source)
 
 
 def kind_of(folder: Path) -> Kind:
