@@ -32,8 +32,9 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
+from llava_trainer.files import sync_file_system
 from llava_trainer.outcome import Interrupted
-from llava_trainer.sources import network
+from llava_trainer.sources import journal, network
 from llava_trainer.sources.fetching import Input, Surroundings, fetch_inputs
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.retrying import Patience
@@ -439,6 +440,44 @@ def test_folders_behind_https(world: World, web: FileServer) -> None:
     world.fetch()
     missing = {request.path for request in web.requests}
     assert not missing & set(web.files), "only what was missing is asked for again"
+
+
+def test_files_are_on_the_disk_before_the_journal_ends_and_all_at_once(
+    world: World, web: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sync for each of half a million pictures would take hours; without any, a crash would take what was fetched."""
+    folder = world.config.volume.download_dir("dataset")
+    synced: list[list[str]] = []
+    fsync = os.fsync
+
+    def note_file(descriptor: int) -> None:
+        synced.append([str(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(folder))])
+        fsync(descriptor)
+
+    def note_everything(where: Path) -> None:
+        assert where == folder
+        synced.append(names_in(folder))
+        sync_file_system(where)
+
+    monkeypatch.setattr(os, "fsync", note_file)
+    monkeypatch.setattr(journal, "sync_file_system", note_everything)
+    world.dataset["source"] = f"{web.base}/set/"
+    world.fetch()
+    assert synced == [FETCHED, [journal.JOURNAL]]
+
+
+def test_a_failure_is_told_at_once_whatever_has_come_in(
+    world: World, web: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(where: Path) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(journal, "sync_file_system", refuse)
+    web.faults["/set/images/a.jpg"] = [Fault(status=403)]
+    world.dataset["source"] = f"{web.base}/set/"
+    assert "HTTP 403" in world.failure().message
+    with pytest.raises(OSError, match="No space left"):
+        world.fetch()
 
 
 def test_sharded_model_behind_https(world: World, web: FileServer) -> None:

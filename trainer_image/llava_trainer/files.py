@@ -55,7 +55,7 @@ def publish_folder(folder: Path, *, at_once: bool = False) -> None:
             _sync(path)
     aside.chmod(_READABLE_FOLDER)
     if at_once:
-        _sync_file_system(aside)
+        sync_file_system(aside)
     else:
         _sync(aside)
     if folder.exists():
@@ -81,7 +81,7 @@ def sha256_folder(folder: Path) -> str:
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 
-def _sync_file_system(path: Path) -> None:
+def sync_file_system(path: Path) -> None:
     """Wait until everything that was written to the file system of ``path`` is on the disk."""
     syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
     if syncfs is None:

@@ -4,7 +4,6 @@ A file that is being fetched lies aside of its name; beside it stands which vers
 try, or another attempt of the stage, asks for the rest only. Memory: one chunk.
 """
 
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -140,8 +139,6 @@ class _Transfer:
                 sums.update(chunk)
                 self._gained += len(chunk)
                 self._count(len(chunk))
-            stream.flush()
-            os.fsync(stream.fileno())
         return self._finish(response, sums, size, version)
 
     def _finish(self, response: httpx.Response, sums: Sums, size: int | None, version: str) -> Fetched:
