@@ -55,6 +55,19 @@ class StageFailure(Lenient):
     log_tail: str = ""
 
 
+class MicroBatch(Lenient):
+    """The most that a training process holds at a time in one phase, over all micro-batches that were looked at."""
+
+    rows: Annotated[int, Field(ge=1)]
+    """Of the longest one."""
+    tokens: Annotated[int, Field(ge=1)]
+    """Of the longest one: rows x longest row."""
+    pictures: Annotated[int, Field(ge=0)]
+    """Of the one that shows most."""
+    supervised: Annotated[int, Field(ge=0)]
+    """Tokens that are learned, of the one with most."""
+
+
 class PrepareNumbers(Lenient):
     """What prepare found."""
 
@@ -72,10 +85,10 @@ class PrepareNumbers(Lenient):
     """Samples left out because nothing could be learned from them."""
     samples_alignment: int = 0
     """Samples of phase 1."""
-    longest_batch_tokens: int = 0
-    """Tokens of the longest micro-batch, filled up: what the memory plan counts with; 0 if unknown."""
-    longest_alignment_tokens: int = 0
-    """Tokens of the longest sample of phase 1, image tokens included; 0 if unknown."""
+    largest: MicroBatch | None = None
+    """Of training: what the memory plan counts with; None if unknown."""
+    largest_alignment: MicroBatch | None = None
+    """Of phase 1."""
     flash_attention: bool | None = None
     """Whether flash-attn is in the trainer image, which all stages share; None if unknown."""
     model: ModelFacts | None = None

@@ -3,7 +3,6 @@
 Made once, when prepare has read the model and counted the data, and before a GPU is taken.
 """
 
-import math
 from dataclasses import dataclass, replace
 
 from llava_api.constants import TRAINING_STAGES, StageName
@@ -86,15 +85,9 @@ def plan_training(spec: Spec, found: PrepareNumbers, cards: Cards) -> Planned:
 
 
 def _demand(spec: Spec, stage: StageName, model: ModelFacts, found: PrepareNumbers) -> _Demand:
-    prepared = Prepared(tokens_a_row=_tokens_a_row(spec, stage, found), has_flash=bool(found.flash_attention))
+    largest = found.largest_alignment if stage is StageName.ALIGN else found.largest
+    prepared = Prepared(largest=largest, has_flash=bool(found.flash_attention))
     return _Demand(stage=stage, prepared=prepared, memory=plan_memory(model, workload_of(spec, stage, model, prepared)))
-
-
-def _tokens_a_row(spec: Spec, stage: StageName, found: PrepareNumbers) -> int:
-    """Of the largest micro-batch as prepare has found it, else of the longest sample."""
-    if stage is StageName.ALIGN:
-        return found.longest_alignment_tokens
-    return math.ceil(found.longest_batch_tokens / batch_of(spec, stage).per_device) or found.longest_sample_tokens
 
 
 def _describe(spec: Spec, found: PrepareNumbers, largest: _Demand, cards: Cards) -> Plan:

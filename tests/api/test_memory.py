@@ -9,6 +9,7 @@ from llava_api.memory import (
     Prepared,
     Workload,
     accumulation,
+    batch_of,
     count_lora,
     count_parameters,
     find_remedies,
@@ -18,6 +19,7 @@ from llava_api.memory import (
     workload_of,
 )
 from llava_api.model_facts import ModelFacts, TransformerShape
+from llava_api.report import MicroBatch
 from llava_api.spec import Spec
 
 GIB = 1 << 30
@@ -52,9 +54,15 @@ def make_work(**changes: Any) -> Workload:
     return Workload(**{**whole, **changes})
 
 
+def make_prepared(length: int, *, rows: int = 16) -> Prepared:
+    """Rows of one length, with a picture each; all else is learned."""
+    supervised = rows * max(0, length - 576)
+    return Prepared(largest=MicroBatch(rows=rows, tokens=rows * length, pictures=rows, supervised=supervised))
+
+
 def total(spec: Spec, stage: StageName = StageName.TRAIN) -> int:
     model = make_7b()
-    return plan_memory(model, workload_of(spec, stage, model, Prepared(tokens_a_row=LONGEST))).total
+    return plan_memory(model, workload_of(spec, stage, model, make_prepared(LONGEST))).total
 
 
 def test_the_numbers_of_llava_7b_are_the_published_ones():
@@ -137,7 +145,7 @@ def test_terms_name_the_allowance():
 def test_on_a_cpu_there_is_no_context_of_cuda():
     names = [term.name for term in plan_memory(make_7b(), make_work(on_gpu=False)).terms]
     assert not any("allowance" in name for name in names)
-    assert not workload_of(make_spec(workers={"gpus": 0}), StageName.TRAIN, make_7b(), Prepared(tokens_a_row=64)).on_gpu
+    assert not workload_of(make_spec(workers={"gpus": 0}), StageName.TRAIN, make_7b(), make_prepared(64)).on_gpu
 
 
 def test_a_workload_takes_what_the_spec_says():
@@ -147,7 +155,7 @@ def test_a_workload_takes_what_the_spec_says():
                   "zero": {"stage": 1, "offload": {"optimizer": True}}},
         workers={"gpus": 4, "replicas": 2},
     )  # fmt: skip
-    assert workload_of(spec, StageName.TRAIN, make_7b(), Prepared(tokens_a_row=1000)) == Workload(
+    assert workload_of(spec, StageName.TRAIN, make_7b(), make_prepared(1000)) == Workload(
         method="qlora", rows=16, length=1000, pictures=16, supervised=16 * 1000 - 16 * 576, world_size=8, rank=64,
         dropout=0, number_bytes=2, double_quantization=False, gradient_checkpointing=False, masked=False, zero_stage=1,
         offload_optimizer=True,
@@ -178,32 +186,59 @@ def test_alignment_trains_the_projector_with_a_batch_of_its_own():
         "batch": {"perDevice": 32, "global": 256},
     }
     spec = make_spec(alignment=alignment)
-    work = workload_of(spec, StageName.ALIGN, make_7b(), Prepared(tokens_a_row=700))
+    work = workload_of(spec, StageName.ALIGN, make_7b(), make_prepared(700, rows=32))
     assert (work.method, work.rows, work.length) == ("projector", 32, 700)
     assert (accumulation(spec, StageName.ALIGN), accumulation(spec, StageName.TRAIN)) == (1, 1)
     assert num_steps(spec, StageName.ALIGN, 257) == 2
 
 
-def test_an_unknown_length_counts_as_the_longest_allowed_and_a_longer_one_is_cut():
-    assert workload_of(make_spec(), StageName.TRAIN, make_7b(), Prepared()).length == 2048
-    assert workload_of(make_spec(), StageName.TRAIN, make_7b(), Prepared(tokens_a_row=5000)).length == 2048
+@pytest.mark.parametrize(("packing", "rows", "length"), [(False, 16, 2048), (True, 8, 4096)])
+def test_what_is_unknown_counts_as_all_that_the_limits_allow(packing: bool, rows: int, length: int):
+    work = workload_of(make_spec(training={"packing": packing}), StageName.TRAIN, make_7b(), Prepared())
+    assert (work.rows, work.length) == (rows, length)
+    assert (work.pictures, work.supervised) == (16 * 2048 // 576, 16 * 2048)
 
 
-def test_packed_rows_are_fewer_and_longer():
-    work = workload_of(make_spec(training={"packing": True}), StageName.TRAIN, make_7b(), Prepared(tokens_a_row=700))
-    assert (work.rows, work.length) == (8, 1400)
-    alone = make_spec(training={"packing": True, "batch": {"perDevice": 1, "global": 8}})
-    assert workload_of(alone, StageName.TRAIN, make_7b(), Prepared(tokens_a_row=700)).length == 700
+def packed(per_device: int) -> Spec:
+    return make_spec(training={"packing": True, "batch": {"perDevice": per_device, "global": 240}}, workers={"gpus": 1})
+
+
+def test_packed_rows_are_those_that_prepare_has_found_with_all_their_pictures():
+    largest = MicroBatch(rows=3, tokens=3 * 2031, pictures=9, supervised=800)
+    work = workload_of(packed(3), StageName.TRAIN, make_7b(), Prepared(largest=largest))
+    assert (work.rows, work.length, work.pictures, work.supervised) == (3, 2031, 9, 800)
+
+
+@pytest.mark.parametrize(("per_device", "rows", "length", "pictures"), [(2, 2, 3000, 9), (1, 1, 2048, 3)])
+def test_a_smaller_packed_batch_holds_what_goes_into_it(per_device: int, rows: int, length: int, pictures: int):
+    largest = MicroBatch(rows=2, tokens=2 * 3000, pictures=9, supervised=800)
+    work = workload_of(packed(per_device), StageName.TRAIN, make_7b(), Prepared(largest=largest))
+    assert work.tokens >= min(6000, per_device * 2048)
+    assert (work.rows, work.pictures) == (rows, min(pictures, work.tokens // 576))
+    assert work.length <= length
+
+
+def test_a_smaller_batch_has_fewer_rows_as_long_and_may_have_the_most_pictures():
+    largest = MicroBatch(rows=4, tokens=4 * 1500, pictures=5, supervised=900)
+    spec = make_spec(training={"batch": {"perDevice": 2, "global": 128}})
+    work = workload_of(spec, StageName.TRAIN, make_7b(), Prepared(largest=largest))
+    assert (work.rows, work.length, work.pictures, work.supervised) == (2, 1500, 5, 900)
 
 
 @pytest.mark.parametrize(("precision", "gpus", "number_bytes"), [("auto", 8, 2), ("auto", 0, 4), ("fp32", 8, 4)])
 def test_numbers_are_as_wide_as_the_precision(precision: str, gpus: int, number_bytes: int):
     spec = make_spec(training={"precision": precision}, workers={"gpus": gpus, "replicas": 1})
-    assert workload_of(spec, StageName.TRAIN, make_7b(), Prepared(tokens_a_row=64)).number_bytes == number_bytes
+    assert workload_of(spec, StageName.TRAIN, make_7b(), make_prepared(64)).number_bytes == number_bytes
 
 
 def remedies(spec: Spec, available: int, stage: StageName = StageName.TRAIN) -> dict[tuple[str, ...], int]:
-    found = find_remedies(spec, stage, make_7b(), prepared=Prepared(tokens_a_row=LONGEST), available=available)
+    found = find_remedies(
+        spec,
+        stage,
+        make_7b(),
+        prepared=make_prepared(LONGEST, rows=batch_of(spec, stage).per_device),
+        available=available,
+    )
     assert all(remedy.total <= available for remedy in found)
     return {remedy.changes: remedy.accumulation for remedy in found}
 

@@ -6,7 +6,7 @@ import pytest
 
 from llava_api.constants import StageName
 from llava_api.failures import Reason
-from llava_api.report import PrepareNumbers
+from llava_api.report import MicroBatch, PrepareNumbers
 from llava_api.spec import Spec
 from llava_operator.cards import Cards
 from llava_operator.planning import plan_training
@@ -23,11 +23,15 @@ def gpu_spec(**parts: Any) -> Spec:
     )
 
 
+def micro_batch(rows: int, length: int) -> MicroBatch:
+    return MicroBatch(rows=rows, tokens=rows * length, pictures=rows, supervised=rows * length // 2)
+
+
 def numbers(**changes: Any) -> PrepareNumbers:
     found = {
         "samples_train": 1000, "samples_validation": 2, "pairs_train": 9, "pairs_validation": 3, "images": 10,
         "supervised_tokens": 99, "longest_sample_tokens": 2000, "overlong_samples": 0, "samples_alignment": 600,
-        "longest_batch_tokens": 16 * 1800, "longest_alignment_tokens": 700, "model": make_7b(),
+        "largest": micro_batch(16, 1800), "largest_alignment": micro_batch(32, 700), "model": make_7b(),
     }  # fmt: skip
     return PrepareNumbers(**{**found, **changes})
 
@@ -47,12 +51,12 @@ def test_a_plan_says_what_training_takes_and_how_long_it_is():
     assert terms["weights"] == pytest.approx(13.8, abs=0.1)
 
 
-def test_the_micro_batch_that_prepare_found_counts_and_without_it_the_longest_sample():
+def test_the_micro_batch_that_prepare_found_counts_and_without_it_all_that_is_allowed():
     def memory(**changes: Any) -> float:
         plan = plan_training(gpu_spec(), numbers(**changes), Cards()).plan
         return float(plan.device_memory.removesuffix("Gi"))
 
-    assert memory(longest_batch_tokens=16 * 1000) < memory() < memory(longest_batch_tokens=0)
+    assert memory(largest=micro_batch(16, 1000)) < memory() < memory(largest=None)
 
 
 def test_without_the_models_shape_there_is_no_plan_and_no_refusal():
@@ -90,7 +94,7 @@ def without_checkpointing(*, attention: str = "auto") -> Spec:
 
 
 def largest(flash_attention: bool | None) -> PrepareNumbers:
-    return numbers(longest_batch_tokens=2 * 2048, flash_attention=flash_attention)
+    return numbers(largest=micro_batch(2, 2048), flash_attention=flash_attention)
 
 
 def test_masks_count_where_the_image_has_no_flash_attn():
@@ -147,14 +151,16 @@ def test_alignment_is_planned_too_and_refused_by_its_own_name():
     planned = plan_training(spec, numbers(), cards(80))
     assert (planned.plan.alignment_steps, planned.plan.total_steps) == (6, 24)
     # Of all that is trained, captions of 32,000 tokens take the most here.
-    large = plan_training(spec, numbers(longest_alignment_tokens=2048, longest_batch_tokens=16 * 64), cards(24))
+    large = plan_training(
+        spec, numbers(largest_alignment=micro_batch(32, 2048), largest=micro_batch(16, 64)), cards(24)
+    )
     assert large.refusal.stage is StageName.ALIGN
     assert "spec.alignment.batch.perDevice" in large.refusal.message
 
 
 def test_a_run_of_alignment_alone_has_its_batch_in_the_plan():
     spec = gpu_spec(alignment=ALIGNMENT, training={"method": "none"})
-    plan = plan_training(spec, numbers(longest_batch_tokens=0), cards(80)).plan
+    plan = plan_training(spec, numbers(largest=None), cards(80)).plan
     assert (plan.per_device_batch, plan.accumulation, plan.total_steps, plan.alignment_steps) == (32, 2, 0, 6)
 
 

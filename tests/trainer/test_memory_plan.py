@@ -4,14 +4,22 @@ What ZeRO keeps besides is proven in test_memory_states.py; a larger grid with m
 ``make bench-memory``.
 """
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
-from llava_api.memory import Workload, plan_activations, plan_states
+from llava_api.constants import StageName
+from llava_api.memory import Prepared, Workload, plan_activations, plan_states, workload_of
 from llava_api.model_facts import ModelFacts
+from llava_api.spec import Spec
+from llava_trainer.data.sample_file import SampleSizes
+from llava_trainer.training.plan import Plan
 from tests.trainer.memory_shapes import make_13b, make_shape, make_small
 from tests.trainer.memory_trace import trace
 
 TOLERANCE = 0.10
+SOURCE = {"source": "pvc://data/set", "format": "llava", "file": "train.json"}
 
 
 def make_work(method: str, rows: int, length: int, **changes) -> Workload:
@@ -45,6 +53,34 @@ def test_the_plan_is_within_a_tenth_of_a_trace(model: ModelFacts, work: Workload
     traced = trace(model, work)
     assert plan_activations(model, work).total == pytest.approx(traced.peak, rel=TOLERANCE)
     assert plan_states(model, work).weights == pytest.approx(traced.weights, rel=1e-4)
+
+
+def test_what_prepare_finds_in_packed_captions_is_planned_within_a_tenth_of_what_the_largest_micro_batch_takes():
+    """Short captions: packed, a micro-batch of 4 samples holds a dozen of them with their pictures."""
+    model = make_shape(2)
+    rng = np.random.default_rng(0)
+    captions = rng.integers(8, 120, 96)
+    sizes = SampleSizes(tokens=model.tokens_per_image + captions, pictures=np.ones(96, dtype=np.int64))
+    spec = Spec.model_validate(
+        {
+            "model": {"languageModel": "pvc://models/llm", "visionTower": "pvc://models/clip"},
+            "dataset": SOURCE, "workers": {"gpus": 1}, "training": {"packing": True},
+            "alignment": {"dataset": SOURCE, "batch": {"perDevice": 4, "global": 48}},
+        }
+    )  # fmt: skip
+    plan = Plan(sizes=sizes, global_batch=48, per_device_batch=4, max_length=2048, world_size=1, epochs=1, seed=0,
+                packing=True)  # fmt: skip
+    largest = plan.find_largest(captions)
+    work = workload_of(spec, StageName.ALIGN, model, Prepared(largest=largest))
+    assert work.pictures >= 10
+    rows = plan.find_longest().rows
+    held = [index for row in rows for index in row]
+    real = replace(
+        work, rows=len(rows), length=max(int(sizes.tokens[list(row)].sum()) for row in rows), pictures=len(held),
+        supervised=int(captions[held].sum()),
+    )  # fmt: skip
+    assert plan_activations(model, work).total == pytest.approx(trace(model, real).peak, rel=TOLERANCE)
+    assert plan_activations(model, work).total >= plan_activations(model, real).total
 
 
 def test_the_trace_sees_what_is_kept_and_what_is_given_back():

@@ -143,6 +143,31 @@ def test_a_packed_micro_batch_of_one_sample_at_a_time_keeps_to_its_limit():
 
 
 @pytest.mark.parametrize("packing", [False, True])
+def test_no_micro_batch_of_any_epoch_holds_more_than_what_is_planned_with(packing: bool):
+    """A little over or under what goes into one micro-batch: some epochs fill it, others need two half full ones."""
+    plan = make_plan(sizes=draw_sizes(14, seed=3), global_batch=7, per_device_batch=4, packing=packing, world_size=1,
+                     epochs=20)  # fmt: skip
+    supervised = np.arange(14)
+    largest = plan.find_largest(supervised)
+    held = [rows for step in range(plan.total_steps) for rows in plan.share(step, 0)]
+    samples = [[index for row in rows for index in row] for rows in held]
+    tokens = [len(rows) * max(sum(int(plan.sizes.tokens[index]) for index in row) for row in rows) for rows in held]
+    assert largest.tokens == max(tokens)
+    assert largest.rows in {len(rows) for rows, held_tokens in zip(held, tokens, strict=True)
+                            if held_tokens == largest.tokens}  # fmt: skip
+    assert largest.pictures == max(int(plan.sizes.pictures[some].sum()) for some in samples)
+    assert largest.supervised == max(int(supervised[some].sum()) for some in samples)
+    first_epoch = len(plan.share(0, 0)) + len(plan.share(1, 0))
+    assert not packing or max(tokens) > 1.3 * max(tokens[:first_epoch])
+
+
+def test_of_many_epochs_only_the_first_are_looked_through():
+    plan = make_plan(epochs=10**6)
+    looked_at = sum(1 for _ in plan.list_micro_batches())
+    assert 1_900 < looked_at / len(plan.share(0, 0)) / plan.world_size <= 2_000
+
+
+@pytest.mark.parametrize("packing", [False, True])
 def test_the_longest_micro_batch_is_found(packing: bool):
     plan = make_plan(packing=packing, epochs=1)
     longest = plan.find_longest()

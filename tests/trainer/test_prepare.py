@@ -119,11 +119,13 @@ def test_numbers_progress_and_digests(tmp_path: Path, toy_model_dir: Path):
         samples_train=len(train), samples_validation=len(validation), pairs_train=18, pairs_validation=6, images=12,
         supervised_tokens=report.train.supervised_tokens, longest_sample_tokens=report.lengths.longest,
         overlong_samples=0, unsupervised_samples=0, samples_alignment=0,
-        longest_batch_tokens=output.numbers.longest_batch_tokens, flash_attention=False,
+        largest=output.numbers.largest, flash_attention=False,
         model=read_model_facts(toy_model_dir),
     )  # fmt: skip
     longest = max(sample.num_tokens for sample in train)
-    assert longest <= output.numbers.longest_batch_tokens <= 8 * longest
+    largest = output.numbers.largest
+    assert (largest.rows, largest.tokens, largest.pictures) == (8, 8 * longest, 8)
+    assert 0 < largest.supervised <= report.train.supervised_tokens
     assert len(train) + len(validation) == 12
     assert reporter.steps == [(step, 12) for step in range(1, 13)]
     assert output.digests.keys() == {"train", "validation"}
@@ -369,7 +371,9 @@ def test_captions_are_checked_in_the_plain_layout_and_none_is_held_out(tmp_path:
     output = run(config)
     captions = list(read_samples(config.volume.alignment_file))
     assert output.numbers.samples_alignment == len(captions) == 5
-    assert output.numbers.longest_alignment_tokens == max(sample.num_tokens for sample in captions)
+    longest = max(sample.num_tokens for sample in captions)
+    largest = output.numbers.largest_alignment
+    assert (largest.rows, largest.tokens, largest.pictures) == (5, 5 * longest, 5)
     assert output.digests.keys() == {"train", "validation", "alignment"}
     processing = load_processing(toy_model_dir, "pad")
     assert captions[0].num_tokens == encode(captions[0], processing, 512, "plain").full_length

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from llava_api.constants import StageName
 from llava_api.memory.workload import Method, Workload
 from llava_api.model_facts import ModelFacts
+from llava_api.report import MicroBatch
 from llava_api.spec import Alignment, Batch, Spec
 
 PACKED_ROW_LIMITS = 2
@@ -16,9 +17,8 @@ PACKED_ROW_LIMITS = 2
 class Prepared:
     """What prepare has found that memory depends on."""
 
-    tokens_a_row: int = 0
-    """Tokens of the largest micro-batch, filled up, for each of ``perDevice`` rows; 0 if unknown, which then counts as
-    ``training.maxLength``."""
+    largest: MicroBatch | None = None
+    """What a process holds at most; None if unknown, which then counts as all that the limits allow."""
     has_flash: bool = False
     """Whether flash-attn is in the trainer image."""
 
@@ -55,14 +55,18 @@ def workload_of(spec: Spec, stage: StageName, model: ModelFacts, prepared: Prepa
         prepared: what prepare has found.
     """
     training = spec.training
-    rows, length = _shape(spec, stage, prepared.tokens_a_row)
-    pictures = min(batch_of(spec, stage).per_device, rows * length // model.tokens_per_image)
+    rows, length = _shape(spec, stage, prepared.largest)
+    # A smaller batch than was asked for holds no more than that one, and no more than goes into it.
+    pictures, supervised = rows * length // model.tokens_per_image, rows * length
+    if prepared.largest is not None:
+        pictures = min(pictures, prepared.largest.pictures)
+        supervised = min(supervised, prepared.largest.supervised)
     return Workload(
         method=_method(spec, stage),
         rows=rows,
         length=length,
         pictures=pictures,
-        supervised=rows * length - pictures * model.tokens_per_image,
+        supervised=supervised,
         world_size=num_processes(spec),
         rank=training.lora.rank,
         dropout=training.lora.dropout,
@@ -105,10 +109,14 @@ def _is_bf16(spec: Spec) -> bool:
     return precision == "bf16" or (precision == "auto" and spec.workers.gpus > 0)
 
 
-def _shape(spec: Spec, stage: StageName, tokens_a_row: int) -> tuple[int, int]:
-    """Rows and length of the largest micro-batch."""
-    rows, limit = batch_of(spec, stage).per_device, spec.training.max_length
-    length = min(tokens_a_row or limit, limit)
+def _shape(spec: Spec, stage: StageName, largest: MicroBatch | None) -> tuple[int, int]:
+    """Rows and length of the largest micro-batch.
+
+    Packed rows may be longer than the length limit, but all of them together hold no more than ``perDevice`` of it.
+    """
+    per_device, limit = batch_of(spec, stage).per_device, spec.training.max_length
     if not spec.training.packing:
-        return rows, length
-    return max(1, rows // PACKED_ROW_LIMITS), length * min(rows, PACKED_ROW_LIMITS)
+        return (min(largest.rows, per_device), largest.tokens // largest.rows) if largest else (per_device, limit)
+    tokens = min(largest.tokens, per_device * limit) if largest else per_device * limit
+    length = min(tokens, largest.tokens // largest.rows if largest else PACKED_ROW_LIMITS * limit)
+    return math.ceil(tokens / length), length

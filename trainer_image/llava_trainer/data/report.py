@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 
 from llava_api.base import Lenient
-from llava_api.model_facts import ModelFacts
 from llava_api.report import PrepareNumbers
 from llava_trainer.data.dataset import PreparedDataset
 from llava_trainer.data.findings import Finding, Kind
@@ -135,16 +134,8 @@ def build_report(dataset: PreparedDataset, alignment: PreparedDataset | None = N
     )
 
 
-def numbers_of(
-    report: DatasetReport, *, longest_batch_tokens: int = 0, model: ModelFacts | None = None
-) -> PrepareNumbers:
-    """What of it travels to the resource's status.
-
-    Args:
-        report: what was found.
-        longest_batch_tokens: tokens of the longest micro-batch, filled up.
-        model: what is known of the model.
-    """
+def numbers_of(report: DatasetReport) -> PrepareNumbers:
+    """What of it travels to the resource's status."""
     return PrepareNumbers(
         samples_train=report.train.samples,
         samples_validation=report.validation.samples,
@@ -156,9 +147,6 @@ def numbers_of(
         overlong_samples=report.lengths.overlong,
         unsupervised_samples=report.left_out,
         samples_alignment=report.alignment.train.samples if report.alignment else 0,
-        longest_batch_tokens=longest_batch_tokens,
-        longest_alignment_tokens=report.alignment.lengths.longest if report.alignment else 0,
-        model=model,
     )
 
 

@@ -10,7 +10,9 @@ import logging
 
 import numpy as np
 
+from llava_api.constants import StageName
 from llava_api.failures import Reason
+from llava_api.report import MicroBatch
 from llava_api.run_config import RunConfig
 from llava_trainer.data.dataset import PreparedDataset, compare_phases, prepare_dataset
 from llava_trainer.data.findings import LEFT_OUT, Findings, Kind
@@ -75,9 +77,13 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
             told = (describe_refused(phase.findings) for phase in phases if phase.findings.num_refused)
             raise StageError(Reason.INVALID_DATA, "\n".join(told)[:_MESSAGE_CHARACTERS])
         digests = _write(config, dataset, alignment)
-        longest = _find_longest_batch(config, dataset)
-    numbers = numbers_of(report, longest_batch_tokens=longest, model=facts)
-    return StageOutput(numbers=numbers.model_copy(update={"flash_attention": has_flash_attention()}), digests=digests)
+        found = {
+            "largest": None if config.training.method == "none" else _find_largest(config, dataset, StageName.TRAIN),
+            "largest_alignment": _find_largest(config, alignment, StageName.ALIGN) if alignment else None,
+            "flash_attention": has_flash_attention(),
+            "model": facts,
+        }
+    return StageOutput(numbers=numbers_of(report).model_copy(update=found), digests=digests)
 
 
 def _check(config: RunConfig, request: DatasetRequest, reporter: Reporter) -> PreparedDataset:
@@ -96,16 +102,15 @@ def _log(phase: PreparedDataset) -> None:
             logger.warning("%s: %s: %d", phase.request.dataset.file, kind.value, phase.findings.counts[kind])
 
 
-def _find_longest_batch(config: RunConfig, dataset: PreparedDataset) -> int:
-    """Tokens of the micro-batch that takes the most memory in training, filled up; 0 without training."""
-    if config.training.method == "none":
-        return 0
-    trained = ~dataset.held_out
+def _find_largest(config: RunConfig, dataset: PreparedDataset, stage: StageName) -> MicroBatch:
+    """What a training process is going to hold at most in a phase."""
+    table, trained = dataset.table, ~dataset.held_out
     sizes = SampleSizes(
-        tokens=np.minimum(dataset.table.tokens[trained].astype(np.int64), config.training.max_length),
-        pictures=dataset.table.num_pictures[trained],
+        tokens=np.minimum(table.tokens[trained].astype(np.int64), config.training.max_length),
+        pictures=table.num_pictures[trained],
     )
-    return make_plan(phase_of(config), sizes, config.workers.world_size).find_longest().tokens
+    plan = make_plan(phase_of(config, stage), sizes, config.workers.world_size)
+    return plan.find_largest(table.supervised[trained])
 
 
 def describe_refused(findings: Findings) -> str:

@@ -54,13 +54,13 @@ class Phase:
     quantization: Quantization
 
 
-def phase_of(config: RunConfig) -> Phase:
-    """The phase that the stage of ``config`` is.
+def phase_of(config: RunConfig, stage: StageName | None = None) -> Phase:
+    """The phase that the stage of ``config`` is, or ``stage``.
 
     Raises:
         StageError: InvalidConfig; the run has no such phase.
     """
-    if config.run.stage is StageName.ALIGN:
+    if (stage or config.run.stage) is StageName.ALIGN:
         return _alignment(config)
     return _training(config)
 

@@ -6,17 +6,23 @@ its step, nothing more.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 
 import numpy as np
 
 from llava_api.failures import Reason
+from llava_api.report import MicroBatch
 from llava_trainer.data.sample_file import SampleSizes
 from llava_trainer.errors import StageError
 from llava_trainer.training.grouping import Grouping, order_epoch
 from llava_trainer.training.phase import Phase
 from llava_trainer.training.sharing import Limits, Rows, share_packed, share_padded
+
+LOOKED_THROUGH = 2_000
+"""Steps of later epochs that are looked through for what takes the most memory; the first epoch always is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +85,36 @@ class Plan:
         return tuple(shares[rank] for shares in self._shares(step))
 
     def find_longest(self) -> LongestMicroBatch:
-        """Look through the first epoch of the run for the micro-batch of any process that takes the most memory.
+        """The micro-batch of any process with the most positions, filling included."""
+        longest: Rows = max(self.list_micro_batches(), key=self._count_tokens)
+        return LongestMicroBatch(rows=longest, tokens=self._count_tokens(longest))
 
-        Later epochs hold the same samples in other company; a few tokens more are possible there.
+    def find_largest(self, supervised: np.ndarray) -> MicroBatch:
+        """What a process holds at most: of positions, of pictures, and of tokens that are learned.
+
+        Args:
+            supervised: int [samples]: tokens of each sample that are learned.
         """
-        longest = LongestMicroBatch(rows=(), tokens=0)
-        for step in range(self.steps_per_epoch):
-            for rows in (rows for shares in self._shares(step) for rows in shares):
-                tokens = len(rows) * max((self._row_tokens(row) for row in rows), default=0)
-                if tokens > longest.tokens:
-                    longest = LongestMicroBatch(rows=rows, tokens=tokens)
-        return longest
+        num_rows, tokens, pictures, learned = 0, 0, 0, 0
+        for rows in self.list_micro_batches():
+            samples = [index for row in rows for index in row]
+            num_rows, tokens = max((num_rows, tokens), (len(rows), self._count_tokens(rows)), key=itemgetter(1))
+            pictures = max(pictures, int(self.sizes.pictures[samples].sum()))
+            learned = max(learned, int(supervised[samples].sum()))
+        return MicroBatch(rows=num_rows, tokens=tokens, pictures=pictures, supervised=learned)
+
+    def list_micro_batches(self) -> Iterator[Rows]:
+        """Those of all processes in the epochs that are looked through.
+
+        An epoch holds the same samples as every other, in other company: with many steps all of them come near to the
+        most that there can be, with few steps every epoch is looked at.
+        """
+        epochs = max(1, min(self.epochs, LOOKED_THROUGH // self.steps_per_epoch))
+        for step in range(epochs * self.steps_per_epoch):
+            yield from (rows for shares in self._shares(step) for rows in shares if rows)
+
+    def _count_tokens(self, rows: Rows) -> int:
+        return len(rows) * max(int(self.sizes.tokens[list(row)].sum()) for row in rows)
 
     def _shares(self, step: int) -> list[tuple[Rows, ...]]:
         batch = self.batch(step)
@@ -98,9 +123,6 @@ class Plan:
         if self.packing:
             return share_packed(batch, tokens, limits)
         return share_padded(batch, tokens, limits, by_length=self.grouping != "none")
-
-    def _row_tokens(self, row: tuple[int, ...]) -> int:
-        return int(sum(self.sizes.tokens[index] for index in row))
 
 
 def make_plan(phase: Phase, sizes: SampleSizes, world_size: int) -> Plan:
