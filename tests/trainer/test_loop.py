@@ -26,6 +26,7 @@ from llava_trainer.model.learning import group_parameters
 from llava_trainer.model.loading import load_model
 from llava_trainer.model.lora import add_adapter
 from llava_trainer.reporting import Reporter
+from llava_trainer.training import loop
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.checkpoint import find_checkpoints, list_checkpoints
 from llava_trainer.training.history import Entry, read_entries
@@ -251,7 +252,12 @@ def test_a_request_before_the_first_step_saves_nothing(config: RunConfig, proces
     assert list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1)) == []
 
 
-def test_a_loss_that_is_no_number_ends_training(config: RunConfig, processes: Processes, tmp_path: Path):
+@pytest.mark.parametrize("probed", [True, False])
+def test_a_loss_that_is_no_number_ends_training(
+    config: RunConfig, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probed: bool
+):
+    if not probed:
+        monkeypatch.setattr(loop, "probe_longest", lambda *arguments: None)
     broken = tmp_path / "broken"
     shutil.copytree(config.model_dir, broken)
     file = broken / "model.safetensors"
@@ -259,7 +265,8 @@ def test_a_loss_that_is_no_number_ends_training(config: RunConfig, processes: Pr
     tensors["language_model.lm_head.weight"][7] = float("nan")
     save_file(tensors, file, metadata={"format": "pt"})
     fields = config.model_dump(by_alias=True) | {"modelDir": broken}
-    with pytest.raises(StageError, match="in step 1 the loss is nan") as caught:
+    longest = r"before the first step, .* the longest micro-batch of the run \(4 rows, .* is nan: the model's weights"
+    with pytest.raises(StageError, match=longest if probed else "in step 1 the loss is nan") as caught:
         run(RunConfig.model_validate(fields), processes)
     assert caught.value.reason is Reason.LOSS_NOT_FINITE
     assert not config.volume.adapter_dir.exists()

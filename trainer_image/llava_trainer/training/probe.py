@@ -25,7 +25,7 @@ def probe_longest(trainee: Trainee, loader: BatchLoader, plan: Plan, processes: 
     its own anyway.
 
     Raises:
-        StageError: OutOfDeviceMemory, with the size of the micro-batch.
+        StageError: OutOfDeviceMemory or LossNotFinite, with the size of the micro-batch.
         PictureError, PictureCutError, OSError: as ``BatchLoader.load``.
     """
     longest = plan.find_longest()
@@ -36,6 +36,7 @@ def probe_longest(trainee: Trainee, loader: BatchLoader, plan: Plan, processes: 
     try:
         for _ in range(_PASSES):
             loss = trainee.engine(**micro_batch.to(processes.device, trainee.dtype))
+            _check_finite(loss, size, processes)
             trainee.engine.backward(loss * 0.0, scale_wrt_gas=False)
     except torch.OutOfMemoryError as error:
         raise StageError(
@@ -43,3 +44,14 @@ def probe_longest(trainee: Trainee, loader: BatchLoader, plan: Plan, processes: 
         ) from error
     if processes.device.type == "cuda":
         logger.info("it took %.2f GiB", torch.cuda.max_memory_allocated(processes.device) / 2**30)
+
+
+def _check_finite(loss: torch.Tensor, size: str, processes: Processes) -> None:
+    """Zero times infinity is no number: it would spoil the first step, which would be blamed for it."""
+    if processes.all_true(bool(torch.isfinite(loss))):
+        return
+    raise StageError(
+        Reason.LOSS_NOT_FINITE,
+        f"before the first step, and whatever the learning rate, the loss of the longest micro-batch of the run "
+        f"({size}) is {loss.item()}: the model's weights are damaged, or these samples are",
+    )
