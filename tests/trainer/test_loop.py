@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,12 @@ from llava_trainer.model.lora import add_adapter
 from llava_trainer.reporting import Reporter
 from llava_trainer.training import loop
 from llava_trainer.training.batches import BatchLoader
-from llava_trainer.training.checkpoint import find_checkpoints, list_checkpoints
+from llava_trainer.training.checkpoint import CheckpointState, find_checkpoints, list_checkpoints
 from llava_trainer.training.history import Entry, read_entries
 from llava_trainer.training.loop import train
 from llava_trainer.training.phase import phase_of
 from llava_trainer.training.processes import Processes
+from llava_trainer.training.saving import Saver
 from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.trainee import build_trainee
 from tests.trainer.trainings import StopAfter, change, configure, make_dataset, make_training, plan_of, text_only
@@ -250,6 +252,42 @@ def test_a_request_before_the_first_step_saves_nothing(config: RunConfig, proces
     with pytest.raises(StageError, match="before it had done a step"):
         run(config, processes, StopAfter(0))
     assert list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1)) == []
+
+
+@pytest.mark.parametrize(("stopped_after", "expected"), [(2, [2]), (3, [2, 3])])
+def test_a_checkpoint_that_is_being_written_when_asked_to_stop_is_waited_for_and_not_repeated(
+    config: RunConfig, processes: Processes, monkeypatch: pytest.MonkeyPatch, stopped_after: int, expected: list[int]
+):
+    """Another one follows only if steps were done since."""
+    asked = threading.Event()
+    written: list[int] = []
+
+    def write_slowly(self: Saver, pieces: object, state: CheckpointState) -> int:
+        asked.wait(60)
+        written.append(state.step)
+        return state.step
+
+    class Stop(StopAfter):
+        @property
+        def received(self) -> bool:
+            if stopping := super().received:
+                asked.set()
+            return stopping
+
+    monkeypatch.setattr(Saver, "_write", write_slowly)
+    saving = change(config, checkpoint={"everySteps": 2, "keep": 3})
+    with pytest.raises(StageError, match=f"the checkpoint of step {stopped_after} is on the volume"):
+        run(saving, processes, Stop(stopped_after))
+    assert written == expected
+
+
+def test_a_run_that_is_asked_to_stop_as_soon_as_it_goes_on_writes_nothing(config: RunConfig, processes: Processes):
+    with pytest.raises(StageError, match="the checkpoint of step 1"):
+        run(config, processes, StopAfter(1))
+    with pytest.raises(StageError, match="after step 1 of 9; the checkpoint of step 1 is on the volume"):
+        run(change(config, attempt=2), processes, StopAfter(0))
+    (kept,) = find_checkpoints(config.volume, StageName.TRAIN, 2)
+    assert kept.parent == config.volume.checkpoints_dir(StageName.TRAIN, 1)
 
 
 @pytest.mark.parametrize("probed", [True, False])
