@@ -89,6 +89,8 @@ class PrepareNumbers(Lenient):
     """Of training: what the memory plan counts with; None if unknown."""
     largest_alignment: MicroBatch | None = None
     """Of phase 1."""
+    free_bytes: Annotated[int | None, Field(ge=0)] = None
+    """Free on the run's volume, with all that prepare has put there; None if unknown."""
     flash_attention: bool | None = None
     """Whether flash-attn is in the trainer image, which all stages share; None if unknown."""
     model: ModelFacts | None = None

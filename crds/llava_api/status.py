@@ -129,6 +129,21 @@ class Plan(Lenient):
     accumulation: Annotated[Count, Field(description="Micro-batches that a process runs for one step.")]
     total_steps: Annotated[Count, Field(description="Optimiser steps of training.")]
     alignment_steps: Annotated[Count | None, Field(description="Optimiser steps of alignment.")] = None
+    checkpoint_size: Annotated[
+        Short | None, Field(description="What one checkpoint takes on the volume, like 4.4Gi.")
+    ] = None
+    checkpoints_size: Annotated[
+        Short | None,
+        Field(description="What all that lie there at a time take: checkpoint.keep, and the one being written."),
+    ] = None
+    storage: Annotated[
+        Short | None,
+        Field(description="The most that checkpoints, results and merged model take on the volume at any time."),
+    ] = None
+    storage_available: Annotated[
+        Short | None,
+        Field(description="What was free on the volume after prepare; spec.storage.size where that is unknown."),
+    ] = None
 
 
 class Metric(Lenient):

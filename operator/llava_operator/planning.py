@@ -3,6 +3,7 @@
 Made once, when prepare has read the model and counted the data, and before a GPU is taken.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from llava_api.constants import TRAINING_STAGES, StageName
@@ -11,15 +12,17 @@ from llava_api.memory import (
     MemoryPlan,
     Prepared,
     Remedy,
+    StoragePlan,
     accumulation,
     batch_of,
     find_remedies,
     num_steps,
     plan_memory,
+    plan_storage,
     workload_of,
 )
 from llava_api.model_facts import ModelFacts
-from llava_api.quantities import GIB, format_gib
+from llava_api.quantities import GIB, format_gib, parse_bytes
 from llava_api.report import PrepareNumbers
 from llava_api.spec import Spec
 from llava_api.stages import stages_of
@@ -68,20 +71,29 @@ def plan_training(spec: Spec, found: PrepareNumbers, cards: Cards) -> Planned:
     """
     stages = [stage for stage in stages_of(spec) if stage in TRAINING_STAGES]
     demands = [_demand(spec, stage, found.model, found) for stage in stages] if found.model else []
-    plan = _describe(spec, found, max(demands, key=lambda one: one.memory.total), cards) if demands else None
+    storage = _plan_storage(spec, found, found.model) if found.model else None
+    plan = None
+    if storage is not None:
+        plan = _describe(spec, found, max(demands, key=lambda one: one.memory.total), cards, storage)
+    refusals = [
+        _refuse_device(spec, found, cards, stages[0]),
+        *(_refuse(spec, demand, found, cards) for demand in demands),
+        _refuse_storage(spec, found, storage, stages[0]) if storage else None,
+    ]
+    return Planned(plan=plan, refusal=next(filter(None, refusals), None))
+
+
+def _refuse_device(spec: Spec, found: PrepareNumbers, cards: Cards, stage: StageName) -> Refusal | None:
     shortcomings = find_shortcomings(spec, cards)
+    message = ""
     if shortcomings:
         message = "; ".join(shortcomings) + _describe_way_out(spec.workers.compute_capability, "computeCapability")
-        refusal = Refusal(stage=stages[0], reason=Reason.UNSUPPORTED_DEVICE, message=message)
-        return Planned(plan=plan, refusal=refusal)
-    if spec.training.attention == "flash_attention_2" and found.flash_attention is False:
+    elif spec.training.attention == "flash_attention_2" and found.flash_attention is False:
         message = (
             "spec.training.attention is flash_attention_2, but flash-attn is not in the trainer image: set it to sdpa "
             "or auto, or spec.image.reference to an image that was built with it"
         )
-        return Planned(plan=plan, refusal=Refusal(stage=stages[0], reason=Reason.UNSUPPORTED_DEVICE, message=message))
-    refusals = (_refuse(spec, demand, found, cards) for demand in demands)
-    return Planned(plan=plan, refusal=next(filter(None, refusals), None))
+    return Refusal(stage=stage, reason=Reason.UNSUPPORTED_DEVICE, message=message) if message else None
 
 
 def _demand(spec: Spec, stage: StageName, model: ModelFacts, found: PrepareNumbers) -> _Demand:
@@ -90,7 +102,32 @@ def _demand(spec: Spec, stage: StageName, model: ModelFacts, found: PrepareNumbe
     return _Demand(stage=stage, prepared=prepared, memory=plan_memory(model, workload_of(spec, stage, model, prepared)))
 
 
-def _describe(spec: Spec, found: PrepareNumbers, largest: _Demand, cards: Cards) -> Plan:
+def _plan_storage(spec: Spec, found: PrepareNumbers, model: ModelFacts) -> StoragePlan:
+    samples = {StageName.ALIGN: found.samples_alignment, StageName.TRAIN: found.samples_train}
+    return plan_storage(spec, model, samples)
+
+
+def _find_storage(spec: Spec, found: PrepareNumbers) -> int:
+    """Bytes that are there for it. What is free counts: many a volume is larger than was asked for, or shared."""
+    return parse_bytes(spec.storage.size) if found.free_bytes is None else found.free_bytes
+
+
+def _refuse_storage(spec: Spec, found: PrepareNumbers, storage: StoragePlan, stage: StageName) -> Refusal | None:
+    available = _find_storage(spec, found)
+    if storage.total <= available:
+        return None
+    of_them = f", of which checkpoints of {format_gib(storage.checkpoint)} each take {format_gib(storage.checkpoints)}"
+    fewer = ", or lower spec.training.checkpoint.keep" if spec.training.checkpoint.keep > 1 else ""
+    message = (
+        f"training and merging put up to {format_gib(storage.total)} on the run's volume"
+        f"{of_them if storage.checkpoints else ''}, but {format_gib(available)} of it are free: raise "
+        f"spec.storage.size ({spec.storage.size}) by at least {math.ceil((storage.total - available) / GIB)}Gi"
+        f"{fewer if storage.checkpoints else ''}"
+    )
+    return Refusal(stage=stage, reason=Reason.STORAGE_FULL, message=message)
+
+
+def _describe(spec: Spec, found: PrepareNumbers, largest: _Demand, cards: Cards, storage: StoragePlan) -> Plan:
     trains = StageName.TRAIN in stages_of(spec)
     main = StageName.TRAIN if trains else StageName.ALIGN
     return Plan(
@@ -101,6 +138,10 @@ def _describe(spec: Spec, found: PrepareNumbers, largest: _Demand, cards: Cards)
         accumulation=accumulation(spec, main),
         total_steps=num_steps(spec, StageName.TRAIN, found.samples_train) if trains else 0,
         alignment_steps=num_steps(spec, StageName.ALIGN, found.samples_alignment) if spec.alignment else None,
+        checkpoint_size=format_gib(storage.checkpoint),
+        checkpoints_size=format_gib(storage.checkpoints),
+        storage=format_gib(storage.total),
+        storage_available=format_gib(_find_storage(spec, found)),
     )
 
 

@@ -16,6 +16,7 @@ from llava_api.memory import (
     num_steps,
     plan_memory,
     plan_states,
+    plan_storage,
     workload_of,
 )
 from llava_api.model_facts import ModelFacts, TransformerShape
@@ -52,6 +53,38 @@ def make_spec(*, training: dict[str, Any] | None = None, **parts: Any) -> Spec:
 def make_work(**changes: Any) -> Workload:
     whole = {"method": "lora", "rows": 16, "length": 2048, "pictures": 16, "supervised": 8192, "world_size": 8}
     return Workload(**{**whole, **changes})
+
+
+ALIGNMENT = {"dataset": {"source": "pvc://d/", "format": "llava", "file": "a.json"}, "freshProjector": True}
+
+
+@pytest.mark.parametrize(
+    ("training", "samples", "checkpoint", "num_kept", "num_at_a_time"),
+    [
+        ({}, 128 * 5, 340_795_392 * 14, 2, 3),
+        ({}, 128 * 3, 340_795_392 * 14, 2, 2),
+        ({}, 128, 340_795_392 * 14, 0, 0),
+        ({"method": "full"}, 128 * 9, 6_759_919_616 * 12, 2, 3),
+    ],
+)
+def test_storage_is_the_checkpoints_at_a_time_or_those_kept_with_results(
+    training: dict[str, Any], samples: int, checkpoint: int, num_kept: int, num_at_a_time: int
+):
+    spec = make_spec(training={"checkpoint": {"everySteps": 1}, **training})
+    plan = plan_storage(spec, make_7b(), {StageName.TRAIN: samples})
+    assert (plan.checkpoint, plan.checkpoints) == (checkpoint, num_at_a_time * checkpoint)
+    result = checkpoint // (6 if training else 7)
+    assert plan.total == max(num_at_a_time * checkpoint, num_kept * checkpoint + result + 2 * 7_063_427_072)
+
+
+def test_checkpoints_of_alignment_lie_there_while_training_makes_its_own():
+    spec = make_spec(alignment=ALIGNMENT, training={"checkpoint": {"everySteps": 1, "keep": 1}})
+    samples = {StageName.ALIGN: 10_000, StageName.TRAIN: 10_000}
+    both = plan_storage(spec, make_7b(), samples)
+    alone = plan_storage(make_spec(training={"checkpoint": {"everySteps": 1, "keep": 1}}), make_7b(), samples)
+    # One checkpoint of the projector (14 bytes a number), and the projector itself.
+    assert both.total - alone.total == 20_979_712 * 16
+    assert both.checkpoint == alone.checkpoint
 
 
 def make_prepared(length: int, *, rows: int = 16) -> Prepared:

@@ -130,6 +130,38 @@ def test_flash_attn_that_is_not_in_the_image_is_refused_before_a_gpu_is_taken(in
         assert "flash-attn is not in the trainer image: set it to sdpa or auto" in refusal.message
 
 
+def test_a_plan_says_what_checkpoints_take_on_the_volume():
+    spec = gpu_spec(
+        training={"method": "full", "checkpoint": {"everySteps": 2}, "batch": {"perDevice": 1, "global": 4}}
+    )
+    plan = plan_training(spec, numbers(free_bytes=500 * GIB), Cards()).plan
+    # 6.76 billion numbers in 12 bytes each; two are kept while the third is written.
+    assert (plan.checkpoint_size, plan.checkpoints_size, plan.storage_available) == ("75.5Gi", "226.6Gi", "500.0Gi")
+
+
+@pytest.mark.parametrize(("free", "available"), [(GIB, "1.0Gi"), (None, "3.0Gi")])
+def test_a_volume_that_would_fill_up_is_refused_before_training(free: int | None, available: str):
+    spec = gpu_spec(storage={"size": "3Gi"}, training={"checkpoint": {"everySteps": 1}})
+    planned = plan_training(spec, numbers(free_bytes=free), Cards())
+    assert (planned.refusal.stage, planned.refusal.reason) == (StageName.TRAIN, Reason.STORAGE_FULL)
+    assert f"but {available} of it are free: raise spec.storage.size (3Gi) by at least" in planned.refusal.message
+    assert "checkpoints of 4.4Gi each take 13.3Gi" in planned.refusal.message
+    assert planned.refusal.message.endswith("or lower spec.training.checkpoint.keep")
+    assert planned.plan.storage_available == available
+
+
+def test_a_volume_with_room_is_no_reason_to_refuse_whatever_its_size_was_asked_to_be():
+    spec = gpu_spec(storage={"size": "3Gi"}, training={"checkpoint": {"everySteps": 1}})
+    assert plan_training(spec, numbers(free_bytes=10**12), Cards()).refusal is None
+
+
+def test_without_checkpoints_only_results_are_named():
+    spec = gpu_spec(storage={"size": "3Gi"}, training={"checkpoint": {"everySteps": 1000}})
+    message = plan_training(spec, numbers(), Cards()).refusal.message
+    assert "checkpoint" not in message
+    assert "training and merging put up to 13.8Gi on the run's volume, but 3.0Gi" in message
+
+
 def test_where_nothing_helps_that_is_said():
     refusal = plan_training(gpu_spec(workers={"gpus": 4, "gpuMemory": "2Gi"}), numbers(), cards(2)).refusal
     assert refusal.message.endswith("take GPUs with more memory, or more of them")

@@ -119,7 +119,7 @@ def test_numbers_progress_and_digests(tmp_path: Path, toy_model_dir: Path):
         samples_train=len(train), samples_validation=len(validation), pairs_train=18, pairs_validation=6, images=12,
         supervised_tokens=report.train.supervised_tokens, longest_sample_tokens=report.lengths.longest,
         overlong_samples=0, unsupervised_samples=0, samples_alignment=0,
-        largest=output.numbers.largest, flash_attention=False,
+        largest=output.numbers.largest, free_bytes=output.numbers.free_bytes, flash_attention=False,
         model=read_model_facts(toy_model_dir),
     )  # fmt: skip
     longest = max(sample.num_tokens for sample in train)

@@ -13,6 +13,7 @@ from llava_api.memory.parameters import ParameterCounts, count_lora, count_param
 from llava_api.memory.plan import MemoryPlan, Term, plan_memory
 from llava_api.memory.remedies import Remedy, find_remedies
 from llava_api.memory.states import States, count_trained, plan_states
+from llava_api.memory.storage import StoragePlan, plan_storage
 from llava_api.memory.workload import Method, Workload
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Prepared",
     "Remedy",
     "States",
+    "StoragePlan",
     "Term",
     "Workload",
     "accumulation",
@@ -36,5 +38,6 @@ __all__ = [
     "plan_activations",
     "plan_memory",
     "plan_states",
+    "plan_storage",
     "workload_of",
 ]

@@ -114,7 +114,8 @@ class Storage(Strict):
         Quantity,
         Field(
             description="Size of the volume. A checkpoint takes 12 bytes for each number that is trained, and "
-            "checkpoint.keep + 1 of them are there at times: 4 GB each with lora on a 7B model, 80 GB with full."
+            "checkpoint.keep + 1 of them are there at times: 4 GB each with lora on a 7B model, 80 GB with full. "
+            "status.plan tells exactly, and a run for which too little is free is refused before it trains."
         ),
     ] = "200Gi"
     storage_class_name: Annotated[

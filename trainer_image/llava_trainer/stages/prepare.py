@@ -7,6 +7,7 @@ files.
 
 import contextlib
 import logging
+import shutil
 
 import numpy as np
 
@@ -80,6 +81,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         found = {
             "largest": None if config.training.method == "none" else _find_largest(config, dataset, StageName.TRAIN),
             "largest_alignment": _find_largest(config, alignment, StageName.ALIGN) if alignment else None,
+            "free_bytes": shutil.disk_usage(config.volume_root).free,
             "flash_attention": has_flash_attention(),
             "model": facts,
         }
