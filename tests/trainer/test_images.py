@@ -12,6 +12,7 @@ from PIL import Image
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from llava_trainer.data import images
+from llava_trainer.data.check import PictureFolder
 from llava_trainer.data.images import (
     PictureError,
     check_image,
@@ -243,6 +244,20 @@ def test_a_config_map_s_files_are_links_inside_the_dataset(tmp_path: Path):
 def test_paths_that_lead_elsewhere_are_refused(name: str, message: str, dataset: Path):
     with pytest.raises(PictureError, match=message):
         resolve_picture(dataset, dataset / "images", name)
+
+
+@pytest.mark.parametrize(("name", "archive", "target"), [
+    ("", "images.zip", "images"), ("scans", "scans.tar.gz", "scans"), ("a/scans/", "a/scans.tgz", "a/scans"),
+    ("", "notes.txt", None), ("scans", "images.zip", None), ("images", "images.zip", None),
+])  # fmt: skip
+def test_pictures_that_are_not_there_may_lie_in_an_archive(name: str, archive: str, target: str | None, dataset: Path):
+    """An archive on a claim is not unpacked: the claim is only read. Beside the folder it says nothing."""
+    (dataset / archive).parent.mkdir(exist_ok=True)
+    (dataset / archive).write_bytes(b"PK")
+    hint = f"; {archive} lies there: unpack it to a folder {target} and set dataset.images to {target}"
+    with pytest.raises(PictureError) as caught:
+        PictureFolder(root=dataset, name=name).resolve("missing.png")
+    assert str(caught.value) == "does not exist" + (hint if target else "")
 
 
 def test_a_folder_is_no_picture(dataset: Path):

@@ -189,6 +189,31 @@ def test_pictures_in_an_archive_beside_the_dataset(world: World, hub_server: Hub
     assert not [request for request in hub_server.requests if "/resolve/" in request.path]
 
 
+def test_archive_of_pictures_that_no_setting_names(
+    world: World, hub_server: HubServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {name: content for name, content in DATASET.items() if not name.startswith("images/")}
+    repository = hub_server.repositories["datasets", "me/set"]
+    repository.commits[COMMIT] = {**files, "images.zip": make_zip({"a.jpg": b"picture"}), "more.zip": b"not asked for"}
+    world.dataset |= {"source": "hf://me/set", "images": ""}
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert error.message == (
+        f"spec.dataset.source: hf://me/set@{COMMIT} holds none of the 4 pictures that train.json names; it holds "
+        "images.zip: set spec.dataset.images to images, and it is unpacked"
+    )
+    # Where some are there, the others are the checks' business; the hint stands in the log, whose end they show.
+    repository.commits[COMMIT]["a.jpg"] = b"picture"
+    assert (world.fetch()["dataset"].path / "a.jpg").is_file()
+    assert (
+        "lacks 3 pictures; the checks name them; it holds images.zip: set spec.dataset.images to images" in caplog.text
+    )
+    del repository.commits[COMMIT]["images.zip"], repository.commits[COMMIT]["more.zip"]
+    caplog.clear()
+    world.fetch()
+    assert caplog.text.rstrip().endswith("lacks 3 pictures; the checks name them")
+
+
 def test_token_of_the_secret_opens_a_private_repository(world: World, hub_server: HubServer) -> None:
     hub_server.repositories["models", "llava-hf/tiny"].token = "hf_secret"
     world.model["source"] = "hf://llava-hf/tiny"

@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+"""Endings of archives."""
 _READABLE_FILE = 0o644
 _READABLE_FOLDER = 0o755
 

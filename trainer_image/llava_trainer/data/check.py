@@ -6,14 +6,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from llava_trainer.data.encode import PictureCutError, encode
 from llava_trainer.data.findings import Finding, Findings, Kind, noted, refused
-from llava_trainer.data.images import PictureError, PictureFacts, check_image, resolve_picture
+from llava_trainer.data.images import MissingPictureError, PictureError, PictureFacts, check_image, resolve_picture
 from llava_trainer.data.processing import Processing
 from llava_trainer.data.samples import Sample
 from llava_trainer.data.template import Template, TemplateError
+from llava_trainer.files import ARCHIVES
 
 _AHEAD = 128
 """Samples that are read before the one that is checked, so that decoders always have pictures to work on."""
@@ -42,11 +44,29 @@ class PictureFolder:
         Raises:
             PictureError: it is not there, or outside the dataset.
         """
-        return resolve_picture(self.root, self.root / self.name, relative)
+        try:
+            return resolve_picture(self.root, self.root / self.name, relative)
+        except MissingPictureError as error:
+            raise PictureError(f"{error}{self._hint}") from error
 
     def display_name(self, relative: str) -> str:
         """What messages call a picture: its path below the dataset."""
         return f"{self.name.rstrip('/')}/{relative}" if self.name else relative
+
+    @cached_property
+    def _hint(self) -> str:
+        """Where pictures may be that are not there: in an archive that has not been unpacked."""
+        folder = self.root / self.name
+        if folder == self.root:
+            archives = sorted(path.name for path in self.root.glob("*") if path.name.lower().endswith(ARCHIVES))
+        else:
+            names = (f"{self.name.rstrip('/')}{ending}" for ending in ARCHIVES if not folder.exists())
+            archives = [name for name in names if (self.root / name).is_file()]
+        if not archives:
+            return ""
+        ending = next(ending for ending in ARCHIVES if archives[0].lower().endswith(ending))
+        target = archives[0][: -len(ending)]
+        return f"; {archives[0]} lies there: unpack it to a folder {target} and set dataset.images to {target}"
 
 
 @dataclass(frozen=True, kw_only=True)

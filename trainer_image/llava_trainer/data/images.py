@@ -43,6 +43,10 @@ class PictureError(ValueError):
     """A picture that cannot be trained on; the message says why."""
 
 
+class MissingPictureError(PictureError):
+    """There is no such picture."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PictureFacts:
     """What a check found: ``digest`` is the same for files that hold the same pixels."""
@@ -136,11 +140,14 @@ def resolve_picture(root: Path, folder: Path, relative: str) -> Path:
     """Where ``relative`` (to ``folder``) lies, if that is a file inside the dataset ``root``.
 
     Raises:
-        PictureError: an absolute path, ``..`` parts, a link that leads out of ``root``, or no file.
+        MissingPictureError: no file.
+        PictureError: an absolute path, ``..`` parts, a link that leads out of ``root``.
     """
     try:
         return resolve_inside(root, folder, relative)
-    except (FileNotFoundError, PermissionError, ValueError) as error:
+    except FileNotFoundError as error:
+        raise MissingPictureError(str(error)) from error
+    except (PermissionError, ValueError) as error:
         raise PictureError(str(error)) from error
 
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
+from llava_trainer.files import ARCHIVES
 from llava_trainer.sources.refusals import refused
 
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 SINGLE_FILES = (".bin", ".safetensors")
 """Endings of an https:// source that is one weights file: a projector."""
 

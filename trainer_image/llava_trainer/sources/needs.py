@@ -1,6 +1,7 @@
 """What is needed of a source, fetched: of a model its files, of a dataset its files and the pictures that they name."""
 
 import logging
+import posixpath
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -87,8 +88,25 @@ def gather_dataset(gatherer: Gatherer, dataset: Dataset, pictures: tuple[str, ..
     wanted = place_pictures(dataset, [*read_picture_names(dataset, gatherer.folder), *pictures])
     gatherer.gather(wanted)
     num_missing = len(gatherer.missing.intersection(wanted))
-    if num_missing:
-        logger.warning("%s: %d pictures are not there; the checks name them", gatherer.downloader.field, num_missing)
+    if not num_missing:
+        return
+    where = f"{gatherer.downloader.field}: {gatherer.catalogue.address}"
+    hint = _hint_at_archive(gatherer, dataset)
+    if hint and num_missing == len(wanted):
+        raise refused(f"{where} holds none of the {num_missing} pictures that {dataset.file} names; {hint}")
+    logger.warning("%s lacks %d pictures; the checks name them%s", where, num_missing, hint and f"; {hint}")
+
+
+def _hint_at_archive(gatherer: Gatherer, dataset: Dataset) -> str:
+    """What to set where the pictures may lie in an archive that nothing names; empty if there is none."""
+    names = gatherer.catalogue.names or ()
+    folders = {name.partition("/")[0] for name in names if "/" in name}
+    packed = sorted(name for name in names if "/" not in name and name.endswith(".zip"))
+    packed = [name for name in packed if name.removesuffix(".zip") not in folders]
+    if posixpath.normpath(dataset.images) != "." or not packed:
+        return ""
+    images = f"{gatherer.downloader.field.removesuffix('.source')}.images"
+    return f"it holds {packed[0]}: set {images} to {packed[0].removesuffix('.zip')}, and it is unpacked"
 
 
 def _unpack_pictures(gatherer: Gatherer, dataset: Dataset) -> bool:
