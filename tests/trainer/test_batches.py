@@ -24,15 +24,13 @@ from llava_trainer.training.probe import probe_longest
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.trainee import build_trainee
-from tests.trainer.trainings import change, make_dataset, make_training, plan_of, text_only
+from tests.trainer.trainings import change, make_mixed_dataset, make_training, plan_of
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
-    """16 samples with a picture, 5 without."""
     folder = tmp_path_factory.mktemp("dataset")
-    samples = make_dataset(folder)[:16]
-    return folder, [*samples, *(text_only(sample) for sample in samples[:5])]
+    return folder, make_mixed_dataset(folder)
 
 
 @pytest.fixture

@@ -37,17 +37,15 @@ from llava_trainer.training.processes import Processes
 from llava_trainer.training.saving import Saver
 from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.trainee import build_trainee
-from tests.trainer.trainings import StopAfter, change, configure, make_dataset, make_training, plan_of, text_only
+from tests.trainer.trainings import StopAfter, change, configure, make_mixed_dataset, make_training, plan_of
 
 EPOCHS = 3
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
-    """Pictures, and 21 samples of which 5 show none: the last batch of 8 is short, and one micro-batch all text."""
     folder = tmp_path_factory.mktemp("dataset")
-    samples = make_dataset(folder)[:16]
-    return folder, [*samples, *(text_only(sample) for sample in samples[:5])]
+    return folder, make_mixed_dataset(folder)
 
 
 @pytest.fixture

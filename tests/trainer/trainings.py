@@ -35,6 +35,12 @@ def text_only(sample: Sample) -> Sample:
     return Sample(id=f"{sample.id}-text", images=(), turns=sample.turns, source=sample.source)
 
 
+def make_mixed_dataset(folder: Path) -> list[Sample]:
+    """Pictures, and 21 samples of which 5 show none: the last batch of 8 is short, and one micro-batch all text."""
+    samples = make_dataset(folder)[:16]
+    return [*samples, *(text_only(sample) for sample in samples[:5])]
+
+
 def make_training(root: Path, model_dir: Path, samples: list[Sample], **changes: Any) -> RunConfig:
     """Write ``samples`` onto a run's volume and configure training on them.
 
