@@ -146,9 +146,8 @@ def _state_of(engine: Any, flat: torch.Tensor) -> dict[str, torch.Tensor]:
     optimizer = engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
     state: dict[str, torch.Tensor] = optimizer.state[flat]
     if not state:
-        # AdamW keeps its step beside the weights only when it is fused.
-        device = flat.device if optimizer.defaults["fused"] else torch.device("cpu")
-        state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        # Fused AdamW keeps its step beside the weights.
+        state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
         for moment in MOMENTS:
             state[moment] = torch.zeros_like(flat.detach())
     return state
