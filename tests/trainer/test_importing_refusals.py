@@ -99,6 +99,11 @@ def code_in_a_shard(root: Path, parts: ModelParts) -> None:
     torch.save({"model.norm.weight": Code(root / "ran")}, file)
 
 
+def code_in_hub_layout(root: Path, parts: ModelParts) -> None:
+    write_settings(root / "llava", {"model_type": "llava", "text_config": {}, "vision_config": {}})
+    code_in_a_shard(root, parts)
+
+
 def old_pickle_with_code(root: Path, parts: ModelParts) -> None:
     """The format before PyTorch 1.6 is a bare pickle."""
     (root / "llava" / "pytorch_model-00001-of-00002.bin").write_bytes(pickle.dumps(Code(root / "ran"), protocol=2))
@@ -236,6 +241,7 @@ def nan(tensors: dict[str, torch.Tensor]) -> None:
 LORA_A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 REFUSED: dict[str, tuple[Edit, str]] = {
     "code in a shard": (code_in_a_shard, r"pytorch_model-00001-of-00002\.bin is refused: a pickle may run code"),
+    "code in hub layout": (code_in_hub_layout, r"00001-of-00002\.bin is refused: a pickle may run code"),
     "an old pickle with code": (old_pickle_with_code, r"00001-of-00002\.bin is refused: a pickle may run code"),
     "a shard cut off": (shorten, r"pytorch_model-00002-of-00002\.bin (cannot be read|is refused)"),
     "a shard missing": (remove("*-00001-*"), r"00001-of-00002\.bin does not exist: fetch the whole"),
