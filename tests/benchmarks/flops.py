@@ -8,10 +8,16 @@ from llava_api.model_facts import ModelFacts, TransformerShape
 
 DENSE_BF16_PEAK = {
     "A100": 312e12,
+    "A10G": 70e12,
+    "A10": 125e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
     "B200": 2250e12,
 }
 """Operations a second by the makers' data sheets, without sparsity; the first name that a device's contains counts."""

@@ -1,6 +1,5 @@
 """Packed rows on a GPU: flash attention and sdpa learn from them what they learn from samples that stand alone."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -39,11 +38,9 @@ def learn(module: SupervisedLoss, batches: list[Batch]) -> tuple[float, torch.Te
     return total, torch.cat([p.grad.float().flatten() for p in module.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("attention", ["flash_attention_2", "sdpa"])
+@pytest.mark.parametrize("attention", [pytest.param("flash_attention_2", marks=pytest.mark.needs_flash_attn), "sdpa"])
 @pytest.mark.parametrize("rows", [[[0, 1, 2, 3, 4]], [[2, 0], [4, 3, 1]]], ids=["one-row", "two-rows"])
 def test_packed_samples_are_learned_as_if_each_stood_alone(base_dir: Path, attention: str, rows: list[list[int]]):
-    if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        pytest.skip("flash-attn is not installed")
     processing = load_processing(base_dir, "pad")
     module = SupervisedLoss(load_model(base_dir, torch.bfloat16, CUDA, attention), gradient_checkpointing=True)
     for name, parameter in module.named_parameters():

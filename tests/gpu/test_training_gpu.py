@@ -3,7 +3,6 @@
 Written against the same stage as the CPU tests; run by ``make test-gpu``.
 """
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,11 +67,10 @@ def test_a_run_on_a_gpu_is_resumed(make_config: Callable[..., RunConfig]):
     assert losses(later) == pytest.approx(losses(straight), rel=0.02)
 
 
+@pytest.mark.needs_gpus(2)
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_processes_on_several_gpus_agree_with_one(make_config: Callable[..., RunConfig], stage: int):
     """NCCL between the GPUs of one machine, by every stage of ZeRO."""
-    if torch.cuda.device_count() < 2:
-        pytest.skip("one GPU only")
     processes = 4 if torch.cuda.device_count() >= 4 else 2
     batch = {"perDevice": 1, "global": 8}
     alone = make_config(precision="fp32", batch=batch)
@@ -117,9 +115,8 @@ def test_what_this_card_can_do_is_found_out(make_config: Callable[..., RunConfig
             check_device(phase, device)
 
 
+@pytest.mark.needs_flash_attn
 def test_flash_attention_learns_what_sdpa_learns(make_config: Callable[..., RunConfig]):
-    if importlib.util.find_spec("flash_attn") is None:
-        pytest.skip("flash-attn is not installed")
     flash, sdpa = make_config(attention="flash_attention_2"), make_config(attempt=2, attention="sdpa")
     run(flash)
     run(sdpa)

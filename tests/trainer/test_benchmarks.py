@@ -61,6 +61,9 @@ def test_cards_are_known_by_their_names():
     assert peak_of("NVIDIA H200") == 989e12
     assert peak_of("NVIDIA H100 PCIe") == 756e12
     assert peak_of("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_of("NVIDIA H100 NVL") == 835e12
+    assert [peak_of(f"NVIDIA {name}") for name in ("L4", "L40", "L40S")] == [121e12, 181e12, 362e12]
+    assert [peak_of(name) for name in ("NVIDIA A10", "NVIDIA A100-SXM4-80GB")] == [125e12, 312e12]
     assert peak_of("NVIDIA GeForce GTX 970") is None
 
 
