@@ -5,6 +5,18 @@ set -euo pipefail
 target=$1
 here=$(cd "$(dirname "$0")" && pwd)
 
+# flash-attn passes over an architecture that it does not know without a word, and builds a library that runs nowhere.
+IFS=';' read -ra architectures <<<"${FLASH_ATTN_CUDA_ARCHS}"
+for architecture in "${architectures[@]}"; do
+    case ${architecture} in
+        80 | 90 | 100 | 120) ;;
+        *)
+            echo "FLASH_ATTN_ARCHS has '${architecture}'; flash-attn knows 80 (serves 86 and 89, too), 90, 100, 120" >&2
+            exit 1
+            ;;
+    esac
+done
+
 apt-get update
 apt-get install --yes --no-install-recommends g++ python3-dev
 
@@ -24,8 +36,16 @@ for library in "${CUDA_HOME}"/lib/lib*.so.*; do
     ln -sfn "$(basename "${library}")" "${library%%.so.*}.so"
 done
 
-sed -nE 's/^((flash-attn|einops)==[^ ]+).*/\1/p' "${here}/constraints.txt" >/build/pins.txt
+export PATH="/build/bin:${CUDA_HOME}/bin:${PATH}"
 # Without this it would look for a ready wheel elsewhere, and fall back to building when there is none.
-FLASH_ATTENTION_FORCE_BUILD=TRUE PATH="/build/bin:${CUDA_HOME}/bin:${PATH}" \
-    /build/bin/uv pip install --python /build/bin/python --no-cache \
-    --no-build-isolation --no-deps --target "${target}" --requirement /build/pins.txt
+export FLASH_ATTENTION_FORCE_BUILD=TRUE
+# The source as locked, with its digest.
+awk '/^flash-attn==/ { found = 1 } found { print } found && !/\\$/ { exit }' "${here}/constraints.txt" >/build/pin.txt
+pip download --no-cache-dir --no-deps --no-build-isolation --no-binary flash-attn --require-hashes \
+    --dest /build/download --requirement /build/pin.txt
+mkdir /build/source
+tar --extract --file /build/download/flash_attn-*.tar.gz --directory /build/source --strip-components 1
+# torch's headers need C++20 since 2.12; this flash-attn asks for C++17.
+sed -i 's/-std=c++17/-std=c++20/g' /build/source/setup.py
+# pip instead of uv: it shows what is being compiled, which goes on for hours.
+pip install --verbose --no-cache-dir --no-deps --no-build-isolation --target "${target}" /build/source
