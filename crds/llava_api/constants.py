@@ -69,6 +69,8 @@ class SecretRole(StrEnum):
     MODEL = "model"
     DATASET = "dataset"
     ALIGNMENT_DATASET = "alignment-dataset"
+    DOWNLOAD = "download"
+    """Proxies with their passwords."""
 
 
 class Condition(StrEnum):

@@ -82,6 +82,7 @@ def secrets_of(spec: Spec) -> dict[SecretRole, str]:
         SecretRole.MODEL: spec.model.secret_ref,
         SecretRole.DATASET: spec.dataset.secret_ref,
         SecretRole.ALIGNMENT_DATASET: spec.alignment.dataset.secret_ref if spec.alignment else None,
+        SecretRole.DOWNLOAD: spec.download.secret_ref,
     }
     return {role: reference.name for role, reference in references.items() if reference is not None}
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from llava_api.spec import Download
+from llava_api.spec import Download, SecretRef
 
 PREFIX = "LLAVA_OPERATOR_"
 
@@ -95,6 +95,15 @@ class Settings(BaseModel):
         ),
     ] = ""
 
+    download_secret: Annotated[
+        str,
+        Field(
+            max_length=253,
+            description="Secret of a run's namespace with proxies that have a password (keys httpProxy, httpsProxy), "
+            "where the run names none and the namespace has it; empty = none.",
+        ),
+    ] = ""
+
     @field_validator("watch_namespaces", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -109,6 +118,7 @@ class Settings(BaseModel):
             https_proxy=self.https_proxy or None,
             no_proxy=self.no_proxy or None,
             ca_config_map=self.download_ca_config_map or None,
+            secret_ref=SecretRef(name=self.download_secret) if self.download_secret else None,
         )
 
     @property

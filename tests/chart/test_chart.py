@@ -122,6 +122,7 @@ def test_how_runs_fetch_is_a_setting(helm: Path) -> None:
         "HTTPS_PROXY": values["httpsProxy"],
         "NO_PROXY": values["noProxy"],
         "DOWNLOAD_CA_CONFIG_MAP": values["caConfigMap"],
+        "DOWNLOAD_SECRET": values["secret"],
     }
 
 
@@ -164,6 +165,7 @@ def test_operator_pod_is_restricted(helm: Path) -> None:
         ("replicas=0", "replicas"),
         ("logLevel=loud", "logLevel"),
         ("download.proxy=x", "proxy"),
+        ("download.secret.name=x", "secret"),
         ("download.hubEndpoint=hub.example", "hubEndpoint"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("watchNamespaces=team-a", "watchNamespaces"),

@@ -10,7 +10,7 @@ import pytest
 from llava_api.constants import TRAINING_STAGES, StageName
 from llava_api.names import MAX_DNS_LABEL, MAX_RUN_NAME
 from llava_api.run_config import RunConfig
-from llava_api.spec import Download
+from llava_api.spec import Download, SecretRef
 from llava_operator.build.common import Platform
 from llava_operator.build.config import build_config_map, build_report_ca, build_run_config
 from llava_operator.build.inputs import complete_download, parse_source
@@ -383,7 +383,7 @@ FROM_EVERYWHERE: dict[str, Any] = {
     "alignment": {"dataset": {"source": "pvc://shared/captions", "format": "llava", "file": "captions.json",
                               "secretRef": {"name": "s3"}},
                   "batch": {"perDevice": 1, "global": 2}},
-    "download": {"caConfigMap": "corporate", "httpsProxy": "http://proxy:3128"},
+    "download": {"caConfigMap": "corporate", "httpsProxy": "http://proxy:3128", "secretRef": {"name": "proxies"}},
 }  # fmt: skip
 
 
@@ -404,6 +404,7 @@ def test_prepare_reads_every_claim_and_secret_and_the_authorities() -> None:
         {"name": "secret-model", "secret": {"secretName": "hub", "defaultMode": 0o440}},
         {"name": "secret-dataset", "secret": {"secretName": "s3", "defaultMode": 0o440}},
         {"name": "secret-alignment-dataset", "secret": {"secretName": "s3", "defaultMode": 0o440}},
+        {"name": "secret-download", "secret": {"secretName": "proxies", "defaultMode": 0o440}},
         {"name": "download-ca",
          "configMap": {"name": "corporate", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
     ]  # fmt: skip
@@ -413,6 +414,7 @@ def test_prepare_reads_every_claim_and_secret_and_the_authorities() -> None:
         {"name": "secret-model", "mountPath": "/llava/secrets/model", "readOnly": True},
         {"name": "secret-dataset", "mountPath": "/llava/secrets/dataset", "readOnly": True},
         {"name": "secret-alignment-dataset", "mountPath": "/llava/secrets/alignment-dataset", "readOnly": True},
+        {"name": "secret-download", "mountPath": "/llava/secrets/download", "readOnly": True},
         {"name": "download-ca", "mountPath": "/etc/llava-download", "readOnly": True},
     ]
 
@@ -439,6 +441,21 @@ def test_authorities_of_the_installation_may_be_missing_in_a_namespace() -> None
     assert volumes[-1] == {"name": "download-ca", "configMap": source}
     volumes, _ = inputs_of(StageName.PREPARE, platform, download={"caConfigMap": "own"})
     assert volumes[-1]["configMap"] == {"name": "own", "items": source["items"]}
+
+
+def test_proxies_of_the_installation_may_be_missing_in_a_namespace_and_give_way_to_the_runs_own() -> None:
+    default = Download(https_proxy="http://default:1", secret_ref=SecretRef(name="everyones"))
+    platform = replace(PLATFORM, download=default)
+    volumes, mounts = inputs_of(StageName.PREPARE, platform)
+    secret = {"secretName": "everyones", "defaultMode": 0o440}
+    assert volumes[-1] == {"name": "secret-download", "secret": secret | {"optional": True}}
+    assert mounts[-1] == {"name": "secret-download", "mountPath": "/llava/secrets/download", "readOnly": True}
+    own = {"secretRef": {"name": "own"}}
+    volumes, _ = inputs_of(StageName.PREPARE, platform, download=own)
+    assert volumes[-1] == {"name": "secret-download", "secret": secret | {"secretName": "own"}}
+    # An address in a field comes before one in a Secret.
+    config = build_run_config(make_run(download=own), StageName.PREPARE, 1, platform)
+    assert (config.download.https_proxy, config.download.secret_ref) == (None, SecretRef(name="own"))
 
 
 def test_run_says_how_to_fetch_and_the_installation_the_rest() -> None:

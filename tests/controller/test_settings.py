@@ -2,7 +2,7 @@
 
 import pytest
 
-from llava_api.spec import Download
+from llava_api.spec import Download, SecretRef
 from llava_operator.settings import Settings, SettingsError
 
 REQUIRED = {
@@ -39,10 +39,10 @@ def test_namespaces_are_separated_by_commas(text: str, namespaces: tuple[str, ..
 def test_downloads_of_runs_that_do_not_say_how() -> None:
     assert read().download == Download()
     settings = read(HUB_ENDPOINT="https://mirror", HTTP_PROXY="http://p:1", HTTPS_PROXY="http://p:2", NO_PROXY=".svc",
-                    DOWNLOAD_CA_CONFIG_MAP="corporate")  # fmt: skip
+                    DOWNLOAD_CA_CONFIG_MAP="corporate", DOWNLOAD_SECRET="proxies")  # fmt: skip
     assert settings.download == Download(
         hub_endpoint="https://mirror", http_proxy="http://p:1", https_proxy="http://p:2", no_proxy=".svc",
-        ca_config_map="corporate",
+        ca_config_map="corporate", secret_ref=SecretRef(name="proxies"),
     )  # fmt: skip
 
 

@@ -13,13 +13,13 @@ SPEC: dict[str, Any] = {
     "model": {"source": "hf://a/b", "secretRef": {"name": "hub"}},
     "dataset": {"source": "s3://b/p", "format": "llava", "file": "f", "secretRef": {"name": "s3"}},
     "alignment": {"dataset": {"source": "s3://b/p", "format": "llava", "file": "f", "secretRef": {"name": "s3"}}},
-    "download": {"caConfigMap": "corporate"},
+    "download": {"caConfigMap": "corporate", "secretRef": {"name": "proxies"}},
 }
 
 
 def test_prepare_needs_what_the_run_names_and_later_stages_nothing() -> None:
     spec = make_spec(**SPEC)
-    assert list_needs(spec, StageName.PREPARE) == ["Secret hub", "Secret s3", "ConfigMap corporate"]
+    assert list_needs(spec, StageName.PREPARE) == ["Secret hub", "Secret s3", "Secret proxies", "ConfigMap corporate"]
     assert list_needs(spec, StageName.TRAIN) == []
     assert list_needs(make_spec(), StageName.PREPARE) == []
 
@@ -44,4 +44,4 @@ def test_it_stands_in_the_stages_message() -> None:
     run = make_run(status, **SPEC)
     pods = (make_pod(waiting="ContainerCreating"),)
     said = commit(Observation(run=run, job=make_job(status), pods=pods, now=NOW)).stages[0].message
-    assert "it needs Secret hub, Secret s3, ConfigMap corporate" in said
+    assert "it needs Secret hub, Secret s3, Secret proxies, ConfigMap corporate" in said

@@ -158,15 +158,28 @@ def test_run_says_more_than_the_environment(tmp_path: Path) -> None:
         "NO_PROXY": "env",
         "HF_ENDPOINT": "https://e/",
     }
-    plain = read_network(Download(), tmp_path / "none", environ)
+    plain = read_network(Download(), tmp_path / "none", tmp_path / "none", environ)
     assert plain == Network(
         hub_endpoint="https://e", http_proxy="http://env:2", https_proxy="http://env:1", no_proxy="env"
     )
     said = Download(hub_endpoint="https://hub/", https_proxy="proxy:3128", no_proxy="said")
-    found = read_network(said, tmp_path / "none", environ)
+    found = read_network(said, tmp_path / "none", tmp_path / "none", environ)
     assert (found.hub_endpoint, found.https_proxy, found.no_proxy) == ("https://hub", "proxy:3128", "said")
     assert "proxy" not in repr(found).replace("no_proxy", "")
     build_client(found).close()
+
+
+def test_secret_of_proxies_says_less_than_the_run_and_more_than_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "httpProxy").write_text("http://me:one@secret:1\n")
+    (tmp_path / "httpsProxy").write_text("http://me:hunter2@secret:2\n")
+    environ = {"HTTPS_PROXY": "http://env:1", "HTTP_PROXY": "http://env:2"}
+    found = read_network(Download(http_proxy="http://said:1"), tmp_path / "none", tmp_path, environ)
+    assert (found.http_proxy, found.https_proxy) == ("http://said:1", "http://me:hunter2@secret:2")
+    assert "hunter2" not in repr(found)
+    (tmp_path / "httpsProxy").write_text("\n")
+    with pytest.raises(StageError, match=r"spec\.download\.secretRef: key httpsProxy") as caught:
+        read_network(Download(), tmp_path / "none", tmp_path, environ)
+    assert caught.value.reason is Reason.SOURCE_REFUSED
 
 
 def test_addresses_with_signatures_are_not_logged() -> None:

@@ -623,7 +623,7 @@ def test_https_that_lacks_the_dataset(world: World, web: FileServer) -> None:
 # --- the way there
 
 
-@pytest.mark.parametrize("way", ["spec", "environment", "not for this host"])
+@pytest.mark.parametrize("way", ["spec", "secret", "environment", "not for this host"])
 def test_proxy_for_every_protocol(
     world: World, s3: str, hub_server: HubServer, web: FileServer, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -633,6 +633,8 @@ def test_proxy_for_every_protocol(
         monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1" if way != "not for this host" else address)
         if way == "environment":
             world.environ |= {"https_proxy": address}
+        elif way == "secret":
+            world.secret("download", httpsProxy=address)
         else:
             world.download |= {"https_proxy": address, "no_proxy": "" if way == "spec" else "127.0.0.0/8, localhost"}
         world.secret("model", endpoint=s3)
@@ -653,7 +655,7 @@ def test_proxy_that_wants_credentials(world: World, web: FileServer) -> None:
         world.download["https_proxy"] = proxy.url
         error = world.failure()
     assert error.reason is Reason.SOURCE_UNAVAILABLE
-    assert "by the proxy, which wants credentials; put them into spec.download.httpsProxy" in error.message
+    assert "by the proxy, which wants credentials; put its address with them" in error.message
     world.download["https_proxy"] = "http://127.0.0.1:1"
     error = world.failure()
     assert error.reason is Reason.SOURCE_UNAVAILABLE
@@ -662,10 +664,10 @@ def test_proxy_that_wants_credentials(world: World, web: FileServer) -> None:
 
 def test_proxy_that_is_no_address(world: World, web: FileServer) -> None:
     world.dataset["source"] = f"{web.base}/set/"
-    world.download["https_proxy"] = "socks9://me:secret@x"
+    world.download["https_proxy"] = "socks9://me:hunter2@x"
     message = world.failure().message
     assert "spec.download.httpsProxy and httpProxy must be addresses" in message
-    assert "secret" not in message
+    assert "hunter2" not in message
 
 
 def test_authorities_that_are_none(world: World) -> None:

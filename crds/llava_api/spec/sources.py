@@ -81,12 +81,12 @@ class Download(Strict):
     http_proxy: Annotated[
         str | None,
         Field(max_length=512, description="Proxy for http addresses, like http://proxy.example:3128. Who may read the "
-                                          "run reads it, too: a password in it is no secret."),
+                                          "run reads it, too: with a password it belongs in secretRef."),
     ] = None  # fmt: skip
     https_proxy: Annotated[
         str | None,
-        Field(max_length=512, description="Proxy for https addresses; hub, S3 and files alike. A password in it is no "
-                                          "secret either.")
+        Field(max_length=512, description="Proxy for https addresses; hub, S3 and files alike. With a password "
+                                          "it belongs in secretRef.")
     ] = None  # fmt: skip
     no_proxy: Annotated[
         str | None,
@@ -103,6 +103,13 @@ class Download(Strict):
             max_length=253,
             description="ConfigMap of the run's namespace whose key ca.crt holds further certificate authorities "
             "(PEM) to trust.",
+        ),
+    ] = None
+    secret_ref: Annotated[
+        SecretRef | None,
+        Field(
+            description="Proxies whose addresses hold a password, mounted as files in prepare only. Keys: httpProxy, "
+            "httpsProxy, each as the field of that name, which comes first where both are set."
         ),
     ] = None
 

@@ -19,6 +19,8 @@ from llava_operator.run import secrets_of
 from llava_operator.wire import Object
 
 PVC_SCHEME = "pvc://"
+_IN_SECRET = frozenset({"http_proxy", "https_proxy"})
+"""What ``spec.download.secretRef`` may hold."""
 _SECRET_MODE = 0o440
 """Readable by the pod's group only, which the volume gets."""
 
@@ -74,8 +76,12 @@ def dataset_dir(source: str, role: SecretRole) -> Path:
 
 
 def complete_download(given: Download, default: Download) -> Download:
-    """What the run says, and where it says nothing, what the installation says."""
-    missing = {name: value for name, value in default if getattr(given, name) is None}
+    """What the run says, and where it says nothing, what the installation says.
+
+    A run with proxies in a Secret of its own has said so: the installation's would come before them.
+    """
+    said = _IN_SECRET if given.secret_ref is not None else frozenset()
+    missing = {name: value for name, value in default if name not in said and getattr(given, name) is None}
     return given.model_copy(update=missing)
 
 
@@ -107,6 +113,11 @@ def build_inputs(spec: Spec, stage: StageName, default: Download) -> list[Mounte
         )
         for role, name in secrets_of(spec).items()
     ]
+    if spec.download.secret_ref is None and default.secret_ref is not None:
+        # The installation's: not every namespace needs to have it.
+        secret = {"secretName": default.secret_ref.name, "defaultMode": _SECRET_MODE, "optional": True}
+        role = SecretRole.DOWNLOAD
+        mounted.append(_mount(f"secret-{role}", {"secret": secret}, f"{SECRETS_PATH}/{role}"))
     authorities = complete_download(spec.download, default).ca_config_map
     if authorities is not None:
         key = PurePosixPath(DOWNLOAD_CA_PATH).name

@@ -45,7 +45,7 @@ def read_credentials(folder: Path, secret_field: str) -> Credentials:
     Raises:
         StageError: SourceRefused, if a key is empty, no text or half of a pair.
     """
-    values = {attribute: _read(folder / key, secret_field, key) for attribute, key in _KEYS.items()}
+    values = {attribute: read_key(folder / key, secret_field, key) for attribute, key in _KEYS.items()}
     made = Credentials(**values)
     for one, other in (("access_key_id", "secret_access_key"), ("username", "password")):
         if (getattr(made, one) is None) != (getattr(made, other) is None):
@@ -63,7 +63,12 @@ def web_headers(credentials: Credentials) -> dict[str, str]:
     return {}
 
 
-def _read(file: Path, secret_field: str, key: str) -> str | None:
+def read_key(file: Path, secret_field: str, key: str) -> str | None:
+    """One key of a mounted Secret; None if it has no such key.
+
+    Raises:
+        StageError: SourceRefused, if it is empty or no text.
+    """
     try:
         with file.open("rb") as stream:
             value = stream.read(_MAX_BYTES).decode("utf-8").strip()

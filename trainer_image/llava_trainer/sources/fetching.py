@@ -12,7 +12,7 @@ import httpx
 from pydantic import ValidationError
 
 from llava_api.base import Lenient
-from llava_api.constants import DOWNLOAD_CA_PATH, INPUTS_PATH, SECRETS_PATH
+from llava_api.constants import DOWNLOAD_CA_PATH, INPUTS_PATH, SECRETS_PATH, SecretRole
 from llava_api.run_config import RunConfig
 from llava_trainer.files import write_whole
 from llava_trainer.reporting import Reporter
@@ -76,7 +76,7 @@ def fetch_inputs(config: RunConfig, reporter: Reporter, surroundings: Surroundin
         StageError: SourceRefused, SourceUnavailable or StorageFull, naming field, address and fix.
     """
     around = surroundings or Surroundings()
-    network = read_network(config.download, around.ca_file, around.environ)
+    network = read_network(config.download, around.ca_file, around.secrets / SecretRole.DOWNLOAD, around.environ)
     progress = Progress(reporter)
     with build_client(network) as client:
         errand = _Errand(config=config, around=around, network=network, client=client, progress=progress)

@@ -11,8 +11,10 @@ import certifi
 import httpx
 
 from llava_api.spec import Download
+from llava_trainer.sources.credentials import read_key
 from llava_trainer.sources.refusals import refused
 
+SECRET_FIELD = "spec.download.secretRef"
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 20.0
 """Longest silence of a server. Shorter than the grace period, so that a pod that is asked to stop can still say so."""
@@ -31,20 +33,27 @@ class Network:
     """Further authorities to trust, besides the public ones."""
 
 
-def read_network(download: Download, ca_file: Path, environ: Mapping[str, str]) -> Network:
-    """The network as the run says; what it leaves out is taken from the usual environment variables.
+def read_network(download: Download, ca_file: Path, secret: Path, environ: Mapping[str, str]) -> Network:
+    """The network as the run says; what it leaves out is taken from a Secret, or the usual environment variables.
+
+    Args:
+        download: what the run says, completed by the installation.
+        ca_file: further authorities.
+        secret: mounted Secret with the keys httpProxy and httpsProxy; no folder is none.
+        environ: the environment.
 
     Raises:
-        StageError: SourceRefused, if the authorities' file holds no certificate.
+        StageError: SourceRefused, if the authorities' file holds no certificate, or a key of the Secret is empty.
     """
 
-    def chosen(said: str | None, name: str) -> str | None:
+    def chosen(said: str | None, name: str, key: str | None = None) -> str | None:
+        said = said or (read_key(secret / key, SECRET_FIELD, key) if key else None)
         return said or environ.get(name.upper()) or environ.get(name) or None
 
     return Network(
         hub_endpoint=(download.hub_endpoint or environ.get("HF_ENDPOINT") or "").rstrip("/") or None,
-        http_proxy=chosen(download.http_proxy, "http_proxy"),
-        https_proxy=chosen(download.https_proxy, "https_proxy"),
+        http_proxy=chosen(download.http_proxy, "http_proxy", "httpProxy"),
+        https_proxy=chosen(download.https_proxy, "https_proxy", "httpsProxy"),
         no_proxy=chosen(download.no_proxy, "no_proxy") or "",
         ca_pem=_read_authorities(ca_file),
     )
@@ -128,7 +137,10 @@ def _parse_proxy(proxy: str | None, context: ssl.SSLContext) -> httpx.Proxy | No
         parsed = None
     if parsed is None or parsed.url.scheme not in ("http", "https"):
         # Not the value: it may hold a password.
-        raise refused("spec.download.httpsProxy and httpProxy must be addresses like http://proxy.example:3128")
+        raise refused(
+            "spec.download.httpsProxy and httpProxy must be addresses like http://proxy.example:3128, and so must keys "
+            "of these names in the Secret of spec.download.secretRef"
+        )
     if parsed.url.scheme == "https":
         return httpx.Proxy(parsed.url, auth=parsed.auth, ssl_context=context)
     return parsed

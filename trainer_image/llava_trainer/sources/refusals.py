@@ -37,7 +37,10 @@ def explain_status(status: int, field: str, address: str) -> StageError:
     if status in (404, 410):
         return refused(f"{told}: it does not exist; correct {field}")
     if status == 407:
-        return unavailable(f"{told} by the proxy, which wants credentials; put them into spec.download.httpsProxy")
+        return unavailable(
+            f"{told} by the proxy, which wants credentials; put its address with them (http://NAME:PASSWORD@HOST:PORT) "
+            "into key httpsProxy of the Secret that spec.download.secretRef names"
+        )
     return refused(f"{told}; correct {field}")
 
 
