@@ -39,14 +39,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30, help="turns that each side gets")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--portable", action="store_true", help="compile cpu_adam for x86-64-v3 (AVX2) instead")
     arguments = parser.parse_args()
     print(describe_machine(), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCH_EXTENSIONS_DIR"] = folder
-        if arguments.portable:
-            CPUAdamBuilder.cpu_arch = lambda self: "-march=x86-64-v3"
-            CPUAdamBuilder.simd_width = lambda self: "-D__AVX256__"
         began = time.monotonic()
         CPUAdamBuilder().load(verbose=False)
         print(f"cpu_adam compiled in {time.monotonic() - began:.0f} s\n")
