@@ -35,9 +35,14 @@ from llava_trainer.errors import StageError
 from llava_trainer.files import sync_file_system
 from llava_trainer.outcome import Interrupted
 from llava_trainer.sources import journal, network
+from llava_trainer.sources.address import BucketAddress
+from llava_trainer.sources.bucket import Bucket
+from llava_trainer.sources.credentials import read_credentials
 from llava_trainer.sources.fetching import Input, Surroundings, fetch_inputs
 from llava_trainer.sources.network import Network, build_client
+from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.retrying import Patience
+from llava_trainer.sources.transfer import Downloader
 from tests.trainer.runs import Recorder, run_config
 from tests.trainer.servers.authority import Authority
 from tests.trainer.servers.files import Fault, FileServer
@@ -360,6 +365,30 @@ def test_object_that_was_uploaded_in_parts_has_no_md5(s3_world: World) -> None:
     s3_world.model["source"] = "s3://bucket/large"
     folder = s3_world.fetch()["model"].path
     assert (folder / "model.safetensors").stat().st_size == 8 << 20
+
+
+def test_object_that_changes_between_listing_and_fetching(
+    s3_world: World, s3: str, authority: Authority, tmp_path: Path
+) -> None:
+    """Of the same size, and without a digest: uploaded in parts."""
+    store = open_bucket(s3, authority, "bucket")
+    obstore.put(store, "moving/model.safetensors", b"12345678" * (1 << 20), chunk_size=5 << 20)
+    credentials = read_credentials(s3_world.secrets / "model", "spec.model.secretRef")
+    way_out = Network(ca_pem=authority.pem)
+    folder = tmp_path / "fetched"
+    folder.mkdir()
+    bucket = Bucket(BucketAddress(bucket="bucket", prefix="moving"), credentials, way_out, "spec.model.source")
+    [listed] = bucket.list_files().values()
+    assert listed.digest is None
+    obstore.put(store, "moving/model.safetensors", b"87654321" * (1 << 20), chunk_size=5 << 20)
+    with build_client(way_out) as client, journal.Journal(folder) as fetched, pytest.raises(StageError) as caught:
+        Downloader(
+            client=client, field="spec.model.source", volume=tmp_path, progress=Progress(Recorder(s3_world.config)),
+            patience=Patience(tries=1), stop=threading.Event(),
+        ).fetch(listed, folder, fetched)  # fmt: skip
+    assert caught.value.reason is Reason.SOURCE_UNAVAILABLE
+    assert "s3://bucket/moving/model.safetensors has changed since it was listed" in caught.value.message
+    assert names_in(folder) == []
 
 
 def test_signatures_and_keys_stand_in_no_log(s3_world: World, caplog: pytest.LogCaptureFixture) -> None:

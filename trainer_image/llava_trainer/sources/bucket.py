@@ -93,8 +93,11 @@ class Bucket:
                     address=f"{place}/{key}",
                     url=self._locate(key),
                     version=tag,
+                    etag=tag.strip('"'),
                     size=entry["size"],
-                    # That of an object that was uploaded in parts is no digest of its content.
+                    # That of an object that was uploaded in parts is no digest of its content. Its checksums cannot be
+                    # had: obstore's listing and metadata have none, and a signed address allows no x-amz- header that
+                    # was not signed with it (x-amz-checksum-mode).
                     digest=Digest(algorithm="md5", hex=md5[1]) if md5 else None,
                 )
 

@@ -40,6 +40,8 @@ class RemoteFile:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     version: str = ""
     """Commit or ETag, where it is known before the file is asked for."""
+    etag: str = ""
+    """What the server must still call its content, without quotes, where a listing said so."""
     size: int | None = None
     """Bytes."""
     digest: Digest | None = None

@@ -17,7 +17,7 @@ from llava_trainer.files import aside_of
 from llava_trainer.sources.exchange import explain_answer, explain_transport, open_response, version_of
 from llava_trainer.sources.journal import Fetched, Journal
 from llava_trainer.sources.progress import Progress
-from llava_trainer.sources.refusals import TransientError, refused
+from llava_trainer.sources.refusals import TransientError, refused, unavailable
 from llava_trainer.sources.remote import RemoteFile
 from llava_trainer.sources.retrying import Patience, StoppedError, try_repeatedly
 from llava_trainer.sources.room import check_space
@@ -122,6 +122,13 @@ class _Transfer:
     def _receive(self, response: httpx.Response, offset: int, version: str) -> Fetched:
         offset = self._accept(response, offset, version)
         version = version_of(response)
+        told = response.headers.get("ETag", "").strip('"')
+        if self._remote.etag and told and told != self._remote.etag:
+            self._discard()
+            raise unavailable(
+                f"{self._by.field}: {self._remote.address} has changed since it was listed (ETag {told} instead of "
+                f"{self._remote.etag}): create the run again when nobody writes there any more"
+            )
         size = self._expected_size(response, offset)
         self._check_space(size - offset if size is not None else 0)
         if size is None or size >= RESUMABLE_BYTES:
