@@ -52,7 +52,7 @@ demo-down: setup ## Remove everything that the demo started and made outside the
 .PHONY: test
 test: setup ## All tests that this machine can run; what cannot run is listed with the reason
 	$(RUN)/python -m tests.prepare
-	$(RUN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN)/pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 .PHONY: test-gpu
 test-gpu: setup ## The tests that need an NVIDIA GPU
@@ -69,6 +69,10 @@ bench-checkpoint: setup ## What checkpoints cost training: standing still, and s
 .PHONY: bench-memory
 bench-memory: setup ## The memory plan against a trace of the real modules at full depth (10 minutes, no GPU, little memory)
 	OMP_NUM_THREADS=1 $(RUN)/python -W ignore -m tests.benchmarks.memory
+
+.PHONY: bench-offloaded
+bench-offloaded: setup ## torch's fused AdamW against DeepSpeed's cpu_adam for offloaded optimiser states (needs g++)
+	PATH=$(CURDIR)/$(RUN):$$PATH $(RUN)/python -m tests.benchmarks.offloaded $(ARGS)
 
 .PHONY: bench-prepare
 bench-prepare: setup ## Pictures checked a second beside a plain Pillow loop (ARGS="--memory" for what a gigabyte takes)

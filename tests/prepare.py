@@ -1,4 +1,4 @@
-"""Makes what the tests and the demo need and what takes long: Debian packages, programs, images.
+"""Makes what the tests and the demo need and what takes long: Debian packages, programs, images, a tiny base model.
 
 ``python -m tests.prepare``; where there is no root it says so and leaves the rest to pytest, which lists what cannot
 run.
@@ -38,8 +38,12 @@ def main() -> int:
     except ClusterError as error:
         log(f"nothing prepared: {error}")
         return 0
+    # Several processes test: none of them should find another one making it.
+    from tests.demo.inputs import cached_base
+
     try:
         prepare_everything()
+        cached_base()
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a command line prints
         return 1

@@ -45,7 +45,7 @@ pip download --no-cache-dir --no-deps --no-build-isolation --no-binary flash-att
     --dest /build/download --requirement /build/pin.txt
 mkdir /build/source
 tar --extract --file /build/download/flash_attn-*.tar.gz --directory /build/source --strip-components 1
-# torch's headers need C++20 since 2.12; this flash-attn asks for C++17.
+# torch 2.15's headers need C++20; this flash-attn asks for C++17.
 sed -i 's/-std=c++17/-std=c++20/g' /build/source/setup.py
 # pip instead of uv: it shows what is being compiled, which goes on for hours.
 pip install --verbose --no-cache-dir --no-deps --no-build-isolation --target "${target}" /build/source

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from llava_api.names import volume_claim_name
+from llava_api.status import Status
 from tests.demo.courier import Courier, claim
 from tests.demo.inputs import cached_base
 from tests.demo.plan import BASE_PATH, DATA_PATH, INPUTS_CLAIM, INPUTS_SIZE
@@ -70,3 +72,13 @@ def runs(target: Target, courier: Courier, tmp_path_factory: pytest.TempPathFact
     make_captions(folders[CAPTIONS_PATH])
     courier.put(folders, INPUTS_CLAIM)
     return Runs(kubectl=target.kubectl)
+
+
+@pytest.fixture(scope="module")
+def volume(
+    request: pytest.FixtureRequest, finished: Status, courier: Courier, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A copy of what the module's run, called NAME there and ended, left on its volume."""
+    folder = tmp_path_factory.mktemp("volume")
+    courier.fetch(volume_claim_name(request.module.NAME), ".", folder)
+    return folder

@@ -10,7 +10,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from llava_api.constants import Phase, StageName
 from llava_api.names import volume_claim_name
 from llava_api.status import StageState, Status
-from tests.demo.courier import Courier
 from tests.demo.target import OPERATOR_NAMESPACE, RELEASE
 from tests.e2e.runs import SHUFFLED_PATH, Runs, stage_states
 
@@ -27,14 +26,6 @@ def finished(runs: Runs) -> Iterator[Status]:
     runs.kubectl.run("wait", "--for=condition=Complete", f"lft/{NAME}", "--timeout=400s", timeout_s=410)
     yield runs.status(NAME)
     runs.delete(NAME)
-
-
-@pytest.fixture(scope="module")
-def volume(finished: Status, courier: Courier, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what the run left on its volume."""
-    folder = tmp_path_factory.mktemp("volume")
-    courier.fetch(volume_claim_name(NAME), ".", folder)
-    return folder
 
 
 def test_every_stage_succeeded_and_says_so(finished: Status) -> None:

@@ -12,9 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from llava_api.constants import Condition, Phase, StageName
-from llava_api.names import volume_claim_name
 from llava_api.status import StageState, Status
-from tests.demo.courier import Courier
 from tests.e2e.runs import CAPTIONS_PATH, LANGUAGE_MODEL_PATH, VISION_TOWER_PATH, Runs, stage_states
 
 pytestmark = pytest.mark.e2e
@@ -43,13 +41,6 @@ def finished(runs: Runs) -> Iterator[Status]:
     )
     yield runs.wait_for_end(NAME)
     runs.delete(NAME)
-
-
-@pytest.fixture(scope="module")
-def volume(finished: Status, courier: Courier, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("volume")
-    courier.fetch(volume_claim_name(NAME), ".", folder)
-    return folder
 
 
 def test_every_stage_succeeded(finished: Status) -> None:

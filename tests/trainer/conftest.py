@@ -3,6 +3,7 @@
 What needs torch is imported when it is asked for: tests of the frame and of reports run without it.
 """
 
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from llava_trainer.data.processing import Processing
     from llava_trainer.training.processes import Processes
     from tests.trainer.servers.authority import Authority
+
+# As the command line does for every stage.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 @pytest.fixture(autouse=True)

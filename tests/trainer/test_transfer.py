@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 import shutil
 import threading
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from tests.trainer.runs import Recorder, run_config
 from tests.trainer.servers.authority import Authority
 from tests.trainer.servers.files import Fault, FileServer
 
-CONTENT = os.urandom(9 << 20)
+CONTENT = random.Random(0).randbytes(9 << 20)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 QUICK = Patience(tries=3, first_s=0.01, most_s=0.02)
 HALF = 5 << 20
