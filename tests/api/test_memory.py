@@ -1,5 +1,6 @@
 """Proves the memory plan's arithmetic: published counts, how it grows and shrinks, and that its remedies fit."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from llava_api.memory import (
     count_parameters,
     find_remedies,
     num_steps,
+    plan_activations,
     plan_memory,
     plan_states,
     plan_storage,
@@ -157,6 +159,16 @@ def test_what_should_take_less_does(lighter: dict[str, Any]):
     assert plan_memory(make_7b(), make_work(**lighter)).total < plan_memory(make_7b(), make_work()).total
 
 
+@pytest.mark.parametrize(("checkpointing", "bytes_a_pair"), [(True, 12), (False, 31 * (4 + 2) + 12)])
+def test_eager_attention_grows_with_pairs_of_tokens_in_one_layer_or_in_all(checkpointing: bool, bytes_a_pair: int):
+    """As many tokens in half the rows make twice the pairs. Kept in fp32 and bf16; in work thrice in fp32."""
+    rows = make_work(rows=2, length=4096, pictures=2, gradient_checkpointing=checkpointing, eager=True)
+    row = replace(rows, rows=1, length=8192)
+    more = plan_activations(make_7b(), row).total - plan_activations(make_7b(), rows).total
+    # Over 32 heads; the mask, of 2 bytes, is the same for all of them.
+    assert more == 2 * 4096**2 * (32 * bytes_a_pair + 2)
+
+
 def test_checkpointing_saves_most_of_the_activations():
     kept = plan_memory(make_7b(), make_work(rows=2, pictures=2, gradient_checkpointing=False))
     again = plan_memory(make_7b(), make_work(rows=2, pictures=2))
@@ -196,21 +208,23 @@ def test_a_workload_takes_what_the_spec_says():
 
 
 @pytest.mark.parametrize(
-    ("attention", "precision", "gpus", "has_flash", "masked"),
+    ("attention", "precision", "gpus", "has_flash", "masked", "eager"),
     [
-        ("auto", "auto", 8, True, False),
-        ("auto", "auto", 8, False, True),
-        ("auto", "fp32", 8, True, True),
-        ("auto", "auto", 0, True, True),
-        ("sdpa", "auto", 8, True, True),
-        ("flash_attention_2", "auto", 8, False, False),
+        ("auto", "auto", 8, True, False, False),
+        ("auto", "auto", 8, False, True, False),
+        ("auto", "fp32", 8, True, True, False),
+        ("auto", "auto", 0, True, True, False),
+        ("sdpa", "auto", 8, True, True, False),
+        ("flash_attention_2", "auto", 8, False, False, False),
+        ("eager", "auto", 8, True, True, True),
     ],
 )
 def test_automatic_attention_is_what_the_trainer_makes_of_it(
-    attention: str, precision: str, gpus: int, has_flash: bool, masked: bool
+    attention: str, precision: str, gpus: int, has_flash: bool, masked: bool, eager: bool
 ):
     spec = make_spec(training={"attention": attention, "precision": precision}, workers={"gpus": gpus})
-    assert workload_of(spec, StageName.TRAIN, make_7b(), Prepared(has_flash=has_flash)).masked is masked
+    work = workload_of(spec, StageName.TRAIN, make_7b(), Prepared(has_flash=has_flash))
+    assert (work.masked, work.eager) == (masked, eager)
 
 
 def test_alignment_trains_the_projector_with_a_batch_of_its_own():
@@ -288,6 +302,12 @@ def test_remedies_name_values_that_fit_and_keep_the_global_batch():
 def test_checkpointing_is_offered_where_it_is_off():
     found = remedies(make_spec(training={"gradientCheckpointing": False}), 80 * GIB)
     assert ("training.gradientCheckpointing true",) in found
+
+
+def test_attention_that_is_not_written_out_is_offered_where_it_is():
+    found = remedies(make_spec(training={"attention": "eager"}), 48 * GIB)
+    assert found[("training.attention sdpa",)] == 1
+    assert not any("sdpa" in change for changes in remedies(make_spec(), 24 * GIB) for change in changes)
 
 
 def test_a_full_model_may_be_offloaded_or_adapted_instead():

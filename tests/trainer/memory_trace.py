@@ -111,7 +111,7 @@ def trace(model: ModelFacts, work: Workload) -> Traced:
 def build_module(model: ModelFacts, work: Workload) -> SupervisedLoss:
     """What the engine calls, as the method opens it."""
     llava = LlavaForConditionalGeneration._from_config(
-        _config(model), attn_implementation="sdpa", dtype=_DTYPES[work.number_bytes]
+        _config(model), attn_implementation="eager" if work.eager else "sdpa", dtype=_DTYPES[work.number_bytes]
     )
     if work.method == "qlora":
         _use_linear4bit(llava.model.language_model.layers)

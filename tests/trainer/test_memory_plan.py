@@ -31,6 +31,11 @@ def make_work(method: str, rows: int, length: int, **changes) -> Workload:
     )  # fmt: skip
 
 
+def make_narrow() -> ModelFacts:
+    """A small model behind LLaVA-1.5's tower, whose pictures are the larger part."""
+    return make_shape(2, hidden=512, intermediate=1408, heads=8, key_value_heads=8, vocabulary=8192)
+
+
 GRID = [
     (make_shape(2), make_work("lora", 16, 2048)),
     (make_shape(2), make_work("lora", 4, 1024, dropout=0.0)),
@@ -45,6 +50,15 @@ GRID = [
     (make_small(), make_work("full", 2, 512, number_bytes=4)),
     (make_small(), make_work("projector", 1, 512, gradient_checkpointing=False)),
     (make_shape(2, key_value_heads=8), make_work("lora", 4, 1024)),
+    # Eager attention: the last layer's MLP is the peak, its softmax, all layers together, and the tower's softmax.
+    (make_shape(2), make_work("lora", 4, 1024, eager=True)),
+    (make_shape(2), make_work("lora", 4, 2048, eager=True)),
+    (make_shape(2, key_value_heads=8), make_work("full", 8, 1024, eager=True)),
+    (make_13b(2), make_work("qlora", 2, 1024, gradient_checkpointing=False, dropout=0.0, eager=True)),
+    (make_small(), make_work("full", 2, 2048, gradient_checkpointing=False, number_bytes=4, eager=True)),
+    (make_small(), make_work("projector", 2, 2048, eager=True)),
+    (make_narrow(), make_work("lora", 4, 600, pictures=8, eager=True)),
+    (make_narrow(), make_work("lora", 4, 600, pictures=8, number_bytes=4, eager=True)),
 ]
 
 

@@ -9,11 +9,11 @@ nothing else is said.
 
 from dataclasses import dataclass
 
+from llava_api.memory.eager import held_by_softmax, held_by_softmax_backward, kept_weights, pairs_of_text
 from llava_api.memory.parameters import CLASS_TOKENS, count_parameters, key_value_width, patches
-from llava_api.memory.workload import Workload
+from llava_api.memory.workload import FLOAT, Workload
 from llava_api.model_facts import ModelFacts
 
-FLOAT = 4
 HEAD_CHUNK_ELEMENTS = 2**24
 """Logits that the head holds at a time: ``CHUNK_ELEMENTS`` of llava_trainer.model.head."""
 _LORA_LINEARS_IN_STREAM = 6
@@ -39,13 +39,14 @@ class Activations:
 
 def plan_activations(model: ModelFacts, work: Workload) -> Activations:
     """The largest of the instants that can be the peak."""
-    instants = (
+    instants: tuple[Activations, ...] = (
         _seeing(model, work),
         _end_of_layers(model, work),
         _head(model, work),
         _head_backward(model, work),
         _first_backward_step(model, work),
         _last_layer_backward(model, work),
+        *((_last_attention_backward(model, work),) if work.eager else ()),
     )
     return max(instants, key=lambda instant: instant.total)
 
@@ -61,6 +62,8 @@ def saved_by_layer(model: ModelFacts, work: Workload) -> int:
     # silu keeps its input, and the product both its factors.
     mlp = b * 3 * inner
     total = work.tokens * (norms + attention + mlp + _saved_by_linears(model, work))
+    if work.eager:
+        return total + kept_weights(pairs_of_text(model, work), b)
     return total + (_mask_bias(work) if work.masked else 0)
 
 
@@ -82,19 +85,28 @@ def _saved_by_linears(model: ModelFacts, work: Workload) -> int:
 
 
 def _mask_bias(work: Workload) -> int:
-    """Sdpa turns the boolean mask into a bias of the queries' format, in every layer (convert_boolean_attn_mask)."""
+    """Sdpa turns the boolean mask into a bias of the queries' format, in every layer (convert_boolean_attn_mask).
+
+    Eager attention is given one such bias for all layers.
+    """
     return work.rows * work.length**2 * work.number_bytes
+
+
+def _mask(work: Workload) -> int:
+    """What all layers share."""
+    if work.eager:
+        return _mask_bias(work)
+    return work.rows * work.length**2 if work.masked else 0
 
 
 def _kept_by_all_layers(model: ModelFacts, work: Workload) -> int:
     """What all layers keep between forward and backward pass, with what stands around them."""
     shape = model.language_model
     stream = work.tokens * shape.hidden * work.number_bytes
-    mask = work.rows * work.length**2 if work.masked else 0
     if work.gradient_checkpointing:
         # torch.utils.checkpoint keeps each layer's input only.
-        return stream * shape.layers + mask
-    return saved_by_layer(model, work) * shape.layers + mask
+        return stream * shape.layers + _mask(work)
+    return saved_by_layer(model, work) * shape.layers + _mask(work)
 
 
 def _final_norm(model: ModelFacts, work: Workload) -> int:
@@ -118,10 +130,18 @@ def _kept_of_pictures(model: ModelFacts, work: Workload) -> int:
 
 
 def _seeing(model: ModelFacts, work: Workload) -> Activations:
-    """Inside the tower, without a graph: its states so far, and one layer's MLP (input, twice the inner width)."""
+    """Inside the tower, without a graph: its states so far, and one layer's MLP (input, twice the inner width).
+
+    Eager attention, which the tower follows, holds more: besides its weights the layer's input after the norm, queries,
+    keys and values, less the state that this layer is yet to make.
+    """
     shape, b = model.vision_tower, work.number_bytes
-    tokens = work.pictures * (patches(model) + CLASS_TOKENS)
+    a_picture = patches(model) + CLASS_TOKENS
+    tokens = work.pictures * a_picture
     inside = tokens * b * (3 * shape.hidden + 2 * shape.intermediate)
+    if work.eager:
+        pairs = work.pictures * shape.heads * a_picture**2
+        inside = max(inside + pairs * b, held_by_softmax(pairs, b) + 3 * tokens * b * shape.hidden)
     embedded = work.tokens * model.language_model.hidden * b
     return Activations(layers=embedded, pictures=_tower_states(model, work) + inside, head=0)
 
@@ -199,6 +219,36 @@ def _last_layer_backward(model: ModelFacts, work: Workload) -> Activations:
         pictures=_kept_of_pictures(model, work),
         head=0,
     )
+
+
+def _last_attention_backward(model: ModelFacts, work: Workload) -> Activations:
+    """In the backward pass of the last layer's softmax; what its MLP had kept is gone by then.
+
+    Besides it there are queries and keys, what the norm and the three linear layers before them keep, and gradients of
+    values and of the residual stream.
+    """
+    shape, b = model.language_model, work.number_bytes
+    if work.gradient_checkpointing:
+        kept = work.tokens * shape.hidden * b * shape.layers
+    else:
+        kept = saved_by_layer(model, work) * (shape.layers - 1)
+    norm = FLOAT * shape.hidden if b != FLOAT or not work.gradient_checkpointing else 0
+    inside = work.tokens * (norm + 4 * b * shape.hidden + _saved_before_attention(model, work))
+    return Activations(
+        layers=kept + _mask(work) + inside + held_by_softmax_backward(pairs_of_text(model, work)),
+        pictures=_kept_of_pictures(model, work),
+        head=0,
+    )
+
+
+def _saved_before_attention(model: ModelFacts, work: Workload) -> int:
+    """``_saved_by_linears``, of the norm and the linear layers that make queries, keys and values."""
+    h, b = model.language_model.hidden, work.number_bytes
+    if work.method == "projector":
+        return 0
+    if work.method == "full":
+        return 2 * b * h
+    return 3 * b * work.rank + (3 * (b + 1) * h if work.dropout else b * h)
 
 
 def _dequantized(model: ModelFacts, work: Workload) -> int:

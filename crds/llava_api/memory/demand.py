@@ -54,7 +54,7 @@ def workload_of(spec: Spec, stage: StageName, model: ModelFacts, prepared: Prepa
         model: the model's shape.
         prepared: what prepare has found.
     """
-    training = spec.training
+    training, attention = spec.training, _attention(spec, has_flash=prepared.has_flash)
     rows, length = _shape(spec, stage, prepared.largest)
     # A smaller batch than was asked for holds no more than that one, and no more than goes into it.
     pictures, supervised = rows * length // model.tokens_per_image, rows * length
@@ -73,7 +73,8 @@ def workload_of(spec: Spec, stage: StageName, model: ModelFacts, prepared: Prepa
         number_bytes=2 if _is_bf16(spec) else 4,
         double_quantization=training.quantization.double if training.quantization else True,
         gradient_checkpointing=training.gradient_checkpointing,
-        masked=_attention(spec, has_flash=prepared.has_flash) != "flash_attention_2",
+        masked=attention != "flash_attention_2",
+        eager=attention == "eager",
         on_gpu=spec.workers.gpus > 0,
         zero_stage=training.zero.stage,
         offload_optimizer=training.zero.offload.optimizer,

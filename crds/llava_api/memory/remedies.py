@@ -59,6 +59,9 @@ def _sets_of_switches(spec: Spec, stage: StageName) -> Iterator[tuple[Switch, ..
             "training.gradientCheckpointing true",
             lambda t: t.model_copy(update={"gradient_checkpointing": True}),
         )
+    fuse: Switch | None = None
+    if training.attention == "eager":
+        fuse = ("training.attention sdpa", lambda t: t.model_copy(update={"attention": "sdpa"}))
     share: Switch | None = None
     if several and training.zero.stage < 3 and training.method != "qlora":
         share = ("training.zero.stage 3", lambda t: _zero(t, stage=3))
@@ -76,7 +79,7 @@ def _sets_of_switches(spec: Spec, stage: StageName) -> Iterator[tuple[Switch, ..
         unload = ("training.zero.offload.parameters true", lambda t: _offload(t, parameters=True))
     yield ()
     for some in (
-        (recompute,), (share,), (offload,), (quantize,), (adapt,),
+        (fuse,), (recompute,), (share,), (offload,), (quantize,), (adapt,), (fuse, recompute),
         (recompute, share), (recompute, offload), (recompute, quantize), (share, offload), (recompute, share, offload),
         (share, offload, unload), (recompute, share, offload, unload), (recompute, adapt),
     ):  # fmt: skip

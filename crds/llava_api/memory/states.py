@@ -8,10 +8,9 @@ DeepSpeed really allocates on one and two processes by tests/trainer/test_memory
 from dataclasses import dataclass
 
 from llava_api.memory.parameters import ParameterCounts, count_lora, count_parameters
-from llava_api.memory.workload import Workload
+from llava_api.memory.workload import FLOAT, Workload
 from llava_api.model_facts import ModelFacts
 
-FLOAT = 4
 MOMENTS = 2
 """Adam's, in fp32 both."""
 BUCKET_ELEMENTS = 50_000_000

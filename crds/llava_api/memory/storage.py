@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from llava_api.constants import TRAINING_STAGES, StageName
 from llava_api.memory.demand import Prepared, num_steps, workload_of
 from llava_api.memory.parameters import count_parameters
-from llava_api.memory.states import FLOAT, MOMENTS, count_trained
-from llava_api.memory.workload import Workload
+from llava_api.memory.states import MOMENTS, count_trained
+from llava_api.memory.workload import FLOAT, Workload
 from llava_api.model_facts import ModelFacts
 from llava_api.spec import Spec
 from llava_api.stages import stages_of

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+FLOAT = 4
+"""Bytes of a number in fp32."""
+
 Method = Literal["projector", "lora", "qlora", "full"]
 
 
@@ -29,6 +32,8 @@ class Workload:
     gradient_checkpointing: bool = True
     masked: bool = True
     """Whether attention is given a mask, as sdpa is where rows are filled up. flash-attn needs none."""
+    eager: bool = False
+    """Whether attention is written out, in the tower too, and its weights are tensors that the backward pass needs."""
     on_gpu: bool = True
     zero_stage: int = 2
     offload_optimizer: bool = False
