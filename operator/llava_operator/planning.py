@@ -22,8 +22,8 @@ from llava_api.memory import (
     workload_of,
 )
 from llava_api.model_facts import ModelFacts
-from llava_api.quantities import GIB, format_gib, parse_bytes
-from llava_api.report import PrepareNumbers
+from llava_api.quantities import GIB, format_gib
+from llava_api.report import MicroBatch, PrepareNumbers
 from llava_api.spec import Spec
 from llava_api.stages import stages_of
 from llava_api.status import Plan, PlanTerm
@@ -107,24 +107,31 @@ def _plan_storage(spec: Spec, found: PrepareNumbers, model: ModelFacts) -> Stora
     return plan_storage(spec, model, samples)
 
 
-def _find_storage(spec: Spec, found: PrepareNumbers) -> int:
-    """Bytes that are there for it. What is free counts: many a volume is larger than was asked for, or shared."""
-    return parse_bytes(spec.storage.size) if found.free_bytes is None else found.free_bytes
-
-
 def _refuse_storage(spec: Spec, found: PrepareNumbers, storage: StoragePlan, stage: StageName) -> Refusal | None:
-    available = _find_storage(spec, found)
-    if storage.total <= available:
+    """Where nobody knows what is free, nothing is refused: many a volume is larger than was asked for."""
+    available = found.free_bytes
+    if available is None or storage.total <= available:
         return None
-    of_them = f", of which checkpoints of {format_gib(storage.checkpoint)} each take {format_gib(storage.checkpoints)}"
-    fewer = ", or lower spec.training.checkpoint.keep" if spec.training.checkpoint.keep > 1 else ""
+    of_them = f" (checkpoints of {format_gib(storage.checkpoint)} each take up to {format_gib(storage.checkpoints)})"
+    keep = _find_keep(spec, found, available)
     message = (
         f"training and merging put up to {format_gib(storage.total)} on the run's volume"
         f"{of_them if storage.checkpoints else ''}, but {format_gib(available)} of it are free: raise "
         f"spec.storage.size ({spec.storage.size}) by at least {math.ceil((storage.total - available) / GIB)}Gi"
-        f"{fewer if storage.checkpoints else ''}"
+        f"{f', or set spec.training.checkpoint.keep to {keep}' if keep else ''}"
     )
     return Refusal(stage=stage, reason=Reason.STORAGE_FULL, message=message)
+
+
+def _find_keep(spec: Spec, found: PrepareNumbers, available: int) -> int | None:
+    """The most checkpoints to keep with which the run fits."""
+    training = spec.training
+    for keep in range(training.checkpoint.keep - 1, 0, -1):
+        checkpoint = training.checkpoint.model_copy(update={"keep": keep})
+        changed = spec.model_copy(update={"training": training.model_copy(update={"checkpoint": checkpoint})})
+        if found.model and _plan_storage(changed, found, found.model).total <= available:
+            return keep
+    return None
 
 
 def _describe(spec: Spec, found: PrepareNumbers, largest: _Demand, cards: Cards, storage: StoragePlan) -> Plan:
@@ -141,7 +148,7 @@ def _describe(spec: Spec, found: PrepareNumbers, largest: _Demand, cards: Cards,
         checkpoint_size=format_gib(storage.checkpoint),
         checkpoints_size=format_gib(storage.checkpoints),
         storage=format_gib(storage.total),
-        storage_available=format_gib(_find_storage(spec, found)),
+        storage_available=spec.storage.size if found.free_bytes is None else format_gib(found.free_bytes),
     )
 
 
@@ -149,10 +156,10 @@ def _refuse(spec: Spec, demand: _Demand, found: PrepareNumbers, cards: Cards) ->
     available, model = cards.memory, found.model
     if available is None or model is None or spec.workers.gpus == 0 or demand.memory.total <= available:
         return None
-    with_flash = _total_with_flash(spec, demand, model)
-    if found.flash_attention is None and with_flash <= available:
+    if _total_at_least(spec, demand, found, model) <= available:
         # Nobody knows whether it would not fit.
         return None
+    with_flash = _total_with_flash(spec, demand, model)
     remedies = find_remedies(spec, demand.stage, model, prepared=demand.prepared, available=available)
     largest = sorted(demand.memory.terms, key=lambda term: -term.size)[:SHOWN_TERMS]
     terms = ", ".join(f"{term.name} {format_gib(term.size)}" for term in largest)
@@ -164,6 +171,14 @@ def _refuse(spec: Spec, demand: _Demand, found: PrepareNumbers, cards: Cards) ->
         f"{_describe_way_out(spec.workers.gpu_memory, 'gpuMemory')}"
     )
     return Refusal(stage=demand.stage, reason=Reason.PLAN_DOES_NOT_FIT, message=message)
+
+
+def _total_at_least(spec: Spec, demand: _Demand, found: PrepareNumbers, model: ModelFacts) -> int:
+    """What it takes if all that prepare has not told of turns out well; an older trainer image tells less."""
+    nothing = MicroBatch(rows=1, tokens=1, pictures=0, supervised=0)
+    has_flash = demand.prepared.has_flash or found.flash_attention is None
+    best = Prepared(largest=demand.prepared.largest or nothing, has_flash=has_flash)
+    return plan_memory(model, workload_of(spec, demand.stage, model, best)).total
 
 
 def _total_with_flash(spec: Spec, demand: _Demand, model: ModelFacts) -> int:

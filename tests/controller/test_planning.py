@@ -121,6 +121,15 @@ def test_a_run_that_flash_attn_makes_fit_is_refused_only_where_it_is_known_to_be
     assert "flash" not in plan_training(without_checkpointing(attention="sdpa"), largest(False), known).refusal.message
 
 
+def test_an_older_image_tells_less_and_is_refused_only_what_no_data_would_make_fit():
+    """It may prepare a run while the operator is upgraded: its report has no micro-batch and no word on flash-attn."""
+    older = numbers(largest=None, largest_alignment=None)
+    spec = gpu_spec(alignment=ALIGNMENT)
+    assert plan_training(spec, older, cards(24)).refusal is None
+    assert plan_training(spec, numbers(), cards(24)).refusal is not None
+    assert plan_training(spec, older, cards(12)).refusal.reason is Reason.PLAN_DOES_NOT_FIT
+
+
 @pytest.mark.parametrize(("in_image", "is_refused"), [(False, True), (None, False), (True, False)])
 def test_flash_attn_that_is_not_in_the_image_is_refused_before_a_gpu_is_taken(in_image: bool | None, is_refused: bool):
     refusal = plan_training(without_checkpointing(attention="flash_attention_2"), largest(in_image), Cards()).refusal
@@ -139,15 +148,26 @@ def test_a_plan_says_what_checkpoints_take_on_the_volume():
     assert (plan.checkpoint_size, plan.checkpoints_size, plan.storage_available) == ("75.5Gi", "226.6Gi", "500.0Gi")
 
 
-@pytest.mark.parametrize(("free", "available"), [(GIB, "1.0Gi"), (None, "3.0Gi")])
-def test_a_volume_that_would_fill_up_is_refused_before_training(free: int | None, available: str):
-    spec = gpu_spec(storage={"size": "3Gi"}, training={"checkpoint": {"everySteps": 1}})
-    planned = plan_training(spec, numbers(free_bytes=free), Cards())
+KEEPING_THREE = {"batch": {"perDevice": 16, "global": 128}, "checkpoint": {"everySteps": 1, "keep": 3}}
+
+
+@pytest.mark.parametrize(("free_gib", "lacking", "keep"), [(1, 27, ""), (25, 3, "2"), (20, 8, "1"), (17, 11, "")])
+def test_a_volume_that_would_fill_up_is_refused_before_training(free_gib: int, lacking: int, keep: str):
+    spec = gpu_spec(storage={"size": "3Gi"}, training=KEEPING_THREE)
+    planned = plan_training(spec, numbers(free_bytes=free_gib * GIB), Cards())
     assert (planned.refusal.stage, planned.refusal.reason) == (StageName.TRAIN, Reason.STORAGE_FULL)
-    assert f"but {available} of it are free: raise spec.storage.size (3Gi) by at least" in planned.refusal.message
-    assert "checkpoints of 4.4Gi each take 13.3Gi" in planned.refusal.message
-    assert planned.refusal.message.endswith("or lower spec.training.checkpoint.keep")
-    assert planned.plan.storage_available == available
+    assert planned.refusal.message == (
+        f"training and merging put up to 27.1Gi on the run's volume (checkpoints of 4.4Gi each take up to 17.8Gi), "
+        f"but {free_gib}.0Gi of it are free: raise spec.storage.size (3Gi) by at least {lacking}Gi"
+        + (f", or set spec.training.checkpoint.keep to {keep}" if keep else "")
+    )
+    assert planned.plan.storage_available == f"{free_gib}.0Gi"
+
+
+def test_where_nobody_knows_what_is_free_the_size_is_told_and_nothing_refused():
+    """The file systems of some networks do not tell, nor did older trainer images."""
+    planned = plan_training(gpu_spec(storage={"size": "3Gi"}, training=KEEPING_THREE), numbers(), Cards())
+    assert (planned.refusal, planned.plan.storage_available) == (None, "3Gi")
 
 
 def test_a_volume_with_room_is_no_reason_to_refuse_whatever_its_size_was_asked_to_be():
@@ -157,7 +177,7 @@ def test_a_volume_with_room_is_no_reason_to_refuse_whatever_its_size_was_asked_t
 
 def test_without_checkpoints_only_results_are_named():
     spec = gpu_spec(storage={"size": "3Gi"}, training={"checkpoint": {"everySteps": 1000}})
-    message = plan_training(spec, numbers(), Cards()).refusal.message
+    message = plan_training(spec, numbers(free_bytes=3 * GIB), Cards()).refusal.message
     assert "checkpoint" not in message
     assert "training and merging put up to 13.8Gi on the run's volume, but 3.0Gi" in message
 
