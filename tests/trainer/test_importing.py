@@ -282,13 +282,73 @@ def test_a_hub_model_is_read_where_it_is(tmp_path: Path):
     assert not (tmp_path / "never").exists()
 
 
-def test_settings_of_a_hub_model_in_pickles_are_its_own(tmp_path: Path):
+@pytest.mark.parametrize("make", [hub_in_pickles, hub_with_projector], ids=lambda make: make.__name__)
+def test_what_stands_beside_the_weights_of_a_hub_model_stays_as_it_is(make: Callable[[Path], Made], tmp_path: Path):
+    """A model must not be cut into other tokens because its weights come as pickles."""
+    parts, _ = make(tmp_path)
+    source = parts.source
+    assert source is not None
+    config = json.loads((source / "config.json").read_text()) | {"vision_feature_layer": -1, "initializer_range": 0.5}
+    (source / "config.json").write_text(json.dumps(config))
+    if parts.projector is not None:
+        (parts.projector / "config.json").unlink()
+    (source / "generation_config.json").write_text('{"eos_token_id": [2, 3], "max_length": 4096}')
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    # By itself it would give other ids than the tokenizer.json beside it.
+    write_tokenizer(tmp_path / "slow", legacy=False)
+    (source / "tokenizer.model").write_bytes((tmp_path / "slow" / "tokenizer.model").read_bytes())
+    settings = json.loads((source / "tokenizer_config.json").read_text()) | {"legacy": False}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    (source / "modeling_llava.py").write_text("raise SystemExit")
+    imported = import_model(parts, tmp_path / "out").model_dir
+    assert read_beside_weights(imported) == {
+        name: content for name, content in read_beside_weights(source).items() if name != "modeling_llava.py"
+    }
+
+
+def read_beside_weights(folder: Path) -> dict[str, bytes]:
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.suffix not in (".bin", ".safetensors") and not path.name.endswith(".index.json")
+    }
+
+
+def test_number_formats_of_a_hub_model_in_pickles_stay(tmp_path: Path):
+    parts, _ = original_7b(tmp_path)
+    hub = import_model(parts, tmp_path / "hub").model_dir
+    weights = {
+        name: tensor.to(torch.float16 if name.startswith("vision_tower") else torch.bfloat16)
+        for name, tensor in load_file(hub / "model.safetensors").items()
+    }
+    (hub / "model.safetensors").unlink()
+    write_weights(hub, weights, pickled=True)
+    written = load_file(import_model(ModelParts(source=hub), tmp_path / "out").model_dir / "model.safetensors")
+    assert written.keys() == weights.keys()
+    assert all(torch.equal(written[name], tensor) for name, tensor in weights.items())
+    assert {name: tensor.dtype for name, tensor in written.items()} == {n: t.dtype for n, t in weights.items()}
+
+
+def test_a_head_that_is_the_embedding_stays_so(tmp_path: Path):
+    """As PyTorch pickles it: the embedding once, for both."""
     parts, _ = hub_in_pickles(tmp_path)
-    assert parts.source is not None
-    file = parts.source / "config.json"
-    own = json.loads(file.read_text()) | {"projector_hidden_act": "relu", "vision_feature_layer": -1}
-    file.write_text(json.dumps(own))
-    assert json.loads((import_model(parts, tmp_path / "out").model_dir / "config.json").read_text()) == own
+    hub = parts.source
+    assert hub is not None
+    file = hub / "config.json"
+    config = json.loads(file.read_text())
+    config |= {"tie_word_embeddings": True, "text_config": config["text_config"] | {"tie_word_embeddings": True}}
+    file.write_text(json.dumps(config))
+    for shard in hub.glob("*.bin"):
+        held = torch.load(shard, weights_only=True)
+        held.pop("language_model.lm_head.weight", None)
+        torch.save(held, shard)
+    index = hub / "pytorch_model.bin.index.json"
+    places = json.loads(index.read_text())["weight_map"]
+    del places["language_model.lm_head.weight"]
+    index.write_text(json.dumps({"weight_map": places}))
+    imported = import_model(parts, tmp_path / "out")
+    model = load_model(imported.model_dir, torch.float32, "cpu")
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def test_a_hub_model_with_both_kinds_of_weights_is_read_where_it_is(tmp_path: Path):

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
+from safetensors.torch import load_file
 
 from llava_api.failures import Reason
 from llava_trainer.data.processing import Processing
@@ -188,6 +189,23 @@ def hub_with_tower(root: Path, parts: ModelParts) -> ModelParts:
     return ModelParts(source=hub, vision_tower=root / "clip")
 
 
+def hub_in_pickles(
+    change: Callable[[Path, dict[str, torch.Tensor]], Any], projector: dict[str, Any] | None = None
+) -> Edit:
+    """A model in hub layout, in one pickle, with something wrong in its folder or its weights."""
+
+    def edit(root: Path, parts: ModelParts) -> ModelParts:
+        hub = import_model(parts, root / "hub").model_dir
+        tensors = load_file(hub / "model.safetensors")
+        (hub / "model.safetensors").unlink()
+        change(hub, tensors)
+        write_weights(hub, tensors, pickled=True)
+        part = None if projector is None else write_projector(root / "p", tiny().projector, **projector)
+        return ModelParts(source=hub, projector=part)
+
+    return edit
+
+
 def tuned_tower_left_out(root: Path, parts: ModelParts) -> ModelParts:
     weights(lambda tensors: [tensors.pop(name) for name in list(tensors) if "vision_tower" in name])(root, parts)
     settings(unfreeze_mm_vision_tower=True)(root, parts)
@@ -303,6 +321,17 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         whole_original_with_base, r"llava holds a whole model, not differences .*vicuna.*: remove spec\.model\.base"),
     "a whole model with a base": (whole_with_base, r"is a whole LLaVA in hub layout.*: remove spec\.model\.base"),
     "a hub model with a tower": (hub_with_tower, r"is a whole LLaVA in hub layout.*: remove spec\.model\.visionTower"),
+    "a layer missing in hub layout": (
+        hub_in_pickles(lambda _, tensors: tensors.pop("language_model.model.norm.weight")),
+        r"lacks 1 tensors: language_model\.model\.norm\.weight: fetch the whole"),
+    "weights of a hub model that are not finite": (
+        hub_in_pickles(lambda _, tensors: tensors["language_model.model.norm.weight"].fill_(torch.nan)),
+        r"language_model\.model\.norm\.weight holds values that are not fin"),
+    "a hub model without a tokenizer": (
+        hub_in_pickles(lambda hub, _: (hub / "tokenizer.json").unlink()), r"hub/tokenizer\.json does not exist"),
+    "a hub model with a projector of other features": (
+        hub_in_pickles(lambda *_: None, {"vision_feature_layer": -1}),
+        r"vision_feature_layer is -1, but the model's is -2"),
     "a tuned tower left out": (tuned_tower_left_out, r"unfreeze_mm_vision_tower is true, but the checkpoint does not"),
     "a Llama for a LLaVA": (language_model_as_source, r"is a Llama without vision: name it in spec\.model\.lang"),
     "a LLaVA for a Llama": (llava_as_language_model, r"is no Llama by itself: name it in spec\.model\.source"),

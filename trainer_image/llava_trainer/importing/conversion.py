@@ -14,7 +14,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from llava_api.failures import Reason
-from llava_trainer.data.processing import AspectRatio, Processing, load_processing, save_processing
+from llava_trainer.data.processing import AspectRatio, Processing, load_processing, read_settings, save_processing
 from llava_trainer.errors import StageError
 from llava_trainer.files import begin_folder, publish_folder
 from llava_trainer.importing.composing import Composition, compose
@@ -30,6 +30,9 @@ from llava_trainer.model.layout import PROJECTOR, hub_name
 from llava_trainer.weights.streaming import write_checkpoint
 
 _SCRATCH = ".parts"
+_BESIDE_WEIGHTS = (".json", ".jinja", ".model", ".txt")
+"""Endings of settings, templates and vocabularies: neither weights nor code."""
+_INDEX = ".index.json"
 _NAMED = 3
 _BICUBIC = 3
 
@@ -45,8 +48,9 @@ def import_model(
 ) -> ImportedModel:
     """Make the model that ``parts`` name available in hub layout.
 
-    A source in hub layout stays where it is, unless its weights are pickles. Everything else is written to ``target``,
-    aside first, so that a folder of that name is whole; an earlier attempt's is used again.
+    A source in hub layout stays where it is, unless its weights are pickles or a projector is put into it: then its
+    weights are written anew, and what stands beside them is copied. What is written goes to ``target``, aside
+    first, so that a folder of that name is whole; an earlier attempt's is used again.
 
     Args:
         parts: what the model consists of.
@@ -62,7 +66,10 @@ def import_model(
         return ImportedModel(model_dir=parts.source, layout="hub")
     composition = compose(parts)
     if not target.exists():
-        _write(composition, target, seed, on_tensor)
+        if composition.layout == "hub":
+            _rewrite(composition, target, on_tensor)
+        else:
+            _convert(composition, target, seed, on_tensor)
     return ImportedModel(model_dir=target, layout=composition.layout)
 
 
@@ -77,11 +84,36 @@ class _Plan:
     aspect_ratio: AspectRatio
 
 
-def _write(composition: Composition, target: Path, seed: int, on_tensor: Callable[[int, int], None]) -> None:
+def _rewrite(composition: Composition, target: Path, on_tensor: Callable[[int, int], None]) -> None:
+    """Weights anew, the rest as it is: tokenizer, processor and settings must not depend on the weights' format."""
+    source = composition.language_model_dir
+    # Before anything is written: it takes minutes.
+    load_processing(source, "pad")
+    config = read_settings(source / "config.json")
+    _check_complete(composition.recipes, config)
+    if composition.projector_dir is not None:
+        check_projector_config(composition.projector_dir, LlavaConfig(**config).to_dict())
+    aside = begin_folder(target)
+    for path in source.iterdir():
+        if path.suffix in _BESIDE_WEIGHTS and not path.name.endswith(_INDEX) and path.is_file():
+            shutil.copyfile(path, aside / path.name)
+    _write_weights(composition.recipes, aside, on_tensor)
+    publish_folder(target)
+    logger.info("%d tensors of %s written anew", len(composition.recipes), source)
+
+
+def _convert(composition: Composition, target: Path, seed: int, on_tensor: Callable[[int, int], None]) -> None:
     plan = _plan(composition, seed)
     aside = begin_folder(target)
     _write_processing(plan, aside)
-    total = len(plan.recipes)
+    _write_weights(plan.recipes, aside, on_tensor)
+    publish_folder(target)
+    rows = plan.config["text_config"]["vocab_size"]
+    logger.info("%d tensors in hub layout, %d rows of vocabulary", len(plan.recipes), rows)
+
+
+def _write_weights(recipes: Recipes, aside: Path, on_tensor: Callable[[int, int], None]) -> None:
+    total = len(recipes)
     done = 0
 
     def make(recipe: Recipe) -> torch.Tensor:
@@ -93,9 +125,7 @@ def _write(composition: Composition, target: Path, seed: int, on_tensor: Callabl
         on_tensor(done, total)
         return tensor
 
-    write_checkpoint(aside, plan.recipes.values(), make)
-    publish_folder(target)
-    logger.info("%d tensors in hub layout, %d rows of vocabulary", total, plan.config["text_config"]["vocab_size"])
+    write_checkpoint(aside, recipes.values(), make)
 
 
 def _plan(composition: Composition, seed: int) -> _Plan:
