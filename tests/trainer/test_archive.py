@@ -245,7 +245,7 @@ def test_full_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zipped = make_zip(tmp_path / "a", lambda opened: add_zip(opened, "x", bytes(2 << 20)))
     tarred = make_tar(tmp_path / "b", lambda opened: add_tar(opened, "x", bytes(2 << 20)))
     for path, free, came_out in ((zipped, 65 << 20, 0), (tarred, 64 << 20, 2 << 20)):
-        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(total=1 << 40, free=free))
         told = [0]
         with pytest.raises(StageError) as caught:
             run(path, lambda size, name, told=told: told.append(size))

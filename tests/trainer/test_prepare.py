@@ -7,6 +7,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,7 +109,8 @@ def test_both_formats_give_the_same_pictures_pairs_and_split(tmp_path: Path, toy
     assert llava.train.supervised_tokens == ubiai.train.supervised_tokens
 
 
-def test_numbers_progress_and_digests(tmp_path: Path, toy_model_dir: Path):
+def test_numbers_progress_and_digests(tmp_path: Path, toy_model_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1 << 40, free=12_345))
     write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
     config = prepare_config(tmp_path, toy_model_dir)
     reporter = Recorder(config)
@@ -119,7 +121,7 @@ def test_numbers_progress_and_digests(tmp_path: Path, toy_model_dir: Path):
         samples_train=len(train), samples_validation=len(validation), pairs_train=18, pairs_validation=6, images=12,
         supervised_tokens=report.train.supervised_tokens, longest_sample_tokens=report.lengths.longest,
         overlong_samples=0, unsupervised_samples=0, samples_alignment=0,
-        largest=output.numbers.largest, free_bytes=output.numbers.free_bytes, flash_attention=False,
+        largest=output.numbers.largest, free_bytes=12_345, flash_attention=False,
         model=read_model_facts(toy_model_dir),
     )  # fmt: skip
     longest = max(sample.num_tokens for sample in train)

@@ -743,7 +743,7 @@ def test_space_is_checked_before_anything_is_fetched(
     world: World, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.model["source"] = "hf://llava-hf/tiny"
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1 << 40, free=64 << 20))
     error = world.failure()
     assert error.reason is Reason.STORAGE_FULL
     assert error.message.startswith(f"spec.model.source hf://llava-hf/tiny@{COMMIT} needs 0.00 GB more")

@@ -329,11 +329,16 @@ def test_credentials_stay_with_their_host(fetch: Fetching, authority: Authority)
 
 
 def test_volume_that_is_too_small(fetch: Fetching, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=70 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1 << 40, free=70 << 20))
     error = fetch.failure()
     assert error.reason is Reason.STORAGE_FULL
     assert "needs 0.01 GB more, but the run's volume has 0.07 GB free: raise spec.storage.size" in error.message
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=80 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1 << 40, free=80 << 20))
+    assert fetch().exists()
+
+
+def test_volume_that_does_not_tell_its_size(fetch: Fetching, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=0, free=0))
     assert fetch().exists()
 
 

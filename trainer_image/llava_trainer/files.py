@@ -83,6 +83,12 @@ def sha256_folder(folder: Path) -> str:
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 
+def find_free_bytes(path: Path) -> int | None:
+    """Room that the file system of ``path`` has left; None where it does not tell: some in user space say 0 of 0."""
+    usage = shutil.disk_usage(path)
+    return usage.free if usage.total else None
+
+
 def sync_file_system(path: Path) -> None:
     """Wait until everything that was written to the file system of ``path`` is on the disk."""
     syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)

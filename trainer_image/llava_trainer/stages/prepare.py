@@ -7,7 +7,6 @@ files.
 
 import contextlib
 import logging
-import shutil
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from llava_trainer.data.request import DatasetRequest, alignment_request, traini
 from llava_trainer.data.sample_file import SampleSizes
 from llava_trainer.data.samples import write_lines
 from llava_trainer.errors import StageError
-from llava_trainer.files import sha256_file, write_whole
+from llava_trainer.files import find_free_bytes, sha256_file, write_whole
 from llava_trainer.inputs import provide_inputs, read_inputs
 from llava_trainer.model.flash import has_flash_attention
 from llava_trainer.outcome import StageOutput
@@ -81,7 +80,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         found = {
             "largest": None if config.training.method == "none" else _find_largest(config, dataset, StageName.TRAIN),
             "largest_alignment": _find_largest(config, alignment, StageName.ALIGN) if alignment else None,
-            "free_bytes": shutil.disk_usage(config.volume_root).free,
+            "free_bytes": find_free_bytes(config.volume_root),
             "flash_attention": has_flash_attention(),
             "model": facts,
         }
