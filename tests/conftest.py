@@ -86,8 +86,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """Take over what a process that tested could not run."""
-    node.config.stash.setdefault(_OBSTACLES, {}).update(node.workeroutput.get("obstacles", {}))
+    """Take over what a process that tested could not run; one that crashed has told nothing."""
+    told = getattr(node, "workeroutput", {}).get("obstacles", {})
+    node.config.stash.setdefault(_OBSTACLES, {}).update(told)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
