@@ -5,9 +5,10 @@ set -euo pipefail
 target=$1
 here=$(cd "$(dirname "$0")" && pwd)
 
-# flash-attn passes over an architecture that it does not know without a word, and builds a library that runs nowhere.
+# flash-attn passes over an architecture that it does not know without a word, and builds a library that runs nowhere;
+# so it does when it is given none.
 IFS=';' read -ra architectures <<<"${FLASH_ATTN_CUDA_ARCHS}"
-for architecture in "${architectures[@]}"; do
+for architecture in "${architectures[@]:-}"; do
     case ${architecture} in
         80 | 90 | 100 | 120) ;;
         *)
