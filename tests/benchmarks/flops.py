@@ -1,6 +1,7 @@
 """Floating-point operations of one micro-batch of LoRA training, counted as torch's FlopCounterMode counts them: matrix
 products only, two operations a multiply-add, attention without a discount for what is masked."""
 
+import re
 from dataclasses import dataclass
 
 from llava_api.memory import Workload, count_lora
@@ -20,7 +21,7 @@ DENSE_BF16_PEAK = {
     "L4": 121e12,
     "B200": 2250e12,
 }
-"""Operations a second by the makers' data sheets, without sparsity; the first name that a device's contains counts."""
+"""Operations a second by the makers' data sheets, without sparsity; the first name found in a device's counts."""
 BACKWARD_PRODUCTS_FUSED = 5
 """Products in the backward pass of fused attention: four, and the scores once again."""
 BACKWARD_PRODUCTS_EAGER = 4
@@ -59,7 +60,8 @@ def count_flops(model: ModelFacts, work: Workload, *, backward_products: int = B
 
 def peak_of(device_name: str) -> float | None:
     """Dense bf16 operations a second of a card, if it is in the table."""
-    return next((peak for name, peak in DENSE_BF16_PEAK.items() if name in device_name), None)
+    # As words: an RTX A1000 is no A100, a GB200 no B200.
+    return next((peak for name, peak in DENSE_BF16_PEAK.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
 def _weights_of_layer(shape: TransformerShape) -> int:

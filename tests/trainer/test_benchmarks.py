@@ -57,14 +57,18 @@ def test_llava_7b_takes_what_was_counted_on_the_real_one():
     assert flops.hardware / work.tokens == pytest.approx(46.3e9, rel=0.01)
 
 
-def test_cards_are_known_by_their_names():
-    assert peak_of("NVIDIA H200") == 989e12
-    assert peak_of("NVIDIA H100 PCIe") == 756e12
-    assert peak_of("NVIDIA H100 80GB HBM3") == 989e12
-    assert peak_of("NVIDIA H100 NVL") == 835e12
-    assert [peak_of(f"NVIDIA {name}") for name in ("L4", "L40", "L40S")] == [121e12, 181e12, 362e12]
-    assert [peak_of(name) for name in ("NVIDIA A10", "NVIDIA A100-SXM4-80GB")] == [125e12, 312e12]
-    assert peak_of("NVIDIA GeForce GTX 970") is None
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A10", 125e12), ("NVIDIA A10G", 70e12), ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100 80GB PCIe", 312e12), ("NVIDIA B200", 2250e12), ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835e12), ("NVIDIA L4", 121e12), ("NVIDIA L40", 181e12), ("NVIDIA L40S", 362e12),
+        ("NVIDIA GB200", None), ("NVIDIA RTX A1000", None), ("NVIDIA GeForce GTX 970", None),
+    ],
+)  # fmt: skip
+def test_cards_are_known_by_their_names(name: str, peak: float | None):
+    assert peak_of(name) == peak
 
 
 def test_the_mixture_shrinks_in_proportion_and_stays_as_it_is():
