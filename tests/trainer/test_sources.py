@@ -699,6 +699,20 @@ def test_proxy_that_is_no_address(world: World, web: FileServer) -> None:
     assert "hunter2" not in message
 
 
+def test_secret_of_proxies_with_other_keys_only(world: World, web: FileServer) -> None:
+    world.dataset["source"] = f"{web.base}/set/"
+    world.secret("download", https_proxy="http://me:hunter2@x")
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert error.message == (
+        "spec.download.secretRef: the Secret holds https_proxy, but neither httpProxy nor httpsProxy: name the proxy's "
+        "address so"
+    )
+    # What Kubernetes mounts of a Secret that may be missing, and is.
+    (world.secrets / "download" / "https_proxy").unlink()
+    assert names_in(world.fetch()["dataset"].path)
+
+
 def test_authorities_that_are_none(world: World) -> None:
     world.ca_file = world.root / "ca.crt"
     world.ca_file.write_text("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")

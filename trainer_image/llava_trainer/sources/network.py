@@ -15,6 +15,7 @@ from llava_trainer.sources.credentials import read_key
 from llava_trainer.sources.refusals import refused
 
 SECRET_FIELD = "spec.download.secretRef"
+_HTTP_KEY, _HTTPS_KEY = "httpProxy", "httpsProxy"
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 20.0
 """Longest silence of a server. Shorter than the grace period, so that a pod that is asked to stop can still say so."""
@@ -43,8 +44,10 @@ def read_network(download: Download, ca_file: Path, secret: Path, environ: Mappi
         environ: the environment.
 
     Raises:
-        StageError: SourceRefused, if the authorities' file holds no certificate, or a key of the Secret is empty.
+        StageError: SourceRefused, if the authorities' file holds no certificate, a key of the Secret is empty, or it
+            has other keys only.
     """
+    _check_keys(secret)
 
     def chosen(said: str | None, name: str, key: str | None = None) -> str | None:
         said = said or (read_key(secret / key, SECRET_FIELD, key) if key else None)
@@ -52,11 +55,21 @@ def read_network(download: Download, ca_file: Path, secret: Path, environ: Mappi
 
     return Network(
         hub_endpoint=(download.hub_endpoint or environ.get("HF_ENDPOINT") or "").rstrip("/") or None,
-        http_proxy=chosen(download.http_proxy, "http_proxy", "httpProxy"),
-        https_proxy=chosen(download.https_proxy, "https_proxy", "httpsProxy"),
+        http_proxy=chosen(download.http_proxy, "http_proxy", _HTTP_KEY),
+        https_proxy=chosen(download.https_proxy, "https_proxy", _HTTPS_KEY),
         no_proxy=chosen(download.no_proxy, "no_proxy") or "",
         ca_pem=_read_authorities(ca_file),
     )
+
+
+def _check_keys(secret: Path) -> None:
+    """Nobody names a Secret for nothing. An empty folder is the installation's, where a namespace does without."""
+    keys = sorted(path.name for path in secret.glob("[!.]*"))
+    if keys and not {_HTTP_KEY, _HTTPS_KEY}.intersection(keys):
+        raise refused(
+            f"{SECRET_FIELD}: the Secret holds {', '.join(keys)}, but neither {_HTTP_KEY} nor {_HTTPS_KEY}: name the "
+            "proxy's address so"
+        )
 
 
 def _read_authorities(file: Path) -> str | None:
