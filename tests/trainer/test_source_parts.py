@@ -1,5 +1,7 @@
 """Addresses, credentials, the way through proxies, backoff, and which files are needed: by themselves."""
 
+import contextlib
+import itertools
 import json
 import logging
 import threading
@@ -318,6 +320,28 @@ def test_progress_is_told_now_and_then(tmp_path: Path) -> None:
         progress.add(30, "model.safetensors")
     progress.add(-50, "model.safetensors")
     assert recorder.steps == [(0, 100), (90, 100)]
+
+
+def test_progress_of_threads_is_told_in_its_order(tmp_path: Path) -> None:
+    both = threading.Barrier(2)
+    together = []
+
+    class Slow(Recorder):
+        def update(self, step: int, total_steps: int, **measures: object) -> None:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(0.1)
+                together.append("two threads tell at once")
+            super().update(step, total_steps, **measures)
+
+    recorder = Slow(run_config(tmp_path))
+    progress = Progress(recorder, clock=itertools.count().__next__)
+    threads = [threading.Thread(target=progress.add, args=(10, name)) for name in ("a.jpg", "b.jpg")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == []
+    assert recorder.steps == sorted(recorder.steps)
 
 
 def test_client_asks_only_what_it_may() -> None:

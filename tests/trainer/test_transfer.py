@@ -154,6 +154,20 @@ def test_file_that_changed_in_between_is_begun_anew(fetch: Fetching) -> None:
     assert fetch().read_bytes() == changed
 
 
+@pytest.mark.parametrize("told", ['"listed"', 'W/"listed"'])
+def test_what_is_still_called_what_it_was_listed_as_is_fetched(fetch: Fetching, told: str) -> None:
+    fetch.server.faults["/big.bin"] = [Fault(headers={"ETag": told})]
+    assert fetch(etag="listed").read_bytes() == CONTENT
+
+
+def test_what_is_called_otherwise_than_it_was_listed_is_refused_and_not_kept(fetch: Fetching) -> None:
+    fetch.server.faults["/big.bin"] = [Fault(headers={"ETag": 'W/"other"'})]
+    error = fetch.failure(etag="listed")
+    assert error.reason is Reason.SOURCE_UNAVAILABLE
+    assert "has changed since it was listed (ETag other instead of listed)" in error.message
+    assert left_over(fetch.folder) == []
+
+
 def test_server_that_knows_no_if_range_cannot_mix_two_versions(fetch: Fetching) -> None:
     """It sends the rest of another version; its ETag tells."""
     fetch.server.faults["/big.bin"] = [Fault(break_after=HALF), Fault(headers={"ETag": '"other"'})]

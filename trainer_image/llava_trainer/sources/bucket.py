@@ -93,7 +93,7 @@ class Bucket:
                     address=f"{place}/{key}",
                     url=self._locate(key),
                     version=tag,
-                    etag=tag.strip('"'),
+                    etag=tag.removeprefix("W/").strip('"'),
                     size=entry["size"],
                     # That of an object that was uploaded in parts is no digest of its content. Its checksums cannot be
                     # had: obstore's listing and metadata have none, and a signed address allows no x-amz- header that

@@ -44,10 +44,11 @@ class Progress:
             if not at_once and now - self._told_at < _INTERVAL_S:
                 return
             self._told_at = now
-            done, total, what = self._done, self._total, self._what
-        of_all = f" of {total / _GIGABYTE:.2f}" if total else ""
-        message = f"fetching {what}: {done / _GIGABYTE:.2f}{of_all} GB"
-        self._reporter.update(
-            max(0, done), max(done, total) if total else 0, unit="bytes",
-            message=f"{message}, {name}" if name else message,
-        )  # fmt: skip
+            done, total = self._done, self._total
+            of_all = f" of {total / _GIGABYTE:.2f}" if total else ""
+            message = f"fetching {self._what}: {done / _GIGABYTE:.2f}{of_all} GB"
+            # Under the lock, too: a thread that is late would tell of fewer bytes after more, which ends the estimate.
+            self._reporter.update(
+                max(0, done), max(done, total) if total else 0, unit="bytes",
+                message=f"{message}, {name}" if name else message,
+            )  # fmt: skip

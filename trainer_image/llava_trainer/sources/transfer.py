@@ -1,4 +1,4 @@
-"""One file from a server to the volume: in pieces where it broke off, checked, synced, renamed.
+"""One file from a server to the volume: in pieces where it broke off, checked, renamed.
 
 A file that is being fetched lies aside of its name; beside it stands which version of it that is, so that another
 try, or another attempt of the stage, asks for the rest only. Memory: one chunk.
@@ -122,7 +122,8 @@ class _Transfer:
     def _receive(self, response: httpx.Response, offset: int, version: str) -> Fetched:
         offset = self._accept(response, offset, version)
         version = version_of(response)
-        told = response.headers.get("ETag", "").strip('"')
+        # A proxy that compresses calls the same content weakly the same.
+        told = response.headers.get("ETag", "").removeprefix("W/").strip('"')
         if self._remote.etag and told and told != self._remote.etag:
             self._discard()
             raise unavailable(
