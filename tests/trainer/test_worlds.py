@@ -143,3 +143,23 @@ def test_a_run_goes_on_with_other_processes_under_another_stage(configure, alone
     assert losses(with_dropout) == pytest.approx(straight, abs=DROPOUT_BAND)
     # Dropout does something here.
     assert straight != pytest.approx(alone, abs=TOLERANCE)
+
+
+def test_a_checkpoint_of_an_optimiser_that_was_not_fused_is_continued(
+    configure, alone, processes: Processes, monkeypatch: pytest.MonkeyPatch
+):
+    """As older images wrote it on CPUs."""
+    asked = []
+
+    class Unfused(torch.optim.AdamW):
+        def __init__(self, *arguments: Any, fused: bool, **settings: Any) -> None:
+            asked.append(fused)
+            super().__init__(*arguments, fused=False, **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim, "AdamW", Unfused)
+        run_all(processes, [(configure("not fused", zero={"stage": 0}), 2)])
+    assert asked == [True]
+    later = configure("not fused", attempt=2, zero={"stage": 0})
+    run_all(processes, [(later, STEPS)])
+    assert losses(later) == pytest.approx(alone, abs=TOLERANCE)
