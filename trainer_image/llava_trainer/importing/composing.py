@@ -176,12 +176,11 @@ def _with_projector(recipes: Recipes, path: Path | None) -> Recipes:
 
 
 def _features_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """How a model in hub layout takes the tower's features and projects them, in the original code's words if any."""
+    """How a model in hub layout takes the tower's features, in the original code's words."""
     strategy = settings.get("vision_feature_select_strategy", "default")
     return {
         "mm_vision_select_layer": settings.get("vision_feature_layer", -2),
         "mm_vision_select_feature": "cls_patch" if strategy == "full" else "patch",
-        "projector_hidden_act": settings.get("projector_hidden_act", "gelu"),
     }
 
 

@@ -82,7 +82,7 @@ def build_config(
         "image_token_index": image_token_id,
         "multimodal_projector_bias": True,
         "pad_token_id": pad_token_id,
-        "projector_hidden_act": original.get("projector_hidden_act", "gelu"),
+        "projector_hidden_act": "gelu",
         "tie_word_embeddings": False,
         "text_config": {
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", **text, "pad_token_id": pad_token_id,
