@@ -136,10 +136,10 @@ def test_an_unusable_checkpoint_is_named_with_its_file(name: str, model_dir: Pat
 
 
 BAD_WEIGHTS: dict[str, tuple[Edit, str]] = {
-    "none": (remove("model.safetensors"), r"holds neither model\.safetensors\.index\.json nor model\.safetensors$"),
-    "only pickled ones": (
-        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
-        r"of pickles pytorch_model\.bin or its \.index\.json is read, not pytorch_model\.bin"),
+    "none": (remove("model.safetensors"), r"neither model\.safetensors\.index\.json nor model\.safetensors: fetch"),
+    "pickles without an index": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model-00001-of-00002.bin"),
+        r": pytorch_model-00001-of-00002\.bin is read if it .* or stands in pytorch_model\.bin\.index\.json"),
     "cut off": (shorten("model.safetensors"), r"model\.safetensors \([\d,]+ bytes\) is damaged or was fetched in part"),
     "a pointer file": (
         overwrite("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"),

@@ -40,8 +40,11 @@ def _files_of(model_dir: Path) -> dict[str, set[str]]:
         if (model_dir / SINGLE_FILE).is_file():
             return {SINGLE_FILE: set()}
         others = sorted(path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in model_dir.glob(pattern))
-        fix = f"; of pickles pytorch_model.bin or its .index.json is read, not {others[0]}" if others else ""
-        raise _invalid(f"{model_dir} holds neither {INDEX_FILE} nor {SINGLE_FILE}{fix}")
+        fix = "fetch the whole checkpoint"
+        if others:
+            # Under that name, or named by that index, prepare would have found and rewritten it.
+            fix = f"{others[0]} is read if it is called pytorch_model.bin or stands in pytorch_model.bin.index.json"
+        raise _invalid(f"{model_dir} holds neither {INDEX_FILE} nor {SINGLE_FILE}: {fix}")
     places = read_settings(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise _invalid(f"{index}: weight_map must be an object from tensors to files")
