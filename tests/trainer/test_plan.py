@@ -168,6 +168,13 @@ def test_of_many_epochs_only_the_first_are_looked_through():
     assert looked_at == LOOKED_THROUGH // 3 * 10
 
 
+def test_an_epoch_that_is_longer_than_that_is_looked_through_as_a_whole():
+    num_samples = LOOKED_THROUGH + 1
+    plan = make_plan(sizes=draw_sizes(num_samples), global_batch=1, per_device_batch=1, world_size=1, epochs=3)
+    seen = [index for rows in plan.list_micro_batches() for row in rows for index in row]
+    assert sorted(seen) == list(range(num_samples))
+
+
 @pytest.mark.parametrize("packing", [False, True])
 def test_the_longest_micro_batch_is_found(packing: bool):
     plan = make_plan(packing=packing, epochs=1)

@@ -233,10 +233,11 @@ def test_overlong_samples_are_cut_off_and_told(tmp_path: Path, toy_model_dir: Pa
     entries = [conversation(name, pairs) for name, pairs in receipts()]
     entries[3] = conversation("003.png", [("What does it say?", "on and on " * 40)])
     write_dataset(tmp_path, entries)
-    config = prepare_config(tmp_path, toy_model_dir, training={"maxLength": 200})
+    config = prepare_config(tmp_path, toy_model_dir, training={"maxLength": 200}, dataset={"validation": {"fraction": 0.05}})
     output = run(config)
     assert output.numbers.overlong_samples == 1
     assert output.numbers.longest_sample_tokens > 200
+    assert output.numbers.largest.tokens == 200 * output.numbers.largest.rows
     ((where, message),) = notes_of(config)["overlong"]
     assert where == "export.json[3]"
     assert message.startswith(f"{output.numbers.longest_sample_tokens} tokens, the last ")
@@ -358,7 +359,8 @@ def alignment_config(root: Path, model_dir: Path, captions: list[Any], **changes
     """A run with an alignment over ``root``/captions beside its dataset."""
     write_json(root / "captions" / "captions.json", captions)
     dataset = {"source": "pvc://captions/", "format": "llava", "file": "captions.json", "images": "images", **changes}
-    return prepare_config(root, model_dir, alignmentDir=root / "captions", alignment={"dataset": dataset})
+    alignment = {"dataset": dataset, "batch": {"perDevice": 3, "global": 6}}
+    return prepare_config(root, model_dir, alignmentDir=root / "captions", alignment=alignment)
 
 
 def caption(name: str, text: str) -> dict[str, Any]:
@@ -375,7 +377,7 @@ def test_captions_are_checked_in_the_plain_layout_and_none_is_held_out(tmp_path:
     assert output.numbers.samples_alignment == len(captions) == 5
     longest = max(sample.num_tokens for sample in captions)
     largest = output.numbers.largest_alignment
-    assert (largest.rows, largest.tokens, largest.pictures) == (5, 5 * longest, 5)
+    assert (largest.rows, largest.tokens, largest.pictures) == (3, 3 * longest, 3)
     assert output.digests.keys() == {"train", "validation", "alignment"}
     processing = load_processing(toy_model_dir, "pad")
     assert captions[0].num_tokens == encode(captions[0], processing, 512, "plain").full_length

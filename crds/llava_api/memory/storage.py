@@ -33,10 +33,9 @@ def plan_storage(spec: Spec, model: ModelFacts, samples: Mapping[StageName, int]
         model: the model's shape.
         samples: how many each training stage learns from.
     """
-    stages = stages_of(spec)
     keep, every = spec.training.checkpoint.keep, spec.training.checkpoint.every_steps
     lying = total = checkpoint = checkpoints = 0
-    for stage in (stage for stage in stages if stage in TRAINING_STAGES):
+    for stage in (stage for stage in stages_of(spec) if stage in TRAINING_STAGES):
         work = workload_of(spec, stage, model, Prepared())
         trained = count_trained(model, work)
         # Instead of one after the last step there is the result.
@@ -45,8 +44,8 @@ def plan_storage(spec: Spec, model: ModelFacts, samples: Mapping[StageName, int]
         checkpoints = min(saved, keep + 1) * checkpoint
         total = max(total, lying + checkpoints)
         lying += min(saved, keep) * checkpoint + trained * work.number_bytes
-    if StageName.MERGE in stages:
-        lying += count_parameters(model).model * (4 if spec.merge.dtype == "float32" else 2)
+    # Every run ends with the whole model.
+    lying += count_parameters(model).model * (FLOAT if spec.merge.dtype == "float32" else 2)
     return StoragePlan(checkpoint=checkpoint, checkpoints=checkpoints, total=max(total, lying))
 
 
