@@ -233,7 +233,8 @@ def test_overlong_samples_are_cut_off_and_told(tmp_path: Path, toy_model_dir: Pa
     entries = [conversation(name, pairs) for name, pairs in receipts()]
     entries[3] = conversation("003.png", [("What does it say?", "on and on " * 40)])
     write_dataset(tmp_path, entries)
-    config = prepare_config(tmp_path, toy_model_dir, training={"maxLength": 200}, dataset={"validation": {"fraction": 0.05}})
+    held_out = {"validation": {"fraction": 0.05}}
+    config = prepare_config(tmp_path, toy_model_dir, training={"maxLength": 200}, dataset=held_out)
     output = run(config)
     assert output.numbers.overlong_samples == 1
     assert output.numbers.longest_sample_tokens > 200
