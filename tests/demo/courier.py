@@ -3,6 +3,7 @@
 It works on any cluster that a person can reach with kubectl, which copying into a node's folder would not.
 """
 
+import stat
 import subprocess
 import tarfile
 import tempfile
@@ -27,6 +28,21 @@ def claim(name: str, size: str, storage_class: str | None = None) -> dict[str, A
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
 
 
+def pack(folders: dict[str, Path], target: IO[bytes]) -> None:
+    """Write a tar archive of folders, each under the path that is its key.
+
+    What may not be written where it comes from may be written where it goes: else nobody could ever replace it.
+    """
+
+    def writable(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+        entry.mode |= stat.S_IRWXU if entry.isdir() else stat.S_IRUSR | stat.S_IWUSR
+        return entry
+
+    with tarfile.open(fileobj=target, mode="w") as tar:
+        for path, folder in folders.items():
+            tar.add(folder, arcname=path, filter=writable)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Courier:
     """Carries to and from the claims of one namespace."""
@@ -36,17 +52,16 @@ class Courier:
     """Any image with python3 and tar."""
 
     def put(self, folders: dict[str, Path], claim_name: str) -> None:
-        """Copy folders into the claim, each under the path that is its key.
+        """Copy folders into the claim, each under the path that is its key, instead of what lay there.
 
         Raises:
             KubectlError: the pod did not start, or did not take what it was sent.
         """
         with tempfile.TemporaryFile() as packed:
-            with tarfile.open(fileobj=packed, mode="w") as tar:
-                for path, folder in folders.items():
-                    tar.add(folder, arcname=path)
+            pack(folders, packed)
             packed.seek(0)
             with self._pod(claim_name, read_only=False) as pod:
+                self.kubectl.run("exec", pod, "--", "rm", "-rf", *(f"{MOUNT}/{path}" for path in folders))
                 self._tar(pod, "-i", "-xf", "-", "-C", MOUNT, source=packed)
 
     def fetch(self, claim_name: str, path: str, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The demo's own decisions: what it refuses, what it applies, what it shows. The chain itself is tested in e2e."""
 
 import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from llava_api.report import LOSSES_KEPT
 from llava_api.spec import Spec
 from llava_api.status import Progress, StageState, StageStatus, Status, Summary
 from tests.demo.__main__ import main
+from tests.demo.courier import pack
 from tests.demo.inputs import COMPLETE, digest, is_whole
 from tests.demo.live import build_table, describe
 from tests.demo.outcome import tell
@@ -169,6 +171,19 @@ def test_cached_base_is_not_trusted_blindly(tmp_path: Path) -> None:
     assert is_whole(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     assert not is_whole(tmp_path)
+
+
+def test_what_is_read_only_here_can_be_replaced_where_it_is_sent(tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    (folder / "1.jpg").write_bytes(b"scan")
+    (folder / "1.jpg").chmod(0o444)
+    folder.chmod(0o555)
+    packed = io.BytesIO()
+    pack({"data": folder}, packed)
+    folder.chmod(0o755)
+    with tarfile.open(fileobj=io.BytesIO(packed.getvalue())) as tar:
+        assert {entry.name: entry.mode for entry in tar} == {"data": 0o755, "data/1.jpg": 0o644}
 
 
 def test_waiting_ends_at_its_deadline_and_says_what_for() -> None:

@@ -29,6 +29,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def mounted(tmp_path: Path) -> None:
+    """The claims of the datasets, as the operator mounts them."""
+    for name in ("data", "captions"):
+        (tmp_path / name).mkdir()
+
+
 def write(config: RunConfig, root: Path) -> Path:
     file = root / "run.json"
     file.write_text(config.model_dump_json())

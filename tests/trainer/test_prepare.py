@@ -444,7 +444,10 @@ def test_a_broken_validation_file_fails_the_run(tmp_path: Path, toy_model_dir: P
     config = prepare_config(tmp_path, toy_model_dir, dataset={"validation": {"file": "held.json"}})
     assert refusal(config)[1].startswith("held.json: is not JSON: ")
     config = prepare_config(tmp_path, toy_model_dir, dataset={"validation": {"file": "other.json"}})
-    assert refusal(config)[1] == "other.json: does not exist (in pvc://receipts/)"
+    assert refusal(config)[1] == (
+        "other.json: does not exist (in pvc://receipts/, which holds export.json, held.json, images/): correct "
+        "dataset.validation.file"
+    )
 
 
 def test_repeated_and_contradicting_pairs_are_told(tmp_path: Path, toy_model_dir: Path):
@@ -489,8 +492,8 @@ def test_a_dataset_that_cannot_be_split_is_refused(entries: Any, message: str, t
 
 
 @pytest.mark.parametrize(("dataset", "message"), [
-    ({"file": "missing.json"}, "missing.json: does not exist (in pvc://receipts/)"),
-    ({"file": "images"}, "images: is not a file (in pvc://receipts/)"),
+    ({"file": "missing.json"}, "missing.json: does not exist (in pvc://receipts/, which holds export.json, images/"),
+    ({"file": "images"}, "images: is not a file (in pvc://receipts/, which holds"),
     ({"file": "../volume/x.json"}, "../volume/x.json: must be a path inside the dataset"),
     ({"file": "out.json"}, "out.json: leads outside the dataset through a symbolic link"),
     ({"format": "ubiai", "ubiai": {"documents": "map.json"}}, "export.json: dataset.ubiai.documents: map.json does"),
@@ -556,6 +559,7 @@ def test_the_grid_shows_at_most_24_pictures(tmp_path: Path, toy_model_dir: Path)
 def test_an_unusable_model_is_told_before_the_data_is_looked_at(tmp_path: Path, toy_model_dir: Path):
     model = Path(shutil.copytree(toy_model_dir, tmp_path / "model"))
     (model / "model.safetensors").unlink()
+    (tmp_path / "dataset").mkdir()
     with pytest.raises(StageError, match=r"model\.safetensors") as caught:
         run(prepare_config(tmp_path, model))
     assert caught.value.reason is Reason.INVALID_MODEL

@@ -86,6 +86,8 @@ class World:
 
     def __init__(self, root: Path, authority: Authority) -> None:
         self.root = root
+        for name in ("base", "data"):  # The operator mounts the claims of model and dataset.
+            (root / name).mkdir(exist_ok=True)
         self.secrets = root / "secrets"
         self.ca_file = authority.ca_file
         self.download: dict[str, Any] = {}
@@ -745,12 +747,25 @@ def test_memory_is_bounded_by_a_piece(world: World, web: FileServer) -> None:
 def test_claims_are_read_in_place(world: World) -> None:
     world.model |= {"source": "pvc://models/llava/", "base": "pvc://models/vicuna"}
     world.alignment = {"dataset": {**world.dataset, "source": "pvc://captions"}}
+    for name in ("models/vicuna", "captions"):
+        (world.root / "claims" / name).mkdir(parents=True)
     found = world.fetch()
     assert {role: one.path for role, one in found.items()} == {
         "model": world.root / "base", "base": world.root / "claims" / "models" / "vicuna",
         "dataset": world.root / "data", "alignment-dataset": world.root / "claims" / "captions",
     }  # fmt: skip
     assert found["model"].origin == "pvc://models/llava/"
+
+
+def test_a_folder_that_is_not_on_the_claim_is_named_with_what_is(world: World) -> None:
+    world.model["base"] = "pvc://models/vicuna/7b"
+    (world.root / "claims" / "models" / "vicuna-7b").mkdir(parents=True)
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert error.message == (
+        "spec.model.base: pvc://models/vicuna/7b: there is no vicuna/7b on the claim beside vicuna-7b/; correct the "
+        "path in spec.model.base"
+    )
 
 
 def test_space_is_checked_before_anything_is_fetched(

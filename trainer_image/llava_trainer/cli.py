@@ -24,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return translate(given[1:])
     parser = argparse.ArgumentParser(
         prog="llava-trainer",
-        description="Run one stage of a LLaVA fine-tuning run.",
-        epilog="llava-trainer translate FILE turns LLaVA's own commands into a manifest.",
+        usage="llava-trainer STAGE [--config FILE]\n       llava-trainer translate FILE|- [options]",
+        description="Run one stage of a LLaVA fine-tuning run, or turn LLaVA's own commands into a manifest.",
     )
     parser.add_argument("stage", choices=[stage.value for stage in StageName], help="stage to run")
     parser.add_argument(

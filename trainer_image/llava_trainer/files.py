@@ -8,6 +8,7 @@ from pathlib import Path
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 """Endings of archives."""
+_NAMES_TOLD = 8
 _READABLE_FILE = 0o644
 _READABLE_FOLDER = 0o755
 
@@ -28,6 +29,13 @@ def write_whole(path: Path, text: str) -> None:
     aside.chmod(_READABLE_FILE)
     aside.rename(path)
     _sync(path.parent)
+
+
+def tell_names(folder: Path) -> str:
+    """What lies in a folder, for a message about something that does not: the first names, folders with a slash."""
+    names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
+    more = f" and {len(names) - _NAMES_TOLD:,} more" if len(names) > _NAMES_TOLD else ""
+    return f"{', '.join(names[:_NAMES_TOLD])}{more}" if names else "nothing"
 
 
 def begin_folder(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from llava_trainer.data.images import MissingPictureError, PictureError, Picture
 from llava_trainer.data.processing import Processing
 from llava_trainer.data.samples import Sample
 from llava_trainer.data.template import Template, TemplateError
-from llava_trainer.files import ARCHIVES
+from llava_trainer.files import ARCHIVES, tell_names
 
 _AHEAD = 128
 """Samples that are read before the one that is checked, so that decoders always have pictures to work on."""
@@ -55,7 +55,7 @@ class PictureFolder:
 
     @cached_property
     def _hint(self) -> str:
-        """Where pictures may be that are not there: in an archive that has not been unpacked."""
+        """Where pictures may be that are not there: in an archive that has not been unpacked, or in another folder."""
         folder = self.root / self.name
         if folder == self.root:
             archives = sorted(path.name for path in self.root.glob("*") if path.name.lower().endswith(ARCHIVES))
@@ -63,7 +63,8 @@ class PictureFolder:
             names = (f"{self.name.rstrip('/')}{ending}" for ending in ARCHIVES if not folder.exists())
             archives = [name for name in names if (self.root / name).is_file()]
         if not archives:
-            return ""
+            missing = f"; dataset.images is {self.name}, but the dataset holds {tell_names(self.root)}"
+            return "" if folder.is_dir() else missing
         ending = next(ending for ending in ARCHIVES if archives[0].lower().endswith(ending))
         target = archives[0][: -len(ending)]
         return f"; {archives[0]} lies there: unpack it to a folder {target} and set dataset.images to {target}"

@@ -25,6 +25,7 @@ from llava_trainer.data.samples import Sample, format_sample
 from llava_trainer.data.split import SplitError, choose_held_out
 from llava_trainer.data.table import Table
 from llava_trainer.data.ubiai import read_ubiai
+from llava_trainer.files import tell_names
 
 OnProgress = Callable[[int, int], None]
 """Told the samples checked and, as nearly as is known, how many there are."""
@@ -189,7 +190,8 @@ def read_export(request: DatasetRequest, name: str, position: ReadingPosition) -
     try:
         path = resolve(name)
     except (OSError, ValueError) as error:
-        yield refused(name, f"{error} (in {dataset.source})")
+        field = "dataset.file" if name == dataset.file else "dataset.validation.file"
+        yield refused(name, f"{error} (in {dataset.source}, which holds {tell_names(request.root)}): correct {field}")
         return
     if dataset.format == "llava":
         yield from read_conversations(path, name, position)

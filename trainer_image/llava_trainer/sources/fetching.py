@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from llava_api.base import Lenient
 from llava_api.constants import DOWNLOAD_CA_PATH, INPUTS_PATH, SECRETS_PATH, SecretRole
 from llava_api.run_config import RunConfig
-from llava_trainer.files import write_whole
+from llava_trainer.files import tell_names, write_whole
 from llava_trainer.reporting import Reporter
 from llava_trainer.sources import web
 from llava_trainer.sources.address import BucketAddress, ClaimAddress, HubAddress, WebAddress, parse_address
@@ -28,7 +28,7 @@ from llava_trainer.sources.network import Network, build_client, read_network
 from llava_trainer.sources.packed import fetch_and_unpack
 from llava_trainer.sources.pictures import may_be_needed
 from llava_trainer.sources.progress import Progress
-from llava_trainer.sources.refusals import secret_field
+from llava_trainer.sources.refusals import refused, secret_field
 from llava_trainer.sources.retrying import Patience, try_repeatedly
 from llava_trainer.sources.roles import Role, list_roles
 from llava_trainer.sources.selection import is_model_file
@@ -97,6 +97,10 @@ class _Errand:
         address = parse_address(role.source, role.field)
         if isinstance(address, ClaimAddress):
             path = role.mounted or self.around.claims / address.claim / address.path
+            if not path.exists():
+                there = next(parent for parent in path.parents if parent.exists())
+                told = f"there is no {path.relative_to(there)} on the claim beside {tell_names(there)}"
+                raise refused(f"{role.field}: {role.source}: {told}; correct the path in {role.field}")
             return Input(path=path, origin=role.source)
         folder = self.config.volume.download_dir(role.name)
         folder.mkdir(parents=True, exist_ok=True)
