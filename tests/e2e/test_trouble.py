@@ -126,7 +126,7 @@ def test_conditions_say_why(runs: Runs) -> None:
     runs.start("why", data="nowhere")
     status = runs.wait_for_end("why")
     failed = next(condition for condition in status.conditions if condition.type is Condition.FAILED)
-    assert (failed.status, failed.reason) == ("True", Reason.INVALID_DATA)
+    assert (failed.status, failed.reason) == ("True", Reason.SOURCE_REFUSED)
     assert "nowhere" in json.dumps(status.model_dump(mode="json"))
     ready = next(condition for condition in status.conditions if condition.type is Condition.READY)
     assert ready.status == "False"
