@@ -19,7 +19,7 @@ from llava_trainer.sources.address import BucketAddress
 from llava_trainer.sources.credentials import Credentials
 from llava_trainer.sources.network import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Network, choose_proxy
 from llava_trainer.sources.refusals import TransientError, explain_status, refused, secret_field, unavailable
-from llava_trainer.sources.remote import Digest, RemoteFile, check_name
+from llava_trainer.sources.remote import Digest, RemoteFile, bare_etag, check_name
 
 DEFAULT_REGION = "us-east-1"
 _SIGNED_FOR = timedelta(hours=1)
@@ -93,7 +93,7 @@ class Bucket:
                     address=f"{place}/{key}",
                     url=self._locate(key),
                     version=tag,
-                    etag=tag.removeprefix("W/").strip('"'),
+                    etag=bare_etag(tag),
                     size=entry["size"],
                     # That of an object that was uploaded in parts is no digest of its content. Its checksums cannot be
                     # had: obstore's listing and metadata have none, and a signed address allows no x-amz- header that

@@ -27,6 +27,11 @@ class Digest:
         return hashlib.new(self.algorithm, usedforsecurity=False)
 
 
+def bare_etag(tag: str) -> str:
+    """An ETag without quotes, strong or weak: a proxy that compresses calls the same content weakly the same."""
+    return tag.removeprefix("W/").strip('"')
+
+
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
     """One file of a source."""

@@ -18,7 +18,7 @@ from llava_trainer.sources.exchange import explain_answer, explain_transport, op
 from llava_trainer.sources.journal import Fetched, Journal
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import TransientError, refused, unavailable
-from llava_trainer.sources.remote import RemoteFile
+from llava_trainer.sources.remote import RemoteFile, bare_etag
 from llava_trainer.sources.retrying import Patience, StoppedError, try_repeatedly
 from llava_trainer.sources.room import check_space
 from llava_trainer.sources.sums import Sums
@@ -122,8 +122,7 @@ class _Transfer:
     def _receive(self, response: httpx.Response, offset: int, version: str) -> Fetched:
         offset = self._accept(response, offset, version)
         version = version_of(response)
-        # A proxy that compresses calls the same content weakly the same.
-        told = response.headers.get("ETag", "").removeprefix("W/").strip('"')
+        told = bare_etag(response.headers.get("ETag", ""))
         if self._remote.etag and told and told != self._remote.etag:
             self._discard()
             raise unavailable(
