@@ -30,11 +30,13 @@ def build_registry(queue: WorkQueue[Key], runs: Runs, children: Children) -> kop
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
     async def note_job(event: Any, **_: Any) -> None:
-        queue.add(children.note_job(event["object"], deleted=event["type"] == "DELETED"))
+        if run := children.note_job(event["object"], deleted=event["type"] == "DELETED"):
+            queue.add(run)
 
     @kopf.on.event("", "v1", "pods", registry=registry)
     async def note_pod(event: Any, **_: Any) -> None:
-        queue.add(children.note_pod(event["object"], deleted=event["type"] == "DELETED"))
+        if run := children.note_pod(event["object"], deleted=event["type"] == "DELETED"):
+            queue.add(run)
 
     return registry
 

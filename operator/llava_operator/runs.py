@@ -43,6 +43,11 @@ class Runs:
         """The run of this name, if one has been seen."""
         return self._views.get(key)
 
+    def has(self, key: Key, uid: str) -> bool:
+        """Whether a run of this name and UID has been seen."""
+        view = self._views.get(key)
+        return view is not None and view.uid == uid
+
     def note(self, raw: Object, *, deleted: bool = False) -> Key:
         """Take in a LlavaFineTune and tell its key. One with an unreadable status counts as without status."""
         meta = raw["metadata"]

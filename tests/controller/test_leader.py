@@ -69,7 +69,7 @@ def make_lease(server: LeaseServer, identity: str) -> Lease:
 
 
 async def acquire(lease: Lease) -> float:
-    await lease.acquire(on_try=lambda: None)
+    await lease.acquire(on_try=lambda: None, on_answer=lambda: None)
     return asyncio.get_running_loop().time()
 
 
