@@ -52,6 +52,14 @@ REPORT_CA_PATH = "/etc/llava-report/ca.crt"
 REPORT_TOKEN_PATH = "/var/run/secrets/llava-report/token"
 SECRETS_PATH = "/llava/secrets"
 """Credentials of a source are mounted read-only at SECRETS_PATH/ROLE, one file a key; ROLE is a ``SecretRole``."""
+SECRET_KEYS: Final[dict[str, tuple[str, ...]]] = {
+    "hf://": ("token",),
+    "s3://": ("accessKeyId", "secretAccessKey", "sessionToken", "endpoint", "region"),
+    "https://": ("username", "password", "bearer"),
+}
+"""Keys of a Secret that a source of each kind is fetched with. Others are not mounted."""
+PROXY_KEYS: Final = ("httpProxy", "httpsProxy")
+"""The same, of the Secret with proxies."""
 DOWNLOAD_CA_PATH = "/etc/llava-download/ca.crt"
 RUN_VOLUME_PATH = "/llava/run"
 INPUTS_PATH = "/llava/inputs"

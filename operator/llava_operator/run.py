@@ -1,11 +1,11 @@
 """A run as a pass sees it: the LlavaFineTune, read from the API server and parsed."""
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from llava_api.constants import TRAINING_STAGES, SecretRole, StageName
+from llava_api.constants import PROXY_KEYS, SECRET_KEYS, TRAINING_STAGES, SecretRole, StageName
 from llava_api.spec import Spec
 from llava_api.status import StageState, StageStatus, Status
 from llava_operator.faults import describe_faults
@@ -76,15 +76,37 @@ def stage_of(status: Status, name: StageName) -> StageStatus:
     return next((stage for stage in status.stages if stage.name is name), StageStatus(name=name))
 
 
-def secrets_of(spec: Spec) -> dict[SecretRole, str]:
-    """Secrets with credentials for the run's sources, by what they are for."""
-    references = {
-        SecretRole.MODEL: spec.model.secret_ref,
-        SecretRole.DATASET: spec.dataset.secret_ref,
-        SecretRole.ALIGNMENT_DATASET: spec.alignment.dataset.secret_ref if spec.alignment else None,
-        SecretRole.DOWNLOAD: spec.download.secret_ref,
+class SecretUse(NamedTuple):
+    """A Secret that fetching needs."""
+
+    name: str
+    keys: tuple[str, ...]
+    """Keys that may be read of it; which of them it has is its author's choice."""
+
+
+def secrets_of(spec: Spec) -> dict[SecretRole, SecretUse]:
+    """Secrets with credentials for the run's sources, by what they are for; none for what is on a claim."""
+    model = spec.model
+    parts = (model.source, model.base, model.language_model, model.vision_tower, model.projector)
+    uses = {
+        SecretRole.MODEL: (model.secret_ref, _keys_for(*parts)),
+        SecretRole.DATASET: (spec.dataset.secret_ref, _keys_for(spec.dataset.source)),
     }
-    return {role: reference.name for role, reference in references.items() if reference is not None}
+    if spec.alignment is not None:
+        dataset = spec.alignment.dataset
+        uses[SecretRole.ALIGNMENT_DATASET] = (dataset.secret_ref, _keys_for(dataset.source))
+    uses[SecretRole.DOWNLOAD] = (spec.download.secret_ref, PROXY_KEYS)
+    return {role: SecretUse(secret.name, keys) for role, (secret, keys) in uses.items() if secret is not None and keys}
+
+
+def _keys_for(*sources: str | None) -> tuple[str, ...]:
+    """Keys that sources are fetched with, in the order of the table."""
+    return tuple(
+        key
+        for scheme, keys in SECRET_KEYS.items()
+        if any(source is not None and source.startswith(scheme) for source in sources)
+        for key in keys
+    )
 
 
 def num_pods(run: Run, stage: StageName) -> int:

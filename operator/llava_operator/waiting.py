@@ -15,7 +15,7 @@ def list_needs(spec: Spec, stage: StageName) -> list[str]:
     """Objects of the namespace without which a stage's pod is not started, as a person would name them."""
     if stage is not StageName.PREPARE:
         return []
-    needs = [f"Secret {name}" for name in dict.fromkeys(secrets_of(spec).values())]
+    needs = [f"Secret {name}" for name in dict.fromkeys(secret.name for secret in secrets_of(spec).values())]
     return needs + ([f"ConfigMap {spec.download.ca_config_map}"] if spec.download.ca_config_map else [])
 
 

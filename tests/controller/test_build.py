@@ -18,6 +18,7 @@ from llava_operator.build.job import build_job
 from llava_operator.build.resources import build_resources
 from llava_operator.build.service import build_rendezvous_service
 from llava_operator.build.volume import build_volume_claim
+from llava_operator.waiting import list_needs
 from tests.controller.makers import STAGES, make_run
 
 PLATFORM = Platform(trainer_image="registry/trainer:1", report_url="https://op-report.system.svc:8443/v1/progress")
@@ -396,27 +397,82 @@ def inputs_of(stage: StageName, platform: Platform = PLATFORM, **spec: Any) -> t
     return volumes, mounts
 
 
+def known_keys(role: str, secret: str, *keys: str) -> dict[str, Any]:
+    """Volume of a Secret that is waited for, and of which a folder with known keys is shown."""
+    items = [{"key": key, "path": f"known~keys/{key}"} for key in keys]
+    sources = [{"secret": {"name": secret}}, {"secret": {"name": secret, "items": items, "optional": True}}]
+    return {"name": f"secret-{role}", "projected": {"defaultMode": 0o440, "sources": sources}}
+
+
 def test_prepare_reads_every_claim_and_secret_and_the_authorities() -> None:
     volumes, mounts = inputs_of(StageName.PREPARE, **FROM_EVERYWHERE)
     assert volumes == [
         {"name": "input-0", "persistentVolumeClaim": {"claimName": "vicuna", "readOnly": True}},
         {"name": "input-1", "persistentVolumeClaim": {"claimName": "shared", "readOnly": True}},
-        {"name": "secret-model", "secret": {"secretName": "hub", "defaultMode": 0o440}},
-        {"name": "secret-dataset", "secret": {"secretName": "s3", "defaultMode": 0o440}},
-        {"name": "secret-alignment-dataset", "secret": {"secretName": "s3", "defaultMode": 0o440}},
-        {"name": "secret-download", "secret": {"secretName": "proxies", "defaultMode": 0o440}},
+        known_keys("model", "hub", "token"),
+        known_keys("dataset", "s3", "accessKeyId", "secretAccessKey", "sessionToken", "endpoint", "region"),
+        known_keys("download", "proxies", "httpProxy", "httpsProxy"),
         {"name": "download-ca",
          "configMap": {"name": "corporate", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
     ]  # fmt: skip
     assert mounts == [
         {"name": "input-0", "mountPath": "/llava/inputs/vicuna", "readOnly": True},
         {"name": "input-1", "mountPath": "/llava/inputs/shared", "readOnly": True},
-        {"name": "secret-model", "mountPath": "/llava/secrets/model", "readOnly": True},
-        {"name": "secret-dataset", "mountPath": "/llava/secrets/dataset", "readOnly": True},
-        {"name": "secret-alignment-dataset", "mountPath": "/llava/secrets/alignment-dataset", "readOnly": True},
-        {"name": "secret-download", "mountPath": "/llava/secrets/download", "readOnly": True},
+        {"name": "secret-model", "mountPath": "/llava/secrets/model", "readOnly": True, "subPath": "known~keys"},
+        {"name": "secret-dataset", "mountPath": "/llava/secrets/dataset", "readOnly": True, "subPath": "known~keys"},
+        {"name": "secret-download", "mountPath": "/llava/secrets/download", "readOnly": True, "subPath": "known~keys"},
         {"name": "download-ca", "mountPath": "/etc/llava-download", "readOnly": True},
     ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "keys"),
+    [
+        ({"source": "hf://a/b"}, ["token"]),
+        ({"source": "s3://bucket/x"}, ["accessKeyId", "secretAccessKey", "sessionToken", "endpoint", "region"]),
+        ({"source": "https://h/x/"}, ["username", "password", "bearer"]),
+        (
+            {"languageModel": "hf://a/b", "visionTower": "https://h/x/", "projector": "pvc://c/d"},
+            ["token", "username", "password", "bearer"],
+        ),
+    ],
+    ids=["hub", "bucket", "web", "several"],
+)
+def test_of_a_secret_only_keys_for_the_sources_beside_it_are_mounted(parts: dict[str, str], keys: list[str]) -> None:
+    volumes, _ = inputs_of(StageName.PREPARE, model={**parts, "secretRef": {"name": "s"}})
+    [volume] = [one for one in volumes if one["name"] == "secret-model"]
+    assert volume == known_keys("model", "s", *keys)
+
+
+def test_the_alignment_dataset_has_a_secret_of_its_own() -> None:
+    dataset = {"source": "hf://a/b", "format": "llava", "file": "c.json", "secretRef": {"name": "s"}}
+    volumes, mounts = inputs_of(
+        StageName.PREPARE,
+        alignment={"dataset": dataset, "freshProjector": True, "batch": {"perDevice": 1, "global": 2}},
+    )
+    assert volumes[-1] == known_keys("alignment-dataset", "s", "token")
+    assert mounts[-1]["mountPath"] == "/llava/secrets/alignment-dataset"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"model": {"source": "pvc://models/llava", "secretRef": {"name": "s"}}},
+        {"dataset": {"source": "pvc://data/set", "format": "llava", "file": "t.json", "secretRef": {"name": "s"}}},
+    ],
+    ids=["model", "dataset"],
+)
+def test_a_secret_for_what_is_on_a_claim_is_not_mounted_or_waited_for(spec: dict[str, Any]) -> None:
+    volumes, _ = inputs_of(StageName.PREPARE, **spec)
+    assert not [one for one in volumes if "projected" in one or "secret" in one]
+    assert list_needs(make_run(**spec).spec, StageName.PREPARE) == []
+
+
+def test_no_key_of_a_secret_can_be_named_like_the_folder_that_is_shown() -> None:
+    """Kubernetes' rule for keys of Secrets: [-._a-zA-Z0-9]+."""
+    [volume] = [one for one in inputs_of(StageName.PREPARE, **FROM_EVERYWHERE)[0] if one["name"] == "secret-model"]
+    [item] = volume["projected"]["sources"][1]["secret"]["items"]
+    assert not re.fullmatch("[-._a-zA-Z0-9]+", item["path"].split("/")[0])
 
 
 @pytest.mark.parametrize("stage", [stage for stage in StageName if stage is not StageName.PREPARE])
@@ -447,15 +503,19 @@ def test_proxies_of_the_installation_may_be_missing_in_a_namespace_and_give_way_
     default = Download(https_proxy="http://default:1", secret_ref=SecretRef(name="everyones"))
     platform = replace(PLATFORM, download=default)
     volumes, mounts = inputs_of(StageName.PREPARE, platform)
-    secret = {"secretName": "everyones", "defaultMode": 0o440}
-    assert volumes[-1] == {"name": "secret-download", "secret": secret | {"optional": True}}
+    items = [{"key": key, "path": key} for key in ("httpProxy", "httpsProxy")]
+    source = {"secret": {"name": "everyones", "items": items, "optional": True}}
+    assert volumes[-1] == {"name": "secret-download", "projected": {"defaultMode": 0o440, "sources": [source]}}
     assert mounts[-1] == {"name": "secret-download", "mountPath": "/llava/secrets/download", "readOnly": True}
     own = {"secretRef": {"name": "own"}}
     volumes, _ = inputs_of(StageName.PREPARE, platform, download=own)
-    assert volumes[-1] == {"name": "secret-download", "secret": secret | {"secretName": "own"}}
+    assert volumes[-1] == known_keys("download", "own", "httpProxy", "httpsProxy")
     # An address in a field comes before one in a Secret.
     config = build_run_config(make_run(download=own), StageName.PREPARE, 1, platform)
     assert (config.download.https_proxy, config.download.secret_ref) == (None, SecretRef(name="own"))
+    # One that is named has to have keys: the installation's is not.
+    config = build_run_config(make_run(), StageName.PREPARE, 1, platform)
+    assert (config.download.https_proxy, config.download.secret_ref) == ("http://default:1", None)
 
 
 def test_run_says_how_to_fetch_and_the_installation_the_rest() -> None:

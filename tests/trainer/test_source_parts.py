@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from llava_api.constants import SECRET_KEYS
 from llava_api.failures import Reason
 from llava_api.spec import Dataset, Download
 from llava_trainer.errors import StageError
@@ -93,6 +94,13 @@ def test_credentials_are_read_and_never_shown(tmp_path: Path) -> None:
     assert (found.access_key_id, found.secret_access_key, found.endpoint) == ("id", "secret", "https://minio")
     assert "secret" not in repr(found)
     assert read_credentials(tmp_path / "none", "spec.model.secretRef") == Credentials()
+
+
+def test_every_key_that_is_read_is_mounted(tmp_path: Path) -> None:
+    """The operator mounts the keys of this table alone."""
+    keys = [key for keys in SECRET_KEYS.values() for key in keys]
+    found = read_credentials(write_secret(tmp_path, **{key: key for key in keys}), "spec.model.secretRef")
+    assert sorted(vars(found).values()) == sorted(keys)
 
 
 @pytest.mark.parametrize(

@@ -703,15 +703,17 @@ def test_proxy_that_is_no_address(world: World, web: FileServer) -> None:
 
 def test_secret_of_proxies_with_other_keys_only(world: World, web: FileServer) -> None:
     world.dataset["source"] = f"{web.base}/set/"
-    world.secret("download", https_proxy="http://me:hunter2@x")
+    # What Kubernetes mounts of a Secret without known keys.
+    (world.secrets / "download").mkdir(parents=True)
+    world.download["secret_ref"] = {"name": "proxies"}
     error = world.failure()
     assert error.reason is Reason.SOURCE_REFUSED
     assert error.message == (
-        "spec.download.secretRef: the Secret holds https_proxy, but neither httpProxy nor httpsProxy: name the proxy's "
-        "address so"
+        "spec.download.secretRef: Secret proxies has neither key httpProxy nor httpsProxy: put the proxy's address "
+        "into one of them"
     )
-    # What Kubernetes mounts of a Secret that may be missing, and is.
-    (world.secrets / "download" / "https_proxy").unlink()
+    # The installation's, which the run does not name, may be missing.
+    del world.download["secret_ref"]
     assert names_in(world.fetch()["dataset"].path)
 
 

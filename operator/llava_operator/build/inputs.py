@@ -1,4 +1,7 @@
-"""What a run reads: claims, Secrets and authorities that its stages mount, and where they find things. Pure."""
+"""What a run reads: claims, Secrets and authorities that its stages mount, and where they find things. Pure.
+
+Of a Secret only the keys that prepare knows reach the container, whatever else is in it.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +11,7 @@ from typing import NamedTuple
 from llava_api.constants import (
     DOWNLOAD_CA_PATH,
     INPUTS_PATH,
+    PROXY_KEYS,
     RUN_VOLUME_PATH,
     SECRETS_PATH,
     SecretRole,
@@ -15,7 +19,7 @@ from llava_api.constants import (
 )
 from llava_api.spec import Download, Spec
 from llava_api.volume import RunVolume
-from llava_operator.run import secrets_of
+from llava_operator.run import SecretUse, secrets_of
 from llava_operator.wire import Object
 
 PVC_SCHEME = "pvc://"
@@ -23,6 +27,8 @@ _IN_SECRET = frozenset({"http_proxy", "https_proxy"})
 """What ``spec.download.secretRef`` may hold."""
 _SECRET_MODE = 0o440
 """Readable by the pod's group only, which the volume gets."""
+_KNOWN_KEYS = "known~keys"
+"""Folder of a Secret's volume that is all that the container sees. No key may have a ~, so it is nobody's key."""
 
 
 class Source(NamedTuple):
@@ -78,9 +84,10 @@ def dataset_dir(source: str, role: SecretRole) -> Path:
 def complete_download(given: Download, default: Download) -> Download:
     """What the run says, and where it says nothing, what the installation says.
 
-    A run with proxies in a Secret of its own has said so: the installation's would come before them.
+    A run with proxies in a Secret of its own has said so: the installation's would come before them. The installation's
+    own Secret is mounted where there is one, and not named: only a Secret that a run names has to have keys.
     """
-    said = _IN_SECRET if given.secret_ref is not None else frozenset()
+    said = {"secret_ref"} | (_IN_SECRET if given.secret_ref is not None else frozenset())
     missing = {name: value for name, value in default if name not in said and getattr(given, name) is None}
     return given.model_copy(update=missing)
 
@@ -105,19 +112,9 @@ def build_inputs(spec: Spec, stage: StageName, default: Download) -> list[Mounte
     ]
     if stage is not StageName.PREPARE:
         return mounted
-    mounted += [
-        _mount(
-            f"secret-{role}",
-            {"secret": {"secretName": name, "defaultMode": _SECRET_MODE}},
-            f"{SECRETS_PATH}/{role}",
-        )
-        for role, name in secrets_of(spec).items()
-    ]
+    mounted += [_mount_secret(role, secret) for role, secret in secrets_of(spec).items()]
     if spec.download.secret_ref is None and default.secret_ref is not None:
-        # The installation's: not every namespace needs to have it.
-        secret = {"secretName": default.secret_ref.name, "defaultMode": _SECRET_MODE, "optional": True}
-        role = SecretRole.DOWNLOAD
-        mounted.append(_mount(f"secret-{role}", {"secret": secret}, f"{SECRETS_PATH}/{role}"))
+        mounted.append(_mount_optional_secret(SecretRole.DOWNLOAD, SecretUse(default.secret_ref.name, PROXY_KEYS)))
     authorities = complete_download(spec.download, default).ca_config_map
     if authorities is not None:
         key = PurePosixPath(DOWNLOAD_CA_PATH).name
@@ -127,6 +124,31 @@ def build_inputs(spec: Spec, stage: StageName, default: Download) -> list[Mounte
             source["optional"] = True
         mounted.append(_mount("download-ca", {"configMap": source}, str(PurePosixPath(DOWNLOAD_CA_PATH).parent)))
     return mounted
+
+
+def _mount_secret(role: SecretRole, secret: SecretUse) -> Mounted:
+    """The known keys of a Secret that the run names; the kubelet waits for the Secret.
+
+    No key of it has to be there (a bearer does instead of username and password), and a source whose keys are all
+    optional is not waited for. So one without keys is named first, for which the Secret has to exist, and the container
+    is given the folder of the other alone. Both are of one volume, because the kubelet makes each at an instant of its
+    own: with two, the one that waits could be ready after the other was found empty.
+    """
+    known = _list_keys(secret, f"{_KNOWN_KEYS}/")
+    projected = {"defaultMode": _SECRET_MODE, "sources": [{"secret": {"name": secret.name}}, {"secret": known}]}
+    made = _mount(f"secret-{role}", {"projected": projected}, f"{SECRETS_PATH}/{role}")
+    return Mounted(volume=made.volume, mount={**made.mount, "subPath": _KNOWN_KEYS})
+
+
+def _mount_optional_secret(role: SecretRole, secret: SecretUse) -> Mounted:
+    """The known keys of the installation's Secret: not every namespace needs to have it."""
+    projected = {"defaultMode": _SECRET_MODE, "sources": [{"secret": _list_keys(secret)}]}
+    return _mount(f"secret-{role}", {"projected": projected}, f"{SECRETS_PATH}/{role}")
+
+
+def _list_keys(secret: SecretUse, folder: str = "") -> Object:
+    items = [{"key": key, "path": f"{folder}{key}"} for key in secret.keys]
+    return {"name": secret.name, "items": items, "optional": True}
 
 
 def _mount(name: str, source: Object, path: str) -> Mounted:

@@ -10,12 +10,13 @@ from pathlib import Path
 import certifi
 import httpx
 
+from llava_api.constants import PROXY_KEYS
 from llava_api.spec import Download
 from llava_trainer.sources.credentials import read_key
 from llava_trainer.sources.refusals import refused
 
 SECRET_FIELD = "spec.download.secretRef"
-_HTTP_KEY, _HTTPS_KEY = "httpProxy", "httpsProxy"
+_HTTP_KEY, _HTTPS_KEY = PROXY_KEYS
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 20.0
 """Longest silence of a server. Shorter than the grace period, so that a pod that is asked to stop can still say so."""
@@ -40,14 +41,19 @@ def read_network(download: Download, ca_file: Path, secret: Path, environ: Mappi
     Args:
         download: what the run says, completed by the installation.
         ca_file: further authorities.
-        secret: mounted Secret with the keys httpProxy and httpsProxy; no folder is none.
+        secret: folder with the keys httpProxy and httpsProxy of a Secret; no folder is none.
         environ: the environment.
 
     Raises:
-        StageError: SourceRefused, if the authorities' file holds no certificate, a key of the Secret is empty, or it
-            has other keys only.
+        StageError: SourceRefused, if the authorities' file holds no certificate, a key of the Secret is empty, or the
+            run names a Secret that has neither.
     """
-    _check_keys(secret)
+    if download.secret_ref is not None and not any((secret / key).exists() for key in (_HTTP_KEY, _HTTPS_KEY)):
+        # Nobody names a Secret for nothing. The installation's is not named: a namespace may do without.
+        raise refused(
+            f"{SECRET_FIELD}: Secret {download.secret_ref.name} has neither key {_HTTP_KEY} nor {_HTTPS_KEY}: put the "
+            "proxy's address into one of them"
+        )
 
     def chosen(said: str | None, name: str, key: str | None = None) -> str | None:
         said = said or (read_key(secret / key, SECRET_FIELD, key) if key else None)
@@ -60,16 +66,6 @@ def read_network(download: Download, ca_file: Path, secret: Path, environ: Mappi
         no_proxy=chosen(download.no_proxy, "no_proxy") or "",
         ca_pem=_read_authorities(ca_file),
     )
-
-
-def _check_keys(secret: Path) -> None:
-    """Nobody names a Secret for nothing. An empty folder is the installation's, where a namespace does without."""
-    keys = sorted(path.name for path in secret.glob("[!.]*"))
-    if keys and not {_HTTP_KEY, _HTTPS_KEY}.intersection(keys):
-        raise refused(
-            f"{SECRET_FIELD}: the Secret holds {', '.join(keys)}, but neither {_HTTP_KEY} nor {_HTTPS_KEY}: name the "
-            "proxy's address so"
-        )
 
 
 def _read_authorities(file: Path) -> str | None:
