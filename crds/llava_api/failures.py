@@ -32,6 +32,7 @@ class Reason(StrEnum):
     STORAGE_FULL = "StorageFull"
     INTERRUPTED = "Interrupted"
     # Seen by the operator.
+    NOT_ALLOWED = "NotAllowed"
     PLAN_DOES_NOT_FIT = "PlanDoesNotFit"
     OUT_OF_MEMORY = "OutOfMemory"
     POD_DISRUPTED = "PodDisrupted"
@@ -98,6 +99,8 @@ FAILURES: tuple[Failure, ...] = (
             hint="A model or dataset does not exist or may not be read: correct the source or its secretRef."),
     Failure(reason=Reason.UNSUPPORTED_DEVICE, exit_code=82, retryable=False,
             hint="The GPU cannot do what the run asks for: the message names the setting to change."),
+    Failure(reason=Reason.NOT_ALLOWED, exit_code=None, retryable=False,
+            hint="Change what the message names, or ask whoever installed the operator to allow it."),
     Failure(reason=Reason.PLAN_DOES_NOT_FIT, exit_code=None, retryable=False,
             hint="Choose one of the configurations that the message names, or GPUs with more memory."),
     Failure(reason=Reason.OUT_OF_MEMORY, exit_code=None, retryable=False,

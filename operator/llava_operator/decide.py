@@ -21,6 +21,7 @@ from llava_api.text import show
 from llava_operator.cards import NodeGpus, know_cards
 from llava_operator.clock import to_time
 from llava_operator.planning import Planned, Refusal, plan_training
+from llava_operator.policy import Violation, describe_violations
 from llava_operator.results import describe_result, take_result
 from llava_operator.run import Run, current_stage, num_pods, stage_of
 from llava_operator.status import complete_status, first_stages, next_stage, replace_stage
@@ -67,6 +68,8 @@ class Observation:
     """Instant from which that report alone is worth a write."""
     nodes: frozenset[NodeGpus] = frozenset()
     """GPUs of nodes that the run may get, where they are known and training is about to be planned."""
+    violations: tuple[Violation, ...] = ()
+    """What pods of the stage that runs would be given against the installation's policy."""
     now: datetime
 
 
@@ -109,6 +112,9 @@ def decide(seen: Observation) -> Decision:
     stage = current_stage(run.status)
     if stage is None or seen.job is not None:
         return Wait(until=seen.progress_due_at if seen.progress else None)
+    if seen.violations:
+        # The policy changes with a restart, after which every run is looked at again.
+        return Wait()
     if seen.obstacle is not None and seen.now < seen.obstacle.retry_at:
         return Wait(until=seen.obstacle.retry_at)
     return Start(stage=stage.name, attempt=stage.attempt)
@@ -160,6 +166,12 @@ def _plan_without_job(seen: Observation, stage: StageStatus) -> Status:
         message = f"Job {stage.job} was deleted while {stage.name} ran"
         return _fail(seen.run.status, stage, failed_by_operator(stage, Reason.JOB_DELETED, message), seen.now)
     message = seen.obstacle.message if seen.obstacle else describe_waiting(None, (), 1)
+    if seen.violations:
+        message = describe_violations(seen.violations)
+        if stage.name is seen.run.status.stages[0].name:
+            return _fail(seen.run.status, stage, failed_by_operator(stage, Reason.NOT_ALLOWED, message), seen.now)
+        # The policy has changed since the run was begun. Its work so far is worth waiting for who can change it back.
+        message = show(f"waits: {message}", max_chars=MAX_TEXT)
     return replace_stage(seen.run.status, stage.model_copy(update={"message": message}))
 
 

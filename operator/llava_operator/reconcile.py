@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from llava_api.constants import TRAINING_STAGES, Condition, StageName
@@ -21,6 +21,7 @@ from llava_operator.events import EventPublisher, Transition
 from llava_operator.kube import ConflictError, Kube, KubeError, NotFoundError
 from llava_operator.nodes import Nodes
 from llava_operator.observe import Observer
+from llava_operator.policy import find_violations
 from llava_operator.progress import ProgressBook
 from llava_operator.resources import CONFIG_MAPS, JOBS, RUNS, SERVICES, VOLUME_CLAIMS
 from llava_operator.run import Run, UnreadableError, current_stage, parse_run, parse_status, stage_of
@@ -86,7 +87,7 @@ class Reconciler:
             await self._report_unreadable(key, raw, str(error))
             return None
         now = self.now()
-        seen = await observer.observe_children(run, self._memory(run).obstacle, now)
+        seen = self._judge(await observer.observe_children(run, self._memory(run).obstacle, now))
         match decide(seen):
             case Commit(status=status):
                 return await self._commit(seen, status)
@@ -95,6 +96,13 @@ class Reconciler:
                 return await self._start(run, stage, attempt)
             case Wait(until=until):
                 return await self._wait(run, until, now)
+
+    def _judge(self, seen: Observation) -> Observation:
+        """Hold what the next pods would be given against the installation's policy."""
+        stage = current_stage(seen.run.status)
+        if stage is None:
+            return seen
+        return replace(seen, violations=find_violations(seen.run.spec, self.platform.policy, stage.name))
 
     def _memory(self, run: Run) -> _Memory:
         memory = self._memories.get(run.key)

@@ -1,11 +1,22 @@
 """The operator's settings: read from the environment once, in ``main``, and handed on as a value."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from llava_api.spec import Download, SecretRef
+from llava_operator.policy import (
+    ALLOWED_HOST,
+    ALLOWED_NAME,
+    ALLOWED_REPOSITORY,
+    ANYTHING,
+    MAX_ENTRIES,
+    MAX_ENTRY,
+    PUBLIC_HUB,
+    Policy,
+)
 
 PREFIX = "LLAVA_OPERATOR_"
 
@@ -13,6 +24,24 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 Address = Annotated[str, Field(max_length=512)]
+
+
+def _entries(pattern: str, right: str) -> AfterValidator:
+    """Every entry of a policy's list is one of these; the message says what would be."""
+
+    def check(entries: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = next((one for one in entries if len(one) > MAX_ENTRY or not re.fullmatch(pattern, one)), None)
+        if wrong is not None:
+            raise ValueError(f"{wrong!r} must be {right}, of at most {MAX_ENTRY} characters")
+        if len(entries) > MAX_ENTRIES:
+            raise ValueError(f"has {len(entries)} entries, but may have {MAX_ENTRIES}")
+        return entries
+
+    return AfterValidator(check)
+
+
+_NAMES = _entries(ALLOWED_NAME, "a name, in which * stands for any part")
+_HOSTS = _entries(ALLOWED_HOST, "HOST or HOST:PORT in lower case, without https://, or *")
 
 
 class SettingsError(Exception):
@@ -104,7 +133,41 @@ class Settings(BaseModel):
         ),
     ] = ""
 
-    @field_validator("watch_namespaces", mode="before")
+    # What runs may ask for (``policy``). Each list is separated by commas; ``*`` allows all, and empty nothing.
+    policy_image_repositories: Annotated[
+        tuple[str, ...],
+        _entries(
+            ALLOWED_REPOSITORY,
+            "REGISTRY or REGISTRY/PATH in lower case (Docker's own: docker.io/library/NAME) without a tag, or *",
+        ),
+        Field(description="Repositories from which runs may take their image, and all below them. The trainer image is "
+                          "always allowed."),
+    ] = (ANYTHING,)  # fmt: skip
+    policy_secret_names: Annotated[
+        tuple[str, ...], _NAMES, Field(description="Names of the Secrets that runs may name.")
+    ] = (ANYTHING,)  # fmt: skip
+    policy_ca_config_maps: Annotated[
+        tuple[str, ...], _NAMES, Field(description="Names of the ConfigMaps that runs may take authorities from.")
+    ] = (ANYTHING,)  # fmt: skip
+    policy_hub_token_hosts: Annotated[
+        tuple[str, ...],
+        _HOSTS,
+        Field(description="Hosts to which tokens of a hub may be sent, besides that of hub_endpoint."),
+    ] = (PUBLIC_HUB,)
+    policy_web_credential_hosts: Annotated[
+        tuple[str, ...], _HOSTS, Field(description="Hosts to which credentials of https:// sources may be sent.")
+    ] = (ANYTHING,)  # fmt: skip
+    policy_tolerations: Annotated[bool, Field(description="Whether runs may tolerate taints.")] = True
+
+    @field_validator(
+        "watch_namespaces",
+        "policy_image_repositories",
+        "policy_secret_names",
+        "policy_ca_config_maps",
+        "policy_hub_token_hosts",
+        "policy_web_credential_hosts",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
@@ -119,6 +182,20 @@ class Settings(BaseModel):
             no_proxy=self.no_proxy or None,
             ca_config_map=self.download_ca_config_map or None,
             secret_ref=SecretRef(name=self.download_secret) if self.download_secret else None,
+        )
+
+    @property
+    def policy(self) -> Policy:
+        """What runs may ask for."""
+        return Policy(
+            trainer_image=self.trainer_image,
+            hub_endpoint=self.hub_endpoint,
+            image_repositories=self.policy_image_repositories,
+            secret_names=self.policy_secret_names,
+            ca_config_maps=self.policy_ca_config_maps,
+            hub_token_hosts=self.policy_hub_token_hosts,
+            web_credential_hosts=self.policy_web_credential_hosts,
+            tolerations=self.policy_tolerations,
         )
 
     @property

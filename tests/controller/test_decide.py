@@ -10,6 +10,7 @@ from llava_api.failures import BY_REASON, Reason
 from llava_api.report import PrepareNumbers, Score, StageResult
 from llava_api.status import Progress, StageState, Status
 from llava_operator.decide import Commit, Obstacle, ObstacleKind, Start, Wait, decide
+from llava_operator.policy import Violation
 from llava_operator.run import stage_of
 from tests.controller.makers import (
     JOB_UID,
@@ -320,3 +321,37 @@ def test_new_generation_is_noted() -> None:
     decision = decide(replace(seen, run=replace(seen.run, generation=2)))
     assert isinstance(decision, Commit)
     assert decision.status.observed_generation == 2
+
+
+def refused() -> tuple[Violation, ...]:
+    return (Violation(field="spec.image.reference", value="evil", rule="allows others (policy.x)", fix="use another"),)
+
+
+def test_what_the_installation_does_not_allow_fails_before_anything_is_made() -> None:
+    seen = see(begun(with_job=False), violations=refused())
+    status = commit(seen)
+    assert status.failure is not None
+    assert (status.phase, status.failure.reason, status.failure.stage) == (
+        Phase.FAILED, Reason.NOT_ALLOWED, StageName.PREPARE
+    )  # fmt: skip
+    assert status.failure.message == (
+        "spec.image.reference is evil, but this installation allows others (policy.x): use another"
+    )
+    assert decide(see(status)) == Wait()
+
+
+def test_a_rule_that_came_later_holds_up_the_next_stage_and_lets_it_go_on() -> None:
+    """What is on the volume by then is worth more than a clear end."""
+    before = begun(StageName.MERGE, with_job=False)
+    status = commit(see(before, violations=refused()))
+    merge = stage_of(status, StageName.MERGE)
+    assert (status.phase, merge.state) == (Phase.RUNNING, StageState.RUNNING)
+    assert merge.message.startswith("waits: spec.image.reference is evil, but")
+    assert decide(see(status, violations=refused())) == Wait()
+    again = commit(see(status))
+    assert decide(see(again)) == Start(stage=StageName.MERGE, attempt=1)
+
+
+def test_a_rule_that_came_later_leaves_pods_alone_that_run() -> None:
+    status = begun(StageName.TRAIN)
+    assert decide(see(status, job=make_job(status), violations=refused())) == Wait()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llava_api.constants import API_VERSION, KIND, Condition, Phase, StageName
+from llava_api.failures import Reason
 from llava_api.status import Progress, Status
 from llava_operator.authority import Authority
 from llava_operator.build.common import Platform
@@ -25,6 +26,7 @@ from llava_operator.kube import (
     RetryableError,
 )
 from llava_operator.nodes import Nodes
+from llava_operator.policy import Policy
 from llava_operator.progress import ProgressBook
 from llava_operator.reconcile import UNREADABLE, UNREPORTED, Reconciler, StatusPrunedError
 from llava_operator.resources import CONFIG_MAPS, EVENTS, JOBS, RUNS, VOLUME_CLAIMS
@@ -112,6 +114,7 @@ class Operator:
     def __init__(self, server: ApiServer) -> None:
         self.server = server
         self.now = NOW
+        self.policy = Policy()
         self.authority = Authority(certificate="PEM")
         self.new_process()
 
@@ -125,7 +128,7 @@ class Operator:
             progress=self.progress,
             events=EventPublisher(self.server, instance="op", now=lambda: self.now),  # type: ignore[arg-type]
             authority=self.authority,
-            platform=Platform(trainer_image="t", report_url="https://r/"),
+            platform=Platform(trainer_image="t", report_url="https://r/", policy=self.policy),
             now=lambda: self.now,
         )
 
@@ -164,6 +167,48 @@ async def test_first_passes_write_in_this_order_and_settle(server: ApiServer, op
         "create jobs invoices-prepare-1",
         "patch llavafinetunes invoices",
     ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"image": {"reference": "evil.example/x"}}, "spec.image.reference"),
+        ({"scheduling": {"tolerations": [{"operator": "Exists"}]}}, "spec.scheduling.tolerations"),
+    ],
+)
+async def test_nothing_is_made_for_a_run_that_asks_for_what_is_not_allowed(
+    server: ApiServer, operator: Operator, spec: dict[str, Any], field: str
+) -> None:
+    server.put_run(**spec)
+    operator.policy = Policy(image_repositories=(), tolerations=False)
+    operator.new_process()
+    assert await operator.settle() is None
+    assert not [write for write in server.writes if write.startswith("create")]
+    assert server.status.failure is not None
+    assert server.status.failure.reason == Reason.NOT_ALLOWED
+    assert server.status.failure.message.startswith(field)
+
+
+async def test_a_restart_with_other_rules_is_heeded_before_the_first_job_and_not_after(
+    server: ApiServer, operator: Operator
+) -> None:
+    """Between the intent that is committed and the Job the operator may be restarted with new settings."""
+    server.put_run(image={"reference": "evil.example/x"})
+    await operator.step()
+    assert current_stage(server.status) is not None
+    operator.policy = Policy(image_repositories=())
+    operator.new_process()
+    await operator.settle()
+    assert server.status.phase is Phase.FAILED
+    server.put_run(image={"reference": "evil.example/x"})
+    operator.policy = Policy()
+    operator.new_process()
+    await operator.settle()
+    assert (JOBS, "invoices-prepare-1") in server.objects
+    operator.policy = Policy(image_repositories=())
+    operator.new_process()
+    await operator.settle()
+    assert server.status.phase is Phase.PENDING
 
 
 async def test_each_pass_commits_or_acts_but_never_both(server: ApiServer, operator: Operator) -> None:

@@ -3,8 +3,11 @@
 import pytest
 
 from llava_api.spec import Download, SecretRef
+from llava_operator.policy import Policy
 from llava_operator.settings import Settings, SettingsError
+from tests.policies import WRONG_HOSTS, WRONG_NAMES, WRONG_REPOSITORIES, policy_of
 
+IMAGE = {"repository": "trainer", "tag": "1"}
 REQUIRED = {
     "LLAVA_OPERATOR_NAMESPACE": "system",
     "LLAVA_OPERATOR_POD_NAME": "op-0",
@@ -46,12 +49,57 @@ def test_downloads_of_runs_that_do_not_say_how() -> None:
     )  # fmt: skip
 
 
+def test_rules_for_runs_that_the_installer_leaves_alone_restrict_hub_tokens_only() -> None:
+    assert read().policy == Policy(trainer_image="trainer:1") == policy_of({"trainerImage": IMAGE})
+
+
+def test_rules_for_runs() -> None:
+    settings = read(
+        HUB_ENDPOINT="https://mirror",
+        POLICY_IMAGE_REPOSITORIES="registry.example/team, docker.io/library/llava,localhost:5000",
+        POLICY_SECRET_NAMES="llava-*,hub", POLICY_CA_CONFIG_MAPS="", POLICY_HUB_TOKEN_HOSTS="hub.example:8443",
+        POLICY_WEB_CREDENTIAL_HOSTS="*", POLICY_TOLERATIONS="false",
+    )  # fmt: skip
+    assert settings.policy == Policy(
+        trainer_image="trainer:1", hub_endpoint="https://mirror",
+        image_repositories=("registry.example/team", "docker.io/library/llava", "localhost:5000"),
+        secret_names=("llava-*", "hub"), ca_config_maps=(), hub_token_hosts=("hub.example:8443",),
+        web_credential_hosts=("*",), tolerations=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("value", WRONG_REPOSITORIES)
+def test_what_is_no_repository_is_refused(value: str) -> None:
+    with pytest.raises(SettingsError, match=r"POLICY_IMAGE_REPOSITORIES: .*must be REGISTRY or REGISTRY/PATH"):
+        read(POLICY_IMAGE_REPOSITORIES=value)
+
+
+@pytest.mark.parametrize("value", WRONG_NAMES)
+@pytest.mark.parametrize("variable", ["POLICY_SECRET_NAMES", "POLICY_CA_CONFIG_MAPS"])
+def test_what_is_no_pattern_of_names_is_refused(variable: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{variable}: .*must be a name, in which \* stands for any part"):
+        read(**{variable: value})
+
+
+@pytest.mark.parametrize("value", WRONG_HOSTS)
+@pytest.mark.parametrize("variable", ["POLICY_HUB_TOKEN_HOSTS", "POLICY_WEB_CREDENTIAL_HOSTS"])
+def test_what_is_no_host_is_refused(variable: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"{variable}: .*must be HOST or HOST:PORT in lower case"):
+        read(**{variable: value})
+
+
+def test_too_many_rules_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"POLICY_SECRET_NAMES: .*has 17 entries, but may have 16"):
+        read(POLICY_SECRET_NAMES=",".join(["a"] * 17))
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
         ("TYPO", "1", "LLAVA_OPERATOR_TYPO: Extra inputs are not permitted"),
         ("HTTP_PORT", "0", "LLAVA_OPERATOR_HTTP_PORT: Input should be greater than or equal to 1"),
         ("RESYNC_SECONDS", "soon", "LLAVA_OPERATOR_RESYNC_SECONDS: Input should be a valid number"),
+        ("POLICY_TOLERATIONS", "some", "LLAVA_OPERATOR_POLICY_TOLERATIONS: Input should be a valid boolean"),
         ("LOG_LEVEL", "loud", "LLAVA_OPERATOR_LOG_LEVEL: Input should be 'debug', 'info', 'warning' or 'error'"),
         ("LEASE_RENEW_DEADLINE_SECONDS", "15", "are 2, 15 and 15, but each must be greater"),
         ("LEASE_RETRY_SECONDS", "11", "are 11, 10 and 15, but each must be greater"),

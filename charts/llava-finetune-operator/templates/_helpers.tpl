@@ -51,3 +51,27 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   resources: [events]
   verbs: [get, create]
 {{- end -}}
+
+{{/* CEL: a text of the run, fit for a message. */}}
+{{- define "policy.shown" -}}
+({{ . }}.matches('^[!-~]+$') ? {{ . }} : dyn('not printable'))
+{{- end -}}
+
+{{/* CEL: patterns of names in which * stands for any part. */}}
+{{- define "policy.patterns" -}}
+{{- $made := list -}}
+{{- range . }}{{ $made = append $made (printf "^%s$" (. | replace "." "[.]" | replace "*" "[a-z0-9.-]*")) }}{{ end -}}
+{{- $made | toJson -}}
+{{- end -}}
+
+{{/* CEL: what an address of one of these hosts begins with. */}}
+{{- define "policy.origins" -}}
+{{- $made := list -}}
+{{- range . }}{{ $made = append $made (printf "https://%s" (trimSuffix ":443" .)) }}{{ end -}}
+{{- $made | toJson -}}
+{{- end -}}
+
+{{/* What is said of a name that is not allowed. */}}
+{{- define "policy.nameRule" -}}
+but this installation {{ if .allowed }}allows only {{ .kind }} named {{ join ", " .allowed }}{{ else }}allows no {{ .kind }}{{ end }} ({{ .setting }}): name an allowed one, or none
+{{- end -}}

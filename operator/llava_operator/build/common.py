@@ -13,6 +13,7 @@ from llava_api.constants import (
     StageName,
 )
 from llava_api.spec import Download
+from llava_operator.policy import Policy
 from llava_operator.run import Run
 from llava_operator.wire import Object
 
@@ -25,6 +26,8 @@ class Platform:
     report_url: str
     download: Download = field(default_factory=Download)
     """How sources are fetched, where a run does not say."""
+    policy: Policy = field(default_factory=Policy)
+    """What runs may ask for."""
 
 
 def build_labels(run: Run, stage: StageName | None = None, attempt: int | None = None) -> dict[str, str]:

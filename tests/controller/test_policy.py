@@ -1,0 +1,115 @@
+"""The installer's rules: the table that the admission policy is held to as well, and odd values at random."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llava_api.constants import StageName
+from llava_api.spec import Spec
+from llava_operator.policy import ANYTHING, Policy, Violation, describe_violations, find_violations
+from tests.policies import CASES, EVERYTHING, INSTALLATIONS, Case, make_spec, policy_of
+
+
+def judge(changes: dict[str, Any], policy: Policy, stage: StageName = StageName.PREPARE) -> tuple[Violation, ...]:
+    return find_violations(Spec.model_validate(make_spec(changes)), policy, stage)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_case(case: Case) -> None:
+    found = judge(case.spec, policy_of(INSTALLATIONS[case.installation]))
+    if case.refusal is None:
+        assert found == ()
+    else:
+        assert found, "allowed"
+        assert found[0].message.startswith(case.refusal)
+        assert (found[0].field, found[0].message.count("(policy.")) == (case.refusal.split()[0], 1)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_an_installation_that_allows_everything_refuses_nothing(case: Case) -> None:
+    assert judge(case.spec, policy_of(EVERYTHING)) == ()
+
+
+EVERY_WAY: dict[str, Any] = {
+    "image": {"reference": "evil.example/x"},
+    "model": {"source": "hf://a/b", "secretRef": {"name": "a"}},
+    "dataset": {"source": "https://e/x.zip", "secretRef": {"name": "b"}},
+    "download": {"hubEndpoint": "https://e", "caConfigMap": "c", "secretRef": {"name": "d"}},
+    "imagePullSecrets": [{"name": "e"}, {"name": "f"}],
+    "scheduling": {"tolerations": [{"operator": "Exists"}]},
+}
+
+
+def test_everything_that_is_wrong_is_told_at_once() -> None:
+    found = judge(EVERY_WAY, policy_of(INSTALLATIONS["strict"]))
+    fields = [violation.field for violation in found]
+    assert fields == [
+        "spec.image.reference", "spec.model.secretRef.name", "spec.dataset.secretRef.name",
+        "spec.download.secretRef.name", "spec.download.caConfigMap", "spec.download.hubEndpoint", "spec.dataset.source",
+        "spec.imagePullSecrets", "spec.imagePullSecrets", "spec.scheduling.tolerations",
+    ]  # fmt: skip
+    assert describe_violations(found) == "; ".join(violation.message for violation in found)
+
+
+@pytest.mark.parametrize("stage", [stage for stage in StageName if stage is not StageName.PREPARE])
+def test_later_stages_are_held_to_what_their_pods_are_given(stage: StageName) -> None:
+    """They see no credentials: rules about those do not stop a run that has fetched everything."""
+    fields = [violation.field for violation in judge(EVERY_WAY, policy_of(INSTALLATIONS["strict"]), stage)]
+    assert fields == [
+        "spec.image.reference", "spec.imagePullSecrets", "spec.imagePullSecrets", "spec.scheduling.tolerations"
+    ]  # fmt: skip
+
+
+def test_defaults_restrict_hub_tokens_and_nothing_else() -> None:
+    assert [violation.field for violation in judge(EVERY_WAY, Policy())] == ["spec.download.hubEndpoint"]
+
+
+NAMES = st.text(st.sampled_from("az09.-*\n /@:AZé\\"), min_size=1, max_size=30)
+
+
+@given(NAMES)
+def test_a_repository_allows_itself_and_what_is_below_it_alone(tail: str) -> None:
+    """Whatever follows the allowed repository is a path, a tag or a digest, else it is refused."""
+    policy = replace(Policy(), image_repositories=("registry.example/team",))
+    if not judge({"image": {"reference": f"registry.example/team{tail}"}}, policy):
+        assert tail[0] in "/:@"
+        assert tail.isascii()
+        assert not set(tail) & set("\n *\\")
+        if tail[0] == ":":
+            assert "/" not in tail, "a port, and another registry"
+
+
+@given(NAMES)
+def test_an_image_of_another_registry_is_refused(head: str) -> None:
+    policy = replace(Policy(), image_repositories=("registry.example/team",))
+    assert judge({"image": {"reference": f"{head}registry.example/team"}}, policy)
+
+
+@given(NAMES, NAMES)
+def test_tokens_go_to_the_host_alone(head: str, tail: str) -> None:
+    spec = {"model": {"source": "hf://a/b", "secretRef": {"name": "a"}}}
+    for address in (f"https://{head}huggingface.co", f"https://huggingface.co{tail}"):
+        refused = judge({**spec, "download": {"hubEndpoint": address}}, Policy())
+        assert refused or (address.startswith("https://huggingface.co/") and "\n" not in address)
+
+
+@given(NAMES)
+def test_a_star_in_a_name_stands_for_what_a_name_may_hold(middle: str) -> None:
+    policy = replace(Policy(), secret_names=("a*z",))
+    allowed = not judge({"dataset": {"secretRef": {"name": f"a{middle}z"}}}, policy)
+    assert allowed is (set(middle) <= set("az09.-"))
+
+
+@given(st.dictionaries(st.sampled_from(["reference"]), st.text(min_size=1, max_size=512)))
+def test_no_image_reference_is_too_odd_to_judge(image: dict[str, str]) -> None:
+    for violation in judge({"image": image}, replace(Policy(), image_repositories=("ghcr.io",))):
+        assert violation.message.isascii()
+        assert "\n" not in violation.message
+
+
+def test_a_star_alone_is_everything_also_beside_others() -> None:
+    policy = replace(Policy(), image_repositories=("ghcr.io", ANYTHING), hub_token_hosts=(ANYTHING,))
+    assert judge(EVERY_WAY, policy) == ()

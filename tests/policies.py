@@ -1,0 +1,307 @@
+"""One table of what installations refuse: it drives the operator's own check and the chart's admission policy.
+
+Installations are chart values. A case is what a run changes in a small valid spec, and how its refusal begins; None
+where it is allowed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llava_api.constants import API_VERSION, KIND
+from llava_operator.policy import Policy
+from llava_operator.settings import Settings
+
+TRAINER = "registry.example/ours/trainer:1"
+_OWN_IMAGE = {"trainerImage": {"repository": "registry.example/ours/trainer", "tag": "1"}}
+EVERYTHING: dict[str, Any] = {
+    **_OWN_IMAGE,
+    "policy": {
+        "imageRepositories": ["*"], "secretNames": ["*"], "caConfigMaps": ["*"], "hubTokenHosts": ["*"],
+        "webCredentialHosts": ["*"], "tolerations": True,
+    },
+}  # fmt: skip
+INSTALLATIONS: dict[str, dict[str, Any]] = {
+    "usual": _OWN_IMAGE,
+    "strict": {
+        **_OWN_IMAGE,
+        "policy": {
+            "imageRepositories": [
+                "registry.example/team", "registry.example:5000/team", "docker.io/library/llava", "docker.io/mine",
+                "localhost", "ghcr.io",
+            ],
+            "secretNames": ["llava-*", "registry.pull"],
+            "caConfigMaps": ["corporate"],
+            "hubTokenHosts": ["huggingface.co", "hub.example:8443"],
+            "webCredentialHosts": ["files.example"],
+            "tolerations": False,
+        },
+    },
+    "closed": {
+        **_OWN_IMAGE,
+        "policy": {
+            "imageRepositories": [], "secretNames": [], "caConfigMaps": [], "hubTokenHosts": [],
+            "webCredentialHosts": [], "tolerations": False,
+        },
+    },
+    "mirror": {
+        **_OWN_IMAGE,
+        "download": {"hubEndpoint": "http://hub.svc:8080"},
+        "policy": {"hubTokenHosts": ["other.example"], "webCredentialHosts": []},
+    },
+    # As much to compare as there may be, all of it in vain.
+    "large": {
+        **_OWN_IMAGE,
+        "policy": {
+            "imageRepositories": [f"registry.example/{'a' * 180}{n:03}" for n in range(16)],
+            "secretNames": [f"{'a*' * 98}{n:03}" for n in range(16)],
+            "caConfigMaps": [f"{'a*' * 98}{n:03}" for n in range(16)],
+            "hubTokenHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
+            "webCredentialHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
+            "tolerations": False,
+        },
+    },
+}  # fmt: skip
+CAPTIONS = {"source": "pvc://data/captions", "format": "llava", "file": "captions.json"}
+MODEL_PARTS = ("source", "base", "languageModel", "visionTower", "projector")
+_DIGEST = f"sha256:{'a' * 64}"
+
+
+WRONG_REPOSITORIES = (
+    "team", "library/llava", "registry.example/team:1", "registry.example/Team", "registry.example/team/",
+    "https://registry.example/team", "registry.example//team", "registry.example/*", "*.example", "REGISTRY.example",
+    f"registry.example/team@{_DIGEST}", "registry.example/" + "a" * 184,
+)  # fmt: skip
+WRONG_NAMES = ("A", "a b", "a/b", "a[b]", "ü", "a" * 201)
+WRONG_HOSTS = ("https://h.example", "h.example/x", "H.example", "*.example", "h.example:x", "me@h.example", "[::1]")
+"""Entries that neither operator nor chart take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A run and what an installation says about it."""
+
+    installation: str
+    name: str
+    refusal: str | None
+    spec: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.installation}-{self.name}"
+
+
+def policy_of(values: Mapping[str, Any]) -> Policy:
+    """The policy of an installation with these chart values; defaults are the operator's own."""
+    given = values.get("policy", {})
+    names = {key: key.removeprefix("policy_") for key in Settings.model_fields if key.startswith("policy_")}
+    camel = {"".join(part.capitalize() if n else part for n, part in enumerate(name.split("_"))): key
+             for key, name in names.items()}  # fmt: skip
+    image = values["trainerImage"]
+    return Settings(
+        namespace="system", pod_name="op", pod_ip="192.0.2.1", trainer_image=f"{image['repository']}:{image['tag']}",
+        hub_endpoint=values.get("download", {}).get("hubEndpoint", ""),
+        **{camel[key]: value for key, value in given.items()},
+    ).policy  # fmt: skip
+
+
+def make_spec(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A small valid spec with changes to its parts: fields of objects, everything else whole."""
+    spec: dict[str, Any] = {
+        "model": {"source": "pvc://models/llava"},
+        "dataset": {"source": "pvc://data/set", "format": "llava", "file": "train.json"},
+        "training": {"batch": {"perDevice": 1, "global": 1}},
+        "workers": {"replicas": 1, "gpus": 0},
+        "evaluation": {"gpus": 0},
+    }
+    for part, value in changes.items():
+        spec[part] = spec.get(part, {}) | value if isinstance(value, dict) else value
+    return spec
+
+
+def make_run(case: Case, name: str) -> dict[str, Any]:
+    """The run of a case."""
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": make_spec(case.spec)}
+
+
+def _image(reference: str) -> dict[str, Any]:
+    return {"image": {"reference": reference}}
+
+
+def _secret(name: str) -> dict[str, Any]:
+    return {"secretRef": {"name": name}}
+
+
+def _hub(endpoint: str | None, **download: Any) -> dict[str, Any]:
+    """A run that has a token for a hub."""
+    return {
+        "model": {"source": "hf://llava-hf/llava-1.5-7b-hf", **_secret("llava-hub")},
+        "download": {"hubEndpoint": endpoint, **download},
+    }
+
+
+def _web(source: str) -> dict[str, Any]:
+    return {"dataset": {"source": source, **_secret("llava-web")}}
+
+
+def _cases(installation: str, kind: str, cases: Mapping[str, tuple[dict[str, Any], str | None]]) -> list[Case]:
+    return [Case(installation=installation, name=f"{kind}-{name}", spec=spec, refusal=refusal)
+            for name, (spec, refusal) in cases.items()]  # fmt: skip
+
+
+_ALLOWED_IMAGES = (
+    TRAINER, "registry.example/team", "registry.example/team:V1_x.y", f"registry.example/team@{_DIGEST}",
+    f"registry.example/team/x-y/z__1:1@{_DIGEST}", "registry.example:5000/team/x", "llava", "llava:1", "library/llava",
+    f"docker.io/llava@{_DIGEST}", "docker.io/library/llava", "mine/x:2", "localhost/x", "ghcr.io/anyone/x",
+)  # fmt: skip
+_REFUSED_IMAGES = (
+    "registry.example/ours/trainer:2", "registry.example/ours/trainer", "registry.example/team-evil",
+    "registry.example/team-evil/x", "registry.example/teams/x", "registry.example/team.evil/x",
+    "registry.example/other", "registry.example", "registry.example.evil.example/team",
+    "evil.example/registry.example/team",
+    "xregistry.example/team", "registryxexample/team", "registry.example:5001/team", "registry.example:5000/other",
+    "registry.example:443/team", "registry.example/team:5000/evil", "REGISTRY.example/team", "registry.example/Team",
+    "registry.example/team/../evil", "registry.example//team", "/registry.example/team", " registry.example/team",
+    "registry.example/team ", "registry.example/team\n", "registry.example/team\nevil", "registry.example/team@evil",
+    "registry.example@evil/team", "user@registry.example/team", "https://registry.example/team",
+    "registry.example/team#x", "registry.example/team?x", "registry.example/team%2fx", "registry.example/team/",
+    "registry.example/team:", "registry.example/team:a:b", f"registry.example/team@{_DIGEST}@{_DIGEST}",
+    "registry.example/team:ünicode", "regıstry.example/team", "llava/x", "library/llava2", "docker.io/mine", "mine",
+    "index.docker.io/evil/x", "localhost.evil/x", "LOCALHOST/x", "ghcr.io", "ghcr.io.evil/x", "ghcr.io:443/x",
+    "[::1]:5000/x", "*", "..", "a" * 512,
+)  # fmt: skip
+_ALLOWED_HUBS = (
+    None, "", "https://huggingface.co", "https://HuggingFace.co/", "https://huggingface.co:443",
+    "https://hub.example:8443/hf/mirror",
+)  # fmt: skip
+_REFUSED_HUBS = (
+    "http://huggingface.co", "HTTPS://huggingface.co", "huggingface.co", "//huggingface.co", "https://hub.example",
+    "https://hub.example:443", "https://huggingface.co:8443", "https://huggingface.co.evil.example",
+    "https://evil-huggingface.co", "https://huggingface.co.", "https://huggingfacexco",
+    "https://huggingface.co@evil.example", "https://huggingface.co:443@evil.example/", "https://a:b@huggingface.co",
+    "https://evil.example/huggingface.co", "https://evil.example#https://huggingface.co",
+    "https://huggingface.co\\@evil.example", "https://huggingface.co#", "https://huggingface.co?x",
+    "https://huggingface.co\n", " https://huggingface.co", "https://huggingface.co\t", "https://hug\u200bgingface.co",
+    "https://huggingface\uff0eco", "https://hub.example:8443:1", "https://", "x",
+)  # fmt: skip
+_IMAGE_RULE = "but this installation allows its own trainer image"
+
+
+def _shown(value: str) -> str:
+    return value if value.isascii() and value.isprintable() and " " not in value else "not printable"
+
+
+CASES: tuple[Case, ...] = (
+    *_cases("usual", "free", {
+        "image": (_image("evil.example/x"), None),
+        "tolerations": ({"scheduling": {"tolerations": [{"operator": "Exists"}]}}, None),
+        "secrets": ({"model": _secret("any"), "dataset": _secret("other"), "imagePullSecrets": [{"name": "x"}]}, None),
+        "ca": ({"download": {"caConfigMap": "any"}}, None),
+        "web": (_web("https://anywhere.example/set.zip"), None),
+        "hub": (_hub("https://huggingface.co"), None),
+        "mirror": (_hub("https://mirror.example"), "spec.download.hubEndpoint is https://mirror.example, but"),
+        "mirror-without-token": ({"model": {"source": "hf://a/b"}, "download": {"hubEndpoint": "http://m"}}, None),
+    }),
+    *_cases("strict", "image", {f"ok-{n}": (_image(one), None) for n, one in enumerate(_ALLOWED_IMAGES)}),
+    *_cases("strict", "image", {
+        f"no-{n}": (_image(one), f"spec.image.reference is {_shown(one)}, {_IMAGE_RULE} and images of regi")
+        for n, one in enumerate(_REFUSED_IMAGES)
+    }),
+    *_cases("strict", "secret", {
+        "ok": ({"model": _secret("llava-"), "dataset": _secret("llava-s3.eu"), "download": _secret("llava-p"),
+                "alignment": {"dataset": CAPTIONS | _secret("llava-x"), "freshProjector": True,
+                              "batch": {"perDevice": 1, "global": 1}},
+                "imagePullSecrets": [{"name": "registry.pull"}]}, None),
+        "model": ({"model": _secret("hub")}, "spec.model.secretRef.name is hub, but this installation allows only "
+                                             "Secrets named llava-*, registry.pull (policy.secretNames): "),
+        "dataset": ({"dataset": _secret("llava")}, "spec.dataset.secretRef.name is llava, but"),
+        "alignment": ({"alignment": {"dataset": CAPTIONS | _secret("x-llava-"), "freshProjector": True,
+                                     "batch": {"perDevice": 1, "global": 1}}},
+                      "spec.alignment.dataset.secretRef.name is x-llava-, but"),
+        "download": ({"download": _secret("registryxpull")}, "spec.download.secretRef.name is registryxpull, but"),
+        "pull": ({"imagePullSecrets": [{"name": "llava-a"}, {"name": "other"}]}, "spec.imagePullSecrets is other, but"),
+        "upper": ({"dataset": _secret("LLAVA-a")}, "spec.dataset.secretRef.name is LLAVA-a, but"),
+        "newline": ({"dataset": _secret("llava-a\n")}, "spec.dataset.secretRef.name is not printable, but"),
+        "below": ({"dataset": _secret("llava-a/b")}, "spec.dataset.secretRef.name is llava-a/b, but"),
+        "first-of-two": ({"model": _secret("one"), "dataset": _secret("two")}, "spec.model.secretRef.name is one, but"),
+    }),
+    *_cases("strict", "ca", {
+        "ok": ({"download": {"caConfigMap": "corporate"}}, None),
+        "no": ({"download": {"caConfigMap": "corporate-x"}}, "spec.download.caConfigMap is corporate-x, but this "
+               "installation allows only ConfigMaps with authorities named corporate (policy.caConfigMaps): "),
+    }),
+    *_cases("strict", "hub", {f"ok-{n}": (_hub(one), None) for n, one in enumerate(_ALLOWED_HUBS)}),
+    *_cases("strict", "hub", {
+        f"no-{n}": (_hub(one), f"spec.download.hubEndpoint is {_shown(one)}, but this installation sends hub tokens to "
+                    "its own hub, https://huggingface.co, https://hub.example:8443 only (policy.hubTokenHosts): ")
+        for n, one in enumerate(_REFUSED_HUBS)
+    }),
+    *_cases("strict", "token", {
+        "none": ({"model": {"source": "hf://a/b"}, "download": {"hubEndpoint": "https://evil.example"}}, None),
+        "for-a-claim": ({"model": _secret("llava-a"), "download": {"hubEndpoint": "https://evil.example"}}, None),
+        "dataset": ({"dataset": {"source": "hf://a/b", **_secret("llava-a")}, "download": {"hubEndpoint": "https://e"}},
+                    "spec.download.hubEndpoint is https://e, but"),
+        "tower": ({"model": {"visionTower": "hf://a/b", **_secret("llava-a")}, "download": {"hubEndpoint": "https://e"}},
+                  "spec.download.hubEndpoint is https://e, but"),
+        "alignment": ({"alignment": {"dataset": CAPTIONS | {"source": "hf://a/b"} | _secret("llava-a"),
+                                     "freshProjector": True, "batch": {"perDevice": 1, "global": 1}},
+                       "download": {"hubEndpoint": "https://e"}}, "spec.download.hubEndpoint is https://e, but"),
+    }),
+    *_cases("strict", "web", {
+        "ok": (_web("https://files.example/set.zip"), None),
+        "ok-case": (_web("https://FILES.example:443/a/set.tar.gz?x=y#sha256=" + "a" * 64), None),
+        "none": ({"dataset": {"source": "https://evil.example/set.zip"}}, None),
+        "host": (_web("https://evil.example/set.zip?key=hidden"), "spec.dataset.source is at https://evil.example, but "
+                 "this installation sends credentials of https:// sources only to https://files.example "),
+        "port": (_web("https://files.example:8443/s.zip"), "spec.dataset.source is at https://files.example:8443, but"),
+        "below": (_web("https://files.example.e/s.zip"), "spec.dataset.source is at https://files.example.e, but"),
+        "path": (_web("https://e.example/files.example/set.zip"), "spec.dataset.source is at https://e.example, but"),
+        "projector": ({"model": {"projector": "https://e.example/p.bin", **_secret("llava-a")}},
+                      "spec.model.projector is at https://e.example, but"),
+    }),
+    *_cases("strict", "tolerations", {
+        "none": ({"scheduling": {"tolerations": []}}, None),
+        "one": ({"scheduling": {"tolerations": [{"operator": "Exists"}]}}, "spec.scheduling.tolerations is not empty, "
+                "but this installation allows none (policy.tolerations): leave spec.scheduling.tolerations out"),
+    }),
+    *_cases("strict", "nothing", {
+        "null": ({"model": {"secretRef": None, "base": None}, "dataset": {"secretRef": None}, "alignment": None,
+                  "image": {"reference": None},
+                  "download": {"hubEndpoint": None, "caConfigMap": None, "secretRef": None, "httpProxy": None}}, None),
+        "said": ({}, None),
+    }),
+    *_cases("closed", "all", {
+        "nothing": ({}, None),
+        "own-image": (_image(TRAINER), None),
+        "image": (_image("llava"), f"spec.image.reference is llava, {_IMAGE_RULE} only (policy.imageRepositories): "),
+        "secret": ({"model": _secret("x")}, "spec.model.secretRef.name is x, but this installation allows no Secret"),
+        "pull": ({"imagePullSecrets": [{"name": "x"}]}, "spec.imagePullSecrets is x, but this installation allows no "),
+        "ca": ({"download": {"caConfigMap": "x"}}, "spec.download.caConfigMap is x, but this installation allows no "),
+        "hub-without-token": ({"model": {"source": "hf://a/b"}, "download": {"hubEndpoint": "http://x"}}, None),
+    }),
+    *_cases("mirror", "hub", {
+        "own": (_hub(None), None),
+        "named": (_hub("http://hub.svc:8080"), None),
+        "other": (_hub("https://other.example/x"), None),
+        "slash": (_hub("http://hub.svc:8080/"), "spec.download.hubEndpoint is http://hub.svc:8080/, but"),
+        "empty": (_hub(""), "spec.download.hubEndpoint is https://huggingface.co, but"),
+        "public": (_hub("https://huggingface.co"), "spec.download.hubEndpoint is https://huggingface.co, but"),
+        "proxy": (_hub(None, httpProxy="http://e:1"), "spec.download.httpProxy is http://e:1, but this installation "
+                  "reaches its hub without TLS, and the proxy would read the token (policy.hubTokenHosts): "),
+        "named-proxy": (_hub("http://hub.svc:8080", httpProxy="http://e"), "spec.download.httpProxy is http://e, but"),
+        "no-proxy": (_hub(None, httpProxy=""), None),
+        "tls-proxy": (_hub("https://other.example", httpProxy="http://e"), None),
+        "proxy-for-tls": (_hub(None, httpsProxy="http://e"), None),
+        "proxy-without-token": ({"model": {"source": "hf://a/b"}, "download": {"httpProxy": "http://e"}}, None),
+        "web": (_web("https://x/set.zip"), "spec.dataset.source is at https://x, but this installation sends "
+                "credentials of https:// sources to no host (policy.webCredentialHosts): "),
+    }),
+    *_cases("large", "all", {
+        "image": (_image("registry.example/" + "a" * 495), "spec.image.reference is registry.example/aaa"),
+        "secrets": ({"model": _secret("a" * 253), "dataset": _secret("a" * 253), "download": _secret("a" * 253),
+                     "alignment": {"dataset": CAPTIONS | _secret("a" * 253), "freshProjector": True,
+                                   "batch": {"perDevice": 1, "global": 1}}},
+                    "spec.model.secretRef.name is aaa"),
+        "pulls": ({"imagePullSecrets": [{"name": "a" * 253}] * 8}, "spec.imagePullSecrets is aaa"),
+        "ca": ({"download": {"caConfigMap": "a" * 253}}, "spec.download.caConfigMap is aaa"),
+    }),
+)  # fmt: skip
