@@ -1,6 +1,7 @@
 """The Helm chart: what it renders, what it refuses, and how little it asks for."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import yaml
 
 from llava_api.crd import build_crd
 from llava_api.spec import Spec
+from llava_operator import policy
+from llava_operator.settings import Settings
+from tests.policies import EVERYTHING, INSTALLATIONS, WRONG_HOSTS, WRONG_NAMES, WRONG_REPOSITORIES, policy_of
 from tests.rendering import CHART, KUBE_VERSION, ROOT, render, render_base
 
 SAMPLES = sorted((ROOT / "manifests" / "samples").glob("*.yaml"))
@@ -101,8 +105,6 @@ def environment_of(rendered: dict[tuple[str, str, str], dict[str, Any]]) -> dict
 
 
 def test_every_setting_in_the_chart_is_one_of_the_operator(helm: Path) -> None:
-    from llava_operator.settings import Settings
-
     prefix = "LLAVA_OPERATOR_"
     known = {f"{prefix}{name.upper()}" for name in Settings.model_fields}
     assert set(environment_of(objects(helm))) <= known
@@ -124,6 +126,136 @@ def test_how_runs_fetch_is_a_setting(helm: Path) -> None:
         "DOWNLOAD_CA_CONFIG_MAP": values["caConfigMap"],
         "DOWNLOAD_SECRET": values["secret"],
     }
+
+
+def test_rules_for_runs_reach_the_operator(helm: Path, tmp_path: Path) -> None:
+    """What the operator makes of its environment is what the table of cases takes the same values for."""
+    for name, values in INSTALLATIONS.items():
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps(values))
+        environment = environment_of(objects(helm, "--values", str(file)))
+        given = {key: value for key, value in environment.items() if value}
+        given |= {key: value for key, value in environment.items() if "_POLICY_" in key}
+        settings = Settings.from_environment(
+            {**given, "LLAVA_OPERATOR_NAMESPACE": "n", "LLAVA_OPERATOR_POD_NAME": "p", "LLAVA_OPERATOR_POD_IP": "i"}
+        )
+        assert settings.policy == policy_of(values), name
+
+
+def test_rules_for_runs_are_by_default_those_of_the_operator(helm: Path) -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())["policy"]
+    assert values.pop("admission") is False
+    default = Settings(namespace="n", pod_name="p", pod_ip="i", trainer_image="t")
+    assert {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()} == {
+        "imageRepositories": default.policy_image_repositories,
+        "secretNames": default.policy_secret_names,
+        "caConfigMaps": default.policy_ca_config_maps,
+        "hubTokenHosts": default.policy_hub_token_hosts,
+        "webCredentialHosts": default.policy_web_credential_hosts,
+        "tolerations": default.policy_tolerations,
+    }
+
+
+@pytest.mark.parametrize("key", ["imageRepositories", "secretNames", "caConfigMaps", "hubTokenHosts"])
+def test_a_list_that_is_taken_away_allows_nothing(helm: Path, key: str) -> None:
+    environment = environment_of(objects(helm, "--set", f"policy.{key}=null"))
+    name = re.sub("([A-Z])", r"_\1", key).upper()
+    assert environment[f"LLAVA_OPERATOR_POLICY_{name}"] == ""
+
+
+ADMISSION_KINDS = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+
+
+def test_admission_policy_is_installed_where_it_is_asked_for(helm: Path) -> None:
+    assert not ADMISSION_KINDS & {key[0] for key in objects(helm)}
+    rendered = objects(helm, "--set", "policy.admission=true")
+    policy, binding = (rendered[kind, "", "llava-finetune-operator"] for kind in sorted(ADMISSION_KINDS))
+    assert policy["spec"]["failurePolicy"] == "Fail"
+    assert policy["spec"]["matchConstraints"]["resourceRules"] == [
+        {"apiGroups": ["finetune.llava.dev"], "apiVersions": ["v1alpha1"], "operations": ["CREATE", "UPDATE"],
+         "resources": ["llavafinetunes"]}
+    ]  # fmt: skip
+    assert binding["spec"] == {"policyName": "llava-finetune-operator", "validationActions": ["Deny"]}
+
+
+def test_admission_policy_looks_at_the_watched_namespaces_alone(helm: Path) -> None:
+    rendered = objects(helm, "--set", "policy.admission=true,watchNamespaces={team-a,team-b}")
+    binding = rendered["ValidatingAdmissionPolicyBinding", "", "llava-finetune-operator"]
+    assert binding["spec"]["matchResources"]["namespaceSelector"]["matchExpressions"] == [
+        {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["team-a", "team-b"]}
+    ]
+
+
+def test_there_is_no_admission_policy_without_rules(helm: Path, tmp_path: Path) -> None:
+    """The API server takes none that has nothing to refuse."""
+    (tmp_path / "values.json").write_text(json.dumps(EVERYTHING))
+    rendered = objects(helm, "--values", str(tmp_path / "values.json"), "--set", "policy.admission=true")
+    assert not ADMISSION_KINDS & {key[0] for key in rendered}
+
+
+def test_admission_policy_reads_images_and_addresses_as_the_operator_does(helm: Path, tmp_path: Path) -> None:
+    (tmp_path / "values.json").write_text(json.dumps(INSTALLATIONS["strict"]))
+    rendered = objects(helm, "--values", str(tmp_path / "values.json"), "--set", "policy.admission=true")
+    text = json.dumps(rendered["ValidatingAdmissionPolicy", "", "llava-finetune-operator"])
+    for pattern in (policy.IMAGE, policy.REPOSITORY, policy.HAS_REGISTRY, policy.ADDRESS, policy.ADDRESS_HOST,
+                    policy.SHOWABLE):  # fmt: skip
+        assert pattern in text
+
+
+def test_values_schema_has_the_operators_patterns() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    lists = {
+        policy.ALLOWED_REPOSITORY: schema["properties"]["policy"]["properties"]["imageRepositories"],
+        policy.ALLOWED_NAME: schema["definitions"]["names"],
+        policy.ALLOWED_HOST: schema["definitions"]["hosts"],
+    }
+    for pattern, found in lists.items():
+        entry = {"type": "string", "maxLength": policy.MAX_ENTRY, "pattern": pattern}
+        assert found == {"type": "array", "maxItems": policy.MAX_ENTRIES, "items": entry}
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [("imageRepositories", WRONG_REPOSITORIES), ("secretNames", WRONG_NAMES), ("hubTokenHosts", WRONG_HOSTS)],
+    ids=["repositories", "names", "hosts"],
+)
+def test_chart_refuses_entries_that_the_operator_refuses(helm: Path, key: str, wrong: tuple[str, ...]) -> None:
+    told = refusal(helm, "--set-json", f"policy.{key}={json.dumps(wrong)}")
+    assert sorted(set(re.findall(rf"/policy/{key}/(\d+)'", told)), key=int) == [str(n) for n in range(len(wrong))]
+
+
+def test_whoever_may_reach_metrics_is_a_setting(helm: Path) -> None:
+    """Closed to pods but for those that are named; the port for progress is open to the pods of all namespaces."""
+    assert "NetworkPolicy" not in {key[0] for key in objects(helm)}
+    key = ("NetworkPolicy", "llava-system", "llava-finetune-operator")
+    closed = objects(helm, "--set", "networkPolicy.enabled=true")
+    [deployment] = [one for kind, one in closed.items() if kind[0] == "Deployment"]
+    spec = closed[key]["spec"]
+    assert spec["podSelector"] == deployment["spec"]["selector"]
+    assert (spec["policyTypes"], spec["ingress"]) == (["Ingress"], [{"ports": [{"port": "report", "protocol": "TCP"}]}])
+    peers = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    opened = objects(
+        helm, "--set", "networkPolicy.enabled=true", "--set-json", f"networkPolicy.metricsFrom={json.dumps(peers)}"
+    )
+    assert opened[key]["spec"]["ingress"][1] == {"ports": [{"port": "http", "protocol": "TCP"}], "from": peers}
+    ports = {port["name"] for port in deployment["spec"]["template"]["spec"]["containers"][0]["ports"]}
+    assert ports == {"report", "http"}
+
+
+@pytest.mark.parametrize("version", ["1.29.0", "1.30.0", "v1.30.14", "1.30.99-gke.1"])
+def test_kubernetes_that_ends_jobs_before_their_pods_is_refused(helm: Path, version: str) -> None:
+    assert "requires kubeVersion: >=1.31.0-0" in refusal(helm, "--kube-version", version)
+
+
+@pytest.mark.parametrize("version", ["1.31.0", "v1.31.0-eks.2", "1.36.1"])
+def test_later_kubernetes_is_taken(helm: Path, version: str) -> None:
+    assert objects(helm, "--kube-version", version)
+
+
+def test_oldest_kubernetes_is_told() -> None:
+    floor = yaml.safe_load((CHART / "Chart.yaml").read_text())["kubeVersion"]
+    assert floor == ">=1.31.0-0"
+    assert "You need Kubernetes 1.31 or later" in (ROOT / "README.md").read_text()
 
 
 def test_names_follow_the_release(helm: Path) -> None:
@@ -170,6 +302,12 @@ def test_operator_pod_is_restricted(helm: Path) -> None:
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("watchNamespaces=team-a", "watchNamespaces"),
         ("readNodes=sometimes", "readNodes"),
+        ("policy.images=x", "images"),
+        ("policy.secretNames=llava", "secretNames"),
+        ("policy.tolerations=some", "tolerations"),
+        ("policy.admission=some", "admission"),
+        ("networkPolicy.enabled=some", "enabled"),
+        ("networkPolicy.metricsFrom={}", "metricsFrom"),
     ],
 )
 def test_wrong_values_are_refused_by_name(helm: Path, setting: str, named: str) -> None:

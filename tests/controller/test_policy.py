@@ -28,9 +28,9 @@ def test_case(case: Case) -> None:
         assert (found[0].field, found[0].message.count("(policy.")) == (case.refusal.split()[0], 1)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_an_installation_that_allows_everything_refuses_nothing(case: Case) -> None:
-    assert judge(case.spec, policy_of(EVERYTHING)) == ()
+def test_an_installation_that_allows_everything_refuses_nothing() -> None:
+    for case in CASES:
+        assert judge(case.spec, policy_of(EVERYTHING)) == (), case
 
 
 EVERY_WAY: dict[str, Any] = {

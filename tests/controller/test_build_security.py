@@ -1,0 +1,111 @@
+"""What no child of a run asks for, whatever its spec says: docs/security.md rests on these."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from llava_api.constants import STAGES, TRAINING_STAGES, StageName
+from llava_api.spec import Download, SecretRef
+from llava_operator.build.common import Platform
+from llava_operator.build.config import build_config_map, build_report_ca
+from llava_operator.build.job import build_job
+from llava_operator.build.service import build_rendezvous_service
+from llava_operator.build.volume import build_volume_claim
+from llava_operator.run import Run
+from llava_operator.wire import Object
+from tests.controller.makers import KEY, make_run
+
+PLATFORM = Platform(
+    trainer_image="t", report_url="https://r/", download=Download(ca_config_map="c", secret_ref=SecretRef(name="s"))
+)
+DEMANDING: dict[str, Any] = {
+    "model": {"languageModel": "pvc://vicuna/7b", "visionTower": "hf://a/b", "projector": "https://h/p.bin",
+              "secretRef": {"name": "hub"}},
+    "dataset": {"source": "s3://invoices/set", "format": "llava", "file": "t.json", "secretRef": {"name": "s3"}},
+    "alignment": {"dataset": {"source": "pvc://vicuna/captions", "format": "llava", "file": "c.json"},
+                  "batch": {"perDevice": 1, "global": 16}},
+    "training": {"batch": {"perDevice": 1, "global": 16}},
+    "workers": {"replicas": 2, "gpus": 8, "network": {"interface": "eth0", "hca": "mlx5", "resource": "rdma/hca"}},
+    "evaluation": {"gpus": 1},
+    "scheduling": {"nodeSelector": {"a": "b"}, "tolerations": [{"operator": "Exists"}]},
+    "download": {"caConfigMap": "corporate", "secretRef": {"name": "proxies"}},
+    "image": {"reference": "evil.example/x"},
+    "imagePullSecrets": [{"name": "registry"}],
+}  # fmt: skip
+"""Everything that a spec can ask for."""
+SPECS = {"plain": {}, "demanding": DEMANDING}
+
+
+@pytest.fixture(params=SPECS)
+def run(request: pytest.FixtureRequest) -> Run:
+    return make_run(**SPECS[request.param])
+
+
+def pods(run: Run) -> dict[StageName, Object]:
+    return {stage: build_job(run, stage, 1, PLATFORM)["spec"]["template"]["spec"] for stage in STAGES}
+
+
+def children(run: Run) -> Iterator[Object]:
+    yield build_volume_claim(run)
+    yield build_report_ca(run, "PEM")
+    for stage in STAGES:
+        yield build_config_map(run, stage, 1, PLATFORM)
+        yield build_job(run, stage, 1, PLATFORM)
+    yield from (build_rendezvous_service(run, stage) for stage in TRAINING_STAGES)
+
+
+def keys_in(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from keys_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from keys_in(inner)
+
+
+def test_nothing_of_a_run_is_in_another_namespace(run: Run) -> None:
+    for child in children(run):
+        assert child["metadata"]["namespace"] == KEY.namespace
+        spec = child.get("spec", {})
+        assert "namespace" not in set(keys_in(spec)), "a reference may leave the run's namespace"
+
+
+def test_pods_hold_no_credential_of_the_cluster(run: Run) -> None:
+    for pod in pods(run).values():
+        assert pod["automountServiceAccountToken"] is False
+        assert "serviceAccountName" not in pod
+        projections = [source for volume in pod["volumes"] for source in volume.get("projected", {}).get("sources", [])]
+        tokens = [source["serviceAccountToken"] for source in projections if "serviceAccountToken" in source]
+        assert [token["audience"] for token in tokens] == ["llava-finetune-operator"]
+
+
+def test_pods_ask_nothing_of_the_host(run: Run) -> None:
+    for pod in pods(run).values():
+        assert set(pod) <= {
+            "restartPolicy", "terminationGracePeriodSeconds", "automountServiceAccountToken", "enableServiceLinks",
+            "securityContext", "containers", "volumes", "subdomain", "nodeSelector", "tolerations", "imagePullSecrets",
+        }  # fmt: skip
+        kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
+        assert kinds <= {"configMap", "projected", "persistentVolumeClaim", "emptyDir"}
+        context = pod["securityContext"]
+        assert (context["runAsNonRoot"], context["runAsUser"]) == (True, 65532)
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        [container] = pod["containers"]
+        assert "ports" not in container
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+        }  # fmt: skip
+
+
+def test_every_claim_but_the_runs_own_is_read_only(run: Run) -> None:
+    for pod in pods(run).values():
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        for mount in pod["containers"][0]["volumeMounts"]:
+            claim = volumes[mount["name"]].get("persistentVolumeClaim")
+            if claim is None or claim["claimName"] == f"{KEY.name}-run":
+                continue
+            assert (mount["readOnly"], claim["readOnly"]) == (True, True)
+        writable = {mount["name"] for mount in pod["containers"][0]["volumeMounts"] if not mount.get("readOnly")}
+        assert writable == {"run", "tmp", "shm"}
