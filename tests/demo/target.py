@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,8 +107,13 @@ def helm_cluster_arguments(kubectl: Kubectl) -> list[str]:
     return ["--kube-context" if argument == "--context" else argument for argument in kubectl.cluster_arguments]
 
 
-def install_operator(target: Target, *, progress_interval_s: float) -> None:
+def install_operator(target: Target, *, progress_interval_s: float, values: Sequence[str] = ()) -> None:
     """Install or upgrade the operator by its chart, and wait until it is ready.
+
+    Args:
+        target: where.
+        progress_interval_s: between two writes of progress.
+        values: further ones of the chart, as helm's --set-json has them.
 
     Raises:
         TargetError: helm failed; the message holds what it printed.
@@ -117,6 +122,8 @@ def install_operator(target: Target, *, progress_interval_s: float) -> None:
     for key, image in (("image", target.operator_image), ("trainerImage", target.trainer_image)):
         repository, _, tag = image.rpartition(":")
         settings += ["--set-string", f"{key}.repository={repository},{key}.tag={tag}"]
+    for value in values:
+        settings += ["--set-json", value]
     arguments = helm_cluster_arguments(target.kubectl)
     done = subprocess.run(
         [str(target.helm), *arguments, "upgrade", "--install", RELEASE, str(CHART),

@@ -1,9 +1,12 @@
 """Model from a hub and dataset from S3, both served by this machine: pods fetch them with the run's credentials.
 
-The Secrets come late: until then the run says what it waits for, and goes on by itself when they are there.
+The Secrets come late: until then the run says what it waits for, and goes on by itself when they are there. Of what is
+in them the container sees the keys that it needs.
 """
 
+import json
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -75,6 +78,30 @@ def secret(name: str, **keys: str) -> dict[str, object]:
     return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": keys}
 
 
+LOOK = """
+import json, os, sys
+found = {}
+for folder, _, files in os.walk("/llava/secrets"):
+    for file in files:
+        with open(os.path.join(folder, file)) as stream:
+            found.setdefault(os.path.relpath(folder, "/llava/secrets"), {})[file] = stream.read()
+json.dump(found, sys.stdout)
+"""
+
+
+def keys_seen_by(runs: Runs, pod: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Everything below the folder of Secrets, as a pod like this one finds it: by folder, with hidden files."""
+    [container] = pod["spec"]["containers"]
+    spec = {key: value for key, value in pod["spec"].items() if key not in ("nodeName", "hostname")}
+    spec["containers"] = [{**container, "command": ["python3", "-c", LOOK]}]
+    name = "looks-at-secrets"
+    runs.kubectl.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
+    runs.kubectl.run("wait", "--for=jsonpath={.status.phase}=Succeeded", f"pod/{name}", "--timeout=60s", timeout_s=70)
+    found: dict[str, dict[str, str]] = json.loads(runs.kubectl.run("logs", name))
+    runs.kubectl.run("delete", "pod", name, "--wait=false")
+    return found
+
+
 def test_run_fetches_its_inputs_once_its_secrets_are_there(
     runs: Runs, hub: HubServer, s3: str, authority: Authority
 ) -> None:
@@ -90,9 +117,20 @@ def test_run_fetches_its_inputs_once_its_secrets_are_there(
                    for one in runs.status(NAME).stages)  # fmt: skip
 
     wait_for("the run to say what it waits for", waits_for_secrets, timeout_s=60)
+    [prepare] = runs.pods(NAME, StageName.PREPARE)
+
+    def told_by_the_kubelet() -> bool:
+        events = runs.kubectl.list("events", "--field-selector", f"involvedObject.name={prepare['metadata']['name']}")
+        told = " ".join(event["message"] for event in events if event["reason"] == "FailedMount")
+        return all(f'secret "{name}" not found' in told for name in ("hub", "s3"))
+
+    wait_for("the kubelet to name both Secrets", told_by_the_kubelet, timeout_s=60)
+    [state] = [one["state"] for one in runs.pods(NAME, StageName.PREPARE)[0]["status"]["containerStatuses"]]
+    assert state["waiting"]["reason"] == "ContainerCreating"
     runs.kubectl.apply(
-        secret("hub", token=TOKEN),
-        secret("s3", endpoint=s3, accessKeyId=KEYS["access_key_id"], secretAccessKey=KEYS["secret_access_key"]),
+        secret("hub", token=TOKEN, password="of another", known="none of a run's business"),
+        secret("s3", endpoint=s3, accessKeyId=KEYS["access_key_id"], secretAccessKey=KEYS["secret_access_key"],
+               token="of another"),
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "authorities"},
          "data": {"ca.crt": authority.pem}},
     )  # fmt: skip
@@ -103,6 +141,10 @@ def test_run_fetches_its_inputs_once_its_secrets_are_there(
     assert "/api/models/tiny/base/revision/main" in {request.path for request in hub.requests}
     [prepare] = runs.pods(NAME, StageName.PREPARE)
     for pod in (prepare, *runs.pods(NAME, StageName.TRAIN)):
-        mounted = {volume["name"] for volume in pod["spec"]["volumes"] if "secret" in volume}
+        mounted = {volume["name"] for volume in pod["spec"]["volumes"] if volume["name"].startswith("secret-")}
         assert mounted == ({"secret-model", "secret-dataset"} if pod is prepare else set())
+    assert keys_seen_by(runs, prepare) == {
+        "dataset": {"accessKeyId": KEYS["access_key_id"], "endpoint": s3, "secretAccessKey": KEYS["secret_access_key"]},
+        "model": {"token": TOKEN},
+    }
     runs.delete(NAME)
