@@ -154,7 +154,8 @@ def judged(api_server: Kubectl, crd: None, tmp_path_factory: pytest.TempPathFact
     The operator gets its settings and its rights from the chart, as a Deployment's pod does.
     """
     folder = tmp_path_factory.mktemp("operator")
-    values = {**INSTALLATIONS["strict"], "nameOverride": "judge", "watchNamespaces": [FREE]}
+    network = {"enabled": True, "metricsFrom": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}]}
+    values = {**INSTALLATIONS["strict"], "nameOverride": "judge", "watchNamespaces": [FREE], "networkPolicy": network}
     rendered = render_objects(folder, values, "--namespace", SYSTEM)
     [deployment] = [made for made in rendered if made["kind"] == "Deployment"]
     [container] = deployment["spec"]["template"]["spec"]["containers"]

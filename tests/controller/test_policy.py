@@ -1,5 +1,7 @@
 """The installer's rules: the table that the admission policy is held to as well, and odd values at random."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_api.constants import StageName
+from llava_api.resource import LlavaFineTune
+from llava_api.schema import build_schema
 from llava_api.spec import Spec
 from llava_operator.policy import ANYTHING, Policy, Violation, describe_violations, find_violations
 from tests.policies import CASES, EVERYTHING, INSTALLATIONS, Case, make_spec, policy_of
@@ -31,6 +35,23 @@ def test_case(case: Case) -> None:
 def test_an_installation_that_allows_everything_refuses_nothing() -> None:
     for case in CASES:
         assert judge(case.spec, policy_of(EVERYTHING)) == (), case
+
+
+def named_objects(schema: dict[str, Any], path: str = "spec") -> Iterator[str]:
+    for name, inner in schema.get("properties", {}).items():
+        if re.search("(secret|configmap)", name, re.IGNORECASE):
+            yield f"{path}.{name}"
+        else:
+            yield from named_objects(inner, f"{path}.{name}")
+            yield from named_objects(inner.get("items", {}), f"{path}.{name}")
+
+
+def test_every_place_in_a_spec_that_names_a_secret_or_a_config_map_has_a_rule() -> None:
+    """A field that comes later fails here, until there is a rule about it, and cases in the table."""
+    fields = {case.refusal.split()[0].removesuffix(".name") for case in CASES if case.refusal}
+    found = set(named_objects(build_schema(LlavaFineTune)["properties"]["spec"]))
+    assert found == {field for field in fields if re.search("(secret|configmap)", field, re.IGNORECASE)}
+    assert len(found) == 6
 
 
 EVERY_WAY: dict[str, Any] = {
