@@ -31,6 +31,9 @@ ADDRESS_HOST = f"^https://[A-Za-z0-9.-]+{_PORT}"
 ADDRESS = f"{ADDRESS_HOST}(/[!-~]*)?$"
 NAME = "^[a-z0-9.-]*$"
 SHOWABLE = "^[!-~]+$"
+SHOWABLE_ADDRESS = "^[!-?A-~]+$"
+"""Without @, before which a password may stand."""
+HIDDEN = "a value that is not shown"
 
 ALLOWED_REPOSITORY = f"^([*]|([a-z0-9-]+([.][a-z0-9-]+)+{_PORT}|[a-z0-9-]+:[0-9]+|localhost)(/{_COMPONENT})*)$"
 ALLOWED_NAME = "^[a-z0-9.*-]+$"
@@ -216,14 +219,14 @@ def _judge_hub(spec: Spec, policy: Policy) -> Iterator[Violation]:
         hosts = "".join(f", https://{host}" for host in policy.hub_token_hosts)
         yield Violation(
             field="spec.download.hubEndpoint",
-            value=_show(hub),
+            value=_show(hub, SHOWABLE_ADDRESS),
             rule=f"sends hub tokens to its own hub{hosts} only (policy.hubTokenHosts)",
             fix="name an allowed one, or leave out spec.download.hubEndpoint or the secretRef of hf:// sources",
         )
     elif hub == own and own.startswith("http://") and spec.download.http_proxy:
         yield Violation(
             field="spec.download.httpProxy",
-            value=_show(spec.download.http_proxy),
+            value=_show(spec.download.http_proxy, SHOWABLE_ADDRESS),
             rule="reaches its hub without TLS, and the proxy would read the token (policy.hubTokenHosts)",
             fix="leave out spec.download.httpProxy or the secretRef of hf:// sources",
         )
@@ -240,7 +243,7 @@ def _judge_web(spec: Spec, policy: Policy) -> Iterator[Violation]:
             host = re.match(ADDRESS_HOST, source)
             yield Violation(
                 field=field,
-                value=f"at {host[0]}" if host else "not printable",
+                value=f"at {host[0]}" if host else HIDDEN,
                 rule=f"sends credentials of https:// sources {allowed} (policy.webCredentialHosts)",
                 fix="use an allowed one, or leave out the secretRef beside it",
             )
@@ -279,5 +282,5 @@ def _matches(pattern: str, value: str) -> bool:
     return re.fullmatch(pattern, value) is not None
 
 
-def _show(value: str) -> str:
-    return value if _matches(SHOWABLE, value) else "not printable"
+def _show(value: str, pattern: str = SHOWABLE) -> str:
+    return value if _matches(pattern, value) else HIDDEN

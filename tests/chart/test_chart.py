@@ -198,7 +198,7 @@ def test_admission_policy_reads_images_and_addresses_as_the_operator_does(helm: 
     rendered = objects(helm, "--values", str(tmp_path / "values.json"), "--set", "policy.admission=true")
     text = json.dumps(rendered["ValidatingAdmissionPolicy", "", "llava-finetune-operator"])
     for pattern in (policy.IMAGE, policy.REPOSITORY, policy.HAS_REGISTRY, policy.ADDRESS, policy.ADDRESS_HOST,
-                    policy.SHOWABLE):  # fmt: skip
+                    policy.SHOWABLE, policy.SHOWABLE_ADDRESS, policy.HIDDEN):  # fmt: skip
         assert pattern in text
 
 

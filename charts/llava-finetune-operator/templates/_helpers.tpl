@@ -54,7 +54,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{/* CEL: a text of the run, fit for a message. */}}
 {{- define "policy.shown" -}}
-({{ . }}.matches('^[!-~]+$') ? {{ . }} : dyn('not printable'))
+({{ . }}.matches('^[!-~]+$') ? {{ . }} : dyn('a value that is not shown'))
+{{- end -}}
+
+{{/* CEL: the same of an address, in which a password may stand before an @. */}}
+{{- define "policy.shownAddress" -}}
+({{ . }}.matches('^[!-?A-~]+$') ? {{ . }} : dyn('a value that is not shown'))
 {{- end -}}
 
 {{/* CEL: patterns of names in which * stands for any part. */}}
