@@ -24,10 +24,10 @@ class Allowances(Generic[K]):
         """Whether ``take`` would be granted now."""
         return self._now_left(asker) >= 1
 
-    def take(self, asker: K) -> bool:
-        """Take one, if there is one left."""
+    def take(self, asker: K, *, leave: float = 0) -> bool:
+        """Take one, if there is one left besides ``leave``."""
         left = self._now_left(asker)
-        is_granted = left >= 1
+        is_granted = left >= 1 + leave
         self._left[asker] = (left - is_granted, self._clock())
         self._left.move_to_end(asker)
         while len(self._left) > self._max_known:

@@ -170,6 +170,7 @@ class Door:
     def __post_init__(self) -> None:
         limits = self.limits
         self._new: Allowances[str] = Allowances(per_s=limits.new_per_s, burst=limits.new_at_once, clock=self.clock)
+        self._calm: Allowances[str] = Allowances(per_s=1, burst=1, clock=self.clock)
         self._new_of_source: Allowances[str] = Allowances(
             per_s=limits.new_per_source_per_s, burst=limits.new_per_source_at_once, clock=self.clock
         )
@@ -210,7 +211,9 @@ class Door:
         """Serve a connection or turn it away."""
         # New runs share what a flood from many addresses leaves; those that have reported do not share it.
         others = _THE_KNOWN if source in self._known else _STRANGERS
-        if self._new_of_source.take(source) and self._new.take(others):
+        # Half is left to those that come once in a while, as the kubelet does.
+        leave = 0 if self._calm.take(source) else self.limits.new_at_once / 2
+        if self._new_of_source.take(source) and self._new.take(others, leave=leave):
             self._make_room(source)
             self._serve(sock, Connection(source, protocol(), self.limits), context)
             return True

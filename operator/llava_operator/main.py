@@ -37,7 +37,7 @@ from llava_operator.serving import SHUTDOWN_S, serve
 from llava_operator.settings import Settings, SettingsError
 from llava_operator.skipped import SkippedObjects
 from llava_operator.views import Key
-from llava_operator.web import build_web_app
+from llava_operator.web import LIMITS, build_web_app
 from llava_operator.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Operator:
         """
         async with serve(
             build_web_app(self.health, self.registry), self.settings.http_port,
-            count=lambda why: self.metrics.closed.labels("http", why).inc(),
+            limits=LIMITS, count=lambda why: self.metrics.closed.labels("http", why).inc(),
         ):  # fmt: skip
             lease = self._lease()
             try:

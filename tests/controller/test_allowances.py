@@ -30,6 +30,12 @@ def test_asking_in_vain_costs_nothing() -> None:
     assert allowances.has("a")
 
 
+def test_some_may_be_left_to_others() -> None:
+    allowances: Allowances[str] = Allowances(per_s=0, burst=4, clock=Clock())
+    assert [allowances.take("all", leave=2) for _ in range(3)] == [True, True, False]
+    assert [allowances.take("all") for _ in range(3)] == [True, True, False]
+
+
 def test_who_was_quiet_the_longest_is_forgotten_first() -> None:
     allowances: Allowances[int] = Allowances(per_s=0, burst=1, clock=Clock(), max_known=2)
     assert allowances.take(1)

@@ -5,17 +5,21 @@ import contextlib
 import logging
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 
 from llava_operator.connections import Closed, Limits
+from llava_operator.health import Health
 from llava_operator.serving import serve
-from tests.controller.desk import GOOD, HOST, Client, Desk, make_report
+from llava_operator.web import LIMITS, build_web_app
+from tests.controller.desk import GOOD, HOST, Client, Desk, make_issuer, make_report
 
 MANY_COME: dict[str, Any] = {
     "new_per_s": 1e6, "new_at_once": 1000, "new_per_source_per_s": 1e6, "new_per_source_at_once": 1000,
@@ -122,23 +126,30 @@ async def test_who_has_reported_gets_in_whatever_a_flood_does(num_addresses: int
     desk = Desk()
     async with desk.serve() as client:
         assert (await client.post(make_report(), source="127.0.0.2"))[0] == 200
-        (tmp_path / "ca.crt").write_text(client.roots)
-        arguments = (str(client.port), str(tmp_path / "ca.crt"), HOST, "120", str(num_addresses))
-        flood = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.controller.flood", *arguments, stdin=asyncio.subprocess.PIPE
-        )
-        try:
+        async with flood(client.port, client.roots, tmp_path, num_addresses):
             async with asyncio.timeout(60):
                 while desk.closed[Closed.CROWDED] < 5 or desk.closed[Closed.RATE] < 20:
                     await desk.another_closed.acquire()
             for _ in range(6):
                 desk.clock.now += 60
                 assert (await client.post(make_report(), source="127.0.0.2"))[0] == 200
-        finally:
-            flood.kill()
-            await flood.wait()
-            assert flood.stdin is not None
-            flood.stdin.close()
+
+
+@contextlib.asynccontextmanager
+async def flood(port: int, roots: str, folder: Path, num_addresses: int) -> AsyncIterator[None]:
+    """All that another process can do with 120 connections at a time, from so many addresses."""
+    (folder / "ca.crt").write_text(roots)
+    arguments = (str(port), str(folder / "ca.crt"), HOST, "120", str(num_addresses))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.controller.flood", *arguments, stdin=asyncio.subprocess.PIPE
+    )
+    try:
+        yield
+    finally:
+        process.kill()
+        await process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 async def test_no_more_connections_are_open_than_may_be() -> None:
@@ -254,6 +265,25 @@ async def test_plain_http_has_the_same_limits(app: web.Application) -> None:
         for _ in connections:
             await slow.acquire()
         for _, writer in connections:
+            writer.close()
+
+
+async def test_probes_are_answered_whatever_a_flood_from_many_addresses_does(tmp_path: Path) -> None:
+    """The kubelet ends a process that does not answer three times."""
+    closed = asyncio.Semaphore(0)
+    app = build_web_app(Health(heartbeat_s=10, longest_pass_s=60, clock=time.monotonic), CollectorRegistry())
+    async with (
+        serve(app, 0, host="127.0.0.1", limits=LIMITS, count=lambda _: closed.release()) as port,
+        flood(port, make_issuer().roots.decode(), tmp_path, 120),
+    ):
+        async with asyncio.timeout(60):
+            for _ in range(200):
+                await closed.acquire()
+        for number in range(1, 7):
+            local = (f"127.0.1.{number}", 0)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=local)
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 200")
             writer.close()
 
 
