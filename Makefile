@@ -78,6 +78,10 @@ bench-offloaded: setup ## torch's fused AdamW against DeepSpeed's cpu_adam for o
 bench-prepare: setup ## Pictures checked a second beside a plain Pillow loop (ARGS="--memory" for what a gigabyte takes)
 	OMP_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.prepare $(ARGS)
 
+.PHONY: bench-reporting
+bench-reporting: setup ## What a flood of connections costs the operator and the reports of others (1 minute)
+	$(RUN)/python -m tests.benchmarks.reporting
+
 .PHONY: lint
 lint: setup ## Style, types and layers
 	$(RUN)/ruff check .

@@ -11,6 +11,8 @@ from llava_api.model_facts import ModelFacts
 
 REPORT_VERSION: Final = 1
 LOSSES_KEPT = 60
+MAX_NEXT_REPORT_S = 600
+"""Longest that an answer may ask a stage to wait with its next report."""
 
 
 class ProgressReport(Lenient):
@@ -43,6 +45,18 @@ class ProgressReport(Lenient):
     message: Annotated[str, Field(max_length=256)] = ""
     skipped_checkpoints: Annotated[str, Field(max_length=256)] = ""
     """Checkpoints that were damaged, so that training went on from one before."""
+
+
+class ProgressAnswer(Lenient):
+    """Body of the answer to a report that was taken (200).
+
+    A stage that knows of no answer goes by the status alone, which is 2xx. An operator that knows of none answers 204
+    without a body; the stage then goes by a pace of its own.
+    """
+
+    next_report_seconds: Annotated[float, Field(ge=0, le=MAX_NEXT_REPORT_S)]
+    """When the next report is welcome: what comes earlier waits here for its turn to be written. The last report of a
+    stage is sent when there is one."""
 
 
 class StageFailure(Lenient):

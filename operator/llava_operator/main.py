@@ -6,14 +6,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
 import kopf
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from llava_api.constants import OLDEST_KUBERNETES, REPORT_PATH
@@ -32,23 +30,20 @@ from llava_operator.nodes import Nodes
 from llava_operator.passes import Passes, Resync
 from llava_operator.progress import ProgressBook
 from llava_operator.reconcile import Reconciler
-from llava_operator.reporting.endpoint import ServerCertificate, ensure_authority, ensure_endpoint
-from llava_operator.reporting.server import ReportDesk
-from llava_operator.reporting.tokens import TokenReviewer
+from llava_operator.reporting.service import keep_reporting
 from llava_operator.resources import RUNS
 from llava_operator.runs import Runs
+from llava_operator.serving import SHUTDOWN_S, serve
 from llava_operator.settings import Settings, SettingsError
 from llava_operator.skipped import SkippedObjects
 from llava_operator.views import Key
-from llava_operator.web import build_web_app
+from llava_operator.web import LIMITS, build_web_app
 from llava_operator.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
 EXIT_USAGE = 2
 EXIT_LEADERSHIP_LOST = 1
-SHUTDOWN_S = 2.0
-"""Longest wait for open connections when the process ends."""
 
 
 class UnsupportedClusterError(Exception):
@@ -88,7 +83,10 @@ class Operator:
             LeadershipLostError: another process may lead; this one must be gone at once.
             UnsupportedClusterError: the cluster is too old.
         """
-        async with serve(build_web_app(self.health, self.registry), self.settings.http_port):
+        async with serve(
+            build_web_app(self.health, self.registry), self.settings.http_port,
+            limits=LIMITS, count=lambda why: self.metrics.closed.labels("http", why).inc(),
+        ):  # fmt: skip
             lease = self._lease()
             try:
                 await lease.acquire(on_try=self.health.beat, on_answer=self.health.note_ready)
@@ -200,28 +198,12 @@ class Operator:
         )
 
     async def _report(self) -> None:
-        """Serve the reporting endpoint and keep it reachable. Runs go on without it."""
-        hosts = [self.settings.report_host, f"{self.settings.report_host}.cluster.local"]
-        certificate = ServerCertificate(hosts)
-        desk = ReportDesk(
-            reviewer=TokenReviewer(self.kube, clock=time.monotonic),
-            runs=self.runs,
-            children=self.children,
-            progress=self.progress,
-            queue=self.queue,
-            now=now,
-            count=lambda code: self.metrics.reports.labels(str(code)).inc(),
-        )
-        async with serve(desk.build_app(), self.settings.report_port, certificate):
-            while True:
-                try:
-                    authority = await ensure_authority(self.kube, self.settings, now())
-                    certificate.renew(authority, now())
-                    self.authority.certificate = authority.certificate.decode()
-                    await ensure_endpoint(self.kube, self.settings)
-                except KubeError as error:
-                    logger.error("progress cannot be reported for now: %s", error)
-                await asyncio.sleep(self.settings.resync_seconds)
+        await keep_reporting(
+            self.kube, self.settings, self.authority,
+            runs=self.runs, children=self.children, progress=self.progress, queue=self.queue,
+            count_report=lambda code: self.metrics.reports.labels(str(code)).inc(),
+            count_closed=lambda why: self.metrics.closed.labels("report", why).inc(),
+        )  # fmt: skip
 
 
 async def run_until_one_ends(*works: Coroutine[Any, Any, None]) -> None:
@@ -235,18 +217,6 @@ async def run_until_one_ends(*works: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks, timeout=SHUTDOWN_S)
-
-
-@asynccontextmanager
-async def serve(app: web.Application, port: int, certificate: ServerCertificate | None = None) -> AsyncIterator[None]:
-    """Serve ``app`` on every address, over TLS where a certificate is given, as long as the context lasts."""
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, port=port, ssl_context=certificate.context if certificate else None).start()
-        yield
-    finally:
-        await runner.cleanup()
 
 
 def _dotted(version: tuple[int, int]) -> str:

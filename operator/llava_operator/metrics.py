@@ -116,4 +116,8 @@ class OperatorMetrics:
             "llava_operator_reports", "Progress reports by the status code of the answer.", ["code"],
             registry=registry,
         )  # fmt: skip
+        self.closed = Counter(
+            "llava_operator_connections_closed", "Connections that were turned away or ended for what they took.",
+            ["endpoint", "reason"], registry=registry,
+        )  # fmt: skip
         ProcessCollector(registry=registry)

@@ -4,7 +4,12 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from llava_operator.connections import Limits
 from llava_operator.health import Health
+
+LIMITS = Limits(connections=256, new_per_s=1000, new_at_once=64)
+"""Without TLS a connection costs little, and the kubelet, which nobody can tell from others, ends a process whose
+probes are turned away: more addresses are let in here than to reports."""
 
 
 def build_web_app(health: Health, registry: CollectorRegistry) -> web.Application:

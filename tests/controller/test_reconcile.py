@@ -442,7 +442,7 @@ async def test_progress_is_written_when_it_is_due(server: ApiServer, operator: O
     def report(step: int, at: datetime) -> None:
         progress = Progress(stage=StageName.PREPARE, attempt=1, pod_uid="p", step=step, total_steps=9,
                             last_update_time=NOW_TEXT)  # fmt: skip
-        operator.progress.put(RUN_UID, progress)
+        operator.progress.put(RUN_UID, progress, at)
         operator.now = at
 
     report(1, NOW)

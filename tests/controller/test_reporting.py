@@ -1,300 +1,128 @@
-"""The reporting endpoint: certificates over real TLS, tokens, and every answer that a report may get."""
+"""The reporting endpoint: tokens, and every answer that a report may get."""
 
 import asyncio
 import json
-import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+import logging
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
-from cryptography import x509
+from hypothesis import given
+from hypothesis import strategies as st
 
-from llava_api.constants import API_VERSION, KIND, LABEL_COMPLETION_INDEX, LABEL_RUN, StageName
-from llava_api.report import ProgressReport
+from llava_api.constants import StageName
+from llava_api.report import ProgressAnswer, ProgressReport
 from llava_api.status import Status
-from llava_operator.children import Children
-from llava_operator.kube import AlreadyExistsError, ConflictError, Kind, NotFoundError, RetryableError
-from llava_operator.progress import ProgressBook
-from llava_operator.reporting.certificates import (
-    AUTHORITY_LIFE,
-    AUTHORITY_RENEWAL,
-    KeyPair,
-    is_usable,
-    make_authority,
-    make_leaf,
+from llava_operator.connections import Limits
+from llava_operator.reporting.claims import Speaker, read_claims
+from llava_operator.reporting.server import (
+    LINES_AT_ONCE,
+    MAX_BODY,
+    REPORTS_AT_ONCE,
+    REPORTS_PER_S,
+    RefusedError,
+    _to_progress,
+    parse_report,
 )
-from llava_operator.reporting.endpoint import (
-    ServerCertificate,
-    build_endpoint_slice,
-    ensure_authority,
-    ensure_endpoint,
-    read_authority,
+from llava_operator.reporting.tokens import (
+    ACCEPTED_FOR_S,
+    MAX_CACHED,
+    MAX_REVIEWS,
+    REFUSALS,
+    REFUSALS_PER_S,
+    BusyError,
+    TokenReviewer,
 )
-from llava_operator.reporting.server import MAX_BODY, RefusedError, ReportDesk, parse_report
-from llava_operator.reporting.tokens import ACCEPTED_FOR_S, MAX_CACHED, MAX_REVIEWS, BusyError, TokenReviewer
-from llava_operator.resources import SECRETS, SERVICES, TOKEN_REVIEWS
-from llava_operator.runs import Runs
-from llava_operator.settings import Settings
-from llava_operator.skipped import SkippedObjects
 from llava_operator.status import dump_status
 from llava_operator.views import Key
 from llava_operator.wire import Object
-from llava_operator.workqueue import WorkQueue
-from tests.controller.makers import FROM_SCRATCH, JOB_UID, KEY, NOW, RUN_UID, begun, walk
+from tests.controller.desk import (
+    EARLIER_JOB_UID,
+    GOOD,
+    HOST,
+    Client,
+    Clock,
+    Desk,
+    ReviewServer,
+    encode_part,
+    make_report,
+    make_token,
+    pod_object,
+    review_of,
+)
+from tests.controller.makers import FROM_SCRATCH, KEY, NOW, RUN_UID, walk
+from tests.controller.virtual import run_virtually
 
-HOST = "op-report.system.svc"
-SETTINGS = Settings(namespace="system", pod_name="op-0", pod_ip="10.0.0.1", trainer_image="t", name="op")
-
-
-# --- certificates
-
-
-@asynccontextmanager
-async def serve(app: web.Application, context: ssl.SSLContext) -> AsyncIterator[int]:
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
-    try:
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
-
-
-async def post(port: int, authority: KeyPair, token: str, body: bytes) -> tuple[int, str]:
-    trusted = ssl.create_default_context(cadata=authority.certificate.decode())
-    headers = {"Authorization": token} if token else {}
-    url = f"https://127.0.0.1:{port}/v1/progress"
-    async with (
-        aiohttp.ClientSession(headers=headers) as session,
-        session.post(url, data=body, ssl=trusted, server_hostname=HOST) as answer,
-    ):
-        text = await answer.text()
-        return answer.status, json.loads(text)["error"] if text else ""
+EVERYBODY_COMES = Limits(new_at_once=1000, new_per_source_at_once=1000, requests_per_source_per_s=1000)
+POD_0 = Speaker(pod=Key(KEY.namespace, "pod-0"), pod_uid="pod-0-uid")
 
 
-async def shake_hands(port: int, authority: KeyPair, host: str = HOST) -> bytes:
-    """The certificate that the server presents; raises SSLError if it cannot be trusted."""
-    trusted = ssl.create_default_context(cadata=authority.certificate.decode())
-    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusted, server_hostname=host)
-    seen: ssl.SSLObject = writer.get_extra_info("ssl_object")
-    presented = seen.getpeercert(binary_form=True) or b""
-    writer.close()
-    await writer.wait_closed()
-    return presented
+# --- what tokens claim
 
 
-async def test_renewed_certificate_is_presented_without_a_restart() -> None:
-    now = datetime.now().astimezone() - timedelta(hours=26)
-    authority, replaced = make_authority("op", now), make_authority("op", now)
-    certificate = ServerCertificate([HOST])
-    certificate.renew(authority, now)
-    async with serve(Desk().app, certificate.context) as port:
-        first = await shake_hands(port, authority)
-        certificate.renew(authority, now + timedelta(hours=23))
-        assert await shake_hands(port, authority) == first
-        certificate.renew(authority, now + timedelta(hours=25))
-        assert await shake_hands(port, authority) != first
-        for trusted, host in ((authority, "another.system.svc"), (replaced, HOST)):
-            with pytest.raises(ssl.SSLCertVerificationError):
-                await shake_hands(port, trusted, host)
-        certificate.renew(replaced, now + timedelta(hours=25))
-        assert await shake_hands(port, replaced)
+def test_claims_of_a_token() -> None:
+    assert read_claims(GOOD) == POD_0
+    assert read_claims(make_token(aud="llava-finetune-operator")) == POD_0
+    assert read_claims(make_token(aud=["a", "llava-finetune-operator"])) == POD_0
 
 
-def test_authority_is_usable_until_shortly_before_its_end() -> None:
-    authority = make_authority("op", NOW)
-    end = NOW + AUTHORITY_LIFE
-    assert is_usable(authority, NOW)
-    assert is_usable(authority, end - AUTHORITY_RENEWAL - timedelta(seconds=1))
-    assert not is_usable(authority, end - AUTHORITY_RENEWAL)
+@pytest.mark.parametrize(
+    "token",
+    [
+        "", ".", "..", "a.b.c", "a.b", f"{GOOD}.x", f"x{GOOD[1:]}\udc80", GOOD.replace(".", "\u00e9."),
+        make_token(aud="somebody-else"), make_token(aud=[]), make_token(aud=None), make_token(aud={"a": 1}),
+        make_token(**{"kubernetes.io": None}), make_token(**{"kubernetes.io": {"namespace": "n"}}),
+        make_token(**{"kubernetes.io": {"namespace": 5, "pod": {"name": "p", "uid": "u"}}}),
+        make_token(**{"kubernetes.io": {"namespace": "n", "pod": {"name": "", "uid": "u"}}}),
+        make_token(**{"kubernetes.io": {"namespace": "n", "pod": {"name": "p", "uid": "u" * 65}}}),
+        make_token(**{"kubernetes.io": {"namespace": "n", "pod": {"name": "\ud800", "uid": "u"}}}),
+        make_token(filler="x" * 8000), f"a.{encode_part(b'[' * 4000)}.c", f"a.{encode_part(b'1' * 4400)}.c",
+        f"a.{encode_part(b'[1]')}.c", f"a.{encode_part(bytes([255, 254]))}.c",
+    ],
+)  # fmt: skip
+def test_tokens_that_claim_nothing_for_us(token: str) -> None:
+    assert read_claims(token) is None
 
 
-@pytest.mark.parametrize("broken", [{"certificate": b"x"}, {"private_key": b"x"}])
-def test_damaged_authority_is_not_usable(broken: dict[str, bytes]) -> None:
-    assert not is_usable(replace(make_authority("op", NOW), **broken), NOW)
-
-
-def test_authority_may_sign_nothing_but_leaves() -> None:
-    authority = make_authority("op", NOW)
-    certificate = x509.load_pem_x509_certificate(authority.certificate)
-    constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    assert (constraints.ca, constraints.path_length) == (True, 0)
-    leaf = x509.load_pem_x509_certificate(make_leaf(authority, [HOST], NOW).certificate)
-    assert not leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    leaf.verify_directly_issued_by(certificate)
-
-
-# --- the Secret and the EndpointSlice
-
-
-@dataclass
-class SecretServer:
-    """Knows one Secret and one Service; ``rival`` writes the Secret just before us, once."""
-
-    data: dict[str, str] = field(default_factory=dict)
-    rival: dict[str, str] | None = None
-    is_installed: bool = True
-    version: int = 1
-    slices: list[Object] = field(default_factory=list)
-
-    async def get(self, kind: Kind, namespace: str, name: str) -> Object:
-        if not self.is_installed:
-            raise NotFoundError("not installed")
-        names = {SECRETS: "op-report-ca", SERVICES: "op-report"}
-        assert (namespace, name) == ("system", names[kind])
-        return {"metadata": {"resourceVersion": str(self.version), "uid": "service-uid"}, "data": dict(self.data)}
-
-    async def patch(self, kind: Kind, namespace: str, name: str, body: Object) -> Object:
-        if kind != SECRETS:
-            self.slices.append(body)
-            return body
-        if self.rival is not None:
-            self.data, self.rival = self.rival, None
-            self.version += 1
-        if body["metadata"]["resourceVersion"] != str(self.version):
-            raise ConflictError("changed")
-        self.data = body["data"]
-        return body
-
-    async def create(self, kind: Kind, namespace: str, body: Object) -> Object:
-        if self.slices:
-            raise AlreadyExistsError("there")
-        self.slices.append(body)
-        return body
-
-
-async def ensure(server: SecretServer, now: datetime = NOW) -> KeyPair:
-    return await ensure_authority(server, SETTINGS, now)  # type: ignore[arg-type]
-
-
-async def test_empty_secret_is_filled_once() -> None:
-    server = SecretServer()
-    made = await ensure(server)
-    assert await ensure(server) == made == read_authority({"data": server.data})
-
-
-async def test_authority_about_to_expire_or_damaged_is_replaced() -> None:
-    server = SecretServer()
-    made = await ensure(server)
-    renewed = await ensure(server, NOW + AUTHORITY_LIFE)
-    assert renewed != made
-    server.data["tls.crt"] = "!!"
-    assert await ensure(server) not in (made, renewed)
-
-
-async def test_rivals_authority_is_used() -> None:
-    first = SecretServer()
-    rivals = await ensure(first)
-    assert await ensure(SecretServer(rival=first.data)) == rivals
-
-
-async def test_missing_secret_is_an_error() -> None:
-    with pytest.raises(NotFoundError):
-        await ensure(SecretServer(is_installed=False))
-
-
-async def test_endpoint_leads_to_the_leader_also_after_another_one() -> None:
-    server = SecretServer()
-    for settings in (SETTINGS, SETTINGS.model_copy(update={"pod_ip": "fd00::2"})):
-        await ensure_endpoint(server, settings)  # type: ignore[arg-type]
-    assert [(made["addressType"], made["endpoints"][0]["addresses"]) for made in server.slices] == [
-        ("IPv4", ["10.0.0.1"]),
-        ("IPv6", ["fd00::2"]),
-    ]
-
-
-def test_endpoint_slice_whole() -> None:
-    assert build_endpoint_slice(SETTINGS, "service-uid") == {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": "op-report",
-            "namespace": "system",
-            "labels": {
-                "kubernetes.io/service-name": "op-report",
-                "endpointslice.kubernetes.io/managed-by": "op",
-            },
-            "ownerReferences": [{"apiVersion": "v1", "kind": "Service", "name": "op-report", "uid": "service-uid"}],
-        },
-        "addressType": "IPv4",
-        "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": True}}],
-        "ports": [{"name": "report", "port": 8443, "protocol": "TCP"}],
-    }
+@given(st.text() | st.tuples(st.binary(), st.binary() | st.text().map(str.encode), st.binary()).map(
+    lambda parts: ".".join(map(encode_part, parts))
+) | st.dictionaries(st.sampled_from(["aud", "kubernetes.io", "x"]), st.recursive(
+    st.none() | st.integers() | st.text() | st.just("llava-finetune-operator"),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["namespace", "pod", "name", "uid"]), inner, max_size=4), max_leaves=8,
+)).map(lambda claims: f"e30.{encode_part(json.dumps(claims).encode())}.x"))  # fmt: skip
+def test_no_token_gets_an_error_out_of_reading_it(token: str) -> None:
+    claimed = read_claims(token)
+    assert claimed is None or (claimed.pod.name and claimed.pod_uid)
 
 
 # --- tokens
 
 
-def review_of(**changes: Any) -> Object:
-    """What the API server says of a good token."""
-    user = {
-        "username": "system:serviceaccount:team:default",
-        "extra": {
-            "authentication.kubernetes.io/pod-name": ["pod-0"],
-            "authentication.kubernetes.io/pod-uid": ["pod-0-uid"],
-        },
-    }
-    return {"status": {"authenticated": True, "audiences": ["llava-finetune-operator"], "user": user, **changes}}
-
-
-@dataclass
-class ReviewServer:
-    """Answers TokenReviews for the token ``good``; ``gate`` holds answers back."""
-
-    asked: list[str] = field(default_factory=list)
-    answer: Object = field(default_factory=review_of)
-    is_down: bool = False
-    gate: asyncio.Event | None = None
-
-    async def create(self, kind: Kind, namespace: None, body: Object) -> Object:
-        assert kind == TOKEN_REVIEWS
-        assert body["spec"]["audiences"] == ["llava-finetune-operator"]
-        token = body["spec"]["token"]
-        self.asked.append(token)
-        if self.gate:
-            await self.gate.wait()
-        if self.is_down:
-            raise RetryableError("down")
-        return self.answer if token == "good" else {"status": {"authenticated": False}}
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+async def review(reviewer: TokenReviewer, token: str = GOOD, *, uid: str = "pod-0-uid", source: str = "10.0.0.9"):
+    claimed = Speaker(pod=Key(KEY.namespace, "pod-0"), pod_uid=uid)
+    return await reviewer.review(token, claimed, source)
 
 
 def make_reviewer(server: ReviewServer, clock: Clock | None = None) -> TokenReviewer:
     return TokenReviewer(server, clock=clock or Clock())  # type: ignore[arg-type]
 
 
+def forged(number: int = 0) -> str:
+    return make_token(salt=f"forged-{number}")
+
+
 async def test_accepted_token_is_not_asked_about_for_a_minute() -> None:
     server, clock = ReviewServer(), Clock()
     reviewer = make_reviewer(server, clock)
     for _ in range(3):
-        speaker = await reviewer.review("good")
-        assert speaker is not None
-        assert (speaker.pod, speaker.pod_uid) == (Key("team", "pod-0"), "pod-0-uid")
-    assert server.asked == ["good"]
+        assert await review(reviewer) == POD_0
+    assert server.asked == [GOOD]
     clock.now += ACCEPTED_FOR_S
-    await reviewer.review("good")
-    assert server.asked == ["good", "good"]
-
-
-async def test_refusals_are_remembered_for_a_shorter_while() -> None:
-    server, clock = ReviewServer(), Clock()
-    reviewer = make_reviewer(server, clock)
-    assert await reviewer.review("bad") is None
-    assert await reviewer.review("bad") is None
-    clock.now += 10
-    await reviewer.review("bad")
-    assert server.asked == ["bad", "bad"]
+    assert await review(reviewer) == POD_0
+    assert server.asked == [GOOD, GOOD]
 
 
 @pytest.mark.parametrize(
@@ -309,113 +137,166 @@ async def test_refusals_are_remembered_for_a_shorter_while() -> None:
     ],
 )
 async def test_tokens_that_are_not_for_us_are_refused(answer: Object) -> None:
-    assert await make_reviewer(ReviewServer(answer=answer)).review("good") is None
+    assert await review(make_reviewer(ReviewServer(answer=answer))) is None
 
 
-async def test_memory_of_tokens_is_bounded() -> None:
-    server = ReviewServer()
-    reviewer = make_reviewer(server)
+async def test_refused_tokens_push_no_accepted_one_out() -> None:
+    server, clock = ReviewServer(), Clock()
+    reviewer = make_reviewer(server, clock)
+    await review(reviewer)
     for number in range(MAX_CACHED + 1):
-        await reviewer.review(f"bad-{number}")
-    await reviewer.review(f"bad-{MAX_CACHED}")
-    assert len(server.asked) == MAX_CACHED + 1
-    await reviewer.review("bad-0")
+        clock.now += 0.001
+        assert await review(reviewer, forged(number), source=f"10.1.{number // 256}.{number % 256}") is None
+    assert len(server.asked) == MAX_CACHED + 2
+    assert await review(reviewer) == POD_0
     assert len(server.asked) == MAX_CACHED + 2
 
 
-async def test_too_many_reviews_at_once_are_put_off() -> None:
-    server = ReviewServer(gate=asyncio.Event())
+async def test_memory_of_accepted_tokens_is_bounded() -> None:
+    server = ReviewServer()
     reviewer = make_reviewer(server)
-    waiting = [asyncio.create_task(reviewer.review(f"bad-{n}")) for n in range(MAX_REVIEWS)]
-    await asyncio.sleep(0)
-    with pytest.raises(BusyError):
-        await reviewer.review("good")
+    tokens = [make_token(number=number) for number in range(MAX_CACHED + 1)]
+    for token in [*tokens, tokens[-1], tokens[0]]:
+        await review(reviewer, token)
+    assert server.asked == [*tokens, tokens[0]]
+
+
+async def test_too_many_reviews_at_once_wait_for_each_other_and_not_for_ever() -> None:
+    server = ReviewServer(gate=asyncio.Event())
     assert server.gate is not None
+    reviewer = make_reviewer(server)
+    waiting = [asyncio.create_task(review(reviewer, forged(n), uid=str(n), source=str(n))) for n in range(MAX_REVIEWS)]
+    next_one = asyncio.create_task(review(reviewer))
+    await asyncio.sleep(0.01)
+    assert len(server.asked) == MAX_REVIEWS
     server.gate.set()
     assert await asyncio.gather(*waiting) == [None] * MAX_REVIEWS
+    assert await next_one == POD_0
+
+
+def test_a_review_that_finds_no_place_is_put_off() -> None:
+    async def wait() -> None:
+        reviewer = make_reviewer(ReviewServer(gate=asyncio.Event()))
+        held = [asyncio.create_task(review(reviewer, forged(n), uid=str(n))) for n in range(MAX_REVIEWS)]
+        await asyncio.sleep(0)
+        with pytest.raises(BusyError):
+            await review(reviewer)
+        for task in held:
+            task.cancel()
+
+    run_virtually(wait())
+
+
+async def test_forged_tokens_of_one_pod_take_one_review_at_a_time_and_none_of_others() -> None:
+    server = ReviewServer(gate=asyncio.Event())
+    assert server.gate is not None
+    reviewer = make_reviewer(server)
+    first = asyncio.create_task(review(reviewer, forged(), uid="victim"))
+    await asyncio.sleep(0)
+    for number in range(1, 100):
+        with pytest.raises(BusyError):
+            await review(reviewer, forged(number), uid="victim", source=f"10.2.0.{number}")
+    other = asyncio.create_task(review(reviewer))
+    await asyncio.sleep(0)
+    assert server.asked == [forged(), GOOD]
+    server.gate.set()
+    assert await asyncio.gather(first, other) == [None, POD_0]
+
+
+async def test_an_address_whose_tokens_are_refused_waits() -> None:
+    server, clock = ReviewServer(), Clock()
+    reviewer = make_reviewer(server, clock)
+    for number in range(REFUSALS):
+        assert await review(reviewer, forged(number)) is None
+    with pytest.raises(BusyError):
+        await review(reviewer, GOOD)
+    assert await review(reviewer, GOOD, source="10.0.0.10") == POD_0
+    clock.now += 1 / REFUSALS_PER_S
+    assert await review(reviewer, forged()) is None
+    assert len(server.asked) == REFUSALS + 2
+
+
+async def test_a_token_that_was_accepted_waits_for_no_forged_one() -> None:
+    server, clock = ReviewServer(), Clock()
+    reviewer = make_reviewer(server, clock)
+    await review(reviewer)
+    for number in range(REFUSALS):
+        await review(reviewer, forged(number))
+    clock.now += ACCEPTED_FOR_S
+    server.gate = asyncio.Event()
+    held = asyncio.create_task(review(reviewer, forged(), source="10.0.0.10"))
+    await asyncio.sleep(0)
+    again = asyncio.create_task(review(reviewer))
+    await asyncio.sleep(0)
+    server.gate.set()
+    assert await asyncio.gather(held, again) == [None, POD_0]
+
+
+async def test_a_token_that_is_taken_back_is_forgotten() -> None:
+    server, clock = ReviewServer(), Clock()
+    reviewer = make_reviewer(server, clock)
+    await review(reviewer)
+    clock.now += ACCEPTED_FOR_S
+    server.answer = review_of(authenticated=False)
+    assert await review(reviewer) is None
+    assert await review(reviewer) is None
+    assert len(server.asked) == 3
 
 
 # --- reports
 
 
-EARLIER_JOB_UID = "job-of-an-earlier-attempt"
+JUNK = {
+    "no token": "nonsense",
+    "another audience": make_token(aud=["https://kubernetes.default.svc"]),
+    "unknown pod": make_token("pod-77"),
+    "another uid": make_token(**{"kubernetes.io": {"namespace": "team", "pod": {"name": "pod-0", "uid": "other"}}}),
+    "second pod": make_token("pod-1"),
+    "pod of another Job": make_token("old-0"),
+}
 
 
-def run_object(status: Status) -> Object:
-    meta = {"namespace": KEY.namespace, "name": KEY.name, "uid": RUN_UID, "resourceVersion": "1"}
-    return {"metadata": meta, "status": dump_status(status)}
+@pytest.mark.parametrize("token", JUNK.values(), ids=JUNK.keys())
+async def test_junk_is_refused_before_anybody_is_asked(token: str) -> None:
+    """Eight such tokens once made every other report a 503."""
+    desk = Desk()
+    desk.children.note_pod(pod_object("pod-1", index="1"))
+    desk.children.note_pod(pod_object("old-0", job=EARLIER_JOB_UID))
+    desk.server.gate = asyncio.Event()
+    async with desk.serve(EVERYBODY_COMES) as client:
+        for _ in range(MAX_REVIEWS):
+            assert (await client.post(make_report(), token=f"Bearer {token}"))[0] in (401, 403, 409)
+        assert desk.server.asked == []
+        desk.server.gate = None
+        assert (await client.post(make_report()))[0] == 200
+    assert len(desk.codes) == MAX_REVIEWS + 1
 
 
-def pod_object(name: str = "pod-0", *, index: str = "0", job: str = JOB_UID, **status: Any) -> Object:
-    return {
-        "metadata": {
-            "namespace": KEY.namespace,
-            "name": name,
-            "uid": f"{name}-uid",
-            "labels": {LABEL_RUN: KEY.name, LABEL_COMPLETION_INDEX: index},
-            "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "uid": job, "controller": True}],
-        },
-        "status": {"phase": "Running", **status},
-    }
-
-
-def job_object(uid: str) -> Object:
-    owner = {"apiVersion": API_VERSION, "kind": KIND, "name": KEY.name, "uid": RUN_UID, "controller": True}
-    meta = {"namespace": KEY.namespace, "name": uid, "uid": uid, "labels": {LABEL_RUN: KEY.name}}
-    return {"metadata": {**meta, "ownerReferences": [owner]}}
-
-
-class Desk:
-    """A desk with everything around it: a run that trains, its first pod, an API server that knows its token."""
-
-    def __init__(self, status: Status | None = None) -> None:
-        self.server = ReviewServer()
-        self.runs, self.children, self.queue = Runs(), Children(lambda *_: True, SkippedObjects()), WorkQueue[Key]()
-        self.progress = ProgressBook(interval_s=15, writes_per_s=5)
-        self.codes: list[int] = []
-        self.now = NOW
-        self.runs.note(run_object(status or begun(StageName.TRAIN)))
-        for job in (JOB_UID, EARLIER_JOB_UID):
-            self.children.note_job(job_object(job))
-        self.children.note_pod(pod_object())
-        desk = ReportDesk(
-            reviewer=make_reviewer(self.server),
-            runs=self.runs,
-            children=self.children,
-            progress=self.progress,
-            queue=self.queue,
-            now=lambda: self.now,
-            count=self.codes.append,
-        )
-        self.app = desk.build_app()
-
-    async def take(self, body: bytes, *, token: str = "Bearer good") -> tuple[int, str]:
-        authority = make_authority("op", datetime.now().astimezone())
-        certificate = ServerCertificate([HOST])
-        certificate.renew(authority, datetime.now().astimezone())
-        async with serve(self.app, certificate.context) as port:
-            return await post(port, authority, token, body)
-
-
-def make_report(**changes: Any) -> bytes:
-    said = {"runUid": RUN_UID, "stage": "train", "attempt": 1, "step": 3, "totalSteps": 12, **changes}
-    return json.dumps(said).encode()
+async def test_the_reviewed_pod_counts_and_not_the_claimed_one() -> None:
+    desk = Desk()
+    desk.children.note_pod(pod_object("pod-1", index="1"))
+    extra = {
+        "authentication.kubernetes.io/pod-name": ["pod-1"], "authentication.kubernetes.io/pod-uid": ["pod-1-uid"],
+    }  # fmt: skip
+    desk.server.answer = review_of(user={"username": "system:serviceaccount:team:default", "extra": extra})
+    assert (await desk.take(make_report()))[0] == 403
+    assert desk.server.asked == [GOOD]
 
 
 async def test_good_report_is_taken_and_the_run_looked_at() -> None:
     desk = Desk()
-    assert await desk.take(make_report(loss=1.5, etaSeconds=61.6)) == (204, "")
+    assert await desk.take(make_report(loss=1.5, etaSeconds=61.6)) == (200, "")
     taken = desk.progress.newest(RUN_UID, StageName.TRAIN, 1)
     assert taken is not None
     assert (taken.step, taken.loss, taken.eta_seconds, taken.pod_uid) == (3, 1.5, 62, "pod-0-uid")
     assert (taken.unit, taken.message) == ("steps", "")
     assert desk.queue.depth == 1
-    assert desk.codes == [204]
+    assert desk.codes == [200]
 
 
 async def test_alignment_reports_as_training_does() -> None:
     desk = Desk(walk(FROM_SCRATCH, StageName.ALIGN))
-    assert await desk.take(make_report(stage="align", loss=2.5)) == (204, "")
+    assert await desk.take(make_report(stage="align", loss=2.5)) == (200, "")
     taken = desk.progress.newest(RUN_UID, StageName.ALIGN, 1)
     assert taken is not None
     assert (taken.stage, taken.loss) == (StageName.ALIGN, 2.5)
@@ -424,13 +305,16 @@ async def test_alignment_reports_as_training_does() -> None:
 
 async def test_what_is_being_fetched_is_taken_over() -> None:
     desk = Desk()
-    assert await desk.take(make_report(unit="bytes", message="fetching hf://a/b")) == (204, "")
+    assert await desk.take(make_report(unit="bytes", message="fetching hf://a/b")) == (200, "")
     taken = desk.progress.newest(RUN_UID, StageName.TRAIN, 1)
     assert taken is not None
     assert (taken.unit, taken.message) == ("bytes", "fetching hf://a/b")
 
 
-@pytest.mark.parametrize("token", ["", "Bearer ", "Basic good", "Bearer bad"])
+@pytest.mark.parametrize(
+    "token",
+    ["", "Bearer ", f"Basic {GOOD}", "Bearer bad", f"Bearer {make_token(salt='forged')}", "Bearer a.\u00ffa.b"],
+)
 async def test_unknown_speakers_are_401(token: str) -> None:
     desk = Desk()
     assert (await desk.take(make_report(), token=token))[0] == 401
@@ -505,12 +389,110 @@ async def test_long_bodies_are_413() -> None:
     assert (await Desk().take(b"x" * (MAX_BODY + 1)))[0] == 413
 
 
-async def test_hasty_reports_are_429() -> None:
+async def test_hasty_reports_are_429_without_being_read() -> None:
     desk = Desk()
-    assert (await desk.take(make_report()))[0] == 204
-    assert (await desk.take(make_report()))[0] == 429
-    desk.now += timedelta(seconds=1)
-    assert (await desk.take(make_report()))[0] == 204
+    async with desk.serve() as client:
+        codes = [(await client.post(make_report()))[0] for _ in range(REPORTS_AT_ONCE)]
+        assert codes == [200] * REPORTS_AT_ONCE
+        assert (await client.post(b"no report"))[0] == 429
+        desk.clock.now += 1 / REPORTS_PER_S
+        assert (await client.post(make_report()))[0] == 200
+
+
+async def test_the_answer_says_when_the_next_report_is_welcome() -> None:
+    desk = Desk()
+    async with desk.serve() as client, aiohttp.ClientSession(headers={"Authorization": f"Bearer {GOOD}"}) as session:
+
+        async def ask() -> ProgressAnswer:
+            post = session.post(client.url, data=make_report(), ssl=client.trusted, server_hostname=HOST)
+            async with post as answer:
+                assert (answer.status, answer.content_type) == (200, "application/json")
+                return ProgressAnswer.model_validate_json(await answer.read())
+
+        assert (await ask()).next_report_seconds == 15
+        taken = desk.progress.newest(RUN_UID, StageName.TRAIN, 1)
+        assert taken is not None
+        desk.progress.note_written(RUN_UID, taken, desk.now)
+        desk.now += timedelta(seconds=5)
+        assert (await ask()).next_report_seconds == 10 + 15
+
+
+@pytest.mark.parametrize(("idle_s", "lives"), [(30.0, True), (15.0, False)])
+async def test_a_connection_that_would_be_idle_for_too_long_is_ended(idle_s: float, lives: bool) -> None:
+    desk = Desk()
+    async with desk.serve(Limits(idle_s=idle_s)) as client:
+        head, _ = await exchange(client, request_of(make_report()))
+    assert (b"connection: close" not in head.lower()) is lives
+
+
+async def test_no_text_of_a_stranger_begins_a_line_or_fills_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    desk = Desk()
+    async with desk.serve(EVERYBODY_COMES) as client:
+        status, error = await client.post(make_report(runUid="x\nINFO all is well\x1b[2J"))
+        assert (status, "run x\\nINFO all is well\\x1b[2J, but" in error) == (409, True)
+        bound = {"namespace": "team", "pod": {"name": "z" * 250, "uid": "u"}}
+        assert (await client.post(b"", token=f"Bearer {make_token(**{'kubernetes.io': bound})}"))[0] == 403
+        for _ in range(30):
+            assert (await client.post(b"", token="Bearer nonsense"))[0] == 401
+        desk.clock.now += 60
+        await client.post(b"", token="Bearer nonsense")
+    lines = [line for line in caplog.messages if "refused with" in line]
+    assert len(lines) == LINES_AT_ONCE + 1
+    assert all(line.isprintable() and len(line) < 700 for line in lines)
+    assert lines[-1].endswith("(12 others before were not logged)")
+
+
+@pytest.mark.parametrize(
+    "request_text",
+    [
+        b"POST /v1/progress HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer %b\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"zz\r\n",
+        b"POST /v1/progress HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer %b\r\nContent-Encoding: gzip\r\n"
+        b"Content-Length: 3\r\n\r\nabc",
+        b"NONSENSE\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nx: " + b"y" * 9000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\n" + b"x: y\r\n" * 40 + b"\r\n",
+    ],
+    ids=["chunks", "gzip", "no HTTP", "long header", "many headers"],
+)
+async def test_what_is_no_request_of_ours_is_400_and_ends_the_connection(
+    request_text: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = Desk()
+    async with desk.serve() as client:
+        head, rest = await exchange(client, request_text.replace(b"%b", GOOD.encode()))
+        assert head.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400"))
+        assert rest.endswith(b"")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("target", [b"GET /v1/progress", b"POST /other", b"POST /v1/progress"])
+async def test_a_refusal_ends_the_connection(target: bytes) -> None:
+    async with Desk().serve() as client:
+        head, _ = await exchange(client, target + b" HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
+    assert head.split()[1] in (b"401", b"404", b"405")
+    assert b"connection: close" in head.lower()
+
+
+def request_of(body: bytes) -> bytes:
+    head = (
+        f"POST /v1/progress HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {GOOD}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+async def exchange(client: Client, request: bytes) -> tuple[bytes, bytes]:
+    """Head and body of the answer."""
+    reader, writer = await client.connect()
+    writer.write(request)
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next((int(line[15:]) for line in head.splitlines() if line.lower().startswith(b"content-length:")), 0)
+    body = await reader.readexactly(length)
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+    return head, body
 
 
 def test_numbers_that_are_not_finite_are_left_out() -> None:
@@ -527,3 +509,22 @@ def test_what_the_trainer_serialises_is_read() -> None:
 def test_report_of_another_version_is_refused() -> None:
     with pytest.raises(RefusedError, match="version"):
         parse_report(make_report(version=2))
+
+
+@given(text=st.binary() | st.text().map(str.encode) | st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8,
+).map(lambda value: json.dumps(value).encode()))  # fmt: skip
+def test_any_body_is_a_report_or_refused(text: bytes) -> None:
+    with suppress(RefusedError):
+        parse_report(text)
+
+
+@given(message=st.text(st.characters(), max_size=256), losses=st.lists(st.floats(), max_size=60), eta=st.floats())
+def test_any_report_that_is_taken_can_be_written(message: str, losses: list[float], eta: float) -> None:
+    body = make_report(message=message, losses=losses, etaSeconds=eta)
+    try:
+        progress = _to_progress(parse_report(body), "uid", NOW)
+    except RefusedError:
+        return
+    json.dumps(dump_status(Status(progress=progress)), allow_nan=False, ensure_ascii=False).encode()

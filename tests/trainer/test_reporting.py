@@ -5,6 +5,7 @@ import http.server
 import ipaddress
 import json
 import logging
+import socket
 import ssl
 import threading
 import time
@@ -82,6 +83,13 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, leaf: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.status, self.answer = 204, b""
+        self.keeps = True
+        """Whether a connection may carry more than one report."""
+        self.drip_s = 0.0
+        """Pause between two bytes of an answer."""
+        self.redirect = ""
+        self.num_connections = self.num_answered = 0
+        self.connections: set[socket.socket] = set()
         self.hold = threading.Event()
         self.hold.set()
         self.reports: list[ProgressReport] = []
@@ -91,6 +99,23 @@ class Server(http.server.ThreadingHTTPServer):
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.load_cert_chain(leaf)
         self.socket = self.context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        """Count who comes."""
+        connection = super().get_request()
+        self.num_connections += 1
+        self.connections.add(connection[0])
+        return connection
+
+    def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
+        """Forget it."""
+        self.connections.discard(request)
+        super().shutdown_request(request)
+
+    def end_connections(self) -> None:
+        """As a server does with idle ones."""
+        for connection in tuple(self.connections):
+            connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that does not trust us goes away; that is what some tests want."""
@@ -105,6 +130,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     server: Server
 
+    def setup(self) -> None:
+        self.protocol_version = "HTTP/1.1" if self.server.keeps else "HTTP/1.0"
+        super().setup()
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         with self.server.arrived:
@@ -113,10 +142,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.targets.add((self.command, self.path, self.headers["Content-Type"]))
             self.server.arrived.notify_all()
         self.server.hold.wait(DEADLINE_S)
+        if self.server.drip_s:
+            for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX: " + b"y" * 10_000:
+                self.wfile.write(bytes([byte]))
+                time.sleep(self.server.drip_s)
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(self.server.answer)))
+        if self.server.redirect:
+            self.send_header("Location", self.server.redirect)
         self.end_headers()
         self.wfile.write(self.server.answer)
+        with self.server.arrived:
+            self.server.num_answered += 1
+            self.server.arrived.notify_all()
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Nothing."""
@@ -202,6 +240,7 @@ def test_a_token_that_changes_is_read_anew(config: RunConfig, server: Server, tm
 
 def test_a_new_authority_is_read_anew(config: RunConfig, server: Server, tmp_path: Path, caplog):
     caplog.set_level(logging.INFO)
+    server.keeps = False
     with Reporter(config, FAST) as reporter:
         reporter.update(1, 3)
         server.wait_for(lambda: len(server.reports) == 1)
@@ -234,7 +273,16 @@ def test_a_refusal_is_logged_once_with_what_the_operator_says(config: RunConfig,
     assert warnings_in(caplog) == [f"a report was not accepted: HTTP 403: the pod is not the run's current one{ONCE}"]
 
 
-@pytest.mark.parametrize(("answer", "told"), [(b"<html>no", "<html>no"), (b'{"error": 5}', '{"error": 5}'), (b"", "")])
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"<html>no", "<html>no"),
+        (b'{"error": 5}', '{"error": 5}'),
+        (b"", ""),
+        (b"a\n\x1b[2J", "a\\n\\x1b[2J"),
+        (b"[" * 4000, "[" * 200),
+    ],
+)
 def test_answers_of_another_form_are_told_as_they_are(
     answer: bytes, told: str, config: RunConfig, server: Server, caplog
 ):
@@ -245,7 +293,7 @@ def test_answers_of_another_form_are_told_as_they_are(
 
 
 def test_a_redirect_is_not_followed(config: RunConfig, server: Server, caplog):
-    server.status = 302
+    server.status, server.redirect = 302, f"https://127.0.0.1:{server.server_port}/elsewhere"
     with Reporter(config, FAST) as reporter:
         reporter.update(1, 2)
     assert len(server.reports) == 1
@@ -309,6 +357,115 @@ def test_without_an_address_nothing_is_started(tmp_path: Path):
     with Reporter(prepare_config(tmp_path, tmp_path)) as reporter:
         reporter.update(1, 2)
         assert threading.active_count() == before
+
+
+def push(reporter: Reporter, server: Server, *steps: int) -> None:
+    """Report steps, each when the one before has arrived."""
+    for step in steps:
+        reporter.update(step, 100)
+        server.wait_for(lambda step=step: server.reports and server.reports[-1].step == step)
+
+
+def test_one_connection_carries_many_reports(config: RunConfig, server: Server):
+    with Reporter(config, FAST) as reporter:
+        push(reporter, server, *range(1, 11))
+    assert server.num_connections == 1
+
+
+def test_a_connection_that_the_operator_has_ended_costs_no_report(config: RunConfig, server: Server, caplog):
+    with Reporter(config, FAST) as reporter:
+        push(reporter, server, 1)
+        server.wait_for(lambda: server.num_answered == 1)
+        server.end_connections()
+        push(reporter, server, 2, 3)
+    assert server.num_connections == 2
+    assert warnings_in(caplog) == []
+
+
+def test_an_answer_that_ends_the_connection_is_heeded(config: RunConfig, server: Server, caplog):
+    server.keeps = False
+    with Reporter(config, FAST) as reporter:
+        push(reporter, server, 1, 2, 3)
+    assert server.num_connections == 3
+    assert warnings_in(caplog) == []
+
+
+def test_a_new_authority_makes_a_new_connection(config: RunConfig, server: Server, tmp_path: Path, caplog):
+    with Reporter(config, FAST) as reporter:
+        push(reporter, server, 1, 2)
+        other = Authority()
+        other.write_leaf(tmp_path / "leaf.pem")
+        server.context.load_cert_chain(tmp_path / "leaf.pem")
+        push(reporter, server, 3)
+        assert server.num_connections == 1, "who was trusted is trusted on"
+        other.write_ca(tmp_path / "ca.crt")
+        push(reporter, server, 4)
+        assert server.num_connections == 2
+        Authority().write_ca(tmp_path / "ca.crt")
+        reporter.update(5, 100)
+        wait_until(lambda: warnings_in(caplog))
+    assert server.reports[-1].step == 4
+    assert "certificate verify failed" in warnings_in(caplog)[0]
+
+
+def test_an_empty_authority_trusts_nobody(config: RunConfig, server: Server, tmp_path: Path, caplog):
+    (tmp_path / "ca.crt").write_bytes(b"")
+    with Reporter(config, FAST) as reporter:
+        reporter.update(1, 2)
+    assert server.reports == []
+    assert "Empty certificate data" in warnings_in(caplog)[0]
+
+
+def test_the_operator_says_when_the_next_report_is_welcome_but_the_last_one_comes_when_there_is_one(
+    config: RunConfig, server: Server
+):
+    server.status, server.answer = 200, b'{"nextReportSeconds": 600}'
+    with Reporter(config, FAST) as reporter:
+        push(reporter, server, 1)
+        for step in range(2, 30):
+            reporter.update(step, 100)
+            time.sleep(0.01)
+        assert len(server.reports) == 1
+    assert [report.step for report in server.reports] == [1, 29]
+
+
+@pytest.mark.parametrize("answer", [
+    b"", b"soon", b"[]", b"{}", b'{"nextReportSeconds": null}', b'{"nextReportSeconds": "soon"}',
+    b'{"nextReportSeconds": -1}', b'{"nextReportSeconds": 1e308}', b'{"nextReportSeconds": NaN}',
+    b'{"nextReportSeconds": 601}', b'{"nextReportSeconds": 0}', b"\xff" * 5000, b"[" * 5000, b"1" * 5000,
+])  # fmt: skip
+def test_an_answer_that_makes_no_sense_changes_nothing(answer: bytes, config: RunConfig, server: Server, caplog):
+    server.status, server.answer = 200, answer
+    with Reporter(config, FAST) as reporter:
+        push(reporter, server, 1, 2)
+    assert warnings_in(caplog) == []
+
+
+def test_a_pace_is_bounded_both_ways():
+    pace = Pace()
+    assert [pace.wait_s(asked, 0) for asked in (None, 0.0, 15.0, 1e9)] == [2.0, 2.0, 15.0, 600.0]
+    for failures, longest in ((1, 4.0), (2, 8.0), (5, 60.0), (5000, 60.0)):
+        waits = [pace.wait_s(None, failures) for _ in range(100)]
+        assert longest / 2 <= min(waits) < max(waits) <= longest
+
+
+def test_an_answer_a_byte_at_a_time_is_not_waited_for(config: RunConfig, server: Server, caplog):
+    server.drip_s = 0.01
+    with Reporter(config, Pace(interval_s=0.01, timeout_s=0.5)) as reporter:
+        reporter.update(1, 2)
+        wait_until(lambda: warnings_in(caplog))
+        server.drip_s = 0.0
+        push(reporter, server, 2)
+    assert server.num_connections == 2
+    assert "TimeoutError" in warnings_in(caplog)[0]
+
+
+def test_of_a_huge_answer_only_the_beginning_is_read(config: RunConfig, server: Server, caplog):
+    server.status, server.answer = 500, b"x" * 30_000_000
+    with Reporter(config, FAST) as reporter:
+        push(reporter, server, 1, 2)
+    assert server.num_connections == 2
+    assert warnings_in(caplog) == [f"a report was not accepted: HTTP 500: {'x' * 200}{ONCE}"]
 
 
 def test_numbers_that_json_does_not_have_are_left_out(config: RunConfig, server: Server):

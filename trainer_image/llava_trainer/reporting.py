@@ -1,29 +1,26 @@
 """Progress reports to the operator: pushed over TLS from a thread of their own, never in a stage's way.
 
 A report that cannot be delivered is worth less than the step it would hold up: the stage only ever leaves the newest
-report in a box and goes on. Certificate authority and token are read anew for each push, because both rotate while a
-stage runs.
+report in a box and goes on. When the next one is welcome, the operator says in its answer.
 """
 
 import http.client
-import json
 import logging
 import math
-import ssl
+import random
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, TypedDict, Unpack, cast
-from urllib.parse import urlsplit
 
-from llava_api.report import LOSSES_KEPT, ProgressReport
+from llava_api.report import LOSSES_KEPT, MAX_NEXT_REPORT_S, ProgressReport
 from llava_api.run_config import Reporting, RunConfig
+from llava_trainer.channel import Answer, Channel
 
 logger = logging.getLogger(__name__)
 
-_MAX_ANSWER_BYTES = 4096
 _MAX_MESSAGE = 256
 
 
@@ -48,8 +45,23 @@ class Pace:
     """How often reports are pushed, and how long one may take. Seconds."""
 
     interval_s: float = 2.0
+    """Shortest time between two reports, and the usual one where the operator does not say when it wants the next."""
+    longest_s: float = 60.0
+    """Longest time between two tries that fail: each waits about twice as long as the one before."""
     timeout_s: float = 5.0
-    """Of connecting, and of each read and write; also how long the last report may take when the stage ends."""
+    """Of connecting, and of the whole answer; also how long the last report may take when the stage ends."""
+
+    def wait_s(self, asked_s: float | None, failures: int) -> float:
+        """Seconds until the next report.
+
+        Args:
+            asked_s: what the operator wants; None if it has not said.
+            failures: reports that were not accepted, in a row until now.
+        """
+        if failures:
+            # By chance, so that not all runs come at once when the operator is back.
+            return min(self.longest_s, self.interval_s * 2.0 ** min(failures, 16)) * random.uniform(0.5, 1)
+        return min(max(asked_s or 0.0, self.interval_s), MAX_NEXT_REPORT_S)
 
 
 class Reporter:
@@ -118,10 +130,13 @@ class Reporter:
             self._thread.join(self._pace.timeout_s)
 
     def _push_all(self, reporting: Reporting) -> None:
+        channel, failures = Channel(reporting, self._pace.timeout_s), 0
         while (report := self._take()) is not None:
-            self._push(reporting, report)
+            answer = self._push(channel, report)
+            failures = failures + 1 if answer.trouble is not None else 0
             with self._changed:
-                self._changed.wait_for(lambda: self._closing, timeout=self._pace.interval_s)
+                self._changed.wait_for(lambda: self._closing, timeout=self._pace.wait_s(answer.next_report_s, failures))
+        channel.close()
 
     def _take(self) -> ProgressReport | None:
         """Wait for a report; None when there is none left and the stage has ended."""
@@ -130,16 +145,18 @@ class Reporter:
             report, self._newest = self._newest, None
             return report
 
-    def _push(self, reporting: Reporting, report: ProgressReport) -> None:
+    def _push(self, channel: Channel, report: ProgressReport) -> Answer:
         try:
-            trouble = _post(reporting, report.model_dump_json(), self._pace.timeout_s)
+            answer = channel.push(report.model_dump_json())
         except (OSError, http.client.HTTPException, ValueError) as error:
             # ssl's errors are OSErrors; ValueError is a token or an address that no header or socket can take.
-            trouble = f"{type(error).__name__}: {error}"
-        if trouble is not None:
-            self._tell_once(trouble.partition(":")[0], logging.WARNING, f"a report was not accepted: {trouble}")
+            answer = Answer(trouble=f"{type(error).__name__}: {error}")
+        if answer.trouble is not None:
+            kind = answer.trouble.partition(":")[0]
+            self._tell_once(kind, logging.WARNING, f"a report was not accepted: {answer.trouble}")
         elif self._told:
             self._tell_once("accepted", logging.INFO, "progress reports are accepted again")
+        return answer
 
     def _tell_once(self, kind: str, level: int, message: str) -> None:
         """Log the first message of a kind: a server that comes and goes for days does not fill the log."""
@@ -189,33 +206,3 @@ def _presentable(measures: Measures) -> Measures:
     if "skipped_checkpoints" in measures:
         kept["skipped_checkpoints"] = measures["skipped_checkpoints"][:_MAX_MESSAGE]
     return cast(Measures, kept)
-
-
-def _post(reporting: Reporting, body: str, timeout_s: float) -> str | None:
-    """Push one report; None if it was accepted, else what was answered."""
-    address = urlsplit(reporting.url)
-    if address.scheme != "https" or address.hostname is None:
-        return f"reporting.url is {reporting.url!r} and must begin with https://: the token is sent there"
-    context = ssl.create_default_context(cafile=str(reporting.ca_file))
-    token = reporting.token_file.read_text(encoding="ascii").strip()
-    connection = http.client.HTTPSConnection(address.hostname, address.port, timeout=timeout_s, context=context)
-    try:
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        connection.request("POST", address.path or "/", body=body, headers=headers)
-        answer = connection.getresponse()
-        text = answer.read(_MAX_ANSWER_BYTES)
-    finally:
-        connection.close()
-    return None if 200 <= answer.status < 300 else f"HTTP {answer.status}: {_error_of(text)}"
-
-
-def _error_of(answer: bytes) -> str:
-    """The ``error`` of an answer in the operator's form, else the answer's beginning."""
-    try:
-        told = json.loads(answer)
-    except ValueError:
-        told = None
-    error = told.get("error") if isinstance(told, dict) else None
-    if isinstance(error, str):
-        return error[:200]
-    return answer[:200].decode("utf-8", errors="replace")

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -12,16 +12,20 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from llava_api.constants import REPORT_PATH
-from llava_api.report import ProgressReport
+from llava_api.report import ProgressAnswer, ProgressReport
 from llava_api.status import Progress
+from llava_api.text import show
+from llava_operator.allowances import Allowances
 from llava_operator.children import Children
 from llava_operator.clock import to_time
 from llava_operator.faults import describe_faults
 from llava_operator.kube import KubeError
 from llava_operator.progress import ProgressBook
-from llava_operator.reporting.tokens import BusyError, Speaker, TokenReviewer
+from llava_operator.reporting.claims import Speaker, read_claims
+from llava_operator.reporting.tokens import BusyError, TokenReviewer
 from llava_operator.run import current_stage
 from llava_operator.runs import Runs, RunView
+from llava_operator.serving import keep_for
 from llava_operator.views import Key, PodView
 from llava_operator.workqueue import WorkQueue
 
@@ -29,8 +33,13 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY = 64 * 1024
 """Bytes of the longest report that is read."""
-MIN_GAP_S = 0.5
-"""Shortest time between two accepted reports of one run."""
+REPORTS_AT_ONCE, REPORTS_PER_S = 5, 1.0
+"""Reports of one pod that are read, at once and later on, good ones or not."""
+LINES_AT_ONCE, LINES_PER_S = 20, 0.2
+"""Refusals that are logged, at once and later on."""
+MAX_TEXT = 512
+"""Longest text with foreign parts in a log line or an answer."""
+NOT_OURS = "the token is not one that Kubernetes issued to a pod for this endpoint"
 
 
 class RefusedError(Exception):
@@ -51,9 +60,15 @@ class ReportDesk:
     progress: ProgressBook
     queue: WorkQueue[Key]
     now: Callable[[], datetime]
+    clock: Callable[[], float]
+    """Seconds, of a clock that is never set."""
     count: Callable[[int], None]
     """Called with the status code of every answer."""
-    _last: dict[str, datetime] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._of_pod: Allowances[str] = Allowances(per_s=REPORTS_PER_S, burst=REPORTS_AT_ONCE, clock=self.clock)
+        self._lines: Allowances[None] = Allowances(per_s=LINES_PER_S, burst=LINES_AT_ONCE, clock=self.clock)
+        self._num_unlogged = 0
 
     def build_app(self) -> web.Application:
         """The application that serves the endpoint."""
@@ -64,34 +79,55 @@ class ReportDesk:
     async def handle(self, request: web.Request) -> web.Response:
         """Answer one report."""
         try:
-            await self._take(request)
+            speaker, wait_s = await self._take(request)
         except RefusedError as refused:
             self.count(refused.code)
-            logger.info("report from %s refused with %d: %s", request.remote, refused.code, refused)
-            return web.json_response({"error": str(refused)}, status=refused.code)
-        self.count(204)
-        return web.Response(status=204)
+            # Foreign parts of it shall neither begin a line nor fill a page.
+            message = show(refused, max_chars=MAX_TEXT)
+            self._log(f"report from {request.remote} refused with {refused.code}: {message}")
+            return web.json_response({"error": message}, status=refused.code)
+        self.count(200)
+        answer = web.json_response(text=ProgressAnswer(next_report_seconds=wait_s).model_dump_json())
+        if not keep_for(request, speaker.pod_uid, wait_s):
+            answer.force_close()
+        return answer
 
-    async def _take(self, request: web.Request) -> None:
-        speaker = await self._identify(request)
+    def _log(self, message: str) -> None:
+        """Log a refusal, unless there are too many: who is refused must not fill the log."""
+        if not self._lines.take(None):
+            self._num_unlogged += 1
+            return
+        others = f" ({self._num_unlogged} others before were not logged)" if self._num_unlogged else ""
+        self._num_unlogged = 0
+        logger.info("%s%s", message, others)
+
+    async def _take(self, request: web.Request) -> tuple[Speaker, float]:
+        """Take one report; who it came from, and the seconds after which the next is welcome."""
+        token = _token_of(request)
+        claimed = read_claims(token)
+        if claimed is None:
+            raise RefusedError(401, NOT_OURS)
+        # Before anybody is asked: is that a pod that has something to report?
+        self._locate(claimed)
+        speaker = await self._identify(token, claimed, request.remote or "")
         run, pod = self._locate(speaker)
+        if not self._of_pod.take(pod.uid):
+            raise RefusedError(429, f"reports of one pod may come every {1 / REPORTS_PER_S:g} s")
         report = parse_report(await _read_body(request))
         self._check_current(report, run, pod)
-        self._check_rate(run)
-        self.progress.put(run.uid, _to_progress(report, pod.uid, self.now()))
-        due_at = self.progress.due_at(run.uid, self.now())
-        self.queue.add(run.key, delay_s=(due_at - self.now()).total_seconds())
+        now = self.now()
+        look_at = self.progress.put(run.uid, _to_progress(report, pod.uid, now), now)
+        if look_at is not None:
+            self.queue.add(run.key, delay_s=(look_at - now).total_seconds())
+        return speaker, self.progress.next_report_s(run.uid, now)
 
-    async def _identify(self, request: web.Request) -> Speaker:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
-            raise RefusedError(401, "the Authorization header must be: Bearer TOKEN")
+    async def _identify(self, token: str, claimed: Speaker, source: str) -> Speaker:
         try:
-            speaker = await self.reviewer.review(token.strip())
+            speaker = await self.reviewer.review(token, claimed, source)
         except (BusyError, KubeError) as error:
             raise RefusedError(503, "the token cannot be reviewed now: try again later") from error
         if speaker is None:
-            raise RefusedError(401, "the token is not one that Kubernetes issued to a pod for this endpoint")
+            raise RefusedError(401, NOT_OURS)
         return speaker
 
     def _locate(self, speaker: Speaker) -> tuple[RunView, PodView]:
@@ -118,12 +154,12 @@ class ReportDesk:
                 f"{pod.key.name} works on {stage.name}-{stage.attempt} of run {run.uid}",
             )
 
-    def _check_rate(self, run: RunView) -> None:
-        now, last = self.now(), self._last.get(run.uid)
-        if last is not None and (now - last).total_seconds() < MIN_GAP_S:
-            raise RefusedError(429, f"reports of one run may come every {MIN_GAP_S:g} s")
-        self._last = {uid: at for uid, at in self._last.items() if (now - at).total_seconds() < MIN_GAP_S}
-        self._last[run.uid] = now
+
+def _token_of(request: web.Request) -> str:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise RefusedError(401, "the Authorization header must be: Bearer TOKEN")
+    return token.strip()
 
 
 async def _read_body(request: web.Request) -> bytes:
@@ -131,6 +167,8 @@ async def _read_body(request: web.Request) -> bytes:
         return await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise RefusedError(413, f"the report is longer than {MAX_BODY} bytes") from None
+    except (web.RequestPayloadError, ConnectionError):
+        raise RefusedError(400, "the body is damaged or ends too early") from None
 
 
 def parse_report(body: bytes) -> ProgressReport:
