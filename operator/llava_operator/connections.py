@@ -182,13 +182,11 @@ class Door:
         self, listener: socket.socket, protocol: Callable[[], asyncio.Protocol], context: ssl.SSLContext | None
     ) -> None:
         """Accept connections, for ever."""
-        loop = asyncio.get_running_loop()
         while True:
+            await _wait_readable(listener)
+            are_welcome = True
             try:
-                sock, address = await loop.sock_accept(listener)
-                are_welcome = self._receive(sock, address[0], protocol, context)
-                # The others that wait already cost less in one go.
-                for _ in range(_BATCH - 1):
+                for _ in range(_BATCH):
                     sock, address = listener.accept()
                     sock.setblocking(False)
                     are_welcome &= self._receive(sock, address[0], protocol, context)
@@ -197,9 +195,8 @@ class Door:
             except OSError as error:
                 logger.warning("no connection can be accepted, again in %g s: %s", _RETRY_S, error)
                 await asyncio.sleep(_RETRY_S)
-                continue
-            # sock_accept does not wait for a connection that is there already: let others have their turn.
-            await asyncio.sleep(0 if are_welcome else _BREATH_S)
+            if not are_welcome:
+                await asyncio.sleep(_BREATH_S)
 
     def _receive(
         self,
@@ -245,6 +242,8 @@ class Door:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # asyncio closes their sockets in the loop's next round.
+        await asyncio.sleep(0)
 
     def _make_room(self, source: str) -> None:
         of_source = self._strangers.get(source, {})
@@ -264,7 +263,13 @@ class Door:
         self._strangers.setdefault(connection.source, {})[connection] = None
         connection.task = asyncio.create_task(self._last(sock, connection, context))
         self._tasks.add(connection.task)
-        connection.task.add_done_callback(self._tasks.discard)
+        # Not in the task itself: one that is cancelled before its first step runs nothing of it.
+        connection.task.add_done_callback(lambda task: self._bury(task, sock, connection))
+
+    def _bury(self, task: asyncio.Task[None], sock: socket.socket, connection: Connection) -> None:
+        self._tasks.discard(task)
+        self._forget(connection)
+        sock.close()
 
     async def _last(self, sock: socket.socket, connection: Connection, context: ssl.SSLContext | None) -> None:
         """From the handshake to the end of a connection."""
@@ -281,9 +286,6 @@ class Door:
         except OSError:
             # ssl's errors are OSErrors.
             self.count(Closed.HANDSHAKE)
-        finally:
-            self._forget(connection)
-            sock.close()
 
     def _forget(self, connection: Connection) -> None:
         of_source = self._strangers.get(connection.source, {})
@@ -292,3 +294,14 @@ class Door:
             self._strangers.pop(connection.source, None)
         if self._kept.get(connection.client) is connection:
             del self._kept[connection.client]
+
+
+async def _wait_readable(listener: socket.socket) -> None:
+    """Wait until there is a connection to accept. sock_accept loses the one that it has when it is cancelled."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(listener, lambda: None if ready.done() else ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(listener)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 import sys
@@ -329,6 +330,20 @@ async def test_all_addresses_are_listened_at(app: web.Application) -> None:
     async with serve(app, 0, count=lambda _: None) as port:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.close()
+
+
+async def test_connections_that_are_crowded_out_before_they_are_served_leave_no_socket(app: web.Application) -> None:
+    """An unclosed socket is a warning, and warnings are errors."""
+    closed: list[Closed] = []
+    limits = Limits(connections_per_source=1, **MANY_COME)
+    async with serve(app, 0, host="127.0.0.1", limits=limits, count=closed.append) as port:
+        # All of them are in the kernel's queue before the loop gets to accept one.
+        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(10)]
+        await asyncio.sleep(0.1)
+    for client in clients:
+        client.close()
+    gc.collect()
+    assert closed == [Closed.CROWDED] * 9
 
 
 async def test_open_connections_do_not_outlive_the_server(app: web.Application) -> None:
