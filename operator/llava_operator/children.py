@@ -9,25 +9,33 @@ can put our labels on a pod of theirs, but the UIDs of owners are the API server
 
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
+from llava_api.constants import LABEL_RUN
 from llava_operator.kube import Kube
+from llava_operator.recent import Recent
 from llava_operator.resources import CHILD_SELECTOR, JOBS, PODS
 from llava_operator.skipped import SkippedObjects
 from llava_operator.views import ForeignError, ForeignReason, JobView, Key, PodView, parse_job, parse_pod
 from llava_operator.wire import Object
 
 
+class KnownRuns(Protocol):
+    """What the cache of runs tells of them."""
+
+    def has(self, key: Key, uid: str) -> bool:
+        """Whether there is a run of this name and UID."""
+
+    def had(self, key: Key, uid: str) -> bool:
+        """Whether there was one a short time ago."""
+
+
 class Children:
     """Views of Jobs and pods, by namespace and name."""
 
-    def __init__(self, is_run: Callable[[Key, str], bool], skipped: SkippedObjects) -> None:
-        """Make an empty cache.
-
-        Args:
-            is_run: whether there is a run of this name and UID.
-            skipped: is told of what carries our label and is none of ours.
-        """
-        self._is_run = is_run
+    def __init__(self, runs: KnownRuns, skipped: SkippedObjects) -> None:
+        """Make an empty cache; ``skipped`` is told of what carries our label and is none of ours."""
+        self._runs = runs
         self._skipped = skipped
         self._jobs: dict[Key, JobView] = {}
         self._pods: dict[Key, PodView] = {}
@@ -35,6 +43,8 @@ class Children:
         """By namespace and UID."""
         self._pods_of_job: dict[Key, set[Key]] = {}
         """By the Job's namespace and UID: a pod elsewhere may name the same UID."""
+        self._gone_jobs: Recent[tuple[str, str]] = Recent()
+        """By namespace and UID."""
         self._touched: set[Key] | None = None
 
     def job(self, key: Key) -> JobView | None:
@@ -64,6 +74,7 @@ class Children:
         # Of a late deletion another Job may have taken the name already.
         if known is not None and (known.uid == job.uid or not deleted):
             del self._jobs[job.key], self._job_of_uid[_by_uid(known)]
+            self._gone_jobs.add((known.key.namespace, known.uid))
         if not deleted:
             self._jobs[job.key] = self._job_of_uid[_by_uid(job)] = job
         return Key(job.key.namespace, job.run)
@@ -86,20 +97,28 @@ class Children:
 
     def _pass_over(self, kind: str, raw: Object, error: ForeignError, *, deleted: bool = False) -> None:
         # What is being deleted may have been a run's until a moment ago.
-        if not deleted and "deletionTimestamp" not in (raw.get("metadata") or {}):
+        is_leaving = deleted or "deletionTimestamp" in (raw.get("metadata") or {})
+        if not is_leaving and error.reason is not ForeignReason.GONE:
             self._skipped.note(kind, raw, error)
 
     def _read_job(self, raw: Object) -> JobView:
         job = parse_job(raw)
-        if not self._is_run(Key(job.key.namespace, job.run), job.owner_uid):
+        run = Key(job.key.namespace, job.run)
+        if not self._runs.has(run, job.owner_uid):
+            if self._runs.had(run, job.owner_uid):
+                raise ForeignError(ForeignReason.GONE, "its run is no more")
             raise ForeignError(ForeignReason.UNOWNED, "its controller is no LlavaFineTune of its namespace")
+        _check_label(job.labelled, job.run)
         return job
 
     def _read_pod(self, raw: Object, jobs: Mapping[Key, JobView]) -> PodView:
         pod = parse_pod(raw)
         job = jobs.get(Key(pod.key.namespace, pod.job_uid))
-        if job is None or job.run != pod.run:
-            raise ForeignError(ForeignReason.UNOWNED, "its controller is no Job of the run that its label names")
+        if job is None:
+            if (pod.key.namespace, pod.job_uid) in self._gone_jobs:
+                raise ForeignError(ForeignReason.GONE, "its Job is no more")
+            raise ForeignError(ForeignReason.UNOWNED, "its controller is no Job of a run of its namespace")
+        _check_label(pod.run, job.run)
         return pod
 
     async def relist(self, kube: Kube, namespace: str | None) -> None:
@@ -168,6 +187,13 @@ class Children:
         # A Job and a pod never share a name: a pod's ends in its index and a random suffix.
         if self._touched is not None:
             self._touched.add(key)
+
+
+def _check_label(label: str, run: str) -> None:
+    if not label:
+        raise ForeignError(ForeignReason.UNLABELLED, f"the label {LABEL_RUN} is missing or empty")
+    if label != run:
+        raise ForeignError(ForeignReason.UNOWNED, f"its label names another run than {run}, which it belongs to")
 
 
 def _by_uid(job: JobView) -> Key:

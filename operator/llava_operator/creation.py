@@ -5,17 +5,18 @@ from llava_api.text import show
 from llava_operator.decide import ObstacleKind
 from llava_operator.kube import (
     AlreadyExistsError,
-    ForbiddenError,
     InvalidError,
     Kind,
     Kube,
+    KubeError,
     NotFoundError,
-    RefusedError,
-    RetryableError,
+    is_from_webhook,
 )
 from llava_operator.run import Run
 from llava_operator.wire import Object
 
+_OF_THE_API_SERVER = frozenset({0, 401, 404, 408, 429})
+"""Nobody answered, credentials have expired, the namespace is gone, too much to do: no run's status tells of these."""
 MAX_TEXT = 4096
 """Longest text that the status may hold."""
 
@@ -23,9 +24,11 @@ MAX_TEXT = 4096
 class ObstacleError(Exception):
     """A child could not be created for a reason that belongs into the run's status."""
 
-    def __init__(self, kind: ObstacleKind, message: str) -> None:
+    def __init__(self, kind: ObstacleKind, message: str, *, retry_after_s: float = 0.0) -> None:
         super().__init__(show(message, max_chars=MAX_TEXT))
         self.kind = kind
+        self.retry_after_s = retry_after_s
+        """Seconds that the API server wants to be left alone."""
 
 
 async def create_child(kube: Kube, run: Run, kind: Kind, body: Object) -> Object:
@@ -41,21 +44,20 @@ async def create_child(kube: Kube, run: Run, kind: Kind, body: Object) -> Object
         return await _adopt(kube, run, kind, body["metadata"]["name"])
     except InvalidError as error:
         raise ObstacleError(ObstacleKind.REJECTED, str(error)) from error
-    except (ForbiddenError, RefusedError) as error:
-        # A quota, an admission policy or webhook, the operator's own rights: all of them may change.
-        raise ObstacleError(ObstacleKind.BLOCKED, str(error)) from error
-    except RetryableError as error:
-        if error.status < 500:
+    except KubeError as error:
+        if error.status in _OF_THE_API_SERVER and not is_from_webhook(str(error)):
             raise
-        # A webhook that does not answer, for example: the status may well be written meanwhile.
-        raise ObstacleError(ObstacleKind.BLOCKED, str(error)) from error
+        # A quota, an admission policy, a webhook that denies or does not answer, the operator's own rights: all of them
+        # may change, and the status may well be written meanwhile.
+        raise ObstacleError(ObstacleKind.BLOCKED, str(error), retry_after_s=error.retry_after_s or 0.0) from error
 
 
 async def _adopt(kube: Kube, run: Run, kind: Kind, name: str) -> Object:
     try:
         found = await kube.get(kind, run.key.namespace, name)
     except NotFoundError as error:
-        raise RetryableError(f"{kind.plural} {name} vanished while it was looked at") from error
+        # It was deleted in between, or a webhook says so.
+        raise ObstacleError(ObstacleKind.BLOCKED, f"{kind.plural} {name} is said to exist, and is not there") from error
     meta = found["metadata"]
     if is_controlled_by(meta, run.uid):
         return found

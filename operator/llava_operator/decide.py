@@ -165,7 +165,8 @@ def _plan_without_job(seen: Observation, stage: StageStatus) -> Status:
     if stage.job_uid is not None:
         message = f"Job {stage.job} was deleted while {stage.name} ran"
         return _fail(seen.run.status, stage, failed_by_operator(stage, Reason.JOB_DELETED, message), seen.now)
-    message = seen.obstacle.message if seen.obstacle else describe_waiting(None, (), 1)
+    # Without an obstacle it stays what was said last: after a restart nothing has been tried yet.
+    message = seen.obstacle.message if seen.obstacle else stage.message
     if seen.violations:
         message = describe_violations(seen.violations)
         if stage.name is seen.run.status.stages[0].name:

@@ -12,6 +12,7 @@ import kopf
 
 from llava_api.constants import GROUP, PLURAL, VERSION
 from llava_operator.children import Children
+from llava_operator.kube import FIRST_CHUNK
 from llava_operator.resources import CHILD_SELECTOR
 from llava_operator.runs import Runs
 from llava_operator.settings import Settings
@@ -65,7 +66,8 @@ def build_kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     made.networking.error_backoffs = EndlessBackoffs()
     made.watching.server_timeout = settings.watch_timeout_seconds
     made.watching.inactivity_timeout = settings.watch_inactivity_seconds
-    made.watching.chunk_size = 250
+    # Of objects that may take 1.5 MB each.
+    made.watching.chunk_size = FIRST_CHUNK
     made.watching.label_selectors["batch", "v1", "jobs"] = CHILD_SELECTOR
     made.watching.label_selectors["", "v1", "pods"] = CHILD_SELECTOR
     # Handlers end at once: a worker need not stay for the next event of the same object.

@@ -5,7 +5,7 @@ its tries to lead, whatever comes of them: an API server that is away is not cur
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from llava_operator.views import Key
 from llava_operator.workqueue import WorkQueue
@@ -45,6 +45,19 @@ class Health:
     def is_alive(self) -> bool:
         """Whether the last proof is recent enough."""
         return self.silence_s <= self._limit_s
+
+    async def beat_while(self, work: Awaitable[None]) -> None:
+        """Count as alive until ``work`` is done, which may take longer than a pass: no queue proves it yet."""
+        beating = asyncio.create_task(self._beat_on())
+        try:
+            await work
+        finally:
+            beating.cancel()
+
+    async def _beat_on(self) -> None:
+        while True:
+            self.beat()
+            await asyncio.sleep(self._heartbeat_s)
 
     async def keep_beating(self, queue: WorkQueue[Key]) -> None:
         """Put the heartbeat's key on the queue, for ever."""

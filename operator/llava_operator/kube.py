@@ -20,8 +20,14 @@ from pydantic import BaseModel, ValidationError
 from llava_api.text import show
 from llava_operator.wire import Object
 
-CHUNK = 250
-"""Objects in one answer of a list."""
+FIRST_CHUNK = 25
+"""Objects in the first answer of a list: anybody may store objects of 1.5 MB, and make them ours by a label."""
+LAST_CHUNK = 250
+"""Most objects in one answer."""
+CHUNK_BYTES = 2 * 2**20
+"""Bytes that the answers to come are aimed at, by what the objects so far have taken."""
+MAX_LIST_BYTES = 48 * 2**20
+"""Longest answer to a list that is read; one that is longer is asked for again in smaller pieces."""
 MAX_TEXT = 4096
 """Longest message that is kept of a refusal: webhooks write them, too."""
 LAST_RETRY_AFTER_S = 300.0
@@ -67,6 +73,10 @@ class RetryableError(KubeError):
     """The same request may succeed later: timeout, overload, server error, expired credentials."""
 
 
+class TooLongError(RetryableError):
+    """An answer is longer than what the operator reads."""
+
+
 class ConflictError(KubeError):
     """The object changed since it was read: the pass that read it is void."""
 
@@ -105,6 +115,11 @@ def error_of(status: int, body: bytes, retry_after: str | None) -> KubeError:
     return _error_type(status, answer)(message, status=status, reason=answer.reason, retry_after_s=after)
 
 
+def is_from_webhook(message: str) -> bool:
+    """Whether a refusal is an admission webhook's, which may answer with any code, reason and details."""
+    return message.startswith('admission webhook "')
+
+
 class _Cause(BaseModel):
     field: str | None = None
 
@@ -122,9 +137,9 @@ class _Refusal(BaseModel):
 
     @property
     def names_fields(self) -> bool:
-        """Whether there are causes, and each names a field."""
+        """Whether there are causes, and each names a field; a webhook's may as well, but tomorrow it may not mind."""
         causes = (self.details and self.details.causes) or []
-        return bool(causes) and all(cause.field for cause in causes)
+        return bool(causes) and all(cause.field for cause in causes) and not is_from_webhook(self.message)
 
 
 def _error_type(status: int, answer: _Refusal) -> type[KubeError]:
@@ -159,15 +174,25 @@ class Kube:
         Raises:
             KubeError: a chunk could not be read; what came before is incomplete.
         """
-        token = ""
+        token, chunk = "", FIRST_CHUNK
         while True:
-            query = {"limit": str(CHUNK), "labelSelector": selector, "continue": token}
-            answer = await self._request("GET", kind.path(namespace), query={k: v for k, v in query.items() if v})
-            for item in answer["items"]:
+            query = {"limit": str(chunk), "labelSelector": selector, "continue": token}
+            try:
+                content = await self._exchange(
+                    "GET", kind.path(namespace), query={k: v for k, v in query.items() if v}, max_bytes=MAX_LIST_BYTES
+                )
+            except TooLongError:
+                if chunk == 1:
+                    raise
+                chunk = max(1, chunk // 5)
+                continue
+            page = _read_page(kind, content)
+            for item in page.items:
                 yield item
-            token = answer["metadata"].get("continue", "")
-            if not token:
+            if not page.token:
                 return
+            token = page.token
+            chunk = max(1, min(LAST_CHUNK, CHUNK_BYTES * len(page.items) // len(content)))
 
     async def create(self, kind: Kind, namespace: str | None, body: Object, *, subresource: str = "") -> Object:
         """Create an object.
@@ -200,6 +225,17 @@ class Kube:
     async def _request(
         self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Object | None = None
     ) -> Object:
+        return _read_object(f"{method} {path}", await self._exchange(method, path, query=query, body=body))
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Object | None = None,
+        max_bytes: int | None = None,
+    ) -> bytes:
         content_type = "application/merge-patch+json" if method == "PATCH" else "application/json"
         headers = {"Accept": "application/json", "Content-Type": content_type}
         try:
@@ -209,19 +245,12 @@ class Kube:
             )  # fmt: skip
             async with asyncio.timeout(self._timeout_s):
                 response = await self._api.call_api(*request, _request_timeout=self._timeout_s)
-                content = await response.read()
+                content = await _read_up_to(response.response, max_bytes)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise RetryableError(f"{method} {path}: {str(error) or 'no answer in time'}") from error
         if not 200 <= response.status <= 299:
             raise error_of(response.status, content, response.headers.get("Retry-After"))
-        try:
-            answer = json.loads(content)
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            # A proxy's page, for example, while the API server behind it is away.
-            raise RetryableError(f"{method} {path}: the answer {response.status} is no JSON object")
-        return answer
+        return content
 
     async def version(self) -> tuple[int, int] | None:
         """Major and minor version of the API server; None where it does not say.
@@ -233,6 +262,49 @@ class Kube:
         # Distributions write 31+ and the like.
         major, minor = (re.match(r"[0-9]{1,4}", str(answer.get(part, ""))) for part in ("major", "minor"))
         return (int(major[0]), int(minor[0])) if major and minor else None
+
+
+async def _read_up_to(response: aiohttp.ClientResponse, max_bytes: int | None) -> bytes:
+    """The whole body.
+
+    Raises:
+        TooLongError: it is longer; the connection is closed.
+    """
+    if max_bytes is None:
+        return await response.read()
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > max_bytes:
+            response.close()
+            raise TooLongError(f"an answer of more than {max_bytes} bytes")
+    return b"".join(parts)
+
+
+@dataclass(frozen=True)
+class _Page:
+    items: list[Object]
+    token: str
+
+
+def _read_page(kind: Kind, content: bytes) -> _Page:
+    answer = _read_object(f"list of {kind.plural}", content)
+    items, meta = answer.get("items"), answer.get("metadata")
+    if not isinstance(items, list) or not isinstance(meta, dict):
+        raise RetryableError(f"list of {kind.plural}: the answer is no list")
+    return _Page(items=items, token=meta.get("continue") or "")
+
+
+def _read_object(what: str, content: bytes) -> Object:
+    try:
+        answer = json.loads(content)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        # A proxy's page, for example, while the API server behind it is away.
+        raise RetryableError(f"{what}: the answer is no JSON object")
+    return answer
 
 
 async def connect(*, user_agent: str) -> ApiClient:

@@ -22,7 +22,7 @@ from llava_operator.clock import now
 from llava_operator.events import EventPublisher
 from llava_operator.handlers import build_kopf_settings, build_registry
 from llava_operator.health import Health
-from llava_operator.kube import ForbiddenError, Kube, KubeError, connect
+from llava_operator.kube import ForbiddenError, Kube, KubeError, NotFoundError, connect
 from llava_operator.leader import LeadershipLostError, Lease, LeaseTimes
 from llava_operator.logs import PlainFormatter
 from llava_operator.metrics import OperatorMetrics, RunCollector
@@ -43,6 +43,9 @@ from llava_operator.workqueue import WorkQueue
 logger = logging.getLogger(__name__)
 
 EXIT_USAGE = 2
+MAX_RECURSION = 50_000
+"""Anybody may store an object that is nested 10,000 levels deep (Go's decoder ends there), in managedFields for
+example. Python's own limit of 1,000 would have json raise RecursionError, in kopf as well, and end the process."""
 EXIT_LEADERSHIP_LOST = 1
 
 
@@ -73,7 +76,7 @@ class Operator:
         )
         self.metrics = OperatorMetrics(self.registry, queue_depth=lambda: self.queue.depth)
         skipped = SkippedObjects(lambda kind, reason: self.metrics.skipped.labels(kind, reason).inc())
-        self.children = Children(self.runs.has, skipped)
+        self.children = Children(self.runs, skipped)
         self.registry.register(RunCollector(self.runs, now))
 
     async def run(self) -> None:
@@ -116,7 +119,6 @@ class Operator:
         """
         while True:
             for scope in self.settings.watch_namespaces or (None,):
-                self.health.beat()
                 try:
                     await self._check_version()
                     async for _ in self.kube.list(RUNS, scope):
@@ -131,7 +133,7 @@ class Operator:
         """Look whether the cluster does what the operator relies on; one that does not say is taken as it is."""
         try:
             found = await self.kube.version()
-        except ForbiddenError as error:
+        except (ForbiddenError, NotFoundError) as error:
             logger.warning("the cluster does not say which Kubernetes it is: %s", error)
             return
         if found is not None and found < OLDEST_KUBERNETES:
@@ -146,7 +148,7 @@ class Operator:
 
     async def _look_after_runs(self) -> None:
         """Fill the caches, then watch and work."""
-        await self._wait_for_cluster()
+        await self.health.beat_while(self._wait_for_cluster())
         resync = Resync(
             kube=self.kube,
             children=self.children,
@@ -155,7 +157,7 @@ class Operator:
             namespaces=self.settings.watch_namespaces,
             every_s=self.settings.resync_seconds,
         )
-        await resync.fill(retry_s=self.settings.lease_retry_seconds, on_try=self.health.beat)
+        await self.health.beat_while(resync.fill(retry_s=self.settings.lease_retry_seconds))
         passes = Passes(
             self._reconciler(),
             health=self.health,
@@ -252,6 +254,7 @@ async def run_operator(settings: Settings) -> None:
 
 def main() -> None:
     """Entry point of ``llava-operator``."""
+    sys.setrecursionlimit(MAX_RECURSION)
     try:
         settings = Settings.from_environment(os.environ)
     except SettingsError as error:

@@ -8,12 +8,12 @@ from llava_api.status import StageStatus
 from llava_operator.cards import NodeGpus, is_asked_of_nodes
 from llava_operator.children import Children
 from llava_operator.decide import Observation, Obstacle
-from llava_operator.kube import Kube, NotFoundError
+from llava_operator.kube import Kube, NotFoundError, RetryableError
 from llava_operator.nodes import Nodes
 from llava_operator.progress import ProgressBook
 from llava_operator.resources import JOBS, PODS, RUNS
 from llava_operator.run import Run, current_stage
-from llava_operator.views import ForeignError, JobView, Key, PodView, parse_job, parse_pod
+from llava_operator.views import ForeignError, ForeignReason, JobView, Key, PodView, parse_job, parse_pod
 from llava_operator.wire import Object
 
 
@@ -46,11 +46,11 @@ class Observer:
         stage = current_stage(run.status)
         if stage is None or run.deleting:
             return Observation(run=run, now=now)
-        job = await self._observe_job(run, stage)
+        job, is_live = await self._observe_job(run, stage)
         return Observation(
             run=run,
             job=job,
-            pods=await self._observe_pods(job) if job else (),
+            pods=await self._observe_pods(job, is_live=is_live) if job else (),
             obstacle=obstacle,
             progress=self.progress.newest(run.uid, stage.name, stage.attempt),
             progress_due_at=self.progress.due_at(run.uid, now),
@@ -65,31 +65,43 @@ class Observer:
             return frozenset()
         return await self.nodes.list_gpus(run.spec.scheduling.node_selector)
 
-    async def _observe_job(self, run: Run, stage: StageStatus) -> JobView | None:
+    async def _observe_job(self, run: Run, stage: StageStatus) -> tuple[JobView | None, bool]:
+        """The stage's Job, and whether it had to be read from the API server."""
         assert stage.job is not None, "a stage that runs names its Job"
         key = Key(run.key.namespace, stage.job)
         cached = self.children.job(key)
         if cached is not None and cached.uid == (stage.job_uid or cached.uid) and cached.owner_uid == run.uid:
-            return cached
+            return cached, False
         # The cache may lag behind in either direction: only the API server knows that something is not there.
         try:
             raw = await self.kube.get(JOBS, key.namespace, key.name)
             job = parse_job(raw)
-        except (NotFoundError, ForeignError):
-            return None
+        except NotFoundError:
+            return None, True
+        except ForeignError as error:
+            if error.reason is ForeignReason.UNREADABLE:
+                raise RetryableError(f"Job {key.name} cannot be read: {error}") from error
+            return None, True
         if job.owner_uid != run.uid:
-            return None
+            return None, True
+        # Whatever somebody has made of its labels: its owner says whose it is.
         self.children.note_job(raw)
-        return job
+        return job, True
 
-    async def _observe_pods(self, job: JobView) -> tuple[PodView, ...]:
-        if not (job.complete or job.failed or job.failing):
+    async def _observe_pods(self, job: JobView, *, is_live: bool) -> tuple[PodView, ...]:
+        if not (is_live or job.complete or job.failed or job.failing):
             return self.children.pods_of(job)
-        # The Job's end may be seen before its pods' last words, which come by another watch.
+        # The Job's end may be seen before its pods' last words, which come by another watch; and pods that were seen
+        # before their Job was known are not in the cache.
         selector = f"batch.kubernetes.io/controller-uid={job.uid}"
-        pods = [pod async for raw in self.kube.list(PODS, job.key.namespace, selector) if (pod := _read_pod(raw))]
-        # The label is whoever made the pod's; the owner is the Job controller's.
-        return tuple(pod for pod in pods if pod.job_uid == job.uid)
+        found = []
+        async for raw in self.kube.list(PODS, job.key.namespace, selector):
+            pod = _read_pod(raw)
+            # The label is whoever made the pod's; the owner is the Job controller's.
+            if pod is not None and pod.job_uid == job.uid:
+                self.children.note_pod(raw)
+                found.append(pod)
+        return tuple(found)
 
 
 def _read_pod(raw: Object) -> PodView | None:

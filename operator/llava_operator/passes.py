@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llava_operator.children import Children
@@ -59,16 +59,16 @@ class Resync:
     """Those that are served; empty = all."""
     every_s: float
 
-    async def fill(self, *, retry_s: float, on_try: Callable[[], None]) -> None:
+    async def fill(self, *, retry_s: float) -> None:
         """Fill the caches for the first time. Until then no pass may run: what is not cached would seem to be gone.
 
         A namespace that may not be read (its role went with it, when it was deleted) does not hold up the others.
         """
         for scope in self._scopes:
-            on_try()
-            while not await self._relist(scope, retry_s):
+            is_filled = await self._relist(scope, retry_s)
+            while not is_filled:
                 await asyncio.sleep(retry_s)
-                on_try()
+                is_filled = await self._relist(scope, retry_s)
 
     async def keep(self) -> None:
         """Heal what events have missed, for ever."""
@@ -99,7 +99,5 @@ class Resync:
             logger.exception("relist%s failed, again in %g s", where, retry_s)
             return False
         for key in keys:
-            run = self.runs.get(key)
-            if run is None or not run.is_finished:
-                self.queue.add(key)
+            self.queue.add(key)
         return True

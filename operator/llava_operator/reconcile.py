@@ -84,10 +84,13 @@ class Reconciler:
         try:
             run = parse_run(raw)
         except UnreadableError as error:
-            await self._report_unreadable(key, raw, str(error))
-            return None
+            return await self._report_unreadable(key, raw, str(error))
         now = self.now()
-        seen = self._judge(await observer.observe_children(run, self._memory(run).obstacle, now))
+        memory = self._memory(run)
+        seen = self._judge(await observer.observe_children(run, memory.obstacle, now))
+        if seen.job is not None:
+            # Whatever stood in its way: it is there, and the next stage has met nothing yet.
+            memory.obstacle, memory.num_refusals = None, 0
         match decide(seen):
             case Commit(status=status):
                 return await self._commit(seen, status)
@@ -118,12 +121,14 @@ class Reconciler:
     async def _wait(self, run: Run, until: datetime | None, now: datetime) -> float | None:
         if run.deleting:
             return None
-        await self._publish_events(run)
+        are_published = await self._publish_events(run)
         if (stage := current_stage(run.status)) is not None:
             await self._hand_out_authority(run, stage.name, stage.attempt)
         else:
             self._forget(run.key)
-        return None if until is None else max(0.0, (until - now).total_seconds())
+        delays = [] if until is None else [max(0.0, (until - now).total_seconds())]
+        # Nothing else may ever come of a run that has ended.
+        return min([*delays, *([] if are_published else [LAST_RETRY_S])], default=None)
 
     async def _commit(self, seen: Observation, status: Status) -> float | None:
         run = seen.run
@@ -131,7 +136,7 @@ class Reconciler:
         body = {"metadata": {"resourceVersion": run.resource_version, "uid": run.uid}, "status": patch}
         try:
             written = await self.kube.patch(RUNS, run.key.namespace, run.key.name, body, subresource="status")
-        except (ConflictError, NotFoundError) as error:
+        except ConflictError as error:
             # The run has changed since it was read: what was decided may be wrong by now.
             logger.info("pass over %s thrown away: %s", run.key, error)
             return 0.0
@@ -158,7 +163,7 @@ class Reconciler:
         except ObstacleError as error:
             memory.num_refusals += 1
             delay_s = min(LAST_RETRY_S, 2.0 ** min(memory.num_refusals - 1, 16))
-            retry_at = self.now() + timedelta(seconds=delay_s)
+            retry_at = self.now() + timedelta(seconds=max(delay_s, error.retry_after_s))
             memory.obstacle = Obstacle(kind=error.kind, message=str(error), retry_at=retry_at)
             logger.warning("%s: %s", run.key, error)
             return 0.0
@@ -213,20 +218,24 @@ class Reconciler:
         )  # fmt: skip
         await self._publish(run.key, run.uid, transition)
 
-    async def _publish(self, key: Key, uid: str, transition: Transition) -> None:
+    async def _publish(self, key: Key, uid: str, transition: Transition) -> bool:
         try:
             await self.events.publish(key, uid, transition)
         except KubeError as error:
             logger.warning("%s: an Event could not be created: %s", key, error)
+            return False
+        return True
 
-    async def _publish_events(self, run: Run) -> None:
+    async def _publish_events(self, run: Run) -> bool:
+        """Whether all are there. Events are for people: the run goes on without them, and a later pass tries again."""
         try:
             await self.events.publish_status(run.key, run.uid, run.status)
         except KubeError as error:
-            # Events are for people. The run goes on without them, and the next pass tries again.
             logger.warning("%s: an Event could not be created: %s", run.key, error)
+            return False
+        return True
 
-    async def _report_unreadable(self, key: Key, raw: Object, message: str) -> None:
+    async def _report_unreadable(self, key: Key, raw: Object, message: str) -> float | None:
         """Say that a run is none that this version understands. It is left alone until it changes."""
         logger.error("%s cannot be read by this version of the operator: %s", key, message)
         meta = raw["metadata"]
@@ -234,15 +243,16 @@ class Reconciler:
             time=meta["creationTimestamp"], type="Warning", reason=UNREADABLE, action="Read", note=message,
             about=f"generation-{meta.get('generation', 1)}",
         )  # fmt: skip
-        await self._publish(key, meta["uid"], transition)
+        delay_s = None if await self._publish(key, meta["uid"], transition) else LAST_RETRY_S
         try:
             status = parse_status(raw)
         except UnreadableError:
-            return
+            return delay_s
         patch = merge_patch(dump_status(status), dump_status(_mark_unreadable(status, message, self.now())))
         if patch:
             body = {"metadata": {"resourceVersion": meta["resourceVersion"]}, "status": patch}
             await self.kube.patch(RUNS, key.namespace, key.name, body, subresource="status")
+        return delay_s
 
 
 UNREADABLE = "Unreadable"

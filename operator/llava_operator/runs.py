@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from llava_api.constants import Phase
 from llava_api.status import Status
 from llava_operator.kube import Kube
+from llava_operator.recent import Recent
 from llava_operator.resources import RUNS
 from llava_operator.run import UnreadableError, parse_status
 from llava_operator.views import Key
@@ -32,6 +33,7 @@ class Runs:
 
     def __init__(self) -> None:
         self._views: dict[Key, RunView] = {}
+        self._gone: Recent[tuple[Key, str]] = Recent()
 
     def __iter__(self) -> Iterator[RunView]:
         return iter(tuple(self._views.values()))
@@ -48,6 +50,10 @@ class Runs:
         view = self._views.get(key)
         return view is not None and view.uid == uid
 
+    def had(self, key: Key, uid: str) -> bool:
+        """Whether one was seen that was deleted a short time ago; its children follow it."""
+        return (key, uid) in self._gone
+
     def note(self, raw: Object, *, deleted: bool = False) -> Key:
         """Take in a LlavaFineTune and tell its key. One with an unreadable status counts as without status."""
         meta = raw["metadata"]
@@ -61,18 +67,21 @@ class Runs:
 
     def forget(self, key: Key) -> None:
         """Drop a run that is no more."""
-        self._views.pop(key, None)
+        if view := self._views.pop(key, None):
+            self._gone.add((key, view.uid))
 
     async def relist(self, kube: Kube, namespace: str | None) -> set[Key]:
-        """Take in every run of a namespace, or (None) of all; returns them all and those that were known before.
+        """Take in every run of a namespace, or (None) of all; returns those that are to be looked at.
 
-        A run that is no more is dropped by the pass over its key, which reads it live.
+        They are all that are not finished, and those that were known and are no more: the pass over such a key reads it
+        live, and drops it.
 
         Raises:
             KubeError: the list could not be read.
         """
         known = {key for key in self._views if namespace in (None, key.namespace)}
-        return known | {self.note(raw) async for raw in kube.list(RUNS, namespace)}
+        listed = {self.note(raw) async for raw in kube.list(RUNS, namespace)}
+        return (known - listed) | {key for key in listed if (view := self.get(key)) and not view.is_finished}
 
 
 def _slim_status(raw: Object) -> Status:

@@ -1,18 +1,13 @@
 """Objects that carry our label and are none of ours: passed over, counted, and told of once."""
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
 
-from llava_operator.resources import JOBS, PODS
+from llava_operator.recent import Recent
 from llava_operator.views import ForeignError
 from llava_operator.wire import Object
 
 logger = logging.getLogger(__name__)
-
-MAX_TOLD = 4096
-"""Namespaces and reasons that are remembered as told of."""
-KINDS = {JOBS: "Job", PODS: "Pod"}
 
 
 class SkippedObjects:
@@ -21,7 +16,7 @@ class SkippedObjects:
     def __init__(self, count: Callable[[str, str], None] = lambda kind, reason: None) -> None:
         """Make one that calls ``count`` with kind and reason of every object that is passed over."""
         self._count = count
-        self._told: OrderedDict[tuple[str, str, str], None] = OrderedDict()
+        self._told: Recent[tuple[str, str, str]] = Recent()
 
     def note(self, kind: str, raw: Object, error: ForeignError) -> None:
         """Note that an object was passed over."""
@@ -31,9 +26,7 @@ class SkippedObjects:
         told = (str(namespace), kind, str(error.reason))
         if told in self._told:
             return
-        self._told[told] = None
-        while len(self._told) > MAX_TOLD:
-            self._told.popitem(last=False)
+        self._told.add(told)
         logger.warning(
             "%s %s in namespace %s is passed over, and so are others like it: it carries our label, but is %s: %s",
             kind, name, namespace, error.reason, error,

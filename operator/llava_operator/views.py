@@ -35,6 +35,8 @@ class ForeignReason(StrEnum):
     """It names no run."""
     UNOWNED = "unowned"
     """No run, and no Job of a run, that is known in its namespace controls it."""
+    GONE = "gone"
+    """What controls it was a run's until a moment ago: no stranger, and not to be told of."""
 
 
 class ForeignError(Exception):
@@ -75,6 +77,8 @@ class JobView:
     """Name of the run that is its controller."""
     owner_uid: str
     """UID of that run."""
+    labelled: str = ""
+    """Name of the run in the label, which anybody can change; empty where there is none."""
     deleting: bool = False
     complete: bool = False
     failing: JobEnd | None = None
@@ -101,7 +105,7 @@ class PodView:
     key: Key
     uid: str
     run: str
-    """Name of the run, from the label: its Job must be that run's."""
+    """Name of the run in the label, which anybody can change; empty where there is none."""
     job_uid: str
     """UID of the Job that is its controller."""
     index: int | None = None
@@ -158,9 +162,7 @@ class _Meta(_Wire):
 
     @property
     def run(self) -> str:
-        if run := self.labels.get(LABEL_RUN):
-            return run
-        raise ForeignError(ForeignReason.UNLABELLED, f"the label {LABEL_RUN} is missing or empty")
+        return self.labels.get(LABEL_RUN, "")
 
 
 class _Condition(_Wire):
@@ -247,18 +249,17 @@ def parse_job(raw: Object) -> JobView:
     """The view of a Job.
 
     Raises:
-        ForeignError: it is no Job of a run.
+        ForeignError: it is no Job, or none that a LlavaFineTune controls.
     """
     job = _parse(_Job, raw)
     owner = job.metadata.controller(API_VERSION, KIND)
-    if job.metadata.run != owner.name:
-        raise ForeignError(ForeignReason.UNOWNED, f"its label names another run than its controller {owner.name}")
     held = {c.type: c for c in job.status.conditions if c.status == "True"}
     return JobView(
         key=job.metadata.key,
         uid=job.metadata.uid,
         run=owner.name,
         owner_uid=owner.uid,
+        labelled=job.metadata.run,
         deleting=job.metadata.deletion_timestamp is not None,
         complete="Complete" in held,
         failing=_job_end(held.get("FailureTarget")),
@@ -280,7 +281,7 @@ def parse_pod(raw: Object) -> PodView:
     """The view of a pod.
 
     Raises:
-        ForeignError: it is no pod of a Job of a run.
+        ForeignError: it is no pod, or none that a Job controls.
     """
     pod = _parse(_Pod, raw)
     meta, status = pod.metadata, pod.status

@@ -79,7 +79,7 @@ class Process:
 
     def __init__(self, kube: Kube) -> None:
         self.runs = Runs()
-        self.children = Children(self.runs.has, SkippedObjects())
+        self.children = Children(self.runs, SkippedObjects())
         self.reconciler = Reconciler(
             kube=kube,
             children=self.children,

@@ -131,7 +131,8 @@ class Desk:
 
     def __init__(self, status: Status | None = None, *, interval_s: float = 15) -> None:
         self.server, self.clock = ReviewServer(), Clock()
-        self.runs, self.children, self.queue = Runs(), Children(lambda *_: True, SkippedObjects()), WorkQueue[Key]()
+        self.runs, self.queue = Runs(), WorkQueue[Key]()
+        self.children = Children(self.runs, SkippedObjects())
         self.progress = ProgressBook(interval_s=interval_s, writes_per_s=5)
         self.codes: list[int] = []
         self.answered = asyncio.Event()

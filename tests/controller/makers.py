@@ -29,6 +29,19 @@ NOW = datetime(2026, 11, 1, 12, 0, 0, tzinfo=UTC)
 NOW_TEXT = "2026-11-01T12:00:00Z"
 
 
+class KnownRuns:
+    """A cache of runs as children ask for it."""
+
+    def __init__(self, *runs: tuple[Key, str]) -> None:
+        self.runs, self.gone = set(runs), set[tuple[Key, str]]()
+
+    def has(self, key: Key, uid: str) -> bool:
+        return (key, uid) in self.runs
+
+    def had(self, key: Key, uid: str) -> bool:
+        return (key, uid) in self.gone
+
+
 def make_spec(**changes: Any) -> Spec:
     base: dict[str, Any] = {
         "model": {"source": "pvc://models/llava"},

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from llava_api.constants import API_VERSION, KIND, LABEL_COMPLETION_INDEX, LABEL_RUN
 from llava_operator.children import Children
+from llava_operator.recent import MAX_KEPT
 from llava_operator.resources import JOBS
-from llava_operator.skipped import MAX_TOLD, SkippedObjects
+from llava_operator.skipped import SkippedObjects
 from llava_operator.views import ForeignError, ForeignReason, Key, parse_job
 from llava_operator.wire import Object
+from tests.controller.makers import KnownRuns
 from tests.controller.test_views import raw_job, raw_pod
 
 JOB = parse_job(raw_job())
@@ -22,7 +24,7 @@ RUNS = {(Key("ns", "r"), "run"), (Key("ns", "s"), "other-run"), (Key("elsewhere"
 
 
 def make_children(skipped: SkippedObjects | None = None) -> Children:
-    return Children(lambda key, uid: (key, uid) in RUNS, skipped or SkippedObjects())
+    return Children(KnownRuns(*RUNS), skipped or SkippedObjects())
 
 
 def test_events_fill_and_empty_the_cache() -> None:
@@ -143,11 +145,16 @@ def test_child_that_loses_its_owner_is_dropped_and_its_run_looked_at() -> None:
 
 def test_children_of_a_deleted_run_are_no_strangers() -> None:
     count = Count()
-    runs = {(Key("ns", "r"), "run")}
-    children = Children(lambda key, uid: (key, uid) in runs, SkippedObjects(count))
+    runs = KnownRuns((Key("ns", "r"), "run"))
+    children = Children(runs, SkippedObjects(count))
     children.note_job(raw_job())
     children.note_pod(raw_pod())
-    runs.clear()
+    runs.runs, runs.gone = set(), runs.runs
+    # Before the garbage collector has come to them they look as ever.
+    children.note_job(raw_job())
+    children.note_job(raw_job())
+    for _ in range(2):
+        children.note_pod(raw_pod())
     going = raw_job()
     going["metadata"]["deletionTimestamp"] = "2026-11-01T12:00:00Z"
     for _ in range(2):
@@ -160,6 +167,40 @@ def test_children_of_a_deleted_run_are_no_strangers() -> None:
     assert children.pod(Key("ns", "r-train-1-0-abcde")) is None
     assert children.job(Key("ns", "r-train-1")) is None
     assert not count.skipped
+
+
+def test_foreign_namesake_takes_nothing_away() -> None:
+    """Somebody's object under a child's name, after ours was deleted by hand or before our event has come."""
+    children = make_children()
+    children.note_job(raw_job())
+    children.note_pod(raw_pod())
+    stranger, strange_pod = raw_job(uid="stranger"), raw_pod(uid="strange", job=None)
+    stranger["metadata"]["ownerReferences"] = []
+    assert children.note_job(stranger) is None
+    assert children.note_pod(strange_pod) is None
+    assert [pod.uid for pod in children.pods_of(JOB)] == ["p"]
+    assert children.job(Key("ns", "r-train-1")) is not None
+
+
+@pytest.mark.parametrize(("label", "reason"), [("", "unlabelled"), ("s", "unowned")])
+def test_label_must_name_the_run_that_the_owner_leads_to(label: str, reason: str) -> None:
+    count = Count()
+    children = make_children(SkippedObjects(count))
+    mislabelled = raw_job()
+    mislabelled["metadata"]["labels"][LABEL_RUN] = label
+    assert children.note_job(mislabelled) is None
+    children.note_job(raw_job())
+    pod = raw_pod()
+    pod["metadata"]["labels"][LABEL_RUN] = label
+    assert children.note_pod(pod) is None
+    assert count.skipped == {("Job", reason): 1, ("Pod", reason): 1}
+
+
+async def test_pods_of_a_job_that_was_made_during_a_relist_are_known() -> None:
+    children = make_children()
+    server: Any = ListServer([], [raw_pod()], lambda: children.note_job(raw_job()))
+    await children.relist(server, None)
+    assert [pod.uid for pod in children.pods_of(JOB)] == ["p"]
 
 
 def test_another_job_under_the_same_name_takes_its_place() -> None:
@@ -210,9 +251,9 @@ def test_what_is_passed_over_is_counted_always_and_told_of_once(caplog: pytest.L
     assert record.levelno == logging.WARNING
     assert "Pod p-0 in namespace ns is passed over" in record.getMessage()
     # A memory that anybody could fill would be an attack of its own.
-    for number in range(2 * MAX_TOLD):
+    for number in range(2 * MAX_KEPT):
         skipped.note("Pod", {"metadata": {"namespace": f"ns-{number}", "name": "p"}}, error)
-    assert len(skipped._told) == MAX_TOLD
+    assert len(skipped._told) == MAX_KEPT
 
 
 JSON = st.recursive(

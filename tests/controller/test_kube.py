@@ -1,6 +1,7 @@
 """Paths, and which refusal becomes which error; against a real HTTP server that plays the API server."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,7 +12,9 @@ from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
 from llava_operator.kube import (
+    CHUNK_BYTES,
     LAST_RETRY_AFTER_S,
+    MAX_LIST_BYTES,
     AlreadyExistsError,
     ConflictError,
     ForbiddenError,
@@ -22,6 +25,7 @@ from llava_operator.kube import (
     NotFoundError,
     RefusedError,
     RetryableError,
+    TooLongError,
     error_of,
 )
 from llava_operator.resources import JOBS, PODS, RUNS
@@ -92,6 +96,16 @@ def test_refusals_are_typed(status: int, reason: str, error: type[KubeError]) ->
 def test_only_fields_that_are_named_are_refused_for_good(causes: object, error: type[KubeError]) -> None:
     body = {"reason": "Invalid", "message": "because", "details": {"causes": causes}}
     assert type(error_of(422, json.dumps(body).encode(), None)) is error
+
+
+def test_webhook_is_never_final() -> None:
+    """controller-runtime's answer with causes like those of the API server itself."""
+    body = {
+        "reason": "Invalid",
+        "message": 'admission webhook "w" denied the request: spec.x',
+        "details": {"causes": [{"field": "spec.x"}]},
+    }
+    assert type(error_of(422, json.dumps(body).encode(), None)) is RefusedError
 
 
 @pytest.mark.parametrize("name", ["", ".", ".."])
@@ -167,7 +181,7 @@ async def test_list_goes_through_every_chunk() -> None:
     async with serve(chunks) as kube:
         assert [item["n"] async for item in kube.list(PODS, None, "a=b")] == [0, 1, 2]
     assert asked == [
-        {"limit": "250", "labelSelector": "a=b"},
+        {"limit": "25", "labelSelector": "a=b"},
         {"limit": "250", "labelSelector": "a=b", "continue": "1"},
         {"limit": "250", "labelSelector": "a=b", "continue": "2"},
     ]
@@ -199,6 +213,63 @@ async def test_version(answer: object, version: tuple[int, int] | None) -> None:
 
     async with serve(say) as kube:
         assert await kube.version() == version
+
+
+async def test_large_objects_are_listed_a_few_at_a_time() -> None:
+    """Anybody may store objects of 1.5 MB, and behind many small ones."""
+    small, large = {"x": "s" * 2000}, {"x": "l" * 1_400_000}
+    stored = [small] * 500 + [large] * 60
+    sizes: list[int] = []
+
+    async def serve_list(request: web.Request) -> web.Response:
+        start, limit = int(request.query.get("continue", "0")), int(request.query["limit"])
+        stop = min(start + limit, len(stored))
+        meta = {"continue": str(stop)} if stop < len(stored) else {}
+        text = json.dumps({"metadata": meta, "items": stored[start:stop]})
+        sizes.append(len(text))
+        return web.Response(text=text, content_type="application/json")
+
+    async with serve(serve_list, timeout_s=20) as kube:
+        found = [item async for item in kube.list(PODS, None)]
+    assert [len(item["x"]) for item in found] == [len(item["x"]) for item in stored]
+    # One answer was cut off where the large ones began; all the others were small.
+    assert sum(size > MAX_LIST_BYTES for size in sizes) <= 2
+    assert sorted(sizes)[-4] < 8 * CHUNK_BYTES
+
+
+async def test_answer_that_is_too_long_in_the_smallest_piece_is_an_error() -> None:
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await response.write(b" " * 2**20)
+        return response
+
+    async with serve(endless, timeout_s=20) as kube:
+        with pytest.raises(TooLongError, match="more than"):
+            async for _ in kube.list(PODS, None):
+                pass
+
+
+async def test_deeply_nested_answer_is_no_exception_of_another_kind() -> None:
+    async def nested(request: web.Request) -> web.Response:
+        return web.Response(text='{"a":' * 100_000, content_type="application/json")
+
+    async with serve(nested) as kube:
+        with pytest.raises(RetryableError, match="no JSON object"):
+            await kube.get(PODS, "ns", "p")
+
+
+@pytest.mark.parametrize("answer", [{}, {"items": {}}, {"items": [], "metadata": None}])
+async def test_list_that_is_none_is_tried_again(answer: object) -> None:
+    async def say(request: web.Request) -> web.Response:
+        return web.json_response(answer)
+
+    async with serve(say) as kube:
+        with pytest.raises(RetryableError, match="is no list"):
+            async for _ in kube.list(PODS, None):
+                pass
 
 
 async def test_patches_are_merge_patches() -> None:

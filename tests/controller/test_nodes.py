@@ -16,7 +16,7 @@ from llava_operator.progress import ProgressBook
 from llava_operator.resources import NODES
 from llava_operator.skipped import SkippedObjects
 from llava_operator.wire import Object
-from tests.controller.makers import KEY, NOW, commit, make_run
+from tests.controller.makers import KEY, NOW, KnownRuns, commit, make_run
 
 LABELS = {
     "nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3",
@@ -132,7 +132,7 @@ async def test_nodes_are_asked_when_prepare_has_ended_and_not_before(ended: bool
         },
         "status": {"conditions": conditions},
     }  # fmt: skip
-    children = Children(lambda *_: True, SkippedObjects())
+    children = Children(KnownRuns((KEY, run.uid)), SkippedObjects())
     children.note_job(job)
     observer = Observer(
         kube=NoPods(),  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from llava_operator.progress import ProgressBook
 from llava_operator.resources import JOBS, PODS
 from llava_operator.skipped import SkippedObjects
 from llava_operator.wire import Object
-from tests.controller.makers import KEY, NOW, RUN_UID, begun, make_run
+from tests.controller.makers import KEY, NOW, RUN_UID, KnownRuns, begun, make_run
 from tests.controller.test_views import raw_job, raw_pod
 
 JOB_NAME = "invoices-prepare-1"
@@ -50,7 +50,7 @@ class Server:
 
 
 async def observe(server: Any) -> tuple[Observation, Children]:
-    children = Children(lambda key, uid: (key, uid) == (KEY, RUN_UID), SkippedObjects())
+    children = Children(KnownRuns((KEY, RUN_UID)), SkippedObjects())
     observer = Observer(
         kube=server, children=children, progress=ProgressBook(interval_s=1, writes_per_s=1),
         nodes=Nodes(kube=server, now=lambda: NOW),

@@ -64,9 +64,9 @@ class RelistServer:
 
 
 async def relist(server: Any, runs: Runs, queue: WorkQueue[Key], *namespaces: str) -> None:
-    children = Children(runs.has, SkippedObjects())
+    children = Children(runs, SkippedObjects())
     resync = Resync(kube=server, children=children, runs=runs, queue=queue, namespaces=namespaces, every_s=60)
-    await resync.fill(retry_s=2, on_try=lambda: None)
+    await resync.fill(retry_s=2)
     await resync.keep()
 
 
@@ -92,6 +92,43 @@ def test_relist_looks_at_unfinished_and_vanished_runs_but_not_at_finished_ones()
     assert sorted(key.name for key in looked_at) == ["new", "running", "vanished"]
     assert len(runs) == 4
     assert server.scopes == {None}
+
+
+def test_finished_run_whose_deletion_was_missed_is_looked_at() -> None:
+    """It would stay in the metrics for ever."""
+    server = RelistServer()
+    server.runs = [raw_run("done", phase=Phase.SUCCEEDED)]
+
+    async def scenario() -> list[Key]:
+        asyncio.get_running_loop().call_later(30, server.runs.clear)
+        return (await relist_for(server, 70))[1]
+
+    assert Key("ns", "done") in run_virtually(scenario())
+
+
+def test_runs_of_a_short_time_ago_are_remembered() -> None:
+    runs = Runs()
+    runs.note(raw_run("a", uid="u"))
+    assert runs.has(Key("ns", "a"), "u")
+    assert not runs.has(Key("ns", "a"), "another")
+    assert not runs.had(Key("ns", "a"), "u")
+    runs.forget(Key("ns", "a"))
+    assert not runs.has(Key("ns", "a"), "u")
+    assert runs.had(Key("ns", "a"), "u")
+
+
+def test_filling_the_caches_is_life_however_long_it_takes() -> None:
+    async def scenario() -> None:
+        clock = asyncio.get_running_loop().time
+        health = Health(heartbeat_s=10, longest_pass_s=60, clock=clock)
+        filling = asyncio.create_task(health.beat_while(asyncio.sleep(5000)))
+        await asyncio.sleep(4000)
+        assert health.is_alive
+        await filling
+        await asyncio.sleep(200)
+        assert not health.is_alive
+
+    run_virtually(scenario())
 
 
 def test_relist_keeps_to_the_served_namespaces() -> None:

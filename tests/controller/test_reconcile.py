@@ -1,6 +1,8 @@
 """Passes against an API server in memory: what is written, and what becomes of every refusal."""
 
 import copy
+import json
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -24,6 +26,7 @@ from llava_operator.kube import (
     NotFoundError,
     RefusedError,
     RetryableError,
+    error_of,
 )
 from llava_operator.nodes import Nodes
 from llava_operator.policy import Policy
@@ -71,9 +74,15 @@ class ApiServer:
             raise AlreadyExistsError(f"{name} already exists")
         made = copy.deepcopy(body)
         made["metadata"]["uid"] = f"{name}-uid"
+        made["metadata"].setdefault("namespace", namespace)
         self.objects[kind, name] = made
         self.writes.append(f"create {kind.plural} {name}" if kind != EVENTS else f"event {body['reason']}")
         return made
+
+    async def list(self, kind: Kind, namespace: str, selector: str = "") -> AsyncIterator[Object]:
+        for found_kind, name in list(self.objects):
+            if found_kind == kind:
+                yield copy.deepcopy(self.objects[kind, name])
 
     async def patch(self, kind: Kind, namespace: str, name: str, body: Object, subresource: str = "") -> Object:
         if (kind, name) not in self.objects:
@@ -122,7 +131,7 @@ class Operator:
         self.runs, self.progress = Runs(), ProgressBook(interval_s=15, writes_per_s=5)
         self.reconciler = Reconciler(
             kube=self.server,  # type: ignore[arg-type]
-            children=Children(self.runs.has, SkippedObjects()),
+            children=Children(self.runs, SkippedObjects()),
             nodes=Nodes(kube=self.server, now=lambda: self.now),  # type: ignore[arg-type]
             runs=self.runs,
             progress=self.progress,
@@ -242,12 +251,19 @@ async def test_run_changed_by_someone_else_throws_the_pass_away(server: ApiServe
     assert server.status.phase is Phase.PENDING
 
 
-async def test_run_deleted_before_the_write_is_no_error(server: ApiServer, operator: Operator) -> None:
+async def test_run_deleted_before_the_write_is_forgotten_by_the_next_pass(
+    server: ApiServer, operator: Operator
+) -> None:
+    """A CRD without status subresource answers the same, and must not be asked without pause."""
+
     async def gone(*_: Any, **__: Any) -> Object:
         raise NotFoundError("gone")
 
     server.patch = gone  # type: ignore[method-assign]
-    assert await operator.step() == 0.0
+    with pytest.raises(NotFoundError):
+        await operator.step()
+    server.objects.clear()
+    assert await operator.step() is None
 
 
 async def test_children_made_by_a_killed_process_are_found(server: ApiServer, operator: Operator) -> None:
@@ -285,11 +301,92 @@ async def test_someone_elses_job_is_not_taken_for_the_stages_own(server: ApiServ
     assert "jobs invoices-prepare-1" in server.status.failure.message
 
 
-async def test_child_that_vanishes_while_it_is_looked_at_is_tried_again(server: ApiServer, operator: Operator) -> None:
-    await operator.step()
-    server.refuse[CONFIG_MAPS] = AlreadyExistsError("there")
-    with pytest.raises(RetryableError, match="vanished"):
-        await operator.step()
+async def test_child_that_is_said_to_exist_and_is_not_there_is_tried_again(
+    server: ApiServer, operator: Operator
+) -> None:
+    """It was deleted in between, or a webhook has a word of its own."""
+    server.refuse[JOBS] = AlreadyExistsError("there", status=409)
+    assert await operator.settle() == 1
+    stage = current_stage(server.status)
+    assert stage is not None
+    assert stage.message == "jobs invoices-prepare-1 is said to exist, and is not there"
+
+
+@pytest.mark.parametrize("status", [401, 404, 408, 409, 422, 429])
+async def test_webhook_may_answer_with_any_code(server: ApiServer, operator: Operator, status: int) -> None:
+    message = 'admission webhook "w.example.org" denied the request: not today'
+    server.refuse[JOBS] = error_of(
+        status,
+        json.dumps({"message": message, "reason": "Conflict", "details": {"causes": [{"field": "spec.x"}]}}).encode(),
+        "7",
+    )
+    assert await operator.settle() == 7
+    stage = current_stage(server.status)
+    assert stage is not None
+    assert stage.message == message
+
+
+@pytest.mark.parametrize("status", [401, 404, 429])
+async def test_api_server_that_will_not_talk_is_no_obstacle_of_a_run(
+    server: ApiServer, operator: Operator, status: int
+) -> None:
+    server.refuse[JOBS] = error_of(status, b'{"message": "no"}', None)
+    with pytest.raises(KubeError):
+        await operator.settle()
+
+
+async def test_restart_with_a_run_that_waits_writes_nothing(server: ApiServer, operator: Operator) -> None:
+    """What it waits for stays said until it is tried again, and then if it is something else."""
+    server.refuse[JOBS] = RefusedError("the policy says no", status=422)
+    await operator.settle()
+    operator.now += timedelta(seconds=30)
+    operator.new_process()
+    server.writes.clear()
+    assert await operator.settle() == 1
+    assert server.writes == []
+
+
+async def test_obstacle_of_one_stage_is_not_told_of_the_next(server: ApiServer, operator: Operator) -> None:
+    """The answer to the Job's creation was an error, but it was made."""
+    create = server.create
+
+    async def made_and_lost(kind: Kind, namespace: str, body: Object) -> Object:
+        made = await create(kind, namespace, body)
+        if kind == JOBS:
+            raise RetryableError("etcdserver: request timed out", status=500)
+        return made
+
+    server.create = made_and_lost  # type: ignore[method-assign]
+    await operator.settle()
+    memory = operator.reconciler._memories[KEY]
+    assert (memory.obstacle, memory.num_refusals) == (None, 0)
+
+
+async def test_job_whose_labels_were_changed_is_still_the_stages(server: ApiServer, operator: Operator) -> None:
+    """By a webhook when it was made, or by hand later: its owner says whose it is."""
+    create = server.create
+
+    async def stripped(kind: Kind, namespace: str, body: Object) -> Object:
+        return await create(kind, namespace, {**body, "metadata": {**body["metadata"], "labels": {}}})
+
+    server.create = stripped  # type: ignore[method-assign]
+    assert await operator.settle() is None
+    assert server.status.failure is None
+    server.objects[JOBS, "invoices-prepare-1"]["metadata"].pop("labels")
+    operator.new_process()
+    assert await operator.settle() is None
+    assert server.status.failure is None
+
+
+async def test_event_that_could_not_be_made_at_the_end_is_made_later(server: ApiServer, operator: Operator) -> None:
+    """Nothing else ever happens to a run that has ended."""
+    server.refuse[JOBS] = InvalidError("spec.x: Invalid value", status=422)
+    server.refuse[EVENTS] = RetryableError("down")
+    assert await operator.settle() == 60
+    del server.refuse[EVENTS]
+    operator.now += timedelta(seconds=60)
+    assert await operator.settle() is None
+    assert "event Rejected" in server.writes
 
 
 async def test_field_that_is_refused_fails_the_run(server: ApiServer, operator: Operator) -> None:
@@ -393,8 +490,14 @@ async def test_authority_that_cannot_be_handed_out_does_not_hold_up_a_running_st
     await operator.settle()
     operator.new_process()
     operator.authority.certificate = "NEW"
-    server.refuse[CONFIG_MAPS] = ForbiddenError("no")
+
+    async def refused(kind: Kind, *_: Any, **__: Any) -> Object:
+        assert kind == CONFIG_MAPS
+        raise ForbiddenError("no")
+
+    server.patch = refused  # type: ignore[method-assign]
     assert await operator.step() is None
+    assert f"event {UNREPORTED}" in server.writes
 
 
 @pytest.mark.parametrize("is_begun", [False, True], ids=["new", "running"])
@@ -472,7 +575,7 @@ async def test_run_of_another_version_is_marked_once_and_left_alone(server: ApiS
 async def test_run_of_another_version_is_marked_also_where_events_are_refused(server: ApiServer) -> None:
     server.put_run(novelty="yes")
     server.refuse[EVENTS] = ForbiddenError("no events here")
-    assert await Operator(server).step() is None
+    assert await Operator(server).step() == 60
     ready = next(c for c in server.status.conditions if c.type is Condition.READY)
     assert ready.reason == UNREADABLE
 
@@ -487,7 +590,7 @@ async def test_run_with_an_unreadable_status_is_reported_and_left_alone(server: 
 
 
 async def test_namesake_of_a_deleted_run_starts_from_nothing(server: ApiServer, operator: Operator) -> None:
-    server.refuse[JOBS] = ForbiddenError("exceeded quota")
+    server.refuse[JOBS] = ForbiddenError("exceeded quota", status=403)
     await operator.settle()
     server.objects.clear()
     server.refuse.clear()

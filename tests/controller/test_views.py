@@ -96,15 +96,6 @@ def test_index_that_is_none_makes_the_pod_foreign(index: str) -> None:
     assert caught.value.reason == "unreadable"
 
 
-@pytest.mark.parametrize("labels", [{}, {"finetune.llava.dev/run": ""}])
-def test_child_without_a_run_in_its_label_is_foreign(labels: dict[str, str]) -> None:
-    for parse, raw in ((parse_pod, raw_pod()), (parse_job, raw_job())):
-        raw["metadata"]["labels"] = labels
-        with pytest.raises(ForeignError) as caught:
-            parse(raw)
-        assert caught.value.reason == "unlabelled"
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -122,8 +113,9 @@ def test_child_without_an_owner_of_ours_is_foreign(change: Object) -> None:
         assert caught.value.reason == "unowned"
 
 
-def test_job_whose_label_names_another_run_than_its_owner_is_foreign() -> None:
+def test_owner_says_whose_a_job_is_whatever_its_label_says() -> None:
     raw = raw_job()
     raw["metadata"]["labels"]["finetune.llava.dev/run"] = "another"
-    with pytest.raises(ForeignError, match="another run than its controller r"):
-        parse_job(raw)
+    assert (parse_job(raw).run, parse_job(raw).labelled) == ("r", "another")
+    raw["metadata"]["labels"] = {}
+    assert (parse_job(raw).run, parse_job(raw).labelled) == ("r", "")
