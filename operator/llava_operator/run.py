@@ -6,8 +6,10 @@ from typing import NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from llava_api.constants import PROXY_KEYS, SECRET_KEYS, TRAINING_STAGES, SecretRole, StageName
+from llava_api.names import MAX_ATTEMPTS, job_name
 from llava_api.spec import Spec
 from llava_api.status import StageState, StageStatus, Status
+from llava_api.text import show
 from llava_operator.faults import describe_faults
 from llava_operator.views import Key
 from llava_operator.wire import Object
@@ -36,10 +38,11 @@ def parse_run(raw: Object) -> Run:
     """Parse a LlavaFineTune.
 
     Raises:
-        UnreadableError: spec or status have fields that this version does not know, or lack some.
+        UnreadableError: spec or status have fields that this version does not know, or lack some; or the status was not
+            written by an operator.
     """
     meta = raw["metadata"]
-    return Run(
+    run = Run(
         key=Key(meta["namespace"], meta["name"]),
         uid=meta["uid"],
         generation=meta.get("generation", 1),
@@ -48,6 +51,23 @@ def parse_run(raw: Object) -> Run:
         spec=_parse(Spec, raw.get("spec", {}), "spec"),
         status=parse_status(raw),
     )
+    _check_running(run)
+    return run
+
+
+def _check_running(run: Run) -> None:
+    """Whoever may write statuses can write that a stage runs as any Job: only what an operator writes is taken."""
+    stage = current_stage(run.status)
+    if stage is None:
+        return
+    where = f"status.stages.{stage.name}"
+    if stage.start_time is None:
+        raise UnreadableError(f"{where}.startTime is missing, but the stage runs")
+    if not 1 <= stage.attempt <= MAX_ATTEMPTS:
+        raise UnreadableError(f"{where}.attempt is {stage.attempt}, but the stage runs")
+    expected = job_name(run.key.name, stage.name, stage.attempt)
+    if stage.job != expected:
+        raise UnreadableError(show(f"{where}.job is {stage.job}, but attempt {stage.attempt} runs as {expected}"))
 
 
 def parse_status(raw: Object) -> Status:

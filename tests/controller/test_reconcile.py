@@ -589,6 +589,28 @@ async def test_run_with_an_unreadable_status_is_reported_and_left_alone(server: 
     assert view.status == Status()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"job": None}, "status.stages.prepare.job is None, but attempt 1 runs as invoices-prepare-1"),
+        ({"job": "../../other/jobs/x"}, "status.stages.prepare.job is ../../other/jobs/x, but attempt 1"),
+        ({"attempt": 0}, "status.stages.prepare.attempt is 0, but the stage runs"),
+        ({"attempt": 10**9}, "status.stages.prepare.attempt is 1000000000, but"),
+        ({"startTime": None}, "status.stages.prepare.startTime is missing"),
+    ],
+)
+async def test_status_that_no_operator_has_written_is_reported_and_left_alone(
+    server: ApiServer, operator: Operator, change: Object, message: str
+) -> None:
+    await operator.settle()
+    server.objects[RUNS, KEY.name]["status"]["stages"][0].update(change)
+    operator.new_process()
+    assert await operator.step() is None
+    ready = next(c for c in server.status.conditions if c.type is Condition.READY)
+    assert ready.reason == UNREADABLE
+    assert message in ready.message
+
+
 async def test_namesake_of_a_deleted_run_starts_from_nothing(server: ApiServer, operator: Operator) -> None:
     server.refuse[JOBS] = ForbiddenError("exceeded quota", status=403)
     await operator.settle()
