@@ -20,13 +20,13 @@ from pydantic import BaseModel, ValidationError
 from llava_api.text import show
 from llava_operator.wire import Object
 
-FIRST_CHUNK = 25
+FIRST_CHUNK = 10
 """Objects in the first answer of a list: anybody may store objects of 1.5 MB, and make them ours by a label."""
 LAST_CHUNK = 250
 """Most objects in one answer."""
 CHUNK_BYTES = 2 * 2**20
 """Bytes that the answers to come are aimed at, by what the objects so far have taken."""
-MAX_LIST_BYTES = 48 * 2**20
+MAX_LIST_BYTES = 16 * 2**20
 """Longest answer to a list that is read; one that is longer is asked for again in smaller pieces."""
 MAX_TEXT = 4096
 """Longest message that is kept of a refusal: webhooks write them, too."""
