@@ -78,8 +78,8 @@ FAILURES: tuple[Failure, ...] = (
             hint="The training pods did not find or lost each other: check that all were scheduled and that the "
                  "network lets them talk."),
     Failure(reason=Reason.CHECKPOINT_MISMATCH, exit_code=76, retryable=False,
-            hint="The checkpoint is of another model or adapter than spec.model and spec.training say: create another "
-                 "run."),
+            hint="The checkpoint was made by another training than this run describes; the message says what differs: "
+                 "set it back, or create another run."),
     Failure(reason=Reason.MERGE_MISMATCH, exit_code=73, retryable=False,
             hint="The merged model does not compute what base and adapter compute: please report this as a bug."),
     Failure(reason=Reason.STORAGE_FULL, exit_code=74, retryable=False,

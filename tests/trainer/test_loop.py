@@ -20,7 +20,7 @@ from llava_trainer.data.collate import collate
 from llava_trainer.data.encode import encode
 from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.processing import Processing
-from llava_trainer.data.samples import Sample
+from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
 from llava_trainer.files import sha256_file
 from llava_trainer.model.learning import group_parameters
@@ -29,11 +29,12 @@ from llava_trainer.model.lora import add_adapter
 from llava_trainer.reporting import Reporter
 from llava_trainer.training import loop
 from llava_trainer.training.batches import BatchLoader
-from llava_trainer.training.checkpoint import CheckpointState, find_checkpoints, list_checkpoints
+from llava_trainer.training.checkpoint import CheckpointState
 from llava_trainer.training.history import Entry, read_entries
 from llava_trainer.training.loop import train
 from llava_trainer.training.phase import phase_of
 from llava_trainer.training.processes import Processes
+from llava_trainer.training.retention import find_checkpoints, list_checkpoints
 from llava_trainer.training.saving import Saver
 from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.trainee import build_trainee
@@ -228,6 +229,44 @@ def test_a_checkpoint_of_another_adapter_is_refused(config: RunConfig, processes
     with pytest.raises(StageError, match=r"lora_A\S* is \[4, \d+\] there and \[2, \d+\] here") as caught:
         run(other, processes)
     assert caught.value.reason is Reason.CHECKPOINT_MISMATCH
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": 7}, "spec.training.seed 42, which is 7 now: set it back to 42"),
+        ({"epochs": 2}, "spec.training.epochs 3, which is 2 now"),
+        ({"batch": {"perDevice": 4, "global": 4}}, "spec.training.batch.global 8, which is 4 now"),
+        ({"grouping": "none"}, "spec.training.grouping modality, which is none now"),
+        ({"method": "qlora"}, "spec.training.method lora, which is qlora now"),
+        ({"maxLength": 128}, "spec.training.maxLength 256, which is 128 now"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused(config: RunConfig, processes: Processes, changes: dict, told: str):
+    with pytest.raises(StageError, match="asked to stop"):
+        run(config, processes, StopAfter(1))
+    with pytest.raises(StageError, match="is of another training") as caught:
+        run(change(config, attempt=2, **changes), processes)
+    assert caught.value.reason is Reason.CHECKPOINT_MISMATCH
+    assert told in caught.value.message
+
+
+def test_a_checkpoint_of_another_model_or_of_other_samples_is_refused(
+    config: RunConfig, processes: Processes, tmp_path: Path, dataset: tuple[Path, list[Sample]]
+):
+    with pytest.raises(StageError, match="asked to stop"):
+        run(config, processes, StopAfter(1))
+    other = tmp_path / "other"
+    shutil.copytree(config.model_dir, other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["language_model.model.layers.0.mlp.up_proj.weight"][-1, 0] += 1.0
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    fields = change(config, attempt=2).model_dump(by_alias=True)
+    write_samples(config.volume.train_file, dataset[1][::-1])
+    with pytest.raises(
+        StageError, match=r"from another model \(sha256:\w{12}… there, .*; it was made from other samples"
+    ):
+        run(RunConfig.model_validate(fields | {"modelDir": other}), processes)
 
 
 def test_an_empty_share_of_the_last_batch_counts_for_nothing(

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava_trainer.training.checkpoint import CheckpointState, StoredOptimizer, list_checkpoints, verify_files
+from llava_trainer.training.checkpoint import CheckpointState, StoredOptimizer, read_manifest, verify_files
 from llava_trainer.training.processes import LostPeerError, Processes
+from llava_trainer.training.retention import list_checkpoints
 from llava_trainer.training.saving import Saver
 from llava_trainer.training.slices import PARTS, Slice
 from tests.trainer.many import run_in_processes
@@ -37,7 +38,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, processe
         saver.begin([slice_], state(4))
         saver.finish()
     (folder,) = list_checkpoints(tmp_path)
-    verify_files(folder)
+    verify_files(folder, read_manifest(folder))
     with StoredOptimizer(folder, state(4)) as stored:
         assert torch.equal(stored.read_whole("original", "weight"), torch.full((2, 4), -1.0))
 

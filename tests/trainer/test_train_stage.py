@@ -19,10 +19,10 @@ from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
 from llava_trainer.files import sha256_file, sha256_folder
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.checkpoint import list_checkpoints
 from llava_trainer.training.history import Entry, read_entries
 from llava_trainer.training.loop import train
 from llava_trainer.training.processes import Processes
+from llava_trainer.training.retention import list_checkpoints
 from tests.trainer.trainings import (
     StopAfter,
     TrainStage,

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -23,15 +23,14 @@ from llava_trainer.training.checkpoint import (
     StoredOptimizer,
     checkpoint_dir,
     piece_key,
-    prune_checkpoints,
     write_manifest,
     write_rank,
 )
-from llava_trainer.training.processes import LostPeerError, Processes
+from llava_trainer.training.processes import CONTROL_TIMEOUT, LostPeerError, Processes
+from llava_trainer.training.rereading import OF_ANOTHER_NODE
+from llava_trainer.training.retention import prune_checkpoints
 from llava_trainer.training.slices import Slice
 
-WRITING_TIMEOUT = timedelta(hours=1)
-"""How long the slowest process may take to write its part."""
 _FAILED = bytes(32)
 """What takes the place of a digest."""
 
@@ -52,6 +51,7 @@ class Saver:
         keep: int,
         write_servable: WriteServable,
         earlier: Sequence[Path] = (),
+        passed_over: Sequence[Path] = (),
     ) -> None:
         """Get ready; every process calls it.
 
@@ -61,13 +61,15 @@ class Saver:
             keep: newest ones to keep.
             write_servable: called in the first process.
             earlier: checkpoints of earlier attempts, best first, which count among those to keep.
+            passed_over: those that could not be read when training went on, whoever wrote them.
         """
         self._processes = processes
         self._checkpoints = checkpoints
         self._keep = keep
         self._earlier = tuple(earlier)
+        self._passed_over = set(passed_over)
         self._write_servable = write_servable
-        self._group = dist.new_group(backend="gloo", timeout=WRITING_TIMEOUT) if processes.world_size > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT) if processes.world_size > 1 else None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._writing: Future[int] | None = None
         self.begun_step: int | None = None
@@ -139,10 +141,14 @@ class Saver:
             self._together(lambda: begin_folder(folder))
         else:
             self._together()
-        digests = self._together(lambda: write_rank(aside, self._processes.rank, pieces))
+        # Another node may not see the folder yet that the first process has just made.
+        write = partial(write_rank, aside, self._processes.rank, pieces)
+        digests = self._together(write if is_first else partial(OF_ANOTHER_NODE.read, write))
         if is_first:
             self._together(lambda: self._commit(folder, state, digests))
-            prune_checkpoints(self._checkpoints, self._keep, self._earlier)
+            # It may have taken the place of one of them.
+            self._passed_over.discard(folder)
+            prune_checkpoints(self._checkpoints, self._keep, self._earlier, self._passed_over)
             logger.info("checkpoint %s saved, written in %.1f s beside training", folder, time.monotonic() - began)
         else:
             self._together()
@@ -151,7 +157,7 @@ class Saver:
     def _commit(self, folder: Path, state: CheckpointState, digests: Sequence[bytes]) -> None:
         """Every part is on the disk: make it a checkpoint."""
         aside = aside_of(folder)
-        with StoredOptimizer(aside, state) as stored:
+        with StoredOptimizer(aside, state, OF_ANOTHER_NODE) as stored:
             self._write_servable(stored, aside)
         write_manifest(aside, state, digests)
         publish_folder(folder)
