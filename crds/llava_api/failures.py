@@ -24,6 +24,7 @@ class Reason(StrEnum):
     SOURCE_REFUSED = "SourceRefused"
     UNSUPPORTED_DEVICE = "UnsupportedDevice"
     OUT_OF_DEVICE_MEMORY = "OutOfDeviceMemory"
+    OUT_OF_MEMORY = "OutOfMemory"
     INTERNAL_ERROR = "InternalError"
     WORKER_KILLED = "WorkerKilled"
     RENDEZVOUS_FAILED = "RendezvousFailed"
@@ -33,7 +34,6 @@ class Reason(StrEnum):
     INTERRUPTED = "Interrupted"
     # Seen by the operator.
     PLAN_DOES_NOT_FIT = "PlanDoesNotFit"
-    OUT_OF_MEMORY = "OutOfMemory"
     POD_DISRUPTED = "PodDisrupted"
     POD_FAILED = "PodFailed"
     JOB_DELETED = "JobDeleted"
@@ -99,9 +99,10 @@ FAILURES: tuple[Failure, ...] = (
     Failure(reason=Reason.UNSUPPORTED_DEVICE, exit_code=82, retryable=False,
             hint="The GPU cannot do what the run asks for: the message names the setting to change."),
     Failure(reason=Reason.PLAN_DOES_NOT_FIT, exit_code=None, retryable=False,
-            hint="Choose one of the configurations that the message names, or GPUs with more memory."),
-    Failure(reason=Reason.OUT_OF_MEMORY, exit_code=None, retryable=False,
-            hint="The container went over its memory limit: raise the stage's resources.limits.memory."),
+            hint="Choose one of the configurations that the message names, or GPUs or pods with more memory."),
+    Failure(reason=Reason.OUT_OF_MEMORY, exit_code=83, retryable=False,
+            hint="The pod's memory did not suffice (the container went over its limit, or the node has no more): raise "
+                 "the stage's resources.limits.memory, or take larger nodes."),
     Failure(reason=Reason.POD_DISRUPTED, exit_code=None, retryable=True,
             hint="The node was drained, preempted or lost; create the run again."),
     Failure(reason=Reason.POD_FAILED, exit_code=None, retryable=True,

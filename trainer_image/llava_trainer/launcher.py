@@ -30,12 +30,10 @@ from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
 from llava_trainer.training.meeting import Meeting, Patience
 from llava_trainer.training.ranks import Exit, clear_words, find_cause, rank_log, read_words
+from llava_trainer.training.stopping import saving_time_s
 from llava_trainer.training.watch import Watch
 
 _WORKER_MODULE = "llava_trainer.training.worker"
-_RESERVED_S = 10
-"""Seconds of the grace period that are kept for what comes after the processes have ended."""
-_MIN_SAVING_S = 5
 _CAUSE_WAIT_S = 10.0
 """How long a pod whose processes only lost their peers waits for word of the cause."""
 
@@ -82,11 +80,6 @@ def launch(config: RunConfig, meeting: Meeting, patience: Patience) -> None:
 def node_rank() -> int:
     """This pod's index among the training pods."""
     return int(os.environ.get(ENV_COMPLETION_INDEX, "0"))
-
-
-def saving_time_s(grace_period_s: int) -> int:
-    """Seconds that training processes have to save a checkpoint after SIGTERM."""
-    return max(grace_period_s - _RESERVED_S, _MIN_SAVING_S)
 
 
 class RankLogs(LogsSpecs):

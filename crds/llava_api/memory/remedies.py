@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from llava_api.constants import StageName
 from llava_api.memory.demand import Prepared, accumulation, batch_of, num_processes, workload_of
+from llava_api.memory.host import plan_host
 from llava_api.memory.plan import plan_memory
 from llava_api.model_facts import ModelFacts
 from llava_api.spec import Spec, Training
@@ -23,7 +24,9 @@ class Remedy:
     """Settings to change with their values, as paths below spec."""
     accumulation: int
     total: int
-    """Bytes that it takes."""
+    """Bytes that it takes of a GPU."""
+    host: int
+    """Bytes that it takes of a pod's memory."""
 
 
 def find_remedies(
@@ -47,7 +50,8 @@ def find_remedies(
             continue
         accepted.append((names, rows))
         changes = (*(name for name, _ in switches), *_batch_change(spec, candidate, stage))
-        found.append(Remedy(changes=changes, accumulation=accumulation(candidate, stage), total=total))
+        host = plan_host(candidate, stage, model, prepared).total
+        found.append(Remedy(changes=changes, accumulation=accumulation(candidate, stage), total=total, host=host))
     return tuple(found[:MAX_REMEDIES])
 
 

@@ -34,7 +34,7 @@ from llava_trainer.training.schedule import Schedule
 from llava_trainer.training.servable import write_servable
 from llava_trainer.training.slices import list_slices, share_of
 from llava_trainer.training.step import count_batch, draw_seed, run_step
-from llava_trainer.training.stopping import StopRequest
+from llava_trainer.training.stopping import StopRequest, saving_time_s
 from llava_trainer.training.trainee import Trainee, build_trainee
 from llava_trainer.training.watchdog import Beat, Doing
 
@@ -201,6 +201,7 @@ def _open_saver(config: RunConfig, phase: Phase, trainee: Trainee, processes: Pr
         write_servable=partial(write_servable, trainee),
         earlier=[folder for folder in beginning.found if folder.parent != checkpoints],
         passed_over=beginning.passed_over,
+        saving_time_s=saving_time_s(config.workers.grace_period_seconds),
     )
 
 

@@ -7,6 +7,7 @@ not through a store, which would have to be polled. A connection breaks as soon 
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from typing import Self
 import torch
 import torch.distributed as dist
 
+from llava_api.quantities import format_gib
 from llava_trainer.files import aside_of, begin_folder, publish_folder
 from llava_trainer.training.checkpoint import (
     CheckpointState,
@@ -26,6 +28,7 @@ from llava_trainer.training.checkpoint import (
     write_manifest,
     write_rank,
 )
+from llava_trainer.training.pinned import allocating_on_node
 from llava_trainer.training.processes import CONTROL_TIMEOUT, LostPeerError, Processes
 from llava_trainer.training.rereading import OF_ANOTHER_NODE
 from llava_trainer.training.retention import prune_checkpoints
@@ -52,6 +55,7 @@ class Saver:
         write_servable: WriteServable,
         earlier: Sequence[Path] = (),
         passed_over: Sequence[Path] = (),
+        saving_time_s: float = math.inf,
     ) -> None:
         """Get ready; every process calls it.
 
@@ -62,12 +66,14 @@ class Saver:
             write_servable: called in the first process.
             earlier: checkpoints of earlier attempts, best first, which count among those to keep.
             passed_over: those that could not be read when training went on, whoever wrote them.
+            saving_time_s: how long one may take when the pod is asked to stop.
         """
         self._processes = processes
         self._checkpoints = checkpoints
         self._keep = keep
         self._earlier = tuple(earlier)
         self._passed_over = set(passed_over)
+        self._saving_time_s = saving_time_s
         self._write_servable = write_servable
         self._group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT) if processes.world_size > 1 else None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
@@ -89,6 +95,7 @@ class Saver:
         """Copy ``slices`` and have them written; training stands still for the copy, and for the one before to end.
 
         Raises:
+            StageError: OutOfMemory; the node has no memory for the copy.
             OSError: the one before could not be written (a full disk, say).
             LostPeerError: another process could not write its part.
         """
@@ -123,12 +130,14 @@ class Saver:
     def _copy(self, slices: Sequence[Slice]) -> dict[str, torch.Tensor]:
         """Copies in the node's memory, which is taken once: the first use of a page costs more than copying it."""
         pieces = {}
-        for slice_ in slices:
-            for part, tensor in slice_.parts.items():
-                key = piece_key(part, slice_.name, slice_.start)
-                if key not in self._copies:
-                    self._copies[key] = torch.empty(tensor.shape, pin_memory=tensor.device.type == "cuda")
-                pieces[key] = self._copies[key].copy_(tensor, non_blocking=True)
+        size = sum(tensor.nbytes for slice_ in slices for tensor in slice_.parts.values())
+        with allocating_on_node(f"a checkpoint's copy of {format_gib(size)}"):
+            for slice_ in slices:
+                for part, tensor in slice_.parts.items():
+                    key = piece_key(part, slice_.name, slice_.start)
+                    if key not in self._copies:
+                        self._copies[key] = torch.empty(tensor.shape, pin_memory=tensor.device.type == "cuda")
+                    pieces[key] = self._copies[key].copy_(tensor, non_blocking=True)
         if self._processes.device.type == "cuda":
             torch.cuda.synchronize(self._processes.device)
         return pieces
@@ -149,10 +158,18 @@ class Saver:
             # It may have taken the place of one of them.
             self._passed_over.discard(folder)
             prune_checkpoints(self._checkpoints, self._keep, self._earlier, self._passed_over)
-            logger.info("checkpoint %s saved, written in %.1f s beside training", folder, time.monotonic() - began)
+            self._tell_written(folder, time.monotonic() - began)
         else:
             self._together()
         return state.step
+
+    def _tell_written(self, folder: Path, seconds: float) -> None:
+        logger.info("checkpoint %s saved, written in %.1f s beside training", folder, seconds)
+        if seconds > self._saving_time_s:
+            logger.warning(
+                "a pod that is asked to stop has %.0f s for that: raise spec.workers.gracePeriodSeconds, or the steps "
+                "since the last checkpoint are done again", self._saving_time_s,
+            )  # fmt: skip
 
     def _commit(self, folder: Path, state: CheckpointState, digests: Sequence[bytes]) -> None:
         """Every part is on the disk: make it a checkpoint."""

@@ -4,6 +4,15 @@ import signal
 from types import FrameType
 from typing import Self
 
+from llava_api.memory import RESERVED_S
+
+_MIN_SAVING_S = 5
+
+
+def saving_time_s(grace_period_s: int) -> int:
+    """Seconds that training processes have to save a checkpoint after SIGTERM."""
+    return max(grace_period_s - RESERVED_S, _MIN_SAVING_S)
+
 
 class StopRequest:
     """Remembers that this process got SIGTERM, from the moment that the context is entered."""
