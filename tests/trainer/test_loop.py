@@ -332,7 +332,7 @@ def test_a_loss_that_is_no_number_ends_training(
     config: RunConfig, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probed: bool
 ):
     if not probed:
-        monkeypatch.setattr(loop, "probe_longest", lambda *arguments: None)
+        monkeypatch.setattr(loop, "probe_largest", lambda *arguments: None)
     broken = tmp_path / "broken"
     shutil.copytree(config.model_dir, broken)
     file = broken / "model.safetensors"

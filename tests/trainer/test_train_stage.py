@@ -195,7 +195,7 @@ def test_a_process_that_hangs_is_named_and_leaves_its_stack(
 ):  # fmt: skip
     config = make_config(processes=2, epochs=LONG)
     plan = plan_of(config, toy_processing, world_size=2)
-    probed = {index for row in plan.find_longest().rows for index in row}
+    probed = {index for extreme in plan.find_extremes() for row in extreme.rows for index in row}
     others = (index for rows in plan.share(1, rank=1) for row in rows for index in row)
     chosen = next(index for index in others if dataset[1][index].images and index not in probed)
     # Opening a pipe that nobody writes to never returns. Only process 1 does so, for the second step.

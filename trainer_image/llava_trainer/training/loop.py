@@ -23,7 +23,7 @@ from llava_trainer.training.history import History
 from llava_trainer.training.identity import identify_training
 from llava_trainer.training.phase import Phase, phase_of
 from llava_trainer.training.plan import Plan, make_plan
-from llava_trainer.training.probe import probe_longest
+from llava_trainer.training.probe import probe_largest
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.recorder import Recorder
 from llava_trainer.training.results import publish_result
@@ -73,7 +73,7 @@ def train(
                 rank=processes.rank, template=phase.template,
             )
         )  # fmt: skip
-        probe_longest(trainee, loader, plan, processes)
+        probe_largest(trainee, loader, plan, processes)
         saver = stack.enter_context(_open_saver(config, phase, trainee, processes, beginning))
         recorder = None
         if processes.is_first:
