@@ -38,7 +38,7 @@ from llava_trainer.training.retention import find_checkpoints, list_checkpoints
 from llava_trainer.training.saving import Saver
 from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.trainee import build_trainee
-from tests.trainer.trainings import StopAfter, change, configure, make_mixed_dataset, make_training, plan_of
+from tests.trainer.trainings import StopAfter, StopWithin, change, configure, make_mixed_dataset, make_training, plan_of
 
 EPOCHS = 3
 
@@ -161,8 +161,19 @@ def test_bf16_learns_too_and_keeps_its_originals_in_fp32(config: RunConfig, proc
     assert {tensor.dtype for tensor in adapter.values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize(("precision", "stage"), [("fp32", 2), ("bf16", 3)])
-def test_a_stopped_run_goes_on_bit_for_bit(config: RunConfig, processes: Processes, precision: str, stage: int):
+@pytest.mark.parametrize(
+    ("precision", "stage", "stop"),
+    [
+        ("fp32", 2, StopAfter(4)),
+        ("bf16", 3, StopAfter(4)),
+        ("fp32", 0, StopWithin(4, micro_batches=0, rank=0)),
+        ("bf16", 2, StopWithin(4, micro_batches=0, rank=0)),
+    ],
+    ids=["fp32-2", "bf16-3", "fp32-0-within", "bf16-2-within"],
+)
+def test_a_stopped_run_goes_on_bit_for_bit(
+    config: RunConfig, processes: Processes, precision: str, stage: int, stop: StopRequest
+):
     settings = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.2}, "precision": precision, "zero": {"stage": stage}}
     straight = change(config, attempt=1, **settings)
     run(straight, processes)
@@ -170,7 +181,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(config: RunConfig, processes: Process
     stopped = change(config, attempt=2, **settings)
     shutil.rmtree(config.volume.adapter_dir)
     with pytest.raises(StageError, match="after step 4 of 9; the checkpoint of step 4 is on the volume") as caught:
-        run(stopped, processes, StopAfter(4))
+        run(stopped, processes, stop)
     assert caught.value.reason is Reason.INTERRUPTED
     assert not config.volume.adapter_dir.exists()
     torch.manual_seed(12345)

@@ -21,8 +21,9 @@ from llava_trainer.training.history import read_entries
 from llava_trainer.training.loop import train
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.retention import list_checkpoints
+from llava_trainer.training.stopping import StopRequest
 from tests.trainer.many import run_in_processes
-from tests.trainer.trainings import StopAfter, make_dataset, make_training, text_only
+from tests.trainer.trainings import StopAfter, StopWithin, make_dataset, make_training, text_only
 
 STEPS = 6
 TOLERANCE = 1e-5
@@ -42,13 +43,14 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 
 
-def run_all(processes: Processes, configs: list[tuple[RunConfig, int]]) -> None:
-    """Train by each of ``configs``, up to the number of steps given with it."""
-    for config, stop_after in configs:
+def run_all(processes: Processes, configs: list[tuple[RunConfig, int | StopRequest]]) -> None:
+    """Train by each of ``configs``, up to the number of steps given with it, or until it is asked to stop."""
+    for config, until in configs:
         try:
-            train(config, processes, Reporter(config), StopAfter(stop_after))
+            train(config, processes, Reporter(config), StopAfter(until) if isinstance(until, int) else until)
         except StageError as error:
-            if f"the checkpoint of step {stop_after} is on the volume" not in error.message:
+            saved = until if isinstance(until, int) else 3
+            if f"the checkpoint of step {saved} is on the volume" not in error.message:
                 raise
 
 
@@ -91,6 +93,9 @@ def in_two(configure) -> None:
         (configure("stopped under 3", zero={"stage": 3}), 2),
         (configure("moved, dropout", zero={"stage": 2}, **DROPOUT), 2),
         (configure("seen late", checkpoint={"everySteps": 2, "keep": 2}), 3),
+        # The second process alone is asked, in the fourth step, when it has run one of two micro-batches.
+        (configure("within a step", zero={"stage": 2}), StopWithin(3, micro_batches=0, rank=1)),
+        (configure("within a step", attempt=2, zero={"stage": 2}), STEPS),
         (configure("straight, dropout", **DROPOUT), STEPS),
     ]
     run_in_processes(2, run_all, straight + part_way)
@@ -121,6 +126,12 @@ def test_what_can_be_served_of_a_checkpoint_is_whole_under_every_stage(configure
     ]
     assert [folder.name for folder in checkpoints] == ["step-00000002"] * 2
     assert_same_adapter(*(folder / "adapter" for folder in checkpoints))
+
+
+def test_processes_of_which_one_is_asked_to_stop_within_a_step_stop_together_and_lose_none(configure, alone, in_two):
+    checkpoints = configure("within a step").volume.checkpoints_dir(StageName.TRAIN, 1)
+    assert [folder.name for folder in list_checkpoints(checkpoints)] == ["step-00000003"]
+    assert losses(configure("within a step", attempt=2)) == pytest.approx(alone, abs=TOLERANCE)
 
 
 def test_four_processes_learn_the_same(configure, alone):

@@ -34,7 +34,7 @@ from llava_trainer.training.schedule import Schedule
 from llava_trainer.training.servable import write_servable
 from llava_trainer.training.slices import list_slices, share_of
 from llava_trainer.training.step import count_batch, draw_seed, run_step
-from llava_trainer.training.stopping import StopRequest, saving_time_s
+from llava_trainer.training.stopping import AskedToStopError, StopAgreement, StopRequest, saving_time_s
 from llava_trainer.training.trainee import Trainee, build_trainee
 from llava_trainer.training.watchdog import Beat, Doing
 
@@ -138,15 +138,23 @@ class Loop:
             self._stop_after(step)
         batch = self.plan.batch(step)
         check_supervised(totals, step + 1, batch)
-        outcome = run_step(
-            self.trainee, self.processes, micro_batches, totals,
-            factor=self._schedule.factor(step), samples=len(batch), seeds=self._draw_seeds(step), beat=self.beat,
-        )  # fmt: skip
+        try:
+            outcome = run_step(
+                self.trainee, self.processes, micro_batches, totals, factor=self._schedule.factor(step),
+                samples=len(batch), seeds=self._draw_seeds(step), beat=self.beat, agreement=self._agreement,
+            )  # fmt: skip
+        except AskedToStopError:
+            # The optimiser holds the state after the last step; whoever goes on does this one from its beginning.
+            self._stop_after(step)
         check_finite(outcome, step + 1)
         if step == self.first_step:
             check_gradient(self.trainee, self.processes, step + 1)
         if self.recorder:
             self.recorder.record(step + 1, outcome)
+
+    @cached_property
+    def _agreement(self) -> StopAgreement:
+        return StopAgreement(self.stop, self.processes)
 
     @cached_property
     def _schedule(self) -> Schedule:
