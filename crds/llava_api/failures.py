@@ -24,6 +24,7 @@ class Reason(StrEnum):
     SOURCE_REFUSED = "SourceRefused"
     UNSUPPORTED_DEVICE = "UnsupportedDevice"
     OUT_OF_DEVICE_MEMORY = "OutOfDeviceMemory"
+    OUT_OF_MEMORY = "OutOfMemory"
     INTERNAL_ERROR = "InternalError"
     WORKER_KILLED = "WorkerKilled"
     RENDEZVOUS_FAILED = "RendezvousFailed"
@@ -34,7 +35,6 @@ class Reason(StrEnum):
     # Seen by the operator.
     NOT_ALLOWED = "NotAllowed"
     PLAN_DOES_NOT_FIT = "PlanDoesNotFit"
-    OUT_OF_MEMORY = "OutOfMemory"
     POD_DISRUPTED = "PodDisrupted"
     POD_FAILED = "PodFailed"
     JOB_DELETED = "JobDeleted"
@@ -79,8 +79,8 @@ FAILURES: tuple[Failure, ...] = (
             hint="The training pods did not find or lost each other: check that all were scheduled and that the "
                  "network lets them talk."),
     Failure(reason=Reason.CHECKPOINT_MISMATCH, exit_code=76, retryable=False,
-            hint="The checkpoint is of another model or adapter than spec.model and spec.training say: create another "
-                 "run."),
+            hint="The checkpoint was made by another training than this run describes; the message says what differs: "
+                 "set it back, or create another run."),
     Failure(reason=Reason.MERGE_MISMATCH, exit_code=73, retryable=False,
             hint="The merged model does not compute what base and adapter compute: please report this as a bug."),
     Failure(reason=Reason.STORAGE_FULL, exit_code=74, retryable=False,
@@ -102,9 +102,10 @@ FAILURES: tuple[Failure, ...] = (
     Failure(reason=Reason.NOT_ALLOWED, exit_code=None, retryable=False,
             hint="Change what the message names, or ask whoever installed the operator to allow it."),
     Failure(reason=Reason.PLAN_DOES_NOT_FIT, exit_code=None, retryable=False,
-            hint="Choose one of the configurations that the message names, or GPUs with more memory."),
-    Failure(reason=Reason.OUT_OF_MEMORY, exit_code=None, retryable=False,
-            hint="The container went over its memory limit: raise the stage's resources.limits.memory."),
+            hint="Choose one of the configurations that the message names, or GPUs or pods with more memory."),
+    Failure(reason=Reason.OUT_OF_MEMORY, exit_code=83, retryable=False,
+            hint="The pod's memory did not suffice (the container went over its limit, or the node has no more): raise "
+                 "the stage's resources.limits.memory, or take larger nodes."),
     Failure(reason=Reason.POD_DISRUPTED, exit_code=None, retryable=True,
             hint="The node was drained, preempted or lost; create the run again."),
     Failure(reason=Reason.POD_FAILED, exit_code=None, retryable=True,

@@ -127,10 +127,10 @@ class Data(Lenient):
 
 
 class PlanTerm(Lenient):
-    """One part of the memory that training takes on a GPU."""
+    """One part of the memory that training takes."""
 
     name: Annotated[Short, Field(description="weights, gradients, optimizer, activations, head, ...")]
-    gibibytes: Annotated[float, Field(description="Memory on one GPU, in GiB.")]
+    gibibytes: Annotated[float, Field(description="Memory on one GPU, or of one pod, in GiB.")]
 
 
 class Plan(Lenient):
@@ -142,12 +142,25 @@ class Plan(Lenient):
         Field(description="Memory that the GPUs have, or the largest of different ones; unknown if left out."),
     ] = None
     terms: Annotated[tuple[PlanTerm, ...], Field(max_length=16, description="What the memory is taken by.")] = ()
+    pod_memory: Annotated[
+        Short | None, Field(description="Peak memory of one training pod, without /dev/shm and caches, like 24.3Gi.")
+    ] = None
+    pod_memory_available: Annotated[
+        Short | None, Field(description="What spec.workers.resources gives a pod, without /dev/shm.")
+    ] = None
+    pod_terms: Annotated[
+        tuple[PlanTerm, ...], Field(max_length=16, description="What the pod's memory is taken by.")
+    ] = ()
     per_device_batch: Annotated[Count, Field(description="Samples that one process holds at a time.")]
     accumulation: Annotated[Count, Field(description="Micro-batches that a process runs for one step.")]
     total_steps: Annotated[Count, Field(description="Optimiser steps of training.")]
     alignment_steps: Annotated[Count | None, Field(description="Optimiser steps of alignment.")] = None
     checkpoint_size: Annotated[
         Short | None, Field(description="What one checkpoint takes on the volume, like 4.4Gi.")
+    ] = None
+    checkpoint_seconds: Annotated[
+        Count | None,
+        Field(description="Seconds in which a checkpoint is expected to be on the volume, at 125 MiB a second."),
     ] = None
     checkpoints_size: Annotated[
         Short | None,
@@ -161,6 +174,10 @@ class Plan(Lenient):
         Short | None,
         Field(description="What was free on the volume after prepare; spec.storage.size where that is unknown."),
     ] = None
+    warnings: Annotated[
+        tuple[Text, ...],
+        Field(max_length=8, description="What does not stand against training, but may cost something."),
+    ] = ()
 
 
 class Metric(Lenient):

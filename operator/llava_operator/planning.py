@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from llava_api.constants import TRAINING_STAGES, StageName
 from llava_api.failures import Reason
 from llava_api.memory import (
+    RESERVED_S,
+    HostPlan,
     MemoryPlan,
     Prepared,
     Remedy,
@@ -16,7 +18,9 @@ from llava_api.memory import (
     accumulation,
     batch_of,
     find_remedies,
+    memory_of_pod,
     num_steps,
+    plan_host,
     plan_memory,
     plan_storage,
     workload_of,
@@ -56,6 +60,7 @@ class _Demand:
     stage: StageName
     prepared: Prepared
     memory: MemoryPlan
+    host: HostPlan
 
 
 def plan_training(spec: Spec, found: PrepareNumbers, cards: Cards) -> Planned:
@@ -74,10 +79,11 @@ def plan_training(spec: Spec, found: PrepareNumbers, cards: Cards) -> Planned:
     storage = _plan_storage(spec, found, found.model) if found.model else None
     plan = None
     if storage is not None:
-        plan = _describe(spec, found, max(demands, key=lambda one: one.memory.total), cards, storage)
+        plan = _describe(spec, found, demands, cards, storage)
     refusals = [
         _refuse_device(spec, found, cards, stages[0]),
         *(_refuse(spec, demand, found, cards) for demand in demands),
+        *(_refuse_host(spec, demand, found.model) for demand in demands if found.model),
         _refuse_storage(spec, found, storage, stages[0]) if storage else None,
     ]
     return Planned(plan=plan, refusal=next(filter(None, refusals), None))
@@ -99,7 +105,12 @@ def _refuse_device(spec: Spec, found: PrepareNumbers, cards: Cards, stage: Stage
 def _demand(spec: Spec, stage: StageName, model: ModelFacts, found: PrepareNumbers) -> _Demand:
     largest = found.largest_alignment if stage is StageName.ALIGN else found.largest
     prepared = Prepared(largest=largest, has_flash=bool(found.flash_attention))
-    return _Demand(stage=stage, prepared=prepared, memory=plan_memory(model, workload_of(spec, stage, model, prepared)))
+    return _Demand(
+        stage=stage,
+        prepared=prepared,
+        memory=plan_memory(model, workload_of(spec, stage, model, prepared)),
+        host=plan_host(spec, stage, model, prepared),
+    )
 
 
 def _plan_storage(spec: Spec, found: PrepareNumbers, model: ModelFacts) -> StoragePlan:
@@ -134,22 +145,69 @@ def _find_keep(spec: Spec, found: PrepareNumbers, available: int) -> int | None:
     return None
 
 
-def _describe(spec: Spec, found: PrepareNumbers, largest: _Demand, cards: Cards, storage: StoragePlan) -> Plan:
+def _refuse_host(spec: Spec, demand: _Demand, model: ModelFacts) -> Refusal | None:
+    """A pod that goes over its memory is killed hours later, at its first checkpoint."""
+    available, needed = memory_of_pod(spec.workers), demand.host.total
+    if needed <= available:
+        return None
+    adapted = ""
+    if demand.stage is StageName.TRAIN and spec.training.method == "full":
+        changed = spec.model_copy(update={"training": spec.training.model_copy(update={"method": "lora"})})
+        takes = plan_host(changed, demand.stage, model, demand.prepared).total
+        adapted = f"; spec.training.method lora takes {format_gib(takes)}" if takes <= available else ""
+    message = (
+        f"{demand.stage} takes {format_gib(needed)} of memory in each pod (most of it {_name_largest(demand.host)}), "
+        f"but spec.workers.resources gives it {format_gib(available)}: set spec.workers.resources.limits.memory to at "
+        f"least {math.ceil(needed / GIB)}Gi, and requests.memory, too{adapted}"
+    )
+    return Refusal(stage=demand.stage, reason=Reason.PLAN_DOES_NOT_FIT, message=message)
+
+
+def _warn(spec: Spec, storage: StoragePlan) -> tuple[str, ...]:
+    """Not refused: the volume may be faster, and what is lost are the steps since the last checkpoint."""
+    grace_s = spec.workers.grace_period_seconds
+    if storage.saving_s <= grace_s - RESERVED_S:
+        return ()
+    return (
+        f"a checkpoint of {format_gib(storage.largest_checkpoint)} is expected to take {storage.saving_s} s to be "
+        f"written, and a pod that is asked to stop has {max(0, grace_s - RESERVED_S)} s for it: set "
+        f"spec.workers.gracePeriodSeconds to at least {storage.saving_s + RESERVED_S}, or up to "
+        f"spec.training.checkpoint.everySteps ({spec.training.checkpoint.every_steps}) steps are done again",
+    )
+
+
+def _describe(spec: Spec, found: PrepareNumbers, demands: list[_Demand], cards: Cards, storage: StoragePlan) -> Plan:
+    largest = max(demands, key=lambda one: one.memory.total)
+    host = max((one.host for one in demands), key=lambda one: one.total)
     trains = StageName.TRAIN in stages_of(spec)
     main = StageName.TRAIN if trains else StageName.ALIGN
     return Plan(
         device_memory=format_gib(largest.memory.total),
         device_memory_available=format_gib(cards.memory) if cards.memory else None,
-        terms=tuple(PlanTerm(name=term.name, gibibytes=round(term.size / GIB, 2)) for term in largest.memory.terms),
+        terms=_describe_terms(largest.memory),
+        pod_memory=format_gib(host.total),
+        pod_memory_available=format_gib(memory_of_pod(spec.workers)),
+        pod_terms=_describe_terms(host),
         per_device_batch=batch_of(spec, main).per_device,
         accumulation=accumulation(spec, main),
         total_steps=num_steps(spec, StageName.TRAIN, found.samples_train) if trains else 0,
         alignment_steps=num_steps(spec, StageName.ALIGN, found.samples_alignment) if spec.alignment else None,
         checkpoint_size=format_gib(storage.checkpoint),
+        checkpoint_seconds=storage.saving_s,
         checkpoints_size=format_gib(storage.checkpoints),
         storage=format_gib(storage.total),
         storage_available=spec.storage.size if found.free_bytes is None else format_gib(found.free_bytes),
+        warnings=_warn(spec, storage),
     )
+
+
+def _describe_terms(plan: MemoryPlan | HostPlan) -> tuple[PlanTerm, ...]:
+    return tuple(PlanTerm(name=term.name, gibibytes=round(term.size / GIB, 2)) for term in plan.terms)
+
+
+def _name_largest(plan: MemoryPlan | HostPlan) -> str:
+    largest = sorted(plan.terms, key=lambda term: -term.size)[:SHOWN_TERMS]
+    return ", ".join(f"{term.name} {format_gib(term.size)}" for term in largest)
 
 
 def _refuse(spec: Spec, demand: _Demand, found: PrepareNumbers, cards: Cards) -> Refusal | None:
@@ -161,11 +219,10 @@ def _refuse(spec: Spec, demand: _Demand, found: PrepareNumbers, cards: Cards) ->
         return None
     with_flash = _total_with_flash(spec, demand, model)
     remedies = find_remedies(spec, demand.stage, model, prepared=demand.prepared, available=available)
-    largest = sorted(demand.memory.terms, key=lambda term: -term.size)[:SHOWN_TERMS]
-    terms = ", ".join(f"{term.name} {format_gib(term.size)}" for term in largest)
     message = (
-        f"{demand.stage} takes {format_gib(demand.memory.total)} on each GPU (most of it {terms}) with "
-        f"{batch_of(spec, demand.stage).per_device} samples a device, but a GPU has {format_gib(available)} "
+        f"{demand.stage} takes {format_gib(demand.memory.total)} on each GPU (most of it "
+        f"{_name_largest(demand.memory)}) with {batch_of(spec, demand.stage).per_device} samples a device, "
+        f"but a GPU has {format_gib(available)} "
         f"({cards.memory_from}). {_describe_remedies(remedies)}"
         f"{_describe_flash(with_flash) if with_flash <= available else ''}"
         f"{_describe_way_out(spec.workers.gpu_memory, 'gpuMemory')}"
@@ -207,7 +264,13 @@ def _describe_remedies(remedies: tuple[Remedy, ...]) -> str:
         f"{format_gib(remedy.total)})"
         for remedy in remedies
     )
-    offloads = any("offload" in change for remedy in remedies for change in remedy.changes)
-    # Else the next attempt would be killed for the pod's memory, whose default is made for what lies on the GPU.
-    price = ". What is offloaded takes the pod's memory: raise spec.workers.resources" if offloads else ""
+    offloading = [remedy for remedy in remedies if any("offload" in change for change in remedy.changes)]
+    price = ""
+    if offloading:
+        # Else the next attempt would be refused for the pod's memory, whose default is made for what lies on the GPU.
+        largest = math.ceil(max(remedy.host for remedy in offloading) / GIB)
+        price = (
+            f". What is offloaded takes the pod's memory, up to {largest}Gi of it: "
+            "spec.workers.resources.limits.memory has to be as large"
+        )
     return f"This fits: {told}{price}"

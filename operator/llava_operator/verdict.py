@@ -16,6 +16,9 @@ from llava_api.text import cut, escape, show
 from llava_operator.faults import describe_faults
 from llava_operator.views import JobEnd, PodView, Termination
 
+_KILLED_FOR_MEMORY = "OOMKilled"
+"""How the kubelet says that a container went over its limit."""
+
 CONSEQUENCES = frozenset({Reason.RENDEZVOUS_FAILED, Reason.INTERRUPTED})
 """Reasons with which a pod usually fails because another one has."""
 MAX_TEXT = 4096
@@ -109,7 +112,7 @@ def _ended_candidate(stage: StageStatus, pod: PodView, ended: Termination) -> _C
     said = _read_said(ended.message)
     reason = _reason_of(ended, said)
     message = said.message if said else f"pod {pod.key.name} ended with exit code {ended.exit_code}"
-    if reason is Reason.OUT_OF_MEMORY:
+    if ended.reason == _KILLED_FOR_MEMORY:
         message = f"pod {pod.key.name} went over its memory limit and was killed"
     failure = _failure(stage, pod, reason, message, said=said)
     is_consequence = reason in CONSEQUENCES or (pod.deleting and reason is Reason.POD_FAILED)
@@ -118,7 +121,7 @@ def _ended_candidate(stage: StageStatus, pod: PodView, ended: Termination) -> _C
 
 def _reason_of(ended: Termination, said: StageFailure | None) -> Reason:
     # The kernel kills one process of the container; the stage then sees only that a worker was killed.
-    if ended.reason == "OOMKilled":
+    if ended.reason == _KILLED_FOR_MEMORY:
         return Reason.OUT_OF_MEMORY
     if said is not None:
         return said.reason

@@ -54,7 +54,7 @@ def test_failure_table_is_complete_and_unambiguous() -> None:
 def test_exit_code_of() -> None:
     assert BY_EXIT_CODE[exit_code_of(Reason.INVALID_DATA)].reason is Reason.INVALID_DATA
     with pytest.raises(ValueError, match="only the operator"):
-        exit_code_of(Reason.OUT_OF_MEMORY)
+        exit_code_of(Reason.POD_DISRUPTED)
 
 
 def test_run_config_survives_the_wire() -> None:

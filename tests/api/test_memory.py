@@ -135,10 +135,18 @@ def test_each_zero_stage_shares_out_one_thing_more(stage: int, shared: tuple[str
 def test_offloading_takes_off_the_device_what_it_names():
     plain = plan_states(make_7b(), make_work(zero_stage=3))
     optimizer = plan_states(make_7b(), make_work(zero_stage=3, offload_optimizer=True))
+    partly = plan_states(make_7b(), make_work(zero_stage=2, offload_optimizer=True))
     both = plan_states(make_7b(), make_work(zero_stage=3, offload_optimizer=True, offload_parameters=True))
     assert (optimizer.optimizer, optimizer.gradients) == (0, 0)
     assert optimizer.weights == plain.weights
     assert both.weights == 0
+    # ZeRO-2 adds gradients up in fp32 on the device, wherever the optimiser is; the largest passes through a buffer.
+    largest = 4096 * 4096
+    assert (partly.optimizer, partly.gradients) == (0, 340_795_392 * 4 // 8 + 2 * largest)
+    assert plain.offloaded == 0
+    assert optimizer.offloaded == 340_795_392 * 20 // 8
+    assert both.offloaded == optimizer.offloaded + plain.weights
+    assert partly.offloaded == 340_795_392 * (16 + 2) // 8 + 2 * largest
 
 
 def test_nf4_takes_a_little_more_than_half_a_byte_a_weight():
@@ -182,8 +190,9 @@ def test_checkpointing_saves_most_of_the_activations():
     assert again.total < kept.total / 2
 
 
-def test_a_full_model_on_one_gpu_peaks_in_the_step():
-    plan = plan_memory(make_7b(), make_work(method="full", world_size=1))
+def test_a_full_model_peaks_in_the_step_where_its_batch_is_small():
+    small = {"rows": 1, "length": 64, "pictures": 0, "supervised": 8}
+    plan = plan_memory(make_7b(), make_work(method="full", world_size=1, zero_stage=3, **small))
     assert "step" in {term.name for term in plan.terms}
     assert sum(term.size for term in plan.terms) == plan.total
 
@@ -320,6 +329,12 @@ def test_attention_that_is_not_written_out_is_offered_where_it_is():
 def test_a_full_model_may_be_offloaded_or_adapted_instead():
     found = remedies(make_spec(training={"method": "full"}, workers={"gpus": 1}), 80 * GIB)
     assert found == {("training.zero.offload.optimizer true",): 8, ("training.method lora",): 8}
+    # Under ZeRO-2 gradients stay on the GPU, 25 GiB of them in fp32.
+    smaller = remedies(make_spec(training={"method": "full"}, workers={"gpus": 1}), 40 * GIB)
+    assert smaller == {
+        ("training.method lora",): 8,
+        ("training.zero.stage 3", "training.zero.offload.optimizer true"): 8,
+    }
 
 
 def test_alignment_has_remedies_of_its_own():

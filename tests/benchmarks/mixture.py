@@ -64,6 +64,7 @@ def sizes_of(shapes: Sequence[Shape]) -> SampleSizes:
     return SampleSizes(
         tokens=np.array([shape.tokens for shape in shapes]),
         pictures=np.array([int(shape.picture_tokens > 0) for shape in shapes]),
+        supervised=np.array([shape.answer_tokens for shape in shapes]),
     )
 
 

@@ -64,10 +64,68 @@ def test_without_the_models_shape_there_is_no_plan_and_no_refusal():
     assert (planned.plan, planned.refusal) == (None, None)
 
 
-def test_a_run_on_cpus_is_planned_and_never_refused():
-    planned = plan_training(gpu_spec(workers={"gpus": 0}), numbers(), cards(1))
-    assert planned.plan is not None
+def memory(size: str) -> dict[str, Any]:
+    return {"requests": {"cpu": "8", "memory": size}, "limits": {"memory": size}}
+
+
+def test_a_run_on_cpus_has_its_memory_planned_and_gpus_are_not_held_against_it():
+    planned = plan_training(gpu_spec(workers={"gpus": 0, "resources": memory("100Gi")}), numbers(), cards(1))
     assert planned.refusal is None
+    terms = {term.name: term.gibibytes for term in planned.plan.pod_terms}
+    # All that would be on a GPU, in fp32: the weights alone are 26 GiB.
+    assert terms["training"] > 40
+    refusal = plan_training(gpu_spec(workers={"gpus": 0}), numbers(), cards(1)).refusal
+    assert refusal.reason is Reason.PLAN_DOES_NOT_FIT
+
+
+def full_spec(**workers: Any) -> Spec:
+    training = {"method": "full", "batch": {"perDevice": 4, "global": 128}, "epochs": 3}
+    return gpu_spec(training=training, workers={"gpus": 8, **workers})
+
+
+def test_a_pod_that_its_first_checkpoint_would_kill_is_refused_before_training_with_the_number():
+    planned = plan_training(full_spec(), numbers(largest=micro_batch(4, 1800)), cards(80))
+    assert (planned.refusal.stage, planned.refusal.reason) == (StageName.TRAIN, Reason.PLAN_DOES_NOT_FIT)
+    assert planned.refusal.message == (
+        "train takes 104.0Gi of memory in each pod (most of it checkpoint copies 75.5Gi, processes 24.8Gi, pictures "
+        "3.2Gi), but spec.workers.resources gives it 64.0Gi: set spec.workers.resources.limits.memory to at least "
+        "104Gi, and requests.memory, too; spec.training.method lora takes 33.0Gi"
+    )
+    plan = planned.plan
+    assert (plan.pod_memory, plan.pod_memory_available) == ("104.0Gi", "64.0Gi")
+    assert sum(term.gibibytes for term in plan.pod_terms) == pytest.approx(104.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("workers", "is_refused"),
+    [
+        ({"resources": memory("104Gi")}, False),
+        # A request without a limit is the limit; /dev/shm comes on top and is no part of it.
+        ({"resources": {"requests": {"memory": "104Gi"}}, "shmSize": "64Gi"}, False),
+        ({"resources": {"requests": {"memory": "200Gi"}, "limits": {"memory": "60Gi"}}}, True),
+        ({"resources": {"limits": {"nvidia.com/other": "1"}}}, True),
+        # Two pods copy half each.
+        ({"gpus": 4, "replicas": 2}, False),
+    ],
+)
+def test_what_a_pod_is_given_decides(workers: dict[str, Any], is_refused: bool):
+    refusal = plan_training(full_spec(**workers), numbers(largest=micro_batch(4, 1800)), cards(80)).refusal
+    assert (refusal is not None) is is_refused
+
+
+def test_a_checkpoint_that_is_not_written_before_a_pod_is_killed_is_warned_of():
+    spec = full_spec(resources=memory("128Gi"))
+    planned = plan_training(spec, numbers(largest=micro_batch(4, 1800)), cards(80))
+    assert planned.refusal is None
+    assert planned.plan.checkpoint_seconds == 619
+    (warning,) = planned.plan.warnings
+    assert "a checkpoint of 75.5Gi is expected to take 619 s" in warning
+    assert (
+        "a pod that is asked to stop has 110 s for it: set spec.workers.gracePeriodSeconds to at least 629" in warning
+    )
+    patient = full_spec(resources=memory("128Gi"), gracePeriodSeconds=629)
+    assert plan_training(patient, numbers(largest=micro_batch(4, 1800)), cards(80)).plan.warnings == ()
+    assert plan_training(gpu_spec(), numbers(), cards(80)).plan.warnings == ()
 
 
 def test_gpus_of_unknown_memory_are_not_held_against_a_run():
@@ -84,7 +142,7 @@ def test_a_plan_that_does_not_fit_is_refused_with_what_does():
     assert "most of it activations" in refusal.message
     assert "spec.training.batch.perDevice 4 (accumulation 8, " in refusal.message
     assert "spec.training.method qlora, spec.training.batch.perDevice 8" in refusal.message
-    assert "offloaded takes the pod's memory: raise spec.workers.resources" in refusal.message
+    assert "offloaded takes the pod's memory, up to 26Gi of it: spec.workers.resources.limits" in refusal.message
     assert len(refusal.message) < 1024
 
 

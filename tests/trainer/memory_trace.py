@@ -69,9 +69,15 @@ class Ledger:
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._leave, key, size)
 
+    def leave(self, value: torch.Tensor) -> None:
+        """Count a tensor's storage no longer: it is entered elsewhere."""
+        storage = value.untyped_storage()
+        self._leave(storage._cdata, storage.nbytes())
+
     def _leave(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
+        if key in self.known:
+            self.known.discard(key)
+            self.now -= size
 
 
 class Watching(TorchDispatchMode):

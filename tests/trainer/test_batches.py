@@ -20,7 +20,7 @@ from llava_trainer.training import loop
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.history import read_entries
 from llava_trainer.training.phase import phase_of
-from llava_trainer.training.probe import probe_longest
+from llava_trainer.training.probe import probe_largest
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.trainee import build_trainee
@@ -162,7 +162,7 @@ def test_the_probe_changes_no_loss_by_a_bit(
 ):
     settings = {"zero": {"stage": stage}, "lora": {"rank": 4, "alpha": 8, "dropout": 0.2}}
     probed = losses(change(config, attempt=1, **settings), processes)
-    monkeypatch.setattr(loop, "probe_longest", lambda *arguments: None)
+    monkeypatch.setattr(loop, "probe_largest", lambda *arguments: None)
     assert losses(change(config, attempt=2, **settings), processes) == probed
 
 
@@ -177,7 +177,35 @@ def test_what_does_not_fit_fails_before_the_first_step(
     # A CPU has no such error of its own: raised where the last layer would ask for memory.
     trainee.module.get_submodule("tuned.model.language_model.layers.2").register_forward_pre_hook(run_out)
     plan = plan_of(config, toy_processing)
-    told = r"the longest micro-batch of the run \(4 rows, .* 4 pictures\) does not fit: CUDA out of memory"
+    told = r"the longest micro-batch of the run \(4 rows, .* 4 pictures, .*\) does not fit: CUDA out of memory"
     with open_loader(config, dataset[1], toy_processing) as loader, pytest.raises(StageError, match=told) as caught:
-        probe_longest(trainee, loader, plan, processes)
+        probe_largest(trainee, loader, plan, processes)
     assert caught.value.reason is Reason.OUT_OF_DEVICE_MEMORY
+
+
+@pytest.mark.parametrize(("precision", "zero"), [
+    ("fp32", {"stage": 0}), ("bf16", {"stage": 1}), ("bf16", {"stage": 2}), ("bf16", {"stage": 3}),
+    ("bf16", {"stage": 2, "offload": {"optimizer": True}}),
+])  # fmt: skip
+def test_the_probe_runs_all_that_is_largest_beside_the_moments(
+    config: RunConfig, processes: Processes, toy_processing: Processing, dataset: tuple[Path, list[Sample]],
+    precision: str, zero: dict,
+):  # fmt: skip
+    """Adam's moments would else be made in the first step, when the probe has said that everything fits."""
+    changed = change(config, precision=precision, zero=zero)
+    trainee = build_trainee(changed, phase_of(changed), processes)
+    inner = trainee.engine.optimizer if zero["stage"] == 0 else trainee.engine.optimizer.optimizer
+    seen: list[tuple[int, int]] = []
+
+    def look(_module: object, _args: object, given: dict) -> None:
+        moments = sum(tensor.numel() for state in inner.state.values() for name, tensor in state.items()
+                      if name.startswith("exp_avg"))  # fmt: skip
+        seen.append((given["input_ids"].numel(), moments))
+
+    trainee.module.register_forward_pre_hook(look, with_kwargs=True)
+    plan = plan_of(changed, toy_processing)
+    with open_loader(changed, dataset[1], toy_processing) as loader:
+        probe_largest(trainee, loader, plan, processes)
+    extremes = plan.find_extremes()
+    assert [positions for positions, _ in seen] == [one.tokens for one in (extremes[0], *extremes)]
+    assert all(moments >= 2 * trainee.num_parameters for _, moments in seen)

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,21 +14,27 @@ from safetensors.torch import load_file
 from llava_api.constants import StageName
 from llava_api.volume import RunVolume
 from llava_trainer.files import begin_folder, publish_folder, sha256_file
+from llava_trainer.training import checkpoint
 from llava_trainer.training.checkpoint import (
     CheckpointState,
     DamagedCheckpointError,
     StoredOptimizer,
     checkpoint_dir,
-    find_checkpoints,
-    list_checkpoints,
     piece_key,
-    prune_checkpoints,
     rank_file,
+    read_manifest,
     read_state,
-    remove_unfinished,
     verify_files,
     write_manifest,
     write_rank,
+)
+from llava_trainer.training.identity import find_differences
+from llava_trainer.training.rereading import OF_ANOTHER_NODE, Rereading
+from llava_trainer.training.retention import (
+    find_checkpoints,
+    list_checkpoints,
+    prune_checkpoints,
+    remove_unfinished,
 )
 from llava_trainer.training.tensors import save_tensors, write_hashed
 
@@ -57,14 +64,14 @@ def write_checkpoint(checkpoints: Path, step: int = 20, slices=SLICES) -> Path:
 def test_what_was_written_is_read_by_whoever_asks_for_what_part(tmp_path: Path):
     folder = write_checkpoint(tmp_path)
     assert folder.name == "step-00000020"
-    assert read_state(folder) == STATE
+    assert read_state(folder, read_manifest(folder)) == STATE
     with StoredOptimizer(folder, STATE) as stored:
         stored.check_whole(["original"])
         for name, tensor in WHOLE.items():
             assert torch.equal(stored.read_whole("original", name), tensor)
         for start, stop in ((0, 12), (0, 7), (6, 9), (7, 12), (11, 12), (5, 5)):
             assert torch.equal(stored.read("original", "weight", start, stop), torch.arange(12.0)[start:stop])
-    verify_files(folder)
+    verify_files(folder, read_manifest(folder))
     assert sorted(json.loads((folder / "manifest.json").read_text())) == [
         "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "rank-00000.safetensors",
         "rank-00001.safetensors", "state.json",
@@ -101,9 +108,9 @@ def test_damage_is_found(tmp_path: Path, name: str, damage: Callable[[Path], Non
     damage(folder / name)
 
     def read_everything() -> None:
-        read_state(folder)
+        read_state(folder, read_manifest(folder))
         for share in (0, 1):
-            verify_files(folder, share, 2)
+            verify_files(folder, read_manifest(folder), share, 2)
 
     with pytest.raises(
         DamagedCheckpointError, match=name.split("/")[-1] if "manifest" not in name else "step-00000020"
@@ -116,7 +123,7 @@ def test_a_missing_file_of_a_process_is_damage(tmp_path: Path):
     rank_file(folder, 1).unlink()
     write_manifest(folder, STATE, [])
     with pytest.raises(DamagedCheckpointError, match="lacks rank-00001"):
-        read_state(folder)
+        read_state(folder, read_manifest(folder))
 
 
 def test_a_gap_is_damage(tmp_path: Path):
@@ -148,7 +155,16 @@ def test_another_format_is_passed_over(tmp_path: Path):
     folder = write_checkpoint(tmp_path)
     write_manifest(folder, dataclasses.replace(STATE, version=99), [])
     with pytest.raises(DamagedCheckpointError, match="format 99"):
-        read_state(folder)
+        read_state(folder, read_manifest(folder))
+
+
+def test_a_state_that_a_later_version_has_written_is_passed_over(tmp_path: Path):
+    folder = write_checkpoint(tmp_path)
+    state = folder / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"invented": 1}))
+    manifest = dataclasses.replace(read_manifest(folder), files=digests_of(folder))
+    with pytest.raises(DamagedCheckpointError, match=r"is not what this version writes: .*invented"):
+        read_state(folder, manifest)
 
 
 def test_own_checkpoints_come_before_earlier_attempts_and_later_attempts_do_not_count(tmp_path: Path):
@@ -194,7 +210,7 @@ def test_what_was_left_unfinished_is_removed(tmp_path: Path):
     remove_unfinished(volume, StageName.TRAIN, 2)
     left = [path.relative_to(tmp_path / "attempts").as_posix() for path in tmp_path.glob("attempts/*/checkpoints/*")]
     assert sorted(left) == ["train-2/checkpoints/step-00000020", "train-3/checkpoints/.step-00000040.partial"]
-    verify_files(whole)
+    verify_files(whole, read_manifest(whole))
 
 
 def test_one_that_cannot_be_deleted_does_not_stop_training(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -202,3 +218,108 @@ def test_one_that_cannot_be_deleted_does_not_stop_training(tmp_path: Path, caplo
     write_checkpoint(tmp_path, 40)
     prune_checkpoints(tmp_path, 1)
     assert "could not be deleted" in caplog.text
+
+
+def fail_at_first(monkeypatch: pytest.MonkeyPatch, number: int, times: int) -> None:
+    """Have files fail ``times`` times to be read, as a file system says it."""
+    left = [times]
+
+    def read(path: Path) -> str:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(number, "not now", str(path))
+        return sha256_file(path)
+
+    monkeypatch.setattr(checkpoint, "sha256_file", read)
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "is_waited_for"),
+    [(errno.ESTALE, 3, True), (errno.EIO, 3, True), (errno.EIO, 100, False), (errno.EACCES, 1, False)],
+)
+def test_what_may_be_over_soon_is_tried_again_before_a_checkpoint_counts_as_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, times: int, is_waited_for: bool
+):
+    folder, clock = write_checkpoint(tmp_path), Clock()
+    rereading = Rereading(sleep=clock.sleep, clock=clock.now)
+    fail_at_first(monkeypatch, number, times)
+    if is_waited_for:
+        verify_files(folder, read_manifest(folder), rereading=rereading)
+        assert clock.time_s == pytest.approx(0.1 + 0.2 + 0.4)
+        return
+    with pytest.raises(DamagedCheckpointError, match="cannot be verified"):
+        verify_files(folder, read_manifest(folder), rereading=rereading)
+    assert clock.time_s <= rereading.transient_s
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time_s = 0.0
+
+    def now(self) -> float:
+        return self.time_s
+
+    def sleep(self, seconds: float) -> None:
+        self.time_s += seconds
+
+
+def test_a_manifest_that_another_node_has_just_written_is_waited_for(tmp_path: Path):
+    (tmp_path / "there").mkdir()
+    there, clock = write_checkpoint(tmp_path / "there"), Clock()
+    here = tmp_path / "here" / there.name
+
+    def sleep(seconds: float) -> None:
+        """What this node knows of the folder is forgotten step by step: first nothing, then an older one, then all."""
+        clock.sleep(seconds)
+        if clock.time_s > 30 and not here.exists():
+            shutil.copytree(there, here)
+            (here / "manifest.json").write_text("{}")
+        if clock.time_s > 60:
+            shutil.copytree(there, here, dirs_exist_ok=True)
+
+    expected = read_manifest(there).digest
+    patient = dataclasses.replace(OF_ANOTHER_NODE, sleep=sleep, clock=clock.now)
+    assert read_manifest(here, expected=expected, rereading=patient).files == read_manifest(there).files
+    assert 60 < clock.time_s < OF_ANOTHER_NODE.missing_s
+    with pytest.raises(DamagedCheckpointError, match="on this node and sha256:00 on the first one"):
+        read_manifest(here, expected="sha256:00", rereading=patient)
+
+
+def test_a_checkpoint_of_the_format_before_is_read_and_tells_less(tmp_path: Path):
+    folder = write_checkpoint(tmp_path)
+    write_manifest(folder, dataclasses.replace(STATE, version=2), [])
+    state = read_state(folder, dataclasses.replace(read_manifest(folder), files=digests_of(folder)))
+    assert (state.version, dict(state.training)) == (2, {})
+    assert find_differences(state.training, {"spec.training.seed": "1"}) == []
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("own", "passed_over", "keep", "kept"),
+    [
+        # Not overtaken yet: it goes after older ones that are whole.
+        ([250], [(1, 400)], 2, [(3, 250), (1, 400)]),
+        ([250], [(1, 400)], 1, [(3, 250)]),
+        # Overtaken: it goes first.
+        ([250, 400], [(1, 400)], 2, [(3, 400), (3, 250)]),
+        # One of its own attempt (the pod was restarted) never takes the place of one that is whole.
+        ([250, 400], [(3, 400)], 1, [(3, 250)]),
+        ([250, 400], [(3, 400)], 2, [(3, 400), (3, 250)]),
+    ],
+)
+def test_what_could_not_be_read_is_not_the_first_to_go(
+    tmp_path: Path, own: list[int], passed_over: list[tuple[int, int]], keep: int, kept: list[tuple[int, int]]
+):
+    volume = RunVolume(root=tmp_path)
+    for attempt, step in ((1, 200), (1, 400), *((3, step) for step in own)):
+        write_checkpoint(volume.checkpoints_dir(StageName.TRAIN, attempt), step)
+    folders = [checkpoint_dir(volume.checkpoints_dir(StageName.TRAIN, a), step) for a, step in passed_over]
+    checkpoints = volume.checkpoints_dir(StageName.TRAIN, 3)
+    earlier = [path for path in find_checkpoints(volume, StageName.TRAIN, 3) if path.parent != checkpoints]
+    prune_checkpoints(checkpoints, keep, earlier, folders)
+    assert find_checkpoints(volume, StageName.TRAIN, 3) == [
+        checkpoint_dir(volume.checkpoints_dir(StageName.TRAIN, attempt), step) for attempt, step in kept
+    ]

@@ -15,7 +15,7 @@ from llava_api.failures import Reason
 from llava_api.report import StageFailure
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
-from llava_trainer.launcher import RankLogs, launch, saving_time_s
+from llava_trainer.launcher import RankLogs, launch
 from llava_trainer.logs import ProcessLog
 from llava_trainer.stages import train
 from llava_trainer.training.meeting import Meeting, Patience
@@ -30,6 +30,7 @@ from llava_trainer.training.ranks import (
     read_words,
     write_rank_failure,
 )
+from llava_trainer.training.stopping import saving_time_s
 from llava_trainer.training.watch import Silence, Watch
 from llava_trainer.training.worker import explain_rank_failure
 from tests.trainer.trainings import configure

@@ -20,7 +20,7 @@ from llava_trainer.data.collate import collate
 from llava_trainer.data.encode import encode
 from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.processing import Processing
-from llava_trainer.data.samples import Sample
+from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
 from llava_trainer.files import sha256_file
 from llava_trainer.model.learning import group_parameters
@@ -29,15 +29,16 @@ from llava_trainer.model.lora import add_adapter
 from llava_trainer.reporting import Reporter
 from llava_trainer.training import loop
 from llava_trainer.training.batches import BatchLoader
-from llava_trainer.training.checkpoint import CheckpointState, find_checkpoints, list_checkpoints
+from llava_trainer.training.checkpoint import CheckpointState
 from llava_trainer.training.history import Entry, read_entries
 from llava_trainer.training.loop import train
 from llava_trainer.training.phase import phase_of
 from llava_trainer.training.processes import Processes
+from llava_trainer.training.retention import find_checkpoints, list_checkpoints
 from llava_trainer.training.saving import Saver
 from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.trainee import build_trainee
-from tests.trainer.trainings import StopAfter, change, configure, make_mixed_dataset, make_training, plan_of
+from tests.trainer.trainings import StopAfter, StopWithin, change, configure, make_mixed_dataset, make_training, plan_of
 
 EPOCHS = 3
 
@@ -160,8 +161,19 @@ def test_bf16_learns_too_and_keeps_its_originals_in_fp32(config: RunConfig, proc
     assert {tensor.dtype for tensor in adapter.values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize(("precision", "stage"), [("fp32", 2), ("bf16", 3)])
-def test_a_stopped_run_goes_on_bit_for_bit(config: RunConfig, processes: Processes, precision: str, stage: int):
+@pytest.mark.parametrize(
+    ("precision", "stage", "stop"),
+    [
+        ("fp32", 2, StopAfter(4)),
+        ("bf16", 3, StopAfter(4)),
+        ("fp32", 0, StopWithin(4, micro_batches=0, rank=0)),
+        ("bf16", 2, StopWithin(4, micro_batches=0, rank=0)),
+    ],
+    ids=["fp32-2", "bf16-3", "fp32-0-within", "bf16-2-within"],
+)
+def test_a_stopped_run_goes_on_bit_for_bit(
+    config: RunConfig, processes: Processes, precision: str, stage: int, stop: StopRequest
+):
     settings = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.2}, "precision": precision, "zero": {"stage": stage}}
     straight = change(config, attempt=1, **settings)
     run(straight, processes)
@@ -169,7 +181,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(config: RunConfig, processes: Process
     stopped = change(config, attempt=2, **settings)
     shutil.rmtree(config.volume.adapter_dir)
     with pytest.raises(StageError, match="after step 4 of 9; the checkpoint of step 4 is on the volume") as caught:
-        run(stopped, processes, StopAfter(4))
+        run(stopped, processes, stop)
     assert caught.value.reason is Reason.INTERRUPTED
     assert not config.volume.adapter_dir.exists()
     torch.manual_seed(12345)
@@ -228,6 +240,41 @@ def test_a_checkpoint_of_another_adapter_is_refused(config: RunConfig, processes
     with pytest.raises(StageError, match=r"lora_A\S* is \[4, \d+\] there and \[2, \d+\] here") as caught:
         run(other, processes)
     assert caught.value.reason is Reason.CHECKPOINT_MISMATCH
+
+
+def test_a_checkpoint_of_another_training_is_refused_with_what_differs(config: RunConfig, processes: Processes):
+    with pytest.raises(StageError, match="asked to stop"):
+        run(config, processes, StopAfter(1))
+    for changes, told in (
+        ({"seed": 7}, "spec.training.seed 42, which is 7 now: set it back to 42"),
+        ({"epochs": 2}, "spec.training.epochs 3, which is 2 now"),
+        ({"batch": {"perDevice": 4, "global": 4}}, "spec.training.batch.global 8, which is 4 now"),
+        ({"grouping": "none"}, "spec.training.grouping modality, which is none now"),
+        ({"method": "qlora"}, "spec.training.method lora, which is qlora now"),
+        ({"maxLength": 128}, "spec.training.maxLength 256, which is 128 now"),
+    ):
+        with pytest.raises(StageError, match="is of another training") as caught:
+            run(change(config, attempt=2, **changes), processes)
+        assert caught.value.reason is Reason.CHECKPOINT_MISMATCH
+        assert told in caught.value.message
+
+
+def test_a_checkpoint_of_another_model_or_of_other_samples_is_refused(
+    config: RunConfig, processes: Processes, tmp_path: Path, dataset: tuple[Path, list[Sample]]
+):
+    with pytest.raises(StageError, match="asked to stop"):
+        run(config, processes, StopAfter(1))
+    other = tmp_path / "other"
+    shutil.copytree(config.model_dir, other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["language_model.model.layers.0.mlp.up_proj.weight"][-1, 0] += 1.0
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    fields = change(config, attempt=2).model_dump(by_alias=True)
+    write_samples(config.volume.train_file, dataset[1][::-1])
+    with pytest.raises(
+        StageError, match=r"from another model \(sha256:\w{12}… there, .*; it was made from other samples"
+    ):
+        run(RunConfig.model_validate(fields | {"modelDir": other}), processes)
 
 
 def test_an_empty_share_of_the_last_batch_counts_for_nothing(
@@ -293,7 +340,7 @@ def test_a_loss_that_is_no_number_ends_training(
     config: RunConfig, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probed: bool
 ):
     if not probed:
-        monkeypatch.setattr(loop, "probe_longest", lambda *arguments: None)
+        monkeypatch.setattr(loop, "probe_largest", lambda *arguments: None)
     broken = tmp_path / "broken"
     shutil.copytree(config.model_dir, broken)
     file = broken / "model.safetensors"

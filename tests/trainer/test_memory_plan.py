@@ -74,7 +74,8 @@ def test_what_prepare_finds_in_packed_captions_is_planned_within_a_tenth_of_what
     model = make_shape(2)
     rng = np.random.default_rng(0)
     captions = rng.integers(8, 120, 96)
-    sizes = SampleSizes(tokens=model.tokens_per_image + captions, pictures=np.ones(96, dtype=np.int64))
+    one_each = np.ones(96, dtype=np.int64)
+    sizes = SampleSizes(tokens=model.tokens_per_image + captions, pictures=one_each, supervised=captions)
     spec = Spec.model_validate(
         {
             "model": {"languageModel": "pvc://models/llm", "visionTower": "pvc://models/clip"},
@@ -84,10 +85,10 @@ def test_what_prepare_finds_in_packed_captions_is_planned_within_a_tenth_of_what
     )  # fmt: skip
     plan = Plan(sizes=sizes, global_batch=48, per_device_batch=4, max_length=2048, world_size=1, epochs=1, seed=0,
                 packing=True)  # fmt: skip
-    largest = plan.find_largest(captions)
+    largest = plan.find_largest()
     work = workload_of(spec, StageName.ALIGN, model, Prepared(largest=largest))
     assert work.pictures >= 10
-    rows = plan.find_longest().rows
+    rows = plan.find_extremes()[0].rows
     held = [index for row in rows for index in row]
     real = replace(
         work, rows=len(rows), length=max(int(sizes.tokens[list(row)].sum()) for row in rows), pictures=len(held),

@@ -6,20 +6,24 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llava_api.memory import plan_activations, plan_states
-from tests.trainer.memory_states import MODEL, make_work
+from llava_api.memory import Workload, plan_activations, plan_states
+from llava_api.memory import states as states_module
+from tests.trainer.memory_states import BUCKET_ELEMENTS, MODEL, make_work
 
 WORLD_SIZE = 2
-CASES = ("full:2:2", "full:3:2", "lora:2:2", "full:1:2", "full:0:4")
-"""Method, ZeRO stage, bytes a number."""
+CASES = (
+    "full:2:2", "full:3:2", "lora:2:2:o", "full:1:2", "full:0:4", "full:2:4", "full:2:2:o", "full:0:2:o", "lora:3:2:op",
+)  # fmt: skip
+"""Method, ZeRO stage, bytes a number, what is offloaded (``make_work`` of memory_states)."""
 _ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def measured() -> dict[str, dict[str, int]]:
+def measured() -> dict[str, dict[str, Any]]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
@@ -42,10 +46,35 @@ def measured() -> dict[str, dict[str, int]]:
     return {line["case"]: line for line in lines}
 
 
+def on_device(moment: dict[str, int], work: Workload) -> int:
+    """Bytes on the device. Under ZeRO-3 DeepSpeed puts much beside other tensors, and those do not say where they are.
+
+    What is not offloaded is on the device then.
+    """
+    if work.zero_stage < 3:
+        return moment["device"]
+    return moment["device"] + moment["host"] - plan_states(MODEL, work).offloaded
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.count(":") == 3])
+def test_what_is_offloaded_is_within_a_twentieth_of_the_plan(measured: dict[str, dict[str, Any]], case: str):
+    work, found = make_work(case, WORLD_SIZE), measured[case]["steady"]
+    states = plan_states(MODEL, work)
+    # See on_device: this process's weights are counted as well.
+    weights = states.weights if work.zero_stage == 3 else 0
+    assert states.offloaded + weights == pytest.approx(found["host"], rel=0.05)
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_what_deepspeed_allocates_is_within_a_tenth_of_the_plan(measured: dict[str, dict[str, int]], case: str):
-    method, stage, number_bytes = case.split(":")
-    work = make_work(method, int(stage), int(number_bytes), WORLD_SIZE)
+def test_the_plan_is_what_deepspeed_allocates_or_a_little_more(
+    measured: dict[str, dict[str, Any]], case: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(states_module, "BUCKET_ELEMENTS", BUCKET_ELEMENTS)
+    work, found = make_work(case, WORLD_SIZE), measured[case]
     states, activations = plan_states(MODEL, work), plan_activations(MODEL, work)
     peak = states.steady + states.buffers + states.gathered + activations.total
-    assert peak == pytest.approx(measured[case]["peak"], rel=0.10)
+    # Buckets are full, and all weights gathered, when activations are already gone: the plan counts them together.
+    seen = on_device(found["peak"], work)
+    assert 0.95 * seen < peak < 1.20 * seen
+    seen_in_step = on_device(found["step"], work)
+    assert seen_in_step - 0.05 * seen < states.steady + states.stepping < 1.20 * seen_in_step

@@ -31,12 +31,12 @@ from llava_trainer.model.projector import projector_parameters, read_projector
 from llava_trainer.reporting import Reporter
 from llava_trainer.stages import align
 from llava_trainer.training import results
-from llava_trainer.training.checkpoint import list_checkpoints
 from llava_trainer.training.history import read_entries
 from llava_trainer.training.loop import train
 from llava_trainer.training.phase import phase_of
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.results import LearnedTensor, publish_weights
+from llava_trainer.training.retention import list_checkpoints
 from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.trainee import Trainee, build_trainee
 from llava_trainer.weights.streaming import INDEX_FILE

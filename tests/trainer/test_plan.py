@@ -17,9 +17,9 @@ GROUPINGS: tuple[Grouping, ...] = ("modality", "length", "none")
 
 def draw_sizes(num_samples: int = 28, *, longest: int = 60, seed: int = 0) -> SampleSizes:
     rng = np.random.default_rng(seed)
-    return SampleSizes(
-        tokens=rng.integers(5, longest + 1, num_samples), pictures=(rng.random(num_samples) < 0.7).astype(int)
-    )
+    tokens = rng.integers(5, longest + 1, num_samples)
+    pictures = (rng.random(num_samples) < 0.7).astype(int)
+    return SampleSizes(tokens=tokens, pictures=pictures, supervised=rng.integers(1, tokens))
 
 
 def make_plan(**changes) -> Plan:
@@ -147,8 +147,7 @@ def test_no_micro_batch_of_any_epoch_holds_more_than_what_is_planned_with(packin
     """A little over or under what goes into one micro-batch: some epochs fill it, others need two half full ones."""
     plan = make_plan(sizes=draw_sizes(14, seed=3), global_batch=7, per_device_batch=4, packing=packing, world_size=1,
                      epochs=20)  # fmt: skip
-    supervised = np.arange(14)
-    largest = plan.find_largest(supervised)
+    largest = plan.find_largest()
     held = [rows for step in range(plan.total_steps) for rows in plan.share(step, 0)]
     samples = [[index for row in rows for index in row] for rows in held]
     tokens = [len(rows) * max(sum(int(plan.sizes.tokens[index]) for index in row) for row in rows) for rows in held]
@@ -156,7 +155,7 @@ def test_no_micro_batch_of_any_epoch_holds_more_than_what_is_planned_with(packin
     assert largest.rows in {len(rows) for rows, held_tokens in zip(held, tokens, strict=True)
                             if held_tokens == largest.tokens}  # fmt: skip
     assert largest.pictures == max(int(plan.sizes.pictures[some].sum()) for some in samples)
-    assert largest.supervised == max(int(supervised[some].sum()) for some in samples)
+    assert largest.supervised == max(int(plan.sizes.supervised[some].sum()) for some in samples)
     first_epoch = len(plan.share(0, 0)) + len(plan.share(1, 0))
     assert not packing or max(tokens) > 1.3 * max(tokens[:first_epoch])
 
@@ -178,7 +177,7 @@ def test_an_epoch_that_is_longer_than_that_is_looked_through_as_a_whole():
 @pytest.mark.parametrize("packing", [False, True])
 def test_the_longest_micro_batch_is_found(packing: bool):
     plan = make_plan(packing=packing, epochs=1)
-    longest = plan.find_longest()
+    longest = plan.find_extremes()[0]
     computed = [
         len(rows) * max((sum(int(plan.sizes.tokens[index]) for index in row) for row in rows), default=0)
         for step, rank in itertools.product(range(plan.total_steps), range(plan.world_size))
@@ -188,3 +187,19 @@ def test_the_longest_micro_batch_is_found(packing: bool):
     assert longest.rows in [plan.share(step, rank)[number] for step, rank, number in itertools.product(
         range(plan.total_steps), range(plan.world_size), range(len(plan.share(0, 0)))
     ) if number < len(plan.share(step, rank))]  # fmt: skip
+
+
+def test_what_has_the_most_of_something_is_found_each_but_once():
+    """Four samples in micro-batches of one: the longest, one with three pictures, one with a long answer, another."""
+    tokens, pictures, supervised = np.array([60, 40, 50, 10]), np.array([1, 3, 0, 1]), np.array([5, 4, 45, 1])
+    sizes = SampleSizes(tokens=tokens, pictures=pictures, supervised=supervised)
+    plan = make_plan(sizes=sizes, global_batch=4, per_device_batch=1, world_size=1, epochs=1)
+    found = plan.find_extremes()
+    assert [(one.rows, one.tokens, one.pictures, one.supervised) for one in found] == [
+        (((0,),), 60, 1, 5), (((1,),), 40, 3, 4), (((2,),), 50, 0, 45),
+    ]  # fmt: skip
+    assert [one.name.split()[-2:] for one in found] == [["longest", "micro-batch"], ["most", "pictures"],
+                                                        ["supervised", "tokens"]]  # fmt: skip
+    same = dataclasses.replace(sizes, pictures=np.array([3, 1, 0, 1]), supervised=np.array([46, 4, 45, 1]))
+    (only,) = dataclasses.replace(plan, sizes=same).find_extremes()
+    assert only.rows == ((0,),)

@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava_trainer.training.checkpoint import CheckpointState, StoredOptimizer, list_checkpoints, verify_files
+from llava_api.failures import Reason, exit_code_of
+from llava_trainer.errors import StageError
+from llava_trainer.logs import ProcessLog
+from llava_trainer.training.checkpoint import CheckpointState, StoredOptimizer, read_manifest, verify_files
 from llava_trainer.training.processes import LostPeerError, Processes
+from llava_trainer.training.retention import list_checkpoints
 from llava_trainer.training.saving import Saver
 from llava_trainer.training.slices import PARTS, Slice
+from llava_trainer.training.worker import explain_rank_failure
 from tests.trainer.many import run_in_processes
 
 
@@ -37,7 +42,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, processe
         saver.begin([slice_], state(4))
         saver.finish()
     (folder,) = list_checkpoints(tmp_path)
-    verify_files(folder)
+    verify_files(folder, read_manifest(folder))
     with StoredOptimizer(folder, state(4)) as stored:
         assert torch.equal(stored.read_whole("original", "weight"), torch.full((2, 4), -1.0))
 
@@ -84,3 +89,50 @@ def test_the_next_save_tells_what_became_of_the_last(tmp_path: Path, processes: 
         saver.begin([make_slice()], state(2))
         with pytest.raises(OSError, match="No space left"):
             saver.begin([make_slice()], state(4))
+
+
+NO_PINNED_MEMORY = (
+    "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in https://docs.nvidia.com/cuda/ for more "
+    "information.\nCUDA kernel errors might be asynchronously reported at some other API call"
+)
+"""As PyTorch 2.15 hands on what cudaHostAlloc says."""
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.AcceleratorError(NO_PINNED_MEMORY), Reason.OUT_OF_MEMORY),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+         Reason.OUT_OF_MEMORY),
+        (MemoryError(), Reason.OUT_OF_MEMORY),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), Reason.OUT_OF_DEVICE_MEMORY),
+        (RuntimeError("something else"), Reason.INTERNAL_ERROR),
+    ],
+)  # fmt: skip
+def test_a_copy_that_the_nodes_memory_has_no_room_for_is_no_fault_of_the_gpu(
+    tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: Reason
+):
+    def refuse(*shape: object, **settings: object) -> None:
+        raise error
+
+    with Saver(processes, tmp_path, keep=1, write_servable=lambda stored, folder: None) as saver, ProcessLog() as log:
+        slice_ = make_slice()
+        monkeypatch.setattr(torch, "empty", refuse)
+        with pytest.raises((StageError, type(error))) as caught:
+            saver.begin([slice_], state(2))
+        monkeypatch.undo()
+        failure = explain_rank_failure(caught.value, 0, log).failure
+    assert failure.reason is reason
+    if reason is Reason.OUT_OF_MEMORY:
+        assert "does not suffice for a checkpoint's copy of 0.0Gi" in failure.message
+        assert exit_code_of(failure.reason) == 83
+
+
+@pytest.mark.parametrize(("limit_s", "is_told"), [(0.0, True), (60.0, False)])
+def test_a_checkpoint_that_takes_longer_than_a_pod_has_is_told(
+    tmp_path: Path, processes: Processes, caplog: pytest.LogCaptureFixture, limit_s: float, is_told: bool
+):
+    with Saver(processes, tmp_path, keep=1, write_servable=lambda stored, folder: None, saving_time_s=limit_s) as saver:
+        saver.begin([make_slice()], state(2))
+        saver.finish()
+    assert ("raise spec.workers.gracePeriodSeconds" in caplog.text) is is_told

@@ -4,6 +4,7 @@ Everything in fp32. The dataset's last batch is short, so that with 2 and 4 proc
 some of the samples show no picture, so that processes go through the model in company of others that do.
 """
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from llava_api.run_config import RunConfig
 from llava_trainer.data.samples import Sample
 from llava_trainer.errors import StageError
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.checkpoint import list_checkpoints
 from llava_trainer.training.history import read_entries
 from llava_trainer.training.loop import train
 from llava_trainer.training.processes import Processes
+from llava_trainer.training.retention import list_checkpoints
+from llava_trainer.training.stopping import StopRequest
 from tests.trainer.many import run_in_processes
-from tests.trainer.trainings import StopAfter, make_dataset, make_training, text_only
+from tests.trainer.trainings import StopAfter, StopWithin, make_dataset, make_training, text_only
 
 STEPS = 6
 TOLERANCE = 1e-5
@@ -41,13 +43,14 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 
 
-def run_all(processes: Processes, configs: list[tuple[RunConfig, int]]) -> None:
-    """Train by each of ``configs``, up to the number of steps given with it."""
-    for config, stop_after in configs:
+def run_all(processes: Processes, configs: list[tuple[RunConfig, int | StopRequest]]) -> None:
+    """Train by each of ``configs``, up to the number of steps given with it, or until it is asked to stop."""
+    for config, until in configs:
         try:
-            train(config, processes, Reporter(config), StopAfter(stop_after))
+            train(config, processes, Reporter(config), StopAfter(until) if isinstance(until, int) else until)
         except StageError as error:
-            if f"the checkpoint of step {stop_after} is on the volume" not in error.message:
+            saved = until if isinstance(until, int) else 3
+            if f"the checkpoint of step {saved} is on the volume" not in error.message:
                 raise
 
 
@@ -89,6 +92,10 @@ def in_two(configure) -> None:
         (configure("moved", zero={"stage": 2}), 2),
         (configure("stopped under 3", zero={"stage": 3}), 2),
         (configure("moved, dropout", zero={"stage": 2}, **DROPOUT), 2),
+        (configure("seen late", checkpoint={"everySteps": 2, "keep": 2}), 3),
+        # The second process alone is asked, in the fourth step, when it has run one of two micro-batches.
+        (configure("within a step", zero={"stage": 2}), StopWithin(3, micro_batches=0, rank=1)),
+        (configure("within a step", attempt=2, zero={"stage": 2}), STEPS),
         (configure("straight, dropout", **DROPOUT), STEPS),
     ]
     run_in_processes(2, run_all, straight + part_way)
@@ -119,6 +126,12 @@ def test_what_can_be_served_of_a_checkpoint_is_whole_under_every_stage(configure
     ]
     assert [folder.name for folder in checkpoints] == ["step-00000002"] * 2
     assert_same_adapter(*(folder / "adapter" for folder in checkpoints))
+
+
+def test_processes_of_which_one_is_asked_to_stop_within_a_step_stop_together_and_lose_none(configure, alone, in_two):
+    checkpoints = configure("within a step").volume.checkpoints_dir(StageName.TRAIN, 1)
+    assert [folder.name for folder in list_checkpoints(checkpoints)] == ["step-00000003"]
+    assert losses(configure("within a step", attempt=2)) == pytest.approx(alone, abs=TOLERANCE)
 
 
 def test_four_processes_learn_the_same(configure, alone):
@@ -163,3 +176,40 @@ def test_a_checkpoint_of_an_optimiser_that_was_not_fused_is_continued(
     later = configure("not fused", attempt=2, zero={"stage": 0})
     run_all(processes, [(later, STEPS)])
     assert losses(later) == pytest.approx(alone, abs=TOLERANCE)
+
+
+def resume_with_a_stale_view(processes: Processes, config: RunConfig, stale: Path) -> str:
+    """Go on and stop at once; what the second process sees of the volume lags behind. Returns what it stopped with."""
+    appearing = None
+    if not processes.is_first:
+        volume, config = config.volume, config.model_copy(update={"volume_root": stale})
+        newest = list_checkpoints(volume.checkpoints_dir(StageName.TRAIN, 1))[-1]
+        late = config.volume.checkpoints_dir(StageName.TRAIN, 1) / newest.name
+        assert not late.exists()
+        appearing = threading.Timer(3.0, late.symlink_to, [newest])
+        appearing.start()
+    try:
+        train(config, processes, Reporter(config), StopAfter(0))
+    except StageError as error:
+        return error.message
+    finally:
+        if appearing:
+            appearing.join()
+    return "it did not stop"
+
+
+def test_two_nodes_that_list_different_checkpoints_go_on_from_the_same_one(configure, in_two, tmp_path: Path):
+    """The second one's file system shows what another node has written only after a while."""
+    config = configure("seen late", attempt=2, checkpoint={"everySteps": 2, "keep": 2})
+    checkpoints = configure("seen late").volume.checkpoints_dir(StageName.TRAIN, 1)
+    older, newest = list_checkpoints(checkpoints)
+    assert [older.name, newest.name] == ["step-00000002", "step-00000003"]
+    stale = tmp_path / "volume"
+    (stale / checkpoints.relative_to(config.volume_root)).mkdir(parents=True)
+    (stale / older.relative_to(config.volume_root)).symlink_to(older)
+    (stale / "data").symlink_to(config.volume_root / "data")
+    told = run_in_processes(2, resume_with_a_stale_view, config, stale)
+    assert (
+        told
+        == ["training was asked to stop (SIGTERM) after step 3 of 6; the checkpoint of step 3 is on the volume"] * 2
+    )

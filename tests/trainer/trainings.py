@@ -99,7 +99,9 @@ def environment_of_one(port: int) -> Iterator[None]:
 
 
 class StopAfter(StopRequest):
-    """Asks to stop when the loop has looked ``looks`` times."""
+    """Asks to stop when the loop has looked ``looks`` times, between steps only."""
+
+    received_meanwhile = False
 
     def __init__(self, looks: int) -> None:
         self._looks = looks
@@ -108,6 +110,26 @@ class StopAfter(StopRequest):
     def received(self) -> bool:
         self._looks -= 1
         return self._looks < 0
+
+
+class StopWithin(StopRequest):
+    """Asks one process to stop after ``steps`` steps, when it has run ``micro_batches`` of the next one."""
+
+    def __init__(self, steps: int, *, micro_batches: int, rank: int) -> None:
+        self._steps, self._micro_batches, self._rank = steps, micro_batches, rank
+        self._begun = self._looks = 0
+
+    @property
+    def received(self) -> bool:
+        self._begun += 1
+        self._looks = 0
+        return False
+
+    @property
+    def received_meanwhile(self) -> bool:
+        self._looks += 1
+        is_there = self._begun > self._steps and self._looks > self._micro_batches
+        return is_there and int(os.environ["RANK"]) == self._rank
 
 
 class TrainStage:

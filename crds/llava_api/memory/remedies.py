@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from llava_api.constants import StageName
 from llava_api.memory.demand import Prepared, accumulation, batch_of, num_processes, workload_of
+from llava_api.memory.host import plan_host
 from llava_api.memory.plan import plan_memory
 from llava_api.model_facts import ModelFacts
 from llava_api.spec import Spec, Training
@@ -23,7 +24,9 @@ class Remedy:
     """Settings to change with their values, as paths below spec."""
     accumulation: int
     total: int
-    """Bytes that it takes."""
+    """Bytes that it takes of a GPU."""
+    host: int
+    """Bytes that it takes of a pod's memory."""
 
 
 def find_remedies(
@@ -47,7 +50,8 @@ def find_remedies(
             continue
         accepted.append((names, rows))
         changes = (*(name for name, _ in switches), *_batch_change(spec, candidate, stage))
-        found.append(Remedy(changes=changes, accumulation=accumulation(candidate, stage), total=total))
+        host = plan_host(candidate, stage, model, prepared).total
+        found.append(Remedy(changes=changes, accumulation=accumulation(candidate, stage), total=total, host=host))
     return tuple(found[:MAX_REMEDIES])
 
 
@@ -62,9 +66,10 @@ def _sets_of_switches(spec: Spec, stage: StageName) -> Iterator[tuple[Switch, ..
     fuse: Switch | None = None
     if training.attention == "eager":
         fuse = ("training.attention sdpa", lambda t: t.model_copy(update={"attention": "sdpa"}))
-    share: Switch | None = None
-    if several and training.zero.stage < 3 and training.method != "qlora":
-        share = ("training.zero.stage 3", lambda t: _zero(t, stage=3))
+    third: Switch | None = None
+    if training.zero.stage < 3 and training.method != "qlora":
+        third = ("training.zero.stage 3", lambda t: _zero(t, stage=3))
+    share = third if several else None
     offload: Switch | None = None
     if not training.zero.offload.optimizer and training.zero.stage >= 1:
         offload = ("training.zero.offload.optimizer true", lambda t: _offload(t, optimizer=True))
@@ -75,13 +80,15 @@ def _sets_of_switches(spec: Spec, stage: StageName) -> Iterator[tuple[Switch, ..
     if training.method == "full" and stage is StageName.TRAIN:
         adapt = ("training.method lora", lambda t: t.model_copy(update={"method": "lora"}))
     unload: Switch | None = None
-    if (share or training.zero.stage == 3) and not training.zero.offload.parameters:
+    if (third or training.zero.stage == 3) and not training.zero.offload.parameters:
         unload = ("training.zero.offload.parameters true", lambda t: _offload(t, parameters=True))
     yield ()
     for some in (
         (fuse,), (recompute,), (share,), (offload,), (quantize,), (adapt,), (fuse, recompute),
-        (recompute, share), (recompute, offload), (recompute, quantize), (share, offload), (recompute, share, offload),
-        (share, offload, unload), (recompute, share, offload, unload), (recompute, adapt),
+        (recompute, share), (recompute, offload), (recompute, quantize),
+        # Offloading takes gradients off the GPU under stage 3 alone: of use to a single process, too.
+        (third, offload), (recompute, third, offload), (third, offload, unload), (recompute, third, offload, unload),
+        (recompute, adapt),
     ):  # fmt: skip
         switches = tuple(switch for switch in some if switch is not None)
         if len(switches) == len(some):

@@ -1,4 +1,4 @@
-"""Memory of weights, gradients and optimiser on one device, as DeepSpeed 0.19.8 lays them out.
+"""Memory of weights, gradients and optimiser on one device and beside it, as DeepSpeed 0.19.8 lays them out.
 
 Read off ``llava_trainer.training.engine`` (bf16 with fp32 originals and fp32 gradients, buckets of at most 50 million
 numbers, torch's AdamW) and deepspeed/runtime/{bf16_optimizer, zero/stage_1_and_2, zero/stage3}.py; compared with what
@@ -19,6 +19,10 @@ LIVE_ELEMENTS = 1_000_000_000
 """ZeRO-3 keeps so many gathered numbers at most (DeepSpeed's default stage3_max_live_parameters)."""
 PREFETCH_ELEMENTS = 50_000_000
 """... and fetches so many ahead (stage3_prefetch_bucket_size)."""
+ALLREDUCE_ELEMENTS = 500_000_000
+"""Gradients that are added up over the processes at a time where each keeps all (MEMORY_OPT_ALLREDUCE_SIZE)."""
+_NORM_BYTES = 8
+"""Of a number whose square is summed up: DeepSpeed takes norms of each gradient in fp64 (get_norm_dtype)."""
 NF4_BLOCK = 64
 """Weights that share a scale (bitsandbytes' blocksize for NF4)."""
 SCALE_BLOCK = 256
@@ -34,13 +38,15 @@ class States:
     gathered: int
     """Weights that ZeRO-3 has whole for the layers in work."""
     gradients: int
-    """What gradients are added up in."""
+    """What gradients are added up in, and what they pass through on the way to the node's memory."""
     optimizer: int
     """fp32 originals and both of Adam's moments."""
     buffers: int
     """In which gradients travel during the backward pass."""
     stepping: int
-    """A second copy of gradients, while the optimiser steps and nothing else is there."""
+    """Copies of gradients while the optimiser steps and nothing else is there."""
+    offloaded: int
+    """What is kept in the node's memory instead; the only part that is not on the device."""
 
     @property
     def steady(self) -> int:
@@ -58,6 +64,17 @@ def count_trained(model: ModelFacts, work: Workload) -> int:
     return count_lora(model.language_model, work.rank) + counts.projector
 
 
+def count_largest(model: ModelFacts, work: Workload) -> int:
+    """Numbers of the largest tensor that learns."""
+    counts, text = count_parameters(model), model.language_model
+    projector = text.hidden * max(text.hidden, model.vision_tower.hidden * len(model.feature_layer))
+    if work.method == "projector":
+        return projector
+    if work.method == "full":
+        return max(counts.embedding, counts.largest_matrix, projector)
+    return max(work.rank * max(text.hidden, text.intermediate), projector)
+
+
 def plan_states(model: ModelFacts, work: Workload) -> States:
     """What DeepSpeed keeps on a device for a workload."""
     counts, trained = count_parameters(model), count_trained(model, work)
@@ -73,10 +90,11 @@ def plan_states(model: ModelFacts, work: Workload) -> States:
     return States(
         weights=weights,
         gathered=_gathered(whole, work) if stage == 3 else 0,
-        gradients=_gradients(trained, share, stage, work),
+        gradients=_gradients(model, trained, share, stage, work),
         optimizer=optimizer,
         buffers=_buffers(counts, trained, stage, work),
-        stepping=0 if work.offload_optimizer or stage < 2 else share,
+        stepping=_stepping(model, trained, share, stage, work),
+        offloaded=_offloaded(model, whole, share, stage, work),
     )
 
 
@@ -104,27 +122,80 @@ def _nf4_bytes(numbers: int, *, double: bool) -> int:
 
 
 def _gathered(whole: int, work: Workload) -> int:
-    """Gathered weights are let go of late, so that the backward pass finds the last ones still there."""
-    return min(whole, (LIVE_ELEMENTS + PREFETCH_ELEMENTS) * work.number_bytes) if work.world_size > 1 else 0
+    """Gathered weights are let go of late, so that the backward pass finds the last ones still there.
 
-
-def _gradients(trained: int, share: int, stage: int, work: Workload) -> int:
-    if work.offload_optimizer and stage >= 2:
-        # Added up in the node's memory.
+    Those that have just come are there twice: as the processes sent them, and put together (AllGatherCoalescedHandle).
+    """
+    if work.world_size == 1:
         return 0
-    if stage >= 2:
-        return share
-    # All of them in fp32 and, in bf16, as they come out of the backward pass.
-    return trained * (FLOAT + (work.number_bytes if work.number_bytes != FLOAT else 0))
+    return min(whole, LIVE_ELEMENTS * work.number_bytes) + min(whole, PREFETCH_ELEMENTS * work.number_bytes)
+
+
+def _sums_up_apart(work: Workload) -> bool:
+    """Whether gradients are added up in another format than that of the weights, in which they are made."""
+    return work.number_bytes != FLOAT
+
+
+def _is_bf16_optimizer(stage: int, work: Workload) -> bool:
+    """Stage 1 in bf16 is another class of DeepSpeed's, but not with an offloaded optimiser."""
+    return stage == 1 and _sums_up_apart(work) and not work.offload_optimizer
+
+
+def _gradients(model: ModelFacts, trained: int, share: int, stage: int, work: Workload) -> int:
+    if stage == 3:
+        # In the node's memory if the optimiser is there.
+        return 0 if work.offload_optimizer else share
+    # A buffer for the largest gradient (temp_grad_buffer_for_gpu_offload).
+    passing = count_largest(model, work) * work.number_bytes if work.offload_optimizer else 0
+    if stage == 2:
+        if _sums_up_apart(work):
+            # Summed up in fp32 beside the weights, wherever the optimiser is (_build_compact_grad_partition_buffer).
+            return share + passing
+        # The sums of all micro-batches, and those of the last one beside them (all_grad_tensors, grads_in_partition).
+        return passing if work.offload_optimizer else 2 * share
+    # All of them, and in the bf16 optimiser also as they come out of the backward pass.
+    return trained * (FLOAT + (work.number_bytes if _is_bf16_optimizer(stage, work) else 0)) + passing
 
 
 def _buffers(counts: ParameterCounts, trained: int, stage: int, work: Workload) -> int:
     """A bucket of gradients in fp32 and, beside it, what is being reduced: a bucket, or one that is larger alone.
 
-    Stage 3 holds this process's part of that besides.
+    Stage 3 holds this process's part of that besides. Without partitioned gradients nothing is reduced before the step.
     """
-    if stage < 2:
+    if stage == 0 or _is_bf16_optimizer(stage, work):
         return 0
     bucket = min(trained, BUCKET_ELEMENTS)
+    if stage == 1:
+        return FLOAT * bucket
     reduced = max(bucket, counts.embedding if work.method == "full" else 0)
     return FLOAT * (bucket + reduced + (reduced // work.world_size if stage == 3 else 0))
+
+
+def _stepping(model: ModelFacts, trained: int, share: int, stage: int, work: Workload) -> int:
+    largest = count_largest(model, work)
+    if stage == 0 or _is_bf16_optimizer(stage, work):
+        # Laid end to end for the sum over the processes, until there are enough (allreduce_no_retain).
+        return FLOAT * min(trained, ALLREDUCE_ELEMENTS + largest)
+    if stage == 1:
+        # This process's part, laid end to end.
+        bucket = FLOAT * min(trained, BUCKET_ELEMENTS)
+        return bucket if work.offload_optimizer and not _sums_up_apart(work) else share + bucket
+    if stage == 2:
+        return _NORM_BYTES * largest
+    # Stage 3 keeps its bucket.
+    return FLOAT * min(trained, BUCKET_ELEMENTS) + (0 if work.offload_optimizer else share)
+
+
+def _offloaded(model: ModelFacts, whole: int, share: int, stage: int, work: Workload) -> int:
+    """Originals, moments and the gradient that Adam is given, and what takes them from the device and back."""
+    offloaded = whole // work.world_size if work.offload_parameters and stage == 3 else 0
+    if not work.offload_optimizer:
+        return offloaded
+    offloaded += share * (1 + MOMENTS + 1)
+    if stage == 3:
+        # Gradients are added up there, too (grad_partitions_flat_buffer).
+        return offloaded + share
+    if stage == 2 and not _sums_up_apart(work):
+        # As they are here (accumulated_grads_in_cpu).
+        offloaded += share
+    return offloaded + (share // FLOAT + count_largest(model, work)) * work.number_bytes

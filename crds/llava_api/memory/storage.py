@@ -1,5 +1,6 @@
 """What training and merging put on the run's volume, beyond what prepare has put there."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,12 @@ from llava_api.model_facts import ModelFacts
 from llava_api.spec import Spec
 from llava_api.stages import stages_of
 
+WRITTEN_BYTES_PER_S = 125 << 20
+"""What a volume is assumed to take: the throughput of a gp3 volume of AWS that nobody has paid more for. Training logs
+what it measures."""
+RESERVED_S = 10
+"""Seconds of the grace period that are kept for what comes after a checkpoint."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoragePlan:
@@ -21,8 +28,15 @@ class StoragePlan:
     """One checkpoint of the last phase."""
     checkpoints: int
     """All of that phase that lie there at a time: the newest ``keep``, and the one that is being written."""
+    largest_checkpoint: int
+    """Of any phase."""
     total: int
     """The most that lies there at any time of what training and merging make."""
+
+    @property
+    def saving_s(self) -> int:
+        """Seconds that a checkpoint is expected to take from the request to stop until it is on the volume."""
+        return math.ceil(self.largest_checkpoint / WRITTEN_BYTES_PER_S)
 
 
 def plan_storage(spec: Spec, model: ModelFacts, samples: Mapping[StageName, int]) -> StoragePlan:
@@ -34,19 +48,22 @@ def plan_storage(spec: Spec, model: ModelFacts, samples: Mapping[StageName, int]
         samples: how many each training stage learns from.
     """
     keep, every = spec.training.checkpoint.keep, spec.training.checkpoint.every_steps
-    lying = total = checkpoint = checkpoints = 0
+    lying = total = checkpoint = checkpoints = largest = 0
     for stage in (stage for stage in stages_of(spec) if stage in TRAINING_STAGES):
         work = workload_of(spec, stage, model, Prepared())
         trained = count_trained(model, work)
         # Instead of one after the last step there is the result.
         saved = max(0, num_steps(spec, stage, samples[stage]) - 1) // every
         checkpoint = _checkpoint_bytes(trained, work)
+        largest = max(largest, checkpoint)
         checkpoints = min(saved, keep + 1) * checkpoint
         total = max(total, lying + checkpoints)
         lying += min(saved, keep) * checkpoint + trained * work.number_bytes
     # Every run ends with the whole model.
     lying += count_parameters(model).model * (FLOAT if spec.merge.dtype == "float32" else 2)
-    return StoragePlan(checkpoint=checkpoint, checkpoints=checkpoints, total=max(total, lying))
+    return StoragePlan(
+        checkpoint=checkpoint, checkpoints=checkpoints, largest_checkpoint=largest, total=max(total, lying)
+    )
 
 
 def _checkpoint_bytes(trained: int, work: Workload) -> int:

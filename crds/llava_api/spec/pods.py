@@ -58,7 +58,8 @@ class Workers(Strict):
         Field(
             description="Resources of each pod besides its GPUs and /dev/shm. A checkpoint is copied into this memory "
             "before it is written: 12 bytes for each number that is trained, over all pods (4 GB with LoRA of rank 128 "
-            "on 7B, 84 GB with method full)."
+            "on 7B, 84 GB with method full). status.plan.podMemory tells what a pod takes; a run that would go over "
+            "its limit is refused before it trains."
         ),
     ] = make_resources("8", "64Gi")
     shm_size: Annotated[

@@ -142,7 +142,10 @@ class _Reading:
             for number, name in enumerate(self._request.files):
                 for checked in checker.check_all(self._count(name), self._tell):
                     self._take_in(checked, from_validation=number > 0)
-                    stream.write(format_sample(replace(checked.sample, num_tokens=checked.num_tokens)))
+                    counted = replace(
+                        checked.sample, num_tokens=checked.num_tokens, num_supervised=checked.num_supervised
+                    )
+                    stream.write(format_sample(counted))
         samples = SampleFile(spool)
         # Open, but gone from the folder: whatever ends this process, nothing is left lying there.
         spool.unlink()

@@ -24,6 +24,8 @@ class SampleSizes:
     """int64 [samples]: tokens of each, its pictures expanded, at most the length limit."""
     pictures: np.ndarray
     """int64 [samples]: pictures that each shows."""
+    supervised: np.ndarray
+    """int64 [samples]: tokens of each that are learned."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -84,8 +86,10 @@ class SampleFile:
         """
         tokens = np.zeros(len(self), dtype=np.int64)
         pictures = np.zeros(len(self), dtype=np.int64)
+        supervised = np.zeros(len(self), dtype=np.int64)
         for index in range(len(self)):
             sample = self[index]
             tokens[index] = sample.num_tokens or encode(sample, processing, _NO_LIMIT, template).full_length
             pictures[index] = len(sample.images)
-        return SampleSizes(tokens=np.minimum(tokens, max_length), pictures=pictures)
+            supervised[index] = sample.num_supervised or encode(sample, processing, max_length, template).num_supervised
+        return SampleSizes(tokens=np.minimum(tokens, max_length), pictures=pictures, supervised=supervised)

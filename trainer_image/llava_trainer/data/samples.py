@@ -45,6 +45,7 @@ class Sample:
         question_type: what kind of question it is, for scores by kind.
         num_tokens: tokens of the whole conversation, pictures expanded, before anything is cut off; prepare counts
             them once for training to group by. 0: not counted.
+        num_supervised: tokens of it that are learned, after it is cut off; counted in the same way. 0: not counted.
 
     Raises:
         ValueError: ``image_turns`` does not fit ``images`` and ``turns``.
@@ -58,6 +59,7 @@ class Sample:
     references: tuple[str, ...] = ()
     question_type: str = ""
     num_tokens: int = 0
+    num_supervised: int = 0
 
     def __post_init__(self) -> None:
         placed = self.image_turns
@@ -135,4 +137,6 @@ def parse_sample(fields: dict[str, Any]) -> Sample:
         references=tuple(fields["references"]),
         question_type=fields["question_type"],
         num_tokens=fields["num_tokens"],
+        # Older images did not count them.
+        num_supervised=fields.get("num_supervised", 0),
     )

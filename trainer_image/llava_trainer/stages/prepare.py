@@ -109,9 +109,10 @@ def _find_largest(config: RunConfig, dataset: PreparedDataset, stage: StageName)
     sizes = SampleSizes(
         tokens=np.minimum(table.tokens[trained].astype(np.int64), config.training.max_length),
         pictures=table.num_pictures[trained],
+        supervised=table.supervised[trained],
     )
     plan = make_plan(phase_of(config, stage), sizes, config.workers.world_size)
-    return plan.find_largest(table.supervised[trained])
+    return plan.find_largest()
 
 
 def describe_refused(findings: Findings) -> str:

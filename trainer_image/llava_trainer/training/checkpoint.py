@@ -7,30 +7,27 @@ file, which is written last. The folder is written aside and renamed when all of
 position in the data follow from seed and step. Knows neither DeepSpeed nor other processes.
 """
 
+import errno
+import hashlib
 import json
-import logging
-import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from llava_api.constants import StageName
-from llava_api.volume import RunVolume
-from llava_trainer.files import aside_of, sha256_file, write_whole
+from llava_trainer.files import sha256_file, write_whole
+from llava_trainer.training.rereading import Rereading
 from llava_trainer.training.tensors import write_hashed
 
 _STATE_FILE = "state.json"
 _MANIFEST_FILE = "manifest.json"
-_FORMAT_VERSION = 2
-_FOLDER_PATTERN = re.compile(r"step-(\d{8})")
-
-logger = logging.getLogger(__name__)
+_FORMAT_VERSION = 3
+_READABLE_VERSIONS = (2, _FORMAT_VERSION)
+"""Version 2 does not tell ``training``: what it was made by is not compared."""
 
 
 class DamagedCheckpointError(Exception):
@@ -49,6 +46,8 @@ class CheckpointState:
     seed: int
     parameters: Mapping[str, Sequence[int]]
     """Shape of everything that is trained, by name."""
+    training: Mapping[str, str] = field(default_factory=dict)
+    """What made it, by name (``identity``): another training must not go on from it."""
     version: int = _FORMAT_VERSION
 
 
@@ -99,62 +98,90 @@ def write_manifest(folder: Path, state: CheckpointState, rank_digests: Sequence[
     write_whole(folder / _MANIFEST_FILE, json.dumps(digests, indent=2, sort_keys=True) + "\n")
 
 
-def find_checkpoints(volume: RunVolume, stage: StageName, attempt: int) -> list[Path]:
-    """Checkpoints to resume from, best first: this attempt's own (its pod was restarted), then earlier attempts'."""
-    return [
-        folder
-        for checkpoints in _folders_so_far(volume, stage, attempt)
-        for folder in reversed(list_checkpoints(checkpoints))
-    ]
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Which files a checkpoint consists of, and what they hash to."""
+
+    files: Mapping[str, str]
+    """sha256 of each, by its path below the checkpoint's folder."""
+    digest: str
+    """Of the manifest itself: it stands for the whole checkpoint."""
 
 
-def remove_unfinished(volume: RunVolume, stage: StageName, attempt: int) -> None:
-    """Remove what killed processes have left of checkpoints that they were writing: each may be as large as a whole."""
-    for checkpoints in _folders_so_far(volume, stage, attempt):
-        for aside in checkpoints.glob(aside_of(Path("step-*")).name):
-            _delete(aside)
+def read_manifest(folder: Path, *, expected: str | None = None, rereading: Rereading | None = None) -> Manifest:
+    """Read which files a checkpoint consists of.
+
+    Args:
+        folder: of the checkpoint.
+        expected: digest of the manifest, if it is known; another one is waited for as long as a missing one is.
+        rereading: how often to look again.
+
+    Raises:
+        DamagedCheckpointError: it cannot be read, or is not the one that was expected.
+    """
+
+    def read() -> tuple[bytes, str]:
+        content = (folder / _MANIFEST_FILE).read_bytes()
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        if expected is not None and digest != expected:
+            raise OSError(errno.ESTALE, f"its manifest is {digest} on this node and {expected} on the first one")
+        return content, digest
+
+    try:
+        content, digest = (rereading or Rereading()).read(read)
+        files: dict[str, str] = json.loads(content)
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpointError(f"{folder} cannot be verified: {error}") from error
+    if not isinstance(files, dict):
+        raise DamagedCheckpointError(f"{folder} cannot be verified: its manifest lists no files")
+    return Manifest(files=files, digest=digest)
 
 
-def list_checkpoints(checkpoints: Path) -> list[Path]:
-    """Checkpoints in a folder, oldest first."""
-    return sorted(path for path in checkpoints.glob("step-*") if _FOLDER_PATTERN.fullmatch(path.name))
-
-
-def read_state(folder: Path) -> CheckpointState:
+def read_state(folder: Path, manifest: Manifest, rereading: Rereading | None = None) -> CheckpointState:
     """Read what is shared, checked against the manifest.
 
     Raises:
         DamagedCheckpointError: it is missing, damaged, or written by another version.
     """
-    digests = _read_manifest(folder)
-    _verify(folder, _STATE_FILE, digests)
+    _verify(folder, _STATE_FILE, manifest, rereading or Rereading())
     fields = json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
-    if fields.get("version") != _FORMAT_VERSION:
+    if fields.get("version") not in _READABLE_VERSIONS:
         raise DamagedCheckpointError(f"{folder} has format {fields.get('version')}, not {_FORMAT_VERSION}")
-    state = CheckpointState(**fields)
+    try:
+        state = CheckpointState(**fields)
+    except TypeError as error:
+        raise DamagedCheckpointError(f"{folder / _STATE_FILE} is not what this version writes: {error}") from error
     for rank in range(state.world_size):
-        if rank_file(folder, rank).name not in digests:
+        if rank_file(folder, rank).name not in manifest.files:
             raise DamagedCheckpointError(f"{folder} lacks {rank_file(folder, rank).name}")
     return state
 
 
-def verify_files(folder: Path, share: int = 0, num_shares: int = 1) -> None:
+def find_missing(folder: Path, manifest: Manifest) -> str | None:
+    """A file of a checkpoint that is not there; None if none is."""
+    return next((name for name in sorted(manifest.files) if not (folder / name).is_file()), None)
+
+
+def verify_files(
+    folder: Path, manifest: Manifest, share: int = 0, num_shares: int = 1, rereading: Rereading | None = None
+) -> None:
     """Compare the files of a checkpoint with its manifest, or one share of them: processes do it together.
 
     Raises:
         DamagedCheckpointError: naming the file.
     """
-    digests = _read_manifest(folder)
-    for name in sorted(digests)[share::num_shares]:
-        _verify(folder, name, digests)
+    for name in sorted(manifest.files)[share::num_shares]:
+        _verify(folder, name, manifest, rereading or Rereading())
 
 
 class StoredOptimizer:
     """The optimiser in a checkpoint, as a whole; files stay open while the context is entered."""
 
-    def __init__(self, folder: Path, state: CheckpointState) -> None:
+    def __init__(self, folder: Path, state: CheckpointState, rereading: Rereading | None = None) -> None:
+        """Of the checkpoint in ``folder``; ``rereading`` says how often to look again for a file of another node."""
         self._folder = folder
         self._state = state
+        self._rereading = rereading or Rereading()
         self._files = ExitStack()
         self._open: dict[Path, Any] = {}
         self._pieces: dict[tuple[str, str], list[Piece]] = {}
@@ -205,7 +232,9 @@ class StoredOptimizer:
 
     def _enter_file(self, file: Path, stack: ExitStack) -> None:
         try:
-            stored = self._open[file] = stack.enter_context(safe_open(file, framework="pt"))
+            stored = self._open[file] = stack.enter_context(
+                self._rereading.read(lambda: safe_open(file, framework="pt"))
+            )
             for key in stored.keys():  # noqa: SIM118
                 part, start, name = key.split(":", 2)
                 stop = int(start) + stored.get_slice(key).get_shape()[0]
@@ -216,47 +245,9 @@ class StoredOptimizer:
             raise DamagedCheckpointError(f"{file} cannot be read: {error}") from error
 
 
-def prune_checkpoints(checkpoints: Path, keep: int, earlier: Sequence[Path] = ()) -> None:
-    """Delete all but the newest ``keep`` checkpoints. One that cannot be deleted is left for the next time.
-
-    Args:
-        checkpoints: folder of this attempt's, which are the newest.
-        keep: how many to keep.
-        earlier: checkpoints of earlier attempts, best first; they make room as this attempt's own take their places.
-    """
-    best_first = [*reversed(list_checkpoints(checkpoints)), *earlier]
-    for folder in reversed(best_first[keep:]):
-        if folder.exists():
-            _delete(folder)
-
-
-def _folders_so_far(volume: RunVolume, stage: StageName, attempt: int) -> list[Path]:
-    """Folders of checkpoints up to this attempt, its own first and the oldest last."""
-    pattern = re.compile(rf"{stage}-(\d+)")
-    attempts = (
-        int(match[1]) for folder in (volume.root / "attempts").glob("*") if (match := pattern.fullmatch(folder.name))
-    )
-    return [volume.checkpoints_dir(stage, so_far) for so_far in sorted(attempts, reverse=True) if so_far <= attempt]
-
-
-def _delete(folder: Path) -> None:
+def _verify(folder: Path, name: str, manifest: Manifest, rereading: Rereading) -> None:
     try:
-        shutil.rmtree(folder)
-    except OSError as error:
-        logger.warning("the old checkpoint %s could not be deleted: %s", folder, error)
-
-
-def _read_manifest(folder: Path) -> dict[str, str]:
-    try:
-        digests: dict[str, str] = json.loads((folder / _MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedCheckpointError(f"{folder} cannot be verified: {error}") from error
-    return digests
-
-
-def _verify(folder: Path, name: str, digests: Mapping[str, str]) -> None:
-    try:
-        if digests.get(name) != sha256_file(folder / name):
+        if manifest.files.get(name) != rereading.read(lambda: sha256_file(folder / name)):
             raise DamagedCheckpointError(f"{folder / name} is not what its manifest says")
     except OSError as error:
         raise DamagedCheckpointError(f"{folder} cannot be verified: {error}") from error

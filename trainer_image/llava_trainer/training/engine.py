@@ -1,7 +1,7 @@
 """DeepSpeed's engine for a module and its parameter groups."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import deepspeed
@@ -11,6 +11,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deep
 
 from llava_api.spec import Zero
 from llava_trainer.model.learning import ParameterGroup
+from llava_trainer.training.pinned import allocating_on_node
 
 MAX_GRAD_NORM = 1.0
 """Gradients are clipped to this norm, as in LLaVA (the default of transformers' Trainer)."""
@@ -42,6 +43,9 @@ def build_engine(
 
     Returns:
         DeepSpeed's engine. ``backward`` may be called any number of times before ``step``.
+
+    Raises:
+        StageError: OutOfMemory; the node has no memory for what is offloaded.
     """
     # The client's own optimiser: one named in DeepSpeed's configuration is compiled at first use. Fused on CPUs, too:
     # offloaded states are stepped by it there, as fast as by DeepSpeed's cpu_adam (docs/benchmarks.md).
@@ -71,7 +75,9 @@ def build_engine(
     # DeepSpeed allocates a buffer of this size at once, by default 500 million elements.
     num_trained = sum(_numel(parameter) for group in groups for parameter in group.parameters)
     settings["zero_optimization"]["reduce_bucket_size"] = min(num_trained, _MAX_BUCKET_ELEMENTS)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+    # What it allocates on a GPU fails in another way (``pinned``); what is left is what is offloaded.
+    with allocating_on_node("the offloaded states") if zero.offload.optimizer else nullcontext():
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
     return engine
 
 

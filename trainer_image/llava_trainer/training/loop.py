@@ -3,6 +3,7 @@
 Every process runs the same steps; what only one of them does (files for all, reports) asks ``is_first``.
 """
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,22 +17,24 @@ from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.errors import StageError
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.batches import BatchLoader
-from llava_trainer.training.checkpoint import CheckpointState, remove_unfinished
+from llava_trainer.training.checkpoint import CheckpointState
 from llava_trainer.training.checks import check_finite, check_gradient, check_supervised
 from llava_trainer.training.history import History
+from llava_trainer.training.identity import identify_training
 from llava_trainer.training.phase import Phase, phase_of
 from llava_trainer.training.plan import Plan, make_plan
-from llava_trainer.training.probe import probe_longest
+from llava_trainer.training.probe import probe_largest
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.recorder import Recorder
 from llava_trainer.training.results import publish_result
 from llava_trainer.training.resuming import Beginning, resume, shapes_of
+from llava_trainer.training.retention import remove_unfinished
 from llava_trainer.training.saving import Saver
 from llava_trainer.training.schedule import Schedule
 from llava_trainer.training.servable import write_servable
 from llava_trainer.training.slices import list_slices, share_of
 from llava_trainer.training.step import count_batch, draw_seed, run_step
-from llava_trainer.training.stopping import StopRequest
+from llava_trainer.training.stopping import AskedToStopError, StopAgreement, StopRequest, saving_time_s
 from llava_trainer.training.trainee import Trainee, build_trainee
 from llava_trainer.training.watchdog import Beat, Doing
 
@@ -59,24 +62,26 @@ def train(
         samples = stack.enter_context(SampleFile(phase.samples_file))
         plan = make_plan(phase, samples.measure(processing, phase.template, phase.max_length), processes.world_size)
         trainee = build_trainee(config, phase, processes)
+        identity = processes.tell(identify_training(config, phase) if processes.is_first else {})
         beginning = resume(
-            trainee.engine, trainee.named_trainable(), processes, config.volume, phase.stage, config.run.attempt
-        )
+            trainee.engine, trainee.named_trainable(), processes, config.volume, phase.stage, config.run.attempt,
+            identity,
+        )  # fmt: skip
         loader = stack.enter_context(
             BatchLoader(
                 samples, processing, images=phase.images_dir, max_length=phase.max_length, plan=plan,
                 rank=processes.rank, template=phase.template,
             )
         )  # fmt: skip
-        probe_longest(trainee, loader, plan, processes)
+        probe_largest(trainee, loader, plan, processes)
         saver = stack.enter_context(_open_saver(config, phase, trainee, processes, beginning))
         recorder = None
         if processes.is_first:
             recorder = Recorder(stack.enter_context(_open_history(config, beginning)), reporter, plan)
-            recorder.record_skipped(beginning.skipped)
+            recorder.record_skipped([f"{path.parent.parent.name}/{path.name}" for path in beginning.passed_over])
         Loop(
             phase=phase, plan=plan, trainee=trainee, processes=processes, loader=loader, saver=saver,
-            recorder=recorder, stop=stop, beat=beat, first_step=beginning.step,
+            recorder=recorder, stop=stop, beat=beat, first_step=beginning.step, identity=identity,
         ).run()  # fmt: skip
     publish_result(trainee, config.volume, processes)
     processes.barrier()
@@ -106,6 +111,8 @@ class Loop:
     stop: StopRequest
     beat: Beat
     first_step: int
+    identity: Mapping[str, str]
+    """What this training is, to be told in its checkpoints."""
 
     def run(self) -> None:
         """Run them.
@@ -131,15 +138,23 @@ class Loop:
             self._stop_after(step)
         batch = self.plan.batch(step)
         check_supervised(totals, step + 1, batch)
-        outcome = run_step(
-            self.trainee, self.processes, micro_batches, totals,
-            factor=self._schedule.factor(step), samples=len(batch), seeds=self._draw_seeds(step), beat=self.beat,
-        )  # fmt: skip
+        try:
+            outcome = run_step(
+                self.trainee, self.processes, micro_batches, totals, factor=self._schedule.factor(step),
+                samples=len(batch), seeds=self._draw_seeds(step), beat=self.beat, agreement=self._agreement,
+            )  # fmt: skip
+        except AskedToStopError:
+            # The optimiser holds the state after the last step; whoever goes on does this one from its beginning.
+            self._stop_after(step)
         check_finite(outcome, step + 1)
         if step == self.first_step:
             check_gradient(self.trainee, self.processes, step + 1)
         if self.recorder:
             self.recorder.record(step + 1, outcome)
+
+    @cached_property
+    def _agreement(self) -> StopAgreement:
+        return StopAgreement(self.stop, self.processes)
 
     @cached_property
     def _schedule(self) -> Schedule:
@@ -169,7 +184,7 @@ class Loop:
         engine, named = self.trainee.engine, self.trainee.named_trainable()
         state = CheckpointState(
             step=step, total_steps=self.plan.total_steps, world_size=self.processes.world_size, seed=self.phase.seed,
-            parameters=shapes_of(named),
+            parameters=shapes_of(named), training=self.identity,
         )  # fmt: skip
         self.saver.begin(share_of(list_slices(engine, named), engine), state)
 
@@ -193,6 +208,8 @@ def _open_saver(config: RunConfig, phase: Phase, trainee: Trainee, processes: Pr
         keep=phase.checkpoint.keep,
         write_servable=partial(write_servable, trainee),
         earlier=[folder for folder in beginning.found if folder.parent != checkpoints],
+        passed_over=beginning.passed_over,
+        saving_time_s=saving_time_s(config.workers.grace_period_seconds),
     )
 
 

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import itemgetter
 
 import numpy as np
 
@@ -24,14 +23,25 @@ from llava_trainer.training.sharing import Limits, Rows, share_packed, share_pad
 LOOKED_THROUGH = 2_000
 """Steps of later epochs that are looked through for what takes the most memory; the first epoch always is."""
 
+_EXTREMES = (
+    "the longest micro-batch", "the micro-batch with the most pictures",
+    "the micro-batch with the most supervised tokens",
+)  # fmt: skip
+"""In the order of what ``Plan`` measures."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class LongestMicroBatch:
-    """The micro-batch that takes the most memory."""
+class Extreme:
+    """A micro-batch that takes the most of something, and may take the most memory."""
 
+    name: str
+    """What it has most of, to be told."""
     rows: Rows
     tokens: int
     """Rows x longest row, filled-up positions included."""
+    pictures: int
+    supervised: int
+    """Tokens that are learned."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,24 +94,31 @@ class Plan:
         """
         return tuple(shares[rank] for shares in self._shares(step))
 
-    def find_longest(self) -> LongestMicroBatch:
-        """The micro-batch of any process with the most positions, filling included."""
-        longest: Rows = max(self.list_micro_batches(), key=self._count_tokens)
-        return LongestMicroBatch(rows=longest, tokens=self._count_tokens(longest))
-
-    def find_largest(self, supervised: np.ndarray) -> MicroBatch:
-        """What a process holds at most: of positions, of pictures, and of tokens that are learned.
-
-        Args:
-            supervised: int [samples]: tokens of each sample that are learned.
-        """
-        num_rows, tokens, pictures, learned = 0, 0, 0, 0
+    def find_extremes(self) -> list[Extreme]:
+        """The micro-batches of any process with the most positions, pictures, and learned tokens; each but once."""
+        most: dict[str, tuple[tuple[int, ...], Rows]] = {}
         for rows in self.list_micro_batches():
-            samples = [index for row in rows for index in row]
-            num_rows, tokens = max((num_rows, tokens), (len(rows), self._count_tokens(rows)), key=itemgetter(1))
-            pictures = max(pictures, int(self.sizes.pictures[samples].sum()))
-            learned = max(learned, int(supervised[samples].sum()))
-        return MicroBatch(rows=num_rows, tokens=tokens, pictures=pictures, supervised=learned)
+            measured = self._measure(rows)
+            for number, name in enumerate(_EXTREMES):
+                if name not in most or measured[number:] > most[name][0]:
+                    most[name] = (measured[number:], rows)
+        found: dict[Rows, Extreme] = {}
+        for name, (_, rows) in most.items():
+            tokens, pictures, supervised = self._measure(rows)
+            found.setdefault(
+                rows, Extreme(name=name, rows=rows, tokens=tokens, pictures=pictures, supervised=supervised)
+            )
+        return list(found.values())
+
+    def find_largest(self) -> MicroBatch:
+        """What a process holds at most: of positions, of pictures, and of tokens that are learned."""
+        extremes = self.find_extremes()
+        return MicroBatch(
+            rows=len(extremes[0].rows),
+            tokens=extremes[0].tokens,
+            pictures=max(one.pictures for one in extremes),
+            supervised=max(one.supervised for one in extremes),
+        )
 
     def list_micro_batches(self) -> Iterator[Rows]:
         """Those of all processes in the epochs that are looked through.
@@ -113,8 +130,11 @@ class Plan:
         for step in range(epochs * self.steps_per_epoch):
             yield from (rows for shares in self._shares(step) for rows in shares if rows)
 
-    def _count_tokens(self, rows: Rows) -> int:
-        return len(rows) * max(int(self.sizes.tokens[list(row)].sum()) for row in rows)
+    def _measure(self, rows: Rows) -> tuple[int, int, int]:
+        """Positions, filled-up ones included, pictures, and tokens that are learned."""
+        samples = [index for row in rows for index in row]
+        positions = len(rows) * max(int(self.sizes.tokens[list(row)].sum()) for row in rows)
+        return positions, int(self.sizes.pictures[samples].sum()), int(self.sizes.supervised[samples].sum())
 
     def _shares(self, step: int) -> list[tuple[Rows, ...]]:
         batch = self.batch(step)

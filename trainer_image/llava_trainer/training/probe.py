@@ -1,4 +1,4 @@
-"""Whether the micro-batch that takes the most memory fits, found out before the first step instead of hours later."""
+"""Whether the micro-batches that may take the most memory fit: found out before the first step, not hours later."""
 
 import logging
 
@@ -7,51 +7,59 @@ import torch
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.training.batches import BatchLoader
-from llava_trainer.training.plan import Plan
+from llava_trainer.training.plan import Extreme, Plan
 from llava_trainer.training.processes import Processes
+from llava_trainer.training.slices import make_moments
 from llava_trainer.training.trainee import Trainee
-
-_PASSES = 2
-"""Gradients are kept from the first pass on, so that only a second one runs beside them, as later micro-batches do."""
 
 logger = logging.getLogger(__name__)
 
 
-def probe_longest(trainee: Trainee, loader: BatchLoader, plan: Plan, processes: Processes) -> None:
-    """Run the longest micro-batch of the run forward and backward in every process, and learn nothing from it.
+def probe_largest(trainee: Trainee, loader: BatchLoader, plan: Plan, processes: Processes) -> None:
+    """Run the largest micro-batches of the run forward and backward in every process, and learn nothing from them.
 
-    The loss is multiplied by zero, so that DeepSpeed goes through all that it does for a real one and adds gradients
-    of zero to what the first step sums up: no loss changes by a bit. Dropout of each micro-batch begins from a seed of
-    its own anyway.
+    They are the ones with the most positions, the most pictures, and the most supervised tokens. Adam's moments are
+    there by then, as they are in every step but the first. The loss is multiplied by zero, so that DeepSpeed goes
+    through all that it does for a real one and adds gradients of zero to what the first step sums up: no loss changes
+    by a bit. Dropout of each micro-batch begins from a seed of its own anyway.
 
     Raises:
         StageError: OutOfDeviceMemory or LossNotFinite, with the size of the micro-batch.
         PictureError, PictureCutError, OSError: as ``BatchLoader.load``.
     """
-    longest = plan.find_longest()
-    micro_batch = loader.load_rows(longest.rows)
-    num_pictures = int(sum(plan.sizes.pictures[index] for row in longest.rows for index in row))
-    size = f"{len(longest.rows)} rows, {longest.tokens:,} tokens with filling, {num_pictures} pictures"
-    logger.info("the longest micro-batch: %s", size)
+    extremes = plan.find_extremes()
     try:
-        for _ in range(_PASSES):
-            loss = trainee.engine(**micro_batch.to(processes.device, trainee.dtype))
-            _check_finite(loss, size, processes)
-            trainee.engine.backward(loss * 0.0, scale_wrt_gas=False)
+        make_moments(trainee.engine)
     except torch.OutOfMemoryError as error:
-        raise StageError(
-            Reason.OUT_OF_DEVICE_MEMORY, f"the longest micro-batch of the run ({size}) does not fit: {error}"
-        ) from error
+        raise StageError(Reason.OUT_OF_DEVICE_MEMORY, f"Adam's moments do not fit: {error}") from error
+    # Gradients are kept from the first pass on, so that only a second one runs beside them, as later micro-batches do.
+    for extreme in (extremes[0], *extremes):
+        _run(extreme, trainee, loader, processes)
     if processes.device.type == "cuda":
         logger.info("it took %.2f GiB", torch.cuda.max_memory_allocated(processes.device) / 2**30)
 
 
-def _check_finite(loss: torch.Tensor, size: str, processes: Processes) -> None:
+def _run(extreme: Extreme, trainee: Trainee, loader: BatchLoader, processes: Processes) -> None:
+    told = (
+        f"{extreme.name} of the run ({len(extreme.rows)} rows, {extreme.tokens:,} tokens with filling, "
+        f"{extreme.pictures} pictures, {extreme.supervised:,} supervised)"
+    )
+    logger.info("before the first step: %s", told)
+    micro_batch = loader.load_rows(extreme.rows)
+    try:
+        loss = trainee.engine(**micro_batch.to(processes.device, trainee.dtype))
+        _check_finite(loss, told, processes)
+        trainee.engine.backward(loss * 0.0, scale_wrt_gas=False)
+    except torch.OutOfMemoryError as error:
+        raise StageError(Reason.OUT_OF_DEVICE_MEMORY, f"{told} does not fit: {error}") from error
+
+
+def _check_finite(loss: torch.Tensor, told: str, processes: Processes) -> None:
     """Zero times infinity is no number: it would spoil the first step, which would be blamed for it."""
     if processes.all_true(bool(torch.isfinite(loss))):
         return
     raise StageError(
         Reason.LOSS_NOT_FINITE,
-        f"before the first step, and whatever the learning rate, the loss of the longest micro-batch of the run "
-        f"({size}) is {loss.item()}: the model's weights are damaged, or these samples are",
+        f"before the first step, and whatever the learning rate, the loss of {told} is {loss.item()}: the model's "
+        "weights are damaged, or these samples are",
     )

@@ -3,16 +3,24 @@
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, TypeVar
 
 import deepspeed
 import deepspeed.ops
 import torch
 import torch.distributed as dist
 
+from llava_trainer.training.flight import keep_records
+
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others in one operation. A process that died is noticed by the launchers long
 before, and one that hangs by its watchdog (``llava_trainer.training.watchdog``)."""
+
+
+CONTROL_TIMEOUT = timedelta(hours=1)
+"""The same where files are read or written meanwhile, over a volume that may be slow."""
+
+Word = TypeVar("Word")
 
 
 class LostPeerError(Exception):
@@ -26,6 +34,8 @@ class Processes:
     rank: int
     world_size: int
     device: torch.device
+    control: dist.ProcessGroup | None = None
+    """The same processes over gloo, through the nodes' memory: for what must not wait for a GPU. None if alone."""
 
     @property
     def is_first(self) -> bool:
@@ -42,6 +52,23 @@ class Processes:
         dist.all_reduce(total)
         return total.tolist()
 
+    def tell(self, word: Word) -> Word:
+        """What the first process says, in every process; what the others say does not count."""
+        if self.control is None:
+            return word
+        words = [word]
+        # Pickled by one process of this training and read by another.
+        dist.broadcast_object_list(words, src=0, group=self.control, device=torch.device("cpu"))
+        return words[0]
+
+    def all_agree(self, value: bool) -> bool:
+        """``all_true`` where files are read meanwhile, which may take one process much longer than another."""
+        if self.control is None:
+            return value
+        agreed = torch.tensor(int(value))
+        dist.all_reduce(agreed, dist.ReduceOp.MIN, group=self.control)
+        return bool(agreed)
+
     def all_true(self, value: bool) -> bool:
         """Whether ``value`` is true in every process."""
         return self.sum(float(value))[0] == self.world_size
@@ -50,6 +77,7 @@ class Processes:
 def join(device_type: Literal["cuda", "cpu"]) -> Processes:
     """Join the other processes, as torch's elastic agent has laid it down in the environment."""
     local_rank = int(os.environ["LOCAL_RANK"])
+    keep_records()
     if device_type == "cuda":
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
@@ -64,4 +92,7 @@ def join(device_type: Literal["cuda", "cpu"]) -> Processes:
         # them, again with a compiler, so it is replaced.
         deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     deepspeed.init_distributed(dist_backend=backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)
-    return Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
+    world_size = dist.get_world_size()
+    control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT) if world_size > 1 else None
+    assert control is None or isinstance(control, dist.ProcessGroup)
+    return Processes(rank=dist.get_rank(), world_size=world_size, device=device, control=control)

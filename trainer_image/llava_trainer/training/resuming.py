@@ -1,7 +1,11 @@
-"""Resuming over all processes: which checkpoint everyone goes back to, and what each takes from it."""
+"""Resuming over all processes: which checkpoint everyone goes back to, and what each takes from it.
+
+The first process alone looks for checkpoints. It names one by its folder and its manifest's digest, and the others
+wait until they see that very one: two nodes that share a network file system may list different ones for a minute.
+"""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +21,15 @@ from llava_trainer.training.checkpoint import (
     CheckpointState,
     DamagedCheckpointError,
     StoredOptimizer,
-    find_checkpoints,
+    find_missing,
+    read_manifest,
     read_state,
     verify_files,
 )
+from llava_trainer.training.identity import find_differences
 from llava_trainer.training.processes import Processes
+from llava_trainer.training.rereading import OF_ANOTHER_NODE, Rereading
+from llava_trainer.training.retention import find_checkpoints
 from llava_trainer.training.slices import PARTS, list_slices, resume_slices
 
 logger = logging.getLogger(__name__)
@@ -35,10 +43,20 @@ class Beginning:
     """Optimiser steps done already."""
     folder: Path | None = None
     """The checkpoint that this comes from; None if training begins anew."""
-    skipped: tuple[str, ...] = ()
-    """Checkpoints that were damaged, and passed over."""
+    passed_over: tuple[Path, ...] = ()
+    """Checkpoints that could not be read."""
     found: tuple[Path, ...] = ()
-    """All that there were, best first; those that were passed over come last."""
+    """All that there were, best first. Only in the first process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Offer:
+    """A checkpoint that the first process has found in order as far as it has looked."""
+
+    place: str
+    """Its folder below the volume, which need not be mounted at the same place everywhere."""
+    digest: str
+    """Of its manifest."""
 
 
 def resume(
@@ -48,28 +66,38 @@ def resume(
     volume: RunVolume,
     stage: StageName,
     attempt: int,
+    training: Mapping[str, str],
 ) -> Beginning:
     """Load the newest checkpoint that is whole, whoever wrote it. Every process calls it, and all load the same one.
 
+    Args:
+        engine: of what is trained.
+        named: what is learned, by name.
+        processes: all of them.
+        volume: the run's.
+        stage: align or train.
+        attempt: number of this one.
+        training: what this training is (``identify_training``).
+
     Raises:
-        StageError: CheckpointMismatch; the checkpoint is of another model or adapter.
+        StageError: CheckpointMismatch; the checkpoint was made by another training than this one.
     """
-    # Nobody may be reading the list while somebody else, still on the way here, could change what it says.
-    processes.barrier()
-    skipped: list[str] = []
-    found = find_checkpoints(volume, stage, attempt)
-    for number, folder in enumerate(found):
-        state = _verify(folder, processes)
+    found = tuple(find_checkpoints(volume, stage, attempt)) if processes.is_first else ()
+    offers, passed_over = _list_offers(volume, found), []
+    while (offer := processes.tell(next(offers, None))) is not None:
+        folder = volume.root / offer.place
+        state = _verify(folder, offer, processes)
         if state is None:
-            skipped.append(f"{folder.parent.parent.name}/{folder.name}")
+            passed_over.append(folder)
             continue
+        _check_same_training(folder, state, training)
         _check_same_parameters(folder, state, shapes_of(named))
-        _load(engine, named, folder, state)
+        _load(engine, named, folder, state, _rereading(processes))
         if processes.is_first:
             logger.info("resuming from %s, after step %d of %d", folder, state.step, state.total_steps)
-        best_first = (*found[number:], *found[:number])
-        return Beginning(step=state.step, folder=folder, skipped=tuple(skipped), found=best_first)
-    return Beginning(skipped=tuple(skipped), found=tuple(found))
+            passed_over = list(found[: found.index(folder)])
+        return Beginning(step=state.step, folder=folder, passed_over=tuple(passed_over), found=found)
+    return Beginning(passed_over=found, found=found)
 
 
 def shapes_of(named: Mapping[str, nn.Parameter]) -> dict[str, list[int]]:
@@ -77,18 +105,52 @@ def shapes_of(named: Mapping[str, nn.Parameter]) -> dict[str, list[int]]:
     return {name: list(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in named.items()}
 
 
-def _verify(folder: Path, processes: Processes) -> CheckpointState | None:
+def _list_offers(volume: RunVolume, found: tuple[Path, ...]) -> Iterator[_Offer]:
+    """Those of ``found`` that are whole at a first glance, which spares the others to wait for what is not there."""
+    for folder in found:
+        try:
+            manifest = read_manifest(folder)
+            missing = find_missing(folder, manifest)
+            if missing is not None:
+                raise DamagedCheckpointError(f"{folder} lacks {missing}")
+            read_state(folder, manifest)
+        except DamagedCheckpointError as error:
+            _tell_passed_over(folder, error)
+        else:
+            yield _Offer(place=folder.relative_to(volume.root).as_posix(), digest=manifest.digest)
+
+
+def _verify(folder: Path, offer: _Offer, processes: Processes) -> CheckpointState | None:
     """The state of a checkpoint that every process finds in order: each looks at its share of the files."""
-    state = None
+    state, rereading = None, _rereading(processes)
     try:
-        state = read_state(folder)
-        verify_files(folder, processes.rank, processes.world_size)
-        with StoredOptimizer(folder, state) as stored:
+        manifest = read_manifest(folder, expected=offer.digest, rereading=rereading)
+        state = read_state(folder, manifest, rereading)
+        verify_files(folder, manifest, processes.rank, processes.world_size, rereading)
+        with StoredOptimizer(folder, state, rereading) as stored:
             stored.check_whole(PARTS)
     except DamagedCheckpointError as error:
         state = None
-        logger.warning("the checkpoint %s is passed over for the one before: %s", folder, error)
-    return state if processes.all_true(state is not None) else None
+        _tell_passed_over(folder, error)
+    return state if processes.all_agree(state is not None) else None
+
+
+def _rereading(processes: Processes) -> Rereading:
+    """The first process has seen what it offers; the others may not see it yet."""
+    return Rereading() if processes.is_first else OF_ANOTHER_NODE
+
+
+def _tell_passed_over(folder: Path, error: DamagedCheckpointError) -> None:
+    logger.warning("the checkpoint %s is passed over for the one before: %s", folder, error)
+
+
+def _check_same_training(folder: Path, state: CheckpointState, training: Mapping[str, str]) -> None:
+    differences = find_differences(state.training, training)
+    if differences:
+        raise StageError(
+            Reason.CHECKPOINT_MISMATCH,
+            f"{folder} is of another training: {'; '.join(differences)}; or create another run",
+        )
 
 
 def _check_same_parameters(folder: Path, state: CheckpointState, shapes: Mapping[str, list[int]]) -> None:
@@ -104,8 +166,10 @@ def _check_same_parameters(folder: Path, state: CheckpointState, shapes: Mapping
 
 
 @torch.no_grad()
-def _load(engine: Any, named: Mapping[str, nn.Parameter], folder: Path, state: CheckpointState) -> None:
-    with StoredOptimizer(folder, state) as stored:
+def _load(
+    engine: Any, named: Mapping[str, nn.Parameter], folder: Path, state: CheckpointState, rereading: Rereading
+) -> None:
+    with StoredOptimizer(folder, state, rereading) as stored:
         for slice_ in list_slices(engine, named):
             for part, tensor in slice_.parts.items():
                 tensor.copy_(stored.read(part, slice_.name, slice_.start, slice_.stop))

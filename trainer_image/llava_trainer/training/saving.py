@@ -7,31 +7,33 @@ not through a store, which would have to be polled. A connection breaks as soon 
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import torch
 import torch.distributed as dist
 
+from llava_api.quantities import format_gib
 from llava_trainer.files import aside_of, begin_folder, publish_folder
 from llava_trainer.training.checkpoint import (
     CheckpointState,
     StoredOptimizer,
     checkpoint_dir,
     piece_key,
-    prune_checkpoints,
     write_manifest,
     write_rank,
 )
-from llava_trainer.training.processes import LostPeerError, Processes
+from llava_trainer.training.pinned import allocating_on_node
+from llava_trainer.training.processes import CONTROL_TIMEOUT, LostPeerError, Processes
+from llava_trainer.training.rereading import OF_ANOTHER_NODE
+from llava_trainer.training.retention import prune_checkpoints
 from llava_trainer.training.slices import Slice
 
-WRITING_TIMEOUT = timedelta(hours=1)
-"""How long the slowest process may take to write its part."""
 _FAILED = bytes(32)
 """What takes the place of a digest."""
 
@@ -52,6 +54,8 @@ class Saver:
         keep: int,
         write_servable: WriteServable,
         earlier: Sequence[Path] = (),
+        passed_over: Sequence[Path] = (),
+        saving_time_s: float = math.inf,
     ) -> None:
         """Get ready; every process calls it.
 
@@ -61,13 +65,17 @@ class Saver:
             keep: newest ones to keep.
             write_servable: called in the first process.
             earlier: checkpoints of earlier attempts, best first, which count among those to keep.
+            passed_over: those that could not be read when training went on, whoever wrote them.
+            saving_time_s: how long one may take when the pod is asked to stop.
         """
         self._processes = processes
         self._checkpoints = checkpoints
         self._keep = keep
         self._earlier = tuple(earlier)
+        self._passed_over = set(passed_over)
+        self._saving_time_s = saving_time_s
         self._write_servable = write_servable
-        self._group = dist.new_group(backend="gloo", timeout=WRITING_TIMEOUT) if processes.world_size > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT) if processes.world_size > 1 else None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._writing: Future[int] | None = None
         self.begun_step: int | None = None
@@ -87,6 +95,7 @@ class Saver:
         """Copy ``slices`` and have them written; training stands still for the copy, and for the one before to end.
 
         Raises:
+            StageError: OutOfMemory; the node has no memory for the copy.
             OSError: the one before could not be written (a full disk, say).
             LostPeerError: another process could not write its part.
         """
@@ -121,12 +130,14 @@ class Saver:
     def _copy(self, slices: Sequence[Slice]) -> dict[str, torch.Tensor]:
         """Copies in the node's memory, which is taken once: the first use of a page costs more than copying it."""
         pieces = {}
-        for slice_ in slices:
-            for part, tensor in slice_.parts.items():
-                key = piece_key(part, slice_.name, slice_.start)
-                if key not in self._copies:
-                    self._copies[key] = torch.empty(tensor.shape, pin_memory=tensor.device.type == "cuda")
-                pieces[key] = self._copies[key].copy_(tensor, non_blocking=True)
+        size = sum(tensor.nbytes for slice_ in slices for tensor in slice_.parts.values())
+        with allocating_on_node(f"a checkpoint's copy of {format_gib(size)}"):
+            for slice_ in slices:
+                for part, tensor in slice_.parts.items():
+                    key = piece_key(part, slice_.name, slice_.start)
+                    if key not in self._copies:
+                        self._copies[key] = torch.empty(tensor.shape, pin_memory=tensor.device.type == "cuda")
+                    pieces[key] = self._copies[key].copy_(tensor, non_blocking=True)
         if self._processes.device.type == "cuda":
             torch.cuda.synchronize(self._processes.device)
         return pieces
@@ -139,19 +150,31 @@ class Saver:
             self._together(lambda: begin_folder(folder))
         else:
             self._together()
-        digests = self._together(lambda: write_rank(aside, self._processes.rank, pieces))
+        # Another node may not see the folder yet that the first process has just made.
+        write = partial(write_rank, aside, self._processes.rank, pieces)
+        digests = self._together(write if is_first else partial(OF_ANOTHER_NODE.read, write))
         if is_first:
             self._together(lambda: self._commit(folder, state, digests))
-            prune_checkpoints(self._checkpoints, self._keep, self._earlier)
-            logger.info("checkpoint %s saved, written in %.1f s beside training", folder, time.monotonic() - began)
+            # It may have taken the place of one of them.
+            self._passed_over.discard(folder)
+            prune_checkpoints(self._checkpoints, self._keep, self._earlier, self._passed_over)
+            self._tell_written(folder, time.monotonic() - began)
         else:
             self._together()
         return state.step
 
+    def _tell_written(self, folder: Path, seconds: float) -> None:
+        logger.info("checkpoint %s saved, written in %.1f s beside training", folder, seconds)
+        if seconds > self._saving_time_s:
+            logger.warning(
+                "a pod that is asked to stop has %.0f s for that: raise spec.workers.gracePeriodSeconds, or the steps "
+                "since the last checkpoint are done again", self._saving_time_s,
+            )  # fmt: skip
+
     def _commit(self, folder: Path, state: CheckpointState, digests: Sequence[bytes]) -> None:
         """Every part is on the disk: make it a checkpoint."""
         aside = aside_of(folder)
-        with StoredOptimizer(aside, state) as stored:
+        with StoredOptimizer(aside, state, OF_ANOTHER_NODE) as stored:
             self._write_servable(stored, aside)
         write_manifest(aside, state, digests)
         publish_folder(folder)

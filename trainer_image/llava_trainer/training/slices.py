@@ -59,6 +59,12 @@ def list_slices(engine: Any, named: Mapping[str, nn.Parameter]) -> list[Slice]:
     return slices
 
 
+def make_moments(engine: Any) -> None:
+    """Have Adam's moments where there are none yet: its first step would make them, as zeros, and so take memory."""
+    for flat in _flats(engine):
+        _state_of(engine, flat)
+
+
 def share_of(slices: list[Slice], engine: Any) -> list[Slice]:
     """The slices that this process saves: all of its own, or where all have the same ones, its share of them."""
     if engine.zero_optimization_stage() == 0:

@@ -14,6 +14,7 @@ import torch
 from llava_trainer.training.batches import MicroBatch
 from llava_trainer.training.engine import set_learning_rates
 from llava_trainer.training.processes import Processes
+from llava_trainer.training.stopping import StopAgreement
 from llava_trainer.training.trainee import Trainee
 from llava_trainer.training.watchdog import Beat, Doing
 
@@ -63,6 +64,7 @@ def run_step(
     samples: int,
     seeds: Sequence[int],
     beat: Beat,
+    agreement: StopAgreement,
 ) -> StepOutcome:
     """Learn from one global batch.
 
@@ -75,15 +77,26 @@ def run_step(
         samples: in the global batch.
         seeds: what dropout of each micro-batch is drawn from.
         beat: told before each micro-batch.
+        agreement: on stopping between micro-batches.
 
     Returns:
         What was done. Where loss or gradient norm is not finite, the weights are not to be used any more.
+
+    Raises:
+        AskedToStopError: before a micro-batch, in every process. Weights and optimiser are as the last step left them;
+            gradients that were added up since are to be dropped.
     """
     engine = trainee.engine
     # DeepSpeed divides the sum of all processes' gradients by their number.
     scale = processes.world_size / totals.supervised
     loss_sum = torch.zeros((), dtype=torch.float32, device=processes.device)
-    for micro_batch, seed in zip(micro_batches, seeds, strict=True):
+    for number, (micro_batch, seed) in enumerate(zip(micro_batches, seeds, strict=True), start=1):
+        if number > 1:
+            beat(Doing.WAITING)
+            agreement.check()
+        if number < len(micro_batches):
+            # Answered before the next one; after the last comes the count of the next batch.
+            agreement.ask()
         beat(Doing.COMPUTING)
         torch.manual_seed(seed)
         loss = engine(**micro_batch.to(processes.device, trainee.dtype))

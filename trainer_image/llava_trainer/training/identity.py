@@ -1,0 +1,114 @@
+"""What a training is, as far as a checkpoint of another one must not be taken for its own.
+
+Compared are what decides which samples a step sees and what the numbers in a checkpoint belong to. How the work is
+shared out (pods, perDevice, ZeRO stage) may change between attempts, and so may how far it goes from here (learning
+rate, checkpoints).
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from llava_api.constants import StageName
+from llava_api.run_config import RunConfig
+from llava_trainer.files import sha256_file
+from llava_trainer.training.phase import Phase
+
+_MODEL, _SAMPLES = "model", "samples"
+_SHOWN_DIGITS = 19
+"""Of a digest in a message: sha256: and twelve digits."""
+_ROWS = 3
+"""Of each tensor that are hashed."""
+_READ_WHOLE = 1 << 16
+"""Numbers up to which a tensor is hashed whole."""
+
+
+def identify_training(config: RunConfig, phase: Phase) -> dict[str, str]:
+    """What this training is, by name: settings by their path in the manifest, digests of model and samples.
+
+    Raises:
+        OSError: model or samples cannot be read.
+    """
+    part = "alignment" if phase.stage is StageName.ALIGN else "training"
+    settings: dict[str, object] = {
+        "training.method": phase.method,
+        "training.seed": phase.seed,
+        f"{part}.batch.global": phase.batch.global_,
+        f"{part}.epochs": phase.epochs,
+        "training.grouping": phase.grouping,
+        "training.maxLength": phase.max_length,
+    }
+    folders = [config.model_dir]
+    if phase.stage is StageName.TRAIN and config.alignment is not None:
+        # What phase 1 has made of the model's projector.
+        folders.append(config.volume.projector_dir)
+    return {
+        **{f"spec.{name}": str(value) for name, value in settings.items()},
+        _MODEL: fingerprint_model(folders),
+        _SAMPLES: sha256_file(phase.samples_file),
+    }
+
+
+def find_differences(made_by: Mapping[str, str], training: Mapping[str, str]) -> list[str]:
+    """What a checkpoint was made by that ``training`` is not, each in words with what to do.
+
+    A checkpoint that does not tell something was written by an older image: that is not compared.
+    """
+    return [
+        _describe(name, made_by[name], value)
+        for name, value in training.items()
+        if name in made_by and made_by[name] != value
+    ]
+
+
+def fingerprint_model(folders: list[Path]) -> str:
+    """``sha256:`` and a digest of what the weights are: of each tensor its name, format, shape, and some of its rows.
+
+    The first, the one in the middle and the last row: any training moves them, and they are read in a second from a
+    model that takes minutes to be read whole from a slow volume, with GPUs waiting. How the weights are spread over
+    files does not count.
+    """
+    tensors = {}
+    for number, folder in enumerate(folders):
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as stored:
+                for name in stored.keys():  # noqa: SIM118 - not a mapping
+                    tensors[f"{number}/{name}"] = _fingerprint(stored, name)
+    text = json.dumps(tensors, sort_keys=True)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _fingerprint(stored: Any, name: str) -> str:
+    view = stored.get_slice(name)
+    shape = view.get_shape()
+    digest = hashlib.sha256(f"{view.get_dtype()} {shape}".encode())
+    if math.prod(shape) <= _READ_WHOLE:
+        digest.update(_bytes_of(stored.get_tensor(name)))
+    else:
+        for row in sorted({index * (shape[0] - 1) // (_ROWS - 1) for index in range(_ROWS)}):
+            digest.update(_bytes_of(view[row : row + 1]))
+    return digest.hexdigest()
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _describe(name: str, there: str, here: str) -> str:
+    if name == _MODEL:
+        return (
+            f"it was made from another model ({there[:_SHOWN_DIGITS]}… there, {here[:_SHOWN_DIGITS]}… here: give the "
+            "run the one that it began with (spec.model))"
+        )
+    if name == _SAMPLES:
+        return (
+            f"it was made from other samples ({there[:_SHOWN_DIGITS]}… there, {here[:_SHOWN_DIGITS]}… here: give the "
+            "run the dataset that it began with)"
+        )
+    return f"it was made with {name} {there}, which is {here} now: set it back to {there}"
