@@ -1,7 +1,6 @@
 """The train stage as pods run it: launchers and training processes, killed, stopped and brought back."""
 
 import dataclasses
-import json
 import os
 import signal
 import socket
@@ -209,22 +208,6 @@ def test_a_process_that_hangs_is_named_and_leaves_its_stack(
     with TrainStage(config.model_copy(update={"workers": workers})) as stage:
         assert stage.wait() == exit_code_of(Reason.WORKER_STALLED) == 79, stage.output
         failure = stage.result.failure
-    assert (failure.reason, failure.rank) == (Reason.WORKER_STALLED, 1), failure.message
-    told = "training process 1 has not gone on for 4 s: it loads samples; the stacks are in its log"
-    assert failure.message.startswith(told), failure.message
-    assert "in open_image" in rank_log(config, 1)
-
-
-def test_of_two_pods_the_process_that_was_frozen_is_named(make_config: Callable[..., RunConfig]):
-    """It says nothing itself; the other one waits for it, and had said that it was the one that does not go on."""
-    config = make_config(num_nodes=2, epochs=LONG)
-    workers = config.workers.model_copy(update={"stall_limit_seconds": 4.0, "grace_period_seconds": 15})
-    config = config.model_copy(update={"workers": workers})
-    with TrainStage(config, node=0) as first, TrainStage(config, node=1) as second:
-        await_step(config, 3, first, second)
-        os.kill(pid_of_rank(second, 1), signal.SIGSTOP)
-        assert first.wait() == exit_code_of(Reason.WORKER_STALLED), first.output
-        failure = first.result.failure
     assert (failure.reason, failure.rank) == (Reason.WORKER_STALLED, 1)
-    assert "training process 1 has not gone on for 4 s; all others wait in the same operation" in failure.message
-    assert json.loads((config.volume.attempt_dir(StageName.TRAIN, 1) / "flight" / "rank-0.json").read_text())["gloo"]
+    assert failure.message == "training process 1 has not gone on for 4 s: it loads samples; the stacks are in its log"
+    assert "in open_image" in rank_log(config, 1)

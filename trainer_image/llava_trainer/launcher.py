@@ -5,7 +5,6 @@ that failed first (torchrun makes every code a 1), an end within seconds when an
 checkpoint after SIGTERM, and one log file a process on the run's volume.
 """
 
-import json
 import logging
 import math
 import os
@@ -30,15 +29,7 @@ from llava_api.report import StageFailure
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
 from llava_trainer.training.meeting import Meeting, Patience
-from llava_trainer.training.ranks import (
-    Exit,
-    RankFailure,
-    clear_words,
-    explain_standstill,
-    find_cause,
-    rank_log,
-    read_words,
-)
+from llava_trainer.training.ranks import Exit, clear_words, find_cause, rank_log, read_words
 from llava_trainer.training.stopping import saving_time_s
 from llava_trainer.training.watch import Watch
 
@@ -141,22 +132,9 @@ def _judge(config: RunConfig, error: ChildFailedError, meeting: Meeting) -> Stag
         config,
         [Exit(rank=rank, code=failure.exitcode, time_s=failure.timestamp) for rank, failure in error.failures.items()],
     )
-    if found.failure.reason is Reason.WORKER_STALLED:
-        behind = explain_standstill(config, _exchange_words(config, meeting))
-        return (behind or found).failure
     if found.lost_peer:
         return meeting.find_failure(wait_s=_CAUSE_WAIT_S) or found.failure
     return found.failure
-
-
-def _exchange_words(config: RunConfig, meeting: Meeting) -> dict[int, RankFailure]:
-    """What the processes of all pods said; those that wait for each other give up at about the same time."""
-    own = {str(rank): word.model_dump() for rank, word in read_words(config, _ranks(config)).items()}
-    for word in own.values():
-        word["failure"]["log_tail"] = ""
-    meeting.leave_words(json.dumps(own))
-    told = meeting.gather_words(_CAUSE_WAIT_S).values()
-    return {int(rank): RankFailure.model_validate(word) for text in told for rank, word in json.loads(text).items()}
 
 
 def _interrupted(config: RunConfig) -> StageFailure:

@@ -146,27 +146,6 @@ class Meeting:
                 return None
             time.sleep(min(0.1, self._patience.interval_s))
 
-    def leave_words(self, words: str) -> None:
-        """Tell the other launchers what this pod's processes said about their end."""
-        try:
-            self._store.compare_set(_words(self._node), "", words)
-        except DistError:
-            logger.info("the first training pod is gone: nobody is told what this one's processes said")
-
-    def gather_words(self, wait_s: float) -> dict[int, str]:
-        """What the launchers say that their processes said, by pod; waits for all of them up to ``wait_s`` seconds."""
-        deadline, found = time.monotonic() + wait_s, dict[int, str]()
-        try:
-            while True:
-                for node in range(self._num_nodes):
-                    if node not in found and self._store.check([_words(node)]):
-                        found[node] = self._store.get(_words(node)).decode()
-                if len(found) == self._num_nodes or time.monotonic() >= deadline:
-                    return found
-                time.sleep(min(0.1, self._patience.interval_s))
-        except DistError:
-            return found
-
     def share_result(self, result: str) -> None:
         """Tell the other launchers what came out; the first one's part."""
         self._store.compare_set(_RESULT, "", result)
@@ -222,10 +201,6 @@ def _arrived(node: int) -> str:
 
 def _pulse(node: int) -> str:
     return f"meeting/pulse/{node}"
-
-
-def _words(node: int) -> str:
-    return f"meeting/words/{node}"
 
 
 def _left(node: int) -> str:

@@ -10,8 +10,6 @@ import deepspeed.ops
 import torch
 import torch.distributed as dist
 
-from llava_trainer.training.flight import keep_records
-
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others in one operation. A process that died is noticed by the launchers long
 before, and one that hangs by its watchdog (``llava_trainer.training.watchdog``)."""
@@ -77,7 +75,6 @@ class Processes:
 def join(device_type: Literal["cuda", "cpu"]) -> Processes:
     """Join the other processes, as torch's elastic agent has laid it down in the environment."""
     local_rank = int(os.environ["LOCAL_RANK"])
-    keep_records()
     if device_type == "cuda":
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)

@@ -8,15 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field
-
 from llava_api.base import Lenient
 from llava_api.failures import Reason
 from llava_api.report import StageFailure, TrainNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.files import write_whole
 from llava_trainer.logs import read_tail
-from llava_trainer.training.flight import find_behind
 
 _ASKED_TO_STOP = frozenset({signal.SIGTERM, signal.SIGHUP})
 """Signals with which launchers end processes."""
@@ -28,8 +25,6 @@ class RankFailure(Lenient):
     failure: StageFailure
     lost_peer: bool
     """It lost its connection to another process, which knows the cause."""
-    positions: Mapping[str, int] = Field(default_factory=dict)
-    """Of one that stood still: how many operations it has begun with the others (``flight``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +47,6 @@ def rank_log(config: RunConfig, rank: int) -> Path:
 def rank_failure_file(config: RunConfig, rank: int) -> Path:
     """Where a process says why it ended."""
     return _ranks_dir(config) / f"rank-{rank}.json"
-
-
-def flight_file(config: RunConfig, rank: int) -> Path:
-    """Where a process that stands still writes the last operations that it did with the others."""
-    return config.volume.attempt_dir(config.run.stage, config.run.attempt) / "flight" / f"rank-{rank}.json"
 
 
 def numbers_file(config: RunConfig) -> Path:
@@ -95,30 +85,6 @@ def find_cause(config: RunConfig, exits: Sequence[Exit]) -> RankFailure:
     told = read_words(config, [exit_.rank for exit_ in exits])
     first = min(exits, key=lambda exit_: (_credibility(exit_, told), exit_.time_s, exit_.rank))
     return told.get(first.rank) or _explain_exit(config, first)
-
-
-def explain_standstill(config: RunConfig, words: Mapping[int, RankFailure]) -> RankFailure | None:
-    """Which process the others wait for, where processes stood still; None if what they say does not tell.
-
-    Args:
-        config: of the run.
-        words: what processes of all pods have said, by rank.
-    """
-    positions = {rank: word.positions for rank, word in words.items()}
-    behind = find_behind(positions, range(config.workers.world_size))
-    if behind is None:
-        return None
-    rank, how = behind
-    own = words.get(rank)
-    said = f"training process {rank} has not gone on for {config.workers.stall_limit_seconds:.0f} s"
-    message = (
-        f"{own.failure.message if own and not own.lost_peer else said}; {how}, see "
-        f"attempts/{config.run.stage}-{config.run.attempt}/flight"
-    )
-    failure = StageFailure(
-        reason=Reason.WORKER_STALLED, message=message, rank=rank, log_tail=read_tail(rank_log(config, rank))
-    )
-    return RankFailure(failure=failure, lost_peer=False)
 
 
 def _credibility(exit_: Exit, told: Mapping[int, RankFailure]) -> int:

@@ -21,10 +21,9 @@ from llava_trainer.errors import LOST_CONNECTION_SIGN, StageError
 from llava_trainer.logs import ProcessLog
 from llava_trainer.outcome import explain
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.flight import Positions, write_records
 from llava_trainer.training.loop import train
 from llava_trainer.training.processes import LostPeerError, Processes, join
-from llava_trainer.training.ranks import RankFailure, flight_file, write_numbers, write_rank_failure
+from llava_trainer.training.ranks import RankFailure, write_numbers, write_rank_failure
 from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.watchdog import Doing, Watchdog
 
@@ -82,15 +81,15 @@ def is_out_of_device_memory(error: BaseException) -> bool:
     )
 
 
-def explain_stall(rank: int, doing: Doing, limit_s: float, positions: Positions) -> RankFailure:
-    """Say that this process does not get any further, and how far it has come with the others."""
+def explain_stall(rank: int, doing: Doing, limit_s: float) -> RankFailure:
+    """Say that this process does not get any further."""
     failure = StageFailure(
         reason=Reason.WORKER_STALLED,
         message=f"training process {rank} has not gone on for {limit_s:.0f} s: it {doing}; the stacks are in its log",
         rank=rank,
     )
     # Whoever waits for the others is held up by one of them, which says so itself if it still can.
-    return RankFailure(failure=failure, lost_peer=doing is Doing.WAITING, positions=dict(positions))
+    return RankFailure(failure=failure, lost_peer=doing is Doing.WAITING)
 
 
 def _run(config: RunConfig, stop: StopRequest) -> None:
@@ -108,8 +107,7 @@ def _run(config: RunConfig, stop: StopRequest) -> None:
 
 
 def _give_up(config: RunConfig, processes: Processes, doing: Doing) -> None:
-    positions = write_records(flight_file(config, processes.rank), processes.device)
-    word = explain_stall(processes.rank, doing, config.workers.stall_limit_seconds, positions)
+    word = explain_stall(processes.rank, doing, config.workers.stall_limit_seconds)
     logger.error("process %d ends: %s: %s", processes.rank, word.failure.reason, word.failure.message)
     write_rank_failure(config, processes.rank, word)
     # The main thread hangs: nothing else ends this process.
