@@ -27,6 +27,7 @@ from llava_trainer.training.checkpoint import (
     write_manifest,
     write_rank,
 )
+from llava_trainer.training.flight import CHECKPOINT_GROUP
 from llava_trainer.training.processes import LostPeerError, Processes
 from llava_trainer.training.slices import Slice
 
@@ -67,7 +68,9 @@ class Saver:
         self._keep = keep
         self._earlier = tuple(earlier)
         self._write_servable = write_servable
-        self._group = dist.new_group(backend="gloo", timeout=WRITING_TIMEOUT) if processes.world_size > 1 else None
+        self._group = None
+        if processes.world_size > 1:
+            self._group = dist.new_group(backend="gloo", timeout=WRITING_TIMEOUT, group_desc=CHECKPOINT_GROUP)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._writing: Future[int] | None = None
         self.begun_step: int | None = None
