@@ -217,7 +217,7 @@ def test_a_checkpoints_adapter_is_the_model_at_that_step(config: RunConfig, proc
         model_dir=config.model_dir, dataset_dir=config.dataset_dir, origins={"model": "hf://me/tiny@" + "c" * 40}
     )
     write_whole(config.volume.inputs_file, inputs.model_dump_json())
-    run(change(config, checkpoint={"everySteps": 8, "keep": 1}), processes)
+    assert run(change(config, checkpoint={"everySteps": 8, "keep": 1}), processes).attention == "sdpa"
     (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1))
     saved = load_file(checkpoint / "adapter" / "adapter_model.safetensors")
     # The last of nine steps has next to no learning rate left.

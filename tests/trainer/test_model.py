@@ -19,6 +19,7 @@ from llava_api.spec import Lora
 from llava_trainer.data.encode import IGNORED
 from llava_trainer.errors import StageError
 from llava_trainer.inputs import BaseModel
+from llava_trainer.model import loading
 from llava_trainer.model.learning import group_parameters
 from llava_trainer.model.loading import load_model, load_tuned, resolve_attention
 from llava_trainer.model.lora import add_adapter
@@ -181,6 +182,7 @@ def test_attention_is_taken_as_asked_for():
 def test_flash_attention_is_taken_only_where_it_works(monkeypatch: pytest.MonkeyPatch):
     cuda = torch.device("cuda", 0)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
+    monkeypatch.setattr(loading, "find_flash_fault", lambda device: None)
     for capability, dtype, expected in (
         ((8, 0), torch.bfloat16, "flash_attention_2"),
         ((8, 0), torch.float32, "sdpa"),
