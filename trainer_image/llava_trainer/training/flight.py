@@ -76,7 +76,7 @@ def write_evidence(config: RunConfig, rank: int, doing: Doing) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    recordings = _dump()
+    recordings = dump_recorders()
     evidence = Evidence(doing=doing, groups=find_positions(recordings))
     write_whole(evidence_file(config, rank), evidence.model_dump_json())
     write_whole(flight_file(config, rank), json.dumps({name: json.loads(text) for name, text in recordings.items()}))
@@ -118,7 +118,8 @@ def _position(backend: str, number: int, status: _Status, last: _Entry | None) -
     return GroupPosition(backend=backend, number=number, name=name, begun=begun, ended=ended, waits_in=waits_in)
 
 
-def _dump() -> dict[str, bytes]:
+def dump_recorders() -> dict[str, bytes]:
+    """What torch's recorders hold, as JSON, by backend."""
     recordings = {name: c10d._dump_fr_trace_json(backend=name) for name in _BACKENDS}
     if hasattr(c10d, "_dump_nccl_trace_json"):
         recordings["nccl-legacy"] = c10d._dump_nccl_trace_json()

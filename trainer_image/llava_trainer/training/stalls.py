@@ -115,7 +115,7 @@ def judge(evidence: Mapping[int, Evidence], num_ranks: int) -> Verdict | None:
 
 def _judge_alike(waiting: list[tuple[int, Group, GroupPosition]], num_ranks: int) -> Verdict | None:
     """All are in the same operation, or in operations of the same number that do not belong together."""
-    for group in {group for _, group, _ in waiting}:
+    for group in sorted({group for _, group, _ in waiting}):
         here = {rank: position for rank, other, position in waiting if other == group}
         if len(here) < num_ranks or len({position.begun for position in here.values()}) > 1:
             continue
