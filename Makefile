@@ -74,6 +74,10 @@ bench-memory: setup ## The memory plan against a trace of the real modules at fu
 bench-offloaded: setup ## torch's fused AdamW against DeepSpeed's cpu_adam for offloaded optimiser states (needs g++)
 	PATH=$(CURDIR)/$(RUN):$$PATH $(RUN)/python -m tests.benchmarks.offloaded $(ARGS)
 
+.PHONY: bench-flight
+bench-flight: setup ## What torch's flight recorder costs training
+	OMP_NUM_THREADS=1 $(RUN)/python -W ignore -m tests.benchmarks.flight
+
 .PHONY: bench-prepare
 bench-prepare: setup ## Pictures checked a second beside a plain Pillow loop (ARGS="--memory" for what a gigabyte takes)
 	OMP_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.prepare $(ARGS)

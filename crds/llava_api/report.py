@@ -118,6 +118,8 @@ class TrainNumbers(Lenient):
     trainable_parameters: int
     tokens: int
     world_size: int
+    attention: str = ""
+    """What ``attention: auto`` came to, or what was asked for."""
 
 
 class MergeNumbers(Lenient):

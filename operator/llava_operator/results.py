@@ -65,7 +65,9 @@ def describe_result(result: StageResult) -> str:
             f"{found.images} pictures{aligned}{overlong}"
         )
     if (trained := result.align or result.train) is not None:
-        return f"{trained.steps} steps over {trained.world_size} processes, final loss {trained.final_loss:.4g}"
+        attention = f", attention {trained.attention}" if trained.attention else ""
+        processes = f"{trained.world_size} processes"
+        return f"{trained.steps} steps over {processes}, final loss {trained.final_loss:.4g}{attention}"
     if (merged := result.merge) is not None:
         return f"{merged.tensors_merged} tensors merged, logits differ by at most {merged.max_logit_difference:.2g}"
     if (judged := result.evaluate) is not None:

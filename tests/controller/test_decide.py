@@ -7,10 +7,11 @@ import pytest
 
 from llava_api.constants import Condition, Phase, StageName
 from llava_api.failures import BY_REASON, Reason
-from llava_api.report import PrepareNumbers, Score, StageResult
+from llava_api.report import PrepareNumbers, Score, StageResult, TrainNumbers
 from llava_api.status import Progress, StageState, Status
 from llava_operator.decide import Commit, Obstacle, ObstacleKind, Start, Wait, decide
 from llava_operator.policy import Violation
+from llava_operator.results import describe_result
 from llava_operator.run import stage_of
 from tests.controller.makers import (
     JOB_UID,
@@ -263,6 +264,12 @@ def test_result_comes_from_the_first_training_pod() -> None:
     second = replace(succeeded(StageName.TRAIN, ""), index=1)
     after = commit(see(status, job=make_job(status, complete=True), pods=(second, first)))
     assert stage_of(after, StageName.TRAIN).message == "12 steps over 2 processes, final loss 0.25"
+
+
+def test_what_attention_came_to_is_told() -> None:
+    numbers = TrainNumbers(steps=3, final_loss=0.5, trainable_parameters=1, tokens=1, world_size=1, attention="sdpa")
+    result = StageResult(stage=StageName.TRAIN, attempt=1, train=numbers)
+    assert describe_result(result) == "3 steps over 1 processes, final loss 0.5, attention sdpa"
 
 
 # --- a stage fails

@@ -12,6 +12,7 @@ import torch
 from llava_api.failures import Reason, exit_code_of
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
+from llava_trainer.model.flash import find_flash_fault
 from llava_trainer.training.device import check_device
 from llava_trainer.training.history import read_entries
 from llava_trainer.training.phase import phase_of
@@ -118,9 +119,28 @@ def test_what_this_card_can_do_is_found_out(make_config: Callable[..., RunConfig
 @pytest.mark.needs_flash_attn
 def test_flash_attention_learns_what_sdpa_learns(make_config: Callable[..., RunConfig]):
     flash, sdpa = make_config(attention="flash_attention_2"), make_config(attempt=2, attention="sdpa")
+    assert find_flash_fault(torch.device("cuda", 0)) is None
     run(flash)
     run(sdpa)
     assert losses(flash) == pytest.approx(losses(sdpa), rel=0.05)
+
+
+@pytest.mark.needs_gpus(2)
+def test_a_process_that_hangs_in_backward_is_named(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+):
+    """By what torch records of NCCL, whose operations are begun long before they end."""
+    config = make_config(processes=2, epochs=400, batch={"perDevice": 1, "global": 8})
+    limits = {"stall_limit_seconds": 20.0, "grace_period_seconds": 15}
+    hanging = config.model_copy(update={"workers": config.workers.model_copy(update=limits)})
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "trainer" / "hanging"))
+    monkeypatch.setenv("HANG_RANK", "1")
+    monkeypatch.setenv("HANG_AT", "6")
+    with TrainStage(hanging) as stage:
+        assert stage.wait(300) == exit_code_of(Reason.WORKER_STALLED), stage.output
+        failure = stage.result.failure
+    assert (failure.reason, failure.rank) == (Reason.WORKER_STALLED, 1)
+    assert "while others wait in operation" in failure.message
 
 
 def test_a_batch_too_large_for_the_gpu_is_said_so(

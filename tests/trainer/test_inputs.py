@@ -12,7 +12,7 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
-from llava_trainer.inputs import Inputs, load_run_config, provide_inputs, read_inputs
+from llava_trainer.inputs import BaseModel, Inputs, load_run_config, provide_inputs, read_inputs
 from llava_trainer.outcome import load_config
 from llava_trainer.sources.fetching import Surroundings
 from tests.trainer.runs import Recorder, make_random_base, run_config
@@ -113,6 +113,25 @@ def test_origin_fits_into_the_status() -> None:
     longest = "s3://bucket/" + "x" * 244
     assert origin(longest) == longest
     assert origin(f"{longest}y") == f"{longest[:-1]}…"
+
+
+@pytest.mark.parametrize(
+    ("role", "origin", "layout", "expected"),
+    [
+        ("model", f"hf://me/tiny@{COMMIT}", "hub", BaseModel(name="me/tiny", revision=COMMIT)),
+        # Not to be loaded by that name: it was converted.
+        ("model", f"hf://me/tiny@{COMMIT}", "original", BaseModel(name=f"hf://me/tiny@{COMMIT}")),
+        ("language-model", f"hf://me/vicuna@{COMMIT}", "assembled", BaseModel(name=f"hf://me/vicuna@{COMMIT}")),
+        ("model", "https://host/model.tar", "hub", BaseModel(name="https://host/model.tar")),
+        ("model", "pvc://models/tiny", "hub", BaseModel(name="pvc://models/tiny")),
+        ("dataset", "pvc://trays/", "hub", None),
+    ],
+)
+def test_an_adapters_base_has_the_name_by_which_others_find_it(
+    role: str, origin: str, layout: str, expected: BaseModel | None
+) -> None:
+    inputs = Inputs(model_dir=Path("/m"), dataset_dir=Path("/d"), origins={role: origin}, model_layout=layout)
+    assert inputs.base_model == expected
 
 
 def test_without_word_of_prepare_the_operators_holds(tmp_path: Path) -> None:

@@ -276,16 +276,20 @@ def await_length(heard: list, length: int, timeout_s: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-def test_memory_for_copies_is_as_large_as_they_are_unless_somebody_says_otherwise(
+def test_what_training_processes_inherit_is_set_unless_somebody_has_set_it(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ):
-    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "DS_ACCELERATOR", "OMP_NUM_THREADS"):
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")
+    for name in (*names, "DS_ACCELERATOR", "OMP_NUM_THREADS"):
         # Set first, so that what the stage sets is taken back.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     train._set_environment(config)
+    assert "expandable_segments:True" in os.environ["PYTORCH_ALLOC_CONF"].split(",")
     # PyTorch refuses what it does not know.
     torch._C._accelerator_setAllocatorSettings(os.environ.pop("PYTORCH_ALLOC_CONF"))
-    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    assert os.environ.pop("TORCH_FR_BUFFER_SIZE") == "1000"
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:False")
+    monkeypatch.setenv("TORCH_NCCL_TRACE_BUFFER_SIZE", "0")
     train._set_environment(config)
-    assert "PYTORCH_ALLOC_CONF" not in os.environ
+    assert not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "TORCH_FR_BUFFER_SIZE"}

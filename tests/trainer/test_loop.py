@@ -1,6 +1,7 @@
 """The loop in one process: against plain PyTorch, against itself after a restart, and where it has to give up."""
 
 import dataclasses
+import json
 import os
 import shutil
 import threading
@@ -22,7 +23,8 @@ from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.processing import Processing
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
-from llava_trainer.files import sha256_file
+from llava_trainer.files import sha256_file, write_whole
+from llava_trainer.inputs import Inputs
 from llava_trainer.model.learning import group_parameters
 from llava_trainer.model.loading import load_model
 from llava_trainer.model.lora import add_adapter
@@ -223,7 +225,11 @@ def test_a_later_attempt_goes_on_from_the_newest_checkpoint_that_is_whole(
 
 
 def test_a_checkpoints_adapter_is_the_model_at_that_step(config: RunConfig, processes: Processes):
-    run(change(config, checkpoint={"everySteps": 8, "keep": 1}), processes)
+    inputs = Inputs(
+        model_dir=config.model_dir, dataset_dir=config.dataset_dir, origins={"model": "hf://me/tiny@" + "c" * 40}
+    )
+    write_whole(config.volume.inputs_file, inputs.model_dump_json())
+    assert run(change(config, checkpoint={"everySteps": 8, "keep": 1}), processes).attention == "sdpa"
     (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1))
     saved = load_file(checkpoint / "adapter" / "adapter_model.safetensors")
     # The last of nine steps has next to no learning rate left.
@@ -231,6 +237,10 @@ def test_a_checkpoints_adapter_is_the_model_at_that_step(config: RunConfig, proc
     assert saved.keys() == final.keys()
     assert all(torch.allclose(saved[name], final[name], atol=1e-3) for name in saved)
     assert any(not torch.equal(saved[name], final[name]) for name in saved)
+    for folder in (checkpoint / "adapter", config.volume.adapter_dir):
+        adapter = json.loads((folder / "adapter_config.json").read_text())
+        assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("me/tiny", "c" * 40)
+        assert str(config.volume_root.parent) not in json.dumps(adapter)
 
 
 def test_a_checkpoint_of_another_adapter_is_refused(config: RunConfig, processes: Processes):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from contextlib import nullcontext
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from peft import PeftModel
+from peft import AutoPeftModel, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
@@ -17,11 +18,13 @@ from llava_api.failures import Reason
 from llava_api.spec import Lora
 from llava_trainer.data.encode import IGNORED
 from llava_trainer.errors import StageError
+from llava_trainer.inputs import BaseModel
+from llava_trainer.model import loading
 from llava_trainer.model.learning import group_parameters
 from llava_trainer.model.loading import load_model, load_tuned, resolve_attention
 from llava_trainer.model.lora import add_adapter
 from llava_trainer.model.objective import SupervisedLoss
-from llava_trainer.training.adapter import WEIGHTS_FILE, check_saved, collect_adapter, publish_adapter
+from llava_trainer.training.adapter import WEIGHTS_FILE, check_saved, collect_adapter, name_base, publish_adapter
 from tests.trainer.checkpoints import LAYOUTS, build_llava, rename, save_base
 
 CPU = torch.device("cpu")
@@ -86,6 +89,22 @@ def test_all_ways_to_name_tensors_load_the_same_model(tmp_path: Path, layout, nu
     assert not loaded.training
 
 
+def test_an_adapter_that_is_copied_out_finds_its_base_on_the_hub(base_dir: Path, tmp_path: Path):
+    commit = "c" * 40
+    cache = tmp_path / "cache" / "models--me--tiny"
+    (cache / "snapshots").mkdir(parents=True)
+    shutil.copytree(base_dir, cache / "snapshots" / commit)
+    tuned = make_tuned(base_dir)
+    name_base(tuned, BaseModel(name="me/tiny", revision=commit))
+    publish_adapter(tuned, tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("me/tiny", commit)
+    # From what was fetched of the hub before, since a test has none.
+    found = AutoPeftModel.from_pretrained(tmp_path / "adapter", cache_dir=cache.parent, local_files_only=True).eval()
+    assert torch.equal(logits_of(found, make_batch()), logits_of(tuned, make_batch()))
+    assert str(tmp_path) not in json.dumps(config)
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -136,6 +155,9 @@ def test_damaged_weights_are_refused(base_dir: Path):
         RuntimeError("[/gloo/transport/tcp/pair.cc:456] Connection closed by peer"),
         dist.DistBackendError("NCCL communicator was aborted"),
         torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError(
+            "The NVIDIA driver on your system is too old (found version 12080). Please update your GPU driver"
+        ),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -160,6 +182,7 @@ def test_attention_is_taken_as_asked_for():
 def test_flash_attention_is_taken_only_where_it_works(monkeypatch: pytest.MonkeyPatch):
     cuda = torch.device("cuda", 0)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
+    monkeypatch.setattr(loading, "find_flash_fault", lambda device: None)
     for capability, dtype, expected in (
         ((8, 0), torch.bfloat16, "flash_attention_2"),
         ((8, 0), torch.float32, "sdpa"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import socket
 import time
@@ -203,11 +204,37 @@ def test_a_process_that_hangs_is_named_and_leaves_its_stack(
     os.mkfifo(pipe)
     samples = list(dataset[1])
     samples[chosen] = dataclasses.replace(samples[chosen], images=(pipe.name,))
-    workers = config.workers.model_copy(update={"stall_limit_seconds": 4.0})
     write_samples(config.volume.train_file, samples)
-    with TrainStage(config.model_copy(update={"workers": workers})) as stage:
+    with TrainStage(with_limit(config, 4.0, grace_period_seconds=15)) as stage:
         assert stage.wait() == exit_code_of(Reason.WORKER_STALLED) == 79, stage.output
         failure = stage.result.failure
     assert (failure.reason, failure.rank) == (Reason.WORKER_STALLED, 1)
-    assert failure.message == "training process 1 has not gone on for 4 s: it loads samples; the stacks are in its log"
+    assert failure.message.startswith("training process 1 has not gone on for 4 s: it loads samples, and while others ")
+    assert failure.message.endswith("; the stacks are in its log")
     assert "in open_image" in rank_log(config, 1)
+
+
+def test_a_process_that_hangs_in_backward_is_named_whoever_says_so_first(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+):
+    """All compute and all say so at about the same time: only the numbers of their operations differ."""
+    config = make_config(processes=3, epochs=LONG, batch={"perDevice": 2, "global": 6})
+    config = with_limit(config, 4.0, grace_period_seconds=15)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "hanging"))
+    monkeypatch.setenv("HANG_RANK", "1")
+    monkeypatch.setenv("HANG_AT", "3")
+    with TrainStage(config) as stage:
+        assert stage.wait() == exit_code_of(Reason.WORKER_STALLED), stage.output
+        failure = stage.result.failure
+    assert (failure.reason, failure.rank) == (Reason.WORKER_STALLED, 1)
+    assert re.fullmatch(
+        r"training process 1 has not gone on for 4 s: it computes, and while others wait in operation (\d+) of process "
+        r"group \d \(gloo:\w+ \[.*\]\), it has begun (\d+); the stacks are in its log",
+        failure.message,
+    ), failure.message
+    assert "in hang" in rank_log(config, 1)
+
+
+def with_limit(config: RunConfig, stall_limit_seconds: float, **workers: int) -> RunConfig:
+    changed = config.workers.model_copy(update={"stall_limit_seconds": stall_limit_seconds, **workers})
+    return config.model_copy(update={"workers": changed})

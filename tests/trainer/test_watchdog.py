@@ -1,6 +1,7 @@
 """A process that does not get any further is noticed, whatever it is at; one that saves is left alone."""
 
 import threading
+import time
 
 import pytest
 
@@ -36,6 +37,22 @@ def test_a_process_that_stands_still_is_noticed(doing: Doing, capfd: pytest.Capt
 def test_nothing_is_noticed_before_the_first_beat_or_while_saving():
     assert await_stall() == []
     assert await_stall(Doing.COMPUTING, Doing.SAVING) == []
+
+
+@pytest.mark.parametrize("doing", [Doing.COMPUTING, Doing.SAVING])
+def test_how_far_it_is_is_asked_once_before_it_counts_as_hanging(doing: Doing):
+    order: list[str] = []
+    asked = threading.Event()
+
+    def ask(doing: Doing) -> None:
+        order.append(f"asked: it {doing}")
+        asked.set()
+
+    with Watchdog(LIMIT_S, lambda doing: order.append("gave up"), ask) as watchdog:
+        watchdog.beat(doing)
+        assert asked.wait(10)
+        time.sleep(10 * LIMIT_S)
+    assert order == [f"asked: it {doing}", *(["gave up"] if doing is Doing.COMPUTING else [])]
 
 
 def test_whoever_waits_is_not_the_cause():

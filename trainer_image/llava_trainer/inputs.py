@@ -5,6 +5,7 @@ two are read together here and nowhere else.
 """
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -25,6 +26,16 @@ _MAX_ORIGIN = 256
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """How an adapter names the model that it belongs to."""
+
+    name: str
+    """A hub id, or the address of the source; never a path of the run's volume, and nothing secret."""
+    revision: str | None = None
+    """The commit of a hub id."""
+
+
 class Inputs(Lenient):
     """What ``inputs.json`` holds."""
 
@@ -37,6 +48,22 @@ class Inputs(Lenient):
     """What the model was before (``ModelFacts.layout``)."""
     origins: Annotated[dict[str, str], Field(default_factory=dict)]
     """Every source by its role, with the commit of hub repositories."""
+
+    @property
+    def base_model(self) -> "BaseModel | None":
+        """What the model that training starts from is called outside of this run; None if nothing tells.
+
+        Only where the hub has it as it is trained is it a hub id: one of LLaVA's own layout, or of a language model
+        that was joined with a tower, could not be loaded by that name.
+        """
+        origin = self.origins.get("model") or self.origins.get("language-model")
+        if not origin:
+            return None
+        scheme, _, rest = origin.partition("://")
+        if scheme != "hf" or self.model_layout != "hub":
+            return BaseModel(name=origin)
+        repository, _, commit = rest.partition("@")
+        return BaseModel(name=repository, revision=commit or None)
 
     @property
     def model_origin(self) -> str:

@@ -30,6 +30,7 @@ from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
 from llava_trainer.training.meeting import Meeting, Patience
 from llava_trainer.training.ranks import Exit, clear_words, find_cause, rank_log, read_words
+from llava_trainer.training.stalls import explain_stall_of_all
 from llava_trainer.training.stopping import saving_time_s
 from llava_trainer.training.watch import Watch
 
@@ -132,6 +133,10 @@ def _judge(config: RunConfig, error: ChildFailedError, meeting: Meeting) -> Stag
         config,
         [Exit(rank=rank, code=failure.exitcode, time_s=failure.timestamp) for rank, failure in error.failures.items()],
     )
+    if found.failure.reason is Reason.WORKER_STALLED:
+        stalled = explain_stall_of_all(config)
+        if stalled is not None:
+            return stalled
     if found.lost_peer:
         return meeting.find_failure(wait_s=_CAUSE_WAIT_S) or found.failure
     return found.failure

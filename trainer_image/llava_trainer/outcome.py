@@ -33,6 +33,7 @@ from llava_api.report import (
     TrainNumbers,
 )
 from llava_api.run_config import RunConfig
+from llava_trainer.device_faults import explain_device_fault
 from llava_trainer.errors import StageError
 from llava_trainer.inputs import load_run_config
 from llava_trainer.logs import ProcessLog
@@ -125,6 +126,9 @@ def explain(error: BaseException, log_tail: str) -> StageFailure:
     full = _find_storage_full(error)
     if full is not None:
         return StageFailure(reason=Reason.STORAGE_FULL, message=f"writing failed: {full}"[:_MAX_MESSAGE])
+    fault = explain_device_fault(error)
+    if fault is not None:
+        return StageFailure(reason=Reason.UNSUPPORTED_DEVICE, message=fault)
     message = f"{type(error).__name__}: {error}"[:_MAX_MESSAGE]
     return StageFailure(reason=Reason.INTERNAL_ERROR, message=message, log_tail=log_tail)
 

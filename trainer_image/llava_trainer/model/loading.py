@@ -1,5 +1,6 @@
 """Loading a LLaVA checkpoint, and a tuned model on top of it. Nothing is ever unpickled, no code is ever fetched."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -15,12 +16,15 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from llava_api.failures import Reason
 from llava_api.spec import Quantization
+from llava_trainer.device_faults import explain_device_fault
 from llava_trainer.errors import LOST_CONNECTION_SIGN, StageError
-from llava_trainer.model.flash import has_flash_attention
+from llava_trainer.model.flash import find_flash_fault, has_flash_attention
 from llava_trainer.model.layout import PROJECTOR, VISION_TOWER, hub_name, is_derived
 from llava_trainer.model.lora import is_lora_b, projector_tensors
 
 Attention = Literal["auto", "flash_attention_2", "sdpa", "eager"]
+
+logger = logging.getLogger(__name__)
 
 _NAMED_KEYS = 5
 _UNQUANTIZED = ["model.vision_tower", f"model.{PROJECTOR}", "lm_head"]
@@ -40,7 +44,7 @@ def load_model(
         model_dir: folder with config.json and weights.
         dtype: number format of every weight.
         device: where the weights go; they are read straight to it.
-        attention: ``auto`` takes flash_attention_2 where it is installed and works, else sdpa.
+        attention: ``auto`` takes flash_attention_2 where it is installed and runs on the device, else sdpa.
         quantization: how to quantise the language model's linear layers to NF4; None leaves them alone.
 
     Returns:
@@ -84,9 +88,11 @@ def load_model(
 
 def _lies_elsewhere(error: Exception) -> bool:
     """Whether it is not the checkpoint's fault: the GPU's, or, where ZeRO-3 shares weights out, another process's."""
-    return isinstance(
-        error, torch.OutOfMemoryError | torch.AcceleratorError | dist.DistError
-    ) or LOST_CONNECTION_SIGN in str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | dist.DistError)
+        or LOST_CONNECTION_SIGN in str(error)
+        or explain_device_fault(error) is not None
+    )
 
 
 def _nf4(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -106,9 +112,14 @@ def resolve_attention(attention: Attention, device: torch.device, dtype: torch.d
         return attention
     # It computes in bf16 and fp16 only.
     has_flash = device.type == "cuda" and dtype != torch.float32 and has_flash_attention()
-    # flash-attn 2 runs on Ampere and newer.
-    has_flash = has_flash and torch.cuda.get_device_capability(device) >= (8, 0)
-    return "flash_attention_2" if has_flash else "sdpa"
+    # flash-attn 2 runs on Ampere and newer, as far as it was built for them.
+    if not has_flash or torch.cuda.get_device_capability(device) < (8, 0):
+        return "sdpa"
+    fault = find_flash_fault(device)
+    if fault is None:
+        return "flash_attention_2"
+    logger.warning("attention is sdpa: flash-attn is installed, but does not run on this GPU: %s", fault)
+    return "sdpa"
 
 
 def load_tuned(
@@ -130,6 +141,8 @@ def load_tuned(
     try:
         tuned = PeftModel.from_pretrained(base, str(adapter_dir), autocast_adapter_dtype=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if _lies_elsewhere(error):
+            raise
         raise StageError(Reason.INTERNAL_ERROR, f"the adapter in {adapter_dir} cannot be loaded: {error}") from error
     tuned.to(dtype)
     check_adapter_loaded(tuned, adapter_dir)

@@ -17,7 +17,12 @@ from llava_trainer.reporting import Reporter
 from llava_trainer.training.meeting import Meeting, Patience
 from llava_trainer.training.ranks import numbers_file
 
-_EXACT_PINNED_SIZES = "pinned_max_round_threshold_mb:1"
+_REMEMBERED_OPERATIONS = "1000"
+"""By torch's flight recorder in each process, for when one of them stands still (``training.flight``)."""
+_ALLOCATOR = "expandable_segments:True,pinned_max_round_threshold_mb:1"
+"""Batches of other lengths every step would leave gaps in the GPU's memory; in segments that grow there are none. And
+PyTorch rounds memory that the GPU copies to up to a power of two, tensor by tensor: copies of the optimiser for
+checkpoints, and what is offloaded, would take half as much again."""
 
 
 class Outcome(Strict):
@@ -79,9 +84,10 @@ def _set_environment(config: RunConfig) -> None:
     # DeepSpeed would look for accelerators that the run was not given.
     os.environ.setdefault("DS_ACCELERATOR", config.workers.device)
     if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
-        # PyTorch rounds memory that the GPU copies to up to a power of two, tensor by tensor: copies of the optimiser
-        # for checkpoints, and what is offloaded, would take half as much again.
-        os.environ["PYTORCH_ALLOC_CONF"] = _EXACT_PINNED_SIZES
+        os.environ["PYTORCH_ALLOC_CONF"] = _ALLOCATOR
+    if not os.environ.keys() & {"TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"}:
+        # torch's own default has been nothing and 2,000 operations; a dump of so many is half a megabyte.
+        os.environ["TORCH_FR_BUFFER_SIZE"] = _REMEMBERED_OPERATIONS
     if config.workers.processes_per_node > 1:
         # As torchrun does: processes that all take every core hold each other up.
         os.environ.setdefault("OMP_NUM_THREADS", "1")

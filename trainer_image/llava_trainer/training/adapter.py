@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.files import begin_folder, publish_folder
+from llava_trainer.inputs import BaseModel
 from llava_trainer.model.lora import is_lora_b, projector_tensors
 from llava_trainer.model.partition import whole
 from llava_trainer.training.tensors import save_tensors
@@ -29,11 +30,20 @@ def collect_adapter(tuned: PeftModel) -> dict[str, torch.Tensor]:
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
 
 
+def name_base(tuned: PeftModel, base: BaseModel) -> None:
+    """Have the adapter name its model as others find it, instead of the path where this run has it."""
+    config = tuned.active_peft_config
+    config.base_model_name_or_path, config.revision = base.name, base.revision
+
+
 def write_adapter(tuned: PeftModel, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors (what ``collect_adapter`` gave) into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(weights, folder / WEIGHTS_FILE)
-    tuned.active_peft_config.save_pretrained(str(folder))
+    # As PEFT's own saving does: AutoPeftModel finds the class of the base by it.
+    base = type(tuned.get_base_model())
+    mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
+    tuned.active_peft_config.save_pretrained(str(folder), auto_mapping_dict=mapping)
 
 
 def publish_adapter(tuned: PeftModel, folder: Path, *, is_first: bool = True) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.model.flash import has_flash_attention
+from llava_trainer.model.flash import find_flash_fault, has_flash_attention
 from llava_trainer.training.phase import Phase
 
 Capability = tuple[int, int]
@@ -30,8 +30,21 @@ def check_device(phase: Phase, device: torch.device) -> None:
         built_for=torch.cuda.get_arch_list(),
         has_flash=has_flash_attention(),
     )
+    if fault is None and phase.attention == "flash_attention_2":
+        fault = find_flash_refusal(device)
     if fault is not None:
         raise StageError(Reason.UNSUPPORTED_DEVICE, f"{torch.cuda.get_device_name(device)}: {fault}")
+
+
+def find_flash_refusal(device: torch.device) -> str | None:
+    """What stands against flash-attn on this device, by a call of it; None if nothing does."""
+    fault = find_flash_fault(device)
+    if fault is None:
+        return None
+    return (
+        f"training.attention is flash_attention_2, and flash-attn does not run here ({fault}): set it to sdpa or auto, "
+        "or build the image with this GPU's architecture in FLASH_ATTN_ARCHS"
+    )
 
 
 def find_fault(phase: Phase, capability: Capability, *, built_for: Sequence[str], has_flash: bool) -> str | None:

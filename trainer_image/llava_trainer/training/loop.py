@@ -93,6 +93,7 @@ def train(
         trainable_parameters=trainee.num_parameters,
         tokens=recorder.tokens,
         world_size=processes.world_size,
+        attention=trainee.llava.config.text_config._attn_implementation,
     )
 
 

@@ -46,12 +46,22 @@ def rank_log(config: RunConfig, rank: int) -> Path:
 
 def rank_failure_file(config: RunConfig, rank: int) -> Path:
     """Where a process says why it ended."""
-    return _ranks_dir(config) / f"rank-{rank}.json"
+    return ranks_dir(config) / f"rank-{rank}.json"
+
+
+def evidence_file(config: RunConfig, rank: int) -> Path:
+    """Where a process that stands still says how far it is (``flight``)."""
+    return ranks_dir(config) / f"rank-{rank}.evidence.json"
+
+
+def flight_file(config: RunConfig, rank: int) -> Path:
+    """Where everything is that torch's flight recorders of that process hold."""
+    return ranks_dir(config) / f"rank-{rank}.flight.json"
 
 
 def numbers_file(config: RunConfig) -> Path:
     """Where the first process says what training reached."""
-    return _ranks_dir(config) / "numbers.json"
+    return ranks_dir(config) / "numbers.json"
 
 
 def write_rank_failure(config: RunConfig, rank: int, failure: RankFailure) -> None:
@@ -68,6 +78,8 @@ def clear_words(config: RunConfig, ranks: Iterable[int]) -> None:
     """Remove what processes of these ranks left when this pod ran before."""
     for rank in ranks:
         rank_failure_file(config, rank).unlink(missing_ok=True)
+        evidence_file(config, rank).unlink(missing_ok=True)
+        flight_file(config, rank).unlink(missing_ok=True)
 
 
 def read_words(config: RunConfig, ranks: Iterable[int]) -> dict[int, RankFailure]:
@@ -126,5 +138,6 @@ def _read_word(file: Path) -> RankFailure | None:
         return None
 
 
-def _ranks_dir(config: RunConfig) -> Path:
+def ranks_dir(config: RunConfig) -> Path:
+    """Where processes leave word for the launchers of all pods."""
     return config.volume.attempt_dir(config.run.stage, config.run.attempt) / "ranks"

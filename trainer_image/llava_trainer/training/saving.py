@@ -28,6 +28,7 @@ from llava_trainer.training.checkpoint import (
     write_manifest,
     write_rank,
 )
+from llava_trainer.training.flight import CHECKPOINT_GROUP
 from llava_trainer.training.pinned import allocating_on_node
 from llava_trainer.training.processes import CONTROL_TIMEOUT, LostPeerError, Processes
 from llava_trainer.training.rereading import OF_ANOTHER_NODE
@@ -75,7 +76,9 @@ class Saver:
         self._passed_over = set(passed_over)
         self._saving_time_s = saving_time_s
         self._write_servable = write_servable
-        self._group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT) if processes.world_size > 1 else None
+        self._group = None
+        if processes.world_size > 1:
+            self._group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT, group_desc=CHECKPOINT_GROUP)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._writing: Future[int] | None = None
         self.begun_step: int | None = None

@@ -13,12 +13,14 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
+from llava_trainer.inputs import read_inputs
 from llava_trainer.model.learning import ParameterGroup, group_parameters, train_projector, train_whole
 from llava_trainer.model.loading import load_model
 from llava_trainer.model.lora import add_adapter
 from llava_trainer.model.objective import SupervisedLoss
 from llava_trainer.model.partition import copy_whole, num_elements
 from llava_trainer.model.projector import load_projector, projector_parameters, reset_projector
+from llava_trainer.training.adapter import name_base
 from llava_trainer.training.device import check_device
 from llava_trainer.training.engine import build_engine, models_shared_out
 from llava_trainer.training.phase import Phase
@@ -72,6 +74,9 @@ def build_trainee(config: RunConfig, phase: Phase, processes: Processes) -> Trai
     # Drawn from the same seed everywhere; each process's dropout then goes its own way.
     torch.manual_seed(phase.seed)
     tuned = _open(llava, phase)
+    inputs = read_inputs(config)
+    if isinstance(tuned, PeftModel) and inputs is not None and inputs.base_model is not None:
+        name_base(tuned, inputs.base_model)
     torch.manual_seed(phase.seed + 1 + processes.rank)
     module = SupervisedLoss(llava, gradient_checkpointing=phase.gradient_checkpointing)
     beginning = {name: copy_whole(parameter) for name, parameter in watched_parameters(llava, phase).items()}

@@ -33,13 +33,18 @@ Beat = Callable[[Doing], None]
 class Watchdog:
     """Calls ``on_stall`` from a thread when there was no beat for ``limit_s``; begins with the first beat.
 
-    The stacks of all threads go to standard error shortly before: from a thread that needs no Python, so that they come
-    even where the interpreter itself is held.
+    After half of that the stacks of all threads go to standard error, from a thread that needs no Python, so that they
+    come even where the interpreter itself is held, and ``on_doubt`` is called from a thread of its own, since the disk
+    or the driver that it asks may be what hangs. Where all stand still, all have said so when the first one ends:
+    whoever ends takes the others along, and the one at fault need not be the first.
     """
 
-    def __init__(self, limit_s: float, on_stall: Callable[[Doing], None]) -> None:
+    def __init__(
+        self, limit_s: float, on_stall: Callable[[Doing], None], on_doubt: Callable[[Doing], None] = lambda doing: None
+    ) -> None:
         self._limit_s = limit_s
         self._on_stall = on_stall
+        self._on_doubt = on_doubt
         self._stopped = threading.Event()
         self._last: tuple[Doing, float] | None = None
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -56,15 +61,22 @@ class Watchdog:
     def beat(self, doing: Doing) -> None:
         """Say that this process gets on, and what it does next."""
         self._last = (doing, time.monotonic())
-        faulthandler.dump_traceback_later(self._limit_s, file=_STDERR)
+        faulthandler.dump_traceback_later(self._limit_s / 2, repeat=True, file=_STDERR)
 
     def _run(self) -> None:
+        doubted: tuple[Doing, float] | None = None
         while not self._stopped.wait(min(1.0, self._limit_s / 4)):
             last = self._last
+            if last is None:
+                continue
+            silent_s = time.monotonic() - last[1]
+            if silent_s > self._limit_s / 2 and last is not doubted:
+                doubted = last
+                threading.Thread(target=self._on_doubt, args=(last[0],), name="evidence", daemon=True).start()
             # A checkpoint takes as long as it takes; the saver has a limit of its own.
-            if last is None or last[0] is Doing.SAVING:
+            if last[0] is Doing.SAVING:
                 continue
             patience = _WAITING_PATIENCE if last[0] is Doing.WAITING else 1.0
-            if time.monotonic() - last[1] > self._limit_s * patience + _DUMP_ADVANCE_S:
+            if silent_s > self._limit_s * patience + _DUMP_ADVANCE_S:
                 self._on_stall(last[0])
                 return

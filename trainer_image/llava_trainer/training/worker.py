@@ -21,6 +21,7 @@ from llava_trainer.errors import LOST_CONNECTION_SIGN, StageError
 from llava_trainer.logs import ProcessLog
 from llava_trainer.outcome import explain
 from llava_trainer.reporting import Reporter
+from llava_trainer.training.flight import write_evidence
 from llava_trainer.training.loop import train
 from llava_trainer.training.processes import LostPeerError, Processes, join
 from llava_trainer.training.ranks import RankFailure, write_numbers, write_rank_failure
@@ -96,7 +97,12 @@ def _run(config: RunConfig, stop: StopRequest) -> None:
     processes = join(config.workers.device)
     limit_s = config.workers.stall_limit_seconds
     try:
-        with Reporter(config) as reporter, Watchdog(limit_s, partial(_give_up, config, processes)) as watchdog:
+        with (
+            Reporter(config) as reporter,
+            Watchdog(
+                limit_s, partial(_give_up, config, processes), partial(_leave_evidence, config, processes)
+            ) as watchdog,
+        ):
             numbers = train(config, processes, reporter, stop, watchdog.beat)
         if numbers:
             write_numbers(config, numbers)
@@ -104,6 +110,17 @@ def _run(config: RunConfig, stop: StopRequest) -> None:
     finally:
         if sys.exc_info()[0] is None:
             dist.destroy_process_group()
+
+
+def _leave_evidence(config: RunConfig, processes: Processes, doing: Doing) -> None:
+    half_s = config.workers.stall_limit_seconds / 2
+    logger.warning("process %d has not gone on for %.0f s: it %s", processes.rank, half_s, doing)
+    if processes.world_size == 1:
+        return
+    try:
+        write_evidence(config, processes.rank, doing)
+    except OSError as error:
+        logger.warning("how far process %d is could not be written down: %s", processes.rank, error)
 
 
 def _give_up(config: RunConfig, processes: Processes, doing: Doing) -> None:
