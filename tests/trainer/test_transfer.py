@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 from urllib.parse import quote
 
 import httpx
@@ -17,7 +18,7 @@ import pytest
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.files import aside_of
-from llava_trainer.sources import transfer
+from llava_trainer.sources import pacing, transfer
 from llava_trainer.sources.journal import JOURNAL, Journal
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.progress import Progress
@@ -207,6 +208,137 @@ def test_partial_file_that_was_whole_needs_one_more_byte(fetch: Fetching) -> Non
     partial.with_name(f"{partial.name}-version").write_text("")
     assert fetch(digest=Digest(algorithm="sha256", hex=SHA256)).read_bytes() == CONTENT
     assert fetch.server.asked("/big.bin") == [f"bytes={len(CONTENT) - 1}-"]
+
+
+def test_piece_of_the_rest_is_not_the_rest(fetch: Fetching) -> None:
+    """Some servers answer a range with a piece of it: what is missing is asked for at once, without a failed try."""
+    fetch.server.faults["/big.bin"] = [Fault(break_after=HALF), Fault(piece=3 << 20)]
+    assert fetch().read_bytes() == CONTENT
+    assert fetch.server.asked("/big.bin") == [None, f"bytes={HALF - 1}-", f"bytes={HALF + (3 << 20) - 2}-"]
+
+
+def test_piece_that_breaks_off_is_continued(fetch: Fetching) -> None:
+    fetch.server.faults["/big.bin"] = [Fault(break_after=HALF), Fault(piece=3 << 20, break_after=2 << 20)]
+    assert fetch().read_bytes() == CONTENT
+
+
+def test_pieces_without_end_are_a_failure(fetch: Fetching) -> None:
+    """A byte at a time would take years."""
+    fetch.server.faults["/big.bin"] = [Fault(break_after=HALF), *[Fault(piece=10)] * 5]
+    assert "only 10 bytes of the rest at a time" in fetch.failure().message
+    assert not (fetch.folder / "big.bin").exists()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        f"bytes {HALF}-{len(CONTENT) - 1}/{len(CONTENT)}",
+        f"bytes {HALF - 1}-{len(CONTENT)}/{len(CONTENT)}",
+        f"bytes {HALF - 1}-{HALF - 2}/{len(CONTENT)}",
+        f"bytes {HALF - 1}-{HALF + 10}/{len(CONTENT)}",
+        "bytes */5",
+        "",
+    ],
+    ids=["not where asked", "beyond the end", "nothing", "not its length", "none", "nothing told"],
+)
+def test_range_that_contradicts_itself_is_begun_anew(fetch: Fetching, told: str) -> None:
+    fetch.server.faults["/big.bin"] = [Fault(break_after=HALF), Fault(headers={"Content-Range": told})]
+    assert fetch().read_bytes() == CONTENT
+    assert fetch.server.asked("/big.bin") == [None, f"bytes={HALF - 1}-", None]
+
+
+def test_range_of_a_file_whose_size_is_not_told(fetch: Fetching) -> None:
+    """``bytes 5-9/*``: nobody knows whether that is the end, unless the listing does."""
+    told = f"bytes {HALF - 1}-{len(CONTENT) - 1}/*"
+    fetch.server.faults["/big.bin"] = [Fault(break_after=HALF), Fault(headers={"Content-Range": told})]
+    assert fetch(size=len(CONTENT)).read_bytes() == CONTENT
+    fetch.server.files["/other.bin"] = CONTENT
+    fetch.server.faults["/other.bin"] = [Fault(break_after=HALF), Fault(headers={"Content-Range": told})]
+    assert fetch("/other.bin").read_bytes() == CONTENT
+    assert fetch.server.asked("/other.bin") == [None, f"bytes={HALF - 1}-", None]
+
+
+def test_whole_that_is_sent_as_a_range_of_nothing_asked_for(fetch: Fetching) -> None:
+    fetch.server.faults["/big.bin"] = [Fault(status=206, headers={"Content-Range": "bytes 0-0/1"})] * 3
+    assert fetch.failure().reason is Reason.SOURCE_REFUSED
+
+
+def test_body_that_ends_with_the_connection_is_whole_only_if_something_tells_so(fetch: Fetching) -> None:
+    fetch.server.faults["/big.bin"] = [Fault(framing="close", break_after=HALF), Fault(framing="close")]
+    assert fetch(size=len(CONTENT)).read_bytes() == CONTENT
+    fetch.server.files["/b.bin"] = CONTENT
+    fetch.server.faults["/b.bin"] = [Fault(framing="close", break_after=HALF), Fault(framing="close")]
+    assert fetch("/b.bin", digest=Digest(algorithm="sha256", hex=SHA256)).read_bytes() == CONTENT
+    fetch.server.files["/c.bin"] = CONTENT
+    fetch.server.faults["/c.bin"] = [Fault(framing="close", break_after=HALF)]
+    error = fetch.failure(path="/c.bin")
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert "https://host/c.bin: the server tells neither how long the file is nor where it ends" in error.message
+    assert not (fetch.folder / "c.bin").exists()
+
+
+def test_chunks_tell_their_end(fetch: Fetching) -> None:
+    fetch.server.faults["/big.bin"] = [Fault(framing="chunked", break_after=HALF), Fault(framing="chunked")]
+    assert fetch().read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("framing", ["chunked", "close"])
+def test_more_than_was_listed_is_not_written(
+    fetch: Fetching, framing: Literal["chunked", "close"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 0
+    write = transfer.Progress.add
+
+    def watch(self: Progress, num_bytes: int, name: str) -> None:
+        nonlocal most
+        most = max([most, *(path.stat().st_size for path in fetch.folder.rglob("*") if path.is_file())])
+        write(self, num_bytes, name)
+
+    fetch.server.faults["/big.bin"] = [Fault(framing=framing)] * 2
+    monkeypatch.setattr(transfer.Progress, "add", watch)
+    error = fetch.failure(size=100)
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert "is not what it should be, fetched twice: more than 100 bytes" in error.message
+    assert most <= 100
+    assert left_over(fetch.folder) == []
+
+
+def test_volume_fills_up_while_a_file_of_unknown_length_comes(fetch: Fetching, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = iter([80 << 20, 66 << 20])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1 << 40, free=next(free, 63 << 20)))
+    monkeypatch.setattr(transfer, "_SPACE_BYTES", 1 << 20)
+    fetch.server.faults["/big.bin"] = [Fault(framing="chunked")]
+    assert fetch.failure().reason is Reason.STORAGE_FULL
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "gzip, identity"])
+def test_encoding_that_was_not_asked_for_is_refused(fetch: Fetching, encoding: str) -> None:
+    fetch.server.faults["/big.bin"] = [Fault(headers={"Content-Encoding": encoding})]
+    error = fetch.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert f"comes with Content-Encoding {encoding}" in error.message
+    assert left_over(fetch.folder) == []
+
+
+@pytest.mark.parametrize("encoding", ["identity", "aws-chunked"])
+def test_encodings_that_are_none(fetch: Fetching, encoding: str) -> None:
+    """S3 keeps the word by which some clients upload; what it sends is the plain object."""
+    fetch.server.faults["/big.bin"] = [Fault(headers={"Content-Encoding": encoding})]
+    assert fetch().read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("size", [0, 5000])
+def test_server_that_dribbles_is_left(
+    fetch: Fetching, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Each byte comes long before the read timeout; in the headers as well as in the content."""
+    monkeypatch.setattr(pacing, "WINDOW_S", 0.2)
+    fetch.server.add("/slow", bytes(size))
+    fetch.server.faults["/slow"] = [Fault(pause_s=0.01)] * 3
+    with build_client(Network(ca_pem=authority.pem)) as client:
+        error = Fetching(client, fetch.server, tmp_path).failure(path="/slow")
+    assert error.reason is Reason.SOURCE_UNAVAILABLE
+    assert "slower than" in error.message
 
 
 @pytest.mark.parametrize(

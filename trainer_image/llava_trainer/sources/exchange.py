@@ -6,14 +6,19 @@ Knows nothing about files on the disk.
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import httpx
 
+from llava_api.text import show
 from llava_trainer.sources.refusals import TransientError, explain_status, refused, unavailable
 
 _MAX_REDIRECTS = 5
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+_PLAIN_ENCODINGS = frozenset({"", "identity", "aws-chunked"})
+"""The last is what S3 remembers of how some clients upload; it sends the object as it is."""
 _RATE_LIMIT = re.compile(r";\s*t=(\d{1,6})")
 
 
@@ -47,6 +52,59 @@ def version_of(response: httpx.Response) -> str:
     if tag and not tag.startswith("W/"):
         return str(tag)
     return str(response.headers.get("Last-Modified", ""))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Body:
+    """Which part of a file an answer holds, as its headers tell. Bytes.
+
+    Attributes:
+        begin: where it begins.
+        end: behind its last byte; None where nothing but the connection's end, or a last chunk, tells it.
+        total: of the whole file; None if it is not told.
+        has_end: whether a body that breaks off can be told from a whole one.
+    """
+
+    begin: int
+    end: int | None
+    total: int | None
+    has_end: bool
+
+
+def read_body_headers(response: httpx.Response, offset: int) -> Body | None:
+    """What a 200 or a 206 that answers ``bytes=OFFSET-`` holds; None if it is not what was asked for.
+
+    https://www.rfc-editor.org/rfc/rfc9110#name-content-range
+    """
+    headers = response.headers
+    length = int(told) if (told := headers.get("Content-Length", "")).isdecimal() else None
+    has_end = length is not None or headers.get("Transfer-Encoding", "").lower() == "chunked"
+    if response.status_code == 200:
+        return Body(begin=0, end=length, total=length, has_end=has_end)
+    match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+    if match is None:
+        return None
+    begin, end = int(match[1]), int(match[2]) + 1
+    total = None if match[3] == "*" else int(match[3])
+    if begin != offset or end <= begin or end > (end if total is None else total):
+        return None
+    if length is not None and length != end - begin:
+        return None
+    return Body(begin=begin, end=end, total=total, has_end=True)
+
+
+def check_encoding(response: httpx.Response, field: str, address: str) -> None:
+    """Refuse content that is not as it is stored: it would be written as if it were.
+
+    Raises:
+        StageError: SourceRefused.
+    """
+    told = response.headers.get("Content-Encoding", "")
+    if not {part.strip().lower() for part in told.split(",")} <= _PLAIN_ENCODINGS:
+        raise refused(
+            f"{field}: {address} comes with Content-Encoding {show(told, max_chars=60)}, although the plain file was "
+            "asked for: have the server (or what stands before it) send it as it is"
+        )
 
 
 def explain_transport(error: httpx.TransportError, field: str, address: str) -> Exception:

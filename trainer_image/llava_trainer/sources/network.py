@@ -12,6 +12,7 @@ import httpx
 
 from llava_api.spec import Download
 from llava_trainer.sources.credentials import read_key
+from llava_trainer.sources.pacing import PacedBackend
 from llava_trainer.sources.refusals import refused
 
 SECRET_FIELD = "spec.download.secretRef"
@@ -103,7 +104,7 @@ def build_client(network: Network, may_ask: Callable[[httpx.URL], bool] = lambda
     logging.getLogger("httpx").setLevel(logging.WARNING)
     context = build_tls_context(network)
     transports: dict[str | None, httpx.BaseTransport] = {
-        proxy: httpx.HTTPTransport(verify=context, proxy=_parse_proxy(proxy, context))
+        proxy: _build_transport(context, _parse_proxy(proxy, context))
         for proxy in (None, network.http_proxy, network.https_proxy)
     }
     return httpx.Client(
@@ -112,6 +113,13 @@ def build_client(network: Network, may_ask: Callable[[httpx.URL], bool] = lambda
         headers={"User-Agent": "llava-trainer"},
         trust_env=False,
     )
+
+
+def _build_transport(context: ssl.SSLContext, proxy: httpx.Proxy | None) -> httpx.HTTPTransport:
+    transport = httpx.HTTPTransport(verify=context, proxy=proxy)
+    # httpx has no argument for it; that it works, the tests of slow servers tell.
+    transport._pool._network_backend = PacedBackend()
+    return transport
 
 
 def choose_proxy(network: Network, scheme: str, host: str, port: int | None) -> str | None:

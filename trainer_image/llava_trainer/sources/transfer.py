@@ -4,7 +4,7 @@ A file that is being fetched lies aside of its name; beside it stands which vers
 try, or another attempt of the stage, asks for the rest only. Memory: one chunk.
 """
 
-import re
+import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,15 @@ from typing import BinaryIO
 import httpx
 
 from llava_trainer.files import aside_of
-from llava_trainer.sources.exchange import explain_answer, explain_transport, open_response, version_of
+from llava_trainer.sources.exchange import (
+    Body,
+    check_encoding,
+    explain_answer,
+    explain_transport,
+    open_response,
+    read_body_headers,
+    version_of,
+)
 from llava_trainer.sources.journal import Fetched, Journal
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import TransientError, refused, unavailable
@@ -28,7 +36,12 @@ RESUMABLE_BYTES = 8 << 20
 """Shorter files are begun anew: asking for the rest of them would save nothing."""
 _GAIN_BYTES = 16 << 20
 """A try that got so much further is no failure in a row."""
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_SPACE_BYTES = 64 << 20
+"""How often the volume's free space is looked at while a file of unknown length comes in."""
+
+
+class _PieceError(Exception):
+    """A piece has come in as promised, and the next one is to be asked for."""
 
 
 class MissingError(Exception):
@@ -102,11 +115,16 @@ class _Transfer:
         return gained >= _GAIN_BYTES
 
     def attempt(self) -> Fetched:
-        """One try.
+        """One try, in as many pieces as the server makes of the file.
 
         Raises:
             TransientError: another try may help.
         """
+        while True:
+            with contextlib.suppress(_PieceError):
+                return self._ask()
+
+    def _ask(self) -> Fetched:
         offset, version = self._find_partial()
         headers = {"Accept-Encoding": "identity", **self._remote.headers}
         if offset:
@@ -120,7 +138,7 @@ class _Transfer:
             raise explain_transport(error, self._by.field, self._remote.address) from error
 
     def _receive(self, response: httpx.Response, offset: int, version: str) -> Fetched:
-        offset = self._accept(response, offset, version)
+        body = self._accept(response, offset, version)
         version = version_of(response)
         told = bare_etag(response.headers.get("ETag", ""))
         if self._remote.etag and told and told != self._remote.etag:
@@ -129,38 +147,46 @@ class _Transfer:
                 f"{self._by.field}: {self._remote.address} has changed since it was listed (ETag {told} instead of "
                 f"{self._remote.etag}): create the run again when nobody writes there any more"
             )
-        size = self._expected_size(response, offset)
-        self._check_space(size - offset if size is not None else 0)
+        size = self._expected_size(body)
+        self._check_space(size - body.begin if size is not None else 0)
         if size is None or size >= RESUMABLE_BYTES:
             self._version_file.write_text(version, encoding="ascii", errors="ignore")
         sums = Sums(self._remote.digest, size)
-        self._count(offset - self._counted)
-        with self._aside.open("r+b" if offset else "wb") as stream:
-            for chunk in _read_chunks(stream, offset):
+        self._count(body.begin - self._counted)
+        with self._aside.open("r+b" if body.begin else "wb") as stream:
+            for chunk in _read_chunks(stream, body.begin):
                 sums.update(chunk)
             stream.truncate()
-            for chunk in response.iter_raw(CHUNK_BYTES):
-                if self._by.stop.is_set():
-                    raise StoppedError
-                stream.write(chunk)
-                sums.update(chunk)
-                self._gained += len(chunk)
-                self._count(len(chunk))
-        return self._finish(response, sums, size, version)
+            self._write(response, stream, sums, body.end if size is None else size)
+        if body.end is not None and sums.size < body.end:
+            raise TransientError(f"the connection ended after {sums.size:,} of {body.end:,} bytes")
+        return self._finish(response, sums, size, body.begin)
 
-    def _finish(self, response: httpx.Response, sums: Sums, size: int | None, version: str) -> Fetched:
+    def _write(self, response: httpx.Response, stream: BinaryIO, sums: Sums, most: int | None) -> None:
+        unchecked = 0
+        for chunk in response.iter_raw():
+            if self._by.stop.is_set():
+                raise StoppedError
+            if most is not None and sums.size + len(chunk) > most:
+                raise self._mismatch(f"more than {most:,} bytes")
+            unchecked += len(chunk)
+            if most is None and unchecked >= _SPACE_BYTES:
+                # Nobody has said how much will come.
+                self._check_space(unchecked)
+                unchecked = 0
+            stream.write(chunk)
+            sums.update(chunk)
+            self._gained += len(chunk)
+            self._count(len(chunk))
+
+    def _finish(self, response: httpx.Response, sums: Sums, size: int | None, begin: int) -> Fetched:
         if size is not None and sums.size < size:
-            raise TransientError(f"the connection ended after {sums.size:,} of {size:,} bytes")
+            if sums.size - begin >= CHUNK_BYTES:
+                raise _PieceError
+            raise TransientError(f"only {sums.size - begin:,} bytes of the rest at a time")
         problem = sums.find_mismatch(self._remote.digest, size, response)
         if problem is not None:
-            self._discard()
-            self._num_mismatches += 1
-            if self._num_mismatches > 1:
-                raise refused(
-                    f"{self._by.field}: {self._remote.address} is not what it should be, fetched twice: {problem}; "
-                    "correct the digest or the file"
-                )
-            raise TransientError(problem)
+            raise self._mismatch(problem)
         self._aside.chmod(0o644)
         try:
             self._aside.rename(self._path)
@@ -171,7 +197,7 @@ class _Transfer:
         self._version_file.unlink(missing_ok=True)
         return Fetched(
             name=self._remote.name, address=self._remote.address, size=sums.size, sha256=sums.sha256,
-            version=self._remote.version or version,
+            version=self._remote.version or version_of(response),
         )  # fmt: skip
 
     def _find_partial(self) -> tuple[int, str]:
@@ -188,22 +214,21 @@ class _Transfer:
         # file that was all there would have no rest to ask for.
         return (max(0, size - 1), version) if version or self._remote.digest else (0, "")
 
-    def _accept(self, response: httpx.Response, offset: int, version: str) -> int:
-        """Where the body that follows belongs in the file.
+    def _accept(self, response: httpx.Response, offset: int, version: str) -> Body:
+        """What the body that follows holds.
 
         Raises:
             TransientError, MissingError, StageError: there is no such body.
         """
-        if response.status_code == 206 and offset:
-            match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if response.status_code == 200 or (response.status_code == 206 and offset):
+            check_encoding(response, self._by.field, self._remote.address)
+            body = read_body_headers(response, offset)
             told = version_of(response)
             # Servers that know no If-Range answer with a piece of whatever there is now.
-            if match and int(match[1]) == offset and (not version or told in ("", version)):
-                return offset
+            if body is not None and (not body.begin or not version or told in ("", version)):
+                return body
             self._discard()
-            raise TransientError("the file changed while it was fetched")
-        if response.status_code == 200:
-            return 0
+            raise TransientError("the file changed while it was fetched, or the server sent another part of it")
         if response.status_code == 416 and offset:
             self._discard()
             raise TransientError("the file is shorter than what had been fetched of it")
@@ -211,13 +236,36 @@ class _Transfer:
             raise MissingError
         raise explain_answer(response, self._by.field, self._remote.address)
 
-    def _expected_size(self, response: httpx.Response, offset: int) -> int | None:
-        length = response.headers.get("Content-Length", "")
-        told = offset + int(length) if length.isdecimal() else None
-        if self._remote.size is not None and told is not None and told != self._remote.size:
+    def _expected_size(self, body: Body) -> int | None:
+        """Of the whole, by the server's word and the listing's; None where nobody tells."""
+        if self._remote.size is not None and body.total is not None and body.total != self._remote.size:
             self._discard()
-            raise TransientError(f"{told:,} bytes are offered instead of {self._remote.size:,}")
-        return self._remote.size if told is None else told
+            raise TransientError(f"{body.total:,} bytes are offered instead of {self._remote.size:,}")
+        size = self._remote.size if body.total is None else body.total
+        if size is not None or self._remote.digest is not None:
+            return size
+        if body.begin:
+            # bytes 5-9/*: the end of this piece may be the file's or not. Asked for as a whole, it tells.
+            self._discard()
+            raise TransientError("the server does not tell how long the file is")
+        if not body.has_end:
+            raise refused(
+                f"{self._by.field}: {self._remote.address}: the server tells neither how long the file is nor where it "
+                "ends (no Content-Length, no chunks): whether all of it came could not be told; have the server tell "
+                "its length, or add #sha256=DIGEST where the source is one file"
+            )
+        return None
+
+    def _mismatch(self, problem: str) -> Exception:
+        """Not what it should be: once it may be an accident."""
+        self._discard()
+        self._num_mismatches += 1
+        if self._num_mismatches > 1:
+            return refused(
+                f"{self._by.field}: {self._remote.address} is not what it should be, fetched twice: {problem}; "
+                "correct the digest or the file"
+            )
+        return TransientError(problem)
 
     def _check_space(self, needed_bytes: int) -> None:
         check_space(self._by.volume, needed_bytes, f"{self._by.field}: {self._remote.address}")
