@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import httpx
-import obstore
 import pytest
 
 from llava_api.constants import StageName
@@ -60,10 +59,10 @@ def s3(authority: Authority, gateway: str, tmp_path_factory: pytest.TempPathFact
     make_export(folder, format="llava")
     with run_s3(authority, gateway) as endpoint, build_client(Network(ca_pem=authority.pem)) as client:
         make_bucket(client, endpoint)
-        store = open_bucket(endpoint, authority, "trays")
+        store = open_bucket(endpoint, authority)
         for path in folder.rglob("*"):
             if path.is_file():
-                obstore.put(store, f"set/{path.relative_to(folder)}", path.read_bytes())
+                store.put_object(Bucket="trays", Key=f"set/{path.relative_to(folder)}", Body=path.read_bytes())
         yield endpoint
 
 

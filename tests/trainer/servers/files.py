@@ -40,6 +40,9 @@ class Request:
     range: str | None
     authorization: str | None
     host: str
+    query: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    """By their names in lower case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +118,15 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_of_files: FileServer
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         request = Request(
             path=path, range=self.headers.get("Range"), authorization=self.headers.get("Authorization"),
-            host=self.headers.get("Host", ""),
+            host=self.headers.get("Host", ""), query=urlsplit(self.path).query,
+            headers={name.lower(): value for name, value in self.headers.items()},
         )  # fmt: skip
         server = self.server_of_files
         server.requests.append(request)

@@ -3,10 +3,9 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import httpx
 from pydantic import ValidationError
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 from llava_api.base import Lenient
 from llava_api.constants import DOWNLOAD_CA_PATH, INPUTS_PATH, SECRETS_PATH, SecretRole
 from llava_api.run_config import RunConfig
+from llava_api.text import show
 from llava_trainer.files import tell_names, write_whole
 from llava_trainer.reporting import Reporter
 from llava_trainer.sources import web
@@ -29,14 +29,13 @@ from llava_trainer.sources.packed import fetch_and_unpack
 from llava_trainer.sources.pictures import may_be_needed
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import refused, secret_field
-from llava_trainer.sources.retrying import Patience, try_repeatedly
+from llava_trainer.sources.retrying import Patience, Retrier
 from llava_trainer.sources.roles import Role, list_roles
 from llava_trainer.sources.selection import is_model_file
 from llava_trainer.sources.transfer import Downloader
 
 _COMMIT_FILE = ".commit.json"
 
-_Result = TypeVar("_Result")
 logger = logging.getLogger(__name__)
 
 
@@ -136,22 +135,22 @@ class _Errand:
         def is_wanted(name: str) -> bool:
             return is_model_file(name) if dataset is None else may_be_needed(dataset, name)
 
-        def repeatedly(attempt: Callable[[], _Result]) -> _Result:
-            what = f"{role.field}: {role.source}"
-            return try_repeatedly(attempt, what=what, patience=self.around.patience, stop=downloader.stop)
-
-        self.progress.begin(f"{role.field} {role.source}: listing it")
+        told = show(role.source)
+        repeatedly = Retrier(what=f"{role.field}: {told}", patience=self.around.patience, stop=downloader.stop)
+        self.progress.begin(f"{role.field} {told}: listing it")
         if isinstance(address, HubAddress):
             kind: RepositoryType = "model" if dataset is None else "dataset"
-            repository = Repository(address, kind=kind, token=credentials.token, network=self.network, field=role.field)
-            commit = _read_commit(folder, role.source) or repeatedly(repository.resolve)
+            repository = Repository(
+                address, kind=kind, token=credentials.token, network=self.network, field=role.field,
+                repeatedly=repeatedly,
+            )  # fmt: skip
+            commit = _read_commit(folder, role.source) or repository.resolve()
             write_whole(folder / _COMMIT_FILE, _Commit(source=role.source, commit=commit).model_dump_json())
-            logger.info("%s: %s is at commit %s", role.field, role.source, commit)
-            files = repeatedly(lambda: repository.list_files(commit, is_wanted))
-            return make_catalogue(f"hf://{address.repository}@{commit}", files)
+            logger.info("%s: %s is at commit %s", role.field, told, commit)
+            return make_catalogue(f"hf://{address.repository}@{commit}", repository.list_files(commit, is_wanted))
         if isinstance(address, BucketAddress):
-            bucket = Bucket(address, credentials, self.network, role.field)
-            return make_catalogue(role.source, repeatedly(lambda: bucket.list_files(is_wanted)))
+            bucket = Bucket(address, credentials, self.client, role.field)
+            return make_catalogue(told, bucket.list_files(repeatedly, is_wanted))
         headers = web_headers(credentials)
         return Catalogue(
             address=web.show(address), names=None,

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,8 +35,9 @@ class Catalogue:
     find: Callable[[str], RemoteFile | None]
 
 
-def make_catalogue(address: str, files: dict[str, RemoteFile]) -> Catalogue:
+def make_catalogue(address: str, listed: Iterable[RemoteFile]) -> Catalogue:
     """The catalogue of a source that lists its files."""
+    files = {remote.name: remote for remote in listed}
     return Catalogue(address=address, names=files.keys(), find=files.get)
 
 

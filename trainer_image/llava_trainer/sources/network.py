@@ -93,12 +93,18 @@ def build_tls_context(network: Network) -> ssl.SSLContext:
     return context
 
 
-def build_client(network: Network, may_ask: Callable[[httpx.URL], bool] = lambda url: True) -> httpx.Client:
-    """The client. It follows no redirect by itself and reads nothing from the environment.
+def build_client(
+    network: Network,
+    through: Callable[[httpx.BaseTransport], httpx.BaseTransport] = lambda way_out: way_out,
+    *,
+    follow_redirects: bool = False,
+) -> httpx.Client:
+    """The client. It reads nothing from the environment.
 
     Args:
         network: the way out.
-        may_ask: which addresses; others fail as if nobody were there.
+        through: what stands before it.
+        follow_redirects: by itself; whoever does not set it looks at each (``exchange``).
     """
     # Its lines hold whole addresses, signatures included.
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -108,10 +114,11 @@ def build_client(network: Network, may_ask: Callable[[httpx.URL], bool] = lambda
         for proxy in (None, network.http_proxy, network.https_proxy)
     }
     return httpx.Client(
-        transport=_Router(network, transports, may_ask),
+        transport=through(_Router(network, transports)),
         timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
         headers={"User-Agent": "llava-trainer"},
         trust_env=False,
+        follow_redirects=follow_redirects,
     )
 
 
@@ -170,20 +177,12 @@ def _parse_proxy(proxy: str | None, context: ssl.SSLContext) -> httpx.Proxy | No
 class _Router(httpx.BaseTransport):
     """Sends each request by the proxy that is meant for it, redirected ones too."""
 
-    def __init__(
-        self,
-        network: Network,
-        transports: Mapping[str | None, httpx.BaseTransport],
-        may_ask: Callable[[httpx.URL], bool],
-    ) -> None:
+    def __init__(self, network: Network, transports: Mapping[str | None, httpx.BaseTransport]) -> None:
         self._network = network
         self._transports = transports
-        self._may_ask = may_ask
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         url = request.url
-        if not self._may_ask(url):
-            raise httpx.ConnectError(f"{url.host} is not asked for this", request=request)
         port = url.port or {"http": 80, "https": 443}.get(url.scheme)
         proxy = choose_proxy(self._network, url.scheme, url.host, port)
         return self._transports[proxy].handle_request(request)

@@ -1,5 +1,6 @@
 """An archive, fetched aside, unpacked once, and thrown away: what it held stays."""
 
+import hashlib
 import logging
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def fetch_and_unpack(
         StageError: SourceRefused, SourceUnavailable or StorageFull.
     """
     what = f"{downloader.field} {remote.address}"
+    # A digest, because there may be a signature in an address.
+    identity = hashlib.sha256(identity.encode()).hexdigest()
     if _is_done(keep / MARKER, identity) and folder.is_dir():
         logger.info("%s has been unpacked by an earlier attempt", what)
         return

@@ -42,7 +42,8 @@ class RemoteFile:
     """For messages: without credentials and signatures."""
     url: Callable[[], str]
     """Asked anew for every try, because signatures expire."""
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    credential: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Headers that only the scheme, host and port of ``url`` get."""
     version: str = ""
     """Commit or ETag, where it is known before the file is asked for."""
     etag: str = ""

@@ -27,7 +27,7 @@ from llava_trainer.sources.journal import Fetched, Journal
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import TransientError, refused, unavailable
 from llava_trainer.sources.remote import RemoteFile, bare_etag
-from llava_trainer.sources.retrying import Patience, StoppedError, try_repeatedly
+from llava_trainer.sources.retrying import Patience, Retrier, StoppedError
 from llava_trainer.sources.room import check_space
 from llava_trainer.sources.sums import Sums
 
@@ -86,10 +86,8 @@ class Downloader:
                 f"{self.field}: {remote.address} needs a folder where the source has a file: {error}"
             ) from error
         transfer = _Transfer(self, remote, path, may_miss=may_miss)
-        fetched = try_repeatedly(
-            transfer.attempt, what=f"{self.field}: {remote.address}", patience=self.patience, stop=self.stop,
-            has_progressed=transfer.take_gain,
-        )  # fmt: skip
+        repeatedly = Retrier(what=f"{self.field}: {remote.address}", patience=self.patience, stop=self.stop)
+        fetched = repeatedly(transfer.attempt, transfer.take_gain)
         journal.add(fetched)
         return fetched
 
@@ -126,15 +124,15 @@ class _Transfer:
 
     def _ask(self) -> Fetched:
         offset, version = self._find_partial()
-        headers = {"Accept-Encoding": "identity", **self._remote.headers}
+        headers = {"Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
             if version:
                 headers["If-Range"] = version
         try:
-            with open_response(self._by.client, self._remote.url(), headers) as response:
+            with open_response(self._by.client, self._remote.url(), headers, self._remote.credential) as response:
                 return self._receive(response, offset, version)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise explain_transport(error, self._by.field, self._remote.address) from error
 
     def _receive(self, response: httpx.Response, offset: int, version: str) -> Fetched:
