@@ -242,7 +242,8 @@ def test_waiting_ends_when_nobody_waits_any_more() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["/etc/passwd", "../x", "a/../../x", "", ".", "a\0b", "a\\b", "a" * 231, "/".join(["a" * 200] * 6)]
+    "name",
+    ["/etc/passwd", "../x", "a/../../x", "", ".", "a\0b", "a\\b", "a" * 231, "/".join(["a" * 200] * 6), "a\ud800.jpg"],
 )
 def test_names_that_leave_the_folder_or_fit_nowhere(name: str) -> None:
     with pytest.raises(StageError) as caught:

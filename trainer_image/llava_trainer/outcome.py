@@ -33,6 +33,7 @@ from llava_api.report import (
     TrainNumbers,
 )
 from llava_api.run_config import RunConfig
+from llava_api.text import show
 from llava_trainer.errors import StageError
 from llava_trainer.inputs import load_run_config
 from llava_trainer.logs import ProcessLog
@@ -117,16 +118,18 @@ def explain(error: BaseException, log_tail: str) -> StageFailure:
         log_tail: this process's last log lines; kept for errors that nobody foresaw.
     """
     if isinstance(error, StageError):
-        return StageFailure(
-            reason=error.reason, message=error.message[:_MAX_MESSAGE], rank=error.rank, log_tail=error.log_tail
-        )
+        return StageFailure(reason=error.reason, message=_fit(error.message), rank=error.rank, log_tail=error.log_tail)
     if isinstance(error, Interrupted):
         return StageFailure(reason=Reason.INTERRUPTED, message="the pod was asked to stop (SIGTERM)")
     full = _find_storage_full(error)
     if full is not None:
-        return StageFailure(reason=Reason.STORAGE_FULL, message=f"writing failed: {full}"[:_MAX_MESSAGE])
-    message = f"{type(error).__name__}: {error}"[:_MAX_MESSAGE]
+        return StageFailure(reason=Reason.STORAGE_FULL, message=_fit(f"writing failed: {full}"))
+    message = _fit(f"{type(error).__name__}: {error}")
     return StageFailure(reason=Reason.INTERNAL_ERROR, message=message, log_tail=log_tail)
+
+
+def _fit(message: str) -> str:
+    return show(message, max_chars=_MAX_MESSAGE, multiline=True)
 
 
 def _run(stage: StageName, config_path: Path, body: StageBody, log: ProcessLog) -> StageResult:

@@ -99,8 +99,8 @@ class _Errand:
             if not path.exists():
                 there = next(parent for parent in path.parents if parent.exists())
                 told = f"there is no {path.relative_to(there)} on the claim beside {tell_names(there)}"
-                raise refused(f"{role.field}: {role.source}: {told}; correct the path in {role.field}")
-            return Input(path=path, origin=role.source)
+                raise refused(f"{role.field}: {show(role.source)}: {told}; correct the path in {role.field}")
+            return Input(path=path, origin=show(role.source))
         folder = self.config.volume.download_dir(role.name)
         folder.mkdir(parents=True, exist_ok=True)
         credentials = read_credentials(self.around.secrets / role.secret, secret_field(role.field))

@@ -59,10 +59,12 @@ def check_name(name: str, field: str, address: str) -> str:
     Raises:
         StageError: SourceRefused, if it does not, or no file system can hold it.
     """
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise refused(f"{field}: {address} holds {name!r:.100}, which is no text: rename it") from error
     parts = PurePosixPath(name).parts
-    too_long = len(name) > MAX_NAME or any(
-        len(part.encode(errors="surrogateescape")) > _MAX_PART_BYTES for part in parts
-    )
+    too_long = len(name) > MAX_NAME or any(len(part.encode()) > _MAX_PART_BYTES for part in parts)
     if not parts or parts[0] == "/" or ".." in parts or "\0" in name or "\\" in name or too_long:
         raise refused(f"{field}: {address} holds {name!r:.100}, which is no name below a folder: rename it")
     return str(PurePosixPath(*parts))
