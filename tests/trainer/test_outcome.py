@@ -115,6 +115,14 @@ def test_anything_else_is_an_internal_error_with_the_log_s_end(error: Exception,
     assert "Traceback" in log_of(tmp_path)
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ESTALE])
+def test_a_volume_that_cannot_be_written_is_told_apart(number: int, run: Run):
+    code, result = run(raising(OSError(number, os.strerror(number), "/llava/run/x")))
+    assert code == 83
+    assert result.failure.reason is Reason.STORAGE_UNWRITABLE
+    assert "/llava/run/x" in result.failure.message
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_told_apart(number: int, run: Run):
     code, result = run(raising(OSError(number, os.strerror(number), "/llava/run/x")))
@@ -329,9 +337,17 @@ FIT = r"photo\x1b[2J\u202egpj.\x07"
     "error", [StageError(Reason.INVALID_DATA, NASTY), OSError(errno.ENOENT, "no", NASTY), ValueError(NASTY)]
 )
 def test_names_of_files_are_fit_to_show_everywhere(
-    error: Exception, run: Run, tmp_path: Path, result_file: Path, capfd: pytest.CaptureFixture[str]
+    error: Exception,
+    run: Run,
+    tmp_path: Path,
+    result_file: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """A name that is no UTF-8 ended the stage without its termination message."""
+
+    # pytest's own handlers would hand the raw lines to the process that prints them, which cannot encode them.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
 
     def body(config: RunConfig, reporter: Reporter) -> StageOutput:
         logging.getLogger("any").warning("found %s", NASTY)

@@ -397,7 +397,7 @@ def test_object_that_changes_between_listing_and_fetching(
         Downloader(
             client=way_out, field="spec.model.source", volume=tmp_path, progress=Progress(Recorder(s3_world.config)),
             patience=Patience(tries=1), stop=threading.Event(),
-        ).fetch(listed, folder, fetched)  # fmt: skip
+        ).fetch(listed, fetched)  # fmt: skip
     assert caught.value.reason is Reason.SOURCE_UNAVAILABLE
     assert "s3://bucket/moving/model.safetensors has changed since it was listed" in caught.value.message
     assert names_in(folder) == []
@@ -515,11 +515,12 @@ def test_files_are_on_the_disk_before_the_journal_ends_and_all_at_once(
 ) -> None:
     """A sync for each of half a million pictures would take hours; without any, a crash would take what was fetched."""
     folder = world.config.volume.download_dir("dataset")
+    state = journal.state_of(folder)
     synced: list[list[str]] = []
     fsync = os.fsync
 
     def note_file(descriptor: int) -> None:
-        synced.append([str(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(folder))])
+        synced.append([str(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(state))])
         fsync(descriptor)
 
     def note_everything(where: Path) -> None:
@@ -721,6 +722,17 @@ def test_listing_of_several_pages_goes_on_where_it_broke_off(world: World, hub_s
     assert_same(world.fetch()["model"].path, MODEL, NEEDED)
     asked = [parse_qs(request.query).get("cursor", ["0"])[0] for request in hub_server.requests if request.path == path]
     assert asked == ["0", "3", "3", "3", "6", "9"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "generation_config.json"])
+def test_listed_file_that_is_gone_is_not_done_without(world: World, hub_server: HubServer, name: str) -> None:
+    """A model came without its preprocessor_config.json."""
+    hub_server.faults[f"/llava-hf/tiny/resolve/{COMMIT}/{name}"] = [Fault(status=404)]
+    world.model["source"] = "hf://llava-hf/tiny"
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_UNAVAILABLE
+    assert f"hf://llava-hf/tiny@{COMMIT}/{name} is listed, but the server does not have it any more" in error.message
+    assert_same(world.fetch()["model"].path, MODEL, NEEDED)
 
 
 def test_hub_says_how_long_to_wait_for_a_listing(
@@ -1033,6 +1045,48 @@ def test_a_folder_that_is_not_on_the_claim_is_named_with_what_is(world: World) -
         "spec.model.base: pvc://models/vicuna/7b: there is no vicuna/7b on the claim beside vicuna-7b/; correct the "
         "path in spec.model.base"
     )
+
+
+def test_claim_s_folder_that_leads_out_of_the_claim_is_refused(world: World, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "set").mkdir(parents=True)
+    claim = tmp_path / "claims" / "models"
+    claim.mkdir(parents=True)
+    (claim / "link").symlink_to(tmp_path / "elsewhere" / "set")
+    (claim / "real").mkdir()
+    (claim / "inside").symlink_to("real")
+    world.model["base"] = "pvc://models/link"
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    told = "it leads out of the claim through a symbolic link: put the file itself there"
+    assert error.message == f"spec.model.base: pvc://models/link: {told}"
+    world.model["base"] = "pvc://models/inside"
+    assert world.fetch()["base"].path == claim / "inside"
+    (world.root / "data").rmdir()
+    (world.root / "data").symlink_to(tmp_path.parent)
+    world.dataset["source"] = "pvc://claim/data"
+    assert "spec.dataset.source: pvc://claim/data: it leads out of the claim" in world.failure().message
+
+
+@pytest.mark.parametrize("part", ["model", "projector"])
+def test_files_of_a_model_that_lead_out_of_the_claim_are_refused(world: World, tmp_path: Path, part: str) -> None:
+    """As in the hub's own cache they may be links, as long as they stay on the claim."""
+    claim = tmp_path / "claims" / "models"
+    (claim / "blobs").mkdir(parents=True)
+    (claim / "snapshots" / "main").mkdir(parents=True)
+    (claim / "blobs" / "1").write_text("{}")
+    (claim / "snapshots" / "main" / "config.json").symlink_to("../../blobs/1")
+    (tmp_path / "token").write_text("secret of the pod")
+    world.model[{"model": "languageModel"}.get(part, part)] = "pvc://models/snapshots/main"
+    if part == "model":
+        world.model["visionTower"] = "pvc://models/snapshots/main"
+    world.fetch()
+    (claim / "snapshots" / "main" / "tokenizer.model").symlink_to(tmp_path / "token")
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert "its tokenizer.model leads out of the claim through a symbolic link" in error.message
+    (claim / "snapshots" / "main" / "tokenizer.model").unlink()
+    os.mkfifo(claim / "snapshots" / "main" / "tokenizer.json")
+    assert "its tokenizer.json is neither a file nor a folder: remove it" in world.failure().message
 
 
 def test_space_is_checked_before_anything_is_fetched(

@@ -1,6 +1,7 @@
 """One file from a real TLS server that breaks off, refuses and lies: it arrives whole or with a reason, never twice."""
 
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -11,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import BinaryIO, Literal
 from urllib.parse import quote
 
 import httpx
@@ -19,9 +20,8 @@ import pytest
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.files import aside_of
 from llava_trainer.sources import pacing, transfer
-from llava_trainer.sources.journal import JOURNAL, Journal
+from llava_trainer.sources.journal import JOURNAL, Journal, state_of
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.remote import Digest, RemoteFile, check_name
@@ -54,7 +54,7 @@ class Fetching:
     """A downloader, and the folder that it fetches into."""
 
     def __init__(self, client: httpx.Client, server: FileServer, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder / "files"
         self.server = server
         self.recorder = Recorder(run_config(folder))
         self.progress = Progress(self.recorder, clock=iter(range(10**6)).__next__)
@@ -67,7 +67,7 @@ class Fetching:
         url = self.server.base + quote(path)
         remote = RemoteFile(**{"name": path[1:], "address": f"https://host{path}", "url": lambda: url, **changes})
         with Journal(self.folder) as journal:
-            self.downloader.fetch(remote, self.folder, journal, may_miss=may_miss)
+            self.downloader.fetch(remote, journal, may_miss=may_miss)
         return self.folder / remote.name
 
     def failure(self, **changes: object) -> StageError:
@@ -82,7 +82,17 @@ def fetch(client: httpx.Client, server: FileServer, tmp_path: Path) -> Fetching:
 
 
 def left_over(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name != JOURNAL)
+    places = (folder, state_of(folder) / "partial")
+    return sorted(path.name for place in places for path in place.iterdir())
+
+
+def leave_partial(fetch: Fetching, content: bytes, version: str = "", synced: int | None = None) -> None:
+    """What an attempt before would have left of big.bin."""
+    with Journal(fetch.folder) as journal:
+        partial = journal.partial_of("big.bin")
+    partial.write_bytes(content)
+    size = len(content) if synced is None else synced
+    partial.with_suffix(".json").write_text(json.dumps({"version": version, "size": size}))
 
 
 def test_file_arrives_and_everyone_may_read_it(fetch: Fetching) -> None:
@@ -140,7 +150,7 @@ def test_another_version_is_fetched_anew(fetch: Fetching) -> None:
 
 def test_journal_that_a_crash_cut_off_is_read_as_far_as_it_goes(fetch: Fetching) -> None:
     fetch()
-    journal = fetch.folder / JOURNAL
+    journal = state_of(fetch.folder) / JOURNAL
     journal.write_text(journal.read_text() + '{"name": "other.bin", "addr')
     fetch.server.add("/small.bin", b"small")
     fetch("/small.bin")
@@ -148,6 +158,70 @@ def test_journal_that_a_crash_cut_off_is_read_as_far_as_it_goes(fetch: Fetching)
     fetch()
     fetch("/small.bin")
     assert fetch.server.requests == []
+
+
+def test_only_what_was_on_the_disk_for_sure_is_continued(fetch: Fetching) -> None:
+    """After a crash of the node the rest of the partial file may be anything."""
+    tag = f'"{hashlib.sha1(CONTENT).hexdigest()}"'
+    leave_partial(fetch, CONTENT[:HALF] + bytes(1 << 20), tag, synced=HALF)
+    assert fetch().read_bytes() == CONTENT
+    assert fetch.server.asked("/big.bin") == [f"bytes={HALF - 1}-"]
+
+
+@pytest.mark.parametrize("left", [HALF - 1, 0])
+def test_partial_file_that_lost_what_was_noted_is_begun_anew(fetch: Fetching, left: int) -> None:
+    tag = f'"{hashlib.sha1(CONTENT).hexdigest()}"'
+    leave_partial(fetch, CONTENT[:left], tag, synced=HALF)
+    assert fetch().read_bytes() == CONTENT
+    assert fetch.server.asked("/big.bin") == [None]
+
+
+def test_crash_after_the_file_is_cut_leaves_no_old_bytes_under_the_new_version(
+    fetch: Fetching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version was noted before the old bytes were cut off, and nothing told which of them were on the disk."""
+    leave_partial(fetch, CONTENT[::-1][:HALF], '"old"')
+    seen: list[tuple[bool, int]] = []
+    read = transfer._read_chunks
+
+    def watch(stream: BinaryIO, num_bytes: int) -> Iterator[bytes]:
+        with Journal(fetch.folder) as journal:
+            partial = journal.partial_of("big.bin")
+        seen.append((partial.with_suffix(".json").exists(), partial.stat().st_size))
+        return read(stream, num_bytes)
+
+    monkeypatch.setattr(transfer, "_read_chunks", watch)
+    assert fetch().read_bytes() == CONTENT
+    assert seen == [(False, 0)]
+
+
+def test_long_file_is_synced_and_noted_while_it_comes(fetch: Fetching, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[int] = []
+    keep = transfer._Transfer._keep
+
+    def note(self: transfer._Transfer, stream: BinaryIO, version: str, size: int) -> None:
+        noted.append(size)
+        keep(self, stream, version, size)
+
+    monkeypatch.setattr(transfer._Transfer, "_keep", note)
+    monkeypatch.setattr(transfer, "_SYNC_BYTES", 2 << 20)
+    fetch()
+    assert len(noted) >= 3
+    assert noted == sorted(noted)
+
+
+@pytest.mark.parametrize(
+    "name", [".fetched.jsonl", "fetched.jsonl", ".commit.json", ".big.bin.partial", "big.bin.json"]
+)
+def test_file_of_any_name_replaces_nothing_of_ours(fetch: Fetching, name: str) -> None:
+    fetch.server.add(f"/{name}", b"{}")
+    fetch.server.faults["/big.bin"] = [Fault(break_after=HALF), Fault(status=503), Fault(status=503)]
+    fetch.failure()
+    assert fetch(f"/{name}").read_bytes() == b"{}"
+    fetch.server.requests.clear()
+    assert fetch().read_bytes() == CONTENT
+    assert fetch(f"/{name}").read_bytes() == b"{}"
+    assert [(request.path, request.range) for request in fetch.server.requests] == [("/big.bin", f"bytes={HALF - 1}-")]
 
 
 def test_file_that_changed_in_between_is_begun_anew(fetch: Fetching) -> None:
@@ -198,16 +272,12 @@ def test_digest_makes_up_for_a_version(fetch: Fetching) -> None:
 
 
 def test_partial_file_longer_than_the_file_is_thrown_away(fetch: Fetching) -> None:
-    partial = aside_of(fetch.folder / "big.bin")
-    partial.write_bytes(CONTENT + b"more")
-    partial.with_name(f"{partial.name}-version").write_text("")
+    leave_partial(fetch, CONTENT + b"more")
     assert fetch(digest=Digest(algorithm="sha256", hex=SHA256)).read_bytes() == CONTENT
 
 
 def test_partial_file_that_was_whole_needs_one_more_byte(fetch: Fetching) -> None:
-    partial = aside_of(fetch.folder / "big.bin")
-    partial.write_bytes(CONTENT)
-    partial.with_name(f"{partial.name}-version").write_text("")
+    leave_partial(fetch, CONTENT)
     assert fetch(digest=Digest(algorithm="sha256", hex=SHA256)).read_bytes() == CONTENT
     assert fetch.server.asked("/big.bin") == [f"bytes={len(CONTENT) - 1}-"]
 
@@ -363,9 +433,7 @@ def test_digests(fetch: Fetching, algorithm: str, right: str) -> None:
 
 def test_content_that_comes_right_at_the_second_time(fetch: Fetching) -> None:
     fetch.server.faults["/big.bin"] = [Fault(break_after=HALF)]
-    partial = aside_of(fetch.folder / "big.bin")
-    partial.write_bytes(bytes(HALF))
-    partial.with_name(f"{partial.name}-version").write_text("")
+    leave_partial(fetch, bytes(HALF))
     assert fetch(digest=Digest(algorithm="sha256", hex=SHA256)).read_bytes() == CONTENT
 
 

@@ -45,7 +45,11 @@ ENV_TERMINATION_LOG = "LLAVA_TERMINATION_LOG"
 """Where the result is written instead of TERMINATION_LOG_PATH, outside a container."""
 
 _MAX_MESSAGE = 4096
-_STORAGE_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_STORAGE_REASONS = {
+    errno.ENOSPC: Reason.STORAGE_FULL, errno.EDQUOT: Reason.STORAGE_FULL, errno.EROFS: Reason.STORAGE_UNWRITABLE,
+    errno.EIO: Reason.STORAGE_UNWRITABLE, errno.ESTALE: Reason.STORAGE_UNWRITABLE,
+}  # fmt: skip
+"""What is wrong with the volume, by the system's word: full, read-only, broken, gone."""
 
 logger = logging.getLogger(__name__)
 
@@ -121,9 +125,9 @@ def explain(error: BaseException, log_tail: str) -> StageFailure:
         return StageFailure(reason=error.reason, message=_fit(error.message), rank=error.rank, log_tail=error.log_tail)
     if isinstance(error, Interrupted):
         return StageFailure(reason=Reason.INTERRUPTED, message="the pod was asked to stop (SIGTERM)")
-    full = _find_storage_full(error)
-    if full is not None:
-        return StageFailure(reason=Reason.STORAGE_FULL, message=_fit(f"writing failed: {full}"))
+    trouble = _find_storage_trouble(error)
+    if trouble is not None and trouble.errno is not None:
+        return StageFailure(reason=_STORAGE_REASONS[trouble.errno], message=_fit(f"writing failed: {trouble}"))
     message = _fit(f"{type(error).__name__}: {error}")
     return StageFailure(reason=Reason.INTERNAL_ERROR, message=message, log_tail=log_tail)
 
@@ -178,11 +182,11 @@ def _leave_result(result: StageResult) -> None:
         logger.warning("the result could not be written to %s: %s", path, error.strerror)
 
 
-def _find_storage_full(error: BaseException) -> OSError | None:
-    """The full disk behind ``error``, also where a library wrapped it."""
+def _find_storage_trouble(error: BaseException) -> OSError | None:
+    """The disk's error behind ``error``, also where a library wrapped it."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _STORAGE_FULL:
+        if isinstance(seen, OSError) and seen.errno in _STORAGE_REASONS:
             return seen
         seen = seen.__cause__ or seen.__context__
     return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from llava_trainer.errors import StageError
 from llava_trainer.sources.journal import Journal
 from llava_trainer.sources.progress import Progress
+from llava_trainer.sources.refusals import unavailable
 from llava_trainer.sources.remote import RemoteFile
 from llava_trainer.sources.retrying import StoppedError
 from llava_trainer.sources.room import check_space
@@ -47,11 +48,15 @@ class Gatherer:
 
     catalogue: Catalogue
     downloader: Downloader
-    folder: Path
     journal: Journal
     progress: Progress
     missing: set[str] = field(default_factory=set)
     """Names that were asked for and that the source does not have."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the files come to lie."""
+        return self.journal.folder
 
     def gather(self, names: Collection[str]) -> None:
         """Fetch what the source has of these files; ``missing`` tells what it has not.
@@ -103,8 +108,13 @@ class Gatherer:
                 if remote is None:
                     return
                 try:
-                    self.downloader.fetch(remote, self.folder, self.journal, may_miss=True)
+                    self.downloader.fetch(remote, self.journal, may_miss=True)
                 except MissingError:
+                    if self.catalogue.names is not None:
+                        raise unavailable(
+                            f"{self.downloader.field}: {remote.address} is listed, but the server does not have it any "
+                            "more: create the run again when nobody writes there"
+                        ) from None
                     self.missing.add(remote.name)
         except BaseException:
             self.downloader.stop.set()

@@ -1,6 +1,7 @@
 """What has been fetched into a folder, so that another attempt of the stage fetches nothing twice."""
 
 import contextlib
+import hashlib
 import os
 import threading
 from pathlib import Path
@@ -12,7 +13,9 @@ from pydantic import Field, ValidationError
 from llava_api.base import Lenient
 from llava_trainer.files import sha256_file, sync_file_system
 
-JOURNAL = ".fetched.jsonl"
+JOURNAL = "fetched.jsonl"
+_PARTIAL = "partial"
+_NAME_DIGITS = 40
 
 
 class Fetched(Lenient):
@@ -27,6 +30,14 @@ class Fetched(Lenient):
     """Commit, ETag or time of change, as the server told it; empty if it did not."""
 
 
+def state_of(folder: Path) -> Path:
+    """Where it stands what has been fetched into ``folder``, and where files lie until they are whole.
+
+    Beside it, so that no file of a source takes the place of ours, whatever its name.
+    """
+    return folder.with_name(f".{folder.name}.state")
+
+
 class Journal:
     """The files of one folder. Lines are appended; what a crash cut off is passed over.
 
@@ -36,8 +47,10 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = folder / JOURNAL
-        self._folder = folder
+        self.folder = folder
+        self._state = state_of(folder)
+        (self._state / _PARTIAL).mkdir(parents=True, exist_ok=True)
+        self._file = self._state / JOURNAL
         self._known = {one.name: one for one in _read(self._file)}
         self._lock = threading.Lock()
         self._stream = self._file.open("a", encoding="utf-8")
@@ -54,8 +67,12 @@ class Journal:
         with self._lock, self._stream:
             self._stream.flush()
             if error is None:
-                sync_file_system(self._folder)
+                sync_file_system(self.folder)
             os.fsync(self._stream.fileno())
+
+    def partial_of(self, name: str) -> Path:
+        """Where a file of this name is written until it is whole. A hash, because names may be as long as they can."""
+        return self._state / _PARTIAL / hashlib.sha256(name.encode()).hexdigest()[:_NAME_DIGITS]
 
     def add(self, fetched: Fetched) -> None:
         """A file has got its name."""
@@ -75,7 +92,7 @@ class Journal:
         known = self._known.get(name)
         if known is None or known.address != address or (version and known.version != version):
             return None
-        path = self._folder / name
+        path = self.folder / name
         with contextlib.suppress(OSError):
             if path.stat().st_size == known.size and sha256_file(path) == f"sha256:{known.sha256}":
                 return known

@@ -48,7 +48,7 @@ def fetch_and_unpack(
         return
     progress.begin(what, remote.size or 0)
     with Journal(keep) as journal:
-        fetched = downloader.fetch(remote, keep, journal)
+        fetched = downloader.fetch(remote, journal)
     progress.begin(f"{what}: unpacking it")
     num_files = unpack(
         keep / fetched.name, folder, field=downloader.field, address=remote.address, on_bytes=progress.add

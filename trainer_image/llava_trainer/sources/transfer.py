@@ -1,19 +1,23 @@
 """One file from a server to the volume: in pieces where it broke off, checked, renamed.
 
-A file that is being fetched lies aside of its name; beside it stands which version of it that is, so that another
-try, or another attempt of the stage, asks for the rest only. Memory: one chunk.
+A file that is being fetched lies aside; beside it stands which version of it that is and how much of it is on the disk
+for sure, so that another try, or another attempt of the stage, asks for the rest only: after a crash of the node what
+was written last may be anything. Memory: one chunk.
 """
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import httpx
+from pydantic import Field, ValidationError
 
-from llava_trainer.files import aside_of
+from llava_api.base import Lenient
+from llava_trainer.files import write_whole
 from llava_trainer.sources.exchange import (
     Body,
     check_encoding,
@@ -34,10 +38,21 @@ from llava_trainer.sources.sums import Sums
 CHUNK_BYTES = 1 << 20
 RESUMABLE_BYTES = 8 << 20
 """Shorter files are begun anew: asking for the rest of them would save nothing."""
+_SYNC_BYTES = 64 << 20
+"""How much a crash of the node may cost of a file."""
 _GAIN_BYTES = 16 << 20
 """A try that got so much further is no failure in a row."""
 _SPACE_BYTES = 64 << 20
 """How often the volume's free space is looked at while a file of unknown length comes in."""
+
+
+class _Partial(Lenient):
+    """What stands beside a file that is not whole."""
+
+    version: str
+    """As the server told it; empty if it did not."""
+    size: Annotated[int, Field(ge=0)]
+    """Bytes that have been synced."""
 
 
 class _PieceError(Exception):
@@ -66,8 +81,8 @@ class Downloader:
     patience: Patience
     stop: threading.Event
 
-    def fetch(self, remote: RemoteFile, folder: Path, journal: Journal, *, may_miss: bool = False) -> Fetched:
-        """Fetch one file to ``folder / remote.name``, unless it is there already.
+    def fetch(self, remote: RemoteFile, journal: Journal, *, may_miss: bool = False) -> Fetched:
+        """Fetch one file to its name in the journal's folder, unless it is there already.
 
         Raises:
             StageError: SourceRefused, SourceUnavailable or StorageFull, naming field, address and fix.
@@ -78,14 +93,14 @@ class Downloader:
         if found is not None:
             self.progress.add(found.size, remote.name)
             return found
-        path = folder / remote.name
+        path = journal.folder / remote.name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise refused(
                 f"{self.field}: {remote.address} needs a folder where the source has a file: {error}"
             ) from error
-        transfer = _Transfer(self, remote, path, may_miss=may_miss)
+        transfer = _Transfer(self, remote, path, journal.partial_of(remote.name), may_miss=may_miss)
         repeatedly = Retrier(what=f"{self.field}: {remote.address}", patience=self.patience, stop=self.stop)
         fetched = repeatedly(transfer.attempt, transfer.take_gain)
         journal.add(fetched)
@@ -95,12 +110,14 @@ class Downloader:
 class _Transfer:
     """The tries of one file."""
 
-    def __init__(self, downloader: Downloader, remote: RemoteFile, path: Path, *, may_miss: bool) -> None:
+    def __init__(
+        self, downloader: Downloader, remote: RemoteFile, path: Path, partial: Path, *, may_miss: bool
+    ) -> None:  # fmt: skip
         self._by = downloader
         self._remote = remote
         self._path = path
-        self._aside = aside_of(path)
-        self._version_file = self._aside.with_name(f"{self._aside.name}-version")
+        self._partial = partial
+        self._state_file = partial.with_suffix(".json")
         self._may_miss = may_miss
         self._num_mismatches = 0
         self._gained = 0
@@ -147,21 +164,28 @@ class _Transfer:
             )
         size = self._expected_size(body)
         self._check_space(size - body.begin if size is not None else 0)
-        if size is None or size >= RESUMABLE_BYTES:
-            self._version_file.write_text(version, encoding="ascii", errors="ignore")
+        resumable = size is None or size >= RESUMABLE_BYTES
+        if not body.begin:
+            # Before the file is cut: a crash in between must not leave the old bytes under the new version.
+            self._state_file.unlink(missing_ok=True)
         sums = Sums(self._remote.digest, size)
         self._count(body.begin - self._counted)
-        with self._aside.open("r+b" if body.begin else "wb") as stream:
+        with self._partial.open("r+b" if body.begin else "wb") as stream:
             for chunk in _read_chunks(stream, body.begin):
                 sums.update(chunk)
             stream.truncate()
-            self._write(response, stream, sums, body.end if size is None else size)
-        if body.end is not None and sums.size < body.end:
-            raise TransientError(f"the connection ended after {sums.size:,} of {body.end:,} bytes")
-        return self._finish(response, sums, size, body.begin)
+            try:
+                self._write(response, stream, sums, body.end if size is None else size, version if resumable else None)
+                _check_end(body, sums.size, size)
+            except BaseException:
+                if resumable and self._partial.exists():
+                    self._keep(stream, version, sums.size)
+                raise
+        return self._finish(response, sums, size)
 
-    def _write(self, response: httpx.Response, stream: BinaryIO, sums: Sums, most: int | None) -> None:
-        unchecked = 0
+    def _write(self, response: httpx.Response, stream: BinaryIO, sums: Sums, most: int | None, version: str | None
+    ) -> None:  # fmt: skip
+        unchecked = unsynced = 0
         for chunk in response.iter_raw():
             if self._by.stop.is_set():
                 raise StoppedError
@@ -176,23 +200,29 @@ class _Transfer:
             sums.update(chunk)
             self._gained += len(chunk)
             self._count(len(chunk))
+            unsynced += len(chunk)
+            if unsynced >= _SYNC_BYTES and version is not None:
+                self._keep(stream, version, sums.size)
+                unsynced = 0
 
-    def _finish(self, response: httpx.Response, sums: Sums, size: int | None, begin: int) -> Fetched:
-        if size is not None and sums.size < size:
-            if sums.size - begin >= CHUNK_BYTES:
-                raise _PieceError
-            raise TransientError(f"only {sums.size - begin:,} bytes of the rest at a time")
+    def _keep(self, stream: BinaryIO, version: str, size: int) -> None:
+        """Note how much of the file is on the disk for sure, and of which version."""
+        stream.flush()
+        os.fdatasync(stream.fileno())
+        write_whole(self._state_file, _Partial(version=version, size=size).model_dump_json())
+
+    def _finish(self, response: httpx.Response, sums: Sums, size: int | None) -> Fetched:
         problem = sums.find_mismatch(self._remote.digest, size, response)
         if problem is not None:
             raise self._mismatch(problem)
-        self._aside.chmod(0o644)
+        self._partial.chmod(0o644)
         try:
-            self._aside.rename(self._path)
+            self._partial.rename(self._path)
         except IsADirectoryError as error:
             raise refused(
                 f"{self._by.field}: {self._remote.address} is a file where the source has a folder too"
             ) from error
-        self._version_file.unlink(missing_ok=True)
+        self._state_file.unlink(missing_ok=True)
         return Fetched(
             name=self._remote.name, address=self._remote.address, size=sums.size, sha256=sums.sha256,
             version=self._remote.version or version_of(response),
@@ -201,16 +231,15 @@ class _Transfer:
     def _find_partial(self) -> tuple[int, str]:
         """Bytes that are there already, and of which version; 0 if it has to be begun anew."""
         try:
-            size = self._aside.stat().st_size
-        except FileNotFoundError:
-            return 0, ""
-        try:
-            version = self._version_file.read_text(encoding="ascii")
-        except (FileNotFoundError, UnicodeDecodeError):
+            known = _Partial.model_validate_json(self._state_file.read_bytes())
+            size = self._partial.stat().st_size
+        except (FileNotFoundError, ValidationError):
             return 0, ""
         # Without a version the digest will tell whether the pieces fit together. The last byte is asked for again: a
         # file that was all there would have no rest to ask for.
-        return (max(0, size - 1), version) if version or self._remote.digest else (0, "")
+        if size < known.size or not (known.version or self._remote.digest):
+            return 0, ""
+        return max(0, known.size - 1), known.version
 
     def _accept(self, response: httpx.Response, offset: int, version: str) -> Body:
         """What the body that follows holds.
@@ -273,8 +302,23 @@ class _Transfer:
         self._by.progress.add(num_bytes, self._remote.name)
 
     def _discard(self) -> None:
-        self._aside.unlink(missing_ok=True)
-        self._version_file.unlink(missing_ok=True)
+        self._partial.unlink(missing_ok=True)
+        self._state_file.unlink(missing_ok=True)
+
+
+def _check_end(body: Body, size: int, whole: int | None) -> None:
+    """Hold what is there against where the body was to end, and the file.
+
+    Raises:
+        TransientError: it broke off.
+        _PieceError: the body has come in, and there is more.
+    """
+    if body.end is not None and size < body.end:
+        raise TransientError(f"the connection ended after {size:,} of {body.end:,} bytes")
+    if whole is not None and size < whole:
+        if size - body.begin < CHUNK_BYTES:
+            raise TransientError(f"only {size - body.begin:,} bytes of the rest at a time")
+        raise _PieceError
 
 
 def _read_chunks(stream: BinaryIO, num_bytes: int) -> Iterator[bytes]:
