@@ -4,10 +4,12 @@ import io
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
-from ruamel.yaml import YAML, RoundTripRepresenter, ScalarNode
+from ruamel.yaml import YAML, ScalarNode
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from llava_trainer.translate.draft import Note, Place
@@ -99,10 +101,11 @@ class _Representer(RoundTripRepresenter):
         """YAML 1.1 takes 2e-05 for text: there has to be a point."""
         text = repr(value)
         if value and not 1e-2 <= abs(value) < 1e6:
-            mantissa, exponent = f"{value:e}".split("e")
-            digits = mantissa.rstrip("0")
-            text = f"{digits}{'0' if digits.endswith('.') else ''}e{int(exponent):+d}"
-        return self.represent_scalar("tag:yaml.org,2002:float", text)
+            # All its digits, which a format of floats would round.
+            mantissa, exponent = f"{Decimal(text).normalize():e}".split("e")
+            text = f"{mantissa}{'' if '.' in mantissa else '.0'}e{int(exponent):+d}"
+        node: ScalarNode = self.represent_scalar("tag:yaml.org,2002:float", text)
+        return node
 
 
 _Representer.add_representer(float, _Representer.represent_float)
