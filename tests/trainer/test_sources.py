@@ -7,6 +7,7 @@ has fetched is not fetched again; every refusal names the field, the address and
 import functools
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -34,13 +35,15 @@ from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
 from llava_trainer.files import sync_file_system
 from llava_trainer.outcome import Interrupted
-from llava_trainer.sources import journal, network
+from llava_trainer.sources import gathering, journal, network
 from llava_trainer.sources.address import BucketAddress
 from llava_trainer.sources.bucket import Bucket
 from llava_trainer.sources.credentials import read_credentials
 from llava_trainer.sources.fetching import Input, Surroundings, fetch_inputs
+from llava_trainer.sources.gathering import make_catalogue
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.progress import Progress
+from llava_trainer.sources.remote import Listed, RemoteFile
 from llava_trainer.sources.retrying import Patience, Retrier
 from llava_trainer.sources.transfer import Downloader
 from tests.trainer.runs import Recorder, run_config
@@ -342,6 +345,8 @@ def s3(authority: Authority) -> Iterator[str]:
         for name, content in DATASET.items():
             put(Key=f"set/{name}", Body=content)
         put(Key="set/", Body=b"")
+        put(Key="odd//model.safetensors", Body=b"odd")
+        put(Key="odd/config.json", Body=b"{}")
         put(Key="set2/train.json", Body=b"of another folder")
         put(Key="large/config.json", Body=b"{}")
         upload_in_parts(open_bucket(endpoint, authority), "large/model.safetensors", b"12345678" * (1 << 20))
@@ -367,6 +372,15 @@ def test_model_and_dataset_of_s3(s3_world: World) -> None:
     assert found["dataset"].origin == "s3://bucket/set"
 
 
+def test_key_that_is_no_plain_path_is_put_where_it_leads(s3_world: World) -> None:
+    s3_world.model["source"] = "s3://bucket/odd"
+    folder = s3_world.fetch()["model"].path
+    assert names_in(folder) == ["config.json"]
+    s3_world.model["source"] = "s3://bucket/odd/"
+    s3_world.dataset |= {"source": "s3://bucket", "file": "odd/model.safetensors", "images": "odd", "validation": {}}
+    assert names_in(s3_world.fetch()["dataset"].path) == ["odd/model.safetensors"]
+
+
 def test_bucket_without_keys_is_asked_anonymously(world: World, s3: str) -> None:
     world.secret("model", endpoint=s3)
     world.model["source"] = "s3://bucket/a model"
@@ -390,7 +404,8 @@ def test_object_that_changes_between_listing_and_fetching(
     folder = tmp_path / "fetched"
     folder.mkdir()
     bucket = Bucket(BucketAddress(bucket="bucket", prefix="moving"), credentials, way_out, "spec.model.source")
-    [listed] = bucket.list_files(Retrier(what="it", patience=Patience(tries=1), stop=threading.Event()))
+    [found] = bucket.list_files(Retrier(what="it", patience=Patience(tries=1), stop=threading.Event()))
+    listed = bucket.locate(found)
     assert listed.digest is None
     upload_in_parts(writer, "moving/model.safetensors", b"87654321" * (1 << 20))
     with journal.Journal(folder) as fetched, pytest.raises(StageError) as caught:
@@ -1021,6 +1036,52 @@ def test_memory_is_bounded_by_a_piece(world: World, web: FileServer) -> None:
     finally:
         tracemalloc.stop()
     assert peak < len(content) // 4
+
+
+def test_a_million_listed_files_do_not_fill_the_memory() -> None:
+    """They took 1.2 GB: an object with its closures, strings and digest for each."""
+    many = 100_000
+    listed = (Listed(f"images/{index:08x}/{index:032x}.jpg", index, bytes(32)) for index in range(many))
+
+    def locate(one: Listed) -> RemoteFile:
+        return RemoteFile(name=one.name, address=one.name, url=lambda: one.name, size=one.size)
+
+    tracemalloc.start()
+    try:
+        catalogue = make_catalogue("s3://b", listed, locate, "spec.dataset.source")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak / many < 350
+    found = catalogue.find(f"images/{7:08x}/{7:032x}.jpg")
+    assert found is not None
+    assert found.size == 7
+    assert catalogue.find("images/none.jpg") is None
+
+
+def test_listing_that_has_too_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "MAX_FILES", 10)
+    endless = (Listed(str(index), 1, b"") for index in itertools.count())
+    with pytest.raises(StageError, match="holds more than 10 files: name a folder with fewer"):
+        make_catalogue("s3://b", endless, lambda one: pytest.fail("nothing is asked for"), "spec.dataset.source")
+
+
+def test_a_million_fetched_files_do_not_fill_the_memory(tmp_path: Path) -> None:
+    many = 20_000
+    names = [f"images/{index:08x}/{index:032x}.jpg" for index in range(many)]
+    with journal.Journal(tmp_path / "files") as written:
+        for name in names:
+            written.add(
+                journal.Fetched(name=name, address=f"s3://bucket/{name}", size=9, sha256="0" * 64, version="1" * 32)
+            )
+    tracemalloc.start()
+    try:
+        with journal.Journal(tmp_path / "files") as read:
+            peak = tracemalloc.get_traced_memory()[1]
+            assert read._look_up(names[7]) is not None
+    finally:
+        tracemalloc.stop()
+    assert peak / many < 400
 
 
 def test_claims_are_read_in_place(world: World) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.sources import pacing, transfer
+from llava_trainer.sources import journal, pacing, transfer
 from llava_trainer.sources.journal import JOURNAL, Journal, state_of
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.progress import Progress
@@ -577,6 +577,21 @@ def test_name_that_is_file_and_folder(fetch: Fetching) -> None:
     fetch("/c/d")
     fetch.server.add("/c", b"file")
     assert "is a file where the source has a folder too" in fetch.failure(path="/c").message
+
+
+def test_names_that_differ_in_capitals_only(fetch: Fetching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two files, as long as the volume tells them apart; the first would be replaced on one that does not."""
+    for name in ("A.jpg", "a.jpg", "B.jpg", "b.jpg", "stra\u00dfe.jpg", "STRASSE.jpg"):
+        fetch.server.add(f"/{name}", name.encode())
+    assert (fetch("/A.jpg").read_bytes(), fetch("/a.jpg").read_bytes()) == (b"A.jpg", b"a.jpg")
+    monkeypatch.setattr(journal, "_is_caseless", lambda folder: True)
+    assert fetch("/B.jpg").read_bytes() == b"B.jpg"
+    error = fetch.failure(path="/b.jpg")
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert "https://host/b.jpg and B.jpg are one file on the run's volume" in error.message
+    assert (fetch.folder / "B.jpg").read_bytes() == b"B.jpg"
+    fetch("/stra\u00dfe.jpg")
+    assert "are one file on the run's volume" in fetch.failure(path="/STRASSE.jpg").message
 
 
 def test_progress_counts_each_byte_once(fetch: Fetching) -> None:

@@ -62,6 +62,8 @@ class FileServer:
         """What the Authorization header must be."""
         self.has_tags = True
         self.requests: list[Request] = []
+        self.posts: list[bytes] = []
+        """Bodies of what was pushed here."""
         self.base = ""
 
     def add(self, path: str, content: bytes) -> bytes:
@@ -117,6 +119,10 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_of_files: FileServer
+
+    def do_POST(self) -> None:
+        self.server_of_files.posts.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self._send(200, b"{}", {}, Fault())
 
     def do_HEAD(self) -> None:
         self.do_GET()

@@ -24,10 +24,12 @@ from llava_trainer.sources.address import BucketAddress
 from llava_trainer.sources.credentials import Credentials
 from llava_trainer.sources.exchange import explain_transport, origin_of, parse_wait_s, read_bounded
 from llava_trainer.sources.refusals import TransientError, explain_failure, refused, secret_field
-from llava_trainer.sources.remote import Digest, RemoteFile, bare_etag, check_name
+from llava_trainer.sources.remote import Digest, Listed, RemoteFile, bare_etag, check_name
 from llava_trainer.sources.retrying import Retrier
 
 DEFAULT_REGION = "us-east-1"
+_SEPARATOR = "\0"
+"""Of an ETag and a key, neither of which can hold it."""
 _SIGNED_FOR_S = 3600
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 # What botocore would otherwise look up in the environment and in ~/.aws.
@@ -65,35 +67,39 @@ class Bucket:
         self._client = _build_client(self._endpoint, region, credentials)
         self._client.meta.events.register("before-send.s3", self._send)
 
-    def list_files(
-        self, repeatedly: Retrier, is_wanted: Callable[[str], bool] = lambda name: True
-    ) -> Iterator[RemoteFile]:
+    def list_files(self, repeatedly: Retrier, is_wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Listed]:
         """The objects below the prefix, named relative to it. A page that fails is asked for again by itself.
 
         Raises:
             StageError: SourceRefused or SourceUnavailable, naming field, address and fix.
         """
         place = f"s3://{self._address.bucket}"
-        start = f"{self._address.prefix}/" if self._address.prefix else ""
-        for entry in self._list(repeatedly, start):
-            key = entry["Key"]
-            name = key.removeprefix(start)
+        for entry in self._list(repeatedly, self._start):
+            name = entry["Key"].removeprefix(self._start)
             if not name or name.endswith("/") or not is_wanted(name):
                 continue
-            tag = entry.get("ETag", "")
-            md5 = _MD5.fullmatch(tag)
-            yield RemoteFile(
-                name=check_name(name, self._field, place),
-                address=f"{place}/{key}",
-                url=self._locate(key),
-                version=tag,
-                etag=bare_etag(tag),
-                size=entry["Size"],
-                # That of an object that was uploaded in parts is no digest of its content. Its checksums cannot be
-                # had: a signed address allows no x-amz- header that was not signed with it (x-amz-checksum-mode), and
-                # of objects in parts they are mostly one of the parts' sums.
-                digest=Digest(algorithm="md5", hex=md5[1]) if md5 else None,
-            )
+            # Of keys like a//b the place differs from the name.
+            placed = check_name(name, self._field, place)
+            original = "" if placed == name else name
+            yield Listed(placed, entry["Size"], f"{entry.get('ETag', '')}{_SEPARATOR}{original}".encode())
+
+    def locate(self, listed: Listed) -> RemoteFile:
+        """How to fetch an object."""
+        tag, _, original = listed.tag.decode().partition(_SEPARATOR)
+        key = f"{self._start}{original or listed.name}"
+        md5 = _MD5.fullmatch(tag)
+        return RemoteFile(
+            name=listed.name,
+            address=f"s3://{self._address.bucket}/{key}",
+            url=lambda: self._sign(key),
+            version=tag,
+            etag=bare_etag(tag),
+            size=listed.size,
+            # That of an object that was uploaded in parts is no digest of its content. Its checksums cannot be had: a
+            # signed address allows no x-amz- header that was not signed with it (x-amz-checksum-mode), and of objects
+            # in parts they are mostly one of the parts' sums.
+            digest=Digest(algorithm="md5", hex=md5[1]) if md5 else None,
+        )
 
     def _list(self, repeatedly: Retrier, start: str) -> Iterator[dict[str, Any]]:
         token: str | None = None
@@ -116,14 +122,15 @@ class Bucket:
             raise explain_transport(error, self._field, f"{self._told} at {self._endpoint}") from error
         return page
 
-    def _locate(self, key: str) -> Callable[[], str]:
+    def _sign(self, key: str) -> str:
         if self._is_anonymous:
-            return lambda: f"{self._endpoint}/{self._address.bucket}/{quote(key)}"
-        return lambda: str(
-            self._client.generate_presigned_url(
-                "get_object", Params={"Bucket": self._address.bucket, "Key": key}, ExpiresIn=_SIGNED_FOR_S
-            )
-        )
+            return f"{self._endpoint}/{self._address.bucket}/{quote(key)}"
+        place = {"Bucket": self._address.bucket, "Key": key}
+        return str(self._client.generate_presigned_url("get_object", Params=place, ExpiresIn=_SIGNED_FOR_S))
+
+    @property
+    def _start(self) -> str:
+        return f"{self._address.prefix}/" if self._address.prefix else ""
 
     def _send(self, request: Any, **_: Any) -> AWSResponse:
         """Send what boto3 has signed by our own client: proxies, authorities and limits exist once.

@@ -150,10 +150,13 @@ class _Errand:
             commit = _read_commit(folder, role.source) or repository.resolve()
             write_whole(state_of(folder) / _COMMIT_FILE, _Commit(source=role.source, commit=commit).model_dump_json())
             logger.info("%s: %s is at commit %s", role.field, told, commit)
-            return make_catalogue(f"hf://{address.repository}@{commit}", repository.list_files(commit, is_wanted))
+            return make_catalogue(
+                f"hf://{address.repository}@{commit}", repository.list_files(commit, is_wanted),
+                lambda listed: repository.locate(listed, commit), role.field,
+            )  # fmt: skip
         if isinstance(address, BucketAddress):
             bucket = Bucket(address, credentials, self.client, role.field)
-            return make_catalogue(told, bucket.list_files(repeatedly, is_wanted))
+            return make_catalogue(told, bucket.list_files(repeatedly, is_wanted), bucket.locate, role.field)
         headers = web_headers(credentials)
         return Catalogue(
             address=web.show(address), names=None,

@@ -10,13 +10,14 @@ from pathlib import Path
 from llava_trainer.errors import StageError
 from llava_trainer.sources.journal import Journal
 from llava_trainer.sources.progress import Progress
-from llava_trainer.sources.refusals import unavailable
-from llava_trainer.sources.remote import RemoteFile
+from llava_trainer.sources.refusals import refused, unavailable
+from llava_trainer.sources.remote import Listed, RemoteFile
 from llava_trainer.sources.retrying import StoppedError
 from llava_trainer.sources.room import check_space
 from llava_trainer.sources.transfer import Downloader, MissingError
 
 NUM_CONNECTIONS = 8
+MAX_FILES = 5_000_000
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +37,27 @@ class Catalogue:
     find: Callable[[str], RemoteFile | None]
 
 
-def make_catalogue(address: str, listed: Iterable[RemoteFile]) -> Catalogue:
-    """The catalogue of a source that lists its files."""
-    files = {remote.name: remote for remote in listed}
-    return Catalogue(address=address, names=files.keys(), find=files.get)
+def make_catalogue(
+    address: str, listed: Iterable[Listed], locate: Callable[[Listed], RemoteFile], field: str
+) -> Catalogue:
+    """The catalogue of a source that lists its files. In memory are names, sizes and digests (about 250 bytes a file).
+
+    Raises:
+        StageError: SourceRefused, beyond ``MAX_FILES``; what listing raises.
+    """
+    files: dict[str, tuple[int, bytes]] = {}
+    for name, size, tag in listed:
+        files[name] = (size, tag)
+        if len(files) > MAX_FILES:
+            raise refused(
+                f"{field}: {address} holds more than {MAX_FILES:,} files: name a folder with fewer, or pack them"
+            )
+
+    def find(name: str) -> RemoteFile | None:
+        known = files.get(name)
+        return None if known is None else locate(Listed(name, *known))
+
+    return Catalogue(address=address, names=files.keys(), find=find)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,27 +82,27 @@ class Gatherer:
         Raises:
             StageError: the first that one of them raised; the others are stopped.
         """
-        found = {name: self.catalogue.find(name) for name in names}
-        self.missing.update(name for name, remote in found.items() if remote is None)
-        wanted = [remote for remote in found.values() if remote is not None]
-        total = sum(remote.size or 0 for remote in wanted)
+        total = there = 0
+        wanted: list[str] = []
+        for name in names:
+            remote = self.catalogue.find(name)
+            if remote is None:
+                self.missing.add(name)
+                continue
+            wanted.append(name)
+            if remote.size is not None:
+                total += remote.size
+                there += min(remote.size, _size_of(self.folder / name))
         what = f"{self.downloader.field} {self.catalogue.address}"
         self.progress.begin(what, total)
-        self._check_space(wanted, what)
+        check_space(self.downloader.volume, total - there, what)
         logger.info("fetching %d files of %s (%.2f GB)", len(wanted), what, total / 1e9)
         self._fetch_all(wanted)
         self.progress.end()
 
-    def _check_space(self, wanted: Collection[RemoteFile], what: str) -> None:
-        there = 0
-        for remote in wanted:
-            path = self.folder / remote.name
-            if remote.size is not None and path.is_file():
-                there += min(remote.size, path.stat().st_size)
-        check_space(self.downloader.volume, sum(remote.size or 0 for remote in wanted) - there, what)
-
-    def _fetch_all(self, wanted: Collection[RemoteFile]) -> None:
-        waiting = iter(wanted)
+    def _fetch_all(self, wanted: Collection[str]) -> None:
+        # What there is to know of each, when its turn comes: of a million files it would fill the memory.
+        waiting = filter(None, map(self.catalogue.find, wanted))
         lock = threading.Lock()
         # Every worker takes from one iterator: a future for each of a million files would fill the memory.
         pool = ThreadPoolExecutor(max_workers=NUM_CONNECTIONS, thread_name_prefix="fetch")
@@ -119,3 +137,10 @@ class Gatherer:
         except BaseException:
             self.downloader.stop.set()
             raise
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -5,6 +5,7 @@ download that broke off anew in another attempt and checks sizes only, and its X
 that the server chooses. What a repository holds is data here.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Literal, TypeVar
 
@@ -18,11 +19,12 @@ from llava_trainer.sources.address import HubAddress
 from llava_trainer.sources.exchange import Origin, explain_transport, origin_of, parse_wait_s, read_bounded
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.refusals import TransientError, explain_failure, refused, secret_field, unavailable
-from llava_trainer.sources.remote import Digest, RemoteFile, check_name
+from llava_trainer.sources.remote import Digest, Listed, RemoteFile, check_name
 from llava_trainer.sources.retrying import Retrier
 
 RepositoryType = Literal["model", "dataset"]
 _Result = TypeVar("_Result")
+_SHA256_BYTES = 32
 _STRANGE_ANSWERS = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
 """What the library raises on answers that are none of a hub's."""
 
@@ -77,13 +79,12 @@ class Repository:
             raise refused(f"{self._field}: the hub tells no commit of {self._told}")
         return str(info.sha)
 
-    def list_files(self, commit: str, is_wanted: Callable[[str], bool] = lambda name: True) -> Iterator[RemoteFile]:
+    def list_files(self, commit: str, is_wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Listed]:
         """The files of a commit.
 
         Raises:
             StageError: as ``resolve``.
         """
-        credential = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         place = f"{self._told}@{commit}"
         entries = iter(
             self._api.list_repo_tree(self._address.repository, revision=commit, repo_type=self._kind, recursive=True)
@@ -91,21 +92,27 @@ class Repository:
         while (entry := self._call(lambda: next(entries, None))) is not None:
             if not isinstance(entry, RepoFile) or not is_wanted(entry.path):
                 continue
-            yield RemoteFile(
-                name=check_name(entry.path, self._field, place),
-                address=f"{place}/{entry.path}",
-                url=self._locate(entry.path, commit),
-                credential=credential,
-                version=commit,
-                size=entry.size,
-                digest=Digest(algorithm="sha256", hex=entry.lfs.sha256) if entry.lfs else
-                       Digest(algorithm="git", hex=entry.blob_id),
-            )  # fmt: skip
+            yield self._call(functools.partial(self._describe, entry, place))
 
-    def _locate(self, name: str, commit: str) -> Callable[[], str]:
-        return lambda: hf_hub_url(
-            self._address.repository, name, repo_type=self._kind, revision=commit, endpoint=self._api.endpoint
-        )
+    def _describe(self, entry: RepoFile, place: str) -> Listed:
+        tag = bytes.fromhex(entry.lfs.sha256 if entry.lfs else entry.blob_id)
+        return Listed(check_name(entry.path, self._field, place), int(entry.size), tag)
+
+    def locate(self, listed: Listed, commit: str) -> RemoteFile:
+        """How to fetch a file of a commit: of LFS with its SHA-256, another with git's own SHA-1."""
+        algorithm: Literal["sha256", "git"] = "sha256" if len(listed.tag) == _SHA256_BYTES else "git"
+        return RemoteFile(
+            name=listed.name,
+            address=f"{self._told}@{commit}/{listed.name}",
+            url=lambda: hf_hub_url(
+                self._address.repository, listed.name, repo_type=self._kind, revision=commit,
+                endpoint=self._api.endpoint,
+            ),
+            credential={"Authorization": f"Bearer {self._token}"} if self._token else {},
+            version=commit,
+            size=listed.size,
+            digest=Digest(algorithm=algorithm, hex=listed.tag.hex()),
+        )  # fmt: skip
 
     @property
     def _told(self) -> str:

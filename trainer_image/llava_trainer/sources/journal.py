@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import os
 import threading
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated
@@ -51,12 +53,15 @@ class Journal:
         self._state = state_of(folder)
         (self._state / _PARTIAL).mkdir(parents=True, exist_ok=True)
         self._file = self._state / JOURNAL
-        self._known = {one.name: one for one in _read(self._file)}
+        # Where the line of a file begins: what a million of them say would fill the memory.
+        self._known = dict(_read(self._file))
+        # Files by their names without capitals, where the volume does not tell them.
+        self._names = dict(map(_pair_folded, self._known)) if _is_caseless(self._state) else None
         self._lock = threading.Lock()
-        self._stream = self._file.open("a", encoding="utf-8")
-        if self._stream.tell():
+        self._stream = self._file.open("a+b")
+        if self._stream.seek(0, os.SEEK_END):
             # A line that was cut off must not swallow the next one.
-            self._stream.write("\n")
+            self._stream.write(b"\n")
 
     def __enter__(self) -> "Journal":
         return self
@@ -77,9 +82,19 @@ class Journal:
     def add(self, fetched: Fetched) -> None:
         """A file has got its name."""
         with self._lock:
-            self._known[fetched.name] = fetched
-            self._stream.write(fetched.model_dump_json(exclude_defaults=True) + "\n")
+            self._known[fetched.name] = self._stream.seek(0, os.SEEK_END)
+            self._stream.write(fetched.model_dump_json(exclude_defaults=True).encode() + b"\n")
             self._stream.flush()
+
+    def claim(self, name: str) -> str:
+        """Take a name for a file; returns the one that has its place on the volume already, mostly itself.
+
+        On a volume that does not tell capitals (SMB, Azure Files) ``a.jpg`` would replace ``A.jpg``.
+        """
+        if self._names is None:
+            return name
+        with self._lock:
+            return self._names.setdefault(*_pair_folded(name))
 
     def find_whole(self, name: str, address: str, version: str = "") -> Fetched | None:
         """The file of this name and address, if it is there and hashes to what it did when it was fetched.
@@ -89,7 +104,7 @@ class Journal:
             address: where it comes from.
             version: what the server tells of it now; another one than then means that it has changed. Empty: unknown.
         """
-        known = self._known.get(name)
+        known = self._look_up(name)
         if known is None or known.address != address or (version and known.version != version):
             return None
         path = self.folder / name
@@ -98,13 +113,36 @@ class Journal:
                 return known
         return None
 
+    def _look_up(self, name: str) -> Fetched | None:
+        with self._lock:
+            begin = self._known.get(name)
+            if begin is None:
+                return None
+            self._stream.seek(begin)
+            line = self._stream.readline()
+        return Fetched.model_validate_json(line)
 
-def _read(file: Path) -> list[Fetched]:
+
+def _pair_folded(name: str) -> tuple[str, str]:
+    return unicodedata.normalize("NFC", name).casefold(), name
+
+
+def _is_caseless(folder: Path) -> bool:
+    """Whether the folder's file system takes names that differ in their capitals for one."""
+    probe = folder / "Case"
+    probe.touch()
+    found = (folder / "cASE").exists()
+    probe.unlink()
+    return found
+
+
+def _read(file: Path) -> Iterator[tuple[str, int]]:
+    """Names, and where their lines begin; the last line of a name counts."""
     if not file.exists():
-        return []
-    found = []
-    with file.open(encoding="utf-8", errors="replace") as stream:
+        return
+    begin = 0
+    with file.open("rb") as stream:
         for line in stream:
             with contextlib.suppress(ValidationError):
-                found.append(Fetched.model_validate_json(line))
-    return found
+                yield Fetched.model_validate_json(line).name, begin
+            begin += len(line)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from llava_trainer.sources.refusals import refused
 
@@ -30,6 +30,17 @@ class Digest:
 def bare_etag(tag: str) -> str:
     """An ETag without quotes, strong or weak: a proxy that compresses calls the same content weakly the same."""
     return tag.removeprefix("W/").strip('"')
+
+
+class Listed(NamedTuple):
+    """One line of a listing, as small as it gets: there may be millions."""
+
+    name: str
+    """See ``check_name``."""
+    size: int
+    """Bytes."""
+    tag: bytes
+    """What the protocol knows of the content, in its own form."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,6 +93,11 @@ class Downloader:
         if found is not None:
             self.progress.add(found.size, remote.name)
             return found
+        if (other := journal.claim(remote.name)) != remote.name:
+            raise refused(
+                f"{self.field}: {remote.address} and {other} are one file on the run's volume, which does not tell "
+                "capitals from small letters: rename one of them, or take another StorageClass"
+            )
         path = journal.folder / remote.name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
