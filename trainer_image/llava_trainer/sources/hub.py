@@ -124,7 +124,7 @@ class Repository:
         except HfHubHTTPError as error:
             raise self._explain(error) from error
         except httpx.RequestError as error:
-            raise explain_transport(error, self._field, self._told) from error
+            raise self._settle(explain_transport(error, self._field, self._told)) from error
         except _STRANGE_ANSWERS as error:
             raise unavailable(
                 f"{self._field}: {self._told}: {self._api.endpoint} does not answer as a hub does "
@@ -145,7 +145,10 @@ class Repository:
                 f"{self._field}: {self._told} does not exist as a {self._kind} repository, or is private: correct the "
                 f"name, or put a token that may read it into {secret_field(self._field)} (key token)"
             )
-        found = explain_failure(error.response.status_code, self._field, self._told)
+        return self._settle(explain_failure(error.response.status_code, self._field, self._told))
+
+    def _settle(self, found: Exception) -> Exception:
+        """What is left of a failure here, where no request is tried again: the transport has done so."""
         return unavailable(f"{self._field}: {self._told}: {found}") if isinstance(found, TransientError) else found
 
 
