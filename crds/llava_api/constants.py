@@ -12,6 +12,11 @@ SINGULAR = "llavafinetune"
 SHORT_NAME = "lft"
 
 
+OLDEST_KUBERNETES: Final = (1, 31)
+"""Major and minor version from which on a Job has the condition Failed, or Complete, only when none of its pods runs
+any more (job-controller of 1.31; before, the condition came at once). The operator relies on that."""
+
+
 class StageName(StrEnum):
     """The stages of a run, in the order in which they run. ``llava_api.stages`` says which of them a run has."""
 

@@ -3,17 +3,34 @@
 Instants are RFC 3339 strings in UTC with seconds, as Kubernetes writes them.
 """
 
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from llava_api.base import Lenient
 from llava_api.constants import Condition, Phase, StageName
 from llava_api.model_facts import ModelFacts
 from llava_api.report import LOSSES_KEPT
 
-Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time", "maxLength": 64})]
+
+def _check_instant(text: str) -> str:
+    # The API server's date-time lets through what is none: 30 February, the year 0, an instant without a zone.
+    try:
+        instant = datetime.fromisoformat(text)
+        if instant.tzinfo is not None and instant.astimezone(UTC):
+            return text
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError("is no instant as Kubernetes writes it, like 2026-11-01T12:00:00Z")
+
+
+Time = Annotated[
+    str,
+    AfterValidator(_check_instant),
+    WithJsonSchema({"type": "string", "format": "date-time", "maxLength": 64}),
+]
 Short = Annotated[str, Field(max_length=256)]
 Text = Annotated[str, Field(max_length=4096)]
 Count = Annotated[int, Field(ge=0, le=2**53, json_schema_extra={"format": "int64"})]

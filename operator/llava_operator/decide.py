@@ -17,6 +17,7 @@ from llava_api.names import job_name, volume_claim_name
 from llava_api.report import StageResult
 from llava_api.stages import stages_of
 from llava_api.status import Artifacts, FailureStatus, Progress, StageState, StageStatus, Status
+from llava_api.text import show
 from llava_operator.cards import NodeGpus, know_cards
 from llava_operator.clock import to_time
 from llava_operator.planning import Planned, Refusal, plan_training
@@ -28,6 +29,8 @@ from llava_operator.views import JobView, PodView
 from llava_operator.waiting import describe_waiting, list_needs
 
 FIRST_ATTEMPT = 1
+MAX_TEXT = 4096
+"""Longest text that the status may hold."""
 
 
 class ObstacleKind(StrEnum):
@@ -197,7 +200,7 @@ def _succeed(seen: Observation, stage: StageStatus, result: StageResult) -> Stat
         update={
             "state": StageState.SUCCEEDED,
             "completion_time": to_time(seen.now),
-            "message": describe_result(result),
+            "message": show(describe_result(result), max_chars=MAX_TEXT),
         }
     )
     # A Job that ended well after all takes back what was noted while it seemed to fail.

@@ -4,27 +4,30 @@ They follow from the status: the same status always gives the same Events with t
 repeated, by whichever operator, adds none.
 """
 
-import contextlib
 import hashlib
-from collections.abc import Iterator
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
 from llava_api.constants import API_VERSION, GROUP, KIND, STAGE_CONDITION, Phase, StageName
 from llava_api.status import Progress, StageState, StageStatus, Status, Time
+from llava_api.text import show
 from llava_operator.clock import from_time, to_micro_time
-from llava_operator.kube import AlreadyExistsError, Kube
+from llava_operator.kube import AlreadyExistsError, InvalidError, Kube, NotFoundError
 from llava_operator.resources import EVENTS
 from llava_operator.views import Key
 from llava_operator.wire import Object
 
+logger = logging.getLogger(__name__)
+
 CONTROLLER = f"{GROUP}/operator"
-MAX_NOTE = 1024
-"""The API server refuses a longer note."""
+MAX_NOTE_BYTES = 1024
+"""The API server refuses a longer note, counted in UTF-8."""
 RECENT = timedelta(minutes=10)
 """Older transitions are history: their Events may have expired, and must not come back after a restart."""
-_MAX_REMEMBERED = 4096
 _GERUND = {
     StageName.PREPARE: "Preparing",
     StageName.ALIGN: "Aligning",
@@ -112,25 +115,33 @@ def build_event(key: Key, uid: str, transition: Transition, instance: str) -> Ob
             "namespace": key.namespace,
             "uid": uid,
         },
-        "note": transition.note[:MAX_NOTE],
+        "note": show(transition.note, max_bytes=MAX_NOTE_BYTES),
         "type": transition.type,
     }
 
 
 class EventPublisher:
-    """Creates the Events that a status tells of, each once."""
+    """Creates the Events that a status tells of, each once.
 
-    def __init__(self, kube: Kube, *, instance: str) -> None:
+    Those that this process has seen are remembered as long as their transitions count as recent, and no longer. Of what
+    happened before its start it asks first, since an earlier process may have told of it: a restart writes nothing.
+    """
+
+    def __init__(self, kube: Kube, *, instance: str, now: Callable[[], datetime]) -> None:
         self._kube = kube
         self._instance = instance
-        self._published: dict[str, None] = {}
+        self._now = now
+        self._started_at = now()
+        self._published: OrderedDict[tuple[str, str], datetime] = OrderedDict()
+        """When each was published, by namespace and name; oldest first."""
 
-    async def publish_status(self, key: Key, uid: str, status: Status, now: datetime) -> None:
+    async def publish_status(self, key: Key, uid: str, status: Status) -> None:
         """Create the Events of every recent transition.
 
         Raises:
             KubeError: one could not be created; the next pass tries again.
         """
+        now = self._now()
         for transition in list_transitions(status):
             if now - from_time(transition.time) <= RECENT:
                 await self.publish(key, uid, transition)
@@ -142,14 +153,32 @@ class EventPublisher:
             KubeError: it could not be created.
         """
         event = build_event(key, uid, transition, self._instance)
-        name = f"{key.namespace}/{event['metadata']['name']}"
+        name = (key.namespace, event["metadata"]["name"])
         if name in self._published:
             return
-        with contextlib.suppress(AlreadyExistsError):
-            await self._kube.create(EVENTS, key.namespace, event)
+        is_ours = from_time(transition.time) >= self._started_at
+        if is_ours or not await self._exists(*name):
+            await self._create(key, event)
         self._remember(name)
 
-    def _remember(self, name: str) -> None:
-        self._published[name] = None
-        while len(self._published) > _MAX_REMEMBERED:
-            del self._published[next(iter(self._published))]
+    async def _exists(self, namespace: str, name: str) -> bool:
+        try:
+            await self._kube.get(EVENTS, namespace, name)
+        except NotFoundError:
+            return False
+        return True
+
+    async def _create(self, key: Key, event: Object) -> None:
+        try:
+            await self._kube.create(EVENTS, key.namespace, event)
+        except AlreadyExistsError:
+            pass
+        except InvalidError as error:
+            # It will be refused again: for this one Event it stays at that.
+            logger.error("%s: the Event %s is refused: %s", key, event["reason"], error)
+
+    def _remember(self, name: tuple[str, str]) -> None:
+        now = self._now()
+        self._published[name] = now
+        while self._published and now - next(iter(self._published.values())) > RECENT:
+            self._published.popitem(last=False)

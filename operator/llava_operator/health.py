@@ -1,6 +1,7 @@
 """Whether this process does its work, not only whether it answers.
 
-A leader proves it by a heartbeat that goes through the queue like a run's key; a standby by its tries to lead.
+A leader proves it by a heartbeat that a worker of the queue takes, before any run's key that waits there; a standby by
+its tries to lead, whatever comes of them: an API server that is away is not cured by a restart of this process.
 """
 
 import asyncio
@@ -12,14 +13,16 @@ from llava_operator.workqueue import WorkQueue
 HEARTBEAT = Key("", "heartbeat")
 """Key that is no run: working on it is the proof."""
 MISSED_BEATS = 6
-"""Heartbeats that may be missing before the process counts as stuck."""
+"""Heartbeats that may be missing, beyond a pass's longest time, before the process counts as stuck."""
 
 
 class Health:
     """When the process last proved that it works."""
 
-    def __init__(self, *, heartbeat_s: float, clock: Callable[[], float]) -> None:
+    def __init__(self, *, heartbeat_s: float, longest_pass_s: float, clock: Callable[[], float]) -> None:
+        """Make one for a queue whose workers may take ``longest_pass_s`` before the next of them takes a heartbeat."""
         self._heartbeat_s = heartbeat_s
+        self._limit_s = MISSED_BEATS * heartbeat_s + longest_pass_s
         self._clock = clock
         self._last = clock()
         self.is_ready = False
@@ -28,6 +31,9 @@ class Health:
     def beat(self) -> None:
         """Note a proof, now."""
         self._last = self._clock()
+
+    def note_ready(self) -> None:
+        """Note that the API server has answered: it can lead, or leads."""
         self.is_ready = True
 
     @property
@@ -38,10 +44,10 @@ class Health:
     @property
     def is_alive(self) -> bool:
         """Whether the last proof is recent enough."""
-        return self.silence_s <= MISSED_BEATS * self._heartbeat_s
+        return self.silence_s <= self._limit_s
 
     async def keep_beating(self, queue: WorkQueue[Key]) -> None:
         """Put the heartbeat's key on the queue, for ever."""
         while True:
-            queue.add(HEARTBEAT)
+            queue.add(HEARTBEAT, first=True)
             await asyncio.sleep(self._heartbeat_s)

@@ -6,18 +6,26 @@ Only ``ApiClient`` of the official client is used. Its generated API and model c
 import asyncio
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import aiohttp
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import load_incluster_config, load_kube_config
+from pydantic import BaseModel, ValidationError
 
+from llava_api.text import show
 from llava_operator.wire import Object
 
 CHUNK = 250
 """Objects in one answer of a list."""
+MAX_TEXT = 4096
+"""Longest message that is kept of a refusal: webhooks write them, too."""
+LAST_RETRY_AFTER_S = 300.0
+"""Longest wait that an answer may ask for."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +36,21 @@ class Kind:
     """``api/v1`` or ``apis/GROUP/VERSION``."""
     plural: str
 
-    def path(self, namespace: str | None = None, name: str = "", subresource: str = "") -> str:
-        """Path of one object, of a namespace's collection, or of the whole cluster's."""
-        scope = ["namespaces", namespace] if namespace is not None else []
-        return "/" + "/".join(filter(None, [self.api, *scope, self.plural, name, subresource]))
+    def path(self, namespace: str | None = None, name: str | None = None, subresource: str = "") -> str:
+        """Path of one object, of a namespace's collection, or of the whole cluster's.
+
+        Raises:
+            ValueError: namespace or name would lead to another path: an empty name to the whole collection.
+        """
+        scope = ["namespaces", _segment(namespace)] if namespace is not None else []
+        one = [_segment(name)] if name is not None else []
+        return "/" + "/".join(filter(None, [self.api, *scope, self.plural, *one, subresource]))
+
+
+def _segment(name: str) -> str:
+    if name in ("", ".", ".."):
+        raise ValueError(f"{name!r} is no name of an object or of a namespace")
+    return quote(name, safe="")
 
 
 class KubeError(Exception):
@@ -61,32 +80,61 @@ class NotFoundError(KubeError):
 
 
 class ForbiddenError(KubeError):
-    """Authorisation or an admission plug-in refused; the message says which."""
+    """Authorisation or an admission plug-in refused; the message says which. Both may think otherwise tomorrow."""
+
+
+class RefusedError(KubeError):
+    """Refused, and nothing says that it is for good: by an admission policy (422) or a webhook (400), for example."""
 
 
 class InvalidError(KubeError):
-    """The object itself is refused; the same request will never succeed."""
+    """Fields of the object itself are refused, by the API server's own validation: it will never be accepted."""
 
 
 def error_of(status: int, body: bytes, retry_after: str | None) -> KubeError:
     """The typed error of an answer that is none of 2xx."""
     try:
-        answer = json.loads(body)
-        reason, message = str(answer.get("reason", "")), str(answer.get("message", ""))
-    except (ValueError, AttributeError):
+        answer = _Refusal.model_validate_json(body)
+    except ValidationError:
         # A proxy before the API server may answer with anything.
-        reason, message = "", body[:256].decode(errors="replace")
-    message = message or f"the API server answered {status}"
-    after = float(retry_after) if retry_after and retry_after.isdigit() else None
-    return _error_type(status, reason)(message, status=status, reason=reason, retry_after_s=after)
+        answer = _Refusal(message=body[:256].decode(errors="replace"))
+    message = show(answer.message or f"the API server answered {status}", max_chars=MAX_TEXT)
+    after = None
+    if retry_after and retry_after.isascii() and retry_after.isdecimal():
+        after = min(LAST_RETRY_AFTER_S, float(retry_after))
+    return _error_type(status, answer)(message, status=status, reason=answer.reason, retry_after_s=after)
 
 
-def _error_type(status: int, reason: str) -> type[KubeError]:
+class _Cause(BaseModel):
+    field: str | None = None
+
+
+class _Details(BaseModel):
+    causes: list[_Cause] | None = None
+
+
+class _Refusal(BaseModel):
+    """What is used of Kubernetes' ``Status``."""
+
+    reason: str = ""
+    message: str = ""
+    details: _Details | None = None
+
+    @property
+    def names_fields(self) -> bool:
+        """Whether there are causes, and each names a field."""
+        causes = (self.details and self.details.causes) or []
+        return bool(causes) and all(cause.field for cause in causes)
+
+
+def _error_type(status: int, answer: _Refusal) -> type[KubeError]:
     if status == 409:
-        return AlreadyExistsError if reason == "AlreadyExists" else ConflictError
+        return AlreadyExistsError if answer.reason == "AlreadyExists" else ConflictError
     if status in (401, 408, 429) or status >= 500:
         return RetryableError
-    return {403: ForbiddenError, 404: NotFoundError}.get(status, InvalidError)
+    if status == 422 and answer.names_fields:
+        return InvalidError
+    return {403: ForbiddenError, 404: NotFoundError}.get(status, RefusedError)
 
 
 class Kube:
@@ -126,7 +174,7 @@ class Kube:
 
         Raises:
             AlreadyExistsError: its name is taken.
-            InvalidError: it is refused for what it is.
+                InvalidError: fields of it are refused for good.
             KubeError: any other refusal.
         """
         return await self._request("POST", kind.path(namespace, subresource=subresource), body=body)
@@ -166,8 +214,25 @@ class Kube:
             raise RetryableError(f"{method} {path}: {str(error) or 'no answer in time'}") from error
         if not 200 <= response.status <= 299:
             raise error_of(response.status, content, response.headers.get("Retry-After"))
-        answer: Object = json.loads(content)
+        try:
+            answer = json.loads(content)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            # A proxy's page, for example, while the API server behind it is away.
+            raise RetryableError(f"{method} {path}: the answer {response.status} is no JSON object")
         return answer
+
+    async def version(self) -> tuple[int, int] | None:
+        """Major and minor version of the API server; None where it does not say.
+
+        Raises:
+            KubeError: it could not be asked.
+        """
+        answer = await self._request("GET", "/version")
+        # Distributions write 31+ and the like.
+        major, minor = (re.match(r"[0-9]{1,4}", str(answer.get(part, ""))) for part in ("major", "minor"))
+        return (int(major[0]), int(minor[0])) if major and minor else None
 
 
 async def connect(*, user_agent: str) -> ApiClient:

@@ -44,13 +44,19 @@ class Lease:
         self._seen: Object = {}
         self._seen_at = 0.0
 
-    async def acquire(self, *, on_try: Callable[[], None]) -> None:
-        """Wait until this process leads; ``on_try`` is called at every try that the API server has answered."""
+    async def acquire(self, *, on_try: Callable[[], None], on_answer: Callable[[], None]) -> None:
+        """Wait until this process leads.
+
+        Args:
+            on_try: called at every try.
+            on_answer: called at every try that the API server has answered.
+        """
         while True:
+            on_try()
             try:
                 async with asyncio.timeout(self._times.renew_deadline_s):
                     leads = await self._try()
-                on_try()
+                on_answer()
                 if leads:
                     logger.info("%s leads", self._identity)
                     return

@@ -6,16 +6,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib import metadata
+from typing import Any
 
 import kopf
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from llava_api.constants import REPORT_PATH
+from llava_api.constants import OLDEST_KUBERNETES, REPORT_PATH
 from llava_operator.authority import Authority
 from llava_operator.build.common import Platform
 from llava_operator.children import Children
@@ -23,11 +24,12 @@ from llava_operator.clock import now
 from llava_operator.events import EventPublisher
 from llava_operator.handlers import build_kopf_settings, build_registry
 from llava_operator.health import Health
-from llava_operator.kube import Kube, KubeError, connect
+from llava_operator.kube import ForbiddenError, Kube, KubeError, connect
 from llava_operator.leader import LeadershipLostError, Lease, LeaseTimes
+from llava_operator.logs import PlainFormatter
 from llava_operator.metrics import OperatorMetrics, RunCollector
 from llava_operator.nodes import Nodes
-from llava_operator.passes import Passes, keep_relisting
+from llava_operator.passes import Passes, Resync
 from llava_operator.progress import ProgressBook
 from llava_operator.reconcile import Reconciler
 from llava_operator.reporting.endpoint import ServerCertificate, ensure_authority, ensure_endpoint
@@ -36,6 +38,7 @@ from llava_operator.reporting.tokens import TokenReviewer
 from llava_operator.resources import RUNS
 from llava_operator.runs import Runs
 from llava_operator.settings import Settings, SettingsError
+from llava_operator.skipped import SkippedObjects
 from llava_operator.views import Key
 from llava_operator.web import build_web_app
 from llava_operator.workqueue import WorkQueue
@@ -48,6 +51,10 @@ SHUTDOWN_S = 2.0
 """Longest wait for open connections when the process ends."""
 
 
+class UnsupportedClusterError(Exception):
+    """The cluster's Kubernetes is older than what the operator relies on."""
+
+
 @dataclass(kw_only=True)
 class Operator:
     """The parts of one process."""
@@ -56,7 +63,6 @@ class Operator:
     kube: Kube
     queue: WorkQueue[Key] = field(default_factory=lambda: WorkQueue(expected=(KubeError,)))
     runs: Runs = field(default_factory=Runs)
-    children: Children = field(default_factory=Children)
     authority: Authority = field(default_factory=Authority)
     registry: CollectorRegistry = field(default_factory=lambda: CollectorRegistry(auto_describe=True))
 
@@ -65,8 +71,14 @@ class Operator:
             interval_s=self.settings.progress_interval_seconds,
             writes_per_s=self.settings.progress_writes_per_second,
         )
-        self.health = Health(heartbeat_s=self.settings.heartbeat_seconds, clock=time.monotonic)
+        self.health = Health(
+            heartbeat_s=self.settings.heartbeat_seconds,
+            longest_pass_s=self.settings.pass_timeout_seconds,
+            clock=time.monotonic,
+        )
         self.metrics = OperatorMetrics(self.registry, queue_depth=lambda: self.queue.depth)
+        skipped = SkippedObjects(lambda kind, reason: self.metrics.skipped.labels(kind, reason).inc())
+        self.children = Children(self.runs.has, skipped)
         self.registry.register(RunCollector(self.runs, now))
 
     async def run(self) -> None:
@@ -74,15 +86,15 @@ class Operator:
 
         Raises:
             LeadershipLostError: another process may lead; this one must be gone at once.
+            UnsupportedClusterError: the cluster is too old.
         """
         async with serve(build_web_app(self.health, self.registry), self.settings.http_port):
             lease = self._lease()
             try:
-                await lease.acquire(on_try=self.health.beat)
+                await lease.acquire(on_try=self.health.beat, on_answer=self.health.note_ready)
                 self.metrics.is_leader.set(1)
-                await self._wait_for_crd()
                 await self._lead(lease)
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, UnsupportedClusterError):
                 # SIGTERM before kopf has taken the signals over; the Lease may be ours already.
                 await _release(lease)
                 raise
@@ -98,46 +110,67 @@ class Operator:
         key = Key(settings.namespace, settings.lease_name)
         return Lease(self.kube, key, identity=settings.pod_name, times=times, now=now)
 
-    async def _wait_for_crd(self) -> None:
-        """Wait for the CRD: kopf ignores for ever what is not served when it starts."""
-        scope = next(iter(self.settings.watch_namespaces), None)
+    async def _wait_for_cluster(self) -> None:
+        """Wait for the CRD: kopf ignores for ever what is not served when it starts.
+
+        Raises:
+            UnsupportedClusterError: the cluster is too old.
+        """
         while True:
-            try:
-                async for _ in self.kube.list(RUNS, scope):
-                    break
-                return
-            except KubeError as error:
-                logger.warning("the CRD is not served yet: %s", error)
-            self.health.beat()
+            for scope in self.settings.watch_namespaces or (None,):
+                self.health.beat()
+                try:
+                    await self._check_version()
+                    async for _ in self.kube.list(RUNS, scope):
+                        break
+                    return
+                except KubeError as error:
+                    # One namespace that may not be read says nothing about the others.
+                    logger.warning("the CRD is not served yet: %s", error)
             await asyncio.sleep(self.settings.lease_retry_seconds)
+
+    async def _check_version(self) -> None:
+        """Look whether the cluster does what the operator relies on; one that does not say is taken as it is."""
+        try:
+            found = await self.kube.version()
+        except ForbiddenError as error:
+            logger.warning("the cluster does not say which Kubernetes it is: %s", error)
+            return
+        if found is not None and found < OLDEST_KUBERNETES:
+            raise UnsupportedClusterError(
+                f"the cluster is Kubernetes {_dotted(found)}, but this operator needs {_dotted(OLDEST_KUBERNETES)} or "
+                "later: before, a Job counts as failed while pods of it still run"
+            )
 
     async def _lead(self, lease: Lease) -> None:
         """Work until kopf ends, which it does on SIGTERM, or anything fails."""
+        await run_until_one_ends(lease.hold(), self._look_after_runs())
+
+    async def _look_after_runs(self) -> None:
+        """Fill the caches, then watch and work."""
+        await self._wait_for_cluster()
+        resync = Resync(
+            kube=self.kube,
+            children=self.children,
+            runs=self.runs,
+            queue=self.queue,
+            namespaces=self.settings.watch_namespaces,
+            every_s=self.settings.resync_seconds,
+        )
+        await resync.fill(retry_s=self.settings.lease_retry_seconds, on_try=self.health.beat)
         passes = Passes(
             self._reconciler(),
             health=self.health,
             metrics=self.metrics,
             timeout_s=self.settings.pass_timeout_seconds,
         )
-        background = [
-            lease.hold(),
+        await run_until_one_ends(
+            self._watch(),
             self._report(),
             self.health.keep_beating(self.queue),
-            keep_relisting(
-                self.kube, self.children, self.runs, self.queue,
-                namespaces=self.settings.watch_namespaces, every_s=self.settings.resync_seconds,
-            ),
+            resync.keep(),
             *(self.queue.work(passes.process) for _ in range(self.settings.passes)),
-        ]  # fmt: skip
-        tasks = [asyncio.create_task(work) for work in (self._watch(), *background)]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks, timeout=SHUTDOWN_S)
+        )
 
     async def _watch(self) -> None:
         await kopf.operator(
@@ -155,7 +188,7 @@ class Operator:
             nodes=Nodes(kube=self.kube, now=now),
             runs=self.runs,
             progress=self.progress,
-            events=EventPublisher(self.kube, instance=settings.pod_name),
+            events=EventPublisher(self.kube, instance=settings.pod_name, now=now),
             authority=self.authority,
             platform=Platform(
                 trainer_image=settings.trainer_image,
@@ -190,6 +223,19 @@ class Operator:
                 await asyncio.sleep(self.settings.resync_seconds)
 
 
+async def run_until_one_ends(*works: Coroutine[Any, Any, None]) -> None:
+    """Run all at the same time until the first has ended or failed, and end the others."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=SHUTDOWN_S)
+
+
 @asynccontextmanager
 async def serve(app: web.Application, port: int, certificate: ServerCertificate | None = None) -> AsyncIterator[None]:
     """Serve ``app`` on every address, over TLS where a certificate is given, as long as the context lasts."""
@@ -200,6 +246,10 @@ async def serve(app: web.Application, port: int, certificate: ServerCertificate 
         yield
     finally:
         await runner.cleanup()
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 async def _release(lease: Lease) -> None:
@@ -214,6 +264,7 @@ async def run_operator(settings: Settings) -> None:
 
     Raises:
         LeadershipLostError: another process may lead; this one must be gone at once.
+        UnsupportedClusterError: the cluster is too old.
     """
     main_task = asyncio.current_task()
     assert main_task is not None
@@ -221,7 +272,7 @@ async def run_operator(settings: Settings) -> None:
     # While it leads kopf puts its own handlers in their place, and ends the same way.
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, main_task.cancel)
-    api = await connect(user_agent=f"llava-finetune-operator/{version('llava-finetune-operator')}")
+    api = await connect(user_agent=f"llava-finetune-operator/{metadata.version('llava-finetune-operator')}")
     try:
         await Operator(settings=settings, kube=Kube(api, timeout_s=settings.request_timeout_seconds)).run()
     finally:
@@ -234,9 +285,9 @@ def main() -> None:
         settings = Settings.from_environment(os.environ)
     except SettingsError as error:
         sys.exit(f"llava-operator: {error}")
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     # It says of every event that a handler has succeeded.
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     try:
@@ -246,6 +297,8 @@ def main() -> None:
     except LeadershipLostError as error:
         logger.error("%s", error)
         sys.exit(EXIT_LEADERSHIP_LOST)
+    except UnsupportedClusterError as error:
+        sys.exit(f"llava-operator: {error}")
 
 
 if __name__ == "__main__":

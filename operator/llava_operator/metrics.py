@@ -107,6 +107,11 @@ class OperatorMetrics:
             "llava_operator_pass_errors", "Passes that ended with an error and are repeated.", ["error"],
             registry=registry,
         )  # fmt: skip
+        self.skipped = Counter(
+            "llava_operator_objects_skipped",
+            "Times that an object was passed over that carries the label of runs' children and is none.",
+            ["kind", "reason"], registry=registry,
+        )  # fmt: skip
         self.reports = Counter(
             "llava_operator_reports", "Progress reports by the status code of the answer.", ["code"],
             registry=registry,

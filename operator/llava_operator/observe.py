@@ -13,7 +13,7 @@ from llava_operator.nodes import Nodes
 from llava_operator.progress import ProgressBook
 from llava_operator.resources import JOBS, PODS, RUNS
 from llava_operator.run import Run, current_stage
-from llava_operator.views import JobView, Key, PodView, parse_job, parse_pod
+from llava_operator.views import ForeignError, JobView, Key, PodView, parse_job, parse_pod
 from llava_operator.wire import Object
 
 
@@ -73,14 +73,27 @@ class Observer:
             return cached
         # The cache may lag behind in either direction: only the API server knows that something is not there.
         try:
-            job = parse_job(await self.kube.get(JOBS, key.namespace, key.name))
-        except NotFoundError:
+            raw = await self.kube.get(JOBS, key.namespace, key.name)
+            job = parse_job(raw)
+        except (NotFoundError, ForeignError):
             return None
-        return job if job.owner_uid == run.uid else None
+        if job.owner_uid != run.uid:
+            return None
+        self.children.note_job(raw)
+        return job
 
     async def _observe_pods(self, job: JobView) -> tuple[PodView, ...]:
         if not (job.complete or job.failed or job.failing):
-            return self.children.pods_of(job.uid)
+            return self.children.pods_of(job)
         # The Job's end may be seen before its pods' last words, which come by another watch.
         selector = f"batch.kubernetes.io/controller-uid={job.uid}"
-        return tuple([parse_pod(raw) async for raw in self.kube.list(PODS, job.key.namespace, selector)])
+        pods = [pod async for raw in self.kube.list(PODS, job.key.namespace, selector) if (pod := _read_pod(raw))]
+        # The label is whoever made the pod's; the owner is the Job controller's.
+        return tuple(pod for pod in pods if pod.job_uid == job.uid)
+
+
+def _read_pod(raw: Object) -> PodView | None:
+    try:
+        return parse_pod(raw)
+    except ForeignError:
+        return None

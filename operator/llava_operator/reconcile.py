@@ -15,19 +15,10 @@ from llava_operator.build.service import build_rendezvous_service
 from llava_operator.build.volume import build_volume_claim
 from llava_operator.children import Children
 from llava_operator.clock import to_time
+from llava_operator.creation import ObstacleError, create_child, is_controlled_by
 from llava_operator.decide import Commit, Observation, Obstacle, ObstacleKind, Start, Wait, decide
 from llava_operator.events import EventPublisher, Transition
-from llava_operator.kube import (
-    AlreadyExistsError,
-    ConflictError,
-    ForbiddenError,
-    InvalidError,
-    Kind,
-    Kube,
-    KubeError,
-    NotFoundError,
-    RetryableError,
-)
+from llava_operator.kube import ConflictError, Kube, KubeError, NotFoundError
 from llava_operator.nodes import Nodes
 from llava_operator.observe import Observer
 from llava_operator.progress import ProgressBook
@@ -42,16 +33,10 @@ logger = logging.getLogger(__name__)
 
 LAST_RETRY_S = 60.0
 """Longest wait before a child that was refused for the time being is tried again."""
-PASSING_REFUSALS = ("exceeded quota", "cannot create resource", "being terminated")
-"""Parts of 403 messages that may stop being true: a quota, the operator's own rights, a namespace going away."""
 
 
-class ObstacleError(Exception):
-    """A child could not be created for a reason that belongs into the run's status."""
-
-    def __init__(self, kind: ObstacleKind, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+class StatusPrunedError(KubeError):
+    """The API server took a status and kept nothing of what was new in it: the CRD does not know these fields."""
 
 
 @dataclass(kw_only=True)
@@ -106,7 +91,7 @@ class Reconciler:
             case Commit(status=status):
                 return await self._commit(seen, status)
             case Start(stage=stage, attempt=attempt):
-                await self._publish_events(run, now)
+                await self._publish_events(run)
                 return await self._start(run, stage, attempt)
             case Wait(until=until):
                 return await self._wait(run, until, now)
@@ -125,28 +110,28 @@ class Reconciler:
     async def _wait(self, run: Run, until: datetime | None, now: datetime) -> float | None:
         if run.deleting:
             return None
-        await self._publish_events(run, now)
-        if current_stage(run.status) is not None:
-            try:
-                await self._hand_out_authority(run)
-            except (KubeError, ObstacleError) as error:
-                logger.warning("%s: its progress cannot be reported for now: %s", run.key, error)
+        await self._publish_events(run)
+        if (stage := current_stage(run.status)) is not None:
+            await self._hand_out_authority(run, stage.name, stage.attempt)
         else:
             self._forget(run.key)
         return None if until is None else max(0.0, (until - now).total_seconds())
 
     async def _commit(self, seen: Observation, status: Status) -> float | None:
         run = seen.run
-        body = {
-            "metadata": {"resourceVersion": run.resource_version, "uid": run.uid},
-            "status": merge_patch(dump_status(run.status), dump_status(status)),
-        }
+        patch = merge_patch(dump_status(run.status), dump_status(status))
+        body = {"metadata": {"resourceVersion": run.resource_version, "uid": run.uid}, "status": patch}
         try:
             written = await self.kube.patch(RUNS, run.key.namespace, run.key.name, body, subresource="status")
         except (ConflictError, NotFoundError) as error:
             # The run has changed since it was read: what was decided may be wrong by now.
             logger.info("pass over %s thrown away: %s", run.key, error)
             return 0.0
+        if written["metadata"]["resourceVersion"] == run.resource_version:
+            raise StatusPrunedError(
+                f"nothing new of {', '.join(sorted(patch))} was kept in the status of {run.key}: the CRD is older than "
+                "this operator; install the CRD of its version"
+            )
         self.runs.note(written)
         self._log_transitions(run, status)
         if status.progress is not None and status.progress == seen.progress:
@@ -175,59 +160,60 @@ class Reconciler:
     async def _create_children(self, run: Run, stage: StageName, attempt: int) -> None:
         # A claim that vanishes later is not made anew: what earlier stages wrote would be missing from it.
         if stage is StageName.PREPARE:
-            await self._create(run, VOLUME_CLAIMS, build_volume_claim(run))
-        await self._hand_out_authority(run)
-        await self._create(run, CONFIG_MAPS, build_config_map(run, stage, attempt, self.platform))
+            await create_child(self.kube, run, VOLUME_CLAIMS, build_volume_claim(run))
+        await self._hand_out_authority(run, stage, attempt)
+        await create_child(self.kube, run, CONFIG_MAPS, build_config_map(run, stage, attempt, self.platform))
         if stage in TRAINING_STAGES:
-            await self._create(run, SERVICES, build_rendezvous_service(run, stage))
-        job = await self._create(run, JOBS, build_job(run, stage, attempt, self.platform))
+            await create_child(self.kube, run, SERVICES, build_rendezvous_service(run, stage))
+        job = await create_child(self.kube, run, JOBS, build_job(run, stage, attempt, self.platform))
         self.children.note_job(job)
 
-    async def _create(self, run: Run, kind: Kind, body: Object) -> Object:
-        """Create a child, or find it created already.
+    async def _hand_out_authority(self, run: Run, stage: StageName, attempt: int) -> None:
+        """Have the run's pods trust the reporting endpoint, also after its authority has changed.
 
-        Raises:
-            ObstacleError: its name belongs to someone else, or the API server will not have it.
-            KubeError: anything that may be different next time.
+        Reporting never stops a run: where it cannot be done an Event says so, and a later pass tries again.
         """
-        name = body["metadata"]["name"]
-        try:
-            return await self.kube.create(kind, run.key.namespace, body)
-        except AlreadyExistsError:
-            return await self._adopt(run, kind, name)
-        except ForbiddenError as error:
-            passing = any(part in str(error) for part in PASSING_REFUSALS)
-            raise ObstacleError(ObstacleKind.BLOCKED if passing else ObstacleKind.REJECTED, str(error)) from error
-        except InvalidError as error:
-            raise ObstacleError(ObstacleKind.REJECTED, str(error)) from error
-
-    async def _adopt(self, run: Run, kind: Kind, name: str) -> Object:
-        try:
-            found = await self.kube.get(kind, run.key.namespace, name)
-        except NotFoundError as error:
-            raise RetryableError(f"{kind.plural} {name} vanished while it was looked at") from error
-        owners = found["metadata"].get("ownerReferences", [])
-        if any(owner.get("controller") and owner["uid"] == run.uid for owner in owners):
-            return found
-        raise ObstacleError(
-            ObstacleKind.NAME_CONFLICT,
-            f"{kind.plural} {name} exists in namespace {run.key.namespace} and does not belong to this run",
-        )
-
-    async def _hand_out_authority(self, run: Run) -> None:
-        """Have the run's pods trust the reporting endpoint, also after its authority has changed."""
         certificate, memory = self.authority.certificate, self._memory(run)
         if certificate is None or memory.published_ca == certificate:
             return
-        body = build_report_ca(run, certificate)
-        found = await self._create(run, CONFIG_MAPS, body)
-        if found.get("data") != body["data"]:
-            await self.kube.patch(CONFIG_MAPS, run.key.namespace, body["metadata"]["name"], {"data": body["data"]})
-        memory.published_ca = certificate
-
-    async def _publish_events(self, run: Run, now: datetime) -> None:
         try:
-            await self.events.publish_status(run.key, run.uid, run.status, now)
+            await self._write_authority(run, certificate)
+            memory.published_ca = certificate
+        except (KubeError, ObstacleError) as error:
+            logger.warning("%s: its progress cannot be reported for now: %s", run.key, error)
+            await self._publish_unreported(run, stage, attempt, str(error))
+
+    async def _write_authority(self, run: Run, certificate: str) -> None:
+        body = build_report_ca(run, certificate)
+        name = body["metadata"]["name"]
+        try:
+            # After a restart it is there, and is asked for rather than written.
+            found = await self.kube.get(CONFIG_MAPS, run.key.namespace, name)
+        except NotFoundError:
+            found = await create_child(self.kube, run, CONFIG_MAPS, body)
+        if not is_controlled_by(found["metadata"], run.uid):
+            raise ObstacleError(ObstacleKind.NAME_CONFLICT, f"configmaps {name} does not belong to this run")
+        if found.get("data") != body["data"]:
+            await self.kube.patch(CONFIG_MAPS, run.key.namespace, name, {"data": body["data"]})
+
+    async def _publish_unreported(self, run: Run, stage: StageName, attempt: int, why: str) -> None:
+        started = stage_of(run.status, stage).start_time
+        assert started is not None, "an attempt has been begun"
+        transition = Transition(
+            time=started, type="Warning", reason=UNREPORTED, action="Report", about=f"{stage}-{attempt}",
+            note=f"{stage} runs, but its progress cannot be reported: {why}",
+        )  # fmt: skip
+        await self._publish(run.key, run.uid, transition)
+
+    async def _publish(self, key: Key, uid: str, transition: Transition) -> None:
+        try:
+            await self.events.publish(key, uid, transition)
+        except KubeError as error:
+            logger.warning("%s: an Event could not be created: %s", key, error)
+
+    async def _publish_events(self, run: Run) -> None:
+        try:
+            await self.events.publish_status(run.key, run.uid, run.status)
         except KubeError as error:
             # Events are for people. The run goes on without them, and the next pass tries again.
             logger.warning("%s: an Event could not be created: %s", run.key, error)
@@ -240,7 +226,7 @@ class Reconciler:
             time=meta["creationTimestamp"], type="Warning", reason=UNREADABLE, action="Read", note=message,
             about=f"generation-{meta.get('generation', 1)}",
         )  # fmt: skip
-        await self.events.publish(key, meta["uid"], transition)
+        await self._publish(key, meta["uid"], transition)
         try:
             status = parse_status(raw)
         except UnreadableError:
@@ -253,6 +239,8 @@ class Reconciler:
 
 UNREADABLE = "Unreadable"
 """Reason of Event and condition when a run was written for another version."""
+UNREPORTED = "ProgressUnreported"
+"""Reason of the Event when a run's progress cannot be reported."""
 
 
 def _mark_unreadable(status: Status, message: str, now: datetime) -> Status:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from llava_api.failures import BY_EXIT_CODE, BY_REASON, Reason
 from llava_api.report import StageFailure, StageResult
 from llava_api.status import FailureStatus, StageStatus
+from llava_api.text import cut, escape, show
 from llava_operator.faults import describe_faults
 from llava_operator.views import JobEnd, PodView, Termination
 
@@ -138,16 +139,17 @@ def _failure(
 ) -> FailureStatus:
     ended = pod.ended if pod else None
     log_tail = said.log_tail if said else (ended.message if ended and ended.exit_code != 0 else "")
+    log_tail = cut(escape(log_tail, multiline=True), max_chars=MAX_TEXT, keep_end=True)
     return FailureStatus(
         reason=reason,
-        message=message[:MAX_TEXT],
+        message=show(message, max_chars=MAX_TEXT),
         hint=BY_REASON[reason].hint,
         stage=stage.name,
         attempt=stage.attempt,
         pod=pod.key.name if pod else None,
         rank=said.rank if said and said.rank is not None else (pod.index if pod else None),
         exit_code=ended.exit_code if ended else None,
-        log_tail=log_tail[-MAX_TEXT:],
+        log_tail=log_tail,
     )
 
 

@@ -1,19 +1,48 @@
 """What the operator keeps of a run, a Job and a pod: the fields it uses, and nothing else.
 
 Objects are parsed here once; everything behind works on these values. A pod of 20 KB becomes about 1 KB.
+
+Whoever may create pods can put our label on them and anything else into them, in every namespace. What cannot be
+parsed, or names no owner that it could have from us, is a ``ForeignError`` and never another exception.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from enum import StrEnum
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from llava_api.constants import LABEL_COMPLETION_INDEX, LABEL_RUN, STAGE_CONTAINER
+from llava_api.constants import API_VERSION, KIND, LABEL_COMPLETION_INDEX, LABEL_RUN, STAGE_CONTAINER
+from llava_api.text import show
+from llava_operator.faults import describe_faults
 from llava_operator.wire import Object
 
 MAX_TEXT = 1024
 """Longest text kept of what Kubernetes says about a pod."""
+MAX_REASON = 128
+"""Longest reason that is kept; Kubernetes' own are single words."""
+MAX_INDEX_DIGITS = 9
+"""Digits of a completion index: Kubernetes' are below 2**31."""
+
+
+class ForeignReason(StrEnum):
+    """Why an object that carries our label is none of ours."""
+
+    UNREADABLE = "unreadable"
+    """It is not what its kind looks like."""
+    UNLABELLED = "unlabelled"
+    """It names no run."""
+    UNOWNED = "unowned"
+    """No run, and no Job of a run, that is known in its namespace controls it."""
+
+
+class ForeignError(Exception):
+    """An object that carries our label is none of ours. Nothing of it may be used."""
+
+    def __init__(self, reason: ForeignReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -43,15 +72,15 @@ class JobView:
     key: Key
     uid: str
     run: str
-    """Name of the run, from the label."""
-    owner_uid: str | None
-    """UID of the controller owner."""
+    """Name of the run that is its controller."""
+    owner_uid: str
+    """UID of that run."""
     deleting: bool = False
     complete: bool = False
     failing: JobEnd | None = None
     """The Job has failed and its pods are being stopped."""
     failed: JobEnd | None = None
-    """The Job has failed and no pod of it runs any more."""
+    """The Job has failed and no pod of it runs any more: so from ``OLDEST_KUBERNETES`` on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +101,9 @@ class PodView:
     key: Key
     uid: str
     run: str
-    job_uid: str | None
+    """Name of the run, from the label: its Job must be that run's."""
+    job_uid: str
+    """UID of the Job that is its controller."""
     index: int | None = None
     """Completion index in an Indexed Job: the node rank in training."""
     phase: Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"] = "Pending"
@@ -100,8 +131,11 @@ class _Wire(BaseModel):
 
 
 class _Owner(_Wire):
+    api_version: _Text = ""
+    kind: _Text = ""
+    name: _Text = ""
     uid: str
-    controller: bool = False
+    controller: bool | None = None
 
 
 class _Meta(_Wire):
@@ -116,9 +150,17 @@ class _Meta(_Wire):
     def key(self) -> Key:
         return Key(self.namespace, self.name)
 
+    def controller(self, api_version: str, kind: str) -> _Owner:
+        for owner in self.owner_references:
+            if owner.controller and (owner.api_version, owner.kind) == (api_version, kind):
+                return owner
+        raise ForeignError(ForeignReason.UNOWNED, f"no {kind} is its controller")
+
     @property
-    def controller(self) -> str | None:
-        return next((owner.uid for owner in self.owner_references if owner.controller), None)
+    def run(self) -> str:
+        if run := self.labels.get(LABEL_RUN):
+            return run
+        raise ForeignError(ForeignReason.UNLABELLED, f"the label {LABEL_RUN} is missing or empty")
 
 
 class _Condition(_Wire):
@@ -182,28 +224,41 @@ class _Node(_Wire):
     metadata: _NodeMeta
 
 
+_Parsed = TypeVar("_Parsed", bound=_Wire)
+
+
+def _parse(model: type[_Parsed], raw: Object) -> _Parsed:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise ForeignError(ForeignReason.UNREADABLE, describe_faults(error)) from None
+
+
 def parse_node_labels(raw: Object) -> dict[str, str]:
     """The labels of a node; it has no namespace and no run.
 
     Raises:
-        ValueError: it is no node.
+        ForeignError: it is no node.
     """
-    return _Node.model_validate(raw).metadata.labels
+    return _parse(_Node, raw).metadata.labels
 
 
 def parse_job(raw: Object) -> JobView:
     """The view of a Job.
 
     Raises:
-        ValueError: it is no Job.
+        ForeignError: it is no Job of a run.
     """
-    job = _Job.model_validate(raw)
+    job = _parse(_Job, raw)
+    owner = job.metadata.controller(API_VERSION, KIND)
+    if job.metadata.run != owner.name:
+        raise ForeignError(ForeignReason.UNOWNED, f"its label names another run than its controller {owner.name}")
     held = {c.type: c for c in job.status.conditions if c.status == "True"}
     return JobView(
         key=job.metadata.key,
         uid=job.metadata.uid,
-        run=job.metadata.labels.get(LABEL_RUN, ""),
-        owner_uid=job.metadata.controller,
+        run=owner.name,
+        owner_uid=owner.uid,
         deleting=job.metadata.deletion_timestamp is not None,
         complete="Complete" in held,
         failing=_job_end(held.get("FailureTarget")),
@@ -214,27 +269,30 @@ def parse_job(raw: Object) -> JobView:
 def _job_end(condition: _Condition | None) -> JobEnd | None:
     if condition is None:
         return None
-    return JobEnd(reason=condition.reason, message=condition.message[:MAX_TEXT], time=condition.last_transition_time)
+    return JobEnd(
+        reason=show(condition.reason, max_chars=MAX_REASON),
+        message=show(condition.message, max_chars=MAX_TEXT),
+        time=condition.last_transition_time,
+    )
 
 
 def parse_pod(raw: Object) -> PodView:
     """The view of a pod.
 
     Raises:
-        ValueError: it is no pod.
+        ForeignError: it is no pod of a Job of a run.
     """
-    pod = _Pod.model_validate(raw)
+    pod = _parse(_Pod, raw)
     meta, status = pod.metadata, pod.status
     container = next((c for c in status.container_statuses if c.name == STAGE_CONTAINER), None)
     state = container.state if container else _ContainerState()
-    index = meta.labels.get(LABEL_COMPLETION_INDEX)
     disrupted = next((c for c in status.conditions if c.type == "DisruptionTarget" and c.status == "True"), None)
     return PodView(
         key=meta.key,
         uid=meta.uid,
-        run=meta.labels.get(LABEL_RUN, ""),
-        job_uid=meta.controller,
-        index=int(index) if index is not None else None,
+        run=meta.run,
+        job_uid=meta.controller("batch/v1", "Job").uid,
+        index=_parse_index(meta.labels.get(LABEL_COMPLETION_INDEX)),
         phase=status.phase,
         deleting=meta.deletion_timestamp is not None,
         started=state.running is not None or state.terminated is not None,
@@ -243,6 +301,14 @@ def parse_pod(raw: Object) -> PodView:
         disruption=_said(disrupted.reason, disrupted.message) if disrupted else "",
         trouble=_said(status.reason, status.message),
     )
+
+
+def _parse_index(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_INDEX_DIGITS):
+        raise ForeignError(ForeignReason.UNREADABLE, f"the label {LABEL_COMPLETION_INDEX} is no completion index")
+    return int(text)
 
 
 def _termination(terminated: _Terminated | None) -> Termination | None:
@@ -266,4 +332,4 @@ def _waiting(status: _PodStatus, state: _ContainerState) -> str:
 
 
 def _said(reason: str, message: str) -> str:
-    return ": ".join(filter(None, [reason, message]))[:MAX_TEXT]
+    return show(": ".join(filter(None, [reason, message])), max_chars=MAX_TEXT)

@@ -35,8 +35,11 @@ class WorkQueue(Generic[K]):
         """Keys that could be worked on now and are not."""
         return len(self._ready) + len(self._again)
 
-    def add(self, key: K, *, delay_s: float = 0.0) -> None:
-        """Have ``key`` worked on, now or in ``delay_s`` seconds; the earliest of several wishes counts."""
+    def add(self, key: K, *, delay_s: float = 0.0, first: bool = False) -> None:
+        """Have ``key`` worked on, now or in ``delay_s`` seconds; the earliest of several wishes counts.
+
+        With ``first`` it does not queue behind others.
+        """
         if delay_s > 0:
             self._add_later(key, delay_s)
             return
@@ -46,6 +49,8 @@ class WorkQueue(Generic[K]):
             self._again.add(key)
         else:
             self._ready[key] = None
+            if first:
+                self._ready.move_to_end(key, last=False)
             self._filled.set()
 
     def _add_later(self, key: K, delay_s: float) -> None:

@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from llava_api.crd import build_crd
+from tests.cluster.operators import installed
 from tests.kubectl import Kubectl
 from tests.localcluster.cluster import LocalCluster
 
@@ -25,6 +27,13 @@ def api_server() -> Iterator[Kubectl]:
     yield Kubectl(binary=cluster.tools().path("kubectl"), kubeconfig=cluster.kubeconfig)
     if not reused:
         cluster.down()
+
+
+@pytest.fixture(scope="session")
+def installation(api_server: Kubectl, crd: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A kubeconfig with the rights that the chart gives the operator, and no more."""
+    with installed(api_server, tmp_path_factory.mktemp("installation")) as kubeconfig:
+        yield kubeconfig
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from llava_operator.kube import Kind, Kube, NotFoundError
 from llava_operator.resources import CONFIG_MAPS, EVENTS, JOBS, NODES, PODS, RUNS, SERVICES, VOLUME_CLAIMS
 from llava_operator.wire import Object
 from tests.api.test_memory import make_7b
-from tests.cluster.operators import NAME, OperatorProcess, installed, running
+from tests.cluster.operators import NAME, OperatorProcess, running
 from tests.cluster.worlds import (
     NAMESPACES,
     RESULTS,
@@ -45,16 +45,15 @@ Behaviour = Callable[[Object], Object | None]
 
 @pytest.fixture(scope="module")
 def replicas(
-    api_server: Kubectl, crd: None, tmp_path_factory: pytest.TempPathFactory
+    installation: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[OperatorProcess, OperatorProcess]]:
     """Two replicas of one operator, with the rights that the chart gives them."""
     folder = tmp_path_factory.mktemp("operators")
-    with installed(api_server, folder) as kubeconfig:
-        first, second = (
-            OperatorProcess(pod_name=f"op-{n}", kubeconfig=kubeconfig, log=folder / f"op-{n}.log") for n in "01"
-        )
-        with running(first, second):
-            yield first, second
+    first, second = (
+        OperatorProcess(pod_name=f"op-{n}", kubeconfig=installation, log=folder / f"op-{n}.log") for n in "01"
+    )
+    with running(first, second):
+        yield first, second
     for replica in (first, second):
         log = replica.log.read_text()
         assert "Traceback" not in log, log

@@ -21,6 +21,7 @@ from llava_operator.progress import ProgressBook
 from llava_operator.reconcile import Reconciler
 from llava_operator.resources import CHILD_SELECTOR, EVENTS, JOBS, PODS, RUNS
 from llava_operator.runs import Runs
+from llava_operator.skipped import SkippedObjects
 from llava_operator.views import Key
 from llava_operator.wire import Object
 from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, is_true, make_run
@@ -77,14 +78,15 @@ class Process:
     """An operator's process, as far as one run is concerned; it knows nothing of the one before it."""
 
     def __init__(self, kube: Kube) -> None:
-        self.children = Children()
+        self.runs = Runs()
+        self.children = Children(self.runs.has, SkippedObjects())
         self.reconciler = Reconciler(
             kube=kube,
             children=self.children,
-            runs=Runs(),
+            runs=self.runs,
             progress=ProgressBook(interval_s=15, writes_per_s=5),
             nodes=Nodes(kube=kube, now=now),
-            events=EventPublisher(kube, instance="test"),
+            events=EventPublisher(kube, instance="test", now=now),
             authority=Authority(certificate="pem"),
             platform=Platform(trainer_image="trainer", report_url="https://report/"),
             now=now,
@@ -107,7 +109,9 @@ class Life:
         self._period = period
         self._process = Process(MortalKube(api, self.ledger, dies_after=first))
 
-    async def step(self, jobs: list[Object], pods: list[Object]) -> None:
+    async def step(self, run: Object | None, jobs: list[Object], pods: list[Object]) -> None:
+        if run is not None:
+            self._process.runs.note(run)
         for raw in jobs:
             self._process.children.note_job(raw)
         for raw in pods:
@@ -124,7 +128,7 @@ class Life:
         num_deaths = -1
         while num_deaths != len(self.deaths):
             num_deaths = len(self.deaths)
-            await self.step([], [])
+            await self.step(None, [], [])
 
 
 @contextlib.asynccontextmanager
@@ -148,9 +152,14 @@ async def live(kube: Kube, lives: list[Life]) -> dict[str, Object]:
     ended: dict[str, Object] = {}
     async with asyncio.timeout(TIMEOUT_S):
         while len(ended) < len(lives):
+            runs = {raw["metadata"]["name"]: raw async for raw in kube.list(RUNS, NAMESPACE)}
             jobs = [raw async for raw in kube.list(JOBS, NAMESPACE, CHILD_SELECTOR)]
             pods = [raw async for raw in kube.list(PODS, NAMESPACE, CHILD_SELECTOR)]
-            steps = [life.step(of_run(jobs, life), of_run(pods, life)) for life in lives if life.key.name not in ended]
+            steps = [
+                life.step(runs[life.key.name], of_run(jobs, life), of_run(pods, life))
+                for life in lives
+                if life.key.name not in ended
+            ]
             await asyncio.gather(*steps)
             async for run in kube.list(RUNS, NAMESPACE):
                 name, status = run["metadata"]["name"], run.get("status", {})

@@ -1,16 +1,30 @@
 """Events follow from the status, and never come twice."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
 from llava_api.constants import StageName
 from llava_api.status import Progress
-from llava_operator.events import EventPublisher, build_event, list_transitions
-from llava_operator.kube import AlreadyExistsError, Kind, RetryableError
+from llava_operator.events import RECENT, EventPublisher, Transition, build_event, list_transitions
+from llava_operator.kube import AlreadyExistsError, InvalidError, Kind, NotFoundError, RetryableError
 from llava_operator.wire import Object
-from tests.controller.makers import KEY, NOW, RUN_UID, STAGES, begun, commit, failed, job_end, make_job, see, succeeded
+from tests.controller.makers import (
+    KEY,
+    NOW,
+    NOW_TEXT,
+    RUN_UID,
+    STAGES,
+    begun,
+    commit,
+    failed,
+    job_end,
+    make_job,
+    see,
+    succeeded,
+)
 
 
 def reasons(status_maker: object) -> list[str]:
@@ -91,18 +105,28 @@ def test_names_tell_transitions_and_runs_apart_and_repeat() -> None:
 class EventServer:
     created: list[str] = field(default_factory=list)
     is_down: bool = False
+    refuses: bool = False
+    num_posts: int = 0
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Object:
+        if name not in self.created:
+            raise NotFoundError("no such event")
+        return {}
 
     async def create(self, kind: Kind, namespace: str, body: Object) -> Object:
+        self.num_posts += 1
         if self.is_down:
             raise RetryableError("down")
+        if self.refuses:
+            raise InvalidError("note: Invalid value")
         if body["metadata"]["name"] in self.created:
             raise AlreadyExistsError("there")
         self.created.append(body["metadata"]["name"])
         return body
 
 
-def make_publisher(server: EventServer) -> EventPublisher:
-    return EventPublisher(server, instance="op-0")  # type: ignore[arg-type]
+def make_publisher(server: EventServer, now: Callable[[], datetime] = lambda: NOW) -> EventPublisher:
+    return EventPublisher(server, instance="op-0", now=now)  # type: ignore[arg-type]
 
 
 async def test_published_once_by_any_number_of_operators() -> None:
@@ -110,13 +134,14 @@ async def test_published_once_by_any_number_of_operators() -> None:
     status = begun(StageName.TRAIN)
     for publisher in (make_publisher(server), make_publisher(server)):
         for _ in range(2):
-            await publisher.publish_status(KEY, RUN_UID, status, NOW)
+            await publisher.publish_status(KEY, RUN_UID, status)
     assert len(server.created) == 3
 
 
 async def test_old_transitions_do_not_come_back() -> None:
     server = EventServer()
-    await make_publisher(server).publish_status(KEY, RUN_UID, begun(StageName.TRAIN), NOW + timedelta(minutes=11))
+    later = make_publisher(server, lambda: NOW + timedelta(minutes=11))
+    await later.publish_status(KEY, RUN_UID, begun(StageName.TRAIN))
     assert server.created == []
 
 
@@ -124,7 +149,54 @@ async def test_event_that_was_not_created_is_tried_again() -> None:
     server = EventServer(is_down=True)
     publisher = make_publisher(server)
     with pytest.raises(RetryableError):
-        await publisher.publish_status(KEY, RUN_UID, begun(), NOW)
+        await publisher.publish_status(KEY, RUN_UID, begun())
     server.is_down = False
-    await publisher.publish_status(KEY, RUN_UID, begun(), NOW)
+    await publisher.publish_status(KEY, RUN_UID, begun())
     assert len(server.created) == 1
+
+
+async def test_new_process_asks_before_it_tells_again() -> None:
+    server = EventServer()
+    status = begun(StageName.TRAIN)
+    await make_publisher(server).publish_status(KEY, RUN_UID, status)
+    lost = server.created.pop()
+    num_posts = server.num_posts
+    restarted = make_publisher(server, lambda: NOW + timedelta(seconds=30))
+    for _ in range(2):
+        await restarted.publish_status(KEY, RUN_UID, status)
+    assert server.created[-1] == lost
+    assert server.num_posts == num_posts + 1, "only what the earlier process had not told of"
+
+
+async def test_many_transitions_make_no_event_come_back() -> None:
+    """However many runs there are: what was told of ten minutes ago is told of once."""
+    server, clock = EventServer(), [NOW]
+    publisher = make_publisher(server, lambda: clock[0])
+    first, *_ = list_transitions(begun())
+    runs = [f"uid-{number}" for number in range(6000)]
+    for _ in range(2):
+        for uid in runs:
+            await publisher.publish(KEY, uid, first)
+    assert server.num_posts == len(runs)
+    clock[0] += RECENT + timedelta(seconds=1)
+    await publisher.publish(KEY, "another", first)
+    assert len(publisher._published) == 1, "nothing is remembered for ever"
+
+
+async def test_event_that_is_refused_for_what_it_is_is_not_sent_again(caplog: pytest.LogCaptureFixture) -> None:
+    server = EventServer(refuses=True)
+    publisher = make_publisher(server)
+    for _ in range(3):
+        await publisher.publish_status(KEY, RUN_UID, begun())
+    assert server.num_posts == 1
+    assert "the Event Preparing is refused: note: Invalid value" in caplog.text
+
+
+def test_note_is_cut_by_bytes_and_fit_to_show() -> None:
+    transition = Transition(
+        time=NOW_TEXT, type="Warning", reason="R", action="A", about="a", note="Prüfung \u202e\x1b[31m" + "ü" * 2000
+    )
+    note = build_event(KEY, RUN_UID, transition, "op")["note"]
+    assert len(note.encode()) <= 1024
+    assert len(note.encode()) > 1000
+    assert note.startswith("Prüfung \\u202e\\x1b[31mü")

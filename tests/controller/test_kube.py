@@ -11,6 +11,7 @@ from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
 from llava_operator.kube import (
+    LAST_RETRY_AFTER_S,
     AlreadyExistsError,
     ConflictError,
     ForbiddenError,
@@ -19,6 +20,7 @@ from llava_operator.kube import (
     Kube,
     KubeError,
     NotFoundError,
+    RefusedError,
     RetryableError,
     error_of,
 )
@@ -57,13 +59,14 @@ def test_paths(path: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("status", "reason", "error"),
     [
-        (400, "BadRequest", InvalidError),
+        (400, "BadRequest", RefusedError),
         (401, "Unauthorized", RetryableError),
         (403, "Forbidden", ForbiddenError),
         (404, "NotFound", NotFoundError),
         (409, "AlreadyExists", AlreadyExistsError),
         (409, "Conflict", ConflictError),
-        (422, "Invalid", InvalidError),
+        (413, "RequestEntityTooLarge", RefusedError),
+        (422, "Invalid", RefusedError),
         (429, "TooManyRequests", RetryableError),
         (500, "InternalError", RetryableError),
         (503, "", RetryableError),
@@ -73,6 +76,52 @@ def test_refusals_are_typed(status: int, reason: str, error: type[KubeError]) ->
     made = error_of(status, json.dumps({"reason": reason, "message": "because"}).encode(), None)
     assert type(made) is error
     assert (made.status, made.reason, str(made)) == (status, reason, "because")
+
+
+@pytest.mark.parametrize(
+    ("causes", "error"),
+    [
+        ([{"field": "spec.a"}, {"field": "spec.b", "reason": "FieldValueInvalid"}], InvalidError),
+        ([{"field": "spec.a"}, {"message": "a policy's word"}], RefusedError),
+        ([{"field": ""}], RefusedError),
+        ([], RefusedError),
+        (None, RefusedError),
+        ("spec.a", RefusedError),
+    ],
+)
+def test_only_fields_that_are_named_are_refused_for_good(causes: object, error: type[KubeError]) -> None:
+    body = {"reason": "Invalid", "message": "because", "details": {"causes": causes}}
+    assert type(error_of(422, json.dumps(body).encode(), None)) is error
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_path_needs_a_name(name: str) -> None:
+    """An empty one would be the path of the whole collection."""
+    with pytest.raises(ValueError, match="is no name"):
+        RUNS.path("ns", name)
+    with pytest.raises(ValueError, match="is no name"):
+        RUNS.path(name, "r")
+
+
+def test_name_leads_nowhere_else() -> None:
+    path = PODS.path("ns", "../../other/pods/p?x=%2f#y")
+    assert path == "/api/v1/namespaces/ns/pods/..%2F..%2Fother%2Fpods%2Fp%3Fx%3D%252f%23y"
+
+
+@pytest.mark.parametrize("retry_after", ["\u00b2", "\u0663", "-1", "1e9", "soon"])
+def test_retry_after_that_is_no_number_is_passed_over(retry_after: str) -> None:
+    assert error_of(503, b"{}", retry_after).retry_after_s is None
+
+
+def test_nobody_makes_the_operator_wait_for_ever() -> None:
+    assert error_of(429, b"{}", "9" * 30).retry_after_s == LAST_RETRY_AFTER_S
+
+
+def test_message_is_fit_to_show() -> None:
+    body = json.dumps({"message": "\x1b[31m" + "x" * 9000}).encode()
+    message = str(error_of(400, body, None))
+    assert message.startswith("\\x1b[31m")
+    assert len(message) == 4096
 
 
 @pytest.mark.parametrize("body", [b"<html>502</html>", b"[]", b"\xff\xfe", b""])
@@ -122,6 +171,34 @@ async def test_list_goes_through_every_chunk() -> None:
         {"limit": "250", "labelSelector": "a=b", "continue": "1"},
         {"limit": "250", "labelSelector": "a=b", "continue": "2"},
     ]
+
+
+@pytest.mark.parametrize("body", ["<html>please log in</html>", "[]", ""])
+async def test_answer_that_is_no_object_is_tried_again(body: str) -> None:
+    async def page(request: web.Request) -> web.Response:
+        return web.Response(text=body)
+
+    async with serve(page) as kube:
+        with pytest.raises(RetryableError, match="is no JSON object"):
+            await kube.get(PODS, "ns", "p")
+
+
+@pytest.mark.parametrize(
+    ("answer", "version"),
+    [
+        ({"major": "1", "minor": "34"}, (1, 34)),
+        ({"major": "1", "minor": "31+"}, (1, 31)),
+        ({"major": "", "minor": ""}, None),
+        ({"minor": ["x"]}, None),
+    ],
+)
+async def test_version(answer: object, version: tuple[int, int] | None) -> None:
+    async def say(request: web.Request) -> web.Response:
+        assert request.path == "/version"
+        return web.json_response(answer)
+
+    async with serve(say) as kube:
+        assert await kube.version() == version
 
 
 async def test_patches_are_merge_patches() -> None:

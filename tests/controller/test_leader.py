@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from llava_operator.health import Health
 from llava_operator.kube import AlreadyExistsError, ConflictError, Kind, KubeError, NotFoundError, RetryableError
 from llava_operator.leader import LeadershipLostError, Lease, LeaseTimes
 from llava_operator.views import Key
@@ -69,7 +70,7 @@ def make_lease(server: LeaseServer, identity: str) -> Lease:
 
 
 async def acquire(lease: Lease) -> float:
-    await lease.acquire(on_try=lambda: None)
+    await lease.acquire(on_try=lambda: None, on_answer=lambda: None)
     return asyncio.get_running_loop().time()
 
 
@@ -103,6 +104,29 @@ def test_standby_waits_while_the_lease_is_renewed_and_takes_it_when_it_is_not() 
     at, spec = run_virtually(scenario())
     assert 100 + 15 - 2 <= at <= 100 + 15 + 4
     assert (spec["holderIdentity"], spec["leaseTransitions"]) == ("b", 2)
+
+
+def test_standby_lives_without_the_api_server() -> None:
+    """A restart would not bring it back; that it answers is only what readiness asks for."""
+
+    async def scenario() -> tuple[Health, float]:
+        server = LeaseServer()
+        server.trouble = RetryableError("down")
+        health = Health(heartbeat_s=10, longest_pass_s=60, clock=asyncio.get_running_loop().time)
+        waiting = asyncio.create_task(make_lease(server, "a").acquire(on_try=health.beat, on_answer=health.note_ready))
+        await asyncio.sleep(1000)
+        assert health.is_alive
+        assert not health.is_ready
+        # Also where it is not even refused.
+        server.is_hanging = True
+        await asyncio.sleep(1000)
+        assert health.is_alive
+        server.is_hanging, server.trouble = False, None
+        await waiting
+        return health, asyncio.get_running_loop().time()
+
+    health, _ = run_virtually(scenario())
+    assert health.is_ready
 
 
 def test_wrong_clocks_do_not_hand_over_a_lease() -> None:

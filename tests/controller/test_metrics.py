@@ -23,6 +23,7 @@ from tests.controller.makers import (
 
 FROZEN = {
     "llava_operator_leader": "gauge",
+    "llava_operator_objects_skipped_total": "counter",
     "llava_operator_pass_duration_seconds": "histogram",
     "llava_operator_pass_errors_total": "counter",
     "llava_operator_queue_depth": "gauge",

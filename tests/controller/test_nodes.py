@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from llava_api.constants import LABEL_RUN
+from llava_api.constants import API_VERSION, KIND, LABEL_RUN
 from llava_operator.cards import NodeGpus
 from llava_operator.children import Children
 from llava_operator.decide import Observation
@@ -14,6 +14,7 @@ from llava_operator.nodes import KEPT, MAX_SELECTORS, Nodes, read_labels
 from llava_operator.observe import Observer
 from llava_operator.progress import ProgressBook
 from llava_operator.resources import NODES
+from llava_operator.skipped import SkippedObjects
 from llava_operator.wire import Object
 from tests.controller.makers import KEY, NOW, commit, make_run
 
@@ -125,11 +126,13 @@ async def test_nodes_are_asked_when_prepare_has_ended_and_not_before(ended: bool
     job = {
         "metadata": {
             "namespace": KEY.namespace, "name": "invoices-prepare-1", "uid": "job", "labels": {LABEL_RUN: KEY.name},
-            "ownerReferences": [{"uid": run.uid, "controller": True}],
+            "ownerReferences": [
+                {"apiVersion": API_VERSION, "kind": KIND, "name": KEY.name, "uid": run.uid, "controller": True}
+            ],
         },
         "status": {"conditions": conditions},
     }  # fmt: skip
-    children = Children()
+    children = Children(lambda *_: True, SkippedObjects())
     children.note_job(job)
     observer = Observer(
         kube=NoPods(),  # type: ignore[arg-type]

@@ -10,11 +10,12 @@ from prometheus_client import CollectorRegistry
 from llava_api.constants import Phase
 from llava_operator.children import Children
 from llava_operator.health import HEARTBEAT, MISSED_BEATS, Health
-from llava_operator.kube import Kind, RetryableError
+from llava_operator.kube import ForbiddenError, Kind, RetryableError
 from llava_operator.metrics import OperatorMetrics
-from llava_operator.passes import Passes, keep_relisting
+from llava_operator.passes import Passes, Resync
 from llava_operator.resources import RUNS
 from llava_operator.runs import Runs
+from llava_operator.skipped import SkippedObjects
 from llava_operator.views import Key
 from llava_operator.wire import Object
 from llava_operator.workqueue import WorkQueue
@@ -62,6 +63,13 @@ class RelistServer:
             yield run
 
 
+async def relist(server: Any, runs: Runs, queue: WorkQueue[Key], *namespaces: str) -> None:
+    children = Children(runs.has, SkippedObjects())
+    resync = Resync(kube=server, children=children, runs=runs, queue=queue, namespaces=namespaces, every_s=60)
+    await resync.fill(retry_s=2, on_try=lambda: None)
+    await resync.keep()
+
+
 async def relist_for(server: RelistServer, seconds: float, *namespaces: str) -> tuple[Runs, list[Key]]:
     runs, queue, looked_at = Runs(), WorkQueue[Key](), list[Key]()
     runs.note(raw_run("vanished"))
@@ -69,8 +77,7 @@ async def relist_for(server: RelistServer, seconds: float, *namespaces: str) -> 
     async def note(key: Key) -> None:
         looked_at.append(key)
 
-    relisting = keep_relisting(server, Children(), runs, queue, namespaces=namespaces, every_s=60)  # type: ignore[arg-type]
-    tasks = [asyncio.create_task(relisting), asyncio.create_task(queue.work(note))]
+    tasks = [asyncio.create_task(relist(server, runs, queue, *namespaces)), asyncio.create_task(queue.work(note))]
     await asyncio.sleep(seconds)
     for task in tasks:
         task.cancel()
@@ -99,11 +106,60 @@ def test_relist_goes_on_after_an_outage(caplog: pytest.LogCaptureFixture) -> Non
     server.runs = [raw_run("new")]
 
     async def scenario() -> list[Key]:
-        asyncio.get_running_loop().call_later(30, setattr, server, "is_down", False)
+        loop = asyncio.get_running_loop()
+        # Down when it starts, and again an hour later.
+        loop.call_later(30, setattr, server, "is_down", False)
+        loop.call_later(3600, setattr, server, "is_down", True)
+        loop.call_later(3700, setattr, server, "is_down", False)
+        loop.call_later(3700, server.runs.append, raw_run("newer"))
+        return (await relist_for(server, 3800))[1]
+
+    assert {Key("ns", "new"), Key("ns", "newer")} <= set(run_virtually(scenario()))
+    assert "relist failed, again in 2 s: down" in caplog.text
+    assert "relist failed, again in 60 s: down" in caplog.text
+
+
+def test_relist_outlives_what_cannot_be_read(caplog: pytest.LogCaptureFixture) -> None:
+    server = RelistServer()
+    server.runs = [{"metadata": {}}]
+
+    async def scenario() -> list[Key]:
+        asyncio.get_running_loop().call_later(30, setattr, server, "runs", [raw_run("new")])
         return (await relist_for(server, 61))[1]
 
     assert Key("ns", "new") in run_virtually(scenario())
-    assert "relist failed, again in 60 s: down" in caplog.text
+    assert "KeyError: 'namespace'" in caplog.text
+
+
+def test_namespace_that_may_not_be_read_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """It was deleted, and the operator's role in it went along."""
+
+    class Partly(RelistServer):
+        async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> AsyncIterator[Object]:
+            if namespace == "gone":
+                raise ForbiddenError("cannot list resource")
+            async for item in super().list(kind, namespace, selector):
+                yield item
+
+    server = Partly()
+    server.runs = [raw_run("new")]
+    assert Key("ns", "new") in run_virtually(relist_for(server, 1, "gone", "ns"))[1]
+    assert "relist of namespace gone was refused: cannot list resource" in caplog.text
+
+
+def test_no_run_is_looked_at_before_the_caches_are_filled() -> None:
+    """A Job that is not cached yet would seem to be gone, and its pods not to have been made."""
+
+    class Slow(RelistServer):
+        async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> AsyncIterator[Object]:
+            await asyncio.sleep(5)
+            async for item in super().list(kind, namespace, selector):
+                yield item
+
+    server = Slow()
+    server.runs = [raw_run("running", phase=Phase.RUNNING)]
+    assert run_virtually(relist_for(server, 14))[1] == []
+    assert sorted(key.name for key in run_virtually(relist_for(server, 16))[1]) == ["running", "vanished"]
 
 
 class StuckReconciler:
@@ -117,7 +173,7 @@ class StuckReconciler:
 
 def make_passes(clock: Callable[[], float]) -> tuple[Passes, Health, CollectorRegistry]:
     registry = CollectorRegistry()
-    health = Health(heartbeat_s=10, clock=clock)
+    health = Health(heartbeat_s=10, longest_pass_s=60, clock=clock)
     metrics = OperatorMetrics(registry, queue_depth=lambda: 0)
     stuck: Any = StuckReconciler()
     return Passes(stuck, health=health, metrics=metrics, timeout_s=60), health, registry
@@ -146,15 +202,38 @@ def test_process_is_alive_only_while_heartbeats_come_through_the_queue() -> None
         passes, health, _ = make_passes(clock)
         queue: WorkQueue[Key] = WorkQueue(expected=(RetryableError,))
         beating = asyncio.create_task(health.keep_beating(queue))
-        assert not health.is_ready
         worker = asyncio.create_task(queue.work(passes.process))
         await asyncio.sleep(1000)
-        assert health.is_ready
         assert health.is_alive
         worker.cancel()
-        await asyncio.sleep(MISSED_BEATS * 10 + 11)
+        await asyncio.sleep(60 + MISSED_BEATS * 10 + 11)
         assert not health.is_alive, "the process answers, but its queue stands still"
         beating.cancel()
+
+    run_virtually(scenario())
+
+
+def test_heartbeat_does_not_queue_behind_a_start_with_thousands_of_runs() -> None:
+    async def scenario() -> None:
+        clock = asyncio.get_running_loop().time
+        passes, health, _ = make_passes(clock)
+        queue: WorkQueue[Key] = WorkQueue(expected=(RetryableError,))
+
+        async def process(key: Key) -> float | None:
+            if key != HEARTBEAT:
+                await asyncio.sleep(1)
+                return None
+            return await passes.process(key)
+
+        for number in range(5000):
+            queue.add(Key("ns", f"run-{number}"))
+        tasks = [asyncio.create_task(health.keep_beating(queue)), asyncio.create_task(queue.work(process))]
+        for _ in range(10):
+            await asyncio.sleep(100)
+            assert queue.depth > 3000
+            assert health.silence_s < 12
+        for task in tasks:
+            task.cancel()
 
     run_virtually(scenario())
 

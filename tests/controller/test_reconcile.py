@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llava_api.constants import API_VERSION, Condition, Phase, StageName
+from llava_api.constants import API_VERSION, KIND, Condition, Phase, StageName
 from llava_api.status import Progress, Status
 from llava_operator.authority import Authority
 from llava_operator.build.common import Platform
@@ -21,14 +21,16 @@ from llava_operator.kube import (
     Kind,
     KubeError,
     NotFoundError,
+    RefusedError,
     RetryableError,
 )
 from llava_operator.nodes import Nodes
 from llava_operator.progress import ProgressBook
-from llava_operator.reconcile import UNREADABLE, Reconciler
+from llava_operator.reconcile import UNREADABLE, UNREPORTED, Reconciler, StatusPrunedError
 from llava_operator.resources import CONFIG_MAPS, EVENTS, JOBS, RUNS, VOLUME_CLAIMS
 from llava_operator.run import current_stage, parse_status
 from llava_operator.runs import Runs
+from llava_operator.skipped import SkippedObjects
 from llava_operator.wire import Object
 from tests.controller.makers import KEY, NOW, NOW_TEXT, RUN_UID, make_spec
 
@@ -51,6 +53,8 @@ class ApiServer:
     refuse: dict[Kind, KubeError] = field(default_factory=dict)
     writes: list[str] = field(default_factory=list)
     version: int = 1
+    pruned: tuple[str, ...] = ()
+    """Fields of a status that the schema does not know."""
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object:
         if (kind, name) not in self.objects:
@@ -76,10 +80,15 @@ class ApiServer:
         wanted = body.get("metadata", {}).get("resourceVersion")
         if wanted is not None and wanted != found["metadata"]["resourceVersion"]:
             raise ConflictError("the object has been modified")
-        self.version += 1
+        before = copy.deepcopy(found)
         apply_patch(found, {key: value for key, value in body.items() if key != "metadata"})
-        found["metadata"]["resourceVersion"] = str(self.version)
+        for unknown in self.pruned:
+            found.get("status", {}).pop(unknown, None)
         self.writes.append(f"patch {kind.plural} {name}")
+        if found != before:
+            # What changes nothing gets no new version.
+            self.version += 1
+            found["metadata"]["resourceVersion"] = str(self.version)
         return copy.deepcopy(found)
 
     def put_run(self, **spec: Any) -> Object:
@@ -110,11 +119,11 @@ class Operator:
         self.runs, self.progress = Runs(), ProgressBook(interval_s=15, writes_per_s=5)
         self.reconciler = Reconciler(
             kube=self.server,  # type: ignore[arg-type]
-            children=Children(),
+            children=Children(self.runs.has, SkippedObjects()),
             nodes=Nodes(kube=self.server, now=lambda: self.now),  # type: ignore[arg-type]
             runs=self.runs,
             progress=self.progress,
-            events=EventPublisher(self.server, instance="op"),  # type: ignore[arg-type]
+            events=EventPublisher(self.server, instance="op", now=lambda: self.now),  # type: ignore[arg-type]
             authority=self.authority,
             platform=Platform(trainer_image="t", report_url="https://r/"),
             now=lambda: self.now,
@@ -238,32 +247,31 @@ async def test_child_that_vanishes_while_it_is_looked_at_is_tried_again(server: 
         await operator.step()
 
 
+async def test_field_that_is_refused_fails_the_run(server: ApiServer, operator: Operator) -> None:
+    server.refuse[JOBS] = InvalidError("spec.x: Invalid value")
+    await operator.settle()
+    assert server.status.failure is not None
+    assert (server.status.failure.reason, server.status.failure.message) == ("Rejected", "spec.x: Invalid value")
+
+
 @pytest.mark.parametrize(
     "error",
     [
-        InvalidError("spec.x: Invalid value"),
-        ForbiddenError("pods is forbidden: maximum memory usage per Container is 1Gi"),
+        ForbiddenError('jobs.batch "x" is forbidden: exceeded quota: q', status=403),
+        ForbiddenError('jobs.batch is forbidden: User "op" cannot create resource "jobs"', status=403),
+        ForbiddenError("unable to create new content in namespace team because it is being terminated", status=403),
+        ForbiddenError("pods is forbidden: maximum memory usage per Container is 1Gi", status=403),
+        ForbiddenError("a text that nobody has seen before", status=403),
+        RefusedError("ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no", status=422),
+        RefusedError('admission webhook "w" denied the request: no', status=400),
+        RetryableError('Internal error occurred: failed calling webhook "w"', status=500),
     ],
 )
-async def test_lasting_refusal_fails_the_run(server: ApiServer, operator: Operator, error: KubeError) -> None:
-    server.refuse[JOBS] = error
-    await operator.settle()
-    assert server.status.failure is not None
-    assert (server.status.failure.reason, server.status.failure.message) == ("Rejected", str(error))
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        'jobs.batch "x" is forbidden: exceeded quota: q',
-        'jobs.batch is forbidden: User "op" cannot create resource "jobs"',
-        'jobs.batch "x" is forbidden: unable to create new content in namespace team because it is being terminated',
-    ],
-)
-async def test_passing_refusal_is_said_and_tried_again_more_and_more_slowly(
-    server: ApiServer, operator: Operator, message: str
+async def test_every_other_refusal_is_said_and_tried_again_more_and_more_slowly(
+    server: ApiServer, operator: Operator, error: KubeError
 ) -> None:
-    server.refuse[JOBS] = ForbiddenError(message)
+    message = str(error)
+    server.refuse[JOBS] = error
     delays = []
     for _ in range(8):
         delay_s = await operator.settle()
@@ -276,6 +284,40 @@ async def test_passing_refusal_is_said_and_tried_again_more_and_more_slowly(
     assert stage.message == message
     assert server.writes.count("patch llavafinetunes invoices") == 2, "one message is written once"
     del server.refuse[JOBS]
+    assert await operator.settle() is None
+    assert (JOBS, "invoices-prepare-1") in server.objects
+
+
+async def test_api_server_that_cannot_be_asked_is_no_refusal(server: ApiServer, operator: Operator) -> None:
+    """Its status could not be written either."""
+    await operator.step()
+    server.refuse[JOBS] = RetryableError("no answer in time")
+    with pytest.raises(RetryableError, match="no answer"):
+        await operator.step()
+
+
+async def test_long_refusal_is_cut_to_what_the_status_may_hold(server: ApiServer, operator: Operator) -> None:
+    server.refuse[JOBS] = RefusedError("\x1b[31m" + "ü" * 9000, status=400)
+    await operator.settle()
+    stage = current_stage(server.status)
+    assert stage is not None
+    assert stage.message == "\\x1b[31m" + "ü" * (4096 - 9) + "…"
+
+
+async def test_child_of_an_earlier_run_of_this_name_is_waited_for(server: ApiServer, operator: Operator) -> None:
+    """Who deletes a run and creates it again is quicker than the deletion of its children."""
+    owner = {"kind": KIND, "name": KEY.name, "uid": "earlier", "controller": True}
+    for meta in (
+        {"ownerReferences": [owner]},
+        {"ownerReferences": [], "deletionTimestamp": NOW_TEXT},
+    ):
+        server.objects[VOLUME_CLAIMS, "invoices-run"] = {"metadata": {"name": "invoices-run", **meta}}
+        assert await operator.settle() in (1, 2)
+        stage = current_stage(server.status)
+        assert stage is not None
+        assert "persistentvolumeclaims invoices-run exists in namespace team and is being deleted" in stage.message
+        operator.now += timedelta(seconds=2)
+    del server.objects[VOLUME_CLAIMS, "invoices-run"]
     assert await operator.settle() is None
     assert (JOBS, "invoices-prepare-1") in server.objects
 
@@ -310,6 +352,45 @@ async def test_authority_that_cannot_be_handed_out_does_not_hold_up_a_running_st
     assert await operator.step() is None
 
 
+@pytest.mark.parametrize("is_begun", [False, True], ids=["new", "running"])
+async def test_foreign_config_map_stops_reporting_and_not_the_run(
+    server: ApiServer, operator: Operator, is_begun: bool
+) -> None:
+    if is_begun:
+        await operator.settle()
+        operator.new_process()
+    foreign = {"metadata": {"name": "invoices-report-ca"}, "data": {"ca.crt": "FORGED"}}
+    server.objects[CONFIG_MAPS, "invoices-report-ca"] = copy.deepcopy(foreign)
+    await operator.settle()
+    assert (JOBS, "invoices-prepare-1") in server.objects
+    assert server.status.phase is Phase.PENDING
+    assert server.objects[CONFIG_MAPS, "invoices-report-ca"] == foreign
+    assert server.writes.count(f"event {UNREPORTED}") == 1
+    await operator.step()
+    assert server.writes.count(f"event {UNREPORTED}") == 1
+    del server.objects[CONFIG_MAPS, "invoices-report-ca"]
+    await operator.step()
+    assert server.objects[CONFIG_MAPS, "invoices-report-ca"]["data"] == {"ca.crt": "PEM"}
+
+
+async def test_new_process_writes_nothing_for_a_run_that_goes_on(server: ApiServer, operator: Operator) -> None:
+    await operator.settle()
+    operator.now += timedelta(seconds=30)
+    operator.new_process()
+    server.writes.clear()
+    # A refused write is a write as well.
+    server.create = server.patch = None  # type: ignore[assignment, method-assign]
+    assert await operator.settle() is None
+    assert server.writes == []
+
+
+async def test_status_that_the_schema_prunes_is_not_written_in_a_loop(server: ApiServer, operator: Operator) -> None:
+    server.pruned = ("summary",)
+    assert await operator.step() == 0.0
+    with pytest.raises(StatusPrunedError, match="nothing new of summary was kept in the status of team/invoices"):
+        await operator.step()
+
+
 async def test_progress_is_written_when_it_is_due(server: ApiServer, operator: Operator) -> None:
     await operator.settle()
 
@@ -341,6 +422,14 @@ async def test_run_of_another_version_is_marked_once_and_left_alone(server: ApiS
     ready = next(c for c in server.status.conditions if c.type is Condition.READY)
     assert (ready.status, ready.reason) == ("False", UNREADABLE)
     assert "spec.novelty" in ready.message
+
+
+async def test_run_of_another_version_is_marked_also_where_events_are_refused(server: ApiServer) -> None:
+    server.put_run(novelty="yes")
+    server.refuse[EVENTS] = ForbiddenError("no events here")
+    assert await Operator(server).step() is None
+    ready = next(c for c in server.status.conditions if c.type is Condition.READY)
+    assert ready.reason == UNREADABLE
 
 
 async def test_run_with_an_unreadable_status_is_reported_and_left_alone(server: ApiServer, operator: Operator) -> None:

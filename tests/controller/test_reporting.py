@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 from cryptography import x509
 
-from llava_api.constants import LABEL_COMPLETION_INDEX, LABEL_RUN, StageName
+from llava_api.constants import API_VERSION, KIND, LABEL_COMPLETION_INDEX, LABEL_RUN, StageName
 from llava_api.report import ProgressReport
 from llava_api.status import Status
 from llava_operator.children import Children
@@ -40,6 +40,7 @@ from llava_operator.reporting.tokens import ACCEPTED_FOR_S, MAX_CACHED, MAX_REVI
 from llava_operator.resources import SECRETS, SERVICES, TOKEN_REVIEWS
 from llava_operator.runs import Runs
 from llava_operator.settings import Settings
+from llava_operator.skipped import SkippedObjects
 from llava_operator.status import dump_status
 from llava_operator.views import Key
 from llava_operator.wire import Object
@@ -337,6 +338,9 @@ async def test_too_many_reviews_at_once_are_put_off() -> None:
 # --- reports
 
 
+EARLIER_JOB_UID = "job-of-an-earlier-attempt"
+
+
 def run_object(status: Status) -> Object:
     meta = {"namespace": KEY.namespace, "name": KEY.name, "uid": RUN_UID, "resourceVersion": "1"}
     return {"metadata": meta, "status": dump_status(status)}
@@ -349,10 +353,16 @@ def pod_object(name: str = "pod-0", *, index: str = "0", job: str = JOB_UID, **s
             "name": name,
             "uid": f"{name}-uid",
             "labels": {LABEL_RUN: KEY.name, LABEL_COMPLETION_INDEX: index},
-            "ownerReferences": [{"uid": job, "controller": True}],
+            "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "uid": job, "controller": True}],
         },
         "status": {"phase": "Running", **status},
     }
+
+
+def job_object(uid: str) -> Object:
+    owner = {"apiVersion": API_VERSION, "kind": KIND, "name": KEY.name, "uid": RUN_UID, "controller": True}
+    meta = {"namespace": KEY.namespace, "name": uid, "uid": uid, "labels": {LABEL_RUN: KEY.name}}
+    return {"metadata": {**meta, "ownerReferences": [owner]}}
 
 
 class Desk:
@@ -360,11 +370,13 @@ class Desk:
 
     def __init__(self, status: Status | None = None) -> None:
         self.server = ReviewServer()
-        self.runs, self.children, self.queue = Runs(), Children(), WorkQueue[Key]()
+        self.runs, self.children, self.queue = Runs(), Children(lambda *_: True, SkippedObjects()), WorkQueue[Key]()
         self.progress = ProgressBook(interval_s=15, writes_per_s=5)
         self.codes: list[int] = []
         self.now = NOW
         self.runs.note(run_object(status or begun(StageName.TRAIN)))
+        for job in (JOB_UID, EARLIER_JOB_UID):
+            self.children.note_job(job_object(job))
         self.children.note_pod(pod_object())
         desk = ReportDesk(
             reviewer=make_reviewer(self.server),
@@ -453,7 +465,7 @@ async def test_pods_that_have_no_say_are_403(pod: Object | None) -> None:
 
 async def test_pods_of_another_job_are_409() -> None:
     desk = Desk()
-    desk.children.note_pod(pod_object(job="job-of-an-earlier-attempt"))
+    desk.children.note_pod(pod_object(job=EARLIER_JOB_UID))
     assert (await desk.take(make_report()))[0] == 409
 
 

@@ -4,21 +4,20 @@ from typing import Any
 
 import pytest
 
-from llava_operator.children import Children
-from llava_operator.resources import JOBS
-from llava_operator.views import JobEnd, Key, Termination, parse_job, parse_pod
+from llava_operator.views import ForeignError, JobEnd, Key, Termination, parse_job, parse_pod
 from llava_operator.wire import Object
 
 
 def raw_pod(name: str = "r-train-1-0-abcde", *, uid: str = "p", job: str | None = "j", **status: Any) -> Object:
-    owners = [{"uid": job, "controller": True, "kind": "Job"}] if job else []
+    owners = [{"uid": job, "controller": True, "apiVersion": "batch/v1", "kind": "Job", "name": "r"}] if job else []
     labels = {"finetune.llava.dev/run": "r", "batch.kubernetes.io/job-completion-index": "0"}
     meta = {"namespace": "ns", "name": name, "uid": uid, "labels": labels, "ownerReferences": owners}
     return {"metadata": meta, "spec": {"containers": []}, "status": status}
 
 
 def raw_job(name: str = "r-train-1", *, uid: str = "j", **status: Any) -> Object:
-    owners = [{"uid": "other"}, {"uid": "run", "controller": True}]
+    run = {"apiVersion": "finetune.llava.dev/v1alpha1", "kind": "LlavaFineTune", "name": "r", "uid": "run"}
+    owners = [{"uid": "other"}, {**run, "controller": True}]
     meta = {"namespace": "ns", "name": name, "uid": uid, "labels": {"finetune.llava.dev/run": "r"}}
     return {"metadata": {**meta, "ownerReferences": owners}, "spec": {}, "status": status}
 
@@ -84,75 +83,47 @@ def test_job_conditions(
 
 
 def test_what_is_no_pod_is_refused() -> None:
-    with pytest.raises(ValueError, match="metadata"):
+    with pytest.raises(ForeignError, match="metadata"):
         parse_pod({"kind": "Status"})
 
 
-# --- the cache
+@pytest.mark.parametrize("index", ["x", "-1", "", "1e3", "\u0663", "1" * 10, "0x1", " 1", "1.5"])
+def test_index_that_is_none_makes_the_pod_foreign(index: str) -> None:
+    raw = raw_pod()
+    raw["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"] = index
+    with pytest.raises(ForeignError, match="job-completion-index is no completion index") as caught:
+        parse_pod(raw)
+    assert caught.value.reason == "unreadable"
 
 
-def test_events_fill_and_empty_the_cache() -> None:
-    children = Children()
-    assert children.note_job(raw_job()) == Key("ns", "r")
-    assert children.note_pod(raw_pod()) == Key("ns", "r")
-    assert [pod.uid for pod in children.pods_of("j")] == ["p"]
-    children.note_pod(raw_pod(), deleted=True)
-    children.note_job(raw_job(), deleted=True)
-    assert children.pods_of("j") == ()
-    assert children.job(Key("ns", "r-train-1")) is None
+@pytest.mark.parametrize("labels", [{}, {"finetune.llava.dev/run": ""}])
+def test_child_without_a_run_in_its_label_is_foreign(labels: dict[str, str]) -> None:
+    for parse, raw in ((parse_pod, raw_pod()), (parse_job, raw_job())):
+        raw["metadata"]["labels"] = labels
+        with pytest.raises(ForeignError) as caught:
+            parse(raw)
+        assert caught.value.reason == "unlabelled"
 
 
-def test_late_deletion_of_a_namesake_deletes_nothing() -> None:
-    children = Children()
-    children.note_job(raw_job(uid="new"))
-    children.note_job(raw_job(uid="old"), deleted=True)
-    job = children.job(Key("ns", "r-train-1"))
-    assert job is not None
-    assert job.uid == "new"
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"controller": False},
+        {"controller": None},
+        {"kind": "ReplicaSet"},
+        {"apiVersion": "batch.example.org/v1"},
+    ],
+)
+def test_child_without_an_owner_of_ours_is_foreign(change: Object) -> None:
+    for parse, raw in ((parse_pod, raw_pod()), (parse_job, raw_job())):
+        raw["metadata"]["ownerReferences"][-1].update(change)
+        with pytest.raises(ForeignError) as caught:
+            parse(raw)
+        assert caught.value.reason == "unowned"
 
 
-def test_pod_without_owner_belongs_to_no_job() -> None:
-    children = Children()
-    children.note_pod(raw_pod(job=None))
-    children.note_pod(raw_pod(job=None), deleted=True)
-    assert children.pod(Key("ns", "r-train-1-0-abcde")) is None
-
-
-class ListServer:
-    """Lists what it was given; ``during`` is called between the Jobs and the pods."""
-
-    def __init__(self, jobs: list[Object], pods: list[Object], during: Any = None) -> None:
-        self._jobs, self._pods, self._during = jobs, pods, during
-
-    async def list(self, kind: Any, namespace: str | None, selector: str) -> Any:
-        for item in self._jobs if kind == JOBS else self._pods:
-            yield item
-        if kind == JOBS and self._during:
-            self._during()
-
-
-async def test_relist_drops_what_a_lost_event_left_behind() -> None:
-    children = Children()
-    children.note_job(raw_job("r-gone-1", uid="gone"))
-    children.note_pod(raw_pod("r-gone-1-x", uid="gone-pod", job="gone"))
-    await children.relist(ListServer([raw_job()], [raw_pod()]), [None])  # type: ignore[arg-type]
-    assert children.job(Key("ns", "r-gone-1")) is None
-    assert children.pods_of("gone") == ()
-    assert [pod.uid for pod in children.pods_of("j")] == ["p"]
-
-
-async def test_events_during_a_relist_are_newer_than_the_list() -> None:
-    children = Children()
-
-    def meanwhile() -> None:
-        children.note_job(raw_job(conditions=[{"type": "Complete", "status": "True"}]))
-        children.note_job(raw_job("r-merge-1", uid="deleted"), deleted=True)
-        children.note_pod(raw_pod(phase="Succeeded"))
-
-    stale = [raw_job(), raw_job("r-merge-1", uid="deleted")]
-    await children.relist(ListServer(stale, [raw_pod()], meanwhile), [None])  # type: ignore[arg-type]
-    job = children.job(Key("ns", "r-train-1"))
-    assert job is not None
-    assert job.complete
-    assert children.job(Key("ns", "r-merge-1")) is None
-    assert [pod.phase for pod in children.pods_of("j")] == ["Succeeded"]
+def test_job_whose_label_names_another_run_than_its_owner_is_foreign() -> None:
+    raw = raw_job()
+    raw["metadata"]["labels"]["finetune.llava.dev/run"] = "another"
+    with pytest.raises(ForeignError, match="another run than its controller r"):
+        parse_job(raw)

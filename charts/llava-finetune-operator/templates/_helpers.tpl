@@ -49,5 +49,5 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   verbs: [get, create]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create]
+  verbs: [get, create]
 {{- end -}}
