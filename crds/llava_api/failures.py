@@ -99,7 +99,7 @@ FAILURES: tuple[Failure, ...] = (
             hint="A model or dataset does not exist or may not be read: correct the source or its secretRef."),
     Failure(reason=Reason.UNSUPPORTED_DEVICE, exit_code=82, retryable=False,
             hint="The GPU cannot do what the run asks for: the message names the setting to change."),
-    Failure(reason=Reason.STORAGE_UNWRITABLE, exit_code=83, retryable=False,
+    Failure(reason=Reason.STORAGE_UNWRITABLE, exit_code=84, retryable=False,
             hint="The run's volume cannot be written: look at its PersistentVolume, its access mode, and the node that "
                  "mounts it."),
     Failure(reason=Reason.PLAN_DOES_NOT_FIT, exit_code=None, retryable=False,

@@ -118,7 +118,7 @@ def test_anything_else_is_an_internal_error_with_the_log_s_end(error: Exception,
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ESTALE])
 def test_a_volume_that_cannot_be_written_is_told_apart(number: int, run: Run):
     code, result = run(raising(OSError(number, os.strerror(number), "/llava/run/x")))
-    assert code == 83
+    assert code == 84
     assert result.failure.reason is Reason.STORAGE_UNWRITABLE
     assert "/llava/run/x" in result.failure.message
 
