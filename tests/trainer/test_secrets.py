@@ -1,6 +1,6 @@
 """No secret of a run's sources stands in anything that it leaves or tells, whether it succeeds or fails.
 
-Looked at: stdout and stderr, the termination message (from which status, conditions, Events and metrics are made), the
+Looked at: stdout and stderr, the termination message, the status, Events and metrics that the operator makes of it, the
 progress that is pushed to the operator, and every file on the run's volume: logs, reports, inputs, journals.
 """
 
@@ -9,16 +9,22 @@ import json
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.report import StageResult
 from llava_api.run_config import Reporting
+from llava_operator.events import build_event, list_transitions
+from llava_operator.metrics import RunCollector
+from llava_operator.runs import RunView
+from llava_operator.status import dump_status
 from llava_trainer.inputs import provide_inputs
 from llava_trainer.outcome import ENV_TERMINATION_LOG, run_stage
 from llava_trainer.sources.fetching import Surroundings
 from llava_trainer.sources.retrying import Patience
 from llava_trainer.stages import prepare
+from tests.controller.makers import KEY, NOW, RUN_UID, begun, commit, failed, job_end, make_job, see, succeeded
 from tests.tiny.export import make_export
 from tests.trainer.servers.authority import Authority
 from tests.trainer.servers.files import Fault, FileServer
@@ -30,6 +36,22 @@ SECRETS = {
     "token": "hf_TOKENTOKEN", "bearer": "BEARERBEARER", "signature": "SIGNATURESIGNATURE", "proxy": "PROXYPASSWORD",
     "cdn": "Signature=secret",
 }  # fmt: skip
+
+
+def told_by_operator(termination: str, code: int) -> bytes:
+    """What the operator makes of a pod's end: the run's status, its Events, its metrics."""
+    status = begun(StageName.PREPARE)
+    if code == 0:
+        seen = see(status, job=make_job(status, complete=True), pods=(succeeded(StageName.PREPARE, termination),))
+    else:
+        ended = failed(exit_code=code, message=termination, stage=StageName.PREPARE)
+        seen = see(status, job=make_job(status, failed=job_end()), pods=(ended,))
+    status = commit(seen)
+    assert (status.failure is None) is (code == 0)
+    events = [build_event(KEY, RUN_UID, transition, "here") for transition in list_transitions(status)]
+    registry = CollectorRegistry()
+    registry.register(RunCollector([RunView(key=KEY, uid=RUN_UID, status=status)], lambda: NOW))
+    return json.dumps([dump_status(status), events]).encode() + generate_latest(registry)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +121,7 @@ def test_no_secret_is_told(
     assert any(name.endswith("data/report.html") for name in left) is (reason is None)
     left |= {"out": printed.out.encode(), "err": printed.err.encode(), "pushed": b"\n".join(operator.posts)}
     left["termination message"] = (tmp_path / "result.json").read_bytes()
+    left["status, Events and metrics"] = told_by_operator(left["termination message"].decode(), code)
     shown = {f"{secret} in {name}" for name, content in left.items() for secret, value in SECRETS.items()
              if value.encode() in content}  # fmt: skip
     assert shown == set()
