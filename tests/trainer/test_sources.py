@@ -1059,6 +1059,15 @@ def test_a_million_listed_files_do_not_fill_the_memory() -> None:
     assert catalogue.find("images/none.jpg") is None
 
 
+@pytest.mark.parametrize("size", [-1, 2**63, 10**30])
+def test_listing_of_a_size_that_cannot_be(size: int) -> None:
+    with pytest.raises(StageError, match="bytes: no file has") as caught:
+        make_catalogue(
+            "s3://b", [Listed("a", size, b"")], lambda one: pytest.fail("never asked"), "spec.dataset.source"
+        )
+    assert caught.value.reason is Reason.SOURCE_REFUSED
+
+
 def test_listing_that_has_too_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathering, "MAX_FILES", 10)
     endless = (Listed(str(index), 1, b"") for index in itertools.count())

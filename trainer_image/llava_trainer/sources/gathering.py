@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llava_api.text import show
 from llava_trainer.errors import StageError
 from llava_trainer.sources.journal import Journal
 from llava_trainer.sources.progress import Progress
@@ -18,6 +19,7 @@ from llava_trainer.sources.transfer import Downloader, MissingError
 
 NUM_CONNECTIONS = 8
 MAX_FILES = 5_000_000
+_SIZE_BYTES = 8
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +47,14 @@ def make_catalogue(
     Raises:
         StageError: SourceRefused, beyond ``MAX_FILES``; what listing raises.
     """
-    files: dict[str, tuple[int, bytes]] = {}
+    files: dict[str, bytes] = {}
     for name, size, tag in listed:
-        files[name] = (size, tag)
+        if not 0 <= size < 2**63:
+            raise refused(
+                f"{field}: {address} lists {show(name, max_chars=100)} with {size:,} bytes, which no file has"
+            )
+        # Size and tag in one: a tuple of them would be twice as large.
+        files[name] = size.to_bytes(_SIZE_BYTES, "big") + tag
         if len(files) > MAX_FILES:
             raise refused(
                 f"{field}: {address} holds more than {MAX_FILES:,} files: name a folder with fewer, or pack them"
@@ -55,7 +62,9 @@ def make_catalogue(
 
     def find(name: str) -> RemoteFile | None:
         known = files.get(name)
-        return None if known is None else locate(Listed(name, *known))
+        if known is None:
+            return None
+        return locate(Listed(name, int.from_bytes(known[:_SIZE_BYTES], "big"), known[_SIZE_BYTES:]))
 
     return Catalogue(address=address, names=files.keys(), find=find)
 
