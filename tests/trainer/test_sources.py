@@ -1061,7 +1061,7 @@ def test_a_million_listed_files_do_not_fill_the_memory() -> None:
 
 @pytest.mark.parametrize("size", [-1, 2**63, 10**30])
 def test_listing_of_a_size_that_cannot_be(size: int) -> None:
-    with pytest.raises(StageError, match="bytes: no file has") as caught:
+    with pytest.raises(StageError, match="bytes, which no file has") as caught:
         make_catalogue(
             "s3://b", [Listed("a", size, b"")], lambda one: pytest.fail("never asked"), "spec.dataset.source"
         )
