@@ -8,6 +8,7 @@ against the file. Both formats are read: the archive since PyTorch 1.6, and the 
 Formats: torch/serialization.py (``_save``, ``_legacy_save``) and torch/_utils.py (``_rebuild_tensor_v2``).
 """
 
+import errno
 import io
 import math
 import pickle
@@ -97,6 +98,11 @@ def read_pickle(file: Path) -> dict[str, PickledTensor]:
     except PickleError:
         raise
     except _DAMAGED as error:
+        raise PickleError(f"it is damaged: {error}") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # A place before the file's beginning, as a damaged directory of the archive says.
         raise PickleError(f"it is damaged: {error}") from error
 
 
