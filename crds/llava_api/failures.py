@@ -31,6 +31,7 @@ class Reason(StrEnum):
     CHECKPOINT_MISMATCH = "CheckpointMismatch"
     MERGE_MISMATCH = "MergeMismatch"
     STORAGE_FULL = "StorageFull"
+    STORAGE_UNWRITABLE = "StorageUnwritable"
     INTERRUPTED = "Interrupted"
     # Seen by the operator.
     NOT_ALLOWED = "NotAllowed"
@@ -101,6 +102,9 @@ FAILURES: tuple[Failure, ...] = (
             hint="The GPU cannot do what the run asks for: the message names the setting to change."),
     Failure(reason=Reason.NOT_ALLOWED, exit_code=None, retryable=False,
             hint="Change what the message names, or ask whoever installed the operator to allow it."),
+    Failure(reason=Reason.STORAGE_UNWRITABLE, exit_code=84, retryable=False,
+            hint="The run's volume cannot be written: look at its PersistentVolume, its access mode, and the node that "
+                 "mounts it."),
     Failure(reason=Reason.PLAN_DOES_NOT_FIT, exit_code=None, retryable=False,
             hint="Choose one of the configurations that the message names, or GPUs or pods with more memory."),
     Failure(reason=Reason.OUT_OF_MEMORY, exit_code=83, retryable=False,

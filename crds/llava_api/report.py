@@ -2,17 +2,30 @@
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from llava_api.base import Lenient
 from llava_api.constants import TERMINATION_MESSAGE_MAX_BYTES, StageName
 from llava_api.failures import Reason
 from llava_api.model_facts import ModelFacts
+from llava_api.text import cut, show
 
 REPORT_VERSION: Final = 1
 LOSSES_KEPT = 60
 MAX_NEXT_REPORT_S = 600
 """Longest that an answer may ask a stage to wait with its next report."""
+
+
+def _fit(max_chars: int, *, multiline: bool = False) -> BeforeValidator:
+    """What others wrote, fit to show on both sides; where escaping makes it longer than allowed, it is cut."""
+
+    def fit(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        shown = show(value, multiline=multiline)
+        return value if shown == value else cut(shown, max_chars=max_chars)
+
+    return BeforeValidator(fit)
 
 
 class ProgressReport(Lenient):
@@ -42,8 +55,8 @@ class ProgressReport(Lenient):
     checkpoint_step: Annotated[int | None, Field(ge=0, le=2**53)] = None
     losses: Annotated[tuple[float, ...], Field(max_length=LOSSES_KEPT)] = ()
     """Loss of the last logged steps, oldest first."""
-    message: Annotated[str, Field(max_length=256)] = ""
-    skipped_checkpoints: Annotated[str, Field(max_length=256)] = ""
+    message: Annotated[str, _fit(256), Field(max_length=256)] = ""
+    skipped_checkpoints: Annotated[str, _fit(256), Field(max_length=256)] = ""
     """Checkpoints that were damaged, so that training went on from one before."""
 
 
@@ -63,10 +76,10 @@ class StageFailure(Lenient):
     """Why a stage failed."""
 
     reason: Reason
-    message: Annotated[str, Field(max_length=4096)]
+    message: Annotated[str, _fit(4096, multiline=True), Field(max_length=4096)]
     rank: int | None = None
     """Global rank of the first process that failed, in training."""
-    log_tail: str = ""
+    log_tail: Annotated[str, _fit(65_536, multiline=True)] = ""
 
 
 class MicroBatch(Lenient):
@@ -174,14 +187,19 @@ class StageResult(Lenient):
         result = self
         while len(text := result.model_dump_json(exclude_none=True).encode()) > TERMINATION_MESSAGE_MAX_BYTES:
             # A character takes up to six bytes in JSON, so a sixth of the excess never cuts off too much.
-            cut = max(1, (len(text) - TERMINATION_MESSAGE_MAX_BYTES) // 6)
+            excess = max(1, (len(text) - TERMINATION_MESSAGE_MAX_BYTES) // 6)
             if result.failure is None:
                 raise ValueError(f"the result of {self.stage} is {len(text)} bytes long and has nothing to shorten")
             failure = result.failure
             if failure.log_tail:
                 # The newest lines are the ones worth keeping.
-                failure = failure.model_copy(update={"log_tail": failure.log_tail[cut:]})
+                failure = failure.model_copy(update={"log_tail": _shorten(failure.log_tail, excess, keep_end=True)})
             else:
-                failure = failure.model_copy(update={"message": failure.message[:-cut]})
+                failure = failure.model_copy(update={"message": _shorten(failure.message, excess)})
             result = result.model_copy(update={"failure": failure})
         return text.decode()
+
+
+def _shorten(text: str, num_chars: int, *, keep_end: bool = False) -> str:
+    """Take away so many characters at least."""
+    return cut(text, max_chars=len(text) - num_chars, keep_end=keep_end) if len(text) > num_chars else ""

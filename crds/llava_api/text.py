@@ -18,6 +18,9 @@ _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u
 """Letters and marks that show nothing either: fillers and joiners (Unicode's Default_Ignorable_Code_Point)."""
 _SUSPECT = re.compile("[^ -~]")
 _UNIT = re.compile(r"\\x[0-9a-f]{2}|\\u[0-9a-f]{4}|\\U[0-9a-f]{8}|.", re.DOTALL)
+_ADDRESS = re.compile(
+    r"([a-z][a-z0-9+.-]{0,20}://)((?:[^/\s@\"'<>]*@)?)([^\s?#\"'<>]*)((?:\?[^\s#\"'<>]*)?)", re.IGNORECASE
+)
 _WHITE = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _BYTES = range(0xDC80, 0xDD00)
 """What Python makes of bytes in a file name that are no UTF-8 (PEP 383)."""
@@ -63,9 +66,16 @@ def cut(text: str, *, max_chars: int | None = None, max_bytes: int | None = None
     return "".join(units[:kept]) + ELLIPSIS
 
 
+def redact(text: str) -> str:
+    """Take out of every address what may be a secret: its query (signatures) and what stands before its host."""
+    return _ADDRESS.sub(
+        lambda found: found[1] + (found[2] and f"{ELLIPSIS}@") + found[3] + (found[4] and f"?{ELLIPSIS}"), text
+    )
+
+
 def show(text: object, *, max_chars: int | None = None, max_bytes: int | None = None, multiline: bool = False) -> str:
-    """Escape and cut what ``str`` makes of it: a name, an address, an error."""
-    return cut(escape(str(text), multiline=multiline), max_chars=max_chars, max_bytes=max_bytes)
+    """Redact, escape and cut what ``str`` makes of it: a name, an address, an error."""
+    return cut(escape(redact(str(text)), multiline=multiline), max_chars=max_chars, max_bytes=max_bytes)
 
 
 def _escape_one(character: str, multiline: bool) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_api.text import ELLIPSIS, cut, escape, show
+from llava_api.text import ELLIPSIS, cut, escape, redact, show
 
 ANYTHING = st.text(st.characters(codec=None, exclude_categories=()))
 """Half surrogate pairs too."""
@@ -71,3 +71,24 @@ def test_neither_characters_nor_escapes_are_divided() -> None:
 def test_anything_is_shown() -> None:
     assert show(ValueError("no\x1b such file"), max_chars=8) == "no\\x1b …"
     assert show("a\nb", multiline=True) == "a\nb"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("GET https://h:1/a.zip?X-Amz-Signature=abc&b=c failed", "GET https://h:1/a.zip?… failed"),
+        ("'https://h/a?sig=x' and \"http://me:pw@proxy:3128\"", "'https://h/a?…' and \"http://…@proxy:3128\""),
+        ("https://h/a.zip?sig=x#sha256=ab", "https://h/a.zip?…#sha256=ab"),
+        ("hf://owner/name@main and s3://b/what? and why?", "hf://owner/name@main and s3://b/what?… and why?"),
+        ("HTTPS://ME:PW@H/?a", "HTTPS://…@H/?…"),
+    ],
+)
+def test_secrets_of_addresses_are_taken_out(text: str, shown: str) -> None:
+    assert redact(text) == shown
+    assert redact(shown) == shown
+    assert show(text) == shown
+
+
+@given(ANYTHING)
+def test_what_is_shown_comes_out_the_same_again(text: str) -> None:
+    assert show(show(text, max_chars=50), max_chars=50) == show(text, max_chars=50)

@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-import obstore
 import pytest
 
 from llava_api.constants import StageName
@@ -63,10 +62,10 @@ def s3(authority: Authority, gateway: str, tmp_path_factory: pytest.TempPathFact
     make_export(folder, format="llava")
     with run_s3(authority, gateway) as endpoint, build_client(Network(ca_pem=authority.pem)) as client:
         make_bucket(client, endpoint)
-        store = open_bucket(endpoint, authority, "trays")
+        store = open_bucket(endpoint, authority)
         for path in folder.rglob("*"):
             if path.is_file():
-                obstore.put(store, f"set/{path.relative_to(folder)}", path.read_bytes())
+                store.put_object(Bucket="trays", Key=f"set/{path.relative_to(folder)}", Body=path.read_bytes())
         yield endpoint
 
 

@@ -251,3 +251,32 @@ def test_full_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             run(path, lambda size, name, told=told: told.append(size))
         assert caught.value.reason is Reason.STORAGE_FULL
         assert sum(told) == came_out
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_is_told_whatever_the_compression(tmp_path: Path, kind: int) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", kind) as opened:
+        opened.writestr("train.json", b"0123456789" * 5000)
+    whole = stream.getvalue()
+    with zipfile.ZipFile(stream) as opened:
+        begin = opened.getinfo("train.json").header_offset + 40
+    for at in range(begin, begin + 40, 3):
+        damaged = bytearray(whole)
+        damaged[at : at + 8] = bytes(8) if any(whole[at : at + 8]) else b"\xff" * 8
+        (tmp_path / "a.zip").write_bytes(damaged)
+        with pytest.raises(StageError) as caught:
+            run(tmp_path / "a.zip")
+        assert caught.value.reason is Reason.SOURCE_REFUSED
+        assert caught.value.message.startswith("spec.dataset.source: https://h/a ")
+
+
+def test_disk_s_own_errors_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_zip(tmp_path / "a.zip", lambda opened: add_zip(opened, "train.json", b"x"))
+
+    def fail(self: object, size: int = -1) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        run(path)

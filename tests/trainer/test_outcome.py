@@ -16,7 +16,14 @@ import pytest
 
 from llava_api.constants import TERMINATION_MESSAGE_MAX_BYTES, StageName
 from llava_api.failures import BY_REASON, Reason
-from llava_api.report import EvaluateNumbers, MergeNumbers, PrepareNumbers, StageResult, TrainNumbers
+from llava_api.report import (
+    EvaluateNumbers,
+    MergeNumbers,
+    PrepareNumbers,
+    ProgressReport,
+    StageResult,
+    TrainNumbers,
+)
 from llava_api.run_config import RunConfig
 from llava_trainer import cli, outcome
 from llava_trainer.errors import StageError
@@ -106,6 +113,14 @@ def test_anything_else_is_an_internal_error_with_the_log_s_end(error: Exception,
     assert "Traceback" in result.failure.log_tail
     assert result.failure.log_tail.splitlines()[-1].startswith(type(error).__name__)
     assert "Traceback" in log_of(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ESTALE])
+def test_a_volume_that_cannot_be_written_is_told_apart(number: int, run: Run):
+    code, result = run(raising(OSError(number, os.strerror(number), "/llava/run/x")))
+    assert code == 84
+    assert result.failure.reason is Reason.STORAGE_UNWRITABLE
+    assert "/llava/run/x" in result.failure.message
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -310,3 +325,60 @@ def test_the_command_line_loads_no_training_library():
     program = "import sys, llava_trainer.cli; print({'torch', 'transformers', 'deepspeed', 'PIL'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "set()\n"
+
+
+NASTY = "photo\x1b[2J\u202egpj.\x07\n2026-01-01T00:00:00Z ERROR root: forged " + b"\xff.jpg".decode(
+    "utf-8", "surrogateescape"
+)
+FIT = r"photo\x1b[2J\u202egpj.\x07"
+
+
+@pytest.mark.parametrize(
+    "error", [StageError(Reason.INVALID_DATA, NASTY), OSError(errno.ENOENT, "no", NASTY), ValueError(NASTY)]
+)
+def test_names_of_files_are_fit_to_show_everywhere(
+    error: Exception,
+    run: Run,
+    tmp_path: Path,
+    result_file: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A name that is no UTF-8 ended the stage without its termination message."""
+
+    # pytest's own handlers would hand the raw lines to the process that prints them, which cannot encode them.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
+    def body(config: RunConfig, reporter: Reporter) -> StageOutput:
+        logging.getLogger("any").warning("found %s", NASTY)
+        raise error
+
+    code, result = run(body)
+    assert code != 0
+    assert FIT in result.failure.message
+    # An OSError shows the name as Python writes it.
+    assert r"forged \xff.jpg" in result.failure.message.replace(r"\udcff", r"\xff")
+    printed = capfd.readouterr()
+    for text in (log_of(tmp_path), printed.out, printed.err, json.loads(result_file.read_text())["failure"]["message"]):
+        assert not set(text) & {"\x1b", "\x07", "\u202e", "\udcff"}
+    assert printed.err == ""
+    assert [line for line in log_of(tmp_path).splitlines() if line.startswith("2026-01-01T00:00:00Z ERROR root")] == []
+
+
+def test_a_message_that_grows_by_escaping_still_fits(run: Run, result_file: Path):
+    code, result = run(raising(StageError(Reason.INVALID_DATA, "\x1b\u202e" * 4000)))
+    assert code == 65
+    assert result.failure.message.startswith(r"\x1b\u202e\x1b")
+    assert len(result_file.read_bytes()) <= TERMINATION_MESSAGE_MAX_BYTES
+
+
+def test_what_a_pod_wrote_is_fit_to_show_on_the_other_side():
+    """The operator reads termination messages and reports that a pod could have written by itself."""
+    told = '{"stage": "prepare", "attempt": 1, "failure": {"reason": "InvalidData", "message": "a\\u001b\\u202e?", '
+    found = StageResult.model_validate_json(told + '"log_tail": "https://h/x?sig=1\\u0007\\nb"}}')
+    assert found.failure is not None
+    assert found.failure.message == r"a\x1b\u202e?"
+    assert found.failure.log_tail == "https://h/x?…\nb"
+    report = ProgressReport(run_uid="u", stage="prepare", attempt=1, step=0, total_steps=0, message="\x1b" * 256)
+    assert report.message.endswith(r"\x1b…")
+    assert len(report.message) <= 256

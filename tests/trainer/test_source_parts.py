@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from llava_api.constants import SECRET_KEYS
@@ -28,7 +27,7 @@ from llava_trainer.sources.pictures import (
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import TransientError
 from llava_trainer.sources.remote import check_name
-from llava_trainer.sources.retrying import Patience, StoppedError, try_repeatedly
+from llava_trainer.sources.retrying import Patience, Retrier, StoppedError
 from llava_trainer.sources.selection import choose_model_files, shards_of
 from llava_trainer.sources.web import show
 from tests.trainer.runs import Recorder, run_config
@@ -107,6 +106,14 @@ def test_every_key_that_is_read_is_mounted(tmp_path: Path) -> None:
     ("keys", "told"),
     [
         ({"token": " \n"}, "key token of the Secret is empty or has white space inside"),
+        ({"token": "hf_\0x"}, "key token of the Secret holds control characters"),
+        ({"token": "hf_größe"}, "key token of the Secret holds characters that no such key has"),
+        ({"sessionToken": "a\u200bb"}, "key sessionToken of the Secret holds characters that no such key has"),
+        ({"endpoint": "https://minio\x1b"}, "key endpoint of the Secret holds control characters"),
+        ({"username": "me", "password": "a\nb"}, "key password of the Secret holds control characters"),
+        ({"username": "me:you", "password": "a"}, "key username of the Secret holds a colon"),
+        ({"region": "eu/../x"}, "key region of the Secret must be a region like"),
+        ({"bearer": "x" * 65_537}, "key bearer of the Secret has more than 65,536 bytes"),
         ({"bearer": "two words"}, "key bearer of the Secret is empty or has white space inside"),
         ({"username": "me"}, "must hold both username and password, or neither"),
         ({"secretAccessKey": "x"}, "must hold both accessKeyId and secretAccessKey, or neither"),
@@ -122,8 +129,17 @@ def test_credentials_that_are_none(tmp_path: Path, keys: dict[str, str], told: s
 
 def test_credentials_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "token").write_bytes(b"\xff\xfe")
-    with pytest.raises(StageError, match="key token cannot be read"):
+    with pytest.raises(StageError, match="key token of the Secret is no text in UTF-8") as caught:
         read_credentials(tmp_path, "spec.model.secretRef")
+    assert caught.value.__suppress_context__
+
+
+def test_a_byte_order_mark_and_letters_of_passwords_are_taken(tmp_path: Path) -> None:
+    """Editors of Windows write the one; a password may be any text."""
+    write_secret(tmp_path, token="\ufeffhf_x\r\n", username="größe", password=" p ü:\u200b ")
+    found = read_credentials(tmp_path, "spec.model.secretRef")
+    assert (found.token, found.username, found.password) == ("hf_x", "größe", "p ü:\u200b")
+    assert web_headers(found)["Authorization"].isascii()
 
 
 def test_plain_https_needs_no_header() -> None:
@@ -215,10 +231,9 @@ def test_tries_are_bounded() -> None:
         raise TransientError("down")
 
     with pytest.raises(StageError) as caught:
-        try_repeatedly(
-            fail, what="spec.model.source: hf://a/b", patience=Patience(tries=4, first_s=0, most_s=0),
-            stop=threading.Event(),
-        )  # fmt: skip
+        Retrier(
+            what="spec.model.source: hf://a/b", patience=Patience(tries=4, first_s=0, most_s=0), stop=threading.Event()
+        )(fail)
     assert caught.value.reason is Reason.SOURCE_UNAVAILABLE
     assert caught.value.message == "spec.model.source: hf://a/b could not be fetched, 4 times in a row: down"
     assert len(tries) == 4
@@ -231,11 +246,12 @@ def test_waiting_ends_when_nobody_waits_any_more() -> None:
     stop = threading.Event()
     stop.set()
     with pytest.raises(StoppedError):
-        try_repeatedly(fail, what="it", patience=Patience(), stop=stop)
+        Retrier(what="it", patience=Patience(), stop=stop)(fail)
 
 
 @pytest.mark.parametrize(
-    "name", ["/etc/passwd", "../x", "a/../../x", "", ".", "a\0b", "a\\b", "a" * 231, "/".join(["a" * 200] * 6)]
+    "name",
+    ["/etc/passwd", "../x", "a/../../x", "", ".", "a\0b", "a\\b", "a" * 231, "/".join(["a" * 200] * 6), "a\ud800.jpg"],
 )
 def test_names_that_leave_the_folder_or_fit_nowhere(name: str) -> None:
     with pytest.raises(StageError) as caught:
@@ -350,8 +366,3 @@ def test_progress_of_threads_is_told_in_its_order(tmp_path: Path) -> None:
         thread.join()
     assert together == []
     assert recorder.steps == sorted(recorder.steps)
-
-
-def test_client_asks_only_what_it_may() -> None:
-    with build_client(Network(), may_ask=lambda url: url.host == "a") as client, pytest.raises(httpx.ConnectError):
-        client.get("https://b/")

@@ -4,8 +4,10 @@ What is fetched is what is needed, from where it was said, with the credentials 
 has fetched is not fetched again; every refusal names the field, the address and the fix.
 """
 
+import functools
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -16,14 +18,13 @@ import threading
 import time
 import tracemalloc
 import zipfile
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
+from urllib.parse import parse_qs
 
 import httpx
-import obstore
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import _detect_agent
@@ -34,21 +35,23 @@ from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
 from llava_trainer.files import sync_file_system
 from llava_trainer.outcome import Interrupted
-from llava_trainer.sources import journal, network
+from llava_trainer.sources import gathering, journal, network
 from llava_trainer.sources.address import BucketAddress
 from llava_trainer.sources.bucket import Bucket
 from llava_trainer.sources.credentials import read_credentials
 from llava_trainer.sources.fetching import Input, Surroundings, fetch_inputs
+from llava_trainer.sources.gathering import make_catalogue
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.progress import Progress
-from llava_trainer.sources.retrying import Patience
+from llava_trainer.sources.remote import Listed, RemoteFile
+from llava_trainer.sources.retrying import Patience, Retrier
 from llava_trainer.sources.transfer import Downloader
 from tests.trainer.runs import Recorder, run_config
 from tests.trainer.servers.authority import Authority
-from tests.trainer.servers.files import Fault, FileServer
+from tests.trainer.servers.files import Answer, Fault, FileServer
 from tests.trainer.servers.hub import HubRepository, HubServer
 from tests.trainer.servers.proxy import Proxy
-from tests.trainer.servers.s3 import KEYS, open_bucket, run_s3
+from tests.trainer.servers.s3 import KEYS, open_bucket, run_s3, upload_in_parts
 
 COMMIT, NEWER = "c" * 40, "d" * 40
 WEIGHTS = b"weights in safetensors" * 1000
@@ -130,6 +133,14 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, authority: Authority) -> World:
     return World(tmp_path, authority)
+
+
+def set_when(event: threading.Event, holds: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if holds():
+            break
+        time.sleep(0.01)
+    event.set()
 
 
 def names_in(folder: Path) -> list[str]:
@@ -245,7 +256,11 @@ def test_token_on_the_machine_is_not_sent(
 
 def test_commit_stays_that_of_the_first_attempt(world: World, hub_server: HubServer) -> None:
     world.model["source"] = "hf://llava-hf/tiny@v1"
-    hub_server.faults["/llava-hf/tiny/resolve/" + COMMIT + "/tokenizer.json"] = [Fault(status=503)] * 3
+    others = threading.Event()
+    late = Fault(silent=others, status=503)
+    hub_server.faults["/llava-hf/tiny/resolve/" + COMMIT + "/tokenizer.json"] = [Fault(status=503)] * 2 + [late]
+    weights = world.config.volume.download_dir("model") / "model.safetensors"
+    threading.Thread(target=lambda: set_when(others, weights.exists), daemon=True).start()
     assert world.failure().reason is Reason.SOURCE_UNAVAILABLE
     hub_server.repositories["models", "llava-hf/tiny"].revisions["v1"] = NEWER
     hub_server.requests.clear()
@@ -324,17 +339,17 @@ def test_endpoint_of_the_environment(world: World, hub_server: HubServer) -> Non
 def s3(authority: Authority) -> Iterator[str]:
     with run_s3(authority) as endpoint, build_client(Network(ca_pem=authority.pem)) as client:
         assert client.put(f"{endpoint}/bucket").status_code == 200
-        store = open_bucket(endpoint, authority, "bucket")
-        for prefix, files in (("a model", MODEL), ("set", DATASET)):
-            for name, content in files.items():
-                obstore.put(store, f"{prefix}/{name}", content)
-        for name in MODEL:
-            url = obstore.sign(store, "PUT", f"a model/{name}", timedelta(minutes=1))
-            assert client.put(f"{url}&acl", headers={"x-amz-acl": "public-read"}).status_code == 200
-        obstore.put(store, "set/", b"")
-        obstore.put(store, "set2/train.json", b"of another folder")
-        obstore.put(store, "large/config.json", b"{}")
-        obstore.put(store, "large/model.safetensors", b"12345678" * (1 << 20), chunk_size=5 << 20)
+        put = functools.partial(open_bucket(endpoint, authority).put_object, Bucket="bucket")
+        for name, content in MODEL.items():
+            put(Key=f"a model/{name}", Body=content, ACL="public-read")
+        for name, content in DATASET.items():
+            put(Key=f"set/{name}", Body=content)
+        put(Key="set/", Body=b"")
+        put(Key="odd//model.safetensors", Body=b"odd")
+        put(Key="odd/config.json", Body=b"{}")
+        put(Key="set2/train.json", Body=b"of another folder")
+        put(Key="large/config.json", Body=b"{}")
+        upload_in_parts(open_bucket(endpoint, authority), "large/model.safetensors", b"12345678" * (1 << 20))
         yield endpoint
 
 
@@ -357,6 +372,15 @@ def test_model_and_dataset_of_s3(s3_world: World) -> None:
     assert found["dataset"].origin == "s3://bucket/set"
 
 
+def test_key_that_is_no_plain_path_is_put_where_it_leads(s3_world: World) -> None:
+    s3_world.model["source"] = "s3://bucket/odd"
+    folder = s3_world.fetch()["model"].path
+    assert names_in(folder) == ["config.json"]
+    s3_world.model["source"] = "s3://bucket/odd/"
+    s3_world.dataset |= {"source": "s3://bucket", "file": "odd/model.safetensors", "images": "odd", "validation": {}}
+    assert names_in(s3_world.fetch()["dataset"].path) == ["odd/model.safetensors"]
+
+
 def test_bucket_without_keys_is_asked_anonymously(world: World, s3: str) -> None:
     world.secret("model", endpoint=s3)
     world.model["source"] = "s3://bucket/a model"
@@ -373,21 +397,22 @@ def test_object_that_changes_between_listing_and_fetching(
     s3_world: World, s3: str, authority: Authority, tmp_path: Path
 ) -> None:
     """Of the same size, and without a digest: uploaded in parts."""
-    store = open_bucket(s3, authority, "bucket")
-    obstore.put(store, "moving/model.safetensors", b"12345678" * (1 << 20), chunk_size=5 << 20)
+    writer = open_bucket(s3, authority)
+    upload_in_parts(writer, "moving/model.safetensors", b"12345678" * (1 << 20))
     credentials = read_credentials(s3_world.secrets / "model", "spec.model.secretRef")
-    way_out = Network(ca_pem=authority.pem)
+    way_out = build_client(Network(ca_pem=authority.pem))
     folder = tmp_path / "fetched"
     folder.mkdir()
     bucket = Bucket(BucketAddress(bucket="bucket", prefix="moving"), credentials, way_out, "spec.model.source")
-    [listed] = bucket.list_files().values()
+    [found] = bucket.list_files(Retrier(what="it", patience=Patience(tries=1), stop=threading.Event()))
+    listed = bucket.locate(found)
     assert listed.digest is None
-    obstore.put(store, "moving/model.safetensors", b"87654321" * (1 << 20), chunk_size=5 << 20)
-    with build_client(way_out) as client, journal.Journal(folder) as fetched, pytest.raises(StageError) as caught:
+    upload_in_parts(writer, "moving/model.safetensors", b"87654321" * (1 << 20))
+    with journal.Journal(folder) as fetched, pytest.raises(StageError) as caught:
         Downloader(
-            client=client, field="spec.model.source", volume=tmp_path, progress=Progress(Recorder(s3_world.config)),
+            client=way_out, field="spec.model.source", volume=tmp_path, progress=Progress(Recorder(s3_world.config)),
             patience=Patience(tries=1), stop=threading.Event(),
-        ).fetch(listed, folder, fetched)  # fmt: skip
+        ).fetch(listed, fetched)  # fmt: skip
     assert caught.value.reason is Reason.SOURCE_UNAVAILABLE
     assert "s3://bucket/moving/model.safetensors has changed since it was listed" in caught.value.message
     assert names_in(folder) == []
@@ -422,7 +447,11 @@ def test_what_s3_does_not_have(s3_world: World, source: str, told: str) -> None:
     ("answer", "reason", "told"),
     [
         ((403, "AccessDenied"), Reason.SOURCE_REFUSED, "may not read it"),
-        ((400, "AuthorizationHeaderMalformed"), Reason.SOURCE_REFUSED, "is not in region us-east-1: set key region"),
+        (
+            (400, "AuthorizationHeaderMalformed"),
+            Reason.SOURCE_REFUSED,
+            "is in another region than key region of spec.model.secretRef says",
+        ),
         ((503, "SlowDown"), Reason.SOURCE_UNAVAILABLE, "3 times in a row: "),
     ],
 )
@@ -433,8 +462,6 @@ def test_s3_that_refuses(
 
     class Refusing(FileServer):
         def answer(self, request: Any) -> Any:
-            from tests.trainer.servers.files import Answer
-
             body = f"<Error><Code>{answer[1]}</Code></Error>".encode()
             return Answer(status=answer[0], body=body, headers={"Content-Type": "application/xml"})
 
@@ -461,7 +488,7 @@ def test_nobody_at_the_s3_endpoint(world: World) -> None:
     world.model["source"] = "s3://bucket/model"
     error = world.failure()
     assert error.reason is Reason.SOURCE_UNAVAILABLE
-    assert "3 times in a row: https://127.0.0.1:1: Generic S3 error" in error.message
+    assert "could not be fetched, 3 times in a row: ConnectError" in error.message
 
 
 @pytest.mark.parametrize("endpoint", ["minio:9000", "ftp://minio", "https://me:secret@minio"])
@@ -503,11 +530,12 @@ def test_files_are_on_the_disk_before_the_journal_ends_and_all_at_once(
 ) -> None:
     """A sync for each of half a million pictures would take hours; without any, a crash would take what was fetched."""
     folder = world.config.volume.download_dir("dataset")
+    state = journal.state_of(folder)
     synced: list[list[str]] = []
     fsync = os.fsync
 
     def note_file(descriptor: int) -> None:
-        synced.append([str(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(folder))])
+        synced.append([str(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(state))])
         fsync(descriptor)
 
     def note_everything(where: Path) -> None:
@@ -651,6 +679,272 @@ def test_https_that_lacks_the_dataset(world: World, web: FileServer) -> None:
     assert "/set/ does not hold train.json: correct spec.dataset.file or source" in error.message
 
 
+# --- what is sent to whom
+
+
+TOKEN = "hf_secret"
+SESSION = "session-token-of-sts"
+
+
+def keys_of(server: FileServer) -> dict[str, str]:
+    return {
+        "endpoint": server.base, "accessKeyId": "AKIDEXAMPLE", "secretAccessKey": "SECRETKEY", "sessionToken": SESSION,
+    }  # fmt: skip
+
+
+def assert_nothing_secret(server: FileServer) -> None:
+    for request in server.requests:
+        sent = " ".join([request.path, request.query, *request.headers.values()])
+        for secret in (TOKEN, SESSION, "AKIDEXAMPLE", "SECRETKEY"):
+            assert secret not in sent
+
+
+def test_token_does_not_follow_a_listing_to_another_address(
+    world: World, hub_server: HubServer, authority: Authority
+) -> None:
+    """A page may say that the next one is anywhere."""
+    hub_server.repositories["models", "llava-hf/tiny"].token = TOKEN
+    hub_server.page_size = 3
+    world.secret("model", token=TOKEN)
+    world.model["source"] = "hf://llava-hf/tiny"
+    with FileServer().run(authority) as other:
+        hub_server.pages_at = other.base
+        error = world.failure()
+        assert_nothing_secret(other)
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert "spec.model.source: hf://llava-hf/tiny: the hub at 127.0.0.1 sends on to 127.0.0.1:" in error.message
+    assert "set spec.download.hubEndpoint to it" in error.message
+
+
+def test_token_does_not_follow_a_redirect_of_the_hub_to_another_address(
+    world: World, hub_server: HubServer, authority: Authority
+) -> None:
+    world.secret("model", token=TOKEN)
+    world.model["source"] = "hf://llava-hf/tiny"
+    with FileServer().run(authority) as other:
+        path = "/api/models/llava-hf/tiny"
+        hub_server.faults[path] = [Fault(status=302, headers={"Location": f"{other.base}{path}"})]
+        assert "HTTP 404" in world.failure().message
+        assert [request.path for request in other.requests] == [path]
+        assert_nothing_secret(other)
+
+
+def test_listing_of_several_pages_goes_on_where_it_broke_off(world: World, hub_server: HubServer) -> None:
+    hub_server.page_size = 3
+    path = f"/api/models/llava-hf/tiny/tree/{COMMIT}"
+    hub_server.faults[path] = [Fault(), Fault(break_after=5), Fault(status=503), Fault()]
+    world.model["source"] = "hf://llava-hf/tiny"
+    assert_same(world.fetch()["model"].path, MODEL, NEEDED)
+    asked = [parse_qs(request.query).get("cursor", ["0"])[0] for request in hub_server.requests if request.path == path]
+    assert asked == ["0", "3", "3", "3", "6", "9"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "generation_config.json"])
+def test_listed_file_that_is_gone_is_not_done_without(world: World, hub_server: HubServer, name: str) -> None:
+    """A model came without its preprocessor_config.json."""
+    hub_server.faults[f"/llava-hf/tiny/resolve/{COMMIT}/{name}"] = [Fault(status=404)]
+    world.model["source"] = "hf://llava-hf/tiny"
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_UNAVAILABLE
+    assert f"hf://llava-hf/tiny@{COMMIT}/{name} is listed, but the server does not have it any more" in error.message
+    assert_same(world.fetch()["model"].path, MODEL, NEEDED)
+
+
+def test_hub_says_how_long_to_wait_for_a_listing(
+    world: World, hub_server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float | None] = []
+    monkeypatch.setattr(Patience, "wait_s", lambda self, failures, asked_s=None: waits.append(asked_s) or 0)
+    hub_server.faults["/api/models/llava-hf/tiny"] = [Fault(status=429, headers={"Retry-After": "7"})]
+    hub_server.faults[f"/api/models/llava-hf/tiny/tree/{COMMIT}"] = [
+        Fault(status=429, headers={"RateLimit": '"api";r=0;t=55'})
+    ]
+    world.model["source"] = "hf://llava-hf/tiny"
+    world.fetch()
+    assert waits == [7.0, 55.0]
+
+
+def test_renamed_repository_is_followed_on_its_hub(world: World, hub_server: HubServer) -> None:
+    hub_server.renamed["llava-hf/old"] = "llava-hf/tiny"
+    hub_server.repositories["models", "llava-hf/tiny"].token = TOKEN
+    world.secret("model", token=TOKEN)
+    world.model["source"] = "hf://llava-hf/old"
+    found = world.fetch()["model"]
+    assert found.origin == f"hf://llava-hf/old@{COMMIT}"
+    assert_same(found.path, MODEL, NEEDED)
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>a portal</html>", b"[]", b'{"sha": 5}', b"[[" * 50_000, b'[{"type": "file"}]', b'{"id": null}']
+)
+def test_server_that_is_no_hub(world: World, authority: Authority, body: bytes) -> None:
+    class Portal(FileServer):
+        def answer(self, request: Any) -> Any:
+            return Answer(status=200, body=body)
+
+    with Portal().run(authority) as server:
+        world.download["hub_endpoint"] = server.base
+        world.model["source"] = "hf://llava-hf/tiny"
+        error = world.failure()
+    assert error.reason in (Reason.SOURCE_UNAVAILABLE, Reason.SOURCE_REFUSED)
+    assert "spec.model.source: " in error.message
+    assert "hf://llava-hf/tiny" in error.message
+
+
+@pytest.mark.parametrize("endpoint", ["hub.example", "ftp://hub", "https://me:hunter2@hub"])
+def test_hub_endpoint_that_is_no_address(world: World, endpoint: str) -> None:
+    world.download["hub_endpoint"] = endpoint
+    world.model["source"] = "hf://llava-hf/tiny"
+    message = world.failure().message
+    assert "spec.download.hubEndpoint must be an address like https://hub.example" in message
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize("status", [301, 302, 307])
+def test_keys_of_s3_do_not_follow_a_listing_to_another_address(world: World, authority: Authority, status: int) -> None:
+    with FileServer().run(authority) as server, FileServer().run(authority) as other:
+        answer = Fault(status=status, headers={"Location": f"{other.base}/bucket", "x-amz-bucket-region": "eu-west-1"})
+        server.faults["/bucket"] = [answer] * 9
+        world.secret("model", **keys_of(server))
+        world.model["source"] = "s3://bucket/model"
+        error = world.failure()
+        assert server.requests[0].headers["x-amz-security-token"] == SESSION
+        assert other.requests == []
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert "spec.model.source: s3://bucket/model" in error.message
+
+
+def test_address_that_boto3_would_go_to_by_itself_is_refused(world: World, authority: Authority) -> None:
+    """Whatever decides on another address, the signed request does not leave."""
+    with FileServer().run(authority) as server, FileServer().run(authority) as other, build_client(Network()) as client:
+        world.secret("model", **keys_of(server))
+        bucket = Bucket(
+            BucketAddress(bucket="bucket", prefix=""), read_credentials(world.secrets / "model", "s"), client,
+            "spec.model.source",
+        )  # fmt: skip
+        events = bucket._client.meta.events
+        events.register_first("before-send.s3", lambda request, **_: setattr(request, "url", other.base))
+        with pytest.raises(StageError, match="where the keys are not sent"):
+            list(bucket.list_files(Retrier(what="it", patience=Patience(tries=1), stop=threading.Event())))
+        assert server.requests + other.requests == []
+
+
+LISTING = (
+    """<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{}</ListBucketResult>"""
+)
+
+
+def page_of(names: list[str], following: str | None) -> bytes:
+    more = f"<IsTruncated>{'true' if following else 'false'}</IsTruncated>"
+    more += f"<NextContinuationToken>{following}</NextContinuationToken>" if following else ""
+    return LISTING.format(more + "".join(f"<Contents><Key>{n}</Key><Size>2</Size></Contents>" for n in names)).encode()
+
+
+class Pages(FileServer):
+    """A bucket whose listing has several pages."""
+
+    pages: ClassVar = {"": page_of(["m/config.json"], "2"), "2": page_of(["m/model.safetensors"], "3"),
+                       "3": page_of(["m/tokenizer.json"], None)}  # fmt: skip
+
+    def answer(self, request: Any) -> Any:
+        if request.path == "/bucket":
+            token = parse_qs(request.query).get("continuation-token", [""])[0]
+            return Answer(status=200, body=self.pages[token], headers={"Content-Type": "application/xml"})
+        return Answer(status=200, body=b"{}")
+
+
+def test_listing_of_a_bucket_goes_on_where_it_broke_off(
+    world: World, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float | None] = []
+    monkeypatch.setattr(Patience, "wait_s", lambda self, failures, asked_s=None: waits.append(asked_s) or 0)
+    with Pages().run(authority) as server:
+        slow_down = Fault(status=503, headers={"Retry-After": "9"})
+        server.faults["/bucket"] = [Fault(), Fault(), Fault(break_after=20), slow_down, Fault()]
+        world.secret("model", **keys_of(server))
+        world.model["source"] = "s3://bucket/m"
+        names = names_in(world.fetch()["model"].path)
+        queries = [parse_qs(request.query) for request in server.requests if request.path == "/bucket"]
+    assert names == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert [query.get("continuation-token", ["1"])[0] for query in queries] == ["1", "2", "3", "3", "3"]
+    assert waits == [None, 9.0]
+
+
+def test_listing_of_a_bucket_that_goes_in_a_ring(world: World, authority: Authority) -> None:
+    class Ring(Pages):
+        pages: ClassVar = {"": page_of([], "2"), "2": page_of([], "2")}
+
+    with Ring().run(authority) as server:
+        world.secret("model", **keys_of(server))
+        world.model["source"] = "s3://bucket/m"
+        assert "lists without end" in world.failure().message
+
+
+@pytest.mark.parametrize("where", ["listing", "file"])
+@pytest.mark.parametrize(
+    ("status", "code", "reason", "told"),
+    [
+        (400, "ExpiredToken", Reason.SOURCE_REFUSED, "the session token in spec.model.secretRef has expired"),
+        (403, "InvalidAccessKeyId", Reason.SOURCE_REFUSED, "the keys in spec.model.secretRef are wrong"),
+        (403, "SignatureDoesNotMatch", Reason.SOURCE_REFUSED, "the keys in spec.model.secretRef are wrong"),
+        (403, "RequestTimeTooSkewed", Reason.SOURCE_UNAVAILABLE, "the node's clock is not the server's"),
+        (403, "AccessDenied", Reason.SOURCE_REFUSED, "the credentials in spec.model.secretRef may not read it"),
+        (400, "RequestTimeout", Reason.SOURCE_UNAVAILABLE, "3 times in a row: HTTP 400 (RequestTimeout)"),
+    ],
+)
+def test_what_s3_says_is_told_apart(
+    world: World, authority: Authority, where: str, status: int, code: str, reason: Reason, told: str
+) -> None:
+    class Failing(Pages):
+        def answer(self, request: Any) -> Any:
+            if (request.path == "/bucket") == (where == "listing"):
+                return Answer(status=status, body=f"<Error><Code>{code}</Code></Error>".encode())
+            return super().answer(request)
+
+    with Failing().run(authority) as server:
+        world.secret("model", **keys_of(server))
+        world.model["source"] = "s3://bucket/m"
+        error = world.failure()
+    assert error.reason is reason
+    assert error.message.startswith("spec.model.source: s3://bucket/m")
+    assert told in error.message
+
+
+def test_nothing_of_the_machine_s_own_s3_is_used(
+    world: World, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither keys nor addresses of the environment, and no file of AWS's tools."""
+    (tmp_path / "config").write_text("[default]\naws_access_key_id = OTHERS\naws_secret_access_key = OTHERS\n")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "config"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "OTHERS")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_PROFILE", "none")
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/none")
+    monkeypatch.setenv("AWS_USE_FIPS_ENDPOINT", "true")
+    with Pages().run(authority) as server:
+        world.secret("model", endpoint=server.base)
+        world.model["source"] = "s3://bucket/m"
+        world.fetch()
+        assert [request for request in server.requests if request.authorization or "OTHERS" in str(request)] == []
+
+
+def test_credential_comes_back_to_its_own_address_only(world: World, web: FileServer, authority: Authority) -> None:
+    """Sent on to another port of the host and back, on a path of several servers."""
+    web.password = "Bearer token"
+    world.secret("dataset", bearer="token")
+    world.dataset["source"] = f"{web.base}/set/"
+    with FileServer().run(authority) as other:
+        there, back = f"{other.base}/there", f"{web.base}/set/validation.json"
+        web.faults["/set/train.json"] = [Fault(status=302, headers={"Location": there})]
+        other.faults["/there"] = [Fault(status=302, headers={"Location": back.replace("https://", "https://u:p@")})]
+        world.fetch()
+        assert [request.authorization for request in other.requests] == [None]
+    assert {request.authorization for request in web.requests} == {"Bearer token"}
+
+
 # --- the way there
 
 
@@ -746,6 +1040,61 @@ def test_memory_is_bounded_by_a_piece(world: World, web: FileServer) -> None:
     assert peak < len(content) // 4
 
 
+def test_a_million_listed_files_do_not_fill_the_memory() -> None:
+    """They took 1.2 GB: an object with its closures, strings and digest for each."""
+    many = 100_000
+    listed = (Listed(f"images/{index:08x}/{index:032x}.jpg", index, bytes(32)) for index in range(many))
+
+    def locate(one: Listed) -> RemoteFile:
+        return RemoteFile(name=one.name, address=one.name, url=lambda: one.name, size=one.size)
+
+    tracemalloc.start()
+    try:
+        catalogue = make_catalogue("s3://b", listed, locate, "spec.dataset.source")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak / many < 350
+    found = catalogue.find(f"images/{7:08x}/{7:032x}.jpg")
+    assert found is not None
+    assert found.size == 7
+    assert catalogue.find("images/none.jpg") is None
+
+
+@pytest.mark.parametrize("size", [-1, 2**63, 10**30])
+def test_listing_of_a_size_that_cannot_be(size: int) -> None:
+    with pytest.raises(StageError, match="bytes, which no file has") as caught:
+        make_catalogue(
+            "s3://b", [Listed("a", size, b"")], lambda one: pytest.fail("never asked"), "spec.dataset.source"
+        )
+    assert caught.value.reason is Reason.SOURCE_REFUSED
+
+
+def test_listing_that_has_too_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "MAX_FILES", 10)
+    endless = (Listed(str(index), 1, b"") for index in itertools.count())
+    with pytest.raises(StageError, match="holds more than 10 files: name a folder with fewer"):
+        make_catalogue("s3://b", endless, lambda one: pytest.fail("nothing is asked for"), "spec.dataset.source")
+
+
+def test_a_million_fetched_files_do_not_fill_the_memory(tmp_path: Path) -> None:
+    many = 20_000
+    names = [f"images/{index:08x}/{index:032x}.jpg" for index in range(many)]
+    with journal.Journal(tmp_path / "files") as written:
+        for name in names:
+            written.add(
+                journal.Fetched(name=name, address=f"s3://bucket/{name}", size=9, sha256="0" * 64, version="1" * 32)
+            )
+    tracemalloc.start()
+    try:
+        with journal.Journal(tmp_path / "files") as read:
+            peak = tracemalloc.get_traced_memory()[1]
+            assert read._look_up(names[7]) is not None
+    finally:
+        tracemalloc.stop()
+    assert peak / many < 400
+
+
 def test_claims_are_read_in_place(world: World) -> None:
     world.model |= {"source": "pvc://models/llava/", "base": "pvc://models/vicuna"}
     world.alignment = {"dataset": {**world.dataset, "source": "pvc://captions"}}
@@ -768,6 +1117,48 @@ def test_a_folder_that_is_not_on_the_claim_is_named_with_what_is(world: World) -
         "spec.model.base: pvc://models/vicuna/7b: there is no vicuna/7b on the claim beside vicuna-7b/; correct the "
         "path in spec.model.base"
     )
+
+
+def test_claim_s_folder_that_leads_out_of_the_claim_is_refused(world: World, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "set").mkdir(parents=True)
+    claim = tmp_path / "claims" / "models"
+    claim.mkdir(parents=True)
+    (claim / "link").symlink_to(tmp_path / "elsewhere" / "set")
+    (claim / "real").mkdir()
+    (claim / "inside").symlink_to("real")
+    world.model["base"] = "pvc://models/link"
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    told = "it leads out of the claim through a symbolic link: put the file itself there"
+    assert error.message == f"spec.model.base: pvc://models/link: {told}"
+    world.model["base"] = "pvc://models/inside"
+    assert world.fetch()["base"].path == claim / "inside"
+    (world.root / "data").rmdir()
+    (world.root / "data").symlink_to(tmp_path.parent)
+    world.dataset["source"] = "pvc://claim/data"
+    assert "spec.dataset.source: pvc://claim/data: it leads out of the claim" in world.failure().message
+
+
+@pytest.mark.parametrize("part", ["model", "projector"])
+def test_files_of_a_model_that_lead_out_of_the_claim_are_refused(world: World, tmp_path: Path, part: str) -> None:
+    """As in the hub's own cache they may be links, as long as they stay on the claim."""
+    claim = tmp_path / "claims" / "models"
+    (claim / "blobs").mkdir(parents=True)
+    (claim / "snapshots" / "main").mkdir(parents=True)
+    (claim / "blobs" / "1").write_text("{}")
+    (claim / "snapshots" / "main" / "config.json").symlink_to("../../blobs/1")
+    (tmp_path / "token").write_text("secret of the pod")
+    world.model[{"model": "languageModel"}.get(part, part)] = "pvc://models/snapshots/main"
+    if part == "model":
+        world.model["visionTower"] = "pvc://models/snapshots/main"
+    world.fetch()
+    (claim / "snapshots" / "main" / "tokenizer.model").symlink_to(tmp_path / "token")
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert "its tokenizer.model leads out of the claim through a symbolic link" in error.message
+    (claim / "snapshots" / "main" / "tokenizer.model").unlink()
+    os.mkfifo(claim / "snapshots" / "main" / "tokenizer.json")
+    assert "its tokenizer.json is neither a file nor a folder: remove it" in world.failure().message
 
 
 def test_space_is_checked_before_anything_is_fetched(

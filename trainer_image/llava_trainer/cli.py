@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stage = StageName(chosen.stage)
     # Nothing is compiled by torch here, but bitsandbytes would load all of its compiler on import: 2.4 s a process.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # huggingface_hub reads these on import. Files come by our own client, and nobody is told who runs what.
+    for name in ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(name, "1")
     return run_stage(stage, chosen.config, _BODIES[stage])
 
 

@@ -1,6 +1,7 @@
 """The one error by which a stage says why it cannot go on; every layer of the trainer may raise it."""
 
 from llava_api.failures import Reason
+from llava_api.text import show
 
 LOST_CONNECTION_SIGN = "gloo/transport"
 """What an error of gloo says, which has no type of its own, where another process has gone."""
@@ -17,8 +18,9 @@ class StageError(Exception):
     """
 
     def __init__(self, reason: Reason, message: str, *, rank: int | None = None, log_tail: str = "") -> None:
-        super().__init__(f"{reason}: {message}")
+        # Messages name files and repeat what servers and libraries said: fit to show from here on.
+        self.message = show(message, multiline=True)
+        super().__init__(f"{reason}: {self.message}")
         self.reason = reason
-        self.message = message
         self.rank = rank
         self.log_tail = log_tail

@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+from llava_api.text import show
+
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 """Endings of archives."""
 _NAMES_TOLD = 8
@@ -33,7 +35,7 @@ def write_whole(path: Path, text: str) -> None:
 
 def tell_names(folder: Path) -> str:
     """What lies in a folder, for a message about something that does not: the first names, folders with a slash."""
-    names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
+    names = sorted(f"{show(path.name)}/" if path.is_dir() else show(path.name) for path in folder.iterdir())
     more = f" and {len(names) - _NAMES_TOLD:,} more" if len(names) > _NAMES_TOLD else ""
     return f"{', '.join(names[:_NAMES_TOLD])}{more}" if names else "nothing"
 
@@ -86,9 +88,11 @@ def sha256_folder(folder: Path) -> str:
     It is that of the list of its files in the order of their names, a line ``DIGEST  NAME`` each, as ``sha256sum``
     prints it: ``(cd FOLDER && find * -type f | LC_ALL=C sort | xargs sha256sum | sha256sum)`` gives the same.
     """
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = sorted(
+        (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()), key=os.fsencode
+    )
     lines = (f"{sha256_file(folder / name).removeprefix('sha256:')}  {name}\n" for name in names)
-    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+    return f"sha256:{hashlib.sha256(os.fsencode(''.join(lines))).hexdigest()}"
 
 
 def find_free_bytes(path: Path) -> int | None:

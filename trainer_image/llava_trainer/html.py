@@ -1,4 +1,4 @@
-"""Small pieces of HTML and SVG for the reports: what goes in as text comes out escaped.
+"""Small pieces of HTML and SVG for the reports: what goes in as text comes out escaped, for HTML and for eyes.
 
 A report is one file that loads nothing: styles, pictures and curves are inside, and a content security policy keeps
 it so. Knows nothing about what is reported.
@@ -14,6 +14,8 @@ from html import escape
 from importlib import resources
 
 from PIL import Image
+
+from llava_api import text
 
 _VOID = frozenset({"br", "col", "hr", "img", "input", "meta"})
 
@@ -38,7 +40,7 @@ def el(tag: str, *children: Child | Iterable[Child], **attributes: str | int | b
     """
     names = {name: name.rstrip("_").replace("_", "-") for name in attributes}
     opening = tag + "".join(
-        f" {names[name]}" if value is True else f' {names[name]}="{escape(str(value))}"'
+        f" {names[name]}" if value is True else f' {names[name]}="{escape(text.escape(str(value)))}"'
         for name, value in attributes.items()
         if value is not None and value is not False
     )
@@ -59,7 +61,7 @@ def _flatten(children: Iterable[Child | Iterable[Child]]) -> Iterable[str]:
         if isinstance(child, Html):
             yield str(child)
         elif isinstance(child, str | int):
-            yield escape(str(child))
+            yield escape(text.escape(str(child), multiline=True))
         else:
             yield from _flatten(child)
 

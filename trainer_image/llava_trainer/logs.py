@@ -4,15 +4,19 @@ Every record is handed to the kernel as it is written, so that a process killed 
 """
 
 import logging
+import re
 import sys
 import time
 from collections import deque
 from pathlib import Path
 from types import TracebackType
 
+from llava_api.text import show
+
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 _LINES_KEPT = 60
+_LIKE_A_RECORD = re.compile(r"\n(?=\d{4}-\d\d-\d\dT)")
 
 
 class ProcessLog:
@@ -22,7 +26,7 @@ class ProcessLog:
     """
 
     def __init__(self) -> None:
-        self._formatter = logging.Formatter(_FORMAT, _TIME_FORMAT)
+        self._formatter = _Formatter(_FORMAT, _TIME_FORMAT)
         self._formatter.converter = time.gmtime
         self._tail = _Tail()
         self._handlers: list[logging.Handler] = []
@@ -79,6 +83,16 @@ def read_tail(file: Path, max_bytes: int = 8192) -> str:
     except FileNotFoundError:
         return ""
     return text if size <= max_bytes else text.partition("\n")[2]
+
+
+class _Formatter(logging.Formatter):
+    """Lines that are fit to show, whatever names and answers are told in them.
+
+    A further line of a message that begins like a record is indented: it could be taken for one.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _LIKE_A_RECORD.sub("\n    ", show(super().format(record), multiline=True))
 
 
 class _Tail(logging.Handler):

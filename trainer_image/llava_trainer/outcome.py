@@ -33,6 +33,7 @@ from llava_api.report import (
     TrainNumbers,
 )
 from llava_api.run_config import RunConfig
+from llava_api.text import show
 from llava_trainer.device_faults import explain_device_fault
 from llava_trainer.errors import StageError
 from llava_trainer.inputs import load_run_config
@@ -45,7 +46,11 @@ ENV_TERMINATION_LOG = "LLAVA_TERMINATION_LOG"
 """Where the result is written instead of TERMINATION_LOG_PATH, outside a container."""
 
 _MAX_MESSAGE = 4096
-_STORAGE_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_STORAGE_REASONS = {
+    errno.ENOSPC: Reason.STORAGE_FULL, errno.EDQUOT: Reason.STORAGE_FULL, errno.EROFS: Reason.STORAGE_UNWRITABLE,
+    errno.EIO: Reason.STORAGE_UNWRITABLE, errno.ESTALE: Reason.STORAGE_UNWRITABLE,
+}  # fmt: skip
+"""What is wrong with the volume, by the system's word: full, read-only, broken, gone."""
 
 logger = logging.getLogger(__name__)
 
@@ -118,19 +123,21 @@ def explain(error: BaseException, log_tail: str) -> StageFailure:
         log_tail: this process's last log lines; kept for errors that nobody foresaw.
     """
     if isinstance(error, StageError):
-        return StageFailure(
-            reason=error.reason, message=error.message[:_MAX_MESSAGE], rank=error.rank, log_tail=error.log_tail
-        )
+        return StageFailure(reason=error.reason, message=_fit(error.message), rank=error.rank, log_tail=error.log_tail)
     if isinstance(error, Interrupted):
         return StageFailure(reason=Reason.INTERRUPTED, message="the pod was asked to stop (SIGTERM)")
-    full = _find_storage_full(error)
-    if full is not None:
-        return StageFailure(reason=Reason.STORAGE_FULL, message=f"writing failed: {full}"[:_MAX_MESSAGE])
+    trouble = _find_storage_trouble(error)
+    if trouble is not None and trouble.errno is not None:
+        return StageFailure(reason=_STORAGE_REASONS[trouble.errno], message=_fit(f"writing failed: {trouble}"))
     fault = explain_device_fault(error)
     if fault is not None:
-        return StageFailure(reason=Reason.UNSUPPORTED_DEVICE, message=fault)
-    message = f"{type(error).__name__}: {error}"[:_MAX_MESSAGE]
+        return StageFailure(reason=Reason.UNSUPPORTED_DEVICE, message=_fit(fault))
+    message = _fit(f"{type(error).__name__}: {error}")
     return StageFailure(reason=Reason.INTERNAL_ERROR, message=message, log_tail=log_tail)
+
+
+def _fit(message: str) -> str:
+    return show(message, max_chars=_MAX_MESSAGE, multiline=True)
 
 
 def _run(stage: StageName, config_path: Path, body: StageBody, log: ProcessLog) -> StageResult:
@@ -179,11 +186,11 @@ def _leave_result(result: StageResult) -> None:
         logger.warning("the result could not be written to %s: %s", path, error.strerror)
 
 
-def _find_storage_full(error: BaseException) -> OSError | None:
-    """The full disk behind ``error``, also where a library wrapped it."""
+def _find_storage_trouble(error: BaseException) -> OSError | None:
+    """The disk's error behind ``error``, also where a library wrapped it."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _STORAGE_FULL:
+        if isinstance(seen, OSError) and seen.errno in _STORAGE_REASONS:
             return seen
         seen = seen.__cause__ or seen.__context__
     return None

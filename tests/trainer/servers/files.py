@@ -2,12 +2,14 @@
 
 import hashlib
 import re
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Self
+from typing import Any, BinaryIO, Literal, Self, cast
 from urllib.parse import unquote, urlsplit
 
 from tests.trainer.servers.authority import Authority
@@ -22,6 +24,12 @@ class Fault:
     break_after: int | None = None
     """Bytes of the body after which the connection is cut."""
     ignore_range: bool = False
+    piece: int | None = None
+    """Bytes that an answer to a range holds at most, as its Content-Range says."""
+    framing: Literal["length", "chunked", "close"] = "length"
+    """How the body's end is told: by its length, by a last chunk, or by nothing but the connection's."""
+    pause_s: float = 0
+    """Between single bytes of an answer, its headers included."""
     silent: threading.Event | None = None
     """Nothing is answered until it is set."""
 
@@ -32,6 +40,9 @@ class Request:
     range: str | None
     authorization: str | None
     host: str
+    query: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    """By their names in lower case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +62,8 @@ class FileServer:
         """What the Authorization header must be."""
         self.has_tags = True
         self.requests: list[Request] = []
+        self.posts: list[bytes] = []
+        """Bodies of what was pushed here."""
         self.base = ""
 
     def add(self, path: str, content: bytes) -> bytes:
@@ -79,7 +92,7 @@ class FileServer:
         class Handler(_Handler):
             server_of_files = outer
 
-        server = ThreadingHTTPServer((address, 0), Handler)
+        server = _Server((address, 0), Handler)
         server.daemon_threads = True
         if authority is not None:
             server.socket = authority.server_context.wrap_socket(
@@ -96,15 +109,30 @@ class FileServer:
             thread.join()
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that hang up are what these tests are about."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_of_files: FileServer
+
+    def do_POST(self) -> None:
+        self.server_of_files.posts.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self._send(200, b"{}", {}, Fault())
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         request = Request(
             path=path, range=self.headers.get("Range"), authorization=self.headers.get("Authorization"),
-            host=self.headers.get("Host", ""),
+            host=self.headers.get("Host", ""), query=urlsplit(self.path).query,
+            headers={name.lower(): value for name, value in self.headers.items()},
         )  # fmt: skip
         server = self.server_of_files
         server.requests.append(request)
@@ -125,24 +153,47 @@ class _Handler(BaseHTTPRequestHandler):
             if first >= size:
                 self._send(416, b"", {"Content-Range": f"bytes */{size}"}, fault)
                 return
-            headers["Content-Range"] = f"bytes {first}-{size - 1}/{size}"
-            self._send(206, answer.body[first:], headers, fault)
+            end = size if fault.piece is None else min(size, first + fault.piece)
+            headers = {"Content-Range": f"bytes {first}-{end - 1}/{size}", **headers}
+            self._send(206, answer.body[first:end], headers, fault)
             return
         self._send(answer.status, answer.body, headers, fault)
 
     def _send(self, status: int, body: bytes, headers: dict[str, str], fault: Fault) -> None:
+        if fault.pause_s:
+            self.wfile = cast(Any, _Slowly(self.wfile, fault.pause_s))
         self.send_response(status)
-        if "Content-Length" not in headers:
+        if fault.framing == "chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+        elif fault.framing == "length" and "Content-Length" not in headers:
             self.send_header("Content-Length", str(len(body)))
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        if fault.break_after is not None:
-            self.wfile.write(body[: fault.break_after])
-            self.wfile.flush()
-            self.close_connection = True
-            return
-        self.wfile.write(body)
+        self.close_connection = fault.break_after is not None or fault.framing == "close"
+        body = body if fault.break_after is None else body[: fault.break_after]
+        if fault.framing == "chunked":
+            self.wfile.write(b"%x\r\n" % len(body) + body + (b"\r\n0\r\n\r\n" if fault.break_after is None else b""))
+        else:
+            self.wfile.write(body)
+        self.wfile.flush()
 
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+class _Slowly:
+    """Writes one byte at a time."""
+
+    def __init__(self, stream: BinaryIO, pause_s: float) -> None:
+        self._stream = stream
+        self._pause_s = pause_s
+
+    def write(self, data: bytes) -> None:
+        for number in data:
+            self._stream.write(bytes([number]))
+            self._stream.flush()
+            time.sleep(self._pause_s)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from tests.trainer.servers.files import Answer, FileServer, Request
 
@@ -33,8 +33,16 @@ class HubServer(FileServer):
         self.cdn = "localhost"
         """Another name of the server's own address."""
         self.repositories: dict[tuple[str, str], HubRepository] = {}
+        self.renamed: dict[str, str] = {}
+        """New names of repositories by their old ones."""
+        self.page_size = 1000
+        self.pages_at = ""
+        """Address of the server that has a listing's further pages; empty: this one."""
 
     def answer(self, request: Request) -> Answer:
+        for old, new in self.renamed.items():
+            if f"/{old}" in request.path:
+                return Answer(status=307, headers={"Location": request.path.replace(old, new)})
         if request.path.startswith("/cdn/"):
             is_elsewhere = self.cdn != urlsplit(self.base).hostname
             assert request.authorization is None or not is_elsewhere, "the token went to another host"
@@ -68,8 +76,15 @@ class HubServer(FileServer):
             return Answer(status=404, headers={"X-Error-Code": "RevisionNotFound"})
         if what == "revision":
             return _json({"id": name, "_id": "x", "sha": commit})
-        return _json([_entry(path, content) for path, content in sorted(found.commits[commit].items())]
-                     + [{"type": "directory", "oid": "0" * 40, "size": 0, "path": "folder"}])  # fmt: skip
+        entries = [_entry(path, content) for path, content in sorted(found.commits[commit].items())]
+        entries.append({"type": "directory", "oid": "0" * 40, "size": 0, "path": "folder"})
+        begin = int(parse_qs(request.query).get("cursor", ["0"])[0])
+        end = begin + self.page_size
+        page = _json(entries[begin:end])
+        if end < len(entries):
+            following = f"{self.pages_at or self.base}{request.path}?recursive=True&cursor={end}"
+            page.headers["Link"] = f'<{following}>; rel="next"'
+        return page
 
     def _resolve(self, request: Request, kind: str, name: str, commit: str, path: str) -> Answer:
         found = self._find(request, kind, name)

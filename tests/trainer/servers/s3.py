@@ -1,12 +1,16 @@
 """moto's S3 server over TLS."""
 
+import io
 import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import boto3
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
 from moto.server import DomainDispatcherApplication, create_backend_app
-from obstore.store import S3Store
 from werkzeug.serving import make_server
 
 from tests.trainer.servers.authority import Authority
@@ -30,8 +34,16 @@ def run_s3(authority: Authority, address: str = "127.0.0.1") -> Iterator[str]:
         thread.join()
 
 
-def open_bucket(endpoint: str, authority: Authority, bucket: str) -> S3Store:
-    """A store to put objects with."""
-    return S3Store(
-        bucket, endpoint=endpoint, region="us-east-1", client_options={"root_certificate": authority.pem}, **KEYS
+def open_bucket(endpoint: str, authority: Authority) -> Any:
+    """A client to put objects with."""
+    return boto3.client(
+        "s3", endpoint_url=endpoint, region_name="us-east-1", verify=str(authority.ca_file), config=Config(
+            signature_version="s3v4", s3={"addressing_style": "path"}
+        ), aws_access_key_id=KEYS["access_key_id"], aws_secret_access_key=KEYS["secret_access_key"],
     )  # fmt: skip
+
+
+def upload_in_parts(client: Any, key: str, content: bytes) -> None:
+    client.upload_fileobj(
+        io.BytesIO(content), "bucket", key, Config=TransferConfig(5 << 20, multipart_chunksize=5 << 20)
+    )

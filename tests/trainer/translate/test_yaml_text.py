@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llava_trainer.translate.draft import Note
 from llava_trainer.translate.yaml_text import write_yaml
@@ -41,3 +43,20 @@ def test_a_comment_cannot_break_out_of_itself():
     written = write_yaml({"a": 1}, [Note(place=("a",), text=text, is_warning=False)], [])
     assert yaml.safe_load(written) == {"a": 1}
     assert all(len(line) <= 120 for line in written.splitlines())
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+    | st.sampled_from(["yes", "No", "on", "1_000", "0x1F", "1:30", "~", "", " a", "- b", "a: b", "#c", "2e-5", "64Gi"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "bC", "d"]), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(["spec", "model", "x"]), VALUES, min_size=1), st.text(max_size=200))
+def test_whatever_is_written_is_read_back_by_a_reader_of_yaml_1_1(document: dict[str, Any], text: str) -> None:
+    notes = [Note(place=(next(iter(document)),), text=text, is_warning=False)]
+    written = write_yaml(document, notes, [text])
+    assert yaml.safe_load(written) == document
+    assert all(c.isprintable() or c == "\n" for c in written)

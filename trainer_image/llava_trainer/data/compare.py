@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llava_trainer.data.findings import KEPT_PER_KIND, Finding, Findings, Kind
+from llava_trainer.data.findings import KEPT_PER_KIND, Findings, Kind, noted
 from llava_trainer.data.samples import Sample
 from llava_trainer.data.table import Table
 
@@ -92,7 +92,7 @@ class Comparison:
         for sample in others[:KEPT_PER_KIND]:
             found = self._load(sample)
             message = f"shows {', '.join(found.images)}"
-            self._findings.add(Finding(kind=Kind.SHARED_PICTURE, where=str(found.source), message=message))
+            self._findings.add(noted(Kind.SHARED_PICTURE, found.source, message))
         self._findings.count(Kind.SHARED_PICTURE, len(others[KEPT_PER_KIND:]))
 
     def _tell(
@@ -105,7 +105,7 @@ class Comparison:
         for pair, other in zip(pairs[:KEPT_PER_KIND], others[:KEPT_PER_KIND], strict=True):
             sample, number = self._load_pair(int(pair))
             message = describe(sample, number, *self._load_pair(int(other)))
-            self._findings.add(Finding(kind=kind, where=str(sample.source), message=message))
+            self._findings.add(noted(kind, sample.source, message))
         self._findings.count(kind, len(pairs[KEPT_PER_KIND:]))
 
     def _load_pair(self, pair: int) -> tuple[Sample, int]:

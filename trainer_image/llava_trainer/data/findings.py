@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from llava_api.text import show
+
 KEPT_PER_KIND = 100
 """Findings of one kind that are kept word for word; the others are counted."""
 
@@ -97,9 +99,9 @@ class Findings:
 
 def refused(where: object, message: str, *, needed_length: int = 0) -> Finding:
     """An entry that cannot be trained on."""
-    return Finding(kind=Kind.REFUSED, where=str(where), message=message, needed_length=needed_length)
+    return Finding(kind=Kind.REFUSED, where=show(where), message=show(message), needed_length=needed_length)
 
 
 def noted(kind: Kind, where: object, message: str, *, needed_length: int = 0) -> Finding:
     """Something worth telling that does not fail the run."""
-    return Finding(kind=kind, where=str(where), message=message, needed_length=needed_length)
+    return Finding(kind=kind, where=show(where), message=show(message), needed_length=needed_length)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from llava_api.text import show
 from llava_trainer.data.dataset import PreparedDataset
 from llava_trainer.data.findings import LEFT_OUT
 from llava_trainer.data.report import Bar, DatasetReport, Note, Side, Told
@@ -53,6 +54,7 @@ def build_page(name: str, phases: Sequence[PreparedDataset], report: DatasetRepo
     verdict = el("span", "Accepted", class_="verdict ok")
     if not report.accepted:
         verdict = el("span", f"Refused: {count:,} {'entry' if count == 1 else 'entries'}", class_="verdict bad")
+    sources = [show(phase.request.dataset.source) for phase in phases]
     titles = ("Training", "Alignment") if len(reports) > 1 else ("",)
     return page(
         f"Dataset of {name}",
@@ -61,8 +63,8 @@ def build_page(name: str, phases: Sequence[PreparedDataset], report: DatasetRepo
             "header",
             el("p", "Dataset report", class_="kicker"),
             el("h1", name),
-            (el("p", f"{title}{': ' if title else ''}{one.file} in {phase.request.dataset.source}, format {one.format}",
-                class_="muted") for title, one, phase in zip(titles, reports, phases, strict=True)),
+            (el("p", f"{title}{': ' if title else ''}{one.file} in {source}, format {one.format}", class_="muted")
+             for title, one, source in zip(titles, reports, sources, strict=True)),
             verdict,
             class_="top",
         ),

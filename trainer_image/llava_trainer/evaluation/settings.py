@@ -2,6 +2,7 @@
 
 from llava_api.run_config import RunConfig
 from llava_api.spec import Alignment, Training
+from llava_api.text import show
 
 Rows = list[tuple[str, str]]
 
@@ -15,7 +16,7 @@ def list_settings(config: RunConfig) -> Rows:
     if generation.num_beams > 1:
         sampling += f", {generation.num_beams} beams"
     return [
-        ("Dataset", f"{config.dataset.source} · {config.dataset.file} ({config.dataset.format})"),
+        ("Dataset", f"{show(config.dataset.source)} · {config.dataset.file} ({config.dataset.format})"),
         ("Pictures", f"made square by {'padding' if config.dataset.image_aspect_ratio == 'pad' else 'cropping'}"),
         *(_alignment(config.alignment) if config.alignment else []),
         ("Method", _method(config.training)),
@@ -31,7 +32,7 @@ def list_settings(config: RunConfig) -> Rows:
 def _alignment(alignment: Alignment) -> Rows:
     captions = alignment.dataset
     return [
-        ("Alignment", f"{captions.source} · {captions.file} ({captions.format})"),
+        ("Alignment", f"{show(captions.source)} · {captions.file} ({captions.format})"),
         ("Alignment's rate and length", f"{alignment.learning_rate:g}, {alignment.epochs:,} epochs of batches of "
                                         f"{alignment.batch.global_:,} samples"),
     ]  # fmt: skip

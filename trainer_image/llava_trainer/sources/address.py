@@ -1,9 +1,10 @@
-"""Parsed sources. The text of each is fit for messages: credentials never stand in a source."""
+"""Parsed sources. In the query of one there may be a signature: messages show it without."""
 
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
+from llava_api.text import show
 from llava_trainer.files import ARCHIVES
 from llava_trainer.sources.refusals import refused
 
@@ -72,22 +73,24 @@ def parse_address(source: str, field: str) -> Address:
         return BucketAddress(bucket=bucket, prefix=prefix.strip("/"))
     if scheme == "https":
         return _parse_web(source, field)
-    raise refused(f"{field} is {source!r} but must begin with pvc://, hf://, s3:// or https://")
+    shown = show(source)
+    raise refused(f"{field} is {shown!r} but must begin with pvc://, hf://, s3:// or https://")
 
 
 def _parse_web(source: str, field: str) -> WebAddress:
+    shown = show(source)
     url, _, fragment = source.partition("#")
     path = urlsplit(url).path
     name = path.rpartition("/")[2]
     sha256 = fragment.removeprefix("sha256=") or None
     if not name:
         if sha256:
-            raise refused(f"{field} is {source!r}: a folder has no one digest; remove #sha256= or name an archive")
+            raise refused(f"{field} is {shown!r}: a folder has no one digest; remove #sha256= or name an archive")
         return WebAddress(url=url, kind="folder", name="", sha256=None)
     if name.lower().endswith(ARCHIVES):
         return WebAddress(url=url, kind="archive", name=name, sha256=sha256)
     if name.lower().endswith(SINGLE_FILES):
         return WebAddress(url=url, kind="file", name=name, sha256=sha256)
     raise refused(
-        f"{field} is {source!r} but must end with one of {', '.join(ARCHIVES)} (an archive) or with / (a folder)"
+        f"{field} is {shown!r} but must end with one of {', '.join(ARCHIVES)} (an archive) or with / (a folder)"
     )

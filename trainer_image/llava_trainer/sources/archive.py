@@ -5,7 +5,9 @@ the volume's free space.
 """
 
 import gzip
+import lzma
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -30,7 +32,11 @@ _MAX_HEADER_BYTES = 1 << 20
 """Of a name in a tar archive; they are read into memory."""
 _SAYS_UTF8 = 0x800
 """Flag of a .zip's entry."""
-_BROKEN = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, NotImplementedError)
+_BROKEN = (
+    zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, struct.error,
+    ValueError, IndexError, OverflowError, NotImplementedError,
+)  # fmt: skip
+"""What reading a damaged archive raises."""
 
 
 class _Readable(Protocol):
@@ -107,9 +113,19 @@ def _too_large(where: str, limit: int) -> Exception:
 
 def _write(entry: _Entry, target: Path) -> Iterator[int]:
     with entry.open() as source, target.open("xb") as stream:
-        while chunk := source.read(CHUNK_BYTES):
+        while chunk := _read(source):
             stream.write(chunk)
             yield len(chunk)
+
+
+def _read(source: IO[bytes]) -> bytes:
+    try:
+        return source.read(CHUNK_BYTES)
+    except OSError as error:
+        if error.errno is None:
+            # bz2's word for damage; the disk's errors have a number.
+            raise zipfile.BadZipFile(str(error)) from error
+        raise
 
 
 @contextmanager

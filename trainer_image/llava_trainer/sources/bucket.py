@@ -1,31 +1,40 @@
 """Folders of S3 buckets.
 
-obstore lists and signs; the files themselves come as everything else does, so that they resume and are checked in one
-way. A Secret without accessKeyId asks anonymously, as public buckets allow.
+boto3 lists and signs; the files themselves come as everything else does, so that they resume and are checked in one
+way. A Secret without accessKeyId asks anonymously, as public buckets allow. Nothing is read from the environment, from
+files of AWS's tools, or from a cloud's metadata service.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-import certifi
-import obstore
-from obstore.exceptions import BaseError
-from obstore.store import S3Store
+import boto3
+import botocore.session
+import httpx
+from botocore import UNSIGNED
+from botocore.awsrequest import AWSResponse
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
+from llava_api.text import show
 from llava_trainer.sources.address import BucketAddress
 from llava_trainer.sources.credentials import Credentials
-from llava_trainer.sources.network import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Network, choose_proxy
-from llava_trainer.sources.refusals import TransientError, explain_status, refused, secret_field, unavailable
-from llava_trainer.sources.remote import Digest, RemoteFile, bare_etag, check_name
+from llava_trainer.sources.exchange import explain_transport, origin_of, parse_wait_s, read_bounded
+from llava_trainer.sources.refusals import TransientError, explain_failure, refused, secret_field
+from llava_trainer.sources.remote import Digest, Listed, RemoteFile, bare_etag, check_name
+from llava_trainer.sources.retrying import Retrier
 
 DEFAULT_REGION = "us-east-1"
-_SIGNED_FOR = timedelta(hours=1)
+_SEPARATOR = "\0"
+"""Of an ETag and a key, neither of which can hold it."""
+_SIGNED_FOR_S = 3600
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
-_STATUS = re.compile(r"returned non-2xx status code: (\d{3})")
-_CODE = re.compile(r"<Code>(\w+)</Code>")
+# What botocore would otherwise look up in the environment and in ~/.aws.
+_NOTHING = (None, None, None, None)
+_LOOKED_UP = ("profile", "region", "config_file", "credentials_file", "ca_bundle", "data_path")
 
 
 class Bucket:
@@ -34,129 +43,154 @@ class Bucket:
     Args:
         address: bucket and prefix.
         credentials: keys, endpoint and region, as far as the Secret has them.
-        network: proxies and authorities.
+        client: the way out (``network``).
         field: the source's field, for messages.
 
     Raises:
         StageError: SourceRefused, if the endpoint is no address.
     """
 
-    def __init__(self, address: BucketAddress, credentials: Credentials, network: Network, field: str) -> None:
+    def __init__(self, address: BucketAddress, credentials: Credentials, client: httpx.Client, field: str) -> None:
         self._address = address
-        self._credentials = credentials
+        self._is_anonymous = credentials.access_key_id is None
         self._field = field
-        self._region = credentials.region or DEFAULT_REGION
-        endpoint = credentials.endpoint or f"https://s3.{self._region}.amazonaws.com"
-        parts = urlsplit(endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+        region = credentials.region or DEFAULT_REGION
+        self._endpoint = (credentials.endpoint or f"https://s3.{region}.amazonaws.com").rstrip("/")
+        try:
+            self._origin = origin_of(self._endpoint)
+        except ValueError as error:
             raise refused(
                 f"{secret_field(field)}: key endpoint of the Secret must be an address like "
-                "https://minio.storage.svc:9000, without credentials"
-            )
-        self._endpoint = endpoint.rstrip("/")
-        self._store = S3Store(
-            address.bucket,
-            endpoint=self._endpoint,
-            region=self._region,
-            virtual_hosted_style_request=False,
-            client_options=_client_options(network, parts.scheme, parts.hostname, parts.port),
-            # Trying again is this package's own business: one place, one limit.
-            retry_config={"max_retries": 0},
-            **_keys(credentials),
-        )
+                "https://minio.storage.svc:9000, without credentials and query"
+            ) from error
+        self._http = client
+        self._client = _build_client(self._endpoint, region, credentials)
+        self._client.meta.events.register("before-send.s3", self._send)
 
-    def list_files(self, is_wanted: Callable[[str], bool] = lambda name: True) -> dict[str, RemoteFile]:
-        """The objects below the prefix, by their name relative to it.
+    def list_files(self, repeatedly: Retrier, is_wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Listed]:
+        """The objects below the prefix, named relative to it. A page that fails is asked for again by itself.
 
         Raises:
-            StageError: SourceRefused, naming field, address and fix.
-            TransientError: another try may help.
+            StageError: SourceRefused or SourceUnavailable, naming field, address and fix.
         """
-        try:
-            return {file.name: file for file in self._list(is_wanted)}
-        except (BaseError, FileNotFoundError, PermissionError) as error:
-            raise self._explain(error) from None
-
-    def _list(self, is_wanted: Callable[[str], bool]) -> Iterator[RemoteFile]:
         place = f"s3://{self._address.bucket}"
-        start = f"{self._address.prefix}/" if self._address.prefix else ""
-        for batch in obstore.list(self._store, prefix=self._address.prefix or None):
-            for entry in batch:
-                key = entry["path"]
-                name = key.removeprefix(start)
-                if not name or name.endswith("/") or not is_wanted(name):
-                    continue
-                tag = entry["e_tag"] or ""
-                md5 = _MD5.fullmatch(tag)
-                yield RemoteFile(
-                    name=check_name(name, self._field, place),
-                    address=f"{place}/{key}",
-                    url=self._locate(key),
-                    version=tag,
-                    etag=bare_etag(tag),
-                    size=entry["size"],
-                    # That of an object that was uploaded in parts is no digest of its content. Its checksums cannot be
-                    # had: obstore's listing and metadata have none, and a signed address allows no x-amz- header that
-                    # was not signed with it (x-amz-checksum-mode).
-                    digest=Digest(algorithm="md5", hex=md5[1]) if md5 else None,
-                )
+        for entry in self._list(repeatedly, self._start):
+            name = entry["Key"].removeprefix(self._start)
+            if not name or name.endswith("/") or not is_wanted(name):
+                continue
+            # Of keys like a//b the place differs from the name.
+            placed = check_name(name, self._field, place)
+            original = "" if placed == name else name
+            yield Listed(placed, entry["Size"], f"{entry.get('ETag', '')}{_SEPARATOR}{original}".encode())
 
-    def _locate(self, key: str) -> Callable[[], str]:
-        if self._credentials.access_key_id is None:
-            return lambda: f"{self._endpoint}/{self._address.bucket}/{quote(key)}"
-        return lambda: obstore.sign(self._store, "GET", key, _SIGNED_FOR)
+    def locate(self, listed: Listed) -> RemoteFile:
+        """How to fetch an object."""
+        tag, _, original = listed.tag.decode().partition(_SEPARATOR)
+        key = f"{self._start}{original or listed.name}"
+        md5 = _MD5.fullmatch(tag)
+        return RemoteFile(
+            name=listed.name,
+            address=f"s3://{self._address.bucket}/{key}",
+            url=lambda: self._sign(key),
+            version=tag,
+            etag=bare_etag(tag),
+            size=listed.size,
+            # That of an object that was uploaded in parts is no digest of its content. Its checksums cannot be had: a
+            # signed address allows no x-amz- header that was not signed with it (x-amz-checksum-mode), and of objects
+            # in parts they are mostly one of the parts' sums.
+            digest=Digest(algorithm="md5", hex=md5[1]) if md5 else None,
+        )
 
-    def _explain(self, error: Exception) -> Exception:
-        told = f"s3://{self._address.bucket}/{self._address.prefix}".rstrip("/")
-        text = str(error)
-        code = (_CODE.search(text) or [None, ""])[1]
-        status = int((_STATUS.search(text) or [0, 0])[1])
-        if code in ("AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException"):
-            return refused(
-                f"{self._field}: {told} is not in region {self._region}: set key region of {secret_field(self._field)}"
+    def _list(self, repeatedly: Retrier, start: str) -> Iterator[dict[str, Any]]:
+        token: str | None = None
+        while True:
+            page = repeatedly(functools.partial(self._ask_page, start, token))
+            yield from page.get("Contents", ())
+            previous, token = token, page.get("NextContinuationToken")
+            if not page.get("IsTruncated"):
+                return
+            if not token or token == previous:
+                raise refused(f"{self._field}: {self._told} lists without end: the server's pages do not go on")
+
+    def _ask_page(self, start: str, token: str | None) -> dict[str, Any]:
+        following = {} if token is None else {"ContinuationToken": token}
+        try:
+            page: dict[str, Any] = self._client.list_objects_v2(Bucket=self._address.bucket, Prefix=start, **following)
+        except (BotoCoreError, ClientError) as error:
+            raise self._explain(error) from None
+        except httpx.RequestError as error:
+            raise explain_transport(error, self._field, f"{self._told} at {self._endpoint}") from error
+        return page
+
+    def _sign(self, key: str) -> str:
+        if self._is_anonymous:
+            return f"{self._endpoint}/{self._address.bucket}/{quote(key)}"
+        place = {"Bucket": self._address.bucket, "Key": key}
+        return str(self._client.generate_presigned_url("get_object", Params=place, ExpiresIn=_SIGNED_FOR_S))
+
+    @property
+    def _start(self) -> str:
+        return f"{self._address.prefix}/" if self._address.prefix else ""
+
+    def _send(self, request: Any, **_: Any) -> AWSResponse:
+        """Send what boto3 has signed by our own client: proxies, authorities and limits exist once.
+
+        The request carries keys' signature and the session token: it goes to the endpoint and nowhere else.
+        """
+        if origin_of(request.url) != self._origin:
+            host = show(urlsplit(request.url).netloc, max_chars=100)
+            raise refused(
+                f"{self._field}: {self._told}: {self._endpoint} sends on to {host}, where the keys are not sent: if "
+                f"the bucket is there, set key endpoint (or region) of {secret_field(self._field)}"
             )
-        if status and status < 500 and status not in (408, 425, 429):
-            return explain_status(status, self._field, f"{told} at {self._endpoint}{f' ({code})' if code else ''}")
-        if "UnknownIssuer" in text or "invalid peer certificate" in text:
-            return unavailable(
-                f"{self._field}: {told}: the certificate of {self._endpoint} is not trusted; put its authority into "
-                "the ConfigMap that spec.download.caConfigMap names"
-            )
-        if isinstance(error, FileNotFoundError):
-            return explain_status(404, self._field, told)
-        if isinstance(error, PermissionError):
-            return explain_status(403, self._field, told)
-        return TransientError(f"{self._endpoint}: {f'HTTP {status}' if status else _first_line(text)}")
+        with self._http.stream(request.method, request.url, headers=_plain_headers(request.headers)) as response:
+            content = read_bounded(response)
+        return AWSResponse(request.url, response.status_code, dict(response.headers), _Content(content))
+
+    @property
+    def _told(self) -> str:
+        return f"s3://{self._address.bucket}/{self._address.prefix}".rstrip("/")
+
+    def _explain(self, error: BotoCoreError | ClientError) -> Exception:
+        where = f"{self._told} at {self._endpoint}"
+        if not isinstance(error, ClientError):
+            return TransientError(f"{self._endpoint}: {show(error, max_chars=300)}")
+        told = error.response.get("ResponseMetadata", {})
+        status = int(told.get("HTTPStatusCode", 0))
+        code = show(error.response.get("Error", {}).get("Code", ""), max_chars=60)
+        wait_s = parse_wait_s(told.get("HTTPHeaders", {}))
+        return explain_failure(status, self._field, where, code="" if code == str(status) else code, wait_s=wait_s)
 
 
-def _client_options(network: Network, scheme: str, host: str, port: int | None) -> Any:
-    options: dict[str, Any] = {
-        "allow_http": scheme == "http",
-        "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
-        "read_timeout": timedelta(seconds=READ_TIMEOUT_S),
-        # The whole of one answer; a listing comes in pages.
-        "timeout": timedelta(minutes=5),
-        "root_certificate": certifi.contents() + (network.ca_pem or ""),
-    }
-    proxy = network.https_proxy if scheme == "https" else network.http_proxy
-    if proxy is not None:
-        options["proxy_url"] = proxy if "://" in proxy else f"http://{proxy}"
-        if choose_proxy(network, scheme, host, port or {"http": 80, "https": 443}[scheme]) is None:
-            # Said to it, because left to itself it would read the environment.
-            options["proxy_excludes"] = host
-    return options
+class _Content:
+    """A body, as boto3 reads it."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def stream(self, **_: Any) -> Iterator[bytes]:
+        yield self._content
 
 
-def _keys(credentials: Credentials) -> dict[str, Any]:
-    if credentials.access_key_id is None:
-        return {"skip_signature": True}
-    keys = {
-        "access_key_id": credentials.access_key_id,
-        "secret_access_key": credentials.secret_access_key,
-        "session_token": credentials.session_token,
-    }
-    return {name: value for name, value in keys.items() if value is not None}
+def _plain_headers(headers: Any) -> list[tuple[str, str]]:
+    return [(name, value.decode() if isinstance(value, bytes) else str(value)) for name, value in headers.items()]
 
 
-def _first_line(text: str) -> str:
-    return text.partition("\n")[0][:300]
+def _build_client(endpoint: str, region: str, credentials: Credentials) -> Any:
+    core = botocore.session.Session(session_vars=dict.fromkeys(_LOOKED_UP, _NOTHING))
+    return boto3.session.Session(botocore_session=core).client(
+        "s3",
+        region_name=region,
+        endpoint_url=endpoint,
+        aws_access_key_id=credentials.access_key_id,
+        aws_secret_access_key=credentials.secret_access_key,
+        aws_session_token=credentials.session_token,
+        config=Config(
+            signature_version=UNSIGNED if credentials.access_key_id is None else "s3v4",
+            # Trying again is this package's own business: one place, one limit.
+            retries={"total_max_attempts": 1},
+            s3={"addressing_style": "path"},
+            use_fips_endpoint=False,
+            use_dualstack_endpoint=False,
+        ),
+    )

@@ -1,6 +1,8 @@
 """Credentials of a source: files that the operator has mounted from a Secret. They go into headers and nowhere else."""
 
 import base64
+import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +20,11 @@ _KEYS = {
     "bearer": "bearer",
 }
 _MAX_BYTES = 65_536
+_VISIBLE = re.compile(r"[!-~]+")
+"""What a header can hold: ASCII without white space and controls."""
+_REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
+_TEXT_KEYS = frozenset({"username", "password"})
+"""They travel encoded, so that any text will do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +50,17 @@ def read_credentials(folder: Path, secret_field: str) -> Credentials:
         secret_field: the field that names the Secret, for messages.
 
     Raises:
-        StageError: SourceRefused, if a key is empty, no text or half of a pair.
+        StageError: SourceRefused, if a key is empty, cannot be sent, or is half of a pair.
     """
     values = {attribute: read_key(folder / key, secret_field, key) for attribute, key in _KEYS.items()}
     made = Credentials(**values)
     for one, other in (("access_key_id", "secret_access_key"), ("username", "password")):
         if (getattr(made, one) is None) != (getattr(made, other) is None):
             raise refused(f"{secret_field}: the Secret must hold both {_KEYS[one]} and {_KEYS[other]}, or neither")
+    if made.username is not None and ":" in made.username:
+        raise refused(f"{secret_field}: key username of the Secret holds a colon, which ends it where it is sent")
+    if made.region is not None and not _REGION.fullmatch(made.region):
+        raise refused(f"{secret_field}: key region of the Secret must be a region like eu-central-1")
     return made
 
 
@@ -64,18 +75,34 @@ def web_headers(credentials: Credentials) -> dict[str, str]:
 
 
 def read_key(file: Path, secret_field: str, key: str) -> str | None:
-    """One key of a mounted Secret; None if it has no such key.
+    """One key of a mounted Secret; None if it has no such key. A byte order mark and white space around it are no part.
 
     Raises:
-        StageError: SourceRefused, if it is empty or no text.
+        StageError: SourceRefused, if it is empty or cannot be sent; what it holds is not told.
     """
     try:
         with file.open("rb") as stream:
-            value = stream.read(_MAX_BYTES).decode("utf-8").strip()
+            content = stream.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise refused(f"{secret_field}: key {key} cannot be read: {error}") from error
-    if not value or any(character.isspace() for character in value if key != "password"):
+    except OSError as error:
+        raise refused(f"{secret_field}: key {key} cannot be read: {error.strerror}") from error
+    if len(content) > _MAX_BYTES:
+        raise refused(f"{secret_field}: key {key} of the Secret has more than {_MAX_BYTES:,} bytes")
+    try:
+        value = content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        # Not "from error": that one holds the content.
+        raise refused(f"{secret_field}: key {key} of the Secret is no text in UTF-8: write it anew") from None
+    if not value:
         raise refused(f"{secret_field}: key {key} of the Secret is empty or has white space inside")
+    if key not in _TEXT_KEYS and any(character.isspace() for character in value):
+        raise refused(f"{secret_field}: key {key} of the Secret is empty or has white space inside")
+    if any(unicodedata.category(character) == "Cc" for character in value):
+        raise refused(f"{secret_field}: key {key} of the Secret holds control characters (a NUL, a line break)")
+    if key not in _TEXT_KEYS and not _VISIBLE.fullmatch(value):
+        raise refused(
+            f"{secret_field}: key {key} of the Secret holds characters that no such key has: only letters, digits and "
+            "signs of ASCII are sent"
+        )
     return value

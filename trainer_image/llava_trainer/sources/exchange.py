@@ -5,29 +5,66 @@ Knows nothing about files on the disk.
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 import httpx
 
-from llava_trainer.sources.refusals import TransientError, explain_status, refused, unavailable
+from llava_api.text import show
+from llava_trainer.sources.refusals import TransientError, explain_failure, explain_status, refused, unavailable
 
 _MAX_REDIRECTS = 5
-_TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_PORTS = {"http": 80, "https": 443}
+MAX_ANSWER_BYTES = 64 << 20
+"""Of an answer that is read as a whole: a page of a listing has some hundred kilobytes."""
+_MAX_ERROR_BYTES = 64 << 10
+_CODE = re.compile(rb"<Code>(\w{1,60})</Code>")
+"""S3's word for what is wrong."""
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+_PLAIN_ENCODINGS = frozenset({"", "identity", "aws-chunked"})
+"""The last is what S3 remembers of how some clients upload; it sends the object as it is."""
 _RATE_LIMIT = re.compile(r";\s*t=(\d{1,6})")
 
 
+Origin = tuple[str, str, int]
+
+
+def origin_of(url: str) -> Origin:
+    """Scheme, host and port of an address: what a credential is pinned to.
+
+    Raises:
+        ValueError: it is no http or https address, or has a user's name in it.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in _PORTS or not parts.hostname or parts.username is not None or parts.password is not None:
+        raise ValueError("no http or https address without credentials")
+    return parts.scheme, parts.hostname, parts.port or _PORTS[parts.scheme]
+
+
 @contextlib.contextmanager
-def open_response(client: httpx.Client, url: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-    """Ask for ``url``; redirects are followed, but never from https to http. Credentials stay with their host.
+def open_response(
+    client: httpx.Client, url: str, headers: Mapping[str, str], credential: Mapping[str, str]
+) -> Iterator[httpx.Response]:
+    """Ask for ``url``; redirects are followed, but never from https to http.
+
+    Args:
+        client: follows none by itself.
+        url: what to ask for.
+        headers: for every server on the way.
+        credential: headers for the scheme, host and port of ``url`` alone: where it is sent on to another (as the hub
+            sends to its CDN), they stay behind.
 
     Raises:
         TransientError: it leads to no answer.
         httpx.TransportError: see ``explain_transport``.
     """
-    request = client.build_request("GET", url, headers=headers)
+    pinned = origin_of(url)
     for _ in range(_MAX_REDIRECTS):
-        response = client.send(request, stream=True)
+        sent = {**headers, **credential} if origin_of(url) == pinned else headers
+        response = client.send(client.build_request("GET", url, headers=sent), stream=True)
         try:
             following = response.next_request
             if following is None:
@@ -37,8 +74,23 @@ def open_response(client: httpx.Client, url: str, headers: dict[str, str]) -> It
             response.close()
         if urlsplit(url).scheme == "https" and following.url.scheme != "https":
             raise TransientError("the server sends on from https to another protocol, which is not followed")
-        request = following
+        url = str(following.url.copy_with(username=None, password=None))
     raise TransientError(f"the server sends on more than {_MAX_REDIRECTS} times")
+
+
+def read_bounded(response: httpx.Response, most: int = MAX_ANSWER_BYTES) -> bytes:
+    """The whole body, decoded.
+
+    Raises:
+        TransientError: it is larger than ``most`` bytes.
+        httpx.RequestError: it breaks off, or is not encoded as it says.
+    """
+    content = bytearray()
+    for chunk in response.iter_bytes():
+        content += chunk
+        if len(content) > most:
+            raise TransientError(f"an answer of more than {most:,} bytes")
+    return bytes(content)
 
 
 def version_of(response: httpx.Response) -> str:
@@ -49,35 +101,95 @@ def version_of(response: httpx.Response) -> str:
     return str(response.headers.get("Last-Modified", ""))
 
 
-def explain_transport(error: httpx.TransportError, field: str, address: str) -> Exception:
+@dataclass(frozen=True, kw_only=True)
+class Body:
+    """Which part of a file an answer holds, as its headers tell. Bytes.
+
+    Attributes:
+        begin: where it begins.
+        end: behind its last byte; None where nothing but the connection's end, or a last chunk, tells it.
+        total: of the whole file; None if it is not told.
+        has_end: whether a body that breaks off can be told from a whole one.
+    """
+
+    begin: int
+    end: int | None
+    total: int | None
+    has_end: bool
+
+
+def read_body_headers(response: httpx.Response, offset: int) -> Body | None:
+    """What a 200 or a 206 that answers ``bytes=OFFSET-`` holds; None if it is not what was asked for.
+
+    https://www.rfc-editor.org/rfc/rfc9110#name-content-range
+    """
+    headers = response.headers
+    length = int(told) if (told := headers.get("Content-Length", "")).isdecimal() else None
+    has_end = length is not None or headers.get("Transfer-Encoding", "").lower() == "chunked"
+    if response.status_code == 200:
+        return Body(begin=0, end=length, total=length, has_end=has_end)
+    match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+    if match is None:
+        return None
+    begin, end = int(match[1]), int(match[2]) + 1
+    total = None if match[3] == "*" else int(match[3])
+    if begin != offset or end <= begin or end > (end if total is None else total):
+        return None
+    if length is not None and length != end - begin:
+        return None
+    return Body(begin=begin, end=end, total=total, has_end=True)
+
+
+def check_encoding(response: httpx.Response, field: str, address: str) -> None:
+    """Refuse content that is not as it is stored: it would be written as if it were.
+
+    Raises:
+        StageError: SourceRefused.
+    """
+    told = response.headers.get("Content-Encoding", "")
+    if not {part.strip().lower() for part in told.split(",")} <= _PLAIN_ENCODINGS:
+        raise refused(
+            f"{field}: {address} comes with Content-Encoding {show(told, max_chars=60)}, although the plain file was "
+            "asked for: have the server (or what stands before it) send it as it is"
+        )
+
+
+def explain_transport(error: httpx.RequestError, field: str, address: str) -> Exception:
     """A failed connection: worth another try, or one that no try will mend."""
-    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, httpx.LocalProtocolError):
+        # Its text holds the header that could not be sent, whatever is in it.
+        return refused(f"{field}: {address}: the request could not be made ({type(error).__name__})")
+    text = show(f"{type(error).__name__}: {error}", max_chars=300)
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return unavailable(
-            f"{field}: {address}: the server's certificate is not trusted ({error}); put its authority into the "
+            f"{field}: {address}: the server's certificate is not trusted ({text}); put its authority into the "
             "ConfigMap that spec.download.caConfigMap names"
         )
     if isinstance(error, httpx.ProxyError):
         if "407" in text:
             return explain_status(407, field, address)
-        return TransientError(f"the proxy refused ({error}); look at spec.download.httpsProxy and noProxy")
+        return TransientError(f"the proxy refused ({text}); look at spec.download.httpsProxy and noProxy")
     if isinstance(error, httpx.UnsupportedProtocol):
-        return refused(f"{field}: {address}: {error}")
+        return refused(f"{field}: {address}: {text}")
     return TransientError(text)
 
 
 def explain_answer(response: httpx.Response, field: str, address: str) -> Exception:
     """An answer without content: worth another try, or one that no try will mend."""
-    status = response.status_code
-    if status in _TRANSIENT_STATUS:
-        return TransientError(f"HTTP {status}", wait_s=_asked_wait_s(response))
-    return explain_status(status, field, address)
+    code = ""
+    with contextlib.suppress(httpx.RequestError, TransientError):
+        if found := _CODE.search(read_bounded(response, _MAX_ERROR_BYTES)):
+            code = found[1].decode()
+    return explain_failure(response.status_code, field, address, code=code, wait_s=parse_wait_s(response.headers))
 
 
-def _asked_wait_s(response: httpx.Response) -> float | None:
-    asked = response.headers.get("Retry-After", "")
+def parse_wait_s(headers: Mapping[str, str]) -> float | None:
+    """What the server asks to wait before the next try; None if it says nothing. Names of headers as httpx has them."""
+    asked = headers.get("retry-after", "")
     if asked.isdecimal():
         return float(asked)
+    with contextlib.suppress(ValueError):
+        return max(0.0, (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds())
     # The hub's own way to say it: RateLimit: "resolvers";r=0;t=123
-    reset = _RATE_LIMIT.search(response.headers.get("RateLimit", ""))
+    reset = _RATE_LIMIT.search(headers.get("ratelimit", ""))
     return float(reset[1]) if reset else None

@@ -3,10 +3,9 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeVar
+from pathlib import Path, PurePosixPath
 
 import httpx
 from pydantic import ValidationError
@@ -14,29 +13,30 @@ from pydantic import ValidationError
 from llava_api.base import Lenient
 from llava_api.constants import DOWNLOAD_CA_PATH, INPUTS_PATH, SECRETS_PATH, SecretRole
 from llava_api.run_config import RunConfig
+from llava_api.text import show
 from llava_trainer.files import tell_names, write_whole
 from llava_trainer.reporting import Reporter
 from llava_trainer.sources import web
 from llava_trainer.sources.address import BucketAddress, ClaimAddress, HubAddress, WebAddress, parse_address
 from llava_trainer.sources.bucket import Bucket
+from llava_trainer.sources.claims import check_claim
 from llava_trainer.sources.credentials import Credentials, read_credentials, web_headers
 from llava_trainer.sources.gathering import Catalogue, Gatherer, make_catalogue
 from llava_trainer.sources.hub import Repository, RepositoryType
-from llava_trainer.sources.journal import Journal
+from llava_trainer.sources.journal import Journal, state_of
 from llava_trainer.sources.needs import gather_dataset, gather_model
 from llava_trainer.sources.network import Network, build_client, read_network
 from llava_trainer.sources.packed import fetch_and_unpack
 from llava_trainer.sources.pictures import may_be_needed
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import refused, secret_field
-from llava_trainer.sources.retrying import Patience, try_repeatedly
+from llava_trainer.sources.retrying import Patience, Retrier
 from llava_trainer.sources.roles import Role, list_roles
 from llava_trainer.sources.selection import is_model_file
 from llava_trainer.sources.transfer import Downloader
 
-_COMMIT_FILE = ".commit.json"
+_COMMIT_FILE = "commit.json"
 
-_Result = TypeVar("_Result")
 logger = logging.getLogger(__name__)
 
 
@@ -97,11 +97,13 @@ class _Errand:
         address = parse_address(role.source, role.field)
         if isinstance(address, ClaimAddress):
             path = role.mounted or self.around.claims / address.claim / address.path
+            what = f"{role.field}: {show(role.source)}"
             if not path.exists():
                 there = next(parent for parent in path.parents if parent.exists())
                 told = f"there is no {path.relative_to(there)} on the claim beside {tell_names(there)}"
-                raise refused(f"{role.field}: {role.source}: {told}; correct the path in {role.field}")
-            return Input(path=path, origin=role.source)
+                raise refused(f"{what}: {told}; correct the path in {role.field}")
+            check_claim(path, _claim_root(path, address), what, look_inside=role.dataset is None)
+            return Input(path=path, origin=show(role.source))
         folder = self.config.volume.download_dir(role.name)
         folder.mkdir(parents=True, exist_ok=True)
         credentials = read_credentials(self.around.secrets / role.secret, secret_field(role.field))
@@ -114,12 +116,12 @@ class _Errand:
             return self._fetch_archive(role, address, web_headers(credentials), folder, downloader)
         if isinstance(address, WebAddress) and address.kind == "file":
             with Journal(folder) as journal:
-                downloader.fetch(web.whole_file(address, web_headers(credentials)), folder, journal)
+                downloader.fetch(web.whole_file(address, web_headers(credentials)), journal)
             return Input(path=folder / address.name, origin=web.show(address))
         with Journal(folder) as journal:
             gatherer = Gatherer(
                 catalogue=self._list(role, address, credentials, folder, downloader), downloader=downloader,
-                folder=folder, journal=journal, progress=self.progress,
+                journal=journal, progress=self.progress,
             )  # fmt: skip
             if role.dataset is None:
                 gather_model(gatherer)
@@ -136,22 +138,25 @@ class _Errand:
         def is_wanted(name: str) -> bool:
             return is_model_file(name) if dataset is None else may_be_needed(dataset, name)
 
-        def repeatedly(attempt: Callable[[], _Result]) -> _Result:
-            what = f"{role.field}: {role.source}"
-            return try_repeatedly(attempt, what=what, patience=self.around.patience, stop=downloader.stop)
-
-        self.progress.begin(f"{role.field} {role.source}: listing it")
+        told = show(role.source)
+        repeatedly = Retrier(what=f"{role.field}: {told}", patience=self.around.patience, stop=downloader.stop)
+        self.progress.begin(f"{role.field} {told}: listing it")
         if isinstance(address, HubAddress):
             kind: RepositoryType = "model" if dataset is None else "dataset"
-            repository = Repository(address, kind=kind, token=credentials.token, network=self.network, field=role.field)
-            commit = _read_commit(folder, role.source) or repeatedly(repository.resolve)
-            write_whole(folder / _COMMIT_FILE, _Commit(source=role.source, commit=commit).model_dump_json())
-            logger.info("%s: %s is at commit %s", role.field, role.source, commit)
-            files = repeatedly(lambda: repository.list_files(commit, is_wanted))
-            return make_catalogue(f"hf://{address.repository}@{commit}", files)
+            repository = Repository(
+                address, kind=kind, token=credentials.token, network=self.network, field=role.field,
+                repeatedly=repeatedly,
+            )  # fmt: skip
+            commit = _read_commit(folder, role.source) or repository.resolve()
+            write_whole(state_of(folder) / _COMMIT_FILE, _Commit(source=role.source, commit=commit).model_dump_json())
+            logger.info("%s: %s is at commit %s", role.field, told, commit)
+            return make_catalogue(
+                f"hf://{address.repository}@{commit}", repository.list_files(commit, is_wanted),
+                lambda listed: repository.locate(listed, commit), role.field,
+            )  # fmt: skip
         if isinstance(address, BucketAddress):
-            bucket = Bucket(address, credentials, self.network, role.field)
-            return make_catalogue(role.source, repeatedly(lambda: bucket.list_files(is_wanted)))
+            bucket = Bucket(address, credentials, self.client, role.field)
+            return make_catalogue(told, bucket.list_files(repeatedly, is_wanted), bucket.locate, role.field)
         headers = web_headers(credentials)
         return Catalogue(
             address=web.show(address), names=None,
@@ -169,6 +174,12 @@ class _Errand:
         return Input(path=_descend(folder, role.dataset.file if role.dataset else "config.json"), origin=origin)
 
 
+def _claim_root(path: Path, address: ClaimAddress) -> Path:
+    """Where the claim is mounted of which ``path`` is a folder."""
+    parts = PurePosixPath(address.path).parts
+    return path.parents[len(parts) - 1] if parts and path.parts[-len(parts) :] == parts else path
+
+
 def _descend(folder: Path, wanted: str) -> Path:
     """The folder inside an archive that holds ``wanted``: often everything lies in one folder.
 
@@ -182,7 +193,7 @@ def _descend(folder: Path, wanted: str) -> Path:
 
 def _read_commit(folder: Path, source: str) -> str | None:
     try:
-        known = _Commit.model_validate_json((folder / _COMMIT_FILE).read_bytes())
+        known = _Commit.model_validate_json((state_of(folder) / _COMMIT_FILE).read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
     return known.commit if known.source == source else None

@@ -2,20 +2,24 @@
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llava_api.text import show
 from llava_trainer.errors import StageError
 from llava_trainer.sources.journal import Journal
 from llava_trainer.sources.progress import Progress
-from llava_trainer.sources.remote import RemoteFile
+from llava_trainer.sources.refusals import refused, unavailable
+from llava_trainer.sources.remote import Listed, RemoteFile
 from llava_trainer.sources.retrying import StoppedError
 from llava_trainer.sources.room import check_space
 from llava_trainer.sources.transfer import Downloader, MissingError
 
 NUM_CONNECTIONS = 8
+MAX_FILES = 5_000_000
+_SIZE_BYTES = 8
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +39,34 @@ class Catalogue:
     find: Callable[[str], RemoteFile | None]
 
 
-def make_catalogue(address: str, files: dict[str, RemoteFile]) -> Catalogue:
-    """The catalogue of a source that lists its files."""
-    return Catalogue(address=address, names=files.keys(), find=files.get)
+def make_catalogue(
+    address: str, listed: Iterable[Listed], locate: Callable[[Listed], RemoteFile], field: str
+) -> Catalogue:
+    """The catalogue of a source that lists its files. In memory are names, sizes and digests (about 250 bytes a file).
+
+    Raises:
+        StageError: SourceRefused, beyond ``MAX_FILES``; what listing raises.
+    """
+    files: dict[str, bytes] = {}
+    for name, size, tag in listed:
+        if not 0 <= size < 2**63:
+            raise refused(
+                f"{field}: {address} lists {show(name, max_chars=100)} with {size:,} bytes, which no file has"
+            )
+        # Size and tag in one: a tuple of them would be twice as large.
+        files[name] = size.to_bytes(_SIZE_BYTES, "big") + tag
+        if len(files) > MAX_FILES:
+            raise refused(
+                f"{field}: {address} holds more than {MAX_FILES:,} files: name a folder with fewer, or pack them"
+            )
+
+    def find(name: str) -> RemoteFile | None:
+        known = files.get(name)
+        if known is None:
+            return None
+        return locate(Listed(name, int.from_bytes(known[:_SIZE_BYTES], "big"), known[_SIZE_BYTES:]))
+
+    return Catalogue(address=address, names=files.keys(), find=find)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +75,15 @@ class Gatherer:
 
     catalogue: Catalogue
     downloader: Downloader
-    folder: Path
     journal: Journal
     progress: Progress
     missing: set[str] = field(default_factory=set)
     """Names that were asked for and that the source does not have."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the files come to lie."""
+        return self.journal.folder
 
     def gather(self, names: Collection[str]) -> None:
         """Fetch what the source has of these files; ``missing`` tells what it has not.
@@ -58,27 +91,27 @@ class Gatherer:
         Raises:
             StageError: the first that one of them raised; the others are stopped.
         """
-        found = {name: self.catalogue.find(name) for name in names}
-        self.missing.update(name for name, remote in found.items() if remote is None)
-        wanted = [remote for remote in found.values() if remote is not None]
-        total = sum(remote.size or 0 for remote in wanted)
+        total = there = 0
+        wanted: list[str] = []
+        for name in names:
+            remote = self.catalogue.find(name)
+            if remote is None:
+                self.missing.add(name)
+                continue
+            wanted.append(name)
+            if remote.size is not None:
+                total += remote.size
+                there += min(remote.size, _size_of(self.folder / name))
         what = f"{self.downloader.field} {self.catalogue.address}"
         self.progress.begin(what, total)
-        self._check_space(wanted, what)
+        check_space(self.downloader.volume, total - there, what)
         logger.info("fetching %d files of %s (%.2f GB)", len(wanted), what, total / 1e9)
         self._fetch_all(wanted)
         self.progress.end()
 
-    def _check_space(self, wanted: Collection[RemoteFile], what: str) -> None:
-        there = 0
-        for remote in wanted:
-            path = self.folder / remote.name
-            if remote.size is not None and path.is_file():
-                there += min(remote.size, path.stat().st_size)
-        check_space(self.downloader.volume, sum(remote.size or 0 for remote in wanted) - there, what)
-
-    def _fetch_all(self, wanted: Collection[RemoteFile]) -> None:
-        waiting = iter(wanted)
+    def _fetch_all(self, wanted: Collection[str]) -> None:
+        # What there is to know of each, when its turn comes: of a million files it would fill the memory.
+        waiting = filter(None, map(self.catalogue.find, wanted))
         lock = threading.Lock()
         # Every worker takes from one iterator: a future for each of a million files would fill the memory.
         pool = ThreadPoolExecutor(max_workers=NUM_CONNECTIONS, thread_name_prefix="fetch")
@@ -102,9 +135,21 @@ class Gatherer:
                 if remote is None:
                     return
                 try:
-                    self.downloader.fetch(remote, self.folder, self.journal, may_miss=True)
+                    self.downloader.fetch(remote, self.journal, may_miss=True)
                 except MissingError:
+                    if self.catalogue.names is not None:
+                        raise unavailable(
+                            f"{self.downloader.field}: {remote.address} is listed, but the server does not have it any "
+                            "more: create the run again when nobody writes there"
+                        ) from None
                     self.missing.add(remote.name)
         except BaseException:
             self.downloader.stop.set()
             raise
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -1,8 +1,11 @@
 """Repositories of the hub: the commit behind a revision, and the files of it.
 
-Only listed and addressed: what a repository holds is data here.
+huggingface_hub resolves and lists, by our own client; files are fetched as everything else is: the library begins a
+download that broke off anew in another attempt and checks sizes only, and its Xet client takes its own way to addresses
+that the server chooses. What a repository holds is data here.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Literal, TypeVar
 
@@ -11,16 +14,19 @@ from huggingface_hub import HfApi, hf_hub_url, set_client_factory
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from llava_api.text import show
 from llava_trainer.sources.address import HubAddress
-from llava_trainer.sources.exchange import explain_transport
+from llava_trainer.sources.exchange import Origin, explain_transport, origin_of, parse_wait_s, read_bounded
 from llava_trainer.sources.network import Network, build_client
-from llava_trainer.sources.refusals import TransientError, explain_status, refused, secret_field
-from llava_trainer.sources.remote import Digest, RemoteFile, check_name
+from llava_trainer.sources.refusals import TransientError, explain_failure, refused, secret_field, unavailable
+from llava_trainer.sources.remote import Digest, Listed, RemoteFile, check_name
+from llava_trainer.sources.retrying import Retrier
 
 RepositoryType = Literal["model", "dataset"]
 _Result = TypeVar("_Result")
-_CLIENT_ERRORS = range(400, 500)
-_TRANSIENT = frozenset({408, 425, 429})
+_SHA256_BYTES = 32
+_STRANGE_ANSWERS = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
+"""What the library raises on answers that are none of a hub's."""
 
 
 class Repository:
@@ -32,96 +38,163 @@ class Repository:
         token: of an account that may read it; None for public ones.
         network: names the hub and the way to it.
         field: the source's field, for messages.
+        repeatedly: tries a request again; each by itself, so that a listing of many pages goes on where it broke off.
+
+    Raises:
+        StageError: SourceRefused, if the hub's address is none.
     """
 
     def __init__(
         self, address: HubAddress, *, kind: RepositoryType, token: str | None, network: Network, field: str,
+        repeatedly: Retrier,
     ) -> None:  # fmt: skip
         self._address = address
         self._kind = kind
-        self._endpoint = network.hub_endpoint
         self._field = field
         # False: a token that lies about on the machine is never sent.
         self._token: str | Literal[False] = token or False
         self._api = HfApi(endpoint=network.hub_endpoint, token=self._token)
-        # One client for the whole process; the library closes the one that it had. By itself it would also ask its
-        # maker's host which tools it may be run by: a network without that host would hold the run up.
-        set_client_factory(lambda: build_client(network, may_ask=_is_about_a_repository))
+        try:
+            pinned = origin_of(self._api.endpoint)
+        except ValueError as error:
+            raise refused(
+                "spec.download.hubEndpoint must be an address like https://hub.example, without credentials"
+            ) from error
+
+        def through(way_out: httpx.BaseTransport) -> httpx.BaseTransport:
+            return _HubTransport(way_out, pinned, f"{field}: {self._told}", field, repeatedly)
+
+        # One client for the whole process; the library closes the one that it had. Redirects: a renamed repository.
+        set_client_factory(lambda: build_client(network, through=through, follow_redirects=True))
 
     def resolve(self) -> str:
         """The commit that the revision is now.
 
         Raises:
-            StageError: SourceRefused, naming field, address and fix.
-            TransientError: another try may help.
+            StageError: SourceRefused or SourceUnavailable, naming field, address and fix.
         """
         ask = self._api.model_info if self._kind == "model" else self._api.dataset_info
         info = self._call(lambda: ask(self._address.repository, revision=self._address.revision, expand=["sha"]))
         if not info.sha:
-            raise refused(f"{self._field}: the hub tells no commit of hf://{self._address.repository}")
+            raise refused(f"{self._field}: the hub tells no commit of {self._told}")
         return str(info.sha)
 
-    def list_files(self, commit: str, is_wanted: Callable[[str], bool] = lambda name: True) -> dict[str, RemoteFile]:
-        """The files of a commit, by name.
+    def list_files(self, commit: str, is_wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Listed]:
+        """The files of a commit.
 
         Raises:
-            StageError, TransientError: as ``resolve``.
+            StageError: as ``resolve``.
         """
-        return self._call(lambda: {file.name: file for file in self._list(commit, is_wanted)})
-
-    def _list(self, commit: str, is_wanted: Callable[[str], bool]) -> Iterator[RemoteFile]:
-        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
-        place = f"hf://{self._address.repository}@{commit}"
-        entries = self._api.list_repo_tree(
-            self._address.repository, revision=commit, repo_type=self._kind, recursive=True
+        place = f"{self._told}@{commit}"
+        entries = iter(
+            self._api.list_repo_tree(self._address.repository, revision=commit, repo_type=self._kind, recursive=True)
         )
-        for entry in entries:
+        while (entry := self._call(lambda: next(entries, None))) is not None:
             if not isinstance(entry, RepoFile) or not is_wanted(entry.path):
                 continue
-            yield RemoteFile(
-                name=check_name(entry.path, self._field, place),
-                address=f"{place}/{entry.path}",
-                url=self._locate(entry.path, commit),
-                headers=headers,
-                version=commit,
-                size=entry.size,
-                digest=Digest(algorithm="sha256", hex=entry.lfs.sha256) if entry.lfs else
-                       Digest(algorithm="git", hex=entry.blob_id),
-            )  # fmt: skip
+            yield self._call(functools.partial(self._describe, entry, place))
 
-    def _locate(self, name: str, commit: str) -> Callable[[], str]:
-        return lambda: hf_hub_url(
-            self._address.repository, name, repo_type=self._kind, revision=commit, endpoint=self._endpoint
-        )
+    def _describe(self, entry: RepoFile, place: str) -> Listed:
+        tag = bytes.fromhex(entry.lfs.sha256 if entry.lfs else entry.blob_id)
+        return Listed(check_name(entry.path, self._field, place), int(entry.size), tag)
+
+    def locate(self, listed: Listed, commit: str) -> RemoteFile:
+        """How to fetch a file of a commit: of LFS with its SHA-256, another with git's own SHA-1."""
+        algorithm: Literal["sha256", "git"] = "sha256" if len(listed.tag) == _SHA256_BYTES else "git"
+        return RemoteFile(
+            name=listed.name,
+            address=f"{self._told}@{commit}/{listed.name}",
+            url=lambda: hf_hub_url(
+                self._address.repository, listed.name, repo_type=self._kind, revision=commit,
+                endpoint=self._api.endpoint,
+            ),
+            credential={"Authorization": f"Bearer {self._token}"} if self._token else {},
+            version=commit,
+            size=listed.size,
+            digest=Digest(algorithm=algorithm, hex=listed.tag.hex()),
+        )  # fmt: skip
+
+    @property
+    def _told(self) -> str:
+        return f"hf://{self._address.repository}"
 
     def _call(self, ask: Callable[[], _Result]) -> _Result:
-        told = f"hf://{self._address.repository}"
         try:
             return ask()
-        except httpx.TransportError as error:
-            raise explain_transport(error, self._field, told) from error
         except HfHubHTTPError as error:
-            raise self._explain(error, told) from error
+            raise self._explain(error) from error
+        except httpx.RequestError as error:
+            raise self._settle(explain_transport(error, self._field, self._told)) from error
+        except _STRANGE_ANSWERS as error:
+            raise unavailable(
+                f"{self._field}: {self._told}: {self._api.endpoint} does not answer as a hub does "
+                f"({show(f'{type(error).__name__}: {error}', max_chars=200)}); look at spec.download.hubEndpoint"
+            ) from error
 
-    def _explain(self, error: HfHubHTTPError, told: str) -> Exception:
-        status = error.response.status_code
+    def _explain(self, error: HfHubHTTPError) -> Exception:
         if isinstance(error, GatedRepoError):
             return refused(
-                f"{self._field}: {told} is gated: accept its terms on the hub and put a token of that account into "
-                f"{secret_field(self._field)} (key token)"
+                f"{self._field}: {self._told} is gated: accept its terms on the hub and put a token of that account "
+                f"into {secret_field(self._field)} (key token)"
             )
         if isinstance(error, RevisionNotFoundError):
-            return refused(f"{self._field}: {told} has no revision {self._address.revision!r}: name a branch, tag or "
-                           "commit of it")  # fmt: skip
+            return refused(f"{self._field}: {self._told} has no revision {self._address.revision!r}: name a branch, "
+                           "tag or commit of it")  # fmt: skip
         if isinstance(error, RepositoryNotFoundError):
             return refused(
-                f"{self._field}: {told} does not exist as a {self._kind} repository, or is private: correct the name, "
-                f"or put a token that may read it into {secret_field(self._field)} (key token)"
+                f"{self._field}: {self._told} does not exist as a {self._kind} repository, or is private: correct the "
+                f"name, or put a token that may read it into {secret_field(self._field)} (key token)"
             )
-        if status in _CLIENT_ERRORS and status not in _TRANSIENT:
-            return explain_status(status, self._field, told)
-        return TransientError(f"HTTP {status}")
+        return self._settle(explain_failure(error.response.status_code, self._field, self._told))
+
+    def _settle(self, found: Exception) -> Exception:
+        """What is left of a failure here, where no request is tried again: the transport has done so."""
+        return unavailable(f"{self._field}: {self._told}: {found}") if isinstance(found, TransientError) else found
 
 
-def _is_about_a_repository(url: httpx.URL) -> bool:
-    return "/api/models/" in url.path or "/api/datasets/" in url.path
+class _HubTransport(httpx.BaseTransport):
+    """Requests about repositories, each tried again by itself; the token goes to the hub's own address alone."""
+
+    def __init__(
+        self, way_out: httpx.BaseTransport, pinned: Origin, told: str, field: str, repeatedly: Retrier
+    ) -> None:  # fmt: skip
+        self._way_out = way_out
+        self._pinned = pinned
+        self._told = told
+        self._field = field
+        self._repeatedly = repeatedly
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if "/api/models/" not in request.url.path and "/api/datasets/" not in request.url.path:
+            # By itself the library would also ask its maker's host which tools it may be run by: a network without
+            # that host would hold the run up.
+            raise httpx.ConnectError(f"{request.url.host} is not asked for this", request=request)
+        # A listing's next page, too, is where the server says.
+        if "authorization" in request.headers and origin_of(str(request.url)) != self._pinned:
+            host = show(request.url.netloc.decode("ascii", "replace"), max_chars=100)
+            raise refused(
+                f"{self._told}: the hub at {self._pinned[1]} sends on to {host}, where the token is not sent: if that "
+                "is the same hub, set spec.download.hubEndpoint to it"
+            )
+        return self._repeatedly(lambda: self._ask(request))
+
+    def _ask(self, request: httpx.Request) -> httpx.Response:
+        try:
+            response = self._way_out.handle_request(request)
+            response.request = request
+            try:
+                content = read_bounded(response)
+            finally:
+                response.close()
+        except httpx.RequestError as error:
+            raise explain_transport(error, self._field, self._told.partition(": ")[2]) from error
+        found = explain_failure(response.status_code, self._field, self._told, wait_s=parse_wait_s(response.headers))
+        if isinstance(found, TransientError):
+            raise found
+        # What is read has been decoded.
+        kept = [(name, value) for name, value in response.headers.multi_items()
+                if name not in ("content-encoding", "content-length", "transfer-encoding")]  # fmt: skip
+        return httpx.Response(response.status_code, headers=kept, content=content, request=request)
+
+    def close(self) -> None:
+        self._way_out.close()

@@ -1,8 +1,11 @@
 """What has been fetched into a folder, so that another attempt of the stage fetches nothing twice."""
 
 import contextlib
+import hashlib
 import os
 import threading
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated
@@ -12,7 +15,9 @@ from pydantic import Field, ValidationError
 from llava_api.base import Lenient
 from llava_trainer.files import sha256_file, sync_file_system
 
-JOURNAL = ".fetched.jsonl"
+JOURNAL = "fetched.jsonl"
+_PARTIAL = "partial"
+_NAME_DIGITS = 40
 
 
 class Fetched(Lenient):
@@ -27,6 +32,14 @@ class Fetched(Lenient):
     """Commit, ETag or time of change, as the server told it; empty if it did not."""
 
 
+def state_of(folder: Path) -> Path:
+    """Where it stands what has been fetched into ``folder``, and where files lie until they are whole.
+
+    Beside it, so that no file of a source takes the place of ours, whatever its name.
+    """
+    return folder.with_name(f".{folder.name}.state")
+
+
 class Journal:
     """The files of one folder. Lines are appended; what a crash cut off is passed over.
 
@@ -36,14 +49,19 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = folder / JOURNAL
-        self._folder = folder
-        self._known = {one.name: one for one in _read(self._file)}
+        self.folder = folder
+        self._state = state_of(folder)
+        (self._state / _PARTIAL).mkdir(parents=True, exist_ok=True)
+        self._file = self._state / JOURNAL
+        # Where the line of a file begins: what a million of them say would fill the memory.
+        self._known = dict(_read(self._file))
+        # Files by their names without capitals, where the volume does not tell them.
+        self._names = dict(map(_pair_folded, self._known)) if _is_caseless(self._state) else None
         self._lock = threading.Lock()
-        self._stream = self._file.open("a", encoding="utf-8")
-        if self._stream.tell():
+        self._stream = self._file.open("a+b")
+        if self._stream.seek(0, os.SEEK_END):
             # A line that was cut off must not swallow the next one.
-            self._stream.write("\n")
+            self._stream.write(b"\n")
 
     def __enter__(self) -> "Journal":
         return self
@@ -54,15 +72,29 @@ class Journal:
         with self._lock, self._stream:
             self._stream.flush()
             if error is None:
-                sync_file_system(self._folder)
+                sync_file_system(self.folder)
             os.fsync(self._stream.fileno())
+
+    def partial_of(self, name: str) -> Path:
+        """Where a file of this name is written until it is whole. A hash, because names may be as long as they can."""
+        return self._state / _PARTIAL / hashlib.sha256(name.encode()).hexdigest()[:_NAME_DIGITS]
 
     def add(self, fetched: Fetched) -> None:
         """A file has got its name."""
         with self._lock:
-            self._known[fetched.name] = fetched
-            self._stream.write(fetched.model_dump_json(exclude_defaults=True) + "\n")
+            self._known[fetched.name] = self._stream.seek(0, os.SEEK_END)
+            self._stream.write(fetched.model_dump_json(exclude_defaults=True).encode() + b"\n")
             self._stream.flush()
+
+    def claim(self, name: str) -> str:
+        """Take a name for a file; returns the one that has its place on the volume already, mostly itself.
+
+        On a volume that does not tell capitals (SMB, Azure Files) ``a.jpg`` would replace ``A.jpg``.
+        """
+        if self._names is None:
+            return name
+        with self._lock:
+            return self._names.setdefault(*_pair_folded(name))
 
     def find_whole(self, name: str, address: str, version: str = "") -> Fetched | None:
         """The file of this name and address, if it is there and hashes to what it did when it was fetched.
@@ -72,22 +104,45 @@ class Journal:
             address: where it comes from.
             version: what the server tells of it now; another one than then means that it has changed. Empty: unknown.
         """
-        known = self._known.get(name)
+        known = self._look_up(name)
         if known is None or known.address != address or (version and known.version != version):
             return None
-        path = self._folder / name
+        path = self.folder / name
         with contextlib.suppress(OSError):
             if path.stat().st_size == known.size and sha256_file(path) == f"sha256:{known.sha256}":
                 return known
         return None
 
+    def _look_up(self, name: str) -> Fetched | None:
+        with self._lock:
+            begin = self._known.get(name)
+            if begin is None:
+                return None
+            self._stream.seek(begin)
+            line = self._stream.readline()
+        return Fetched.model_validate_json(line)
 
-def _read(file: Path) -> list[Fetched]:
+
+def _pair_folded(name: str) -> tuple[str, str]:
+    return unicodedata.normalize("NFC", name).casefold(), name
+
+
+def _is_caseless(folder: Path) -> bool:
+    """Whether the folder's file system takes names that differ in their capitals for one."""
+    probe = folder / "Case"
+    probe.touch()
+    found = (folder / "cASE").exists()
+    probe.unlink()
+    return found
+
+
+def _read(file: Path) -> Iterator[tuple[str, int]]:
+    """Names, and where their lines begin; the last line of a name counts."""
     if not file.exists():
-        return []
-    found = []
-    with file.open(encoding="utf-8", errors="replace") as stream:
+        return
+    begin = 0
+    with file.open("rb") as stream:
         for line in stream:
             with contextlib.suppress(ValidationError):
-                found.append(Fetched.model_validate_json(line))
-    return found
+                yield Fetched.model_validate_json(line).name, begin
+            begin += len(line)

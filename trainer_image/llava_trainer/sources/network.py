@@ -13,6 +13,7 @@ import httpx
 from llava_api.constants import PROXY_KEYS
 from llava_api.spec import Download
 from llava_trainer.sources.credentials import read_key
+from llava_trainer.sources.pacing import PacedBackend
 from llava_trainer.sources.refusals import refused
 
 SECRET_FIELD = "spec.download.secretRef"
@@ -88,26 +89,40 @@ def build_tls_context(network: Network) -> ssl.SSLContext:
     return context
 
 
-def build_client(network: Network, may_ask: Callable[[httpx.URL], bool] = lambda url: True) -> httpx.Client:
-    """The client. It follows no redirect by itself and reads nothing from the environment.
+def build_client(
+    network: Network,
+    through: Callable[[httpx.BaseTransport], httpx.BaseTransport] = lambda way_out: way_out,
+    *,
+    follow_redirects: bool = False,
+) -> httpx.Client:
+    """The client. It reads nothing from the environment.
 
     Args:
         network: the way out.
-        may_ask: which addresses; others fail as if nobody were there.
+        through: what stands before it.
+        follow_redirects: by itself; whoever does not set it looks at each (``exchange``).
     """
     # Its lines hold whole addresses, signatures included.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     context = build_tls_context(network)
     transports: dict[str | None, httpx.BaseTransport] = {
-        proxy: httpx.HTTPTransport(verify=context, proxy=_parse_proxy(proxy, context))
+        proxy: _build_transport(context, _parse_proxy(proxy, context))
         for proxy in (None, network.http_proxy, network.https_proxy)
     }
     return httpx.Client(
-        transport=_Router(network, transports, may_ask),
+        transport=through(_Router(network, transports)),
         timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
         headers={"User-Agent": "llava-trainer"},
         trust_env=False,
+        follow_redirects=follow_redirects,
     )
+
+
+def _build_transport(context: ssl.SSLContext, proxy: httpx.Proxy | None) -> httpx.HTTPTransport:
+    transport = httpx.HTTPTransport(verify=context, proxy=proxy)
+    # httpx has no argument for it; that it works, the tests of slow servers tell.
+    transport._pool._network_backend = PacedBackend()
+    return transport
 
 
 def choose_proxy(network: Network, scheme: str, host: str, port: int | None) -> str | None:
@@ -158,20 +173,12 @@ def _parse_proxy(proxy: str | None, context: ssl.SSLContext) -> httpx.Proxy | No
 class _Router(httpx.BaseTransport):
     """Sends each request by the proxy that is meant for it, redirected ones too."""
 
-    def __init__(
-        self,
-        network: Network,
-        transports: Mapping[str | None, httpx.BaseTransport],
-        may_ask: Callable[[httpx.URL], bool],
-    ) -> None:
+    def __init__(self, network: Network, transports: Mapping[str | None, httpx.BaseTransport]) -> None:
         self._network = network
         self._transports = transports
-        self._may_ask = may_ask
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         url = request.url
-        if not self._may_ask(url):
-            raise httpx.ConnectError(f"{url.host} is not asked for this", request=request)
         port = url.port or {"http": 80, "https": 443}.get(url.scheme)
         proxy = choose_proxy(self._network, url.scheme, url.host, port)
         return self._transports[proxy].handle_request(request)

@@ -1,5 +1,6 @@
 """An archive, fetched aside, unpacked once, and thrown away: what it held stays."""
 
+import hashlib
 import logging
 from pathlib import Path
 
@@ -40,12 +41,14 @@ def fetch_and_unpack(
         StageError: SourceRefused, SourceUnavailable or StorageFull.
     """
     what = f"{downloader.field} {remote.address}"
+    # A digest, because there may be a signature in an address.
+    identity = hashlib.sha256(identity.encode()).hexdigest()
     if _is_done(keep / MARKER, identity) and folder.is_dir():
         logger.info("%s has been unpacked by an earlier attempt", what)
         return
     progress.begin(what, remote.size or 0)
     with Journal(keep) as journal:
-        fetched = downloader.fetch(remote, keep, journal)
+        fetched = downloader.fetch(remote, journal)
     progress.begin(f"{what}: unpacking it")
     num_files = unpack(
         keep / fetched.name, folder, field=downloader.field, address=remote.address, on_bytes=progress.add

@@ -4,10 +4,12 @@ import threading
 import time
 from collections.abc import Callable
 
+from llava_api.text import show
 from llava_trainer.reporting import Reporter
 
 _GIGABYTE = 10**9
 _INTERVAL_S = 0.5
+_MAX_MESSAGE = 256
 
 
 class Progress:
@@ -50,5 +52,5 @@ class Progress:
             # Under the lock, too: a thread that is late would tell of fewer bytes after more, which ends the estimate.
             self._reporter.update(
                 max(0, done), max(done, total) if total else 0, unit="bytes",
-                message=f"{message}, {name}" if name else message,
+                message=show(f"{message}, {name}" if name else message, max_chars=_MAX_MESSAGE),
             )  # fmt: skip

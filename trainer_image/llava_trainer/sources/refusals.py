@@ -3,6 +3,14 @@
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 
+_TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_TRANSIENT_CODES = frozenset(
+    {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "ThrottlingException"}
+)
+_REGION_CODES = frozenset({"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"})
+_EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
+_WRONG_KEY_CODES = frozenset({"InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"})
+
 
 class TransientError(Exception):
     """A try failed in a way that the next one may not.
@@ -24,6 +32,35 @@ def refused(message: str) -> StageError:
 def unavailable(message: str) -> StageError:
     """The network or the server is in the way; the same run may succeed later."""
     return StageError(Reason.SOURCE_UNAVAILABLE, message)
+
+
+def explain_failure(
+    status: int, field: str, address: str, *, code: str = "", wait_s: float | None = None
+) -> StageError | TransientError:
+    """What an answer without content means: worth another try, or one that no try will mend.
+
+    Args:
+        status: of HTTP.
+        field: the source's field.
+        address: for messages.
+        code: S3's own word for it, where there is one.
+        wait_s: what the server asked to wait.
+    """
+    if status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES:
+        return TransientError(f"HTTP {status}{f' ({code})' if code else ''}", wait_s=wait_s)
+    secret = secret_field(field)
+    if code in _EXPIRED_CODES:
+        return refused(
+            f"{field}: {address}: the session token in {secret} has expired: renew the Secret with keys that last as "
+            "long as the download takes, and create the run again"
+        )
+    if code in _REGION_CODES:
+        return refused(f"{field}: {address} is in another region than key region of {secret} says: set it")
+    if code in _WRONG_KEY_CODES:
+        return refused(f"{field}: {address}: the keys in {secret} are wrong ({code}): correct them")
+    if code == "RequestTimeTooSkewed":
+        return unavailable(f"{field}: {address}: the node's clock is not the server's ({code}): set it")
+    return explain_status(status, field, f"{address}{f' ({code})' if code else ''}")
 
 
 def explain_status(status: int, field: str, address: str) -> StageError:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from llava_trainer.sources.refusals import refused
 
@@ -32,6 +32,17 @@ def bare_etag(tag: str) -> str:
     return tag.removeprefix("W/").strip('"')
 
 
+class Listed(NamedTuple):
+    """One line of a listing, as small as it gets: there may be millions."""
+
+    name: str
+    """See ``check_name``."""
+    size: int
+    """Bytes."""
+    tag: bytes
+    """What the protocol knows of the content, in its own form."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
     """One file of a source."""
@@ -42,7 +53,8 @@ class RemoteFile:
     """For messages: without credentials and signatures."""
     url: Callable[[], str]
     """Asked anew for every try, because signatures expire."""
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    credential: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Headers that only the scheme, host and port of ``url`` get."""
     version: str = ""
     """Commit or ETag, where it is known before the file is asked for."""
     etag: str = ""
@@ -58,10 +70,12 @@ def check_name(name: str, field: str, address: str) -> str:
     Raises:
         StageError: SourceRefused, if it does not, or no file system can hold it.
     """
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise refused(f"{field}: {address} holds {name!r:.100}, which is no text: rename it") from error
     parts = PurePosixPath(name).parts
-    too_long = len(name) > MAX_NAME or any(
-        len(part.encode(errors="surrogateescape")) > _MAX_PART_BYTES for part in parts
-    )
+    too_long = len(name) > MAX_NAME or any(len(part.encode()) > _MAX_PART_BYTES for part in parts)
     if not parts or parts[0] == "/" or ".." in parts or "\0" in name or "\\" in name or too_long:
         raise refused(f"{field}: {address} holds {name!r:.100}, which is no name below a folder: rename it")
     return str(PurePosixPath(*parts))

@@ -1,10 +1,12 @@
-"""Trying again: exponential backoff with full jitter, a bounded number of times."""
+"""Trying again: exponential backoff with full jitter, a bounded number of times in a row."""
 
 import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
+
+import tenacity
 
 from llava_trainer.sources.refusals import TransientError, unavailable
 
@@ -32,31 +34,58 @@ class StoppedError(Exception):
     """Another file failed, or the pod is asked to stop: nobody waits for this one any more."""
 
 
-def try_repeatedly(
-    attempt: Callable[[], _Result], *, what: str, patience: Patience, stop: threading.Event,
-    has_progressed: Callable[[], bool] = lambda: False,
-) -> _Result:  # fmt: skip
-    """Call ``attempt`` until it raises no TransientError.
+@dataclass(frozen=True, kw_only=True)
+class Retrier:
+    """Calls something until it raises no TransientError.
 
-    Args:
-        attempt: one try.
+    Attributes:
         what: field and address, for the message.
         patience: how often.
         stop: set when it is no longer worth it.
-        has_progressed: whether the failed try got something done; the count begins anew then, since a long file over
-            a bad line breaks off often and is fetched all the same.
-
-    Raises:
-        StageError: SourceUnavailable after the last try; whatever else ``attempt`` raises.
-        StoppedError: ``stop`` was set while waiting.
     """
-    failures = 0
-    while True:
-        try:
-            return attempt()
-        except TransientError as error:
+
+    what: str
+    patience: Patience
+    stop: threading.Event
+
+    def __call__(self, attempt: Callable[[], _Result], has_progressed: Callable[[], bool] = lambda: False) -> _Result:
+        """The result of the first try that has one.
+
+        Args:
+            attempt: one try.
+            has_progressed: whether the failed try got something done; the count begins anew then, since a long file
+                over a bad line breaks off often and is fetched all the same. tenacity counts tries only.
+
+        Raises:
+            StageError: SourceUnavailable after the last try; whatever else ``attempt`` raises.
+            StoppedError: ``stop`` was set while waiting.
+        """
+        failures = 0
+
+        def count(state: tenacity.RetryCallState) -> None:
+            nonlocal failures
             failures = 1 if has_progressed() else failures + 1
-            if failures >= patience.tries:
-                raise unavailable(f"{what} could not be fetched, {failures} times in a row: {error}") from error
-            if stop.wait(patience.wait_s(failures, error.wait_s)):
-                raise StoppedError from error
+
+        def wait_s(state: tenacity.RetryCallState) -> float:
+            error = _error_of(state)
+            return self.patience.wait_s(failures, error.wait_s)
+
+        def sleep(seconds: float) -> None:
+            if self.stop.wait(seconds):
+                raise StoppedError
+
+        def give_up(state: tenacity.RetryCallState) -> _Result:
+            error = _error_of(state)
+            raise unavailable(f"{self.what} could not be fetched, {failures} times in a row: {error}") from error
+
+        trying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(TransientError), after=count, wait=wait_s,
+            stop=lambda state: failures >= self.patience.tries, sleep=sleep, retry_error_callback=give_up,
+        )  # fmt: skip
+        return trying(attempt)
+
+
+def _error_of(state: tenacity.RetryCallState) -> TransientError:
+    error = state.outcome.exception() if state.outcome else None
+    assert isinstance(error, TransientError), "it is what is tried again"
+    return error

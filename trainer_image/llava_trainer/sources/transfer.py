@@ -1,34 +1,62 @@
 """One file from a server to the volume: in pieces where it broke off, checked, renamed.
 
-A file that is being fetched lies aside of its name; beside it stands which version of it that is, so that another
-try, or another attempt of the stage, asks for the rest only. Memory: one chunk.
+A file that is being fetched lies aside; beside it stands which version of it that is and how much of it is on the disk
+for sure, so that another try, or another attempt of the stage, asks for the rest only: after a crash of the node what
+was written last may be anything. Memory: one chunk.
 """
 
-import re
+import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import httpx
+from pydantic import Field, ValidationError
 
-from llava_trainer.files import aside_of
-from llava_trainer.sources.exchange import explain_answer, explain_transport, open_response, version_of
+from llava_api.base import Lenient
+from llava_trainer.files import write_whole
+from llava_trainer.sources.exchange import (
+    Body,
+    check_encoding,
+    explain_answer,
+    explain_transport,
+    open_response,
+    read_body_headers,
+    version_of,
+)
 from llava_trainer.sources.journal import Fetched, Journal
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import TransientError, refused, unavailable
 from llava_trainer.sources.remote import RemoteFile, bare_etag
-from llava_trainer.sources.retrying import Patience, StoppedError, try_repeatedly
+from llava_trainer.sources.retrying import Patience, Retrier, StoppedError
 from llava_trainer.sources.room import check_space
 from llava_trainer.sources.sums import Sums
 
 CHUNK_BYTES = 1 << 20
 RESUMABLE_BYTES = 8 << 20
 """Shorter files are begun anew: asking for the rest of them would save nothing."""
+_SYNC_BYTES = 64 << 20
+"""How much a crash of the node may cost of a file."""
 _GAIN_BYTES = 16 << 20
 """A try that got so much further is no failure in a row."""
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_SPACE_BYTES = 64 << 20
+"""How often the volume's free space is looked at while a file of unknown length comes in."""
+
+
+class _Partial(Lenient):
+    """What stands beside a file that is not whole."""
+
+    version: str
+    """As the server told it; empty if it did not."""
+    size: Annotated[int, Field(ge=0)]
+    """Bytes that have been synced."""
+
+
+class _PieceError(Exception):
+    """A piece has come in as promised, and the next one is to be asked for."""
 
 
 class MissingError(Exception):
@@ -53,8 +81,8 @@ class Downloader:
     patience: Patience
     stop: threading.Event
 
-    def fetch(self, remote: RemoteFile, folder: Path, journal: Journal, *, may_miss: bool = False) -> Fetched:
-        """Fetch one file to ``folder / remote.name``, unless it is there already.
+    def fetch(self, remote: RemoteFile, journal: Journal, *, may_miss: bool = False) -> Fetched:
+        """Fetch one file to its name in the journal's folder, unless it is there already.
 
         Raises:
             StageError: SourceRefused, SourceUnavailable or StorageFull, naming field, address and fix.
@@ -65,18 +93,21 @@ class Downloader:
         if found is not None:
             self.progress.add(found.size, remote.name)
             return found
-        path = folder / remote.name
+        if (other := journal.claim(remote.name)) != remote.name:
+            raise refused(
+                f"{self.field}: {remote.address} and {other} are one file on the run's volume, which does not tell "
+                "capitals from small letters: rename one of them, or take another StorageClass"
+            )
+        path = journal.folder / remote.name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise refused(
                 f"{self.field}: {remote.address} needs a folder where the source has a file: {error}"
             ) from error
-        transfer = _Transfer(self, remote, path, may_miss=may_miss)
-        fetched = try_repeatedly(
-            transfer.attempt, what=f"{self.field}: {remote.address}", patience=self.patience, stop=self.stop,
-            has_progressed=transfer.take_gain,
-        )  # fmt: skip
+        transfer = _Transfer(self, remote, path, journal.partial_of(remote.name), may_miss=may_miss)
+        repeatedly = Retrier(what=f"{self.field}: {remote.address}", patience=self.patience, stop=self.stop)
+        fetched = repeatedly(transfer.attempt, transfer.take_gain)
         journal.add(fetched)
         return fetched
 
@@ -84,12 +115,14 @@ class Downloader:
 class _Transfer:
     """The tries of one file."""
 
-    def __init__(self, downloader: Downloader, remote: RemoteFile, path: Path, *, may_miss: bool) -> None:
+    def __init__(
+        self, downloader: Downloader, remote: RemoteFile, path: Path, partial: Path, *, may_miss: bool
+    ) -> None:  # fmt: skip
         self._by = downloader
         self._remote = remote
         self._path = path
-        self._aside = aside_of(path)
-        self._version_file = self._aside.with_name(f"{self._aside.name}-version")
+        self._partial = partial
+        self._state_file = partial.with_suffix(".json")
         self._may_miss = may_miss
         self._num_mismatches = 0
         self._gained = 0
@@ -102,25 +135,30 @@ class _Transfer:
         return gained >= _GAIN_BYTES
 
     def attempt(self) -> Fetched:
-        """One try.
+        """One try, in as many pieces as the server makes of the file.
 
         Raises:
             TransientError: another try may help.
         """
+        while True:
+            with contextlib.suppress(_PieceError):
+                return self._ask()
+
+    def _ask(self) -> Fetched:
         offset, version = self._find_partial()
-        headers = {"Accept-Encoding": "identity", **self._remote.headers}
+        headers = {"Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
             if version:
                 headers["If-Range"] = version
         try:
-            with open_response(self._by.client, self._remote.url(), headers) as response:
+            with open_response(self._by.client, self._remote.url(), headers, self._remote.credential) as response:
                 return self._receive(response, offset, version)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise explain_transport(error, self._by.field, self._remote.address) from error
 
     def _receive(self, response: httpx.Response, offset: int, version: str) -> Fetched:
-        offset = self._accept(response, offset, version)
+        body = self._accept(response, offset, version)
         version = version_of(response)
         told = bare_etag(response.headers.get("ETag", ""))
         if self._remote.etag and told and told != self._remote.etag:
@@ -129,81 +167,100 @@ class _Transfer:
                 f"{self._by.field}: {self._remote.address} has changed since it was listed (ETag {told} instead of "
                 f"{self._remote.etag}): create the run again when nobody writes there any more"
             )
-        size = self._expected_size(response, offset)
-        self._check_space(size - offset if size is not None else 0)
-        if size is None or size >= RESUMABLE_BYTES:
-            self._version_file.write_text(version, encoding="ascii", errors="ignore")
+        size = self._expected_size(body)
+        self._check_space(size - body.begin if size is not None else 0)
+        resumable = size is None or size >= RESUMABLE_BYTES
+        if not body.begin:
+            # Before the file is cut: a crash in between must not leave the old bytes under the new version.
+            self._state_file.unlink(missing_ok=True)
         sums = Sums(self._remote.digest, size)
-        self._count(offset - self._counted)
-        with self._aside.open("r+b" if offset else "wb") as stream:
-            for chunk in _read_chunks(stream, offset):
+        self._count(body.begin - self._counted)
+        with self._partial.open("r+b" if body.begin else "wb") as stream:
+            for chunk in _read_chunks(stream, body.begin):
                 sums.update(chunk)
             stream.truncate()
-            for chunk in response.iter_raw(CHUNK_BYTES):
-                if self._by.stop.is_set():
-                    raise StoppedError
-                stream.write(chunk)
-                sums.update(chunk)
-                self._gained += len(chunk)
-                self._count(len(chunk))
-        return self._finish(response, sums, size, version)
+            try:
+                self._write(response, stream, sums, body.end if size is None else size, version if resumable else None)
+                _check_end(body, sums.size, size)
+            except BaseException:
+                if resumable and self._partial.exists():
+                    self._keep(stream, version, sums.size)
+                raise
+        return self._finish(response, sums, size)
 
-    def _finish(self, response: httpx.Response, sums: Sums, size: int | None, version: str) -> Fetched:
-        if size is not None and sums.size < size:
-            raise TransientError(f"the connection ended after {sums.size:,} of {size:,} bytes")
+    def _write(self, response: httpx.Response, stream: BinaryIO, sums: Sums, most: int | None, version: str | None
+    ) -> None:  # fmt: skip
+        unchecked = unsynced = 0
+        for chunk in response.iter_raw():
+            if self._by.stop.is_set():
+                raise StoppedError
+            if most is not None and sums.size + len(chunk) > most:
+                raise self._mismatch(f"more than {most:,} bytes")
+            unchecked += len(chunk)
+            if most is None and unchecked >= _SPACE_BYTES:
+                # Nobody has said how much will come.
+                self._check_space(unchecked)
+                unchecked = 0
+            stream.write(chunk)
+            sums.update(chunk)
+            self._gained += len(chunk)
+            self._count(len(chunk))
+            unsynced += len(chunk)
+            if unsynced >= _SYNC_BYTES and version is not None:
+                self._keep(stream, version, sums.size)
+                unsynced = 0
+
+    def _keep(self, stream: BinaryIO, version: str, size: int) -> None:
+        """Note how much of the file is on the disk for sure, and of which version."""
+        stream.flush()
+        os.fdatasync(stream.fileno())
+        write_whole(self._state_file, _Partial(version=version, size=size).model_dump_json())
+
+    def _finish(self, response: httpx.Response, sums: Sums, size: int | None) -> Fetched:
         problem = sums.find_mismatch(self._remote.digest, size, response)
         if problem is not None:
-            self._discard()
-            self._num_mismatches += 1
-            if self._num_mismatches > 1:
-                raise refused(
-                    f"{self._by.field}: {self._remote.address} is not what it should be, fetched twice: {problem}; "
-                    "correct the digest or the file"
-                )
-            raise TransientError(problem)
-        self._aside.chmod(0o644)
+            raise self._mismatch(problem)
+        self._partial.chmod(0o644)
         try:
-            self._aside.rename(self._path)
+            self._partial.rename(self._path)
         except IsADirectoryError as error:
             raise refused(
                 f"{self._by.field}: {self._remote.address} is a file where the source has a folder too"
             ) from error
-        self._version_file.unlink(missing_ok=True)
+        self._state_file.unlink(missing_ok=True)
         return Fetched(
             name=self._remote.name, address=self._remote.address, size=sums.size, sha256=sums.sha256,
-            version=self._remote.version or version,
+            version=self._remote.version or version_of(response),
         )  # fmt: skip
 
     def _find_partial(self) -> tuple[int, str]:
         """Bytes that are there already, and of which version; 0 if it has to be begun anew."""
         try:
-            size = self._aside.stat().st_size
-        except FileNotFoundError:
-            return 0, ""
-        try:
-            version = self._version_file.read_text(encoding="ascii")
-        except (FileNotFoundError, UnicodeDecodeError):
+            known = _Partial.model_validate_json(self._state_file.read_bytes())
+            size = self._partial.stat().st_size
+        except (FileNotFoundError, ValidationError):
             return 0, ""
         # Without a version the digest will tell whether the pieces fit together. The last byte is asked for again: a
         # file that was all there would have no rest to ask for.
-        return (max(0, size - 1), version) if version or self._remote.digest else (0, "")
+        if size < known.size or not (known.version or self._remote.digest):
+            return 0, ""
+        return max(0, known.size - 1), known.version
 
-    def _accept(self, response: httpx.Response, offset: int, version: str) -> int:
-        """Where the body that follows belongs in the file.
+    def _accept(self, response: httpx.Response, offset: int, version: str) -> Body:
+        """What the body that follows holds.
 
         Raises:
             TransientError, MissingError, StageError: there is no such body.
         """
-        if response.status_code == 206 and offset:
-            match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if response.status_code == 200 or (response.status_code == 206 and offset):
+            check_encoding(response, self._by.field, self._remote.address)
+            body = read_body_headers(response, offset)
             told = version_of(response)
             # Servers that know no If-Range answer with a piece of whatever there is now.
-            if match and int(match[1]) == offset and (not version or told in ("", version)):
-                return offset
+            if body is not None and (not body.begin or not version or told in ("", version)):
+                return body
             self._discard()
-            raise TransientError("the file changed while it was fetched")
-        if response.status_code == 200:
-            return 0
+            raise TransientError("the file changed while it was fetched, or the server sent another part of it")
         if response.status_code == 416 and offset:
             self._discard()
             raise TransientError("the file is shorter than what had been fetched of it")
@@ -211,13 +268,36 @@ class _Transfer:
             raise MissingError
         raise explain_answer(response, self._by.field, self._remote.address)
 
-    def _expected_size(self, response: httpx.Response, offset: int) -> int | None:
-        length = response.headers.get("Content-Length", "")
-        told = offset + int(length) if length.isdecimal() else None
-        if self._remote.size is not None and told is not None and told != self._remote.size:
+    def _expected_size(self, body: Body) -> int | None:
+        """Of the whole, by the server's word and the listing's; None where nobody tells."""
+        if self._remote.size is not None and body.total is not None and body.total != self._remote.size:
             self._discard()
-            raise TransientError(f"{told:,} bytes are offered instead of {self._remote.size:,}")
-        return self._remote.size if told is None else told
+            raise TransientError(f"{body.total:,} bytes are offered instead of {self._remote.size:,}")
+        size = self._remote.size if body.total is None else body.total
+        if size is not None or self._remote.digest is not None:
+            return size
+        if body.begin:
+            # bytes 5-9/*: the end of this piece may be the file's or not. Asked for as a whole, it tells.
+            self._discard()
+            raise TransientError("the server does not tell how long the file is")
+        if not body.has_end:
+            raise refused(
+                f"{self._by.field}: {self._remote.address}: the server tells neither how long the file is nor where it "
+                "ends (no Content-Length, no chunks): whether all of it came could not be told; have the server tell "
+                "its length, or add #sha256=DIGEST where the source is one file"
+            )
+        return None
+
+    def _mismatch(self, problem: str) -> Exception:
+        """Not what it should be: once it may be an accident."""
+        self._discard()
+        self._num_mismatches += 1
+        if self._num_mismatches > 1:
+            return refused(
+                f"{self._by.field}: {self._remote.address} is not what it should be, fetched twice: {problem}; "
+                "correct the digest or the file"
+            )
+        return TransientError(problem)
 
     def _check_space(self, needed_bytes: int) -> None:
         check_space(self._by.volume, needed_bytes, f"{self._by.field}: {self._remote.address}")
@@ -227,8 +307,23 @@ class _Transfer:
         self._by.progress.add(num_bytes, self._remote.name)
 
     def _discard(self) -> None:
-        self._aside.unlink(missing_ok=True)
-        self._version_file.unlink(missing_ok=True)
+        self._partial.unlink(missing_ok=True)
+        self._state_file.unlink(missing_ok=True)
+
+
+def _check_end(body: Body, size: int, whole: int | None) -> None:
+    """Hold what is there against where the body was to end, and the file.
+
+    Raises:
+        TransientError: it broke off.
+        _PieceError: the body has come in, and there is more.
+    """
+    if body.end is not None and size < body.end:
+        raise TransientError(f"the connection ended after {size:,} of {body.end:,} bytes")
+    if whole is not None and size < whole:
+        if size - body.begin < CHUNK_BYTES:
+            raise TransientError(f"only {size - body.begin:,} bytes of the rest at a time")
+        raise _PieceError
 
 
 def _read_chunks(stream: BinaryIO, num_bytes: int) -> Iterator[bytes]:

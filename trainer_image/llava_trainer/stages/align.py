@@ -6,6 +6,7 @@ What it leaves is the projector, from which training starts.
 
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
+from llava_api.text import show
 from llava_trainer.errors import StageError
 from llava_trainer.outcome import StageOutput
 from llava_trainer.reporting import Reporter
@@ -39,6 +40,6 @@ def refuse_aligned(config: RunConfig) -> None:
         if source is not None:
             raise StageError(
                 Reason.INVALID_CONFIG,
-                f"spec.model.{field} {source} has a projector already, and spec.alignment would damage it: set "
+                f"spec.model.{field} {show(source)} has a projector already, and spec.alignment would damage it: set "
                 "spec.alignment.freshProjector to throw it away, or leave spec.alignment out",
             )

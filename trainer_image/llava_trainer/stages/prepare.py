@@ -14,6 +14,7 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.report import MicroBatch
 from llava_api.run_config import RunConfig
+from llava_api.text import show
 from llava_trainer.data.dataset import PreparedDataset, compare_phases, prepare_dataset
 from llava_trainer.data.findings import LEFT_OUT, Findings, Kind
 from llava_trainer.data.model_facts import read_model_facts
@@ -88,7 +89,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
 
 
 def _check(config: RunConfig, request: DatasetRequest, reporter: Reporter) -> PreparedDataset:
-    source = request.dataset.source
+    source = show(request.dataset.source)
     return prepare_dataset(
         request,
         load_processing(config.model_dir, request.dataset.image_aspect_ratio),

@@ -1,15 +1,22 @@
-"""Plain values and comments as YAML, readable and the same every time."""
+"""Plain values and comments as YAML, readable and the same every time. ruamel.yaml lays out and writes."""
 
-import json
+import io
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
+
+from ruamel.yaml import YAML, ScalarNode
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from llava_trainer.translate.draft import Note, Place
 
 _WIDTH = 116
-_INDENT = "  "
+_INDENT = 2
+# ruamel.yaml quotes what YAML 1.2 would misread; kubectl reads 1.1, to which yes is a truth value and 1_000 a number.
 _PLAIN = re.compile(r"\d+[KMGT]i|[A-Za-z_./][\w ./@+,=()-]*(?::(?=\S)[\w ./@+,=()-]+)*")
 _NOT_TEXT = re.compile(r"(?i)(true|false|yes|no|on|off|null|y|n|[.-]?(inf|nan)|\.+|[\d_.]+e?[\d_.]*)")
 
@@ -27,9 +34,16 @@ def write_yaml(document: Mapping[str, Any], notes: Sequence[Note], heading: Sequ
         texts = by_place.setdefault(_existing(document, note.place), [])
         if note.text not in texts:
             texts.append(note.text)
-    lines = [line for paragraph in heading for line in _comment(paragraph, 0)]
-    lines += [line for text in by_place.get((), ()) for line in _comment(text, 0)]
-    return "\n".join([*lines, *_mapping(document, (), by_place)]) + "\n"
+    writer = YAML()
+    writer.Representer = _Representer
+    writer.indent(mapping=_INDENT, sequence=2 * _INDENT, offset=_INDENT)
+    writer.width = 10**6
+    stream = io.StringIO()
+    top = [*heading, *by_place.get((), ())]
+    stream.write("".join(f"# {line}\n" for text in top for line in _wrap(text, 0)))
+    writer.dump(_mapping(document, (), by_place), stream)
+    # What is no character to look at by its number; comments hold none.
+    return "".join(c if c.isprintable() or c == "\n" else f"\\U{ord(c):08x}" for c in stream.getvalue())
 
 
 def _existing(document: Any, place: Place) -> Place:
@@ -41,59 +55,57 @@ def _existing(document: Any, place: Place) -> Place:
     return place
 
 
-def _mapping(document: Mapping[str, Any], place: Place, notes: Mapping[Place, Sequence[str]]) -> Iterator[str]:
-    margin = _INDENT * len(place)
+def _mapping(document: Mapping[str, Any], place: Place, notes: Mapping[Place, Sequence[str]]) -> CommentedMap:
+    made = CommentedMap()
     for key, value in document.items():
         where = (*place, key)
-        for text in notes.get(where, ()):
-            yield from _comment(text, len(place))
         if isinstance(value, Mapping) and value:
-            yield f"{margin}{key}:"
-            yield from _mapping(value, where, notes)
+            made[key] = _mapping(value, where, notes)
         elif isinstance(value, list | tuple) and value:
-            yield f"{margin}{key}:"
-            for item in value:
-                yield f"{margin}{_INDENT}- {_flow(item)}"
+            made[key] = CommentedSeq(_flow(item) for item in value)
         else:
-            yield f"{margin}{key}: {_flow(value)}"
+            made[key] = _flow(value)
+        if lines := [line for text in notes.get(where, ()) for line in _wrap(text, len(place))]:
+            made.yaml_set_comment_before_after_key(key, before="\n".join(lines), indent=_INDENT * len(place))
+    return made
 
 
-def _flow(value: Any) -> str:
+def _flow(value: Any) -> Any:
+    """In one line."""
+    made: Any
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_flow(item) for item in value) + "]"
-    if isinstance(value, str):
-        return _string(value)
-    if isinstance(value, float):
-        return _float(value)
-    return json.dumps(value)
-
-
-def _float(value: float) -> str:
-    """YAML 1.1 takes 2e-05 for text: there has to be a point."""
-    if value and not 1e-2 <= abs(value) < 1e6:
-        mantissa, exponent = f"{value:e}".split("e")
-        digits = mantissa.rstrip("0")
-        return f"{digits}{'0' if digits.endswith('.') else ''}e{int(exponent):+d}"
-    return repr(value)
-
-
-def _string(value: str) -> str:
-    plain = _PLAIN.fullmatch(value) and not _NOT_TEXT.fullmatch(value) and value == value.strip() and "," not in value
-    return value if plain else _quote(value)
+        made = CommentedMap((key, _flow(item)) for key, item in value.items())
+    elif isinstance(value, list | tuple):
+        made = CommentedSeq(_flow(item) for item in value)
+    else:
+        return _quote(value) if isinstance(value, str) else value
+    made.fa.set_flow_style()
+    return made
 
 
 def _quote(value: str) -> str:
-    """Between double quotes; what is no character to look at by its number, line breaks of Unicode among it."""
-    quoted = json.dumps(value, ensure_ascii=False)
-    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in quoted)
+    plain = _PLAIN.fullmatch(value) and not _NOT_TEXT.fullmatch(value) and value == value.strip() and "," not in value
+    return value if plain else DoubleQuotedScalarString(value)
 
 
-def _comment(text: str, depth: int) -> list[str]:
-    margin = _INDENT * depth
+def _wrap(text: str, depth: int) -> list[str]:
     printable = "".join(char if char.isprintable() else " " for char in text)
+    width = _WIDTH - _INDENT * depth - len("# ")
     return textwrap.wrap(
-        printable, _WIDTH, initial_indent=f"{margin}# ", subsequent_indent=f"{margin}#   ", break_on_hyphens=False,
-        break_long_words=False,
-    ) or [f"{margin}#"]  # fmt: skip
+        printable, width, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+    ) or [""]  # fmt: skip
+
+
+class _Representer(RoundTripRepresenter):
+    def represent_float(self, value: float) -> ScalarNode:
+        """YAML 1.1 takes 2e-05 for text: there has to be a point."""
+        text = repr(value)
+        if value and not 1e-2 <= abs(value) < 1e6:
+            # All its digits, which a format of floats would round.
+            mantissa, exponent = f"{Decimal(text).normalize():e}".split("e")
+            text = f"{mantissa}{'' if '.' in mantissa else '.0'}e{int(exponent):+d}"
+        node: ScalarNode = self.represent_scalar("tag:yaml.org,2002:float", text)
+        return node
+
+
+_Representer.add_representer(float, _Representer.represent_float)

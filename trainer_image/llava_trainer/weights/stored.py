@@ -1,22 +1,20 @@
 """Tensors in files, found without reading them: safetensors, and PyTorch's pickles, which are never executed.
 
-A pickle is read with PyTorch's restricted unpickler (``weights_only``): it makes tensors and plain containers, and
-refuses anything else. Files are mapped, so that only what is read becomes resident.
+Only what is read becomes resident, one tensor at a time (``pickled`` for the pickles).
 """
 
 import math
-import pickle
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from llava_api.failures import Reason
+from llava_api.text import show
 from llava_trainer.errors import StageError
+from llava_trainer.weights.pickled import PickledTensor, PickleError, read_pickle
 
 # safetensors' names of number formats; floating ones are converted, the others kept.
 DTYPES: dict[str, torch.dtype] = {
@@ -36,16 +34,16 @@ class StoredTensor:
     """Its name in that file, whatever the layout."""
     dtype: torch.dtype
     shape: tuple[int, ...]
-    mapped: torch.Tensor | None = field(default=None, compare=False, repr=False)
-    """Of a pickle: the tensor itself, whose memory is the file's until it is read."""
+    pickled: PickledTensor | None = field(default=None, compare=False, repr=False)
+    """Of a pickle: where in the file it lies."""
 
     def read(self) -> torch.Tensor:
         """Read it into memory of its own; a safetensors file is mapped for this one tensor only."""
-        if self.mapped is None:
-            with safe_open(self.file, framework="pt") as tensors:
-                tensor: torch.Tensor = tensors.get_tensor(self.name)
-                return tensor
-        return self.mapped.clone()
+        if self.pickled is not None:
+            return self.pickled.read(self.file)
+        with safe_open(self.file, framework="pt") as tensors:
+            tensor: torch.Tensor = tensors.get_tensor(self.name)
+            return tensor
 
     @property
     def num_bytes(self) -> int:
@@ -60,8 +58,7 @@ def find_stored(file: Path) -> Iterator[StoredTensor]:
         StageError: InvalidModel; the file is damaged, holds no tensors but something else, or asks for code to be run.
     """
     if file.suffix != _SAFETENSORS:
-        for name, tensor in _unpickle(file):
-            yield StoredTensor(file=file, name=name, dtype=tensor.dtype, shape=tuple(tensor.shape), mapped=tensor)
+        yield from _find_pickled(file)
         return
     try:
         with safe_open(file, framework="pt") as tensors:
@@ -77,39 +74,15 @@ def find_stored(file: Path) -> Iterator[StoredTensor]:
         yield StoredTensor(file=file, name=name, dtype=DTYPES[tag], shape=shape)
 
 
-def _unpickle(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def _find_pickled(file: Path) -> Iterator[StoredTensor]:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=_can_be_mapped(file))
+        found = read_pickle(file)
     except FileNotFoundError as error:
         raise _invalid(f"{file} does not exist") from error
-    except pickle.UnpicklingError as error:
-        raise _invalid(
-            f"{file} is refused: a pickle may run code, and this one holds more than tensors or is damaged: "
-            f"{_first_line(error)}"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise _invalid(f"{file} cannot be read: {_first_line(error)}") from error
-    yield from _flatten(content, file)
-
-
-def _flatten(content: Any, file: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    if not isinstance(content, dict):
-        raise _invalid(f"{file} holds a {type(content).__name__}, not tensors by name")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise _invalid(f"{file}: {name!r:.80} is a {type(value).__name__}, not a tensor")
-        if value.dtype not in TAGS:
-            raise _invalid(f"{file}: {name} is stored as {value.dtype}: only unquantised weights are read")
-        yield name, value
-
-
-def _can_be_mapped(file: Path) -> bool:
-    # The format before PyTorch 1.6 is no archive: it has to be read and held whole.
-    return zipfile.is_zipfile(file)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0][:200]
+    except (PickleError, OSError) as error:
+        raise _invalid(f"{file} is refused: {show(error, max_chars=300)}") from error
+    for name, tensor in found.items():
+        yield StoredTensor(file=file, name=name, dtype=tensor.dtype, shape=tensor.shape, pickled=tensor)
 
 
 def _invalid(message: str) -> StageError:
