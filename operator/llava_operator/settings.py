@@ -94,7 +94,7 @@ class Settings(BaseModel):
     ] = 10
     lease_retry_seconds: Annotated[Seconds, Field(description="Time between two tries to take or renew it.")] = 2
     heartbeat_seconds: Annotated[
-        Seconds, Field(description="Time between two heartbeats through the queue; six missing ones are unhealthy.")
+        Seconds, Field(description="Time between two heartbeats through the queue; six missing ones after a pass's time are unhealthy.")
     ] = 10
     watch_timeout_seconds: Annotated[
         int, Field(ge=1, le=3600, description="Time after which the API server ends a watch and it is begun anew.")
