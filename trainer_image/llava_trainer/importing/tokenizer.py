@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from llava_api.failures import Reason
-from llava_trainer.data.processing import read_settings
+from llava_trainer.data.model_config import read_settings
 from llava_trainer.data.template import END_OF_ANSWER, IMAGE_MARKER
 from llava_trainer.errors import StageError
 from llava_trainer.importing.vocabulary import convert_vocabulary, read_pieces
