@@ -16,6 +16,7 @@ from llava_trainer.outcome import Interrupted, StageOutput
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.meeting import Meeting, Patience
 from llava_trainer.training.ranks import numbers_file
+from llava_trainer.training.signing import make_signer
 
 _EXACT_PINNED_SIZES = "pinned_max_round_threshold_mb:1"
 
@@ -58,7 +59,7 @@ def run_phase(config: RunConfig, *, artifact: str, folder: Path) -> StageOutput:
     workers = config.workers
     with Meeting(
         workers.rendezvous_host, workers.rendezvous_port, node=node_rank(), num_nodes=workers.num_nodes,
-        patience=patience,
+        signer=make_signer(config), patience=patience,
     ) as meeting:  # fmt: skip
         try:
             meeting.await_all()
