@@ -193,6 +193,7 @@ class Operator:
                 trainer_image=settings.trainer_image,
                 report_url=f"https://{settings.report_host}:{settings.report_port}{REPORT_PATH}",
                 download=settings.download,
+                isolate_training=settings.isolate_training,
             ),
             now=now,
         )

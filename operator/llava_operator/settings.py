@@ -104,6 +104,10 @@ class Settings(BaseModel):
         ),
     ] = ""
 
+    isolate_training: Annotated[
+        bool, Field(description="Whether a NetworkPolicy lets only pods of the same run and stage reach training pods.")
+    ] = False
+
     @field_validator("watch_namespaces", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:

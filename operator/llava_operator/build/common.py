@@ -25,6 +25,8 @@ class Platform:
     report_url: str
     download: Download = field(default_factory=Download)
     """How sources are fetched, where a run does not say."""
+    isolate_training: bool = False
+    """Whether training pods get a NetworkPolicy."""
 
 
 def build_labels(run: Run, stage: StageName | None = None, attempt: int | None = None) -> dict[str, str]:
