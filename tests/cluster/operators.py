@@ -110,7 +110,8 @@ class OperatorProcess:
 @contextmanager
 def installed(kubectl: Kubectl, folder: Path) -> Iterator[Path]:
     """The chart's objects but for the Deployment; yields a kubeconfig with the operator's rights and no more."""
-    chart = list(filter(None, yaml.safe_load_all(render(ensure_tools((HELM,)).path("helm")))))
+    rendered = render(ensure_tools((HELM,)).path("helm"), "--set", "isolateTraining=true")
+    chart = list(filter(None, yaml.safe_load_all(rendered)))
     objects = [made for made in chart if made["kind"] not in ("CustomResourceDefinition", "Deployment")]
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM_NAMESPACE}}
     system = replace(kubectl, namespace=SYSTEM_NAMESPACE)
