@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from llava_trainer.data.model_config import load_config, read_settings
 from llava_trainer.data.processing import load_processing, save_processing
 from llava_trainer.errors import StageError
 from llava_trainer.evaluation.models import load_answerer
+from llava_trainer.importing.tokenizer import import_tokenizer
 from tests.trainer.runs import make_run, run_config
 from tests.trainer.test_importing import original_7b
 
@@ -271,3 +272,26 @@ def test_no_call_leaves_it_to_transformers_whether_code_may_be_run():
                 unsafe.append(f"{file.name}: {ast.unparse(call.func)}")
     # The adapter is the run's own, and PEFT has no code of adapters to run.
     assert unsafe == ["loading.py: PeftModel.from_pretrained"]
+
+
+def drop_special_token(settings: dict[str, Any]) -> None:
+    """Have the tokenizers library panic, which is no Exception, as soon as a text is cut."""
+    settings["post_processor"]["special_tokens"].pop("<s>")
+
+
+def misname_model(settings: dict[str, Any]) -> None:
+    settings["model"]["type"] = "Nonsense"
+
+
+@pytest.mark.parametrize("damage", [drop_special_token, misname_model])
+def test_a_tokenizer_that_a_library_cannot_use_is_named(
+    damage: Callable[[dict[str, Any]], None], toy_model_dir: Path, tmp_path: Path
+):
+    folder = Path(shutil.copytree(toy_model_dir, tmp_path / "model"))
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    damage(settings)
+    (folder / "tokenizer.json").write_text(json.dumps(settings))
+    for read in (lambda: load_processing(folder, "pad"), lambda: import_tokenizer((folder,))):
+        with pytest.raises(StageError, match=r"tokenizer\.json cannot be used: ") as caught:
+            read()
+        assert caught.value.reason is Reason.INVALID_MODEL

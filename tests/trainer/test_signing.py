@@ -23,7 +23,6 @@ from llava_trainer.errors import StageError
 from llava_trainer.files import sha256_folder
 from llava_trainer.training.meeting import Meeting, Patience
 from llava_trainer.training.signing import MAX_BYTES, Signer, make_signer, provide_key
-from llava_trainer.training.watch import Watch
 from tests.trainer.test_launcher_parts import HASTE, KILLED, SIGNER
 from tests.trainer.trainings import TrainStage, configure, make_dataset
 
@@ -91,29 +90,32 @@ def test_what_a_stranger_leaves_is_as_if_it_were_not_there(port: int, number: in
 
 
 def test_pods_meet_though_a_stranger_writes_over_their_arrival(port: int):
-    with met(port) as (first, second):
+    with met(port, Patience(arrival_s=60.0, farewell_s=0.0, interval_s=0.02)) as (first, second):
         stranger = Stranger(port)
         first.beat()
         stranger.put("meeting/pulse/0", "gone")
-        second.beat()
-        with Watch(first, HASTE, lambda failure: None):
-            second.await_all()
+        waiting = threading.Thread(target=first.await_all)
+        waiting.start()
+        second.await_all()
+        waiting.join(60)
+        assert not waiting.is_alive()
 
 
 def test_a_result_that_a_stranger_writes_over_is_told_again(port: int):
-    with Meeting("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=HASTE) as first:
-        second = Meeting("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=HASTE)
+    patience = Patience(farewell_s=60.0, interval_s=0.02)
+    heard: list[str] = []
+
+    def listen() -> None:
+        with second:
+            heard.append(second.await_result())
+
+    with Meeting("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=patience) as first:
+        second = Meeting("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=patience)
         first.share_result("done")
         Stranger(port).put("meeting/result", "{}")
-        heard: list[str] = []
-
-        def listen() -> None:
-            with second:
-                heard.append(second.await_result())
-
-        thread = threading.Thread(target=listen)
-        thread.start()
-    thread.join(10)
+        waiting = threading.Thread(target=listen)
+        waiting.start()
+    waiting.join(60)
     assert heard == ["done"]
 
 

@@ -6,6 +6,8 @@ a model is loaded by transformers' own LLaVA classes, whatever a file says.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,24 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise _invalid(f"{path} holds no JSON object")
     return settings
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Take whatever a library raises over a file of a model for the file's fault.
+
+    Raises:
+        StageError: InvalidModel, naming the file.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise _invalid(f"{path} cannot be used: {error}") from error
+    except BaseException as error:
+        # What is written in Rust panics over some files, which is no Exception and would end the stage without a word.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise _invalid(f"{path} cannot be used: {error}") from error
 
 
 def without_code(settings: Any) -> Any:

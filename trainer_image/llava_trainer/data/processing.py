@@ -20,7 +20,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from llava_api.failures import Reason
-from llava_trainer.data.model_config import CODE_KEY, NO_CODE, load_config, read_settings
+from llava_trainer.data.model_config import CODE_KEY, NO_CODE, load_config, read_settings, refusing
 from llava_trainer.data.template import END_OF_ANSWER, IMAGE_MARKER, chat_template
 from llava_trainer.errors import StageError
 
@@ -145,11 +145,11 @@ def _load_tokenizer(model_dir: Path, config: LlavaConfig) -> TokenizersBackend:
     path = model_dir / "tokenizer.json"
     read_settings(path)
     read_settings(model_dir / "tokenizer_config.json")
-    try:
+    with refusing(path):
         # What AutoTokenizer takes for a LLaVA, whatever its tokenizer_class; with an auto_map it would take another.
         tokenizer = TokenizersBackend.from_pretrained(model_dir, **NO_CODE)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _invalid(f"{path} cannot be used: {error}") from error
+        # Some of what the file says is only looked at when a text is cut.
+        tokenizer(IMAGE_MARKER)
     vocabulary = tokenizer.get_vocab()
     if vocabulary.get(IMAGE_MARKER) != config.image_token_id:
         raise _invalid(
