@@ -8,9 +8,9 @@ can put our labels on a pod of theirs, but the UIDs of owners are the API server
 """
 
 from collections import ChainMap
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
-from llava_operator.kube import Kind, Kube
+from llava_operator.kube import Kube
 from llava_operator.resources import CHILD_SELECTOR, JOBS, PODS
 from llava_operator.skipped import SkippedObjects
 from llava_operator.views import ForeignError, ForeignReason, JobView, Key, PodView, parse_job, parse_pod
@@ -102,8 +102,8 @@ class Children:
             raise ForeignError(ForeignReason.UNOWNED, "its controller is no Job of the run that its label names")
         return pod
 
-    async def relist(self, kube: Kube, namespaces: Sequence[str | None]) -> None:
-        """Replace everything by what the API server has now. ``None`` in ``namespaces`` means all of them.
+    async def relist(self, kube: Kube, namespace: str | None) -> None:
+        """Replace what is known of a namespace, or (None) of all, by what the API server has now.
 
         What an event brought while the list was under way is newer than the list and stays. The runs must be known
         before their children are.
@@ -116,7 +116,7 @@ class Children:
         jobs: dict[Key, JobView] = {}
         pods: list[PodView] = []
         try:
-            async for raw in self._list(kube, JOBS, namespaces):
+            async for raw in kube.list(JOBS, namespace, CHILD_SELECTOR):
                 try:
                     job = self._read_job(raw)
                     jobs[_by_uid(job)] = job
@@ -124,24 +124,24 @@ class Children:
                     self._pass_over("Job", raw, error)
             # A Job that was made in the meantime is only known here.
             known = ChainMap(jobs, self._job_of_uid)
-            async for raw in self._list(kube, PODS, namespaces):
+            async for raw in kube.list(PODS, namespace, CHILD_SELECTOR):
                 try:
                     pods.append(self._read_pod(raw, known))
                 except ForeignError as error:
                     self._pass_over("Pod", raw, error)
         finally:
             self._touched = None
-        self._replace(jobs.values(), pods, touched)
 
-    @staticmethod
-    async def _list(kube: Kube, kind: Kind, namespaces: Sequence[str | None]) -> AsyncIterator[Object]:
-        for namespace in namespaces:
-            async for raw in kube.list(kind, namespace, CHILD_SELECTOR):
-                yield raw
+        def is_kept(key: Key) -> bool:
+            return key in touched or namespace not in (None, key.namespace)
 
-    def _replace(self, jobs: Iterable[JobView], pods: Iterable[PodView], touched: set[Key]) -> None:
-        kept_jobs = [job for key, job in self._jobs.items() if key in touched]
-        kept_pods = [pod for key, pod in self._pods.items() if key in touched]
+        self._replace(jobs.values(), pods, touched, is_kept)
+
+    def _replace(
+        self, jobs: Iterable[JobView], pods: Iterable[PodView], touched: set[Key], is_kept: Callable[[Key], bool]
+    ) -> None:
+        kept_jobs = [job for key, job in self._jobs.items() if is_kept(key)]
+        kept_pods = [pod for key, pod in self._pods.items() if is_kept(key)]
         fresh_jobs = [job for job in jobs if job.key not in touched]
         fresh_pods = [pod for pod in pods if pod.key not in touched]
         self._jobs = {job.key: job for job in (*fresh_jobs, *kept_jobs)}

@@ -4,6 +4,8 @@ Only ``on.event`` handlers. Timers, daemons and change handlers would put a fina
 operator down no run could be deleted; an index keeps objects whose deletion was missed. kopf writes nothing.
 """
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import kopf
@@ -15,6 +17,9 @@ from llava_operator.runs import Runs
 from llava_operator.settings import Settings
 from llava_operator.views import Key
 from llava_operator.workqueue import WorkQueue
+
+LAST_BACKOFF_S = 30.0
+"""Longest wait before a watch that was refused is tried again."""
 
 
 def build_registry(queue: WorkQueue[Key], runs: Runs, children: Children) -> kopf.OperatorRegistry:
@@ -41,6 +46,13 @@ def build_registry(queue: WorkQueue[Key], runs: Runs, children: Children) -> kop
     return registry
 
 
+class EndlessBackoffs:
+    """Seconds between tries, for ever. kopf's own come to an end, and with them the watch, without a word to anyone."""
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((1, 1, 2, 3, 5, 8, 13, 21), itertools.repeat(LAST_BACKOFF_S))
+
+
 def build_kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     """Kopf as a plain watcher: alone, silent, and without a wish to know what else is in the cluster."""
     made = kopf.OperatorSettings()
@@ -50,6 +62,7 @@ def build_kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     made.scanning.disabled = True
     made.process.ultimate_exiting_timeout = None
     made.networking.request_timeout = settings.request_timeout_seconds
+    made.networking.error_backoffs = EndlessBackoffs()
     made.watching.server_timeout = settings.watch_timeout_seconds
     made.watching.inactivity_timeout = settings.watch_inactivity_seconds
     made.watching.chunk_size = 250

@@ -116,16 +116,17 @@ class Operator:
         Raises:
             UnsupportedClusterError: the cluster is too old.
         """
-        scope = next(iter(self.settings.watch_namespaces), None)
         while True:
-            self.health.beat()
-            try:
-                await self._check_version()
-                async for _ in self.kube.list(RUNS, scope):
-                    break
-                return
-            except KubeError as error:
-                logger.warning("the CRD is not served yet: %s", error)
+            for scope in self.settings.watch_namespaces or (None,):
+                self.health.beat()
+                try:
+                    await self._check_version()
+                    async for _ in self.kube.list(RUNS, scope):
+                        break
+                    return
+                except KubeError as error:
+                    # One namespace that may not be read says nothing about the others.
+                    logger.warning("the CRD is not served yet: %s", error)
             await asyncio.sleep(self.settings.lease_retry_seconds)
 
     async def _check_version(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llava_operator.children import Children
 from llava_operator.health import HEARTBEAT, Health
-from llava_operator.kube import Kube, KubeError, RetryableError
+from llava_operator.kube import ForbiddenError, Kube, KubeError, RetryableError
 from llava_operator.metrics import OperatorMetrics
 from llava_operator.reconcile import Reconciler
 from llava_operator.runs import Runs
@@ -60,30 +60,43 @@ class Resync:
     every_s: float
 
     async def fill(self, *, retry_s: float, on_try: Callable[[], None]) -> None:
-        """Fill the caches for the first time. Until then no pass may run: what is not cached would seem to be gone."""
-        on_try()
-        while not await self._relist(retry_s):
-            await asyncio.sleep(retry_s)
+        """Fill the caches for the first time. Until then no pass may run: what is not cached would seem to be gone.
+
+        A namespace that may not be read (its role went with it, when it was deleted) does not hold up the others.
+        """
+        for scope in self._scopes:
             on_try()
+            while not await self._relist(scope, retry_s):
+                await asyncio.sleep(retry_s)
+                on_try()
 
     async def keep(self) -> None:
         """Heal what events have missed, for ever."""
         while True:
             await asyncio.sleep(self.every_s)
-            await self._relist(self.every_s)
+            for scope in self._scopes:
+                await self._relist(scope, self.every_s)
 
-    async def _relist(self, retry_s: float) -> bool:
-        scopes: list[str | None] = list(self.namespaces) or [None]
+    @property
+    def _scopes(self) -> list[str | None]:
+        return list(self.namespaces) or [None]
+
+    async def _relist(self, scope: str | None, retry_s: float) -> bool:
+        """Make the caches of a namespace, or of all of them, anew; False if that is worth another try."""
+        where = "" if scope is None else f" of namespace {scope}"
         try:
             # In this order: what a run does not own is nobody's, and so on down to the pods.
-            keys = await self.runs.relist(self.kube, scopes)
-            await self.children.relist(self.kube, scopes)
+            keys = await self.runs.relist(self.kube, scope)
+            await self.children.relist(self.kube, scope)
+        except ForbiddenError as error:
+            logger.warning("relist%s was refused: %s", where, error)
+            return True
         except KubeError as error:
-            logger.warning("relist failed, again in %g s: %s", retry_s, error)
+            logger.warning("relist%s failed, again in %g s: %s", where, retry_s, error)
             return False
         except Exception:
             # Whatever it was that could not be read: the runs go on by their events.
-            logger.exception("relist failed, again in %g s", retry_s)
+            logger.exception("relist%s failed, again in %g s", where, retry_s)
             return False
         for key in keys:
             run = self.runs.get(key)

@@ -1,6 +1,6 @@
 """A cache of what is reported of all runs: what metrics are made from, and what reports are checked against."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llava_api.constants import Phase
@@ -63,16 +63,16 @@ class Runs:
         """Drop a run that is no more."""
         self._views.pop(key, None)
 
-    async def relist(self, kube: Kube, namespaces: Sequence[str | None]) -> set[Key]:
-        """Take in every run there is; returns them all and those that were known before.
+    async def relist(self, kube: Kube, namespace: str | None) -> set[Key]:
+        """Take in every run of a namespace, or (None) of all; returns them all and those that were known before.
 
         A run that is no more is dropped by the pass over its key, which reads it live.
 
         Raises:
-            KubeError: a list could not be read.
+            KubeError: the list could not be read.
         """
-        known = set(self._views)
-        return known | {self.note(raw) for namespace in namespaces async for raw in kube.list(RUNS, namespace)}
+        known = {key for key in self._views if namespace in (None, key.namespace)}
+        return known | {self.note(raw) async for raw in kube.list(RUNS, namespace)}
 
 
 def _slim_status(raw: Object) -> Status:

@@ -110,22 +110,27 @@ class OperatorProcess:
 @contextmanager
 def installed(kubectl: Kubectl, folder: Path) -> Iterator[Path]:
     """The chart's objects but for the Deployment; yields a kubeconfig with the operator's rights and no more."""
-    rendered = render(ensure_tools((HELM,)).path("helm"), "--set", "isolateTraining=true")
-    chart = list(filter(None, yaml.safe_load_all(rendered)))
-    objects = [made for made in chart if made["kind"] not in ("CustomResourceDefinition", "Deployment")]
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM_NAMESPACE}}
-    system = replace(kubectl, namespace=SYSTEM_NAMESPACE)
-    system.apply(namespace, *objects)
-    yield _operators_kubeconfig(system, folder)
-    system.run("delete", "namespace", SYSTEM_NAMESPACE, "--wait=false")
+    kubectl.apply(namespace)
+    yield install(kubectl, folder, NAME, "--set", "isolateTraining=true")
+    kubectl.run("delete", "namespace", SYSTEM_NAMESPACE, "--wait=false")
 
 
-def _operators_kubeconfig(system: Kubectl, folder: Path) -> Path:
+def install(kubectl: Kubectl, folder: Path, name: str, *arguments: str) -> Path:
+    """Apply the chart's objects, but for CRD and Deployment, under a name; a kubeconfig with the operator's rights."""
+    text = render(ensure_tools((HELM,)).path("helm"), *arguments).replace(NAME, name)
+    for made in filter(None, yaml.safe_load_all(text)):
+        if made["kind"] not in ("CustomResourceDefinition", "Deployment"):
+            replace(kubectl, namespace=made["metadata"].get("namespace", SYSTEM_NAMESPACE)).apply(made)
+    return _operators_kubeconfig(replace(kubectl, namespace=SYSTEM_NAMESPACE), folder, name)
+
+
+def _operators_kubeconfig(system: Kubectl, folder: Path, name: str) -> Path:
     assert system.kubeconfig is not None
     config = yaml.safe_load(system.kubeconfig.read_text())
-    token = system.run("create", "token", NAME, "--duration=1h").strip()
+    token = system.run("create", "token", name, "--duration=1h").strip()
     config["users"] = [{"name": user["name"], "user": {"token": token}} for user in config["users"]]
-    path = folder / "operator.kubeconfig"
+    path = folder / f"{name}.kubeconfig"
     path.write_text(yaml.safe_dump(config))
     return path
 

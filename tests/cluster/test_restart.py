@@ -5,6 +5,7 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from llava_api.constants import LABEL_STAGE
 from llava_operator.kube import Kube
 from llava_operator.resources import RUNS
 from llava_operator.wire import Object
-from tests.cluster.operators import OperatorProcess, running
+from tests.cluster.operators import OperatorProcess, install, running
 from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, make_run, succeed, until
 from tests.cluster.worlds import running as pod_runs
 from tests.kubectl import Kubectl, wait_for
@@ -138,6 +139,36 @@ async def pruned(api_server: Kubectl, crd: str, path: str, content: str) -> Asyn
         patch = yaml.safe_dump([{"op": "add", "path": path, "value": added}], default_flow_style=True, width=10**6)
         api_server.run("patch", crd, "--type=json", "-p", patch)
         await asyncio.sleep(2)
+
+
+def test_deleted_namespace_takes_no_others_along(api_server: Kubectl, installation: Path, tmp_path: Path) -> None:
+    """The operator's role in it went with it, so that it may not be listed: neither now nor after a restart."""
+    for namespace in ("served-a", "served-b"):
+        api_server.run("create", "namespace", namespace)
+    kubeconfig = install(api_server, tmp_path, "limited-operator", "--set", "watchNamespaces={served-a,served-b}")
+    served = {"NAME": "limited-operator", "WATCH_NAMESPACES": "served-a,served-b", "RESYNC_SECONDS": "1"}
+    operator = OperatorProcess(pod_name="limited", kubeconfig=kubeconfig, log=tmp_path / "log", extra=served)
+    remaining = replace(api_server, namespace="served-b")
+
+    def is_served(name: str) -> None:
+        remaining.apply(make_run(name, "served-b"))
+        begun = "its phase", lambda: remaining.get("lft", name).get("status", {}).get("phase") == "Pending"
+        wait_for(*begun, timeout_s=30)
+
+    try:
+        with running(operator):
+            operator.wait_until_leader()
+            is_served("before")
+            api_server.run("delete", "namespace", "served-a", "--wait=true")
+            is_served("after")
+            assert operator.stop() == 0
+            operator.start()
+            operator.wait_until_leader()
+            is_served("restarted")
+        assert "relist of namespace served-a was refused" in operator.log.read_text()
+    finally:
+        api_server.run("delete", "namespace", "served-a", "served-b", "--wait=false", "--ignore-not-found")
+        api_server.run("delete", "clusterrole,clusterrolebinding", "limited-operator", "--ignore-not-found")
 
 
 async def test_cluster_that_is_too_old_is_refused(tmp_path: Path) -> None:

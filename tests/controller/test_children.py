@@ -62,7 +62,7 @@ async def test_relist_drops_what_a_lost_event_left_behind() -> None:
     children = make_children()
     children.note_job(raw_job("r-gone-1", uid="gone"))
     children.note_pod(raw_pod("r-gone-1-x", uid="gone-pod", job="gone"))
-    await children.relist(ListServer([raw_job()], [raw_pod()]), [None])  # type: ignore[arg-type]
+    await children.relist(ListServer([raw_job()], [raw_pod()]), None)  # type: ignore[arg-type]
     assert children.job(Key("ns", "r-gone-1")) is None
     assert children.pods_of(replace(JOB, uid="gone")) == ()
     assert [pod.uid for pod in children.pods_of(JOB)] == ["p"]
@@ -77,7 +77,7 @@ async def test_events_during_a_relist_are_newer_than_the_list() -> None:
         children.note_pod(raw_pod(phase="Succeeded"))
 
     stale = [raw_job(), raw_job("r-merge-1", uid="deleted")]
-    await children.relist(ListServer(stale, [raw_pod()], meanwhile), [None])  # type: ignore[arg-type]
+    await children.relist(ListServer(stale, [raw_pod()], meanwhile), None)  # type: ignore[arg-type]
     job = children.job(Key("ns", "r-train-1"))
     assert job is not None
     assert job.complete
@@ -171,6 +171,19 @@ def test_another_job_under_the_same_name_takes_its_place() -> None:
     assert children.note_pod(raw_pod("fresh", job="new")) == Key("ns", "r")
 
 
+async def test_relist_of_a_namespace_leaves_the_others_alone() -> None:
+    children = make_children()
+    elsewhere = raw_job("r-train-1", uid="je")
+    elsewhere["metadata"]["namespace"] = "elsewhere"
+    elsewhere["metadata"]["ownerReferences"][-1]["uid"] = "third-run"
+    children.note_job(elsewhere)
+    children.note_job(raw_job("r-gone-1", uid="gone"))
+    await children.relist(ListServer([raw_job()], [raw_pod()]), "ns")  # type: ignore[arg-type]
+    assert children.job(Key("elsewhere", "r-train-1")) is not None
+    assert children.job(Key("ns", "r-gone-1")) is None
+    assert [pod.uid for pod in children.pods_of(JOB)] == ["p"]
+
+
 async def test_relist_passes_over_what_is_not_ours() -> None:
     count = Count()
     children = make_children(SkippedObjects(count))
@@ -181,7 +194,7 @@ async def test_relist_passes_over_what_is_not_ours() -> None:
     leaving = raw_pod("leaving", job="gone")
     leaving["metadata"]["deletionTimestamp"] = "2026-11-01T12:00:00Z"
     server: Any = ListServer([nameless, raw_job()], [poison, raw_pod("forged", job="n"), leaving, raw_pod()])
-    await children.relist(server, [None])
+    await children.relist(server, None)
     assert [pod.uid for pod in children.pods_of(JOB)] == ["p"]
     assert count.skipped == {("Job", "unlabelled"): 1, ("Pod", "unreadable"): 1, ("Pod", "unowned"): 1}
 

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from llava_api.constants import Phase
 from llava_operator.children import Children
 from llava_operator.health import HEARTBEAT, MISSED_BEATS, Health
-from llava_operator.kube import Kind, RetryableError
+from llava_operator.kube import ForbiddenError, Kind, RetryableError
 from llava_operator.metrics import OperatorMetrics
 from llava_operator.passes import Passes, Resync
 from llava_operator.resources import RUNS
@@ -129,6 +129,22 @@ def test_relist_outlives_what_cannot_be_read(caplog: pytest.LogCaptureFixture) -
 
     assert Key("ns", "new") in run_virtually(scenario())
     assert "KeyError: 'namespace'" in caplog.text
+
+
+def test_namespace_that_may_not_be_read_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """It was deleted, and the operator's role in it went along."""
+
+    class Partly(RelistServer):
+        async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> AsyncIterator[Object]:
+            if namespace == "gone":
+                raise ForbiddenError("cannot list resource")
+            async for item in super().list(kind, namespace, selector):
+                yield item
+
+    server = Partly()
+    server.runs = [raw_run("new")]
+    assert Key("ns", "new") in run_virtually(relist_for(server, 1, "gone", "ns"))[1]
+    assert "relist of namespace gone was refused: cannot list resource" in caplog.text
 
 
 def test_no_run_is_looked_at_before_the_caches_are_filled() -> None:
