@@ -21,7 +21,7 @@ def job_name(run: str, stage: StageName, attempt: int) -> str:
 
 
 def rendezvous_service_name(run: str, stage: StageName) -> str:
-    """Name of the headless Service through which the pods of align or train find each other."""
+    """Name of the headless Service through which the pods of align or train meet, and of their NetworkPolicy."""
     return f"{run}-{stage}"
 
 

@@ -195,6 +195,7 @@ class Operator:
                 report_url=f"https://{settings.report_host}:{settings.report_port}{REPORT_PATH}",
                 download=settings.download,
                 policy=settings.policy,
+                isolate_training=settings.isolate_training,
             ),
             now=now,
         )

@@ -11,6 +11,7 @@ from llava_operator.authority import Authority
 from llava_operator.build.common import Platform
 from llava_operator.build.config import build_config_map, build_report_ca
 from llava_operator.build.job import build_job
+from llava_operator.build.network_policy import build_network_policy
 from llava_operator.build.service import build_rendezvous_service
 from llava_operator.build.volume import build_volume_claim
 from llava_operator.children import Children
@@ -23,7 +24,7 @@ from llava_operator.nodes import Nodes
 from llava_operator.observe import Observer
 from llava_operator.policy import find_violations
 from llava_operator.progress import ProgressBook
-from llava_operator.resources import CONFIG_MAPS, JOBS, RUNS, SERVICES, VOLUME_CLAIMS
+from llava_operator.resources import CONFIG_MAPS, JOBS, NETWORK_POLICIES, RUNS, SERVICES, VOLUME_CLAIMS
 from llava_operator.run import Run, UnreadableError, current_stage, parse_run, parse_status, stage_of
 from llava_operator.runs import Runs
 from llava_operator.status import dump_status, merge_patch
@@ -177,6 +178,9 @@ class Reconciler:
         await self._hand_out_authority(run, stage, attempt)
         await create_child(self.kube, run, CONFIG_MAPS, build_config_map(run, stage, attempt, self.platform))
         if stage in TRAINING_STAGES:
+            if self.platform.isolate_training:
+                # Before there are pods to reach: where it cannot be made, the run waits.
+                await create_child(self.kube, run, NETWORK_POLICIES, build_network_policy(run, stage))
             await create_child(self.kube, run, SERVICES, build_rendezvous_service(run, stage))
         job = await create_child(self.kube, run, JOBS, build_job(run, stage, attempt, self.platform))
         self.children.note_job(job)

@@ -94,7 +94,10 @@ class Settings(BaseModel):
     ] = 10
     lease_retry_seconds: Annotated[Seconds, Field(description="Time between two tries to take or renew it.")] = 2
     heartbeat_seconds: Annotated[
-        Seconds, Field(description="Time between two heartbeats through the queue; six missing ones after a pass's time are unhealthy.")
+        Seconds,
+        Field(
+            description="Time between two heartbeats through the queue; six missing ones after a pass's time are unhealthy."
+        ),
     ] = 10
     watch_timeout_seconds: Annotated[
         int, Field(ge=1, le=3600, description="Time after which the API server ends a watch and it is begun anew.")
@@ -132,6 +135,10 @@ class Settings(BaseModel):
             "where the run names none and the namespace has it; empty = none.",
         ),
     ] = ""
+
+    isolate_training: Annotated[
+        bool, Field(description="Whether a NetworkPolicy lets only pods of the same run and stage reach training pods.")
+    ] = False
 
     # What runs may ask for (``policy``). Each list is separated by commas; ``*`` allows all, and empty nothing.
     policy_image_repositories: Annotated[

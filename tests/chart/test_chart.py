@@ -98,6 +98,16 @@ def test_reading_nodes_can_be_switched_off(helm: Path) -> None:
     assert reading not in rules(helm, "--set", "readNodes=false")
 
 
+def test_isolating_training_is_asked_for_with_the_right_that_it_takes(helm: Path) -> None:
+    right = {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": ["get", "create"]}
+    assert right not in rules(helm)
+    assert "LLAVA_OPERATOR_ISOLATE_TRAINING" not in environment_of(objects(helm))
+    for arguments in ((), ("--set", "watchNamespaces={team-a}")):
+        assert rules(helm, "--set", "isolateTraining=true", *arguments).count(right) == 1
+    environment = environment_of(objects(helm, "--set", "isolateTraining=true"))
+    assert environment["LLAVA_OPERATOR_ISOLATE_TRAINING"] == "true"
+
+
 def environment_of(rendered: dict[tuple[str, str, str], dict[str, Any]]) -> dict[str, str]:
     [deployment] = [one for key, one in rendered.items() if key[0] == "Deployment"]
     [container] = deployment["spec"]["template"]["spec"]["containers"]
@@ -308,6 +318,7 @@ def test_operator_pod_is_restricted(helm: Path) -> None:
         ("policy.admission=some", "admission"),
         ("networkPolicy.enabled=some", "enabled"),
         ("networkPolicy.metricsFrom={}", "metricsFrom"),
+        ("isolateTraining=perhaps", "isolateTraining"),
     ],
 )
 def test_wrong_values_are_refused_by_name(helm: Path, setting: str, named: str) -> None:

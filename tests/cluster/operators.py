@@ -112,7 +112,7 @@ def installed(kubectl: Kubectl, folder: Path) -> Iterator[Path]:
     """The chart's objects but for the Deployment; yields a kubeconfig with the operator's rights and no more."""
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM_NAMESPACE}}
     kubectl.apply(namespace)
-    yield install(kubectl, folder, NAME)
+    yield install(kubectl, folder, NAME, "--set", "isolateTraining=true")
     kubectl.run("delete", "namespace", SYSTEM_NAMESPACE, "--wait=false")
 
 

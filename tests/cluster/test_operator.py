@@ -17,8 +17,21 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from llava_api.constants import LABEL_COMPLETION_INDEX, LABEL_STAGE, TOKEN_AUDIENCE, StageName
 from llava_api.failures import Reason
 from llava_api.report import ProgressReport, StageFailure, StageResult
+from llava_operator.build.network_policy import build_network_policy
 from llava_operator.kube import Kind, Kube, NotFoundError
-from llava_operator.resources import CONFIG_MAPS, EVENTS, JOBS, NODES, PODS, RUNS, SECRETS, SERVICES, VOLUME_CLAIMS
+from llava_operator.resources import (
+    CONFIG_MAPS,
+    EVENTS,
+    JOBS,
+    NETWORK_POLICIES,
+    NODES,
+    PODS,
+    RUNS,
+    SECRETS,
+    SERVICES,
+    VOLUME_CLAIMS,
+)
+from llava_operator.run import parse_run
 from llava_operator.wire import Object
 from tests.api.test_memory import make_7b
 from tests.cluster.operators import NAME, OperatorProcess, running
@@ -42,7 +55,7 @@ pytestmark = pytest.mark.cluster
 
 QUOTAS = Kind("api/v1", "resourcequotas")
 SERVICE_ACCOUNTS = Kind("api/v1", "serviceaccounts")
-CHILDREN = (JOBS, PODS, CONFIG_MAPS, SERVICES, VOLUME_CLAIMS)
+CHILDREN = (JOBS, PODS, CONFIG_MAPS, NETWORK_POLICIES, SERVICES, VOLUME_CLAIMS)
 Behaviour = Callable[[Object], Object | None]
 
 
@@ -50,10 +63,13 @@ Behaviour = Callable[[Object], Object | None]
 def replicas(
     installation: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[OperatorProcess, OperatorProcess]]:
-    """Two replicas of one operator, with the rights that the chart gives them."""
+    """Two replicas of one operator that isolates training, with the rights that the chart gives them."""
     folder = tmp_path_factory.mktemp("operators")
     first, second = (
-        OperatorProcess(pod_name=f"op-{n}", kubeconfig=installation, log=folder / f"op-{n}.log") for n in "01"
+        OperatorProcess(
+            pod_name=f"op-{n}", kubeconfig=installation, log=folder / f"op-{n}.log", extra={"ISOLATE_TRAINING": "true"}
+        )
+        for n in "01"
     )
     with running(first, second):
         yield first, second
@@ -189,9 +205,12 @@ async def test_whole_run(world: World, operator: OperatorProcess, api_server: Ku
     assert names == [
         "configmaps/run-evaluate-1", "configmaps/run-merge-1", "configmaps/run-prepare-1", "configmaps/run-report-ca",
         "configmaps/run-train-1", "jobs/run-evaluate-1", "jobs/run-merge-1", "jobs/run-prepare-1", "jobs/run-train-1",
-        "persistentvolumeclaims/run-run", "services/run-train",
+        "networkpolicies/run-train", "persistentvolumeclaims/run-run", "services/run-train",
     ]  # fmt: skip
     assert len(await world.pods()) == 5
+    policy = await world.kube.get(NETWORK_POLICIES, world.namespace, "run-train")
+    # The API server may write down more than it was given, and must not understand it otherwise.
+    assert policy["spec"] == build_network_policy(parse_run(run), StageName.TRAIN)["spec"]
 
     async def all_events() -> bool:
         return len(await world.events()) >= 9

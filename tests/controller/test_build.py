@@ -15,6 +15,7 @@ from llava_operator.build.common import Platform
 from llava_operator.build.config import build_config_map, build_report_ca, build_run_config
 from llava_operator.build.inputs import complete_download, parse_source
 from llava_operator.build.job import build_job
+from llava_operator.build.network_policy import build_network_policy
 from llava_operator.build.resources import build_resources
 from llava_operator.build.service import build_rendezvous_service
 from llava_operator.build.volume import build_volume_claim
@@ -293,6 +294,21 @@ def test_rendezvous_service_whole(stage: StageName) -> None:
             "ports": [{"name": "rendezvous", "port": 29400, "targetPort": 29400}],
         },
     }
+
+
+@pytest.mark.parametrize("stage", sorted(TRAINING_STAGES))
+def test_network_policy_whole(stage: StageName) -> None:
+    pods = {"matchLabels": {"finetune.llava.dev/run": "invoices", "finetune.llava.dev/stage": stage}}
+    made = build_network_policy(make_run(), stage)
+    assert made == {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(f"invoices-{stage}", stage),
+        "spec": {"podSelector": pods, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": pods}]}]},
+    }
+    # The pods that it means are those of the stage's Job, of every attempt.
+    labels = build_job(make_run(), stage, 3, PLATFORM)["spec"]["template"]["metadata"]["labels"]
+    assert pods["matchLabels"].items() <= labels.items()
 
 
 def test_alignment_runs_as_training_does() -> None:

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -32,12 +32,13 @@ from llava_operator.nodes import Nodes
 from llava_operator.policy import Policy
 from llava_operator.progress import ProgressBook
 from llava_operator.reconcile import UNREADABLE, UNREPORTED, Reconciler, StatusPrunedError
-from llava_operator.resources import CONFIG_MAPS, EVENTS, JOBS, RUNS, VOLUME_CLAIMS
+from llava_operator.resources import CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIES, RUNS, VOLUME_CLAIMS
 from llava_operator.run import current_stage, parse_status
 from llava_operator.runs import Runs
 from llava_operator.skipped import SkippedObjects
+from llava_operator.status import dump_status
 from llava_operator.wire import Object
-from tests.controller.makers import KEY, NOW, NOW_TEXT, RUN_UID, make_spec
+from tests.controller.makers import KEY, NOW, NOW_TEXT, RUN_UID, begun, make_spec
 
 
 def apply_patch(target: Object, patch: Object) -> None:
@@ -226,6 +227,24 @@ async def test_each_pass_commits_or_acts_but_never_both(server: ApiServer, opera
         await operator.step()
         new = server.writes[before:]
         assert not (any(w.startswith("patch llava") for w in new) and any(w.startswith("create") for w in new)), new
+
+
+async def test_training_pods_are_isolated_before_they_are_made(server: ApiServer, operator: Operator) -> None:
+    server.objects[RUNS, KEY.name]["status"] = dump_status(begun(StageName.TRAIN, with_job=False))
+    operator.reconciler.platform = replace(operator.reconciler.platform, isolate_training=True)
+    server.refuse[NETWORK_POLICIES] = ForbiddenError("networkpolicies is forbidden")
+    assert await operator.settle() == 1
+    stage = current_stage(server.status)
+    assert stage is not None
+    assert stage.message == "networkpolicies is forbidden"
+    assert (JOBS, "invoices-train-1") not in server.objects
+    del server.refuse[NETWORK_POLICIES]
+    operator.now += timedelta(seconds=1)
+    assert await operator.settle() is None
+    made = [write.removeprefix("create ") for write in server.writes if write.startswith("create")]
+    assert made[made.index("networkpolicies invoices-train") :] == [
+        "networkpolicies invoices-train", "services invoices-train", "jobs invoices-train-1",
+    ]  # fmt: skip
 
 
 async def test_run_that_is_gone_is_forgotten(server: ApiServer, operator: Operator) -> None:

@@ -93,10 +93,16 @@ def test_too_many_rules_are_refused() -> None:
         read(POLICY_SECRET_NAMES=",".join(["a"] * 17))
 
 
+def test_training_is_isolated_where_the_installation_says_so() -> None:
+    assert not read().isolate_training
+    assert read(ISOLATE_TRAINING="true").isolate_training
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
         ("TYPO", "1", "LLAVA_OPERATOR_TYPO: Extra inputs are not permitted"),
+        ("ISOLATE_TRAINING", "perhaps", "LLAVA_OPERATOR_ISOLATE_TRAINING: Input should be a valid boolean"),
         ("HTTP_PORT", "0", "LLAVA_OPERATOR_HTTP_PORT: Input should be greater than or equal to 1"),
         ("RESYNC_SECONDS", "soon", "LLAVA_OPERATOR_RESYNC_SECONDS: Input should be a valid number"),
         ("POLICY_TOLERATIONS", "some", "LLAVA_OPERATOR_POLICY_TOLERATIONS: Input should be a valid boolean"),

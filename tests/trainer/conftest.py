@@ -56,6 +56,15 @@ def toy_processing(toy_model_dir: Path) -> "Processing":
     return load_processing(toy_model_dir, "pad")
 
 
+@pytest.fixture
+def port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        found: int = listener.getsockname()[1]
+    return found
+
+
 @pytest.fixture(scope="session")
 def process_group() -> Iterator[tuple["Processes", int]]:
     """This process as the only one of a training, and its port.

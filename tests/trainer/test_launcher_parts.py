@@ -30,25 +30,20 @@ from llava_trainer.training.ranks import (
     read_words,
     write_rank_failure,
 )
+from llava_trainer.training.signing import Signer
 from llava_trainer.training.stopping import saving_time_s
 from llava_trainer.training.watch import Silence, Watch
 from llava_trainer.training.worker import explain_rank_failure
 from tests.trainer.trainings import configure
 
 HASTE = Patience(arrival_s=5.0, silence_s=0.3, farewell_s=5.0, interval_s=0.02)
+SIGNER = Signer(bytes(32), run_uid="0c6f", stage="train", attempt=1)
 KILLED = StageFailure(reason=Reason.WORKER_KILLED, message="training process 1 was killed by SIGKILL", rank=1)
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
     return configure(tmp_path, tmp_path / "base", workers={"numNodes": 2, "processesPerNode": 2})
-
-
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def say(config: RunConfig, rank: int, reason: Reason, *, lost_peer: bool = False) -> None:
@@ -146,7 +141,7 @@ def test_launchers_meet(port: int):
     arrived = []
 
     def take_part(node: int) -> None:
-        with Meeting("127.0.0.1", port, node=node, num_nodes=3, patience=HASTE) as meeting:
+        with Meeting("127.0.0.1", port, node=node, num_nodes=3, signer=SIGNER, patience=HASTE) as meeting:
             meeting.await_all()
             arrived.append(node)
             if node == 0:
@@ -167,8 +162,8 @@ def test_launchers_meet(port: int):
 def test_a_first_launcher_that_never_says_what_came_out_is_not_waited_for_for_good(port: int):
     patience = Patience(result_s=0.2, farewell_s=0.0)
     with (
-        Meeting("127.0.0.1", port, node=0, num_nodes=2, patience=patience),
-        Meeting("127.0.0.1", port, node=1, num_nodes=2, patience=patience) as second,
+        Meeting("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=patience),
+        Meeting("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=patience) as second,
         pytest.raises(StageError, match="does not say what came out") as caught,
     ):
         second.await_result()
@@ -178,7 +173,7 @@ def test_a_first_launcher_that_never_says_what_came_out_is_not_waited_for_for_go
 def test_pods_that_do_not_come_are_named(port: int):
     patience = Patience(arrival_s=0.2, interval_s=0.02, farewell_s=0.0)
     with (
-        Meeting("127.0.0.1", port, node=0, num_nodes=3, patience=patience) as meeting,
+        Meeting("127.0.0.1", port, node=0, num_nodes=3, signer=SIGNER, patience=patience) as meeting,
         pytest.raises(StageError, match=r"1 of 3 training pods .*missing: 1, 2") as caught,
     ):
         meeting.await_all()
@@ -187,7 +182,9 @@ def test_pods_that_do_not_come_are_named(port: int):
 
 def test_a_first_pod_that_cannot_be_reached_is_named(port: int):
     with pytest.raises(StageError, match=rf"127\.0\.0\.1:{port} within 0 s: .*refused") as caught:
-        Meeting("127.0.0.1", port, node=1, num_nodes=2, patience=Patience(arrival_s=0.2, interval_s=0.02))
+        Meeting(
+            "127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=Patience(arrival_s=0.2, interval_s=0.02)
+        )
     assert caught.value.reason is Reason.RENDEZVOUS_FAILED
 
 
@@ -196,13 +193,13 @@ def test_a_port_that_is_taken_is_named(port: int):
         listener.bind(("", port))
         listener.listen()
         with pytest.raises(StageError, match=f"no meeting point at 127.0.0.1:{port}"):
-            Meeting("127.0.0.1", port, node=0, num_nodes=2, patience=HASTE)
+            Meeting("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=HASTE)
 
 
 def test_the_first_failure_is_the_one_that_everyone_reports(port: int):
     patience = Patience(farewell_s=0.0)
-    with Meeting("127.0.0.1", port, node=0, num_nodes=2, patience=patience) as first:
-        second = Meeting("127.0.0.1", port, node=1, num_nodes=2, patience=HASTE)
+    with Meeting("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=patience) as first:
+        second = Meeting("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=HASTE)
         assert first.find_failure() is None
         assert second.report_failure(KILLED) == KILLED
         later = StageFailure(reason=Reason.INTERNAL_ERROR, message="lost", log_tail="own log")
@@ -214,7 +211,7 @@ def test_agents_that_do_not_find_each_other_fail_as_such(tmp_path: Path, port: i
     config = configure(tmp_path, tmp_path / "base", workers={"numNodes": 2, "rendezvousPort": port})
     patience = Patience(agents_s=1.0)
     with (
-        Meeting("127.0.0.1", port, node=0, num_nodes=1, patience=patience) as meeting,
+        Meeting("127.0.0.1", port, node=0, num_nodes=1, signer=SIGNER, patience=patience) as meeting,
         pytest.raises(StageError, match="agents did not find each other") as caught,
     ):
         launch(config, meeting, patience)
@@ -222,7 +219,7 @@ def test_agents_that_do_not_find_each_other_fail_as_such(tmp_path: Path, port: i
 
 
 def test_who_comes_after_another_has_failed_does_not_begin(port: int):
-    with Meeting("127.0.0.1", port, node=0, num_nodes=3, patience=Patience(farewell_s=0.0)) as first:
+    with Meeting("127.0.0.1", port, node=0, num_nodes=3, signer=SIGNER, patience=Patience(farewell_s=0.0)) as first:
         first.report_failure(KILLED)
         with pytest.raises(StageError, match="killed by SIGKILL") as caught:
             first.await_all()
@@ -232,8 +229,8 @@ def test_who_comes_after_another_has_failed_does_not_begin(port: int):
 def test_a_watch_hears_of_another_launchers_failure(port: int):
     heard: list[StageFailure] = []
     patience = Patience(farewell_s=0.0)
-    with Meeting("127.0.0.1", port, node=0, num_nodes=2, patience=patience) as first:
-        second = Meeting("127.0.0.1", port, node=1, num_nodes=2, patience=HASTE)
+    with Meeting("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=patience) as first:
+        second = Meeting("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=HASTE)
         with Watch(first, HASTE, heard.append), Watch(second, HASTE, lambda failure: None):
             time.sleep(2 * HASTE.silence_s)
             assert heard == []
@@ -245,8 +242,8 @@ def test_a_watch_hears_of_another_launchers_failure(port: int):
 def test_a_launcher_that_falls_silent_is_noticed(port: int):
     heard: list[StageFailure] = []
     patience = Patience(farewell_s=0.0)
-    with Meeting("127.0.0.1", port, node=0, num_nodes=2, patience=patience) as first:
-        Meeting("127.0.0.1", port, node=1, num_nodes=2, patience=HASTE)
+    with Meeting("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=patience) as first:
+        Meeting("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=HASTE)
         with Watch(first, HASTE, heard.append):
             await_length(heard, 1)
     assert heard[0].reason is Reason.RENDEZVOUS_FAILED
@@ -254,8 +251,8 @@ def test_a_launcher_that_falls_silent_is_noticed(port: int):
 
 
 def test_one_that_left_is_not_silent(port: int):
-    with Meeting("127.0.0.1", port, node=0, num_nodes=2, patience=HASTE) as first:
-        with Meeting("127.0.0.1", port, node=1, num_nodes=2, patience=HASTE) as second:
+    with Meeting("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=HASTE) as first:
+        with Meeting("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=HASTE) as second:
             second.beat()
             assert first.count_beats() == {1: 1}
         assert first.count_beats() == {}

@@ -28,6 +28,8 @@ class Platform:
     """How sources are fetched, where a run does not say."""
     policy: Policy = field(default_factory=Policy)
     """What runs may ask for."""
+    isolate_training: bool = False
+    """Whether training pods get a NetworkPolicy."""
 
 
 def build_labels(run: Run, stage: StageName | None = None, attempt: int | None = None) -> dict[str, str]:

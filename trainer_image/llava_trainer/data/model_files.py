@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from llava_api.failures import Reason
-from llava_trainer.data.processing import read_settings
+from llava_trainer.data.model_config import read_settings
 from llava_trainer.errors import StageError
 
 SINGLE_FILE = "model.safetensors"

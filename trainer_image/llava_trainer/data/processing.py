@@ -3,24 +3,30 @@
 The hub's usual processor cuts the centre out of a picture and its chat template leaves the system text out, so that
 what is served would differ from what was trained. The processor made here is the one that trains, evaluates and is
 exported. Knows nothing about models, samples or batches.
+
+No Auto class: those follow what a checkpoint's files name, its own code included (``data.model_config``).
 """
 
 import json
+import logging
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, LlavaConfig, LlavaProcessor
+from transformers import LlavaConfig, LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from llava_api.failures import Reason
+from llava_trainer.data.model_config import CODE_KEY, NO_CODE, load_config, read_settings, refusing
 from llava_trainer.data.template import END_OF_ANSWER, IMAGE_MARKER, chat_template
 from llava_trainer.errors import StageError
 
 AspectRatio = Literal["pad", "square"]
+
+logger = logging.getLogger(__name__)
 
 NUM_CLASS_TOKENS = 1
 """Tokens that CLIP's tower puts before those of the patches; LlavaProcessor's default of 0 gives one too few."""
@@ -28,8 +34,9 @@ NUM_CLASS_TOKENS = 1
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
 )  # fmt: skip
-
-
+_IMAGE_PROCESSOR_KEYS = ("image_processor_type", "feature_extractor_type")
+_IMAGE_PROCESSORS = frozenset({"CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor"})
+"""What they may be, but for Fast and Pil behind it: the same but for padding, which is set here."""
 _AFTER_PICTURE = ("\nWhat is this?", "\n", "a caption\n")
 """What comes after a picture: a question, another picture, a caption."""
 
@@ -109,9 +116,10 @@ def load_processing(model_dir: Path, image_aspect_ratio: AspectRatio) -> Process
 def save_processing(processing: Processing, folder: Path) -> None:
     """Write the processor into a model's folder, so that plain AutoProcessor and AutoTokenizer load it.
 
-    The tokenizer's files are the checkpoint's own, byte for byte, but for a chat template inside them, which would
-    compete with ours. ``preprocessor_config.json`` says the same as ``processor_config.json``, for servers that
-    read the older file. The chat template begins without ``<s>``, like the hub's: the tokenizer puts it there.
+    The tokenizer's files are the checkpoint's own, byte for byte, but for chat templates, which would compete with
+    ours, and for names of code. ``preprocessor_config.json`` says the same as
+    ``processor_config.json``, for servers that read the older file. The chat template begins without ``<s>``, like the
+    hub's: the tokenizer puts it there.
     """
     LlavaProcessor(
         image_processor=processing.image_processor,
@@ -126,69 +134,10 @@ def save_processing(processing: Processing, folder: Path) -> None:
         if (processing.model_dir / name).is_file():
             shutil.copyfile(processing.model_dir / name, folder / name)
     settings_file = folder / "tokenizer_config.json"
-    settings = json.loads(settings_file.read_text(encoding="utf-8"))
-    if settings.pop("chat_template", None) is not None:
+    settings = read_settings(settings_file)
+    if dropped := [key for key in ("chat_template", CODE_KEY) if settings.pop(key, None) is not None]:
+        logger.info("left out of the tokenizer's settings: %s", ", ".join(dropped))
         settings_file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def load_config(model_dir: Path) -> LlavaConfig:
-    """Read ``config.json`` and check that it is a LLaVA of CLIP and Llama.
-
-    Raises:
-        StageError: InvalidModel, naming the key and its value.
-    """
-    path = model_dir / "config.json"
-    settings = read_settings(path)
-    wanted = (("model_type", "llava"), ("vision_config.model_type", "clip_vision_model"),
-              ("text_config.model_type", "llama"))  # fmt: skip
-    for key, value in wanted:
-        found = _look_up(settings, key)
-        if found != value:
-            fix = "spec.model.source must be a LLaVA v1.5 checkpoint in the hub's layout"
-            if str(found).startswith("llava_"):
-                fix += "; the layout of the original code is another one, and prepare converts it"
-            raise _invalid(f"{path}: {key} is {found!r}, not {value!r}: {fix}")
-    try:
-        config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise _invalid(f"{path} cannot be used: {error}") from error
-    for key in ("image_size", "patch_size"):
-        value = getattr(config.vision_config, key)
-        if not isinstance(value, int) or value < 1:
-            raise _invalid(f"{path}: vision_config.{key} is {value!r}, not a number of pixels")
-    if config.vision_feature_select_strategy not in ("default", "full"):
-        raise _invalid(f"{path}: vision_feature_select_strategy is {config.vision_feature_select_strategy!r}, "
-                       "not 'default' or 'full'")  # fmt: skip
-    _check_layers(config, path)
-    return config
-
-
-def _check_layers(config: LlavaConfig, path: Path) -> None:
-    layers = config.vision_feature_layer
-    depth = config.vision_config.num_hidden_layers
-    chosen = layers if isinstance(layers, list | tuple) else [layers]
-    if not chosen or any(type(one) is not int or not -depth - 1 <= one <= depth for one in chosen):
-        raise _invalid(
-            f"{path}: vision_feature_layer is {layers!r}, but the vision tower has hidden states 0 to {depth} (-1 is "
-            "the last)"
-        )
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read a JSON object that belongs to a model.
-
-    Raises:
-        StageError: InvalidModel; the file is missing or no JSON object.
-    """
-    try:
-        settings = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise _invalid(f"{path} does not exist: spec.model.source must be the checkpoint's own folder") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise _invalid(f"{path} cannot be read: {error}") from error
-    if not isinstance(settings, dict):
-        raise _invalid(f"{path} holds no JSON object")
-    return settings
 
 
 def _load_tokenizer(model_dir: Path, config: LlavaConfig) -> TokenizersBackend:
@@ -196,10 +145,11 @@ def _load_tokenizer(model_dir: Path, config: LlavaConfig) -> TokenizersBackend:
     path = model_dir / "tokenizer.json"
     read_settings(path)
     read_settings(model_dir / "tokenizer_config.json")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _invalid(f"{path} cannot be used: {error}") from error
+    with refusing(path):
+        # What AutoTokenizer takes for a LLaVA, whatever its tokenizer_class; with an auto_map it would take another.
+        tokenizer = TokenizersBackend.from_pretrained(model_dir, **NO_CODE)
+        # Some of what the file says is only looked at when a text is cut.
+        tokenizer(IMAGE_MARKER)
     vocabulary = tokenizer.get_vocab()
     if vocabulary.get(IMAGE_MARKER) != config.image_token_id:
         raise _invalid(
@@ -217,6 +167,8 @@ def _load_tokenizer(model_dir: Path, config: LlavaConfig) -> TokenizersBackend:
             f"{path}: token {tokenizer.convert_ids_to_tokens(largest)!r} has id {largest}, but the model has "
             f"{num_embeddings} embeddings: take tokenizer and configuration from the same checkpoint"
         )
+    # Templates of the checkpoint are programs for whoever serves it: they are neither run here nor handed on.
+    tokenizer.chat_template = None
     return tokenizer
 
 
@@ -237,16 +189,13 @@ def _find_gap(tokenizer: TokenizersBackend, path: Path) -> str:
 
 
 def _load_image_processor(model_dir: Path, config: LlavaConfig, aspect_ratio: AspectRatio) -> LlavaImageProcessorPil:
-    path = model_dir / "preprocessor_config.json"
-    if not path.is_file():
-        path = model_dir / "processor_config.json"
-    read_settings(path)
-    try:
-        found = AutoImageProcessor.from_pretrained(model_dir, local_files_only=True, backend="pil")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _invalid(f"{path} cannot be used: {error}") from error
+    path = _check_image_processor(model_dir)
     size_px = config.vision_config.image_size
-    crop = (found.crop_size.height, found.crop_size.width)
+    try:
+        found = LlavaImageProcessorPil.from_pretrained(model_dir, **NO_CODE)
+        crop = (found.crop_size.height, found.crop_size.width)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _invalid(f"{path} cannot be used: {error}") from error
     if crop != (size_px, size_px):
         raise _invalid(
             f"{path}: crop_size is {crop[0]} x {crop[1]}, but config.json's vision tower sees {size_px} px: take "
@@ -263,11 +212,30 @@ def _load_image_processor(model_dir: Path, config: LlavaConfig, aspect_ratio: As
     )
 
 
-def _look_up(settings: dict[str, Any], key: str) -> Any:
-    found: Any = settings
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found
+def _check_image_processor(model_dir: Path) -> Path:
+    """Check which class the image processor's settings are written for; returns the file that transformers reads."""
+    path, inside = model_dir / "processor_config.json", "image_processor"
+    settings = read_settings(path).get(inside) if path.is_file() else None
+    if settings is None:
+        if (older := model_dir / "preprocessor_config.json").is_file():
+            path = older
+        settings, inside = read_settings(path), ""
+    elif not isinstance(settings, dict):
+        raise _invalid(f"{path}: {inside} is {settings!r:.100}, not an object")
+    where = f"{path}: {inside}{'.' if inside else ''}"
+    names = {key: settings[key] for key in _IMAGE_PROCESSOR_KEYS if settings.get(key) is not None}
+    for key, name in names.items():
+        if not isinstance(name, str) or re.sub("(Fast|Pil)$", "", name) not in _IMAGE_PROCESSORS:
+            raise _invalid(
+                f"{where}{key} is {name!r:.100}, not one of {', '.join(sorted(_IMAGE_PROCESSORS))}: LLaVA v1.5's image "
+                "processor is CLIP's, and code of a checkpoint is never run"
+            )
+    if not names and (code := settings.get(CODE_KEY)) is not None:
+        raise _invalid(
+            f"{where}{CODE_KEY} is {code!r:.100}, and no {_IMAGE_PROCESSOR_KEYS[0]} says which class of transformers "
+            "to take: code of a checkpoint is never run; set it to CLIPImageProcessor if it is CLIP's"
+        )
+    return path
 
 
 def _invalid(message: str) -> StageError:

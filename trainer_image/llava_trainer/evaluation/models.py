@@ -13,12 +13,16 @@ from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.processing import Processing
 from llava_trainer.evaluation.answering import Answerer, EncodedPrompt, Tokens
 from llava_trainer.evaluation.questions import Question
+from llava_trainer.model.loading import AS_DATA, PLAIN_ATTENTION
 
 
 @contextmanager
 def load_answerer(folder: Path, processing: Processing, device: str, dtype: torch.dtype) -> Iterator[Answerer]:
     """Load the model in ``folder`` by plain Auto classes; its memory is given back when the context is left."""
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device).eval()
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=dtype, attn_implementation=PLAIN_ATTENTION, **AS_DATA
+    )
+    model = model.to(device).eval()
     # What the checkpoint's generation_config.json says must not mix with the spec: both models are asked alike.
     model.generation_config = GenerationConfig()
     tokens = Tokens(bos=processing.bos_token_id, eos=processing.eos_token_id, pad=processing.pad_token_id)

@@ -14,7 +14,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from llava_api.failures import Reason
-from llava_trainer.data.processing import AspectRatio, Processing, load_processing, read_settings, save_processing
+from llava_trainer.data.model_config import read_settings
+from llava_trainer.data.processing import AspectRatio, Processing, load_processing, save_processing
 from llava_trainer.errors import StageError
 from llava_trainer.files import begin_folder, publish_folder
 from llava_trainer.importing.composing import Composition, compose

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llava_api.failures import Reason
-from llava_trainer.data.processing import read_settings
+from llava_trainer.data.model_config import read_settings
 from llava_trainer.errors import StageError
 from llava_trainer.weights.stored import StoredTensor, find_stored
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from llava_api.failures import Reason
-from llava_trainer.data.processing import read_settings
+from llava_trainer.data.model_config import read_settings
 from llava_trainer.errors import StageError
 from llava_trainer.importing.folders import read_all
 from llava_trainer.importing.names import name_original, strip_peft

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llava_api.failures import Reason
-from llava_trainer.data.processing import read_settings
+from llava_trainer.data.model_config import read_settings
 from llava_trainer.errors import StageError
 from llava_trainer.importing.folders import has_only_pickles, has_weights
 

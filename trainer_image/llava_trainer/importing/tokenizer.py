@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from llava_api.failures import Reason
-from llava_trainer.data.processing import read_settings
+from llava_trainer.data.model_config import read_settings, refusing
 from llava_trainer.data.template import END_OF_ANSWER, IMAGE_MARKER
 from llava_trainer.errors import StageError
 from llava_trainer.importing.vocabulary import convert_vocabulary, read_pieces
@@ -97,10 +97,9 @@ def _from_sentencepiece(folder: Path) -> ImportedTokenizer:
 def _from_fast(folder: Path) -> ImportedTokenizer:
     path = folder / _FAST
     read_settings(path)
-    try:
+    with refusing(path):
         backend = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more special
-        raise _invalid(f"{path} cannot be read: {error}") from error
+        backend.encode(IMAGE_MARKER)
     settings = _optional(folder / _SETTINGS)
     pad = _pad_token(folder, settings) or _PAD
     missing = [token for token in (IMAGE_MARKER, pad) if backend.token_to_id(token) is None]

@@ -26,6 +26,7 @@ from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.merging.plan import find_tensors
 from llava_trainer.model.layout import hub_name, is_derived
+from llava_trainer.model.loading import AS_DATA, PLAIN_ATTENTION
 from llava_trainer.weights.stored import StoredTensor
 
 LOGIT_TOLERANCE = 1e-4
@@ -97,7 +98,7 @@ def prove_merge(
 
 def _load_served(merged_dir: Path) -> nn.Module:
     model, found = AutoModelForImageTextToText.from_pretrained(
-        merged_dir, dtype=torch.float32, output_loading_info=True
+        merged_dir, dtype=torch.float32, attn_implementation=PLAIN_ATTENTION, output_loading_info=True, **AS_DATA
     )
     trouble = {
         "missing": sorted(found["missing_keys"]),

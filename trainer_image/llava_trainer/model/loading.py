@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,10 @@ from llava_trainer.model.flash import find_flash_fault, has_flash_attention
 from llava_trainer.model.layout import PROJECTOR, VISION_TOWER, hub_name, is_derived
 from llava_trainer.model.lora import is_lora_b, projector_tensors
 
+AS_DATA: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+"""How every model is loaded: from its folder, by transformers' own classes, without unpickling anything."""
+PLAIN_ATTENTION = "sdpa"
+"""What transformers takes unless the configuration chooses; some choices would be fetched from the hub and run."""
 Attention = Literal["auto", "flash_attention_2", "sdpa", "eager"]
 
 logger = logging.getLogger(__name__)
@@ -62,9 +66,7 @@ def load_model(
             device_map=None if is_deepspeed_zero3_enabled() else {"": device},
             attn_implementation=resolve_attention(attention, device, dtype),
             quantization_config=None if quantization is None else _nf4(quantization, dtype),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
+            **AS_DATA,
             # Collected below with all other problems, instead of one error that names no tensor.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
@@ -114,12 +116,12 @@ def resolve_attention(attention: Attention, device: torch.device, dtype: torch.d
     has_flash = device.type == "cuda" and dtype != torch.float32 and has_flash_attention()
     # flash-attn 2 runs on Ampere and newer, as far as it was built for them.
     if not has_flash or torch.cuda.get_device_capability(device) < (8, 0):
-        return "sdpa"
+        return PLAIN_ATTENTION
     fault = find_flash_fault(device)
     if fault is None:
         return "flash_attention_2"
     logger.warning("attention is sdpa: flash-attn is installed, but does not run on this GPU: %s", fault)
-    return "sdpa"
+    return PLAIN_ATTENTION
 
 
 def load_tuned(

@@ -16,6 +16,7 @@ from llava_trainer.outcome import Interrupted, StageOutput
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.meeting import Meeting, Patience
 from llava_trainer.training.ranks import numbers_file
+from llava_trainer.training.signing import make_signer
 
 _REMEMBERED_OPERATIONS = "1000"
 """By torch's flight recorder in each process, for when one of them stands still (``training.flight``)."""
@@ -63,7 +64,7 @@ def run_phase(config: RunConfig, *, artifact: str, folder: Path) -> StageOutput:
     workers = config.workers
     with Meeting(
         workers.rendezvous_host, workers.rendezvous_port, node=node_rank(), num_nodes=workers.num_nodes,
-        patience=patience,
+        signer=make_signer(config), patience=patience,
     ) as meeting:  # fmt: skip
         try:
             meeting.await_all()

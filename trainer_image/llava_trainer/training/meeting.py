@@ -2,6 +2,8 @@
 
 torch's elastic agents do not tell each other of failures: when a process dies in one pod, the others may wait in a
 collective operation until it times out. Here the first to fail leaves word for the others (see ``watch``).
+
+The store takes keys from anyone who reaches its port. Every word is signed (``signing``); what is not counts as absent.
 """
 
 import logging
@@ -17,6 +19,7 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 from llava_api.failures import Reason
 from llava_api.report import StageFailure
 from llava_trainer.errors import StageError
+from llava_trainer.training.signing import Signer
 
 _FAILURE = "meeting/failure"
 _RESULT = "meeting/result"
@@ -46,18 +49,26 @@ class Patience:
 class Meeting:
     """One launcher's place at the meeting point. Threads may share it, as they may the store.
 
-    Nothing here waits inside the store, which lets one operation in at a time. Words are left by operations that the
-    store answers (``add``, ``compare_set``): a plain ``set`` may still be on its way when the process ends.
+    Nothing here waits inside the store, which lets one operation in at a time: words are read by ``compare_set``, which
+    answers at once, whatever is there. It also comes after every ``set`` of the same connection, which by itself may
+    still be on its way when the process ends.
     """
 
-    def __init__(self, host: str, port: int, *, node: int, num_nodes: int, patience: Patience | None = None) -> None:
+    def __init__(
+        self, host: str, port: int, *, node: int, num_nodes: int, signer: Signer, patience: Patience | None = None
+    ) -> None:
         """Take part in the meeting at ``host``:``port``; the launcher of node 0 holds it.
+
+        Words are signed by ``signer``, and believed where theirs is the same.
 
         Raises:
             StageError: RendezvousFailed; the first pod could not be reached in time, or the port is taken.
         """
         self._node = node
         self._num_nodes = num_nodes
+        self._signer = signer
+        self._num_beats = 0
+        self._result: str | None = None
         self._patience = patience or Patience()
         self._deadline = time.monotonic() + self._patience.arrival_s
         self._where = f"{host}:{port}"
@@ -90,8 +101,8 @@ class Meeting:
         Raises:
             StageError: RendezvousFailed, naming the pods that did not come; or what another pod has failed of.
         """
-        self._store.add(_arrived(self._node), 1)
-        while missing := [node for node in range(self._num_nodes) if not self._store.check([_arrived(node)])]:
+        self.beat()
+        while missing := [node for node in range(self._num_nodes) if self._find_word(_pulse(node)) is None]:
             failure = self.find_failure()
             if failure:
                 raise StageError(failure.reason, failure.message, rank=failure.rank)
@@ -102,6 +113,8 @@ class Meeting:
                     f"{self._patience.arrival_s:.0f} s; missing: {', '.join(map(str, missing[:10]))}",
                 )
             time.sleep(self._patience.interval_s)
+            # Somebody may have written over the last one.
+            self.beat()
 
     def beat(self) -> None:
         """Give a sign of life.
@@ -109,7 +122,8 @@ class Meeting:
         Raises:
             DistError: the first launcher is gone.
         """
-        self._store.add(_pulse(self._node), 1)
+        self._num_beats += 1
+        self._leave_word(_pulse(self._node), str(self._num_beats))
 
     def count_beats(self) -> dict[int, int]:
         """Signs of life so far of the other launchers that have not left.
@@ -118,17 +132,18 @@ class Meeting:
             DistError: the first launcher is gone.
         """
         return {
-            node: self._store.add(_pulse(node), 0)
+            node: int(self._find_word(_pulse(node)) or 0)
             for node in range(self._num_nodes)
-            if node != self._node and not self._store.check([_left(node)])
+            if node != self._node and self._find_word(_left(node)) is None
         }
 
     def report_failure(self, failure: StageFailure) -> StageFailure:
         """Leave word of a failure; returns the one that was first, which may be another launcher's."""
         try:
-            return StageFailure.model_validate_json(
-                self._store.compare_set(_FAILURE, "", failure.model_copy(update={"log_tail": ""}).model_dump_json())
-            ).model_copy(update={"log_tail": failure.log_tail})
+            told = self._leave_word(
+                _FAILURE, failure.model_copy(update={"log_tail": ""}).model_dump_json(), replaces=False
+            )
+            return StageFailure.model_validate_json(told).model_copy(update={"log_tail": failure.log_tail})
         except DistError:
             # The first launcher is gone, and with it what it knew.
             return failure
@@ -138,8 +153,8 @@ class Meeting:
         deadline = time.monotonic() + wait_s
         while True:
             try:
-                if self._store.check([_FAILURE]):
-                    return StageFailure.model_validate_json(self._store.get(_FAILURE))
+                if (told := self._find_word(_FAILURE)) is not None:
+                    return StageFailure.model_validate_json(told)
             except DistError:
                 return None
             if time.monotonic() >= deadline:
@@ -148,7 +163,8 @@ class Meeting:
 
     def share_result(self, result: str) -> None:
         """Tell the other launchers what came out; the first one's part."""
-        self._store.compare_set(_RESULT, "", result)
+        self._result = result
+        self._leave_word(_RESULT, result)
 
     def await_result(self) -> str:
         """What the first launcher says came out.
@@ -158,11 +174,11 @@ class Meeting:
         """
         deadline = time.monotonic() + self._patience.result_s
         try:
-            while not self._store.check([_RESULT]):
+            while (result := self._find_word(_RESULT)) is None:
                 if time.monotonic() > deadline:
                     raise StageError(Reason.RENDEZVOUS_FAILED, "the first training pod does not say what came out")
                 time.sleep(0.1)
-            return self._store.get(_RESULT).decode()
+            return result
         except DistError as error:
             raise StageError(Reason.RENDEZVOUS_FAILED, "the first training pod is gone") from error
 
@@ -186,17 +202,35 @@ class Meeting:
     def _leave(self) -> None:
         """Say goodbye; the first launcher waits for the others to do so, since the store goes with it."""
         try:
-            self._store.add(_left(self._node), 1)
+            self._leave_word(_left(self._node), "left")
             deadline = time.monotonic() + self._patience.farewell_s
-            others = [_left(node) for node in range(1, self._num_nodes)]
-            while self._node == 0 and others and not self._store.check(others) and time.monotonic() < deadline:
+            others = [_left(node) for node in range(1, self._num_nodes)] if self._node == 0 else []
+            while any(self._find_word(name) is None for name in others) and time.monotonic() < deadline:
                 time.sleep(0.1)
+                if self._result is not None:
+                    self._leave_word(_RESULT, self._result)
         except DistError:
             logger.info("the first training pod had left already")
 
+    def _find_word(self, name: str) -> str | None:
+        """What one of us left under ``name``."""
+        return self._signer.verify(name, self._store.compare_set(name, "", ""))
 
-def _arrived(node: int) -> str:
-    return f"meeting/arrived/{node}"
+    def _leave_word(self, name: str, word: str, *, replaces: bool = True) -> str:
+        """Leave a word; returns what one of us has left under ``name``.
+
+        Args:
+            name: key of the store.
+            word: what to leave.
+            replaces: whether to put it in the place of an earlier word of ours. What is not ours is always replaced.
+        """
+        signed = self._signer.sign(name, word)
+        if not replaces:
+            found = self._signer.verify(name, self._store.compare_set(name, "", signed))
+            if found is not None:
+                return found
+        self._store.set(name, signed)
+        return self._find_word(name) or word
 
 
 def _pulse(node: int) -> str:
