@@ -95,10 +95,9 @@ class Settings(BaseModel):
     lease_retry_seconds: Annotated[Seconds, Field(description="Time between two tries to take or renew it.")] = 2
     heartbeat_seconds: Annotated[
         Seconds,
-        Field(
-            description="Time between two heartbeats through the queue; six missing ones after a pass's time are unhealthy."
-        ),
-    ] = 10
+        Field(description="Time between two heartbeats through the queue; six missing ones, beyond a pass's time, are "
+                          "unhealthy."),
+    ] = 10  # fmt: skip
     watch_timeout_seconds: Annotated[
         int, Field(ge=1, le=3600, description="Time after which the API server ends a watch and it is begun anew.")
     ] = 300
