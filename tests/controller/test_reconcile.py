@@ -232,7 +232,7 @@ async def test_each_pass_commits_or_acts_but_never_both(server: ApiServer, opera
 async def test_training_pods_are_isolated_before_they_are_made(server: ApiServer, operator: Operator) -> None:
     server.objects[RUNS, KEY.name]["status"] = dump_status(begun(StageName.TRAIN, with_job=False))
     operator.reconciler.platform = replace(operator.reconciler.platform, isolate_training=True)
-    server.refuse[NETWORK_POLICIES] = ForbiddenError("networkpolicies is forbidden")
+    server.refuse[NETWORK_POLICIES] = ForbiddenError("networkpolicies is forbidden", status=403)
     assert await operator.settle() == 1
     stage = current_stage(server.status)
     assert stage is not None
