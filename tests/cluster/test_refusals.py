@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from llava_operator.kube import Kind, Kube, KubeError
-from llava_operator.reporting.certificates import make_authority
+from llava_operator.reporting.certificates import make_authority, read_issuer
 from llava_operator.reporting.endpoint import ServerCertificate
 from llava_operator.resources import CONFIG_MAPS, EVENTS, JOBS, RUNS
 from llava_operator.wire import Object
@@ -138,9 +138,10 @@ async def test_admission_policy_is_waited_for(world: World, operator: OperatorPr
 
 async def test_webhook_that_denies_is_waited_for(world: World, operator: OperatorProcess) -> None:
     """A real one, over TLS; its answer has code 400."""
-    authority, now = make_authority("webhook", datetime.now(UTC)), datetime.now(UTC)
+    now = datetime.now(UTC)
+    authority = make_authority("webhook", now)
     certificate = ServerCertificate(["localhost"])
-    certificate.renew(authority, now)
+    certificate.renew(read_issuer(authority.certificate, authority.private_key), now)
 
     async def deny(request: web.Request) -> web.Response:
         uid = (await request.json())["request"]["uid"]
