@@ -30,6 +30,11 @@ TOLERANCE = 1e-5
 """Of the loss per token (between 5 and 7 here), absolute: sums in another order, through six steps."""
 ADAPTER_TOLERANCE = 1e-4
 """Of its numbers; a step moves one by up to 1e-2."""
+LONE_NUMBERS = 0.002
+"""Of a tensor's numbers: so many may differ more. Adam divides a gradient by its own size, so that where it is next to
+nothing its rounding decides; on some processors that is one number of 512 in one tensor (1.8e-4 off)."""
+LONE_TOLERANCE = 5e-4
+"""Of those."""
 DROPOUT_BAND = 0.2
 """Of the loss per token, with a dropout of 0.1."""
 DROPOUT = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.1}}
@@ -109,7 +114,9 @@ def assert_same_adapter(folder: Path, expected: Path) -> None:
     tensors, others = adapter(folder), adapter(expected)
     assert tensors.keys() == others.keys()
     for name, tensor in tensors.items():
-        assert torch.allclose(tensor, others[name], atol=ADAPTER_TOLERANCE), name
+        difference = (tensor - others[name]).abs()
+        assert (difference > ADAPTER_TOLERANCE).float().mean() <= LONE_NUMBERS, name
+        assert difference.max() <= LONE_TOLERANCE, name
 
 
 @pytest.mark.parametrize("stage", STAGES)
