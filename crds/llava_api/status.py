@@ -32,7 +32,9 @@ Time = Annotated[
     WithJsonSchema({"type": "string", "format": "date-time", "maxLength": 64}),
 ]
 Short = Annotated[str, Field(max_length=256)]
-Text = Annotated[str, Field(max_length=4096)]
+MAX_TEXT = 4096
+"""Characters of the longest text in a status; the API server refuses a status with a longer one."""
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Count = Annotated[int, Field(ge=0, le=2**53, json_schema_extra={"format": "int64"})]
 
 

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 
 from llava_api.constants import STAGE_CONDITION, Condition, Phase
-from llava_api.status import ConditionStatus, StageState, StageStatus, Status, Time
-
-MAX_TEXT = 4096
+from llava_api.status import MAX_TEXT, ConditionStatus, StageState, StageStatus, Status, Time
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,12 @@ import socket
 import ssl
 import struct
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from llava_operator.allowances import MAX_KNOWN, Allowances
+from llava_operator.recent import Recent
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class Door:
     _strangers: dict[str, dict[Connection, None]] = field(default_factory=dict)
     """By address, the oldest first."""
     _kept: dict[Hashable, Connection] = field(default_factory=dict)
-    _known: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    _known: Recent[str] = field(default_factory=lambda: Recent(MAX_KNOWN))
     """Addresses of known clients."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -221,10 +221,7 @@ class Door:
 
     def keep(self, connection: Connection, client: Hashable, next_s: float) -> bool:
         """See ``keep_for``; it takes the place of the connection that the client had."""
-        self._known[connection.source] = None
-        self._known.move_to_end(connection.source)
-        while len(self._known) > MAX_KNOWN:
-            self._known.popitem(last=False)
+        self._known.add(connection.source)
         before = self._kept.get(client)
         is_over = connection.task is None or connection.task.done()
         if is_over or next_s >= self.limits.idle_s or (before is None and len(self._kept) >= self.limits.kept):

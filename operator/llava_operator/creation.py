@@ -1,6 +1,7 @@
 """Creates a run's children, and says what stands in the way where it cannot."""
 
 from llava_api.constants import KIND
+from llava_api.status import MAX_TEXT
 from llava_api.text import show
 from llava_operator.decide import ObstacleKind
 from llava_operator.kube import (
@@ -17,8 +18,6 @@ from llava_operator.wire import Object
 
 _OF_THE_API_SERVER = frozenset({0, 401, 404, 408, 429})
 """Nobody answered, credentials have expired, the namespace is gone, too much to do: no run's status tells of these."""
-MAX_TEXT = 4096
-"""Longest text that the status may hold."""
 
 
 class ObstacleError(Exception):

@@ -16,7 +16,7 @@ from llava_api.failures import Reason
 from llava_api.names import job_name, volume_claim_name
 from llava_api.report import StageResult
 from llava_api.stages import stages_of
-from llava_api.status import Artifacts, FailureStatus, Progress, StageState, StageStatus, Status
+from llava_api.status import MAX_TEXT, Artifacts, FailureStatus, Progress, StageState, StageStatus, Status
 from llava_api.text import show
 from llava_operator.cards import NodeGpus, know_cards
 from llava_operator.clock import to_time
@@ -30,8 +30,6 @@ from llava_operator.views import JobView, PodView
 from llava_operator.waiting import describe_waiting, list_needs
 
 FIRST_ATTEMPT = 1
-MAX_TEXT = 4096
-"""Longest text that the status may hold."""
 
 
 class ObstacleKind(StrEnum):

@@ -1,7 +1,7 @@
 """One pass over one run: observe, decide, and then either commit an intent or act on one."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -104,7 +104,7 @@ class Reconciler:
     def _judge(self, seen: Observation) -> Observation:
         """Hold what the next pods would be given against the installation's policy."""
         stage = current_stage(seen.run.status)
-        if stage is None:
+        if stage is None or seen.job is not None:
             return seen
         return replace(seen, violations=find_violations(seen.run.spec, self.platform.policy, stage.name))
 
@@ -223,19 +223,17 @@ class Reconciler:
         await self._publish(run.key, run.uid, transition)
 
     async def _publish(self, key: Key, uid: str, transition: Transition) -> bool:
-        try:
-            await self.events.publish(key, uid, transition)
-        except KubeError as error:
-            logger.warning("%s: an Event could not be created: %s", key, error)
-            return False
-        return True
+        return await self._tell(key, self.events.publish(key, uid, transition))
 
     async def _publish_events(self, run: Run) -> bool:
-        """Whether all are there. Events are for people: the run goes on without them, and a later pass tries again."""
+        return await self._tell(run.key, self.events.publish_status(run.key, run.uid, run.status))
+
+    async def _tell(self, key: Key, publishing: Awaitable[None]) -> bool:
+        """Whether Events could be made. They are for people: the run goes on without, and a later pass tries again."""
         try:
-            await self.events.publish_status(run.key, run.uid, run.status)
+            await publishing
         except KubeError as error:
-            logger.warning("%s: an Event could not be created: %s", run.key, error)
+            logger.warning("%s: an Event could not be created: %s", key, error)
             return False
         return True
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from llava_api.failures import BY_EXIT_CODE, BY_REASON, Reason
 from llava_api.report import StageFailure, StageResult
-from llava_api.status import FailureStatus, StageStatus
+from llava_api.status import MAX_TEXT, FailureStatus, StageStatus
 from llava_api.text import cut, escape, show
 from llava_operator.faults import describe_faults
 from llava_operator.views import JobEnd, PodView, Termination
@@ -21,7 +21,6 @@ _KILLED_FOR_MEMORY = "OOMKilled"
 
 CONSEQUENCES = frozenset({Reason.RENDEZVOUS_FAILED, Reason.INTERRUPTED})
 """Reasons with which a pod usually fails because another one has."""
-MAX_TEXT = 4096
 DISRUPTED = "DisruptionTarget"
 """Condition type that the Job's message names when its first pod-failure rule ended it."""
 
