@@ -10,9 +10,8 @@ from llava_api.names import MAX_ATTEMPTS, job_name
 from llava_api.spec import Spec
 from llava_api.status import StageState, StageStatus, Status
 from llava_api.text import show
-from llava_operator.faults import describe_faults
-from llava_operator.views import Key
-from llava_operator.wire import Object
+from llava_operator.kube.objects import Key, Object
+from llava_operator.validation_errors import describe_faults
 
 _Model = TypeVar("_Model", Spec, Status)
 

@@ -11,7 +11,7 @@ import yaml
 
 from llava_api.crd import build_crd
 from llava_api.spec import Spec
-from llava_operator import policy
+from llava_operator.deciding import policy
 from llava_operator.settings import Settings
 from tests.policies import EVERYTHING, INSTALLATIONS, WRONG_HOSTS, WRONG_NAMES, WRONG_REPOSITORIES, policy_of
 from tests.rendering import CHART, KUBE_VERSION, ROOT, render, render_base

@@ -18,8 +18,8 @@ from llava_api.constants import LABEL_COMPLETION_INDEX, LABEL_STAGE, TOKEN_AUDIE
 from llava_api.failures import Reason
 from llava_api.report import ProgressReport, StageFailure, StageResult
 from llava_operator.build.network_policy import build_network_policy
-from llava_operator.kube import Kind, Kube, NotFoundError
-from llava_operator.resources import (
+from llava_operator.kube.client import Kind, Kube, NotFoundError
+from llava_operator.kube.kinds import (
     CONFIG_MAPS,
     EVENTS,
     JOBS,
@@ -31,8 +31,8 @@ from llava_operator.resources import (
     SERVICES,
     VOLUME_CLAIMS,
 )
+from llava_operator.kube.objects import Object
 from llava_operator.run import parse_run
-from llava_operator.wire import Object
 from tests.api.test_memory import make_7b
 from tests.cluster.operators import NAME, OperatorProcess, running
 from tests.cluster.worlds import (

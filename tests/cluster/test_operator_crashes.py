@@ -10,20 +10,19 @@ import pytest
 from kubernetes.aio.client.api_client import ApiClient
 
 from llava_api.constants import LABEL_RUN
-from llava_operator.authority import Authority
+from llava_operator.acting.events import EventPublisher
+from llava_operator.acting.nodes import Nodes
+from llava_operator.acting.reconcile import Reconciler
+from llava_operator.acting.report_authority import Authority
 from llava_operator.build.common import Platform
-from llava_operator.children import Children
+from llava_operator.cache.children import Children
+from llava_operator.cache.progress import ProgressBook
+from llava_operator.cache.runs import Runs
+from llava_operator.cache.skipped import SkippedObjects
 from llava_operator.clock import now
-from llava_operator.events import EventPublisher
-from llava_operator.kube import Kind, Kube
-from llava_operator.nodes import Nodes
-from llava_operator.progress import ProgressBook
-from llava_operator.reconcile import Reconciler
-from llava_operator.resources import CHILD_SELECTOR, EVENTS, JOBS, PODS, RUNS
-from llava_operator.runs import Runs
-from llava_operator.skipped import SkippedObjects
-from llava_operator.views import Key
-from llava_operator.wire import Object
+from llava_operator.kube.client import Kind, Kube
+from llava_operator.kube.kinds import CHILD_SELECTOR, EVENTS, JOBS, PODS, RUNS
+from llava_operator.kube.objects import Key, Object
 from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, is_true, make_run
 from tests.kubectl import Kubectl
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from llava_operator.kube import Kind, Kube, KubeError
+from llava_operator.kube.client import Kind, Kube, KubeError
+from llava_operator.kube.kinds import CONFIG_MAPS, EVENTS, JOBS, RUNS
+from llava_operator.kube.objects import Object
+from llava_operator.reporting.authority_secret import ServerCertificate
 from llava_operator.reporting.certificates import make_authority, read_issuer
-from llava_operator.reporting.endpoint import ServerCertificate
-from llava_operator.resources import CONFIG_MAPS, EVENTS, JOBS, RUNS
-from llava_operator.wire import Object
 from tests.cluster.operators import OperatorProcess, free_port, running
 from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, is_true, make_run, until
 from tests.kubectl import Kubectl

@@ -18,9 +18,10 @@ from llava_api.report import (
 from llava_api.spec import Spec
 from llava_api.stages import stages_of
 from llava_api.status import Status
-from llava_operator.decide import Commit, Observation, Start, decide
+from llava_operator.cache.views import JobEnd, JobView, PodView, Termination
+from llava_operator.deciding.decide import Commit, Observation, Start, decide
+from llava_operator.kube.objects import Key
 from llava_operator.run import Run, current_stage
-from llava_operator.views import JobEnd, JobView, Key, PodView, Termination
 
 KEY = Key("team", "invoices")
 RUN_UID = "run-uid"

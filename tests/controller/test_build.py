@@ -19,7 +19,7 @@ from llava_operator.build.network_policy import build_network_policy
 from llava_operator.build.resources import build_resources
 from llava_operator.build.service import build_rendezvous_service
 from llava_operator.build.volume import build_volume_claim
-from llava_operator.waiting import list_needs
+from llava_operator.deciding.waiting import list_needs
 from tests.controller.makers import STAGES, make_run
 
 PLATFORM = Platform(trainer_image="registry/trainer:1", report_url="https://op-report.system.svc:8443/v1/progress")

@@ -12,8 +12,8 @@ from llava_operator.build.config import build_config_map, build_report_ca
 from llava_operator.build.job import build_job
 from llava_operator.build.service import build_rendezvous_service
 from llava_operator.build.volume import build_volume_claim
+from llava_operator.kube.objects import Object
 from llava_operator.run import Run
-from llava_operator.wire import Object
 from tests.controller.makers import KEY, make_run
 
 PLATFORM = Platform(

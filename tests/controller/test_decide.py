@@ -9,9 +9,9 @@ from llava_api.constants import Condition, Phase, StageName
 from llava_api.failures import BY_REASON, Reason
 from llava_api.report import PrepareNumbers, Score, StageResult, TrainNumbers
 from llava_api.status import Progress, StageState, Status
-from llava_operator.decide import Commit, Obstacle, ObstacleKind, Start, Wait, decide
-from llava_operator.policy import Violation
-from llava_operator.results import describe_result
+from llava_operator.deciding.decide import Commit, Obstacle, ObstacleKind, Start, Wait, decide
+from llava_operator.deciding.policy import Violation
+from llava_operator.deciding.results import describe_result
 from llava_operator.run import stage_of
 from tests.controller.makers import (
     JOB_UID,

@@ -5,8 +5,8 @@ from typing import Any
 from llava_api.constants import Condition, Phase, StageName
 from llava_api.failures import Reason
 from llava_api.status import StageState, Status
-from llava_operator.cards import NodeGpus
-from llava_operator.decide import Observation, Wait, decide
+from llava_operator.deciding.cards import NodeGpus
+from llava_operator.deciding.decide import Observation, Wait, decide
 from llava_operator.run import current_stage
 from tests.api.test_memory import make_7b
 from tests.controller.makers import NOW, RESULTS, commit, make_job, make_run, succeeded

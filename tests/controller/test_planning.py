@@ -8,8 +8,8 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.report import MicroBatch, PrepareNumbers
 from llava_api.spec import Spec
-from llava_operator.cards import Cards
-from llava_operator.planning import plan_training
+from llava_operator.deciding.cards import Cards
+from llava_operator.deciding.planning import plan_training
 from tests.api.test_memory import make_7b
 from tests.controller.makers import make_spec
 

@@ -13,7 +13,7 @@ from llava_api.constants import StageName
 from llava_api.resource import LlavaFineTune
 from llava_api.schema import build_schema
 from llava_api.spec import Spec
-from llava_operator.policy import ANYTHING, Policy, Violation, describe_violations, find_violations
+from llava_operator.deciding.policy import ANYTHING, Policy, Violation, describe_violations, find_violations
 from tests.policies import CASES, EVERYTHING, INSTALLATIONS, Case, make_spec, policy_of
 
 

@@ -12,11 +12,18 @@ import pytest
 from llava_api.constants import API_VERSION, KIND, Condition, Phase, StageName
 from llava_api.failures import Reason
 from llava_api.status import Progress, Status
-from llava_operator.authority import Authority
+from llava_operator.acting.events import EventPublisher
+from llava_operator.acting.nodes import Nodes
+from llava_operator.acting.reconcile import UNREADABLE, UNREPORTED, Reconciler, StatusPrunedError
+from llava_operator.acting.report_authority import Authority
 from llava_operator.build.common import Platform
-from llava_operator.children import Children
-from llava_operator.events import EventPublisher
-from llava_operator.kube import (
+from llava_operator.cache.children import Children
+from llava_operator.cache.progress import ProgressBook
+from llava_operator.cache.runs import Runs
+from llava_operator.cache.skipped import SkippedObjects
+from llava_operator.deciding.policy import Policy
+from llava_operator.deciding.status import dump_status
+from llava_operator.kube.client import (
     AlreadyExistsError,
     ConflictError,
     ForbiddenError,
@@ -28,16 +35,9 @@ from llava_operator.kube import (
     RetryableError,
     error_of,
 )
-from llava_operator.nodes import Nodes
-from llava_operator.policy import Policy
-from llava_operator.progress import ProgressBook
-from llava_operator.reconcile import UNREADABLE, UNREPORTED, Reconciler, StatusPrunedError
-from llava_operator.resources import CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIES, RUNS, VOLUME_CLAIMS
+from llava_operator.kube.kinds import CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIES, RUNS, VOLUME_CLAIMS
+from llava_operator.kube.objects import Object
 from llava_operator.run import current_stage, parse_status
-from llava_operator.runs import Runs
-from llava_operator.skipped import SkippedObjects
-from llava_operator.status import dump_status
-from llava_operator.wire import Object
 from tests.controller.makers import KEY, NOW, NOW_TEXT, RUN_UID, begun, make_spec
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from llava_api.constants import StageName
 from llava_api.status import Progress
-from llava_operator.status import complete_status, dump_status, format_duration, merge_patch
+from llava_operator.deciding.status import complete_status, dump_status, format_duration, merge_patch
 from tests.controller.makers import NOW, NOW_TEXT, begun
 
 

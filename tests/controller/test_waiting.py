@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from llava_api.constants import StageName
-from llava_operator.decide import Observation
-from llava_operator.waiting import describe_waiting, list_needs
+from llava_operator.deciding.decide import Observation
+from llava_operator.deciding.waiting import describe_waiting, list_needs
 from tests.controller.makers import NOW, begun, commit, make_job, make_pod, make_run, make_spec
 
 SPEC: dict[str, Any] = {

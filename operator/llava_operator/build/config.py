@@ -18,8 +18,8 @@ from llava_api.spec import Download
 from llava_operator.build.common import Platform, build_labels, build_metadata
 from llava_operator.build.inputs import complete_download, dataset_dir, model_dir
 from llava_operator.build.service import rendezvous_host
+from llava_operator.kube.objects import Object
 from llava_operator.run import Run, num_gpus
-from llava_operator.wire import Object
 
 CONFIG_KEY = PurePosixPath(CONFIG_PATH).name
 CA_KEY = PurePosixPath(REPORT_CA_PATH).name

@@ -2,8 +2,8 @@
 
 from llava_api.constants import ENV_POD_NAME, TRAINING_STAGES, StageName
 from llava_api.spec import Network
+from llava_operator.kube.objects import Object
 from llava_operator.run import Run, num_gpus
-from llava_operator.wire import Object
 
 
 def build_environment(run: Run, stage: StageName) -> list[Object]:

@@ -19,8 +19,8 @@ from llava_api.constants import (
 )
 from llava_api.spec import Download, Spec
 from llava_api.volume import RunVolume
+from llava_operator.kube.objects import Object
 from llava_operator.run import SecretUse, secrets_of
-from llava_operator.wire import Object
 
 PVC_SCHEME = "pvc://"
 _IN_SECRET = frozenset({"http_proxy", "https_proxy"})

@@ -19,8 +19,8 @@ from llava_operator.build.config import grace_period_s
 from llava_operator.build.environment import build_environment
 from llava_operator.build.inputs import build_inputs
 from llava_operator.build.resources import build_resources
+from llava_operator.kube.objects import Object
 from llava_operator.run import Run, num_gpus, num_pods
-from llava_operator.wire import Object
 
 UID = 65532
 TMP_SIZE = "10Gi"

@@ -3,8 +3,8 @@
 from llava_api.constants import TRAINING_STAGES, StageName
 from llava_api.quantities import format_quantity, parse_bytes
 from llava_api.spec import Evaluation, Merge, Prepare, Resources, Workers
+from llava_operator.kube.objects import Object
 from llava_operator.run import Run
-from llava_operator.wire import Object
 
 GPU = "nvidia.com/gpu"
 

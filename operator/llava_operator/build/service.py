@@ -3,8 +3,8 @@
 from llava_api.constants import LABEL_RUN, LABEL_STAGE, RENDEZVOUS_PORT, TRAINING_STAGES, StageName
 from llava_api.names import pod_hostname, rendezvous_service_name
 from llava_operator.build.common import build_labels, build_metadata
+from llava_operator.kube.objects import Object
 from llava_operator.run import Run
-from llava_operator.wire import Object
 
 
 def rendezvous_host(run: Run, stage: StageName, attempt: int) -> str:

@@ -3,8 +3,8 @@
 from llava_api.names import volume_claim_name
 from llava_api.spec import Spec
 from llava_operator.build.common import build_labels, build_metadata
+from llava_operator.kube.objects import Object
 from llava_operator.run import Run
-from llava_operator.wire import Object
 
 
 def build_volume_claim(run: Run) -> Object:
