@@ -50,8 +50,8 @@ _OPERATOR = "tests/cluster/test_operator.py::"
 _BY_A_STAGE: Final = (
     Failure(reason=Reason.INVALID_CONFIG, exit_code=64,
             observed="The stage refuses its configuration.",
-            hint="Change the field that the message names; where it is none of the spec's, operator and trainer image do "
-                 "not fit together: use the image of the operator's version.",
+            hint="Change the field that the message names; where it is none of the spec's, operator and trainer image "
+                 "do not fit together: use the image of the operator's version.",
             test=_STAGES + "test_a_configuration_that_the_image_does_not_know"),
     Failure(reason=Reason.INVALID_DATA, exit_code=65,
             observed="The dataset, or a picture of it, is not what the spec says, or holds nothing to learn.",
@@ -171,14 +171,14 @@ _BY_THE_OPERATOR: Final = (
             observed="DisruptionTarget, PreemptionByScheduler: pods of a higher priority took the place.",
             hint="Give the run a higher spec.scheduling.priorityClassName if that should not happen."),
     Failure(reason=Reason.NODE_LOST, retryable=True,
-            observed="DisruptionTarget, DeletionByTaintManager or DeletionByPodGC: the node does not answer or is gone.",
+            observed="DisruptionTarget, DeletionByTaintManager, DeletionByPodGC: the node does not answer or is gone.",
             hint="Nothing needs to be done while other nodes have room; look at the node that the message names."),
     Failure(reason=Reason.DRAINED, retryable=True,
             observed="DisruptionTarget, EvictionByEvictionAPI: the node is drained, or an autoscaler takes it away.",
             hint="Nothing needs to be done; annotations for the autoscaler keep a run in place that is moved often."),
     Failure(reason=Reason.POD_DISRUPTED, retryable=True,
-            observed="DisruptionTarget with another reason, like TerminationByKubelet: the node shuts down, or is short "
-                     "of memory or disk for others.",
+            observed="DisruptionTarget with another reason, like TerminationByKubelet: the node shuts down, or is "
+                     "short of memory or disk for others.",
             hint="Nothing needs to be done while other nodes have room; requests that equal limits make it rarer."),
     Failure(reason=Reason.JOB_DELETED, retryable=True, counts=True, first_is_free=True,
             observed="Someone deleted the attempt's Job.",

@@ -6,7 +6,10 @@ import time
 import pytest
 
 from llava_api.failures import Reason
-from llava_trainer.training.watchdog import Doing, Watchdog
+from llava_api.run_config import WorkerLayout
+from llava_trainer.training.processes import COLLECTIVE_TIMEOUT
+from llava_trainer.training.progress import Progress
+from llava_trainer.training.watchdog import Doing, Watchdog, stall_limit_s
 from llava_trainer.training.worker import explain_stall
 
 LIMIT_S = 0.2
@@ -20,7 +23,7 @@ def await_stall(*beats: Doing) -> list[Doing]:
         stalled.append(doing)
         heard.set()
 
-    with Watchdog(LIMIT_S, note) as watchdog:
+    with Watchdog(lambda: LIMIT_S, note) as watchdog:
         for doing in beats:
             watchdog.beat(doing)
         heard.wait(10 if beats and beats[-1] is not Doing.SAVING else 2)
@@ -48,7 +51,7 @@ def test_how_far_it_is_is_asked_once_before_it_counts_as_hanging(doing: Doing):
         order.append(f"asked: it {doing}")
         asked.set()
 
-    with Watchdog(LIMIT_S, lambda doing: order.append("gave up"), ask) as watchdog:
+    with Watchdog(lambda: LIMIT_S, lambda doing: order.append("gave up"), ask) as watchdog:
         watchdog.beat(doing)
         assert asked.wait(10)
         time.sleep(10 * LIMIT_S)
@@ -56,9 +59,60 @@ def test_how_far_it_is_is_asked_once_before_it_counts_as_hanging(doing: Doing):
 
 
 def test_whoever_waits_is_not_the_cause():
-    told = [explain_stall(3, doing, 300.0) for doing in (Doing.LOADING, Doing.WAITING)]
+    told = [
+        explain_stall(3, doing, 300.0, Progress(step=7, attempt_steps=2)) for doing in (Doing.LOADING, Doing.WAITING)
+    ]
     assert [word.lost_peer for word in told] == [False, True]
     assert {word.failure.reason for word in told} == {Reason.WORKER_STALLED}
+    assert (told[0].failure.step, told[0].failure.attempt_steps) == (7, 2)
     assert told[0].failure.message == (
         "training process 3 has not gone on for 300 s: it loads samples; the stacks are in its log"
     )
+
+
+@pytest.mark.parametrize(
+    ("slowest_s", "longest_s", "expected_s"),
+    [
+        # Nothing is known yet.
+        (None, 300.0, 300.0),
+        # Quick steps: what a file server that fails over may take.
+        (0.5, 300.0, 120.0),
+        (20.0, 300.0, 200.0),
+        # Never longer than half of what the others' operations wait, and as short as it is configured.
+        (45.0, 300.0, 300.0),
+        (0.5, 20.0, 20.0),
+    ],
+)
+def test_the_limit_follows_from_the_steps(slowest_s: float | None, longest_s: float, expected_s: float):
+    assert stall_limit_s(slowest_s, longest_s) == expected_s
+
+
+def test_the_slowest_of_the_last_steps_counts():
+    progress = Progress()
+    progress.begin(40)
+    for step, seconds in enumerate((9.0, 1.0), start=41):
+        progress.finish_step(step, seconds)
+        progress.measure(seconds)
+    assert progress.slowest_step_s is None, "too few to conclude anything"
+    progress.measure(2.0)
+    assert progress.slowest_step_s == 9.0
+    for _ in range(17):
+        progress.measure(2.0)
+    assert progress.slowest_step_s == 9.0
+    progress.measure(1.5)
+    assert progress.slowest_step_s == 2.0, "the first one is forgotten by then"
+    assert (progress.step, progress.attempt_steps, progress.last_step_s) == (42, 2, 1.0)
+
+
+def test_an_operation_between_processes_waits_twice_as_long_as_a_process_may_stand_still():
+    assert COLLECTIVE_TIMEOUT.total_seconds() >= 2 * WorkerLayout().stall_limit_seconds
+
+
+def test_evidence_is_taken_back_by_who_goes_on():
+    asked, relieved = threading.Event(), threading.Event()
+    with Watchdog(lambda: 0.5, lambda doing: None, lambda doing: asked.set(), relieved.set) as watchdog:
+        watchdog.beat(Doing.COMPUTING)
+        assert asked.wait(10)
+        assert not relieved.is_set()
+        watchdog.beat(Doing.COMPUTING)
+        assert relieved.wait(10)
