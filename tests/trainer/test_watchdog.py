@@ -7,12 +7,20 @@ import pytest
 
 from llava_api.failures import Reason
 from llava_api.run_config import WorkerLayout
-from llava_trainer.training.processes import COLLECTIVE_TIMEOUT
+from llava_trainer.training import watchdog
+from llava_trainer.training.processes import COLLECTIVE_TIMEOUT, Processes
 from llava_trainer.training.progress import Progress
+from llava_trainer.training.step import BatchTotals, count_batch
 from llava_trainer.training.watchdog import Doing, Watchdog, stall_limit_s
 from llava_trainer.training.worker import explain_stall
+from tests.trainer.many import run_in_processes
 
 LIMIT_S = 0.2
+
+
+@pytest.fixture(autouse=True)
+def prompt_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "_DUMP_ADVANCE_S", 0.1)
 
 
 def await_stall(*beats: Doing) -> list[Doing]:
@@ -23,10 +31,10 @@ def await_stall(*beats: Doing) -> list[Doing]:
         stalled.append(doing)
         heard.set()
 
-    with Watchdog(lambda: LIMIT_S, note) as watchdog:
+    with Watchdog(lambda: LIMIT_S, note) as dog:
         for doing in beats:
-            watchdog.beat(doing)
-        heard.wait(10 if beats and beats[-1] is not Doing.SAVING else 2)
+            dog.beat(doing)
+        heard.wait(10 if beats and beats[-1] is not Doing.SAVING else 1)
     return stalled
 
 
@@ -51,10 +59,10 @@ def test_how_far_it_is_is_asked_once_before_it_counts_as_hanging(doing: Doing):
         order.append(f"asked: it {doing}")
         asked.set()
 
-    with Watchdog(lambda: LIMIT_S, lambda doing: order.append("gave up"), ask) as watchdog:
-        watchdog.beat(doing)
+    with Watchdog(lambda: LIMIT_S, lambda doing: order.append("gave up"), ask) as dog:
+        dog.beat(doing)
         assert asked.wait(10)
-        time.sleep(10 * LIMIT_S)
+        time.sleep(5 * LIMIT_S)
     assert order == [f"asked: it {doing}", *(["gave up"] if doing is Doing.COMPUTING else [])]
 
 
@@ -110,9 +118,17 @@ def test_an_operation_between_processes_waits_twice_as_long_as_a_process_may_sta
 
 def test_evidence_is_taken_back_by_who_goes_on():
     asked, relieved = threading.Event(), threading.Event()
-    with Watchdog(lambda: 0.5, lambda doing: None, lambda doing: asked.set(), relieved.set) as watchdog:
-        watchdog.beat(Doing.COMPUTING)
+    with Watchdog(lambda: 0.5, lambda doing: None, lambda doing: asked.set(), relieved.set) as dog:
+        dog.beat(Doing.COMPUTING)
         assert asked.wait(10)
         assert not relieved.is_set()
-        watchdog.beat(Doing.COMPUTING)
+        dog.beat(Doing.COMPUTING)
         assert relieved.wait(10)
+
+
+def count(processes: Processes) -> BatchTotals:
+    return count_batch([], False, processes, last_step_s=10.0 + processes.rank)
+
+
+def test_all_processes_go_by_what_the_first_one_has_measured():
+    assert [totals.last_step_s for totals in run_in_processes(2, count)] == [10.0, 10.0]
