@@ -37,11 +37,6 @@ class Failure:
     test: str = ""
     """The test that causes it for real: file and function, as pytest is told."""
 
-    def __post_init__(self) -> None:
-        assert not self.counts or self.retryable, f"{self.reason}: what ends the run counts nothing"
-        assert not self.first_is_free or self.counts, f"{self.reason}: none of them counts"
-        assert not (self.waits and self.retryable), f"{self.reason}: no attempt ends, so none follows"
-
 
 _STAGES = "tests/trainer/test_failures.py::"
 _TRAINING = "tests/trainer/test_train_stage.py::"
