@@ -56,7 +56,7 @@ def _ended(failure: Failure) -> tuple[str, ...]:
     counts = "yes" if failure.counts else "no"
     if failure.first_is_free:
         counts = "from the second on"
-    retried = "yes" if failure.retryable else "never"
+    retried = "yes" if failure.retryable else failure.retried_if or "never"
     shown = counts if failure.retryable else ""
     return f"`{failure.reason}`", failure.observed, retried, shown, failure.hint, _test(failure)
 

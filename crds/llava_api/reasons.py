@@ -47,6 +47,7 @@ class Reason(StrEnum):
     QUEUE_EVICTED = "QueueEvicted"
     GANG_NOT_SCHEDULED = "GangNotScheduled"
     SUSPENDED = "Suspended"
+    RESULT_LOST = "ResultLost"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     NO_PROGRESS = "NoProgress"
     NAME_CONFLICT = "NameConflict"

@@ -9,7 +9,7 @@ OF_STAGES = [failure for failure in FAILURES if failure.exit_code is not None]
 WITHOUT_TEST = frozenset(
     {
         Reason.POD_FAILED, Reason.EVICTED, Reason.PREEMPTED, Reason.NODE_LOST, Reason.DRAINED, Reason.POD_DISRUPTED,
-        Reason.POD_DELETED, Reason.QUEUE_EVICTED, Reason.GANG_NOT_SCHEDULED, Reason.SUSPENDED,
+        Reason.POD_DELETED, Reason.QUEUE_EVICTED, Reason.GANG_NOT_SCHEDULED, Reason.RESULT_LOST,
         Reason.DEADLINE_EXCEEDED, Reason.NO_PROGRESS, Reason.IMAGE_CANNOT_BE_PULLED, Reason.UNSCHEDULABLE,
         Reason.MISSING_OBJECT, Reason.VOLUME_NOT_MOUNTED, Reason.VOLUME_OF_EARLIER_RUN, Reason.QUEUED,
     }
@@ -38,7 +38,7 @@ def test_what_the_cluster_does_to_a_run_is_retried_and_counts_nothing() -> None:
 def test_each_row_is_one_thing() -> None:
     for row in FAILURES:
         assert not (row.waits and (row.retryable or row.exit_code is not None)), row.reason
-        assert row.retryable or not row.counts, row.reason
+        assert row.counts is False or not row.waits, row.reason
         assert row.counts or not row.first_is_free, row.reason
         assert row.observed.endswith("."), row.reason
         assert "|" not in row.observed + row.hint, f"{row.reason}: it would end the table's cell"
