@@ -137,12 +137,12 @@ _BY_A_STAGE: Final = (
             observed="The run's volume cannot be written: read-only, broken, or gone (EROFS, EIO, ESTALE).",
             hint="Look at its PersistentVolume, its access mode, and the node that mounts it.",
             test=_STAGES + "test_a_volume_that_is_mounted_read_only"),
-    Failure(reason=Reason.DRIVER_TOO_OLD, exit_code=86,
+    Failure(reason=Reason.DRIVER_TOO_OLD, exit_code=87,
             observed="The node's NVIDIA driver is older than the image's CUDA needs.",
             hint="Update it to the version that the message names, or choose nodes that have it by "
                  "spec.scheduling.nodeSelector.",
             test=_STAGES + "test_a_driver_that_is_too_old"),
-    Failure(reason=Reason.NCCL_FAILED, exit_code=87, retryable=True,
+    Failure(reason=Reason.NCCL_FAILED, exit_code=88, retryable=True,
             observed="NCCL, over which GPUs talk to each other, failed.",
             hint="The message has NCCL's words; with NCCL_DEBUG=INFO in the image's environment the log says more, "
                  "often about the network's interfaces or /dev/shm.",

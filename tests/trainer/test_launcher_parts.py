@@ -181,7 +181,7 @@ def test_what_nccl_says_is_told(config: RunConfig, text: str, reason: Reason, to
 def test_who_knows_what_nccl_said_is_believed_before_who_only_lost_somebody(config: RunConfig):
     say(config, 0, Reason.RENDEZVOUS_FAILED, lost_peer=True)
     say(config, 1, Reason.NCCL_FAILED, lost_peer=True)
-    assert find_cause(config, exits((0, 72), (1, 87))).failure.rank == 1
+    assert find_cause(config, exits((0, 72), (1, 88))).failure.rank == 1
 
 
 def test_how_far_it_was_is_known_of_a_process_that_could_not_say(config: RunConfig):
