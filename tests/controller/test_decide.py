@@ -98,7 +98,7 @@ def test_decisions_settle() -> None:
 
 @pytest.mark.parametrize("kind", [ObstacleKind.NAME_CONFLICT, ObstacleKind.REJECTED])
 def test_lasting_obstacle_fails_the_run(kind: ObstacleKind) -> None:
-    obstacle = Obstacle(kind=kind, message="configmaps invoices-prepare-1 is in the way", retry_at=NOW)
+    obstacle = Obstacle(kind=kind, reason=Reason(kind), message="configmaps invoices-prepare-1 is in the way", retry_at=NOW)
     status = commit(see(begun(with_job=False), obstacle=obstacle))
     assert status.phase is Phase.FAILED
     assert status.failure is not None
@@ -108,7 +108,7 @@ def test_lasting_obstacle_fails_the_run(kind: ObstacleKind) -> None:
 
 
 def test_passing_obstacle_is_said_then_waited_for_then_tried_again() -> None:
-    obstacle = Obstacle(kind=ObstacleKind.BLOCKED, message="exceeded quota", retry_at=LATER)
+    obstacle = Obstacle(kind=ObstacleKind.BLOCKED, reason=Reason.QUOTA_EXCEEDED, message="exceeded quota", retry_at=LATER)
     status = commit(see(begun(with_job=False), obstacle=obstacle))
     assert status.phase is Phase.PENDING
     assert stage_of(status, StageName.PREPARE).message == "exceeded quota"

@@ -12,10 +12,13 @@ import pytest
 from llava_api.constants import API_VERSION, KIND, Condition, Phase, StageName
 from llava_api.failures import Reason
 from llava_api.status import Progress, Status
+from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.nodes import Nodes
-from llava_operator.acting.reconcile import UNREADABLE, UNREPORTED, Reconciler, StatusPrunedError
+from llava_operator.acting.reconcile import UNREPORTED, Reconciler, StatusPrunedError
 from llava_operator.acting.report_authority import Authority
+from llava_operator.acting.troubles import Troubles
+from llava_operator.acting.unreadable import UNREADABLE
 from llava_operator.build.common import Platform
 from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
@@ -58,6 +61,9 @@ class ApiServer:
 
     objects: dict[tuple[Kind, str], Object] = field(default_factory=dict)
     refuse: dict[Kind, KubeError] = field(default_factory=dict)
+    refuse_list: dict[Kind, KubeError] = field(default_factory=dict)
+    listed: list[str] = field(default_factory=list)
+    """Field selectors that were asked for."""
     writes: list[str] = field(default_factory=list)
     version: int = 1
     pruned: tuple[str, ...] = ()
@@ -81,9 +87,16 @@ class ApiServer:
         self.writes.append(f"create {kind.plural} {name}" if kind != EVENTS else f"event {body['reason']}")
         return made
 
-    async def list(self, kind: Kind, namespace: str, selector: str = "") -> AsyncIterator[Object]:
+    async def list(
+        self, kind: Kind, namespace: str, selector: str = "", *, fields: str = ""
+    ) -> AsyncIterator[Object]:
+        if error := self.refuse_list.get(kind):
+            raise error
+        if fields:
+            self.listed.append(fields)
+        uid = fields.removeprefix("regarding.uid=")
         for found_kind, name in list(self.objects):
-            if found_kind == kind:
+            if found_kind == kind and uid in ("", self.objects[kind, name].get("regarding", {}).get("uid")):
                 yield copy.deepcopy(self.objects[kind, name])
 
     async def patch(self, kind: Kind, namespace: str, name: str, body: Object, subresource: str = "") -> Object:
@@ -139,6 +152,8 @@ class Operator:
             progress=self.progress,
             events=EventPublisher(self.server, instance="op", now=lambda: self.now),  # type: ignore[arg-type]
             authority=self.authority,
+            troubles=Troubles(kube=self.server, now=lambda: self.now),  # type: ignore[arg-type]
+            errors=ApiErrors(now=lambda: self.now),
             platform=Platform(trainer_image="t", report_url="https://r/", policy=self.policy),
             now=lambda: self.now,
         )

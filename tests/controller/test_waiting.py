@@ -38,7 +38,7 @@ def test_prepare_needs_what_the_run_names_and_later_stages_nothing() -> None:
 )  # fmt: skip
 def test_missing_secret_is_told_where_kubernetes_says_nothing(waiting: str, needs: list[str], told: str) -> None:
     job = make_job(begun())
-    assert describe_waiting(job, [make_pod(waiting=waiting)], 1, needs) == told
+    assert describe_waiting(job, [make_pod(waiting=waiting)], 1, needs) == (None, told)
 
 
 def test_it_stands_in_the_stages_message() -> None:

@@ -20,6 +20,7 @@ from llava_operator.deciding.beginning import Hold, begin_next, begin_run, judge
 from llava_operator.deciding.observation import Observation, ObstacleKind
 from llava_operator.deciding.status import complete_status, replace_stage, without_texts
 from llava_operator.deciding.verdict import failed_by_operator
+from llava_operator.deciding.waiting import told_from, waiting_since
 from llava_operator.run import Run, attempt_of, current_stage
 
 
@@ -73,22 +74,33 @@ def decide(seen: Observation) -> Decision:
     wanted = plan.status
     if seen.progress is not None and (wanted != run.status or _is_progress_due(seen)):
         wanted = wanted.model_copy(update={"progress": seen.progress})
-    wanted = complete_status(wanted, generation=run.generation, now=seen.now)
+    wanted = wanted.model_copy(update={"api_trouble": seen.api_trouble if current_stage(wanted) else None})
+    wanted = complete_status(wanted, before=run.status, generation=run.generation, now=seen.now)
     text_due = _text_due(seen)
     is_text = wanted != run.status and without_texts(wanted) == without_texts(run.status)
     if wanted != run.status and not (is_text and text_due):
         return Commit(status=wanted)
     if isinstance(plan.act, Wait) and current_stage(run.status) is not None:
         due = seen.progress_due_at if seen.progress else None
-        return Wait(until=_first(plan.act.until, due, _deadline(run, seen.now), text_due if is_text else None))
+        text_due = text_due if is_text else None
+        return Wait(until=_first(plan.act.until, due, _deadline(run, seen.now), text_due, _told_at(seen)))
     return plan.act
 
 
 def _text_due(seen: Observation) -> datetime | None:
-    """Until when a change of nothing but texts has to wait; None if it need not. What stands in the way is told."""
-    if seen.obstacle or seen.violations or seen.text_due_at is None or seen.text_due_at <= seen.now:
+    """Until when a change of nothing but texts has to wait; None if it need not. A reason is none, and told at once."""
+    return seen.text_due_at if seen.text_due_at is not None and seen.text_due_at > seen.now else None
+
+
+def _told_at(seen: Observation) -> datetime | None:
+    """When more is to be told of an attempt that waits; None if none does."""
+    stage = current_stage(seen.run.status)
+    if stage is None or stage.newest is None:
         return None
-    return seen.text_due_at
+    since = waiting_since(stage, seen.job, seen.pods, attempt_of(seen.run, stage).num_pods)
+    if since is None:
+        return None
+    return told_from(since) if told_from(since) > seen.now else seen.trouble_due_at
 
 
 def why_stop(run: Run, now: datetime) -> tuple[Reason, str] | None:
@@ -213,7 +225,7 @@ def _start(seen: Observation, status: Status, stage: StageStatus, newest: Attemp
                 return _Plan(status=held, act=Wait())
     if obstacle is not None:
         # Without one it stays what was said last: after a restart nothing has been tried yet.
-        stage = stage.model_copy(update={"message": obstacle.message})
+        stage = stage.model_copy(update={"message": obstacle.message, "reason": obstacle.reason})
     start = Start(stage=stage.name, attempt=newest.number)
     act = Wait(until=obstacle.retry_at) if obstacle and seen.now < obstacle.retry_at else start
     return _Plan(status=replace_stage(status, stage), act=act)
