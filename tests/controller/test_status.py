@@ -55,7 +55,8 @@ def test_summary_of_odd_progress(step: int, total: int, shown: str, percent: str
 def test_bytes_are_shown_as_gigabytes(step: int, total: int, shown: str, percent: str) -> None:
     progress = Progress(stage=StageName.PREPARE, attempt=1, pod_uid="u", step=step, total_steps=total, unit="bytes",
                         last_update_time=NOW_TEXT)  # fmt: skip
-    summary = complete_status(begun().model_copy(update={"progress": progress}), before=begun(), generation=1, now=NOW).summary
+    status = begun().model_copy(update={"progress": progress})
+    summary = complete_status(status, before=begun(), generation=1, now=NOW).summary
     assert summary is not None
     assert (summary.step, summary.percent) == (shown, percent)
 

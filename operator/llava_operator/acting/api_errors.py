@@ -1,4 +1,4 @@
-"""Errors that passes over a run end with, again and again: remembered until one ends without, and told in its status."""
+"""Errors that passes over a run end with, again and again: remembered until one ends well, and told in its status."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -44,7 +44,8 @@ _TROUBLES = frozenset(
 )  # fmt: skip
 _CURES = frozenset(
     {
-        "SuccessfulCreate", "SuccessfulAttachVolume", "ProvisioningSucceeded", "Pulling", "Pulled", "Created", "Started",
+        "SuccessfulCreate", "SuccessfulAttachVolume", "ProvisioningSucceeded", "Pulling", "Pulled", "Created",
+        "Started",
     }
 )  # fmt: skip
 """Events after which an earlier trouble of the same object is over."""

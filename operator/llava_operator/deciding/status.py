@@ -22,8 +22,7 @@ def replace_stage(status: Status, stage: StageStatus) -> Status:
 
 
 def complete_status(status: Status, *, before: Status, generation: int, now: datetime) -> Status:
-    """Everything that follows from the rest: summary, conditions, since when a stage waits for what it waits for, and
-    the generation they are about.
+    """Everything that follows from the rest: summary, conditions, the generation, since when a reason holds.
 
     Args:
         status: as it is to be.
