@@ -66,17 +66,19 @@ def test_reason_behind_what_kubernetes_says(said: str, reason: Reason | None) ->
         ("Unschedulable: 0/1 nodes are available: 1 node(s) had untolerated taint {a: b}.",
          "Unschedulable: 0/1 nodes are available: 1 node(s) had untolerated taint {a: b}."),
         ('Unschedulable: persistentvolumeclaim "data" not found. not found',
-         "PersistentVolumeClaim data is not there, and spec.dataset.source and spec.alignment.dataset.source ask for it: "
-         "create it, or correct the fields"),
+         "PersistentVolumeClaim data is not there, and spec.dataset.source and spec.alignment.dataset.source ask for "
+         "it: create it, or correct the fields"),
         ('FailedMount: MountVolume.SetUp failed for volume "secret-model" : secret "hub" not found',
          "Secret hub is not there, and spec.model.secretRef asks for it: create it, or correct the field"),
         ('FailedMount: configmap "corporate" not found',
-         "ConfigMap corporate is not there, and spec.download.caConfigMap asks for it: create it, or correct the field"),
+         "ConfigMap corporate is not there, and spec.download.caConfigMap asks for it: create it, or correct the "
+         "field"),
         ('ProvisioningFailed: storageclass.storage.k8s.io "fast" not found',
          "StorageClass fast is not there, and spec.storage.storageClassName asks for it: create it, or correct the "
          "field"),
         ('persistentvolumeclaim "invoices-run" not found',
-         "PersistentVolumeClaim invoices-run is not there, and spec.storage asks for it: create it, or correct the field"),
+         "PersistentVolumeClaim invoices-run is not there, and spec.storage asks for it: create it, or correct the "
+         "field"),
         ('secret "unknown" not found', "Secret unknown is not there"),
         ("no PriorityClass with name gold was found", "PriorityClass gold is not there"),
         # Of another kind than the one that the run names so.

@@ -180,7 +180,7 @@ class Troubles:
             if claim.get("status", {}).get("phase") != "Pending":
                 continue
             said = await self._read(run, claim["metadata"]["uid"])
-            return Trouble(said or "it has no volume yet", about=f"claim {name}")
+            return Trouble(said or "Unschedulable: it has no volume yet", about=f"claim {name}")
         return None
 
     async def _read(self, run: Run, uid: str) -> str:
