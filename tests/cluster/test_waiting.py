@@ -6,6 +6,8 @@ What a kubelet does is played: the statuses and Events that one writes are writt
 
 import asyncio
 import contextlib
+import json
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +21,7 @@ from aiohttp import web
 from llava_api.constants import LABEL_STAGE, STAGE_CONTAINER
 from llava_api.failures import Reason
 from llava_operator.kube.client import Kind, Kube
-from llava_operator.kube.kinds import EVENTS, JOBS, NODES, PODS, RUNS, VOLUME_CLAIMS
+from llava_operator.kube.kinds import EVENTS, JOBS, PODS, RUNS, VOLUME_CLAIMS
 from llava_operator.kube.objects import Object
 from tests.cluster.operators import OperatorProcess, running
 from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, is_true, make_run, succeed, until
@@ -88,7 +90,7 @@ class World:
 
         await until(f"the Event {reason}", told)
 
-    async def goes_on(self, *, train: bool = False) -> None:
+    async def goes_on(self) -> None:
         """Let every pod succeed, and wait until the run does, without a restart."""
         self.behave = succeed
 
@@ -103,6 +105,19 @@ class World:
 
     async def pods(self) -> list[Object]:
         return [pod async for pod in self.kube.list(PODS, self.namespace)]
+
+    async def place_pod(self) -> Object:
+        """Bind the run's first pod to the node, as the scheduler would if it found its claims."""
+
+        async def first() -> Object | None:
+            return next(iter(await self.pods()), None)
+
+        pod = await until("the pod", first)
+        name = pod["metadata"]["name"]
+        target = {"apiVersion": "v1", "kind": "Node", "name": PlayedNode.name}
+        binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
+        await self.kube._request("POST", PODS.path(self.namespace, name, "binding"), body=binding)
+        return pod
 
     async def put(self, kind: Kind, body: Object, *, everywhere: bool = False) -> None:
         await self.kube.create(kind, None if everywhere else self.namespace, body)
@@ -155,22 +170,40 @@ async def world(api_server: Kubectl, request: pytest.FixtureRequest) -> AsyncIte
         yield made
 
 
-@pytest.fixture
-async def node(world: World) -> AsyncIterator[str]:
-    """A node as the scheduler sees one: ready, with 4 CPUs and no GPU."""
-    name = world.namespace
-    await world.put(NODES, {"metadata": {"name": name}}, everywhere=True)
-    await resize(world, name, cpu="8", memory="64Gi", pods="10")
-    yield name
-    await world.delete(NODES, name, everywhere=True)
+class PlayedNode:
+    """A node as scheduler and controllers see one that is alive: ready, with CPUs and memory, at first without GPUs."""
+
+    name = "played"
+
+    def __init__(self, kubectl: Kubectl) -> None:
+        self.kubectl = kubectl
+        self.gpus = "0"
+
+    def beat(self) -> None:
+        """Say that it lives, as a kubelet does."""
+        ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": now()}
+        has = {"cpu": "64", "memory": "640Gi", "pods": "110", "nvidia.com/gpu": self.gpus}
+        status = {"status": {"capacity": has, "allocatable": has, "conditions": [ready]}}
+        patch = ("patch", "node", self.name, "--subresource=status", "--type=merge", "-p", json.dumps(status))
+        self.kubectl.run(*patch)
+
+    def stay_alive(self, stop: threading.Event) -> None:
+        """Do so until it is stopped."""
+        while not stop.wait(10):
+            self.beat()
 
 
-async def resize(world: World, name: str, **capacity: str) -> None:
-    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": now()}
-    status = {"capacity": capacity, "allocatable": capacity, "conditions": [ready]}
-    await world.kube.patch(NODES, None, name, {"status": status}, subresource="status")  # type: ignore[arg-type]
-    taints = {"spec": {"taints": None}}
-    await world.kube.patch(NODES, None, name, taints)  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def node(api_server: Kubectl) -> Iterator[PlayedNode]:
+    played, stop = PlayedNode(api_server), threading.Event()
+    api_server.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": played.name}})
+    played.beat()
+    beats = threading.Thread(target=played.stay_alive, args=(stop,))
+    beats.start()
+    yield played
+    stop.set()
+    beats.join()
+    api_server.run("delete", "node", played.name)
 
 
 def now() -> str:
@@ -189,8 +222,9 @@ def waiting(reason: str, message: str = "") -> Object:
 # --- what pods say
 
 
-async def test_image_that_cannot_be_pulled(world: World, operator: OperatorProcess) -> None:
+async def test_image_that_cannot_be_pulled(world: World, operator: OperatorProcess, node: PlayedNode) -> None:
     await world.create_run()
+    await world.place_pod()
     world.behave = lambda _: waiting("ErrImagePull", "manifest for trainer:test not found")
     await world.waits(Reason.IMAGE_CANNOT_BE_PULLED, "manifest for trainer:test not found")
     # As the kubelet does, in turns: one reason, one Event.
@@ -199,15 +233,16 @@ async def test_image_that_cannot_be_pulled(world: World, operator: OperatorProce
     await world.goes_on()
 
 
-async def test_container_that_cannot_be_started(world: World, operator: OperatorProcess) -> None:
+async def test_container_that_cannot_be_started(world: World, operator: OperatorProcess, node: PlayedNode) -> None:
     await world.create_run()
+    await world.place_pod()
     world.behave = lambda _: waiting("CreateContainerError", "context deadline exceeded")
     await world.waits(Reason.CONTAINER_NOT_STARTED, "context deadline exceeded")
     await world.goes_on()
 
 
 async def test_claim_that_is_not_there_and_gpus_that_are_short(
-    world: World, operator: OperatorProcess, node: str
+    world: World, operator: OperatorProcess, node: PlayedNode
 ) -> None:
     """By the real scheduler: the claim is named by the field that asks for it, what is short by its name."""
     workers = {"replicas": 1, "gpus": 1, "resources": {"requests": {"cpu": "1", "memory": "1Gi"}}}
@@ -215,9 +250,7 @@ async def test_claim_that_is_not_there_and_gpus_that_are_short(
         workers=workers, prepare={"resources": {"requests": {"cpu": "1", "memory": "1Gi"}}}, storage={"size": "1Gi"}
     )
     await world.waits(Reason.MISSING_OBJECT, "PersistentVolumeClaim models", "spec.model.source asks for it")
-    await world.make_claim("models")
-    await world.waits(Reason.MISSING_OBJECT, "PersistentVolumeClaim data", "spec.dataset.source asks for it")
-    await world.make_claim("data")
+    await asyncio.gather(world.make_claim("models"), world.make_claim("data"))
     # The run's own claim has no volume: nobody provisions one here.
     await world.waits(Reason.VOLUME_NOT_MOUNTED, "claim run-run", "no storage class is set")
     await world.bind("run-run")
@@ -227,7 +260,8 @@ async def test_claim_that_is_not_there_and_gpus_that_are_short(
 
     world.behave = placed
     await world.waits(Reason.UNSCHEDULABLE, "no node has enough nvidia.com/gpu free", "Insufficient nvidia.com/gpu")
-    await resize(world, node, cpu="8", memory="64Gi", pods="10", **{"nvidia.com/gpu": "1"})
+    node.gpus = "1"
+    await asyncio.to_thread(node.beat)
     await world.goes_on()
 
 
@@ -235,11 +269,6 @@ async def test_queue_that_holds_the_job_back(world: World, operator: OperatorPro
     await world.create_run(scheduling={"queueName": "team"})
     await world.waits(Reason.QUEUED, "waits in the queue team")
     admitted: set[str] = set()
-
-    def admit_and_succeed(pod: Object) -> Object | None:
-        return succeed(pod)
-
-    world.behave = admit_and_succeed
 
     async def admit() -> None:
         while True:
@@ -258,7 +287,7 @@ async def test_queue_that_holds_the_job_back(world: World, operator: OperatorPro
 # --- what only Events tell
 
 
-async def test_what_only_events_tell(api_server: Kubectl, operator: OperatorProcess) -> None:
+async def test_what_only_events_tell(api_server: Kubectl, operator: OperatorProcess, node: PlayedNode) -> None:
     """Side by side, since each waits until Events are asked for."""
     async with contextlib.AsyncExitStack() as stack:
         worlds = {
@@ -317,13 +346,8 @@ async def policy_that_refuses_pods(world: World) -> None:
 
 async def play_a_kubelet(world: World, reason: str, message: str) -> None:
     """Have the run's pod on a node that writes this Event about it, as a kubelet does."""
-    bound = await until("the pod", lambda: first_pod(world))
-    name, uid = bound["metadata"]["name"], bound["metadata"]["uid"]
-    target = {"apiVersion": "v1", "kind": "Node", "name": "somewhere"}
-    await world.kube._request(
-        "POST", PODS.path(world.namespace, name, "binding"),
-        body={"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target},
-    )  # fmt: skip
+    pod = await world.place_pod()
+    name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
     world.behave = lambda _: waiting("ContainerCreating")
     about = {"apiVersion": "v1", "kind": "Pod", "namespace": world.namespace, "name": name, "uid": uid}
     await world.put(
@@ -334,10 +358,6 @@ async def play_a_kubelet(world: World, reason: str, message: str) -> None:
             "firstTimestamp": now(), "lastTimestamp": now(),
         },
     )  # fmt: skip
-
-
-async def first_pod(world: World) -> Object | None:
-    return next(iter(await world.pods()), None)
 
 
 async def secret_that_is_not_there(world: World) -> None:
@@ -358,9 +378,6 @@ async def volume_that_is_not_mounted(world: World) -> None:
 
 async def storage_class_that_is_not_there(world: World) -> None:
     """Said by the real volume controller of the claim; the scheduler says no more than that it waits for one."""
-    node = world.namespace
-    await world.put(NODES, {"metadata": {"name": node}}, everywhere=True)
-    await resize(world, node, cpu="8", memory="64Gi", pods="10")
     for name in ("models", "data"):
         await world.make_claim(name)
     await world.create_run(storage={"size": "1Gi", "storageClassName": "fast"})
@@ -373,7 +390,6 @@ async def storage_class_that_is_not_there(world: World) -> None:
     await world.bind("run-run", storage_class="fast")
     await world.goes_on()
     await world.delete(CLASSES, "fast", everywhere=True)
-    await world.delete(NODES, node, everywhere=True)
 
 
 # --- an API server that answers with errors
@@ -444,8 +460,11 @@ async def test_errors_that_the_api_server_keeps_answering(
             await asyncio.to_thread(operator.stop)
 
 
-async def test_columns_of_kubectl_get(world: World, operator: OperatorProcess, api_server: Kubectl) -> None:
+async def test_columns_of_kubectl_get(
+    world: World, operator: OperatorProcess, api_server: Kubectl, node: PlayedNode
+) -> None:
     await world.create_run()
+    await world.place_pod()
     world.behave = lambda _: waiting("ErrImagePull", "no such image")
     await world.waits(Reason.IMAGE_CANNOT_BE_PULLED)
     narrow = api_server.run("-n", world.namespace, "get", "lft").splitlines()

@@ -16,13 +16,18 @@ type computed struct {
 }
 
 func run() error {
-	var objects []map[string]any
+	var objects []json.RawMessage
 	if err := json.NewDecoder(os.Stdin).Decode(&objects); err != nil {
 		return err
 	}
 	found := make([]computed, 0, len(objects))
 	for _, object := range objects {
-		result, err := status.Compute(&unstructured.Unstructured{Object: object})
+		read := &unstructured.Unstructured{}
+		// As clients read it: whole numbers stay whole.
+		if err := read.UnmarshalJSON(object); err != nil {
+			return err
+		}
+		result, err := status.Compute(read)
 		if err != nil {
 			return err
 		}
