@@ -10,9 +10,7 @@ WITHOUT_TEST = frozenset(
     {
         Reason.POD_FAILED, Reason.EVICTED, Reason.PREEMPTED, Reason.NODE_LOST, Reason.DRAINED, Reason.POD_DISRUPTED,
         Reason.POD_DELETED, Reason.QUEUE_EVICTED, Reason.GANG_NOT_SCHEDULED, Reason.RESULT_LOST,
-        Reason.DEADLINE_EXCEEDED, Reason.NO_PROGRESS, Reason.IMAGE_CANNOT_BE_PULLED, Reason.UNSCHEDULABLE,
-        Reason.MISSING_OBJECT, Reason.VOLUME_NOT_MOUNTED, Reason.VOLUME_OF_EARLIER_RUN, Reason.QUEUED,
-        Reason.CONTAINER_NOT_STARTED, Reason.API_ERROR,
+        Reason.DEADLINE_EXCEEDED, Reason.NO_PROGRESS, Reason.VOLUME_OF_EARLIER_RUN,
     }
 )  # fmt: skip
 """Rows of the operator that nothing causes for real yet."""

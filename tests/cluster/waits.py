@@ -153,7 +153,8 @@ class World:
             {
                 "metadata": {"name": f"{self.namespace}-{claim}"},
                 "spec": {
-                    "capacity": {"storage": size}, "accessModes": ["ReadWriteOnce", "ReadWriteMany"], "hostPath": {"path": "/nowhere"},
+                    "capacity": {"storage": size}, "hostPath": {"path": "/nowhere"},
+                    "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
                     "claimRef": {"namespace": self.namespace, "name": claim}, "storageClassName": storage_class,
                 },
             },
