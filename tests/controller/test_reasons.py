@@ -27,6 +27,7 @@ RUN = make_run(
         ("ErrImagePull: manifest unknown: not found", Reason.IMAGE_CANNOT_BE_PULLED),
         ("InvalidImageName: couldn't parse image", Reason.IMAGE_CANNOT_BE_PULLED),
         (SHORT, Reason.UNSCHEDULABLE),
+        ("Unschedulable: 0/1 nodes: pod has unbound immediate PersistentVolumeClaims.", Reason.VOLUME_NOT_MOUNTED),
         ("SchedulingGated: waiting for gates", Reason.QUEUED),
         ('Unschedulable: persistentvolumeclaim "data" not found. not found', Reason.MISSING_OBJECT),
         ('FailedMount: MountVolume.SetUp failed for volume "s" : secret "hub" not found', Reason.MISSING_OBJECT),

@@ -184,8 +184,8 @@ async def test_claims_are_asked_about_where_the_scheduler_waits_for_one(server: 
     server.objects.pop((EVENTS, "ProvisioningFailed-invoices-run-uid-0"))
     operator.now += ASKED
     await operator.settle()
-    assert server.status.stages[0].message == "pod p waits for claim invoices-run: Unschedulable: it has no volume yet"
-    assert server.status.stages[0].reason == "Unschedulable"
+    assert server.status.stages[0].message == "pod p waits for claim invoices-run: it has no volume yet"
+    assert server.status.stages[0].reason == "VolumeNotMounted"
 
 
 @pytest.mark.parametrize("error", [ForbiddenError("no list"), RetryableError("overloaded")])

@@ -188,6 +188,7 @@ def test_queued_and_suspended_are_told_and_are_no_warning() -> None:
     status = begun()
     queued = commit(see(status, job=make_job(status, suspended=True)))
     assert (queued.stages[0].reason, queued.summary and queued.summary.attempt) == ("Queued", "1")
+    assert decide(see(queued, job=make_job(queued, suspended=True), now=LATER)) == Wait(), "it is still said"
     asleep = commit(see(spec={"suspend": True}))
     conditions = {held.type: (held.status, held.reason) for held in asleep.conditions}
     assert conditions[Condition.READY] == ("False", "Suspended")

@@ -16,7 +16,7 @@ from pydantic.alias_generators import to_camel
 from llava_api.failures import Reason
 from llava_api.text import show
 from llava_operator.cache.views import MAX_REASON, MAX_TEXT, JobView, PodView
-from llava_operator.deciding.reasons import UNBOUND, read_reason
+from llava_operator.deciding.reasons import NO_VOLUME, UNBOUND, read_reason
 from llava_operator.deciding.references import list_claims
 from llava_operator.deciding.waiting import Trouble, unstarted, waiting_since
 from llava_operator.kube.client import ForbiddenError, Kube, KubeError, NotFoundError
@@ -180,7 +180,7 @@ class Troubles:
             if claim.get("status", {}).get("phase") != "Pending":
                 continue
             said = await self._read(run, claim["metadata"]["uid"])
-            return Trouble(said or "Unschedulable: it has no volume yet", about=f"claim {name}")
+            return Trouble(said or NO_VOLUME, about=f"claim {name}")
         return None
 
     async def _read(self, run: Run, uid: str) -> str:

@@ -6,6 +6,10 @@ from collections.abc import Iterable
 from llava_api.failures import Reason
 from llava_operator.deciding.references import CLAIM, CONFIG_MAP, SECRET, STORAGE_CLASS, Reference
 
+UNBOUND = "unbound immediate PersistentVolumeClaims"
+"""What the scheduler says of a claim that has no volume yet; it does not say which claim, nor why."""
+NO_VOLUME = "it has no volume yet"
+"""What is said of a claim of which nobody else says anything."""
 _MISSING = re.compile(
     r'\b(persistentvolumeclaim|secret|configmap|serviceaccount|storageclass(?:\.storage\.k8s\.io)?)s? "([^"]{1,253})"'
     r" not found",
@@ -26,6 +30,8 @@ _TABLE: tuple[tuple[re.Pattern[str], Reason], ...] = tuple(
             Reason.IMAGE_CANNOT_BE_PULLED,
         ),
         (r"^SchedulingGated\b", Reason.QUEUED),
+        # Said by the scheduler; it is the volume that is short, and not a node.
+        (rf"{UNBOUND}|^{NO_VOLUME}", Reason.VOLUME_NOT_MOUNTED),
         (r"^Unschedulable\b", Reason.UNSCHEDULABLE),
         (
             r"^(FailedMount|FailedMapVolume|FailedAttachVolume|ProvisioningFailed|FailedBinding)\b",
@@ -51,8 +57,6 @@ _KINDS = {
 }
 _SHORT = re.compile(r"\bInsufficient ([A-Za-z0-9./_-]{1,253}?)(?=[.,;]?(?:\s|$))")
 _PREEMPTION = re.compile(r"\s*preemption: .*$", re.DOTALL)
-UNBOUND = "unbound immediate PersistentVolumeClaims"
-"""What the scheduler says of a claim that has no volume yet; it does not say which claim, nor why."""
 
 
 def read_reason(said: str) -> Reason | None:
