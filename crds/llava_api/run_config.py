@@ -39,8 +39,8 @@ class WorkerLayout(Strict):
     rendezvous_port: int = RENDEZVOUS_PORT
     grace_period_seconds: int = 30
     stall_limit_seconds: Annotated[float, Field(gt=0)] = 300
-    """How long a training process may stand still before it says where and ends: half of what the others' operations
-    wait for it."""
+    """How long a training process may stand still at most before it says where and ends: half of what the others'
+    operations wait for it. Where its steps are quick it may only as long as the trainer's watchdog makes of them."""
 
     @property
     def world_size(self) -> int:
