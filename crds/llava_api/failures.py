@@ -196,8 +196,8 @@ _BY_THE_OPERATOR: Final = (
                  "lower spec.workers.",
             test=_GANGS + "test_two_gangs_that_each_hold_half_of_what_both_need_both_finish"),
     Failure(reason=Reason.REPORTS_STAND_STILL, retryable=True,
-            observed="Training reports the same step again and again, for half an hour and 20 steps' time at least, and "
-                     "does not end by itself.",
+            observed="Training reports the same step again and again, for half an hour and 20 steps' time at least, "
+                     "and does not end by itself.",
             hint="Look at the logs of its ranks under attempts/, and at the node that the message names."),
     Failure(reason=Reason.SUSPENDED, retryable=True, counts=False,
             observed="spec.suspend is true.",
