@@ -22,9 +22,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from llava_api.text import show
 from llava_trainer.sources.address import BucketAddress
 from llava_trainer.sources.credentials import Credentials
-from llava_trainer.sources.exchange import explain_transport, origin_of, parse_wait_s, read_bounded
-from llava_trainer.sources.refusals import TransientError, explain_failure, refused, secret_field
-from llava_trainer.sources.remote import Digest, Listed, RemoteFile, bare_etag, check_name
+from llava_trainer.sources.digests import Digest
+from llava_trainer.sources.exchange import explain_answer, explain_transport, origin_of, read_bounded
+from llava_trainer.sources.refusals import TransientError, refused, secret_field
+from llava_trainer.sources.remote import Listed, RemoteFile, bare_etag, check_name
 from llava_trainer.sources.retrying import Retrier
 
 DEFAULT_REGION = "us-east-1"
@@ -117,9 +118,7 @@ class Bucket:
         try:
             page: dict[str, Any] = self._client.list_objects_v2(Bucket=self._address.bucket, Prefix=start, **following)
         except (BotoCoreError, ClientError) as error:
-            raise self._explain(error) from None
-        except httpx.RequestError as error:
-            raise explain_transport(error, self._field, f"{self._told} at {self._endpoint}") from error
+            raise TransientError(f"{self._endpoint}: {show(error, max_chars=300)}") from None
         return page
 
     def _sign(self, key: str) -> str:
@@ -143,23 +142,21 @@ class Bucket:
                 f"{self._field}: {self._told}: {self._endpoint} sends on to {host}, where the keys are not sent: if "
                 f"the bucket is there, set key endpoint (or region) of {secret_field(self._field)}"
             )
-        with self._http.stream(request.method, request.url, headers=_plain_headers(request.headers)) as response:
-            content = read_bounded(response)
+        headers = {name: value.decode() if isinstance(value, bytes) else str(value)
+                   for name, value in request.headers.items()}  # fmt: skip
+        where = f"{self._told} at {self._endpoint}"
+        try:
+            with self._http.stream(request.method, request.url, headers=headers) as response:
+                if response.status_code != 200:
+                    raise explain_answer(response, self._field, where)
+                content = read_bounded(response)
+        except httpx.RequestError as error:
+            raise explain_transport(error, self._field, where) from error
         return AWSResponse(request.url, response.status_code, dict(response.headers), _Content(content))
 
     @property
     def _told(self) -> str:
         return f"s3://{self._address.bucket}/{self._address.prefix}".rstrip("/")
-
-    def _explain(self, error: BotoCoreError | ClientError) -> Exception:
-        where = f"{self._told} at {self._endpoint}"
-        if not isinstance(error, ClientError):
-            return TransientError(f"{self._endpoint}: {show(error, max_chars=300)}")
-        told = error.response.get("ResponseMetadata", {})
-        status = int(told.get("HTTPStatusCode", 0))
-        code = show(error.response.get("Error", {}).get("Code", ""), max_chars=60)
-        wait_s = parse_wait_s(told.get("HTTPHeaders", {}))
-        return explain_failure(status, self._field, where, code="" if code == str(status) else code, wait_s=wait_s)
 
 
 class _Content:
@@ -170,10 +167,6 @@ class _Content:
 
     def stream(self, **_: Any) -> Iterator[bytes]:
         yield self._content
-
-
-def _plain_headers(headers: Any) -> list[tuple[str, str]]:
-    return [(name, value.decode() if isinstance(value, bytes) else str(value)) for name, value in headers.items()]
 
 
 def _build_client(endpoint: str, region: str, credentials: Credentials) -> Any:

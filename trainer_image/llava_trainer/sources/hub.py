@@ -7,6 +7,7 @@ that the server chooses. What a repository holds is data here.
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import httpx
@@ -16,17 +17,18 @@ from huggingface_hub.hf_api import RepoFile
 
 from llava_api.text import show
 from llava_trainer.sources.address import HubAddress
+from llava_trainer.sources.digests import Digest
 from llava_trainer.sources.exchange import Origin, explain_transport, origin_of, parse_wait_s, read_bounded
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.refusals import TransientError, explain_failure, refused, secret_field, unavailable
-from llava_trainer.sources.remote import Digest, Listed, RemoteFile, check_name
+from llava_trainer.sources.remote import Listed, RemoteFile, check_name
 from llava_trainer.sources.retrying import Retrier
 
 RepositoryType = Literal["model", "dataset"]
 _Result = TypeVar("_Result")
 _SHA256_BYTES = 32
-_STRANGE_ANSWERS = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
-"""What the library raises on answers that are none of a hub's."""
+_STRANGE_ANSWERS = (httpx.RequestError, KeyError, TypeError, ValueError, AttributeError, RecursionError)
+"""What the library and httpx raise on answers that are none of a hub's; of connections the transport tells."""
 
 
 class Repository:
@@ -62,7 +64,7 @@ class Repository:
             ) from error
 
         def through(way_out: httpx.BaseTransport) -> httpx.BaseTransport:
-            return _HubTransport(way_out, pinned, f"{field}: {self._told}", field, repeatedly)
+            return _HubTransport(way_out, pinned, self._told, field, repeatedly)
 
         # One client for the whole process; the library closes the one that it had. Redirects: a renamed repository.
         set_client_factory(lambda: build_client(network, through=through, follow_redirects=True))
@@ -123,8 +125,6 @@ class Repository:
             return ask()
         except HfHubHTTPError as error:
             raise self._explain(error) from error
-        except httpx.RequestError as error:
-            raise self._settle(explain_transport(error, self._field, self._told)) from error
         except _STRANGE_ANSWERS as error:
             raise unavailable(
                 f"{self._field}: {self._told}: {self._api.endpoint} does not answer as a hub does "
@@ -145,24 +145,18 @@ class Repository:
                 f"{self._field}: {self._told} does not exist as a {self._kind} repository, or is private: correct the "
                 f"name, or put a token that may read it into {secret_field(self._field)} (key token)"
             )
-        return self._settle(explain_failure(error.response.status_code, self._field, self._told))
-
-    def _settle(self, found: Exception) -> Exception:
-        """What is left of a failure here, where no request is tried again: the transport has done so."""
-        return unavailable(f"{self._field}: {self._told}: {found}") if isinstance(found, TransientError) else found
+        return explain_failure(error.response.status_code, self._field, self._told)
 
 
+@dataclass(frozen=True)
 class _HubTransport(httpx.BaseTransport):
     """Requests about repositories, each tried again by itself; the token goes to the hub's own address alone."""
 
-    def __init__(
-        self, way_out: httpx.BaseTransport, pinned: Origin, told: str, field: str, repeatedly: Retrier
-    ) -> None:  # fmt: skip
-        self._way_out = way_out
-        self._pinned = pinned
-        self._told = told
-        self._field = field
-        self._repeatedly = repeatedly
+    way_out: httpx.BaseTransport
+    pinned: Origin
+    told: str
+    field: str
+    repeatedly: Retrier
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         if "/api/models/" not in request.url.path and "/api/datasets/" not in request.url.path:
@@ -170,25 +164,25 @@ class _HubTransport(httpx.BaseTransport):
             # that host would hold the run up.
             raise httpx.ConnectError(f"{request.url.host} is not asked for this", request=request)
         # A listing's next page, too, is where the server says.
-        if "authorization" in request.headers and origin_of(str(request.url)) != self._pinned:
+        if "authorization" in request.headers and origin_of(str(request.url)) != self.pinned:
             host = show(request.url.netloc.decode("ascii", "replace"), max_chars=100)
             raise refused(
-                f"{self._told}: the hub at {self._pinned[1]} sends on to {host}, where the token is not sent: if that "
-                "is the same hub, set spec.download.hubEndpoint to it"
+                f"{self.field}: {self.told}: the hub at {self.pinned[1]} sends on to {host}, where the token is not "
+                "sent: if that is the same hub, set spec.download.hubEndpoint to it"
             )
-        return self._repeatedly(lambda: self._ask(request))
+        return self.repeatedly(lambda: self._ask(request))
 
     def _ask(self, request: httpx.Request) -> httpx.Response:
         try:
-            response = self._way_out.handle_request(request)
+            response = self.way_out.handle_request(request)
             response.request = request
             try:
                 content = read_bounded(response)
             finally:
                 response.close()
         except httpx.RequestError as error:
-            raise explain_transport(error, self._field, self._told.partition(": ")[2]) from error
-        found = explain_failure(response.status_code, self._field, self._told, wait_s=parse_wait_s(response.headers))
+            raise explain_transport(error, self.field, self.told) from error
+        found = explain_failure(response.status_code, self.field, self.told, wait_s=parse_wait_s(response.headers))
         if isinstance(found, TransientError):
             raise found
         # What is read has been decoded.
@@ -197,4 +191,4 @@ class _HubTransport(httpx.BaseTransport):
         return httpx.Response(response.status_code, headers=kept, content=content, request=request)
 
     def close(self) -> None:
-        self._way_out.close()
+        self.way_out.close()

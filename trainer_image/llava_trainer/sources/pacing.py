@@ -17,22 +17,15 @@ MIN_BYTES_PER_S = 1024
 """A file of 5 GB would take two months at this rate: whatever works at all is faster."""
 
 
-class PacedBackend(httpcore.NetworkBackend):
+class PacedBackend(httpcore.SyncBackend):
     """httpcore's own way to the network, with a least rate for what comes back."""
-
-    def __init__(self) -> None:
-        self._backend = httpcore.SyncBackend()
 
     def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:  # fmt: skip
         """See httpcore."""
-        return _PacedStream(self._backend.connect_tcp(host, port, timeout, local_address, socket_options))
-
-    def sleep(self, seconds: float) -> None:
-        """See httpcore."""
-        self._backend.sleep(seconds)
+        return _PacedStream(super().connect_tcp(host, port, timeout, local_address, socket_options))
 
 
 class _PacedStream(httpcore.NetworkStream):

@@ -1,30 +1,16 @@
 """What there is to fetch: one value a file, whatever the protocol."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from llava_trainer.sources.digests import Digest
 from llava_trainer.sources.refusals import refused
 
 MAX_NAME = 1024
 _MAX_PART_BYTES = 230
 """File systems hold 255, and while it is fetched a file has a longer name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Digest:
-    """What a file must hash to. ``git`` is the hub's for small files: sha1 of ``blob SIZE``, a NUL and the content."""
-
-    algorithm: Literal["sha256", "md5", "git"]
-    hex: str
-
-    def begin(self, size: int) -> "hashlib._Hash":
-        """A hash that has taken in what comes before a content of ``size`` bytes."""
-        if self.algorithm == "git":
-            return hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-        return hashlib.new(self.algorithm, usedforsecurity=False)
 
 
 def bare_etag(tag: str) -> str:

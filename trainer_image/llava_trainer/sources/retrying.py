@@ -54,38 +54,31 @@ class Retrier:
         Args:
             attempt: one try.
             has_progressed: whether the failed try got something done; the count begins anew then, since a long file
-                over a bad line breaks off often and is fetched all the same. tenacity counts tries only.
+                over a bad line breaks off often and is fetched all the same.
 
         Raises:
             StageError: SourceUnavailable after the last try; whatever else ``attempt`` raises.
             StoppedError: ``stop`` was set while waiting.
         """
-        failures = 0
 
         def count(state: tenacity.RetryCallState) -> None:
-            nonlocal failures
-            failures = 1 if has_progressed() else failures + 1
+            if has_progressed():
+                state.attempt_number = 1
 
         def wait_s(state: tenacity.RetryCallState) -> float:
-            error = _error_of(state)
-            return self.patience.wait_s(failures, error.wait_s)
+            error = state.outcome.exception() if state.outcome else None
+            return self.patience.wait_s(state.attempt_number, getattr(error, "wait_s", None))
 
         def sleep(seconds: float) -> None:
             if self.stop.wait(seconds):
                 raise StoppedError
 
-        def give_up(state: tenacity.RetryCallState) -> _Result:
-            error = _error_of(state)
-            raise unavailable(f"{self.what} could not be fetched, {failures} times in a row: {error}") from error
-
         trying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(TransientError), after=count, wait=wait_s,
-            stop=lambda state: failures >= self.patience.tries, sleep=sleep, retry_error_callback=give_up,
+            retry=tenacity.retry_if_exception_type(TransientError), after=count, wait=wait_s, sleep=sleep,
+            stop=tenacity.stop_after_attempt(self.patience.tries),
         )  # fmt: skip
-        return trying(attempt)
-
-
-def _error_of(state: tenacity.RetryCallState) -> TransientError:
-    error = state.outcome.exception() if state.outcome else None
-    assert isinstance(error, TransientError), "it is what is tried again"
-    return error
+        try:
+            return trying(attempt)
+        except tenacity.RetryError as spent:
+            failures, error = spent.last_attempt.attempt_number, spent.last_attempt.exception()
+            raise unavailable(f"{self.what} could not be fetched, {failures} times in a row: {error}") from error
