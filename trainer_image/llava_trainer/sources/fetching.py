@@ -143,8 +143,8 @@ class _Errand:
                 lambda listed: repository.locate(listed, commit), role.field,
             )  # fmt: skip
         if isinstance(address, BucketAddress):
-            bucket = Bucket(address, credentials, self.client, role.field)
-            return make_catalogue(told, bucket.list_files(repeatedly, is_wanted), bucket.locate, role.field)
+            bucket = Bucket(address, credentials, self.client, role.field, repeatedly)
+            return make_catalogue(told, bucket.list_files(is_wanted), bucket.locate, role.field)
         headers = web_headers(credentials)
         return Catalogue(
             address=web.show(address), names=None,
