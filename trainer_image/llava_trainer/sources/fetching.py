@@ -32,6 +32,7 @@ from llava_trainer.sources.retrying import Patience
 from llava_trainer.sources.roles import Role, list_roles
 from llava_trainer.sources.selection import gather_dataset, gather_model, is_model_file, may_be_needed
 from llava_trainer.sources.transfer import Downloader
+from llava_trainer.sources.xet import SWITCH
 
 _COMMIT_FILE = "commit.json"
 
@@ -131,7 +132,7 @@ class _Errand:
         if isinstance(address, HubAddress):
             repository = Repository(
                 address, kind="model" if dataset is None else "dataset", token=credentials.token, network=self.network,
-                field=role.field, repeatedly=repeatedly,
+                field=role.field, repeatedly=repeatedly, uses_xet=self.around.environ.get(SWITCH) == "0",
             )  # fmt: skip
             note = state_of(folder) / _COMMIT_FILE
             known = read_note(note, _Commit)

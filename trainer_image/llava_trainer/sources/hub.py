@@ -1,12 +1,11 @@
 """Repositories of the hub: the commit behind a revision, and the files of it.
 
 huggingface_hub resolves and lists, by our own client; files are fetched as everything else is: the library begins a
-download that broke off anew in another attempt and checks sizes only, and its Xet client takes its own way to addresses
-that the server chooses. What a repository holds is data here.
+download that broke off anew in another attempt and checks sizes only. What a repository holds is data here.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -23,6 +22,7 @@ from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.refusals import TransientError, explain_failure, refused, secret_field, unavailable
 from llava_trainer.sources.remote import Listed, RemoteFile, check_name
 from llava_trainer.sources.retrying import Retrier
+from llava_trainer.sources.xet import XetStore
 
 RepositoryType = Literal["model", "dataset"]
 _Result = TypeVar("_Result")
@@ -41,6 +41,7 @@ class Repository:
         network: names the hub and the way to it.
         field: the source's field, for messages.
         repeatedly: tries a request again; each by itself, so that a listing of many pages goes on where it broke off.
+        uses_xet: whether files that the hub keeps in Xet are read by its client (``xet``).
 
     Raises:
         StageError: SourceRefused, if the hub's address is none.
@@ -48,14 +49,14 @@ class Repository:
 
     def __init__(
         self, address: HubAddress, *, kind: RepositoryType, token: str | None, network: Network, field: str,
-        repeatedly: Retrier,
+        repeatedly: Retrier, uses_xet: bool = False,
     ) -> None:  # fmt: skip
         self._address = address
         self._kind = kind
         self._field = field
         # False: a token that lies about on the machine is never sent.
-        self._token: str | Literal[False] = token or False
-        self._api = HfApi(endpoint=network.hub_endpoint, token=self._token)
+        self._api = HfApi(endpoint=network.hub_endpoint, token=token or False)
+        self._credential = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             pinned = origin_of(self._api.endpoint)
         except ValueError as error:
@@ -66,6 +67,10 @@ class Repository:
         def through(way_out: httpx.BaseTransport) -> httpx.BaseTransport:
             return _HubTransport(way_out, pinned, self._told, field, repeatedly)
 
+        self._xet = (
+            XetStore(self._api.endpoint, address.repository, kind, self._credential, f"{field}: {self._told}")
+            if uses_xet else None
+        )  # fmt: skip
         # One client for the whole process; the library closes the one that it had. Redirects: a renamed repository.
         set_client_factory(lambda: build_client(network, through=through, follow_redirects=True))
 
@@ -98,11 +103,14 @@ class Repository:
 
     def _describe(self, entry: RepoFile, place: str) -> Listed:
         tag = bytes.fromhex(entry.lfs.sha256 if entry.lfs else entry.blob_id)
+        if self._xet is not None and entry.lfs and entry.xet_hash:
+            tag += bytes.fromhex(entry.xet_hash)
         return Listed(check_name(entry.path, self._field, place), int(entry.size), tag)
 
     def locate(self, listed: Listed, commit: str) -> RemoteFile:
         """How to fetch a file of a commit: of LFS with its SHA-256, another with git's own SHA-1."""
-        algorithm: Literal["sha256", "git"] = "sha256" if len(listed.tag) == _SHA256_BYTES else "git"
+        digest, xet_hash = listed.tag[:_SHA256_BYTES], listed.tag[_SHA256_BYTES:]
+        algorithm: Literal["sha256", "git"] = "sha256" if len(digest) == _SHA256_BYTES else "git"
         return RemoteFile(
             name=listed.name,
             address=f"{self._told}@{commit}/{listed.name}",
@@ -110,11 +118,18 @@ class Repository:
                 self._address.repository, listed.name, repo_type=self._kind, revision=commit,
                 endpoint=self._api.endpoint,
             ),
-            credential={"Authorization": f"Bearer {self._token}"} if self._token else {},
+            credential=self._credential,
             version=commit,
             size=listed.size,
-            digest=Digest(algorithm=algorithm, hex=listed.tag.hex()),
+            digest=Digest(algorithm=algorithm, hex=digest.hex()),
+            read=functools.partial(self._read, commit, xet_hash.hex(), listed.size) if xet_hash else None,
         )  # fmt: skip
+
+    def _read(self, commit: str, xet_hash: str, size: int, offset: int) -> Generator[bytes]:
+        store = self._xet
+        assert store is not None, "without it no hash of Xet's is kept"
+        place = self._call(lambda: store.ask_place(commit))
+        yield from store.read(place, xet_hash, size, offset)
 
     @property
     def _told(self) -> str:

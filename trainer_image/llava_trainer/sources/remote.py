@@ -1,6 +1,6 @@
 """What there is to fetch: one value a file, whatever the protocol."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -48,6 +48,8 @@ class RemoteFile:
     size: int | None = None
     """Bytes."""
     digest: Digest | None = None
+    read: Callable[[int], Generator[bytes]] | None = None
+    """The bytes from an offset on, of a file whose ``url`` is not asked because another client reads it (``xet``)."""
 
 
 def check_name(name: str, field: str, address: str) -> str:

@@ -8,6 +8,7 @@ was written last may be anything. Memory: one chunk.
 import contextlib
 import os
 import threading
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -17,7 +18,7 @@ from pydantic import Field
 
 from llava_api.base import Lenient
 from llava_trainer.files import check_space, write_whole
-from llava_trainer.sources.digests import Checksum
+from llava_trainer.sources.digests import Checksum, Digest
 from llava_trainer.sources.exchange import (
     Body,
     check_encoding,
@@ -141,6 +142,8 @@ class _Transfer:
 
     def _ask(self) -> Fetched:
         offset, version = self._find_partial()
+        if self._remote.read is not None:
+            return self._read(self._remote.read, offset if version == self._remote.version else 0)
         headers = {"Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
@@ -152,6 +155,12 @@ class _Transfer:
         except httpx.RequestError as error:
             raise explain_transport(error, self._by.field, self._remote.address) from error
 
+    def _read(self, read: Callable[[int], Generator[bytes]], offset: int) -> Fetched:
+        size = self._remote.size
+        with contextlib.closing(read(offset)) as chunks:
+            body = Body(begin=offset, end=size, total=size, has_end=True)
+            return self._store(chunks, body, size, self._remote.version, self._remote.digest)
+
     def _receive(self, response: httpx.Response, offset: int, version: str) -> Fetched:
         body = self._accept(response, offset, version)
         version = version_of(response)
@@ -162,15 +171,20 @@ class _Transfer:
                 f"{self._what} has changed since it was listed (ETag {told} instead of {self._remote.etag}): create "
                 "the run again when nobody writes there any more"
             )
-        size = self._expected_size(body)
+        digest = self._remote.digest
+        if digest is not None and digest.algorithm == "md5" and is_tag_opaque(response):
+            digest = None
+        return self._store(response.iter_raw(), body, self._expected_size(body), version, digest)
+
+    def _store(
+        self, chunks: Iterator[bytes], body: Body, size: int | None, version: str, digest: Digest | None
+    ) -> Fetched:  # fmt: skip
         self._check_space(size - body.begin if size is not None else 0)
         resumable = size is None or size >= RESUMABLE_BYTES
         if not body.begin:
             # Before the file is cut: a crash in between must not leave the old bytes under the new version.
             self._state_file.unlink(missing_ok=True)
-        # The ETag of an object that is encrypted with keys of KMS or of the client looks like an MD5 and is none.
-        is_md5 = self._remote.digest is not None and self._remote.digest.algorithm == "md5"
-        come = Checksum(None if is_md5 and is_tag_opaque(response) else self._remote.digest, size)
+        come = Checksum(digest, size)
         self._count(body.begin - self._counted)
         with self._partial.open("r+b" if body.begin else "w+b") as stream:
             stream.truncate(body.begin)
@@ -179,7 +193,7 @@ class _Transfer:
             if come.size < body.begin:
                 raise TransientError("what had been fetched is gone")
             try:
-                self._write(response, stream, come, body.end if size is None else size, version if resumable else None)
+                self._write(chunks, stream, come, body.end if size is None else size, version if resumable else None)
                 _check_end(body, come.size, size)
             except BaseException:
                 if resumable and self._partial.exists():
@@ -187,10 +201,10 @@ class _Transfer:
                 raise
         return self._finish(come, version)
 
-    def _write(self, response: httpx.Response, stream: BinaryIO, come: Checksum, most: int | None, version: str | None
+    def _write(self, chunks: Iterator[bytes], stream: BinaryIO, come: Checksum, most: int | None, version: str | None
     ) -> None:  # fmt: skip
         unchecked = unsynced = 0
-        for chunk in response.iter_raw():
+        for chunk in chunks:
             if self._by.stop.is_set():
                 raise StoppedError
             if most is not None and come.size + len(chunk) > most:
