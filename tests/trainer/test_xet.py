@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from llava_api.constants import ENV_DISABLE_XET
 from llava_api.failures import Reason
 from llava_trainer.sources import transfer
-from llava_trainer.sources.xet import SWITCH
 from tests.trainer.servers.authority import Authority
 from tests.trainer.servers.files import Fault
 from tests.trainer.servers.hub import HubRepository, HubServer
@@ -41,7 +41,7 @@ def hub(authority: Authority, xet: XetServer, world: World) -> Iterator[HubServe
         world.download["hub_endpoint"] = server.base
         world.model["source"] = "hf://me/it"
         world.secret("model", token=HUB_TOKEN)
-        world.environ[SWITCH] = "0"
+        world.environ[ENV_DISABLE_XET] = "0"
         yield server
 
 
@@ -58,7 +58,8 @@ def plans_of(xet: XetServer) -> list[str | None]:
 def test_files_come_by_xet_and_are_journalled_as_others_are(world: World, hub: HubServer, xet: XetServer) -> None:
     folder = world.fetch()["model"].path
     assert_same(folder, MODEL, sorted(MODEL))
-    assert len({request.path for request in xet.requests if request.path.startswith("/blocks/")}) == len(KEPT)
+    read = {request.path.split("/")[2] for request in xet.requests if request.path.startswith("/blocks/")}
+    assert read == {xet.keep(MODEL[name]) for name in KEPT}
     fetched = [request.path for request in hub.requests if "/resolve/" in request.path or "/cdn/" in request.path]
     assert fetched == [f"/me/it/resolve/{COMMIT}/config.json"], "what is no file of LFS comes as always"
     total = sum(map(len, MODEL.values()))
@@ -70,9 +71,9 @@ def test_files_come_by_xet_and_are_journalled_as_others_are(world: World, hub: H
 
 @pytest.mark.parametrize("said", ["1", "", None, "true"])
 def test_it_is_off_unless_the_operator_says_so(world: World, hub: HubServer, xet: XetServer, said: str | None) -> None:
-    world.environ.pop(SWITCH)
+    world.environ.pop(ENV_DISABLE_XET)
     if said is not None:
-        world.environ[SWITCH] = said
+        world.environ[ENV_DISABLE_XET] = said
     assert_same(world.fetch()["model"].path, MODEL, sorted(MODEL))
     assert xet.requests == []
     assert not [request for request in hub.requests if "xet" in request.path]

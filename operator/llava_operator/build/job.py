@@ -109,7 +109,7 @@ def _build_container(run: Run, stage: StageName, platform: Platform) -> Object:
         "image": run.spec.image.reference or platform.trainer_image,
         "imagePullPolicy": run.spec.image.pull_policy,
         "command": ["llava-trainer", str(stage), "--config", CONFIG_PATH],
-        "env": build_environment(run, stage),
+        "env": build_environment(run, stage, uses_xet=platform.uses_xet),
         "resources": build_resources(run, stage, num_gpus(run, stage)),
         "securityContext": {
             "allowPrivilegeEscalation": False,

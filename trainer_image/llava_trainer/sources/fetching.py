@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from llava_api.base import Lenient
-from llava_api.constants import DOWNLOAD_CA_PATH, INPUTS_PATH, SECRETS_PATH, SecretRole
+from llava_api.constants import DOWNLOAD_CA_PATH, ENV_DISABLE_XET, INPUTS_PATH, SECRETS_PATH, SecretRole
 from llava_api.run_config import RunConfig
 from llava_api.text import show
 from llava_trainer.files import write_whole
@@ -32,7 +32,6 @@ from llava_trainer.sources.retrying import Patience
 from llava_trainer.sources.roles import Role, list_roles
 from llava_trainer.sources.selection import gather_dataset, gather_model, is_model_file, may_be_needed
 from llava_trainer.sources.transfer import Downloader
-from llava_trainer.sources.xet import SWITCH
 
 _COMMIT_FILE = "commit.json"
 
@@ -132,7 +131,7 @@ class _Errand:
         if isinstance(address, HubAddress):
             repository = Repository(
                 address, kind="model" if dataset is None else "dataset", token=credentials.token, network=self.network,
-                field=role.field, repeatedly=repeatedly, uses_xet=self.around.environ.get(SWITCH) == "0",
+                field=role.field, repeatedly=repeatedly, uses_xet=self.around.environ.get(ENV_DISABLE_XET) == "0",
             )  # fmt: skip
             note = state_of(folder) / _COMMIT_FILE
             known = read_note(note, _Commit)

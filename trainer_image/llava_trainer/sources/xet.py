@@ -22,8 +22,6 @@ from llava_trainer.sources.exchange import origin_of
 from llava_trainer.sources.network import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 from llava_trainer.sources.refusals import TransientError, refused
 
-SWITCH = "HF_HUB_DISABLE_XET"
-"""The library's own name for it. Here nothing but 0 switches Xet on, and the operator sets it in prepare alone."""
 _MEBIBYTE = 1 << 20
 _SETTINGS = {
     "telemetry.enabled": False,
