@@ -178,6 +178,19 @@ def test_partial_file_that_lost_what_was_noted_is_begun_anew(fetch: Fetching, le
     assert fetch.server.asked("/big.bin") == [None]
 
 
+def test_partial_file_that_shrinks_before_it_is_read_again_is_not_continued(
+    fetch: Fetching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows would be written in the wrong place, and without a digest nothing would tell."""
+    tag = f'"{hashlib.sha1(CONTENT).hexdigest()}"'
+    leave_partial(fetch, CONTENT[:HALF], tag)
+    find = transfer._Transfer._find_partial
+    found = [(HALF + 1000, tag)]
+    monkeypatch.setattr(transfer._Transfer, "_find_partial", lambda self: found.pop() if found else find(self))
+    assert fetch().read_bytes() == CONTENT
+    assert fetch.server.asked("/big.bin") == [f"bytes={HALF + 1000}-", f"bytes={HALF - 1}-"]
+
+
 def test_crash_after_the_file_is_cut_leaves_no_old_bytes_under_the_new_version(
     fetch: Fetching, monkeypatch: pytest.MonkeyPatch
 ) -> None:

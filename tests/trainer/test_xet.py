@@ -142,8 +142,21 @@ def test_a_file_that_ends_early_is_not_taken_for_whole(
     error = world.failure()
     assert error.reason is Reason.SOURCE_UNAVAILABLE
     assert f"spec.model.source: hf://me/it@{COMMIT}/tokenizer.json could not be fetched, 3 times" in error.message
-    assert "Signature" not in error.message
     assert not (world.config.volume.download_dir("model") / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("status", [403, 503, None])
+def test_signatures_of_its_addresses_are_not_shown(
+    world: World, hub: HubServer, xet: XetServer, status: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    block = f"/blocks/{xet.keep(MODEL['tokenizer.json'])}/0"
+    if status is None:
+        xet.blocks_at = "https://127.0.0.1:1"
+    xet.faults[block] = [Fault(status=status)] * 20
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_UNAVAILABLE
+    assert "3 times in a row: Xet's client: " in error.message
+    assert "Signature" not in error.message + caplog.text
 
 
 @pytest.mark.parametrize("name", KEPT)

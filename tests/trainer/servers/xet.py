@@ -25,6 +25,9 @@ class XetServer(FileServer):
         self.endpoint = ""
         """What the hub says that this server's address is; empty: its own."""
 
+        self.blocks_at = ""
+        """Where blocks are; empty: here."""
+
     def keep(self, content: bytes) -> str:
         key = hashlib.sha256(b"xet" + content).hexdigest()
         self.kept[key] = content
@@ -67,7 +70,7 @@ class XetServer(FileServer):
             name = hashlib.sha256(f"{key}/{number}".encode()).hexdigest()
             chunks = {"start": 0, "end": -(-len(block) // _CHUNK_BYTES)}
             terms.append({"hash": name, "unpacked_length": len(block), "range": chunks})
-            url = f"{self.base}/blocks/{key}/{number}?Signature=secret"
+            url = f"{self.blocks_at or self.base}/blocks/{key}/{number}?Signature=secret"
             places[name] = [{"range": chunks, "url": url, "url_range": {"start": 0, "end": len(_pack(block)) - 1}}]
         return {"offset_into_first_range": first % BLOCK_BYTES, "terms": terms, "fetch_info": places}
 

@@ -187,11 +187,11 @@ class _Transfer:
         come = Checksum(digest, size)
         self._count(body.begin - self._counted)
         with self._partial.open("r+b" if body.begin else "w+b") as stream:
-            stream.truncate(body.begin)
-            while chunk := stream.read(CHUNK_BYTES):
+            while chunk := stream.read(min(CHUNK_BYTES, body.begin - come.size)):
                 come.update(chunk)
             if come.size < body.begin:
                 raise TransientError("what had been fetched is gone")
+            stream.truncate()
             try:
                 self._write(chunks, stream, come, body.end if size is None else size, version if resumable else None)
                 _check_end(body, come.size, size)

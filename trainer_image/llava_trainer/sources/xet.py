@@ -5,7 +5,6 @@ those of every file. It has to be counted: where its server answers 401 or 500, 
 It is not handed the hub's token. The hub is asked by our own client, at an address that we make, for a short-lived one.
 """
 
-import re
 from collections.abc import Generator, Mapping
 from urllib.parse import urlsplit
 
@@ -36,8 +35,6 @@ _SETTINGS = {
     "reconstruction.min_prefetch_buffer": 32 * _MEBIBYTE,
     "reconstruction.min_reconstruction_fetch_size": 64 * _MEBIBYTE,
 }
-_QUERY = re.compile(r"\?[^\s)]+")
-"""Of an address in a message: a signature."""
 
 
 class XetStore:
@@ -105,5 +102,6 @@ class XetStore:
             ) as group:
                 yield from group.download_stream(self._client.XetFileInfo(file_hash, size), start=offset)
         except (OSError, RuntimeError) as error:
-            text = show(_QUERY.sub("", f"{type(error).__name__}: {error}"), max_chars=300)
+            # It tells addresses without their queries.
+            text = show(f"{type(error).__name__}: {error}", max_chars=300)
             raise TransientError(f"Xet's client: {text}") from error
