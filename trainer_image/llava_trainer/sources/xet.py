@@ -1,7 +1,7 @@
 """Files that a hub keeps in Xet, by Xet's own client: an installer's opt-in, whose limits docs/security.md states.
 
 The client gives bytes and nothing else: they are counted, hashed, written, continued and journalled by ``transfer``, as
-those of every file. It has to be counted: where its server answers 401 or 500, it ends a file early without a word.
+those of every file. They have to be counted: where a request fails, it often ends a file early without a word.
 It is not handed the hub's token. The hub is asked by our own client, at an address that we make, for a short-lived one.
 """
 
@@ -91,17 +91,21 @@ class XetStore:
         return place
 
     def read(self, place: XetConnectionInfo, file_hash: str, size: int, offset: int) -> Generator[bytes]:
-        """The bytes of a file from ``offset`` on; fewer than there are, it may be.
+        """The bytes of a file from ``offset`` on.
 
         Raises:
-            TransientError: whatever went wrong.
+            TransientError: whatever went wrong; they end early.
         """
         try:
             with self._session.new_download_stream_group(
                 endpoint=place.endpoint, token=place.access_token, token_expiry_unix_secs=place.expiration_unix_epoch
             ) as group:
-                yield from group.download_stream(self._client.XetFileInfo(file_hash, size), start=offset)
+                for chunk in group.download_stream(self._client.XetFileInfo(file_hash, size), start=offset):
+                    yield chunk
+                    offset += len(chunk)
         except (OSError, RuntimeError) as error:
             # It tells addresses without their queries.
             text = show(f"{type(error).__name__}: {error}", max_chars=300)
             raise TransientError(f"Xet's client: {text}") from error
+        if offset < size:
+            raise TransientError(f"Xet's client: it ended after {offset:,} of {size:,} bytes and told no error")
