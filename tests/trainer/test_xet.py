@@ -176,12 +176,30 @@ def test_a_store_without_tls_is_not_asked(world: World, hub: HubServer, xet: Xet
     assert f"spec.model.source: hf://me/it: the hub keeps its files at {endpoint}, which is no https" in error.message
 
 
-def test_hub_that_tells_no_store(world: World, hub: HubServer) -> None:
+@pytest.mark.parametrize("key", ["zz" * 32, "ab", ""])
+def test_a_hash_that_is_none_leaves_the_file_to_https(
+    world: World, hub: HubServer, xet: XetServer, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xet, "keep", lambda content: key)
+    assert_same(world.fetch()["model"].path, MODEL, sorted(MODEL))
+    assert xet.requests == []
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (200, "does not answer as a hub does (ValueError: Xet headers"),
+        (404, "the hub lists files that it keeps in Xet and does not tell where: have xet switched off"),
+        (503, "3 times in a row: HTTP 503"),
+    ],
+)
+def test_hub_that_tells_no_store(world: World, hub: HubServer, status: int, told: str) -> None:
     path = f"/api/models/me/it/xet-read-token/{COMMIT}"
-    hub.faults[path] = [Fault(status=200)] * 20
+    hub.faults[path] = [Fault(status=status)] * 20
     error = world.failure()
     assert error.reason is Reason.SOURCE_UNAVAILABLE
-    assert "does not answer as a hub does (ValueError: Xet headers" in error.message
+    assert error.message.startswith("spec.model.source: hf://me/it")
+    assert told in error.message
 
 
 def test_authorities_of_the_run_are_not_its_clients(

@@ -58,6 +58,9 @@ class Bucket:
         self._address = address
         self._is_anonymous = credentials.access_key_id is None
         self._field = field
+        self._told = f"s3://{address.bucket}/{address.prefix}".rstrip("/")
+        self._what = f"{field}: {self._told}"
+        self._start = f"{address.prefix}/" if address.prefix else ""
         region = credentials.region or DEFAULT_REGION
         self._endpoint = (credentials.endpoint or f"https://s3.{region}.amazonaws.com").rstrip("/")
         try:
@@ -86,12 +89,12 @@ class Bucket:
                     if name and not name.endswith("/") and is_wanted(name):
                         yield self._describe(name, entry)
                 if page.get("IsTruncated") and not page.get("NextContinuationToken"):
-                    raise refused(f"{self._field}: {self._told} lists without end: its page names no next one")
+                    raise refused(f"{self._what} lists without end: its page names no next one")
         except PaginationError as error:
-            raise refused(f"{self._field}: {self._told} lists without end: {show(error, max_chars=200)}") from error
+            raise refused(f"{self._what} lists without end: {show(error, max_chars=200)}") from error
         except (BotoCoreError, ClientError) as error:
             raise unavailable(
-                f"{self._field}: {self._told}: {self._endpoint} does not answer as S3 does "
+                f"{self._what}: {self._endpoint} does not answer as S3 does "
                 f"({show(error, max_chars=200)}); look at key endpoint of {secret_field(self._field)}"
             ) from error
 
@@ -133,7 +136,7 @@ class Bucket:
         if origin_of(request.url) != self._origin:
             host = show(urlsplit(request.url).netloc, max_chars=100)
             raise refused(
-                f"{self._field}: {self._told}: {self._endpoint} sends on to {host}, where the keys are not sent: if "
+                f"{self._what}: {self._endpoint} sends on to {host}, where the keys are not sent: if "
                 f"the bucket is there, set key endpoint (or region) of {secret_field(self._field)}"
             )
         headers = {name: value.decode() if isinstance(value, bytes) else str(value)
@@ -151,14 +154,6 @@ class Bucket:
             return AWSResponse(request.url, 200, dict(response.headers), SimpleNamespace(stream=lambda: [content]))
 
         return self._repeatedly(ask)
-
-    @property
-    def _start(self) -> str:
-        return f"{self._address.prefix}/" if self._address.prefix else ""
-
-    @property
-    def _told(self) -> str:
-        return f"s3://{self._address.bucket}/{self._address.prefix}".rstrip("/")
 
 
 def _build_client(endpoint: str, region: str, credentials: Credentials) -> Any:

@@ -19,10 +19,17 @@ from llava_trainer.sources.address import HubAddress
 from llava_trainer.sources.digests import Digest
 from llava_trainer.sources.exchange import Origin, explain_transport, origin_of, parse_wait_s, read_bounded
 from llava_trainer.sources.network import Network, build_client
-from llava_trainer.sources.refusals import TransientError, explain_failure, refused, secret_field, unavailable
+from llava_trainer.sources.refusals import (
+    MissingError,
+    TransientError,
+    explain_failure,
+    refused,
+    secret_field,
+    unavailable,
+)
 from llava_trainer.sources.remote import Listed, RemoteFile, check_name
 from llava_trainer.sources.retrying import Retrier
-from llava_trainer.sources.xet import XetStore
+from llava_trainer.sources.xet import XetStore, is_valid_xet_hash
 
 RepositoryType = Literal["model", "dataset"]
 _Result = TypeVar("_Result")
@@ -54,6 +61,8 @@ class Repository:
         self._address = address
         self._kind = kind
         self._field = field
+        self._told = f"hf://{address.repository}"
+        self._what = f"{field}: {self._told}"
         # False: a token that lies about on the machine is never sent.
         self._api = HfApi(endpoint=network.hub_endpoint, token=token or False)
         self._credential = {"Authorization": f"Bearer {token}"} if token else {}
@@ -68,7 +77,7 @@ class Repository:
             return _HubTransport(way_out, pinned, self._told, field, repeatedly)
 
         self._xet = (
-            XetStore(self._api.endpoint, address.repository, kind, self._credential, f"{field}: {self._told}")
+            XetStore(self._api.endpoint, address.repository, kind, self._credential, f"{self._what}")
             if uses_xet else None
         )  # fmt: skip
         # One client for the whole process; the library closes the one that it had. Redirects: a renamed repository.
@@ -97,13 +106,12 @@ class Repository:
             self._api.list_repo_tree(self._address.repository, revision=commit, repo_type=self._kind, recursive=True)
         )
         while (entry := self._call(lambda: next(entries, None))) is not None:
-            if not isinstance(entry, RepoFile) or not is_wanted(entry.path):
-                continue
-            yield self._call(functools.partial(self._describe, entry, place))
+            if isinstance(entry, RepoFile) and is_wanted(entry.path):
+                yield self._call(functools.partial(self._describe, entry, place))
 
     def _describe(self, entry: RepoFile, place: str) -> Listed:
         tag = bytes.fromhex(entry.lfs.sha256 if entry.lfs else entry.blob_id)
-        if self._xet is not None and entry.lfs and entry.xet_hash:
+        if self._xet is not None and entry.lfs and entry.xet_hash and is_valid_xet_hash(entry.xet_hash):
             tag += bytes.fromhex(entry.xet_hash)
         return Listed(check_name(entry.path, self._field, place), int(entry.size), tag)
 
@@ -128,12 +136,15 @@ class Repository:
     def _read(self, commit: str, xet_hash: str, size: int, offset: int) -> Generator[bytes]:
         store = self._xet
         assert store is not None, "without it no hash of Xet's is kept"
-        place = self._call(lambda: store.ask_place(commit))
+        try:
+            place = self._call(lambda: store.ask_place(commit))
+        except MissingError as error:
+            # The file is there: whoever fetches it would take it for one that is gone.
+            raise unavailable(
+                f"{self._what}: the hub lists files that it keeps in Xet and does not tell where: have xet switched off "
+                "in the installation"
+            ) from error
         yield from store.read(place, xet_hash, size, offset)
-
-    @property
-    def _told(self) -> str:
-        return f"hf://{self._address.repository}"
 
     def _call(self, ask: Callable[[], _Result]) -> _Result:
         try:
@@ -142,22 +153,23 @@ class Repository:
             raise self._explain(error) from error
         except _STRANGE_ANSWERS as error:
             raise unavailable(
-                f"{self._field}: {self._told}: {self._api.endpoint} does not answer as a hub does "
+                f"{self._what}: {self._api.endpoint} does not answer as a hub does "
                 f"({show(f'{type(error).__name__}: {error}', max_chars=200)}); look at spec.download.hubEndpoint"
             ) from error
 
     def _explain(self, error: HfHubHTTPError) -> Exception:
         if isinstance(error, GatedRepoError):
             return refused(
-                f"{self._field}: {self._told} is gated: accept its terms on the hub and put a token of that account "
-                f"into {secret_field(self._field)} (key token)"
+                f"{self._what} is gated: accept its terms on the hub and put a token of that account into "
+                f"{secret_field(self._field)} (key token)"
             )
         if isinstance(error, RevisionNotFoundError):
-            return refused(f"{self._field}: {self._told} has no revision {self._address.revision!r}: name a branch, "
-                           "tag or commit of it")  # fmt: skip
+            return refused(
+                f"{self._what} has no revision {self._address.revision!r}: name a branch, tag or commit of it"
+            )
         if isinstance(error, RepositoryNotFoundError):
             return refused(
-                f"{self._field}: {self._told} does not exist as a {self._kind} repository, or is private: correct the "
+                f"{self._what} does not exist as a {self._kind} repository, or is private: correct the "
                 f"name, or put a token that may read it into {secret_field(self._field)} (key token)"
             )
         return explain_failure(error.response.status_code, self._field, self._told)

@@ -12,6 +12,7 @@ from huggingface_hub.utils._xet import (
     XetConnectionInfo,
     XetFileData,
     XetTokenType,
+    is_valid_xet_hash,
     refresh_xet_connection_info,
     xet_connection_info_refresh_url,
 )
@@ -21,6 +22,7 @@ from llava_trainer.sources.exchange import origin_of
 from llava_trainer.sources.network import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 from llava_trainer.sources.refusals import TransientError, refused
 
+__all__ = ["XetStore", "is_valid_xet_hash"]
 _MEBIBYTE = 1 << 20
 _SETTINGS = {
     "telemetry.enabled": False,
