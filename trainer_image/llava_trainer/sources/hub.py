@@ -141,8 +141,8 @@ class Repository:
         except MissingError as error:
             # The file is there: whoever fetches it would take it for one that is gone.
             raise unavailable(
-                f"{self._what}: the hub lists files that it keeps in Xet and does not tell where: have xet switched off "
-                "in the installation"
+                f"{self._what}: the hub lists files that it keeps in Xet and does not tell where: have xet switched "
+                "off in the installation"
             ) from error
         yield from store.read(place, xet_hash, size, offset)
 
