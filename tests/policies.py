@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llava_api.constants import API_VERSION, KIND
-from llava_operator.policy import Policy
+from llava_operator.deciding.policy import Policy
 from llava_operator.settings import Settings
 
 TRAINER = "registry.example/ours/trainer:1"

@@ -15,30 +15,30 @@ import kopf
 from prometheus_client import CollectorRegistry
 
 from llava_api.constants import OLDEST_KUBERNETES, REPORT_PATH
-from llava_operator.authority import Authority
+from llava_operator.acting.events import EventPublisher
+from llava_operator.acting.nodes import Nodes
+from llava_operator.acting.reconcile import Reconciler
+from llava_operator.acting.report_authority import Authority
 from llava_operator.build.common import Platform
-from llava_operator.children import Children
+from llava_operator.cache.children import Children
+from llava_operator.cache.progress import ProgressBook
+from llava_operator.cache.runs import Runs
+from llava_operator.cache.skipped import SkippedObjects
 from llava_operator.clock import now
-from llava_operator.events import EventPublisher
-from llava_operator.handlers import build_kopf_settings, build_registry
-from llava_operator.health import Health
-from llava_operator.kube import ForbiddenError, Kube, KubeError, NotFoundError, connect
-from llava_operator.leader import LeadershipLostError, Lease, LeaseTimes
-from llava_operator.logs import PlainFormatter
-from llava_operator.metrics import OperatorMetrics, RunCollector
-from llava_operator.nodes import Nodes
-from llava_operator.passes import Passes, Resync
-from llava_operator.progress import ProgressBook
-from llava_operator.reconcile import Reconciler
-from llava_operator.reporting.service import keep_reporting
-from llava_operator.resources import RUNS
-from llava_operator.runs import Runs
-from llava_operator.serving import SHUTDOWN_S, serve
+from llava_operator.kube.client import ForbiddenError, Kube, KubeError, NotFoundError, connect
+from llava_operator.kube.kinds import RUNS
+from llava_operator.kube.leader import LeadershipLostError, Lease, LeaseTimes
+from llava_operator.kube.objects import Key
+from llava_operator.loop.health import Health
+from llava_operator.loop.passes import Passes, Resync
+from llava_operator.loop.watches import build_kopf_settings, build_registry
+from llava_operator.loop.workqueue import WorkQueue
+from llava_operator.probes import LIMITS, build_web_app
+from llava_operator.reporting.upkeep import keep_reporting
+from llava_operator.serving.server import SHUTDOWN_S, serve
 from llava_operator.settings import Settings, SettingsError
-from llava_operator.skipped import SkippedObjects
-from llava_operator.views import Key
-from llava_operator.web import LIMITS, build_web_app
-from llava_operator.workqueue import WorkQueue
+from llava_operator.telemetry.logs import PlainFormatter
+from llava_operator.telemetry.metrics import OperatorMetrics, RunCollector
 
 logger = logging.getLogger(__name__)
 

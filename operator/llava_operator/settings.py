@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from llava_api.spec import Download, SecretRef
-from llava_operator.policy import (
+from llava_operator.deciding.policy import (
     ALLOWED_HOST,
     ALLOWED_NAME,
     ALLOWED_REPOSITORY,

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from llava_operator.connections import Limits
+from llava_operator.serving.connections import Limits
 from tests.controller.desk import HOST, Client, Desk, make_report
 
 SECONDS = 15

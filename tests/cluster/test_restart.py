@@ -13,9 +13,9 @@ import yaml
 from aiohttp import web
 
 from llava_api.constants import LABEL_STAGE
-from llava_operator.kube import Kube
-from llava_operator.resources import RUNS
-from llava_operator.wire import Object
+from llava_operator.kube.client import Kube
+from llava_operator.kube.kinds import RUNS
+from llava_operator.kube.objects import Object
 from tests.cluster.operators import OperatorProcess, install, running
 from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, make_run, succeed, until
 from tests.cluster.worlds import running as pod_runs

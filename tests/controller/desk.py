@@ -15,22 +15,21 @@ import aiohttp
 
 from llava_api.constants import API_VERSION, KIND, LABEL_COMPLETION_INDEX, LABEL_RUN, TOKEN_AUDIENCE, StageName
 from llava_api.status import Status
-from llava_operator.children import Children
-from llava_operator.connections import Closed, Limits
-from llava_operator.kube import Kind, RetryableError
-from llava_operator.progress import ProgressBook
+from llava_operator.cache.children import Children
+from llava_operator.cache.progress import ProgressBook
+from llava_operator.cache.runs import Runs
+from llava_operator.cache.skipped import SkippedObjects
+from llava_operator.deciding.status import dump_status
+from llava_operator.kube.client import Kind, RetryableError
+from llava_operator.kube.kinds import TOKEN_REVIEWS
+from llava_operator.kube.objects import Key, Object
+from llava_operator.loop.workqueue import WorkQueue
+from llava_operator.reporting.acceptance import ReportDesk
+from llava_operator.reporting.authority_secret import ServerCertificate
 from llava_operator.reporting.certificates import Issuer, make_authority, read_issuer
-from llava_operator.reporting.endpoint import ServerCertificate
-from llava_operator.reporting.server import ReportDesk
 from llava_operator.reporting.tokens import TokenReviewer
-from llava_operator.resources import TOKEN_REVIEWS
-from llava_operator.runs import Runs
-from llava_operator.serving import serve
-from llava_operator.skipped import SkippedObjects
-from llava_operator.status import dump_status
-from llava_operator.views import Key
-from llava_operator.wire import Object
-from llava_operator.workqueue import WorkQueue
+from llava_operator.serving.connections import Closed, Limits
+from llava_operator.serving.server import serve
 from tests.controller.makers import JOB_UID, KEY, NOW, RUN_UID, begun
 
 HOST = "op-report.system.svc"

@@ -1,6 +1,6 @@
 """How often something may happen."""
 
-from llava_operator.allowances import Allowances
+from llava_operator.serving.allowances import Allowances
 from tests.controller.desk import Clock
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from llava_operator.cards import Cards, NodeGpus, find_shortcomings, is_asked_of_nodes, know_cards
+from llava_operator.deciding.cards import Cards, NodeGpus, find_shortcomings, is_asked_of_nodes, know_cards
 from tests.controller.makers import make_spec
 
 GIB = 1 << 30

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_api.constants import API_VERSION, KIND, LABEL_COMPLETION_INDEX, LABEL_RUN
-from llava_operator.children import Children
+from llava_operator.cache.children import Children
+from llava_operator.cache.skipped import SkippedObjects
+from llava_operator.cache.views import ForeignError, ForeignReason, parse_job
+from llava_operator.kube.kinds import JOBS
+from llava_operator.kube.objects import Key, Object
 from llava_operator.recent import MAX_KEPT
-from llava_operator.resources import JOBS
-from llava_operator.skipped import SkippedObjects
-from llava_operator.views import ForeignError, ForeignReason, Key, parse_job
-from llava_operator.wire import Object
 from tests.controller.makers import KnownRuns
 from tests.controller.test_views import raw_job, raw_pod
 

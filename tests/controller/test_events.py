@@ -8,9 +8,9 @@ import pytest
 
 from llava_api.constants import StageName
 from llava_api.status import Progress
-from llava_operator.events import RECENT, EventPublisher, Transition, build_event, list_transitions
-from llava_operator.kube import AlreadyExistsError, InvalidError, Kind, NotFoundError, RetryableError
-from llava_operator.wire import Object
+from llava_operator.acting.events import RECENT, EventPublisher, Transition, build_event, list_transitions
+from llava_operator.kube.client import AlreadyExistsError, InvalidError, Kind, NotFoundError, RetryableError
+from llava_operator.kube.objects import Object
 from tests.controller.makers import (
     KEY,
     NOW,
@@ -87,7 +87,7 @@ def test_event_whole() -> None:
             "namespace": "team",
             "uid": "run-uid",
         },
-        "note": "prepare begins as Job invoices-prepare-1",
+        "note": "prepare begins as attempt 1",
         "type": "Normal",
     }
     assert event["metadata"]["name"].startswith("invoices.")

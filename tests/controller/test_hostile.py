@@ -15,13 +15,13 @@ from prometheus_client.exposition import generate_latest
 from llava_api.constants import STAGES, StageName
 from llava_api.report import StageResult
 from llava_api.status import Status
-from llava_operator.decide import Commit, decide
-from llava_operator.events import build_event, list_transitions
-from llava_operator.metrics import RunCollector
+from llava_operator.acting.events import build_event, list_transitions
+from llava_operator.cache.runs import Runs
+from llava_operator.cache.views import Termination
+from llava_operator.deciding.decide import Commit, decide
+from llava_operator.deciding.status import dump_status
 from llava_operator.run import UnreadableError, parse_status
-from llava_operator.runs import Runs
-from llava_operator.status import dump_status
-from llava_operator.views import Termination
+from llava_operator.telemetry.metrics import RunCollector
 from tests.controller.makers import KEY, NOW, NOW_TEXT, RESULTS, RUN_UID, begun, job_end, make_job, make_pod, see
 from tests.controller.test_children import JSON
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
-from llava_operator.kube import (
+from llava_operator.kube.client import (
     CHUNK_BYTES,
     LAST_RETRY_AFTER_S,
     MAX_LIST_BYTES,
@@ -28,7 +28,7 @@ from llava_operator.kube import (
     TooLongError,
     error_of,
 )
-from llava_operator.resources import JOBS, PODS, RUNS
+from llava_operator.kube.kinds import JOBS, PODS, RUNS
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

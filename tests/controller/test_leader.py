@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from llava_operator.health import Health
-from llava_operator.kube import AlreadyExistsError, ConflictError, Kind, KubeError, NotFoundError, RetryableError
-from llava_operator.leader import LeadershipLostError, Lease, LeaseTimes
-from llava_operator.views import Key
-from llava_operator.wire import Object
+from llava_operator.kube.client import AlreadyExistsError, ConflictError, Kind, KubeError, NotFoundError, RetryableError
+from llava_operator.kube.leader import LeadershipLostError, Lease, LeaseTimes
+from llava_operator.kube.objects import Key, Object
+from llava_operator.loop.health import Health
 from tests.controller.virtual import run_virtually
 
 TIMES = LeaseTimes(duration_s=15, renew_deadline_s=10, retry_s=2)

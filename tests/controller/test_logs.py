@@ -3,7 +3,7 @@
 import logging
 import sys
 
-from llava_operator.logs import PlainFormatter
+from llava_operator.telemetry.logs import PlainFormatter
 
 
 def format_record(message: str, *arguments: object, failed: bool = False) -> str:

@@ -6,16 +6,16 @@ from datetime import datetime, timedelta
 import pytest
 
 from llava_api.constants import API_VERSION, KIND, LABEL_RUN
-from llava_operator.cards import NodeGpus
-from llava_operator.children import Children
-from llava_operator.decide import Observation
-from llava_operator.kube import ForbiddenError, Kind, RetryableError
-from llava_operator.nodes import KEPT, MAX_SELECTORS, Nodes, read_labels
-from llava_operator.observe import Observer
-from llava_operator.progress import ProgressBook
-from llava_operator.resources import NODES
-from llava_operator.skipped import SkippedObjects
-from llava_operator.wire import Object
+from llava_operator.acting.nodes import KEPT, MAX_SELECTORS, Nodes, read_labels
+from llava_operator.acting.observe import Observer
+from llava_operator.cache.children import Children
+from llava_operator.cache.progress import ProgressBook
+from llava_operator.cache.skipped import SkippedObjects
+from llava_operator.deciding.cards import NodeGpus
+from llava_operator.deciding.decide import Observation
+from llava_operator.kube.client import ForbiddenError, Kind, RetryableError
+from llava_operator.kube.kinds import NODES
+from llava_operator.kube.objects import Object
 from tests.controller.makers import KEY, NOW, KnownRuns, commit, make_run
 
 LABELS = {
@@ -138,6 +138,6 @@ async def test_nodes_are_asked_when_prepare_has_ended_and_not_before(ended: bool
         kube=NoPods(),  # type: ignore[arg-type]
         children=children, progress=ProgressBook(interval_s=1, writes_per_s=1), nodes=make_nodes(server),
     )  # fmt: skip
-    seen = await observer.observe_children(run, None, NOW)
+    seen = await observer.observe_children(run, NOW)
     assert server.asked == asked
     assert seen.nodes == ({H100} if asked else frozenset())

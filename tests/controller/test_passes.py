@@ -8,17 +8,16 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from llava_api.constants import Phase
-from llava_operator.children import Children
-from llava_operator.health import HEARTBEAT, MISSED_BEATS, Health
-from llava_operator.kube import ForbiddenError, Kind, RetryableError
-from llava_operator.metrics import OperatorMetrics
-from llava_operator.passes import Passes, Resync
-from llava_operator.resources import RUNS
-from llava_operator.runs import Runs
-from llava_operator.skipped import SkippedObjects
-from llava_operator.views import Key
-from llava_operator.wire import Object
-from llava_operator.workqueue import WorkQueue
+from llava_operator.cache.children import Children
+from llava_operator.cache.runs import Runs
+from llava_operator.cache.skipped import SkippedObjects
+from llava_operator.kube.client import ForbiddenError, Kind, RetryableError
+from llava_operator.kube.kinds import RUNS
+from llava_operator.kube.objects import Key, Object
+from llava_operator.loop.health import HEARTBEAT, MISSED_BEATS, Health
+from llava_operator.loop.passes import Passes, Resync
+from llava_operator.loop.workqueue import WorkQueue
+from llava_operator.telemetry.metrics import OperatorMetrics
 from tests.controller.virtual import run_virtually
 
 

@@ -15,8 +15,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 
-from llava_operator.authority import Authority
-from llava_operator.kube import AlreadyExistsError, ConflictError, Kind, NotFoundError, RetryableError
+from llava_operator.acting.report_authority import Authority
+from llava_operator.kube.client import AlreadyExistsError, ConflictError, Kind, NotFoundError, RetryableError
+from llava_operator.kube.kinds import SECRETS, SERVICES
+from llava_operator.kube.objects import Object
+from llava_operator.reporting.authority_secret import AuthorityError, ServerCertificate, ensure_authority
 from llava_operator.reporting.certificates import (
     AUTHORITY_LIFE,
     AUTHORITY_RENEWAL,
@@ -25,18 +28,10 @@ from llava_operator.reporting.certificates import (
     Issuer,
     make_leaf,
 )
-from llava_operator.reporting.endpoint import (
-    AuthorityError,
-    ServerCertificate,
-    build_endpoint_slice,
-    ensure_authority,
-    ensure_endpoint,
-)
-from llava_operator.reporting.service import keep_reporting
-from llava_operator.resources import SECRETS, SERVICES
-from llava_operator.serving import serve
+from llava_operator.reporting.endpoint_slice import build_endpoint_slice, ensure_endpoint
+from llava_operator.reporting.upkeep import keep_reporting
+from llava_operator.serving.server import serve
 from llava_operator.settings import Settings
-from llava_operator.wire import Object
 from tests.controller.authorities import Foreign, name_of
 from tests.controller.desk import HOST, Client, Desk, make_issuer, make_report
 from tests.controller.makers import NOW

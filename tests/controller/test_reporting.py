@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from llava_api.constants import StageName
 from llava_api.report import ProgressAnswer, ProgressReport
 from llava_api.status import Status
-from llava_operator.connections import Limits
-from llava_operator.reporting.claims import Speaker, read_claims
-from llava_operator.reporting.server import (
+from llava_operator.deciding.status import dump_status
+from llava_operator.kube.objects import Key, Object
+from llava_operator.reporting.acceptance import (
     LINES_AT_ONCE,
     MAX_BODY,
     REPORTS_AT_ONCE,
@@ -26,6 +26,7 @@ from llava_operator.reporting.server import (
     _to_progress,
     parse_report,
 )
+from llava_operator.reporting.claims import Speaker, read_claims
 from llava_operator.reporting.tokens import (
     ACCEPTED_FOR_S,
     MAX_CACHED,
@@ -35,9 +36,7 @@ from llava_operator.reporting.tokens import (
     BusyError,
     TokenReviewer,
 )
-from llava_operator.status import dump_status
-from llava_operator.views import Key
-from llava_operator.wire import Object
+from llava_operator.serving.connections import Limits
 from tests.controller.desk import (
     EARLIER_JOB_UID,
     GOOD,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from llava_api.constants import StageName
 from llava_api.run_config import Reporting, RunConfig, RunIdentity
-from llava_operator.connections import Limits
+from llava_operator.serving.connections import Limits
 from llava_trainer.reporting import Pace, Reporter
 from tests.controller.desk import GOOD, Client, Desk
 from tests.controller.makers import KEY, RUN_UID

@@ -16,10 +16,10 @@ import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from llava_operator.connections import Closed, Limits
-from llava_operator.health import Health
-from llava_operator.serving import serve
-from llava_operator.web import LIMITS, build_web_app
+from llava_operator.loop.health import Health
+from llava_operator.probes import LIMITS, build_web_app
+from llava_operator.serving.connections import Closed, Limits
+from llava_operator.serving.server import serve
 from tests.controller.desk import GOOD, HOST, Client, Desk, make_issuer, make_report
 
 MANY_COME: dict[str, Any] = {

@@ -3,7 +3,7 @@
 import pytest
 
 from llava_api.spec import Download, SecretRef
-from llava_operator.policy import Policy
+from llava_operator.deciding.policy import Policy
 from llava_operator.settings import Settings, SettingsError
 from tests.policies import WRONG_HOSTS, WRONG_NAMES, WRONG_REPOSITORIES, policy_of
 

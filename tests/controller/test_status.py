@@ -4,7 +4,7 @@ import pytest
 
 from llava_api.constants import StageName
 from llava_api.status import Progress
-from llava_operator.status import complete_status, dump_status, format_duration, merge_patch
+from llava_operator.deciding.status import complete_status, dump_status, format_duration, merge_patch
 from tests.controller.makers import NOW, NOW_TEXT, begun
 
 
@@ -71,5 +71,5 @@ def test_progress_of_an_earlier_stage_is_not_shown_for_this_one() -> None:
 
 def test_dumped_status_has_the_api_names_and_no_nulls() -> None:
     dumped = dump_status(begun())
-    assert dumped["stages"][0]["jobUid"] == "job-uid"
+    assert dumped["stages"][0]["attempts"][0]["jobUid"] == "job-uid"
     assert "completionTime" not in dumped

@@ -8,8 +8,8 @@ from llava_api.constants import StageName
 from llava_api.failures import FAILURES, Failure, Reason
 from llava_api.report import StageFailure
 from llava_api.status import FailureStatus, StageStatus
-from llava_operator.verdict import read_failure
-from llava_operator.views import PodView
+from llava_operator.cache.views import PodView
+from llava_operator.deciding.verdict import read_failure
 from tests.controller.makers import failed, job_end, make_pod
 
 STAGE = StageStatus(name=StageName.TRAIN, attempt=1)
@@ -41,6 +41,7 @@ def test_stage_result_explains_itself() -> None:
         "stage": StageName.TRAIN,
         "attempt": 1,
         "pod": "p",
+        "node": None,
         "rank": 3,
         "exit_code": 67,
         "log_tail": "step 7",

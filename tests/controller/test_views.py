@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from llava_operator.views import ForeignError, JobEnd, Key, Termination, parse_job, parse_pod
-from llava_operator.wire import Object
+from llava_operator.cache.views import ForeignError, JobEnd, Termination, parse_job, parse_pod
+from llava_operator.kube.objects import Key, Object
 
 
 def raw_pod(name: str = "r-train-1-0-abcde", *, uid: str = "p", job: str | None = "j", **status: Any) -> Object:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from llava_operator.workqueue import FIRST_BACKOFF_S, LAST_BACKOFF_S, WorkQueue
+from llava_operator.loop.workqueue import FIRST_BACKOFF_S, LAST_BACKOFF_S, WorkQueue
 from tests.controller.virtual import run_virtually
 
 Process = Callable[[str], Awaitable[float | None]]

@@ -13,9 +13,9 @@ from llava_api.constants import (
     StageName,
 )
 from llava_api.spec import Download
-from llava_operator.policy import Policy
+from llava_operator.deciding.policy import Policy
+from llava_operator.kube.objects import Object
 from llava_operator.run import Run
-from llava_operator.wire import Object
 
 
 @dataclass(frozen=True, kw_only=True)

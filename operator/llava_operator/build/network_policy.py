@@ -7,8 +7,8 @@ when training starts.
 from llava_api.constants import LABEL_RUN, LABEL_STAGE, StageName
 from llava_api.names import rendezvous_service_name
 from llava_operator.build.common import build_labels, build_metadata
+from llava_operator.kube.objects import Object
 from llava_operator.run import Run
-from llava_operator.wire import Object
 
 
 def build_network_policy(run: Run, stage: StageName) -> Object:

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from llava_api.constants import TOKEN_AUDIENCE
-from llava_operator.views import Key
+from llava_operator.kube.objects import Key
 
 MAX_TOKEN = 8190
 """Characters; aiohttp takes no longer header. Kubernetes' tokens have about 1,200."""

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llava_api.constants import TOKEN_AUDIENCE
-from llava_operator.allowances import Allowances
-from llava_operator.kube import Kube
+from llava_operator.kube.client import Kube
+from llava_operator.kube.kinds import TOKEN_REVIEWS
+from llava_operator.kube.objects import Key, Object
 from llava_operator.reporting.claims import Speaker
-from llava_operator.resources import TOKEN_REVIEWS
-from llava_operator.views import Key
-from llava_operator.wire import Object
+from llava_operator.serving.allowances import Allowances
 
 ACCEPTED_FOR_S = 60.0
 """A token that has been accepted is not reviewed again for so long; a pod's end shows sooner, in the cache of pods."""

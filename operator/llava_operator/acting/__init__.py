@@ -1,0 +1,1 @@
+"""What a pass does: it reads, has decided, and writes."""

@@ -1,0 +1,79 @@
+"""Creates a run's children, and says what stands in the way where it cannot."""
+
+from llava_api.constants import KIND
+from llava_api.status import MAX_TEXT
+from llava_api.text import show
+from llava_operator.deciding.observation import ObstacleKind
+from llava_operator.kube.client import (
+    AlreadyExistsError,
+    InvalidError,
+    Kind,
+    Kube,
+    KubeError,
+    NotFoundError,
+    is_from_webhook,
+)
+from llava_operator.kube.objects import Object
+from llava_operator.run import Run
+
+_OF_THE_API_SERVER = frozenset({0, 401, 404, 408, 429})
+"""Nobody answered, credentials have expired, the namespace is gone, too much to do: no run's status tells of these."""
+
+
+class ObstacleError(Exception):
+    """A child could not be created for a reason that belongs into the run's status."""
+
+    def __init__(self, kind: ObstacleKind, message: str, *, retry_after_s: float = 0.0) -> None:
+        super().__init__(show(message, max_chars=MAX_TEXT))
+        self.kind = kind
+        self.retry_after_s = retry_after_s
+        """Seconds that the API server wants to be left alone."""
+
+
+async def create_child(kube: Kube, run: Run, kind: Kind, body: Object) -> Object:
+    """Create a child, or find it created already.
+
+    Raises:
+        ObstacleError: its name belongs to someone else, or the API server does not want it.
+        KubeError: the API server could not be asked.
+    """
+    try:
+        return await kube.create(kind, run.key.namespace, body)
+    except AlreadyExistsError:
+        return await _adopt(kube, run, kind, body["metadata"]["name"])
+    except InvalidError as error:
+        raise ObstacleError(ObstacleKind.REJECTED, str(error)) from error
+    except KubeError as error:
+        if error.status in _OF_THE_API_SERVER and not is_from_webhook(str(error)):
+            raise
+        # A quota, an admission policy, a webhook that denies or does not answer, the operator's own rights: all of them
+        # may change, and the status may well be written meanwhile.
+        raise ObstacleError(ObstacleKind.BLOCKED, str(error), retry_after_s=error.retry_after_s or 0.0) from error
+
+
+async def _adopt(kube: Kube, run: Run, kind: Kind, name: str) -> Object:
+    try:
+        found = await kube.get(kind, run.key.namespace, name)
+    except NotFoundError as error:
+        # It was deleted in between, or a webhook says so.
+        raise ObstacleError(ObstacleKind.BLOCKED, f"{kind.plural} {name} is said to exist, and is not there") from error
+    meta = found["metadata"]
+    if is_controlled_by(meta, run.uid):
+        return found
+    where = f"{kind.plural} {name} exists in namespace {run.key.namespace}"
+    if "deletionTimestamp" in meta or _is_leftover(meta, run):
+        # Deleting a run and creating it again under its name is quicker than the deletion of its children.
+        raise ObstacleError(ObstacleKind.BLOCKED, f"{where} and is being deleted with an earlier run of this name")
+    raise ObstacleError(ObstacleKind.NAME_CONFLICT, f"{where} and does not belong to this run")
+
+
+def is_controlled_by(meta: Object, uid: str) -> bool:
+    """Whether an object's controller has this UID."""
+    return any(owner.get("controller") and owner["uid"] == uid for owner in meta.get("ownerReferences", []))
+
+
+def _is_leftover(meta: Object, run: Run) -> bool:
+    return any(
+        owner.get("controller") and (owner.get("kind"), owner.get("name")) == (KIND, run.key.name)
+        for owner in meta.get("ownerReferences", [])
+    )

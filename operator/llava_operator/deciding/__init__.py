@@ -1,0 +1,1 @@
+"""What is to become of a run. Pure: values in, values out."""

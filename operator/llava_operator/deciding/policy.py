@@ -1,0 +1,286 @@
+"""What an installation lets runs ask for, and what of a run goes beyond it. Pure.
+
+The chart's ValidatingAdmissionPolicy says the same in CEL, word for word; one table of cases (``tests/policies.py``)
+drives both. Neither reads an address or an image reference by a library: two libraries disagree about what is odd, and
+what is odd is refused here. No pattern needs a backslash: CEL, whose engine is another one, takes them as they are.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from llava_api.spec import SecretRef, Spec
+from llava_operator.stages import Stage
+
+ANYTHING = "*"
+"""Entry of a list that allows everything."""
+PUBLIC_HUB = "huggingface.co"
+MAX_ENTRIES = 16
+MAX_ENTRY = 200
+"""Longest entry. A message names all of them, and the API server gives up on one of more than 5 KiB."""
+
+_PORT = "(:[0-9]+)?"
+_COMPONENT = "[a-z0-9]+([._-]+[a-z0-9]+)*"
+REPOSITORY = f"^[a-z0-9.-]+{_PORT}(/{_COMPONENT})+"
+"""Registry and path at the beginning of an image reference."""
+IMAGE = f"{REPOSITORY}(:[A-Za-z0-9_][A-Za-z0-9._-]*)?(@[a-z0-9+._-]+:[0-9a-f]+)?$"
+HAS_REGISTRY = "^([^/]*[.:][^/]*|localhost)/"
+"""As container runtimes decide whether the first part of a reference is a registry."""
+ADDRESS_HOST = f"^https://[A-Za-z0-9.-]+{_PORT}"
+ADDRESS = f"{ADDRESS_HOST}(/[!-~]*)?$"
+NAME = "^[a-z0-9.-]*$"
+SHOWABLE = "^[!-~]+$"
+SHOWABLE_ADDRESS = "^[!-?A-~]+$"
+"""Without @, before which a password may stand."""
+HIDDEN = "a value that is not shown"
+
+ALLOWED_REPOSITORY = f"^([*]|([a-z0-9-]+([.][a-z0-9-]+)+{_PORT}|[a-z0-9-]+:[0-9]+|localhost)(/{_COMPONENT})*)$"
+ALLOWED_NAME = "^[a-z0-9.*-]+$"
+ALLOWED_HOST = f"^([*]|[a-z0-9.-]+{_PORT})$"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """The installer's rules. In each list ``*`` alone stands for everything; an empty list allows nothing."""
+
+    trainer_image: str = ""
+    """The installation's own image, which is always allowed."""
+    hub_endpoint: str = ""
+    """The installation's own hub, to which tokens may always be sent; empty: the public one."""
+    image_repositories: tuple[str, ...] = (ANYTHING,)
+    """REGISTRY or REGISTRY/PATH: this repository and those below it."""
+    secret_names: tuple[str, ...] = (ANYTHING,)
+    """Names; a ``*`` stands for any part of one."""
+    ca_config_maps: tuple[str, ...] = (ANYTHING,)
+    """The same, of ConfigMaps with certificate authorities."""
+    hub_token_hosts: tuple[str, ...] = (PUBLIC_HUB,)
+    """HOST or HOST:PORT, reached by TLS."""
+    web_credential_hosts: tuple[str, ...] = (ANYTHING,)
+    """The same, for credentials of https:// sources."""
+    tolerations: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Violation:
+    """One thing that a run asks for and the installation does not allow."""
+
+    field: str
+    value: str
+    rule: str
+    fix: str
+
+    @property
+    def message(self) -> str:
+        """Field, value, rule and fix in one line."""
+        return f"{self.field} is {self.value}, but this installation {self.rule}: {self.fix}"
+
+
+def find_violations(spec: Spec, policy: Policy, stage: Stage) -> tuple[Violation, ...]:
+    """What pods of a stage would be given against the policy; empty if all of it is allowed.
+
+    Credentials and authorities are prepare's alone: a run that has fetched everything is not held up by a rule about
+    them that came later.
+    """
+    found = [*_judge_image(spec, policy)]
+    if stage.fetches:
+        for judge in (_judge_secrets, _judge_authorities, _judge_hub, _judge_web):
+            found += judge(spec, policy)
+    return (*found, *_judge_pull_secrets(spec, policy), *_judge_tolerations(spec, policy))
+
+
+def describe_violations(violations: Sequence[Violation]) -> str:
+    """All of them, for a person."""
+    return "; ".join(violation.message for violation in violations)
+
+
+def _judge_image(spec: Spec, policy: Policy) -> Iterator[Violation]:
+    reference, allowed = spec.image.reference, policy.image_repositories
+    if reference is None or reference == policy.trainer_image or ANYTHING in allowed:
+        return
+    if not _is_of_repository(_add_registry(reference), allowed):
+        others = f" and images of {', '.join(allowed)}" if allowed else ""
+        yield Violation(
+            field="spec.image.reference",
+            value=_show(reference),
+            rule=f"allows its own trainer image{others} only (policy.imageRepositories)",
+            fix="name an allowed one, in lower case and with its registry, or leave spec.image.reference out",
+        )
+
+
+def _add_registry(reference: str) -> str:
+    """The reference with what container runtimes add to one that names no registry, or none of Docker's own folders."""
+    if not re.match(HAS_REGISTRY, reference):
+        reference = f"docker.io/{reference}"
+    registry, _, path = reference.partition("/")
+    return f"docker.io/library/{path}" if registry == "docker.io" and "/" not in path else reference
+
+
+def _is_of_repository(reference: str, allowed: Sequence[str]) -> bool:
+    found = re.match(REPOSITORY, reference)
+    if found is None or not _matches(IMAGE, reference):
+        return False
+    return any(found[0] == one or found[0].startswith(f"{one}/") for one in allowed)
+
+
+class _Part(NamedTuple):
+    """A part of the spec whose sources share a Secret."""
+
+    path: str
+    secret: str | None
+    sources: tuple[tuple[str, str], ...] = ()
+    """Field and address."""
+
+
+def _parts(spec: Spec) -> Iterator[_Part]:
+    model = spec.model
+    sources = {
+        "source": model.source, "base": model.base, "languageModel": model.language_model,
+        "visionTower": model.vision_tower, "projector": model.projector,
+    }  # fmt: skip
+    named = tuple((f"spec.model.{name}", source) for name, source in sources.items() if source is not None)
+    yield _Part("spec.model", _name(model.secret_ref), named)
+    datasets = {"spec.dataset": spec.dataset}
+    if spec.alignment is not None:
+        datasets["spec.alignment.dataset"] = spec.alignment.dataset
+    for path, dataset in datasets.items():
+        yield _Part(path, _name(dataset.secret_ref), ((f"{path}.source", dataset.source),))
+    yield _Part("spec.download", _name(spec.download.secret_ref))
+
+
+def _name(secret: SecretRef | None) -> str | None:
+    return None if secret is None else secret.name
+
+
+def _judge_secrets(spec: Spec, policy: Policy) -> Iterator[Violation]:
+    for part in _parts(spec):
+        if part.secret is not None:
+            yield from _judge_secret(f"{part.path}.secretRef.name", part.secret, policy)
+
+
+def _judge_pull_secrets(spec: Spec, policy: Policy) -> Iterator[Violation]:
+    for secret in spec.image_pull_secrets:
+        yield from _judge_secret("spec.imagePullSecrets", secret.name, policy)
+
+
+def _judge_secret(field: str, name: str, policy: Policy) -> Iterator[Violation]:
+    return _judge_name(field, name, "Secrets", policy.secret_names, "policy.secretNames")
+
+
+def _judge_authorities(spec: Spec, policy: Policy) -> Iterator[Violation]:
+    name = spec.download.ca_config_map
+    if name is not None:
+        yield from _judge_name(
+            "spec.download.caConfigMap", name, "ConfigMaps with authorities", policy.ca_config_maps,
+            "policy.caConfigMaps",
+        )  # fmt: skip
+
+
+def _judge_name(field: str, name: str, kind: str, allowed: Sequence[str], setting: str) -> Iterator[Violation]:
+    if ANYTHING in allowed or any(_is_named(name, one) for one in allowed):
+        return
+    rule = f"allows only {kind} named {', '.join(allowed)}" if allowed else f"allows no {kind}"
+    yield Violation(field=field, value=_show(name), rule=f"{rule} ({setting})", fix="name an allowed one, or none")
+
+
+def _is_named(name: str, pattern: str) -> bool:
+    """Whether a name matches a pattern in which ``*`` stands for any part.
+
+    No regular expression: with many stars Python's would take for ever, which CEL's does not.
+    """
+    first, *middle = pattern.split("*")
+    if not middle:
+        return name == pattern
+    *middle, last = middle
+    if len(name) < len(first) + len(last) or not (name.startswith(first) and name.endswith(last)):
+        return False
+    position, end = len(first), len(name) - len(last)
+    for part in middle:
+        position = name.find(part, position, end)
+        if position < 0:
+            return False
+        position += len(part)
+    return _matches(NAME, name)
+
+
+def _judge_hub(spec: Spec, policy: Policy) -> Iterator[Violation]:
+    """Where the token of a hub goes.
+
+    By TLS nobody on the way can read it, unless the run's own authorities and its own proxy work together: those are
+    restricted by ``ca_config_maps``.
+    """
+    if ANYTHING in policy.hub_token_hosts or not _credentials_for("hf://", spec):
+        return
+    public = f"https://{PUBLIC_HUB}"
+    own, said = policy.hub_endpoint or public, spec.download.hub_endpoint
+    # A run that says an empty one gets the public hub, whatever the installation has.
+    hub = own if said is None else said or public
+    if hub != own and not _is_at(hub, policy.hub_token_hosts):
+        hosts = "".join(f", https://{host}" for host in policy.hub_token_hosts)
+        yield Violation(
+            field="spec.download.hubEndpoint",
+            value=_show(hub, SHOWABLE_ADDRESS),
+            rule=f"sends hub tokens to its own hub{hosts} only (policy.hubTokenHosts)",
+            fix="name an allowed one, or leave out spec.download.hubEndpoint or the secretRef of hf:// sources",
+        )
+    elif hub == own and own.startswith("http://") and spec.download.http_proxy:
+        yield Violation(
+            field="spec.download.httpProxy",
+            value=_show(spec.download.http_proxy, SHOWABLE_ADDRESS),
+            rule="reaches its hub without TLS, and the proxy would read the token (policy.hubTokenHosts)",
+            fix="leave out spec.download.httpProxy or the secretRef of hf:// sources",
+        )
+
+
+def _judge_web(spec: Spec, policy: Policy) -> Iterator[Violation]:
+    hosts = policy.web_credential_hosts
+    if ANYTHING in hosts:
+        return
+    allowed = f"only to {', '.join(f'https://{host}' for host in hosts)}" if hosts else "to no host"
+    for field, source in _credentials_for("https://", spec):
+        if not _is_at(source, hosts):
+            # Only the host: a query may be a secret itself.
+            host = re.match(ADDRESS_HOST, source)
+            yield Violation(
+                field=field,
+                value=f"at {host[0]}" if host else HIDDEN,
+                rule=f"sends credentials of https:// sources {allowed} (policy.webCredentialHosts)",
+                fix="use an allowed one, or leave out the secretRef beside it",
+            )
+
+
+def _credentials_for(scheme: str, spec: Spec) -> list[tuple[str, str]]:
+    """Sources of a kind that are asked for with what a Secret holds."""
+    return [
+        (field, source)
+        for part in _parts(spec)
+        if part.secret is not None
+        for field, source in part.sources
+        if source.startswith(scheme)
+    ]
+
+
+def _is_at(address: str, hosts: Sequence[str]) -> bool:
+    found = re.match(ADDRESS_HOST, address)
+    if found is None or not _matches(ADDRESS, address):
+        return False
+    return found[0].lower().removesuffix(":443") in {f"https://{host}".removesuffix(":443") for host in hosts}
+
+
+def _judge_tolerations(spec: Spec, policy: Policy) -> Iterator[Violation]:
+    if spec.scheduling.tolerations and not policy.tolerations:
+        yield Violation(
+            field="spec.scheduling.tolerations",
+            value="not empty",
+            rule="allows none (policy.tolerations)",
+            fix="leave spec.scheduling.tolerations out",
+        )
+
+
+def _matches(pattern: str, value: str) -> bool:
+    # re.match would let a newline follow a $, which CEL's engine does not.
+    return re.fullmatch(pattern, value) is not None
+
+
+def _show(value: str, pattern: str = SHOWABLE) -> str:
+    return value if _matches(pattern, value) else HIDDEN

@@ -1,0 +1,183 @@
+"""What a stage's Job and pods say about how it went: the result, or the failure that explains it best.
+
+Pure. When one training pod fails the others fail with it; the one that failed for a reason of its own is the one to
+show, and the first of those.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from llava_api.failures import BY_EXIT_CODE, BY_REASON, Reason
+from llava_api.report import StageFailure, StageResult
+from llava_api.status import MAX_TEXT, FailureStatus, StageStatus
+from llava_api.text import cut, escape, show
+from llava_operator.cache.views import JobEnd, JobView, PodView, Termination
+from llava_operator.validation_errors import describe_faults
+
+_KILLED_FOR_MEMORY = "OOMKilled"
+"""How the kubelet says that a container went over its limit."""
+
+CONSEQUENCES = frozenset({Reason.RENDEZVOUS_FAILED, Reason.INTERRUPTED})
+"""Reasons with which a pod usually fails because another one has."""
+DISRUPTED = "DisruptionTarget"
+"""Condition type that the Job's message names when its first pod-failure rule ended it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    failure: FailureStatus
+    is_consequence: bool
+    finished_at: str
+
+    @property
+    def rank(self) -> tuple[bool, bool, str, int]:
+        """Causes before consequences, known instants before unknown ones, the earlier pod before the later."""
+        return (self.is_consequence, not self.finished_at, self.finished_at, self.failure.rank or 0)
+
+
+def read_result(stage: StageStatus, pods: Iterable[PodView]) -> StageResult | FailureStatus:
+    """The result of a stage whose Job is complete, from its first pod's termination message.
+
+    A stage that has succeeded without a readable result counts as failed: nobody could say what it made.
+    """
+    first = next((pod for pod in pods if pod.phase == "Succeeded" and not pod.index), None)
+    if first is None or first.ended is None:
+        message = f"{stage.name} ended well, but its first pod was gone before its result was read"
+        return _failure(stage, None, Reason.RESULT_LOST, message)
+    try:
+        result = StageResult.model_validate_json(first.ended.message)
+    except ValidationError as error:
+        return _unreadable(stage, first, f"its termination message is no result ({describe_faults(error)})")
+    if (result.stage, result.attempt) != (stage.name, stage.attempt):
+        return _unreadable(stage, first, f"its termination message is about {result.stage}-{result.attempt}")
+    if result.failure is not None:
+        return _failure(stage, first, result.failure.reason, result.failure.message, said=result.failure)
+    return result
+
+
+def _unreadable(stage: StageStatus, pod: PodView | None, why: str) -> FailureStatus:
+    return _failure(stage, pod, Reason.INTERNAL_ERROR, f"{stage.name} ended with exit code 0, but {why}")
+
+
+def unusable_result(stage: StageStatus, error: ValidationError) -> FailureStatus:
+    """The failure of a stage whose result has values that make no sense."""
+    return _unreadable(stage, None, f"its result makes no sense ({describe_faults(error)})")
+
+
+def read_failure(
+    stage: StageStatus, job: JobEnd | None, pods: Iterable[PodView], recorded: FailureStatus | None
+) -> FailureStatus:
+    """The failure of a stage whose Job fails or has failed.
+
+    Args:
+        stage: the stage as it is in the status.
+        job: how its Job ends or has ended; None where only its pods tell of it yet.
+        pods: what is left of the Job's pods.
+        recorded: what an earlier pass made of it; pods that it saw may be gone by now.
+    """
+    candidates = sorted(filter(None, (_candidate(stage, pod) for pod in pods)), key=lambda found: found.rank)
+    best = candidates[0] if candidates else None
+    if recorded is not None and (best is None or best.is_consequence or not _is_vague(recorded)):
+        return recorded
+    return best.failure if best else _failure_of_job(stage, job)
+
+
+def _is_vague(failure: FailureStatus) -> bool:
+    return failure.pod is None or failure.reason in CONSEQUENCES
+
+
+def read_loss(stage: StageStatus, job: JobView | None, pods: Iterable[PodView]) -> FailureStatus:
+    """The failure of a stage that is taken away while it runs: its Job, or a pod of it that has not failed."""
+    for pod in pods:
+        if pod.disruption:
+            return _disrupted(stage, pod)
+    if job is not None and not job.deleting_since:
+        for pod in pods:
+            if pod.deleting:
+                message = f"pod {pod.key.name} was deleted while {stage.name} ran"
+                return _failure(stage, pod, Reason.POD_DELETED, message)
+    message = f"the Job of {stage.name}-{stage.attempt} was deleted while it ran"
+    return _failure(stage, None, Reason.JOB_DELETED, message)
+
+
+def _disrupted(stage: StageStatus, pod: PodView) -> FailureStatus:
+    return _failure(stage, pod, Reason.POD_DISRUPTED, f"pod {pod.key.name} was disrupted: {pod.disruption}")
+
+
+def _failure_of_job(stage: StageStatus, job: JobEnd | None) -> FailureStatus:
+    if job is None:
+        return _failure(stage, None, Reason.POD_FAILED, f"a pod of {stage.name} has failed")
+    disrupted = job.reason == "PodFailurePolicy" and DISRUPTED in job.message
+    reason = Reason.POD_DISRUPTED if disrupted else Reason.POD_FAILED
+    return _failure(stage, None, reason, f"the Job failed: {job.reason}: {job.message}")
+
+
+def _candidate(stage: StageStatus, pod: PodView) -> _Candidate | None:
+    ended = pod.ended
+    if pod.disruption:
+        return _Candidate(
+            failure=_disrupted(stage, pod), is_consequence=False, finished_at=ended.finished_at if ended else ""
+        )
+    if ended is not None and ended.exit_code != 0:
+        return _ended_candidate(stage, pod, ended)
+    if pod.phase == "Failed":
+        why = pod.trouble or "Kubernetes gives no reason"
+        failure = _failure(stage, pod, Reason.POD_FAILED, f"pod {pod.key.name} failed: {why}")
+        return _Candidate(failure=failure, is_consequence=pod.deleting, finished_at="")
+    return None
+
+
+def _ended_candidate(stage: StageStatus, pod: PodView, ended: Termination) -> _Candidate:
+    said = _read_said(ended.message)
+    reason = _reason_of(ended, said)
+    message = said.message if said else f"pod {pod.key.name} ended with exit code {ended.exit_code}"
+    if ended.reason == _KILLED_FOR_MEMORY:
+        message = f"pod {pod.key.name} went over its memory limit and was killed"
+    failure = _failure(stage, pod, reason, message, said=said)
+    is_consequence = reason in CONSEQUENCES or (pod.deleting and reason is Reason.POD_FAILED)
+    return _Candidate(failure=failure, is_consequence=is_consequence, finished_at=ended.finished_at)
+
+
+def _reason_of(ended: Termination, said: StageFailure | None) -> Reason:
+    # The kernel kills one process of the container; the stage then sees only that a worker was killed.
+    if ended.reason == _KILLED_FOR_MEMORY:
+        return Reason.OUT_OF_MEMORY
+    if said is not None:
+        return said.reason
+    known = BY_EXIT_CODE.get(ended.exit_code)
+    return known.reason if known else Reason.POD_FAILED
+
+
+def _read_said(message: str) -> StageFailure | None:
+    try:
+        return StageResult.model_validate_json(message).failure
+    except ValidationError:
+        # A process that was killed writes nothing; the message is then its log's last lines.
+        return None
+
+
+def _failure(
+    stage: StageStatus, pod: PodView | None, reason: Reason, message: str, *, said: StageFailure | None = None
+) -> FailureStatus:
+    ended = pod.ended if pod else None
+    log_tail = said.log_tail if said else (ended.message if ended and ended.exit_code != 0 else "")
+    log_tail = cut(escape(log_tail, multiline=True), max_chars=MAX_TEXT, keep_end=True)
+    return FailureStatus(
+        reason=reason,
+        message=show(message, max_chars=MAX_TEXT),
+        hint=BY_REASON[reason].hint,
+        stage=stage.name,
+        attempt=stage.attempt,
+        pod=pod.key.name if pod else None,
+        node=(pod.node or None) if pod else None,
+        rank=said.rank if said and said.rank is not None else (pod.index if pod else None),
+        exit_code=ended.exit_code if ended else None,
+        log_tail=log_tail,
+    )
+
+
+def failed_by_operator(stage: StageStatus, reason: Reason, message: str) -> FailureStatus:
+    """A failure that no pod had a part in."""
+    return _failure(stage, None, reason, message)

@@ -1,0 +1,1 @@
+"""The API server as such: its client, the kinds that are used, and leadership."""

@@ -1,0 +1,333 @@
+"""A thin client of the API server: paths and plain dicts, with typed errors.
+
+Only ``ApiClient`` of the official client is used. Its generated API and model classes cost 110 MB of memory.
+"""
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import aiohttp
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.config import load_incluster_config, load_kube_config
+from pydantic import BaseModel, ValidationError
+
+from llava_api.text import show
+from llava_operator.kube.objects import Object
+
+FIRST_CHUNK = 10
+"""Objects in the first answer of a list: anybody may store objects of 1.5 MB, and make them ours by a label."""
+LAST_CHUNK = 250
+"""Most objects in one answer."""
+CHUNK_BYTES = 2 * 2**20
+"""Bytes that the answers to come are aimed at, by what the objects so far have taken."""
+MAX_LIST_BYTES = 16 * 2**20
+"""Longest answer to a list that is read; one that is longer is asked for again in smaller pieces."""
+MAX_TEXT = 4096
+"""Longest message that is kept of a refusal: webhooks write them, too."""
+LAST_RETRY_AFTER_S = 300.0
+"""Longest wait that an answer may ask for."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of objects: where it is served."""
+
+    api: str
+    """``api/v1`` or ``apis/GROUP/VERSION``."""
+    plural: str
+
+    def path(self, namespace: str | None = None, name: str | None = None, subresource: str = "") -> str:
+        """Path of one object, of a namespace's collection, or of the whole cluster's.
+
+        Raises:
+            ValueError: namespace or name would lead to another path: an empty name to the whole collection.
+        """
+        scope = ["namespaces", _segment(namespace)] if namespace is not None else []
+        one = [_segment(name)] if name is not None else []
+        return "/" + "/".join(filter(None, [self.api, *scope, self.plural, *one, subresource]))
+
+
+def _segment(name: str) -> str:
+    if name in ("", ".", ".."):
+        raise ValueError(f"{name!r} is no name of an object or of a namespace")
+    return quote(name, safe="")
+
+
+class KubeError(Exception):
+    """The API server refused, or could not be reached (``status`` 0)."""
+
+    def __init__(self, message: str, *, status: int = 0, reason: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class RetryableError(KubeError):
+    """The same request may succeed later: timeout, overload, server error, expired credentials."""
+
+
+class TooLongError(RetryableError):
+    """An answer is longer than what the operator reads."""
+
+
+class ConflictError(KubeError):
+    """The object changed since it was read: the pass that read it is void."""
+
+
+class AlreadyExistsError(KubeError):
+    """An object of this name is there already."""
+
+
+class NotFoundError(KubeError):
+    """There is no such object."""
+
+
+class ForbiddenError(KubeError):
+    """Authorisation or an admission plug-in refused; the message says which. Both may think otherwise tomorrow."""
+
+
+class RefusedError(KubeError):
+    """Refused, and nothing says that it is for good: by an admission policy (422) or a webhook (400), for example."""
+
+
+class InvalidError(KubeError):
+    """Fields of the object itself are refused, by the API server's own validation: it will never be accepted."""
+
+
+def error_of(status: int, body: bytes, retry_after: str | None) -> KubeError:
+    """The typed error of an answer that is none of 2xx."""
+    try:
+        answer = _Refusal.model_validate_json(body)
+    except ValidationError:
+        # A proxy before the API server may answer with anything.
+        answer = _Refusal(message=body[:256].decode(errors="replace"))
+    message = show(answer.message or f"the API server answered {status}", max_chars=MAX_TEXT)
+    after = None
+    if retry_after and retry_after.isascii() and retry_after.isdecimal():
+        after = min(LAST_RETRY_AFTER_S, float(retry_after))
+    return _error_type(status, answer)(message, status=status, reason=answer.reason, retry_after_s=after)
+
+
+def is_from_webhook(message: str) -> bool:
+    """Whether a refusal is an admission webhook's, which may answer with any code, reason and details."""
+    return message.startswith('admission webhook "')
+
+
+class _Cause(BaseModel):
+    field: str | None = None
+
+
+class _Details(BaseModel):
+    causes: list[_Cause] | None = None
+
+
+class _Refusal(BaseModel):
+    """What is used of Kubernetes' ``Status``."""
+
+    reason: str = ""
+    message: str = ""
+    details: _Details | None = None
+
+    @property
+    def names_fields(self) -> bool:
+        """Whether there are causes, and each names a field; a webhook's may as well, but tomorrow it may not mind."""
+        causes = (self.details and self.details.causes) or []
+        return bool(causes) and all(cause.field for cause in causes) and not is_from_webhook(self.message)
+
+
+def _error_type(status: int, answer: _Refusal) -> type[KubeError]:
+    if status == 409:
+        return AlreadyExistsError if answer.reason == "AlreadyExists" else ConflictError
+    if status in (401, 408, 429) or status >= 500:
+        return RetryableError
+    if status == 422 and answer.names_fields:
+        return InvalidError
+    return {403: ForbiddenError, 404: NotFoundError}.get(status, RefusedError)
+
+
+class Kube:
+    """Requests to one API server. Every request ends within ``timeout_s``."""
+
+    def __init__(self, api: ApiClient, *, timeout_s: float) -> None:
+        self._api = api
+        self._timeout_s = timeout_s
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Object:
+        """Read one object from the API server itself, not from a cache.
+
+        Raises:
+            NotFoundError: it is not there.
+            KubeError: any other refusal.
+        """
+        return await self._request("GET", kind.path(namespace, name))
+
+    async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> AsyncIterator[Object]:
+        """Read a collection in chunks, of one namespace or (None) of all.
+
+        Raises:
+            KubeError: a chunk could not be read; what came before is incomplete.
+        """
+        token, chunk = "", FIRST_CHUNK
+        while True:
+            query = {"limit": str(chunk), "labelSelector": selector, "continue": token}
+            try:
+                content = await self._exchange(
+                    "GET", kind.path(namespace), query={k: v for k, v in query.items() if v}, max_bytes=MAX_LIST_BYTES
+                )
+            except TooLongError:
+                if chunk == 1:
+                    raise
+                chunk = max(1, chunk // 5)
+                continue
+            page = _read_page(kind, content)
+            for item in page.items:
+                yield item
+            if not page.token:
+                return
+            token = page.token
+            chunk = max(1, min(LAST_CHUNK, CHUNK_BYTES * len(page.items) // len(content)))
+
+    async def create(self, kind: Kind, namespace: str | None, body: Object, *, subresource: str = "") -> Object:
+        """Create an object.
+
+        Raises:
+            AlreadyExistsError: its name is taken.
+                InvalidError: fields of it are refused for good.
+            KubeError: any other refusal.
+        """
+        return await self._request("POST", kind.path(namespace, subresource=subresource), body=body)
+
+    async def patch(self, kind: Kind, namespace: str, name: str, body: Object, *, subresource: str = "") -> Object:
+        """Apply a JSON merge patch; with ``metadata.resourceVersion`` in it only to that very version.
+
+        Raises:
+            ConflictError: the object is at another version.
+            KubeError: any other refusal.
+        """
+        return await self._request("PATCH", kind.path(namespace, name, subresource), body=body)
+
+    async def replace(self, kind: Kind, namespace: str, name: str, body: Object) -> Object:
+        """Replace an object; with ``metadata.resourceVersion`` in it only that very version.
+
+        Raises:
+            ConflictError: the object is at another version.
+            KubeError: any other refusal.
+        """
+        return await self._request("PUT", kind.path(namespace, name), body=body)
+
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> Object:
+        """Delete the object with this UID, and what it owns first: it is there, marked, until that is gone.
+
+        Raises:
+            NotFoundError: it is not there.
+            ConflictError: another object has the name.
+            KubeError: any other refusal.
+        """
+        body: Object = {
+            "apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground",
+            "preconditions": {"uid": uid},
+        }  # fmt: skip
+        return await self._request("DELETE", kind.path(namespace, name), body=body)
+
+    async def _request(
+        self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Object | None = None
+    ) -> Object:
+        return _read_object(f"{method} {path}", await self._exchange(method, path, query=query, body=body))
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Object | None = None,
+        max_bytes: int | None = None,
+    ) -> bytes:
+        content_type = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        try:
+            request = await self._api.param_serialize(
+                method, path, query_params=dict(query or {}), header_params=headers, body=body,
+                auth_settings=["BearerToken"],
+            )  # fmt: skip
+            async with asyncio.timeout(self._timeout_s):
+                response = await self._api.call_api(*request, _request_timeout=self._timeout_s)
+                content = await _read_up_to(response.response, max_bytes)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise RetryableError(f"{method} {path}: {str(error) or 'no answer in time'}") from error
+        if not 200 <= response.status <= 299:
+            raise error_of(response.status, content, response.headers.get("Retry-After"))
+        return content
+
+    async def version(self) -> tuple[int, int] | None:
+        """Major and minor version of the API server; None where it does not say.
+
+        Raises:
+            KubeError: it could not be asked.
+        """
+        answer = await self._request("GET", "/version")
+        # Distributions write 31+ and the like.
+        major, minor = (re.match(r"[0-9]{1,4}", str(answer.get(part, ""))) for part in ("major", "minor"))
+        return (int(major[0]), int(minor[0])) if major and minor else None
+
+
+async def _read_up_to(response: aiohttp.ClientResponse, max_bytes: int | None) -> bytes:
+    """The whole body.
+
+    Raises:
+        TooLongError: it is longer; the connection is closed.
+    """
+    if max_bytes is None:
+        return await response.read()
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > max_bytes:
+            response.close()
+            raise TooLongError(f"an answer of more than {max_bytes} bytes")
+    return b"".join(parts)
+
+
+@dataclass(frozen=True)
+class _Page:
+    items: list[Object]
+    token: str
+
+
+def _read_page(kind: Kind, content: bytes) -> _Page:
+    answer = _read_object(f"list of {kind.plural}", content)
+    items, meta = answer.get("items"), answer.get("metadata")
+    if not isinstance(items, list) or not isinstance(meta, dict):
+        raise RetryableError(f"list of {kind.plural}: the answer is no list")
+    return _Page(items=items, token=meta.get("continue") or "")
+
+
+def _read_object(what: str, content: bytes) -> Object:
+    try:
+        answer = json.loads(content)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        # A proxy's page, for example, while the API server behind it is away.
+        raise RetryableError(f"{what}: the answer is no JSON object")
+    return answer
+
+
+async def connect(*, user_agent: str) -> ApiClient:
+    """A client with the credentials of KUBECONFIG where that is set, else of the pod's service account."""
+    configuration = Configuration()
+    if kubeconfig := os.environ.get("KUBECONFIG"):
+        await load_kube_config(config_file=kubeconfig, client_configuration=configuration, persist_config=False)
+    else:
+        load_incluster_config(client_configuration=configuration)
+    client = ApiClient(configuration)
+    client.user_agent = user_agent
+    return client

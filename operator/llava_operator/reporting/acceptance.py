@@ -1,0 +1,219 @@
+"""POST /v1/progress: takes progress reports from the first pod of a run's current stage, and from nobody else."""
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from llava_api.constants import REPORT_PATH
+from llava_api.report import ProgressAnswer, ProgressReport
+from llava_api.status import AttemptState, Progress
+from llava_api.text import show
+from llava_operator.cache.children import Children
+from llava_operator.cache.progress import ProgressBook
+from llava_operator.cache.runs import Runs, RunView
+from llava_operator.cache.views import PodView
+from llava_operator.clock import to_time
+from llava_operator.kube.client import KubeError
+from llava_operator.kube.objects import Key
+from llava_operator.loop.workqueue import WorkQueue
+from llava_operator.reporting.claims import Speaker, read_claims
+from llava_operator.reporting.tokens import BusyError, TokenReviewer
+from llava_operator.run import current_stage
+from llava_operator.serving.allowances import Allowances
+from llava_operator.serving.server import keep_for
+from llava_operator.validation_errors import describe_faults
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY = 64 * 1024
+"""Bytes of the longest report that is read."""
+REPORTS_AT_ONCE, REPORTS_PER_S = 5, 1.0
+"""Reports of one pod that are read, at once and later on, good ones or not."""
+LINES_AT_ONCE, LINES_PER_S = 20, 0.2
+"""Refusals that are logged, at once and later on."""
+MAX_TEXT = 512
+"""Longest text with foreign parts in a log line or an answer."""
+NOT_OURS = "the token is not one that Kubernetes issued to a pod for this endpoint"
+
+
+class RefusedError(Exception):
+    """A report is not taken; the message goes back to the sender."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(kw_only=True)
+class ReportDesk:
+    """Checks reports and hands them on."""
+
+    reviewer: TokenReviewer
+    runs: Runs
+    children: Children
+    progress: ProgressBook
+    queue: WorkQueue[Key]
+    now: Callable[[], datetime]
+    clock: Callable[[], float]
+    """Seconds, of a clock that is never set."""
+    count: Callable[[int], None]
+    """Called with the status code of every answer."""
+
+    def __post_init__(self) -> None:
+        self._of_pod: Allowances[str] = Allowances(per_s=REPORTS_PER_S, burst=REPORTS_AT_ONCE, clock=self.clock)
+        self._lines: Allowances[None] = Allowances(per_s=LINES_PER_S, burst=LINES_AT_ONCE, clock=self.clock)
+        self._num_unlogged = 0
+
+    def build_app(self) -> web.Application:
+        """The application that serves the endpoint."""
+        app = web.Application(client_max_size=MAX_BODY)
+        app.add_routes([web.post(REPORT_PATH, self.handle)])
+        return app
+
+    async def handle(self, request: web.Request) -> web.Response:
+        """Answer one report."""
+        try:
+            speaker, wait_s = await self._take(request)
+        except RefusedError as refused:
+            self.count(refused.code)
+            # Foreign parts of it shall neither begin a line nor fill a page.
+            message = show(refused, max_chars=MAX_TEXT)
+            self._log(f"report from {request.remote} refused with {refused.code}: {message}")
+            return web.json_response({"error": message}, status=refused.code)
+        self.count(200)
+        answer = web.json_response(text=ProgressAnswer(next_report_seconds=wait_s).model_dump_json())
+        if not keep_for(request, speaker.pod_uid, wait_s):
+            answer.force_close()
+        return answer
+
+    def _log(self, message: str) -> None:
+        """Log a refusal, unless there are too many: who is refused must not fill the log."""
+        if not self._lines.take(None):
+            self._num_unlogged += 1
+            return
+        others = f" ({self._num_unlogged} others before were not logged)" if self._num_unlogged else ""
+        self._num_unlogged = 0
+        logger.info("%s%s", message, others)
+
+    async def _take(self, request: web.Request) -> tuple[Speaker, float]:
+        """Take one report; who it came from, and the seconds after which the next is welcome."""
+        token = _token_of(request)
+        claimed = read_claims(token)
+        if claimed is None:
+            raise RefusedError(401, NOT_OURS)
+        # Before anybody is asked: is that a pod that has something to report?
+        self._locate(claimed)
+        speaker = await self._identify(token, claimed, request.remote or "")
+        run, pod = self._locate(speaker)
+        if not self._of_pod.take(pod.uid):
+            raise RefusedError(429, f"reports of one pod may come every {1 / REPORTS_PER_S:g} s")
+        report = parse_report(await _read_body(request))
+        self._check_current(report, run, pod)
+        now = self.now()
+        look_at = self.progress.put(run.uid, _to_progress(report, pod.uid, now), now)
+        if look_at is not None:
+            self.queue.add(run.key, delay_s=(look_at - now).total_seconds())
+        return speaker, self.progress.next_report_s(run.uid, now)
+
+    async def _identify(self, token: str, claimed: Speaker, source: str) -> Speaker:
+        try:
+            speaker = await self.reviewer.review(token, claimed, source)
+        except (BusyError, KubeError) as error:
+            raise RefusedError(503, "the token cannot be reviewed now: try again later") from error
+        if speaker is None:
+            raise RefusedError(401, NOT_OURS)
+        return speaker
+
+    def _locate(self, speaker: Speaker) -> tuple[RunView, PodView]:
+        """The run that the speaking pod works for, and that pod."""
+        pod = self.children.pod(speaker.pod)
+        if pod is None or pod.uid != speaker.pod_uid or pod.ended is not None:
+            raise RefusedError(403, f"pod {speaker.pod.name} is no running pod of a run")
+        if pod.index:
+            raise RefusedError(403, f"pod {speaker.pod.name} is not the first of its stage, which reports for all")
+        run = self.runs.get(Key(pod.key.namespace, pod.run))
+        stage = current_stage(run.status) if run else None
+        attempt = stage.newest if stage else None
+        # One that is being stopped may have a checkpoint to tell of.
+        if run is None or attempt is None or attempt.state is AttemptState.GONE or attempt.job_uid != pod.job_uid:
+            raise RefusedError(409, f"pod {speaker.pod.name} does not belong to the current attempt of a run's stage")
+        return run, pod
+
+    def _check_current(self, report: ProgressReport, run: RunView, pod: PodView) -> None:
+        stage = current_stage(run.status)
+        assert stage is not None, "the run was located by its current stage"
+        said = (report.run_uid, report.stage, report.attempt)
+        if said != (run.uid, stage.name, stage.attempt):
+            raise RefusedError(
+                409,
+                f"the report is about {report.stage}-{report.attempt} of run {report.run_uid}, but pod "
+                f"{pod.key.name} works on {stage.name}-{stage.attempt} of run {run.uid}",
+            )
+
+
+def _token_of(request: web.Request) -> str:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise RefusedError(401, "the Authorization header must be: Bearer TOKEN")
+    return token.strip()
+
+
+async def _read_body(request: web.Request) -> bytes:
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise RefusedError(413, f"the report is longer than {MAX_BODY} bytes") from None
+    except (web.RequestPayloadError, ConnectionError):
+        raise RefusedError(400, "the body is damaged or ends too early") from None
+
+
+def parse_report(body: bytes) -> ProgressReport:
+    """The report in ``body``. Numbers that are not finite count as absent: JSON has no word for them.
+
+    Raises:
+        RefusedError: it is no report.
+    """
+    try:
+        said: Any = json.loads(body, parse_constant=lambda _: None, parse_float=_finite)
+        if isinstance(said, dict) and isinstance(said.get("losses"), list):
+            said["losses"] = [loss for loss in said["losses"] if loss is not None]
+        return ProgressReport.model_validate(said)
+    except ValidationError as error:
+        raise RefusedError(400, describe_faults(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(400, f"the body is no JSON: {error}") from None
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def _to_progress(report: ProgressReport, pod_uid: str, now: datetime) -> Progress:
+    return Progress(
+        stage=report.stage,
+        attempt=report.attempt,
+        pod_uid=pod_uid,
+        step=report.step,
+        total_steps=report.total_steps,
+        unit=report.unit,
+        message=report.message,
+        eta_seconds=None if report.eta_seconds is None else round(report.eta_seconds),
+        epoch=report.epoch,
+        loss=report.loss,
+        learning_rate=report.learning_rate,
+        grad_norm=report.grad_norm,
+        samples_per_second=report.samples_per_second,
+        tokens_per_second=report.tokens_per_second,
+        checkpoint_step=report.checkpoint_step,
+        skipped_checkpoints=report.skipped_checkpoints,
+        losses=report.losses,
+        last_update_time=to_time(now),
+    )

@@ -1,0 +1,1 @@
+"""HTTP for anybody who can reach a port, within limits."""
