@@ -20,13 +20,12 @@ import pytest
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.sources import journal, pacing, transfer
-from llava_trainer.sources.digests import Digest
+from llava_trainer.sources import journal, network, transfer
 from llava_trainer.sources.journal import JOURNAL, Journal, state_of
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import MissingError
-from llava_trainer.sources.remote import RemoteFile, check_name
+from llava_trainer.sources.remote import Digest, RemoteFile, check_name
 from llava_trainer.sources.retrying import Patience, StoppedError
 from llava_trainer.sources.transfer import Downloader
 from tests.trainer.runs import Recorder, run_config
@@ -419,7 +418,7 @@ def test_server_that_dribbles_is_left(
     fetch: Fetching, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """Each byte comes long before the read timeout; in the headers as well as in the content."""
-    monkeypatch.setattr(pacing, "WINDOW_S", 0.2)
+    monkeypatch.setattr(network, "WINDOW_S", 0.2)
     fetch.server.add("/slow", bytes(size))
     fetch.server.faults["/slow"] = [Fault(pause_s=0.01)] * 3
     with build_client(Network(ca_pem=authority.pem)) as client:

@@ -22,10 +22,9 @@ from botocore.exceptions import BotoCoreError, ClientError, PaginationError
 from llava_api.text import show
 from llava_trainer.sources.address import BucketAddress
 from llava_trainer.sources.credentials import Credentials
-from llava_trainer.sources.digests import Digest
 from llava_trainer.sources.exchange import explain_answer, explain_transport, origin_of, read_bounded
 from llava_trainer.sources.refusals import refused, secret_field, unavailable
-from llava_trainer.sources.remote import Listed, RemoteFile, bare_etag, check_name
+from llava_trainer.sources.remote import Digest, Listed, RemoteFile, bare_etag, check_name
 from llava_trainer.sources.retrying import Retrier
 
 DEFAULT_REGION = "us-east-1"

@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import httpx
 from llava_api.base import Lenient
 from llava_api.constants import DOWNLOAD_CA_PATH, ENV_DISABLE_XET, INPUTS_PATH, SECRETS_PATH, SecretRole
 from llava_api.run_config import RunConfig
+from llava_api.spec import Dataset, Validation
 from llava_api.text import show
 from llava_trainer.files import write_whole
 from llava_trainer.reporting import Reporter
@@ -29,7 +30,6 @@ from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import secret_field
 from llava_trainer.sources.remote import RemoteFile
 from llava_trainer.sources.retrying import Patience
-from llava_trainer.sources.roles import Role, list_roles
 from llava_trainer.sources.selection import gather_dataset, gather_model, is_model_file, may_be_needed
 from llava_trainer.sources.transfer import Downloader
 
@@ -59,13 +59,31 @@ class Input:
     """The source, with the commit where there is one; without query and digest."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Role:
+    """One source of a run."""
+
+    name: str
+    """Also its folder on the run's volume (``RunVolume.download_dir``)."""
+    field: str
+    """Where it stands in the spec."""
+    source: str
+    secret: SecretRole
+    mounted: Path | None = None
+    """Where the operator has mounted it, where it said so; None: below INPUTS_PATH."""
+    dataset: Dataset | None = None
+    """None for models."""
+    pictures: tuple[str, ...] = ()
+    """Pictures that are needed besides those that the dataset's files name, below its folder of pictures."""
+
+
 class _Commit(Lenient):
     source: str
     commit: str
 
 
 def fetch_inputs(config: RunConfig, reporter: Reporter, surroundings: Surroundings | None = None) -> dict[str, Input]:
-    """Fetch what is not on a claim; returns every source of the run by its role (``roles``).
+    """Fetch what is not on a claim; returns every source of the run by its role.
 
     What an earlier attempt has fetched is verified and not fetched again, and a hub repository stays at the commit
     that its revision was then.
@@ -79,6 +97,36 @@ def fetch_inputs(config: RunConfig, reporter: Reporter, surroundings: Surroundin
     with build_client(network) as client:
         errand = _Errand(config=config, around=around, network=network, client=client, progress=progress)
         return {role.name: errand.fetch(role) for role in list_roles(config)}
+
+
+def list_roles(config: RunConfig) -> Iterator[Role]:
+    """The sources of a run, in the order of the spec."""
+    model = config.model
+    for name, key, source, mounted in (
+        ("model", "source", model.source, config.model_dir),
+        ("base", "base", model.base, None),
+        ("language-model", "languageModel", model.language_model, None),
+        ("vision-tower", "visionTower", model.vision_tower, None),
+        ("projector", "projector", model.projector, None),
+    ):
+        if source is not None:
+            yield Role(name=name, field=f"spec.model.{key}", source=source, secret=SecretRole.MODEL, mounted=mounted)
+    prompts = tuple(prompt.image for prompt in config.evaluation.prompts if prompt.image is not None)
+    yield Role(
+        name="dataset", field="spec.dataset.source", source=config.dataset.source, secret=SecretRole.DATASET,
+        mounted=config.dataset_dir, dataset=config.dataset, pictures=prompts,
+    )  # fmt: skip
+    if config.alignment is not None:
+        yield Role(
+            name="alignment-dataset", field="spec.alignment.dataset.source", source=config.alignment.dataset.source,
+            secret=SecretRole.ALIGNMENT_DATASET, mounted=config.alignment_dir,
+            dataset=_all_of(config.alignment.dataset),
+        )  # fmt: skip
+
+
+def _all_of(dataset: Dataset) -> Dataset:
+    """Of alignment's dataset nothing is held out: a file with held-out samples is not needed."""
+    return dataset.model_copy(update={"validation": Validation()})
 
 
 @dataclass(frozen=True, kw_only=True)

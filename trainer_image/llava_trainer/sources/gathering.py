@@ -120,9 +120,8 @@ class Gatherer:
             # Also when the pod is asked to stop while this waits.
             self.downloader.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-        told = [error for error in errors if not isinstance(error, StoppedError)]
-        if told:
-            raise next((error for error in told if isinstance(error, StageError)), told[0])
+        if errors:
+            raise next((error for error in errors if isinstance(error, StageError)), errors[0])
         self.downloader.stop.clear()
 
     def _work(self, waiting: Iterator[RemoteFile], lock: threading.Lock) -> None:
@@ -134,6 +133,8 @@ class Gatherer:
                     return
                 try:
                     self.downloader.fetch(remote, self.journal)
+                except StoppedError:
+                    return
                 except MissingError:
                     if self.catalogue.names is not None:
                         raise unavailable(

@@ -167,25 +167,22 @@ def read_picture_names(dataset: Dataset, folder: Path) -> Iterator[str]:
 
     What cannot be read is passed over here: the data's checks come later and tell all of it.
     """
+
+    def resolve(wanted: str) -> Path:
+        return resolve_inside(folder, folder, wanted)
+
     for name in _sample_files(dataset):
-        for item in _read(dataset, folder, name):
-            if isinstance(item, Sample):
-                yield from item.images
+        items: Iterator[Sample | Finding]
+        if dataset.format == "llava":
+            items = read_conversations(resolve(name), name, ReadingPosition())
+        else:
+            items = read_ubiai(name, dataset.ubiai or Ubiai(), resolve, ReadingPosition())
+        yield from (image for item in items if isinstance(item, Sample) for image in item.images)
 
 
 def _sample_files(dataset: Dataset) -> list[str]:
     held_out = dataset.validation.file
     return [dataset.file] if held_out is None else [dataset.file, held_out]
-
-
-def _read(dataset: Dataset, folder: Path, name: str) -> Iterator[Sample | Finding]:
-    def resolve(wanted: str) -> Path:
-        return resolve_inside(folder, folder, wanted)
-
-    position = ReadingPosition()
-    if dataset.format == "llava":
-        return read_conversations(resolve(name), name, position)
-    return read_ubiai(name, dataset.ubiai or Ubiai(), resolve, position)
 
 
 def gather_dataset(gatherer: Gatherer, dataset: Dataset, pictures: tuple[str, ...]) -> None:

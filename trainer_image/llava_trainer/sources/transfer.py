@@ -18,7 +18,6 @@ from pydantic import Field
 
 from llava_api.base import Lenient
 from llava_trainer.files import check_space, write_whole
-from llava_trainer.sources.digests import Checksum, Digest
 from llava_trainer.sources.exchange import (
     Body,
     check_encoding,
@@ -32,7 +31,7 @@ from llava_trainer.sources.exchange import (
 from llava_trainer.sources.journal import Fetched, Journal, read_note
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import TransientError, refused, unavailable
-from llava_trainer.sources.remote import RemoteFile, bare_etag
+from llava_trainer.sources.remote import Checksum, Digest, RemoteFile, bare_etag
 from llava_trainer.sources.retrying import Patience, Retrier, StoppedError
 
 CHUNK_BYTES = 1 << 20

@@ -5,8 +5,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from llava_api.text import escape
 from llava_trainer.sources.address import WebAddress
-from llava_trainer.sources.digests import Digest
-from llava_trainer.sources.remote import RemoteFile, check_name
+from llava_trainer.sources.remote import Digest, RemoteFile, check_name
 
 
 def file_below(address: WebAddress, name: str, credential: Mapping[str, str], field: str) -> RemoteFile:
