@@ -35,6 +35,7 @@ from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
 from llava_trainer.files import sync_file_system
 from llava_trainer.outcome import Interrupted
+from llava_trainer.retrying import Patience, Retrier
 from llava_trainer.sources import gathering, journal, network
 from llava_trainer.sources.address import BucketAddress
 from llava_trainer.sources.bucket import Bucket
@@ -44,7 +45,6 @@ from llava_trainer.sources.gathering import make_catalogue
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.remote import Listed, RemoteFile
-from llava_trainer.sources.retrying import Patience, Retrier
 from llava_trainer.sources.transfer import Downloader
 from tests.trainer.runs import Recorder, run_config
 from tests.trainer.servers.authority import Authority

@@ -20,13 +20,13 @@ import pytest
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
+from llava_trainer.retrying import Patience, StoppedError
 from llava_trainer.sources import journal, network, transfer
 from llava_trainer.sources.journal import JOURNAL, Journal, state_of
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import MissingError
 from llava_trainer.sources.remote import Digest, RemoteFile, check_name
-from llava_trainer.sources.retrying import Patience, StoppedError
 from llava_trainer.sources.transfer import Downloader
 from tests.trainer.runs import Recorder, run_config
 from tests.trainer.servers.authority import Authority

@@ -20,12 +20,12 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, PaginationError
 
 from llava_api.text import show
+from llava_trainer.retrying import Retrier
 from llava_trainer.sources.address import BucketAddress
 from llava_trainer.sources.credentials import Credentials
 from llava_trainer.sources.exchange import explain_answer, explain_transport, origin_of, read_bounded
 from llava_trainer.sources.refusals import refused, secret_field, unavailable
 from llava_trainer.sources.remote import Digest, Listed, RemoteFile, bare_etag, check_name
-from llava_trainer.sources.retrying import Retrier
 
 DEFAULT_REGION = "us-east-1"
 _SEPARATOR = "\0"

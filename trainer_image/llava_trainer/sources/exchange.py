@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from llava_api.text import show
-from llava_trainer.sources.refusals import TransientError, explain_failure, refused, unavailable
+from llava_trainer.retrying import TransientError
+from llava_trainer.sources.refusals import explain_failure, refused, unavailable
 
 _MAX_REDIRECTS = 5
 _PORTS = {"http": 80, "https": 443}

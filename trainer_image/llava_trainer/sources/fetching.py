@@ -16,6 +16,7 @@ from llava_api.spec import Dataset, Validation
 from llava_api.text import show
 from llava_trainer.files import write_whole
 from llava_trainer.reporting import Reporter
+from llava_trainer.retrying import Patience
 from llava_trainer.sources import web
 from llava_trainer.sources.address import BucketAddress, ClaimAddress, HubAddress, WebAddress, parse_address
 from llava_trainer.sources.archive import fetch_and_unpack
@@ -29,7 +30,6 @@ from llava_trainer.sources.network import Network, build_client, read_network
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import secret_field
 from llava_trainer.sources.remote import RemoteFile
-from llava_trainer.sources.retrying import Patience
 from llava_trainer.sources.selection import gather_dataset, gather_model, is_model_file, may_be_needed
 from llava_trainer.sources.transfer import Downloader
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from llava_api.text import show
 from llava_trainer.errors import StageError
 from llava_trainer.files import check_space
+from llava_trainer.retrying import StoppedError
 from llava_trainer.sources.journal import Journal
 from llava_trainer.sources.refusals import MissingError, refused, unavailable
 from llava_trainer.sources.remote import Listed, RemoteFile
-from llava_trainer.sources.retrying import StoppedError
 from llava_trainer.sources.transfer import Downloader
 
 NUM_CONNECTIONS = 8

@@ -2,6 +2,7 @@
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
+from llava_trainer.retrying import TransientError
 
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _TRANSIENT_CODES = frozenset(
@@ -10,18 +11,6 @@ _TRANSIENT_CODES = frozenset(
 _REGION_CODES = frozenset({"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"})
 _EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 _WRONG_KEY_CODES = frozenset({"InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"})
-
-
-class TransientError(Exception):
-    """A try failed in a way that the next one may not.
-
-    Attributes:
-        wait_s: what the server asked to wait; None if it said nothing.
-    """
-
-    def __init__(self, message: str, *, wait_s: float | None = None) -> None:
-        super().__init__(message)
-        self.wait_s = wait_s
 
 
 class MissingError(StageError):

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from llava_api.base import Lenient
 from llava_trainer.files import check_space, write_whole
+from llava_trainer.retrying import Patience, Retrier, StoppedError, TransientError
 from llava_trainer.sources.exchange import (
     Body,
     check_encoding,
@@ -30,9 +31,8 @@ from llava_trainer.sources.exchange import (
 )
 from llava_trainer.sources.journal import Fetched, Journal, read_note
 from llava_trainer.sources.progress import Progress
-from llava_trainer.sources.refusals import TransientError, refused, unavailable
+from llava_trainer.sources.refusals import refused, unavailable
 from llava_trainer.sources.remote import Checksum, Digest, RemoteFile, bare_etag
-from llava_trainer.sources.retrying import Patience, Retrier, StoppedError
 
 CHUNK_BYTES = 1 << 20
 RESUMABLE_BYTES = 8 << 20
