@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import _xet
 
 from llava_api.constants import ENV_DISABLE_XET
 from llava_api.failures import Reason
@@ -27,6 +28,8 @@ def xet(authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     # Its client knows nothing of the run's authorities; this is its own way to be told of some.
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca_file))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    # Kept by address for the whole process; the next test's hub may get the port of the last one's.
+    _xet.XET_CONNECTION_INFO_CACHE.clear()
     with XetServer().run(authority) as server:
         yield server
 
