@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -18,6 +18,7 @@ from llava_trainer.files import sha256_file, sync_file_system
 JOURNAL = "fetched.jsonl"
 _PARTIAL = "partial"
 _NAME_DIGITS = 40
+_Note = TypeVar("_Note", bound=Lenient)
 
 
 class Fetched(Lenient):
@@ -38,6 +39,14 @@ def state_of(folder: Path) -> Path:
     Beside it, so that no file of a source takes the place of ours, whatever its name.
     """
     return folder.with_name(f".{folder.name}.state")
+
+
+def read_note(file: Path, kind: type[_Note]) -> _Note | None:
+    """What an earlier attempt wrote down in a file of its own; None if it did not, or if that is damaged."""
+    try:
+        return kind.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 class Journal:
