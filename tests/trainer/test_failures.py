@@ -6,6 +6,7 @@ where CUDA or NCCL would raise it (``faults``).
 
 import dataclasses
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -101,6 +102,7 @@ def test_a_model_that_is_none(preparing: RunConfig, tmp_path: Path):
 
 
 def test_an_error_that_nobody_foresaw(preparing: RunConfig):
+    shutil.rmtree(preparing.volume_root, ignore_errors=True)
     preparing.volume_root.mkdir()
     (preparing.volume_root / "attempts").write_text("a file where a folder should be")
     failure = fail(preparing, Reason.INTERNAL_ERROR)
