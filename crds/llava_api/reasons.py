@@ -45,6 +45,7 @@ class Reason(StrEnum):
     JOB_DELETED = "JobDeleted"
     POD_DELETED = "PodDeleted"
     QUEUE_EVICTED = "QueueEvicted"
+    REPORTS_STAND_STILL = "ReportsStandStill"
     GANG_NOT_SCHEDULED = "GangNotScheduled"
     REPORTS_STAND_STILL = "ReportsStandStill"
     SUSPENDED = "Suspended"

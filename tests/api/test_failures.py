@@ -9,7 +9,7 @@ OF_STAGES = [failure for failure in FAILURES if failure.exit_code is not None]
 WITHOUT_TEST = frozenset(
     {
         Reason.POD_FAILED, Reason.EVICTED, Reason.PREEMPTED, Reason.NODE_LOST, Reason.DRAINED, Reason.POD_DISRUPTED,
-        Reason.POD_DELETED, Reason.QUEUE_EVICTED, Reason.GANG_NOT_SCHEDULED, Reason.RESULT_LOST,
+        Reason.POD_DELETED, Reason.REPORTS_STAND_STILL, Reason.RESULT_LOST,
         Reason.DEADLINE_EXCEEDED, Reason.NO_PROGRESS, Reason.IMAGE_CANNOT_BE_PULLED, Reason.UNSCHEDULABLE,
         Reason.MISSING_OBJECT, Reason.VOLUME_NOT_MOUNTED, Reason.VOLUME_OF_EARLIER_RUN, Reason.QUEUED,
     }
