@@ -8,10 +8,8 @@ from tests.named import source_of
 OF_STAGES = [failure for failure in FAILURES if failure.exit_code is not None]
 WITHOUT_TEST = frozenset(
     {
-        Reason.POD_FAILED, Reason.EVICTED, Reason.PREEMPTED, Reason.NODE_LOST, Reason.DRAINED, Reason.POD_DISRUPTED,
-        Reason.POD_DELETED, Reason.REPORTS_STAND_STILL, Reason.RESULT_LOST,
-        Reason.DEADLINE_EXCEEDED, Reason.NO_PROGRESS, Reason.IMAGE_CANNOT_BE_PULLED, Reason.UNSCHEDULABLE,
-        Reason.MISSING_OBJECT, Reason.VOLUME_NOT_MOUNTED, Reason.VOLUME_OF_EARLIER_RUN, Reason.QUEUED,
+        Reason.IMAGE_CANNOT_BE_PULLED, Reason.UNSCHEDULABLE, Reason.MISSING_OBJECT, Reason.VOLUME_NOT_MOUNTED,
+        Reason.VOLUME_OF_EARLIER_RUN, Reason.QUEUED,
     }
 )  # fmt: skip
 """Rows of the operator that nothing causes for real yet."""
