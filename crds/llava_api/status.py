@@ -128,6 +128,15 @@ class Data(Lenient):
     samples_alignment: Annotated[Count, Field(description="Samples of phase 1.")] = 0
 
 
+class Trainer(Lenient):
+    """What is known of the image that the run's stages run with."""
+
+    config_version: Annotated[
+        Count,
+        Field(description="Version of the run configuration that later stages are given, as prepare reported it."),
+    ] = 1
+
+
 class PlanTerm(Lenient):
     """One part of the memory that training takes."""
 
@@ -259,6 +268,7 @@ class Status(Lenient):
     ] = ()
     data: Annotated[Data | None, Field(description="What prepare found.")] = None
     model: Annotated[ModelFacts | None, Field(description="The model that the run starts from.")] = None
+    trainer: Annotated[Trainer | None, Field(description="The trainer image, as prepare found it.")] = None
     plan: Annotated[Plan | None, Field(description="What training will take.")] = None
     progress: Annotated[Progress | None, Field(description="The last progress report.")] = None
     evaluation: Annotated[EvaluationStatus | None, Field(description="What evaluation measured.")] = None

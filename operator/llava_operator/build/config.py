@@ -13,13 +13,13 @@ from llava_api.constants import (
     StageName,
 )
 from llava_api.names import job_name, report_ca_name
-from llava_api.run_config import Reporting, RunConfig, RunIdentity, WorkerLayout
+from llava_api.run_config import RUN_CONFIG_VERSION, Reporting, RunConfig, RunIdentity, WorkerLayout
 from llava_api.spec import Download
 from llava_operator.build.common import Platform, build_labels, build_metadata
 from llava_operator.build.inputs import complete_download, dataset_dir, model_dir
 from llava_operator.build.service import rendezvous_host
 from llava_operator.kube.objects import Object
-from llava_operator.run import Run, num_gpus
+from llava_operator.run import Run, ended_attempts, num_gpus
 
 CONFIG_KEY = PurePosixPath(CONFIG_PATH).name
 CA_KEY = PurePosixPath(REPORT_CA_PATH).name
@@ -33,9 +33,16 @@ def grace_period_s(run: Run, stage: StageName) -> int:
 
 
 def build_run_config(run: Run, stage: StageName, attempt: int, platform: Platform) -> RunConfig:
-    """All that a stage is told. The layout is that of training in every stage; the device is the stage's own."""
+    """All that a stage is told. The layout is that of training in every stage; the device is the stage's own.
+
+    Prepare gets version 1, which every image understands; the stages after it the version that it has reported.
+    """
     spec = run.spec
+    trainer = run.status.trainer
+    is_first_version = stage is StageName.PREPARE or trainer is None or trainer.config_version == 1
     return RunConfig(
+        version=1 if is_first_version else RUN_CONFIG_VERSION,
+        results={} if is_first_version else ended_attempts(run.status),
         run=RunIdentity(namespace=run.key.namespace, name=run.key.name, uid=run.uid, stage=stage, attempt=attempt),
         volume_root=Path(RUN_VOLUME_PATH),
         model_dir=model_dir(spec),
