@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
-from tests.trainer.attempts import begin
+from tests.trainer.attempts import begin_first
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -86,4 +86,4 @@ def prepare_config(root: Path, model_dir: Path, *, format: str = "llava", **chan
     merged = {name: part | changes.get(name, {}) if isinstance(part, dict) else part for name, part in fields.items()}
     merged |= {name: part for name, part in changes.items() if name not in fields}
     config = RunConfig.model_validate(merged)
-    return begin(config) if config.run.attempt == 1 else config
+    return begin_first(config)

@@ -16,7 +16,7 @@ from llava_trainer.data.samples import Sample, Source, Turn, write_samples
 from llava_trainer.outcome import ENV_TERMINATION_LOG
 from llava_trainer.training.stopping import StopRequest
 from tests.tiny.export import make_export
-from tests.trainer.attempts import FIRST_ATTEMPTS, begin
+from tests.trainer.attempts import FIRST_ATTEMPTS, begin, begin_first
 
 if TYPE_CHECKING:
     from llava_trainer.data.processing import Processing
@@ -75,7 +75,7 @@ def configure(root: Path, model_dir: Path, *, attempt: int = 1, **changes: dict[
     }
     merged = {name: part | changes.get(name, {}) if isinstance(part, dict) else part for name, part in fields.items()}
     config = RunConfig.model_validate(merged)
-    return begin(config) if attempt == 1 else config
+    return begin_first(config)
 
 
 def plan_of(config: RunConfig, processing: "Processing", world_size: int = 1) -> "Plan":

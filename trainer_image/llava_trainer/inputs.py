@@ -77,15 +77,19 @@ class Inputs(Lenient):
         return origin if len(origin) <= _MAX_ORIGIN else f"{origin[: _MAX_ORIGIN - 1]}…"
 
 
-def load_run_config(path: Path) -> RunConfig:
-    """Read a run configuration; stages after prepare get the folders that it found or made.
+def load_run_config(path: Path, stage: StageName) -> RunConfig:
+    """Read the run configuration of a stage; those after prepare get the folders that it found or made.
 
     Raises:
         OSError: the file cannot be read.
         ValidationError: it is no run configuration, or what prepare left is damaged.
-        StageError: InvalidConfig; it does not say which attempts' results to read.
+        StageError: InvalidConfig; it is another stage's, or does not say which attempts' results to read.
     """
     config = RunConfig.model_validate_json(path.read_bytes())
+    if config.run.stage != stage:
+        raise StageError(
+            Reason.INVALID_CONFIG, f"{path}: run.stage is {config.run.stage}, but the command was to run {stage}"
+        )
     if config.run.stage is StageName.PREPARE:
         return config
     _check_results(path, config)
@@ -110,15 +114,17 @@ def find_damaged_input(attempt_dir: Path) -> str | None:
     What was unpacked of archives is not compared: it was read, picture by picture, when it was checked.
     """
     from llava_trainer.sources.journal import JOURNAL, find_damaged
-    from llava_trainer.sources.packed import ARCHIVE_SUFFIX
+    from llava_trainer.sources.packed import ARCHIVE_SUFFIX, MARKER
 
-    for journal in sorted(attempt_dir.glob(f"inputs/downloads/.*.state/{JOURNAL}")):
-        folder = journal.parent.with_name(journal.parent.name.removeprefix(".").removesuffix(".state"))
-        if folder.name.endswith(ARCHIVE_SUFFIX):
-            unpacked = folder.with_name(folder.name.removesuffix(ARCHIVE_SUFFIX))
-            if not unpacked.is_dir():
-                return f"{unpacked} is missing"
-        elif (damaged := find_damaged(folder)) is not None:
+    downloads = attempt_dir / "inputs" / "downloads"
+    for archive in (marker.parent for marker in downloads.glob(f"*{ARCHIVE_SUFFIX}/{MARKER}")):
+        unpacked = archive.with_name(archive.name.removesuffix(ARCHIVE_SUFFIX))
+        if not unpacked.is_dir():
+            return f"{unpacked} is missing"
+    for state in (journal.parent for journal in downloads.glob(f".*.state/{JOURNAL}")):
+        folder = state.with_name(state.name.removeprefix(".").removesuffix(".state"))
+        # An archive is thrown away when it is unpacked.
+        if not folder.name.endswith(ARCHIVE_SUFFIX) and (damaged := find_damaged(folder)) is not None:
             return f"{folder / damaged} is not what was fetched"
     return None
 

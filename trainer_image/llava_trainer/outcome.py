@@ -100,16 +100,11 @@ def load_config(path: Path, stage: StageName) -> RunConfig:
         StageError: InvalidConfig, naming the field, or the file that cannot be read.
     """
     try:
-        config = load_run_config(path)
+        return load_run_config(path, stage)
     except OSError as error:
         raise StageError(Reason.INVALID_CONFIG, f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise StageError(Reason.INVALID_CONFIG, _name_fields(path, error)) from error
-    if config.run.stage != stage:
-        raise StageError(
-            Reason.INVALID_CONFIG, f"{path}: run.stage is {config.run.stage}, but the command was to run {stage}"
-        )
-    return config
 
 
 def stage_log_file(config: RunConfig) -> Path:

@@ -42,8 +42,8 @@ class StoragePlan:
 def plan_storage(spec: Spec, model: ModelFacts, samples: Mapping[StageName, int]) -> StoragePlan:
     """Follow a run through its stages: checkpoints stay when their stage has ended, and results come beside them.
 
-    An attempt may find a result of an earlier one that is damaged or not finished, which stays until its own is whole: so
-    each stage has room for two. Checkpoints of earlier attempts make room as it saves its own: they count as one's own.
+    An attempt may find a result of an earlier one that is damaged or not finished, which stays until its own is whole:
+    so each stage has room for two. Checkpoints of earlier ones make room as it saves its own: they count as its own.
 
     Args:
         spec: of the run.

@@ -72,9 +72,16 @@ class Fence:
 
     def find_reason(self) -> str | None:
         """Why this attempt does not count any more; None while it does."""
-        run = self._config.run
         if self._refusal is not None:
             return self._refusal
+        try:
+            return self._look()
+        except OSError:
+            # A volume that is away for a moment does not tell; what is then done to it will.
+            return None
+
+    def _look(self) -> str | None:
+        run = self._config.run
         if _read_claim(self._config) != _pod_name():
             return (
                 f"{self._config.volume.attempt_dir(run.stage, run.attempt)} is gone: a later attempt has taken it over"
