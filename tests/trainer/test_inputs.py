@@ -136,7 +136,7 @@ def test_an_adapters_base_has_the_name_by_which_others_find_it(
 def test_without_word_of_prepare_the_operators_holds(tmp_path: Path) -> None:
     config = run_config(tmp_path, StageName.TRAIN)
     assert read_inputs(config) is None
-    assert load_run_config(write(config, tmp_path), StageName.PREPARE) == config
+    assert load_run_config(write(config, tmp_path), StageName.TRAIN) == config
 
 
 def test_word_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_word_of_another_version_is_refused(tmp_path: Path) -> None:
     config.volume.inputs_file.parent.mkdir(parents=True)
     config.volume.inputs_file.write_text(json.dumps({"version": 2, "modelDir": "/a", "datasetDir": "/b"}))
     with pytest.raises(ValidationError):
-        load_run_config(write(config, tmp_path), StageName.PREPARE)
+        load_run_config(write(config, tmp_path), StageName.TRAIN)
     with pytest.raises(StageError) as caught:
         load_config(write(config, tmp_path), StageName.TRAIN)
     assert caught.value.reason is Reason.INVALID_CONFIG

@@ -146,8 +146,8 @@ def test_running_again_over_a_half_written_folder_gives_the_same_files(tmp_path:
     first = files_of(config)
     assert first.keys() == {"train.jsonl", "validation.jsonl", "report.json", "report.html"}
     config.volume.validation_file.unlink()
-    (config.volume_root / "data" / ".train.jsonl.partial").write_text('{"half')
-    (config.volume_root / "data" / ".report.html.partial").write_text("<html")
+    (config.volume.data_dir / ".train.jsonl.partial").write_text('{"half')
+    (config.volume.data_dir / ".report.html.partial").write_text("<html")
     config.volume.dataset_report_json.write_text("{")
     run(config)
     assert files_of(config) == first
