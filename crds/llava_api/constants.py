@@ -36,6 +36,8 @@ LABEL_RUN = f"{GROUP}/run"
 """The run's name (at most ``names.MAX_RUN_NAME`` characters, so always a valid label value)."""
 LABEL_STAGE = f"{GROUP}/stage"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+"""Kueue's, on the Jobs that it lets start."""
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "llava-finetune-operator"
 LABEL_COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
@@ -97,6 +99,7 @@ class Condition(StrEnum):
     EVALUATED = "Evaluated"
     COMPLETE = "Complete"
     FAILED = "Failed"
+    SUSPENDED = "Suspended"
 
 
 STAGE_CONDITION: dict[StageName, Condition] = {
@@ -113,5 +116,6 @@ class Phase(StrEnum):
 
     PENDING = "Pending"
     RUNNING = "Running"
+    SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"

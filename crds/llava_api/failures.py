@@ -41,6 +41,12 @@ class Reason(StrEnum):
     POD_DISRUPTED = "PodDisrupted"
     POD_FAILED = "PodFailed"
     JOB_DELETED = "JobDeleted"
+    POD_DELETED = "PodDeleted"
+    QUEUE_EVICTED = "QueueEvicted"
+    RESULT_LOST = "ResultLost"
+    NO_PROGRESS = "NoProgress"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    SUSPENDED = "Suspended"
     NAME_CONFLICT = "NameConflict"
     REJECTED = "Rejected"
 
@@ -54,6 +60,8 @@ class Failure:
     """Exit code of the stage's container; None where only the operator can tell."""
     retryable: bool
     """Whether the same run may succeed if it is tried again unchanged."""
+    counts: bool = True
+    """Whether it counts as a failure of the run's own (``training.maxRestarts``)."""
     hint: str
     """What the person can do, in one sentence."""
 
@@ -90,10 +98,10 @@ FAILURES: tuple[Failure, ...] = (
             hint="Raise spec.storage.size."),
     Failure(reason=Reason.INTERRUPTED, exit_code=75, retryable=True,
             hint="The pod was asked to stop (a drain, a preemption, a deletion): create the run again."),
-    Failure(reason=Reason.ATTEMPT_USED, exit_code=85, retryable=True,
+    Failure(reason=Reason.ATTEMPT_USED, exit_code=85, retryable=True, counts=False,
             hint="The attempt's folder on the volume belongs to a pod that ran before (a Job that was suspended and "
                  "started again, say): the next attempt goes on from what that pod has left."),
-    Failure(reason=Reason.SUPERSEDED, exit_code=86, retryable=True,
+    Failure(reason=Reason.SUPERSEDED, exit_code=86, retryable=True, counts=False,
             hint="The pod outlived its attempt (on a node that was cut off, say) and has ended by itself: a later "
                  "attempt does the work."),
     Failure(reason=Reason.ZERO_GRADIENT, exit_code=77, retryable=False,
@@ -115,15 +123,29 @@ FAILURES: tuple[Failure, ...] = (
                  "mounts it."),
     Failure(reason=Reason.PLAN_DOES_NOT_FIT, exit_code=None, retryable=False,
             hint="Choose one of the configurations that the message names, or GPUs or pods with more memory."),
-    Failure(reason=Reason.OUT_OF_MEMORY, exit_code=83, retryable=False,
+    Failure(reason=Reason.OUT_OF_MEMORY, exit_code=83, retryable=True,
             hint="The pod's memory did not suffice (the container went over its limit, or the node has no more): raise "
                  "the stage's resources.limits.memory, or take larger nodes."),
-    Failure(reason=Reason.POD_DISRUPTED, exit_code=None, retryable=True,
+    Failure(reason=Reason.POD_DISRUPTED, exit_code=None, retryable=True, counts=False,
             hint="The node was drained, preempted or lost; create the run again."),
     Failure(reason=Reason.POD_FAILED, exit_code=None, retryable=True,
             hint="Look at the log's last lines and at the pod's events."),
-    Failure(reason=Reason.JOB_DELETED, exit_code=None, retryable=False,
-            hint="The stage's Job was deleted by someone else; create the run again."),
+    Failure(reason=Reason.JOB_DELETED, exit_code=None, retryable=True,
+            hint="The stage's Job was deleted by someone else. To stop a run for a while set spec.suspend."),
+    Failure(reason=Reason.POD_DELETED, exit_code=None, retryable=True,
+            hint="A pod of the stage was deleted by someone else. To stop a run for a while set spec.suspend."),
+    Failure(reason=Reason.QUEUE_EVICTED, exit_code=None, retryable=True, counts=False,
+            hint="The queue of scheduling.queueName took the admission back; the run waits for the next one."),
+    Failure(reason=Reason.RESULT_LOST, exit_code=None, retryable=True, counts=False,
+            hint="The stage ended well, but its pod was gone before its result was read: the next attempt finds it on "
+                 "the volume."),
+    Failure(reason=Reason.NO_PROGRESS, exit_code=None, retryable=False,
+            hint="It fails again and again at the same step: the last failures under status.stages say where. Mend "
+                 "that, then raise spec.retry."),
+    Failure(reason=Reason.DEADLINE_EXCEEDED, exit_code=None, retryable=False,
+            hint="Raise spec.activeDeadlineSeconds, then spec.retry."),
+    Failure(reason=Reason.SUSPENDED, exit_code=None, retryable=True, counts=False,
+            hint="Set spec.suspend to false to go on."),
     Failure(reason=Reason.NAME_CONFLICT, exit_code=None, retryable=False,
             hint="Delete or rename the object that is in the way, or give the run another name."),
     Failure(reason=Reason.REJECTED, exit_code=None, retryable=False,

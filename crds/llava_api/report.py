@@ -85,14 +85,10 @@ class StageFailure(Lenient):
 class MicroBatch(Lenient):
     """The most that a training process holds at a time in one phase, over all micro-batches that were looked at."""
 
-    rows: Annotated[int, Field(ge=1)]
-    """Of the longest one."""
-    tokens: Annotated[int, Field(ge=1)]
-    """Of the longest one: rows x longest row."""
-    pictures: Annotated[int, Field(ge=0)]
-    """Of the one that shows most."""
-    supervised: Annotated[int, Field(ge=0)]
-    """Tokens that are learned, of the one with most."""
+    rows: Annotated[int, Field(ge=1, description="Rows of the longest one.")]
+    tokens: Annotated[int, Field(ge=1, description="Tokens of the longest one: rows x longest row.")]
+    pictures: Annotated[int, Field(ge=0, description="Pictures of the one that shows most.")]
+    supervised: Annotated[int, Field(ge=0, description="Tokens that are learned, of the one with most.")]
 
 
 class PrepareNumbers(Lenient):

@@ -39,11 +39,20 @@ class LlavaFineTune(Lenient):
                 "metadata.name must begin with a letter and hold only lower-case letters, digits and '-': a Service is "
                 "named after it; choose another name",
             ),
+            # The volume is made with the first attempt; what it was made with stands in the status.
+            rule(
+                "self.spec.workers.replicas == 1 || !has(self.status) || !has(self.status.artifacts) || "
+                "!has(self.status.artifacts.accessModes) || "
+                "self.status.artifacts.accessModes.exists(mode, mode == 'ReadWriteMany')",
+                "spec.workers.replicas must stay 1: the volume of this run is ReadWriteOnce, and pods on several nodes "
+                "cannot all write to it; create another run with storage.accessModes [ReadWriteMany]",
+                field=".spec.workers.replicas",
+            ),
         )
     )
 
     api_version: Literal["finetune.llava.dev/v1alpha1"] = API_VERSION
     kind: Literal["LlavaFineTune"] = KIND
     metadata: Metadata
-    spec: Annotated[Spec, Field(description="What to train, on what, and how. Fixed from creation.")]
+    spec: Annotated[Spec, Field(description="What to train, on what, and how. Most of it is fixed from creation.")]
     status: Annotated[Status, Field(description="What the operator has seen and done.")] = Status()

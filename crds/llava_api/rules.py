@@ -32,17 +32,51 @@ def rules(*made: JsonDict) -> dict[str, Any]:
     return {RULES_KEY: list(made)}
 
 
-def fixed(*fields: str) -> tuple[JsonDict, ...]:
-    """Transition rules: none of ``fields`` changes after creation.
+def fixed(*paths: str) -> tuple[JsonDict, ...]:
+    """Transition rules: none of the fields at ``paths`` (like workers.shmSize) changes after creation.
 
     They look at old and new spec only. A rule that read the phase would miss an edit made before the first status
     write, and one rule for the whole spec could not name the field.
     """
     return tuple(
         rule(
-            f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})",
-            f"spec.{name} is fixed from creation: delete this LlavaFineTune or create another one with the new value",
-            field=f".{name}",
+            _is_unchanged(path),
+            f"spec.{path} is fixed from creation: delete this LlavaFineTune or create another one with the new value",
+            field=f".{path}",
         )
-        for name in fields
+        for path in paths
     )
+
+
+def fixed_unless_suspended(*paths: str) -> tuple[JsonDict, ...]:
+    """Transition rules: the fields at ``paths`` change only while ``suspend`` is true."""
+    return tuple(
+        rule(
+            f"oldSelf.suspend || ({_is_unchanged(path)})",
+            f"spec.{path} can only change while the run is suspended: set spec.suspend to true first, and to false "
+            "again with the change or after it",
+            field=f".{path}",
+        )
+        for path in paths
+    )
+
+
+def fixed_presence(path: str) -> JsonDict:
+    """Transition rule: an optional part of the spec, of which some fields may change, neither comes nor goes."""
+    return rule(
+        f"has(self.{path}) == has(oldSelf.{path})",
+        f"spec.{path} neither comes nor goes after creation: delete this LlavaFineTune or create another one",
+        field=f".{path}",
+    )
+
+
+def _is_unchanged(path: str) -> str:
+    """CEL: the field is what it was; one whose parent is missing, before or after, is the parent's matter."""
+    parents = path.split(".")[:-1]
+    missing = [
+        f"!has({side}.{'.'.join(parents[:depth])})"
+        for depth in range(1, len(parents) + 1)
+        for side in ("self", "oldSelf")
+    ]
+    same = f"has(self.{path}) == has(oldSelf.{path}) && (!has(self.{path}) || self.{path} == oldSelf.{path})"
+    return " || ".join([*missing, f"({same})" if missing else same])

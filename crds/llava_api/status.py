@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from llava_api.base import Lenient
 from llava_api.constants import Condition, Phase, StageName
 from llava_api.model_facts import ModelFacts
-from llava_api.report import LOSSES_KEPT
+from llava_api.report import LOSSES_KEPT, MicroBatch
 
 
 def _check_instant(text: str) -> str:
@@ -50,7 +50,7 @@ class ConditionStatus(Lenient):
 
 
 class StageState(StrEnum):
-    """State of one stage. A stage that is Running has been committed to: its Job exists or is about to."""
+    """State of one stage. One that is Running has been begun and not ended: an attempt is under way, or is to come."""
 
     PENDING = "Pending"
     RUNNING = "Running"
@@ -58,17 +58,115 @@ class StageState(StrEnum):
     FAILED = "Failed"
 
 
+class AttemptState(StrEnum):
+    """State of one attempt of a stage."""
+
+    QUEUED = "Queued"
+    """Its Job is held back by a queue (Kueue)."""
+    STARTING = "Starting"
+    """Committed to: its Job exists or is about to, and no pod of it runs yet."""
+    RUNNING = "Running"
+    STOPPING = "Stopping"
+    """It is over, for the reason that ``because`` names, and its pods are being stopped."""
+    GONE = "Gone"
+    """No pod of it runs any more, or those that might cannot be reached and are waited for no longer."""
+
+
+ATTEMPTS_KEPT = 10
+"""Attempts of a stage that its status tells of, the newest."""
+SUCCEEDED = "Succeeded"
+"""Why the attempt of a stage ended that made its result."""
+
+
+class AttemptSettings(Lenient):
+    """What an attempt runs with: decided when it is committed to, whatever becomes of the spec meanwhile.
+
+    What is left out is as in the spec: of an attempt that an operator began which froze nothing.
+    """
+
+    replicas: Annotated[Count | None, Field(description="Pods of its Job.")] = None
+    gpus: Annotated[Count | None, Field(description="GPUs of each pod.")] = None
+    per_device_batch: Annotated[Count | None, Field(description="Samples that a process holds at a time.")] = None
+    accumulation: Annotated[Count | None, Field(description="Micro-batches that a process runs for one step.")] = None
+    image: Annotated[Text | None, Field(description="Trainer image.")] = None
+    config_version: Annotated[Count, Field(description="Version of the run configuration that it is given.")] = 1
+    queue: Annotated[Short | None, Field(description="Queue that lets it start.")] = None
+    avoided_nodes: Annotated[
+        tuple[Short, ...],
+        Field(max_length=16, description="Nodes on which it should not run, if others will do."),
+    ] = ()
+
+
+class AttemptStatus(Lenient):
+    """One attempt of a stage: one Job, which runs once."""
+
+    number: Annotated[Count, Field(description="Which attempt, from 1.")]
+    state: Annotated[AttemptState, Field(description="How far it is.")] = AttemptState.STARTING
+    because: Annotated[Short, Field(description="Why it stops or has stopped; empty while it goes on.")] = ""
+    message: Annotated[Short, Field(description="The same for a person.")] = ""
+    counts: Annotated[
+        bool | None, Field(description="Whether it counts as a restart (training.maxRestarts), once it is over.")
+    ] = None
+    job_uid: Annotated[Short | None, Field(description="UID of its Job, once it has been seen.")] = None
+    settings: Annotated[AttemptSettings, Field(description="What it runs with.")] = AttemptSettings()
+    start_time: Annotated[Time | None, Field(description="When it was committed to.")] = None
+    admitted_time: Annotated[Time | None, Field(description="When its queue let it start.")] = None
+    running_time: Annotated[Time | None, Field(description="When a pod of it was first seen to run.")] = None
+    stop_time: Annotated[Time | None, Field(description="When it began to stop.")] = None
+    completion_time: Annotated[Time | None, Field(description="When it was gone.")] = None
+    from_step: Annotated[Count | None, Field(description="Step that it went on from.")] = None
+    to_step: Annotated[Count | None, Field(description="Last step that it reported.")] = None
+    pod: Annotated[Short | None, Field(description="Pod that failed first.")] = None
+    node: Annotated[Short | None, Field(description="Node of that pod.")] = None
+
+
 class StageStatus(Lenient):
     """One stage of the run."""
 
     name: Annotated[StageName, Field(description="Which stage.")]
     state: Annotated[StageState, Field(description="How far it is.")] = StageState.PENDING
-    attempt: Annotated[Count, Field(description="Number of its current attempt, from 1; 0 before the first.")] = 0
-    job: Annotated[Short | None, Field(description="Name of the attempt's Job.")] = None
-    job_uid: Annotated[Short | None, Field(description="UID of that Job, once it has been seen.")] = None
+    attempt: Annotated[Count, Field(description="Number of its newest attempt, from 1; 0 before the first.")] = 0
+    attempts: Annotated[
+        tuple[AttemptStatus, ...],
+        Field(
+            max_length=ATTEMPTS_KEPT,
+            description="The newest attempts, oldest first.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["number"]},
+        ),
+    ] = ()
+    dropped_attempts: Annotated[
+        dict[Annotated[str, Field(max_length=63)], Count],
+        Field(max_length=64, description="How many older attempts ended for which reason."),
+    ] = {}
+    restarts: Annotated[
+        Count, Field(description="Attempts that ended by a failure of the run's own, since the run was last retried.")
+    ] = 0
+    fruitless: Annotated[
+        Count, Field(description="How many of the newest of them in a row ended at no later step than those before.")
+    ] = 0
+    furthest_step: Annotated[Count, Field(description="Latest step at which one of them ended.")] = 0
+    next_attempt_time: Annotated[Time | None, Field(description="When the next attempt begins, at the earliest.")] = (
+        None
+    )
     start_time: Annotated[Time | None, Field(description="When it was begun.")] = None
     completion_time: Annotated[Time | None, Field(description="When it ended.")] = None
     message: Annotated[Text, Field(description="What it found or made, or what it waits for.")] = ""
+
+    @property
+    def newest(self) -> AttemptStatus | None:
+        """The newest attempt; None before the first."""
+        return self.attempts[-1] if self.attempts else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, value: object) -> object:
+        """Statuses of operators that knew one attempt a stage have it in the stage itself."""
+        if not isinstance(value, dict) or "attempts" in value or not value.get("attempt"):
+            return value
+        state = {"Running": "Starting"}.get(value.get("state", ""), "Gone")
+        attempt = {"number": value["attempt"], "state": state, "jobUid": value.get("jobUid")}
+        times = {name: value[name] for name in ("startTime", "completionTime") if value.get(name)}
+        return {**value, "attempts": [{**attempt, **times}]}
 
 
 class Summary(Lenient):
@@ -126,15 +224,16 @@ class Data(Lenient):
         Count, Field(description="Samples left out because nothing could be learned from them.")
     ] = 0
     samples_alignment: Annotated[Count, Field(description="Samples of phase 1.")] = 0
-
-
-class Trainer(Lenient):
-    """What is known of the image that the run's stages run with."""
-
-    config_version: Annotated[
-        Count,
-        Field(description="Version of the run configuration that later stages are given, as prepare reported it."),
-    ] = 1
+    largest: Annotated[
+        MicroBatch | None, Field(description="The most that a training process holds at a time; unknown if left out.")
+    ] = None
+    largest_alignment: Annotated[MicroBatch | None, Field(description="The same, in phase 1.")] = None
+    free_bytes: Annotated[Count | None, Field(description="Free on the volume after prepare; unknown if left out.")] = (
+        None
+    )
+    flash_attention: Annotated[
+        bool | None, Field(description="Whether flash-attn is in the trainer image; unknown if left out.")
+    ] = None
 
 
 class PlanTerm(Lenient):
@@ -212,6 +311,9 @@ class Artifacts(Lenient):
     """Where things lie on the run's volume, and what they are."""
 
     volume_claim: Annotated[Short | None, Field(description="PersistentVolumeClaim that holds them.")] = None
+    access_modes: Annotated[
+        tuple[Short, ...], Field(max_length=4, description="Access modes that it was asked for with.")
+    ] = ()
     dataset_report: Annotated[Text | None, Field(description="Path of the dataset report (HTML).")] = None
     projector: Annotated[Text | None, Field(description="Path of the projector that phase 1 made.")] = None
     adapter: Annotated[
@@ -237,9 +339,37 @@ class FailureStatus(Lenient):
     stage: Annotated[StageName | None, Field(description="Stage that failed.")] = None
     attempt: Annotated[Count, Field(description="Its attempt.")] = 0
     pod: Annotated[Short | None, Field(description="Pod that failed first.")] = None
+    node: Annotated[Short | None, Field(description="Node of that pod.")] = None
     rank: Annotated[int | None, Field(description="Global rank of the process that failed first.")] = None
     exit_code: Annotated[int | None, Field(description="Exit code of its container.")] = None
     log_tail: Annotated[Text, Field(description="Last lines of its log.")] = ""
+
+
+class Trainer(Lenient):
+    """What every stage and attempt of a run runs: what it began with."""
+
+    image: Annotated[Text | None, Field(description="Trainer image, by digest where its repository is known.")] = None
+    config_version: Annotated[Count, Field(description="Newest version of the run configuration that it reads.")] = 1
+
+
+class Accounting(Lenient):
+    """What a run has taken, over all attempts that are over."""
+
+    gpu_seconds: Annotated[
+        dict[StageName, Count], Field(max_length=8, description="GPUs times seconds that they were held, by stage.")
+    ] = {}
+    productive_seconds: Annotated[
+        Count, Field(description="Seconds of attempts whose work was kept: up to the step that was gone on from.")
+    ] = 0
+    lost_seconds: Annotated[
+        Count, Field(description="Seconds of attempts whose work was done again, or for nothing.")
+    ] = 0
+    queued_seconds: Annotated[Count, Field(description="Seconds that attempts waited in a queue.")] = 0
+    suspended_seconds: Annotated[Count, Field(description="Seconds that the run was suspended.")] = 0
+    restarts_by_reason: Annotated[
+        dict[Annotated[str, Field(max_length=63)], Count],
+        Field(max_length=64, description="How many attempts ended for which reason, but for those that succeeded."),
+    ] = {}
 
 
 class Status(Lenient):
@@ -253,7 +383,7 @@ class Status(Lenient):
         tuple[ConditionStatus, ...],
         Field(
             max_length=16,
-            description="Ready, Prepared, Aligned, Trained, Merged, Evaluated, Complete, Failed.",
+            description="Ready, Prepared, Aligned, Trained, Merged, Evaluated, Complete, Failed, Suspended.",
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = ()
@@ -266,9 +396,12 @@ class Status(Lenient):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
         ),
     ] = ()
+    suspended_time: Annotated[Time | None, Field(description="Since when it is suspended.")] = None
+    retry: Annotated[Count, Field(description="The spec.retry that was last taken up.")] = 0
+    trainer: Annotated[Trainer | None, Field(description="What every stage runs.")] = None
+    accounting: Annotated[Accounting | None, Field(description="What the run has taken so far.")] = None
     data: Annotated[Data | None, Field(description="What prepare found.")] = None
     model: Annotated[ModelFacts | None, Field(description="The model that the run starts from.")] = None
-    trainer: Annotated[Trainer | None, Field(description="The trainer image, as prepare found it.")] = None
     plan: Annotated[Plan | None, Field(description="What training will take.")] = None
     progress: Annotated[Progress | None, Field(description="The last progress report.")] = None
     evaluation: Annotated[EvaluationStatus | None, Field(description="What evaluation measured.")] = None

@@ -1,19 +1,20 @@
 """A run as a pass sees it: the LlavaFineTune, read from the API server and parsed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from llava_api.constants import PROXY_KEYS, SECRET_KEYS, TRAINING_STAGES, SecretRole, StageName
-from llava_api.names import MAX_ATTEMPTS, job_name
+from llava_api.constants import PROXY_KEYS, SECRET_KEYS, SecretRole, StageName
+from llava_api.names import MAX_ATTEMPTS, MAX_REPLICAS, job_name
 from llava_api.spec import Spec
-from llava_api.status import StageState, StageStatus, Status
-from llava_api.text import show
+from llava_api.status import AttemptSettings, AttemptState, StageState, StageStatus, Status
 from llava_operator.kube.objects import Key, Object
+from llava_operator.stages import STAGES, Stage
 from llava_operator.validation_errors import describe_faults
 
 _Model = TypeVar("_Model", Spec, Status)
+MAX_GPUS = 16
 
 
 class UnreadableError(Exception):
@@ -62,11 +63,17 @@ def _check_running(run: Run) -> None:
     where = f"status.stages.{stage.name}"
     if stage.start_time is None:
         raise UnreadableError(f"{where}.startTime is missing, but the stage runs")
-    if not 1 <= stage.attempt <= MAX_ATTEMPTS:
-        raise UnreadableError(f"{where}.attempt is {stage.attempt}, but the stage runs")
-    expected = job_name(run.key.name, stage.name, stage.attempt)
-    if stage.job != expected:
-        raise UnreadableError(show(f"{where}.job is {stage.job}, but attempt {stage.attempt} runs as {expected}"))
+    numbers = [attempt.number for attempt in stage.attempts]
+    if not 0 <= stage.attempt <= MAX_ATTEMPTS or stage.attempt != (numbers[-1] if numbers else 0):
+        raise UnreadableError(f"{where}.attempt is {stage.attempt}, but its attempts are {numbers}")
+    if numbers != list(range(stage.attempt - len(numbers) + 1, stage.attempt + 1)):
+        raise UnreadableError(f"{where}.attempts are numbered {numbers}, not one after the other")
+    if any(attempt.state is not AttemptState.GONE for attempt in stage.attempts[:-1]):
+        raise UnreadableError(f"{where}.attempts has an attempt that runs before the newest")
+    size = stage.newest.settings if stage.newest else AttemptSettings()
+    replicas = 1 if size.replicas is None else size.replicas
+    if not (1 <= replicas <= MAX_REPLICAS and (size.gpus or 0) <= MAX_GPUS and size.per_device_batch != 0):
+        raise UnreadableError(f"{where}.attempts has settings that no spec has")
 
 
 def parse_status(raw: Object) -> Status:
@@ -133,13 +140,68 @@ def _keys_for(*sources: str | None) -> tuple[str, ...]:
     )
 
 
-def num_pods(run: Run, stage: StageName) -> int:
-    """Pods of a stage's Job."""
-    return run.spec.workers.replicas if stage in TRAINING_STAGES else 1
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """An attempt of a stage, as its children are made."""
+
+    run: Run
+    """With the spec that the attempt was committed to run with."""
+    stage: Stage
+    number: int
+    settings: AttemptSettings
+
+    @property
+    def spec(self) -> Spec:
+        """What it runs with."""
+        return self.run.spec
+
+    @property
+    def job(self) -> str:
+        """Name of its Job, and of the ConfigMap with its run configuration."""
+        return job_name(self.run.key.name, self.stage.name, self.number)
+
+    @property
+    def num_pods(self) -> int:
+        """Pods of its Job."""
+        return self.stage.num_pods(self.spec)
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of each of its pods."""
+        return self.stage.gpus(self.spec)
+
+    @property
+    def grace_period_s(self) -> int:
+        """Seconds that its pods have when they are asked to stop."""
+        return self.stage.grace_period_s(self.spec)
 
 
-def num_gpus(run: Run, stage: StageName) -> int:
-    """GPUs of each pod of a stage."""
-    if stage in TRAINING_STAGES:
-        return run.spec.workers.gpus
-    return run.spec.evaluation.gpus if stage is StageName.EVALUATE else 0
+def attempt_of(run: Run, stage: StageStatus) -> Attempt:
+    """The newest attempt of a stage. There must be one."""
+    newest = stage.newest
+    assert newest is not None, "an attempt has been committed to"
+    spec = freeze_spec(run.spec, STAGES[stage.name], newest.settings)
+    return Attempt(
+        run=replace(run, spec=spec), stage=STAGES[stage.name], number=newest.number, settings=newest.settings
+    )
+
+
+def freeze_spec(spec: Spec, stage: Stage, settings: AttemptSettings) -> Spec:
+    """The spec with what an attempt was committed to run with, whatever has become of it since."""
+    image = spec.image.model_copy(update={"reference": settings.image or spec.image.reference})
+    update: dict[str, object] = {"image": image}
+    if stage.is_gang:
+        size = {"replicas": settings.replicas, "gpus": settings.gpus}
+        known = {name: value for name, value in size.items() if value is not None}
+        update["workers"] = spec.workers.model_copy(update=known)
+        update |= _freeze_batch(spec, stage, settings.per_device_batch)
+    return spec.model_copy(update=update)
+
+
+def _freeze_batch(spec: Spec, stage: Stage, per_device: int | None) -> dict[str, object]:
+    if per_device is None:
+        return {}
+    name = "alignment" if stage.name is StageName.ALIGN else "training"
+    phase = getattr(spec, name)
+    batch = phase.batch.model_copy(update={"per_device": per_device})
+    return {name: phase.model_copy(update={"batch": batch})}

@@ -342,10 +342,12 @@ def test_longest_name_is_accepted(kubectl: Kubectl) -> None:
         ({"training__epochs": 2}, "training"),
         ({"model__source": "pvc://other/llava"}, "model"),
         ({"dataset__file": "other.json"}, "dataset"),
-        ({"workers__replicas": 2}, "workers"),
+        ({"training__batch__global": 4}, "training.batch.global"),
+        ({"workers__shmSize": "1Gi"}, "workers.shmSize"),
+        ({"workers__gpuMemory": "80Gi"}, "workers.gpuMemory"),
+        ({"alignment": {"dataset": {"source": "pvc://d/a", "format": "llava", "file": "a.json"}}}, "alignment"),
         ({"evaluation__prompts": [{"text": "What?"}]}, "evaluation"),
         ({"storage__storageClassName": "fast"}, "storage"),
-        ({"scheduling__nodeSelector": {"a": "b"}}, "scheduling"),
         ({"image__reference": "other"}, "image"),
         ({"imagePullSecrets": [{"name": "x"}]}, "imagePullSecrets"),
         ({"merge__dtype": "float32"}, "merge"),
@@ -358,7 +360,58 @@ def test_editing_is_refused_from_the_first_moment(kubectl: Kubectl, changes: dic
     assert "status" not in kubectl.get("lft", "edited")
     message = refusal(kubectl, make("edited", **changes))
     assert f"spec.{field}" in message
-    assert "is fixed from creation" in message
+    assert "is fixed from creation" in message or "neither comes nor goes after creation" in message
+
+
+SIZES = [
+    ({"workers__replicas": 2, "storage__accessModes": ["ReadWriteMany"]}, "workers.replicas"),
+    ({"workers__gpus": 0}, "workers.gpus"),
+    ({"workers__resources": {"limits": {"memory": "1Gi"}}}, "workers.resources"),
+    ({"training__batch__perDevice": 2}, "training.batch.perDevice"),
+    ({"scheduling__nodeSelector": {"a": "b"}}, "scheduling"),
+    ({"scheduling__queueName": "gpus"}, "scheduling"),
+]
+
+
+@pytest.mark.parametrize(("changes", "field"), SIZES)
+def test_size_changes_only_while_suspended(kubectl: Kubectl, changes: dict[str, Any], field: str) -> None:
+    kubectl.run("delete", "lft", "sized", "--ignore-not-found")
+    modes = {name: value for name, value in changes.items() if name == "storage__accessModes"}
+    kubectl.apply(make("sized", **modes))
+    message = refusal(kubectl, make("sized", **changes))
+    assert f"spec.{field} can only change while the run is suspended" in message
+    # Not in the same moment: what stops has to have stopped.
+    assert "while the run is suspended" in refusal(kubectl, make("sized", suspend=True, **changes))
+    kubectl.apply(make("sized", suspend=True, **modes))
+    kubectl.apply(make("sized", suspend=False, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"activeDeadlineSeconds": 60}, {"training__maxRestarts": 9}, {"suspend": True}, {"retry": 1}]
+)
+def test_what_may_change_at_any_time(kubectl: Kubectl, changes: dict[str, Any]) -> None:
+    kubectl.run("delete", "lft", "patient", "--ignore-not-found")
+    kubectl.apply(make("patient"))
+    kubectl.apply(make("patient", **changes))
+    kubectl.apply(make("patient", **changes))
+
+
+def test_retry_only_grows(kubectl: Kubectl) -> None:
+    kubectl.apply(make("again", retry=2))
+    assert "spec.retry only grows" in refusal(kubectl, make("again", retry=1))
+
+
+def test_a_volume_that_one_node_writes_is_not_resized_above_one_pod(kubectl: Kubectl) -> None:
+    """By what it was made with, which stands in the status, so that who chose no access mode is told as well."""
+    kubectl.run("delete", "lft", "lone", "--ignore-not-found")
+    kubectl.apply(make("lone", suspend=True))
+    status = {"status": {"artifacts": {"accessModes": ["ReadWriteOnce"]}}}
+    kubectl.run("patch", "lft", "lone", "--subresource=status", "--type=merge", "-p", json.dumps(status))
+    message = refusal(kubectl, make("lone", suspend=True, workers__replicas=2))
+    assert "spec.workers.replicas must stay 1: the volume of this run is ReadWriteOnce" in message
+    status = {"status": {"artifacts": {"accessModes": ["ReadWriteMany"]}}}
+    kubectl.run("patch", "lft", "lone", "--subresource=status", "--type=merge", "-p", json.dumps(status))
+    kubectl.apply(make("lone", suspend=True, workers__replicas=2))
 
 
 def test_applying_the_same_again_changes_nothing(kubectl: Kubectl) -> None:

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from llava_api.constants import LABEL_COMPLETION_INDEX, LABEL_STAGE, TOKEN_AUDIENCE, StageName
+from llava_api.constants import LABEL_ATTEMPT, LABEL_COMPLETION_INDEX, LABEL_STAGE, TOKEN_AUDIENCE, StageName
 from llava_api.failures import Reason
 from llava_api.report import ProgressReport, StageFailure, StageResult
 from llava_operator.build.network_policy import build_network_policy
@@ -188,7 +188,7 @@ async def test_whole_run(world: World, operator: OperatorProcess, api_server: Ku
     status = await world.ended()
     assert status["phase"] == "Succeeded"
     assert [stage["state"] for stage in status["stages"]] == ["Succeeded"] * 4
-    assert all(stage["jobUid"] and stage["completionTime"] for stage in status["stages"])
+    assert all(stage["attempts"][0]["jobUid"] and stage["completionTime"] for stage in status["stages"])
     assert status["summary"]["score"] == "0.00→0.90"
     assert status["artifacts"]["digests"] == {"adapter": "sha256:a", "merged": "sha256:b", "report": "sha256:c"}
     assert status["data"]["samplesTrain"] == 8
@@ -304,7 +304,7 @@ async def test_failed_training_pod_fails_the_run_and_leaves_nothing_running(
         return ended(71, message) if labels[LABEL_COMPLETION_INDEX] == "1" else None
 
     world.behave = behave
-    await world.create_run()
+    await world.create_run(training={"batch": {"perDevice": 1, "global": 2}, "maxRestarts": 0})
     status = await world.ended()
     api_server.run("-n", world.namespace, "wait", "--for=condition=Failed", "lft/run", "--timeout=5s")
     failure = status["failure"]
@@ -328,14 +328,72 @@ async def test_failed_training_pod_fails_the_run_and_leaves_nothing_running(
     assert f'namespace="{world.namespace}",reason="WorkerKilled",stage="train"' in metrics
 
 
-async def test_deleted_job_fails_the_run(world: World, operator: OperatorProcess, api_server: Kubectl) -> None:
+async def test_deleted_job_is_made_up_for_by_another_attempt(
+    world: World, operator: OperatorProcess, api_server: Kubectl
+) -> None:
     world.behave = holds(StageName.PREPARE)
     await world.create_run()
     await world.first_pod("prepare")
     await world.stage_message("prepare", "its pod runs")
     api_server.run("-n", world.namespace, "delete", "job", "run-prepare-1", "--wait=false")
+    world.behave = succeed
     status = await world.ended()
-    assert status["failure"]["reason"] == "JobDeleted"
+    prepare = status["stages"][0]
+    assert is_true(status, "Complete")
+    assert [(one["because"], one["counts"]) for one in prepare["attempts"]] == [
+        ("JobDeleted", False), ("Succeeded", False),
+    ]  # fmt: skip
+    assert ("Warning", "JobDeleted") in await world.events()
+
+
+async def test_a_gang_restarts_as_one_from_what_a_worker_has_reported(world: World, operator: OperatorProcess) -> None:
+    """The second worker is killed in the first attempt, and the first worker stopped with it."""
+
+    def behave(pod: Object) -> Object | None:
+        labels = pod["metadata"]["labels"]
+        is_first = (labels[LABEL_STAGE], labels[LABEL_ATTEMPT]) == (StageName.TRAIN, "1")
+        if not is_first:
+            return succeed(pod)
+        if pod["status"]["phase"] == "Pending":
+            return pod_runs()
+        return ended(137, "", reason="OOMKilled") if labels[LABEL_COMPLETION_INDEX] == "1" else None
+
+    world.behave = behave
+    await world.create_run()
+    status = await world.ended()
+    assert is_true(status, "Complete")
+    train = next(stage for stage in status["stages"] if stage["name"] == "train")
+    assert [one["because"] for one in train["attempts"]] == ["OutOfMemory", "Succeeded"]
+    assert train["restarts"] == 1
+    assert train["attempts"][0]["completionTime"] <= train["attempts"][1]["startTime"]
+    assert "failure" not in status
+
+
+async def test_suspend_frees_everything_and_goes_on_at_another_size(
+    world: World, operator: OperatorProcess, api_server: Kubectl
+) -> None:
+    def change(**spec: Any) -> None:
+        api_server.run("-n", world.namespace, "patch", "lft", "run", "--type=merge", "-p", json.dumps({"spec": spec}))
+
+    world.behave = holds(StageName.TRAIN)
+    await world.create_run()
+    await world.stage_message("train", "2 pods run")
+    change(suspend=True)
+
+    async def is_free() -> bool:
+        return not [pod for pod in await world.pods() if pod["status"]["phase"] in ("Pending", "Running")]
+
+    await until("free workers", is_free)
+    api_server.run("-n", world.namespace, "wait", "--for=condition=Suspended", "lft/run", "--timeout=10s")
+    world.behave = succeed
+    change(suspend=False, workers={"replicas": 1})
+    status = await world.ended()
+    assert is_true(status, "Complete")
+    train = next(stage for stage in status["stages"] if stage["name"] == "train")
+    assert [(one["because"], one["settings"]["replicas"]) for one in train["attempts"]] == [
+        ("Suspended", 2), ("Succeeded", 1),
+    ]  # fmt: skip
+    assert train["restarts"] == 0
 
 
 async def test_foreign_object_of_a_childs_name_fails_the_run(world: World, operator: OperatorProcess) -> None:
@@ -596,7 +654,7 @@ async def test_killed_leader_is_replaced_and_the_run_goes_on_untouched(
     assert status["phase"] == "Succeeded"
     assert len(await world.pods()) == 5
     jobs = [job["metadata"]["uid"] async for job in world.kube.list(JOBS, world.namespace)]
-    assert sorted(jobs) == sorted(stage["jobUid"] for stage in status["stages"])
+    assert sorted(jobs) == sorted(stage["attempts"][0]["jobUid"] for stage in status["stages"])
 
 
 def test_leader_ends_when_its_lease_is_taken(

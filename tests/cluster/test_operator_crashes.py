@@ -39,23 +39,38 @@ class Crash(BaseException):
 
 
 class MortalKube(Kube):
-    """Dies right after its write number ``dies_after``, before anyone learns of the answer."""
+    """Dies right after its write number ``dies_after``, before anyone learns of the answer.
+
+    Writes that go side by side are done one after the other, so that each is the last of some process.
+    """
 
     def __init__(self, api: ApiClient, ledger: "Ledger", *, dies_after: int | None) -> None:
         super().__init__(api, timeout_s=20)
         self._ledger = ledger
         self._left = dies_after
+        self._turn = asyncio.Lock()
 
     async def create(self, kind: Kind, namespace: str | None, body: Object, **options: Any) -> Object:
-        made = await super().create(kind, namespace, body, **options)
-        self._ledger.created[kind.plural, made["metadata"]["name"]] += 1
-        self._note_write()
+        async with self._write():
+            made = await super().create(kind, namespace, body, **options)
+            self._ledger.created[kind.plural, made["metadata"]["name"]] += 1
         return made
 
     async def patch(self, kind: Kind, namespace: str, name: str, body: Object, **options: Any) -> Object:
-        made = await super().patch(kind, namespace, name, body, **options)
-        self._note_write()
-        return made
+        async with self._write():
+            return await super().patch(kind, namespace, name, body, **options)
+
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> Object:
+        async with self._write():
+            return await super().delete(kind, namespace, name, uid)
+
+    @contextlib.asynccontextmanager
+    async def _write(self) -> AsyncIterator[None]:
+        async with self._turn:
+            if self._left == 0:
+                raise Crash
+            yield
+            self._note_write()
 
     def _note_write(self) -> None:
         self._ledger.num_writes += 1
@@ -172,7 +187,10 @@ async def live(kube: Kube, lives: list[Life]) -> dict[str, Object]:
 def timeless(value: Any, name: str) -> Any:
     """A status without what differs between two runs by nature."""
     if isinstance(value, dict):
-        different = ("startTime", "completionTime", "lastTransitionTime", "jobUid")
+        different = (
+            "startTime", "runningTime", "completionTime", "lastTransitionTime", "jobUid",
+            "productiveSeconds", "lostSeconds",
+        )  # fmt: skip
         return {key: timeless(item, name) for key, item in value.items() if key not in different}
     if isinstance(value, list):
         return [timeless(item, name) for item in value]

@@ -19,6 +19,7 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.spec import Spec
 from llava_operator.deciding.policy import find_violations
+from llava_operator.stages import STAGES
 from tests.cluster.operators import OperatorProcess, running
 from tests.kubectl import Kubectl, wait_for
 from tests.localcluster.tools import HELM, ensure_tools
@@ -61,7 +62,7 @@ def render_objects(folder: Path, values: dict[str, Any], *arguments: str) -> lis
 def expect(case: Case) -> str | None:
     """What the operator says first."""
     spec = Spec.model_validate(make_spec(case.spec))
-    found = find_violations(spec, policy_of(INSTALLATIONS[case.installation]), StageName.PREPARE)
+    found = find_violations(spec, policy_of(INSTALLATIONS[case.installation]), STAGES[StageName.PREPARE])
     return found[0].message if found else None
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from llava_api.constants import STAGES, TOKEN_AUDIENCE, StageName
 from llava_operator.build.job import build_job
-from tests.controller.makers import make_run
+from tests.controller.makers import make_attempt, make_run
 from tests.controller.test_build_security import PLATFORM, SPECS
 from tests.kubectl import Kubectl, KubectlError
 
@@ -31,7 +31,7 @@ def kubectl(api_server: Kubectl) -> Iterator[Kubectl]:
 def make_pods(**changes: Any) -> list[dict[str, Any]]:
     """A pod of every stage of every kind of run, as the Job controller makes it."""
     templates = {
-        f"{name}-{stage}": build_job(make_run(**spec), stage, 1, PLATFORM)["spec"]["template"]["spec"]
+        f"{name}-{stage}": build_job(make_attempt(make_run(**spec), stage, 1), PLATFORM)["spec"]["template"]["spec"]
         for name, spec in SPECS.items()
         for stage in STAGES
     }

@@ -16,7 +16,7 @@ from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import load_kube_config
 
-from llava_api.constants import API_VERSION, KIND, LABEL_STAGE, STAGE_CONTAINER, StageName
+from llava_api.constants import API_VERSION, KIND, LABEL_ATTEMPT, LABEL_STAGE, STAGE_CONTAINER, StageName
 from llava_api.report import EvaluateNumbers, MergeNumbers, PrepareNumbers, Score, StageResult, TrainNumbers
 from llava_operator.kube.client import Kind, Kube, KubeError
 from llava_operator.kube.kinds import CHILD_SELECTOR, PODS
@@ -130,8 +130,9 @@ def succeed(pod: Object) -> Object | None:
     """Behaviour of a good stage: every pod runs, then succeeds with its stage's result."""
     if pod["status"]["phase"] == "Pending":
         return running()
-    stage = StageName(pod["metadata"]["labels"][LABEL_STAGE])
-    return ended(0, RESULTS[stage].to_termination_message())
+    labels = pod["metadata"]["labels"]
+    result = RESULTS[StageName(labels[LABEL_STAGE])].model_copy(update={"attempt": int(labels[LABEL_ATTEMPT])})
+    return ended(0, result.to_termination_message())
 
 
 @dataclass

@@ -17,11 +17,13 @@ from llava_api.report import (
 )
 from llava_api.spec import Spec
 from llava_api.stages import stages_of
-from llava_api.status import Status
+from llava_api.status import AttemptSettings, AttemptStatus, StageState, StageStatus, Status
 from llava_operator.cache.views import JobEnd, JobView, PodView, Termination
-from llava_operator.deciding.decide import Commit, Observation, Start, decide
+from llava_operator.deciding.decide import Commit, Start, decide
+from llava_operator.deciding.observation import Observation
 from llava_operator.kube.objects import Key
-from llava_operator.run import Run, current_stage
+from llava_operator.run import Attempt, Run, attempt_of, current_stage
+from llava_operator.stages import STAGES as operator_stages
 
 KEY = Key("team", "invoices")
 RUN_UID = "run-uid"
@@ -62,6 +64,8 @@ FROM_SCRATCH: dict[str, Any] = {
     },
 }
 """Spec of a run that aligns a fresh projector first."""
+ONCE: dict[str, Any] = {"training": {"batch": {"perDevice": 1, "global": 2}, "maxRestarts": 0}}
+"""Spec of a run whose first failure of its own is its last."""
 STAGES = stages_of(make_spec())
 """Stages of the plain run that these tests are about."""
 
@@ -78,9 +82,9 @@ def make_run(status: Status | None = None, *, deleting: bool = False, **spec: An
     )
 
 
-def see(status: Status | None = None, **observed: Any) -> Observation:
+def see(status: Status | None = None, *, spec: dict[str, Any] | None = None, **observed: Any) -> Observation:
     observed.setdefault("now", NOW)
-    return Observation(run=make_run(status), **observed)
+    return Observation(run=make_run(status, **(spec or {})), **observed)
 
 
 def commit(seen: Observation) -> Status:
@@ -125,6 +129,14 @@ def make_job(status: Status, **changes: Any) -> JobView:
         owner_uid=RUN_UID,
     )
     return replace(job, **changes)
+
+
+def make_attempt(run: Run, stage: StageName, number: int = 1, **settings: Any) -> Attempt:
+    """An attempt as it is committed to with the run's own spec."""
+    traits = operator_stages[stage]
+    size: dict[str, Any] = {"replicas": traits.num_pods(run.spec), "gpus": traits.gpus(run.spec)}
+    newest = AttemptStatus(number=number, settings=AttemptSettings(**{**size, **settings}))
+    return attempt_of(run, StageStatus(name=stage, state=StageState.RUNNING, attempt=number, attempts=(newest,)))
 
 
 def make_pod(name: str = "pod-0", **changes: Any) -> PodView:

@@ -20,7 +20,8 @@ from llava_operator.build.resources import build_resources
 from llava_operator.build.service import build_rendezvous_service
 from llava_operator.build.volume import build_volume_claim
 from llava_operator.deciding.waiting import list_needs
-from tests.controller.makers import STAGES, make_run
+from llava_operator.stages import STAGES as STAGE_TABLE
+from tests.controller.makers import STAGES, make_attempt, make_run
 
 PLATFORM = Platform(trainer_image="registry/trainer:1", report_url="https://op-report.system.svc:8443/v1/progress")
 OWNER = {
@@ -148,7 +149,7 @@ def expected_job(stage: str, pods: int, mode: str, pod: dict[str, Any]) -> dict[
 
 def test_prepare_job_whole() -> None:
     expected = expected_job("prepare", 1, "NonIndexed", expected_pod("prepare"))
-    assert build_job(make_run(), StageName.PREPARE, 1, PLATFORM) == expected
+    assert build_job(make_attempt(make_run(), StageName.PREPARE, 1), PLATFORM) == expected
 
 
 def test_train_job_whole() -> None:
@@ -185,7 +186,7 @@ def test_train_job_whole() -> None:
     pod["containers"][0]["env"].remove({"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"})
     shm = next(volume for volume in pod["volumes"] if volume["name"] == "shm")
     shm["emptyDir"]["sizeLimit"] = "16Gi"
-    assert build_job(run, StageName.TRAIN, 1, PLATFORM) == expected_job("train", 2, "Indexed", pod)
+    assert build_job(make_attempt(run, StageName.TRAIN, 1), PLATFORM) == expected_job("train", 2, "Indexed", pod)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_stages_differ_in_nodes_and_gpus(stage: str, has_selector: bool, num_gpu
         training={"batch": {"perDevice": 1, "global": 4}},
         evaluation={"gpus": 1},
     )
-    pod = build_job(run, StageName(stage), 1, PLATFORM)["spec"]["template"]["spec"]
+    pod = build_job(make_attempt(run, StageName(stage), 1), PLATFORM)["spec"]["template"]["spec"]
     assert ("nodeSelector" in pod) is has_selector
     assert pod["tolerations"] == [{"operator": "Exists"}]
     assert pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") == num_gpus
@@ -214,7 +215,7 @@ def test_stages_differ_in_nodes_and_gpus(stage: str, has_selector: bool, num_gpu
 def test_claim_that_holds_both_inputs_is_mounted_once() -> None:
     run = make_run(model={"source": "pvc://shared/model"}, dataset={
         "source": "pvc://shared/data", "format": "llava", "file": "train.json"})  # fmt: skip
-    pod = build_job(run, StageName.MERGE, 1, PLATFORM)["spec"]["template"]["spec"]
+    pod = build_job(make_attempt(run, StageName.MERGE, 1), PLATFORM)["spec"]["template"]["spec"]
     assert [v["name"] for v in pod["volumes"] if v["name"].startswith("input")] == ["input-0"]
     mounts = [m["mountPath"] for m in pod["containers"][0]["volumeMounts"]]
     assert [path for path in mounts if path.startswith("/llava/inputs")] == ["/llava/inputs/shared"]
@@ -243,12 +244,12 @@ def test_every_container_has_requests_and_a_memory_limit(
     given: dict[str, Any], requests: dict[str, str], limits: dict[str, str]
 ) -> None:
     run = make_run(prepare={"resources": given})
-    assert build_resources(run, StageName.PREPARE, 0) == {"requests": requests, "limits": limits}
+    assert build_resources(make_attempt(run, StageName.PREPARE)) == {"requests": requests, "limits": limits}
 
 
 def test_gpus_come_from_the_field_made_for_them() -> None:
     run = make_run(workers={"replicas": 2, "gpus": 2, "resources": {"limits": {"nvidia.com/gpu": "7"}}})
-    made = build_resources(run, StageName.TRAIN, 2)
+    made = build_resources(make_attempt(run, StageName.TRAIN))
     assert made["requests"]["nvidia.com/gpu"] == made["limits"]["nvidia.com/gpu"] == "2"
 
 
@@ -307,18 +308,18 @@ def test_network_policy_whole(stage: StageName) -> None:
         "spec": {"podSelector": pods, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": pods}]}]},
     }
     # The pods that it means are those of the stage's Job, of every attempt.
-    labels = build_job(make_run(), stage, 3, PLATFORM)["spec"]["template"]["metadata"]["labels"]
+    labels = build_job(make_attempt(make_run(), stage, 3), PLATFORM)["spec"]["template"]["metadata"]["labels"]
     assert pods["matchLabels"].items() <= labels.items()
 
 
 def test_alignment_runs_as_training_does() -> None:
     """But for the names and the command, the two Jobs are the same."""
-    made = {stage: build_job(make_run(), stage, 1, PLATFORM) for stage in TRAINING_STAGES}
+    made = {stage: build_job(make_attempt(make_run(), stage, 1), PLATFORM) for stage in TRAINING_STAGES}
     texts = {stage: json.dumps(job) for stage, job in made.items()}
     assert texts[StageName.ALIGN] == re.sub(r"\btrain\b", "align", texts[StageName.TRAIN])
     assert made[StageName.ALIGN]["spec"]["completionMode"] == "Indexed"
     assert made[StageName.ALIGN]["spec"]["template"]["spec"]["subdomain"] == "invoices-align"
-    config = build_run_config(make_run(), StageName.ALIGN, 1, PLATFORM)
+    config = build_run_config(make_attempt(make_run(), StageName.ALIGN, 1), PLATFORM)
     assert config.workers.rendezvous_host == "invoices-align-1-0.invoices-align.team.svc"
     assert (config.workers.num_nodes, config.workers.grace_period_seconds) == (2, 120)
 
@@ -333,7 +334,7 @@ def test_report_ca_whole() -> None:
 
 
 def test_config_map_carries_a_run_configuration_that_the_trainer_reads() -> None:
-    made = build_config_map(make_run(), StageName.TRAIN, 1, PLATFORM)
+    made = build_config_map(make_attempt(make_run(), StageName.TRAIN, 1), PLATFORM)
     text = made["data"].pop("run.json")
     assert made == {
         "apiVersion": "v1",
@@ -342,7 +343,8 @@ def test_config_map_carries_a_run_configuration_that_the_trainer_reads() -> None
         "immutable": True,
         "data": {},
     }
-    assert RunConfig.model_validate_json(text) == build_run_config(make_run(), StageName.TRAIN, 1, PLATFORM)
+    attempt = make_attempt(make_run(), StageName.TRAIN)
+    assert RunConfig.model_validate_json(text) == build_run_config(attempt, PLATFORM)
     said = json.loads(text)
     assert said["run"] == {
         "namespace": "team", "name": "invoices", "uid": "run-uid", "stage": "train", "attempt": 1,
@@ -375,7 +377,7 @@ def test_layout_is_trainings_and_device_is_the_stages_own(stage: str, device: st
         evaluation={"gpus": 1},
         training={"batch": {"perDevice": 1, "global": 16}},
     )
-    config = build_run_config(run, StageName(stage), 1, PLATFORM)
+    config = build_run_config(make_attempt(run, StageName(stage), 1), PLATFORM)
     assert (config.workers.world_size, config.workers.device, config.gradient_accumulation) == (8, device, 2)
 
 
@@ -406,7 +408,7 @@ FROM_EVERYWHERE: dict[str, Any] = {
 
 def inputs_of(stage: StageName, platform: Platform = PLATFORM, **spec: Any) -> tuple[list[Any], list[Any]]:
     """Volumes and mounts besides those that every pod has."""
-    pod = build_job(make_run(**spec), stage, 1, platform)["spec"]["template"]["spec"]
+    pod = build_job(make_attempt(make_run(**spec), stage, 1), platform)["spec"]["template"]["spec"]
     plain = {"config", "report-ca", "report-token", "run", "tmp", "shm"}
     volumes = [one for one in pod["volumes"] if one["name"] not in plain]
     mounts = [one for one in pod["containers"][0]["volumeMounts"] if one["name"] not in plain]
@@ -481,7 +483,7 @@ def test_the_alignment_dataset_has_a_secret_of_its_own() -> None:
 def test_a_secret_for_what_is_on_a_claim_is_not_mounted_or_waited_for(spec: dict[str, Any]) -> None:
     volumes, _ = inputs_of(StageName.PREPARE, **spec)
     assert not [one for one in volumes if "projected" in one or "secret" in one]
-    assert list_needs(make_run(**spec).spec, StageName.PREPARE) == []
+    assert list_needs(make_run(**spec).spec, STAGE_TABLE[StageName.PREPARE]) == []
 
 
 def test_no_key_of_a_secret_can_be_named_like_the_folder_that_is_shown() -> None:
@@ -500,7 +502,7 @@ def test_later_stages_read_claims_in_place_and_see_no_secret(stage: StageName) -
 
 def test_no_secret_reaches_the_environment() -> None:
     for stage in StageName:
-        job = build_job(make_run(**FROM_EVERYWHERE), stage, 1, PLATFORM)
+        job = build_job(make_attempt(make_run(**FROM_EVERYWHERE), stage, 1), PLATFORM)
         [container] = job["spec"]["template"]["spec"]["containers"]
         assert "envFrom" not in container
         assert not [one for one in container["env"] if "secretKeyRef" in one.get("valueFrom", {})]
@@ -527,10 +529,10 @@ def test_proxies_of_the_installation_may_be_missing_in_a_namespace_and_give_way_
     volumes, _ = inputs_of(StageName.PREPARE, platform, download=own)
     assert volumes[-1] == known_keys("download", "own", "httpProxy", "httpsProxy")
     # An address in a field comes before one in a Secret.
-    config = build_run_config(make_run(download=own), StageName.PREPARE, 1, platform)
+    config = build_run_config(make_attempt(make_run(download=own), StageName.PREPARE, 1), platform)
     assert (config.download.https_proxy, config.download.secret_ref) == (None, SecretRef(name="own"))
     # One that is named has to have keys: the installation's is not.
-    config = build_run_config(make_run(), StageName.PREPARE, 1, platform)
+    config = build_run_config(make_attempt(make_run(), StageName.PREPARE, 1), platform)
     assert (config.download.https_proxy, config.download.secret_ref) == ("http://default:1", None)
 
 
@@ -540,28 +542,28 @@ def test_run_says_how_to_fetch_and_the_installation_the_rest() -> None:
     assert made == Download(
         hub_endpoint="https://mirror", https_proxy="http://own:2", no_proxy=".svc", ca_config_map="own"
     )
-    config = build_run_config(make_run(), StageName.PREPARE, 1, replace(PLATFORM, download=default))
+    config = build_run_config(make_attempt(make_run(), StageName.PREPARE, 1), replace(PLATFORM, download=default))
     assert config.download == default
 
 
 def test_stages_that_fetch_nothing_are_told_of_no_proxy() -> None:
     run = make_run(download={"httpsProxy": "http://me:hunter2@proxy:3128"})
-    made = {stage: build_config_map(run, stage, 1, PLATFORM)["data"]["run.json"] for stage in STAGES}
+    made = {stage: build_config_map(make_attempt(run, stage, 1), PLATFORM)["data"]["run.json"] for stage in STAGES}
     assert [stage for stage, text in made.items() if "hunter2" in text] == [StageName.PREPARE]
 
 
 def test_folders_of_what_is_fetched_are_on_the_runs_volume() -> None:
-    config = build_run_config(make_run(**FROM_EVERYWHERE), StageName.ALIGN, 1, PLATFORM)
+    config = build_run_config(make_attempt(make_run(**FROM_EVERYWHERE), StageName.ALIGN, 1), PLATFORM)
     assert str(config.model_dir) == "/llava/run/inputs/model"
     assert str(config.dataset_dir) == "/llava/run/inputs/downloads/dataset"
     assert str(config.alignment_dir) == "/llava/inputs/shared/captions"
-    assert build_run_config(make_run(), StageName.TRAIN, 1, PLATFORM).alignment_dir is None
+    assert build_run_config(make_attempt(make_run(), StageName.TRAIN, 1), PLATFORM).alignment_dir is None
 
 
 def test_longest_name_leaves_room_for_every_label() -> None:
     run = make_run()
     longest = run.__class__(**{**run.__dict__, "key": run.key.__class__("team", "x" * MAX_RUN_NAME)})
     for stage in STAGES:
-        job = build_job(longest, stage, 1, PLATFORM)
+        job = build_job(make_attempt(longest, stage, 1), PLATFORM)
         assert len(job["metadata"]["name"]) <= MAX_DNS_LABEL
         assert all(len(value) <= MAX_DNS_LABEL for value in job["metadata"]["labels"].values())

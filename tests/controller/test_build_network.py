@@ -8,7 +8,7 @@ from llava_api.constants import StageName
 from llava_operator.build.environment import build_environment
 from llava_operator.build.resources import build_resources
 from llava_operator.run import Run
-from tests.controller.makers import make_run
+from tests.controller.makers import make_attempt, make_run
 
 NETWORK = {"interface": "eth0", "hca": "mlx5_0,mlx5_1", "resource": "rdma/hca", "debug": "INFO"}
 
@@ -21,7 +21,7 @@ def gpu_run(**workers: Any) -> Run:
 
 
 def variables(run: Run, stage: StageName) -> dict[str, str]:
-    return {one["name"]: one["value"] for one in build_environment(run, stage) if "value" in one}
+    return {one["name"]: one["value"] for one in build_environment(make_attempt(run, stage)) if "value" in one}
 
 
 @pytest.mark.parametrize("stage", [StageName.ALIGN, StageName.TRAIN])
@@ -33,15 +33,15 @@ def test_training_pods_are_told_their_network(stage: StageName):
         "NCCL_IB_HCA": "mlx5_0,mlx5_1",
         "NCCL_DEBUG": "INFO",
     }
-    assert build_resources(gpu_run(network=NETWORK), stage, 4)["limits"]["rdma/hca"] == "1"
-    assert build_resources(gpu_run(network=NETWORK), stage, 4)["requests"]["rdma/hca"] == "1"
+    assert build_resources(make_attempt(gpu_run(network=NETWORK), stage))["limits"]["rdma/hca"] == "1"
+    assert build_resources(make_attempt(gpu_run(network=NETWORK), stage))["requests"]["rdma/hca"] == "1"
 
 
 @pytest.mark.parametrize("stage", [StageName.PREPARE, StageName.MERGE, StageName.EVALUATE])
 def test_other_pods_need_no_network_of_their_own(stage: StageName):
     run = gpu_run(network=NETWORK)
     assert not [name for name in variables(run, stage) if name.startswith(("NCCL", "GLOO"))]
-    assert "rdma/hca" not in build_resources(run, stage, 0)["requests"]
+    assert "rdma/hca" not in build_resources(make_attempt(run, stage))["requests"]
 
 
 @pytest.mark.parametrize(
@@ -67,11 +67,11 @@ def test_a_pod_without_gpus_sees_none_whatever_the_image_asks_for():
 def test_shared_memory_is_memory_of_training_pods():
     resources = {"requests": {"memory": "1Gi"}, "limits": {"memory": "4Gi"}}
     run = gpu_run(shmSize="256Mi", resources=resources)
-    made = build_resources(run, StageName.TRAIN, 4)
+    made = build_resources(make_attempt(run, StageName.TRAIN))
     assert (made["requests"]["memory"], made["limits"]["memory"]) == ("1280Mi", "4352Mi")
-    assert build_resources(run, StageName.MERGE, 0)["limits"]["memory"] == "40Gi"
+    assert build_resources(make_attempt(run, StageName.MERGE))["limits"]["memory"] == "40Gi"
 
 
 def test_shared_memory_is_added_to_memory_in_any_unit():
     run = gpu_run(shmSize=1, resources={"limits": {"memory": "1G"}})
-    assert build_resources(run, StageName.TRAIN, 4)["limits"]["memory"] == "1000000001"
+    assert build_resources(make_attempt(run, StageName.TRAIN))["limits"]["memory"] == "1000000001"

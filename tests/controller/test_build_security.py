@@ -14,7 +14,7 @@ from llava_operator.build.service import build_rendezvous_service
 from llava_operator.build.volume import build_volume_claim
 from llava_operator.kube.objects import Object
 from llava_operator.run import Run
-from tests.controller.makers import KEY, make_run
+from tests.controller.makers import KEY, make_attempt, make_run
 
 PLATFORM = Platform(
     trainer_image="t", report_url="https://r/", download=Download(ca_config_map="c", secret_ref=SecretRef(name="s"))
@@ -43,15 +43,15 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 
 def pods(run: Run) -> dict[StageName, Object]:
-    return {stage: build_job(run, stage, 1, PLATFORM)["spec"]["template"]["spec"] for stage in STAGES}
+    return {stage: build_job(make_attempt(run, stage, 1), PLATFORM)["spec"]["template"]["spec"] for stage in STAGES}
 
 
 def children(run: Run) -> Iterator[Object]:
     yield build_volume_claim(run)
     yield build_report_ca(run, "PEM")
     for stage in STAGES:
-        yield build_config_map(run, stage, 1, PLATFORM)
-        yield build_job(run, stage, 1, PLATFORM)
+        yield build_config_map(make_attempt(run, stage, 1), PLATFORM)
+        yield build_job(make_attempt(run, stage, 1), PLATFORM)
     yield from (build_rendezvous_service(run, stage) for stage in TRAINING_STAGES)
 
 

@@ -11,14 +11,16 @@ from llava_operator.build.common import Platform
 from llava_operator.build.config import build_config_map
 from llava_operator.deciding.results import take_result
 from llava_operator.run import current_stage, parse_status
-from tests.controller.makers import FROM_SCRATCH, RESULTS, make_run, walk
+from tests.controller.makers import FROM_SCRATCH, RESULTS, make_attempt, make_run, walk
 
 PLATFORM = Platform(trainer_image="registry/trainer:1", report_url="https://op-report.system.svc:8443/v1/progress")
 
 
-def write_config(status: Status | None, stage: StageName, **spec: Any) -> dict[str, Any]:
-    """What the ConfigMap of a stage holds."""
-    return json.loads(build_config_map(make_run(status, **spec), stage, 3, PLATFORM)["data"]["run.json"])
+def write_config(status: Status, stage: StageName, version: int | None = None, **spec: Any) -> dict[str, Any]:
+    """What the ConfigMap of an attempt holds that was committed to with a version; none: by an older operator."""
+    settings = {} if version is None else {"config_version": version}
+    attempt = make_attempt(make_run(status, **spec), stage, 3, **settings)
+    return json.loads(build_config_map(attempt, PLATFORM)["data"]["run.json"])
 
 
 def with_trainer(status: Status, version: int | None) -> Status:
@@ -32,22 +34,22 @@ def retried(status: Status, stage: StageName, attempt: int) -> Status:
 
 @pytest.mark.parametrize("version", [None, 1, 2, 7])
 def test_prepare_gets_the_version_that_every_image_understands(version: int | None) -> None:
-    written = write_config(with_trainer(walk({}, StageName.PREPARE), version), StageName.PREPARE)
+    written = write_config(walk({}, StageName.PREPARE), StageName.PREPARE, version)
     assert written["version"] == 1
     assert "results" not in written
 
 
 @pytest.mark.parametrize("version", [None, 1])
 def test_an_older_image_gets_no_field_that_it_does_not_know(version: int | None) -> None:
-    written = write_config(with_trainer(walk({}, StageName.MERGE), version), StageName.MERGE)
+    written = write_config(walk({}, StageName.MERGE), StageName.MERGE, version)
     assert written["version"] == 1
     assert "results" not in written
 
 
 @pytest.mark.parametrize("version", [2, 7])
 def test_an_image_that_knows_how_is_told_which_attempts_count(version: int) -> None:
-    status = retried(with_trainer(walk(FROM_SCRATCH, StageName.MERGE), version), StageName.TRAIN, 4)
-    written = write_config(status, StageName.MERGE, **FROM_SCRATCH)
+    status = retried(walk(FROM_SCRATCH, StageName.MERGE), StageName.TRAIN, 4)
+    written = write_config(status, StageName.MERGE, version, **FROM_SCRATCH)
     assert written["version"] == 2
     assert written["results"] == {"prepare": 1, "align": 1, "train": 4}
 
@@ -55,12 +57,14 @@ def test_an_image_that_knows_how_is_told_which_attempts_count(version: int) -> N
 def test_what_prepare_says_of_the_image_is_kept() -> None:
     status = walk({}, StageName.PREPARE)
     old = RESULTS[StageName.PREPARE]
-    assert take_result(status, old).trainer == Trainer(config_version=1)
+    assert status.trainer is not None
+    image = status.trainer.image
+    assert take_result(status, old).trainer == Trainer(image=image, config_version=1)
     new = old.model_copy(update={"prepare": old.prepare.model_copy(update={"config_version": 2})})
     taken = take_result(status, new)
-    assert taken.trainer == Trainer(config_version=2)
+    assert taken.trainer == Trainer(image=image, config_version=2)
     kept = parse_status({"status": json.loads(taken.model_dump_json(exclude_none=True))})
-    assert kept.trainer == Trainer(config_version=2)
+    assert kept.trainer == taken.trainer
 
 
 @pytest.mark.parametrize(
@@ -91,3 +95,14 @@ def test_weights_are_named_in_their_attempt_too() -> None:
     status = with_trainer(walk({}, StageName.TRAIN), 2)
     taken = take_result(status, RESULTS[StageName.TRAIN].model_copy(update={"digests": {"weights": "w"}}))
     assert (taken.artifacts.adapter, taken.artifacts.weights) == (None, "attempts/train-1/weights")
+
+
+def test_attempts_are_committed_to_with_the_version_that_prepare_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    new = RESULTS[StageName.PREPARE]
+    new = new.model_copy(update={"prepare": new.prepare.model_copy(update={"config_version": 2})})
+    monkeypatch.setitem(RESULTS, StageName.PREPARE, new)
+    status = walk({}, StageName.TRAIN)
+    versions = {
+        stage.name: [one.settings.config_version for one in stage.attempts] for stage in status.stages if stage.attempts
+    }
+    assert versions == {StageName.PREPARE: [1], StageName.TRAIN: [2]}

@@ -6,7 +6,8 @@ from llava_api.constants import Condition, Phase, StageName
 from llava_api.failures import Reason
 from llava_api.status import StageState, Status
 from llava_operator.deciding.cards import NodeGpus
-from llava_operator.deciding.decide import Observation, Wait, decide
+from llava_operator.deciding.decide import Wait, decide
+from llava_operator.deciding.observation import Observation
 from llava_operator.run import current_stage
 from tests.api.test_memory import make_7b
 from tests.controller.makers import NOW, RESULTS, commit, make_job, make_run, succeeded
@@ -41,7 +42,7 @@ def test_a_plan_that_does_not_fit_ends_the_run_before_anything_of_training_exist
     assert status.failure.stage is StageName.TRAIN
     assert status.plan.device_memory_available == "1.0Gi"
     train = next(stage for stage in status.stages if stage.name is StageName.TRAIN)
-    assert (train.state, train.attempt, train.job) == (StageState.FAILED, 0, None)
+    assert (train.state, train.attempt, train.attempts) == (StageState.FAILED, 0, ())
     prepared = next(held for held in status.conditions if held.type is Condition.PREPARED)
     assert prepared.status == "True"
     assert decide(planned_run(status)) == Wait()
@@ -60,8 +61,8 @@ def test_numbers_that_no_status_can_hold_end_the_run_instead_of_every_pass() -> 
     pod = succeeded(StageName.PREPARE, result.to_termination_message())
     run = make_run(status, training={"epochs": 1000, "batch": {"perDevice": 1, "global": 4}}, workers={"gpus": 4})
     ended = commit(Observation(run=run, job=make_job(status, complete=True), pods=(pod,), now=NOW))
-    assert ended.phase is Phase.FAILED
     assert ended.failure.stage is StageName.PREPARE
+    assert ended.stages[0].attempts[0].because == Reason.INTERNAL_ERROR
 
 
 def test_a_run_begun_by_the_version_before_goes_on() -> None:

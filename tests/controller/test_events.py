@@ -87,7 +87,7 @@ def test_event_whole() -> None:
             "namespace": "team",
             "uid": "run-uid",
         },
-        "note": "prepare begins as Job invoices-prepare-1",
+        "note": "prepare begins as attempt 1",
         "type": "Normal",
     }
     assert event["metadata"]["name"].startswith("invoices.")

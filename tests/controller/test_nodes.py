@@ -138,6 +138,6 @@ async def test_nodes_are_asked_when_prepare_has_ended_and_not_before(ended: bool
         kube=NoPods(),  # type: ignore[arg-type]
         children=children, progress=ProgressBook(interval_s=1, writes_per_s=1), nodes=make_nodes(server),
     )  # fmt: skip
-    seen = await observer.observe_children(run, None, NOW)
+    seen = await observer.observe_children(run, NOW)
     assert server.asked == asked
     assert seen.nodes == ({H100} if asked else frozenset())

@@ -10,7 +10,7 @@ from llava_operator.acting.observe import Observer
 from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.skipped import SkippedObjects
-from llava_operator.deciding.decide import Observation
+from llava_operator.deciding.observation import Observation
 from llava_operator.kube.client import Kind, NotFoundError
 from llava_operator.kube.kinds import JOBS, PODS
 from llava_operator.kube.objects import Object
@@ -55,7 +55,7 @@ async def observe(server: Any) -> tuple[Observation, Children]:
         kube=server, children=children, progress=ProgressBook(interval_s=1, writes_per_s=1),
         nodes=Nodes(kube=server, now=lambda: NOW),
     )  # fmt: skip
-    return await observer.observe_children(make_run(begun(with_job=False)), None, NOW), children
+    return await observer.observe_children(make_run(begun(with_job=False)), NOW), children
 
 
 async def test_pods_are_those_that_the_job_owns_whatever_others_labels_say() -> None:

@@ -14,11 +14,12 @@ from llava_api.resource import LlavaFineTune
 from llava_api.schema import build_schema
 from llava_api.spec import Spec
 from llava_operator.deciding.policy import ANYTHING, Policy, Violation, describe_violations, find_violations
+from llava_operator.stages import STAGES
 from tests.policies import CASES, EVERYTHING, INSTALLATIONS, Case, make_spec, policy_of
 
 
 def judge(changes: dict[str, Any], policy: Policy, stage: StageName = StageName.PREPARE) -> tuple[Violation, ...]:
-    return find_violations(Spec.model_validate(make_spec(changes)), policy, stage)
+    return find_violations(Spec.model_validate(make_spec(changes)), policy, STAGES[stage])
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -71,5 +71,5 @@ def test_progress_of_an_earlier_stage_is_not_shown_for_this_one() -> None:
 
 def test_dumped_status_has_the_api_names_and_no_nulls() -> None:
     dumped = dump_status(begun())
-    assert dumped["stages"][0]["jobUid"] == "job-uid"
+    assert dumped["stages"][0]["attempts"][0]["jobUid"] == "job-uid"
     assert "completionTime" not in dumped

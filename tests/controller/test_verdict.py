@@ -41,6 +41,7 @@ def test_stage_result_explains_itself() -> None:
         "stage": StageName.TRAIN,
         "attempt": 1,
         "pod": "p",
+        "node": None,
         "rank": 3,
         "exit_code": 67,
         "log_tail": "step 7",

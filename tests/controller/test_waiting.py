@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from llava_api.constants import StageName
-from llava_operator.deciding.decide import Observation
+from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.waiting import describe_waiting, list_needs
+from llava_operator.stages import STAGES
 from tests.controller.makers import NOW, begun, commit, make_job, make_pod, make_run, make_spec
 
 SPEC: dict[str, Any] = {
@@ -19,9 +20,10 @@ SPEC: dict[str, Any] = {
 
 def test_prepare_needs_what_the_run_names_and_later_stages_nothing() -> None:
     spec = make_spec(**SPEC)
-    assert list_needs(spec, StageName.PREPARE) == ["Secret hub", "Secret s3", "Secret proxies", "ConfigMap corporate"]
-    assert list_needs(spec, StageName.TRAIN) == []
-    assert list_needs(make_spec(), StageName.PREPARE) == []
+    needs = ["Secret hub", "Secret s3", "Secret proxies", "ConfigMap corporate"]
+    assert list_needs(spec, STAGES[StageName.PREPARE]) == needs
+    assert list_needs(spec, STAGES[StageName.TRAIN]) == []
+    assert list_needs(make_spec(), STAGES[StageName.PREPARE]) == []
 
 
 @pytest.mark.parametrize(

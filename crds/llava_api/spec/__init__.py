@@ -17,7 +17,7 @@ from llava_api.spec.pods import (
     Toleration,
     Workers,
 )
-from llava_api.spec.root import FIXED_FIELDS, Spec
+from llava_api.spec.root import MAY_CHANGE, MAY_CHANGE_SUSPENDED, Spec
 from llava_api.spec.sources import Download, Model, Source
 from llava_api.spec.training import (
     Alignment,
@@ -32,7 +32,8 @@ from llava_api.spec.training import (
 from llava_api.spec.values import QUANTITY_PATTERN, Quantity, RelativePath, Resources, SecretRef
 
 __all__ = [
-    "FIXED_FIELDS",
+    "MAY_CHANGE",
+    "MAY_CHANGE_SUSPENDED",
     "QUANTITY_PATTERN",
     "Alignment",
     "Batch",

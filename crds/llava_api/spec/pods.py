@@ -131,6 +131,10 @@ class Storage(Strict):
         ),
     ] | None = None  # fmt: skip
 
+    def modes_for(self, replicas: int) -> tuple[str, ...]:
+        """Access modes of a volume that so many training pods write to, which may land on different nodes."""
+        return self.access_modes or (("ReadWriteMany",) if replicas > 1 else ("ReadWriteOnce",))
+
 
 class Toleration(Strict):
     """A Kubernetes toleration."""
@@ -157,6 +161,16 @@ class Scheduling(Strict):
     tolerations: Annotated[
         tuple[Toleration, ...], Field(max_length=16, description="Taints that pods of every stage tolerate.")
     ] = ()
+    queue_name: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=63,
+            pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+            description="Kueue's LocalQueue that lets the Jobs of every stage start; they are made suspended. Left "
+            "out: none.",
+        ),
+    ] = None
 
 
 class Image(Strict):

@@ -2,15 +2,16 @@
 
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from llava_api.base import Strict
-from llava_api.rules import fixed, rule, rules
+from llava_api.rules import fixed, fixed_presence, fixed_unless_suspended, rule, rules
 from llava_api.spec.dataset import Dataset
 from llava_api.spec.evaluation import Evaluation
 from llava_api.spec.pods import Image, ImagePullSecret, Merge, Prepare, Scheduling, Storage, Workers
 from llava_api.spec.sources import Download, Model
-from llava_api.spec.training import Alignment, Training
+from llava_api.spec.training import Alignment, AlignmentBatch, Batch, Training
 
 _PROCESSES = "self.workers.replicas * (self.workers.gpus > 0 ? self.workers.gpus : 1)"
 _BATCH_UNIT = f"self.training.batch.perDevice * {_PROCESSES}"
@@ -120,16 +121,47 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
 )
 
 
-FIXED_FIELDS = (
-    "model", "dataset", "prepare", "alignment", "training", "workers", "merge", "evaluation", "storage", "scheduling",
-    "download", "image", "imagePullSecrets",
+MAY_CHANGE = ("suspend", "retry", "activeDeadlineSeconds", "training.maxRestarts")
+"""Fields that may always change."""
+MAY_CHANGE_SUSPENDED = (
+    "workers.replicas", "workers.gpus", "workers.resources", "training.batch.perDevice", "alignment.batch.perDevice",
+    "scheduling",
 )  # fmt: skip
+"""Fields that may change while the run is suspended: what the next attempts run with."""
+_PARTS = ("training", "training.batch", "alignment", "alignment.batch", "workers")
+"""Fields of which some parts may change."""
+
+
+def _list_fixed() -> tuple[str, ...]:
+    """Paths of everything that never changes."""
+    free = {*MAY_CHANGE, *MAY_CHANGE_SUSPENDED, *_PARTS}
+    models: tuple[tuple[str, type[BaseModel]], ...] = (
+        ("", Spec), ("training.", Training), ("training.batch.", Batch), ("alignment.", Alignment),
+        ("alignment.batch.", AlignmentBatch), ("workers.", Workers),
+    )  # fmt: skip
+    paths = (f"{prefix}{field.alias or name}" for prefix, model in models for name, field in model.model_fields.items())
+    return tuple(path for path in paths if path not in free)
+
+
+def _add_rules(schema: JsonDict) -> None:
+    """Called when the schema is made, since the rules follow from the fields."""
+    schema |= rules(
+        rule(
+            "self.retry >= oldSelf.retry",
+            "spec.retry only grows: raise it by one to try a failed run again",
+            field=".retry",
+        ),
+        *_CONSISTENT,
+        fixed_presence("alignment"),
+        *fixed(*_list_fixed()),
+        *fixed_unless_suspended(*MAY_CHANGE_SUSPENDED),
+    )
 
 
 class Spec(Strict):
-    """What to train, on what, and how. Fixed from creation."""
+    """What to train, on what, and how. Fixed from creation, but for what can be changed while it is suspended."""
 
-    model_config = ConfigDict(json_schema_extra=rules(*_CONSISTENT, *fixed(*FIXED_FIELDS)))
+    model_config = ConfigDict(json_schema_extra=_add_rules)
 
     model: Annotated[Model, Field(description="The model to start from.")]
     dataset: Annotated[Dataset, Field(description="The pictures, questions and answers to learn from.")]
@@ -153,6 +185,32 @@ class Spec(Strict):
     scheduling: Annotated[Scheduling, Field(description="Where pods may run.")] = Scheduling()
     download: Annotated[Download, Field(description="How models and datasets are fetched.")] = Download()
     image: Annotated[Image, Field(description="The trainer image.")] = Image()
+    suspend: Annotated[
+        bool,
+        Field(
+            description="Stop the run, with a checkpoint where one can be saved, and free its GPUs; false goes on from "
+            "there. While it is true the size of the run may change: workers.replicas, gpus and resources, "
+            "batch.perDevice, scheduling."
+        ),
+    ] = False
+    retry: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=1_000_000,
+            description="Reopens a run that has failed, at the stage that failed and with every try left, when it is "
+            "raised.",
+        ),
+    ] = 0
+    active_deadline_seconds: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=31_536_000,
+            description="Seconds after which the run fails with DeadlineExceeded, without the time that it was "
+            "suspended or queued. Left out: none.",
+        ),
+    ] = None
     image_pull_secrets: Annotated[
         tuple[ImagePullSecret, ...], Field(max_length=8, description="Secrets with registry credentials.")
     ] = ()

@@ -145,6 +145,15 @@ class Training(Strict):
                           "`eager` takes much more memory: 12 bytes for each head and pair of tokens in a row."),
     ] = "auto"  # fmt: skip
     checkpoint: Annotated[Checkpoint, Field(description="When training saves its state.")] = Checkpoint()
+    max_restarts: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=100,
+            description="How often alignment, and how often training, goes on from its newest checkpoint after a "
+            "failure of its own. Preemption, drains and lost nodes do not count.",
+        ),
+    ] = 3
     zero: Annotated[Zero, Field(description="What processes share out among each other (DeepSpeed ZeRO).")] = Zero()
     packing: Annotated[
         bool,

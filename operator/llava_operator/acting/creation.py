@@ -3,7 +3,7 @@
 from llava_api.constants import KIND
 from llava_api.status import MAX_TEXT
 from llava_api.text import show
-from llava_operator.deciding.decide import ObstacleKind
+from llava_operator.deciding.observation import ObstacleKind
 from llava_operator.kube.client import (
     AlreadyExistsError,
     InvalidError,

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from llava_api.constants import API_VERSION, GROUP, KIND, STAGE_CONDITION, Phase, StageName
-from llava_api.status import Progress, StageState, StageStatus, Status, Time
+from llava_api.constants import API_VERSION, GROUP, KIND, Phase
+from llava_api.failures import Reason
+from llava_api.status import SUCCEEDED, AttemptStatus, Progress, StageState, StageStatus, Status, Time
 from llava_api.text import show
 from llava_operator.clock import from_time, to_micro_time
 from llava_operator.kube.client import AlreadyExistsError, InvalidError, Kube, NotFoundError
 from llava_operator.kube.kinds import EVENTS
 from llava_operator.kube.objects import Key, Object
+from llava_operator.stages import STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +29,6 @@ MAX_NOTE_BYTES = 1024
 """The API server refuses a longer note, counted in UTF-8."""
 RECENT = timedelta(minutes=10)
 """Older transitions are history: their Events may have expired, and must not come back after a restart."""
-_GERUND = {
-    StageName.PREPARE: "Preparing",
-    StageName.ALIGN: "Aligning",
-    StageName.TRAIN: "Training",
-    StageName.MERGE: "Merging",
-    StageName.EVALUATE: "Evaluating",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +63,30 @@ def list_transitions(status: Status) -> Iterator[Transition]:
 
 
 def _stage_transitions(stage: StageStatus, status: Status) -> Iterator[Transition]:
-    about = f"{stage.name}-{stage.attempt}"
-    if stage.start_time:
-        yield _normal(stage.start_time, _GERUND[stage.name], "Start", f"{stage.name} begins as Job {stage.job}", about)
-        yield from _skipped_checkpoints(stage.start_time, status.progress, stage)
+    for attempt in stage.attempts:
+        yield from _attempt_transitions(stage, attempt)
+    if stage.newest and stage.newest.start_time:
+        yield from _skipped_checkpoints(stage.newest.start_time, status.progress, stage)
     if stage.completion_time and stage.state is StageState.SUCCEEDED:
-        yield _normal(stage.completion_time, STAGE_CONDITION[stage.name], "Finish", stage.message, about)
+        about = f"{stage.name}-{stage.attempt}"
+        yield _normal(stage.completion_time, STAGES[stage.name].condition, "Finish", stage.message, about)
+
+
+def _attempt_transitions(stage: StageStatus, attempt: AttemptStatus) -> Iterator[Transition]:
+    about = f"{stage.name}-{attempt.number}"
+    if attempt.start_time:
+        note = f"{stage.name} begins as attempt {attempt.number}"
+        yield _normal(attempt.start_time, STAGES[stage.name].gerund, "Start", note, about)
+    ended = attempt.stop_time or attempt.completion_time
+    if not ended or not attempt.because or attempt.because == SUCCEEDED:
+        return
+    if attempt.because == Reason.SUSPENDED:
+        yield _normal(ended, attempt.because, "Stop", f"{about} is stopped: {attempt.message}", about)
+    else:
+        yield Transition(
+            time=ended, type="Warning", reason=attempt.because, action="Stop",
+            note=f"{about} is over: {attempt.message}", about=about,
+        )  # fmt: skip
 
 
 def _skipped_checkpoints(time: Time, progress: Progress | None, stage: StageStatus) -> Iterator[Transition]:

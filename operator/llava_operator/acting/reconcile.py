@@ -1,37 +1,37 @@
-"""One pass over one run: observe, decide, and then either commit an intent or act on one."""
+"""One pass over one run: observe, decide, and commit an intent or act on one that is committed."""
 
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from llava_api.constants import TRAINING_STAGES, Condition, StageName
-from llava_api.status import ConditionStatus, Status
-from llava_operator.acting.creation import ObstacleError, create_child, is_controlled_by
+from llava_api.constants import Condition, StageName
+from llava_api.status import ConditionStatus, StageStatus, Status
+from llava_operator.acting.creation import ObstacleError
 from llava_operator.acting.events import EventPublisher, Transition
 from llava_operator.acting.nodes import Nodes
 from llava_operator.acting.observe import Observer
-from llava_operator.acting.report_authority import Authority
+from llava_operator.acting.report_authority import Authority, write_authority
+from llava_operator.acting.starting import start_attempt
 from llava_operator.build.common import Platform
-from llava_operator.build.config import build_config_map, build_report_ca
-from llava_operator.build.job import build_job
-from llava_operator.build.network_policy import build_network_policy
-from llava_operator.build.service import build_rendezvous_service
-from llava_operator.build.volume import build_volume_claim
 from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.runs import Runs
 from llava_operator.clock import to_time
-from llava_operator.deciding.decide import Commit, Observation, Obstacle, ObstacleKind, Start, Wait, decide
+from llava_operator.deciding.decide import Commit, Start, Stop, Wait, decide
+from llava_operator.deciding.observation import Observation, Obstacle
 from llava_operator.deciding.policy import find_violations
 from llava_operator.deciding.status import dump_status, merge_patch
 from llava_operator.kube.client import ConflictError, Kube, KubeError, NotFoundError
-from llava_operator.kube.kinds import CONFIG_MAPS, JOBS, NETWORK_POLICIES, RUNS, SERVICES, VOLUME_CLAIMS
+from llava_operator.kube.kinds import JOBS, RUNS
 from llava_operator.kube.objects import Key, Object
-from llava_operator.run import Run, UnreadableError, current_stage, parse_run, parse_status, stage_of
+from llava_operator.run import Run, UnreadableError, attempt_of, current_stage, parse_run, parse_status, stage_of
+from llava_operator.stages import STAGES
 
 logger = logging.getLogger(__name__)
 
+MAX_ROUNDS = 6
+"""Steps of one pass: a begin or an end commits an intent, acts on it, and notes what that has made."""
 LAST_RETRY_S = 60.0
 """Longest wait before a child that was refused for the time being is tried again."""
 
@@ -47,7 +47,11 @@ class _Memory:
     uid: str
     obstacle: Obstacle | None = None
     num_refusals: int = 0
+    tried: tuple[StageName, int] | None = None
+    """Attempt whose Job was last tried to be made, well or not."""
     published_ca: str | None = None
+    written_at: datetime | None = None
+    """When its status was last written."""
 
 
 @dataclass(kw_only=True)
@@ -66,7 +70,10 @@ class Reconciler:
     _memories: dict[Key, _Memory] = field(default_factory=dict)
 
     async def reconcile(self, key: Key) -> float | None:
-        """Bring one run a step further.
+        """Bring one run as far as it goes without an event.
+
+        Each step either commits an intent or acts on one that is committed; after a write the pass goes on from what
+        the API server has answered.
 
         Returns:
             Seconds after which to look again, if nothing happens before; None if only an event can change anything.
@@ -74,38 +81,53 @@ class Reconciler:
         Raises:
             KubeError: the API server could not be asked or told; the pass is to be repeated.
         """
-        observer = Observer(kube=self.kube, children=self.children, progress=self.progress, nodes=self.nodes)
-        raw = await observer.observe_run(key)
+        raw = await self._observer.observe_run(key)
         if raw is None:
             self._forget(key)
             self.runs.forget(key)
             return None
         self.runs.note(raw)
-        try:
-            run = parse_run(raw)
-        except UnreadableError as error:
-            return await self._report_unreadable(key, raw, str(error))
-        now = self.now()
-        memory = self._memory(run)
-        seen = self._judge(await observer.observe_children(run, memory.obstacle, now))
-        if seen.job is not None:
-            # Whatever stood in its way: it is there, and the next stage has met nothing yet.
-            memory.obstacle, memory.num_refusals = None, 0
-        match decide(seen):
-            case Commit(status=status):
-                return await self._commit(seen, status)
-            case Start(stage=stage, attempt=attempt):
-                await self._publish_events(run)
-                return await self._start(run, stage, attempt)
-            case Wait(until=until):
-                return await self._wait(run, until, now)
+        for _ in range(MAX_ROUNDS):
+            try:
+                run = parse_run(raw)
+            except UnreadableError as error:
+                return await self._report_unreadable(key, raw, str(error))
+            seen = await self._observe(run)
+            match decide(seen):
+                case Commit(status=status):
+                    written = await self._commit(seen, status)
+                    if written is None:
+                        return 0.0
+                    raw = written
+                case Start():
+                    await self._start(seen)
+                case Stop(job=job, uid=uid):
+                    await self._stop(run, job, uid)
+                case Wait(until=until):
+                    return await self._wait(run, until, seen.now)
+        return 0.0
 
-    def _judge(self, seen: Observation) -> Observation:
-        """Hold what the next pods would be given against the installation's policy."""
-        stage = current_stage(seen.run.status)
-        if stage is None or seen.job is not None:
-            return seen
-        return replace(seen, violations=find_violations(seen.run.spec, self.platform.policy, stage.name))
+    @property
+    def _observer(self) -> Observer:
+        return Observer(kube=self.kube, children=self.children, progress=self.progress, nodes=self.nodes)
+
+    async def _observe(self, run: Run) -> Observation:
+        """What there is of a run, and what stood in its way before."""
+        now, memory = self.now(), self._memory(run)
+        stage = current_stage(run.status)
+        was_tried = stage is not None and memory.tried == (stage.name, stage.attempt)
+        seen = await self._observer.observe_children(run, now, was_tried=was_tried)
+        if seen.job is not None:
+            # Whatever stood in its way: it is there, and the next attempt has met nothing yet.
+            memory.obstacle, memory.num_refusals = None, 0
+        violations = (
+            find_violations(run.spec, self.platform.policy, STAGES[stage.name]) if stage and seen.job is None else ()
+        )
+        text_due = memory.written_at and memory.written_at + timedelta(seconds=self.progress.interval_s)
+        return replace(
+            seen, obstacle=memory.obstacle, violations=violations, text_due_at=text_due,
+            default_image=self.platform.trainer_image,
+        )  # fmt: skip
 
     def _memory(self, run: Run) -> _Memory:
         memory = self._memories.get(run.key)
@@ -123,68 +145,80 @@ class Reconciler:
             return None
         are_published = await self._publish_events(run)
         if (stage := current_stage(run.status)) is not None:
-            await self._hand_out_authority(run, stage.name, stage.attempt)
+            await self._hand_out_authority(run, stage, is_new=False)
         else:
             self._forget(run.key)
         delays = [] if until is None else [max(0.0, (until - now).total_seconds())]
         # Nothing else may ever come of a run that has ended.
         return min([*delays, *([] if are_published else [LAST_RETRY_S])], default=None)
 
-    async def _commit(self, seen: Observation, status: Status) -> float | None:
+    async def _commit(self, seen: Observation, status: Status) -> Object | None:
+        """Write a status; None if the run has changed since it was read."""
         run = seen.run
         patch = merge_patch(dump_status(run.status), dump_status(status))
         body = {"metadata": {"resourceVersion": run.resource_version, "uid": run.uid}, "status": patch}
         try:
             written = await self.kube.patch(RUNS, run.key.namespace, run.key.name, body, subresource="status")
         except ConflictError as error:
-            # The run has changed since it was read: what was decided may be wrong by now.
+            # What was decided may be wrong by now.
             logger.info("pass over %s thrown away: %s", run.key, error)
-            return 0.0
+            return None
         if written["metadata"]["resourceVersion"] == run.resource_version:
             raise StatusPrunedError(
                 f"nothing new of {', '.join(sorted(patch))} was kept in the status of {run.key}: the CRD is older than "
                 "this operator; install the CRD of its version"
             )
         self.runs.note(written)
+        self._memory(run).written_at = seen.now
         self._log_transitions(run, status)
         if status.progress is not None and status.progress == seen.progress:
             self.progress.note_written(run.uid, status.progress, seen.now)
-        return 0.0
+        return written
 
     def _log_transitions(self, run: Run, status: Status) -> None:
         for stage in status.stages:
             if stage.state is not stage_of(run.status, stage.name).state:
                 logger.info("%s: %s-%d is %s: %s", run.key, stage.name, stage.attempt, stage.state, stage.message)
 
-    async def _start(self, run: Run, stage: StageName, attempt: int) -> float | None:
-        memory = self._memory(run)
+    async def _start(self, seen: Observation) -> None:
+        run, memory = seen.run, self._memory(seen.run)
+        stage = current_stage(run.status)
+        assert stage is not None, "it was decided to start an attempt of it"
+        is_first = stage.name is run.status.stages[0].name and stage.attempt == 1
+
+        memory.tried = (stage.name, stage.attempt)
+
+        async def hand_out() -> None:
+            await self._hand_out_authority(run, stage, is_new=is_first)
+
         try:
-            await self._create_children(run, stage, attempt)
+            job = await start_attempt(
+                self.kube, attempt_of(run, stage), self.platform, is_first=is_first, hand_out=hand_out
+            )
         except ObstacleError as error:
             memory.num_refusals += 1
             delay_s = min(LAST_RETRY_S, 2.0 ** min(memory.num_refusals - 1, 16))
             retry_at = self.now() + timedelta(seconds=max(delay_s, error.retry_after_s))
             memory.obstacle = Obstacle(kind=error.kind, message=str(error), retry_at=retry_at)
             logger.warning("%s: %s", run.key, error)
-            return 0.0
-        memory.obstacle, memory.num_refusals = None, 0
-        return 0.0
-
-    async def _create_children(self, run: Run, stage: StageName, attempt: int) -> None:
-        # A claim that vanishes later is not made anew: what earlier stages wrote would be missing from it.
-        if stage is StageName.PREPARE:
-            await create_child(self.kube, run, VOLUME_CLAIMS, build_volume_claim(run))
-        await self._hand_out_authority(run, stage, attempt)
-        await create_child(self.kube, run, CONFIG_MAPS, build_config_map(run, stage, attempt, self.platform))
-        if stage in TRAINING_STAGES:
-            if self.platform.isolate_training:
-                # Before there are pods to reach: where it cannot be made, the run waits.
-                await create_child(self.kube, run, NETWORK_POLICIES, build_network_policy(run, stage))
-            await create_child(self.kube, run, SERVICES, build_rendezvous_service(run, stage))
-        job = await create_child(self.kube, run, JOBS, build_job(run, stage, attempt, self.platform))
+            return
         self.children.note_job(job)
 
-    async def _hand_out_authority(self, run: Run, stage: StageName, attempt: int) -> None:
+    async def _stop(self, run: Run, job: str, uid: str) -> None:
+        """Delete an attempt's Job. It is there until its pods are gone."""
+        try:
+            deleted = await self.kube.delete(JOBS, run.key.namespace, job, uid)
+        except (NotFoundError, ConflictError):
+            # It is gone already; its event is on the way.
+            self.children.forget_job(Key(run.key.namespace, job), uid)
+            return
+        logger.info("%s: Job %s is deleted, and its pods with it", run.key, job)
+        if deleted.get("kind") == "Job":
+            self.children.note_job(deleted)
+        else:
+            self.children.forget_job(Key(run.key.namespace, job), uid)
+
+    async def _hand_out_authority(self, run: Run, stage: StageStatus, *, is_new: bool) -> None:
         """Have the run's pods trust the reporting endpoint, also after its authority has changed.
 
         Reporting never stops a run: where it cannot be done an Event says so, and a later pass tries again.
@@ -193,31 +227,18 @@ class Reconciler:
         if certificate is None or memory.published_ca == certificate:
             return
         try:
-            await self._write_authority(run, certificate)
+            await write_authority(self.kube, run, certificate, is_new=is_new)
             memory.published_ca = certificate
         except (KubeError, ObstacleError) as error:
             logger.warning("%s: its progress cannot be reported for now: %s", run.key, error)
-            await self._publish_unreported(run, stage, attempt, str(error))
+            await self._publish_unreported(run, stage, str(error))
 
-    async def _write_authority(self, run: Run, certificate: str) -> None:
-        body = build_report_ca(run, certificate)
-        name = body["metadata"]["name"]
-        try:
-            # After a restart it is there, and is asked for rather than written.
-            found = await self.kube.get(CONFIG_MAPS, run.key.namespace, name)
-        except NotFoundError:
-            found = await create_child(self.kube, run, CONFIG_MAPS, body)
-        if not is_controlled_by(found["metadata"], run.uid):
-            raise ObstacleError(ObstacleKind.NAME_CONFLICT, f"configmaps {name} does not belong to this run")
-        if found.get("data") != body["data"]:
-            await self.kube.patch(CONFIG_MAPS, run.key.namespace, name, {"data": body["data"]})
-
-    async def _publish_unreported(self, run: Run, stage: StageName, attempt: int, why: str) -> None:
-        started = stage_of(run.status, stage).start_time
-        assert started is not None, "an attempt has been begun"
+    async def _publish_unreported(self, run: Run, stage: StageStatus, why: str) -> None:
+        started = stage.start_time
+        assert started is not None, "a stage that runs has been begun"
         transition = Transition(
-            time=started, type="Warning", reason=UNREPORTED, action="Report", about=f"{stage}-{attempt}",
-            note=f"{stage} runs, but its progress cannot be reported: {why}",
+            time=started, type="Warning", reason=UNREPORTED, action="Report", about=f"{stage.name}-{stage.attempt}",
+            note=f"{stage.name} runs, but its progress cannot be reported: {why}",
         )  # fmt: skip
         await self._publish(run.key, run.uid, transition)
 

@@ -8,42 +8,35 @@ from llava_api.constants import (
     REPORT_CA_PATH,
     REPORT_TOKEN_PATH,
     RUN_VOLUME_PATH,
-    TRAINING_STAGES,
     SecretRole,
     StageName,
 )
-from llava_api.names import job_name, report_ca_name
+from llava_api.names import report_ca_name
 from llava_api.run_config import RUN_CONFIG_VERSION, Reporting, RunConfig, RunIdentity, WorkerLayout
 from llava_api.spec import Download
 from llava_operator.build.common import Platform, build_labels, build_metadata
 from llava_operator.build.inputs import complete_download, dataset_dir, model_dir
 from llava_operator.build.service import rendezvous_host
 from llava_operator.kube.objects import Object
-from llava_operator.run import Run, ended_attempts, num_gpus
+from llava_operator.run import Attempt, Run, ended_attempts
 
 CONFIG_KEY = PurePosixPath(CONFIG_PATH).name
 CA_KEY = PurePosixPath(REPORT_CA_PATH).name
-GRACE_PERIOD_S = 30
-"""Seconds that pods of stages other than training have when they are asked to stop."""
 
 
-def grace_period_s(run: Run, stage: StageName) -> int:
-    """Seconds that a pod has when it is asked to stop."""
-    return run.spec.workers.grace_period_seconds if stage in TRAINING_STAGES else GRACE_PERIOD_S
-
-
-def build_run_config(run: Run, stage: StageName, attempt: int, platform: Platform) -> RunConfig:
+def build_run_config(attempt: Attempt, platform: Platform) -> RunConfig:
     """All that a stage is told. The layout is that of training in every stage; the device is the stage's own.
 
     Prepare gets version 1, which every image understands; the stages after it the version that it has reported.
     """
-    spec = run.spec
-    trainer = run.status.trainer
-    is_first_version = stage is StageName.PREPARE or trainer is None or trainer.config_version == 1
+    run, spec, stage = attempt.run, attempt.spec, attempt.stage
+    is_first_version = stage.name is StageName.PREPARE or attempt.settings.config_version == 1
     return RunConfig(
         version=1 if is_first_version else RUN_CONFIG_VERSION,
         results={} if is_first_version else ended_attempts(run.status),
-        run=RunIdentity(namespace=run.key.namespace, name=run.key.name, uid=run.uid, stage=stage, attempt=attempt),
+        run=RunIdentity(
+            namespace=run.key.namespace, name=run.key.name, uid=run.uid, stage=stage.name, attempt=attempt.number
+        ),
         volume_root=Path(RUN_VOLUME_PATH),
         model_dir=model_dir(spec),
         dataset_dir=dataset_dir(spec.dataset.source, SecretRole.DATASET),
@@ -57,26 +50,27 @@ def build_run_config(run: Run, stage: StageName, attempt: int, platform: Platfor
         workers=WorkerLayout(
             num_nodes=spec.workers.replicas,
             processes_per_node=max(spec.workers.gpus, 1),
-            device="cuda" if num_gpus(run, stage) else "cpu",
-            rendezvous_host=rendezvous_host(run, stage, attempt),
+            device="cuda" if attempt.num_gpus else "cpu",
+            rendezvous_host=rendezvous_host(attempt),
             rendezvous_port=RENDEZVOUS_PORT,
-            grace_period_seconds=grace_period_s(run, stage),
+            grace_period_seconds=attempt.grace_period_s,
         ),
         # Only prepare fetches, and a proxy's address may hold a password.
-        download=complete_download(spec.download, platform.download) if stage is StageName.PREPARE else Download(),
+        download=complete_download(spec.download, platform.download) if stage.fetches else Download(),
         merge=spec.merge,
         evaluation=spec.evaluation,
         reporting=Reporting(url=platform.report_url, ca_file=Path(REPORT_CA_PATH), token_file=Path(REPORT_TOKEN_PATH)),
     )
 
 
-def build_config_map(run: Run, stage: StageName, attempt: int, platform: Platform) -> Object:
+def build_config_map(attempt: Attempt, platform: Platform) -> Object:
     """The ConfigMap with the run configuration of one attempt."""
-    config = build_run_config(run, stage, attempt, platform)
+    config = build_run_config(attempt, platform)
+    labels = build_labels(attempt.run, attempt.stage.name, attempt.number)
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": build_metadata(run, job_name(run.key.name, stage, attempt), build_labels(run, stage, attempt)),
+        "metadata": build_metadata(attempt.run, attempt.job, labels),
         "immutable": True,
         "data": {CONFIG_KEY: config.model_dump_json(indent=2)},
     }

@@ -1,12 +1,12 @@
 """Environment of a stage's container: where caches go, which GPUs it sees, how processes of different pods talk."""
 
-from llava_api.constants import ENV_POD_NAME, TRAINING_STAGES, StageName
+from llava_api.constants import ENV_POD_NAME
 from llava_api.spec import Network
 from llava_operator.kube.objects import Object
-from llava_operator.run import Run, num_gpus
+from llava_operator.run import Attempt
 
 
-def build_environment(run: Run, stage: StageName) -> list[Object]:
+def build_environment(attempt: Attempt) -> list[Object]:
     """Environment of a stage. Everything about the run itself is in the run configuration instead."""
     variables = {
         # The root file system is read-only, and caches are of no use to anyone later.
@@ -15,11 +15,11 @@ def build_environment(run: Run, stage: StageName) -> list[Object]:
         "TRITON_CACHE_DIR": "/tmp/triton",
         "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
     }
-    if num_gpus(run, stage) == 0:
+    if attempt.num_gpus == 0:
         # Where NVIDIA's runtime is the default and an image asks for all GPUs, a pod without any would see them all.
         variables["NVIDIA_VISIBLE_DEVICES"] = "void"
-    if stage in TRAINING_STAGES:
-        variables |= _network_variables(run.spec.workers.network, has_gpus=num_gpus(run, stage) > 0)
+    if attempt.stage.is_gang:
+        variables |= _network_variables(attempt.spec.workers.network, has_gpus=attempt.num_gpus > 0)
     pod_name: Object = {"name": ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
     return [pod_name, *({"name": name, "value": value} for name, value in variables.items())]
 

@@ -15,12 +15,12 @@ from llava_api.constants import (
     RUN_VOLUME_PATH,
     SECRETS_PATH,
     SecretRole,
-    StageName,
 )
 from llava_api.spec import Download, Spec
 from llava_api.volume import RunVolume
 from llava_operator.kube.objects import Object
 from llava_operator.run import SecretUse, secrets_of
+from llava_operator.stages import Stage
 
 PVC_SCHEME = "pvc://"
 _IN_SECRET = frozenset({"http_proxy", "https_proxy"})
@@ -47,7 +47,7 @@ def parse_source(source: str) -> Source | None:
     return Source(claim, path.strip("/"))
 
 
-def list_sources(spec: Spec, stage: StageName) -> Iterator[str]:
+def list_sources(spec: Spec, stage: Stage) -> Iterator[str]:
     """Sources that a stage reads, in the order of the spec.
 
     Prepare reads all of them. What a model is put together from is on the run's volume afterwards.
@@ -55,11 +55,11 @@ def list_sources(spec: Spec, stage: StageName) -> Iterator[str]:
     model = spec.model
     parts = (model.base, model.language_model, model.vision_tower, model.projector)
     alignment = spec.alignment.dataset.source if spec.alignment else None
-    made_of = parts if stage is StageName.PREPARE else ()
+    made_of = parts if stage.fetches else ()
     yield from (one for one in (model.source, *made_of, spec.dataset.source, alignment) if one is not None)
 
 
-def input_claims(spec: Spec, stage: StageName) -> list[str]:
+def input_claims(spec: Spec, stage: Stage) -> list[str]:
     """Claims that a stage reads, each once, in the order of the spec."""
     found = (parse_source(source) for source in list_sources(spec, stage))
     return list(dict.fromkeys(source.claim for source in found if source is not None))
@@ -100,7 +100,7 @@ class Mounted:
     mount: Object
 
 
-def build_inputs(spec: Spec, stage: StageName, default: Download) -> list[Mounted]:
+def build_inputs(spec: Spec, stage: Stage, default: Download) -> list[Mounted]:
     """Everything that a stage reads from outside the run's volume, read-only. Credentials are for prepare alone."""
     mounted = [
         _mount(
@@ -110,7 +110,7 @@ def build_inputs(spec: Spec, stage: StageName, default: Download) -> list[Mounte
         )
         for index, claim in enumerate(input_claims(spec, stage))
     ]
-    if stage is not StageName.PREPARE:
+    if not stage.fetches:
         return mounted
     mounted += [_mount_secret(role, secret) for role, secret in secrets_of(spec).items()]
     if spec.download.secret_ref is None and default.secret_ref is not None:

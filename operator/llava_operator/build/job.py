@@ -1,26 +1,25 @@
 """The Job of a stage."""
 
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from llava_api.constants import (
     CONFIG_PATH,
+    LABEL_QUEUE,
     REPORT_CA_PATH,
     REPORT_TOKEN_PATH,
     RUN_VOLUME_PATH,
     STAGE_CONTAINER,
     TOKEN_AUDIENCE,
-    TRAINING_STAGES,
-    StageName,
 )
-from llava_api.names import job_name, rendezvous_service_name, report_ca_name, volume_claim_name
+from llava_api.names import rendezvous_service_name, report_ca_name, volume_claim_name
 from llava_api.spec import Toleration
 from llava_operator.build.common import Platform, build_labels, build_metadata
-from llava_operator.build.config import grace_period_s
 from llava_operator.build.environment import build_environment
 from llava_operator.build.inputs import build_inputs
 from llava_operator.build.resources import build_resources
 from llava_operator.kube.objects import Object
-from llava_operator.run import Run, num_gpus, num_pods
+from llava_operator.run import Attempt
 
 UID = 65532
 TMP_SIZE = "10Gi"
@@ -28,9 +27,6 @@ TMP_SIZE = "10Gi"
 SHM_SIZE = "1Gi"
 """Size of /dev/shm outside training; it is taken only when used."""
 TOKEN_EXPIRY_S = 3600
-
-_FOLLOWS_NODE_SELECTOR = TRAINING_STAGES | {StageName.PREPARE, StageName.EVALUATE}
-"""prepare is the first to use the run's volume: where a volume binds to a zone, it must be training's zone."""
 
 _POD_FAILURE_POLICY: Object = {
     "rules": [
@@ -45,16 +41,18 @@ _POD_FAILURE_POLICY: Object = {
 }
 
 
-def build_job(run: Run, stage: StageName, attempt: int, platform: Platform) -> Object:
+def build_job(attempt: Attempt, platform: Platform) -> Object:
     """The Job of one attempt of a stage: it runs once, and no pod of it is ever replaced."""
-    labels = build_labels(run, stage, attempt)
-    pods = num_pods(run, stage)
+    labels = build_labels(attempt.run, attempt.stage.name, attempt.number)
+    pods, queue = attempt.num_pods, attempt.settings.queue
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": build_metadata(run, job_name(run.key.name, stage, attempt), labels),
+        "metadata": build_metadata(attempt.run, attempt.job, labels | ({LABEL_QUEUE: queue} if queue else {})),
         "spec": {
-            "completionMode": "Indexed" if stage in TRAINING_STAGES else "NonIndexed",
+            # Whoever holds it back lets it go: the operator never writes this again.
+            **({"suspend": True} if queue else {}),
+            "completionMode": "Indexed" if attempt.stage.is_gang else "NonIndexed",
             "completions": pods,
             "parallelism": pods,
             "backoffLimit": 0,
@@ -62,17 +60,17 @@ def build_job(run: Run, stage: StageName, attempt: int, platform: Platform) -> O
             "podFailurePolicy": _POD_FAILURE_POLICY,
             "template": {
                 "metadata": {"labels": labels},
-                "spec": _build_pod(run, stage, attempt, platform),
+                "spec": _build_pod(attempt, platform),
             },
         },
     }
 
 
-def _build_pod(run: Run, stage: StageName, attempt: int, platform: Platform) -> Object:
-    spec = run.spec
+def _build_pod(attempt: Attempt, platform: Platform) -> Object:
+    spec, stage = attempt.spec, attempt.stage
     pod: Object = {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": grace_period_s(run, stage),
+        "terminationGracePeriodSeconds": attempt.grace_period_s,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
@@ -84,13 +82,15 @@ def _build_pod(run: Run, stage: StageName, attempt: int, platform: Platform) -> 
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_build_container(run, stage, platform)],
-        "volumes": _build_volumes(run, stage, attempt, platform),
+        "containers": [_build_container(attempt, platform)],
+        "volumes": _build_volumes(attempt, platform),
     }
-    if stage in TRAINING_STAGES:
-        pod["subdomain"] = rendezvous_service_name(run.key.name, stage)
-    if spec.scheduling.node_selector and stage in _FOLLOWS_NODE_SELECTOR:
+    if stage.is_gang:
+        pod["subdomain"] = rendezvous_service_name(attempt.run.key.name, stage.name)
+    if spec.scheduling.node_selector and stage.follows_node_selector:
         pod["nodeSelector"] = dict(spec.scheduling.node_selector)
+    if attempt.settings.avoided_nodes:
+        pod["affinity"] = _avoid(attempt.settings.avoided_nodes)
     if spec.scheduling.tolerations:
         pod["tolerations"] = [_build_toleration(toleration) for toleration in spec.scheduling.tolerations]
     if spec.image_pull_secrets:
@@ -98,19 +98,31 @@ def _build_pod(run: Run, stage: StageName, attempt: int, platform: Platform) -> 
     return pod
 
 
+def _avoid(nodes: Sequence[str]) -> Object:
+    """Preferred, never required: where there are no others, an attempt on a doubtful node is better than none."""
+    preferences = [
+        {
+            "weight": 100,
+            "preference": {"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": [node]}]},
+        }
+        for node in nodes
+    ]
+    return {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferences}}
+
+
 def _build_toleration(toleration: Toleration) -> Object:
     made: Object = toleration.model_dump(mode="json", by_alias=True, exclude_none=True)
     return made
 
 
-def _build_container(run: Run, stage: StageName, platform: Platform) -> Object:
+def _build_container(attempt: Attempt, platform: Platform) -> Object:
     return {
         "name": STAGE_CONTAINER,
-        "image": run.spec.image.reference or platform.trainer_image,
-        "imagePullPolicy": run.spec.image.pull_policy,
-        "command": ["llava-trainer", str(stage), "--config", CONFIG_PATH],
-        "env": build_environment(run, stage),
-        "resources": build_resources(run, stage, num_gpus(run, stage)),
+        "image": attempt.spec.image.reference or platform.trainer_image,
+        "imagePullPolicy": attempt.spec.image.pull_policy,
+        "command": ["llava-trainer", str(attempt.stage.name), "--config", CONFIG_PATH],
+        "env": build_environment(attempt),
+        "resources": build_resources(attempt),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -118,7 +130,7 @@ def _build_container(run: Run, stage: StageName, platform: Platform) -> Object:
         },
         # A process that was killed before it could write leaves its log's last lines.
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": _build_mounts(run, stage, platform),
+        "volumeMounts": _build_mounts(attempt, platform),
     }
 
 
@@ -126,7 +138,7 @@ def _parent(path: str) -> str:
     return str(PurePosixPath(path).parent)
 
 
-def _build_mounts(run: Run, stage: StageName, platform: Platform) -> list[Object]:
+def _build_mounts(attempt: Attempt, platform: Platform) -> list[Object]:
     return [
         {"name": "config", "mountPath": _parent(CONFIG_PATH), "readOnly": True},
         {"name": "report-ca", "mountPath": _parent(REPORT_CA_PATH), "readOnly": True},
@@ -134,25 +146,25 @@ def _build_mounts(run: Run, stage: StageName, platform: Platform) -> list[Object
         {"name": "run", "mountPath": RUN_VOLUME_PATH},
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "shm", "mountPath": "/dev/shm"},
-        *(one.mount for one in build_inputs(run.spec, stage, platform.download)),
+        *(one.mount for one in build_inputs(attempt.spec, attempt.stage, platform.download)),
     ]
 
 
-def _build_volumes(run: Run, stage: StageName, attempt: int, platform: Platform) -> list[Object]:
-    name = run.key.name
+def _build_volumes(attempt: Attempt, platform: Platform) -> list[Object]:
+    name = attempt.run.key.name
     token = {
         "audience": TOKEN_AUDIENCE,
         "expirationSeconds": TOKEN_EXPIRY_S,
         "path": PurePosixPath(REPORT_TOKEN_PATH).name,
     }
-    shm_size = run.spec.workers.shm_size if stage in TRAINING_STAGES else SHM_SIZE
+    shm_size = attempt.spec.workers.shm_size if attempt.stage.is_gang else SHM_SIZE
     return [
-        {"name": "config", "configMap": {"name": job_name(name, stage, attempt)}},
+        {"name": "config", "configMap": {"name": attempt.job}},
         # Optional: a stage runs also where its progress cannot be reported.
         {"name": "report-ca", "configMap": {"name": report_ca_name(name), "optional": True}},
         {"name": "report-token", "projected": {"sources": [{"serviceAccountToken": token}]}},
         {"name": "run", "persistentVolumeClaim": {"claimName": volume_claim_name(name)}},
         {"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shm_size}},
-        *(one.volume for one in build_inputs(run.spec, stage, platform.download)),
+        *(one.volume for one in build_inputs(attempt.spec, attempt.stage, platform.download)),
     ]

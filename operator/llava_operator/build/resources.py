@@ -1,33 +1,13 @@
 """Requests and limits of a stage's container, completed."""
 
-from llava_api.constants import TRAINING_STAGES, StageName
 from llava_api.quantities import format_quantity, parse_bytes
-from llava_api.spec import Evaluation, Merge, Prepare, Resources, Workers
 from llava_operator.kube.objects import Object
-from llava_operator.run import Run
+from llava_operator.run import Attempt
 
 GPU = "nvidia.com/gpu"
 
-_DEFAULTS: dict[StageName, Resources] = {
-    StageName.PREPARE: Prepare().resources,
-    StageName.ALIGN: Workers().resources,
-    StageName.TRAIN: Workers().resources,
-    StageName.MERGE: Merge().resources,
-    StageName.EVALUATE: Evaluation().resources,
-}
 
-
-def _given(run: Run, stage: StageName) -> Resources:
-    return {
-        StageName.PREPARE: run.spec.prepare.resources,
-        StageName.ALIGN: run.spec.workers.resources,
-        StageName.TRAIN: run.spec.workers.resources,
-        StageName.MERGE: run.spec.merge.resources,
-        StageName.EVALUATE: run.spec.evaluation.resources,
-    }[stage]
-
-
-def build_resources(run: Run, stage: StageName, num_gpus: int) -> Object:
+def build_resources(attempt: Attempt) -> Object:
     """Requests and limits of a stage's container.
 
     - CPU and memory that the run does not mention are the stage's defaults.
@@ -37,19 +17,20 @@ def build_resources(run: Run, stage: StageName, num_gpus: int) -> Object:
     - In training /dev/shm comes on top of the memory, in request and limit: what lies in it counts as the container's.
     - The adapters of ``workers.network.resource`` are requested once a training pod.
     """
-    given, default = _given(run, stage), _DEFAULTS[stage]
+    stage, workers = attempt.stage, attempt.spec.workers
+    given, default = stage.resources(attempt.spec), stage.default_resources
     requests, limits = dict(given.requests), dict(given.limits)
     for name in ("cpu", "memory"):
         if name not in requests and name not in limits:
             requests[name] = default.requests[name]
     requests = {**limits, **requests}
     limits = {**{name: value for name, value in requests.items() if name != "cpu"}, **limits}
-    if stage in TRAINING_STAGES:
-        _add_memory((requests, limits), parse_bytes(run.spec.workers.shm_size))
-        if run.spec.workers.network.resource is not None:
-            requests[run.spec.workers.network.resource] = limits[run.spec.workers.network.resource] = "1"
-    if num_gpus:
-        requests[GPU] = limits[GPU] = str(num_gpus)
+    if stage.is_gang:
+        _add_memory((requests, limits), parse_bytes(workers.shm_size))
+        if workers.network.resource is not None:
+            requests[workers.network.resource] = limits[workers.network.resource] = "1"
+    if attempt.num_gpus:
+        requests[GPU] = limits[GPU] = str(attempt.num_gpus)
     return {"requests": requests, "limits": limits}
 
 

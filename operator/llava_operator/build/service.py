@@ -1,16 +1,16 @@
 """The headless Services through which the pods of align, and those of train, find each other."""
 
-from llava_api.constants import LABEL_RUN, LABEL_STAGE, RENDEZVOUS_PORT, TRAINING_STAGES, StageName
+from llava_api.constants import LABEL_RUN, LABEL_STAGE, RENDEZVOUS_PORT, StageName
 from llava_api.names import pod_hostname, rendezvous_service_name
 from llava_operator.build.common import build_labels, build_metadata
 from llava_operator.kube.objects import Object
-from llava_operator.run import Run
+from llava_operator.run import Attempt, Run
 
 
-def rendezvous_host(run: Run, stage: StageName, attempt: int) -> str:
+def rendezvous_host(attempt: Attempt) -> str:
     """DNS name of the first training pod; of the train stage for stages that do not train."""
-    meeting = stage if stage in TRAINING_STAGES else StageName.TRAIN
-    first = pod_hostname(run.key.name, meeting, attempt, 0)
+    run, meeting = attempt.run, attempt.stage.name if attempt.stage.is_gang else StageName.TRAIN
+    first = pod_hostname(run.key.name, meeting, attempt.number, 0)
     return f"{first}.{rendezvous_service_name(run.key.name, meeting)}.{run.key.namespace}.svc"
 
 

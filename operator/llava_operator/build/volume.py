@@ -1,7 +1,6 @@
 """The run's own volume claim."""
 
 from llava_api.names import volume_claim_name
-from llava_api.spec import Spec
 from llava_operator.build.common import build_labels, build_metadata
 from llava_operator.kube.objects import Object
 from llava_operator.run import Run
@@ -11,7 +10,7 @@ def build_volume_claim(run: Run) -> Object:
     """The claim that holds everything a run makes."""
     storage = run.spec.storage
     spec: Object = {
-        "accessModes": list(storage.access_modes or _default_access_modes(run.spec)),
+        "accessModes": list(storage.modes_for(run.spec.workers.replicas)),
         "resources": {"requests": {"storage": storage.size}},
     }
     if storage.storage_class_name is not None:
@@ -22,8 +21,3 @@ def build_volume_claim(run: Run) -> Object:
         "metadata": build_metadata(run, volume_claim_name(run.key.name), build_labels(run)),
         "spec": spec,
     }
-
-
-def _default_access_modes(spec: Spec) -> tuple[str, ...]:
-    # Every training pod writes to the volume, and they may land on different nodes.
-    return ("ReadWriteMany",) if spec.workers.replicas > 1 else ("ReadWriteOnce",)

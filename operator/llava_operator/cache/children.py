@@ -7,7 +7,7 @@ Only what is owned gets in: a Job whose controller is a run that is known, a pod
 can put our labels on a pod of theirs, but the UIDs of owners are the API server's, and they count in one namespace.
 """
 
-from collections import ChainMap
+from collections import ChainMap, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
@@ -18,6 +18,9 @@ from llava_operator.kube.client import Kube
 from llava_operator.kube.kinds import CHILD_SELECTOR, JOBS, PODS
 from llava_operator.kube.objects import Key, Object
 from llava_operator.recent import Recent
+
+MAX_LAST_WORDS = 256
+"""Deleted pods that are remembered, with at most 4 KiB of text each."""
 
 
 class KnownRuns(Protocol):
@@ -45,6 +48,8 @@ class Children:
         """By the Job's namespace and UID: a pod elsewhere may name the same UID."""
         self._gone_jobs: Recent[tuple[str, str]] = Recent()
         """By namespace and UID."""
+        self._last_words: OrderedDict[str, PodView] = OrderedDict()
+        """Pods that had ended before they were deleted, by UID: their results may not have been read yet."""
         self._touched: set[Key] | None = None
 
     def job(self, key: Key) -> JobView | None:
@@ -58,6 +63,12 @@ class Children:
     def pods_of(self, job: JobView) -> tuple[PodView, ...]:
         """Pods of a Job, in no order."""
         return tuple(self._pods[key] for key in self._pods_of_job.get(_by_uid(job), ()))
+
+    def last_words_of(self, job: JobView) -> tuple[PodView, ...]:
+        """Pods of a Job that ended and were deleted a short time ago."""
+        return tuple(
+            pod for pod in self._last_words.values() if (pod.key.namespace, pod.job_uid) == (job.key.namespace, job.uid)
+        )
 
     def note_job(self, raw: Object, *, deleted: bool = False) -> Key | None:
         """Take in a Job and tell which run it is about; None if it is about none."""
@@ -79,6 +90,14 @@ class Children:
             self._jobs[job.key] = self._job_of_uid[_by_uid(job)] = job
         return Key(job.key.namespace, job.run)
 
+    def forget_job(self, key: Key, uid: str) -> None:
+        """Drop a Job of which the API server says that it is no more."""
+        known = self._jobs.get(key)
+        if known is not None and known.uid == uid:
+            self._touch(key)
+            del self._jobs[key], self._job_of_uid[_by_uid(known)]
+            self._gone_jobs.add((key.namespace, uid))
+
     def note_pod(self, raw: Object, *, deleted: bool = False) -> Key | None:
         """Take in a pod and tell which run it is about; None if it is about none."""
         known = self._pods.get(_key_of(raw))
@@ -93,7 +112,14 @@ class Children:
         self._drop_pod(pod.key)
         if not deleted:
             self._add_pod(pod)
+        elif pod.ended is not None:
+            self._keep_last_words(pod)
         return Key(pod.key.namespace, pod.run)
+
+    def _keep_last_words(self, pod: PodView) -> None:
+        self._last_words[pod.uid] = pod
+        while len(self._last_words) > MAX_LAST_WORDS:
+            self._last_words.popitem(last=False)
 
     def _pass_over(self, kind: str, raw: Object, error: ForeignError, *, deleted: bool = False) -> None:
         # What is being deleted may have been a run's until a moment ago.

@@ -36,7 +36,7 @@ class ProgressBook:
     """The newest report of each run (by UID) that no status holds yet. Instants inside are seconds since 1970."""
 
     def __init__(self, *, interval_s: float, writes_per_s: float) -> None:
-        self._interval_s = interval_s
+        self.interval_s = interval_s
         self._writes_per_s = writes_per_s
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         """The run that was silent the longest comes first."""
@@ -101,13 +101,13 @@ class ProgressBook:
     @property
     def _stretch_s(self) -> float:
         """Seconds between two writes of one run, with as many as report now."""
-        return max(self._interval_s, len(self._entries) / self._writes_per_s)
+        return max(self.interval_s, len(self._entries) / self._writes_per_s)
 
     def _reserve(self, entry: _Entry, instant: float, earliest: float) -> None:
         """Give a run the first slot that is free from ``earliest`` on."""
         # A write in the future is one from before the clock was set back.
         if entry.written_at is not None and entry.written_at <= instant:
-            earliest = max(earliest, entry.written_at + self._interval_s)
+            earliest = max(earliest, entry.written_at + self.interval_s)
         slot = math.floor(earliest * self._writes_per_s)
         while slot in self._taken:
             slot += 1

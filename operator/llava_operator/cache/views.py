@@ -22,6 +22,8 @@ MAX_TEXT = 1024
 """Longest text kept of what Kubernetes says about a pod."""
 MAX_REASON = 128
 """Longest reason that is kept; Kubernetes' own are single words."""
+MAX_NAME = 253
+"""Characters of the longest name that Kubernetes takes."""
 MAX_INDEX_DIGITS = 9
 """Digits of a completion index: Kubernetes' are below 2**31."""
 
@@ -68,7 +70,10 @@ class JobView:
     """UID of that run."""
     labelled: str = ""
     """Name of the run in the label, which anybody can change; empty where there is none."""
-    deleting: bool = False
+    deleting_since: str = ""
+    """When its deletion was asked for; empty while it was not."""
+    suspended: bool = False
+    """A queue holds it back: it has no pods, or they are being stopped."""
     complete: bool = False
     failing: JobEnd | None = None
     """The Job has failed and its pods are being stopped."""
@@ -101,6 +106,10 @@ class PodView:
     """Completion index in an Indexed Job: the node rank in training."""
     phase: Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"] = "Pending"
     deleting: bool = False
+    node: str = ""
+    """Where it runs; empty while it is not scheduled."""
+    image_id: str = ""
+    """What the node says that the stage's container runs."""
     started: bool = False
     """The stage's container has been started."""
     waiting: str = ""
@@ -110,6 +119,11 @@ class PodView:
     """Message of the DisruptionTarget condition; empty where there is none."""
     trouble: str = ""
     """Reason and message of the pod's own status (Evicted, UnexpectedAdmissionError)."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended, and not well."""
+        return self.phase == "Failed" or (self.ended is not None and self.ended.exit_code != 0)
 
 
 def _empty_for_none(value: object) -> object:
@@ -166,8 +180,13 @@ class _JobStatus(_Wire):
     conditions: list[_Condition] = []
 
 
+class _JobSpec(_Wire):
+    suspend: bool | None = None
+
+
 class _Job(_Wire):
     metadata: _Meta
+    spec: _JobSpec = _JobSpec()
     status: _JobStatus = _JobStatus()
 
 
@@ -191,6 +210,7 @@ class _ContainerState(_Wire):
 
 class _Container(_Wire):
     name: str
+    image_id: Annotated[_Text, Field(alias="imageID")] = ""
     state: _ContainerState = _ContainerState()
 
 
@@ -202,8 +222,13 @@ class _PodStatus(_Wire):
     container_statuses: Annotated[list[_Container], Field(default_factory=list)]
 
 
+class _PodSpec(_Wire):
+    node_name: _Text = ""
+
+
 class _Pod(_Wire):
     metadata: _Meta
+    spec: _PodSpec = _PodSpec()
     status: Annotated[_PodStatus, Field(default_factory=_PodStatus)]
 
 
@@ -249,7 +274,8 @@ def parse_job(raw: Object) -> JobView:
         run=owner.name,
         owner_uid=owner.uid,
         labelled=job.metadata.run,
-        deleting=job.metadata.deletion_timestamp is not None,
+        deleting_since=job.metadata.deletion_timestamp or "",
+        suspended=bool(job.spec.suspend),
         complete="Complete" in held,
         failing=_job_end(held.get("FailureTarget")),
         failed=_job_end(held.get("Failed")),
@@ -285,6 +311,8 @@ def parse_pod(raw: Object) -> PodView:
         index=_parse_index(meta.labels.get(LABEL_COMPLETION_INDEX)),
         phase=status.phase,
         deleting=meta.deletion_timestamp is not None,
+        node=show(pod.spec.node_name, max_chars=MAX_NAME),
+        image_id=container.image_id if container else "",
         started=state.running is not None or state.terminated is not None,
         waiting=_waiting(status, state),
         ended=_termination(state.terminated),

@@ -39,6 +39,7 @@ def _condition(
 
 def _findings(status: Status) -> dict[Condition, _Finding]:
     succeeded, failed = status.phase is Phase.SUCCEEDED, status.phase is Phase.FAILED
+    suspended = status.phase is Phase.SUSPENDED
     reason = status.failure.reason if failed and status.failure else str(status.phase or Phase.PENDING)
     message = _overall_message(status)
     return {
@@ -46,6 +47,7 @@ def _findings(status: Status) -> dict[Condition, _Finding]:
         **{STAGE_CONDITION[stage.name]: _stage_finding(stage, status) for stage in status.stages},
         Condition.COMPLETE: _Finding(holds=succeeded, reason=reason, message=message if succeeded else ""),
         Condition.FAILED: _Finding(holds=failed, reason=reason, message=message if failed else ""),
+        Condition.SUSPENDED: _Finding(holds=suspended, reason=reason, message=message if suspended else ""),
     }
 
 

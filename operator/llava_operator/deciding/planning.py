@@ -27,10 +27,10 @@ from llava_api.memory import (
 )
 from llava_api.model_facts import ModelFacts
 from llava_api.quantities import GIB, format_gib
-from llava_api.report import MicroBatch, PrepareNumbers
+from llava_api.report import MicroBatch
 from llava_api.spec import Spec
 from llava_api.stages import stages_of
-from llava_api.status import Plan, PlanTerm
+from llava_api.status import Data, Plan, PlanTerm
 from llava_operator.deciding.cards import Cards, find_shortcomings
 
 SHOWN_TERMS = 3
@@ -63,33 +63,34 @@ class _Demand:
     host: HostPlan
 
 
-def plan_training(spec: Spec, found: PrepareNumbers, cards: Cards) -> Planned:
+def plan_training(spec: Spec, found: Data, model: ModelFacts | None, cards: Cards) -> Planned:
     """Plan every training stage of a run.
 
     Args:
         spec: of the run.
         found: what prepare found.
+        model: what it starts from; None where nothing is known of it.
         cards: what is known of the GPUs.
 
     Returns:
         The plan, with the memory of the stage that takes most; and the first reason not to begin.
     """
     stages = [stage for stage in stages_of(spec) if stage in TRAINING_STAGES]
-    demands = [_demand(spec, stage, found.model, found) for stage in stages] if found.model else []
-    storage = _plan_storage(spec, found, found.model) if found.model else None
+    demands = [_demand(spec, stage, model, found) for stage in stages] if model else []
+    storage = _plan_storage(spec, found, model) if model else None
     plan = None
     if storage is not None:
         plan = _describe(spec, found, demands, cards, storage)
     refusals = [
         _refuse_device(spec, found, cards, stages[0]),
-        *(_refuse(spec, demand, found, cards) for demand in demands),
-        *(_refuse_host(spec, demand, found.model) for demand in demands if found.model),
-        _refuse_storage(spec, found, storage, stages[0]) if storage else None,
+        *(_refuse(spec, demand, found, model, cards) for demand in demands if model),
+        *(_refuse_host(spec, demand, model) for demand in demands if model),
+        _refuse_storage(spec, found, model, storage, stages[0]) if storage and model else None,
     ]
     return Planned(plan=plan, refusal=next(filter(None, refusals), None))
 
 
-def _refuse_device(spec: Spec, found: PrepareNumbers, cards: Cards, stage: StageName) -> Refusal | None:
+def _refuse_device(spec: Spec, found: Data, cards: Cards, stage: StageName) -> Refusal | None:
     shortcomings = find_shortcomings(spec, cards)
     message = ""
     if shortcomings:
@@ -102,7 +103,7 @@ def _refuse_device(spec: Spec, found: PrepareNumbers, cards: Cards, stage: Stage
     return Refusal(stage=stage, reason=Reason.UNSUPPORTED_DEVICE, message=message) if message else None
 
 
-def _demand(spec: Spec, stage: StageName, model: ModelFacts, found: PrepareNumbers) -> _Demand:
+def _demand(spec: Spec, stage: StageName, model: ModelFacts, found: Data) -> _Demand:
     largest = found.largest_alignment if stage is StageName.ALIGN else found.largest
     prepared = Prepared(largest=largest, has_flash=bool(found.flash_attention))
     return _Demand(
@@ -113,18 +114,20 @@ def _demand(spec: Spec, stage: StageName, model: ModelFacts, found: PrepareNumbe
     )
 
 
-def _plan_storage(spec: Spec, found: PrepareNumbers, model: ModelFacts) -> StoragePlan:
+def _plan_storage(spec: Spec, found: Data, model: ModelFacts) -> StoragePlan:
     samples = {StageName.ALIGN: found.samples_alignment, StageName.TRAIN: found.samples_train}
     return plan_storage(spec, model, samples)
 
 
-def _refuse_storage(spec: Spec, found: PrepareNumbers, storage: StoragePlan, stage: StageName) -> Refusal | None:
+def _refuse_storage(
+    spec: Spec, found: Data, model: ModelFacts, storage: StoragePlan, stage: StageName
+) -> Refusal | None:
     """Where nobody knows what is free, nothing is refused: many a volume is larger than was asked for."""
     available = found.free_bytes
     if available is None or storage.total <= available:
         return None
     of_them = f" (checkpoints of {format_gib(storage.checkpoint)} each take up to {format_gib(storage.checkpoints)})"
-    keep = _find_keep(spec, found, available)
+    keep = _find_keep(spec, found, model, available)
     message = (
         f"training and merging put up to {format_gib(storage.total)} on the run's volume"
         f"{of_them if storage.checkpoints else ''}, but {format_gib(available)} of it are free: raise "
@@ -134,13 +137,13 @@ def _refuse_storage(spec: Spec, found: PrepareNumbers, storage: StoragePlan, sta
     return Refusal(stage=stage, reason=Reason.STORAGE_FULL, message=message)
 
 
-def _find_keep(spec: Spec, found: PrepareNumbers, available: int) -> int | None:
+def _find_keep(spec: Spec, found: Data, model: ModelFacts, available: int) -> int | None:
     """The most checkpoints to keep with which the run fits."""
     training = spec.training
     for keep in range(training.checkpoint.keep - 1, 0, -1):
         checkpoint = training.checkpoint.model_copy(update={"keep": keep})
         changed = spec.model_copy(update={"training": training.model_copy(update={"checkpoint": checkpoint})})
-        if found.model and _plan_storage(changed, found, found.model).total <= available:
+        if _plan_storage(changed, found, model).total <= available:
             return keep
     return None
 
@@ -176,7 +179,7 @@ def _warn(spec: Spec, storage: StoragePlan) -> tuple[str, ...]:
     )
 
 
-def _describe(spec: Spec, found: PrepareNumbers, demands: list[_Demand], cards: Cards, storage: StoragePlan) -> Plan:
+def _describe(spec: Spec, found: Data, demands: list[_Demand], cards: Cards, storage: StoragePlan) -> Plan:
     largest = max(demands, key=lambda one: one.memory.total)
     host = max((one.host for one in demands), key=lambda one: one.total)
     trains = StageName.TRAIN in stages_of(spec)
@@ -210,9 +213,9 @@ def _name_largest(plan: MemoryPlan | HostPlan) -> str:
     return ", ".join(f"{term.name} {format_gib(term.size)}" for term in largest)
 
 
-def _refuse(spec: Spec, demand: _Demand, found: PrepareNumbers, cards: Cards) -> Refusal | None:
-    available, model = cards.memory, found.model
-    if available is None or model is None or spec.workers.gpus == 0 or demand.memory.total <= available:
+def _refuse(spec: Spec, demand: _Demand, found: Data, model: ModelFacts, cards: Cards) -> Refusal | None:
+    available = cards.memory
+    if available is None or spec.workers.gpus == 0 or demand.memory.total <= available:
         return None
     if _total_at_least(spec, demand, found, model) <= available:
         # Nobody knows whether it would not fit.
@@ -230,7 +233,7 @@ def _refuse(spec: Spec, demand: _Demand, found: PrepareNumbers, cards: Cards) ->
     return Refusal(stage=demand.stage, reason=Reason.PLAN_DOES_NOT_FIT, message=message)
 
 
-def _total_at_least(spec: Spec, demand: _Demand, found: PrepareNumbers, model: ModelFacts) -> int:
+def _total_at_least(spec: Spec, demand: _Demand, found: Data, model: ModelFacts) -> int:
     """What it takes if all that prepare has not told of turns out well; an older trainer image tells less."""
     nothing = MicroBatch(rows=1, tokens=1, pictures=0, supervised=0)
     has_flash = demand.prepared.has_flash or found.flash_attention is None

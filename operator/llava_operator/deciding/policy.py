@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from llava_api.constants import StageName
 from llava_api.spec import SecretRef, Spec
+from llava_operator.stages import Stage
 
 ANYTHING = "*"
 """Entry of a list that allows everything."""
@@ -76,14 +76,14 @@ class Violation:
         return f"{self.field} is {self.value}, but this installation {self.rule}: {self.fix}"
 
 
-def find_violations(spec: Spec, policy: Policy, stage: StageName) -> tuple[Violation, ...]:
+def find_violations(spec: Spec, policy: Policy, stage: Stage) -> tuple[Violation, ...]:
     """What pods of a stage would be given against the policy; empty if all of it is allowed.
 
     Credentials and authorities are prepare's alone: a run that has fetched everything is not held up by a rule about
     them that came later.
     """
     found = [*_judge_image(spec, policy)]
-    if stage is StageName.PREPARE:
+    if stage.fetches:
         for judge in (_judge_secrets, _judge_authorities, _judge_hub, _judge_web):
             found += judge(spec, policy)
     return (*found, *_judge_pull_secrets(spec, policy), *_judge_tolerations(spec, policy))

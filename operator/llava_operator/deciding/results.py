@@ -21,7 +21,9 @@ def take_result(status: Status, result: StageResult) -> Status:
     """
     update: dict[str, object] = {}
     if result.prepare is not None:
-        status = status.model_copy(update={"trainer": Trainer(config_version=result.prepare.config_version)})
+        trainer = status.trainer or Trainer()
+        update["trainer"] = trainer.model_copy(update={"config_version": result.prepare.config_version})
+        status = status.model_copy(update=update)
         update["data"] = Data.model_validate(result.prepare.model_dump())
         update["model"] = result.prepare.model
     if result.evaluate is not None:

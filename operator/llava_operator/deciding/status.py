@@ -93,6 +93,13 @@ def next_stage(status: Status, name: StageName) -> StageName | None:
     return next(iter(names[names.index(name) + 1 :]), None)
 
 
+def without_texts(status: Status) -> Status:
+    """The status without what is only for a person to read: alone it is no reason for a write."""
+    stages = tuple(stage.model_copy(update={"message": ""}) for stage in status.stages)
+    conditions = tuple(held.model_copy(update={"message": ""}) for held in status.conditions)
+    return status.model_copy(update={"stages": stages, "conditions": conditions})
+
+
 def dump_status(status: Status) -> Object:
     """The status as the API has it, without what is null."""
     dumped: Object = status.model_dump(mode="json", by_alias=True, exclude_none=True)

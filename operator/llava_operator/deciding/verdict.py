@@ -13,7 +13,7 @@ from llava_api.failures import BY_EXIT_CODE, BY_REASON, Reason
 from llava_api.report import StageFailure, StageResult
 from llava_api.status import MAX_TEXT, FailureStatus, StageStatus
 from llava_api.text import cut, escape, show
-from llava_operator.cache.views import JobEnd, PodView, Termination
+from llava_operator.cache.views import JobEnd, JobView, PodView, Termination
 from llava_operator.validation_errors import describe_faults
 
 _KILLED_FOR_MEMORY = "OOMKilled"
@@ -44,7 +44,8 @@ def read_result(stage: StageStatus, pods: Iterable[PodView]) -> StageResult | Fa
     """
     first = next((pod for pod in pods if pod.phase == "Succeeded" and not pod.index), None)
     if first is None or first.ended is None:
-        return _unreadable(stage, None, "its first pod is gone, and the result with it")
+        message = f"{stage.name} ended well, but its first pod was gone before its result was read"
+        return _failure(stage, None, Reason.RESULT_LOST, message)
     try:
         result = StageResult.model_validate_json(first.ended.message)
     except ValidationError as error:
@@ -66,13 +67,13 @@ def unusable_result(stage: StageStatus, error: ValidationError) -> FailureStatus
 
 
 def read_failure(
-    stage: StageStatus, job: JobEnd, pods: Iterable[PodView], recorded: FailureStatus | None
+    stage: StageStatus, job: JobEnd | None, pods: Iterable[PodView], recorded: FailureStatus | None
 ) -> FailureStatus:
     """The failure of a stage whose Job fails or has failed.
 
     Args:
         stage: the stage as it is in the status.
-        job: how its Job ended.
+        job: how its Job ends or has ended; None where only its pods tell of it yet.
         pods: what is left of the Job's pods.
         recorded: what an earlier pass made of it; pods that it saw may be gone by now.
     """
@@ -87,7 +88,27 @@ def _is_vague(failure: FailureStatus) -> bool:
     return failure.pod is None or failure.reason in CONSEQUENCES
 
 
-def _failure_of_job(stage: StageStatus, job: JobEnd) -> FailureStatus:
+def read_loss(stage: StageStatus, job: JobView | None, pods: Iterable[PodView]) -> FailureStatus:
+    """The failure of a stage that is taken away while it runs: its Job, or a pod of it that has not failed."""
+    for pod in pods:
+        if pod.disruption:
+            return _disrupted(stage, pod)
+    if job is not None and not job.deleting_since:
+        for pod in pods:
+            if pod.deleting:
+                message = f"pod {pod.key.name} was deleted while {stage.name} ran"
+                return _failure(stage, pod, Reason.POD_DELETED, message)
+    message = f"the Job of {stage.name}-{stage.attempt} was deleted while it ran"
+    return _failure(stage, None, Reason.JOB_DELETED, message)
+
+
+def _disrupted(stage: StageStatus, pod: PodView) -> FailureStatus:
+    return _failure(stage, pod, Reason.POD_DISRUPTED, f"pod {pod.key.name} was disrupted: {pod.disruption}")
+
+
+def _failure_of_job(stage: StageStatus, job: JobEnd | None) -> FailureStatus:
+    if job is None:
+        return _failure(stage, None, Reason.POD_FAILED, f"a pod of {stage.name} has failed")
     disrupted = job.reason == "PodFailurePolicy" and DISRUPTED in job.message
     reason = Reason.POD_DISRUPTED if disrupted else Reason.POD_FAILED
     return _failure(stage, None, reason, f"the Job failed: {job.reason}: {job.message}")
@@ -96,8 +117,9 @@ def _failure_of_job(stage: StageStatus, job: JobEnd) -> FailureStatus:
 def _candidate(stage: StageStatus, pod: PodView) -> _Candidate | None:
     ended = pod.ended
     if pod.disruption:
-        failure = _failure(stage, pod, Reason.POD_DISRUPTED, f"pod {pod.key.name} was disrupted: {pod.disruption}")
-        return _Candidate(failure=failure, is_consequence=False, finished_at=ended.finished_at if ended else "")
+        return _Candidate(
+            failure=_disrupted(stage, pod), is_consequence=False, finished_at=ended.finished_at if ended else ""
+        )
     if ended is not None and ended.exit_code != 0:
         return _ended_candidate(stage, pod, ended)
     if pod.phase == "Failed":
@@ -149,6 +171,7 @@ def _failure(
         stage=stage.name,
         attempt=stage.attempt,
         pod=pod.key.name if pod else None,
+        node=(pod.node or None) if pod else None,
         rank=said.rank if said and said.rank is not None else (pod.index if pod else None),
         exit_code=ended.exit_code if ended else None,
         log_tail=log_tail,

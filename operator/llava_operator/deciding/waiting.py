@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 
-from llava_api.constants import StageName
 from llava_api.spec import Spec
 from llava_operator.cache.views import JobView, PodView
 from llava_operator.run import secrets_of
+from llava_operator.stages import Stage
 
 MAX_TEXT = 1024
+JOB_IS_MADE = "its Job is being made"
 _NO_REASON = "ContainerCreating"
 
 
-def list_needs(spec: Spec, stage: StageName) -> list[str]:
+def list_needs(spec: Spec, stage: Stage) -> list[str]:
     """Objects of the namespace without which a stage's pod is not started, as a person would name them."""
-    if stage is not StageName.PREPARE:
+    if not stage.fetches:
         return []
     needs = [f"Secret {name}" for name in dict.fromkeys(secret.name for secret in secrets_of(spec).values())]
     return needs + ([f"ConfigMap {spec.download.ca_config_map}"] if spec.download.ca_config_map else [])
@@ -29,7 +30,7 @@ def describe_waiting(job: JobView | None, pods: Sequence[PodView], num_pods: int
         needs: see ``list_needs``. Kubernetes gives no reason while one of them is missing.
     """
     if job is None:
-        return "its Job is being made"
+        return JOB_IS_MADE
     live = [pod for pod in pods if pod.phase in ("Pending", "Running") and not pod.deleting]
     running = sum(pod.started for pod in live)
     if running >= num_pods:

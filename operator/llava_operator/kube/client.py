@@ -222,6 +222,20 @@ class Kube:
         """
         return await self._request("PUT", kind.path(namespace, name), body=body)
 
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> Object:
+        """Delete the object with this UID, and what it owns first: it is there, marked, until that is gone.
+
+        Raises:
+            NotFoundError: it is not there.
+            ConflictError: another object has the name.
+            KubeError: any other refusal.
+        """
+        body: Object = {
+            "apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground",
+            "preconditions": {"uid": uid},
+        }  # fmt: skip
+        return await self._request("DELETE", kind.path(namespace, name), body=body)
+
     async def _request(
         self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Object | None = None
     ) -> Object:

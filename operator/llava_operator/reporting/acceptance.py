@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from llava_api.constants import REPORT_PATH
 from llava_api.report import ProgressAnswer, ProgressReport
-from llava_api.status import Progress
+from llava_api.status import AttemptState, Progress
 from llava_api.text import show
 from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
@@ -140,8 +140,10 @@ class ReportDesk:
             raise RefusedError(403, f"pod {speaker.pod.name} is not the first of its stage, which reports for all")
         run = self.runs.get(Key(pod.key.namespace, pod.run))
         stage = current_stage(run.status) if run else None
-        if run is None or stage is None or stage.job_uid is None or stage.job_uid != pod.job_uid:
-            raise RefusedError(409, f"pod {speaker.pod.name} does not belong to the current stage of a run")
+        attempt = stage.newest if stage else None
+        # One that is being stopped may have a checkpoint to tell of.
+        if run is None or attempt is None or attempt.state is AttemptState.GONE or attempt.job_uid != pod.job_uid:
+            raise RefusedError(409, f"pod {speaker.pod.name} does not belong to the current attempt of a run's stage")
         return run, pod
 
     def _check_current(self, report: ProgressReport, run: RunView, pod: PodView) -> None:

@@ -1,0 +1,89 @@
+"""What a run has taken, and how long it may go on. Pure.
+
+Seconds that an attempt worked for nothing are told apart by its steps: what came after the newest checkpoint is done
+again.
+"""
+
+from datetime import datetime, timedelta
+
+from llava_api.constants import StageName
+from llava_api.status import SUCCEEDED, Accounting, AttemptStatus, Progress, Status
+from llava_operator.clock import from_time, to_time
+
+
+def account_for(status: Status, stage: StageName, attempt: AttemptStatus, progress: Progress | None) -> Status:
+    """The status with an attempt that is gone counted in."""
+    known = status.accounting or Accounting()
+    held_s = _held_s(attempt)
+    productive_s = round(held_s * _kept_share(attempt, progress))
+    gpu_seconds = (attempt.settings.replicas or 0) * (attempt.settings.gpus or 0) * held_s
+    update: dict[str, object] = {
+        "productive_seconds": known.productive_seconds + productive_s,
+        "lost_seconds": known.lost_seconds + held_s - productive_s,
+        "queued_seconds": known.queued_seconds + _queued_s(attempt, _end(attempt)),
+    }
+    if gpu_seconds:
+        update["gpu_seconds"] = {**known.gpu_seconds, stage: known.gpu_seconds.get(stage, 0) + gpu_seconds}
+    if attempt.because != SUCCEEDED:
+        reasons = known.restarts_by_reason
+        update["restarts_by_reason"] = {**reasons, attempt.because: reasons.get(attempt.because, 0) + 1}
+    return status.model_copy(update={"accounting": known.model_copy(update=update)})
+
+
+def begin_suspension(status: Status, now: datetime) -> Status:
+    """The status of a run that is suspended from now on."""
+    return status if status.suspended_time else status.model_copy(update={"suspended_time": to_time(now)})
+
+
+def end_suspension(status: Status, now: datetime) -> Status:
+    """The status of a run that is suspended no longer."""
+    if status.suspended_time is None:
+        return status
+    known = status.accounting or Accounting()
+    seconds = known.suspended_seconds + _seconds(from_time(status.suspended_time), now)
+    accounting = known.model_copy(update={"suspended_seconds": seconds})
+    return status.model_copy(update={"suspended_time": None, "accounting": accounting})
+
+
+def active_until(status: Status, limit_s: int | None, now: datetime) -> datetime | None:
+    """When a run reaches its deadline if it is neither suspended nor queued until then; None without one."""
+    if limit_s is None or status.start_time is None:
+        return None
+    known = status.accounting or Accounting()
+    idle_s = known.suspended_seconds + known.queued_seconds
+    if status.suspended_time is not None:
+        idle_s += _seconds(from_time(status.suspended_time), now)
+    newest = next((stage.newest for stage in reversed(status.stages) if stage.newest), None)
+    if newest is not None and newest.completion_time is None:
+        idle_s += _queued_s(newest, now)
+    return from_time(status.start_time) + timedelta(seconds=limit_s + idle_s)
+
+
+def _held_s(attempt: AttemptStatus) -> int:
+    """Seconds that it held what it asked for: from its first pod on."""
+    return _seconds(from_time(attempt.running_time), _end(attempt)) if attempt.running_time else 0
+
+
+def _queued_s(attempt: AttemptStatus, end: datetime) -> int:
+    if attempt.settings.queue is None or attempt.start_time is None:
+        return 0
+    until = from_time(attempt.admitted_time) if attempt.admitted_time else end
+    return _seconds(from_time(attempt.start_time), until)
+
+
+def _kept_share(attempt: AttemptStatus, progress: Progress | None) -> float:
+    """How much of an attempt's work is kept."""
+    if attempt.because == SUCCEEDED:
+        return 1.0
+    begun, reached = attempt.from_step or 0, attempt.to_step or 0
+    kept = (progress.checkpoint_step if progress else None) or begun
+    return min(1.0, max(0.0, (kept - begun) / (reached - begun))) if reached > begun else 0.0
+
+
+def _end(attempt: AttemptStatus) -> datetime:
+    assert attempt.completion_time is not None, "it is gone"
+    return from_time(attempt.completion_time)
+
+
+def _seconds(start: datetime, end: datetime) -> int:
+    return max(0, round((end - start).total_seconds()))

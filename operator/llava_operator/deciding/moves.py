@@ -1,0 +1,243 @@
+"""What a status becomes by each move of the newest attempt of the stage that runs. Pure."""
+
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from llava_api.constants import Phase
+from llava_api.failures import Reason
+from llava_api.report import StageResult
+from llava_api.status import (
+    MAX_TEXT,
+    SUCCEEDED,
+    AttemptState,
+    AttemptStatus,
+    FailureStatus,
+    Progress,
+    StageState,
+    StageStatus,
+    Status,
+    Trainer,
+)
+from llava_api.text import show
+from llava_operator.clock import to_time
+from llava_operator.deciding.accounting import account_for
+from llava_operator.deciding.beginning import open_stage, refuse
+from llava_operator.deciding.cards import know_cards
+from llava_operator.deciding.images import pin_image
+from llava_operator.deciding.observation import Observation
+from llava_operator.deciding.planning import plan_training
+from llava_operator.deciding.restarts import close_attempt, find_final_failure, is_disturbed, next_time
+from llava_operator.deciding.results import describe_result, take_result
+from llava_operator.deciding.status import next_stage, replace_stage
+from llava_operator.deciding.verdict import (
+    failed_by_operator,
+    read_failure,
+    read_loss,
+    read_result,
+    unusable_result,
+)
+from llava_operator.deciding.waiting import describe_waiting, list_needs
+from llava_operator.run import attempt_of, stage_of
+from llava_operator.stages import STAGES
+
+_WISHED = frozenset({Reason.SUSPENDED, Reason.DEADLINE_EXCEEDED})
+"""Why an attempt stops that has not failed."""
+
+
+def change_newest(status: Status, stage: StageStatus, **changes: object) -> Status:
+    """The status with the newest attempt of a stage changed."""
+    newest = _newest(stage).model_copy(update=changes)
+    return replace_stage(status, stage.model_copy(update={"attempts": (*stage.attempts[:-1], newest)}))
+
+
+def note_job(seen: Observation, status: Status, stage: StageStatus) -> StageStatus:
+    """The stage with the UID of its newest attempt's Job, once that has been seen."""
+    newest = _newest(stage)
+    if seen.job is None or newest.job_uid is not None:
+        return stage
+    noted = newest.model_copy(update={"job_uid": seen.job.uid})
+    return stage.model_copy(update={"attempts": (*stage.attempts[:-1], noted)})
+
+
+def wait(seen: Observation, status: Status, stage: StageStatus, **changes: object) -> Status:
+    """Say what the attempt waits for, or that it runs."""
+    attempt = attempt_of(seen.run, stage)
+    needs = list_needs(attempt.spec, attempt.stage)
+    message = describe_waiting(seen.job, seen.pods, attempt.num_pods, needs)
+    return change_newest(status, stage.model_copy(update={"message": message}), **changes)
+
+
+def queue(seen: Observation, status: Status, stage: StageStatus) -> Status:
+    """The attempt is held back by a queue."""
+    message = f"waits in the queue {_newest(stage).settings.queue or 'that suspended its Job'}"
+    return change_newest(status, stage.model_copy(update={"message": message}), state=AttemptState.QUEUED)
+
+
+def admit(seen: Observation, status: Status, stage: StageStatus) -> Status:
+    """The queue lets the attempt go on."""
+    return wait(seen, status, stage, state=AttemptState.STARTING, admitted_time=to_time(seen.now))
+
+
+def run(seen: Observation, status: Status, stage: StageStatus) -> Status:
+    """A pod of the attempt runs."""
+    changes: dict[str, object] = {"state": AttemptState.RUNNING, "running_time": to_time(seen.now)}
+    if _newest(stage).state is AttemptState.QUEUED:
+        changes["admitted_time"] = to_time(seen.now)
+    trainer = status.trainer or Trainer()
+    image = pin_image(trainer.image or attempt_of(seen.run, stage).spec.image.reference, seen.pods)
+    update = {"phase": Phase.RUNNING, "trainer": trainer.model_copy(update={"image": image})}
+    return wait(seen, status.model_copy(update=update), stage, **changes)
+
+
+def fail(seen: Observation, status: Status, stage: StageStatus) -> Status:
+    """The attempt is over by what its Job and pods say; what they say is written down at once."""
+    end = seen.job.failing if seen.job else None
+    if end or any(pod.failed for pod in seen.pods):
+        failure = read_failure(stage, end, seen.pods, status.failure)
+    else:
+        failure = read_loss(stage, seen.job, seen.pods)
+    return stop(seen, status, stage, failure)
+
+
+def stop(seen: Observation, status: Status, stage: StageStatus, failure: FailureStatus) -> Status:
+    """The attempt is over for this reason, and its pods have to end."""
+    is_wished = failure.reason == Reason.SUSPENDED
+    message = "its pods are being stopped"
+    if not is_wished:
+        status = status.model_copy(update={"failure": failure})
+        message = f"failed ({failure.reason}); {message}"
+    changes = {
+        "state": AttemptState.STOPPING, "because": failure.reason, "message": failure.message[:256],
+        "stop_time": _newest(stage).stop_time or to_time(seen.now), "pod": failure.pod, "node": failure.node,
+    }  # fmt: skip
+    return change_newest(status, stage.model_copy(update={"message": message}), **changes)
+
+
+def refine(seen: Observation, status: Status, stage: StageStatus) -> Status:
+    """While its pods are being stopped, one of them may say better why."""
+    if (
+        seen.job is None
+        or seen.job.failing is None
+        or _newest(stage).because in (Reason.SUSPENDED, Reason.DEADLINE_EXCEEDED)
+    ):
+        return status
+    failure = read_failure(stage, seen.job.failing, seen.pods, status.failure)
+    return status if failure == status.failure else stop(seen, status, stage, failure)
+
+
+def end(seen: Observation, status: Status, stage: StageStatus) -> Status:
+    """The attempt is gone: another one is to come, or the run has failed."""
+    newest = _newest(stage)
+    recorded = status.failure
+    if newest.because == Reason.SUSPENDED:
+        failure = failed_by_operator(stage, Reason.SUSPENDED, "suspended (spec.suspend)")
+    elif newest.because == Reason.DEADLINE_EXCEEDED and recorded is not None:
+        failure = recorded
+    elif seen.job is not None and (job_end := seen.job.failed or seen.job.failing) is not None:
+        failure = read_failure(stage, job_end, seen.pods, recorded)
+    else:
+        failure = recorded or read_loss(stage, seen.job, seen.pods)
+    return settle(seen, status, stage, failure)
+
+
+def lose(seen: Observation, status: Status, stage: StageStatus) -> Status:
+    """The attempt's Job has vanished."""
+    return settle(seen, status, stage, read_loss(stage, None, ()))
+
+
+def settle(seen: Observation, status: Status, stage: StageStatus, failure: FailureStatus) -> Status:
+    """Count an attempt that is gone, and say what follows."""
+    traits, spec = STAGES[stage.name], seen.run.spec
+    progress = _progress_of(seen, status, stage)
+    stage = close_attempt(stage, failure, seen.now, _reached_step(stage, progress, failure))
+    closed = _newest(stage)
+    status = account_for(replace_stage(status, stage), stage.name, closed, progress)
+    if failure.reason == Reason.SUSPENDED:
+        return status.model_copy(update={"failure": None})
+    final = failure if failure.reason == Reason.DEADLINE_EXCEEDED else None
+    if final := final or find_final_failure(stage, failure, traits, spec):
+        return fail_run(status, stage, final, seen.now)
+    due = to_time(next_time(stage, seen.run.uid, seen.now))
+    disturbed = ", again and again by no fault of the run" if is_disturbed(stage) else ""
+    message = show(
+        f"attempt {stage.attempt + 1} begins at {due}: attempt {closed.number} ended{disturbed}: {failure.reason}: "
+        f"{failure.message}",
+        max_chars=MAX_TEXT,
+    )
+    waiting = stage.model_copy(update={"next_attempt_time": due, "message": message})
+    return replace_stage(status.model_copy(update={"failure": failure}), waiting)
+
+
+def fail_run(status: Status, stage: StageStatus, failure: FailureStatus, now: datetime) -> Status:
+    """The run has failed at this stage."""
+    ended = stage.model_copy(
+        update={
+            "state": StageState.FAILED, "completion_time": to_time(now), "message": failure.message,
+            "next_attempt_time": None,
+        }
+    )  # fmt: skip
+    update = {"phase": Phase.FAILED, "failure": failure, "completion_time": to_time(now)}
+    return replace_stage(status.model_copy(update=update), ended)
+
+
+def succeed(seen: Observation, status: Status, stage: StageStatus) -> Status:
+    """The attempt's Job is complete: take its result, and open the next stage or end the run."""
+    result = read_result(stage, seen.pods)
+    if isinstance(result, FailureStatus):
+        return settle(seen, status, stage, result)
+    try:
+        return _take(seen, status, stage, result)
+    except ValidationError as error:
+        return settle(seen, status, stage, unusable_result(stage, error))
+
+
+def _take(seen: Observation, status: Status, stage: StageStatus, result: StageResult) -> Status:
+    progress = _progress_of(seen, status, stage)
+    closed = _newest(stage).model_copy(
+        update={
+            "state": AttemptState.GONE, "because": SUCCEEDED, "completion_time": to_time(seen.now), "message": "",
+            "to_step": progress.step if progress and progress.unit == "steps" else None, "counts": False,
+        }
+    )  # fmt: skip
+    ended = stage.model_copy(
+        update={
+            "state": StageState.SUCCEEDED,
+            "attempts": (*stage.attempts[:-1], closed),
+            "completion_time": to_time(seen.now),
+            "message": show(describe_result(result), max_chars=MAX_TEXT),
+        }
+    )
+    # One that ended well after all takes back what was noted while it seemed to fail.
+    status = replace_stage(status.model_copy(update={"phase": Phase.RUNNING, "failure": None}), ended)
+    status = account_for(take_result(status, result), stage.name, closed, progress)
+    if result.prepare is not None and status.data is not None:
+        planned = plan_training(seen.run.spec, status.data, status.model, know_cards(seen.run.spec, seen.nodes))
+        status = status.model_copy(update={"plan": planned.plan})
+        if planned.refusal is not None:
+            failure = refuse(status, planned.refusal)
+            return fail_run(status, stage_of(status, planned.refusal.stage), failure, seen.now)
+    following = next_stage(status, stage.name)
+    if following is not None:
+        return open_stage(status, following, seen.now)
+    return status.model_copy(update={"phase": Phase.SUCCEEDED, "completion_time": to_time(seen.now)})
+
+
+def _newest(stage: StageStatus) -> AttemptStatus:
+    newest = stage.newest
+    assert newest is not None, "moves are those of an attempt"
+    return newest
+
+
+def _progress_of(seen: Observation, status: Status, stage: StageStatus) -> Progress | None:
+    """The newest report of the newest attempt."""
+    for progress in (seen.progress, status.progress):
+        if progress is not None and (progress.stage, progress.attempt) == (stage.name, stage.attempt):
+            return progress
+    return None
+
+
+def _reached_step(stage: StageStatus, progress: Progress | None, failure: FailureStatus) -> int | None:
+    if progress is None or progress.unit != "steps":
+        return _newest(stage).from_step
+    return progress.step

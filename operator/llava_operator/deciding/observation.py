@@ -1,0 +1,54 @@
+"""Everything that a decision depends on. Values only."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from llava_api.status import Progress
+from llava_operator.cache.views import JobView, PodView
+from llava_operator.deciding.cards import NodeGpus
+from llava_operator.deciding.policy import Violation
+from llava_operator.run import Run
+
+
+class ObstacleKind(StrEnum):
+    """What stood in the way of creating a child."""
+
+    NAME_CONFLICT = "NameConflict"
+    REJECTED = "Rejected"
+    BLOCKED = "Blocked"
+    """It may go away: a quota, a missing permission."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Obstacle:
+    """Why a child could not be created."""
+
+    kind: ObstacleKind
+    message: str
+    retry_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """Everything that a decision depends on."""
+
+    run: Run
+    job: JobView | None = None
+    """Job of the stage that runs; None where a live read has found none."""
+    pods: tuple[PodView, ...] = ()
+    """Pods of that Job."""
+    obstacle: Obstacle | None = None
+    progress: Progress | None = None
+    """Newest report of that stage that the status does not have yet."""
+    progress_due_at: datetime | None = None
+    """Instant from which that report alone is worth a write."""
+    nodes: frozenset[NodeGpus] = frozenset()
+    """GPUs of nodes that the run may get, where they are known and training is about to be planned."""
+    default_image: str | None = None
+    """Trainer image of the installation."""
+    violations: tuple[Violation, ...] = ()
+    """What pods of the stage that runs would be given against the installation's policy."""
+    text_due_at: datetime | None = None
+    """Instant from which a change of nothing but texts is worth a write."""
+    now: datetime

@@ -1,0 +1,191 @@
+"""What follows on an attempt that is gone: another one, when and with what, or the end of the run. Pure."""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from llava_api.failures import BY_REASON, Reason
+from llava_api.spec import Spec
+from llava_api.status import (
+    ATTEMPTS_KEPT,
+    SUCCEEDED,
+    AttemptSettings,
+    AttemptState,
+    AttemptStatus,
+    FailureStatus,
+    StageStatus,
+)
+from llava_operator.clock import to_time
+from llava_operator.stages import Stage
+
+FIRST_DELAY_S = 5.0
+LAST_DELAY_S = 300.0
+"""Longest wait between two attempts."""
+DISTURBED_DELAY_S = 600.0
+"""The same, once so many in a row were ended by others that it is no chance any more."""
+MAX_DISTURBED = 10
+"""Attempts in a row, ended by no fault of the run before a step was done, from which on the longer wait holds."""
+MAX_FRUITLESS = 3
+"""Failures of the run's own that end at no later step, after which no further attempt is made."""
+NODE_FAILURES = 2
+"""Attempts that failed first on a node, from which on it is avoided."""
+FIRST_STEPS = 3
+"""Steps in which what does not fit into a GPU's memory shows."""
+
+_DELETED = frozenset({Reason.JOB_DELETED, Reason.POD_DELETED, Reason.INTERRUPTED})
+"""Somebody took a Job or pod away, and Kubernetes says of none of these who or why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """An attempt that is over, with what is known of how it ended."""
+
+    stage: StageStatus
+    """As it was while the attempt ran."""
+    attempt: AttemptStatus
+    failure: FailureStatus
+
+
+def counts(stage: StageStatus, failure: FailureStatus) -> bool:
+    """Whether a failure counts as one of the run's own.
+
+    A Job or pod that somebody deletes is forgiven once a stage; who does it again and again means it.
+    """
+    reason = Reason(failure.reason)
+    if reason in _DELETED:
+        earlier = (*(attempt.because for attempt in stage.attempts[:-1]), *stage.dropped_attempts)
+        return any(because in _DELETED for because in earlier)
+    return BY_REASON[reason].counts
+
+
+def close_attempt(stage: StageStatus, failure: FailureStatus, now: datetime, to_step: int | None) -> StageStatus:
+    """The stage with its newest attempt gone, and counted where it counts."""
+    newest = stage.newest
+    assert newest is not None
+    is_own = counts(stage, failure) and not _can_be_halved(newest, failure, to_step)
+    closed = newest.model_copy(
+        update={
+            "state": AttemptState.GONE, "because": failure.reason, "message": failure.message[:256],
+            "completion_time": to_time(now), "stop_time": newest.stop_time or to_time(now), "counts": is_own,
+            "to_step": to_step, "pod": failure.pod, "node": failure.node,
+        }
+    )  # fmt: skip
+    update: dict[str, object] = {"attempts": (*stage.attempts[:-1], closed)}
+    if is_own:
+        reached = to_step or 0
+        goes_further = stage.restarts == 0 or reached > stage.furthest_step
+        update |= {
+            "restarts": stage.restarts + 1,
+            "fruitless": 1 if goes_further else stage.fruitless + 1,
+            "furthest_step": max(reached, stage.furthest_step),
+        }
+    return stage.model_copy(update=update)
+
+
+def find_final_failure(stage: StageStatus, failure: FailureStatus, traits: Stage, spec: Spec) -> FailureStatus | None:
+    """Why no further attempt is made of a stage whose newest one has been closed; None if one is."""
+    newest = stage.newest
+    assert newest is not None
+    if _can_be_halved(newest, failure, newest.to_step):
+        return None
+    if not BY_REASON[Reason(failure.reason)].retryable:
+        return failure
+    if not newest.counts:
+        return None
+    if traits.is_gang and stage.fruitless >= MAX_FRUITLESS:
+        message = (
+            f"{stage.fruitless} attempts of {stage.name} ended at no later step than {stage.furthest_step}; "
+            f"the last one: {failure.reason}: {failure.message}"
+        )
+        hint = BY_REASON[Reason.NO_PROGRESS].hint
+        return failure.model_copy(update={"reason": Reason.NO_PROGRESS, "message": message, "hint": hint})
+    if stage.restarts > traits.retries(spec):
+        return failure
+    return None
+
+
+def delay_s(stage: StageStatus, run_uid: str) -> float:
+    """Seconds between the newest attempt, which is gone, and the next: twice as long each time without a step.
+
+    They differ from run to run by up to half, so that two that stand in each other's way do not meet again.
+    """
+    idle = _count_idle(stage)
+    longest = DISTURBED_DELAY_S if is_disturbed(stage) else LAST_DELAY_S
+    seed = hashlib.sha256(f"{run_uid}/{stage.name}/{stage.attempt}".encode()).digest()[0] / 255
+    return float(min(longest, FIRST_DELAY_S * 2.0 ** max(0, idle - 1)) * (1 + seed / 2))
+
+
+def is_disturbed(stage: StageStatus) -> bool:
+    """Whether so many attempts in a row were ended by others, before a step, that a person should look."""
+    newest = stage.attempts[-MAX_DISTURBED:]
+    return len(newest) == MAX_DISTURBED and _count_idle(stage) >= MAX_DISTURBED and not any(a.counts for a in newest)
+
+
+def _count_idle(stage: StageStatus) -> int:
+    """Attempts in a row, up to the newest, that have done no step."""
+    idle = 0
+    for attempt in reversed(stage.attempts):
+        if (attempt.to_step or 0) > (attempt.from_step or 0) or attempt.because in (SUCCEEDED, Reason.SUSPENDED):
+            break
+        idle += 1
+    return idle
+
+
+def begin_attempt(stage: StageStatus, settings: AttemptSettings, now: datetime, from_step: int | None) -> StageStatus:
+    """The stage with another attempt, committed to; the oldest is dropped where there are too many."""
+    number = stage.attempt + 1
+    attempt = AttemptStatus(number=number, settings=settings, start_time=to_time(now), from_step=from_step)
+    kept, dropped = stage.attempts, dict(stage.dropped_attempts)
+    while len(kept) >= ATTEMPTS_KEPT:
+        because = kept[0].because
+        if because in dropped or len(dropped) < len(Reason):
+            dropped[because] = dropped.get(because, 0) + 1
+        kept = kept[1:]
+    update = {
+        "attempt": number, "attempts": (*kept, attempt), "dropped_attempts": dropped, "next_attempt_time": None,
+    }  # fmt: skip
+    return stage.model_copy(update=update)
+
+
+def next_settings(stage: StageStatus, wanted: AttemptSettings, failure: FailureStatus | None) -> AttemptSettings:
+    """What the next attempt runs with: what is wanted, less what the attempts so far have shown not to work."""
+    newest = stage.newest
+    update: dict[str, object] = {"avoided_nodes": list_avoided_nodes(stage)}
+    if newest is not None and _is_same_size(newest.settings, wanted):
+        # What an earlier attempt had to be made smaller for still holds.
+        update |= {
+            "per_device_batch": newest.settings.per_device_batch, "accumulation": newest.settings.accumulation,
+        }  # fmt: skip
+        if failure is not None and _can_be_halved(newest, failure, newest.to_step):
+            per_device, accumulation = newest.settings.per_device_batch, newest.settings.accumulation
+            assert per_device is not None
+            assert accumulation is not None
+            update |= {"per_device_batch": per_device // 2, "accumulation": accumulation * 2}
+    return wanted.model_copy(update=update)
+
+
+def _is_same_size(before: AttemptSettings, wanted: AttemptSettings) -> bool:
+    """Whether the spec still asks for what the earlier attempt was made from: it can only have been halved since."""
+    size = before.replicas == wanted.replicas and before.gpus == wanted.gpus
+    smaller, larger = before.per_device_batch, wanted.per_device_batch
+    return size and smaller is not None and larger is not None and larger % smaller == 0
+
+
+def _can_be_halved(attempt: AttemptStatus, failure: FailureStatus, to_step: int | None) -> bool:
+    """Whether the batch may have been too large for the GPU, and can be smaller."""
+    if failure.reason != Reason.OUT_OF_DEVICE_MEMORY or attempt.settings.accumulation is None:
+        return False
+    per_device = attempt.settings.per_device_batch or 1
+    return per_device % 2 == 0 and (to_step or 0) - (attempt.from_step or 0) <= FIRST_STEPS
+
+
+def list_avoided_nodes(stage: StageStatus) -> tuple[str, ...]:
+    """Nodes on which attempts have failed first, more than once; those that did so most come first."""
+    failed = [attempt.node for attempt in stage.attempts if attempt.node and attempt.because != Reason.SUSPENDED]
+    often = {node: failed.count(node) for node in failed if failed.count(node) >= NODE_FAILURES}
+    return tuple(sorted(often, key=lambda node: (-often[node], node)))[:16]
+
+
+def next_time(stage: StageStatus, run_uid: str, now: datetime) -> datetime:
+    """When the next attempt of a stage begins."""
+    return now + timedelta(seconds=delay_s(stage, run_uid))
