@@ -4,6 +4,7 @@ Real processes. What the later attempt has made does not change, and the old pod
 """
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,16 +12,40 @@ import pytest
 
 from llava_api.constants import StageName
 from llava_api.failures import Reason, exit_code_of
-from llava_api.run_config import RunConfig
+from llava_api.run_config import Reporting, RunConfig
 from llava_trainer.files import sha256_folder
 from llava_trainer.training.history import read_entries
 from llava_trainer.training.retention import list_checkpoints
 from tests.trainer.exports import conversation, draw_picture, prepare_config, write_json
 from tests.trainer.pods import Pod, list_contents
 from tests.trainer.runs import make_run, run_config
+from tests.trainer.servers.authority import Authority
+from tests.trainer.servers.files import FileServer
 from tests.trainer.trainings import make_dataset, make_training
 
 SUPERSEDED = exit_code_of(Reason.SUPERSEDED)
+DEADLINE_S = 90
+
+
+class Operator(FileServer):
+    """Takes reports with one answer."""
+
+    status = 200
+    num_reports = 0
+
+    def take(self, body: bytes) -> int:
+        self.num_reports += 1
+        return self.status
+
+
+def await_that(holds: Callable[[], bool], pod: Pod) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not holds():
+        assert pod.process.poll() is None, pod.output
+        assert time.monotonic() < deadline, pod.output
+        time.sleep(0.05)
+
+
 Make = Callable[[int], RunConfig]
 
 
@@ -80,12 +105,10 @@ def evaluating(merging: Make, tmp_path: Path) -> Make:
 @pytest.mark.parametrize(
     ("stage", "before", "made"),
     [
-        # In mid-checkpoint: the ranks' files are there, what makes a checkpoint of them is not.
-        ("training", r"step-00000002\.partial/manifest\.json$", "adapter"),
+        # In mid-checkpoint: the ranks' files are there, and they are about to become one.
         ("training", r"checkpoints/step-00000004$", "adapter"),
         ("training", r"attempts/train-1/adapter$", "adapter"),
         ("training", r"train-1/result\.json$", "adapter"),
-        ("preparing", r"data/report\.json$", "data"),
         ("preparing", r"data/train\.jsonl$", "data"),
         ("preparing", r"prepare-1/result\.json$", "data"),
         ("merging", r"attempts/merge-1/merged$", "merged"),
@@ -176,3 +199,25 @@ def test_logs_of_earlier_attempts_stay_for_people(preparing: Make):
         assert later.wait() == 0, later.output
     kept = preparing(2).volume.log_dir(StageName.PREPARE, 2) / "prepare-1" / "rank-0.log"
     assert "prepare of team-a/receipts, attempt 1" in kept.read_text()
+
+
+def test_a_training_that_the_operator_has_given_up_ends_by_itself(training: Make, tmp_path: Path, authority: Authority):
+    """Before another attempt has begun: its reports were accepted, and now they are answered 409."""
+    with Operator().run(authority) as operator:
+        (tmp_path / "token").write_text("token")
+        reporting = Reporting(url=f"{operator.base}/", ca_file=authority.ca_file, token_file=tmp_path / "token")
+        config = training(1).model_copy(
+            update={
+                "reporting": reporting,
+                "training": training(1).training.model_copy(update={"epochs": 1000}),
+            }
+        )
+        with Pod(config, "given-up") as pod:
+            await_that(lambda: operator.num_reports > 2, pod)
+            operator.status = 409
+            assert pod.wait() == SUPERSEDED, pod.output
+            failure = pod.result.failure
+    assert failure.reason is Reason.SUPERSEDED
+    own = config.volume.attempt_dir(StageName.TRAIN, 1)
+    assert not (own / "ranks" / "rank-0.json").exists()
+    assert not (own / "adapter").exists()
