@@ -71,6 +71,8 @@ def test_model_of_the_hub_reaches_every_later_stage(tmp_path: Path, base: Path, 
         provided = provide_inputs(config, Recorder(config), around)
     folder = config.volume.download_dir("model")
     assert provided.model_dir == folder
+    # Told from where it stands: another attempt may take it over.
+    assert json.loads(config.volume.inputs_file.read_text())["modelDir"] == "downloads/model"
     inputs = read_inputs(config)
     assert inputs is not None
     assert inputs.model_origin == f"hf://me/tiny@{COMMIT}"
