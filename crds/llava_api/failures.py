@@ -42,6 +42,7 @@ class Failure:
 
 _STAGES = "tests/trainer/test_failures.py::"
 _TRAINING = "tests/trainer/test_train_stage.py::"
+_OUTLIVED = "tests/trainer/test_outlived.py::"
 _OPERATOR = "tests/cluster/test_operator.py::"
 _FAILING = "tests/cluster/test_failures.py::"
 _GANGS = "tests/cluster/test_gangs.py::"
@@ -139,6 +140,15 @@ _BY_A_STAGE: Final = (
             observed="The run's volume cannot be written: read-only, broken, or gone (EROFS, EIO, ESTALE).",
             hint="Look at its PersistentVolume, its access mode, and the node that mounts it.",
             test=_STAGES + "test_a_volume_that_is_mounted_read_only"),
+    Failure(reason=Reason.ATTEMPT_USED, exit_code=85, retryable=True, counts=False,
+            observed="The attempt's folder on the volume belongs to a pod that ran before: its Job was suspended and "
+                     "started again, say.",
+            hint="Nothing needs to be done: the next attempt goes on from what that pod has left.",
+            test=_OUTLIVED + "test_the_same_job_started_again_leaves_the_attempt_to_its_first_pods"),
+    Failure(reason=Reason.SUPERSEDED, exit_code=86, retryable=True, counts=False,
+            observed="The pod outlived its attempt, on a node that was cut off, say, and has ended by itself.",
+            hint="Nothing needs to be done: a later attempt does the work.",
+            test=_OUTLIVED + "test_a_training_that_the_operator_has_given_up_ends_by_itself"),
     Failure(reason=Reason.DRIVER_TOO_OLD, exit_code=87,
             observed="The node's NVIDIA driver is older than the image's CUDA needs.",
             hint="Update it to the version that the message names, or choose nodes that have it by "

@@ -33,6 +33,8 @@ class Reason(StrEnum):
     STORAGE_FULL = "StorageFull"
     STORAGE_UNWRITABLE = "StorageUnwritable"
     INTERRUPTED = "Interrupted"
+    ATTEMPT_USED = "AttemptUsed"
+    SUPERSEDED = "Superseded"
     # Seen by the operator: an attempt or the run ends.
     NOT_ALLOWED = "NotAllowed"
     PLAN_DOES_NOT_FIT = "PlanDoesNotFit"
@@ -47,7 +49,6 @@ class Reason(StrEnum):
     QUEUE_EVICTED = "QueueEvicted"
     REPORTS_STAND_STILL = "ReportsStandStill"
     GANG_NOT_SCHEDULED = "GangNotScheduled"
-    REPORTS_STAND_STILL = "ReportsStandStill"
     SUSPENDED = "Suspended"
     RESULT_LOST = "ResultLost"
     DEADLINE_EXCEEDED = "DeadlineExceeded"

@@ -21,13 +21,16 @@ from pathlib import Path
 from typing import IO, Any, Self, cast
 
 from llava_api.base import Lenient
-from llava_trainer.files import begin_folder, check_space, publish_folder, write_whole
+from llava_trainer.attempts.takeover import earlier_of, take_over_folder
+from llava_trainer.files import begin_folder, check_space, make_folder, publish_folder, write_whole
 from llava_trainer.sources.journal import Journal, read_note
 from llava_trainer.sources.refusals import refused
 from llava_trainer.sources.remote import RemoteFile, check_name
 from llava_trainer.sources.transfer import CHUNK_BYTES, Downloader
 
 MARKER = "unpacked.json"
+ARCHIVE_SUFFIX = "-archive"
+"""Of the folder beside what was unpacked, where its archive lies meanwhile."""
 MAX_FACTOR = 200
 """Most that content may be larger than its archive: JSON reaches about 30, pictures about 1."""
 MIN_LIMIT_BYTES = 1 << 30
@@ -67,10 +70,15 @@ def fetch_and_unpack(remote: RemoteFile, identity: str, *, keep: Path, folder: P
     what = f"{downloader.field} {remote.address}"
     # A digest, because there may be a signature in an address.
     identity = hashlib.sha256(identity.encode()).hexdigest()
-    done = read_note(keep / MARKER, _Unpacked)
-    if done is not None and done.identity == identity and folder.is_dir():
-        logger.info("%s has been unpacked by an earlier attempt", what)
+    if _is_done(keep, identity) and folder.is_dir():
+        logger.info("%s has been unpacked already", what)
         return
+    for earlier in earlier_of(keep):
+        if _is_done(earlier, identity) and take_over_folder(folder):
+            make_folder(keep)
+            write_whole(keep / MARKER, (earlier / MARKER).read_text(encoding="utf-8"))
+            logger.info("%s has been unpacked by an earlier attempt", what)
+            return
     downloader.progress.begin(what, remote.size or 0)
     with Journal(keep) as journal:
         fetched = downloader.fetch(remote, journal)
@@ -81,6 +89,11 @@ def fetch_and_unpack(remote: RemoteFile, identity: str, *, keep: Path, folder: P
     write_whole(keep / MARKER, _Unpacked(identity=identity, sha256=fetched.sha256).model_dump_json())
     (keep / fetched.name).unlink()
     logger.info("%s held %d files (sha256 %s)", what, num_files, fetched.sha256)
+
+
+def _is_done(keep: Path, identity: str) -> bool:
+    done = read_note(keep / MARKER, _Unpacked)
+    return done is not None and done.identity == identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +128,9 @@ def unpack(archive: Path, folder: Path, *, field: str, address: str, on_bytes: C
                     raise refused(f"{where} has more than {MAX_ENTRIES:,} entries")
                 target = aside / check_name(entry.name, field, address)
                 if entry.is_folder:
-                    target.mkdir(parents=True, exist_ok=True)
+                    make_folder(target)
                     continue
-                target.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(target.parent)
                 for size in _write(entry, target):
                     total += size
                     if total > limit:

@@ -14,12 +14,13 @@ from llava_api.constants import DOWNLOAD_CA_PATH, ENV_DISABLE_XET, INPUTS_PATH, 
 from llava_api.run_config import RunConfig
 from llava_api.spec import Dataset, Validation
 from llava_api.text import show
-from llava_trainer.files import write_whole
+from llava_trainer.attempts.takeover import earlier_of
+from llava_trainer.files import make_folder, write_whole
 from llava_trainer.reporting import Reporter
 from llava_trainer.retrying import Patience
 from llava_trainer.sources import web
 from llava_trainer.sources.address import BucketAddress, ClaimAddress, HubAddress, WebAddress, parse_address
-from llava_trainer.sources.archive import fetch_and_unpack
+from llava_trainer.sources.archive import ARCHIVE_SUFFIX, fetch_and_unpack
 from llava_trainer.sources.bucket import Bucket
 from llava_trainer.sources.claims import check_claim
 from llava_trainer.sources.credentials import Credentials, read_credentials, web_headers
@@ -147,7 +148,7 @@ class _Errand:
             check_claim(path, address, f"{role.field}: {told}", is_model=role.dataset is None)
             return Input(path=path, origin=told)
         folder = self.config.volume.download_dir(role.name)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         credentials = read_credentials(self.around.secrets / role.secret, secret_field(role.field))
         downloader = Downloader(
             client=self.client, field=role.field, volume=self.config.volume_root, progress=self.progress,
@@ -182,8 +183,7 @@ class _Errand:
                 field=role.field, repeatedly=repeatedly, uses_xet=self.around.environ.get(ENV_DISABLE_XET) == "0",
             )  # fmt: skip
             note = state_of(folder) / _COMMIT_FILE
-            known = read_note(note, _Commit)
-            commit = known.commit if known and known.source == role.source else repository.resolve()
+            commit = _read_commit(folder, role.source) or repository.resolve()
             write_whole(note, _Commit(source=role.source, commit=commit).model_dump_json())
             logger.info("%s: %s is at commit %s", role.field, told, commit)
             return make_catalogue(
@@ -207,7 +207,7 @@ class _Errand:
             with Journal(folder) as journal:
                 downloader.fetch(remote, journal)
             return Input(path=folder / remote.name, origin=remote.address)
-        keep = folder.with_name(f"{folder.name}-archive")
+        keep = folder.with_name(f"{folder.name}{ARCHIVE_SUFFIX}")
         fetch_and_unpack(remote, role.source, keep=keep, folder=folder, downloader=downloader)
         return Input(path=_descend(folder, role.dataset.file if role.dataset else "config.json"), origin=remote.address)
 
@@ -221,3 +221,12 @@ def _descend(folder: Path, wanted: str) -> Path:
         return folder
     homes = [inside for inside in folder.iterdir() if inside.is_dir() and (inside / wanted).exists()]
     return homes[0] if len(homes) == 1 else folder
+
+
+def _read_commit(folder: Path, source: str) -> str | None:
+    """The commit that this attempt, or one that it has taken over, has begun to fetch."""
+    for place in (folder, *earlier_of(folder)):
+        known = read_note(state_of(place) / _COMMIT_FILE, _Commit)
+        if known is not None and known.source == source:
+            return known.commit
+    return None

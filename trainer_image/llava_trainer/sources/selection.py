@@ -20,7 +20,7 @@ from llava_trainer.data.images import resolve_inside
 from llava_trainer.data.samples import Sample
 from llava_trainer.data.ubiai import read_ubiai
 from llava_trainer.data.ubiai_ocr import BOX_SUFFIX, IMAGE_SUFFIX
-from llava_trainer.sources.archive import fetch_and_unpack
+from llava_trainer.sources.archive import ARCHIVE_SUFFIX, fetch_and_unpack
 from llava_trainer.sources.gathering import Gatherer
 from llava_trainer.sources.refusals import refused
 
@@ -252,7 +252,7 @@ def _unpack_pictures(gatherer: Gatherer, dataset: Dataset) -> bool:
     fetch_and_unpack(
         replace(remote, name=PurePosixPath(packed).name),
         f"{remote.address} {remote.version}",
-        keep=gatherer.folder.with_name(f"{gatherer.folder.name}-archive"),
+        keep=gatherer.folder.with_name(f"{gatherer.folder.name}{ARCHIVE_SUFFIX}"),
         folder=folder,
         downloader=gatherer.downloader,
     )

@@ -17,7 +17,7 @@ import httpx
 from pydantic import Field
 
 from llava_api.base import Lenient
-from llava_trainer.files import check_space, write_whole
+from llava_trainer.files import check_space, make_folder, write_whole
 from llava_trainer.retrying import Patience, Retrier, StoppedError, TransientError
 from llava_trainer.sources.exchange import (
     Body,
@@ -96,9 +96,10 @@ class Downloader:
             )
         path = journal.folder / remote.name
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
         except (FileExistsError, NotADirectoryError) as error:
             raise refused(f"{what} needs a folder where the source has a file: {error}") from error
+        journal.take_over_partial(remote.name)
         transfer = _Transfer(self, remote, path, journal.partial_of(remote.name))
         fetched = self.retrier(remote.address)(transfer.attempt, transfer.take_gain)
         journal.add(fetched)
