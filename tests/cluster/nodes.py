@@ -103,6 +103,11 @@ async def playing(kube: Kube, namespace: str, behave: Behave) -> AsyncIterator[N
         living.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await living
+        # Pods that nobody ends would hold up the end of their namespace.
+        async for pod in kube.list(PODS, namespace):
+            with contextlib.suppress(KubeError):
+                path = PODS.path(namespace, pod["metadata"]["name"])
+                await kube._request("DELETE", path, body={"gracePeriodSeconds": 0})
         for name in made.names:
             await kube._request("DELETE", NODES.path(None, name))
 
@@ -111,7 +116,8 @@ async def provide(kube: Kube, namespace: str, *claims: str) -> None:
     """Volumes for claims, which the scheduler waits for."""
     for name in claims:
         spec = {
-            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany"], "hostPath": {"path": "/tmp"},
+            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany", "ReadWriteOnce"],
+            "hostPath": {"path": "/tmp"},
             "claimRef": {"namespace": namespace, "name": name}, "persistentVolumeReclaimPolicy": "Retain",
         }  # fmt: skip
         await kube.create(VOLUMES, None, {"metadata": {"name": name}, "spec": spec})

@@ -56,7 +56,7 @@ def operator(installation: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.fixture
 async def kube(api_server: Kubectl, crd: None) -> AsyncIterator[Kube]:
     assert api_server.kubeconfig is not None
-    names = [*DISTURBED.values(), *OTHERS.values()]
+    names = [*DISTURBED.values(), *OTHERS.values(), "still"]
     async with connect(api_server.kubeconfig) as api:
         kube = Kube(api, timeout_s=20)
         await kube.create(NAMESPACES, None, {"metadata": {"name": NAMESPACE}})
