@@ -33,6 +33,8 @@ class Reason(StrEnum):
     STORAGE_FULL = "StorageFull"
     STORAGE_UNWRITABLE = "StorageUnwritable"
     INTERRUPTED = "Interrupted"
+    ATTEMPT_USED = "AttemptUsed"
+    SUPERSEDED = "Superseded"
     # Seen by the operator: an attempt or the run ends.
     NOT_ALLOWED = "NotAllowed"
     PLAN_DOES_NOT_FIT = "PlanDoesNotFit"
@@ -45,6 +47,7 @@ class Reason(StrEnum):
     JOB_DELETED = "JobDeleted"
     POD_DELETED = "PodDeleted"
     QUEUE_EVICTED = "QueueEvicted"
+    REPORTS_STAND_STILL = "ReportsStandStill"
     GANG_NOT_SCHEDULED = "GangNotScheduled"
     SUSPENDED = "Suspended"
     RESULT_LOST = "ResultLost"

@@ -8,9 +8,7 @@ from tests.named import source_of
 OF_STAGES = [failure for failure in FAILURES if failure.exit_code is not None]
 WITHOUT_TEST = frozenset(
     {
-        Reason.POD_FAILED, Reason.EVICTED, Reason.PREEMPTED, Reason.NODE_LOST, Reason.DRAINED, Reason.POD_DISRUPTED,
-        Reason.POD_DELETED, Reason.QUEUE_EVICTED, Reason.GANG_NOT_SCHEDULED, Reason.RESULT_LOST,
-        Reason.DEADLINE_EXCEEDED, Reason.NO_PROGRESS, Reason.VOLUME_OF_EARLIER_RUN,
+        Reason.VOLUME_OF_EARLIER_RUN,
     }
 )  # fmt: skip
 """Rows of the operator that nothing causes for real yet."""

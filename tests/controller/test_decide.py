@@ -64,7 +64,8 @@ def test_new_run_commits_to_its_first_stage_before_anything_is_made() -> None:
 def test_new_run_has_every_condition() -> None:
     conditions = {c.type: c.status for c in commit(see()).conditions}
     without = dict.fromkeys(set(Condition) - {Condition.ALIGNED}, "False")
-    assert conditions == {**without, Condition.RECONCILING: "True"}, "a run without alignment"
+    expected = without | {Condition.REPORTING: "True", Condition.RECONCILING: "True"}
+    assert conditions == expected, "a run without alignment"
 
 
 def test_deleted_run_is_left_alone_in_every_state() -> None:

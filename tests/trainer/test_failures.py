@@ -6,6 +6,8 @@ where CUDA or NCCL would raise it (``faults``).
 
 import dataclasses
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -85,7 +87,7 @@ def preparing(tmp_path: Path, toy_model_dir: Path) -> RunConfig:
 
 
 def test_a_configuration_that_the_image_does_not_know(preparing: RunConfig):
-    text = preparing.model_dump_json().replace('{"version":1', '{"colour":"red","version":1')
+    text = preparing.model_dump_json().replace('{"version":', '{"colour":"red","version":')
     assert "colour: Extra inputs" in fail(preparing, Reason.INVALID_CONFIG, text=text).message
 
 
@@ -101,10 +103,11 @@ def test_a_model_that_is_none(preparing: RunConfig, tmp_path: Path):
 
 
 def test_an_error_that_nobody_foresaw(preparing: RunConfig):
+    shutil.rmtree(preparing.volume_root, ignore_errors=True)
     preparing.volume_root.mkdir()
     (preparing.volume_root / "attempts").write_text("a file where a folder should be")
     failure = fail(preparing, Reason.INTERNAL_ERROR)
-    assert "NotADirectoryError" in failure.message
+    assert "/attempts" in failure.message
     assert "Traceback" in failure.log_tail
 
 
@@ -278,5 +281,6 @@ def test_a_damaged_checkpoint_is_passed_over(stopped: RunConfig):
         assert stage.wait() == 0, stage.output
         assert stage.result.train is not None
         assert stage.result.train.steps == 4
-    assert f"resuming from {newest.parent}/step-" in stage.output
-    assert f"resuming from {newest}" not in stage.output
+    resumed = re.search(r"resuming from \S+/step-(\d+)", stage.output)
+    assert resumed is not None, stage.output
+    assert int(resumed[1]) == 1

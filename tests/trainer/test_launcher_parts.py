@@ -187,7 +187,7 @@ def test_who_knows_what_nccl_said_is_believed_before_who_only_lost_somebody(conf
 def test_how_far_it_was_is_known_of_a_process_that_could_not_say(config: RunConfig):
     assert fill_steps(config, KILLED, range(2)) == KILLED
     history = config.volume.history_file(config.run.stage, 1)
-    history.parent.mkdir(parents=True)
+    history.parent.mkdir(parents=True, exist_ok=True)
     history.write_text('{"step": 3}\n')
     assert fill_steps(config, KILLED, range(2)) == KILLED, "a curve that cannot be read is none"
     with History(history) as curve:

@@ -27,6 +27,7 @@ from llava_trainer.training.loop import train
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.retention import list_checkpoints
 from llava_trainer.training.stopping import StopRequest
+from tests.trainer.attempts import begin
 from tests.trainer.many import run_in_processes
 from tests.trainer.servers.authority import Authority
 from tests.trainer.test_signing import ADDRESSES, FAILURE, KEYS, LIE, Stranger, lies
@@ -159,11 +160,11 @@ def test_a_process_killed_in_one_pod_ends_all_pods(
         (Reason.WORKER_KILLED, 1, "training process 1 was killed by SIGKILL")
     ] * 2
     # What two pods learned until then is what one process learns.
-    single = make_config(attempt=2, epochs=LONG)
+    losses = [entry.loss for entry in curve(config)[:3]]
+    single = begin(make_config(attempt=2, epochs=LONG))
     processes, port = process_group
     with environment_of_one(port), pytest.raises(StageError, match="after step 3"):
         train(single, processes, Reporter(single), StopAfter(3))
-    losses = [entry.loss for entry in curve(config)[:3]]
     assert losses == pytest.approx([entry.loss for entry in curve(single)], rel=1e-5)
 
 

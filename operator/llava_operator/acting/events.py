@@ -53,6 +53,11 @@ def list_transitions(status: Status) -> Iterator[Transition]:
             time=status.api_trouble.time, type="Warning", reason=Reason.API_ERROR, action="Wait",
             note=status.api_trouble.message, about="run",
         )  # fmt: skip
+    if status.silent_since is not None:
+        yield Transition(
+            time=status.silent_since, type="Warning", reason="Silent", action="Report", about="run",
+            note=f"training has reported nothing since {status.silent_since}; it may be at work all the same",
+        )  # fmt: skip
     if status.completion_time is None:
         return
     if status.phase is Phase.SUCCEEDED:

@@ -31,8 +31,9 @@ logger = logging.getLogger(__name__)
 class Patience:
     """How long to wait for whom. Seconds."""
 
-    arrival_s: float = 900.0
-    """For all pods to be there: they may be scheduled minutes apart, and pull a large image."""
+    arrival_s: float = 1800.0
+    """For all pods to be there: they may be scheduled minutes apart, and pull a large image. Longer than the operator
+    lets part of a gang hold its places (``scheduling.gangTimeoutSeconds``): that costs no restart."""
     agents_s: float = 60.0
     """For torch's elastic agents to find each other, once all launchers are here."""
     silence_s: float = 60.0
@@ -168,6 +169,17 @@ class Meeting:
         """Tell the other launchers what came out; the first one's part."""
         self._result = result
         self._leave_word(_RESULT, result)
+
+    def find_result(self) -> str | None:
+        """What the first launcher has said came out; None if it has not yet. Never waits.
+
+        Raises:
+            StageError: RendezvousFailed; it is gone.
+        """
+        try:
+            return self._find_word(_RESULT)
+        except DistError as error:
+            raise StageError(Reason.RENDEZVOUS_FAILED, "the first training pod is gone") from error
 
     def await_result(self) -> str:
         """What the first launcher says came out.

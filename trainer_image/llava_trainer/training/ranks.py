@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_api.base import Lenient
-from llava_api.failures import Reason
+from llava_api.failures import Reason, exit_code_of
 from llava_api.report import StageFailure, TrainNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.files import write_whole
@@ -126,6 +126,8 @@ def fill_steps(config: RunConfig, failure: StageFailure, ranks: Iterable[int]) -
 
 
 def _credibility(exit_: Exit, told: Mapping[int, RankFailure]) -> int:
+    if exit_.code == exit_code_of(Reason.SUPERSEDED):
+        return 0
     word = told.get(exit_.rank)
     if word and word.lost_peer:
         return 2 if word.failure.reason is Reason.NCCL_FAILED else 3
@@ -142,7 +144,9 @@ def _credibility(exit_: Exit, told: Mapping[int, RankFailure]) -> int:
 def _explain_exit(config: RunConfig, exit_: Exit) -> RankFailure:
     tail = read_tail(rank_log(config, exit_.rank))
     fault = explain_nccl_fault(tail) if -exit_.code == signal.SIGABRT else None
-    if fault is not None:
+    if exit_.code == exit_code_of(Reason.SUPERSEDED):
+        reason, how = Reason.SUPERSEDED, "has ended because the attempt does not count any more: a later one has begun"
+    elif fault is not None:
         reason, how = fault.reason, f"was ended by PyTorch's watchdog over NCCL: {fault.message}"
     elif exit_.code < 0:
         reason, how = Reason.WORKER_KILLED, f"was killed by {_signal_name(-exit_.code)}"

@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from llava_api.failures import Reason, exit_code_of
 from llava_api.report import StageFailure
 from llava_api.run_config import RunConfig
+from llava_trainer.attempts.folder import Fence
 from llava_trainer.device_faults import explain_device_fault
 from llava_trainer.errors import LOST_CONNECTION_SIGN, StageError
 from llava_trainer.logs import ProcessLog
@@ -55,10 +56,20 @@ def main() -> int:
         try:
             _run(config, stop, progress)
         except Exception as error:
+            if is_superseded(error, config):
+                # Nothing is written any more: not even why, nor a line of the log, which lies in the attempt's folder.
+                return exit_code_of(Reason.SUPERSEDED)
             failure = explain_rank_failure(error, rank, log, progress)
             write_rank_failure(config, rank, failure)
             return exit_code_of(failure.failure.reason)
     return 0
+
+
+def is_superseded(error: BaseException, config: RunConfig) -> bool:
+    """Whether this process ends because its attempt does not count any more; then it says nothing but its exit code."""
+    if isinstance(error, StageError) and error.reason is Reason.SUPERSEDED:
+        return True
+    return Fence(config).find_reason() is not None
 
 
 def explain_rank_failure(error: Exception, rank: int, log: ProcessLog, progress: Progress) -> RankFailure:
@@ -133,13 +144,14 @@ def _run(config: RunConfig, stop: StopRequest, progress: Progress) -> None:
             dist.destroy_process_group()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Stalling:
     """What this process does about standing still."""
 
     config: RunConfig
     processes: Processes
     progress: Progress
+    is_superseded: bool = False
 
     @property
     def limit_s(self) -> float:
@@ -168,10 +180,14 @@ class _Stalling:
         telling.start()
         telling.join(_LAST_WORDS_S)
         # The main thread hangs: nothing else ends this process.
-        os._exit(exit_code_of(word.failure.reason))
+        os._exit(exit_code_of(Reason.SUPERSEDED if self.is_superseded else word.failure.reason))
 
     def _tell(self, word: RankFailure) -> None:
         rank = self.processes.rank
+        if Fence(self.config).find_reason() is not None:
+            # The attempt is over: its folder is another one's, and so is the log.
+            self.is_superseded = True
+            return
         logger.error("process %d ends: %s: %s", rank, word.failure.reason, word.failure.message)
         write_rank_failure(self.config, rank, word)
 
