@@ -169,7 +169,8 @@ async def policy_that_refuses_pods(world: World) -> None:
     binding = {"policyName": world.namespace, "validationActions": ["Deny"], "matchResources": chosen}
     await world.put(POLICIES, {"metadata": {"name": world.namespace}, "spec": spec}, everywhere=True)
     await world.put(BINDINGS, {"metadata": {"name": world.namespace}, "spec": binding}, everywhere=True)
-    probe = {"metadata": {"name": "probe"}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
+    labels = {"app": "probe"}
+    probe = {"metadata": {"name": "probe", "labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
 
     async def refused() -> bool:
         try:
