@@ -45,6 +45,7 @@ class Reason(StrEnum):
     NO_PROGRESS = "NoProgress"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     SUSPENDED = "Suspended"
+    VOLUME_OF_EARLIER_RUN = "VolumeOfEarlierRun"
     NAME_CONFLICT = "NameConflict"
     REJECTED = "Rejected"
 
@@ -138,6 +139,8 @@ FAILURES: tuple[Failure, ...] = (
             hint="Raise spec.activeDeadlineSeconds, then spec.retry."),
     Failure(reason=Reason.SUSPENDED, exit_code=None, retryable=True, counts=False,
             hint="Set spec.suspend to false to go on."),
+    Failure(reason=Reason.VOLUME_OF_EARLIER_RUN, exit_code=None, retryable=True, counts=False,
+            hint="Delete the claim, or name it in spec.storage.existingClaim to work with what lies on it."),
     Failure(reason=Reason.NAME_CONFLICT, exit_code=None, retryable=False,
             hint="Delete or rename the object that is in the way, or give the run another name."),
     Failure(reason=Reason.REJECTED, exit_code=None, retryable=False,

@@ -93,6 +93,9 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ({"workers__shmSize": "lots"}, "spec.workers.shmSize", "should match"),
         ({"workers__shmSize": -5}, "spec.workers.shmSize", "greater than or equal to 0"),
         ({"storage__size": "-1Gi"}, "spec.storage.size", "should match"),
+        ({"storage__retain": "Sometimes"}, "spec.storage.retain", '"OnSuccess"'),
+        ({"storage__existingClaim": "Not/A/Claim"}, "spec.storage.existingClaim", "should match"),
+        ({"storage__existingClaim": ""}, "spec.storage.existingClaim", "at least 1 chars"),
         ({"dataset__format": "csv"}, "spec.dataset.format", '"llava"'),
         ({"dataset__validation": {"fraction": 0.9}}, "spec.dataset.validation.fraction", "less than or equal to 0.5"),
         ({"dataset__validation": {}}, "spec.dataset.validation", "either fraction or file"),
@@ -347,7 +350,9 @@ def test_longest_name_is_accepted(kubectl: Kubectl) -> None:
         ({"workers__gpuMemory": "80Gi"}, "workers.gpuMemory"),
         ({"alignment": {"dataset": {"source": "pvc://d/a", "format": "llava", "file": "a.json"}}}, "alignment"),
         ({"evaluation__prompts": [{"text": "What?"}]}, "evaluation"),
-        ({"storage__storageClassName": "fast"}, "storage"),
+        ({"storage__storageClassName": "fast"}, "storage.storageClassName"),
+        ({"storage__retain": "Always"}, "storage.retain"),
+        ({"storage__existingClaim": "other"}, "storage.existingClaim"),
         ({"image__reference": "other"}, "image"),
         ({"imagePullSecrets": [{"name": "x"}]}, "imagePullSecrets"),
         ({"merge__dtype": "float32"}, "merge"),
@@ -412,6 +417,39 @@ def test_a_volume_that_one_node_writes_is_not_resized_above_one_pod(kubectl: Kub
     status = {"status": {"artifacts": {"accessModes": ["ReadWriteMany"]}}}
     kubectl.run("patch", "lft", "lone", "--subresource=status", "--type=merge", "-p", json.dumps(status))
     kubectl.apply(make("lone", suspend=True, workers__replicas=2))
+
+
+def suspend_for(kubectl: Kubectl, name: str, reason: str) -> None:
+    held = {
+        "type": "Suspended", "status": "True", "reason": reason, "message": "",
+        "lastTransitionTime": "2026-11-01T12:00:00Z",
+    }  # fmt: skip
+    patch = json.dumps({"status": {"phase": "Suspended", "conditions": [held]}})
+    kubectl.run("patch", "lft", name, "--subresource=status", "--type=merge", "-p", patch)
+
+
+def test_a_claim_is_named_later_only_while_the_run_waits_for_one(kubectl: Kubectl) -> None:
+    kubectl.run("delete", "lft", "heir", "--ignore-not-found")
+    kubectl.apply(make("heir", suspend=True))
+    named = make("heir", suspend=True, storage__existingClaim="heir-run")
+    for reason in ("", "Suspended"):
+        if reason:
+            suspend_for(kubectl, "heir", reason)
+        message = refusal(kubectl, named)
+        assert "spec.storage.existingClaim is fixed from creation, but for a run that is suspended as" in message
+    suspend_for(kubectl, "heir", "VolumeOfEarlierRun")
+    kubectl.apply(named)
+    assert kubectl.get("lft", "heir")["spec"]["storage"]["existingClaim"] == "heir-run"
+    for other in (make("heir", suspend=True), make("heir", suspend=True, storage__existingClaim="third")):
+        assert "spec.storage.existingClaim is fixed from creation" in refusal(kubectl, other), "it is named once"
+
+
+def test_a_claim_that_is_named_says_itself_how_it_can_be_written(kubectl: Kubectl) -> None:
+    kubectl.run("delete", "lft", "guest", "--ignore-not-found")
+    kubectl.apply(make("guest", suspend=True, storage__existingClaim="shared"))
+    status = {"status": {"artifacts": {"volumeClaim": "shared", "accessModes": []}}}
+    kubectl.run("patch", "lft", "guest", "--subresource=status", "--type=merge", "-p", json.dumps(status))
+    kubectl.apply(make("guest", suspend=True, storage__existingClaim="shared", workers__replicas=2))
 
 
 def test_applying_the_same_again_changes_nothing(kubectl: Kubectl) -> None:

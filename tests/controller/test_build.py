@@ -21,7 +21,7 @@ from llava_operator.build.service import build_rendezvous_service
 from llava_operator.build.volume import build_volume_claim
 from llava_operator.deciding.waiting import list_needs
 from llava_operator.stages import STAGES as STAGE_TABLE
-from tests.controller.makers import STAGES, make_attempt, make_run
+from tests.controller.makers import RUN_UID, STAGES, make_attempt, make_run
 
 PLATFORM = Platform(trainer_image="registry/trainer:1", report_url="https://op-report.system.svc:8443/v1/progress")
 OWNER = {
@@ -255,16 +255,32 @@ def test_gpus_come_from_the_field_made_for_them() -> None:
 
 def test_volume_claim_whole() -> None:
     run = make_run(storage={"size": "5Gi", "storageClassName": "fast"})
+    owned = metadata("invoices-run")
     assert build_volume_claim(run) == {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": metadata("invoices-run"),
+        "metadata": {**owned, "labels": {**owned["labels"], "finetune.llava.dev/run-uid": RUN_UID}},
         "spec": {
             "accessModes": ["ReadWriteMany"],
             "resources": {"requests": {"storage": "5Gi"}},
             "storageClassName": "fast",
         },
     }
+
+
+@pytest.mark.parametrize(("retain", "is_owned"), [("Always", False), ("OnSuccess", True), ("Never", True)])
+def test_claim_that_is_always_retained_has_no_owner(retain: str, is_owned: bool) -> None:
+    made = build_volume_claim(make_run(storage={"retain": retain}))
+    assert ("ownerReferences" in made["metadata"]) is is_owned
+    assert made["metadata"]["labels"]["finetune.llava.dev/run-uid"] == RUN_UID
+
+
+@pytest.mark.parametrize("stage", list(StageName))
+def test_every_stage_mounts_the_claim_that_the_run_names(stage: StageName) -> None:
+    for storage, claim in (({}, "invoices-run"), ({"existingClaim": "shared"}, "shared")):
+        job = build_job(make_attempt(make_run(storage=storage), stage), PLATFORM)
+        volumes = job["spec"]["template"]["spec"]["volumes"]
+        assert {"name": "run", "persistentVolumeClaim": {"claimName": claim}} in volumes
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ class ApiServer:
         made = copy.deepcopy(body)
         made["metadata"]["uid"] = f"{name}-uid"
         made["metadata"].setdefault("namespace", namespace)
+        made["metadata"].setdefault("resourceVersion", "1")
         self.objects[kind, name] = made
         self.writes.append(f"create {kind.plural} {name}" if kind != EVENTS else f"event {body['reason']}")
         return made
@@ -94,7 +95,8 @@ class ApiServer:
         if wanted is not None and wanted != found["metadata"]["resourceVersion"]:
             raise ConflictError("the object has been modified")
         before = copy.deepcopy(found)
-        apply_patch(found, {key: value for key, value in body.items() if key != "metadata"})
+        meta = {key: value for key, value in body.get("metadata", {}).items() if key not in ("resourceVersion", "uid")}
+        apply_patch(found, {**body, "metadata": meta})
         for unknown in self.pruned:
             found.get("status", {}).pop(unknown, None)
         self.writes.append(f"patch {kind.plural} {name}")

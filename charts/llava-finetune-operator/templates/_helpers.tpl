@@ -46,8 +46,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   resources: [configmaps]
   verbs: [get, create, patch]
 - apiGroups: [""]
-  resources: [services, persistentvolumeclaims]
+  resources: [services]
   verbs: [get, create]
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  # Patched are owner references alone: a claim that is retained loses that of its run (spec.storage.retain).
+  verbs: [get, create, patch]
 {{- if .Values.isolateTraining }}
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from llava_api.base import Strict
-from llava_api.names import MAX_REPLICAS
+from llava_api.names import MAX_REPLICAS, volume_claim_name
 from llava_api.rules import rule, rules
 from llava_api.spec.values import LabelKey, LabelValue, Quantity, ResourceName, Resources, make_resources
 
@@ -109,7 +109,7 @@ class Merge(Strict):
 
 
 class Storage(Strict):
-    """The volume that holds everything a run makes. It is deleted with the run."""
+    """The volume that holds everything a run makes."""
 
     size: Annotated[
         Quantity,
@@ -130,6 +130,30 @@ class Storage(Strict):
             description="Access modes of the volume. Left out: ReadWriteMany with replicas > 1, else ReadWriteOnce.",
         ),
     ] | None = None  # fmt: skip
+    retain: Annotated[
+        Literal["Always", "OnSuccess", "Never"],
+        Field(
+            description="Whether the claim stays when the run is deleted: Always; OnSuccess, if the run has succeeded; "
+            "Never, so that nothing of the run is left. Only people delete runs where it is Never: "
+            "ttlSecondsAfterFinished is refused then."
+        ),
+    ] = "Never"
+    existing_claim: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=253,
+            pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+            description="Claim of the run's namespace to use as the run's volume, for one run at a time. None is made "
+            "then, size, storageClassName, accessModes and retain say nothing, and the operator never deletes it. It "
+            "can be named later only while the run is suspended as VolumeOfEarlierRun. Left out: a claim NAME-run is "
+            "made.",
+        ),
+    ] = None
+
+    def claim_for(self, run: str) -> str:
+        """Name of the claim that a run of this name uses."""
+        return self.existing_claim or volume_claim_name(run)
 
     def modes_for(self, replicas: int) -> tuple[str, ...]:
         """Access modes of a volume that so many training pods write to, which may land on different nodes."""

@@ -128,16 +128,18 @@ MAY_CHANGE_SUSPENDED = (
     "scheduling",
 )  # fmt: skip
 """Fields that may change while the run is suspended: what the next attempts run with."""
-_PARTS = ("training", "training.batch", "alignment", "alignment.batch", "workers")
+MAY_BE_NAMED = ("storage.existingClaim",)
+"""Fields about which the status has a say: their rule is that of the whole resource."""
+_PARTS = ("training", "training.batch", "alignment", "alignment.batch", "workers", "storage")
 """Fields of which some parts may change."""
 
 
 def _list_fixed() -> tuple[str, ...]:
     """Paths of everything that never changes."""
-    free = {*MAY_CHANGE, *MAY_CHANGE_SUSPENDED, *_PARTS}
+    free = {*MAY_CHANGE, *MAY_CHANGE_SUSPENDED, *MAY_BE_NAMED, *_PARTS}
     models: tuple[tuple[str, type[BaseModel]], ...] = (
         ("", Spec), ("training.", Training), ("training.batch.", Batch), ("alignment.", Alignment),
-        ("alignment.batch.", AlignmentBatch), ("workers.", Workers),
+        ("alignment.batch.", AlignmentBatch), ("workers.", Workers), ("storage.", Storage),
     )  # fmt: skip
     paths = (f"{prefix}{field.alias or name}" for prefix, model in models for name, field in model.model_fields.items())
     return tuple(path for path in paths if path not in free)
@@ -180,7 +182,7 @@ class Spec(Strict):
         Evaluation()
     )
     storage: Annotated[
-        Storage, Field(description="The volume that holds everything a run makes. It is deleted with the run.")
+        Storage, Field(description="The volume that holds everything a run makes, and what becomes of it.")
     ] = Storage()
     scheduling: Annotated[Scheduling, Field(description="Where pods may run.")] = Scheduling()
     download: Annotated[Download, Field(description="How models and datasets are fetched.")] = Download()

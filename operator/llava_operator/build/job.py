@@ -12,7 +12,7 @@ from llava_api.constants import (
     STAGE_CONTAINER,
     TOKEN_AUDIENCE,
 )
-from llava_api.names import rendezvous_service_name, report_ca_name, volume_claim_name
+from llava_api.names import rendezvous_service_name, report_ca_name
 from llava_api.spec import Toleration
 from llava_operator.build.common import Platform, build_labels, build_metadata
 from llava_operator.build.environment import build_environment
@@ -163,7 +163,7 @@ def _build_volumes(attempt: Attempt, platform: Platform) -> list[Object]:
         # Optional: a stage runs also where its progress cannot be reported.
         {"name": "report-ca", "configMap": {"name": report_ca_name(name), "optional": True}},
         {"name": "report-token", "projected": {"sources": [{"serviceAccountToken": token}]}},
-        {"name": "run", "persistentVolumeClaim": {"claimName": volume_claim_name(name)}},
+        {"name": "run", "persistentVolumeClaim": {"claimName": attempt.spec.storage.claim_for(name)}},
         {"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shm_size}},
         *(one.volume for one in build_inputs(attempt.spec, attempt.stage, platform.download)),
