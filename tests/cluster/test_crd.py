@@ -93,6 +93,18 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ({"workers__shmSize": "lots"}, "spec.workers.shmSize", "should match"),
         ({"workers__shmSize": -5}, "spec.workers.shmSize", "greater than or equal to 0"),
         ({"storage__size": "-1Gi"}, "spec.storage.size", "should match"),
+        (
+            {"ttlSecondsAfterFinished": 60},
+            "spec.ttlSecondsAfterFinished",
+            "needs spec.storage.retain Always or OnSuccess, or spec.storage.existingClaim",
+        ),
+        (
+            {"ttlSecondsAfterFinished": 60, "storage__retain": "Never"},
+            "spec.ttlSecondsAfterFinished",
+            "would delete the only copy of the model",
+        ),
+        ({"ttlSecondsAfterFinished": -1}, "spec.ttlSecondsAfterFinished", "greater than or equal to 0"),
+        ({"ttlSecondsAfterFinished": 10**8}, "spec.ttlSecondsAfterFinished", "less than or equal to 31536000"),
         ({"storage__retain": "Sometimes"}, "spec.storage.retain", '"OnSuccess"'),
         ({"storage__existingClaim": "Not/A/Claim"}, "spec.storage.existingClaim", "should match"),
         ({"storage__existingClaim": ""}, "spec.storage.existingClaim", "at least 1 chars"),
@@ -392,13 +404,28 @@ def test_size_changes_only_while_suspended(kubectl: Kubectl, changes: dict[str, 
 
 
 @pytest.mark.parametrize(
-    "changes", [{"activeDeadlineSeconds": 60}, {"training__maxRestarts": 9}, {"suspend": True}, {"retry": 1}]
+    "changes",
+    [
+        {"activeDeadlineSeconds": 60},
+        {"training__maxRestarts": 9},
+        {"suspend": True},
+        {"retry": 1},
+        {"ttlSecondsAfterFinished": 60},
+    ],
 )
 def test_what_may_change_at_any_time(kubectl: Kubectl, changes: dict[str, Any]) -> None:
     kubectl.run("delete", "lft", "patient", "--ignore-not-found")
-    kubectl.apply(make("patient"))
-    kubectl.apply(make("patient", **changes))
-    kubectl.apply(make("patient", **changes))
+    kubectl.apply(make("patient", storage__retain="OnSuccess"))
+    for _ in range(2):
+        kubectl.apply(make("patient", storage__retain="OnSuccess", **changes))
+
+
+@pytest.mark.parametrize(
+    "storage", [{"retain": "Always"}, {"retain": "OnSuccess"}, {"existingClaim": "shared"}], ids=lambda one: str(one)
+)
+def test_a_timer_goes_with_a_volume_that_stays(kubectl: Kubectl, storage: dict[str, Any]) -> None:
+    manifest = make("timed", storage=storage, ttlSecondsAfterFinished=0)
+    kubectl.run("apply", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(manifest).encode())
 
 
 def test_retry_only_grows(kubectl: Kubectl) -> None:

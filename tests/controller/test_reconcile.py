@@ -106,6 +106,15 @@ class ApiServer:
             found["metadata"]["resourceVersion"] = str(self.version)
         return copy.deepcopy(found)
 
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str, *, version: str | None = None) -> Object:
+        if (kind, name) not in self.objects:
+            raise NotFoundError(f"{name} not found")
+        meta = self.objects[kind, name]["metadata"]
+        if meta["uid"] != uid or version not in (None, meta["resourceVersion"]):
+            raise ConflictError("the precondition does not hold")
+        self.writes.append(f"delete {kind.plural} {name}")
+        return self.objects.pop((kind, name))
+
     def put_run(self, **spec: Any) -> Object:
         raw: Object = {
             "apiVersion": API_VERSION,

@@ -1,15 +1,18 @@
 """Whose a claim is, how long it is waited for, and when it outlives the run: passes against an API server in memory."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from llava_api.constants import API_VERSION, KIND, LABEL_RUN_UID, STAGE_CONTAINER, Condition, Phase, StageName
-from llava_operator.deciding.status import dump_status
+from llava_api.status import StageState, Status
+from llava_operator.cache.runs import Runs
+from llava_operator.deciding.status import complete_status, dump_status
 from llava_operator.kube.client import ConflictError, ForbiddenError, KubeError, NotFoundError, RetryableError
 from llava_operator.kube.kinds import JOBS, PODS, RUNS, VOLUME_CLAIMS
 from llava_operator.kube.objects import Object
-from tests.controller.makers import KEY, RESULTS, RUN_UID, begun
+from tests.controller.makers import KEY, NOW, NOW_TEXT, RESULTS, RUN_UID, begun
 from tests.controller.test_reconcile import ApiServer, Operator
 
 CLAIM = (VOLUME_CLAIMS, "invoices-run")
@@ -229,3 +232,106 @@ async def test_claim_that_somebody_has_deleted_is_no_reason_not_to_succeed(
     assert server.status.phase is Phase.SUCCEEDED
     with pytest.raises(NotFoundError):
         await server.get(VOLUME_CLAIMS, KEY.namespace, CLAIM[1])
+
+
+# --- when the run is deleted
+
+
+def put_ended(server: ApiServer, status: Status, **spec: Any) -> None:
+    server.put_run(**spec)["status"] = dump_status(status)
+    server.objects[CLAIM] = claim_of(RUN_UID)
+
+
+def ended_status(phase: Phase) -> Status:
+    status = begun(StageName.EVALUATE)
+    stages = tuple(stage.model_copy(update={"state": StageState(phase), "completion_time": NOW_TEXT})
+                   for stage in status.stages)  # fmt: skip
+    status = status.model_copy(update={"phase": phase, "stages": stages, "completion_time": NOW_TEXT})
+    return complete_status(status, generation=1, now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("phase", "storage", "is_deleted"),
+    [
+        (Phase.SUCCEEDED, {"retain": "Always"}, True),
+        (Phase.SUCCEEDED, {"retain": "OnSuccess"}, True),
+        (Phase.SUCCEEDED, {"retain": "Never"}, False),
+        (Phase.SUCCEEDED, {"retain": "Never", "existingClaim": "shared"}, True),
+        (Phase.FAILED, {"retain": "Always"}, True),
+        (Phase.FAILED, {"retain": "OnSuccess"}, False),
+        (Phase.FAILED, {"retain": "OnSuccess", "existingClaim": "shared"}, True),
+    ],
+)
+async def test_run_is_deleted_after_its_time_where_its_volume_stays(
+    server: ApiServer, operator: Operator, phase: Phase, storage: Object, is_deleted: bool
+) -> None:
+    put_ended(server, ended_status(phase), storage=storage, ttlSecondsAfterFinished=600)
+    operator.now += timedelta(seconds=599)
+    assert await operator.settle() == (1 if is_deleted else None)
+    assert (RUNS, KEY.name) in server.objects
+    operator.now += timedelta(seconds=1)
+    await operator.settle()
+    assert ((RUNS, KEY.name) not in server.objects) is is_deleted
+    assert CLAIM in server.objects
+
+
+async def test_claim_that_has_got_an_owner_again_loses_it_before_the_run_is_deleted(
+    server: ApiServer, operator: Operator
+) -> None:
+    """By a restore of its first version, for example: Kubernetes would delete it with the run."""
+    put_ended(server, ended_status(Phase.SUCCEEDED), storage={"retain": "OnSuccess"}, ttlSecondsAfterFinished=0)
+    server.objects[CLAIM] = claim_of(RUN_UID, ownerReferences=[owner(RUN_UID)])
+    await operator.settle()
+    assert (RUNS, KEY.name) not in server.objects
+    assert owners(server) == []
+
+
+async def test_run_that_changed_in_the_same_moment_is_not_deleted(server: ApiServer, operator: Operator) -> None:
+    put_ended(server, ended_status(Phase.SUCCEEDED), storage={"retain": "Always"}, ttlSecondsAfterFinished=0)
+    delete = server.delete
+
+    async def change_first(*args: Any, **options: Any) -> Object:
+        run = server.objects[RUNS, KEY.name]
+        run["spec"]["ttlSecondsAfterFinished"] = None
+        run["metadata"]["resourceVersion"] = "99"
+        return await delete(*args, **options)
+
+    server.delete = change_first  # type: ignore[method-assign]
+    assert await operator.settle() is None
+    assert (RUNS, KEY.name) in server.objects
+
+
+async def test_run_that_cannot_be_deleted_says_so_and_is_tried_again(server: ApiServer, operator: Operator) -> None:
+    put_ended(server, ended_status(Phase.SUCCEEDED), storage={"retain": "Always"}, ttlSecondsAfterFinished=0)
+    delete = server.delete
+
+    async def refuse(*_: Any, **__: Any) -> Object:
+        raise ForbiddenError("may not delete runs", status=403)
+
+    server.delete = refuse  # type: ignore[method-assign]
+    for _ in range(2):
+        assert await operator.settle() == 60
+    assert server.writes.count("event NotDeleted") == 1
+    server.delete = delete  # type: ignore[method-assign]
+    assert await operator.settle() is None
+    assert (RUNS, KEY.name) not in server.objects
+
+
+async def test_run_that_somebody_else_has_deleted_is_no_error(server: ApiServer, operator: Operator) -> None:
+    put_ended(server, ended_status(Phase.SUCCEEDED), storage={"retain": "Always"}, ttlSecondsAfterFinished=0)
+
+    async def gone(*_: Any, **__: Any) -> Object:
+        raise NotFoundError("not found")
+
+    server.delete = gone  # type: ignore[method-assign]
+    assert await operator.settle() is None
+
+
+async def test_relist_finds_runs_whose_time_is_over(server: ApiServer) -> None:
+    """What a lost event, or a lost timer, has left behind."""
+    put_ended(server, ended_status(Phase.SUCCEEDED), storage={"retain": "Always"}, ttlSecondsAfterFinished=600)
+    now = NOW + timedelta(seconds=599)
+    runs = Runs(now=lambda: now)
+    assert await runs.relist(server, None) == set()  # type: ignore[arg-type]
+    now += timedelta(seconds=1)
+    assert await runs.relist(server, None) == {KEY}  # type: ignore[arg-type]

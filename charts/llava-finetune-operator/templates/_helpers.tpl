@@ -31,7 +31,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "operator.rules" -}}
 - apiGroups: [finetune.llava.dev]
   resources: [llavafinetunes]
-  verbs: [get, list, watch]
+  # Deleted, by UID, are runs that ended longer ago than their spec.ttlSecondsAfterFinished, and no volume with them.
+  verbs: [get, list, watch, delete]
 - apiGroups: [finetune.llava.dev]
   resources: [llavafinetunes/status]
   verbs: [patch]

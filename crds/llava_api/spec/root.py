@@ -37,6 +37,12 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
         field=".storage.accessModes",
     ),
     rule(
+        "!has(self.ttlSecondsAfterFinished) || has(self.storage.existingClaim) || self.storage.retain != 'Never'",
+        "spec.ttlSecondsAfterFinished needs spec.storage.retain Always or OnSuccess, or spec.storage.existingClaim: "
+        "with Never the timer would delete the only copy of the model",
+        field=".ttlSecondsAfterFinished",
+    ),
+    rule(
         "self.workers.gpus > 0 || self.training.precision != 'bf16'",
         "spec.training.precision bf16 needs spec.workers.gpus of at least 1: use auto or fp32 on a CPU",
         field=".training.precision",
@@ -121,7 +127,7 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
 )
 
 
-MAY_CHANGE = ("suspend", "retry", "activeDeadlineSeconds", "training.maxRestarts")
+MAY_CHANGE = ("suspend", "retry", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "training.maxRestarts")
 """Fields that may always change."""
 MAY_CHANGE_SUSPENDED = (
     "workers.replicas", "workers.gpus", "workers.resources", "training.batch.perDevice", "alignment.batch.perDevice",
@@ -211,6 +217,16 @@ class Spec(Strict):
             le=31_536_000,
             description="Seconds after which the run fails with DeadlineExceeded, without the time that it was "
             "suspended or queued. Left out: none.",
+        ),
+    ] = None
+    ttl_seconds_after_finished: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=31_536_000,
+            description="Seconds after its end when the operator deletes the run. It needs storage.retain Always or "
+            "OnSuccess, or storage.existingClaim: no timer takes a model along. With OnSuccess a run that has failed "
+            "is not deleted. Left out: runs stay until somebody deletes them.",
         ),
     ] = None
     image_pull_secrets: Annotated[

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from llava_api.constants import Condition, StageName
 from llava_api.status import ConditionStatus, StageStatus, Status
 from llava_operator.acting.creation import ObstacleError
+from llava_operator.acting.deletion import delete_run, keep_volume
 from llava_operator.acting.events import EventPublisher, Transition
-from llava_operator.acting.keeping import keep_volume
 from llava_operator.acting.nodes import Nodes
 from llava_operator.acting.observe import Observer
 from llava_operator.acting.report_authority import Authority, write_authority
@@ -19,7 +19,7 @@ from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.runs import Runs
 from llava_operator.clock import to_time
-from llava_operator.deciding.decide import Commit, KeepVolume, Start, Stop, Wait, decide
+from llava_operator.deciding.decide import Commit, Delete, KeepVolume, Start, Stop, Wait, decide
 from llava_operator.deciding.observation import Observation, Obstacle
 from llava_operator.deciding.policy import find_violations
 from llava_operator.deciding.status import dump_status, merge_patch
@@ -110,6 +110,8 @@ class Reconciler:
                     await self._stop(run, job, uid)
                 case KeepVolume():
                     await self._keep_volume(run)
+                case Delete():
+                    return await self._delete(run)
                 case Wait(until=until):
                     return await self._wait(run, until, seen.now)
         return 0.0
@@ -245,6 +247,28 @@ class Reconciler:
         else:
             self.children.forget_job(Key(run.key.namespace, job), uid)
 
+    async def _delete(self, run: Run) -> float | None:
+        """Delete a run that has ended. Where that is refused an Event says so, and a later pass tries again."""
+        await self._publish_events(run)
+        try:
+            await delete_run(self.kube, run)
+        except ConflictError:
+            # Its author may have changed the time, or reopened it.
+            return 0.0
+        except ObstacleError as error:
+            logger.warning("%s cannot be deleted: %s", run.key, error)
+            ended = run.status.completion_time
+            assert ended is not None, "its time is counted from there"
+            transition = Transition(
+                time=ended, type="Warning", reason=UNDELETED, action="Delete", about="run",
+                note=f"spec.ttlSecondsAfterFinished is over, but the run cannot be deleted: {error}",
+            )  # fmt: skip
+            await self._publish(run.key, run.uid, transition)
+            return max(LAST_RETRY_S, error.retry_after_s)
+        logger.info("%s is deleted, %s s after its end", run.key, run.spec.ttl_seconds_after_finished)
+        self._forget(run.key)
+        return None
+
     async def _hand_out_authority(self, run: Run, stage: StageStatus, *, is_new: bool) -> None:
         """Have the run's pods trust the reporting endpoint, also after its authority has changed.
 
@@ -306,6 +330,8 @@ class Reconciler:
 
 UNREADABLE = "Unreadable"
 """Reason of Event and condition when a run was written for another version."""
+UNDELETED = "NotDeleted"
+"""Reason of the Event when a run outlives its ``ttlSecondsAfterFinished``."""
 UNREPORTED = "ProgressUnreported"
 """Reason of the Event when a run's progress cannot be reported."""
 

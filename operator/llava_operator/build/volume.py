@@ -11,7 +11,7 @@ def build_volume_claim(run: Run) -> Object:
     """The claim that holds everything a run makes.
 
     Its label says whose it is. Kubernetes deletes it with the run unless it is always to be retained: with OnSuccess it
-    has an owner until the run has succeeded (``acting.keeping``).
+    has an owner until the run has succeeded (``acting.deletion``).
     """
     storage = run.spec.storage
     spec: Object = {

@@ -21,7 +21,13 @@ from llava_operator.deciding.beginning import Hold, begin_next, begin_run, judge
 from llava_operator.deciding.observation import Observation, ObstacleKind
 from llava_operator.deciding.status import complete_status, replace_stage, without_texts
 from llava_operator.deciding.verdict import failed_by_operator
-from llava_operator.deciding.volume import locate_volume, must_keep_volume, resume_with_volume, suspend_for_volume
+from llava_operator.deciding.volume import (
+    deletion_time,
+    locate_volume,
+    must_keep_volume,
+    resume_with_volume,
+    suspend_for_volume,
+)
 from llava_operator.run import Run, attempt_of, current_stage, stage_of
 
 
@@ -54,13 +60,18 @@ class KeepVolume:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Delete:
+    """Delete the run: it ended long enough ago, and its volume outlives it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Wait:
     """Nothing to do before the next event, or before ``until``."""
 
     until: datetime | None = None
 
 
-Decision = Commit | Start | Stop | KeepVolume | Wait
+Decision = Commit | Start | Stop | KeepVolume | Delete | Wait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +149,8 @@ def _plan(seen: Observation) -> _Plan:
     status = begin_run(seen) if status.phase is None else take_up_retry(status, seen.run)
     stage = current_stage(status)
     if stage is None:
-        return _Plan(status=status, act=Wait())
+        due = deletion_time(seen.run)
+        return _Plan(status=status, act=Delete() if due is not None and due <= seen.now else Wait(until=due))
     plan = _Plan(status=status, act=Wait())
     if _is_live(stage):
         plan = _follow(seen, status, stage)

@@ -1,9 +1,12 @@
-"""The run's volume: which claim it is, when it is waited for, and when it is to outlive the run. Pure."""
+"""The run's volume: which claim it is, when it is waited for, when it is to outlive the run, and the run it. Pure."""
+
+from datetime import datetime, timedelta
 
 from llava_api.constants import Phase
 from llava_api.failures import Reason
 from llava_api.status import MAX_TEXT, Artifacts, StageStatus, Status
 from llava_api.text import show
+from llava_operator.clock import from_time
 from llava_operator.deciding.accounting import begin_suspension, end_suspension
 from llava_operator.deciding.observation import Observation, Obstacle, ObstacleKind
 from llava_operator.deciding.status import replace_stage
@@ -39,6 +42,25 @@ def resume_with_volume(seen: Observation, status: Status) -> Status:
     if not (status.phase is Phase.SUSPENDED and is_suspended and has_got_further):
         return status
     return end_suspension(status.model_copy(update={"phase": Phase.PENDING, "failure": None}), seen.now)
+
+
+def is_kept(run: Run) -> bool:
+    """Whether the volume of a run that has ended outlives it."""
+    storage = run.spec.storage
+    has_succeeded = run.status.phase is Phase.SUCCEEDED
+    return (
+        storage.existing_claim is not None
+        or storage.retain == "Always"
+        or (storage.retain == "OnSuccess" and has_succeeded)
+    )
+
+
+def deletion_time(run: Run) -> datetime | None:
+    """When a run that has ended is to be deleted; None if no timer may: a person decides over the only copy."""
+    status, ttl_s = run.status, run.spec.ttl_seconds_after_finished
+    if ttl_s is None or status.completion_time is None or not is_kept(run):
+        return None
+    return from_time(status.completion_time) + timedelta(seconds=ttl_s)
 
 
 def must_keep_volume(seen: Observation, wanted: Status) -> bool:

@@ -1,9 +1,9 @@
-"""Takes a run's claim out of its ownership, so that it stays when the run is deleted."""
+"""What becomes of a run that has ended: its claim is made to outlive it, and it is deleted."""
 
 from llava_api.names import volume_claim_name
 from llava_operator.acting.creation import judge_refusal
-from llava_operator.kube.client import Kube, KubeError, NotFoundError
-from llava_operator.kube.kinds import VOLUME_CLAIMS
+from llava_operator.kube.client import ConflictError, Kube, KubeError, NotFoundError
+from llava_operator.kube.kinds import RUNS, VOLUME_CLAIMS
 from llava_operator.run import Run
 
 
@@ -24,5 +24,24 @@ async def keep_volume(kube: Kube, run: Run) -> None:
             await kube.patch(VOLUME_CLAIMS, namespace, name, {"metadata": {**version, "ownerReferences": others}})
     except NotFoundError:
         return
+    except KubeError as error:
+        raise judge_refusal(error) from error
+
+
+async def delete_run(kube: Kube, run: Run) -> None:
+    """Delete a run as it was read, whose volume is to stay: whatever has come over the claim, it has no owner then.
+
+    Raises:
+        ObstacleError: the API server does not want it.
+        KubeError: the API server could not be asked.
+        ConflictError: the run has changed since it was read.
+    """
+    await keep_volume(kube, run)
+    try:
+        await kube.delete(RUNS, run.key.namespace, run.key.name, run.uid, version=run.resource_version)
+    except NotFoundError:
+        return
+    except ConflictError:
+        raise
     except KubeError as error:
         raise judge_refusal(error) from error
