@@ -196,6 +196,9 @@ class Operator:
                 download=settings.download,
                 policy=settings.policy,
                 isolate_training=settings.isolate_training,
+                node_loss_s=settings.node_loss_seconds,
+                pod_labels=settings.stage_pod_labels,
+                pod_annotations=settings.stage_pod_annotations,
             ),
             now=now,
         )

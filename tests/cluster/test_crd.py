@@ -105,6 +105,36 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ),
         ({"ttlSecondsAfterFinished": -1}, "spec.ttlSecondsAfterFinished", "greater than or equal to 0"),
         ({"ttlSecondsAfterFinished": 10**8}, "spec.ttlSecondsAfterFinished", "less than or equal to 31536000"),
+        ({"scheduling__priorityClassName": "High!"}, "spec.scheduling.priorityClassName", "should match"),
+        ({"scheduling__priorityClassName": ""}, "spec.scheduling.priorityClassName", "at least 1 chars"),
+        ({"scheduling__serviceAccountName": "a/b"}, "spec.scheduling.serviceAccountName", "should match"),
+        (
+            {"scheduling__serviceAccountName": "a" * 254},
+            "spec.scheduling.serviceAccountName",
+            "may not be more than 253",
+        ),
+        ({"scheduling__topologySpread": [{}]}, "spec.scheduling.topologySpread[0].topologyKey", "Required"),
+        ({"scheduling__topologySpread": [{"topologyKey": "a b"}]}, "topologySpread[0].topologyKey", "should match"),
+        (
+            {"scheduling__topologySpread": [{"topologyKey": "zone", "maxSkew": 0}]},
+            "spec.scheduling.topologySpread[0].maxSkew",
+            "greater than or equal to 1",
+        ),
+        (
+            {"scheduling__topologySpread": [{"topologyKey": "zone", "whenUnsatisfiable": "Hope"}]},
+            "spec.scheduling.topologySpread[0].whenUnsatisfiable",
+            '"DoNotSchedule"',
+        ),
+        (
+            {"scheduling__topologySpread": [{"topologyKey": "zone"}, {"topologyKey": "zone", "maxSkew": 2}]},
+            "spec.scheduling.topologySpread",
+            "each topologyKey may stand there once",
+        ),
+        (
+            {"scheduling__topologySpread": [{"topologyKey": f"a{n}"} for n in range(5)]},
+            "spec.scheduling.topologySpread",
+            "at most 4 items",
+        ),
         ({"storage__retain": "Sometimes"}, "spec.storage.retain", '"OnSuccess"'),
         ({"storage__existingClaim": "Not/A/Claim"}, "spec.storage.existingClaim", "should match"),
         ({"storage__existingClaim": ""}, "spec.storage.existingClaim", "at least 1 chars"),
@@ -387,6 +417,7 @@ SIZES = [
     ({"training__batch__perDevice": 2}, "training.batch.perDevice"),
     ({"scheduling__nodeSelector": {"a": "b"}}, "scheduling"),
     ({"scheduling__queueName": "gpus"}, "scheduling"),
+    ({"scheduling__serviceAccountName": "llava-s3"}, "scheduling"),
 ]
 
 

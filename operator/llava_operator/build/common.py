@@ -1,5 +1,6 @@
 """What every child of a run carries."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llava_api.constants import (
@@ -30,6 +31,11 @@ class Platform:
     """What runs may ask for."""
     isolate_training: bool = False
     """Whether training pods get a NetworkPolicy."""
+    node_loss_s: int = 30
+    """Seconds for which pods of runs stay on a node that is not ready or cannot be reached."""
+    pod_labels: Mapping[str, str] = field(default_factory=dict)
+    """Labels that pods of runs get besides ours."""
+    pod_annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_labels(run: Run, stage: StageName | None = None, attempt: int | None = None) -> dict[str, str]:
