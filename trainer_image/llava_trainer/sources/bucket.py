@@ -1,8 +1,9 @@
 """Folders of S3 buckets.
 
 boto3 lists and signs; the files themselves come as everything else does, so that they resume and are checked in one
-way. A Secret without accessKeyId asks anonymously, as public buckets allow. Nothing is read from the environment, from
-files of AWS's tools, or from a cloud's metadata service.
+way. A Secret without accessKeyId asks anonymously, as public buckets allow; without a Secret the pod asks as who it is
+to its cloud (``web_identity``). Nothing else is read from the environment, and nothing from files of AWS's tools or from
+a cloud's metadata service.
 """
 
 import functools
@@ -26,6 +27,7 @@ from llava_trainer.sources.exchange import explain_transport, origin_of, parse_w
 from llava_trainer.sources.refusals import TransientError, explain_failure, refused, secret_field
 from llava_trainer.sources.remote import Digest, Listed, RemoteFile, bare_etag, check_name
 from llava_trainer.sources.retrying import Retrier
+from llava_trainer.sources.web_identity import WebIdentity, provide_keys
 
 DEFAULT_REGION = "us-east-1"
 _SEPARATOR = "\0"
@@ -45,17 +47,22 @@ class Bucket:
         credentials: keys, endpoint and region, as far as the Secret has them.
         client: the way out (``network``).
         field: the source's field, for messages.
+        identity: who the pod is, where no Secret says as whom to ask.
 
     Raises:
         StageError: SourceRefused, if the endpoint is no address.
     """
 
-    def __init__(self, address: BucketAddress, credentials: Credentials, client: httpx.Client, field: str) -> None:
+    def __init__(
+        self, address: BucketAddress, credentials: Credentials, client: httpx.Client, field: str, *,
+        identity: WebIdentity | None = None,
+    ) -> None:  # fmt: skip
         self._address = address
-        self._is_anonymous = credentials.access_key_id is None
+        self._is_anonymous = credentials.access_key_id is None and identity is None
         self._field = field
-        region = credentials.region or DEFAULT_REGION
-        self._endpoint = (credentials.endpoint or f"https://s3.{region}.amazonaws.com").rstrip("/")
+        region = credentials.region or (identity and identity.region) or DEFAULT_REGION
+        endpoint = credentials.endpoint or (identity and identity.endpoint)
+        self._endpoint = (endpoint or f"https://s3.{region}.amazonaws.com").rstrip("/")
         try:
             self._origin = origin_of(self._endpoint)
         except ValueError as error:
@@ -64,7 +71,11 @@ class Bucket:
                 "https://minio.storage.svc:9000, without credentials and query"
             ) from error
         self._http = client
-        self._client = _build_client(self._endpoint, region, credentials)
+        core = botocore.session.Session(session_vars=dict.fromkeys(_LOOKED_UP, _NOTHING))
+        if identity is not None:
+            provide_keys(core, identity, region, functools.partial(_send_on, client), field)
+        signature = UNSIGNED if self._is_anonymous else "s3v4"
+        self._client = _build_client(core, self._endpoint, region, credentials, signature)
         self._client.meta.events.register("before-send.s3", self._send)
 
     def list_files(self, repeatedly: Retrier, is_wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Listed]:
@@ -143,9 +154,7 @@ class Bucket:
                 f"{self._field}: {self._told}: {self._endpoint} sends on to {host}, where the keys are not sent: if "
                 f"the bucket is there, set key endpoint (or region) of {secret_field(self._field)}"
             )
-        with self._http.stream(request.method, request.url, headers=_plain_headers(request.headers)) as response:
-            content = read_bounded(response)
-        return AWSResponse(request.url, response.status_code, dict(response.headers), _Content(content))
+        return _send_on(self._http, request)
 
     @property
     def _told(self) -> str:
@@ -172,12 +181,20 @@ class _Content:
         yield self._content
 
 
+def _send_on(client: httpx.Client, request: Any) -> AWSResponse:
+    headers = _plain_headers(request.headers)
+    with client.stream(request.method, request.url, headers=headers, content=request.body) as response:
+        content = read_bounded(response)
+    return AWSResponse(request.url, response.status_code, dict(response.headers), _Content(content))
+
+
 def _plain_headers(headers: Any) -> list[tuple[str, str]]:
     return [(name, value.decode() if isinstance(value, bytes) else str(value)) for name, value in headers.items()]
 
 
-def _build_client(endpoint: str, region: str, credentials: Credentials) -> Any:
-    core = botocore.session.Session(session_vars=dict.fromkeys(_LOOKED_UP, _NOTHING))
+def _build_client(
+    core: botocore.session.Session, endpoint: str, region: str, credentials: Credentials, signature: Any
+) -> Any:
     return boto3.session.Session(botocore_session=core).client(
         "s3",
         region_name=region,
@@ -186,7 +203,7 @@ def _build_client(endpoint: str, region: str, credentials: Credentials) -> Any:
         aws_secret_access_key=credentials.secret_access_key,
         aws_session_token=credentials.session_token,
         config=Config(
-            signature_version=UNSIGNED if credentials.access_key_id is None else "s3v4",
+            signature_version=signature,
             # Trying again is this package's own business: one place, one limit.
             retries={"total_max_attempts": 1},
             s3={"addressing_style": "path"},

@@ -34,6 +34,7 @@ from llava_trainer.sources.retrying import Patience, Retrier
 from llava_trainer.sources.roles import Role, list_roles
 from llava_trainer.sources.selection import is_model_file
 from llava_trainer.sources.transfer import Downloader
+from llava_trainer.sources.web_identity import read_web_identity
 
 _COMMIT_FILE = "commit.json"
 
@@ -155,7 +156,9 @@ class _Errand:
                 lambda listed: repository.locate(listed, commit), role.field,
             )  # fmt: skip
         if isinstance(address, BucketAddress):
-            bucket = Bucket(address, credentials, self.client, role.field)
+            has_secret = (self.around.secrets / role.secret).exists()
+            identity = None if has_secret else read_web_identity(self.around.environ)
+            bucket = Bucket(address, credentials, self.client, role.field, identity=identity)
             return make_catalogue(told, bucket.list_files(repeatedly, is_wanted), bucket.locate, role.field)
         headers = web_headers(credentials)
         return Catalogue(
