@@ -2,8 +2,8 @@
 
 boto3 lists and signs; the files themselves come as everything else does, so that they resume and are checked in one
 way. A Secret without accessKeyId asks anonymously, as public buckets allow; without a Secret the pod asks as who it is
-to its cloud (``web_identity``). Nothing else is read from the environment, and nothing from files of AWS's tools or from
-a cloud's metadata service.
+to its cloud (``web_identity``). Nothing else is read from the environment, and nothing from files of AWS's tools or a
+cloud's metadata service.
 """
 
 import functools
