@@ -42,7 +42,7 @@ def build_labels(run: Run, stage: StageName | None = None, attempt: int | None =
     """Labels of a child; with a stage, those of its pods too."""
     labels = {LABEL_MANAGED_BY: MANAGER, LABEL_RUN: run.key.name}
     if stage is not None:
-        labels[LABEL_STAGE] = stage
+        labels[LABEL_STAGE] = str(stage)
     if attempt is not None:
         labels[LABEL_ATTEMPT] = str(attempt)
     return labels
