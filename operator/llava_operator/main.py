@@ -199,6 +199,7 @@ class Operator:
                 node_loss_s=settings.node_loss_seconds,
                 pod_labels=settings.stage_pod_labels,
                 pod_annotations=settings.stage_pod_annotations,
+                uses_xet=settings.download_xet,
             ),
             now=now,
         )

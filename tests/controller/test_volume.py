@@ -65,7 +65,7 @@ async def test_claim_of_an_earlier_run_suspends_until_it_is_deleted(server: ApiS
     assert suspension(server) == ("True", "VolumeOfEarlierRun")
     [stage, *_] = server.status.stages
     assert "persistentvolumeclaims invoices-run exists in namespace team and holds what an earlier run" in stage.message
-    assert "Delete the claim, or name it in spec.storage.existingClaim" in stage.message
+    assert "Delete that claim, or take it over by naming it in spec.storage.existingClaim" in stage.message
     assert FIRST_JOB not in server.objects
     # A restart changes nothing about it.
     operator.new_process()

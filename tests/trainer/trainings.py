@@ -16,11 +16,16 @@ from llava_trainer.data.samples import Sample, Source, Turn, write_samples
 from llava_trainer.outcome import ENV_TERMINATION_LOG
 from llava_trainer.training.stopping import StopRequest
 from tests.tiny.export import make_export
+from tests.trainer.attempts import FIRST_ATTEMPTS, begin, begin_first
 
 if TYPE_CHECKING:
+    import pytest
+
     from llava_trainer.data.processing import Processing
     from llava_trainer.training.plan import Plan
 
+FAULTS = Path(__file__).parent / "faults"
+"""On PYTHONPATH, something goes wrong in processes of a stage."""
 PROCESS_DEADLINE_S = 120
 
 
@@ -55,6 +60,7 @@ def configure(root: Path, model_dir: Path, *, attempt: int = 1, **changes: dict[
     fields: dict[str, Any] = {
         "run": {"namespace": "team-a", "name": "trays", "uid": "0c6f", "stage": StageName.TRAIN, "attempt": attempt},
         "volumeRoot": root / "volume",
+        "results": FIRST_ATTEMPTS,
         "modelDir": model_dir,
         "datasetDir": root / "dataset",
         "dataset": {"source": "pvc://trays/", "format": "llava", "file": "export.json", "images": "images"},
@@ -72,7 +78,8 @@ def configure(root: Path, model_dir: Path, *, attempt: int = 1, **changes: dict[
         "evaluation": {},
     }
     merged = {name: part | changes.get(name, {}) if isinstance(part, dict) else part for name, part in fields.items()}
-    return RunConfig.model_validate(merged)
+    config = RunConfig.model_validate(merged)
+    return begin_first(config)
 
 
 def plan_of(config: RunConfig, processing: "Processing", world_size: int = 1) -> "Plan":
@@ -132,6 +139,14 @@ class StopWithin(StopRequest):
         return is_there and int(os.environ["RANK"]) == self._rank
 
 
+def break_rank(monkeypatch: "pytest.MonkeyPatch", fault: str, *, rank: int = 0, at: int = 1) -> None:
+    """Have something go wrong in one of the training processes that are started from now on (see ``faults``)."""
+    monkeypatch.setenv("PYTHONPATH", str(FAULTS))
+    monkeypatch.setenv("FAULT", fault)
+    monkeypatch.setenv("FAULT_RANK", str(rank))
+    monkeypatch.setenv("FAULT_AT", str(at))
+
+
 class TrainStage:
     """``llava-trainer train`` of one pod, running."""
 
@@ -148,7 +163,7 @@ class TrainStage:
         }
         self._log = (self._folder / "log").open("w")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "llava_trainer.cli", "train", "--config", str(file)],
+            [sys.executable, "-m", "llava_trainer.cli", config.run.stage.value, "--config", str(file)],
             env=environment, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
@@ -203,8 +218,8 @@ def _sample(index: int, entry: dict[str, Any]) -> Sample:
 
 
 def change(config: RunConfig, *, attempt: int = 1, **training: Any) -> RunConfig:
-    """The same run as another attempt, with other settings of training."""
+    """The same run as another attempt, which begins, with other settings of training."""
     fields = config.model_dump(by_alias=True)
     fields["run"]["attempt"] = attempt
     fields["training"] |= training
-    return RunConfig.model_validate(fields)
+    return begin(RunConfig.model_validate(fields))

@@ -36,6 +36,8 @@ class Platform:
     pod_labels: Mapping[str, str] = field(default_factory=dict)
     """Labels that pods of runs get besides ours."""
     pod_annotations: Mapping[str, str] = field(default_factory=dict)
+    uses_xet: bool = False
+    """Whether prepare may read hub files by Xet's client."""
 
 
 def build_labels(run: Run, stage: StageName | None = None, attempt: int | None = None) -> dict[str, str]:

@@ -8,6 +8,7 @@ variables named here are read.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -24,14 +25,12 @@ from botocore.utils import FileWebIdentityTokenLoader
 
 from llava_api.text import show
 from llava_trainer.errors import StageError
+from llava_trainer.sources.exchange import read_bounded
 from llava_trainer.sources.refusals import refused, unavailable
 
 _ROLE, _TOKEN_FILE = "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE"
 _TRIES = 4
 _TRANSIENT_STATUS = 429
-
-Sender = Callable[[Any], AWSResponse]
-"""Sends a request that boto3 has made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +63,14 @@ def read_web_identity(environ: Mapping[str, str]) -> WebIdentity | None:
     )
 
 
-def provide_keys(session: Session, identity: WebIdentity, region: str, send: Sender, field: str) -> None:
+def provide_keys(session: Session, identity: WebIdentity, region: str, way_out: httpx.Client, field: str) -> None:
     """Have a session's clients sign with the keys of an identity.
 
     Args:
         session: boto3's, which looks up nothing by itself.
         identity: whose keys.
         region: where the token is changed, unless the identity says where.
-        send: the way out for the token.
+        way_out: takes the token to where it is changed.
         field: the source's field, for messages.
     """
 
@@ -80,7 +79,7 @@ def provide_keys(session: Session, identity: WebIdentity, region: str, send: Sen
         client = session.create_client(
             service, region_name=region, endpoint_url=identity.sts_endpoint, config=config.merge(again)
         )
-        client.meta.events.register(f"before-send.{service}", lambda request, **_: _send(request, send))
+        client.meta.events.register(f"before-send.{service}", lambda request, **_: _send(request, way_out))
         return client
 
     fetcher = AssumeRoleWithWebIdentityCredentialFetcher(
@@ -111,12 +110,17 @@ class _Provider:
         return DeferredRefreshableCredentials(refresh_using=self._fetch, method=self.METHOD)
 
 
-def _send(request: Any, send: Sender) -> AWSResponse:
+def _send(request: Any, way_out: httpx.Client) -> AWSResponse:
     """Errors of the way out are told as boto3's own, which it tries again."""
+    headers = {name: value.decode() if isinstance(value, bytes) else str(value)
+               for name, value in request.headers.items()}  # fmt: skip
     try:
-        return send(request)
+        with way_out.stream(request.method, request.url, headers=headers, content=request.body) as response:
+            content = read_bounded(response)
     except httpx.RequestError as error:
         raise EndpointConnectionError(endpoint_url=request.url, error=error) from error
+    body = SimpleNamespace(stream=lambda: [content])
+    return AWSResponse(request.url, response.status_code, dict(response.headers), body)
 
 
 def _explain(error: Exception, identity: WebIdentity, field: str) -> StageError:

@@ -3,6 +3,7 @@
 Every process runs the same steps; what only one of them does (files for all, reports) asks ``is_first``.
 """
 
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import NoReturn
 from llava_api.failures import Reason
 from llava_api.report import TrainNumbers
 from llava_api.run_config import RunConfig
+from llava_trainer.attempts.folder import Fence
 from llava_trainer.data.processing import load_processing
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.errors import StageError
@@ -25,6 +27,7 @@ from llava_trainer.training.phase import Phase, phase_of
 from llava_trainer.training.plan import Plan, make_plan
 from llava_trainer.training.probe import probe_largest
 from llava_trainer.training.processes import Processes
+from llava_trainer.training.progress import Progress
 from llava_trainer.training.recorder import Recorder
 from llava_trainer.training.results import publish_result
 from llava_trainer.training.resuming import Beginning, resume, shapes_of
@@ -45,17 +48,20 @@ def train(
     reporter: Reporter,
     stop: StopRequest,
     beat: Beat = lambda doing: None,
+    progress: Progress | None = None,
 ) -> TrainNumbers | None:
-    """Train to the end and write the result. ``beat`` is told how far it is.
+    """Train to the end and write the result. ``beat`` is told what it does, ``progress`` how far it is.
 
     Returns:
         What was reached, in the first process; None in the others.
 
     Raises:
-        StageError: Interrupted (a checkpoint was saved before), LossNotFinite, NothingSupervised, ZeroGradient,
-            AdapterUnchanged, CheckpointMismatch, OutOfDeviceMemory, InvalidModel, InvalidData, InvalidConfig.
+        StageError: Interrupted (a checkpoint was saved before), Superseded, LossNotFinite, NothingSupervised,
+            ZeroGradient, AdapterUnchanged, CheckpointMismatch, OutOfDeviceMemory, InvalidModel, InvalidData,
+            InvalidConfig.
         OSError: a checkpoint or the result could not be written.
     """
+    progress = progress or Progress()
     phase = phase_of(config)
     processing = load_processing(config.model_dir, phase.image_aspect_ratio)
     with ExitStack() as stack:
@@ -67,6 +73,7 @@ def train(
             trainee.engine, trainee.named_trainable(), processes, config.volume, phase.stage, config.run.attempt,
             identity,
         )  # fmt: skip
+        progress.begin(beginning.step)
         loader = stack.enter_context(
             BatchLoader(
                 samples, processing, images=phase.images_dir, max_length=phase.max_length, plan=plan,
@@ -74,16 +81,17 @@ def train(
             )
         )  # fmt: skip
         probe_largest(trainee, loader, plan, processes)
-        saver = stack.enter_context(_open_saver(config, phase, trainee, processes, beginning))
+        saver = stack.enter_context(_open_saver(config, phase, trainee, processes, beginning, reporter.fence))
         recorder = None
         if processes.is_first:
             recorder = Recorder(stack.enter_context(_open_history(config, beginning)), reporter, plan)
             recorder.record_skipped([f"{path.parent.parent.name}/{path.name}" for path in beginning.passed_over])
         Loop(
             phase=phase, plan=plan, trainee=trainee, processes=processes, loader=loader, saver=saver,
-            recorder=recorder, stop=stop, beat=beat, first_step=beginning.step, identity=identity,
+            recorder=recorder, stop=stop, beat=beat, progress=progress, first_step=beginning.step, identity=identity,
+            fence=reporter.fence,
         ).run()  # fmt: skip
-    publish_result(trainee, config.volume, processes)
+    publish_result(trainee, config.volume, processes, reporter.fence.check)
     processes.barrier()
     if recorder is None:
         return None
@@ -111,15 +119,18 @@ class Loop:
     """Only in the first process."""
     stop: StopRequest
     beat: Beat
+    progress: Progress
     first_step: int
     identity: Mapping[str, str]
     """What this training is, to be told in its checkpoints."""
+    fence: Fence
+    """Asked in the first process."""
 
     def run(self) -> None:
         """Run them.
 
         Raises:
-            StageError: Interrupted, LossNotFinite, NothingSupervised, ZeroGradient.
+            StageError: Interrupted, Superseded, LossNotFinite, NothingSupervised, ZeroGradient.
             OSError: a checkpoint could not be written.
         """
         for step in range(self.first_step, self.plan.total_steps):
@@ -131,10 +142,13 @@ class Loop:
         self._finish_saving()
 
     def _run_step(self, step: int) -> None:
+        began = time.monotonic()
         self.beat(Doing.LOADING)
         micro_batches = self.loader.load(step)
         self.beat(Doing.WAITING)
-        totals = count_batch(micro_batches, self.stop.received, self.processes)
+        totals = count_batch(micro_batches, self.stop.received, self.processes, self.progress.last_step_s)
+        if totals.last_step_s:
+            self.progress.measure(totals.last_step_s)
         if totals.stop:
             self._stop_after(step)
         batch = self.plan.batch(step)
@@ -147,10 +161,12 @@ class Loop:
         except AskedToStopError:
             # The optimiser holds the state after the last step; whoever goes on does this one from its beginning.
             self._stop_after(step)
+        self.progress.finish_step(step + 1, time.monotonic() - began)
         check_finite(outcome, step + 1)
         if step == self.first_step:
             check_gradient(self.trainee, self.processes, step + 1)
         if self.recorder:
+            self.fence.check()
             self.recorder.record(step + 1, outcome)
 
     @cached_property
@@ -199,7 +215,9 @@ class Loop:
             self.recorder.record_checkpoint(step)
 
 
-def _open_saver(config: RunConfig, phase: Phase, trainee: Trainee, processes: Processes, beginning: Beginning) -> Saver:
+def _open_saver(
+    config: RunConfig, phase: Phase, trainee: Trainee, processes: Processes, beginning: Beginning, fence: Fence
+) -> Saver:
     checkpoints = config.volume.checkpoints_dir(phase.stage, config.run.attempt)
     if processes.is_first:
         remove_unfinished(config.volume, phase.stage, config.run.attempt)
@@ -211,6 +229,7 @@ def _open_saver(config: RunConfig, phase: Phase, trainee: Trainee, processes: Pr
         earlier=[folder for folder in beginning.found if folder.parent != checkpoints],
         passed_over=beginning.passed_over,
         saving_time_s=saving_time_s(config.workers.grace_period_seconds),
+        check=fence.check,
     )
 
 
@@ -218,5 +237,5 @@ def _open_history(config: RunConfig, beginning: Beginning) -> History:
     file = config.volume.history_file(config.run.stage, config.run.attempt)
     if beginning.folder is None:
         return History(file)
-    # The curve of the attempt that made the checkpoint: attempts/STAGE-N/checkpoints/step-M lies beside it.
+    # The curve of the attempt that made the checkpoint: STAGE-N/checkpoints/step-M lies beside it.
     return History(file, resumed_from=beginning.folder.parent.parent / file.name, resumed_step=beginning.step)

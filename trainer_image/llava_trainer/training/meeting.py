@@ -106,7 +106,10 @@ class Meeting:
         while missing := [node for node in range(self._num_nodes) if self._find_word(_pulse(node)) is None]:
             failure = self.find_failure()
             if failure:
-                raise StageError(failure.reason, failure.message, rank=failure.rank)
+                raise StageError(
+                    failure.reason, failure.message, rank=failure.rank, step=failure.step,
+                    attempt_steps=failure.attempt_steps,
+                )  # fmt: skip
             if time.monotonic() > self._deadline:
                 raise StageError(
                     Reason.RENDEZVOUS_FAILED,
@@ -166,6 +169,17 @@ class Meeting:
         """Tell the other launchers what came out; the first one's part."""
         self._result = result
         self._leave_word(_RESULT, result)
+
+    def find_result(self) -> str | None:
+        """What the first launcher has said came out; None if it has not yet. Never waits.
+
+        Raises:
+            StageError: RendezvousFailed; it is gone.
+        """
+        try:
+            return self._find_word(_RESULT)
+        except DistError as error:
+            raise StageError(Reason.RENDEZVOUS_FAILED, "the first training pod is gone") from error
 
     def await_result(self) -> str:
         """What the first launcher says came out.
