@@ -9,7 +9,7 @@ OF_STAGES = [failure for failure in FAILURES if failure.exit_code is not None]
 WITHOUT_TEST = frozenset(
     {
         Reason.IMAGE_CANNOT_BE_PULLED, Reason.UNSCHEDULABLE, Reason.MISSING_OBJECT, Reason.VOLUME_NOT_MOUNTED,
-        Reason.VOLUME_OF_EARLIER_RUN, Reason.QUEUED,
+        Reason.QUEUED,
     }
 )  # fmt: skip
 """Rows of the operator that nothing causes for real yet."""

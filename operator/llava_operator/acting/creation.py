@@ -1,6 +1,6 @@
 """Creates a run's children, and says what stands in the way where it cannot."""
 
-from llava_api.constants import KIND
+from llava_api.constants import KIND, LABEL_RUN_UID
 from llava_api.status import MAX_TEXT
 from llava_api.text import show
 from llava_operator.deciding.observation import ObstacleKind
@@ -13,6 +13,7 @@ from llava_operator.kube.client import (
     NotFoundError,
     is_from_webhook,
 )
+from llava_operator.kube.kinds import VOLUME_CLAIMS
 from llava_operator.kube.objects import Object
 from llava_operator.run import Run
 
@@ -44,11 +45,16 @@ async def create_child(kube: Kube, run: Run, kind: Kind, body: Object) -> Object
     except InvalidError as error:
         raise ObstacleError(ObstacleKind.REJECTED, str(error)) from error
     except KubeError as error:
-        if error.status in _OF_THE_API_SERVER and not is_from_webhook(str(error)):
-            raise
-        # A quota, an admission policy, a webhook that denies or does not answer, the operator's own rights: all of them
-        # may change, and the status may well be written meanwhile.
-        raise ObstacleError(ObstacleKind.BLOCKED, str(error), retry_after_s=error.retry_after_s or 0.0) from error
+        raise judge_refusal(error) from error
+
+
+def judge_refusal(error: KubeError) -> KubeError | ObstacleError:
+    """What a refusal of a run's child is to be raised as."""
+    if error.status in _OF_THE_API_SERVER and not is_from_webhook(str(error)):
+        return error
+    # A quota, an admission policy, a webhook that denies or does not answer, the operator's own rights: all of them may
+    # change, and the status may well be written meanwhile.
+    return ObstacleError(ObstacleKind.BLOCKED, str(error), retry_after_s=error.retry_after_s or 0.0)
 
 
 async def _adopt(kube: Kube, run: Run, kind: Kind, name: str) -> Object:
@@ -58,12 +64,17 @@ async def _adopt(kube: Kube, run: Run, kind: Kind, name: str) -> Object:
         # It was deleted in between, or a webhook says so.
         raise ObstacleError(ObstacleKind.BLOCKED, f"{kind.plural} {name} is said to exist, and is not there") from error
     meta = found["metadata"]
-    if is_controlled_by(meta, run.uid):
+    labelled = meta.get("labels", {}).get(LABEL_RUN_UID) if kind == VOLUME_CLAIMS else None
+    if labelled == run.uid or (labelled is None and is_controlled_by(meta, run.uid)):
         return found
     where = f"{kind.plural} {name} exists in namespace {run.key.namespace}"
     if "deletionTimestamp" in meta or _is_leftover(meta, run):
         # Deleting a run and creating it again under its name is quicker than the deletion of its children.
         raise ObstacleError(ObstacleKind.BLOCKED, f"{where} and is being deleted with an earlier run of this name")
+    if labelled is not None:
+        # What lies on it would be taken for this run's own: checkpoints, samples, results.
+        message = f"{where} and holds what an earlier run of this name has made (UID {show(labelled, max_chars=63)})"
+        raise ObstacleError(ObstacleKind.VOLUME_OF_EARLIER_RUN, message)
     raise ObstacleError(ObstacleKind.NAME_CONFLICT, f"{where} and does not belong to this run")
 
 

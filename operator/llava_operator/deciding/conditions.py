@@ -40,7 +40,8 @@ def _condition(
 def _findings(status: Status) -> dict[Condition, _Finding]:
     succeeded, failed = status.phase is Phase.SUCCEEDED, status.phase is Phase.FAILED
     suspended = status.phase is Phase.SUSPENDED
-    reason = status.failure.reason if failed and status.failure else str(status.phase or Phase.PENDING)
+    has_cause = (failed or suspended) and status.failure is not None
+    reason = status.failure.reason if has_cause and status.failure else str(status.phase or Phase.PENDING)
     message = _overall_message(status)
     return {
         Condition.READY: _Finding(holds=succeeded, reason=reason, message=message),
