@@ -104,6 +104,10 @@ class Condition(StrEnum):
     COMPLETE = "Complete"
     FAILED = "Failed"
     SUSPENDED = "Suspended"
+    RECONCILING = "Reconciling"
+    """The run is under way; kstatus reads it as InProgress."""
+    STALLED = "Stalled"
+    """The run has failed for good; kstatus reads it as Failed."""
     REPORTING = "Reporting"
 
 

@@ -60,7 +60,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [get, create]
+  # Listed are those about one Job, pod or claim that has waited: what only Events tell (quota, mounts, volumes).
+  verbs: [get, list, create]
 {{- end -}}
 
 {{/* CEL: a text of the run, fit for a message. */}}

@@ -5,8 +5,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from llava_api.constants import Condition, StageName
-from llava_api.status import ConditionStatus, StageStatus, Status
+from llava_api.constants import StageName
+from llava_api.status import ApiTrouble, StageStatus, Status
+from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.creation import ObstacleError
 from llava_operator.acting.deletion import delete_run, keep_volume
 from llava_operator.acting.events import EventPublisher, Transition
@@ -14,20 +15,21 @@ from llava_operator.acting.nodes import Nodes
 from llava_operator.acting.observe import Observer
 from llava_operator.acting.report_authority import Authority, write_authority
 from llava_operator.acting.starting import start_attempt
+from llava_operator.acting.troubles import Troubles
+from llava_operator.acting.unreadable import UNREADABLE, build_unreadable_patch
 from llava_operator.build.common import Platform
 from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.runs import Runs
-from llava_operator.clock import to_time
 from llava_operator.deciding.decide import Commit, Delete, KeepVolume, Start, Stop, Wait, decide
 from llava_operator.deciding.observation import Observation, Obstacle
 from llava_operator.deciding.policy import find_violations
-from llava_operator.deciding.status import dump_status, merge_patch
+from llava_operator.deciding.status import complete_status, dump_status, merge_patch, without_texts
 from llava_operator.deciding.stillness import note_step
 from llava_operator.kube.client import ConflictError, Kube, KubeError, NotFoundError
 from llava_operator.kube.kinds import JOBS, RUNS
 from llava_operator.kube.objects import Key, Object
-from llava_operator.run import Run, UnreadableError, attempt_of, current_stage, parse_run, parse_status, stage_of
+from llava_operator.run import Run, UnreadableError, attempt_of, current_stage, parse_run, stage_of
 from llava_operator.stages import STAGES
 
 logger = logging.getLogger(__name__)
@@ -71,6 +73,8 @@ class Reconciler:
     progress: ProgressBook
     events: EventPublisher
     authority: Authority
+    troubles: Troubles
+    errors: ApiErrors
     platform: Platform
     now: Callable[[], datetime]
     _memories: dict[Key, _Memory] = field(default_factory=dict)
@@ -117,6 +121,36 @@ class Reconciler:
                     return await self._wait(run, until, seen.now)
         return 0.0
 
+    async def tell_error(self, key: Key, error: KubeError) -> None:
+        """Say in a run's status what the passes over it fail with, once they do so again and again.
+
+        What cannot be written is left to the log.
+        """
+        trouble = self.errors.note(key, error)
+        if trouble is None:
+            return
+        try:
+            raw = await self._observer.observe_run(key)
+            if raw is not None:
+                await self._tell_trouble(parse_run(raw), trouble)
+        except (KubeError, UnreadableError) as again:
+            logger.info("%s: that its passes fail could not be told: %s", key, again)
+
+    async def _tell_trouble(self, run: Run, trouble: ApiTrouble) -> None:
+        if run.deleting or current_stage(run.status) is None:
+            return
+        told, before = run.status.model_copy(update={"api_trouble": trouble}), run.status
+        # Whatever else has changed in the spec has not been looked at.
+        generation = before.observed_generation or run.generation
+        told = complete_status(told, before=before, generation=generation, now=self.now())
+        if without_texts(told) != without_texts(before):
+            await self._commit(Observation(run=run, now=self.now()), told)
+        await self._publish_events(replace(run, status=told))
+
+    def forget_errors(self, key: Key) -> bool:
+        """A pass has ended well; returns whether another one has to take back what was told of those before."""
+        return self.errors.forget(key)
+
     @property
     def _observer(self) -> Observer:
         return Observer(kube=self.kube, children=self.children, progress=self.progress, nodes=self.nodes)
@@ -137,11 +171,13 @@ class Reconciler:
         violations = (
             find_violations(run.spec, self.platform.policy, STAGES[stage.name]) if stage and seen.job is None else ()
         )
+        trouble, trouble_due = await self.troubles.look(run, seen.job, seen.pods)
         text_due = memory.written_at and memory.written_at + timedelta(seconds=self.progress.interval_s)
         return replace(
             seen, obstacle=memory.obstacle, is_volume_kept=memory.is_volume_kept,
             volume_obstacle=memory.volume_obstacle, violations=violations, text_due_at=text_due,
-            default_image=self.platform.trainer_image,
+            default_image=self.platform.trainer_image, trouble=trouble, trouble_due_at=trouble_due,
+            api_trouble=self.errors.trouble_of(run.key),
         )  # fmt: skip
 
     def _memory(self, run: Run) -> _Memory:
@@ -154,6 +190,7 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         if memory := self._memories.pop(key, None):
             self.progress.forget(memory.uid)
+            self.troubles.forget(memory.uid)
 
     async def _wait(self, run: Run, until: datetime | None, now: datetime) -> float | None:
         if run.deleting:
@@ -223,7 +260,7 @@ class Reconciler:
         delay_s = min(LAST_RETRY_S, 2.0 ** min(memory.num_refusals - 1, 16))
         retry_at = self.now() + timedelta(seconds=max(delay_s, error.retry_after_s))
         logger.warning("%s: %s", run.key, error)
-        return Obstacle(kind=error.kind, message=str(error), retry_at=retry_at)
+        return Obstacle(kind=error.kind, reason=error.reason, message=str(error), retry_at=retry_at)
 
     async def _keep_volume(self, run: Run) -> None:
         memory = self._memory(run)
@@ -318,30 +355,12 @@ class Reconciler:
             about=f"generation-{meta.get('generation', 1)}",
         )  # fmt: skip
         delay_s = None if await self._publish(key, meta["uid"], transition) else LAST_RETRY_S
-        try:
-            status = parse_status(raw)
-        except UnreadableError:
-            return delay_s
-        patch = merge_patch(dump_status(status), dump_status(_mark_unreadable(status, message, self.now())))
-        if patch:
-            body = {"metadata": {"resourceVersion": meta["resourceVersion"]}, "status": patch}
-            await self.kube.patch(RUNS, key.namespace, key.name, body, subresource="status")
+        if patch := build_unreadable_patch(raw, message, self.now()):
+            await self.kube.patch(RUNS, key.namespace, key.name, patch, subresource="status")
         return delay_s
 
 
-UNREADABLE = "Unreadable"
-"""Reason of Event and condition when a run was written for another version."""
 UNDELETED = "NotDeleted"
 """Reason of the Event when a run outlives its ``ttlSecondsAfterFinished``."""
 UNREPORTED = "ProgressUnreported"
 """Reason of the Event when a run's progress cannot be reported."""
-
-
-def _mark_unreadable(status: Status, message: str, now: datetime) -> Status:
-    before = next((held for held in status.conditions if held.type is Condition.READY), None)
-    since = before.last_transition_time if before and before.status == "False" else to_time(now)
-    ready = ConditionStatus(
-        type=Condition.READY, status="False", reason=UNREADABLE, message=message, last_transition_time=since
-    )
-    others = tuple(held for held in status.conditions if held.type is not Condition.READY)
-    return status.model_copy(update={"conditions": (ready, *others)})

@@ -72,7 +72,8 @@ def take_up_retry(status: Status, run: Run) -> Status:
     reopened = failed.model_copy(
         update={
             "state": StageState.RUNNING, "completion_time": None, "next_attempt_time": None,
-            "restarts": 0, "fruitless": 0, "furthest_step": 0, "message": f"tried again (spec.retry {run.spec.retry})",
+            "restarts": 0, "fruitless": 0, "furthest_step": 0, "reason": "",
+            "message": f"tried again (spec.retry {run.spec.retry})",
         }
     )  # fmt: skip
     phase = Phase.RUNNING if failed.attempts or failed.name is not status.stages[0].name else Phase.PENDING
@@ -101,7 +102,7 @@ def begin_next(seen: Observation, status: Status, stage: StageStatus) -> Status 
         return refusal if isinstance(refusal, FailureStatus) else Hold(status=refusal)
     settings = next_settings(stage, _wanted_settings(seen, status, traits), status.failure)
     begun = begin_attempt(stage, settings, seen.now, _kept_step(status, stage))
-    begun = begun.model_copy(update={"message": JOB_IS_MADE})
+    begun = begun.model_copy(update={"message": JOB_IS_MADE, "reason": ""})
     return replace_stage(status.model_copy(update={"failure": None}), begun)
 
 
@@ -112,13 +113,15 @@ def judge_violations(seen: Observation, status: Status, stage: StageStatus) -> H
         return failed_by_operator(stage, Reason.NOT_ALLOWED, message)
     # The policy has changed since the run was begun. Its work so far is worth waiting for who can change it back.
     message = show(f"waits: {message}", max_chars=MAX_TEXT)
-    return Hold(status=replace_stage(status, stage.model_copy(update={"message": message})))
+    held = stage.model_copy(update={"message": message, "reason": Reason.NOT_ALLOWED})
+    return Hold(status=replace_stage(status, held))
 
 
 def _suspend(status: Status, stage: StageStatus, seen: Observation) -> Status:
     message = "suspended (spec.suspend)"
     status = begin_suspension(status.model_copy(update={"phase": Phase.SUSPENDED, "failure": None}), seen.now)
-    return replace_stage(status, stage.model_copy(update={"message": message, "next_attempt_time": None}))
+    held = {"message": message, "reason": Reason.SUSPENDED, "next_attempt_time": None}
+    return replace_stage(status, stage.model_copy(update=held))
 
 
 def _resume(status: Status, seen: Observation) -> Status:
@@ -139,7 +142,8 @@ def _plan_again(seen: Observation, status: Status, stage: StageStatus) -> Status
     message = show(
         f"waits: {planned.refusal.message}. Set spec.suspend to true to change the size of the run", max_chars=MAX_TEXT
     )
-    return replace_stage(status, stage.model_copy(update={"message": message}))
+    held = stage.model_copy(update={"message": message, "reason": planned.refusal.reason})
+    return replace_stage(status, held)
 
 
 def refuse(status: Status, refusal: Refusal) -> FailureStatus:

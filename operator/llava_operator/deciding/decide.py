@@ -29,6 +29,7 @@ from llava_operator.deciding.volume import (
     resume_with_volume,
     suspend_for_volume,
 )
+from llava_operator.deciding.waiting import told_from, waiting_since
 from llava_operator.run import Run, attempt_of, current_stage, stage_of
 
 
@@ -97,16 +98,16 @@ def decide(seen: Observation) -> Decision:
     silent_at = None
     if (stage := current_stage(wanted)) is not None:
         wanted, silent_at = note_silence(seen, wanted, stage)
-    wanted = complete_status(wanted, generation=run.generation, now=seen.now)
+    wanted = wanted.model_copy(update={"api_trouble": seen.api_trouble if stage else None})
+    wanted = complete_status(wanted, before=run.status, generation=run.generation, now=seen.now)
     text_due = _text_due(seen)
     is_text = wanted != run.status and without_texts(wanted) == without_texts(run.status)
     if wanted != run.status and not (is_text and text_due):
         return Commit(status=wanted)
     if isinstance(plan.act, Wait) and current_stage(run.status) is not None:
         due = seen.progress_due_at if seen.progress else None
-        return Wait(
-            until=_first(plan.act.until, due, _deadline(run, seen.now), text_due if is_text else None, silent_at)
-        )
+        text_due = text_due if is_text else None
+        return Wait(until=_first(plan.act.until, due, _deadline(run, seen.now), text_due, _told_at(seen), silent_at))
     return plan.act
 
 
@@ -122,9 +123,20 @@ def _keep_volume(seen: Observation) -> _Plan:
 
 
 def _text_due(seen: Observation) -> datetime | None:
-    """Until when a change of nothing but texts has to wait; None if it need not. What stands in the way is told."""
-    is_held_up = bool(seen.obstacle or seen.volume_obstacle or seen.violations)
+    """Until when a change of nothing but texts has to wait; None if it need not. A reason is none, and told at once."""
+    is_held_up = bool(seen.volume_obstacle)
     return None if is_held_up or seen.text_due_at is None or seen.text_due_at <= seen.now else seen.text_due_at
+
+
+def _told_at(seen: Observation) -> datetime | None:
+    """When more is to be told of an attempt that waits; None if none does."""
+    stage = current_stage(seen.run.status)
+    if stage is None or stage.newest is None:
+        return None
+    since = waiting_since(stage, seen.job, seen.pods, attempt_of(seen.run, stage).num_pods)
+    if since is None:
+        return None
+    return told_from(since) if told_from(since) > seen.now else seen.trouble_due_at
 
 
 def why_stop(run: Run, now: datetime) -> tuple[Reason, str] | None:
@@ -272,7 +284,7 @@ def _start(seen: Observation, status: Status, stage: StageStatus, newest: Attemp
         stage = stage_of(status, stage.name)
     elif obstacle is not None:
         # Without one it stays what was said last: after a restart nothing has been tried yet.
-        stage = stage.model_copy(update={"message": obstacle.message})
+        stage = stage.model_copy(update={"message": obstacle.message, "reason": obstacle.reason})
     start = Start(stage=stage.name, attempt=newest.number)
     act = Wait(until=obstacle.retry_at) if obstacle and seen.now < obstacle.retry_at else start
     return _Plan(status=replace_stage(status, stage), act=act)
