@@ -9,6 +9,7 @@ from llava_api.constants import API_VERSION, KIND, LABEL_RUN_UID, STAGE_CONTAINE
 from llava_api.status import StageState, Status
 from llava_operator.cache.runs import Runs
 from llava_operator.deciding.status import complete_status, dump_status
+from llava_operator.deciding.waiting import TOLD_AFTER_S
 from llava_operator.kube.client import ConflictError, ForbiddenError, KubeError, NotFoundError, RetryableError
 from llava_operator.kube.kinds import JOBS, PODS, RUNS, VOLUME_CLAIMS
 from llava_operator.kube.objects import Object
@@ -54,7 +55,7 @@ def suspension(server: ApiServer) -> tuple[str, str]:
 )  # fmt: skip
 async def test_claim_of_this_run_is_taken(server: ApiServer, operator: Operator, metadata: Object) -> None:
     server.objects[CLAIM] = claim_of(RUN_UID, **metadata)
-    assert await operator.settle() is None
+    assert await operator.settle() == TOLD_AFTER_S
     assert FIRST_JOB in server.objects
 
 
@@ -76,7 +77,7 @@ async def test_claim_of_an_earlier_run_suspends_until_it_is_deleted(server: ApiS
 
     del server.objects[CLAIM]
     operator.new_process()
-    assert await operator.settle() is None
+    assert await operator.settle() == TOLD_AFTER_S
     assert server.objects[CLAIM]["metadata"]["labels"][LABEL_RUN_UID] == RUN_UID
     assert FIRST_JOB in server.objects
     assert suspension(server) == ("False", "Pending")
@@ -90,7 +91,7 @@ async def test_claim_of_an_earlier_run_is_used_once_it_is_named(server: ApiServe
     run = server.objects[RUNS, KEY.name]
     run["spec"]["storage"]["existingClaim"] = CLAIM[1]
     run["metadata"]["generation"] = 2
-    assert await operator.settle() is None, "at once, not when the claim would have been tried again"
+    assert await operator.settle() == TOLD_AFTER_S, "at once, not when the claim would have been tried again"
     assert FIRST_JOB in server.objects
     assert suspension(server) == ("False", "Pending")
     assert server.objects[CLAIM] == claim_of("earlier-uid"), "it is another's still"
@@ -109,7 +110,7 @@ async def test_another_obstacle_behind_that_claim_is_told_of_instead(server: Api
 
 async def test_named_claim_is_used_and_none_is_made(server: ApiServer, operator: Operator) -> None:
     server.put_run(storage={"existingClaim": "shared"})
-    assert await operator.settle() is None
+    assert await operator.settle() == TOLD_AFTER_S
     assert FIRST_JOB in server.objects
     assert CLAIM not in server.objects
     artifacts = server.status.artifacts
@@ -247,7 +248,7 @@ def ended_status(phase: Phase) -> Status:
     stages = tuple(stage.model_copy(update={"state": StageState(phase), "completion_time": NOW_TEXT})
                    for stage in status.stages)  # fmt: skip
     status = status.model_copy(update={"phase": phase, "stages": stages, "completion_time": NOW_TEXT})
-    return complete_status(status, generation=1, now=NOW)
+    return complete_status(status, before=status, generation=1, now=NOW)
 
 
 @pytest.mark.parametrize(
