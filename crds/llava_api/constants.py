@@ -100,6 +100,7 @@ class Condition(StrEnum):
     COMPLETE = "Complete"
     FAILED = "Failed"
     SUSPENDED = "Suspended"
+    REPORTING = "Reporting"
 
 
 STAGE_CONDITION: dict[StageName, Condition] = {

@@ -41,6 +41,8 @@ class Reason(StrEnum):
     JOB_DELETED = "JobDeleted"
     POD_DELETED = "PodDeleted"
     QUEUE_EVICTED = "QueueEvicted"
+    GANG_NOT_SCHEDULED = "GangNotScheduled"
+    REPORTS_STAND_STILL = "ReportsStandStill"
     RESULT_LOST = "ResultLost"
     NO_PROGRESS = "NoProgress"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
@@ -128,6 +130,12 @@ FAILURES: tuple[Failure, ...] = (
             hint="A pod of the stage was deleted by someone else. To stop a run for a while set spec.suspend."),
     Failure(reason=Reason.QUEUE_EVICTED, exit_code=None, retryable=True, counts=False,
             hint="The queue of scheduling.queueName took the admission back; the run waits for the next one."),
+    Failure(reason=Reason.GANG_NOT_SCHEDULED, exit_code=None, retryable=True, counts=False,
+            hint="Only some of the training pods found a place: free or add nodes, ask for less, or let a queue "
+                 "(scheduling.queueName) admit whole runs."),
+    Failure(reason=Reason.REPORTS_STAND_STILL, exit_code=None, retryable=True,
+            hint="Training reported the same step again and again, and did not end by itself: look at the logs of its "
+                 "ranks under attempts/."),
     Failure(reason=Reason.RESULT_LOST, exit_code=None, retryable=True, counts=False,
             hint="The stage ended well, but its pod was gone before its result was read: the next attempt finds it on "
                  "the volume."),

@@ -207,6 +207,9 @@ class Progress(Lenient):
         tuple[float, ...], Field(max_length=LOSSES_KEPT, description="Losses of the last logged steps, oldest first.")
     ] = ()
     last_update_time: Annotated[Time, Field(description="When the report came.")]
+    step_time: Annotated[
+        Time | None, Field(description="When the first report of this step came, if there were several.")
+    ] = None
 
 
 class Data(Lenient):
@@ -383,7 +386,7 @@ class Status(Lenient):
         tuple[ConditionStatus, ...],
         Field(
             max_length=16,
-            description="Ready, Prepared, Aligned, Trained, Merged, Evaluated, Complete, Failed, Suspended.",
+            description="Ready, Prepared, Aligned, Trained, Merged, Evaluated, Complete, Failed, Suspended, Reporting.",
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = ()
@@ -397,6 +400,9 @@ class Status(Lenient):
         ),
     ] = ()
     suspended_time: Annotated[Time | None, Field(description="Since when it is suspended.")] = None
+    silent_since: Annotated[
+        Time | None, Field(description="Since when training has reported nothing, where that is long.")
+    ] = None
     retry: Annotated[Count, Field(description="The spec.retry that was last taken up.")] = 0
     trainer: Annotated[Trainer | None, Field(description="What every stage runs.")] = None
     accounting: Annotated[Accounting | None, Field(description="What the run has taken so far.")] = None

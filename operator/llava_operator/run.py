@@ -70,6 +70,9 @@ def _check_running(run: Run) -> None:
         raise UnreadableError(f"{where}.attempts are numbered {numbers}, not one after the other")
     if any(attempt.state is not AttemptState.GONE for attempt in stage.attempts[:-1]):
         raise UnreadableError(f"{where}.attempts has an attempt that runs before the newest")
+    newest = stage.newest
+    if newest is not None and newest.state is not AttemptState.GONE and newest.start_time is None:
+        raise UnreadableError(f"{where}.attempts has one that runs without a startTime")
     size = stage.newest.settings if stage.newest else AttemptSettings()
     replicas = 1 if size.replicas is None else size.replicas
     if not (1 <= replicas <= MAX_REPLICAS and (size.gpus or 0) <= MAX_GPUS and size.per_device_batch != 0):

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
 from kubernetes.aio.client.api_client import ApiClient
 
-from llava_api.constants import LABEL_RUN
+from llava_api.constants import LABEL_ATTEMPT, LABEL_COMPLETION_INDEX, LABEL_RUN, LABEL_STAGE, StageName
 from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.nodes import Nodes
 from llava_operator.acting.reconcile import Reconciler
@@ -20,10 +21,11 @@ from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.runs import Runs
 from llava_operator.cache.skipped import SkippedObjects
 from llava_operator.clock import now
-from llava_operator.kube.client import Kind, Kube
+from llava_operator.kube.client import Kind, Kube, KubeError
 from llava_operator.kube.kinds import CHILD_SELECTOR, EVENTS, JOBS, PODS, RUNS
 from llava_operator.kube.objects import Key, Object
-from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, is_true, make_run
+from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, ended, is_true, make_run, succeed
+from tests.cluster.worlds import running as pod_runs
 from tests.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster
@@ -32,6 +34,18 @@ NAMESPACE = "crashes"
 TICK_S = 0.25
 TIMEOUT_S = 300
 PERIOD = 5
+
+
+HURRY = 8
+"""How much faster the operator's clock goes, so that nobody waits for its patience."""
+_BEGUN = now()
+
+Behaviour = Callable[[Object], Object | None]
+Meddle = Callable[[Kube, Object, list[Object]], Awaitable[None]]
+
+
+def hurried() -> datetime:
+    return _BEGUN + (now() - _BEGUN) * HURRY
 
 
 class Crash(BaseException):
@@ -103,7 +117,7 @@ class Process:
             events=EventPublisher(kube, instance="test", now=now),
             authority=Authority(certificate="pem"),
             platform=Platform(trainer_image="trainer", report_url="https://report/"),
-            now=now,
+            now=hurried,
         )
 
 
@@ -146,8 +160,8 @@ class Life:
 
 
 @contextlib.asynccontextmanager
-async def kubelet(kube: Kube) -> AsyncIterator[None]:
-    task = asyncio.create_task(FakeKubelet(kube, NAMESPACE).run())
+async def kubelet(kube: Kube, behave: Behaviour = succeed) -> AsyncIterator[None]:
+    task = asyncio.create_task(FakeKubelet(kube, NAMESPACE, behave).run())
     yield
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -158,8 +172,8 @@ def of_run(children: list[Object], life: Life) -> list[Object]:
     return [raw for raw in children if raw["metadata"]["labels"][LABEL_RUN] == life.key.name]
 
 
-async def live(kube: Kube, lives: list[Life]) -> dict[str, Object]:
-    """Let every run live until it has ended; their last states by name."""
+async def live(kube: Kube, lives: list[Life], meddle: Meddle | None = None) -> dict[str, Object]:
+    """Let every run live until it has ended; their last states by name. ``meddle`` may change things."""
     for life in lives:
         await kube.create(RUNS, NAMESPACE, make_run(life.key.name, NAMESPACE))
     mine = {life.key.name for life in lives}
@@ -175,9 +189,12 @@ async def live(kube: Kube, lives: list[Life]) -> dict[str, Object]:
                 if life.key.name not in ended
             ]
             await asyncio.gather(*steps)
+            if meddle:
+                await asyncio.gather(*(meddle(kube, runs[life.key.name], of_run(pods, life)) for life in lives))
             async for run in kube.list(RUNS, NAMESPACE):
                 name, status = run["metadata"]["name"], run.get("status", {})
-                if name in mine and (is_true(status, "Complete") or is_true(status, "Failed")):
+                is_over = is_true(status, "Complete") or (is_true(status, "Failed") and not meddle)
+                if name in mine and is_over:
                     ended[name] = run
             await asyncio.sleep(TICK_S)
     await asyncio.gather(*(life.settle() for life in lives))
@@ -202,28 +219,105 @@ async def events_of(kube: Kube, name: str) -> list[str]:
     return sorted(raw["reason"] for raw in events if raw["regarding"]["name"] == name)
 
 
-async def test_a_crash_after_any_write_changes_nothing(api_server: Kubectl, crd: None) -> None:
+@pytest.fixture
+async def kube(api_server: Kubectl, crd: None) -> AsyncIterator[Kube]:
     assert api_server.kubeconfig is not None
     async with connect(api_server.kubeconfig) as api:
-        kube = Kube(api, timeout_s=20)
-        await kube.create(NAMESPACES, None, {"metadata": {"name": NAMESPACE}})
-        async with kubelet(kube):
-            undisturbed = Life(api, "undisturbed")
-            # Together the first ones die once after every single write; the last one dies after each.
-            lives = [Life(api, f"dies-{n}", first=n, period=PERIOD) for n in range(1, PERIOD + 1)]
-            lives.append(Life(api, "dies-always", first=1, period=1))
-            ended = await live(kube, [undisturbed, *lives])
-        expected = ended["undisturbed"]["status"]
-        assert is_true(expected, "Complete")
-        expected_events = await events_of(kube, "undisturbed")
-        for life in lives:
-            name = life.key.name
-            assert timeless(ended[name]["status"], name) == timeless(expected, "undisturbed"), name
-            assert set(life.ledger.created.values()) == {1}, f"{name} made a child twice: {life.ledger.created}"
-            assert len(life.ledger.created) == len(undisturbed.ledger.created), name
-            assert await events_of(kube, name) == expected_events, name
-        # One status write begins the run and one ends each stage; those in between depend on the moment of looking.
-        fewest = min(life.ledger.num_writes for life in lives)
-        assert fewest >= len(undisturbed.ledger.created) + 1 + 4
-        assert {n for life in lives[:-1] for n in life.deaths} >= set(range(1, fewest + 1))
-        assert lives[-1].deaths == list(range(1, lives[-1].ledger.num_writes + 1))
+        made = Kube(api, timeout_s=20)
+        await made.create(NAMESPACES, None, {"metadata": {"name": NAMESPACE}})
+        yield made
+    api_server.run("delete", "namespace", NAMESPACE, "--timeout=120s")
+
+
+async def test_a_crash_after_any_write_changes_nothing(kube: Kube) -> None:
+    async with kubelet(kube):
+        undisturbed = Life(kube._api, "undisturbed")
+        # Together the first ones die once after every single write; the last one dies after each.
+        lives = [Life(kube._api, f"dies-{n}", first=n, period=PERIOD) for n in range(1, PERIOD + 1)]
+        lives.append(Life(kube._api, "dies-always", first=1, period=1))
+        ended = await live(kube, [undisturbed, *lives])
+    expected = ended["undisturbed"]["status"]
+    assert is_true(expected, "Complete")
+    expected_events = await events_of(kube, "undisturbed")
+    for life in lives:
+        name = life.key.name
+        assert timeless(ended[name]["status"], name) == timeless(expected, "undisturbed"), name
+        assert set(life.ledger.created.values()) == {1}, f"{name} made a child twice: {life.ledger.created}"
+        assert len(life.ledger.created) == len(undisturbed.ledger.created), name
+        assert await events_of(kube, name) == expected_events, name
+    # One status write begins the run and one ends each stage; those in between depend on the moment of looking.
+    fewest = min(life.ledger.num_writes for life in lives)
+    assert fewest >= len(undisturbed.ledger.created) + 1 + 4
+    assert {n for life in lives[:-1] for n in life.deaths} >= set(range(1, fewest + 1))
+    assert lives[-1].deaths == list(range(1, lives[-1].ledger.num_writes + 1))
+
+
+# --- a run that meets with everything
+
+
+def in_trouble(pod: Object) -> Object | None:
+    """Training fails in attempt 1, is evicted in 2, suspended in 3, and ends badly in 4."""
+    labels = pod["metadata"]["labels"]
+    attempt = int(labels[LABEL_ATTEMPT])
+    if labels[LABEL_STAGE] != StageName.TRAIN or attempt > 4:
+        return succeed(pod)
+    if pod["status"]["phase"] == "Pending":
+        return pod_runs()
+    exit_code = {1: 71, 4: 67}.get(attempt)
+    return ended(exit_code, "") if exit_code and labels[LABEL_COMPLETION_INDEX] == "1" else None
+
+
+async def meddle(kube: Kube, run: Object, pods: list[Object]) -> None:
+    """Evict, suspend, let go on and retry, each when its time has come."""
+    name, status = run["metadata"]["name"], run.get("status", {})
+    train: Object = next((stage for stage in status.get("stages", []) if stage["name"] == "train"), {})
+    newest = (train.get("attempts") or [{"number": 0, "state": ""}])[-1]
+    where = (newest["number"], newest["state"])
+    wanted: Object = {}
+    if where == (2, "Running"):
+        first = next((pod for pod in pods if pod["metadata"]["labels"][LABEL_ATTEMPT] == "2"), None)
+        if first is not None and first["metadata"]["labels"][LABEL_STAGE] == StageName.TRAIN:
+            eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": first["metadata"]["name"]}}
+            with contextlib.suppress(KubeError):
+                path = f"{PODS.path(NAMESPACE, first['metadata']['name'])}/eviction"
+                await kube._request("POST", path, body=eviction)
+    elif where == (3, "Running"):
+        wanted = {"suspend": True}
+    elif status.get("phase") == "Suspended":
+        wanted = {"suspend": False}
+    elif status.get("phase") == "Failed":
+        wanted = {"retry": 1}
+    if wanted:
+        await kube.patch(RUNS, NAMESPACE, name, {"spec": wanted})
+
+
+def story(run: Object) -> Any:
+    """What happened to a run, without instants and names that chance has made."""
+    status = run["status"]
+    stages = [
+        (stage["name"], stage["state"], stage["restarts"],
+         [(one["number"], one["state"], one["because"], one["counts"]) for one in stage["attempts"]])
+        for stage in status["stages"]
+    ]  # fmt: skip
+    conditions = [(held["type"], held["status"], held["reason"]) for held in status["conditions"]]
+    return stages, conditions, status["accounting"]["restartsByReason"], status["retry"]
+
+
+async def test_a_crash_after_any_write_of_a_run_in_trouble_changes_nothing(kube: Kube) -> None:
+    async with kubelet(kube, in_trouble):
+        undisturbed = Life(kube._api, "undisturbed")
+        lives = [Life(kube._api, f"dies-{n}", first=n, period=PERIOD) for n in range(1, PERIOD + 1)]
+        over = await live(kube, [undisturbed, *lives], meddle)
+    expected = story(over["undisturbed"])
+    assert expected[0][1] == (
+        "train", "Succeeded", 0,
+        [
+            (1, "Gone", "WorkerKilled", True), (2, "Gone", "PodDisrupted", False), (3, "Gone", "Suspended", False),
+            (4, "Gone", "LossNotFinite", True), (5, "Gone", "Succeeded", False),
+        ],
+    )  # fmt: skip
+    for life in lives:
+        assert story(over[life.key.name]) == expected, life.key.name
+        assert set(life.ledger.created.values()) == {1}, f"{life.key.name} made a child twice: {life.ledger.created}"
+    fewest = min(life.ledger.num_writes for life in lives)
+    assert {n for life in lives for n in life.deaths} >= set(range(1, fewest + 1))

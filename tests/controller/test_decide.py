@@ -62,7 +62,8 @@ def test_new_run_commits_to_its_first_stage_before_anything_is_made() -> None:
 
 def test_new_run_has_every_condition() -> None:
     conditions = {c.type: c.status for c in commit(see()).conditions}
-    assert conditions == dict.fromkeys(set(Condition) - {Condition.ALIGNED}, "False"), "a run without alignment"
+    expected = dict.fromkeys(set(Condition) - {Condition.ALIGNED}, "False") | {Condition.REPORTING: "True"}
+    assert conditions == expected, "a run without alignment"
 
 
 def test_deleted_run_is_left_alone_in_every_state() -> None:

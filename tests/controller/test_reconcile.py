@@ -624,6 +624,9 @@ async def test_run_with_an_unreadable_status_is_reported_and_left_alone(server: 
     assert view.status == Status()
 
 
+RUNS_NOW = {"number": 1, "startTime": NOW_TEXT}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -631,12 +634,22 @@ async def test_run_with_an_unreadable_status_is_reported_and_left_alone(server: 
         ({"attempts": [{"number": 7}]}, "status.stages.prepare.attempt is 1, but its attempts are [7]"),
         ({"attempts": [{"number": 5}, {"number": 1}]}, "status.stages.prepare.attempts are numbered [5, 1]"),
         ({"attempts": [{"number": 0}, {"number": 1}]}, "status.stages.prepare.attempts has an attempt that runs"),
-        ({"attempts": [{"number": 1, "settings": {"replicas": 10**6}}]}, "has settings that no spec has"),
-        ({"attempts": [{"number": 1, "settings": {"gpus": 17}}]}, "has settings that no spec has"),
-        ({"attempts": [{"number": 1, "settings": {"perDeviceBatch": 0}}]}, "has settings that no spec has"),
+        (
+            {"attempts": [{"number": 1, "startTime": NOW_TEXT, "settings": {"replicas": 10**6}}]},
+            "has settings that no spec has",
+        ),
+        (
+            {"attempts": [{"number": 1, "startTime": NOW_TEXT, "settings": {"gpus": 17}}]},
+            "has settings that no spec has",
+        ),
+        (
+            {"attempts": [{"number": 1, "startTime": NOW_TEXT, "settings": {"perDeviceBatch": 0}}]},
+            "has settings that no spec has",
+        ),
         ({"attempt": 0}, "status.stages.prepare.attempt is 0, but its attempts are [1]"),
         ({"attempt": 10**9}, "status.stages.prepare.attempt is 1000000000, but"),
         ({"startTime": None}, "status.stages.prepare.startTime is missing"),
+        ({"attempts": [{"number": 1, "startTime": None}]}, "has one that runs without a startTime"),
     ],
 )
 async def test_status_that_no_operator_has_written_is_reported_and_left_alone(

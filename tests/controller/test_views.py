@@ -7,6 +7,8 @@ import pytest
 from llava_operator.cache.views import ForeignError, JobEnd, Termination, parse_job, parse_pod
 from llava_operator.kube.objects import Key, Object
 
+TIME = "2026-11-01T12:00:00Z"
+
 
 def raw_pod(name: str = "r-train-1-0-abcde", *, uid: str = "p", job: str | None = "j", **status: Any) -> Object:
     owners = [{"uid": job, "controller": True, "apiVersion": "batch/v1", "kind": "Job", "name": "r"}] if job else []
@@ -71,8 +73,8 @@ def test_long_text_is_cut() -> None:
         ([{"type": "Complete", "status": "False"}], False, None, None),
         ([{"type": "FailureTarget", "status": "True", "reason": "R"}],
          False, JobEnd(reason="R", message="", time=""), None),
-        ([{"type": "Failed", "status": "True", "reason": "R", "message": "m", "lastTransitionTime": "t"}],
-         False, None, JobEnd(reason="R", message="m", time="t")),
+        ([{"type": "Failed", "status": "True", "reason": "R", "message": "m", "lastTransitionTime": TIME}],
+         False, None, JobEnd(reason="R", message="m", time=TIME)),
     ],
 )  # fmt: skip
 def test_job_conditions(
@@ -119,3 +121,14 @@ def test_owner_says_whose_a_job_is_whatever_its_label_says() -> None:
     assert (parse_job(raw).run, parse_job(raw).labelled) == ("r", "another")
     raw["metadata"]["labels"] = {}
     assert (parse_job(raw).run, parse_job(raw).labelled) == ("r", "")
+
+
+@pytest.mark.parametrize("text", ["t", "", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "2026-11-01T12:00:00"])
+def test_an_instant_that_cannot_be_calculated_with_is_none(text: str) -> None:
+    """Whoever may write pods may write any, and a pass must not end in an error of arithmetic."""
+    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": text}
+    assert parse_pod(raw_pod(conditions=[scheduled])).scheduled_at == ""
+    failed = {"type": "Failed", "status": "True", "reason": "R", "message": "m", "lastTransitionTime": text}
+    job = parse_job(raw_job(conditions=[failed]))
+    assert job.failed is not None
+    assert job.failed.time == ""

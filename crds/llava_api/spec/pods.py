@@ -161,6 +161,16 @@ class Scheduling(Strict):
     tolerations: Annotated[
         tuple[Toleration, ...], Field(max_length=16, description="Taints that pods of every stage tolerate.")
     ] = ()
+    gang_timeout_seconds: Annotated[
+        int,
+        Field(
+            ge=10,
+            le=1500,
+            description="Seconds after which training pods that have found a place give it back, if others of the same "
+            "training still have none: two runs that each hold half of what both need would wait for ever. Give an "
+            "autoscaler the time that it takes to make a node.",
+        ),
+    ] = 900
     queue_name: Annotated[
         str | None,
         Field(

@@ -48,6 +48,11 @@ def list_transitions(status: Status) -> Iterator[Transition]:
     """Every transition that a status tells of, oldest first."""
     for stage in status.stages:
         yield from _stage_transitions(stage, status)
+    if status.silent_since is not None:
+        yield Transition(
+            time=status.silent_since, type="Warning", reason="Silent", action="Report", about="run",
+            note=f"training has reported nothing since {status.silent_since}; it may be at work all the same",
+        )  # fmt: skip
     if status.completion_time is None:
         return
     if status.phase is Phase.SUCCEEDED:

@@ -22,6 +22,7 @@ from llava_operator.deciding.decide import Commit, Start, Stop, Wait, decide
 from llava_operator.deciding.observation import Observation, Obstacle
 from llava_operator.deciding.policy import find_violations
 from llava_operator.deciding.status import dump_status, merge_patch
+from llava_operator.deciding.stillness import note_step
 from llava_operator.kube.client import ConflictError, Kube, KubeError, NotFoundError
 from llava_operator.kube.kinds import JOBS, RUNS
 from llava_operator.kube.objects import Key, Object
@@ -171,8 +172,8 @@ class Reconciler:
         self.runs.note(written)
         self._memory(run).written_at = seen.now
         self._log_transitions(run, status)
-        if status.progress is not None and status.progress == seen.progress:
-            self.progress.note_written(run.uid, status.progress, seen.now)
+        if seen.progress is not None and status.progress == note_step(run.status, seen.progress):
+            self.progress.note_written(run.uid, seen.progress, seen.now)
         return written
 
     def _log_transitions(self, run: Run, status: Status) -> None:

@@ -15,6 +15,7 @@ from pydantic.alias_generators import to_camel
 
 from llava_api.constants import API_VERSION, KIND, LABEL_COMPLETION_INDEX, LABEL_RUN, STAGE_CONTAINER
 from llava_api.text import show
+from llava_operator.clock import from_time
 from llava_operator.kube.objects import Key, Object
 from llava_operator.validation_errors import describe_faults
 
@@ -24,6 +25,8 @@ MAX_REASON = 128
 """Longest reason that is kept; Kubernetes' own are single words."""
 MAX_NAME = 253
 """Characters of the longest name that Kubernetes takes."""
+FIRST_YEAR, LAST_YEAR = 1970, 9000
+"""Instants outside are nobody's clock's, and calculating with them may go beyond what Python can hold."""
 MAX_INDEX_DIGITS = 9
 """Digits of a completion index: Kubernetes' are below 2**31."""
 
@@ -108,6 +111,8 @@ class PodView:
     deleting: bool = False
     node: str = ""
     """Where it runs; empty while it is not scheduled."""
+    scheduled_at: str = ""
+    """When it got its node; empty while it has none."""
     image_id: str = ""
     """What the node says that the stage's container runs."""
     started: bool = False
@@ -274,7 +279,7 @@ def parse_job(raw: Object) -> JobView:
         run=owner.name,
         owner_uid=owner.uid,
         labelled=job.metadata.run,
-        deleting_since=job.metadata.deletion_timestamp or "",
+        deleting_since=_instant(job.metadata.deletion_timestamp) if job.metadata.deletion_timestamp else "",
         suspended=bool(job.spec.suspend),
         complete="Complete" in held,
         failing=_job_end(held.get("FailureTarget")),
@@ -288,7 +293,7 @@ def _job_end(condition: _Condition | None) -> JobEnd | None:
     return JobEnd(
         reason=show(condition.reason, max_chars=MAX_REASON),
         message=show(condition.message, max_chars=MAX_TEXT),
-        time=condition.last_transition_time,
+        time=_instant(condition.last_transition_time),
     )
 
 
@@ -302,7 +307,8 @@ def parse_pod(raw: Object) -> PodView:
     meta, status = pod.metadata, pod.status
     container = next((c for c in status.container_statuses if c.name == STAGE_CONTAINER), None)
     state = container.state if container else _ContainerState()
-    disrupted = next((c for c in status.conditions if c.type == "DisruptionTarget" and c.status == "True"), None)
+    held = {c.type: c for c in status.conditions if c.status == "True"}
+    disrupted, scheduled = held.get("DisruptionTarget"), held.get("PodScheduled")
     return PodView(
         key=meta.key,
         uid=meta.uid,
@@ -312,6 +318,7 @@ def parse_pod(raw: Object) -> PodView:
         phase=status.phase,
         deleting=meta.deletion_timestamp is not None,
         node=show(pod.spec.node_name, max_chars=MAX_NAME),
+        scheduled_at=_instant(scheduled.last_transition_time) if scheduled else "",
         image_id=container.image_id if container else "",
         started=state.running is not None or state.terminated is not None,
         waiting=_waiting(status, state),
@@ -319,6 +326,15 @@ def parse_pod(raw: Object) -> PodView:
         disruption=_said(disrupted.reason, disrupted.message) if disrupted else "",
         trouble=_said(status.reason, status.message),
     )
+
+
+def _instant(text: str) -> str:
+    """``text`` where it is an instant that can be calculated with; empty else."""
+    try:
+        instant = from_time(text)
+    except ValueError:
+        return ""
+    return text if instant.tzinfo is not None and FIRST_YEAR <= instant.year <= LAST_YEAR else ""
 
 
 def _parse_index(text: str | None) -> int | None:

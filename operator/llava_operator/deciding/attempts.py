@@ -119,6 +119,15 @@ def _is_taken_away(pod: PodView) -> bool:
     return pod.phase != "Succeeded" and bool(pod.deleting or pod.disruption)
 
 
+def half_placed_until(pods: Sequence[PodView], timeout_s: int) -> datetime | None:
+    """Until when a gang waits whose pods have places in part; None if all have one, or none has."""
+    placed = [pod.scheduled_at for pod in pods if pod.scheduled_at]
+    waiting = [pod for pod in pods if not pod.scheduled_at and pod.phase == "Pending" and not pod.deleting]
+    if not placed or not waiting:
+        return None
+    return min(map(from_time, placed)) + timedelta(seconds=timeout_s)
+
+
 def awaited_until(attempt: AttemptStatus, job: JobView | None, grace_s: int) -> datetime:
     """Until when the pods of a stopping attempt are waited for: those that can be reached have ended long before."""
     since = [

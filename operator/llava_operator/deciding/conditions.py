@@ -47,8 +47,16 @@ def _findings(status: Status) -> dict[Condition, _Finding]:
         **{STAGE_CONDITION[stage.name]: _stage_finding(stage, status) for stage in status.stages},
         Condition.COMPLETE: _Finding(holds=succeeded, reason=reason, message=message if succeeded else ""),
         Condition.FAILED: _Finding(holds=failed, reason=reason, message=message if failed else ""),
+        Condition.REPORTING: _reporting(status),
         Condition.SUSPENDED: _Finding(holds=suspended, reason=reason, message=message if suspended else ""),
     }
+
+
+def _reporting(status: Status) -> _Finding:
+    """False where training says nothing. It goes on all the same: its network may be what is down."""
+    if status.silent_since is None:
+        return _Finding(holds=True, reason="AsExpected")
+    return _Finding(holds=False, reason="Silent", message=f"training has reported nothing since {status.silent_since}")
 
 
 def _stage_finding(stage: StageStatus, status: Status) -> _Finding:

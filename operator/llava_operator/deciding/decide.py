@@ -15,10 +15,11 @@ from llava_api.names import job_name
 from llava_api.status import AttemptState, AttemptStatus, FailureStatus, StageStatus, Status
 from llava_operator.deciding import moves
 from llava_operator.deciding.accounting import active_until
-from llava_operator.deciding.attempts import TABLE, Move, Sight, awaited_until, read_sight
+from llava_operator.deciding.attempts import TABLE, Move, Sight, awaited_until, half_placed_until, read_sight
 from llava_operator.deciding.beginning import Hold, begin_next, begin_run, judge_violations, take_up_retry
 from llava_operator.deciding.observation import Observation, ObstacleKind
 from llava_operator.deciding.status import complete_status, replace_stage, without_texts
+from llava_operator.deciding.stillness import find_still, note_silence, note_step
 from llava_operator.deciding.verdict import failed_by_operator
 from llava_operator.run import Run, attempt_of, current_stage
 
@@ -72,7 +73,10 @@ def decide(seen: Observation) -> Decision:
     plan = _plan(seen)
     wanted = plan.status
     if seen.progress is not None and (wanted != run.status or _is_progress_due(seen)):
-        wanted = wanted.model_copy(update={"progress": seen.progress})
+        wanted = wanted.model_copy(update={"progress": note_step(run.status, seen.progress)})
+    silent_at = None
+    if (stage := current_stage(wanted)) is not None:
+        wanted, silent_at = note_silence(seen, wanted, stage)
     wanted = complete_status(wanted, generation=run.generation, now=seen.now)
     text_due = _text_due(seen)
     is_text = wanted != run.status and without_texts(wanted) == without_texts(run.status)
@@ -80,7 +84,9 @@ def decide(seen: Observation) -> Decision:
         return Commit(status=wanted)
     if isinstance(plan.act, Wait) and current_stage(run.status) is not None:
         due = seen.progress_due_at if seen.progress else None
-        return Wait(until=_first(plan.act.until, due, _deadline(run, seen.now), text_due if is_text else None))
+        return Wait(
+            until=_first(plan.act.until, due, _deadline(run, seen.now), text_due if is_text else None, silent_at)
+        )
     return plan.act
 
 
@@ -153,9 +159,11 @@ def _follow(seen: Observation, status: Status, stage: StageStatus) -> _Plan:
     assert newest is not None
     sight = read_sight(newest, seen.job, seen.pods)
     move = TABLE[newest.state][sight]
-    why = why_stop(seen.run, seen.now)
-    if why is not None and newest.state is not AttemptState.STOPPING and move not in _LAST_WORDS:
-        return _Plan(status=_stop(seen, status, stage, sight, failed_by_operator(stage, *why)), act=Wait())
+    if newest.state is not AttemptState.STOPPING and move not in _LAST_WORDS:
+        if (why := why_stop(seen.run, seen.now)) is not None:
+            return _Plan(status=_stop(seen, status, stage, sight, failed_by_operator(stage, *why)), act=Wait())
+        if (failure := _find_standstill(seen, status, stage)) is not None:
+            return _Plan(status=moves.stop(seen, status, stage, failure), act=Wait())
     match move:
         case Move.START:
             return _start(seen, status, stage, newest)
@@ -166,7 +174,22 @@ def _follow(seen: Observation, status: Status, stage: StageStatus) -> _Plan:
             return _Plan(status=replace_stage(status, stage), act=_stop_job(seen))
         case Move.AWAIT:
             return _await(seen, status, stage, newest)
-    return _Plan(status=_MOVES[move](seen, status, stage), act=Wait())
+    until = half_placed_until(seen.pods, attempt_of(seen.run, stage).spec.scheduling.gang_timeout_seconds)
+    return _Plan(status=_MOVES[move](seen, status, stage), act=Wait(until=until))
+
+
+def _find_standstill(seen: Observation, status: Status, stage: StageStatus) -> FailureStatus | None:
+    """Why an attempt of which nothing has failed will come to nothing, or seems to."""
+    timeout_s = attempt_of(seen.run, stage).spec.scheduling.gang_timeout_seconds
+    until = half_placed_until(seen.pods, timeout_s)
+    if until is not None and until <= seen.now:
+        placed = sum(bool(pod.scheduled_at) for pod in seen.pods)
+        message = (
+            f"{placed} of {len(seen.pods)} pods of {stage.name} had a place for {timeout_s} s, and the others none "
+            "(spec.scheduling.gangTimeoutSeconds): they give it back"
+        )
+        return failed_by_operator(stage, Reason.GANG_NOT_SCHEDULED, message)
+    return find_still(seen, status, stage)
 
 
 _LAST_WORDS = frozenset({Move.SUCCEED, Move.END, Move.LOSE})

@@ -30,6 +30,7 @@ from llava_operator.deciding.planning import plan_training
 from llava_operator.deciding.restarts import close_attempt, find_final_failure, is_disturbed, next_time
 from llava_operator.deciding.results import describe_result, take_result
 from llava_operator.deciding.status import next_stage, replace_stage
+from llava_operator.deciding.stillness import newest_report
 from llava_operator.deciding.verdict import (
     failed_by_operator,
     read_failure,
@@ -149,7 +150,7 @@ def lose(seen: Observation, status: Status, stage: StageStatus) -> Status:
 def settle(seen: Observation, status: Status, stage: StageStatus, failure: FailureStatus) -> Status:
     """Count an attempt that is gone, and say what follows."""
     traits, spec = STAGES[stage.name], seen.run.spec
-    progress = _progress_of(seen, status, stage)
+    progress = newest_report(seen, status, stage)
     stage = close_attempt(stage, failure, seen.now, _reached_step(stage, progress, failure))
     closed = _newest(stage)
     status = account_for(replace_stage(status, stage), stage.name, closed, progress)
@@ -193,7 +194,7 @@ def succeed(seen: Observation, status: Status, stage: StageStatus) -> Status:
 
 
 def _take(seen: Observation, status: Status, stage: StageStatus, result: StageResult) -> Status:
-    progress = _progress_of(seen, status, stage)
+    progress = newest_report(seen, status, stage)
     closed = _newest(stage).model_copy(
         update={
             "state": AttemptState.GONE, "because": SUCCEEDED, "completion_time": to_time(seen.now), "message": "",
@@ -227,14 +228,6 @@ def _newest(stage: StageStatus) -> AttemptStatus:
     newest = stage.newest
     assert newest is not None, "moves are those of an attempt"
     return newest
-
-
-def _progress_of(seen: Observation, status: Status, stage: StageStatus) -> Progress | None:
-    """The newest report of the newest attempt."""
-    for progress in (seen.progress, status.progress):
-        if progress is not None and (progress.stage, progress.attempt) == (stage.name, stage.attempt):
-            return progress
-    return None
 
 
 def _reached_step(stage: StageStatus, progress: Progress | None, failure: FailureStatus) -> int | None:

@@ -31,8 +31,9 @@ logger = logging.getLogger(__name__)
 class Patience:
     """How long to wait for whom. Seconds."""
 
-    arrival_s: float = 900.0
-    """For all pods to be there: they may be scheduled minutes apart, and pull a large image."""
+    arrival_s: float = 1800.0
+    """For all pods to be there: they may be scheduled minutes apart, and pull a large image. Longer than the operator
+    lets part of a gang hold its places (``scheduling.gangTimeoutSeconds``): that costs no restart."""
     agents_s: float = 60.0
     """For torch's elastic agents to find each other, once all launchers are here."""
     silence_s: float = 60.0

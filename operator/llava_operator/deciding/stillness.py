@@ -1,0 +1,81 @@
+"""Attempts that say nothing, or the same again and again. Pure.
+
+Training judges itself, in its pods. From outside only reports that keep coming with the same step end an attempt; one
+that says nothing may be at work behind a network that is not, since reporting never stops a run.
+"""
+
+from datetime import datetime, timedelta
+
+from llava_api.failures import Reason
+from llava_api.report import MAX_NEXT_REPORT_S
+from llava_api.status import AttemptState, FailureStatus, Progress, StageStatus, Status
+from llava_operator.clock import from_time, to_time
+from llava_operator.deciding.observation import Observation
+from llava_operator.deciding.verdict import failed_by_operator
+from llava_operator.stages import STAGES
+
+SILENT_S = 2 * MAX_NEXT_REPORT_S
+"""Seconds without a report after which an attempt counts as silent; it may be asked to wait for half of that."""
+STILL_S = 1800.0
+"""Seconds for which the same step may be reported, at least: training ends itself long before."""
+STILL_STEPS = 20
+"""The same, in steps as long as those before."""
+
+
+def note_step(status: Status, progress: Progress) -> Progress:
+    """A report with the instant since when its step is the same."""
+    before = status.progress
+    is_same = before is not None and (before.stage, before.attempt, before.step, before.unit) == (
+        progress.stage, progress.attempt, progress.step, progress.unit,
+    )  # fmt: skip
+    since = before.step_time or before.last_update_time if before is not None and is_same else None
+    return progress.model_copy(update={"step_time": since})
+
+
+def newest_report(seen: Observation, status: Status, stage: StageStatus) -> Progress | None:
+    """The newest report of the newest attempt of a stage, written or not."""
+    for progress in (seen.progress, status.progress):
+        if progress is not None and (progress.stage, progress.attempt) == (stage.name, stage.attempt):
+            return progress
+    return None
+
+
+def find_still(seen: Observation, status: Status, stage: StageStatus) -> FailureStatus | None:
+    """Why an attempt that runs should be stopped for reporting the same step again and again; None if it should not."""
+    attempt, progress = stage.newest, newest_report(seen, status, stage)
+    if attempt is None or attempt.running_time is None or progress is None or not STAGES[stage.name].is_gang:
+        return None
+    # After its last step training saves and hashes what it made.
+    if progress.unit != "steps" or not 0 < progress.step < progress.total_steps:
+        return None
+    progress = note_step(status, progress)
+    since, last = from_time(progress.step_time or progress.last_update_time), from_time(progress.last_update_time)
+    done = max(1, progress.step - (attempt.from_step or 0))
+    step_s = max(0.0, (since - from_time(attempt.running_time)).total_seconds()) / done
+    still_s = (last - since).total_seconds()
+    if still_s < max(STILL_S, STILL_STEPS * step_s):
+        return None
+    message = (
+        f"{stage.name} has reported step {progress.step} for {still_s:.0f} s, and steps took {step_s:.1f} s before"
+    )
+    return failed_by_operator(stage, Reason.REPORTS_STAND_STILL, message)
+
+
+def note_silence(seen: Observation, status: Status, stage: StageStatus) -> tuple[Status, datetime | None]:
+    """The status with the instant since when its attempt says nothing; and when it will count as silent."""
+    attempt = stage.newest
+    is_reporting = attempt is not None and attempt.state is AttemptState.RUNNING and STAGES[stage.name].is_gang
+    if attempt is None or not is_reporting or attempt.running_time is None:
+        return _with_silence(status, None), None
+    progress = newest_report(seen, status, stage)
+    heard = from_time(attempt.running_time)
+    if progress is not None:
+        heard = max(heard, from_time(progress.last_update_time))
+    due = heard + timedelta(seconds=SILENT_S)
+    if seen.now < due:
+        return _with_silence(status, None), due
+    return _with_silence(status, to_time(heard)), None
+
+
+def _with_silence(status: Status, since: str | None) -> Status:
+    return status if status.silent_since == since else status.model_copy(update={"silent_since": since})
