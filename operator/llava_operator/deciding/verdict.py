@@ -35,7 +35,7 @@ class _Candidate:
 
     @property
     def rank(self) -> tuple[bool, bool, bool, str, int]:
-        """Causes before consequences, first-hand before hearsay, known instants before unknown ones, earlier pods first."""
+        """Causes before consequences, first-hand before hearsay, known instants before unknown ones, then in time."""
         return (
             self.is_consequence, self.is_hearsay, not self.finished_at, self.finished_at, self.failure.rank or 0,
         )  # fmt: skip

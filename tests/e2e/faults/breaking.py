@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,16 @@ class Breaker:
         """Processes of the pod's container with ``program`` in their command lines, whatever Kubernetes thinks."""
         return [pid for pid in processes_in(self.cgroup(pod)) if program in _read_command(pid)]
 
+    @contextmanager
+    def frozen(self, pods: list[Pod]) -> Iterator[None]:
+        """Let nothing in the containers of these pods run meanwhile."""
+        pids = [pid for pod in pods if _runs(pod) for pid in self.find_processes(pod)]
+        _signal_all(pids, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            _signal_all(pids, signal.SIGCONT)
+
     def slow_down(self, pod: Pod, share: float) -> None:
         """Give the container this share of a processor and no more; 0: as much as it likes."""
         group = self.cgroup(pod).lstrip("/")
@@ -103,6 +113,16 @@ class Breaker:
             self.kubectl.run("exec", pod["metadata"]["name"], "--", "python3", "-c", _FILL_MEMORY)
         except KubectlError:
             return  # the container ended meanwhile, and this with it
+
+
+def _runs(pod: Pod) -> bool:
+    return any("running" in status["state"] for status in pod["status"].get("containerStatuses", []))
+
+
+def _signal_all(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _read_command(pid: int) -> str:

@@ -18,6 +18,7 @@ from tests.e2e.faults.operators import STATUS_CURRENT_S, operator
 from tests.e2e.faults.training import (
     EVERY_STEPS,
     GRACE_S,
+    RECOVERY_TIMEOUT_S,
     SAME_LOSS,
     STEPS_PER_EPOCH,
     Training,
@@ -47,7 +48,7 @@ def training(runs: Runs, breaker: Breaker) -> Iterator[Training]:
 
 @pytest.fixture(scope="module")
 def calm(runs: Runs) -> Training:
-    """The same without faults. It is made where the other run waits, and deleted when it has done enough."""
+    """The same without faults. It begins where the other one waits, and goes when it has done enough."""
     return Training(runs=runs, name="calm")
 
 
@@ -144,7 +145,7 @@ def test_suspended_and_resumed_at_another_size(training: Training, breaker: Brea
 
 
 def test_node_cut_off_and_reconnected_after_the_next_attempt_began(
-    training: Training, calm: Training, breaker: Breaker, record_recovery: Record
+    runs: Runs, training: Training, calm: Training, breaker: Breaker, record_recovery: Record
 ) -> None:
     """The old pod trains on, and knows nothing of the next attempt until it looks at the volume."""
     number = training.wait_for_steps(EVERY_STEPS)
@@ -157,8 +158,12 @@ def test_node_cut_off_and_reconnected_after_the_next_attempt_began(
         breaker.slow_down(old, 0.1)
         wait_for("the node to be given up", lambda: breaker.is_tainted(GOES), timeout_s=90)
         tainted = time.time()
-        train_undisturbed(calm)
-        recovery = training.follow("node cut off (from its taint on)", number, tainted)
+        # The other run has the machine to itself until then.
+        calm.start(epochs=EPOCHS)
+        next_ = training.volume / "attempts" / f"train-{number + 1}"
+        wait_for("the next attempt to begin", next_.is_dir, timeout_s=RECOVERY_TIMEOUT_S)
+        with breaker.frozen(runs.pods(calm.name)):
+            recovery = training.follow("node cut off (from its taint on)", number, tainted)
         [new] = training.pods(number + 1).values()
         assert new["spec"]["nodeName"] == STAYS
         assert breaker.find_processes(old, TRAINING), "the old pod has ended too soon to show anything"
@@ -181,8 +186,9 @@ def test_node_cut_off_and_reconnected_after_the_next_attempt_began(
 
 
 def test_losses_are_those_of_a_run_without_faults(training: Training, calm: Training) -> None:
-    undisturbed = calm.curves[1]
-    assert len(undisturbed) >= CALM_STEPS
+    calm.wait_for_steps(CALM_STEPS)
+    undisturbed = calm.curve(1)
+    calm.runs.delete(calm.name)
     # Until the run went on with one pod.
     disturbed = [curve for number, curve in training.curves.items() if training.attempt(number).settings.replicas == 2]
     for curve in disturbed:
@@ -202,14 +208,6 @@ def test_the_run_ends_well_and_its_curve_is_whole(training: Training) -> None:
     curve = training.curve(last)
     check_whole(curve)
     assert len(curve) == EPOCHS * STEPS_PER_EPOCH
-
-
-def train_undisturbed(calm: Training) -> None:
-    """Let a run do so many steps without faults, and take it away."""
-    calm.start(epochs=EPOCHS)
-    calm.wait_for_steps(CALM_STEPS)
-    calm.curves[1] = calm.curve(1)
-    calm.runs.delete(calm.name)
 
 
 def is_suspended(training: Training) -> bool:
