@@ -33,6 +33,8 @@ class Reason(StrEnum):
     STORAGE_FULL = "StorageFull"
     STORAGE_UNWRITABLE = "StorageUnwritable"
     INTERRUPTED = "Interrupted"
+    ATTEMPT_USED = "AttemptUsed"
+    SUPERSEDED = "Superseded"
     # Seen by the operator.
     NOT_ALLOWED = "NotAllowed"
     PLAN_DOES_NOT_FIT = "PlanDoesNotFit"
@@ -98,6 +100,12 @@ FAILURES: tuple[Failure, ...] = (
             hint="Raise spec.storage.size."),
     Failure(reason=Reason.INTERRUPTED, exit_code=75, retryable=True,
             hint="The pod was asked to stop (a drain, a preemption, a deletion): create the run again."),
+    Failure(reason=Reason.ATTEMPT_USED, exit_code=85, retryable=True, counts=False,
+            hint="The attempt's folder on the volume belongs to a pod that ran before (a Job that was suspended and "
+                 "started again, say): the next attempt goes on from what that pod has left."),
+    Failure(reason=Reason.SUPERSEDED, exit_code=86, retryable=True, counts=False,
+            hint="The pod outlived its attempt (on a node that was cut off, say) and has ended by itself: a later "
+                 "attempt does the work."),
     Failure(reason=Reason.ZERO_GRADIENT, exit_code=77, retryable=False,
             hint="Nothing that is trained receives a gradient: please report this as a bug, with the log."),
     Failure(reason=Reason.ADAPTER_UNCHANGED, exit_code=78, retryable=False,

@@ -117,6 +117,8 @@ class PrepareNumbers(Lenient):
     flash_attention: bool | None = None
     """Whether flash-attn is in the trainer image, which all stages share; None if unknown."""
     model: ModelFacts | None = None
+    config_version: Annotated[int, Field(ge=1, le=2**31)] = 1
+    """Newest version of the run configuration that the image understands; 1 if it does not tell (an older image)."""
 
 
 class TrainNumbers(Lenient):

@@ -1,19 +1,26 @@
 """The run configuration: all that a stage is told, in one versioned file written by the operator.
 
-It is made from the resource's own types, so that a field has one definition. The trainer reads it once.
+It is made from the resource's own types, so that a field has one definition. The trainer reads it once. An image
+refuses fields that it does not know, so the operator writes the version that the run's image understands: prepare
+reports it (``PrepareNumbers.config_version``), and gets version 1 itself, because nobody knows the image then.
 """
 
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from llava_api.base import Strict
 from llava_api.constants import RENDEZVOUS_PORT, StageName
 from llava_api.spec import Alignment, Dataset, Download, Evaluation, Merge, Model, Training
+from llava_api.stages import select_stages
 from llava_api.volume import RunVolume
 
-RUN_CONFIG_VERSION: Final = 1
+RUN_CONFIG_VERSION: Final = 2
+"""The newest. 1: results at the volume's root. 2: results in attempts' folders, ``results`` says of which."""
+RunConfigVersion = Literal[1, 2]
+_SINCE_VERSION_2: Final = ("results",)
+"""Fields that an image of version 1 would refuse."""
 
 
 class RunIdentity(Strict):
@@ -59,9 +66,11 @@ class Reporting(Strict):
 class RunConfig(Strict):
     """Everything that a stage is told."""
 
-    version: Literal[1] = RUN_CONFIG_VERSION
+    version: RunConfigVersion = RUN_CONFIG_VERSION
     run: RunIdentity
     volume_root: Path
+    results: dict[StageName, Annotated[int, Field(ge=1)]] = {}
+    """Number of the attempt whose result counts, of every stage before this one. Since version 2."""
     model_dir: Path
     """The model in hub layout. Where prepare has to fetch or convert it first, what ``inputs.json`` on the volume says
     takes its place in the stages after."""
@@ -79,10 +88,24 @@ class RunConfig(Strict):
     evaluation: Evaluation
     reporting: Reporting | None = None
 
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_newer(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        if self.version == 1:
+            for name in _SINCE_VERSION_2:
+                fields.pop(name, None)
+        return fields
+
     @property
     def volume(self) -> RunVolume:
-        """Layout of the run's volume."""
-        return RunVolume(root=self.volume_root)
+        """Layout of the run's volume: earlier stages' results where ``results`` says, this one's in its own folder."""
+        return RunVolume(root=self.volume_root, results={**self.results, self.run.stage: self.run.attempt})
+
+    @property
+    def stages_before(self) -> tuple[StageName, ...]:
+        """The run's stages before this one, whose results it may read."""
+        stages = select_stages(self.alignment, self.training)
+        return stages[: stages.index(self.run.stage)] if self.run.stage in stages else ()
 
     @property
     def gradient_accumulation(self) -> int:

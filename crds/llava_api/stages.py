@@ -1,14 +1,19 @@
 """Which stages a run has. Pure."""
 
 from llava_api.constants import STAGES, StageName
-from llava_api.spec import Spec
+from llava_api.spec import Alignment, Spec, Training
 
 
 def stages_of(spec: Spec) -> tuple[StageName, ...]:
     """The stages that a run goes through, in order."""
+    return select_stages(spec.alignment, spec.training)
+
+
+def select_stages(alignment: Alignment | None, training: Training) -> tuple[StageName, ...]:
+    """The same, by the parts of the spec that decide it."""
     left_out = set()
-    if spec.alignment is None:
+    if alignment is None:
         left_out.add(StageName.ALIGN)
-    if spec.training.method == "none":
+    if training.method == "none":
         left_out.add(StageName.TRAIN)
     return tuple(stage for stage in STAGES if stage not in left_out)

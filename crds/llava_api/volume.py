@@ -1,69 +1,108 @@
 """Where things lie on a run's volume. Paths only: nothing here touches a disk."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from llava_api.constants import StageName
+
+_ATTEMPTS = "attempts"
+_ATTEMPT_NAME = re.compile(rf"({'|'.join(StageName)})-([1-9]\d*)")
+
+
+class MissingResultError(LookupError):
+    """A path was asked for of a stage whose attempt that counts is not known; the argument is the stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunVolume:
     """The layout below ``root``, the folder where the run's claim is mounted.
 
-    Every attempt of a stage writes its logs, its progress and (for training) its checkpoints into folders of
-    its own; what a stage hands on (``train_file``, ``adapter_dir``, ``merged_dir``, ...) is written aside and
-    renamed when it is whole.
+    Every attempt of a stage writes into the folder ``attempts/STAGE-N`` and nowhere else: logs, progress, checkpoints,
+    and what it hands on (``train_file``, ``adapter_dir``, ``merged_dir``, ...), which is written aside and renamed when
+    it is whole. ``results`` tells which attempt's results count.
     """
 
     root: Path
+    results: Mapping[StageName, int] | None = None
+    """Number of the attempt that counts, by stage. None: the layout of images whose run configuration has version 1,
+    where results lie at the root."""
+
+    def result_dir(self, stage: StageName) -> Path:
+        """Folder in which the result of a stage lies.
+
+        Raises:
+            MissingResultError: it is not known which attempt made it.
+        """
+        if self.results is None:
+            return self.root
+        if stage not in self.results:
+            raise MissingResultError(stage)
+        return self.attempt_dir(stage, self.results[stage])
 
     @property
     def train_file(self) -> Path:
         """Checked training samples, one JSON object a line."""
-        return self.root / "data" / "train.jsonl"
+        return self.data_dir / "train.jsonl"
 
     @property
     def validation_file(self) -> Path:
         """Checked held-out samples, one JSON object a line."""
-        return self.root / "data" / "validation.jsonl"
+        return self.data_dir / "validation.jsonl"
+
+    @property
+    def data_dir(self) -> Path:
+        """Folder of the samples, and of the dataset report."""
+        return self.result_dir(StageName.PREPARE) / "data"
 
     @property
     def dataset_report_json(self) -> Path:
         """Counts, lengths and findings of prepare."""
-        return self.root / "data" / "report.json"
+        return self.data_dir / "report.json"
 
     @property
     def dataset_report_html(self) -> Path:
         """The same for a person to look at."""
-        return self.root / "data" / "report.html"
+        return self.data_dir / "report.html"
 
     @property
     def alignment_file(self) -> Path:
         """Checked samples of phase 1, one JSON object a line."""
-        return self.root / "data" / "alignment.jsonl"
+        return self.data_dir / "alignment.jsonl"
 
     @property
     def inputs_file(self) -> Path:
         """Where prepare found or put model and datasets (``llava_trainer.inputs``)."""
-        return self.root / "inputs" / "inputs.json"
+        return self.inputs_dir / "inputs.json"
+
+    @property
+    def inputs_dir(self) -> Path:
+        """Folder of what prepare has fetched and converted."""
+        return self.result_dir(StageName.PREPARE) / "inputs"
 
     @property
     def model_dir(self) -> Path:
         """The model in hub layout, where it had to be fetched, converted or put together."""
-        return self.root / "inputs" / "model"
+        return self.inputs_dir / "model"
 
     def download_dir(self, role: str) -> Path:
         """What was fetched for ``role`` (model, vision-tower, dataset, ...), as it was."""
-        return self.root / "inputs" / "downloads" / role
+        return self.inputs_dir / "downloads" / role
 
     @property
     def projector_dir(self) -> Path:
         """Projector that phase 1 made: config.json and projector.safetensors."""
-        return self.root / "projector"
+        return self.result_dir(StageName.ALIGN) / "projector"
+
+    @property
+    def attempts_dir(self) -> Path:
+        """Folder of all attempts' folders."""
+        return self.root / _ATTEMPTS
 
     def attempt_dir(self, stage: StageName, attempt: int) -> Path:
         """Folder that only this attempt writes to."""
-        return self.root / "attempts" / f"{stage}-{attempt}"
+        return self.attempts_dir / f"{stage}-{attempt}"
 
     def log_dir(self, stage: StageName, attempt: int) -> Path:
         """Folder with one log a rank."""
@@ -80,22 +119,22 @@ class RunVolume:
     @property
     def adapter_dir(self) -> Path:
         """Final adapter in PEFT's layout, and the trained projector beside it."""
-        return self.root / "adapter"
+        return self.result_dir(StageName.TRAIN) / "adapter"
 
     @property
     def weights_dir(self) -> Path:
         """Trained weights of language model and projector, with method full: safetensors files under hub names."""
-        return self.root / "weights"
+        return self.result_dir(StageName.TRAIN) / "weights"
 
     @property
     def merged_dir(self) -> Path:
         """Merged model in hub layout, ready for AutoModelForImageTextToText."""
-        return self.root / "merged"
+        return self.result_dir(StageName.MERGE) / "merged"
 
     @property
     def evaluation_dir(self) -> Path:
         """Folder of the three files below."""
-        return self.root / "evaluation"
+        return self.result_dir(StageName.EVALUATE) / "evaluation"
 
     @property
     def metrics_file(self) -> Path:
@@ -111,3 +150,28 @@ class RunVolume:
     def report_file(self) -> Path:
         """The report for a person: one self-contained HTML file."""
         return self.evaluation_dir / "report.html"
+
+
+STABLE_NAMES: Mapping[StageName, tuple[str, ...]] = {
+    StageName.PREPARE: ("data",),
+    StageName.ALIGN: ("projector",),
+    StageName.TRAIN: ("adapter", "weights"),
+    StageName.MERGE: ("merged",),
+    StageName.EVALUATE: ("evaluation",),
+}
+"""What people find at the volume's root of each stage: links to the folders of the same names in its attempt's folder.
+No stage reads through them."""
+
+
+def parse_attempt(name: str) -> tuple[StageName, int] | None:
+    """Stage and number that the name of an attempt's folder tells; None for any other name."""
+    match = _ATTEMPT_NAME.fullmatch(name)
+    return (StageName(match[1]), int(match[2])) if match else None
+
+
+def find_attempt_dir(path: Path) -> Path | None:
+    """The attempt's folder ``attempts/STAGE-N`` that ``path`` is, or lies in; None outside of one."""
+    for folder in reversed((path, *path.parents)):
+        if folder.parent.name == _ATTEMPTS and parse_attempt(folder.name):
+            return folder
+    return None

@@ -105,6 +105,11 @@ def stage_of(status: Status, name: StageName) -> StageStatus:
     return next((stage for stage in status.stages if stage.name is name), StageStatus(name=name))
 
 
+def ended_attempts(status: Status) -> dict[StageName, int]:
+    """Number of the attempt that counts, of every stage that has ended well."""
+    return {stage.name: stage.attempt for stage in status.stages if stage.state is StageState.SUCCEEDED}
+
+
 class SecretUse(NamedTuple):
     """A Secret that fetching needs."""
 

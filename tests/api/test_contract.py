@@ -66,7 +66,7 @@ def test_run_config_survives_the_wire() -> None:
 
 
 def test_run_config_of_another_version_is_refused() -> None:
-    content = json.loads(make_config().model_dump_json()) | {"version": 2}
+    content = json.loads(make_config().model_dump_json()) | {"version": 3}
     with pytest.raises(ValidationError, match="version"):
         RunConfig.model_validate(content)
 

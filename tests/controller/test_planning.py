@@ -214,13 +214,13 @@ def test_a_plan_says_what_checkpoints_take_on_the_volume():
 KEEPING_THREE = {"batch": {"perDevice": 16, "global": 128}, "checkpoint": {"everySteps": 1, "keep": 3}}
 
 
-@pytest.mark.parametrize(("free_gib", "lacking", "keep"), [(1, 27, ""), (25, 3, "2"), (20, 8, "1"), (17, 11, "")])
+@pytest.mark.parametrize(("free_gib", "lacking", "keep"), [(1, 40, ""), (38, 3, "2"), (33, 8, "1"), (30, 11, "")])
 def test_a_volume_that_would_fill_up_is_refused_before_training(free_gib: int, lacking: int, keep: str):
     spec = gpu_spec(storage={"size": "3Gi"}, training=KEEPING_THREE)
     planned = plan_for(spec, numbers(free_bytes=free_gib * GIB), Cards())
     assert (planned.refusal.stage, planned.refusal.reason) == (StageName.TRAIN, Reason.STORAGE_FULL)
     assert planned.refusal.message == (
-        f"training and merging put up to 27.1Gi on the run's volume (checkpoints of 4.4Gi each take up to 17.8Gi), "
+        f"training and merging put up to 40.3Gi on the run's volume (checkpoints of 4.4Gi each take up to 17.8Gi), "
         f"but {free_gib}.0Gi of it are free: raise spec.storage.size (3Gi) by at least {lacking}Gi"
         + (f", or set spec.training.checkpoint.keep to {keep}" if keep else "")
     )
@@ -242,7 +242,7 @@ def test_without_checkpoints_only_results_are_named():
     spec = gpu_spec(storage={"size": "3Gi"}, training={"checkpoint": {"everySteps": 1000}})
     message = plan_for(spec, numbers(free_bytes=3 * GIB), Cards()).refusal.message
     assert "checkpoint" not in message
-    assert "training and merging put up to 13.8Gi on the run's volume, but 3.0Gi" in message
+    assert "training and merging put up to 26.9Gi on the run's volume, but 3.0Gi" in message
 
 
 def test_where_nothing_helps_that_is_said():

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
+from tests.trainer.attempts import begin_first
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -84,4 +85,5 @@ def prepare_config(root: Path, model_dir: Path, *, format: str = "llava", **chan
     }  # fmt: skip
     merged = {name: part | changes.get(name, {}) if isinstance(part, dict) else part for name, part in fields.items()}
     merged |= {name: part for name, part in changes.items() if name not in fields}
-    return RunConfig.model_validate(merged)
+    config = RunConfig.model_validate(merged)
+    return begin_first(config)

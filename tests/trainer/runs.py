@@ -22,6 +22,7 @@ from tests.tiny.base import build_model, build_processor, write_hub_layout
 from tests.tiny.export import make_export
 from tests.tiny.tasks import corpus
 from tests.tiny.tokenizer import build_tokenizer
+from tests.trainer.attempts import FIRST_ATTEMPTS, begin
 from tests.trainer.checkpoints import TARGETS
 
 
@@ -64,6 +65,7 @@ def run_config(root: Path, stage: StageName = StageName.MERGE, **changes: dict) 
     fields = {
         "run": {"namespace": "team-a", "name": "trays", "uid": "0c6f", "stage": stage, "attempt": 1},
         "volumeRoot": root / "volume",
+        "results": FIRST_ATTEMPTS,
         "modelDir": root / "base",
         "datasetDir": root / "data",
         "dataset": {"source": "pvc://trays/", "format": "llava", "file": "export.json", "images": "images"},
@@ -72,8 +74,8 @@ def run_config(root: Path, stage: StageName = StageName.MERGE, **changes: dict) 
         "merge": {},
         "evaluation": {"gpus": 0, "generation": {"maxNewTokens": 12}},
     }
-    return RunConfig.model_validate({name: part | changes.get(name, {}) if isinstance(part, dict) else part
-                                     for name, part in fields.items()})  # fmt: skip
+    return begin(RunConfig.model_validate({name: part | changes.get(name, {}) if isinstance(part, dict) else part
+                                           for name, part in fields.items()}))  # fmt: skip
 
 
 def dataset_report(*, held_out: int, trained_on: int, notes: tuple[Note, ...] = ()) -> DatasetReport:

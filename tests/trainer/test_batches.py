@@ -148,9 +148,9 @@ def test_a_picture_that_has_gone_is_told_where_it_is_needed(
 
 
 def test_packing_and_grouping_change_batches_but_not_what_is_learned_from_them(config: RunConfig, processes: Processes):
-    plain, packed = change(config, attempt=1), change(config, attempt=2, packing=True)
-    expected = losses(plain, processes)
-    for (loss, norm), (expected_loss, expected_norm) in zip(losses(packed, processes), expected, strict=True):
+    expected = losses(change(config, attempt=1), processes)
+    packed = losses(change(config, attempt=2, packing=True), processes)
+    for (loss, norm), (expected_loss, expected_norm) in zip(packed, expected, strict=True):
         assert loss == pytest.approx(expected_loss, rel=1e-5)
         assert norm == pytest.approx(expected_norm, rel=1e-3)
     assert losses(change(config, attempt=3, grouping="none"), processes) != expected

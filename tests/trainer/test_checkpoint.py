@@ -167,19 +167,31 @@ def test_a_state_that_a_later_version_has_written_is_passed_over(tmp_path: Path)
         read_state(folder, manifest)
 
 
+def taken_over(volume: RunVolume, attempt: int) -> Path:
+    """Where attempt 3 has its own checkpoints, those of attempt 2, and what that one had taken over of attempt 1."""
+    folder = volume.attempt_dir(StageName.TRAIN, 3)
+    for number in range(2, attempt - 1, -1):
+        folder = folder / "before" / f"train-{number}"
+    return folder / "checkpoints"
+
+
+def make_attempts(volume: RunVolume, *made: tuple[int, int]) -> list[Path]:
+    """Checkpoints of attempts up to the third, which has taken the others over."""
+    for attempt in (1, 2, 3):
+        taken_over(volume, attempt).mkdir(parents=True)
+    return [write_checkpoint(taken_over(volume, attempt), step) for attempt, step in made]
+
+
 def test_own_checkpoints_come_before_earlier_attempts_and_later_attempts_do_not_count(tmp_path: Path):
     volume = RunVolume(root=tmp_path)
-    for attempt, step in ((1, 40), (1, 20), (2, 20), (3, 60), (10, 20)):
-        write_checkpoint(volume.checkpoints_dir(StageName.TRAIN, attempt), step)
-    begin_folder(checkpoint_dir(volume.checkpoints_dir(StageName.TRAIN, 2), 40))
-    (tmp_path / "attempts" / "merge-1").mkdir()
-    found = [
-        path.relative_to(tmp_path / "attempts").as_posix() for path in find_checkpoints(volume, StageName.TRAIN, 3)
+    make_attempts(volume, (3, 60), (2, 20), (1, 40), (1, 20))
+    begin_folder(checkpoint_dir(taken_over(volume, 2), 40))
+    other = volume.checkpoints_dir(StageName.TRAIN, 10)
+    other.parent.mkdir()
+    write_checkpoint(other, 20)
+    assert find_checkpoints(volume, StageName.TRAIN, 3) == [
+        checkpoint_dir(taken_over(volume, attempt), step) for attempt, step in ((3, 60), (2, 20), (1, 40), (1, 20))
     ]
-    assert found == [
-        "train-3/checkpoints/step-00000060", "train-2/checkpoints/step-00000020", "train-1/checkpoints/step-00000040",
-        "train-1/checkpoints/step-00000020",
-    ]  # fmt: skip
     assert find_checkpoints(RunVolume(root=tmp_path / "fresh"), StageName.TRAIN, 1) == []
 
 
@@ -194,8 +206,7 @@ def test_the_newest_are_kept(tmp_path: Path):
 
 def test_earlier_attempts_make_room_for_this_ones(tmp_path: Path):
     volume = RunVolume(root=tmp_path)
-    for attempt, step in ((1, 20), (2, 20), (2, 40), (3, 60)):
-        write_checkpoint(volume.checkpoints_dir(StageName.TRAIN, attempt), step)
+    make_attempts(volume, (1, 20), (2, 20), (2, 40), (3, 60))
     found = find_checkpoints(volume, StageName.TRAIN, 3)
     for keep in (3, 2):
         prune_checkpoints(volume.checkpoints_dir(StageName.TRAIN, 3), keep, found[1:])
@@ -204,12 +215,14 @@ def test_earlier_attempts_make_room_for_this_ones(tmp_path: Path):
 
 def test_what_was_left_unfinished_is_removed(tmp_path: Path):
     volume = RunVolume(root=tmp_path)
+    (whole,) = make_attempts(volume, (2, 20))
     for attempt in (1, 2, 3):
-        begin_folder(checkpoint_dir(volume.checkpoints_dir(StageName.TRAIN, attempt), 40))
-    whole = write_checkpoint(volume.checkpoints_dir(StageName.TRAIN, 2), 20)
-    remove_unfinished(volume, StageName.TRAIN, 2)
-    left = [path.relative_to(tmp_path / "attempts").as_posix() for path in tmp_path.glob("attempts/*/checkpoints/*")]
-    assert sorted(left) == ["train-2/checkpoints/step-00000020", "train-3/checkpoints/.step-00000040.partial"]
+        begin_folder(checkpoint_dir(taken_over(volume, attempt), 40))
+    other = volume.checkpoints_dir(StageName.TRAIN, 4)
+    other.parent.mkdir()
+    unfinished = begin_folder(checkpoint_dir(other, 40))
+    remove_unfinished(volume, StageName.TRAIN, 3)
+    assert sorted(tmp_path.rglob("*step-*")) == sorted([whole, unfinished])
     verify_files(whole, read_manifest(whole))
 
 
@@ -314,12 +327,11 @@ def test_what_could_not_be_read_is_not_the_first_to_go(
     tmp_path: Path, own: list[int], passed_over: list[tuple[int, int]], keep: int, kept: list[tuple[int, int]]
 ):
     volume = RunVolume(root=tmp_path)
-    for attempt, step in ((1, 200), (1, 400), *((3, step) for step in own)):
-        write_checkpoint(volume.checkpoints_dir(StageName.TRAIN, attempt), step)
-    folders = [checkpoint_dir(volume.checkpoints_dir(StageName.TRAIN, a), step) for a, step in passed_over]
+    make_attempts(volume, (1, 200), (1, 400), *((3, step) for step in own))
+    folders = [checkpoint_dir(taken_over(volume, attempt), step) for attempt, step in passed_over]
     checkpoints = volume.checkpoints_dir(StageName.TRAIN, 3)
     earlier = [path for path in find_checkpoints(volume, StageName.TRAIN, 3) if path.parent != checkpoints]
     prune_checkpoints(checkpoints, keep, earlier, folders)
     assert find_checkpoints(volume, StageName.TRAIN, 3) == [
-        checkpoint_dir(volume.checkpoints_dir(StageName.TRAIN, attempt), step) for attempt, step in kept
+        checkpoint_dir(taken_over(volume, attempt), step) for attempt, step in kept
     ]

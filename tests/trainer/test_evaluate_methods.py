@@ -6,6 +6,7 @@ import pytest
 
 from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
+from llava_api.volume import RunVolume
 from llava_trainer.evaluation.history import find_curve
 from llava_trainer.evaluation.settings import list_settings
 from llava_trainer.training.history import Entry, History
@@ -55,11 +56,14 @@ def write_curve(file: Path, losses: list[float]) -> None:
 
 
 def test_the_curve_is_trainings_and_without_one_alignments(tmp_path: Path):
-    volume = make(tmp_path, "none").volume
-    assert find_curve(volume) == []
-    write_curve(volume.history_file(StageName.ALIGN, 1), [9.0])
-    write_curve(volume.history_file(StageName.ALIGN, 2), [8.0])
-    assert [entry.loss for entry in find_curve(volume)] == [8.0]
-    write_curve(volume.history_file(StageName.TRAIN, 1), [7.0, 6.0])
-    write_curve(volume.history_file(StageName.TRAIN, 2), [])
-    assert [entry.loss for entry in find_curve(volume)] == [7.0, 6.0]
+    def find(**results: int) -> list[float]:
+        return [entry.loss for entry in find_curve(RunVolume(root=tmp_path, results=results))]
+
+    assert find() == find(align=1) == []
+    volume = RunVolume(root=tmp_path)
+    for stage, attempt, losses in (("align", 1, [9.0]), ("align", 2, [8.0]), ("train", 1, [7.0]), ("train", 2, [6.0])):
+        volume.attempt_dir(StageName(stage), attempt).mkdir(parents=True)
+        write_curve(volume.history_file(StageName(stage), attempt), losses)
+    assert find(align=2) == [8.0]
+    assert find(align=1, train=1) == [7.0]
+    assert find(align=1, train=2) == [6.0]

@@ -39,6 +39,10 @@ def root(made_root: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made_root, tmp_path / "run"))
 
 
+def attempts(root: Path) -> Path:
+    return root / "volume" / "attempts"
+
+
 def run_evaluate(root: Path, steps: list | None = None, **evaluation) -> StageOutput:
     settings = {"gpus": 0, "generation": {"maxNewTokens": 8}, "prompts": PROMPTS, "trainingSamples": 4}
     config = run_config(root, StageName.EVALUATE, evaluation=settings | evaluation)
@@ -50,7 +54,7 @@ def run_evaluate(root: Path, steps: list | None = None, **evaluation) -> StageOu
 
 
 def read_answers(root: Path) -> list[Answer]:
-    lines = (root / "volume" / "evaluation" / "answers.jsonl").read_text().splitlines()
+    lines = (attempts(root) / "evaluate-1" / "evaluation" / "answers.jsonl").read_text().splitlines()
     return [Answer.model_validate_json(line) for line in lines]
 
 
@@ -63,7 +67,7 @@ def test_every_question_is_asked_of_both_models(root: Path) -> None:
     output = run_evaluate(root, steps)
     answers = read_answers(root)
     assert [answer.split for answer in answers] == ["validation"] * 9 + ["train"] * 4 + ["prompt"] * 2
-    held_out = list(read_samples(root / "volume" / "data" / "validation.jsonl"))
+    held_out = list(read_samples(attempts(root) / "prepare-1" / "data" / "validation.jsonl"))
     asked = [(s.id, q.text, a.text) for s in held_out for _, q, a in s.pairs()]
     assert [(a.sample, a.question, a.expected) for a in answers[:9]] == asked
     assert [(a.sample, a.number) for a in answers[:2]] == [("tray-0000", 1), ("tray-0000", 2)]
@@ -95,7 +99,7 @@ def test_files_numbers_and_digests_agree(root: Path) -> None:
 
 def test_right_answers_are_counted(root: Path) -> None:
     """The base's own answers are made the expected ones: it scores 1, and the tuned model, answering otherwise, 0."""
-    file = root / "volume" / "data" / "validation.jsonl"
+    file = attempts(root) / "prepare-1" / "data" / "validation.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()][1:]
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     run_evaluate(root, trainingSamples=0)
@@ -104,7 +108,7 @@ def test_right_answers_are_counted(root: Path) -> None:
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     scores = run_evaluate(root, trainingSamples=0).numbers.scores
     assert scores == (Score(metric="exact_match", split="validation", base=1.0, tuned=0.0, samples=7),)
-    report = (root / "volume" / "evaluation" / "report.html").read_text()
+    report = (attempts(root) / "evaluate-1" / "evaluation" / "report.html").read_text()
     assert "7 of 7 right" in report
     assert "-100.0 points" in report
 
@@ -128,7 +132,7 @@ def test_without_training_samples_and_prompts_only_held_out_questions_are_asked(
 
 def test_a_follow_up_is_asked_after_the_datasets_answer_as_in_training(root: Path) -> None:
     processing = load_processing(root / "base", "pad")
-    sample = next(read_samples(root / "volume" / "data" / "validation.jsonl"))
+    sample = next(read_samples(attempts(root) / "prepare-1" / "data" / "validation.jsonl"))
     trained = encode(sample, processing, 512)
     ends = [i for i, label in enumerate(trained.labels) if label != IGNORED and trained.labels[i - 1] == IGNORED]
     questions = list(ask_samples([sample], "validation"))
@@ -139,7 +143,7 @@ def test_a_follow_up_is_asked_after_the_datasets_answer_as_in_training(root: Pat
 
 
 def test_a_picture_shown_later_is_not_there_for_earlier_questions(root: Path) -> None:
-    sample = next(read_samples(root / "volume" / "data" / "validation.jsonl"))
+    sample = next(read_samples(attempts(root) / "prepare-1" / "data" / "validation.jsonl"))
     fields = {name: getattr(sample, name) for name in ("id", "images", "turns", "source")}
     questions = list(ask_samples([type(sample)(**fields, image_turns=(2,))], "validation"))
     assert [question.images for question in questions] == [(), ("tray-0000.png",)]
@@ -170,7 +174,7 @@ def test_a_prompts_picture_that_cannot_be_used_is_named_before_any_model_is_load
     root: Path, make, message: str
 ) -> None:
     prompts = [PROMPTS[1], {"image": make(root), "text": "?"}]
-    shutil.rmtree(root / "volume" / "merged")
+    shutil.rmtree(attempts(root) / "merge-1" / "merged")
     with pytest.raises(StageError, match=rf"spec.evaluation.prompts\[1\].image {message}") as caught:
         run_evaluate(root, prompts=prompts)
     assert caught.value.reason is Reason.INVALID_DATA
@@ -186,11 +190,13 @@ def test_too_little_memory_on_the_gpu_is_told_as_such(root: Path, monkeypatch: p
     assert caught.value.reason is Reason.OUT_OF_DEVICE_MEMORY
 
 
-def test_an_earlier_attempts_files_are_replaced(root: Path) -> None:
-    folder = root / "volume" / "evaluation"
-    folder.mkdir()
-    (folder / ".report.html.partial").write_text("half")
-    (folder / "report.html").write_text("old")
+def test_what_was_left_half_written_is_replaced(root: Path) -> None:
+    folder = attempts(root) / "evaluate-1" / "evaluation"
+    for name in (".evaluation.partial", "evaluation"):
+        folder.with_name(name).mkdir(parents=True)
+        (folder.with_name(name) / "report.html").write_text("old")
+        (folder.with_name(name) / "stray.html").write_text("old")
     run_evaluate(root)
     assert (folder / "report.html").read_text() != "old"
-    assert not list(folder.glob(".*"))
+    assert sorted(path.name for path in folder.iterdir()) == ["answers.jsonl", "metrics.json", "report.html"]
+    assert not folder.with_name(".evaluation.partial").exists()

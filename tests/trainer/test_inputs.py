@@ -67,11 +67,12 @@ def test_model_of_the_hub_reaches_every_later_stage(tmp_path: Path, base: Path, 
         plain |= {"alignment": {"dataset": {**plain["dataset"], "source": "pvc://captions/"}}}
         plain |= {"modelDir": Path("/not/there"), "alignmentDir": tmp_path / "captions"}
         config = RunConfig.model_validate(plain)
-        config.volume_root.mkdir()
         around = Surroundings(ca_file=authority.ca_file, environ={})
         provided = provide_inputs(config, Recorder(config), around)
     folder = config.volume.download_dir("model")
     assert provided.model_dir == folder
+    # Told from where it stands: another attempt may take it over.
+    assert json.loads(config.volume.inputs_file.read_text())["modelDir"] == "downloads/model"
     inputs = read_inputs(config)
     assert inputs is not None
     assert inputs.model_origin == f"hf://me/tiny@{COMMIT}"
@@ -80,7 +81,7 @@ def test_model_of_the_hub_reaches_every_later_stage(tmp_path: Path, base: Path, 
         assert (read.model_dir, read.dataset_dir) == (folder, tmp_path / "data")
         assert read.alignment_dir == tmp_path / "captions"
     # Prepare of another attempt begins with what the operator says.
-    assert load_run_config(write(config, tmp_path)) == config
+    assert load_run_config(write(config, tmp_path), StageName.PREPARE) == config
 
 
 def test_model_of_parts_is_made_on_the_volume(tmp_path: Path, base: Path) -> None:
@@ -137,7 +138,7 @@ def test_an_adapters_base_has_the_name_by_which_others_find_it(
 def test_without_word_of_prepare_the_operators_holds(tmp_path: Path) -> None:
     config = run_config(tmp_path, StageName.TRAIN)
     assert read_inputs(config) is None
-    assert load_run_config(write(config, tmp_path)) == config
+    assert load_run_config(write(config, tmp_path), StageName.TRAIN) == config
 
 
 def test_word_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_word_of_another_version_is_refused(tmp_path: Path) -> None:
     config.volume.inputs_file.parent.mkdir(parents=True)
     config.volume.inputs_file.write_text(json.dumps({"version": 2, "modelDir": "/a", "datasetDir": "/b"}))
     with pytest.raises(ValidationError):
-        load_run_config(write(config, tmp_path))
+        load_run_config(write(config, tmp_path), StageName.TRAIN)
     with pytest.raises(StageError) as caught:
         load_config(write(config, tmp_path), StageName.TRAIN)
     assert caught.value.reason is Reason.INVALID_CONFIG

@@ -181,11 +181,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     run(straight, processes)
     expected, digest = trajectory(straight), adapter_digest(straight)
     stopped = change(config, attempt=2, **settings)
-    shutil.rmtree(config.volume.adapter_dir)
     with pytest.raises(StageError, match="after step 4 of 9; the checkpoint of step 4 is on the volume") as caught:
         run(stopped, processes, stop)
     assert caught.value.reason is Reason.INTERRUPTED
-    assert not config.volume.adapter_dir.exists()
+    assert not stopped.volume.adapter_dir.exists()
     torch.manual_seed(12345)
     run(stopped, processes)
     assert trajectory(stopped) == expected
@@ -220,7 +219,7 @@ def test_a_later_attempt_goes_on_from_the_newest_checkpoint_that_is_whole(
     assert trajectory(later) == expected
     assert adapter_digest(later) == digest
     # Three in all, not three of each attempt: two of its own, and the one that was whole.
-    kept = [f"{path.parent.parent.name}/{path.name}" for path in find_checkpoints(config.volume, StageName.TRAIN, 2)]
+    kept = [f"{path.parent.parent.name}/{path.name}" for path in find_checkpoints(later.volume, StageName.TRAIN, 2)]
     assert kept == ["train-2/step-00000008", "train-2/step-00000006", "train-1/step-00000004"]
 
 
@@ -342,7 +341,7 @@ def test_a_run_that_is_asked_to_stop_as_soon_as_it_goes_on_writes_nothing(config
     with pytest.raises(StageError, match="after step 1 of 9; the checkpoint of step 1 is on the volume"):
         run(change(config, attempt=2), processes, StopAfter(0))
     (kept,) = find_checkpoints(config.volume, StageName.TRAIN, 2)
-    assert kept.parent == config.volume.checkpoints_dir(StageName.TRAIN, 1)
+    assert kept.parent == config.volume.attempt_dir(StageName.TRAIN, 2) / "before" / "train-1" / "checkpoints"
 
 
 @pytest.mark.parametrize("probed", [True, False])
@@ -396,7 +395,6 @@ def test_a_batch_without_anything_to_learn_ends_training(
 
 def test_a_checkpoint_that_cannot_be_written_ends_training(config: RunConfig, processes: Processes):
     checkpoints = config.volume.checkpoints_dir(config.run.stage, 1)
-    checkpoints.parent.mkdir(parents=True)
     checkpoints.write_text("a file where a folder should be")
     with pytest.raises(OSError, match=r"Not a directory|File exists"):
         run(change(config, checkpoint={"everySteps": 2, "keep": 1}), processes)

@@ -50,7 +50,7 @@ def run_merge(root: Path, recorder: list | None = None, **changes: dict) -> Stag
 
 
 def merged_dir(root: Path) -> Path:
-    return root / "volume" / "merged"
+    return root / "volume" / "attempts" / "merge-1" / "merged"
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_a_rerun_over_a_half_written_attempt_and_over_a_whole_one(root: Path) ->
 
 
 def test_a_merge_that_fails_leaves_no_model(root: Path) -> None:
-    adapter = root / "volume" / "adapter" / "adapter_model.safetensors"
+    adapter = root / "volume" / "attempts" / "train-1" / "adapter" / "adapter_model.safetensors"
     good = adapter.read_bytes()
     edit_weights(adapter, lambda weights: [t.fill_(torch.inf) for name, t in weights.items() if "layers.2" in name])
     with pytest.raises(StageError, match="not finite"):

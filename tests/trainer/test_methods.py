@@ -40,6 +40,7 @@ from llava_trainer.training.retention import list_checkpoints
 from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.trainee import Trainee, build_trainee
 from llava_trainer.weights.streaming import INDEX_FILE
+from tests.trainer.attempts import begin
 from tests.trainer.trainings import StopAfter, make_dataset, make_training
 
 CAPTIONS: dict[str, Any] = {"source": "pvc://captions/", "format": "llava", "file": "export.json", "images": "images"}
@@ -76,7 +77,7 @@ class Make:
         fields["run"]["stage"] = stage
         if alignment:
             fields |= {"alignment": alignment, "alignmentDir": self._root / "captions"}
-        return RunConfig.model_validate(fields)
+        return begin(RunConfig.model_validate(fields))
 
 
 def run(config: RunConfig, processes: Processes) -> None:
@@ -294,14 +295,15 @@ def test_alignment_goes_on_where_it_was_stopped(make: Make, processes: Processes
     expected, curve = read_projector(config.volume.projector_dir), losses(config)
     shutil.rmtree(config.volume.projector_dir)
     shutil.rmtree(config.volume.attempt_dir(StageName.ALIGN, 1))
+    begin(config)
     with pytest.raises(StageError, match="the checkpoint of step 2 is on the volume"):
         train(config, processes, Reporter(config), StopAfter(2))
     (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(StageName.ALIGN, 1))
     part_way = read_projector(checkpoint / "projector")
-    again = config.model_copy(update={"run": config.run.model_copy(update={"attempt": 2})})
+    again = begin(config.model_copy(update={"run": config.run.model_copy(update={"attempt": 2})}))
     run(again, processes)
     assert losses(again) == curve
-    aligned = read_projector(config.volume.projector_dir)
+    aligned = read_projector(again.volume.projector_dir)
     assert all(torch.equal(aligned[name], expected[name]) for name in expected)
     assert part_way.keys() == aligned.keys()
     assert not any(torch.equal(part_way[name], aligned[name]) for name in aligned)

@@ -140,7 +140,7 @@ def test_every_stage_goes_on_without_the_code_that_a_checkpoint_names(tmp_path: 
     assert done == ["pickled", "llava", "prepare", "merge", "evaluate"], output
     refused = f"refused: InvalidModel: {tmp_path / 'own' / 'processor_config.json'}: image_processor.auto_map is"
     assert refused in output, output
-    merged = tmp_path / "volume" / "merged"
+    merged = tmp_path / "volume" / "attempts" / "merge-1" / "merged"
     for folder in (merged, tmp_path / "pickled-imported", tmp_path / "llava-imported"):
         assert not list(folder.rglob("*.py"))
     assert [path.name for path in merged.glob("*.json") if "auto_map" in path.read_text()] == []

@@ -31,6 +31,7 @@ from llava_trainer.training.phase import Phase, phase_of
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.stopping import StopRequest
 from tests.benchmarks.plain import PlainItem, PlainSettings, PlainStep, add_plain_adapter, pad, train_plainly
+from tests.trainer.attempts import begin
 from tests.trainer.trainings import configure, make_dataset, make_training, plan_of, text_only
 
 EPOCHS = 3
@@ -92,7 +93,7 @@ def config(
     fields["run"]["stage"] = StageName.ALIGN
     fields["alignmentDir"] = fields["datasetDir"]
     fields["alignment"] = {"dataset": fields["dataset"], "batch": batch, "epochs": EPOCHS, "learningRate": 1e-2}
-    config = RunConfig.model_validate(fields)
+    config = begin(RunConfig.model_validate(fields))
     write_samples(config.volume.alignment_file, samples)
     return config
 

@@ -30,6 +30,7 @@ from llava_trainer.errors import StageError
 from llava_trainer.logs import ProcessLog, read_tail
 from llava_trainer.outcome import ENV_TERMINATION_LOG, Interrupted, StageOutput, run_stage
 from llava_trainer.reporting import Reporter
+from tests.trainer.attempts import FIRST_ATTEMPTS
 from tests.trainer.exports import prepare_config
 
 NUMBERS = PrepareNumbers(
@@ -88,7 +89,11 @@ def test_a_stage_that_succeeds_leaves_its_numbers(run: Run):
     (StageName.EVALUATE, EvaluateNumbers(scores=(), prompts=0)),
 ])  # fmt: skip
 def test_numbers_stand_under_their_stage(stage: StageName, numbers: Any, run: Run):
-    code, result = run(lambda config, reporter: StageOutput(numbers=numbers), run={"stage": stage, "attempt": 3})
+    code, result = run(
+        lambda config, reporter: StageOutput(numbers=numbers),
+        run={"stage": stage, "attempt": 3},
+        results=FIRST_ATTEMPTS,
+    )
     assert code == 0
     assert getattr(result, stage.value) == numbers
     assert (result.stage, result.attempt) == (stage, 3)
@@ -101,7 +106,9 @@ def test_a_known_reason_gives_its_exit_code(reason: Reason, run: Run, tmp_path: 
     assert result.failure.reason is reason
     assert result.failure.message == "export.json[3]: is bad"
     assert (result.failure.rank, result.failure.log_tail) == (2, "last words")
-    assert f"prepare failed: {reason}: export.json[3]: is bad" in log_of(tmp_path)
+    # An attempt that does not count any more does not write why into what is another's by now.
+    logged = f"prepare failed: {reason}: export.json[3]: is bad" in log_of(tmp_path)
+    assert logged is (reason is not Reason.SUPERSEDED)
 
 
 @pytest.mark.parametrize("error", [ValueError("what"), MemoryError(), RecursionError("deep"), AssertionError("ours")])
@@ -187,7 +194,7 @@ def test_a_stage_may_handle_sigterm_itself(run: Run):
 BAD_CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no JSON": (lambda fields: "{", "the whole file: Invalid JSON"),
     "a list": (lambda fields: [], "the whole file: "),
-    "another version": (lambda fields: fields | {"version": 2}, "version: Input should be 1 (is 2)"),
+    "another version": (lambda fields: fields | {"version": 3}, "version: Input should be 1 or 2 (is 3)"),
     "an unknown field": (lambda fields: fields | {"colour": "red"}, "colour: Extra inputs are not permitted (is"),
     "a value out of bounds": (
         lambda fields: fields | {"training": {"maxLength": 1}},
@@ -253,11 +260,13 @@ def test_a_result_that_cannot_be_written_changes_nothing(tmp_path: Path, monkeyp
     assert "the result could not be written" in log_of(tmp_path)
 
 
-def test_a_volume_that_cannot_be_written_is_told(tmp_path: Path, run: Run):
-    (tmp_path / "volume").write_text("a file where the volume should be")
-    code, result = run(raising(AssertionError("must not run")))
-    assert code == 70
-    assert "NotADirectoryError" in result.failure.message
+def test_a_volume_that_cannot_be_written_is_told(tmp_path: Path, result_file: Path):
+    config = prepare_config(tmp_path, tmp_path).model_copy(update={"volume_root": tmp_path / "file"})
+    (tmp_path / "run.json").write_text(config.model_dump_json())
+    (tmp_path / "file").write_text("a file where the volume should be")
+    assert run_stage(StageName.PREPARE, tmp_path / "run.json", raising(AssertionError("must not run"))) == 70
+    failure = StageResult.model_validate_json(result_file.read_text()).failure
+    assert "NotADirectoryError" in failure.message
 
 
 def test_the_log_goes_to_stdout_and_to_the_volume_and_outlives_the_process(tmp_path: Path):

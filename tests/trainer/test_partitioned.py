@@ -21,6 +21,7 @@ from llava_trainer.training.phase import phase_of
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.trainee import build_trainee
+from tests.trainer.attempts import begin
 from tests.trainer.many import run_in_processes
 from tests.trainer.trainings import make_dataset, make_training
 
@@ -83,7 +84,7 @@ def configure(
     write_samples(config.volume.alignment_file, samples)
     fields = config.model_dump(by_alias=True) | {"alignment": ALIGNMENT, "alignmentDir": root / "captions"}
     fields["run"]["stage"] = StageName.ALIGN
-    return RunConfig.model_validate(fields)
+    return begin(RunConfig.model_validate(fields))
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -91,7 +92,7 @@ def test_what_two_processes_leave_is_whole_and_right(roots: dict[int, Path], nam
     _, _, artifact, num_tensors = RUNS[name]
     left = {}
     for number, root in roots.items():
-        files = sorted((root / name / "volume" / artifact).glob("*.safetensors"))
+        files = sorted((root / name / "volume" / "attempts").glob(f"*/{artifact}/*.safetensors"))
         left[number] = {key: tensor for file in files for key, tensor in load_file(file).items()}
     assert left[1].keys() == left[2].keys()
     assert len(left[2]) == num_tensors

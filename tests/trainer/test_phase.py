@@ -21,6 +21,7 @@ def configure(stage: StageName, *, alignment: dict[str, Any] | None = None, **tr
         {
             "run": {"namespace": "team-a", "name": "trays", "uid": "0c6f", "stage": stage, "attempt": 1},
             "volumeRoot": "/run",
+            "results": {"prepare": 3},
             "modelDir": "/model",
             "datasetDir": "/inputs/trays",
             "dataset": {"source": "pvc://trays/", "format": "llava", "file": "export.json", "images": "images"},
@@ -38,7 +39,7 @@ def test_phase_1_has_its_own_dataset_rate_and_sizes():
     alignment = {"dataset": CAPTIONS, "epochs": 2, "learningRate": 1e-3, "batch": {"perDevice": 16, "global": 64}}
     phase = phase_of(configure(StageName.ALIGN, alignment=alignment, epochs=5, learningRate=2e-4, seed=7))
     assert (phase.stage, phase.method, phase.template) == (StageName.ALIGN, "projector", "plain")
-    assert phase.samples_file == Path("/run/data/alignment.jsonl")
+    assert phase.samples_file == Path("/run/attempts/prepare-3/data/alignment.jsonl")
     assert phase.images_dir == Path("/inputs/captions/pictures")
     assert phase.image_aspect_ratio == "square"
     assert (phase.epochs, phase.batch.per_device, phase.batch.global_) == (2, 16, 64)
@@ -50,7 +51,7 @@ def test_phase_1_has_its_own_dataset_rate_and_sizes():
 def test_phase_2_takes_what_training_says(method: str, peak: float):
     phase = phase_of(configure(StageName.TRAIN, alignment={"dataset": CAPTIONS}, method=method, epochs=5))
     assert (phase.stage, phase.method, phase.template) == (StageName.TRAIN, method, "v1")
-    assert phase.samples_file == Path("/run/data/train.jsonl")
+    assert phase.samples_file == Path("/run/attempts/prepare-3/data/train.jsonl")
     assert phase.images_dir == Path("/inputs/trays/images")
     assert (phase.image_aspect_ratio, phase.epochs) == ("pad", 5)
     assert (phase.learning_rate, phase.projector_learning_rate) == (peak, 2e-5)

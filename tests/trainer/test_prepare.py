@@ -122,7 +122,7 @@ def test_numbers_progress_and_digests(tmp_path: Path, toy_model_dir: Path, monke
         supervised_tokens=report.train.supervised_tokens, longest_sample_tokens=report.lengths.longest,
         overlong_samples=0, unsupervised_samples=0, samples_alignment=0,
         largest=output.numbers.largest, free_bytes=12_345, flash_attention=False,
-        model=read_model_facts(toy_model_dir),
+        model=read_model_facts(toy_model_dir), config_version=2,
     )  # fmt: skip
     longest = max(sample.num_tokens for sample in train)
     largest = output.numbers.largest
@@ -136,7 +136,7 @@ def test_numbers_progress_and_digests(tmp_path: Path, toy_model_dir: Path, monke
 
 
 def files_of(config: RunConfig) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((config.volume_root / "data").iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(config.volume.data_dir.iterdir())}
 
 
 def test_running_again_over_a_half_written_folder_gives_the_same_files(tmp_path: Path, toy_model_dir: Path):
@@ -146,8 +146,8 @@ def test_running_again_over_a_half_written_folder_gives_the_same_files(tmp_path:
     first = files_of(config)
     assert first.keys() == {"train.jsonl", "validation.jsonl", "report.json", "report.html"}
     config.volume.validation_file.unlink()
-    (config.volume_root / "data" / ".train.jsonl.partial").write_text('{"half')
-    (config.volume_root / "data" / ".report.html.partial").write_text("<html")
+    (config.volume.data_dir / ".train.jsonl.partial").write_text('{"half')
+    (config.volume.data_dir / ".report.html.partial").write_text("<html")
     config.volume.dataset_report_json.write_text("{")
     run(config)
     assert files_of(config) == first

@@ -19,8 +19,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from llava_api.failures import Reason
 from llava_api.report import ProgressReport
 from llava_api.run_config import Reporting, RunConfig
+from llava_trainer.errors import StageError
 from llava_trainer.reporting import Pace, Reporter, StepRate
 from tests.trainer.exports import prepare_config
 
@@ -255,6 +257,68 @@ def test_a_new_authority_is_read_anew(config: RunConfig, server: Server, tmp_pat
     assert [report.step for report in server.reports] == [1, 3]
     assert any("certificate verify failed" in warning for warning in warnings_in(caplog))
     assert caplog.messages[-1] == f"progress reports are accepted again{ONCE}"
+
+
+def test_an_attempt_that_was_accepted_is_over_with_the_first_409(config: RunConfig, server: Server):
+    with Reporter(config, FAST) as reporter:
+        reporter.update(1, 9)
+        server.wait_for(lambda: server.num_answered == 1)
+        server.status, server.answer = 409, b'{"error": "pod p does not belong to the current stage of a run"}'
+        reporter.update(2, 9)
+        wait_until(lambda: reporter.fence.find_reason())
+        with pytest.raises(
+            StageError, match=r"attempt 1 of prepare does not count any more.*HTTP 409: pod p"
+        ) as caught:
+            reporter.update(3, 9)
+        assert caught.value.reason is Reason.SUPERSEDED
+        with pytest.raises(StageError, match="HTTP 409"):
+            reporter.fence.check()
+
+
+def test_a_first_report_may_come_before_the_operator_knows_of_the_attempt(config: RunConfig, server: Server):
+    server.status = 409
+    with Reporter(config, FAST) as reporter:
+        for step in range(1, 5):
+            reporter.update(step, 9)
+            server.wait_for(lambda step=step: server.num_answered >= step)
+        server.status = 204
+        reporter.update(5, 9)
+        server.wait_for(lambda: server.num_answered == 5)
+        reporter.fence.check()
+
+
+@pytest.mark.parametrize("between", [409, 503])
+def test_an_attempt_that_was_never_accepted_is_over_when_409_stays(config: RunConfig, server: Server, between: int):
+    """Anything else in between begins the time anew."""
+    now = [0.0]
+    server.status = 409
+    with Reporter(config, Pace(interval_s=0.05, timeout_s=1.0, doubt_s=60), clock=lambda: now[0]) as reporter:
+        for number, (at, status) in enumerate([(0.0, 409), (30.0, between), (59.0, 409)], start=1):
+            now[0], server.status = at, status
+            reporter.update(number, 9)
+            server.wait_for(lambda number=number: server.num_answered == number)
+            reporter.fence.check()
+        now[0] = 61.0
+        reporter.update(4, 9)
+        server.wait_for(lambda: server.num_answered == 4)
+        if between == 409:
+            wait_until(lambda: reporter.fence.find_reason())
+        else:
+            time.sleep(0.2)
+            reporter.fence.check()
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 429, 500, 503])
+def test_no_other_refusal_ends_an_attempt(config: RunConfig, server: Server, status: int):
+    with Reporter(config, FAST) as reporter:
+        reporter.update(1, 9)
+        server.wait_for(lambda: server.num_answered == 1)
+        server.status = status
+        reporter.update(2, 9)
+        server.wait_for(lambda: server.num_answered == 2)
+        time.sleep(0.1)
+        reporter.update(3, 9)
+        reporter.fence.check()
 
 
 def wait_until(condition: Callable[[], object]) -> None:

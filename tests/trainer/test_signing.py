@@ -23,6 +23,7 @@ from llava_trainer.errors import StageError
 from llava_trainer.files import sha256_folder
 from llava_trainer.training.meeting import Meeting, Patience
 from llava_trainer.training.signing import MAX_BYTES, Signer, make_signer, provide_key
+from tests.trainer.attempts import begin
 from tests.trainer.test_launcher_parts import HASTE, KILLED, SIGNER
 from tests.trainer.trainings import TrainStage, configure, make_dataset
 
@@ -140,12 +141,12 @@ def test_all_pods_get_one_key_that_nobody_else_can_read(tmp_path: Path):
     umask = os.umask(0)
     try:
         with multiprocessing.get_context("fork").Pool(8) as pool:
-            keys = pool.starmap(_provide, [(tmp_path / "attempts" / "train-1",)] * 64)
+            keys = pool.starmap(_provide, [(tmp_path / "train-1",)] * 64)
     finally:
         os.umask(umask)
     assert len(set(keys)) == 1
     assert len(keys[0]) == 32
-    (file,) = (tmp_path / "attempts" / "train-1").iterdir()
+    (file,) = (tmp_path / "train-1").iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
@@ -186,9 +187,9 @@ def test_an_attempt_that_comes_back_keeps_its_key_and_another_has_its_own(tmp_pa
     config = configure(tmp_path, tmp_path)
     signed = make_signer(config).sign("name", "value").encode()
     assert make_signer(config).verify("name", signed) == "value"
-    assert make_signer(configure(tmp_path, tmp_path, attempt=2)).verify("name", signed) is None
-    keys = [config.volume.attempt_dir(StageName.TRAIN, attempt) / "rendezvous.key" for attempt in (1, 2)]
-    assert keys[0].read_bytes() != keys[1].read_bytes()
+    key = (config.volume.attempt_dir(StageName.TRAIN, 1) / "rendezvous.key").read_bytes()
+    assert make_signer(begin(configure(tmp_path, tmp_path, attempt=2))).verify("name", signed) is None
+    assert (config.volume.attempt_dir(StageName.TRAIN, 2) / "rendezvous.key").read_bytes() != key
 
 
 def test_a_running_gang_goes_on_whatever_a_stranger_puts_into_its_store(tmp_path: Path, toy_model_dir: Path, port: int):

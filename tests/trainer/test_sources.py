@@ -89,6 +89,7 @@ class World:
 
     def __init__(self, root: Path, authority: Authority) -> None:
         self.root = root
+        self.attempt = 1
         for name in ("base", "data"):  # The operator mounts the claims of model and dataset.
             (root / name).mkdir(exist_ok=True)
         self.secrets = root / "secrets"
@@ -110,7 +111,8 @@ class World:
 
     @property
     def config(self) -> RunConfig:
-        plain = run_config(self.root, StageName.PREPARE, evaluation=self.evaluation).model_dump()
+        run = {"attempt": self.attempt}
+        plain = run_config(self.root, StageName.PREPARE, run=run, evaluation=self.evaluation).model_dump()
         plain |= {"model": self.model, "dataset": self.dataset, "download": self.download, "alignment": self.alignment}
         return RunConfig.model_validate(plain)
 
@@ -173,7 +175,7 @@ def test_model_of_the_hub(world: World, hub_server: HubServer) -> None:
     world.model["source"] = "hf://llava-hf/tiny"
     found = world.fetch()["model"]
     assert found.origin == f"hf://llava-hf/tiny@{COMMIT}"
-    assert found.path == world.root / "volume" / "inputs" / "downloads" / "model"
+    assert found.path == world.root / "volume" / "attempts" / "prepare-1" / "inputs" / "downloads" / "model"
     assert_same(found.path, MODEL, NEEDED)
     total = sum(len(MODEL[name]) for name in NEEDED)
     assert world.recorder.steps[-1] == (total, total)

@@ -21,6 +21,7 @@ from llava_trainer.training.history import read_entries
 from llava_trainer.training.loop import train
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.stopping import StopRequest
+from tests.trainer.attempts import begin
 from tests.trainer.trainings import make_dataset, make_training, text_only
 
 FILE = Path(__file__).with_name("trajectories.json")
@@ -53,7 +54,7 @@ def configure(root: Path, model_dir: Path, dataset: tuple[Path, list[Sample]], n
     write_samples(config.volume.alignment_file, samples[:14])
     fields = config.model_dump(by_alias=True)
     fields["run"]["stage"] = StageName.ALIGN
-    return RunConfig.model_validate(fields | {"alignment": ALIGNMENT, "alignmentDir": root / "captions"})
+    return begin(RunConfig.model_validate(fields | {"alignment": ALIGNMENT, "alignmentDir": root / "captions"}))
 
 
 @pytest.mark.parametrize("name", RUNS)

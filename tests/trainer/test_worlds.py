@@ -22,6 +22,7 @@ from llava_trainer.training.loop import train
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.retention import list_checkpoints
 from llava_trainer.training.stopping import StopRequest
+from tests.trainer.attempts import begin, taken_over
 from tests.trainer.many import run_in_processes
 from tests.trainer.trainings import StopAfter, StopWithin, make_dataset, make_training, text_only
 
@@ -51,6 +52,8 @@ STAGES: dict[str, dict[str, Any]] = {
 def run_all(processes: Processes, configs: list[tuple[RunConfig, int | StopRequest]]) -> None:
     """Train by each of ``configs``, up to the number of steps given with it, or until it is asked to stop."""
     for config, until in configs:
+        if processes.is_first:
+            begin(config)
         try:
             train(config, processes, Reporter(config), StopAfter(until) if isinstance(until, int) else until)
         except StageError as error:
@@ -136,9 +139,10 @@ def test_what_can_be_served_of_a_checkpoint_is_whole_under_every_stage(configure
 
 
 def test_processes_of_which_one_is_asked_to_stop_within_a_step_stop_together_and_lose_none(configure, alone, in_two):
-    checkpoints = configure("within a step").volume.checkpoints_dir(StageName.TRAIN, 1)
+    later = configure("within a step", attempt=2)
+    checkpoints = taken_over(later, 1) / "checkpoints"
     assert [folder.name for folder in list_checkpoints(checkpoints)] == ["step-00000003"]
-    assert losses(configure("within a step", attempt=2)) == pytest.approx(alone, abs=TOLERANCE)
+    assert losses(later) == pytest.approx(alone, abs=TOLERANCE)
 
 
 def test_four_processes_learn_the_same(configure, alone):
@@ -189,9 +193,9 @@ def resume_with_a_stale_view(processes: Processes, config: RunConfig, stale: Pat
     """Go on and stop at once; what the second process sees of the volume lags behind. Returns what it stopped with."""
     appearing = None
     if not processes.is_first:
-        volume, config = config.volume, config.model_copy(update={"volume_root": stale})
-        newest = list_checkpoints(volume.checkpoints_dir(StageName.TRAIN, 1))[-1]
-        late = config.volume.checkpoints_dir(StageName.TRAIN, 1) / newest.name
+        newest = list_checkpoints(taken_over(config, 1) / "checkpoints")[-1]
+        config = config.model_copy(update={"volume_root": stale})
+        late = taken_over(config, 1) / "checkpoints" / newest.name
         assert not late.exists()
         appearing = threading.Timer(3.0, late.symlink_to, [newest])
         appearing.start()
@@ -207,14 +211,14 @@ def resume_with_a_stale_view(processes: Processes, config: RunConfig, stale: Pat
 
 def test_two_nodes_that_list_different_checkpoints_go_on_from_the_same_one(configure, in_two, tmp_path: Path):
     """The second one's file system shows what another node has written only after a while."""
-    config = configure("seen late", attempt=2, checkpoint={"everySteps": 2, "keep": 2})
-    checkpoints = configure("seen late").volume.checkpoints_dir(StageName.TRAIN, 1)
+    config = begin(configure("seen late", attempt=2, checkpoint={"everySteps": 2, "keep": 2}))
+    checkpoints = taken_over(config, 1) / "checkpoints"
     older, newest = list_checkpoints(checkpoints)
     assert [older.name, newest.name] == ["step-00000002", "step-00000003"]
     stale = tmp_path / "volume"
     (stale / checkpoints.relative_to(config.volume_root)).mkdir(parents=True)
     (stale / older.relative_to(config.volume_root)).symlink_to(older)
-    (stale / "data").symlink_to(config.volume_root / "data")
+    (stale / "attempts" / "prepare-1").symlink_to(config.volume.result_dir(StageName.PREPARE))
     told = run_in_processes(2, resume_with_a_stale_view, config, stale)
     assert (
         told

@@ -16,6 +16,7 @@ from llava_trainer.data.samples import Sample, Source, Turn, write_samples
 from llava_trainer.outcome import ENV_TERMINATION_LOG
 from llava_trainer.training.stopping import StopRequest
 from tests.tiny.export import make_export
+from tests.trainer.attempts import FIRST_ATTEMPTS, begin, begin_first
 
 if TYPE_CHECKING:
     from llava_trainer.data.processing import Processing
@@ -55,6 +56,7 @@ def configure(root: Path, model_dir: Path, *, attempt: int = 1, **changes: dict[
     fields: dict[str, Any] = {
         "run": {"namespace": "team-a", "name": "trays", "uid": "0c6f", "stage": StageName.TRAIN, "attempt": attempt},
         "volumeRoot": root / "volume",
+        "results": FIRST_ATTEMPTS,
         "modelDir": model_dir,
         "datasetDir": root / "dataset",
         "dataset": {"source": "pvc://trays/", "format": "llava", "file": "export.json", "images": "images"},
@@ -72,7 +74,8 @@ def configure(root: Path, model_dir: Path, *, attempt: int = 1, **changes: dict[
         "evaluation": {},
     }
     merged = {name: part | changes.get(name, {}) if isinstance(part, dict) else part for name, part in fields.items()}
-    return RunConfig.model_validate(merged)
+    config = RunConfig.model_validate(merged)
+    return begin_first(config)
 
 
 def plan_of(config: RunConfig, processing: "Processing", world_size: int = 1) -> "Plan":
@@ -203,8 +206,8 @@ def _sample(index: int, entry: dict[str, Any]) -> Sample:
 
 
 def change(config: RunConfig, *, attempt: int = 1, **training: Any) -> RunConfig:
-    """The same run as another attempt, with other settings of training."""
+    """The same run as another attempt, which begins, with other settings of training."""
     fields = config.model_dump(by_alias=True)
     fields["run"]["attempt"] = attempt
     fields["training"] |= training
-    return RunConfig.model_validate(fields)
+    return begin(RunConfig.model_validate(fields))

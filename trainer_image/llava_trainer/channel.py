@@ -30,6 +30,8 @@ class Answer:
     """When the next report is welcome; None if the operator has not said."""
     trouble: str | None = None
     """Why the report was not accepted."""
+    is_stale: bool = False
+    """Whether that is because the operator has given this attempt up, or does not know of it yet."""
 
 
 class Channel:
@@ -99,7 +101,8 @@ class Channel:
             # Or it has more to say than we listen to.
             self.close()
         if not 200 <= answer.status < 300:
-            return Answer(trouble=f"HTTP {answer.status}: {_error_of(text)}")
+            is_stale = answer.status == http.client.CONFLICT
+            return Answer(trouble=f"HTTP {answer.status}: {_error_of(text)}", is_stale=is_stale)
         return Answer(next_report_s=_next_report_of(text))
 
 

@@ -1,12 +1,18 @@
-"""Files that are either whole or not there: written aside, synced, renamed. And what they hash to."""
+"""Files that are either whole or not there: written aside, synced, renamed. And what they hash to.
+
+Everything goes by path, so that nothing can be made, renamed or deleted any more in the folder of an attempt that a
+later one has renamed away.
+"""
 
 import ctypes
+import errno
 import hashlib
 import os
 import shutil
 from pathlib import Path
 
 from llava_api.text import show
+from llava_api.volume import find_attempt_dir
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 """Endings of archives."""
@@ -22,7 +28,7 @@ def aside_of(path: Path) -> Path:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file under its name only when it is whole and on the disk; parents are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     aside = aside_of(path)
     with aside.open("w", encoding="utf-8") as stream:
         stream.write(text)
@@ -30,7 +36,38 @@ def write_whole(path: Path, text: str) -> None:
         os.fsync(stream.fileno())
     aside.chmod(_READABLE_FILE)
     aside.rename(path)
-    _sync(path.parent)
+    sync(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents where they are missing, but never an attempt's: it is made once, by who claims it.
+
+    Raises:
+        FileNotFoundError: it would lie in an attempt's folder that is not there: a later attempt has taken it over.
+        FileExistsError, NotADirectoryError: there is a file.
+    """
+    if folder.is_dir():
+        return
+    if folder == find_attempt_dir(folder):
+        raise FileNotFoundError(errno.ENOENT, "the attempt's folder is gone", str(folder))
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it.
+
+    Not by ``shutil.rmtree``: that holds on to the folder wherever it is moved.
+
+    Raises:
+        OSError: something cannot be removed; FileNotFoundError if somebody else moves or removes it meanwhile.
+    """
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            remove_folder(path)
+        else:
+            path.unlink()
+    folder.rmdir()
 
 
 def tell_names(folder: Path) -> str:
@@ -41,19 +78,19 @@ def tell_names(folder: Path) -> str:
 
 
 def begin_folder(folder: Path) -> Path:
-    """Make an empty folder aside of ``folder``; what an earlier attempt left there is removed."""
+    """Make an empty folder aside of ``folder``; what was left there before is removed."""
     aside = aside_of(folder)
     if aside.exists():
-        shutil.rmtree(aside)
-    aside.mkdir(parents=True)
+        remove_folder(aside)
+    make_folder(aside)
     return aside
 
 
 def publish_folder(folder: Path, *, at_once: bool = False) -> None:
     """Give the folder written aside of ``folder`` its name, synced and readable by every user of the volume.
 
-    What stood there before is replaced. safetensors makes files that only their owner can read; whoever serves the
-    model from the volume is another user.
+    What stood there before, of the same attempt, is replaced. safetensors makes files that only their owner can read;
+    whoever serves the model from the volume is another user.
 
     Args:
         folder: its name.
@@ -64,16 +101,16 @@ def publish_folder(folder: Path, *, at_once: bool = False) -> None:
     for path in aside.rglob("*"):
         path.chmod(_READABLE_FOLDER if path.is_dir() else _READABLE_FILE)
         if not at_once:
-            _sync(path)
+            sync(path)
     aside.chmod(_READABLE_FOLDER)
     if at_once:
         sync_file_system(aside)
     else:
-        _sync(aside)
+        sync(aside)
     if folder.exists():
-        shutil.rmtree(folder)
+        remove_folder(folder)
     aside.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def sha256_file(path: Path) -> str:
@@ -117,7 +154,8 @@ def sync_file_system(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or what a folder lists, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -5,7 +5,9 @@ two are read together here and nowhere else.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,7 +15,9 @@ from pydantic import Field
 
 from llava_api.base import Lenient
 from llava_api.constants import StageName
+from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
+from llava_trainer.errors import StageError
 from llava_trainer.files import write_whole
 from llava_trainer.reporting import Reporter
 
@@ -41,7 +45,8 @@ class Inputs(Lenient):
 
     version: Literal[1] = 1
     model_dir: Path
-    """The model in hub layout."""
+    """The model in hub layout. This folder and the others are told from where ``inputs.json`` lies if they are below
+    that, because another attempt may take them over; else (on claims) from the root."""
     dataset_dir: Path
     alignment_dir: Path | None = None
     model_layout: Literal["hub", "original", "assembled"] = "hub"
@@ -72,26 +77,56 @@ class Inputs(Lenient):
         return origin if len(origin) <= _MAX_ORIGIN else f"{origin[: _MAX_ORIGIN - 1]}…"
 
 
-def load_run_config(path: Path) -> RunConfig:
-    """Read a run configuration; stages after prepare get the folders that it found or made.
+def load_run_config(path: Path, stage: StageName) -> RunConfig:
+    """Read the run configuration of a stage; those after prepare get the folders that it found or made.
 
     Raises:
         OSError: the file cannot be read.
         ValidationError: it is no run configuration, or what prepare left is damaged.
+        StageError: InvalidConfig; it is another stage's, or does not say which attempts' results to read.
     """
     config = RunConfig.model_validate_json(path.read_bytes())
+    if config.run.stage != stage:
+        raise StageError(
+            Reason.INVALID_CONFIG, f"{path}: run.stage is {config.run.stage}, but the command was to run {stage}"
+        )
     if config.run.stage is StageName.PREPARE:
         return config
+    _check_results(path, config)
     inputs = read_inputs(config)
     return config if inputs is None else _with(config, inputs)
 
 
 def read_inputs(config: RunConfig) -> Inputs | None:
     """What prepare wrote down; None if it has not."""
+    file = config.volume.inputs_file
     try:
-        return Inputs.model_validate_json(config.volume.inputs_file.read_bytes())
+        inputs = Inputs.model_validate_json(file.read_bytes())
     except FileNotFoundError:
         return None
+    # A path from the root stays what it is.
+    return _replace_folders(inputs, lambda folder: file.parent / folder)
+
+
+def find_damaged_input(attempt_dir: Path) -> str | None:
+    """What prepare has fetched in an attempt and is not there as it came; None if everything is.
+
+    What was unpacked of archives is not compared: it was read, picture by picture, when it was checked.
+    """
+    from llava_trainer.sources.journal import JOURNAL, find_damaged
+    from llava_trainer.sources.packed import ARCHIVE_SUFFIX, MARKER
+
+    downloads = attempt_dir / "inputs" / "downloads"
+    for archive in (marker.parent for marker in downloads.glob(f"*{ARCHIVE_SUFFIX}/{MARKER}")):
+        unpacked = archive.with_name(archive.name.removesuffix(ARCHIVE_SUFFIX))
+        if not unpacked.is_dir():
+            return f"{unpacked} is missing"
+    for state in (journal.parent for journal in downloads.glob(f".*.state/{JOURNAL}")):
+        folder = state.with_name(state.name.removeprefix(".").removesuffix(".state"))
+        # An archive is thrown away when it is unpacked.
+        if not folder.name.endswith(ARCHIVE_SUFFIX) and (damaged := find_damaged(folder)) is not None:
+            return f"{folder / damaged} is not what was fetched"
+    return None
 
 
 def provide_inputs(config: RunConfig, reporter: Reporter, surroundings: "Surroundings | None" = None) -> RunConfig:
@@ -121,10 +156,37 @@ def provide_inputs(config: RunConfig, reporter: Reporter, surroundings: "Surroun
         model_layout=model.layout,
         origins={role: one.origin for role, one in found.items()},
     )
-    write_whole(config.volume.inputs_file, inputs.model_dump_json(indent=2) + "\n")
+    told = _replace_folders(inputs, partial(_tell_from, config.volume.inputs_dir))
+    write_whole(config.volume.inputs_file, told.model_dump_json(indent=2) + "\n")
     for role, one in found.items():
         logger.info("%s: %s is at %s", role, one.origin, one.path)
     return _with(config, inputs)
+
+
+def _replace_folders(inputs: Inputs, replace: Callable[[Path], Path]) -> Inputs:
+    folders = {name: getattr(inputs, name) for name in ("model_dir", "dataset_dir", "alignment_dir")}
+    return inputs.model_copy(update={name: folder and replace(folder) for name, folder in folders.items()})
+
+
+def _tell_from(folder: Path, path: Path) -> Path:
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
+
+
+def _check_results(path: Path, config: RunConfig) -> None:
+    """Make sure that the configuration says which attempts' results count."""
+    stage = config.run.stage
+    if config.version == 1:
+        raise StageError(
+            Reason.INVALID_CONFIG,
+            f"{path}: version is 1, but {stage} needs version 2, which says where results are (results): the operator "
+            "is older than the trainer image; use the image of the operator's version, or a newer operator",
+        )
+    missing = [one for one in config.stages_before if one not in config.results]
+    if missing:
+        raise StageError(
+            Reason.INVALID_CONFIG,
+            f"{path}: results.{missing[0]} is missing: {stage} must be told which attempt of {missing[0]} counts",
+        )
 
 
 def _with(config: RunConfig, inputs: Inputs) -> RunConfig:

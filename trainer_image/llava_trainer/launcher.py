@@ -28,6 +28,7 @@ from llava_api.failures import Reason
 from llava_api.report import StageFailure
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
+from llava_trainer.files import make_folder
 from llava_trainer.training.meeting import Meeting, Patience
 from llava_trainer.training.ranks import Exit, clear_words, find_cause, rank_log, read_words
 from llava_trainer.training.stalls import explain_stall_of_all
@@ -105,7 +106,7 @@ class RankLogs(LogsSpecs):
 
 def _run_agent(config: RunConfig, patience: Patience) -> None:
     workers = config.workers
-    rank_log(config, 0).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(rank_log(config, 0).parent)
     with tempfile.TemporaryDirectory(prefix="llava-train-") as folder:
         file = Path(folder) / "run.json"
         file.write_text(config.model_dump_json(), encoding="utf-8")

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from llava_api.text import show
+from llava_trainer.files import make_folder
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
@@ -30,6 +31,7 @@ class ProcessLog:
         self._formatter.converter = time.gmtime
         self._tail = _Tail()
         self._handlers: list[logging.Handler] = []
+        self._file: logging.Handler | None = None
         self._previous_level = logging.WARNING
 
     def __enter__(self) -> "ProcessLog":
@@ -57,11 +59,18 @@ class ProcessLog:
         Raises:
             OSError: the file cannot be opened.
         """
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         if self._tail.lines:
             with file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
                 stream.write(self.tail() + "\n")
-        self._add(logging.FileHandler(file, encoding="utf-8", errors="backslashreplace"))
+        self._file = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+        self._add(self._file)
+
+    def leave_file(self) -> None:
+        """Write to the file no longer: it is another attempt's by now."""
+        if self._file is not None:
+            logging.getLogger().removeHandler(self._file)
+            self._file.close()
 
     def tail(self) -> str:
         """The last lines, oldest first."""

@@ -3,7 +3,8 @@
 A stage is a plain function ``run(config, reporter) -> StageOutput`` in ``llava_trainer.stages``. It raises
 ``StageError`` when it knows why it cannot go on; whatever else it raises is an internal error. The frame is the one
 place that catches everything, because it is the one place that reports: it always leaves a ``StageResult`` as the
-container's termination message and ends with the exit code of ``llava_api.failures``.
+container's termination message and ends with the exit code of ``llava_api.failures``. It also brings the attempt into
+its folder on the volume, and ends a stage at once that an earlier attempt had finished (``attempts``).
 
 SIGTERM raises ``Interrupted`` in the main thread. A stage that has something to save (training) installs a handler
 of its own.
@@ -34,9 +35,13 @@ from llava_api.report import (
 )
 from llava_api.run_config import RunConfig
 from llava_api.text import show
+from llava_trainer.attempts.finished import record_result, take_over_result
+from llava_trainer.attempts.folder import Fence, claim_attempt, is_first_pod
+from llava_trainer.attempts.links import link_results
+from llava_trainer.attempts.takeover import remove_earlier, take_over
 from llava_trainer.device_faults import explain_device_fault
 from llava_trainer.errors import StageError
-from llava_trainer.inputs import load_run_config
+from llava_trainer.inputs import find_damaged_input, load_run_config
 from llava_trainer.logs import ProcessLog
 from llava_trainer.reporting import Reporter
 
@@ -95,16 +100,11 @@ def load_config(path: Path, stage: StageName) -> RunConfig:
         StageError: InvalidConfig, naming the field, or the file that cannot be read.
     """
     try:
-        config = load_run_config(path)
+        return load_run_config(path, stage)
     except OSError as error:
         raise StageError(Reason.INVALID_CONFIG, f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise StageError(Reason.INVALID_CONFIG, _name_fields(path, error)) from error
-    if config.run.stage != stage:
-        raise StageError(
-            Reason.INVALID_CONFIG, f"{path}: run.stage is {config.run.stage}, but the command was to run {stage}"
-        )
-    return config
 
 
 def stage_log_file(config: RunConfig) -> Path:
@@ -141,17 +141,23 @@ def _fit(message: str) -> str:
 
 
 def _run(stage: StageName, config_path: Path, body: StageBody, log: ProcessLog) -> StageResult:
-    attempt = 0
+    attempt, fence = 0, None
     try:
         config = load_config(config_path, stage)
         attempt = config.run.attempt
+        claim_attempt(config)
         log.keep_in(stage_log_file(config))
         logger.info("%s of %s/%s, attempt %d", stage, config.run.namespace, config.run.name, attempt)
         with _interrupted_by_sigterm(), Reporter(config) as reporter:
-            output = body(config, reporter)
-        numbers: dict[str, Any] = {stage.value: output.numbers}
-        return StageResult(stage=stage, attempt=attempt, digests=dict(output.digests), **numbers)
+            fence = reporter.fence
+            return _do_stage(config, body, reporter)
     except (Exception, Interrupted) as error:
+        if fence is not None and isinstance(error, Exception) and (superseded := _find_superseded(error, fence)):
+            log.leave_file()
+            error = superseded
+        elif fence is not None and stage is StageName.PREPARE and isinstance(error, StageError):
+            # The dataset report is there for people whether prepare succeeded or not.
+            link_results(config)
         failure = explain(error, "")
         if failure.reason is Reason.INTERNAL_ERROR and not isinstance(error, StageError):
             logger.exception("%s failed", stage)
@@ -159,6 +165,45 @@ def _run(stage: StageName, config_path: Path, body: StageBody, log: ProcessLog) 
         else:
             logger.error("%s failed: %s: %s", stage, failure.reason, failure.message)
         return StageResult(stage=stage, attempt=attempt, failure=failure)
+
+
+def _do_stage(config: RunConfig, body: StageBody, reporter: Reporter) -> StageResult:
+    """Do the stage, or take over what an earlier attempt has finished; recorded on the volume at the end."""
+    run = config.run
+    if not is_first_pod():
+        return _to_result(config, body(config, reporter))
+    take_over(config)
+    result = take_over_result(config, find_damaged_input)
+    if result is None:
+        result = _to_result(config, body(config, reporter))
+        reporter.fence.check()
+        record_result(config, result)
+    elif run.stage in TRAINING_STAGES and config.workers.num_nodes > 1:
+        # The other pods wait to hear of it.
+        body(config, reporter)
+    reporter.fence.check()
+    link_results(config)
+    remove_earlier(config.volume.attempt_dir(run.stage, run.attempt))
+    return result
+
+
+def _to_result(config: RunConfig, output: StageOutput) -> StageResult:
+    numbers: dict[str, Any] = {config.run.stage.value: output.numbers}
+    return StageResult(stage=config.run.stage, attempt=config.run.attempt, digests=dict(output.digests), **numbers)
+
+
+def _find_superseded(error: Exception, fence: Fence) -> StageError | None:
+    """What ``error`` is if the attempt does not count any more: whatever went wrong, that is the cause."""
+    if isinstance(error, StageError) and error.reason is Reason.SUPERSEDED:
+        return error
+    try:
+        fence.check()
+    except StageError as superseded:
+        return superseded
+    except OSError:
+        # The volume does not tell: the error is what it says.
+        pass
+    return None
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Progress reports to the operator: pushed over TLS from a thread of their own, never in a stage's way.
 
 A report that cannot be delivered is worth less than the step it would hold up: the stage only ever leaves the newest
-report in a box and goes on. When the next one is welcome, the operator says in its answer.
+report in a box and goes on. When the next one is welcome, the operator says in its answer. One answer ends the stage:
+that its attempt does not count any more (409).
 """
 
 import http.client
@@ -17,6 +18,7 @@ from typing import Literal, TypedDict, Unpack, cast
 
 from llava_api.report import LOSSES_KEPT, MAX_NEXT_REPORT_S, ProgressReport
 from llava_api.run_config import Reporting, RunConfig
+from llava_trainer.attempts.folder import Fence
 from llava_trainer.channel import Answer, Channel
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,9 @@ class Pace:
     """Longest time between two tries that fail: each waits about twice as long as the one before."""
     timeout_s: float = 5.0
     """Of connecting, and of the whole answer; also how long the last report may take when the stage ends."""
+    doubt_s: float = 60.0
+    """How long 409 is answered until it is believed of an attempt that was never accepted: its first report may come
+    before the operator has noted its Job. One that was accepted before is over with the first."""
 
     def wait_s(self, asked_s: float | None, failures: int) -> float:
         """Seconds until the next report.
@@ -74,7 +79,11 @@ class Reporter:
     def __init__(
         self, config: RunConfig, pace: Pace | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self.fence = Fence(config)
+        """Asked by the stage before it completes or deletes something."""
         self._run = config.run
+        self._was_accepted = False
+        self._stale_since: float | None = None
         self._reporting = config.reporting
         self._pace = pace or Pace()
         self._clock = clock
@@ -100,9 +109,13 @@ class Reporter:
             step: steps (or bytes, with ``unit``) done.
             total_steps: steps in all; 0 while unknown.
             measures: see ``Measures``. Numbers that are not finite are left out: JSON has none.
+
+        Raises:
+            StageError: Superseded; the operator has said that this attempt does not count any more.
         """
         if self._reporting is None:
             return
+        self.fence.check_refusal()
         presentable = _presentable(measures)
         with self._changed:
             # All of it at once: a thread that is late must not put an older report in the place of a newer one.
@@ -151,12 +164,24 @@ class Reporter:
         except (OSError, http.client.HTTPException, ValueError) as error:
             # ssl's errors are OSErrors; ValueError is a token or an address that no header or socket can take.
             answer = Answer(trouble=f"{type(error).__name__}: {error}")
+        self._judge(answer)
         if answer.trouble is not None:
             kind = answer.trouble.partition(":")[0]
             self._tell_once(kind, logging.WARNING, f"a report was not accepted: {answer.trouble}")
         elif self._told:
             self._tell_once("accepted", logging.INFO, "progress reports are accepted again")
         return answer
+
+    def _judge(self, answer: Answer) -> None:
+        """Take note of what the answer says of the attempt."""
+        if not answer.is_stale:
+            self._was_accepted |= answer.trouble is None
+            self._stale_since = None
+            return
+        now = self._clock()
+        self._stale_since = now if self._stale_since is None else self._stale_since
+        if self._was_accepted or now - self._stale_since >= self._pace.doubt_s:
+            self.fence.refuse(f"the operator answered a report with {answer.trouble}")
 
     def _tell_once(self, kind: str, level: int, message: str) -> None:
         """Log the first message of a kind: a server that comes and goes for days does not fill the log."""

@@ -31,7 +31,7 @@ class StoragePlan:
     largest_checkpoint: int
     """Of any phase."""
     total: int
-    """The most that lies there at any time of what training and merging make."""
+    """The most that lies there at any time of what training and merging make, in whatever attempt."""
 
     @property
     def saving_s(self) -> int:
@@ -41,6 +41,9 @@ class StoragePlan:
 
 def plan_storage(spec: Spec, model: ModelFacts, samples: Mapping[StageName, int]) -> StoragePlan:
     """Follow a run through its stages: checkpoints stay when their stage has ended, and results come beside them.
+
+    An attempt may find a result of an earlier one that is damaged or not finished, which stays until its own is whole:
+    so each stage has room for two. Checkpoints of earlier ones make room as it saves its own: they count as its own.
 
     Args:
         spec: of the run.
@@ -57,13 +60,14 @@ def plan_storage(spec: Spec, model: ModelFacts, samples: Mapping[StageName, int]
         checkpoint = _checkpoint_bytes(trained, work)
         largest = max(largest, checkpoint)
         checkpoints = min(saved, keep + 1) * checkpoint
-        total = max(total, lying + checkpoints)
-        lying += min(saved, keep) * checkpoint + trained * work.number_bytes
+        result = trained * work.number_bytes
+        kept = min(saved, keep) * checkpoint
+        total = max(total, lying + result + max(checkpoints, kept + result))
+        lying += kept + result
     # Every run ends with the whole model.
-    lying += count_parameters(model).model * (FLOAT if spec.merge.dtype == "float32" else 2)
-    return StoragePlan(
-        checkpoint=checkpoint, checkpoints=checkpoints, largest_checkpoint=largest, total=max(total, lying)
-    )
+    merged = count_parameters(model).model * (FLOAT if spec.merge.dtype == "float32" else 2)
+    total = max(total, lying + 2 * merged)
+    return StoragePlan(checkpoint=checkpoint, checkpoints=checkpoints, largest_checkpoint=largest, total=total)
 
 
 def _checkpoint_bytes(trained: int, work: Workload) -> int:

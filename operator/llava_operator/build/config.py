@@ -9,24 +9,31 @@ from llava_api.constants import (
     REPORT_TOKEN_PATH,
     RUN_VOLUME_PATH,
     SecretRole,
+    StageName,
 )
 from llava_api.names import report_ca_name
-from llava_api.run_config import Reporting, RunConfig, RunIdentity, WorkerLayout
+from llava_api.run_config import RUN_CONFIG_VERSION, Reporting, RunConfig, RunIdentity, WorkerLayout
 from llava_api.spec import Download
 from llava_operator.build.common import Platform, build_labels, build_metadata
 from llava_operator.build.inputs import complete_download, dataset_dir, model_dir
 from llava_operator.build.service import rendezvous_host
 from llava_operator.kube.objects import Object
-from llava_operator.run import Attempt, Run
+from llava_operator.run import Attempt, Run, ended_attempts
 
 CONFIG_KEY = PurePosixPath(CONFIG_PATH).name
 CA_KEY = PurePosixPath(REPORT_CA_PATH).name
 
 
 def build_run_config(attempt: Attempt, platform: Platform) -> RunConfig:
-    """All that a stage is told. The layout is that of training in every stage; the device is the stage's own."""
+    """All that a stage is told. The layout is that of training in every stage; the device is the stage's own.
+
+    Prepare gets version 1, which every image understands; the stages after it the version that it has reported.
+    """
     run, spec, stage = attempt.run, attempt.spec, attempt.stage
+    is_first_version = stage.name is StageName.PREPARE or attempt.settings.config_version == 1
     return RunConfig(
+        version=1 if is_first_version else RUN_CONFIG_VERSION,
+        results={} if is_first_version else ended_attempts(run.status),
         run=RunIdentity(
             namespace=run.key.namespace, name=run.key.name, uid=run.uid, stage=stage.name, attempt=attempt.number
         ),

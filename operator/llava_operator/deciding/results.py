@@ -6,11 +6,10 @@ from pydantic import FiniteFloat, TypeAdapter
 
 from llava_api.constants import StageName
 from llava_api.report import Score, StageResult
-from llava_api.status import Artifacts, Data, EvaluationStatus, Metric, Status
+from llava_api.status import Artifacts, Data, EvaluationStatus, Metric, Status, Trainer
 from llava_api.volume import RunVolume
+from llava_operator.run import stage_of
 
-_ON_VOLUME = RunVolume(root=Path())
-"""Artifacts are named by their path below the volume's root."""
 _FINITE: TypeAdapter[float] = TypeAdapter(FiniteFloat)
 
 
@@ -20,13 +19,16 @@ def take_result(status: Status, result: StageResult) -> Status:
     Raises:
         ValidationError: a number does not fit into the status (negative, not finite, too long).
     """
-    artifacts = _take_artifacts(status.artifacts or Artifacts(), result)
-    update: dict[str, object] = {"artifacts": artifacts}
+    update: dict[str, object] = {}
     if result.prepare is not None:
+        trainer = status.trainer or Trainer()
+        update["trainer"] = trainer.model_copy(update={"config_version": result.prepare.config_version})
+        status = status.model_copy(update=update)
         update["data"] = Data.model_validate(result.prepare.model_dump())
         update["model"] = result.prepare.model
     if result.evaluate is not None:
         update["evaluation"] = EvaluationStatus(metrics=tuple(_metric(score) for score in result.evaluate.scores))
+    update["artifacts"] = _take_artifacts(status, result)
     return status.model_copy(update=update)
 
 
@@ -38,19 +40,23 @@ def _metric(score: Score) -> Metric:
     )
 
 
-def _take_artifacts(artifacts: Artifacts, result: StageResult) -> Artifacts:
-    trained = ("adapter", _ON_VOLUME.adapter_dir)
+def _take_artifacts(status: Status, result: StageResult) -> Artifacts:
+    # They are named by their path below the volume's root, where an older image's results lie themselves.
+    is_first_version = status.trainer is None or status.trainer.config_version == 1
+    attempts = dict.fromkeys(StageName, stage_of(status, result.stage).attempt)
+    volume = RunVolume(root=Path(), results=None if is_first_version else attempts)
+    trained = ("adapter", volume.adapter_dir)
     if "weights" in result.digests:
         # With method full there is no adapter.
-        trained = ("weights", _ON_VOLUME.weights_dir)
+        trained = ("weights", volume.weights_dir)
     field, path = {
-        StageName.PREPARE: ("dataset_report", _ON_VOLUME.dataset_report_html),
-        StageName.ALIGN: ("projector", _ON_VOLUME.projector_dir),
+        StageName.PREPARE: ("dataset_report", volume.dataset_report_html),
+        StageName.ALIGN: ("projector", volume.projector_dir),
         StageName.TRAIN: trained,
-        StageName.MERGE: ("merged", _ON_VOLUME.merged_dir),
-        StageName.EVALUATE: ("report", _ON_VOLUME.report_file),
+        StageName.MERGE: ("merged", volume.merged_dir),
+        StageName.EVALUATE: ("report", volume.report_file),
     }[result.stage]
-    known = artifacts.model_dump(by_alias=False)
+    known = (status.artifacts or Artifacts()).model_dump(by_alias=False)
     return Artifacts.model_validate({**known, field: str(path), "digests": {**known["digests"], **result.digests}})
 
 

@@ -74,6 +74,11 @@ class FileServer:
         """The ranges that were asked for of one path."""
         return [request.range for request in self.requests if request.path == path]
 
+    def take(self, body: bytes) -> int:
+        """Keep what was pushed here; the status to answer with."""
+        self.posts.append(body)
+        return 200
+
     def answer(self, request: Request) -> Answer:
         """The whole file, before faults and ranges."""
         if self.password is not None and request.authorization != self.password:
@@ -121,8 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
     server_of_files: FileServer
 
     def do_POST(self) -> None:
-        self.server_of_files.posts.append(self.rfile.read(int(self.headers["Content-Length"])))
-        self._send(200, b"{}", {}, Fault())
+        status = self.server_of_files.take(self.rfile.read(int(self.headers["Content-Length"])))
+        self._send(status, b"{}", {}, Fault())
 
     def do_HEAD(self) -> None:
         self.do_GET()

@@ -25,7 +25,7 @@ from llava_trainer.data.samples import Sample, format_sample
 from llava_trainer.data.split import SplitError, choose_held_out
 from llava_trainer.data.table import Table
 from llava_trainer.data.ubiai import read_ubiai
-from llava_trainer.files import tell_names
+from llava_trainer.files import make_folder, tell_names
 
 OnProgress = Callable[[int, int], None]
 """Told the samples checked and, as nearly as is known, how many there are."""
@@ -137,7 +137,7 @@ class _Reading:
 
     def read_all(self, checker: Checker, spool: Path) -> SampleFile:
         """Check every sample and keep the usable ones in a file without a name."""
-        spool.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(spool.parent)
         with spool.open("w", encoding="utf-8") as stream:
             for number, name in enumerate(self._request.files):
                 for checked in checker.check_all(self._count(name), self._tell):

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llava_trainer.files import make_folder
+
 Role = Literal["user", "assistant"]
 
 
@@ -90,7 +92,7 @@ def write_samples(path: Path, samples: Iterable[Sample]) -> int:
 def write_lines(path: Path, lines: Iterable[bytes]) -> int:
     """Write samples that are lines already, in the same way; returns how many."""
     aside = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     count = 0
     with aside.open("wb") as stream:
         for line in lines:

@@ -14,6 +14,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from llava_api.failures import Reason
+from llava_trainer.attempts.takeover import take_over_folder
 from llava_trainer.data.model_config import read_settings
 from llava_trainer.data.processing import AspectRatio, Processing, load_processing, save_processing
 from llava_trainer.errors import StageError
@@ -66,7 +67,7 @@ def import_model(
         assert parts.source is not None
         return ImportedModel(model_dir=parts.source, layout="hub")
     composition = compose(parts)
-    if not target.exists():
+    if not target.exists() and not take_over_folder(target):
         if composition.layout == "hub":
             _rewrite(composition, target, on_tensor)
         else:

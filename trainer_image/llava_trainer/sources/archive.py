@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, Self, cast
 
-from llava_trainer.files import begin_folder, publish_folder
+from llava_trainer.files import begin_folder, make_folder, publish_folder
 from llava_trainer.sources.refusals import refused
 from llava_trainer.sources.remote import check_name
 from llava_trainer.sources.room import check_space
@@ -76,9 +76,9 @@ def unpack(archive: Path, folder: Path, *, field: str, address: str, on_bytes: C
                     raise refused(f"{where} has more than {MAX_ENTRIES:,} entries")
                 target = aside / check_name(entry.name, field, address)
                 if entry.is_folder:
-                    target.mkdir(parents=True, exist_ok=True)
+                    make_folder(target)
                     continue
-                target.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(target.parent)
                 for size in _write(entry, target):
                     total += size
                     if total > limit:

@@ -1,5 +1,6 @@
 """Every source of a run, fetched into its volume: what prepare does first."""
 
+import contextlib
 import logging
 import os
 import threading
@@ -14,7 +15,8 @@ from llava_api.base import Lenient
 from llava_api.constants import DOWNLOAD_CA_PATH, INPUTS_PATH, SECRETS_PATH, SecretRole
 from llava_api.run_config import RunConfig
 from llava_api.text import show
-from llava_trainer.files import tell_names, write_whole
+from llava_trainer.attempts.takeover import earlier_of
+from llava_trainer.files import make_folder, tell_names, write_whole
 from llava_trainer.reporting import Reporter
 from llava_trainer.sources import web
 from llava_trainer.sources.address import BucketAddress, ClaimAddress, HubAddress, WebAddress, parse_address
@@ -26,7 +28,7 @@ from llava_trainer.sources.hub import Repository, RepositoryType
 from llava_trainer.sources.journal import Journal, state_of
 from llava_trainer.sources.needs import gather_dataset, gather_model
 from llava_trainer.sources.network import Network, build_client, read_network
-from llava_trainer.sources.packed import fetch_and_unpack
+from llava_trainer.sources.packed import ARCHIVE_SUFFIX, fetch_and_unpack
 from llava_trainer.sources.pictures import may_be_needed
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import refused, secret_field
@@ -105,7 +107,7 @@ class _Errand:
             check_claim(path, _claim_root(path, address), what, look_inside=role.dataset is None)
             return Input(path=path, origin=show(role.source))
         folder = self.config.volume.download_dir(role.name)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         credentials = read_credentials(self.around.secrets / role.secret, secret_field(role.field))
         downloader = Downloader(
             client=self.client, field=role.field, volume=self.config.volume_root, progress=self.progress,
@@ -168,7 +170,7 @@ class _Errand:
     ) -> Input:
         origin = web.show(address)
         fetch_and_unpack(
-            web.whole_file(address, headers), role.source, keep=folder.with_name(f"{folder.name}-archive"),
+            web.whole_file(address, headers), role.source, keep=folder.with_name(f"{folder.name}{ARCHIVE_SUFFIX}"),
             folder=folder, downloader=downloader, progress=self.progress,
         )  # fmt: skip
         return Input(path=_descend(folder, role.dataset.file if role.dataset else "config.json"), origin=origin)
@@ -192,8 +194,10 @@ def _descend(folder: Path, wanted: str) -> Path:
 
 
 def _read_commit(folder: Path, source: str) -> str | None:
-    try:
-        known = _Commit.model_validate_json((state_of(folder) / _COMMIT_FILE).read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
-    return known.commit if known.source == source else None
+    """The commit that this attempt, or one that it has taken over, has begun to fetch."""
+    for place in (folder, *earlier_of(folder)):
+        with contextlib.suppress(FileNotFoundError, ValidationError):
+            known = _Commit.model_validate_json((state_of(place) / _COMMIT_FILE).read_bytes())
+            if known.source == source:
+                return known.commit
+    return None

@@ -101,7 +101,7 @@ class Gatherer:
             wanted.append(name)
             if remote.size is not None:
                 total += remote.size
-                there += min(remote.size, _size_of(self.folder / name))
+                there += min(remote.size, self.journal.size_of(name))
         what = f"{self.downloader.field} {self.catalogue.address}"
         self.progress.begin(what, total)
         check_space(self.downloader.volume, total - there, what)
@@ -146,10 +146,3 @@ class Gatherer:
         except BaseException:
             self.downloader.stop.set()
             raise
-
-
-def _size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

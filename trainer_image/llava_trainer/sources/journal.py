@@ -3,17 +3,19 @@
 import contextlib
 import hashlib
 import os
+import shutil
 import threading
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 from pydantic import Field, ValidationError
 
 from llava_api.base import Lenient
-from llava_trainer.files import sha256_file, sync_file_system
+from llava_trainer.attempts.takeover import earlier_of
+from llava_trainer.files import make_folder, sha256_file, sync_file_system
 
 JOURNAL = "fetched.jsonl"
 _PARTIAL = "partial"
@@ -45,16 +47,20 @@ class Journal:
 
     Files are synced all at once when the journal is closed: one by one, half a million pictures would take from ten
     minutes to hours. Until then a crash may take some that have a line already: ``find_whole`` hashes them.
+
+    What earlier attempts of the stage have fetched is taken over file by file, when its turn comes: whole files are
+    moved, what has come in of others is copied, since an old pod may still be writing there.
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.folder = folder
         self._state = state_of(folder)
-        (self._state / _PARTIAL).mkdir(parents=True, exist_ok=True)
+        make_folder(self._state / _PARTIAL)
         self._file = self._state / JOURNAL
         # Where the line of a file begins: what a million of them say would fill the memory.
         self._known = dict(_read(self._file))
+        self._earlier = [_EarlierJournal(one) for one in earlier_of(folder) if (state_of(one) / JOURNAL).exists()]
         # Files by their names without capitals, where the volume does not tell them.
         self._names = dict(map(_pair_folded, self._known)) if _is_caseless(self._state) else None
         self._lock = threading.Lock()
@@ -69,7 +75,9 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._lock, self._stream:
+        with self._lock, self._stream, contextlib.ExitStack() as stack:
+            for earlier in self._earlier:
+                stack.enter_context(earlier.stream)
             self._stream.flush()
             if error is None:
                 sync_file_system(self.folder)
@@ -105,22 +113,93 @@ class Journal:
             version: what the server tells of it now; another one than then means that it has changed. Empty: unknown.
         """
         known = self._look_up(name)
-        if known is None or known.address != address or (version and known.version != version):
-            return None
-        path = self.folder / name
-        with contextlib.suppress(OSError):
-            if path.stat().st_size == known.size and sha256_file(path) == f"sha256:{known.sha256}":
-                return known
-        return None
+        if known is not None and _is_of(known, address, version) and _is_whole(self.folder, known):
+            return known
+        return self._take_over(name, address, version)
+
+    def take_over_partial(self, name: str) -> None:
+        """Copy what an earlier attempt has fetched of a file that it could not fetch whole, if this one has nothing."""
+        own = self.partial_of(name)
+        if own.exists():
+            return
+        for earlier in self._earlier:
+            partial = state_of(earlier.folder) / _PARTIAL / own.name
+            with contextlib.suppress(FileNotFoundError):
+                # What it says first: all that it promises was there then, and nothing of it is written again.
+                state = partial.with_suffix(".json").read_bytes()
+                shutil.copyfile(partial, own)
+                own.with_suffix(".json").write_bytes(state)
+                return
+
+    def size_of(self, name: str) -> int:
+        """Bytes that the volume holds already under the name of a file, here or of an earlier attempt."""
+        return max(_size_of(folder / name) for folder in (self.folder, *(one.folder for one in self._earlier)))
 
     def _look_up(self, name: str) -> Fetched | None:
         with self._lock:
-            begin = self._known.get(name)
-            if begin is None:
+            return _read_line(self._stream, self._known.get(name))
+
+    def _take_over(self, name: str, address: str, version: str) -> Fetched | None:
+        """Move a file here that an earlier attempt has fetched whole; what is in the way is the caller's to tell."""
+        for earlier in self._earlier:
+            with self._lock:
+                known = _read_line(earlier.stream, earlier.known.get(name))
+            if known is None or not _is_of(known, address, version) or not _is_whole(earlier.folder, known):
+                continue
+            if self.claim(name) != name:
                 return None
-            self._stream.seek(begin)
-            line = self._stream.readline()
-        return Fetched.model_validate_json(line)
+            with contextlib.suppress(FileExistsError, NotADirectoryError, IsADirectoryError):
+                make_folder((self.folder / name).parent)
+                (earlier.folder / name).rename(self.folder / name)
+                self.add(known)
+                return known
+        return None
+
+
+class _EarlierJournal:
+    """What an earlier attempt has fetched into a folder; only read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        file = state_of(folder) / JOURNAL
+        self.known = dict(_read(file))
+        self.stream = file.open("rb")
+
+
+def find_damaged(folder: Path) -> str | None:
+    """A file that was fetched into ``folder`` and is not there as it came; None if all are."""
+    file = state_of(folder) / JOURNAL
+    with file.open("rb") as stream:
+        for name, begin in dict(_read(file)).items():
+            known = _read_line(stream, begin)
+            if known is None or not _is_whole(folder, known):
+                return name
+    return None
+
+
+def _is_of(known: Fetched, address: str, version: str) -> bool:
+    return known.address == address and not (version and known.version != version)
+
+
+def _is_whole(folder: Path, known: Fetched) -> bool:
+    path = folder / known.name
+    with contextlib.suppress(OSError):
+        return path.stat().st_size == known.size and sha256_file(path) == f"sha256:{known.sha256}"
+    return False
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _read_line(stream: BinaryIO, begin: int | None) -> Fetched | None:
+    if begin is None:
+        return None
+    stream.seek(begin)
+    return Fetched.model_validate_json(stream.readline())
 
 
 def _pair_folded(name: str) -> tuple[str, str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llava_api.base import Lenient
-from llava_trainer.files import write_whole
+from llava_trainer.attempts.takeover import earlier_of, take_over_folder
+from llava_trainer.files import make_folder, write_whole
 from llava_trainer.sources.archive import unpack
 from llava_trainer.sources.journal import Journal
 from llava_trainer.sources.progress import Progress
@@ -15,6 +16,8 @@ from llava_trainer.sources.remote import RemoteFile
 from llava_trainer.sources.transfer import Downloader
 
 MARKER = "unpacked.json"
+ARCHIVE_SUFFIX = "-archive"
+"""Of the folder beside what was unpacked, where its archive lies meanwhile."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +47,14 @@ def fetch_and_unpack(
     # A digest, because there may be a signature in an address.
     identity = hashlib.sha256(identity.encode()).hexdigest()
     if _is_done(keep / MARKER, identity) and folder.is_dir():
-        logger.info("%s has been unpacked by an earlier attempt", what)
+        logger.info("%s has been unpacked already", what)
         return
+    for earlier in earlier_of(keep):
+        if _is_done(earlier / MARKER, identity) and take_over_folder(folder):
+            make_folder(keep)
+            write_whole(keep / MARKER, (earlier / MARKER).read_text(encoding="utf-8"))
+            logger.info("%s has been unpacked by an earlier attempt", what)
+            return
     progress.begin(what, remote.size or 0)
     with Journal(keep) as journal:
         fetched = downloader.fetch(remote, journal)

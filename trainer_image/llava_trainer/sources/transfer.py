@@ -17,7 +17,7 @@ import httpx
 from pydantic import Field, ValidationError
 
 from llava_api.base import Lenient
-from llava_trainer.files import write_whole
+from llava_trainer.files import make_folder, write_whole
 from llava_trainer.sources.exchange import (
     Body,
     check_encoding,
@@ -100,11 +100,12 @@ class Downloader:
             )
         path = journal.folder / remote.name
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
         except (FileExistsError, NotADirectoryError) as error:
             raise refused(
                 f"{self.field}: {remote.address} needs a folder where the source has a file: {error}"
             ) from error
+        journal.take_over_partial(remote.name)
         transfer = _Transfer(self, remote, path, journal.partial_of(remote.name), may_miss=may_miss)
         repeatedly = Retrier(what=f"{self.field}: {remote.address}", patience=self.patience, stop=self.stop)
         fetched = repeatedly(transfer.attempt, transfer.take_gain)

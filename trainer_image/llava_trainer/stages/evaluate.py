@@ -27,7 +27,7 @@ from llava_trainer.evaluation.questions import Question, ask_prompts, ask_sample
 from llava_trainer.evaluation.report import Report, build_report
 from llava_trainer.evaluation.results import Answer, Metrics, score_answers
 from llava_trainer.evaluation.settings import list_settings
-from llava_trainer.files import sha256_file, write_whole
+from llava_trainer.files import begin_folder, publish_folder, sha256_file, write_whole
 from llava_trainer.outcome import StageOutput
 from llava_trainer.reporting import Reporter
 
@@ -55,7 +55,13 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
     answers = [Answer.of(*row) for row in zip(questions, base, tuned, strict=True)]
     dataset = DatasetReport.model_validate_json(config.volume.dataset_report_json.read_bytes())
     metrics = _measure(config, dataset, answers, clock.seconds)
-    _write(config, dataset, answers, metrics)
+    page = _build_page(config, dataset, answers, metrics)
+    aside = begin_folder(config.volume.evaluation_dir)
+    write_whole(aside / config.volume.answers_file.name, "".join(f"{answer.model_dump_json()}\n" for answer in answers))
+    write_whole(aside / config.volume.metrics_file.name, metrics.model_dump_json(indent=2) + "\n")
+    write_whole(aside / config.volume.report_file.name, page)
+    reporter.fence.check()
+    publish_folder(config.volume.evaluation_dir)
     for score in metrics.scores:
         logger.info(
             "%s on %s: base %.3f, tuned %.3f (%d questions)",
@@ -151,19 +157,15 @@ def _measure(config: RunConfig, dataset: DatasetReport, answers: list[Answer], s
     )
 
 
-def _write(config: RunConfig, dataset: DatasetReport, answers: list[Answer], metrics: Metrics) -> None:
-    volume = config.volume
+def _build_page(config: RunConfig, dataset: DatasetReport, answers: list[Answer], metrics: Metrics) -> str:
     folder = images_dir(config)
-    page = build_report(
+    return build_report(
         Report(
             metrics=metrics,
             dataset=dataset,
             answers=answers,
-            curve=find_curve(volume),
+            curve=find_curve(config.volume),
             settings=list_settings(config),
             load_picture=lambda path: open_image(folder / path),
         )
     )
-    write_whole(volume.answers_file, "".join(f"{answer.model_dump_json()}\n" for answer in answers))
-    write_whole(volume.metrics_file, metrics.model_dump_json(indent=2) + "\n")
-    write_whole(volume.report_file, page)

@@ -64,6 +64,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         proof.num_samples, proof.num_tensors, proof.max_logit_difference, config.merge.dtype,
         proof.max_rounding_difference,
     )  # fmt: skip
+    reporter.fence.check()
     publish_folder(volume.merged_dir)
     return StageOutput(
         numbers=MergeNumbers(

@@ -1,8 +1,8 @@
 """Prepare: look at everything that would fail later, before a GPU is taken, and write down what there is to learn.
 
 What lies on a claim is read in place, the rest is fetched once. The dataset report is written whether the data is
-accepted or not; the sample files only if it is. Running it again over what an earlier attempt left gives the same
-files.
+accepted or not; the sample files only if it is. Another attempt takes over what an earlier one has fetched, and makes
+the same files.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import numpy as np
 from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.report import MicroBatch
-from llava_api.run_config import RunConfig
+from llava_api.run_config import RUN_CONFIG_VERSION, RunConfig
 from llava_api.text import show
 from llava_trainer.data.dataset import PreparedDataset, compare_phases, prepare_dataset
 from llava_trainer.data.findings import LEFT_OUT, Findings, Kind
@@ -70,6 +70,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         if alignment is not None:
             compare_phases(alignment, dataset)
         report = build_report(dataset, alignment)
+        reporter.fence.check()
         write_whole(config.volume.dataset_report_json, report.model_dump_json(indent=2) + "\n")
         write_whole(config.volume.dataset_report_html, build_page(config.run.name, phases, report))
         for phase in phases:
@@ -84,6 +85,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
             "free_bytes": find_free_bytes(config.volume_root),
             "flash_attention": has_flash_attention(),
             "model": facts,
+            "config_version": RUN_CONFIG_VERSION,
         }
     return StageOutput(numbers=numbers_of(report).model_copy(update=found), digests=digests)
 

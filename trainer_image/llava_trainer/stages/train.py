@@ -10,6 +10,7 @@ from llava_api.base import Strict
 from llava_api.failures import Reason
 from llava_api.report import StageFailure, TrainNumbers
 from llava_api.run_config import RunConfig
+from llava_trainer.attempts.finished import read_result
 from llava_trainer.files import sha256_folder
 from llava_trainer.launcher import launch, node_rank
 from llava_trainer.outcome import Interrupted, StageOutput
@@ -67,8 +68,10 @@ def run_phase(config: RunConfig, *, artifact: str, folder: Path) -> StageOutput:
         signer=make_signer(config), patience=patience,
     ) as meeting:  # fmt: skip
         try:
+            _share_finished(config, meeting)
             meeting.await_all()
-            launch(config, meeting, patience)
+            if meeting.find_result() is None:
+                launch(config, meeting, patience)
             outcome = _settle(config, meeting, artifact, folder)
         except Interrupted:
             meeting.report_failure(
@@ -94,10 +97,21 @@ def _set_environment(config: RunConfig) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def _share_finished(config: RunConfig, meeting: Meeting) -> None:
+    """Before anybody waits for this pod: tell the others if an earlier attempt had finished, so that nobody trains."""
+    finished = read_result(config) if node_rank() == 0 else None
+    if finished is not None:
+        numbers = finished.align or finished.train
+        assert numbers is not None, finished.stage
+        meeting.share_result(Outcome(numbers=numbers, digests=finished.digests).model_dump_json())
+
+
 def _settle(config: RunConfig, meeting: Meeting, artifact: str, folder: Path) -> Outcome:
     """What came out: the first pod looks, the others are told."""
     if node_rank() != 0:
         return Outcome.model_validate_json(meeting.await_result())
+    if (shared := meeting.find_result()) is not None:
+        return Outcome.model_validate_json(shared)
     numbers = TrainNumbers.model_validate_json(numbers_file(config).read_bytes())
     outcome = Outcome(numbers=numbers, digests={artifact: sha256_folder(folder)})
     meeting.share_result(outcome.model_dump_json())

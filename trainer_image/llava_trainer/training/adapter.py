@@ -1,6 +1,6 @@
 """Writing the adapter and the trained projector in PEFT's layout, and making sure that they arrived."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.files import begin_folder, publish_folder
+from llava_trainer.files import begin_folder, make_folder, publish_folder
 from llava_trainer.inputs import BaseModel
 from llava_trainer.model.lora import is_lora_b, projector_tensors
 from llava_trainer.model.partition import whole
@@ -38,7 +38,7 @@ def name_base(tuned: PeftModel, base: BaseModel) -> None:
 
 def write_adapter(tuned: PeftModel, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors (what ``collect_adapter`` gave) into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     save_tensors(weights, folder / WEIGHTS_FILE)
     # As PEFT's own saving does: AutoPeftModel finds the class of the base by it.
     base = type(tuned.get_base_model())
@@ -46,13 +46,16 @@ def write_adapter(tuned: PeftModel, weights: Mapping[str, torch.Tensor], folder:
     tuned.active_peft_config.save_pretrained(str(folder), auto_mapping_dict=mapping)
 
 
-def publish_adapter(tuned: PeftModel, folder: Path, *, is_first: bool = True) -> None:
+def publish_adapter(
+    tuned: PeftModel, folder: Path, *, is_first: bool = True, check: Callable[[], None] = lambda: None
+) -> None:
     """Write the final adapter aside, read it back, and give it its name only if it is what was trained.
 
     Args:
         tuned: what was trained.
         folder: where it goes.
         is_first: whether this process writes for all; every process calls it.
+        check: called before the result is completed; raises if this attempt does not count any more.
 
     Raises:
         StageError: InternalError; what was written is not what is live. AdapterUnchanged; nothing was learned.
@@ -64,6 +67,7 @@ def publish_adapter(tuned: PeftModel, folder: Path, *, is_first: bool = True) ->
     aside = begin_folder(folder)
     write_adapter(tuned, weights, aside)
     check_saved(weights, aside / WEIGHTS_FILE)
+    check()
     publish_folder(folder)
 
 

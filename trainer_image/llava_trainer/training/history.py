@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from llava_api.report import LOSSES_KEPT
+from llava_trainer.files import make_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class History:
         carried = [] if resumed_from is None else [e for e in read_entries(resumed_from) if e.step <= resumed_step]
         self._losses = [entry.loss for entry in carried]
         self._tokens = sum(entry.tokens for entry in carried)
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         self._stream = file.open("w", encoding="utf-8")
         for entry in carried:
             self._write(entry)

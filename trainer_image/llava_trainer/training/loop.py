@@ -12,6 +12,7 @@ from typing import NoReturn
 from llava_api.failures import Reason
 from llava_api.report import TrainNumbers
 from llava_api.run_config import RunConfig
+from llava_trainer.attempts.folder import Fence
 from llava_trainer.data.processing import load_processing
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.errors import StageError
@@ -52,8 +53,9 @@ def train(
         What was reached, in the first process; None in the others.
 
     Raises:
-        StageError: Interrupted (a checkpoint was saved before), LossNotFinite, NothingSupervised, ZeroGradient,
-            AdapterUnchanged, CheckpointMismatch, OutOfDeviceMemory, InvalidModel, InvalidData, InvalidConfig.
+        StageError: Interrupted (a checkpoint was saved before), Superseded, LossNotFinite, NothingSupervised,
+            ZeroGradient, AdapterUnchanged, CheckpointMismatch, OutOfDeviceMemory, InvalidModel, InvalidData,
+            InvalidConfig.
         OSError: a checkpoint or the result could not be written.
     """
     phase = phase_of(config)
@@ -74,7 +76,7 @@ def train(
             )
         )  # fmt: skip
         probe_largest(trainee, loader, plan, processes)
-        saver = stack.enter_context(_open_saver(config, phase, trainee, processes, beginning))
+        saver = stack.enter_context(_open_saver(config, phase, trainee, processes, beginning, reporter.fence))
         recorder = None
         if processes.is_first:
             recorder = Recorder(stack.enter_context(_open_history(config, beginning)), reporter, plan)
@@ -82,8 +84,9 @@ def train(
         Loop(
             phase=phase, plan=plan, trainee=trainee, processes=processes, loader=loader, saver=saver,
             recorder=recorder, stop=stop, beat=beat, first_step=beginning.step, identity=identity,
+            fence=reporter.fence,
         ).run()  # fmt: skip
-    publish_result(trainee, config.volume, processes)
+    publish_result(trainee, config.volume, processes, reporter.fence.check)
     processes.barrier()
     if recorder is None:
         return None
@@ -114,12 +117,14 @@ class Loop:
     first_step: int
     identity: Mapping[str, str]
     """What this training is, to be told in its checkpoints."""
+    fence: Fence
+    """Asked in the first process."""
 
     def run(self) -> None:
         """Run them.
 
         Raises:
-            StageError: Interrupted, LossNotFinite, NothingSupervised, ZeroGradient.
+            StageError: Interrupted, Superseded, LossNotFinite, NothingSupervised, ZeroGradient.
             OSError: a checkpoint could not be written.
         """
         for step in range(self.first_step, self.plan.total_steps):
@@ -151,6 +156,7 @@ class Loop:
         if step == self.first_step:
             check_gradient(self.trainee, self.processes, step + 1)
         if self.recorder:
+            self.fence.check()
             self.recorder.record(step + 1, outcome)
 
     @cached_property
@@ -199,7 +205,9 @@ class Loop:
             self.recorder.record_checkpoint(step)
 
 
-def _open_saver(config: RunConfig, phase: Phase, trainee: Trainee, processes: Processes, beginning: Beginning) -> Saver:
+def _open_saver(
+    config: RunConfig, phase: Phase, trainee: Trainee, processes: Processes, beginning: Beginning, fence: Fence
+) -> Saver:
     checkpoints = config.volume.checkpoints_dir(phase.stage, config.run.attempt)
     if processes.is_first:
         remove_unfinished(config.volume, phase.stage, config.run.attempt)
@@ -211,6 +219,7 @@ def _open_saver(config: RunConfig, phase: Phase, trainee: Trainee, processes: Pr
         earlier=[folder for folder in beginning.found if folder.parent != checkpoints],
         passed_over=beginning.passed_over,
         saving_time_s=saving_time_s(config.workers.grace_period_seconds),
+        check=fence.check,
     )
 
 
@@ -218,5 +227,5 @@ def _open_history(config: RunConfig, beginning: Beginning) -> History:
     file = config.volume.history_file(config.run.stage, config.run.attempt)
     if beginning.folder is None:
         return History(file)
-    # The curve of the attempt that made the checkpoint: attempts/STAGE-N/checkpoints/step-M lies beside it.
+    # The curve of the attempt that made the checkpoint: STAGE-N/checkpoints/step-M lies beside it.
     return History(file, resumed_from=beginning.folder.parent.parent / file.name, resumed_step=beginning.step)

@@ -167,6 +167,17 @@ class Meeting:
         self._result = result
         self._leave_word(_RESULT, result)
 
+    def find_result(self) -> str | None:
+        """What the first launcher has said came out; None if it has not yet. Never waits.
+
+        Raises:
+            StageError: RendezvousFailed; it is gone.
+        """
+        try:
+            return self._find_word(_RESULT)
+        except DistError as error:
+            raise StageError(Reason.RENDEZVOUS_FAILED, "the first training pod is gone") from error
+
     def await_result(self) -> str:
         """What the first launcher says came out.
 

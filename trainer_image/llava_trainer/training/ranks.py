@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_api.base import Lenient
-from llava_api.failures import Reason
+from llava_api.failures import Reason, exit_code_of
 from llava_api.report import StageFailure, TrainNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.files import write_whole
@@ -100,6 +100,8 @@ def find_cause(config: RunConfig, exits: Sequence[Exit]) -> RankFailure:
 
 
 def _credibility(exit_: Exit, told: Mapping[int, RankFailure]) -> int:
+    if exit_.code == exit_code_of(Reason.SUPERSEDED):
+        return 0
     word = told.get(exit_.rank)
     if word:
         return 3 if word.lost_peer else 0
@@ -113,7 +115,9 @@ def _credibility(exit_: Exit, told: Mapping[int, RankFailure]) -> int:
 
 def _explain_exit(config: RunConfig, exit_: Exit) -> RankFailure:
     tail = read_tail(rank_log(config, exit_.rank))
-    if exit_.code < 0:
+    if exit_.code == exit_code_of(Reason.SUPERSEDED):
+        reason, how = Reason.SUPERSEDED, "has ended because the attempt does not count any more: a later one has begun"
+    elif exit_.code < 0:
         reason, how = Reason.WORKER_KILLED, f"was killed by {_signal_name(-exit_.code)}"
     else:
         reason, how = Reason.INTERNAL_ERROR, f"ended with exit code {exit_.code} without saying why"

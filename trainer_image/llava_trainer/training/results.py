@@ -17,7 +17,7 @@ from transformers import LlavaForConditionalGeneration
 from llava_api.failures import Reason
 from llava_api.volume import RunVolume
 from llava_trainer.errors import StageError
-from llava_trainer.files import begin_folder, publish_folder
+from llava_trainer.files import begin_folder, make_folder, publish_folder
 from llava_trainer.model.layout import hub_name
 from llava_trainer.model.partition import copy_whole, num_elements, shape_of, whole
 from llava_trainer.model.projector import CONFIG_FILE, WEIGHTS_FILE, dump_projector_config, projector_parameters
@@ -29,26 +29,31 @@ from llava_trainer.weights.stored import TAGS, find_stored
 from llava_trainer.weights.streaming import MAX_SHARD_BYTES, write_checkpoint
 
 
-def publish_result(trainee: Trainee, volume: RunVolume, processes: Processes) -> None:
+def publish_result(
+    trainee: Trainee, volume: RunVolume, processes: Processes, check: Callable[[], None] = lambda: None
+) -> None:
     """Write what was trained: the adapter, the projector alone, or language model and projector.
 
     Args:
         trainee: what was trained.
         volume: the run's.
         processes: all of them; each calls this, and the first one writes.
+        check: called there before the result is completed; raises if this attempt does not count any more.
 
     Raises:
         StageError: InternalError; what was written is not what is live. AdapterUnchanged; nothing was learned.
         OSError: it cannot be written.
     """
     if isinstance(trainee.tuned, PeftModel):
-        publish_adapter(trainee.tuned, volume.adapter_dir, is_first=processes.is_first)
+        publish_adapter(trainee.tuned, volume.adapter_dir, is_first=processes.is_first, check=check)
         return
     check_changed(trainee)
     if trainee.phase.method == "full":
-        publish_weights(trainee.llava, volume.weights_dir, is_first=processes.is_first, keep_step=processes.barrier)
+        publish_weights(
+            trainee.llava, volume.weights_dir, is_first=processes.is_first, keep_step=processes.barrier, check=check
+        )
     else:
-        publish_projector(trainee.llava, volume.projector_dir, is_first=processes.is_first)
+        publish_projector(trainee.llava, volume.projector_dir, is_first=processes.is_first, check=check)
 
 
 def check_changed(trainee: Trainee) -> None:
@@ -68,7 +73,9 @@ def check_changed(trainee: Trainee) -> None:
             )
 
 
-def publish_projector(llava: LlavaForConditionalGeneration, folder: Path, *, is_first: bool) -> None:
+def publish_projector(
+    llava: LlavaForConditionalGeneration, folder: Path, *, is_first: bool, check: Callable[[], None] = lambda: None
+) -> None:
     """Write the projector: what phase 1 hands on to phase 2."""
     weights = {name: copy_whole(parameter) for name, parameter in projector_parameters(llava).items()}
     if not is_first:
@@ -76,12 +83,13 @@ def publish_projector(llava: LlavaForConditionalGeneration, folder: Path, *, is_
     aside = begin_folder(folder)
     write_projector(llava, weights, aside)
     check_saved(weights, aside / WEIGHTS_FILE)
+    check()
     publish_folder(folder)
 
 
 def write_projector(llava: LlavaForConditionalGeneration, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Write a projector of ``llava`` (tensors by hub name) into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     save_tensors(weights, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(dump_projector_config(llava.config), encoding="utf-8")
 
@@ -92,6 +100,7 @@ def publish_weights(
     *,
     is_first: bool,
     keep_step: Callable[[], None] = lambda: None,
+    check: Callable[[], None] = lambda: None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write everything that was trained whole under its hub names, one tensor in memory at a time.
@@ -102,6 +111,7 @@ def publish_weights(
         is_first: whether this process writes for all; every process calls it.
         keep_step: waits for the other processes. Called twice a tensor, once it is written and once it is read back:
             the others would not wait as long for all of a large model on a slow volume.
+        check: as in ``publish_result``.
         max_shard_bytes: where to begin the next file.
     """
     learned = [
@@ -128,6 +138,7 @@ def publish_weights(
     aside = begin_folder(folder)
     write_checkpoint(aside, learned, produce, max_shard_bytes)
     check_written(aside, digests, keep_step)
+    check()
     publish_folder(folder)
 
 

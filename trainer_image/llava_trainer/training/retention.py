@@ -2,13 +2,13 @@
 
 import logging
 import re
-import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from llava_api.constants import StageName
 from llava_api.volume import RunVolume
-from llava_trainer.files import aside_of
+from llava_trainer.attempts.takeover import list_earlier
+from llava_trainer.files import aside_of, remove_folder
 
 _FOLDER_PATTERN = re.compile(r"step-(\d{8})")
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def find_checkpoints(volume: RunVolume, stage: StageName, attempt: int) -> list[Path]:
-    """Checkpoints to resume from, best first: this attempt's own (its pod was restarted), then earlier attempts'."""
+    """Checkpoints to resume from, best first: this attempt's own, then those of earlier ones that it has taken over."""
     return [
         folder
         for checkpoints in _folders_so_far(volume, stage, attempt)
@@ -44,7 +44,11 @@ def step_of(folder: Path) -> int:
 
 
 def prune_checkpoints(
-    checkpoints: Path, keep: int, earlier: Sequence[Path] = (), passed_over: Collection[Path] = ()
+    checkpoints: Path,
+    keep: int,
+    earlier: Sequence[Path] = (),
+    passed_over: Collection[Path] = (),
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Delete all but the best ``keep`` checkpoints. One that cannot be deleted is left for the next time.
 
@@ -53,10 +57,12 @@ def prune_checkpoints(
         keep: how many to keep.
         earlier: checkpoints of earlier attempts, best first; they make room as this attempt's own take their places.
         passed_over: those, of this attempt or earlier ones, that could not be read when training went on.
+        check: called before each is deleted; raises if it must not be.
     """
     whole = [path for path in (*reversed(list_checkpoints(checkpoints)), *earlier) if path not in passed_over]
     for folder in reversed(_order(whole, passed_over)[keep:]):
         if folder.exists():
+            check()
             _delete(folder)
 
 
@@ -75,15 +81,12 @@ def _order(whole: Sequence[Path], passed_over: Collection[Path]) -> list[Path]:
 
 def _folders_so_far(volume: RunVolume, stage: StageName, attempt: int) -> list[Path]:
     """Folders of checkpoints up to this attempt, its own first and the oldest last."""
-    pattern = re.compile(rf"{stage}-(\d+)")
-    attempts = (
-        int(match[1]) for folder in (volume.root / "attempts").glob("*") if (match := pattern.fullmatch(folder.name))
-    )
-    return [volume.checkpoints_dir(stage, so_far) for so_far in sorted(attempts, reverse=True) if so_far <= attempt]
+    own = volume.checkpoints_dir(stage, attempt)
+    return [own, *(folder / own.name for folder in list_earlier(own.parent))]
 
 
 def _delete(folder: Path) -> None:
     try:
-        shutil.rmtree(folder)
+        remove_folder(folder)
     except OSError as error:
         logger.warning("the old checkpoint %s could not be deleted: %s", folder, error)

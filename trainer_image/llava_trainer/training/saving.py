@@ -57,6 +57,7 @@ class Saver:
         earlier: Sequence[Path] = (),
         passed_over: Sequence[Path] = (),
         saving_time_s: float = math.inf,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Get ready; every process calls it.
 
@@ -68,6 +69,8 @@ class Saver:
             earlier: checkpoints of earlier attempts, best first, which count among those to keep.
             passed_over: those that could not be read when training went on, whoever wrote them.
             saving_time_s: how long one may take when the pod is asked to stop.
+            check: called before a checkpoint is completed and before one is deleted; raises if this attempt does not
+                count any more.
         """
         self._processes = processes
         self._checkpoints = checkpoints
@@ -76,6 +79,7 @@ class Saver:
         self._passed_over = set(passed_over)
         self._saving_time_s = saving_time_s
         self._write_servable = write_servable
+        self._check = check
         self._group = None
         if processes.world_size > 1:
             self._group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT, group_desc=CHECKPOINT_GROUP)
@@ -160,7 +164,7 @@ class Saver:
             self._together(lambda: self._commit(folder, state, digests))
             # It may have taken the place of one of them.
             self._passed_over.discard(folder)
-            prune_checkpoints(self._checkpoints, self._keep, self._earlier, self._passed_over)
+            prune_checkpoints(self._checkpoints, self._keep, self._earlier, self._passed_over, self._check)
             self._tell_written(folder, time.monotonic() - began)
         else:
             self._together()
@@ -179,7 +183,9 @@ class Saver:
         aside = aside_of(folder)
         with StoredOptimizer(aside, state, OF_ANOTHER_NODE) as stored:
             self._write_servable(stored, aside)
+        self._check()
         write_manifest(aside, state, digests)
+        self._check()
         publish_folder(folder)
 
     def _together(self, action: Callable[[], object] = lambda: None) -> list[bytes]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
+from llava_trainer.files import make_folder
 
 MAX_BYTES = 64 * 1024
 """Longest signed value; a failure's message, the longest of them, takes less than half of it."""
@@ -89,7 +90,7 @@ def provide_key(folder: Path, *, wait_s: float) -> bytes:
     """
     path = folder / _KEY_FILE
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         _make_key(path)
     deadline = time.monotonic() + wait_s
     while True:

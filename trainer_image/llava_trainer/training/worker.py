@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from llava_api.failures import Reason, exit_code_of
 from llava_api.report import StageFailure
 from llava_api.run_config import RunConfig
+from llava_trainer.attempts.folder import Fence
 from llava_trainer.errors import LOST_CONNECTION_SIGN, StageError
 from llava_trainer.logs import ProcessLog
 from llava_trainer.outcome import explain
@@ -47,10 +48,20 @@ def main() -> int:
         try:
             _run(config, stop)
         except Exception as error:
+            if is_superseded(error, config):
+                # Nothing is written any more: not even why, nor a line of the log, which lies in the attempt's folder.
+                return exit_code_of(Reason.SUPERSEDED)
             failure = explain_rank_failure(error, rank, log)
             write_rank_failure(config, rank, failure)
             return exit_code_of(failure.failure.reason)
     return 0
+
+
+def is_superseded(error: BaseException, config: RunConfig) -> bool:
+    """Whether this process ends because its attempt does not count any more; then it says nothing but its exit code."""
+    if isinstance(error, StageError) and error.reason is Reason.SUPERSEDED:
+        return True
+    return Fence(config).find_reason() is not None
 
 
 def explain_rank_failure(error: Exception, rank: int, log: ProcessLog) -> RankFailure:
@@ -125,10 +136,16 @@ def _leave_evidence(config: RunConfig, processes: Processes, doing: Doing) -> No
 
 def _give_up(config: RunConfig, processes: Processes, doing: Doing) -> None:
     word = explain_stall(processes.rank, doing, config.workers.stall_limit_seconds)
-    logger.error("process %d ends: %s: %s", processes.rank, word.failure.reason, word.failure.message)
-    write_rank_failure(config, processes.rank, word)
-    # The main thread hangs: nothing else ends this process.
-    os._exit(exit_code_of(word.failure.reason))
+    reason = word.failure.reason
+    try:
+        if Fence(config).find_reason() is not None:
+            reason = Reason.SUPERSEDED
+        else:
+            logger.error("process %d ends: %s: %s", processes.rank, reason, word.failure.message)
+            write_rank_failure(config, processes.rank, word)
+    finally:
+        # The main thread hangs: nothing else ends this process.
+        os._exit(exit_code_of(reason))
 
 
 if __name__ == "__main__":
