@@ -62,12 +62,20 @@ class Breaker:
     @contextmanager
     def frozen(self, pods: list[Pod]) -> Iterator[None]:
         """Let nothing in the containers of these pods run meanwhile."""
-        pids = [pid for pod in pods if _runs(pod) for pid in self.find_processes(pod)]
-        _signal_all(pids, signal.SIGSTOP)
+        self._signal_all(pods, signal.SIGSTOP)
         try:
             yield
         finally:
-            _signal_all(pids, signal.SIGCONT)
+            self.thaw(pods)
+
+    def thaw(self, pods: list[Pod]) -> None:
+        """Let the containers of these pods run again before ``frozen`` does."""
+        self._signal_all(pods, signal.SIGCONT)
+
+    def _signal_all(self, pods: list[Pod], number: signal.Signals) -> None:
+        for pid in [pid for pod in pods if _runs(pod) for pid in self.find_processes(pod)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def slow_down(self, pod: Pod, share: float) -> None:
         """Give the container this share of a processor and no more; 0: as much as it likes."""
@@ -117,12 +125,6 @@ class Breaker:
 
 def _runs(pod: Pod) -> bool:
     return any("running" in status["state"] for status in pod["status"].get("containerStatuses", []))
-
-
-def _signal_all(pids: list[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
 
 
 def _read_command(pid: int) -> str:

@@ -83,7 +83,7 @@ def test_rank_1_goes_over_its_memory_limit(training: Training, breaker: Breaker,
     assert recovery.stepped_s <= training.warm_s()
 
 
-def test_operator_killed(training: Training, breaker: Breaker, record_recovery: Record) -> None:
+def test_operator_killed(training: Training, breaker: Breaker) -> None:
     number = training.wait_for_steps(1)
     before = {pod["metadata"]["uid"] for pod in training.pods(number).values()}
     [pod] = operator(training.runs).list("pods", "-l", f"app.kubernetes.io/instance={RELEASE}")
@@ -162,20 +162,23 @@ def test_node_cut_off_and_reconnected_after_the_next_attempt_began(
         calm.start(epochs=EPOCHS)
         next_ = training.volume / "attempts" / f"train-{number + 1}"
         wait_for("the next attempt to begin", next_.is_dir, timeout_s=RECOVERY_TIMEOUT_S)
-        with breaker.frozen(runs.pods(calm.name)):
-            recovery = training.follow("node cut off (from its taint on)", number, tainted)
-        [new] = training.pods(number + 1).values()
-        assert new["spec"]["nodeName"] == STAYS
-        assert breaker.find_processes(old, TRAINING), "the old pod has ended too soon to show anything"
-        # What stands still changes nothing: whatever changes, the old pod has changed.
-        breaker.signal(new, TRAINING, signal.SIGSTOP)
-        before = training.read_digests(number + 1)
-        breaker.slow_down(old, 0)
-        wait_for("the old pod to notice", lambda: not breaker.find_processes(old, TRAINING), timeout_s=120)
-    wait_for("the node to be back", lambda: not breaker.is_tainted(GOES), timeout_s=90)
-    wait_for("the old pod to go", lambda: not training.pods(number), timeout_s=120)
-    assert training.read_digests(number + 1) == before
-    breaker.signal(new, TRAINING, signal.SIGCONT)
+        assert breaker.find_processes(old, TRAINING), "the old pod has ended by itself"
+        # Else it would notice before there is anything that it could damage.
+        with breaker.frozen([old]):
+            with breaker.frozen(runs.pods(calm.name)):
+                recovery = training.follow("node cut off (from its taint on)", number, tainted)
+            [new] = training.pods(number + 1).values()
+            assert new["spec"]["nodeName"] == STAYS
+            # What stands still changes nothing: whatever changes, the old pod has changed.
+            with breaker.frozen([new]):
+                before = training.read_digests(number + 1)
+                breaker.slow_down(old, 0)
+                breaker.thaw([old])
+                wait_for("the old pod to notice", lambda: not breaker.find_processes(old, TRAINING), timeout_s=120)
+                breaker.cluster.reconnect(GOES)
+                wait_for("the node to be back", lambda: not breaker.is_tainted(GOES), timeout_s=90)
+                wait_for("the old pod to go", lambda: not training.pods(number), timeout_s=120)
+                assert training.read_digests(number + 1) == before
     record_recovery(recovery)
     record_recovery(recovery.since_earlier("the same (from the cut on)", tainted - began))
     over = training.attempt(number)
