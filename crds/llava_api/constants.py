@@ -45,6 +45,8 @@ LABEL_COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 
 # Environment of a stage's container. Everything else is in the run configuration.
 ENV_POD_NAME = "LLAVA_POD_NAME"
+ENV_DISABLE_XET = "HF_HUB_DISABLE_XET"
+"""The hub's library's own name; in prepare alone, and there nothing but 0 switches Xet on."""
 ENV_COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
 """Set by Kubernetes on the pods of an Indexed Job: the node rank."""
 

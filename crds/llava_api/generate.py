@@ -10,6 +10,7 @@ import yaml
 
 from llava_api.constants import GROUP, PLURAL
 from llava_api.crd import build_crd
+from llava_api.failures_page import build_failures_page
 from llava_api.reference import build_reference
 
 _HEADER = "# Made from crds/llava_api by `make generate`: change the types, not this file.\n"
@@ -22,6 +23,7 @@ def build_files() -> dict[Path, str]:
         Path("crds") / f"{GROUP}_{PLURAL}.yaml": crd,
         Path("charts/llava-finetune-operator/files/crd.yaml"): crd,
         Path("docs/api.md"): build_reference(),
+        Path("docs/failures.md"): build_failures_page(),
     }
 
 

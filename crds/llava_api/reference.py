@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from llava_api.constants import API_VERSION, KIND
-from llava_api.failures import FAILURES
 from llava_api.resource import LlavaFineTune
 from llava_api.rules import RULES_KEY
 from llava_api.schema import Schema, build_schema
@@ -17,7 +16,7 @@ _MANY_RULES = 3
 _HEAD = f"""# API reference
 
 `{API_VERSION}`, kind `{KIND}`. Made from the types in `crds/llava_api` by `make generate`; the same texts are shown by
-`kubectl explain lft.spec`.
+`kubectl explain lft.spec`. What `status.failure.reason` may say is in [failures.md](failures.md).
 """
 
 
@@ -27,7 +26,6 @@ def build_reference() -> str:
     parts = [_HEAD]
     for name in ("spec", "status"):
         parts.append(f"## {name}\n\n{properties[name].get('description', '')}\n\n{_table(properties[name], name)}")
-    parts.append(_failures())
     return "\n".join(parts)
 
 
@@ -95,13 +93,3 @@ def _sentence(message: str, schema: Schema) -> str:
     first, _, rest = message.partition(" ")
     begin = f"`{first}`" if first in schema.get("properties", {}) else f"{first[:1].upper()}{first[1:]}"
     return f"{begin} {rest}."
-
-
-def _failures() -> str:
-    rows = ["| reason | exit code | may succeed again unchanged | what to do |", "| --- | --- | --- | --- |"]
-    for failure in FAILURES:
-        code = "" if failure.exit_code is None else str(failure.exit_code)
-        rows.append(f"| `{failure.reason}` | {code} | {'yes' if failure.retryable else 'no'} | {failure.hint} |")
-    return "## Reasons of failure\n\n`status.failure.reason`, and the exit code of the stage's container.\n\n" + (
-        "\n".join(rows) + "\n"
-    )

@@ -79,6 +79,10 @@ class StageFailure(Lenient):
     message: Annotated[str, _fit(4096, multiline=True), Field(max_length=4096)]
     rank: int | None = None
     """Global rank of the first process that failed, in training."""
+    step: Annotated[int | None, Field(ge=0, le=2**53)] = None
+    """Optimiser steps that were done by then, those of earlier attempts included, in training; None if unknown."""
+    attempt_steps: Annotated[int | None, Field(ge=0, le=2**53)] = None
+    """Those of them that this attempt has done: a failure in its first steps has to do with its size."""
     log_tail: Annotated[str, _fit(65_536, multiline=True)] = ""
 
 

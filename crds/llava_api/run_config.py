@@ -19,8 +19,8 @@ from llava_api.volume import RunVolume
 RUN_CONFIG_VERSION: Final = 2
 """The newest. 1: results at the volume's root. 2: results in attempts' folders, ``results`` says of which."""
 RunConfigVersion = Literal[1, 2]
-_SINCE_VERSION_2: Final = ("results",)
-"""Fields that an image of version 1 would refuse."""
+_SINCE_VERSION_2: Final = ("results", "training.maxRestarts")
+"""Paths of fields that an image of version 1 would refuse."""
 
 
 class RunIdentity(Strict):
@@ -46,8 +46,8 @@ class WorkerLayout(Strict):
     rendezvous_port: int = RENDEZVOUS_PORT
     grace_period_seconds: int = 30
     stall_limit_seconds: Annotated[float, Field(gt=0)] = 300
-    """How long a training process may stand still before it says where and ends: half of what the others' operations
-    wait for it."""
+    """How long a training process may stand still at most before it says where and ends: half of what the others'
+    operations wait for it. Where its steps are quick it may only as long as the trainer's watchdog makes of them."""
 
     @property
     def world_size(self) -> int:
@@ -92,8 +92,12 @@ class RunConfig(Strict):
     def _leave_out_what_is_newer(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialize(self)
         if self.version == 1:
-            for name in _SINCE_VERSION_2:
-                fields.pop(name, None)
+            for path in _SINCE_VERSION_2:
+                *parents, name = path.split(".")
+                parent = fields
+                for step in parents:
+                    parent = parent[step]
+                parent.pop(name, None)
         return fields
 
     @property

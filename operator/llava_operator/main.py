@@ -196,6 +196,7 @@ class Operator:
                 download=settings.download,
                 policy=settings.policy,
                 isolate_training=settings.isolate_training,
+                uses_xet=settings.download_xet,
             ),
             now=now,
         )

@@ -135,6 +135,12 @@ class Settings(BaseModel):
         ),
     ] = ""
 
+    download_xet: Annotated[
+        bool,
+        Field(description="Whether files that a hub keeps in Xet are read by Xet's own client, which knows nothing of "
+                          "proxies and authorities (docs/security.md)."),
+    ] = False  # fmt: skip
+
     isolate_training: Annotated[
         bool, Field(description="Whether a NetworkPolicy lets only pods of the same run and stage reach training pods.")
     ] = False

@@ -125,9 +125,9 @@ def test_how_runs_fetch_is_a_setting(helm: Path) -> None:
     """Every key of it reaches the operator, and none of them does while it is empty."""
     keys = yaml.safe_load((CHART / "values.yaml").read_text())["download"]
     plain = set(environment_of(objects(helm)))
-    values = {key: f"https://{key}" for key in keys}
+    values = {key: f"https://{key}" for key, default in keys.items() if default == ""}
     settings = ",".join(f"download.{key}={value}" for key, value in values.items())
-    environment = environment_of(objects(helm, "--set-string", settings))
+    environment = environment_of(objects(helm, "--set-string", settings, "--set", "download.xet=true"))
     added = {name.removeprefix("LLAVA_OPERATOR_"): environment[name] for name in set(environment) - plain}
     assert added == {
         "HUB_ENDPOINT": values["hubEndpoint"],
@@ -136,6 +136,7 @@ def test_how_runs_fetch_is_a_setting(helm: Path) -> None:
         "NO_PROXY": values["noProxy"],
         "DOWNLOAD_CA_CONFIG_MAP": values["caConfigMap"],
         "DOWNLOAD_SECRET": values["secret"],
+        "DOWNLOAD_XET": "true",
     }
 
 
@@ -309,6 +310,7 @@ def test_operator_pod_is_restricted(helm: Path) -> None:
         ("logLevel=loud", "logLevel"),
         ("download.proxy=x", "proxy"),
         ("download.secret.name=x", "secret"),
+        ("download.xet=perhaps", "xet"),
         ("download.hubEndpoint=hub.example", "hubEndpoint"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("watchNamespaces=team-a", "watchNamespaces"),

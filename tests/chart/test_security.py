@@ -1,12 +1,10 @@
 """docs/security.md names tests that exist, behind every claim, and quotes what other pages really say."""
 
-import ast
 import re
-from functools import cache
-from pathlib import Path
 
 import pytest
 
+from tests.named import source_of
 from tests.policies import EVERYTHING
 from tests.rendering import ROOT
 
@@ -19,17 +17,9 @@ ROWS = [
 ]
 
 
-@cache
-def functions(path: Path) -> frozenset[str]:
-    tree = ast.parse(path.read_text())
-    return frozenset(one.name for one in ast.walk(tree) if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef))
-
-
 @pytest.mark.parametrize(("path", "name"), NAMED, ids=lambda value: str(value).rpartition("/")[2])
 def test_named_tests_exist(path: str, name: str) -> None:
-    assert name.startswith("test_")
-    assert (ROOT / path).is_file(), f"docs/security.md names {path}, which is not there"
-    assert name in functions(ROOT / path), f"docs/security.md names {name}, which {path} does not have"
+    source_of(f"{path}::{name}")
 
 
 def test_every_claim_has_a_test() -> None:

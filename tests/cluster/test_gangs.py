@@ -3,33 +3,26 @@
 API server, scheduler and Job controller are real; nodes are objects, and their kubelet is played.
 """
 
-import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llava_api.constants import LABEL_ATTEMPT, LABEL_RUN, LABEL_STAGE, StageName
-from llava_operator.kube.client import Kind, Kube, KubeError
-from llava_operator.kube.kinds import JOBS, LEASES, PODS, RUNS
+from llava_api.constants import LABEL_ATTEMPT, LABEL_COMPLETION_INDEX, LABEL_RUN, LABEL_STAGE, StageName
+from llava_operator.kube.client import Kube
+from llava_operator.kube.kinds import JOBS, PODS, RUNS
 from llava_operator.kube.objects import Object
+from tests.cluster.nodes import NODES, Nodes, playing, provide
 from tests.cluster.operators import OperatorProcess, running
-from tests.cluster.worlds import NAMESPACES, connect, ended, is_true, make_run, succeed, until
+from tests.cluster.worlds import NAMESPACES, connect, is_true, make_run, succeed, until
 from tests.cluster.worlds import running as pod_runs
 from tests.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster
 
-NODES = Kind("api/v1", "nodes")
-VOLUMES = Kind("api/v1", "persistentvolumes")
-CLAIMS = Kind("api/v1", "persistentvolumeclaims")
 NAMESPACE = "gangs"
-GPU = "nvidia.com/gpu"
-BEAT_S = 5
 
 
 @pytest.fixture(scope="module")
@@ -49,81 +42,11 @@ def has_started(pods: list[Object], pod: Object) -> bool:
     return len(of_job) == 2 and all(one["status"]["phase"] == "Running" for one in of_job)
 
 
-class Nodes:
-    """Nodes without machines. Pods that are bound to one run; a gang that is complete succeeds, if it may."""
-
-    def __init__(self, kube: Kube) -> None:
-        self.kube = kube
-        self.names: list[str] = []
-        self.may_end = True
-
-    async def add(self, name: str, gpus: int, *taints: Object) -> None:
-        resources = {"cpu": "64", "memory": "1Ti", "pods": "110", GPU: str(gpus)}
-        conditions = [{"type": "Ready", "status": "True", "reason": "Played", "lastHeartbeatTime": _now()}]
-        body = {
-            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
-            "spec": {"taints": list(taints)},
-        }
-        with contextlib.suppress(KubeError):
-            await self.kube._request("DELETE", NODES.path(None, name))
-        await self.kube.create(NODES, None, body)
-        status = {"status": {"capacity": resources, "allocatable": resources, "conditions": conditions}}
-        await self.kube.patch(NODES, None, name, status, subresource="status")  # type: ignore[arg-type]
-        self.names.append(name)
-
-    async def live(self) -> None:
-        """Beat for every node and look after its pods, for ever."""
-        last = 0.0
-        while True:
-            if (now := asyncio.get_running_loop().time()) - last > BEAT_S:
-                last = now
-                for name in self.names:
-                    await self._beat(name)
-            pods = [pod async for pod in self.kube.list(PODS, NAMESPACE)]
-            for pod in pods:
-                with contextlib.suppress(KubeError):
-                    await self._look_after(pod, pods)
-            await asyncio.sleep(0.2)
-
-    async def _beat(self, name: str) -> None:
-        conditions = [{"type": "Ready", "status": "True", "reason": "Played", "lastHeartbeatTime": _now()}]
-        status = {"status": {"conditions": conditions}}
-        await self.kube.patch(NODES, None, name, status, subresource="status")  # type: ignore[arg-type]
-        lease = {"metadata": {"name": name}, "spec": {"holderIdentity": name, "renewTime": _micro()}}
-        with contextlib.suppress(KubeError):
-            await self.kube.create(LEASES, "kube-node-lease", lease)
-        await self.kube.patch(LEASES, "kube-node-lease", name, {"spec": lease["spec"]})
-
-    async def _look_after(self, pod: Object, pods: list[Object]) -> None:
-        name, phase = pod["metadata"]["name"], pod["status"]["phase"]
-        if not pod["spec"].get("nodeName"):
-            return
-        status: Object | None = None
-        if "deletionTimestamp" in pod["metadata"]:
-            if phase in ("Pending", "Running"):
-                await self._say(name, ended(143, ""))
-            await self.kube._request("DELETE", PODS.path(NAMESPACE, name), body={"gracePeriodSeconds": 0})
-        elif pod["metadata"]["labels"][LABEL_STAGE] != StageName.TRAIN:
-            status = succeed(pod) if phase in ("Pending", "Running") else None
-        elif phase == "Pending":
-            status = pod_runs()
-        elif phase == "Running" and self.may_end and has_started(pods, pod):
-            for one in pods:
-                if one["metadata"]["ownerReferences"][0]["uid"] == pod["metadata"]["ownerReferences"][0]["uid"]:
-                    await self._say(one["metadata"]["name"], succeed(one) or {})
-        if status:
-            await self._say(name, status)
-
-    async def _say(self, pod: str, status: Object) -> None:
-        await self.kube.patch(PODS, NAMESPACE, pod, {"status": status}, subresource="status")
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _micro() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def has_ended(pods: list[Object], pod: Object) -> bool:
+    """Whether another pod of a pod's Job has ended well."""
+    job = pod["metadata"]["ownerReferences"][0]["uid"]
+    of_job = [one for one in pods if one["metadata"]["ownerReferences"][0]["uid"] == job]
+    return any(one["status"]["phase"] == "Succeeded" for one in of_job)
 
 
 @pytest.fixture
@@ -138,30 +61,31 @@ async def kube(api_server: Kubectl) -> AsyncIterator[Kube]:
         api_server.run("delete", "pv", name, "--ignore-not-found", "--wait=false")
 
 
+class Gang:
+    """Pods of training begin to work when all are there, and succeed, if they may."""
+
+    may_end = True
+
+    def behave(self, pod: Object, pods: list[Object]) -> Object | None:
+        if pod["metadata"]["labels"][LABEL_STAGE] != StageName.TRAIN:
+            return succeed(pod)
+        if pod["status"]["phase"] == "Pending":
+            return pod_runs()
+        is_first = pod["metadata"]["labels"][LABEL_COMPLETION_INDEX] == "0"
+        # The first ends last: with it gone, the others would seem to be alone.
+        others_run = has_started(pods, pod) if not is_first else has_ended(pods, pod)
+        return succeed(pod) if self.may_end and others_run else None
+
+
 @pytest.fixture
-async def nodes(kube: Kube) -> AsyncIterator[Nodes]:
-    made = Nodes(kube)
-    living = asyncio.create_task(made.live())
-    yield made
-    living.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await living
-    for name in made.names:
-        await kube._request("DELETE", NODES.path(None, name))
+def gang() -> Gang:
+    return Gang()
 
 
-async def provide(kube: Kube, *claims: str) -> None:
-    """Volumes for claims, which the scheduler waits for."""
-    for name in claims:
-        spec = {
-            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany"], "hostPath": {"path": "/tmp"},
-            "claimRef": {"namespace": NAMESPACE, "name": name}, "persistentVolumeReclaimPolicy": "Retain",
-        }  # fmt: skip
-        await kube.create(VOLUMES, None, {"metadata": {"name": name}, "spec": spec})
-    for name in ("models", "data"):
-        claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
-        if name in claims:
-            await kube.create(CLAIMS, NAMESPACE, {"metadata": {"name": name}, "spec": claim})
+@pytest.fixture
+async def nodes(kube: Kube, gang: Gang) -> AsyncIterator[Nodes]:
+    async with playing(kube, NAMESPACE, gang.behave) as made:
+        yield made
 
 
 async def create_run(kube: Kube, name: str, **spec: Any) -> None:
@@ -193,7 +117,7 @@ async def placed(kube: Kube, run: str) -> int:
 async def test_two_gangs_that_each_hold_half_of_what_both_need_both_finish(
     kube: Kube, nodes: Nodes, operator: OperatorProcess
 ) -> None:
-    await provide(kube, "models", "data", "first-run", "second-run")
+    await provide(kube, NAMESPACE, "models", "data", "first-run", "second-run")
     taint = {"key": "only", "value": "second", "effect": "NoSchedule"}
     await nodes.add("node-a", 1)
     await nodes.add("node-b", 1, taint)
@@ -219,12 +143,14 @@ async def test_two_gangs_that_each_hold_half_of_what_both_need_both_finish(
     assert [(await train_of(kube, run)).get("restarts", 0) for run in ("first", "second")] == [0, 0]
 
 
-async def test_a_queue_admits_evicts_and_admits_again(kube: Kube, nodes: Nodes, operator: OperatorProcess) -> None:
+async def test_a_queue_admits_evicts_and_admits_again(
+    kube: Kube, nodes: Nodes, gang: Gang, operator: OperatorProcess
+) -> None:
     """The test plays Kueue: it lets suspended Jobs go, and suspends one that runs."""
-    await provide(kube, "models", "data", "queued-run")
+    await provide(kube, NAMESPACE, "models", "data", "queued-run")
     await nodes.add("node-a", 1)
     await nodes.add("node-b", 1)
-    nodes.may_end = False
+    gang.may_end = False
     await create_run(kube, "queued", scheduling={"queueName": "gpus"})
 
     async def let_go(job: str) -> None:
@@ -253,7 +179,7 @@ async def test_a_queue_admits_evicts_and_admits_again(kube: Kube, nodes: Nodes, 
     await kube.patch(JOBS, NAMESPACE, "queued-train-1", {"spec": {"suspend": True}})
     evicted = await attempt(1, "Gone")
     assert (evicted["because"], evicted["counts"]) == ("QueueEvicted", False)
-    nodes.may_end = True
+    gang.may_end = True
     await attempt(2, "Queued")
     for job in ("queued-train-2", "queued-merge-1", "queued-evaluate-1"):
         await let_go(job)

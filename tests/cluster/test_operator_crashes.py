@@ -312,7 +312,7 @@ async def test_a_crash_after_any_write_of_a_run_in_trouble_changes_nothing(kube:
     assert expected[0][1] == (
         "train", "Succeeded", 0,
         [
-            (1, "Gone", "WorkerKilled", True), (2, "Gone", "PodDisrupted", False), (3, "Gone", "Suspended", False),
+            (1, "Gone", "WorkerKilled", True), (2, "Gone", "Drained", False), (3, "Gone", "Suspended", False),
             (4, "Gone", "LossNotFinite", True), (5, "Gone", "Succeeded", False),
         ],
     )  # fmt: skip

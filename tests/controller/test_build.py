@@ -508,6 +508,19 @@ def test_no_secret_reaches_the_environment() -> None:
         assert not [one for one in container["env"] if "secretKeyRef" in one.get("valueFrom", {})]
 
 
+def test_xet_is_for_prepare_alone_and_no_part_of_the_configuration() -> None:
+    """An older trainer image reads no configuration with a field that it does not know."""
+    platform = replace(PLATFORM, uses_xet=True)
+    for stage in StageName:
+        attempt = make_attempt(make_run(**FROM_EVERYWHERE), stage, 1)
+        [plain], [opted] = (
+            build_job(attempt, one)["spec"]["template"]["spec"]["containers"] for one in (PLATFORM, platform)
+        )
+        switch = {"name": "HF_HUB_DISABLE_XET", "value": "0"}
+        assert [one for one in opted["env"] if one not in plain["env"]] == [switch] * (stage is StageName.PREPARE)
+        assert build_run_config(attempt, platform) == build_run_config(attempt, PLATFORM)
+
+
 def test_authorities_of_the_installation_may_be_missing_in_a_namespace() -> None:
     platform = replace(PLATFORM, download=Download(ca_config_map="everyones"))
     source = {"name": "everyones", "items": [{"key": "ca.crt", "path": "ca.crt"}], "optional": True}

@@ -93,6 +93,11 @@ def test_too_many_rules_are_refused() -> None:
         read(POLICY_SECRET_NAMES=",".join(["a"] * 17))
 
 
+def test_xet_is_used_where_the_installation_says_so() -> None:
+    assert not read().download_xet
+    assert read(DOWNLOAD_XET="true").download_xet
+
+
 def test_training_is_isolated_where_the_installation_says_so() -> None:
     assert not read().isolate_training
     assert read(ISOLATE_TRAINING="true").isolate_training

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llava_api.constants import StageName
-from llava_api.failures import FAILURES, Failure, Reason
+from llava_api.failures import BY_REASON, FAILURES, Failure, Reason
 from llava_api.report import StageFailure
 from llava_api.status import AttemptSettings, AttemptStatus, FailureStatus, StageStatus
 from llava_operator.cache.views import PodView
@@ -54,11 +54,31 @@ def test_memory_limit_is_told_from_a_killed_worker() -> None:
     assert (found.reason, found.log_tail) == (Reason.OUT_OF_MEMORY, "tail")
 
 
-def test_disruption_wins_over_what_the_stage_makes_of_it() -> None:
+@pytest.mark.parametrize(
+    ("disruption", "reason"),
+    [
+        ("PreemptionByScheduler: no room", Reason.PREEMPTED),
+        ("DeletionByTaintManager: no room", Reason.NODE_LOST),
+        ("DeletionByPodGC: no room", Reason.NODE_LOST),
+        ("EvictionByEvictionAPI: no room", Reason.DRAINED),
+        ("TerminationByKubelet: no room", Reason.POD_DISRUPTED),
+        ("SomethingNew: no room", Reason.POD_DISRUPTED),
+    ],
+)
+def test_disruption_wins_over_what_the_stage_makes_of_it(disruption: str, reason: Reason) -> None:
     said = StageFailure(reason=Reason.INTERRUPTED, message="SIGTERM")
-    found = judge(failed(exit_code=75, failure=said, disruption="EvictionByEvictionAPI: drained"))
-    assert found.reason == Reason.POD_DISRUPTED
-    assert "drained" in found.message
+    found = judge(failed(exit_code=75, failure=said, disruption=disruption))
+    assert (found.reason, BY_REASON[reason].counts) == (reason, False)
+    assert "no room" in found.message
+
+
+def test_a_pod_evicted_for_its_own_limits_is_the_runs_own_failure() -> None:
+    over = replace(failed(exit_code=137), phase="Failed", trouble="Evicted: ephemeral local storage usage exceeds 1Gi")
+    found = judge(over)
+    assert (found.reason, BY_REASON[Reason.EVICTED].counts) == (Reason.EVICTED, True)
+    assert "exceeds 1Gi" in found.message
+    # Not where the node was short of disk for others.
+    assert judge(replace(over, disruption="TerminationByKubelet: low on disk")).reason == Reason.POD_DISRUPTED
 
 
 def test_cause_is_shown_before_its_consequences() -> None:

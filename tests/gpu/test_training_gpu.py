@@ -17,7 +17,7 @@ from llava_trainer.training.device import check_device
 from llava_trainer.training.history import read_entries
 from llava_trainer.training.phase import phase_of
 from tests.tiny.base import make_untrained_base
-from tests.trainer.trainings import TrainStage, make_dataset, make_training
+from tests.trainer.trainings import TrainStage, break_rank, make_dataset, make_training
 
 pytestmark = pytest.mark.gpu
 
@@ -133,9 +133,7 @@ def test_a_process_that_hangs_in_backward_is_named(
     config = make_config(processes=2, epochs=400, batch={"perDevice": 1, "global": 8})
     limits = {"stall_limit_seconds": 20.0, "grace_period_seconds": 15}
     hanging = config.model_copy(update={"workers": config.workers.model_copy(update=limits)})
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "trainer" / "hanging"))
-    monkeypatch.setenv("HANG_RANK", "1")
-    monkeypatch.setenv("HANG_AT", "6")
+    break_rank(monkeypatch, "hang", rank=1, at=6)
     with TrainStage(hanging) as stage:
         assert stage.wait(300) == exit_code_of(Reason.WORKER_STALLED), stage.output
         failure = stage.result.failure

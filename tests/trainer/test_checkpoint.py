@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from llava_api.constants import StageName
 from llava_api.volume import RunVolume
 from llava_trainer.files import begin_folder, publish_folder, sha256_file
+from llava_trainer.retrying import OF_ANOTHER_NODE, Rereading
 from llava_trainer.training import checkpoint
 from llava_trainer.training.checkpoint import (
     CheckpointState,
@@ -29,7 +30,6 @@ from llava_trainer.training.checkpoint import (
     write_rank,
 )
 from llava_trainer.training.identity import find_differences
-from llava_trainer.training.rereading import OF_ANOTHER_NODE, Rereading
 from llava_trainer.training.retention import (
     find_checkpoints,
     list_checkpoints,

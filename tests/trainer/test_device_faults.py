@@ -16,6 +16,7 @@ from llava_trainer.errors import StageError
 from llava_trainer.logs import ProcessLog
 from llava_trainer.outcome import explain
 from llava_trainer.training.processes import join
+from llava_trainer.training.progress import Progress
 from llava_trainer.training.worker import explain_rank_failure
 from tests.trainer.trainings import environment_of_one
 
@@ -58,13 +59,14 @@ def test_what_the_device_cannot_do_is_no_internal_error(error: Exception, told: 
         raise ValueError("a library could not begin") from error
     except ValueError as wrapped:
         failure = explain(wrapped, "log")
-    assert failure.reason is Reason.UNSUPPORTED_DEVICE
+    assert failure.reason is (Reason.DRIVER_TOO_OLD if advice == DRIVER else Reason.UNSUPPORTED_DEVICE)
     assert told in failure.message
     assert advice in failure.message
     assert "http" not in failure.message
     with ProcessLog() as log:
-        word = explain_rank_failure(error, 1, log)
-    assert (word.failure.reason, word.failure.message) == (Reason.UNSUPPORTED_DEVICE, failure.message)
+        word = explain_rank_failure(error, 1, log, Progress())
+    assert (word.failure.reason, word.failure.message) == (failure.reason, failure.message)
+    assert not word.lost_peer
 
 
 @pytest.mark.parametrize(
@@ -106,4 +108,4 @@ def test_cuda_says_so_in_these_words():
 def test_a_machine_without_a_gpu_says_so():
     with environment_of_one(port=1), pytest.raises(RuntimeError) as caught, ProcessLog() as log:
         join("cuda")
-    assert explain_rank_failure(caught.value, 0, log).failure.reason is Reason.UNSUPPORTED_DEVICE
+    assert explain_rank_failure(caught.value, 0, log, Progress()).failure.reason is Reason.UNSUPPORTED_DEVICE

@@ -169,7 +169,7 @@ def test_an_archive_that_was_fetched_and_not_unpacked_is_not_fetched_again(
         raise OSError("killed in between")
 
     with monkeypatch.context() as patched:
-        patched.setattr("llava_trainer.sources.packed.unpack", refuse)
+        patched.setattr("llava_trainer.sources.archive.unpack", refuse)
         with pytest.raises(OSError, match="killed in between"):
             world.fetch()
     world.begin_next()

@@ -23,7 +23,7 @@ from llava_trainer.data.processing import Processing
 from llava_trainer.errors import StageError
 from llava_trainer.importing import ModelParts, conversion, import_model
 from llava_trainer.importing.tokenizer import ImportedTokenizer
-from llava_trainer.importing.vocabulary import convert_vocabulary
+from llava_trainer.importing.vocabulary import MAX_VOCABULARY_BYTES, convert_vocabulary
 from llava_trainer.weights.stored import find_stored
 from tests.trainer.originals import (
     build,
@@ -429,6 +429,19 @@ def test_a_vocabulary_unlike_llama_s_is_refused(changes: dict[str, Any], message
     path = train_vocabulary(tmp_path / "tokenizer.model", **changes)
     with pytest.raises(StageError, match=message):
         convert_vocabulary(path, ["<image>"], legacy=True)
+
+
+def test_a_vocabulary_larger_than_any_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "tokenizer.model"
+    with path.open("wb") as stream:
+        stream.truncate(MAX_VOCABULARY_BYTES + 1)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} is read"))
+    with pytest.raises(StageError) as caught:
+        convert_vocabulary(path, ["<image>"], legacy=True)
+    assert caught.value.reason is Reason.INVALID_MODEL
+    assert caught.value.message == (
+        f"{path} has 67,108,865 bytes, more than the 67,108,864 that are read: put the model's own vocabulary there"
+    )
 
 
 def test_a_conversion_that_changes_ids_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -18,12 +18,15 @@ from llava_trainer.errors import StageError
 from llava_trainer.launcher import RankLogs, launch
 from llava_trainer.logs import ProcessLog
 from llava_trainer.stages import train
+from llava_trainer.training.history import Entry, History
 from llava_trainer.training.meeting import Meeting, Patience
 from llava_trainer.training.processes import LostPeerError
+from llava_trainer.training.progress import Progress
 from llava_trainer.training.ranks import (
     Exit,
     RankFailure,
     clear_words,
+    fill_steps,
     find_cause,
     rank_failure_file,
     rank_log,
@@ -120,9 +123,85 @@ def test_words_of_an_earlier_run_of_the_pod_are_forgotten(config: RunConfig):
 )  # fmt: skip
 def test_every_error_of_a_process_has_its_reason(error: Exception, reason: Reason, lost_peer: bool):
     with ProcessLog() as log:
-        word = explain_rank_failure(error, 3, log)
+        word = explain_rank_failure(error, 3, log, Progress(step=12, attempt_steps=2))
     assert (word.failure.reason, word.lost_peer, word.failure.rank) == (reason, lost_peer, 3)
+    assert (word.failure.step, word.failure.attempt_steps) == (12, 2)
     assert "process 3" in word.failure.log_tail
+
+
+NCCL_ERROR = (
+    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3763, {}, NCCL version 2.28.9\n"
+    "{}\nLast error:\n{}"
+)
+SHARED_MEMORY = NCCL_ERROR.format(
+    "unhandled system error (run with NCCL_DEBUG=INFO for details)",
+    "ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.",
+    "Error while creating shared memory segment /dev/shm/nccl-7FyPQ9 (size 9637888)",
+)
+PEER_GONE = NCCL_ERROR.format(
+    "remote process exited or there was a network error",
+    "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
+    "socketProgress: Connection closed by remote peer trays-train-1-1.trays<59116>",
+)
+NCCL_TIMEOUT = (
+    "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=4, OpType=BROADCAST, NumelIn=112, NumelOut=112, "
+    "Timeout(ms)=600000) ran for 600011 milliseconds before timing out."
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "told"),
+    [
+        (SHARED_MEMORY, Reason.NCCL_FAILED,
+         "NCCL version 2.28.9; ncclSystemError: System call (e.g. socket, malloc) or external library call failed or "
+         "device error.; last error: Error while creating shared memory segment"),
+        (PEER_GONE, Reason.RENDEZVOUS_FAILED, "remote process exited"),
+        (NCCL_TIMEOUT, Reason.NCCL_FAILED, "OpType=BROADCAST"),
+    ],
+    ids=["shared memory", "peer gone", "timeout"],
+)  # fmt: skip
+def test_what_nccl_says_is_told(config: RunConfig, text: str, reason: Reason, told: str):
+    """As an exception, and in the log of a process that PyTorch's watchdog over NCCL has ended."""
+    with ProcessLog() as log:
+        word = explain_rank_failure(dist.DistBackendError(text), 1, log, Progress())
+    assert (word.failure.reason, word.lost_peer) == (reason, True)
+    assert told in word.failure.message
+    rank_log(config, 1).parent.mkdir(parents=True)
+    rank_log(config, 1).write_text(
+        "step 3\nterminate called after throwing an instance of 'c10::DistBackendError'\n  what():  [PG ID 0 PG GUID "
+        f"0(default_pg) Rank 1] Process group watchdog thread terminated with exception: {text}\n"
+    )
+    found = find_cause(config, exits((1, -signal.SIGABRT)))
+    assert (found.failure.reason, found.lost_peer) == (reason, True)
+    assert told in found.failure.message
+    # Killed otherwise, it is not NCCL's word that counts.
+    assert find_cause(config, exits((1, -signal.SIGKILL))).failure.reason is Reason.WORKER_KILLED
+
+
+def test_who_knows_what_nccl_said_is_believed_before_who_only_lost_somebody(config: RunConfig):
+    say(config, 0, Reason.RENDEZVOUS_FAILED, lost_peer=True)
+    say(config, 1, Reason.NCCL_FAILED, lost_peer=True)
+    assert find_cause(config, exits((0, 72), (1, 88))).failure.rank == 1
+
+
+def test_how_far_it_was_is_known_of_a_process_that_could_not_say(config: RunConfig):
+    assert fill_steps(config, KILLED, range(2)) == KILLED
+    history = config.volume.history_file(config.run.stage, 1)
+    history.parent.mkdir(parents=True, exist_ok=True)
+    history.write_text('{"step": 3}\n')
+    assert fill_steps(config, KILLED, range(2)) == KILLED, "a curve that cannot be read is none"
+    with History(history) as curve:
+        curve.append(
+            Entry(step=7, epoch=0.5, loss=1.0, learning_rate=0.1, grad_norm=1.0, tokens=1, samples_per_second=1.0,
+                  tokens_per_second=1.0)
+        )  # fmt: skip
+    filled = fill_steps(config, KILLED, range(2))
+    assert (filled.step, filled.attempt_steps) == (7, None)
+    lost = StageFailure(reason=Reason.RENDEZVOUS_FAILED, message="lost", rank=0, step=8, attempt_steps=2)
+    write_rank_failure(config, 0, RankFailure(failure=lost, lost_peer=True))
+    filled = fill_steps(config, KILLED, range(2))
+    assert (filled.step, filled.attempt_steps, filled.rank) == (8, 2, 1)
+    assert fill_steps(config, lost.model_copy(update={"step": 1}), range(2)).step == 1
 
 
 def test_a_grace_period_leaves_time_for_the_rest():

@@ -36,6 +36,7 @@ from llava_trainer.training.history import Entry, read_entries
 from llava_trainer.training.loop import train
 from llava_trainer.training.phase import phase_of
 from llava_trainer.training.processes import Processes
+from llava_trainer.training.progress import Progress
 from llava_trainer.training.retention import find_checkpoints, list_checkpoints
 from llava_trainer.training.saving import Saver
 from llava_trainer.training.stopping import StopRequest
@@ -414,8 +415,11 @@ def test_a_full_run_reports_and_leaves_nothing_aside(config: RunConfig, processe
             self.reports.append((step, total_steps, measures))
 
     saving = change(config, checkpoint={"everySteps": 4, "keep": 1})
+    progress = Progress()
     with Kept(saving) as reporter:
-        train(saving, processes, reporter, StopRequest())
+        train(saving, processes, reporter, StopRequest(), progress=progress)
+    assert (progress.step, progress.attempt_steps) == (9, 9)
+    assert progress.slowest_step_s is not None
     # Each step, and again when a checkpoint is on the disk.
     assert list(dict.fromkeys((step, total) for step, total, _ in reporter.reports)) == [(n, 9) for n in range(1, 10)]
     assert len(reporter.reports) == 11

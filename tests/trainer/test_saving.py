@@ -12,6 +12,7 @@ from llava_trainer.errors import StageError
 from llava_trainer.logs import ProcessLog
 from llava_trainer.training.checkpoint import CheckpointState, StoredOptimizer, read_manifest, verify_files
 from llava_trainer.training.processes import LostPeerError, Processes
+from llava_trainer.training.progress import Progress
 from llava_trainer.training.retention import list_checkpoints
 from llava_trainer.training.saving import Saver
 from llava_trainer.training.slices import PARTS, Slice
@@ -121,7 +122,7 @@ def test_a_copy_that_the_nodes_memory_has_no_room_for_is_no_fault_of_the_gpu(
         with pytest.raises((StageError, type(error))) as caught:
             saver.begin([slice_], state(2))
         monkeypatch.undo()
-        failure = explain_rank_failure(caught.value, 0, log).failure
+        failure = explain_rank_failure(caught.value, 0, log, Progress()).failure
     assert failure.reason is reason
     if reason is Reason.OUT_OF_MEMORY:
         assert "does not suffice for a checkpoint's copy of 0.0Gi" in failure.message

@@ -21,8 +21,8 @@ from llava_operator.deciding.status import dump_status
 from llava_operator.telemetry.metrics import RunCollector
 from llava_trainer.inputs import provide_inputs
 from llava_trainer.outcome import ENV_TERMINATION_LOG, run_stage
+from llava_trainer.retrying import Patience
 from llava_trainer.sources.fetching import Surroundings
-from llava_trainer.sources.retrying import Patience
 from llava_trainer.stages import prepare
 from tests.controller.makers import KEY, NOW, RUN_UID, begun, commit, failed, job_end, make_job, see, succeeded
 from tests.tiny.export import make_export

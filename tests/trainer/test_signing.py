@@ -1,12 +1,10 @@
 """Strangers in the rendezvous store: what launchers believe, and by which key."""
 
-import json
 import logging
 import multiprocessing
 import os
 import stat
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,14 +16,12 @@ from torch.distributed import TCPStore
 from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.report import StageFailure
-from llava_trainer.data.samples import write_samples
 from llava_trainer.errors import StageError
-from llava_trainer.files import sha256_folder
 from llava_trainer.training.meeting import Meeting, Patience
 from llava_trainer.training.signing import MAX_BYTES, Signer, make_signer, provide_key
 from tests.trainer.attempts import begin
 from tests.trainer.test_launcher_parts import HASTE, KILLED, SIGNER
-from tests.trainer.trainings import TrainStage, configure, make_dataset
+from tests.trainer.trainings import configure
 
 LIE = "pay here: https://elsewhere.example"
 FAILURE = StageFailure(reason=Reason.INTERNAL_ERROR, message=LIE).model_dump_json()
@@ -190,33 +186,3 @@ def test_an_attempt_that_comes_back_keeps_its_key_and_another_has_its_own(tmp_pa
     key = (config.volume.attempt_dir(StageName.TRAIN, 1) / "rendezvous.key").read_bytes()
     assert make_signer(begin(configure(tmp_path, tmp_path, attempt=2))).verify("name", signed) is None
     assert (config.volume.attempt_dir(StageName.TRAIN, 2) / "rendezvous.key").read_bytes() != key
-
-
-def test_a_running_gang_goes_on_whatever_a_stranger_puts_into_its_store(tmp_path: Path, toy_model_dir: Path, port: int):
-    samples = make_dataset(tmp_path / "dataset")[:16]
-    config = configure(
-        tmp_path, toy_model_dir, training={"epochs": 12}, workers={"numNodes": 2, "rendezvousPort": port}
-    )
-    write_samples(config.volume.train_file, samples)
-    history = config.volume.history_file(StageName.TRAIN, 1)
-    with TrainStage(config, node=0) as first, TrainStage(config, node=1) as second:
-        deadline = time.monotonic() + 120
-        while not history.exists() or not history.read_text():
-            assert first.process.poll() is second.process.poll() is None, first.output + second.output
-            assert time.monotonic() < deadline, first.output
-            time.sleep(0.05)
-        stranger = Stranger(port)
-        # A failure in our own name first: it is what ended the run.
-        for name in (*(f"meeting/{key}" for key in KEYS), *ADDRESSES):
-            for lie in lies(name):
-                stranger.put(name, lie)
-            stranger.put(name, FAILURE if name.endswith("failure") else "10.0.0.1")
-        codes = [stage.wait() for stage in (first, second)]
-        assert codes == [0, 0], first.output + second.output
-        results = [stage.result for stage in (first, second)]
-        assert "was not signed by this run" in first.output
-        assert LIE not in first.output + second.output
-    assert {json.dumps(result.digests) for result in results} == {
-        json.dumps({"adapter": sha256_folder(config.volume.adapter_dir)})
-    }
-    assert [result.train.steps for result in results] == [24, 24]

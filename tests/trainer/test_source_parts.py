@@ -14,21 +14,21 @@ from llava_api.constants import SECRET_KEYS
 from llava_api.failures import Reason
 from llava_api.spec import Dataset, Download
 from llava_trainer.errors import StageError
+from llava_trainer.retrying import Patience, Retrier, StoppedError, TransientError
 from llava_trainer.sources.address import BucketAddress, ClaimAddress, HubAddress, WebAddress, parse_address
 from llava_trainer.sources.credentials import Credentials, read_credentials, web_headers
 from llava_trainer.sources.network import Network, build_client, choose_proxy, read_network
-from llava_trainer.sources.pictures import (
+from llava_trainer.sources.progress import Progress
+from llava_trainer.sources.remote import check_name
+from llava_trainer.sources.selection import (
+    choose_model_files,
     list_companions,
     list_own_files,
     may_be_needed,
     place_pictures,
     read_picture_names,
+    shards_of,
 )
-from llava_trainer.sources.progress import Progress
-from llava_trainer.sources.refusals import TransientError
-from llava_trainer.sources.remote import check_name
-from llava_trainer.sources.retrying import Patience, Retrier, StoppedError
-from llava_trainer.sources.selection import choose_model_files, shards_of
 from llava_trainer.sources.web import show
 from tests.trainer.runs import Recorder, run_config
 

@@ -35,6 +35,7 @@ from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
 from llava_trainer.files import sync_file_system
 from llava_trainer.outcome import Interrupted
+from llava_trainer.retrying import Patience, Retrier
 from llava_trainer.sources import gathering, journal, network
 from llava_trainer.sources.address import BucketAddress
 from llava_trainer.sources.bucket import Bucket
@@ -44,7 +45,6 @@ from llava_trainer.sources.gathering import make_catalogue
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.remote import Listed, RemoteFile
-from llava_trainer.sources.retrying import Patience, Retrier
 from llava_trainer.sources.transfer import Downloader
 from tests.trainer.runs import Recorder, run_config
 from tests.trainer.servers.authority import Authority
@@ -405,8 +405,9 @@ def test_object_that_changes_between_listing_and_fetching(
     way_out = build_client(Network(ca_pem=authority.pem))
     folder = tmp_path / "fetched"
     folder.mkdir()
-    bucket = Bucket(BucketAddress(bucket="bucket", prefix="moving"), credentials, way_out, "spec.model.source")
-    [found] = bucket.list_files(Retrier(what="it", patience=Patience(tries=1), stop=threading.Event()))
+    once = Retrier(what="it", patience=Patience(tries=1), stop=threading.Event())
+    bucket = Bucket(BucketAddress(bucket="bucket", prefix="moving"), credentials, way_out, "spec.model.source", once)
+    [found] = bucket.list_files()
     listed = bucket.locate(found)
     assert listed.digest is None
     upload_in_parts(writer, "moving/model.safetensors", b"87654321" * (1 << 20))
@@ -822,12 +823,12 @@ def test_address_that_boto3_would_go_to_by_itself_is_refused(world: World, autho
         world.secret("model", **keys_of(server))
         bucket = Bucket(
             BucketAddress(bucket="bucket", prefix=""), read_credentials(world.secrets / "model", "s"), client,
-            "spec.model.source",
+            "spec.model.source", Retrier(what="it", patience=Patience(tries=1), stop=threading.Event()),
         )  # fmt: skip
         events = bucket._client.meta.events
         events.register_first("before-send.s3", lambda request, **_: setattr(request, "url", other.base))
         with pytest.raises(StageError, match="where the keys are not sent"):
-            list(bucket.list_files(Retrier(what="it", patience=Patience(tries=1), stop=threading.Event())))
+            list(bucket.list_files())
         assert server.requests + other.requests == []
 
 
@@ -872,14 +873,38 @@ def test_listing_of_a_bucket_goes_on_where_it_broke_off(
     assert waits == [None, 9.0]
 
 
-def test_listing_of_a_bucket_that_goes_in_a_ring(world: World, authority: Authority) -> None:
+@pytest.mark.parametrize(
+    "pages",
+    [
+        {"": page_of([], "2"), "2": page_of([], "2")},
+        {"": page_of(["m/config.json"], "2").replace(b"<NextContinuationToken>2</NextContinuationToken>", b"")},
+    ],
+    ids=["the same again", "none named"],
+)
+def test_listing_of_a_bucket_whose_pages_do_not_go_on(
+    world: World, authority: Authority, pages: dict[str, bytes]
+) -> None:
     class Ring(Pages):
-        pages: ClassVar = {"": page_of([], "2"), "2": page_of([], "2")}
+        pass
 
+    Ring.pages = pages
     with Ring().run(authority) as server:
         world.secret("model", **keys_of(server))
         world.model["source"] = "s3://bucket/m"
         assert "lists without end" in world.failure().message
+
+
+def test_server_that_is_no_s3(world: World, authority: Authority) -> None:
+    class Portal(Pages):
+        pages: ClassVar = {"": b"<html>a portal"}
+
+    with Portal().run(authority) as server:
+        world.secret("model", **keys_of(server))
+        world.model["source"] = "s3://bucket/m"
+        error = world.failure()
+    assert error.reason is Reason.SOURCE_UNAVAILABLE
+    assert error.message.startswith(f"spec.model.source: s3://bucket/m: {server.base} does not answer as S3 does (")
+    assert "look at key endpoint of spec.model.secretRef" in error.message
 
 
 @pytest.mark.parametrize("where", ["listing", "file"])

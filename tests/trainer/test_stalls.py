@@ -48,7 +48,7 @@ def at(begun: int, *, ended: int | None = None, number: int = 0, name: str = "wo
 
 
 def computing(*groups: GroupPosition) -> Evidence:
-    return Evidence(doing=Doing.COMPUTING, groups=groups)
+    return Evidence(doing=Doing.COMPUTING, limit_s=2.0, groups=groups)
 
 
 def test_the_one_that_has_not_begun_what_others_wait_in_is_at_fault():
@@ -164,7 +164,7 @@ def leave_evidence(processes: Processes, config: RunConfig, behind: int, silent:
     writing = None if processes.rank == 0 else dist.barrier(group=checkpoints, async_op=True)
     work = None if processes.rank == behind else dist.all_reduce(tensor, async_op=True)
     if processes.rank != silent:
-        write_evidence(config, processes.rank, Doing.COMPUTING)
+        write_evidence(config, processes.rank, Doing.COMPUTING, 2.0)
     deadline = time.monotonic() + 60
     told = {rank for rank in range(processes.world_size) if rank != silent}
     while any(not flight_file(config, rank).exists() for rank in told) and time.monotonic() < deadline:

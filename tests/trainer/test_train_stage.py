@@ -5,8 +5,10 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from llava_api.constants import StageName
 from llava_api.failures import Reason, exit_code_of
-from llava_api.run_config import RunConfig
+from llava_api.run_config import Reporting, RunConfig
 from llava_trainer.data.processing import Processing
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
@@ -24,9 +26,15 @@ from llava_trainer.training.history import Entry, read_entries
 from llava_trainer.training.loop import train
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.retention import list_checkpoints
+from llava_trainer.training.stopping import StopRequest
+from tests.trainer.attempts import begin
+from tests.trainer.many import run_in_processes
+from tests.trainer.servers.authority import Authority
+from tests.trainer.test_signing import ADDRESSES, FAILURE, KEYS, LIE, Stranger, lies
 from tests.trainer.trainings import (
     StopAfter,
     TrainStage,
+    break_rank,
     environment_of_one,
     make_dataset,
     make_training,
@@ -91,20 +99,16 @@ def rank_log(config: RunConfig, rank: int) -> str:
     return (config.volume.log_dir(StageName.TRAIN, config.run.attempt) / f"rank-{rank}.log").read_text()
 
 
+def train_straight(processes: Processes, config: RunConfig) -> None:
+    train(config, processes, Reporter(config), StopRequest())
+
+
 def test_two_processes_killed_and_resumed_end_where_one_straight_run_ends(make_config: Callable[..., RunConfig]):
     settings = {"epochs": 4, "lora": {"rank": 4, "alpha": 8, "dropout": 0.1}}
     straight = make_config(processes=2, **settings)
-    with TrainStage(straight) as stage:
-        assert stage.wait() == 0, stage.output
-        result = stage.result
-    assert result.failure is None
-    assert (result.train.steps, result.train.world_size) == (12, 2)
-    assert result.train.final_loss == curve(straight)[-1].loss
-    assert result.digests == {"adapter": sha256_folder(straight.volume.adapter_dir)}
-    for rank in (0, 1):
-        assert f"[rank {rank}] " in stage.output
-    assert "step 12 of 12" in rank_log(straight, 0)
+    run_in_processes(2, train_straight, straight)
     expected = [(entry.loss, entry.grad_norm) for entry in curve(straight)]
+    assert len(expected) == 12
     digest = sha256_file(straight.volume.adapter_dir / "adapter_model.safetensors")
 
     killed = make_config(processes=2, attempt=2, checkpoint={"everySteps": 3, "keep": 2}, **settings)
@@ -121,14 +125,23 @@ def test_two_processes_killed_and_resumed_end_where_one_straight_run_ends(make_c
         assert stage.training_processes() == []
     assert (failure.reason, failure.rank) == (Reason.WORKER_KILLED, 1)
     assert failure.message == "training process 1 was killed by SIGKILL"
+    assert failure.step >= 5
     assert list_checkpoints(killed.volume.checkpoints_dir(StageName.TRAIN, 2))
     assert not killed.volume.adapter_dir.exists()
 
     with TrainStage(killed) as stage:
         assert stage.wait() == 0, stage.output
+        result = stage.result
     assert "resuming from" in stage.output
     assert [(entry.loss, entry.grad_norm) for entry in curve(killed)] == expected
     assert sha256_file(killed.volume.adapter_dir / "adapter_model.safetensors") == digest
+    assert result.failure is None
+    assert (result.train.steps, result.train.world_size) == (12, 2)
+    assert result.train.final_loss == expected[-1][0]
+    assert result.digests == {"adapter": sha256_folder(killed.volume.adapter_dir)}
+    for rank in (0, 1):
+        assert f"[rank {rank}] " in stage.output
+    assert "step 12 of 12" in rank_log(killed, 0)
 
 
 def test_a_process_killed_in_one_pod_ends_all_pods(
@@ -147,26 +160,85 @@ def test_a_process_killed_in_one_pod_ends_all_pods(
         (Reason.WORKER_KILLED, 1, "training process 1 was killed by SIGKILL")
     ] * 2
     # What two pods learned until then is what one process learns.
-    single = make_config(attempt=2, epochs=LONG)
+    losses = [entry.loss for entry in curve(config)[:3]]
+    single = begin(make_config(attempt=2, epochs=LONG))
     processes, port = process_group
     with environment_of_one(port), pytest.raises(StageError, match="after step 3"):
         train(single, processes, Reporter(single), StopAfter(3))
-    losses = [entry.loss for entry in curve(config)[:3]]
     assert losses == pytest.approx([entry.loss for entry in curve(single)], rel=1e-5)
 
 
 def test_a_pod_asked_to_stop_saves_and_stops_all_pods(make_config: Callable[..., RunConfig]):
+    """Whatever a stranger puts into the gang's store meanwhile."""
     config = make_config(num_nodes=2, epochs=LONG)
     with TrainStage(config, node=0) as first, TrainStage(config, node=1) as second:
         await_step(config, 3, first, second)
+        stranger = Stranger(config.workers.rendezvous_port)
+        # A failure in our own name first: it is what ended the run.
+        for name in (*(f"meeting/{key}" for key in KEYS), *ADDRESSES):
+            for lie in lies(name):
+                stranger.put(name, lie)
+            stranger.put(name, FAILURE if name.endswith("failure") else "10.0.0.1")
+        reached = curve(config)[-1].step
+        # Launchers look once a second.
+        deadline = time.monotonic() + 10
+        while "was not signed by this run" not in first.output or "was not signed by this run" not in second.output:
+            assert time.monotonic() < deadline, first.output + second.output
+            time.sleep(0.05)
+        await_step(config, reached + 3, first, second)
         os.kill(second.process.pid, signal.SIGTERM)
         assert [stage.wait(END_DEADLINE_S) for stage in (second, first)] == [exit_code_of(Reason.INTERRUPTED)] * 2
         failures = [stage.result.failure for stage in (first, second)]
+        assert LIE not in first.output + second.output
     (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1))
     saved = int(checkpoint.name.removeprefix("step-"))
-    assert saved == curve(config)[-1].step >= 3
+    assert saved == curve(config)[-1].step > reached
     assert all(f"the checkpoint of step {saved} is on the volume" in failure.message for failure in failures)
     assert [failure.reason for failure in failures] == [Reason.INTERRUPTED] * 2
+    assert {failure.step for failure in failures} == {saved}
+
+
+@pytest.fixture
+def endpoint(request: pytest.FixtureRequest, port: int) -> Iterator[int]:
+    """Where reports go: nobody listens there, or somebody who takes every connection and never says a word."""
+    if request.param == "refused":
+        yield port
+        return
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken: list[socket.socket] = []
+
+        def take() -> None:
+            with suppress(OSError):
+                while True:
+                    taken.append(listener.accept()[0])
+
+        threading.Thread(target=take, daemon=True).start()
+        yield listener.getsockname()[1]
+        assert taken, "nobody has tried to report"
+        for connection in taken:
+            connection.close()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "told"), [("silent", "TimeoutError"), ("refused", "ConnectionRefusedError")], indirect=["endpoint"]
+)
+def test_training_ends_well_though_no_report_is_ever_taken(
+    make_config: Callable[..., RunConfig], endpoint: int, told: str, authority: Authority, tmp_path: Path
+):
+    config = make_config(epochs=4)
+    (tmp_path / "token").write_text("a token")
+    reporting = Reporting(
+        url=f"https://127.0.0.1:{endpoint}/v1/progress", ca_file=authority.ca_file, token_file=tmp_path / "token"
+    )
+    with TrainStage(config.model_copy(update={"reporting": reporting})) as stage:
+        assert stage.wait() == 0, stage.output
+        result = stage.result
+    assert result.failure is None
+    assert result.train.steps == 12
+    assert [entry.step for entry in curve(config)] == list(range(1, 13))
+    assert result.digests == {"adapter": sha256_folder(config.volume.adapter_dir)}
+    assert f"a report was not accepted: {told}" in stage.output
+    assert "accepted again" not in stage.output
 
 
 def test_the_exit_code_of_the_process_that_failed_is_handed_on(
@@ -217,21 +289,25 @@ def test_a_process_that_hangs_is_named_and_leaves_its_stack(
 def test_a_process_that_hangs_in_backward_is_named_whoever_says_so_first(
     make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ):
-    """All compute and all say so at about the same time: only the numbers of their operations differ."""
-    config = make_config(processes=3, epochs=LONG, batch={"perDevice": 2, "global": 6})
-    config = with_limit(config, 4.0, grace_period_seconds=15)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "hanging"))
-    monkeypatch.setenv("HANG_RANK", "1")
-    monkeypatch.setenv("HANG_AT", "3")
+    """All compute and all say so at about the same time: only the numbers of their operations differ.
+
+    When that is, follows from how long the steps before took, as the first process has measured it.
+    """
+    config = with_limit(make_config(processes=2, epochs=LONG), 300.0, grace_period_seconds=15)
+    break_rank(monkeypatch, "hang", rank=1, at=10)
+    monkeypatch.setenv("STALL_SHORTEST_S", "3")
     with TrainStage(config) as stage:
         assert stage.wait() == exit_code_of(Reason.WORKER_STALLED), stage.output
         failure = stage.result.failure
     assert (failure.reason, failure.rank) == (Reason.WORKER_STALLED, 1)
-    assert re.fullmatch(
-        r"training process 1 has not gone on for 4 s: it computes, and while others wait in operation (\d+) of process "
-        r"group \d \(gloo:\w+ \[.*\]\), it has begun (\d+); the stacks are in its log",
+    told = re.fullmatch(
+        r"training process 1 has not gone on for (\d+) s: it computes, and while others wait in operation (\d+) of "
+        r"process group \d \(gloo:\w+ \[.*\]\), it has begun (\d+); the stacks are in its log",
         failure.message,
-    ), failure.message
+    )
+    assert told, failure.message
+    assert 3 <= int(told[1]) < 60
+    assert failure.step == failure.attempt_steps > 3
     assert "in hang" in rank_log(config, 1)
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 from urllib.parse import quote
 
 import httpx
@@ -20,13 +20,14 @@ import pytest
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.sources import journal, pacing, transfer
+from llava_trainer.retrying import Patience, StoppedError
+from llava_trainer.sources import journal, network, transfer
 from llava_trainer.sources.journal import JOURNAL, Journal, state_of
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.progress import Progress
+from llava_trainer.sources.refusals import MissingError
 from llava_trainer.sources.remote import Digest, RemoteFile, check_name
-from llava_trainer.sources.retrying import Patience, StoppedError
-from llava_trainer.sources.transfer import Downloader, MissingError
+from llava_trainer.sources.transfer import Downloader
 from tests.trainer.runs import Recorder, run_config
 from tests.trainer.servers.authority import Authority
 from tests.trainer.servers.files import Fault, FileServer
@@ -63,11 +64,11 @@ class Fetching:
             stop=threading.Event(),
         )  # fmt: skip
 
-    def __call__(self, path: str = "/big.bin", *, may_miss: bool = False, **changes: object) -> Path:
+    def __call__(self, path: str = "/big.bin", **changes: object) -> Path:
         url = self.server.base + quote(path)
         remote = RemoteFile(**{"name": path[1:], "address": f"https://host{path}", "url": lambda: url, **changes})
         with Journal(self.folder) as journal:
-            self.downloader.fetch(remote, journal, may_miss=may_miss)
+            self.downloader.fetch(remote, journal)
         return self.folder / remote.name
 
     def failure(self, **changes: object) -> StageError:
@@ -176,21 +177,34 @@ def test_partial_file_that_lost_what_was_noted_is_begun_anew(fetch: Fetching, le
     assert fetch.server.asked("/big.bin") == [None]
 
 
+def test_partial_file_that_shrinks_before_it_is_read_again_is_not_continued(
+    fetch: Fetching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows would be written in the wrong place, and without a digest nothing would tell."""
+    tag = f'"{hashlib.sha1(CONTENT).hexdigest()}"'
+    leave_partial(fetch, CONTENT[:HALF], tag)
+    find = transfer._Transfer._find_partial
+    found = [(HALF + 1000, tag)]
+    monkeypatch.setattr(transfer._Transfer, "_find_partial", lambda self: found.pop() if found else find(self))
+    assert fetch().read_bytes() == CONTENT
+    assert fetch.server.asked("/big.bin") == [f"bytes={HALF + 1000}-", f"bytes={HALF - 1}-"]
+
+
 def test_crash_after_the_file_is_cut_leaves_no_old_bytes_under_the_new_version(
     fetch: Fetching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The version was noted before the old bytes were cut off, and nothing told which of them were on the disk."""
     leave_partial(fetch, CONTENT[::-1][:HALF], '"old"')
     seen: list[tuple[bool, int]] = []
-    read = transfer._read_chunks
+    write = transfer._Transfer._write
 
-    def watch(stream: BinaryIO, num_bytes: int) -> Iterator[bytes]:
+    def watch(self: transfer._Transfer, *args: Any) -> None:
         with Journal(fetch.folder) as journal:
             partial = journal.partial_of("big.bin")
         seen.append((partial.with_suffix(".json").exists(), partial.stat().st_size))
-        return read(stream, num_bytes)
+        write(self, *args)
 
-    monkeypatch.setattr(transfer, "_read_chunks", watch)
+    monkeypatch.setattr(transfer._Transfer, "_write", watch)
     assert fetch().read_bytes() == CONTENT
     assert seen == [(False, 0)]
 
@@ -404,7 +418,7 @@ def test_server_that_dribbles_is_left(
     fetch: Fetching, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """Each byte comes long before the read timeout; in the headers as well as in the content."""
-    monkeypatch.setattr(pacing, "WINDOW_S", 0.2)
+    monkeypatch.setattr(network, "WINDOW_S", 0.2)
     fetch.server.add("/slow", bytes(size))
     fetch.server.faults["/slow"] = [Fault(pause_s=0.01)] * 3
     with build_client(Network(ca_pem=authority.pem)) as client:
@@ -502,9 +516,9 @@ def test_server_says_how_long_to_wait(fetch: Fetching, headers: dict[str, str], 
 
 
 def test_file_that_may_be_missing(fetch: Fetching) -> None:
-    with pytest.raises(MissingError):
-        fetch("/none.jpg", may_miss=True)
-    assert fetch.failure(path="/none.jpg").reason is Reason.SOURCE_REFUSED
+    error = fetch.failure(path="/none.jpg")
+    assert isinstance(error, MissingError)
+    assert error.reason is Reason.SOURCE_REFUSED
 
 
 def test_nobody_there(fetch: Fetching) -> None:

@@ -19,9 +19,13 @@ from tests.tiny.export import make_export
 from tests.trainer.attempts import FIRST_ATTEMPTS, begin, begin_first
 
 if TYPE_CHECKING:
+    import pytest
+
     from llava_trainer.data.processing import Processing
     from llava_trainer.training.plan import Plan
 
+FAULTS = Path(__file__).parent / "faults"
+"""On PYTHONPATH, something goes wrong in processes of a stage."""
 PROCESS_DEADLINE_S = 120
 
 
@@ -135,6 +139,14 @@ class StopWithin(StopRequest):
         return is_there and int(os.environ["RANK"]) == self._rank
 
 
+def break_rank(monkeypatch: "pytest.MonkeyPatch", fault: str, *, rank: int = 0, at: int = 1) -> None:
+    """Have something go wrong in one of the training processes that are started from now on (see ``faults``)."""
+    monkeypatch.setenv("PYTHONPATH", str(FAULTS))
+    monkeypatch.setenv("FAULT", fault)
+    monkeypatch.setenv("FAULT_RANK", str(rank))
+    monkeypatch.setenv("FAULT_AT", str(at))
+
+
 class TrainStage:
     """``llava-trainer train`` of one pod, running."""
 
@@ -151,7 +163,7 @@ class TrainStage:
         }
         self._log = (self._folder / "log").open("w")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "llava_trainer.cli", "train", "--config", str(file)],
+            [sys.executable, "-m", "llava_trainer.cli", config.run.stage.value, "--config", str(file)],
             env=environment, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava_api.constants import CONFIG_PATH, StageName
+from llava_api.constants import CONFIG_PATH, ENV_DISABLE_XET, StageName
 from llava_api.run_config import RunConfig
 from llava_trainer.outcome import StageBody, StageOutput, run_stage
 from llava_trainer.reporting import Reporter
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Nothing is compiled by torch here, but bitsandbytes would load all of its compiler on import: 2.4 s a process.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # huggingface_hub reads these on import. Files come by our own client, and nobody is told who runs what.
-    for name in ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY"):
+    for name in (ENV_DISABLE_XET, "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
     return run_stage(stage, chosen.config, _BODIES[stage])
 

@@ -5,6 +5,10 @@ errors asks here. Not among them is what may pass by itself, which another attem
 initialized`` (NVSwitches whose manager is starting), busy devices, ``unknown error``. Knows no torch.
 """
 
+from dataclasses import dataclass
+
+from llava_api.failures import Reason
+
 CUDA_MAJOR = 13
 """Of the CUDA that the image's PyTorch is built with."""
 OLDEST_DRIVER = 580
@@ -53,7 +57,16 @@ _ADVICE = (
 )
 
 
-def explain_device_fault(error: BaseException) -> str | None:
+@dataclass(frozen=True, kw_only=True)
+class DeviceFault:
+    """What is wrong with a GPU, its driver or its node."""
+
+    reason: Reason
+    """DriverTooOld or UnsupportedDevice."""
+    message: str
+
+
+def explain_device_fault(error: BaseException) -> DeviceFault | None:
     """What is wrong with the device and what helps, if that is behind ``error``, also where a library wrapped it."""
     seen: BaseException | None = error
     while seen is not None:
@@ -61,6 +74,8 @@ def explain_device_fault(error: BaseException) -> str | None:
         for sign, advice in _ADVICE:
             if sign in text:
                 line = next(line for line in text.splitlines() if sign in line)
-                return f"{line[line.index(sign) :].partition('. Please')[0][:200]}: {advice}"
+                told = line[line.index(sign) :].partition(". Please")[0][:200]
+                reason = Reason.DRIVER_TOO_OLD if advice.startswith(_UPDATE) else Reason.UNSUPPORTED_DEVICE
+                return DeviceFault(reason=reason, message=f"{told}: {advice}")
         seen = seen.__cause__ or seen.__context__
     return None

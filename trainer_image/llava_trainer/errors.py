@@ -15,12 +15,25 @@ class StageError(Exception):
         message: what is wrong, with the field or file, the value and the fix.
         rank: global rank of the process that failed first, in training.
         log_tail: last lines of that process's log, where it is not this process's own.
+        step: optimiser steps that were done in all, in training.
+        attempt_steps: those that this attempt has done.
     """
 
-    def __init__(self, reason: Reason, message: str, *, rank: int | None = None, log_tail: str = "") -> None:
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        rank: int | None = None,
+        log_tail: str = "",
+        step: int | None = None,
+        attempt_steps: int | None = None,
+    ) -> None:
         # Messages name files and repeat what servers and libraries said: fit to show from here on.
         self.message = show(message, multiline=True)
         super().__init__(f"{reason}: {self.message}")
         self.reason = reason
         self.rank = rank
         self.log_tail = log_tail
+        self.step = step
+        self.attempt_steps = attempt_steps

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written aside, synced, renamed. And what they hash to.
+"""Files that are either whole or not there: written aside, synced, renamed. What they hash to, and whether they fit.
 
 Everything goes by path, so that nothing can be made, renamed or deleted any more in the folder of an attempt that a
 later one has renamed away.
@@ -11,11 +11,15 @@ import os
 import shutil
 from pathlib import Path
 
+from llava_api.failures import Reason
 from llava_api.text import show
 from llava_api.volume import find_attempt_dir
+from llava_trainer.errors import StageError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 """Endings of archives."""
+SPARE_BYTES = 64 << 20
+"""What a download leaves free on the volume for logs and reports."""
 _NAMES_TOLD = 8
 _READABLE_FILE = 0o644
 _READABLE_FOLDER = 0o755
@@ -136,6 +140,21 @@ def find_free_bytes(path: Path) -> int | None:
     """Room that the file system of ``path`` has left; None where it does not tell: some in user space say 0 of 0."""
     usage = shutil.disk_usage(path)
     return usage.free if usage.total else None
+
+
+def check_space(volume: Path, needed_bytes: int, what: str) -> None:
+    """Make sure that something fits on the run's volume, as far as that tells.
+
+    Raises:
+        StageError: StorageFull, with what is needed and what is there.
+    """
+    free = find_free_bytes(volume)
+    if free is not None and needed_bytes + SPARE_BYTES > free and needed_bytes:
+        raise StageError(
+            Reason.STORAGE_FULL,
+            f"{what} needs {needed_bytes / 1e9:,.2f} GB more, but the run's volume has {free / 1e9:,.2f} GB free: "
+            "raise spec.storage.size",
+        )
 
 
 def sync_file_system(path: Path) -> None:

@@ -30,7 +30,7 @@ from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
 from llava_trainer.files import make_folder
 from llava_trainer.training.meeting import Meeting, Patience
-from llava_trainer.training.ranks import Exit, clear_words, find_cause, rank_log, read_words
+from llava_trainer.training.ranks import Exit, clear_words, fill_steps, find_cause, rank_log, read_words
 from llava_trainer.training.stalls import explain_stall_of_all
 from llava_trainer.training.stopping import saving_time_s
 from llava_trainer.training.watch import Watch
@@ -76,7 +76,7 @@ def launch(config: RunConfig, meeting: Meeting, patience: Patience) -> None:
         )
     else:
         return
-    raise _to_stage_error(meeting.report_failure(failure))
+    raise _to_stage_error(meeting.report_failure(fill_steps(config, failure, _ranks(config))))
 
 
 def node_rank() -> int:
@@ -138,7 +138,7 @@ def _judge(config: RunConfig, error: ChildFailedError, meeting: Meeting) -> Stag
         stalled = explain_stall_of_all(config)
         if stalled is not None:
             return stalled
-    if found.lost_peer:
+    if found.lost_peer and config.workers.num_nodes > 1:
         return meeting.find_failure(wait_s=_CAUSE_WAIT_S) or found.failure
     return found.failure
 
@@ -151,7 +151,10 @@ def _interrupted(config: RunConfig) -> StageFailure:
 
 
 def _to_stage_error(failure: StageFailure) -> StageError:
-    return StageError(failure.reason, failure.message, rank=failure.rank, log_tail=failure.log_tail)
+    return StageError(
+        failure.reason, failure.message, rank=failure.rank, log_tail=failure.log_tail, step=failure.step,
+        attempt_steps=failure.attempt_steps,
+    )  # fmt: skip
 
 
 def _ranks(config: RunConfig) -> range:

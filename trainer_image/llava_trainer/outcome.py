@@ -123,7 +123,10 @@ def explain(error: BaseException, log_tail: str) -> StageFailure:
         log_tail: this process's last log lines; kept for errors that nobody foresaw.
     """
     if isinstance(error, StageError):
-        return StageFailure(reason=error.reason, message=_fit(error.message), rank=error.rank, log_tail=error.log_tail)
+        return StageFailure(
+            reason=error.reason, message=_fit(error.message), rank=error.rank, log_tail=error.log_tail,
+            step=error.step, attempt_steps=error.attempt_steps,
+        )  # fmt: skip
     if isinstance(error, Interrupted):
         return StageFailure(reason=Reason.INTERRUPTED, message="the pod was asked to stop (SIGTERM)")
     trouble = _find_storage_trouble(error)
@@ -131,7 +134,7 @@ def explain(error: BaseException, log_tail: str) -> StageFailure:
         return StageFailure(reason=_STORAGE_REASONS[trouble.errno], message=_fit(f"writing failed: {trouble}"))
     fault = explain_device_fault(error)
     if fault is not None:
-        return StageFailure(reason=Reason.UNSUPPORTED_DEVICE, message=_fit(fault))
+        return StageFailure(reason=fault.reason, message=_fit(fault.message))
     message = _fit(f"{type(error).__name__}: {error}")
     return StageFailure(reason=Reason.INTERNAL_ERROR, message=message, log_tail=log_tail)
 

@@ -30,6 +30,8 @@ class Platform:
     """What runs may ask for."""
     isolate_training: bool = False
     """Whether training pods get a NetworkPolicy."""
+    uses_xet: bool = False
+    """Whether prepare may read hub files by Xet's client."""
 
 
 def build_labels(run: Run, stage: StageName | None = None, attempt: int | None = None) -> dict[str, str]:

@@ -121,7 +121,7 @@ def _build_container(attempt: Attempt, platform: Platform) -> Object:
         "image": attempt.spec.image.reference or platform.trainer_image,
         "imagePullPolicy": attempt.spec.image.pull_policy,
         "command": ["llava-trainer", str(attempt.stage.name), "--config", CONFIG_PATH],
-        "env": build_environment(attempt),
+        "env": build_environment(attempt, uses_xet=platform.uses_xet),
         "resources": build_resources(attempt),
         "securityContext": {
             "allowPrivilegeEscalation": False,

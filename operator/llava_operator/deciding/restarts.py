@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from llava_api.failures import BY_REASON, Reason
+from llava_api.failures import BY_REASON, FAILURES, Reason
 from llava_api.spec import Spec
 from llava_api.status import (
     ATTEMPTS_KEPT,
@@ -32,7 +32,7 @@ NODE_FAILURES = 2
 FIRST_STEPS = 3
 """Steps in which what does not fit into a GPU's memory shows."""
 
-_DELETED = frozenset({Reason.JOB_DELETED, Reason.POD_DELETED, Reason.INTERRUPTED})
+_FORGIVEN_ONCE = frozenset(row.reason for row in FAILURES if row.first_is_free)
 """Somebody took a Job or pod away, and Kubernetes says of none of these who or why."""
 
 
@@ -51,11 +51,11 @@ def counts(stage: StageStatus, failure: FailureStatus) -> bool:
 
     A Job or pod that somebody deletes is forgiven once a stage; who does it again and again means it.
     """
-    reason = Reason(failure.reason)
-    if reason in _DELETED:
+    row = BY_REASON[Reason(failure.reason)]
+    if row.first_is_free:
         earlier = (*(attempt.because for attempt in stage.attempts[:-1]), *stage.dropped_attempts)
-        return any(because in _DELETED for because in earlier)
-    return BY_REASON[reason].counts
+        return any(because in _FORGIVEN_ONCE for because in earlier)
+    return row.counts
 
 
 def close_attempt(stage: StageStatus, failure: FailureStatus, now: datetime, to_step: int | None) -> StageStatus:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from llava_api.failures import BY_EXIT_CODE, BY_REASON, Reason
+from llava_api.failures import BY_EXIT_CODE, BY_REASON, DISRUPTIONS, Reason
 from llava_api.report import StageFailure, StageResult
 from llava_api.status import MAX_TEXT, FailureStatus, StageStatus
 from llava_api.text import cut, escape, show
@@ -21,6 +21,8 @@ _KILLED_FOR_MEMORY = "OOMKilled"
 
 CONSEQUENCES = frozenset({Reason.RENDEZVOUS_FAILED, Reason.INTERRUPTED})
 """Reasons with which a pod usually fails because another one has."""
+_EVICTED = "Evicted"
+"""A pod's reason, with the condition DisruptionTarget where others were the cause, and without for its own limits."""
 DISRUPTED = "DisruptionTarget"
 """Condition type that the Job's message names when its first pod-failure rule ended it."""
 
@@ -108,7 +110,8 @@ def read_loss(stage: StageStatus, job: JobView | None, pods: Iterable[PodView]) 
 
 
 def _disrupted(stage: StageStatus, pod: PodView) -> FailureStatus:
-    return _failure(stage, pod, Reason.POD_DISRUPTED, f"pod {pod.key.name} was disrupted: {pod.disruption}")
+    reason = DISRUPTIONS.get(pod.disruption.partition(":")[0], Reason.POD_DISRUPTED)
+    return _failure(stage, pod, reason, f"pod {pod.key.name} was disrupted: {pod.disruption}")
 
 
 def _failure_of_job(stage: StageStatus, job: JobEnd | None) -> FailureStatus:
@@ -125,6 +128,10 @@ def _candidate(stage: StageStatus, pod: PodView, pods: Iterable[PodView]) -> _Ca
         return _Candidate(
             failure=_disrupted(stage, pod), is_consequence=False, finished_at=ended.finished_at if ended else ""
         )
+    if pod.phase == "Failed" and pod.trouble.partition(":")[0] == _EVICTED:
+        # Whatever its container made of being ended.
+        failure = _failure(stage, pod, Reason.EVICTED, f"pod {pod.key.name} was evicted: {pod.trouble}")
+        return _Candidate(failure=failure, is_consequence=False, finished_at=ended.finished_at if ended else "")
     if ended is not None and ended.exit_code != 0:
         return _ended_candidate(stage, pod, ended, pods)
     if pod.phase == "Failed":

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qs, urlsplit
 
 from tests.trainer.servers.files import Answer, FileServer, Request
+from tests.trainer.servers.xet import XetServer
 
 _SMALL = 10
 
@@ -36,6 +37,8 @@ class HubServer(FileServer):
         self.renamed: dict[str, str] = {}
         """New names of repositories by their old ones."""
         self.page_size = 1000
+        self.xet: XetServer | None = None
+        """Where files of LFS are kept besides."""
         self.pages_at = ""
         """Address of the server that has a listing's further pages; empty: this one."""
 
@@ -49,6 +52,10 @@ class HubServer(FileServer):
             return super().answer(request)
         if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/(revision|tree)/(.+)", request.path):
             return self._api(request, *match.groups())
+        if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/xet-read-token/([^/]+)", request.path):
+            found = self._find(request, *match.groups()[:2])
+            assert self.xet is not None
+            return found if isinstance(found, Answer) else Answer(status=200, headers=self.xet.grant())
         if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)", request.path):
             return self._api(request, *match.groups(), "revision", "main")
         if match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", request.path):
@@ -77,6 +84,10 @@ class HubServer(FileServer):
         if what == "revision":
             return _json({"id": name, "_id": "x", "sha": commit})
         entries = [_entry(path, content) for path, content in sorted(found.commits[commit].items())]
+        for entry, content in zip(entries, (found.commits[commit][str(one["path"])] for one in entries), strict=True):
+            if self.xet is not None and "lfs" in entry:
+                lies = entry["path"] in found.lies_about
+                entry["xetHash"] = self.xet.keep(bytes(len(content)) if lies else content)
         entries.append({"type": "directory", "oid": "0" * 40, "size": 0, "path": "folder"})
         begin = int(parse_qs(request.query).get("cursor", ["0"])[0])
         end = begin + self.page_size

@@ -23,6 +23,8 @@ from llava_trainer.errors import StageError
 Proto = Any
 """A ``ModelProto``: a class that protobuf makes when it is imported, which no type checker sees."""
 
+MAX_VOCABULARY_BYTES = 64 * 2**20
+"""Llama's has half a megabyte, one of 256,000 pieces about 5. Parsed, it takes many times as much memory."""
 _BPE = 2
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 _BEGIN, _END = "<s>", "</s>"
@@ -155,6 +157,11 @@ def _after_end(text: str, reference: SentencePieceProcessor, *, legacy: bool) ->
 def _parse(path: Path) -> Proto:
     proto: Proto = vars(sentencepiece_model_pb2)["ModelProto"]()
     try:
+        if (size := path.stat().st_size) > MAX_VOCABULARY_BYTES:
+            raise _invalid(
+                f"{path} has {size:,} bytes, more than the {MAX_VOCABULARY_BYTES:,} that are read: put the model's own "
+                "vocabulary there"
+            )
         proto.ParseFromString(path.read_bytes())
     except (OSError, DecodeError) as error:
         raise _invalid(f"{path} is no SentencePiece model: {error}") from error

@@ -1,28 +1,36 @@
-"""Archives, unpacked as if their maker were an enemy.
+"""Archives: fetched aside, unpacked once as if their maker were an enemy, and thrown away.
 
 Nothing lands outside, links and devices are refused, and what comes out is bounded by the archive's own size and by
 the volume's free space.
 """
 
+import contextlib
+import functools
 import gzip
+import hashlib
+import logging
 import lzma
 import stat
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol, Self, cast
+from typing import IO, Any, Self, cast
 
-from llava_trainer.files import begin_folder, make_folder, publish_folder
+from llava_api.base import Lenient
+from llava_trainer.attempts.takeover import earlier_of, take_over_folder
+from llava_trainer.files import begin_folder, check_space, make_folder, publish_folder, write_whole
+from llava_trainer.sources.journal import Journal, read_note
 from llava_trainer.sources.refusals import refused
-from llava_trainer.sources.remote import check_name
-from llava_trainer.sources.room import check_space
-from llava_trainer.sources.transfer import CHUNK_BYTES
+from llava_trainer.sources.remote import RemoteFile, check_name
+from llava_trainer.sources.transfer import CHUNK_BYTES, Downloader
 
+MARKER = "unpacked.json"
+ARCHIVE_SUFFIX = "-archive"
+"""Of the folder beside what was unpacked, where its archive lies meanwhile."""
 MAX_FACTOR = 200
 """Most that content may be larger than its archive: JSON reaches about 30, pictures about 1."""
 MIN_LIMIT_BYTES = 1 << 30
@@ -38,9 +46,54 @@ _BROKEN = (
 )  # fmt: skip
 """What reading a damaged archive raises."""
 
+logger = logging.getLogger(__name__)
 
-class _Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
+
+class _Unpacked(Lenient):
+    identity: str
+    sha256: str
+
+
+def fetch_and_unpack(remote: RemoteFile, identity: str, *, keep: Path, folder: Path, downloader: Downloader) -> None:
+    """Fetch an archive and unpack it to ``folder``, unless an earlier attempt has.
+
+    Args:
+        remote: the archive; its name is that of a file.
+        identity: what tells it from another one: address, and commit or digest.
+        keep: folder for the archive meanwhile, and for the word that it was unpacked.
+        folder: appears when it is whole.
+        downloader: fetches it, and tells what comes in and out.
+
+    Raises:
+        StageError: SourceRefused, SourceUnavailable or StorageFull.
+    """
+    what = f"{downloader.field} {remote.address}"
+    # A digest, because there may be a signature in an address.
+    identity = hashlib.sha256(identity.encode()).hexdigest()
+    if _is_done(keep, identity) and folder.is_dir():
+        logger.info("%s has been unpacked already", what)
+        return
+    for earlier in earlier_of(keep):
+        if _is_done(earlier, identity) and take_over_folder(folder):
+            make_folder(keep)
+            write_whole(keep / MARKER, (earlier / MARKER).read_text(encoding="utf-8"))
+            logger.info("%s has been unpacked by an earlier attempt", what)
+            return
+    downloader.progress.begin(what, remote.size or 0)
+    with Journal(keep) as journal:
+        fetched = downloader.fetch(remote, journal)
+    downloader.progress.begin(f"{what}: unpacking it")
+    num_files = unpack(
+        keep / fetched.name, folder, field=downloader.field, address=remote.address, on_bytes=downloader.progress.add
+    )
+    write_whole(keep / MARKER, _Unpacked(identity=identity, sha256=fetched.sha256).model_dump_json())
+    (keep / fetched.name).unlink()
+    logger.info("%s held %d files (sha256 %s)", what, num_files, fetched.sha256)
+
+
+def _is_done(keep: Path, identity: str) -> bool:
+    done = read_note(keep / MARKER, _Unpacked)
+    return done is not None and done.identity == identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +122,7 @@ def unpack(archive: Path, folder: Path, *, field: str, address: str, on_bytes: C
     num_files = 0
     total = 0
     try:
-        check_space(aside, _declared_bytes(archive), where)
-        with _open(archive, where, limit) as entries:
+        with contextlib.closing(_read_entries(archive, where, limit)) as entries:
             for number, entry in enumerate(entries, start=1):
                 if number > MAX_ENTRIES:
                     raise refused(f"{where} has more than {MAX_ENTRIES:,} entries")
@@ -97,14 +149,6 @@ def unpack(archive: Path, folder: Path, *, field: str, address: str, on_bytes: C
     return num_files
 
 
-def _declared_bytes(archive: Path) -> int:
-    """What a .zip says that it holds; 0 for a .tar, which says so only piece by piece."""
-    if not zipfile.is_zipfile(archive):
-        return 0
-    with zipfile.ZipFile(archive) as opened:
-        return sum(info.file_size for info in opened.infolist())
-
-
 def _too_large(where: str, limit: int) -> Exception:
     return refused(
         f"{where} unpacks to more than {limit / 1e9:,.1f} GB, {MAX_FACTOR} times its own size: not unpacked further"
@@ -128,20 +172,21 @@ def _read(source: IO[bytes]) -> bytes:
         raise
 
 
-@contextmanager
-def _open(archive: Path, where: str, limit: int) -> Iterator[Iterator[_Entry]]:
+def _read_entries(archive: Path, where: str, limit: int) -> Generator[_Entry]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
-            yield _read_zip(opened, where)
+            # A .tar says what it holds only piece by piece.
+            check_space(archive.parent, sum(info.file_size for info in opened.infolist()), where)
+            yield from _read_zip(opened, where)
         return
     with archive.open("rb") as raw:
         is_gzip = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-        if is_gzip:
-            with gzip.open(raw) as unzipped:
-                yield _read_tar(_Counted(unzipped, where, limit), where)
-        else:
-            yield _read_tar(raw, where)
+        if not is_gzip:
+            yield from _read_tar(raw, where)
+            return
+        with gzip.open(raw) as unzipped:
+            yield from _read_tar(_Counted(unzipped, where, limit), where)
 
 
 def _read_zip(opened: zipfile.ZipFile, where: str) -> Iterator[_Entry]:
@@ -149,7 +194,7 @@ def _read_zip(opened: zipfile.ZipFile, where: str) -> Iterator[_Entry]:
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _no_file(where, info.filename)
-        yield _Entry(name=_true_name(info), is_folder=info.is_dir(), open=lambda info=info: opened.open(info))  # type: ignore[misc]
+        yield _Entry(name=_true_name(info), is_folder=info.is_dir(), open=functools.partial(opened.open, info))
 
 
 def _true_name(info: zipfile.ZipInfo) -> str:
@@ -162,22 +207,17 @@ def _true_name(info: zipfile.ZipInfo) -> str:
         return info.filename
 
 
-def _read_tar(stream: _Readable, where: str) -> Iterator[_Entry]:
+def _read_tar(stream: Any, where: str) -> Iterator[_Entry]:
     # "r|": read once from front to end, never sought in.
-    with tarfile.open(fileobj=cast(Any, stream), mode="r|", tarinfo=_BoundedInfo) as opened:
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_BoundedInfo) as opened:
         for info in opened:
             if (not info.isfile() and not info.isdir()) or info.issparse():
                 raise _no_file(where, info.name)
             if info.name not in (".", "./"):
-                yield _Entry(name=info.name, is_folder=info.isdir(), open=lambda info=info: _content(opened, info))  # type: ignore[misc]
+                content = cast(Callable[[], IO[bytes]], functools.partial(opened.extractfile, info))
+                yield _Entry(name=info.name, is_folder=info.isdir(), open=content)
             # It keeps every entry that it has seen.
             opened.members.clear()  # type: ignore[attr-defined]
-
-
-def _content(opened: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    content = opened.extractfile(info)
-    assert content is not None, "it is a regular file"
-    return content
 
 
 def _no_file(where: str, name: str) -> Exception:
@@ -198,7 +238,7 @@ class _BoundedInfo(tarfile.TarInfo):
 class _Counted:
     """A decompressed stream that ends in a refusal at its limit, whatever is done with what it gives."""
 
-    def __init__(self, stream: _Readable, where: str, limit: int) -> None:
+    def __init__(self, stream: gzip.GzipFile, where: str, limit: int) -> None:
         self._stream = stream
         self._where = where
         self._limit = limit

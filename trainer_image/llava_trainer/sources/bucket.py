@@ -5,9 +5,9 @@ way. A Secret without accessKeyId asks anonymously, as public buckets allow. Not
 files of AWS's tools, or from a cloud's metadata service.
 """
 
-import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -17,15 +17,15 @@ import httpx
 from botocore import UNSIGNED
 from botocore.awsrequest import AWSResponse
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, PaginationError
 
 from llava_api.text import show
+from llava_trainer.retrying import Retrier
 from llava_trainer.sources.address import BucketAddress
 from llava_trainer.sources.credentials import Credentials
-from llava_trainer.sources.exchange import explain_transport, origin_of, parse_wait_s, read_bounded
-from llava_trainer.sources.refusals import TransientError, explain_failure, refused, secret_field
+from llava_trainer.sources.exchange import explain_answer, explain_transport, origin_of, read_bounded
+from llava_trainer.sources.refusals import refused, secret_field, unavailable
 from llava_trainer.sources.remote import Digest, Listed, RemoteFile, bare_etag, check_name
-from llava_trainer.sources.retrying import Retrier
 
 DEFAULT_REGION = "us-east-1"
 _SEPARATOR = "\0"
@@ -45,15 +45,21 @@ class Bucket:
         credentials: keys, endpoint and region, as far as the Secret has them.
         client: the way out (``network``).
         field: the source's field, for messages.
+        repeatedly: tries a request again; each by itself, so that a listing of many pages goes on where it broke off.
 
     Raises:
         StageError: SourceRefused, if the endpoint is no address.
     """
 
-    def __init__(self, address: BucketAddress, credentials: Credentials, client: httpx.Client, field: str) -> None:
+    def __init__(
+        self, address: BucketAddress, credentials: Credentials, client: httpx.Client, field: str, repeatedly: Retrier
+    ) -> None:  # fmt: skip
         self._address = address
         self._is_anonymous = credentials.access_key_id is None
         self._field = field
+        self._told = f"s3://{address.bucket}/{address.prefix}".rstrip("/")
+        self._what = f"{field}: {self._told}"
+        self._start = f"{address.prefix}/" if address.prefix else ""
         region = credentials.region or DEFAULT_REGION
         self._endpoint = (credentials.endpoint or f"https://s3.{region}.amazonaws.com").rstrip("/")
         try:
@@ -64,24 +70,38 @@ class Bucket:
                 "https://minio.storage.svc:9000, without credentials and query"
             ) from error
         self._http = client
+        self._repeatedly = repeatedly
         self._client = _build_client(self._endpoint, region, credentials)
         self._client.meta.events.register("before-send.s3", self._send)
 
-    def list_files(self, repeatedly: Retrier, is_wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Listed]:
-        """The objects below the prefix, named relative to it. A page that fails is asked for again by itself.
+    def list_files(self, is_wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Listed]:
+        """The objects below the prefix, named relative to it.
 
         Raises:
             StageError: SourceRefused or SourceUnavailable, naming field, address and fix.
         """
-        place = f"s3://{self._address.bucket}"
-        for entry in self._list(repeatedly, self._start):
-            name = entry["Key"].removeprefix(self._start)
-            if not name or name.endswith("/") or not is_wanted(name):
-                continue
-            # Of keys like a//b the place differs from the name.
-            placed = check_name(name, self._field, place)
-            original = "" if placed == name else name
-            yield Listed(placed, entry["Size"], f"{entry.get('ETag', '')}{_SEPARATOR}{original}".encode())
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._address.bucket, Prefix=self._start)
+        try:
+            for page in pages:
+                for entry in page.get("Contents", ()):
+                    name = entry["Key"].removeprefix(self._start)
+                    if name and not name.endswith("/") and is_wanted(name):
+                        yield self._describe(name, entry)
+                if page.get("IsTruncated") and not page.get("NextContinuationToken"):
+                    raise refused(f"{self._what} lists without end: its page names no next one")
+        except PaginationError as error:
+            raise refused(f"{self._what} lists without end: {show(error, max_chars=200)}") from error
+        except (BotoCoreError, ClientError) as error:
+            raise unavailable(
+                f"{self._what}: {self._endpoint} does not answer as S3 does "
+                f"({show(error, max_chars=200)}); look at key endpoint of {secret_field(self._field)}"
+            ) from error
+
+    def _describe(self, name: str, entry: Mapping[str, Any]) -> Listed:
+        # Of keys like a//b the place differs from the name.
+        placed = check_name(name, self._field, f"s3://{self._address.bucket}")
+        original = "" if placed == name else name
+        return Listed(placed, entry["Size"], f"{entry.get('ETag', '')}{_SEPARATOR}{original}".encode())
 
     def locate(self, listed: Listed) -> RemoteFile:
         """How to fetch an object."""
@@ -101,79 +121,38 @@ class Bucket:
             digest=Digest(algorithm="md5", hex=md5[1]) if md5 else None,
         )
 
-    def _list(self, repeatedly: Retrier, start: str) -> Iterator[dict[str, Any]]:
-        token: str | None = None
-        while True:
-            page = repeatedly(functools.partial(self._ask_page, start, token))
-            yield from page.get("Contents", ())
-            previous, token = token, page.get("NextContinuationToken")
-            if not page.get("IsTruncated"):
-                return
-            if not token or token == previous:
-                raise refused(f"{self._field}: {self._told} lists without end: the server's pages do not go on")
-
-    def _ask_page(self, start: str, token: str | None) -> dict[str, Any]:
-        following = {} if token is None else {"ContinuationToken": token}
-        try:
-            page: dict[str, Any] = self._client.list_objects_v2(Bucket=self._address.bucket, Prefix=start, **following)
-        except (BotoCoreError, ClientError) as error:
-            raise self._explain(error) from None
-        except httpx.RequestError as error:
-            raise explain_transport(error, self._field, f"{self._told} at {self._endpoint}") from error
-        return page
-
     def _sign(self, key: str) -> str:
         if self._is_anonymous:
             return f"{self._endpoint}/{self._address.bucket}/{quote(key)}"
         place = {"Bucket": self._address.bucket, "Key": key}
         return str(self._client.generate_presigned_url("get_object", Params=place, ExpiresIn=_SIGNED_FOR_S))
 
-    @property
-    def _start(self) -> str:
-        return f"{self._address.prefix}/" if self._address.prefix else ""
-
     def _send(self, request: Any, **_: Any) -> AWSResponse:
-        """Send what boto3 has signed by our own client: proxies, authorities and limits exist once.
+        """Send what boto3 has signed by our own client, and again by itself: proxies, authorities, limits exist once.
 
         The request carries keys' signature and the session token: it goes to the endpoint and nowhere else.
         """
         if origin_of(request.url) != self._origin:
             host = show(urlsplit(request.url).netloc, max_chars=100)
             raise refused(
-                f"{self._field}: {self._told}: {self._endpoint} sends on to {host}, where the keys are not sent: if "
+                f"{self._what}: {self._endpoint} sends on to {host}, where the keys are not sent: if "
                 f"the bucket is there, set key endpoint (or region) of {secret_field(self._field)}"
             )
-        with self._http.stream(request.method, request.url, headers=_plain_headers(request.headers)) as response:
-            content = read_bounded(response)
-        return AWSResponse(request.url, response.status_code, dict(response.headers), _Content(content))
-
-    @property
-    def _told(self) -> str:
-        return f"s3://{self._address.bucket}/{self._address.prefix}".rstrip("/")
-
-    def _explain(self, error: BotoCoreError | ClientError) -> Exception:
+        headers = {name: value.decode() if isinstance(value, bytes) else str(value)
+                   for name, value in request.headers.items()}  # fmt: skip
         where = f"{self._told} at {self._endpoint}"
-        if not isinstance(error, ClientError):
-            return TransientError(f"{self._endpoint}: {show(error, max_chars=300)}")
-        told = error.response.get("ResponseMetadata", {})
-        status = int(told.get("HTTPStatusCode", 0))
-        code = show(error.response.get("Error", {}).get("Code", ""), max_chars=60)
-        wait_s = parse_wait_s(told.get("HTTPHeaders", {}))
-        return explain_failure(status, self._field, where, code="" if code == str(status) else code, wait_s=wait_s)
 
+        def ask() -> AWSResponse:
+            try:
+                with self._http.stream(request.method, request.url, headers=headers) as response:
+                    if response.status_code != 200:
+                        raise explain_answer(response, self._field, where)
+                    content = read_bounded(response)
+            except httpx.RequestError as error:
+                raise explain_transport(error, self._field, where) from error
+            return AWSResponse(request.url, 200, dict(response.headers), SimpleNamespace(stream=lambda: [content]))
 
-class _Content:
-    """A body, as boto3 reads it."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    def stream(self, **_: Any) -> Iterator[bytes]:
-        yield self._content
-
-
-def _plain_headers(headers: Any) -> list[tuple[str, str]]:
-    return [(name, value.decode() if isinstance(value, bytes) else str(value)) for name, value in headers.items()]
+        return self._repeatedly(ask)
 
 
 def _build_client(endpoint: str, region: str, credentials: Credentials) -> Any:

@@ -3,22 +3,13 @@
 import base64
 import re
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+
+from pydantic.alias_generators import to_camel
 
 from llava_trainer.sources.refusals import refused
 
-_KEYS = {
-    "token": "token",
-    "access_key_id": "accessKeyId",
-    "secret_access_key": "secretAccessKey",
-    "session_token": "sessionToken",
-    "endpoint": "endpoint",
-    "region": "region",
-    "username": "username",
-    "password": "password",
-    "bearer": "bearer",
-}
 _MAX_BYTES = 65_536
 _VISIBLE = re.compile(r"[!-~]+")
 """What a header can hold: ASCII without white space and controls."""
@@ -29,7 +20,7 @@ _TEXT_KEYS = frozenset({"username", "password"})
 
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
-    """The keys of one Secret; None where it has no such key. Never printed."""
+    """The keys of one Secret, there in camelCase; None where it has no such key. Never printed."""
 
     token: str | None = field(default=None, repr=False)
     access_key_id: str | None = field(default=None, repr=False)
@@ -52,11 +43,11 @@ def read_credentials(folder: Path, secret_field: str) -> Credentials:
     Raises:
         StageError: SourceRefused, if a key is empty, cannot be sent, or is half of a pair.
     """
-    values = {attribute: read_key(folder / key, secret_field, key) for attribute, key in _KEYS.items()}
-    made = Credentials(**values)
+    keys = {one.name: to_camel(one.name) for one in fields(Credentials)}
+    made = Credentials(**{name: read_key(folder / key, secret_field, key) for name, key in keys.items()})
     for one, other in (("access_key_id", "secret_access_key"), ("username", "password")):
         if (getattr(made, one) is None) != (getattr(made, other) is None):
-            raise refused(f"{secret_field}: the Secret must hold both {_KEYS[one]} and {_KEYS[other]}, or neither")
+            raise refused(f"{secret_field}: the Secret must hold both {keys[one]} and {keys[other]}, or neither")
     if made.username is not None and ":" in made.username:
         raise refused(f"{secret_field}: key username of the Secret holds a colon, which ends it where it is sent")
     if made.region is not None and not _REGION.fullmatch(made.region):
@@ -94,9 +85,7 @@ def read_key(file: Path, secret_field: str, key: str) -> str | None:
     except UnicodeDecodeError:
         # Not "from error": that one holds the content.
         raise refused(f"{secret_field}: key {key} of the Secret is no text in UTF-8: write it anew") from None
-    if not value:
-        raise refused(f"{secret_field}: key {key} of the Secret is empty or has white space inside")
-    if key not in _TEXT_KEYS and any(character.isspace() for character in value):
+    if not value or (key not in _TEXT_KEYS and any(character.isspace() for character in value)):
         raise refused(f"{secret_field}: key {key} of the Secret is empty or has white space inside")
     if any(unicodedata.category(character) == "Cc" for character in value):
         raise refused(f"{secret_field}: key {key} of the Secret holds control characters (a NUL, a line break)")

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from llava_api.text import show
-from llava_trainer.sources.refusals import TransientError, explain_failure, explain_status, refused, unavailable
+from llava_trainer.retrying import TransientError
+from llava_trainer.sources.refusals import explain_failure, refused, unavailable
 
 _MAX_REDIRECTS = 5
 _PORTS = {"http": 80, "https": 443}
@@ -101,6 +102,15 @@ def version_of(response: httpx.Response) -> str:
     return str(response.headers.get("Last-Modified", ""))
 
 
+def is_tag_opaque(response: httpx.Response) -> bool:
+    """Whether an S3 ETag is no MD5 although it looks like one: with keys of KMS or of the client."""
+    headers = response.headers
+    return (
+        headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
+        or "x-amz-server-side-encryption-customer-algorithm" in headers
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Body:
     """Which part of a file an answer holds, as its headers tell. Bytes.
@@ -167,7 +177,7 @@ def explain_transport(error: httpx.RequestError, field: str, address: str) -> Ex
         )
     if isinstance(error, httpx.ProxyError):
         if "407" in text:
-            return explain_status(407, field, address)
+            return explain_failure(407, field, address)
         return TransientError(f"the proxy refused ({text}); look at spec.download.httpsProxy and noProxy")
     if isinstance(error, httpx.UnsupportedProtocol):
         return refused(f"{field}: {address}: {text}")

@@ -1,40 +1,37 @@
 """Every source of a run, fetched into its volume: what prepare does first."""
 
-import contextlib
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import httpx
-from pydantic import ValidationError
 
 from llava_api.base import Lenient
-from llava_api.constants import DOWNLOAD_CA_PATH, INPUTS_PATH, SECRETS_PATH, SecretRole
+from llava_api.constants import DOWNLOAD_CA_PATH, ENV_DISABLE_XET, INPUTS_PATH, SECRETS_PATH, SecretRole
 from llava_api.run_config import RunConfig
+from llava_api.spec import Dataset, Validation
 from llava_api.text import show
 from llava_trainer.attempts.takeover import earlier_of
-from llava_trainer.files import make_folder, tell_names, write_whole
+from llava_trainer.files import make_folder, write_whole
 from llava_trainer.reporting import Reporter
+from llava_trainer.retrying import Patience
 from llava_trainer.sources import web
 from llava_trainer.sources.address import BucketAddress, ClaimAddress, HubAddress, WebAddress, parse_address
+from llava_trainer.sources.archive import ARCHIVE_SUFFIX, fetch_and_unpack
 from llava_trainer.sources.bucket import Bucket
 from llava_trainer.sources.claims import check_claim
 from llava_trainer.sources.credentials import Credentials, read_credentials, web_headers
 from llava_trainer.sources.gathering import Catalogue, Gatherer, make_catalogue
-from llava_trainer.sources.hub import Repository, RepositoryType
-from llava_trainer.sources.journal import Journal, state_of
-from llava_trainer.sources.needs import gather_dataset, gather_model
+from llava_trainer.sources.hub import Repository
+from llava_trainer.sources.journal import Journal, read_note, state_of
 from llava_trainer.sources.network import Network, build_client, read_network
-from llava_trainer.sources.packed import ARCHIVE_SUFFIX, fetch_and_unpack
-from llava_trainer.sources.pictures import may_be_needed
 from llava_trainer.sources.progress import Progress
-from llava_trainer.sources.refusals import refused, secret_field
-from llava_trainer.sources.retrying import Patience, Retrier
-from llava_trainer.sources.roles import Role, list_roles
-from llava_trainer.sources.selection import is_model_file
+from llava_trainer.sources.refusals import secret_field
+from llava_trainer.sources.remote import RemoteFile
+from llava_trainer.sources.selection import gather_dataset, gather_model, is_model_file, may_be_needed
 from llava_trainer.sources.transfer import Downloader
 
 _COMMIT_FILE = "commit.json"
@@ -63,13 +60,31 @@ class Input:
     """The source, with the commit where there is one; without query and digest."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Role:
+    """One source of a run."""
+
+    name: str
+    """Also its folder on the run's volume (``RunVolume.download_dir``)."""
+    field: str
+    """Where it stands in the spec."""
+    source: str
+    secret: SecretRole
+    mounted: Path | None = None
+    """Where the operator has mounted it, where it said so; None: below INPUTS_PATH."""
+    dataset: Dataset | None = None
+    """None for models."""
+    pictures: tuple[str, ...] = ()
+    """Pictures that are needed besides those that the dataset's files name, below its folder of pictures."""
+
+
 class _Commit(Lenient):
     source: str
     commit: str
 
 
 def fetch_inputs(config: RunConfig, reporter: Reporter, surroundings: Surroundings | None = None) -> dict[str, Input]:
-    """Fetch what is not on a claim; returns every source of the run by its role (``roles``).
+    """Fetch what is not on a claim; returns every source of the run by its role.
 
     What an earlier attempt has fetched is verified and not fetched again, and a hub repository stays at the commit
     that its revision was then.
@@ -85,6 +100,36 @@ def fetch_inputs(config: RunConfig, reporter: Reporter, surroundings: Surroundin
         return {role.name: errand.fetch(role) for role in list_roles(config)}
 
 
+def list_roles(config: RunConfig) -> Iterator[Role]:
+    """The sources of a run, in the order of the spec."""
+    model = config.model
+    for name, key, source, mounted in (
+        ("model", "source", model.source, config.model_dir),
+        ("base", "base", model.base, None),
+        ("language-model", "languageModel", model.language_model, None),
+        ("vision-tower", "visionTower", model.vision_tower, None),
+        ("projector", "projector", model.projector, None),
+    ):
+        if source is not None:
+            yield Role(name=name, field=f"spec.model.{key}", source=source, secret=SecretRole.MODEL, mounted=mounted)
+    prompts = tuple(prompt.image for prompt in config.evaluation.prompts if prompt.image is not None)
+    yield Role(
+        name="dataset", field="spec.dataset.source", source=config.dataset.source, secret=SecretRole.DATASET,
+        mounted=config.dataset_dir, dataset=config.dataset, pictures=prompts,
+    )  # fmt: skip
+    if config.alignment is not None:
+        yield Role(
+            name="alignment-dataset", field="spec.alignment.dataset.source", source=config.alignment.dataset.source,
+            secret=SecretRole.ALIGNMENT_DATASET, mounted=config.alignment_dir,
+            dataset=_all_of(config.alignment.dataset),
+        )  # fmt: skip
+
+
+def _all_of(dataset: Dataset) -> Dataset:
+    """Of alignment's dataset nothing is held out: a file with held-out samples is not needed."""
+    return dataset.model_copy(update={"validation": Validation()})
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Errand:
     """What fetching a role takes."""
@@ -98,38 +143,27 @@ class _Errand:
     def fetch(self, role: Role) -> Input:
         address = parse_address(role.source, role.field)
         if isinstance(address, ClaimAddress):
+            told = show(role.source)
             path = role.mounted or self.around.claims / address.claim / address.path
-            what = f"{role.field}: {show(role.source)}"
-            if not path.exists():
-                there = next(parent for parent in path.parents if parent.exists())
-                told = f"there is no {path.relative_to(there)} on the claim beside {tell_names(there)}"
-                raise refused(f"{what}: {told}; correct the path in {role.field}")
-            check_claim(path, _claim_root(path, address), what, look_inside=role.dataset is None)
-            return Input(path=path, origin=show(role.source))
+            check_claim(path, address, f"{role.field}: {told}", is_model=role.dataset is None)
+            return Input(path=path, origin=told)
         folder = self.config.volume.download_dir(role.name)
         make_folder(folder)
         credentials = read_credentials(self.around.secrets / role.secret, secret_field(role.field))
         downloader = Downloader(
             client=self.client, field=role.field, volume=self.config.volume_root, progress=self.progress,
-            patience=self.around.patience,
-            stop=threading.Event(),
+            patience=self.around.patience, stop=threading.Event(),
         )  # fmt: skip
-        if isinstance(address, WebAddress) and address.kind == "archive":
-            return self._fetch_archive(role, address, web_headers(credentials), folder, downloader)
-        if isinstance(address, WebAddress) and address.kind == "file":
-            with Journal(folder) as journal:
-                downloader.fetch(web.whole_file(address, web_headers(credentials)), journal)
-            return Input(path=folder / address.name, origin=web.show(address))
+        if isinstance(address, WebAddress) and address.kind != "folder":
+            return self._fetch_one(role, address, web.whole_file(address, web_headers(credentials)), folder, downloader)
+        catalogue = self._list(role, address, credentials, folder, downloader)
         with Journal(folder) as journal:
-            gatherer = Gatherer(
-                catalogue=self._list(role, address, credentials, folder, downloader), downloader=downloader,
-                journal=journal, progress=self.progress,
-            )  # fmt: skip
+            gatherer = Gatherer(catalogue=catalogue, downloader=downloader, journal=journal)
             if role.dataset is None:
                 gather_model(gatherer)
             else:
                 gather_dataset(gatherer, role.dataset, role.pictures)
-        return Input(path=folder, origin=gatherer.catalogue.address)
+        return Input(path=folder, origin=catalogue.address)
 
     def _list(
         self, role: Role, address: HubAddress | BucketAddress | WebAddress, credentials: Credentials, folder: Path,
@@ -141,45 +175,41 @@ class _Errand:
             return is_model_file(name) if dataset is None else may_be_needed(dataset, name)
 
         told = show(role.source)
-        repeatedly = Retrier(what=f"{role.field}: {told}", patience=self.around.patience, stop=downloader.stop)
+        repeatedly = downloader.retrier(told)
         self.progress.begin(f"{role.field} {told}: listing it")
         if isinstance(address, HubAddress):
-            kind: RepositoryType = "model" if dataset is None else "dataset"
             repository = Repository(
-                address, kind=kind, token=credentials.token, network=self.network, field=role.field,
-                repeatedly=repeatedly,
+                address, kind="model" if dataset is None else "dataset", token=credentials.token, network=self.network,
+                field=role.field, repeatedly=repeatedly, uses_xet=self.around.environ.get(ENV_DISABLE_XET) == "0",
             )  # fmt: skip
+            note = state_of(folder) / _COMMIT_FILE
             commit = _read_commit(folder, role.source) or repository.resolve()
-            write_whole(state_of(folder) / _COMMIT_FILE, _Commit(source=role.source, commit=commit).model_dump_json())
+            write_whole(note, _Commit(source=role.source, commit=commit).model_dump_json())
             logger.info("%s: %s is at commit %s", role.field, told, commit)
             return make_catalogue(
                 f"hf://{address.repository}@{commit}", repository.list_files(commit, is_wanted),
                 lambda listed: repository.locate(listed, commit), role.field,
             )  # fmt: skip
         if isinstance(address, BucketAddress):
-            bucket = Bucket(address, credentials, self.client, role.field)
-            return make_catalogue(told, bucket.list_files(repeatedly, is_wanted), bucket.locate, role.field)
+            bucket = Bucket(address, credentials, self.client, role.field, repeatedly)
+            return make_catalogue(told, bucket.list_files(is_wanted), bucket.locate, role.field)
         headers = web_headers(credentials)
         return Catalogue(
             address=web.show(address), names=None,
             find=lambda name: web.file_below(address, name, headers, role.field),
         )  # fmt: skip
 
-    def _fetch_archive(
-        self, role: Role, address: WebAddress, headers: Mapping[str, str], folder: Path, downloader: Downloader
-    ) -> Input:
-        origin = web.show(address)
-        fetch_and_unpack(
-            web.whole_file(address, headers), role.source, keep=folder.with_name(f"{folder.name}{ARCHIVE_SUFFIX}"),
-            folder=folder, downloader=downloader, progress=self.progress,
-        )  # fmt: skip
-        return Input(path=_descend(folder, role.dataset.file if role.dataset else "config.json"), origin=origin)
-
-
-def _claim_root(path: Path, address: ClaimAddress) -> Path:
-    """Where the claim is mounted of which ``path`` is a folder."""
-    parts = PurePosixPath(address.path).parts
-    return path.parents[len(parts) - 1] if parts and path.parts[-len(parts) :] == parts else path
+    def _fetch_one(
+        self, role: Role, address: WebAddress, remote: RemoteFile, folder: Path, downloader: Downloader
+    ) -> Input:  # fmt: skip
+        """An address that is one file: an archive, which is unpacked, or weights."""
+        if address.kind == "file":
+            with Journal(folder) as journal:
+                downloader.fetch(remote, journal)
+            return Input(path=folder / remote.name, origin=remote.address)
+        keep = folder.with_name(f"{folder.name}{ARCHIVE_SUFFIX}")
+        fetch_and_unpack(remote, role.source, keep=keep, folder=folder, downloader=downloader)
+        return Input(path=_descend(folder, role.dataset.file if role.dataset else "config.json"), origin=remote.address)
 
 
 def _descend(folder: Path, wanted: str) -> Path:
@@ -196,8 +226,7 @@ def _descend(folder: Path, wanted: str) -> Path:
 def _read_commit(folder: Path, source: str) -> str | None:
     """The commit that this attempt, or one that it has taken over, has begun to fetch."""
     for place in (folder, *earlier_of(folder)):
-        with contextlib.suppress(FileNotFoundError, ValidationError):
-            known = _Commit.model_validate_json((state_of(place) / _COMMIT_FILE).read_bytes())
-            if known.source == source:
-                return known.commit
+        known = read_note(state_of(place) / _COMMIT_FILE, _Commit)
+        if known is not None and known.source == source:
+            return known.commit
     return None

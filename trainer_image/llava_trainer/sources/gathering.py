@@ -9,13 +9,12 @@ from pathlib import Path
 
 from llava_api.text import show
 from llava_trainer.errors import StageError
+from llava_trainer.files import check_space
+from llava_trainer.retrying import StoppedError
 from llava_trainer.sources.journal import Journal
-from llava_trainer.sources.progress import Progress
-from llava_trainer.sources.refusals import refused, unavailable
+from llava_trainer.sources.refusals import MissingError, refused, unavailable
 from llava_trainer.sources.remote import Listed, RemoteFile
-from llava_trainer.sources.retrying import StoppedError
-from llava_trainer.sources.room import check_space
-from llava_trainer.sources.transfer import Downloader, MissingError
+from llava_trainer.sources.transfer import Downloader
 
 NUM_CONNECTIONS = 8
 MAX_FILES = 5_000_000
@@ -76,7 +75,6 @@ class Gatherer:
     catalogue: Catalogue
     downloader: Downloader
     journal: Journal
-    progress: Progress
     missing: set[str] = field(default_factory=set)
     """Names that were asked for and that the source does not have."""
 
@@ -103,11 +101,11 @@ class Gatherer:
                 total += remote.size
                 there += min(remote.size, self.journal.size_of(name))
         what = f"{self.downloader.field} {self.catalogue.address}"
-        self.progress.begin(what, total)
+        self.downloader.progress.begin(what, total)
         check_space(self.downloader.volume, total - there, what)
         logger.info("fetching %d files of %s (%.2f GB)", len(wanted), what, total / 1e9)
         self._fetch_all(wanted)
-        self.progress.end()
+        self.downloader.progress.end()
 
     def _fetch_all(self, wanted: Collection[str]) -> None:
         # What there is to know of each, when its turn comes: of a million files it would fill the memory.
@@ -122,9 +120,8 @@ class Gatherer:
             # Also when the pod is asked to stop while this waits.
             self.downloader.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-        told = [error for error in errors if not isinstance(error, StoppedError)]
-        if told:
-            raise next((error for error in told if isinstance(error, StageError)), told[0])
+        if errors:
+            raise next((error for error in errors if isinstance(error, StageError)), errors[0])
         self.downloader.stop.clear()
 
     def _work(self, waiting: Iterator[RemoteFile], lock: threading.Lock) -> None:
@@ -135,7 +132,9 @@ class Gatherer:
                 if remote is None:
                     return
                 try:
-                    self.downloader.fetch(remote, self.journal, may_miss=True)
+                    self.downloader.fetch(remote, self.journal)
+                except StoppedError:
+                    return
                 except MissingError:
                     if self.catalogue.names is not None:
                         raise unavailable(

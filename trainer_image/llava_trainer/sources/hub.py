@@ -1,12 +1,12 @@
 """Repositories of the hub: the commit behind a revision, and the files of it.
 
 huggingface_hub resolves and lists, by our own client; files are fetched as everything else is: the library begins a
-download that broke off anew in another attempt and checks sizes only, and its Xet client takes its own way to addresses
-that the server chooses. What a repository holds is data here.
+download that broke off anew in another attempt and checks sizes only. What a repository holds is data here.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import httpx
@@ -15,18 +15,19 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from huggingface_hub.hf_api import RepoFile
 
 from llava_api.text import show
+from llava_trainer.retrying import Retrier, TransientError
 from llava_trainer.sources.address import HubAddress
 from llava_trainer.sources.exchange import Origin, explain_transport, origin_of, parse_wait_s, read_bounded
 from llava_trainer.sources.network import Network, build_client
-from llava_trainer.sources.refusals import TransientError, explain_failure, refused, secret_field, unavailable
+from llava_trainer.sources.refusals import MissingError, explain_failure, refused, secret_field, unavailable
 from llava_trainer.sources.remote import Digest, Listed, RemoteFile, check_name
-from llava_trainer.sources.retrying import Retrier
+from llava_trainer.sources.xet import XetStore, is_valid_xet_hash
 
 RepositoryType = Literal["model", "dataset"]
 _Result = TypeVar("_Result")
 _SHA256_BYTES = 32
-_STRANGE_ANSWERS = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
-"""What the library raises on answers that are none of a hub's."""
+_STRANGE_ANSWERS = (httpx.RequestError, KeyError, TypeError, ValueError, AttributeError, RecursionError)
+"""What the library and httpx raise on answers that are none of a hub's; of connections the transport tells."""
 
 
 class Repository:
@@ -39,6 +40,7 @@ class Repository:
         network: names the hub and the way to it.
         field: the source's field, for messages.
         repeatedly: tries a request again; each by itself, so that a listing of many pages goes on where it broke off.
+        uses_xet: whether files that the hub keeps in Xet are read by its client (``xet``).
 
     Raises:
         StageError: SourceRefused, if the hub's address is none.
@@ -46,14 +48,16 @@ class Repository:
 
     def __init__(
         self, address: HubAddress, *, kind: RepositoryType, token: str | None, network: Network, field: str,
-        repeatedly: Retrier,
+        repeatedly: Retrier, uses_xet: bool = False,
     ) -> None:  # fmt: skip
         self._address = address
         self._kind = kind
         self._field = field
+        self._told = f"hf://{address.repository}"
+        self._what = f"{field}: {self._told}"
         # False: a token that lies about on the machine is never sent.
-        self._token: str | Literal[False] = token or False
-        self._api = HfApi(endpoint=network.hub_endpoint, token=self._token)
+        self._api = HfApi(endpoint=network.hub_endpoint, token=token or False)
+        self._credential = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             pinned = origin_of(self._api.endpoint)
         except ValueError as error:
@@ -62,8 +66,12 @@ class Repository:
             ) from error
 
         def through(way_out: httpx.BaseTransport) -> httpx.BaseTransport:
-            return _HubTransport(way_out, pinned, f"{field}: {self._told}", field, repeatedly)
+            return _HubTransport(way_out, pinned, self._told, field, repeatedly)
 
+        self._xet = (
+            XetStore(self._api.endpoint, address.repository, kind, self._credential, f"{self._what}")
+            if uses_xet else None
+        )  # fmt: skip
         # One client for the whole process; the library closes the one that it had. Redirects: a renamed repository.
         set_client_factory(lambda: build_client(network, through=through, follow_redirects=True))
 
@@ -90,17 +98,19 @@ class Repository:
             self._api.list_repo_tree(self._address.repository, revision=commit, repo_type=self._kind, recursive=True)
         )
         while (entry := self._call(lambda: next(entries, None))) is not None:
-            if not isinstance(entry, RepoFile) or not is_wanted(entry.path):
-                continue
-            yield self._call(functools.partial(self._describe, entry, place))
+            if isinstance(entry, RepoFile) and is_wanted(entry.path):
+                yield self._call(functools.partial(self._describe, entry, place))
 
     def _describe(self, entry: RepoFile, place: str) -> Listed:
         tag = bytes.fromhex(entry.lfs.sha256 if entry.lfs else entry.blob_id)
+        if self._xet is not None and entry.lfs and entry.xet_hash and is_valid_xet_hash(entry.xet_hash):
+            tag += bytes.fromhex(entry.xet_hash)
         return Listed(check_name(entry.path, self._field, place), int(entry.size), tag)
 
     def locate(self, listed: Listed, commit: str) -> RemoteFile:
         """How to fetch a file of a commit: of LFS with its SHA-256, another with git's own SHA-1."""
-        algorithm: Literal["sha256", "git"] = "sha256" if len(listed.tag) == _SHA256_BYTES else "git"
+        digest, xet_hash = listed.tag[:_SHA256_BYTES], listed.tag[_SHA256_BYTES:]
+        algorithm: Literal["sha256", "git"] = "sha256" if len(digest) == _SHA256_BYTES else "git"
         return RemoteFile(
             name=listed.name,
             address=f"{self._told}@{commit}/{listed.name}",
@@ -108,61 +118,64 @@ class Repository:
                 self._address.repository, listed.name, repo_type=self._kind, revision=commit,
                 endpoint=self._api.endpoint,
             ),
-            credential={"Authorization": f"Bearer {self._token}"} if self._token else {},
+            credential=self._credential,
             version=commit,
             size=listed.size,
-            digest=Digest(algorithm=algorithm, hex=listed.tag.hex()),
+            digest=Digest(algorithm=algorithm, hex=digest.hex()),
+            read=functools.partial(self._read, commit, xet_hash.hex(), listed.size) if xet_hash else None,
         )  # fmt: skip
 
-    @property
-    def _told(self) -> str:
-        return f"hf://{self._address.repository}"
+    def _read(self, commit: str, xet_hash: str, size: int, offset: int) -> Generator[bytes]:
+        store = self._xet
+        assert store is not None, "without it no hash of Xet's is kept"
+        try:
+            place = self._call(lambda: store.ask_place(commit))
+        except MissingError as error:
+            # The file is there: whoever fetches it would take it for one that is gone.
+            raise unavailable(
+                f"{self._what}: the hub lists files that it keeps in Xet and does not tell where: have xet switched "
+                "off in the installation"
+            ) from error
+        yield from store.read(place, xet_hash, size, offset)
 
     def _call(self, ask: Callable[[], _Result]) -> _Result:
         try:
             return ask()
         except HfHubHTTPError as error:
             raise self._explain(error) from error
-        except httpx.RequestError as error:
-            raise self._settle(explain_transport(error, self._field, self._told)) from error
         except _STRANGE_ANSWERS as error:
             raise unavailable(
-                f"{self._field}: {self._told}: {self._api.endpoint} does not answer as a hub does "
+                f"{self._what}: {self._api.endpoint} does not answer as a hub does "
                 f"({show(f'{type(error).__name__}: {error}', max_chars=200)}); look at spec.download.hubEndpoint"
             ) from error
 
     def _explain(self, error: HfHubHTTPError) -> Exception:
         if isinstance(error, GatedRepoError):
             return refused(
-                f"{self._field}: {self._told} is gated: accept its terms on the hub and put a token of that account "
-                f"into {secret_field(self._field)} (key token)"
+                f"{self._what} is gated: accept its terms on the hub and put a token of that account into "
+                f"{secret_field(self._field)} (key token)"
             )
         if isinstance(error, RevisionNotFoundError):
-            return refused(f"{self._field}: {self._told} has no revision {self._address.revision!r}: name a branch, "
-                           "tag or commit of it")  # fmt: skip
+            return refused(
+                f"{self._what} has no revision {self._address.revision!r}: name a branch, tag or commit of it"
+            )
         if isinstance(error, RepositoryNotFoundError):
             return refused(
-                f"{self._field}: {self._told} does not exist as a {self._kind} repository, or is private: correct the "
+                f"{self._what} does not exist as a {self._kind} repository, or is private: correct the "
                 f"name, or put a token that may read it into {secret_field(self._field)} (key token)"
             )
-        return self._settle(explain_failure(error.response.status_code, self._field, self._told))
-
-    def _settle(self, found: Exception) -> Exception:
-        """What is left of a failure here, where no request is tried again: the transport has done so."""
-        return unavailable(f"{self._field}: {self._told}: {found}") if isinstance(found, TransientError) else found
+        return explain_failure(error.response.status_code, self._field, self._told)
 
 
+@dataclass(frozen=True)
 class _HubTransport(httpx.BaseTransport):
     """Requests about repositories, each tried again by itself; the token goes to the hub's own address alone."""
 
-    def __init__(
-        self, way_out: httpx.BaseTransport, pinned: Origin, told: str, field: str, repeatedly: Retrier
-    ) -> None:  # fmt: skip
-        self._way_out = way_out
-        self._pinned = pinned
-        self._told = told
-        self._field = field
-        self._repeatedly = repeatedly
+    way_out: httpx.BaseTransport
+    pinned: Origin
+    told: str
+    field: str
+    repeatedly: Retrier
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         if "/api/models/" not in request.url.path and "/api/datasets/" not in request.url.path:
@@ -170,25 +183,25 @@ class _HubTransport(httpx.BaseTransport):
             # that host would hold the run up.
             raise httpx.ConnectError(f"{request.url.host} is not asked for this", request=request)
         # A listing's next page, too, is where the server says.
-        if "authorization" in request.headers and origin_of(str(request.url)) != self._pinned:
+        if "authorization" in request.headers and origin_of(str(request.url)) != self.pinned:
             host = show(request.url.netloc.decode("ascii", "replace"), max_chars=100)
             raise refused(
-                f"{self._told}: the hub at {self._pinned[1]} sends on to {host}, where the token is not sent: if that "
-                "is the same hub, set spec.download.hubEndpoint to it"
+                f"{self.field}: {self.told}: the hub at {self.pinned[1]} sends on to {host}, where the token is not "
+                "sent: if that is the same hub, set spec.download.hubEndpoint to it"
             )
-        return self._repeatedly(lambda: self._ask(request))
+        return self.repeatedly(lambda: self._ask(request))
 
     def _ask(self, request: httpx.Request) -> httpx.Response:
         try:
-            response = self._way_out.handle_request(request)
+            response = self.way_out.handle_request(request)
             response.request = request
             try:
                 content = read_bounded(response)
             finally:
                 response.close()
         except httpx.RequestError as error:
-            raise explain_transport(error, self._field, self._told.partition(": ")[2]) from error
-        found = explain_failure(response.status_code, self._field, self._told, wait_s=parse_wait_s(response.headers))
+            raise explain_transport(error, self.field, self.told) from error
+        found = explain_failure(response.status_code, self.field, self.told, wait_s=parse_wait_s(response.headers))
         if isinstance(found, TransientError):
             raise found
         # What is read has been decoded.
@@ -197,4 +210,4 @@ class _HubTransport(httpx.BaseTransport):
         return httpx.Response(response.status_code, headers=kept, content=content, request=request)
 
     def close(self) -> None:
-        self._way_out.close()
+        self.way_out.close()

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, BinaryIO
+from typing import Annotated, BinaryIO, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -20,6 +20,7 @@ from llava_trainer.files import make_folder, sha256_file, sync_file_system
 JOURNAL = "fetched.jsonl"
 _PARTIAL = "partial"
 _NAME_DIGITS = 40
+_Note = TypeVar("_Note", bound=Lenient)
 
 
 class Fetched(Lenient):
@@ -40,6 +41,14 @@ def state_of(folder: Path) -> Path:
     Beside it, so that no file of a source takes the place of ours, whatever its name.
     """
     return folder.with_name(f".{folder.name}.state")
+
+
+def read_note(file: Path, kind: type[_Note]) -> _Note | None:
+    """What an earlier attempt wrote down in a file of its own; None if it did not, or if that is damaged."""
+    try:
+        return kind.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 class Journal:

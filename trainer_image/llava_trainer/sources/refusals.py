@@ -2,6 +2,7 @@
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
+from llava_trainer.retrying import TransientError
 
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _TRANSIENT_CODES = frozenset(
@@ -12,16 +13,8 @@ _EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefre
 _WRONG_KEY_CODES = frozenset({"InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"})
 
 
-class TransientError(Exception):
-    """A try failed in a way that the next one may not.
-
-    Attributes:
-        wait_s: what the server asked to wait; None if it said nothing.
-    """
-
-    def __init__(self, message: str, *, wait_s: float | None = None) -> None:
-        super().__init__(message)
-        self.wait_s = wait_s
+class MissingError(StageError):
+    """The server has no such file: for some callers no failure."""
 
 
 def refused(message: str) -> StageError:
@@ -60,19 +53,13 @@ def explain_failure(
         return refused(f"{field}: {address}: the keys in {secret} are wrong ({code}): correct them")
     if code == "RequestTimeTooSkewed":
         return unavailable(f"{field}: {address}: the node's clock is not the server's ({code}): set it")
-    return explain_status(status, field, f"{address}{f' ({code})' if code else ''}")
-
-
-def explain_status(status: int, field: str, address: str) -> StageError:
-    """What an HTTP status that is not worth another try means, and what can be done."""
-    told = f"{field}: {address} was refused with HTTP {status}"
-    secret = secret_field(field)
+    told = f"{field}: {address}{f' ({code})' if code else ''} was refused with HTTP {status}"
     if status == 401:
         return refused(f"{told}: credentials are missing or wrong; set {secret} to a Secret with the right keys")
     if status == 403:
         return refused(f"{told}: the credentials in {secret} may not read it, or there are none")
     if status in (404, 410):
-        return refused(f"{told}: it does not exist; correct {field}")
+        return MissingError(Reason.SOURCE_REFUSED, f"{told}: it does not exist; correct {field}")
     if status == 407:
         return unavailable(
             f"{told} by the proxy, which wants credentials; put its address with them (http://NAME:PASSWORD@HOST:PORT) "

@@ -1,7 +1,7 @@
-"""What there is to fetch: one value a file, whatever the protocol."""
+"""What there is to fetch, one value a file whatever the protocol; what it must be, and what has come in of it."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
@@ -20,11 +20,48 @@ class Digest:
     algorithm: Literal["sha256", "md5", "git"]
     hex: str
 
-    def begin(self, size: int) -> "hashlib._Hash":
-        """A hash that has taken in what comes before a content of ``size`` bytes."""
-        if self.algorithm == "git":
-            return hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-        return hashlib.new(self.algorithm, usedforsecurity=False)
+
+class Checksum:
+    """Size and hashes of what has come in.
+
+    Args:
+        digest: what the whole must hash to, if that is known.
+        size: of the whole in bytes, if that is known.
+    """
+
+    def __init__(self, digest: Digest | None, size: int | None) -> None:
+        self.size = 0
+        self._expected = digest
+        self._expected_size = size
+        self._sha256 = hashlib.sha256()
+        self._hashes = {"sha256": self._sha256}
+        if digest is not None and digest.algorithm == "git":
+            self._hashes["git"] = hashlib.sha1(f"blob {size or 0}\0".encode(), usedforsecurity=False)
+        elif digest is not None and digest.algorithm == "md5":
+            self._hashes["md5"] = hashlib.md5(usedforsecurity=False)
+
+    def update(self, chunk: bytes) -> None:
+        """Take in the next piece."""
+        self.size += len(chunk)
+        for one in self._hashes.values():
+            one.update(chunk)
+
+    @property
+    def sha256(self) -> str:
+        """Hex, of what has come in so far."""
+        return self._sha256.hexdigest()
+
+    def find_mismatch(self) -> str | None:
+        """What is wrong with the content; None if nothing is."""
+        if self._expected_size is not None and self.size != self._expected_size:
+            return f"{self.size:,} bytes instead of {self._expected_size:,}"
+        if self._expected is None:
+            return None
+        found = self._hashes[self._expected.algorithm].hexdigest()
+        if found == self._expected.hex:
+            return None
+        name = {"git": "git blob id"}.get(self._expected.algorithm, self._expected.algorithm)
+        return f"its {name} is {found} instead of {self._expected.hex}"
 
 
 def bare_etag(tag: str) -> str:
@@ -62,6 +99,8 @@ class RemoteFile:
     size: int | None = None
     """Bytes."""
     digest: Digest | None = None
+    read: Callable[[int], Generator[bytes]] | None = None
+    """The bytes from an offset on, of a file whose ``url`` is not asked because another client reads it (``xet``)."""
 
 
 def check_name(name: str, field: str, address: str) -> str:

@@ -1,9 +1,28 @@
-"""Which files of a model are needed: configuration, tokenizer, weights. Nothing that is code, and no format twice."""
+"""Which files of a source are needed, and fetching just these.
+
+Of a model: configuration, tokenizer, weights; nothing that is code, and no format twice. Of a dataset: its own files,
+and then the pictures that they name.
+"""
 
 import json
+import logging
+import posixpath
 import re
-from collections.abc import Collection
-from pathlib import Path
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from llava_api.spec import Dataset, Ubiai
+from llava_trainer.data.conversations import read_conversations
+from llava_trainer.data.entries import ReadingPosition
+from llava_trainer.data.findings import Finding
+from llava_trainer.data.images import resolve_inside
+from llava_trainer.data.samples import Sample
+from llava_trainer.data.ubiai import read_ubiai
+from llava_trainer.data.ubiai_ocr import BOX_SUFFIX, IMAGE_SUFFIX
+from llava_trainer.sources.archive import ARCHIVE_SUFFIX, fetch_and_unpack
+from llava_trainer.sources.gathering import Gatherer
+from llava_trainer.sources.refusals import refused
 
 SMALL_FILES = (
     "config.json",
@@ -30,6 +49,9 @@ PARTS = ("adapter_model", "non_lora_trainables", "mm_projector", "projector")
 """Weights of a part of a model, each as .safetensors or .bin."""
 
 _SHARD = re.compile(r"(?:model-\d{5}-of-\d{5}\.safetensors|pytorch_model-\d{5}-of-\d{5}\.bin)")
+_NAMES_SHOWN = 5
+
+logger = logging.getLogger(__name__)
 
 
 def choose_model_files(names: Collection[str]) -> list[str]:
@@ -62,3 +84,176 @@ def shards_of(index: Path) -> list[str]:
         return []
     names = {name for name in places if isinstance(name, str)}
     return sorted(name for name in names if is_model_file(name))
+
+
+def gather_model(gatherer: Gatherer) -> None:
+    """Fetch a model's files.
+
+    Raises:
+        StageError: SourceRefused, if the source holds none; what fetching raises.
+    """
+    names = gatherer.catalogue.names
+    if names is None:
+        _gather_by_name(gatherer)
+        return
+    chosen = choose_model_files(names)
+    if not chosen:
+        raise refused(
+            f"{gatherer.downloader.field}: {gatherer.catalogue.address} holds no file of a model (config.json, "
+            "model.safetensors, ...): name the folder that does"
+        )
+    gatherer.gather(chosen)
+
+
+def _gather_by_name(gatherer: Gatherer) -> None:
+    """Fetch a model from a server that does not tell what it has."""
+    indexes = {SAFETENSORS[0], PICKLES[0]}
+    gatherer.gather([*SMALL_FILES, *indexes, *(f"{part}.safetensors" for part in PARTS)])
+    gatherer.gather([f"{part}.bin" for part in PARTS if f"{part}.safetensors" in gatherer.missing])
+    for index, single in (SAFETENSORS, PICKLES):
+        shards = shards_of(gatherer.folder / index) if index not in gatherer.missing else [single]
+        gatherer.gather(shards)
+        if not gatherer.missing & set(shards):
+            return
+    if not any(gatherer.folder.glob("*.safetensors")) and not any(gatherer.folder.glob("*.bin")):
+        raise refused(
+            f"{gatherer.downloader.field}: {gatherer.catalogue.address} holds neither {SAFETENSORS[1]} nor "
+            f"{PICKLES[1]} nor a part of a model: name the folder that does"
+        )
+
+
+def list_own_files(dataset: Dataset) -> list[str]:
+    """The files without which a dataset cannot be read, relative to the source."""
+    names = _sample_files(dataset)
+    if dataset.ubiai is not None and dataset.ubiai.documents is not None:
+        names.append(dataset.ubiai.documents)
+    return list(dict.fromkeys(posixpath.normpath(name) for name in names))
+
+
+def list_companions(dataset: Dataset) -> list[str]:
+    """The other files of an OCR archive, if the dataset should turn out to be one."""
+    if dataset.format != "ubiai":
+        return []
+    words = (PurePosixPath(posixpath.normpath(name)) for name in _sample_files(dataset))
+    return [
+        str(path.with_name(f"{path.stem}{suffix}{path.suffix}"))
+        for path in words
+        if not path.suffix.lower().startswith(".json")
+        for suffix in (BOX_SUFFIX, IMAGE_SUFFIX)
+    ]
+
+
+def name_packed_pictures(dataset: Dataset) -> str | None:
+    """The archive in which the pictures may lie instead of their folder; None where they lie at the source's root."""
+    images = posixpath.normpath(dataset.images)
+    return None if images == "." else f"{images}.zip"
+
+
+def may_be_needed(dataset: Dataset, name: str) -> bool:
+    """Whether the dataset may need a file of the source: told before its own files have been read."""
+    images = posixpath.normpath(dataset.images)
+    own = (*list_own_files(dataset), *list_companions(dataset), name_packed_pictures(dataset))
+    return images == "." or name.startswith(f"{images}/") or name in own
+
+
+def place_pictures(dataset: Dataset, pictures: Iterable[str]) -> list[str]:
+    """Where pictures lie, relative to the source. Those that would leave it are left out: the data's checks tell."""
+    placed = (posixpath.normpath(posixpath.join(dataset.images, picture)) for picture in pictures)
+    return sorted({name for name in placed if not name.startswith(("/", "../")) and name not in (".", "..")})
+
+
+def read_picture_names(dataset: Dataset, folder: Path) -> Iterator[str]:
+    """Pictures that the dataset's own files name, relative to its folder of pictures.
+
+    What cannot be read is passed over here: the data's checks come later and tell all of it.
+    """
+
+    def resolve(wanted: str) -> Path:
+        return resolve_inside(folder, folder, wanted)
+
+    for name in _sample_files(dataset):
+        items: Iterator[Sample | Finding]
+        if dataset.format == "llava":
+            items = read_conversations(resolve(name), name, ReadingPosition())
+        else:
+            items = read_ubiai(name, dataset.ubiai or Ubiai(), resolve, ReadingPosition())
+        yield from (image for item in items if isinstance(item, Sample) for image in item.images)
+
+
+def _sample_files(dataset: Dataset) -> list[str]:
+    held_out = dataset.validation.file
+    return [dataset.file] if held_out is None else [dataset.file, held_out]
+
+
+def gather_dataset(gatherer: Gatherer, dataset: Dataset, pictures: tuple[str, ...]) -> None:
+    """Fetch a dataset's own files, and then the pictures that they name.
+
+    A picture that is not there is no error here: the data's checks tell which entries need it.
+
+    Args:
+        gatherer: of the dataset's source.
+        dataset: its part of the spec.
+        pictures: further ones that are needed, below its folder of pictures.
+
+    Raises:
+        StageError: SourceRefused, if a file of its own is not there; what fetching raises.
+    """
+    own = list_own_files(dataset)
+    gatherer.gather([*own, *list_companions(dataset)])
+    lacking = [name for name in own if name in gatherer.missing]
+    if lacking:
+        names = sorted(gatherer.catalogue.names or ())[:_NAMES_SHOWN]
+        there = f"; it holds {', '.join(names)}, ..." if names else ""
+        field = gatherer.downloader.field
+        raise refused(
+            f"{field}: {gatherer.catalogue.address} does not hold {', '.join(lacking)}{there}: correct "
+            f"{field.removesuffix('.source')}.file or source"
+        )
+    if _unpack_pictures(gatherer, dataset):
+        return
+    wanted = place_pictures(dataset, [*read_picture_names(dataset, gatherer.folder), *pictures])
+    gatherer.gather(wanted)
+    num_missing = len(gatherer.missing.intersection(wanted))
+    if not num_missing:
+        return
+    where = f"{gatherer.downloader.field}: {gatherer.catalogue.address}"
+    hint = _hint_at_archive(gatherer, dataset)
+    if hint and num_missing == len(wanted):
+        raise refused(f"{where} holds none of the {num_missing} pictures that {dataset.file} names; {hint}")
+    logger.warning("%s lacks %d pictures; the checks name them%s", where, num_missing, hint and f"; {hint}")
+
+
+def _hint_at_archive(gatherer: Gatherer, dataset: Dataset) -> str:
+    """What to set where the pictures may lie in an archive that nothing names; empty if there is none."""
+    names = gatherer.catalogue.names or ()
+    folders = {name.partition("/")[0] for name in names if "/" in name}
+    packed = sorted(name for name in names if "/" not in name and name.endswith(".zip"))
+    packed = [name for name in packed if name.removesuffix(".zip") not in folders]
+    if posixpath.normpath(dataset.images) != "." or not packed:
+        return ""
+    images = f"{gatherer.downloader.field.removesuffix('.source')}.images"
+    return f"it holds {packed[0]}: set {images} to {packed[0].removesuffix('.zip')}, and it is unpacked"
+
+
+def _unpack_pictures(gatherer: Gatherer, dataset: Dataset) -> bool:
+    """Whether the pictures lie in one archive beside the dataset's file; they are unpacked then.
+
+    So LLaVA's own datasets are on the hub: a JSON file and images.zip.
+    """
+    packed = name_packed_pictures(dataset)
+    names = gatherer.catalogue.names
+    if packed is None or names is None or packed not in names:
+        return False
+    folder = gatherer.folder / PurePosixPath(packed).with_suffix("")
+    if any((gatherer.folder / name).is_relative_to(folder) for name in names):
+        return False
+    remote = gatherer.catalogue.find(packed)
+    assert remote is not None, "the catalogue names it"
+    fetch_and_unpack(
+        replace(remote, name=PurePosixPath(packed).name),
+        f"{remote.address} {remote.version}",
+        keep=gatherer.folder.with_name(f"{gatherer.folder.name}{ARCHIVE_SUFFIX}"),
+        folder=folder,
+        downloader=gatherer.downloader,
+    )
+    return True

@@ -8,32 +8,31 @@ was written last may be anything. Memory: one chunk.
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import httpx
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from llava_api.base import Lenient
-from llava_trainer.files import make_folder, write_whole
+from llava_trainer.files import check_space, make_folder, write_whole
+from llava_trainer.retrying import Patience, Retrier, StoppedError, TransientError
 from llava_trainer.sources.exchange import (
     Body,
     check_encoding,
     explain_answer,
     explain_transport,
+    is_tag_opaque,
     open_response,
     read_body_headers,
     version_of,
 )
-from llava_trainer.sources.journal import Fetched, Journal
+from llava_trainer.sources.journal import Fetched, Journal, read_note
 from llava_trainer.sources.progress import Progress
-from llava_trainer.sources.refusals import TransientError, refused, unavailable
-from llava_trainer.sources.remote import RemoteFile, bare_etag
-from llava_trainer.sources.retrying import Patience, Retrier, StoppedError
-from llava_trainer.sources.room import check_space
-from llava_trainer.sources.sums import Sums
+from llava_trainer.sources.refusals import refused, unavailable
+from llava_trainer.sources.remote import Checksum, Digest, RemoteFile, bare_etag
 
 CHUNK_BYTES = 1 << 20
 RESUMABLE_BYTES = 8 << 20
@@ -59,10 +58,6 @@ class _PieceError(Exception):
     """A piece has come in as promised, and the next one is to be asked for."""
 
 
-class MissingError(Exception):
-    """The server knows no such file, and the caller can do without."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Downloader:
     """Fetches files of one source.
@@ -81,50 +76,50 @@ class Downloader:
     patience: Patience
     stop: threading.Event
 
-    def fetch(self, remote: RemoteFile, journal: Journal, *, may_miss: bool = False) -> Fetched:
+    def fetch(self, remote: RemoteFile, journal: Journal) -> Fetched:
         """Fetch one file to its name in the journal's folder, unless it is there already.
 
         Raises:
-            StageError: SourceRefused, SourceUnavailable or StorageFull, naming field, address and fix.
-            MissingError: the server knows no such file (only with ``may_miss``).
+            StageError: SourceRefused (MissingError, where the server has no such file), SourceUnavailable or
+                StorageFull, naming field, address and fix.
             StoppedError: ``stop`` was set.
         """
         found = journal.find_whole(remote.name, remote.address, remote.version)
         if found is not None:
             self.progress.add(found.size, remote.name)
             return found
+        what = f"{self.field}: {remote.address}"
         if (other := journal.claim(remote.name)) != remote.name:
             raise refused(
-                f"{self.field}: {remote.address} and {other} are one file on the run's volume, which does not tell "
-                "capitals from small letters: rename one of them, or take another StorageClass"
+                f"{what} and {other} are one file on the run's volume, which does not tell capitals from small "
+                "letters: rename one of them, or take another StorageClass"
             )
         path = journal.folder / remote.name
         try:
             make_folder(path.parent)
         except (FileExistsError, NotADirectoryError) as error:
-            raise refused(
-                f"{self.field}: {remote.address} needs a folder where the source has a file: {error}"
-            ) from error
+            raise refused(f"{what} needs a folder where the source has a file: {error}") from error
         journal.take_over_partial(remote.name)
-        transfer = _Transfer(self, remote, path, journal.partial_of(remote.name), may_miss=may_miss)
-        repeatedly = Retrier(what=f"{self.field}: {remote.address}", patience=self.patience, stop=self.stop)
-        fetched = repeatedly(transfer.attempt, transfer.take_gain)
+        transfer = _Transfer(self, remote, path, journal.partial_of(remote.name))
+        fetched = self.retrier(remote.address)(transfer.attempt, transfer.take_gain)
         journal.add(fetched)
         return fetched
+
+    def retrier(self, address: str) -> Retrier:
+        """Tries again what is asked of an address of this source."""
+        return Retrier(what=f"{self.field}: {address}", patience=self.patience, stop=self.stop)
 
 
 class _Transfer:
     """The tries of one file."""
 
-    def __init__(
-        self, downloader: Downloader, remote: RemoteFile, path: Path, partial: Path, *, may_miss: bool
-    ) -> None:  # fmt: skip
+    def __init__(self, downloader: Downloader, remote: RemoteFile, path: Path, partial: Path) -> None:
         self._by = downloader
         self._remote = remote
+        self._what = f"{downloader.field}: {remote.address}"
         self._path = path
         self._partial = partial
         self._state_file = partial.with_suffix(".json")
-        self._may_miss = may_miss
         self._num_mismatches = 0
         self._gained = 0
         self._counted = 0
@@ -147,6 +142,8 @@ class _Transfer:
 
     def _ask(self) -> Fetched:
         offset, version = self._find_partial()
+        if self._remote.read is not None:
+            return self._read(self._remote.read, offset if version == self._remote.version else 0)
         headers = {"Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
@@ -158,6 +155,12 @@ class _Transfer:
         except httpx.RequestError as error:
             raise explain_transport(error, self._by.field, self._remote.address) from error
 
+    def _read(self, read: Callable[[int], Generator[bytes]], offset: int) -> Fetched:
+        size = self._remote.size
+        with contextlib.closing(read(offset)) as chunks:
+            body = Body(begin=offset, end=size, total=size, has_end=True)
+            return self._store(chunks, body, size, self._remote.version, self._remote.digest)
+
     def _receive(self, response: httpx.Response, offset: int, version: str) -> Fetched:
         body = self._accept(response, offset, version)
         version = version_of(response)
@@ -165,37 +168,46 @@ class _Transfer:
         if self._remote.etag and told and told != self._remote.etag:
             self._discard()
             raise unavailable(
-                f"{self._by.field}: {self._remote.address} has changed since it was listed (ETag {told} instead of "
-                f"{self._remote.etag}): create the run again when nobody writes there any more"
+                f"{self._what} has changed since it was listed (ETag {told} instead of {self._remote.etag}): create "
+                "the run again when nobody writes there any more"
             )
-        size = self._expected_size(body)
+        digest = self._remote.digest
+        if digest is not None and digest.algorithm == "md5" and is_tag_opaque(response):
+            digest = None
+        return self._store(response.iter_raw(), body, self._expected_size(body), version, digest)
+
+    def _store(
+        self, chunks: Iterator[bytes], body: Body, size: int | None, version: str, digest: Digest | None
+    ) -> Fetched:  # fmt: skip
         self._check_space(size - body.begin if size is not None else 0)
         resumable = size is None or size >= RESUMABLE_BYTES
         if not body.begin:
             # Before the file is cut: a crash in between must not leave the old bytes under the new version.
             self._state_file.unlink(missing_ok=True)
-        sums = Sums(self._remote.digest, size)
+        come = Checksum(digest, size)
         self._count(body.begin - self._counted)
-        with self._partial.open("r+b" if body.begin else "wb") as stream:
-            for chunk in _read_chunks(stream, body.begin):
-                sums.update(chunk)
+        with self._partial.open("r+b" if body.begin else "w+b") as stream:
+            while chunk := stream.read(min(CHUNK_BYTES, body.begin - come.size)):
+                come.update(chunk)
+            if come.size < body.begin:
+                raise TransientError("what had been fetched is gone")
             stream.truncate()
             try:
-                self._write(response, stream, sums, body.end if size is None else size, version if resumable else None)
-                _check_end(body, sums.size, size)
+                self._write(chunks, stream, come, body.end if size is None else size, version if resumable else None)
+                _check_end(body, come.size, size)
             except BaseException:
                 if resumable and self._partial.exists():
-                    self._keep(stream, version, sums.size)
+                    self._keep(stream, version, come.size)
                 raise
-        return self._finish(response, sums, size)
+        return self._finish(come, version)
 
-    def _write(self, response: httpx.Response, stream: BinaryIO, sums: Sums, most: int | None, version: str | None
+    def _write(self, chunks: Iterator[bytes], stream: BinaryIO, come: Checksum, most: int | None, version: str | None
     ) -> None:  # fmt: skip
         unchecked = unsynced = 0
-        for chunk in response.iter_raw():
+        for chunk in chunks:
             if self._by.stop.is_set():
                 raise StoppedError
-            if most is not None and sums.size + len(chunk) > most:
+            if most is not None and come.size + len(chunk) > most:
                 raise self._mismatch(f"more than {most:,} bytes")
             unchecked += len(chunk)
             if most is None and unchecked >= _SPACE_BYTES:
@@ -203,12 +215,12 @@ class _Transfer:
                 self._check_space(unchecked)
                 unchecked = 0
             stream.write(chunk)
-            sums.update(chunk)
+            come.update(chunk)
             self._gained += len(chunk)
             self._count(len(chunk))
             unsynced += len(chunk)
             if unsynced >= _SYNC_BYTES and version is not None:
-                self._keep(stream, version, sums.size)
+                self._keep(stream, version, come.size)
                 unsynced = 0
 
     def _keep(self, stream: BinaryIO, version: str, size: int) -> None:
@@ -217,41 +229,36 @@ class _Transfer:
         os.fdatasync(stream.fileno())
         write_whole(self._state_file, _Partial(version=version, size=size).model_dump_json())
 
-    def _finish(self, response: httpx.Response, sums: Sums, size: int | None) -> Fetched:
-        problem = sums.find_mismatch(self._remote.digest, size, response)
+    def _finish(self, come: Checksum, version: str) -> Fetched:
+        problem = come.find_mismatch()
         if problem is not None:
             raise self._mismatch(problem)
         self._partial.chmod(0o644)
         try:
             self._partial.rename(self._path)
         except IsADirectoryError as error:
-            raise refused(
-                f"{self._by.field}: {self._remote.address} is a file where the source has a folder too"
-            ) from error
+            raise refused(f"{self._what} is a file where the source has a folder too") from error
         self._state_file.unlink(missing_ok=True)
         return Fetched(
-            name=self._remote.name, address=self._remote.address, size=sums.size, sha256=sums.sha256,
-            version=self._remote.version or version_of(response),
+            name=self._remote.name, address=self._remote.address, size=come.size, sha256=come.sha256,
+            version=self._remote.version or version,
         )  # fmt: skip
 
     def _find_partial(self) -> tuple[int, str]:
         """Bytes that are there already, and of which version; 0 if it has to be begun anew."""
-        try:
-            known = _Partial.model_validate_json(self._state_file.read_bytes())
-            size = self._partial.stat().st_size
-        except (FileNotFoundError, ValidationError):
-            return 0, ""
+        known = read_note(self._state_file, _Partial)
         # Without a version the digest will tell whether the pieces fit together. The last byte is asked for again: a
         # file that was all there would have no rest to ask for.
-        if size < known.size or not (known.version or self._remote.digest):
+        if known is None or not (known.version or self._remote.digest):
             return 0, ""
-        return max(0, known.size - 1), known.version
+        is_there = self._partial.exists() and self._partial.stat().st_size >= known.size
+        return (max(0, known.size - 1), known.version) if is_there else (0, "")
 
     def _accept(self, response: httpx.Response, offset: int, version: str) -> Body:
         """What the body that follows holds.
 
         Raises:
-            TransientError, MissingError, StageError: there is no such body.
+            TransientError, StageError: there is no such body.
         """
         if response.status_code == 200 or (response.status_code == 206 and offset):
             check_encoding(response, self._by.field, self._remote.address)
@@ -265,8 +272,6 @@ class _Transfer:
         if response.status_code == 416 and offset:
             self._discard()
             raise TransientError("the file is shorter than what had been fetched of it")
-        if response.status_code in (404, 410) and self._may_miss:
-            raise MissingError
         raise explain_answer(response, self._by.field, self._remote.address)
 
     def _expected_size(self, body: Body) -> int | None:
@@ -283,9 +288,9 @@ class _Transfer:
             raise TransientError("the server does not tell how long the file is")
         if not body.has_end:
             raise refused(
-                f"{self._by.field}: {self._remote.address}: the server tells neither how long the file is nor where it "
-                "ends (no Content-Length, no chunks): whether all of it came could not be told; have the server tell "
-                "its length, or add #sha256=DIGEST where the source is one file"
+                f"{self._what}: the server tells neither how long the file is nor where it ends (no Content-Length, no "
+                "chunks): whether all of it came could not be told; have the server tell its length, or add "
+                "#sha256=DIGEST where the source is one file"
             )
         return None
 
@@ -295,13 +300,12 @@ class _Transfer:
         self._num_mismatches += 1
         if self._num_mismatches > 1:
             return refused(
-                f"{self._by.field}: {self._remote.address} is not what it should be, fetched twice: {problem}; "
-                "correct the digest or the file"
+                f"{self._what} is not what it should be, fetched twice: {problem}; correct the digest or the file"
             )
         return TransientError(problem)
 
     def _check_space(self, needed_bytes: int) -> None:
-        check_space(self._by.volume, needed_bytes, f"{self._by.field}: {self._remote.address}")
+        check_space(self._by.volume, needed_bytes, self._what)
 
     def _count(self, num_bytes: int) -> None:
         self._counted += num_bytes
@@ -325,12 +329,3 @@ def _check_end(body: Body, size: int, whole: int | None) -> None:
         if size - body.begin < CHUNK_BYTES:
             raise TransientError(f"only {size - body.begin:,} bytes of the rest at a time")
         raise _PieceError
-
-
-def _read_chunks(stream: BinaryIO, num_bytes: int) -> Iterator[bytes]:
-    while num_bytes > 0:
-        chunk = stream.read(min(CHUNK_BYTES, num_bytes))
-        if not chunk:
-            raise TransientError("what had been fetched is gone")
-        num_bytes -= len(chunk)
-        yield chunk

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from llava_trainer.files import sha256_file, write_whole
-from llava_trainer.training.rereading import Rereading
+from llava_trainer.retrying import Rereading
 from llava_trainer.training.tensors import write_hashed
 
 _STATE_FILE = "state.json"

@@ -47,6 +47,8 @@ class Evidence(Lenient):
     """What a process that stands still says of itself."""
 
     doing: Doing
+    limit_s: float
+    """How long it may stand still, in seconds; every process concludes the same from the steps that it was told of."""
     groups: tuple[GroupPosition, ...]
 
 
@@ -70,14 +72,14 @@ class _Recording(Lenient):
     entries: tuple[_Entry, ...] = ()
 
 
-def write_evidence(config: RunConfig, rank: int, doing: Doing) -> None:
-    """Leave word of how far this process is.
+def write_evidence(config: RunConfig, rank: int, doing: Doing, limit_s: float) -> None:
+    """Leave word of how far this process is, and that it may stand still for ``limit_s`` seconds.
 
     Raises:
         OSError: it cannot be written.
     """
     recordings = dump_recorders()
-    evidence = Evidence(doing=doing, groups=find_positions(recordings))
+    evidence = Evidence(doing=doing, limit_s=limit_s, groups=find_positions(recordings))
     write_whole(evidence_file(config, rank), evidence.model_dump_json())
     write_whole(flight_file(config, rank), json.dumps({name: json.loads(text) for name, text in recordings.items()}))
 

@@ -3,6 +3,7 @@
 Every process runs the same steps; what only one of them does (files for all, reports) asks ``is_first``.
 """
 
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from llava_trainer.training.phase import Phase, phase_of
 from llava_trainer.training.plan import Plan, make_plan
 from llava_trainer.training.probe import probe_largest
 from llava_trainer.training.processes import Processes
+from llava_trainer.training.progress import Progress
 from llava_trainer.training.recorder import Recorder
 from llava_trainer.training.results import publish_result
 from llava_trainer.training.resuming import Beginning, resume, shapes_of
@@ -46,8 +48,9 @@ def train(
     reporter: Reporter,
     stop: StopRequest,
     beat: Beat = lambda doing: None,
+    progress: Progress | None = None,
 ) -> TrainNumbers | None:
-    """Train to the end and write the result. ``beat`` is told how far it is.
+    """Train to the end and write the result. ``beat`` is told what it does, ``progress`` how far it is.
 
     Returns:
         What was reached, in the first process; None in the others.
@@ -58,6 +61,7 @@ def train(
             InvalidConfig.
         OSError: a checkpoint or the result could not be written.
     """
+    progress = progress or Progress()
     phase = phase_of(config)
     processing = load_processing(config.model_dir, phase.image_aspect_ratio)
     with ExitStack() as stack:
@@ -69,6 +73,7 @@ def train(
             trainee.engine, trainee.named_trainable(), processes, config.volume, phase.stage, config.run.attempt,
             identity,
         )  # fmt: skip
+        progress.begin(beginning.step)
         loader = stack.enter_context(
             BatchLoader(
                 samples, processing, images=phase.images_dir, max_length=phase.max_length, plan=plan,
@@ -83,7 +88,7 @@ def train(
             recorder.record_skipped([f"{path.parent.parent.name}/{path.name}" for path in beginning.passed_over])
         Loop(
             phase=phase, plan=plan, trainee=trainee, processes=processes, loader=loader, saver=saver,
-            recorder=recorder, stop=stop, beat=beat, first_step=beginning.step, identity=identity,
+            recorder=recorder, stop=stop, beat=beat, progress=progress, first_step=beginning.step, identity=identity,
             fence=reporter.fence,
         ).run()  # fmt: skip
     publish_result(trainee, config.volume, processes, reporter.fence.check)
@@ -114,6 +119,7 @@ class Loop:
     """Only in the first process."""
     stop: StopRequest
     beat: Beat
+    progress: Progress
     first_step: int
     identity: Mapping[str, str]
     """What this training is, to be told in its checkpoints."""
@@ -136,10 +142,13 @@ class Loop:
         self._finish_saving()
 
     def _run_step(self, step: int) -> None:
+        began = time.monotonic()
         self.beat(Doing.LOADING)
         micro_batches = self.loader.load(step)
         self.beat(Doing.WAITING)
-        totals = count_batch(micro_batches, self.stop.received, self.processes)
+        totals = count_batch(micro_batches, self.stop.received, self.processes, self.progress.last_step_s)
+        if totals.last_step_s:
+            self.progress.measure(totals.last_step_s)
         if totals.stop:
             self._stop_after(step)
         batch = self.plan.batch(step)
@@ -152,6 +161,7 @@ class Loop:
         except AskedToStopError:
             # The optimiser holds the state after the last step; whoever goes on does this one from its beginning.
             self._stop_after(step)
+        self.progress.finish_step(step + 1, time.monotonic() - began)
         check_finite(outcome, step + 1)
         if step == self.first_step:
             check_gradient(self.trainee, self.processes, step + 1)

@@ -106,7 +106,10 @@ class Meeting:
         while missing := [node for node in range(self._num_nodes) if self._find_word(_pulse(node)) is None]:
             failure = self.find_failure()
             if failure:
-                raise StageError(failure.reason, failure.message, rank=failure.rank)
+                raise StageError(
+                    failure.reason, failure.message, rank=failure.rank, step=failure.step,
+                    attempt_steps=failure.attempt_steps,
+                )  # fmt: skip
             if time.monotonic() > self._deadline:
                 raise StageError(
                     Reason.RENDEZVOUS_FAILED,

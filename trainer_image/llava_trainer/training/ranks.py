@@ -14,6 +14,8 @@ from llava_api.report import StageFailure, TrainNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.files import write_whole
 from llava_trainer.logs import read_tail
+from llava_trainer.training.history import read_entries
+from llava_trainer.training.nccl import explain_nccl_fault
 
 _ASKED_TO_STOP = frozenset({signal.SIGTERM, signal.SIGHUP})
 """Signals with which launchers end processes."""
@@ -78,8 +80,13 @@ def clear_words(config: RunConfig, ranks: Iterable[int]) -> None:
     """Remove what processes of these ranks left when this pod ran before."""
     for rank in ranks:
         rank_failure_file(config, rank).unlink(missing_ok=True)
-        evidence_file(config, rank).unlink(missing_ok=True)
-        flight_file(config, rank).unlink(missing_ok=True)
+        clear_evidence(config, rank)
+
+
+def clear_evidence(config: RunConfig, rank: int) -> None:
+    """Take back what a process has left that stood still and goes on."""
+    evidence_file(config, rank).unlink(missing_ok=True)
+    flight_file(config, rank).unlink(missing_ok=True)
 
 
 def read_words(config: RunConfig, ranks: Iterable[int]) -> dict[int, RankFailure]:
@@ -99,12 +106,33 @@ def find_cause(config: RunConfig, exits: Sequence[Exit]) -> RankFailure:
     return told.get(first.rank) or _explain_exit(config, first)
 
 
+def fill_steps(config: RunConfig, failure: StageFailure, ranks: Iterable[int]) -> StageFailure:
+    """Say how many steps were done, where a process was killed and could not say so itself.
+
+    The others that lost it were as far, and the curve on the volume is that of the first process.
+    """
+    if failure.step is not None:
+        return failure
+    said = [word.failure for word in read_words(config, ranks).values() if word.failure.step is not None]
+    if said:
+        last = max(said, key=lambda other: other.step or 0)
+        return failure.model_copy(update={"step": last.step, "attempt_steps": last.attempt_steps})
+    try:
+        entries = read_entries(config.volume.history_file(config.run.stage, config.run.attempt))
+    except (OSError, ValueError, TypeError):
+        # A damaged curve must not take the place of the failure.
+        entries = []
+    return failure.model_copy(update={"step": entries[-1].step}) if entries else failure
+
+
 def _credibility(exit_: Exit, told: Mapping[int, RankFailure]) -> int:
     if exit_.code == exit_code_of(Reason.SUPERSEDED):
         return 0
     word = told.get(exit_.rank)
+    if word and word.lost_peer:
+        return 2 if word.failure.reason is Reason.NCCL_FAILED else 3
     if word:
-        return 3 if word.lost_peer else 0
+        return 0
     if exit_.code < 0:
         if -exit_.code in _ASKED_TO_STOP:
             return 4
@@ -115,15 +143,20 @@ def _credibility(exit_: Exit, told: Mapping[int, RankFailure]) -> int:
 
 def _explain_exit(config: RunConfig, exit_: Exit) -> RankFailure:
     tail = read_tail(rank_log(config, exit_.rank))
+    fault = explain_nccl_fault(tail) if -exit_.code == signal.SIGABRT else None
     if exit_.code == exit_code_of(Reason.SUPERSEDED):
         reason, how = Reason.SUPERSEDED, "has ended because the attempt does not count any more: a later one has begun"
+    elif fault is not None:
+        reason, how = fault.reason, f"was ended by PyTorch's watchdog over NCCL: {fault.message}"
     elif exit_.code < 0:
         reason, how = Reason.WORKER_KILLED, f"was killed by {_signal_name(-exit_.code)}"
     else:
         reason, how = Reason.INTERNAL_ERROR, f"ended with exit code {exit_.code} without saying why"
     message = f"training process {exit_.rank} {how}"
+    # That watchdog also ends a process whose peer is gone, whatever NCCL makes of it.
     return RankFailure(
-        failure=StageFailure(reason=reason, message=message, rank=exit_.rank, log_tail=tail), lost_peer=False
+        failure=StageFailure(reason=reason, message=message, rank=exit_.rank, log_tail=tail),
+        lost_peer=fault is not None,
     )
 
 

@@ -17,6 +17,7 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.volume import RunVolume
 from llava_trainer.errors import StageError
+from llava_trainer.retrying import OF_ANOTHER_NODE, Rereading
 from llava_trainer.training.checkpoint import (
     CheckpointState,
     DamagedCheckpointError,
@@ -28,7 +29,6 @@ from llava_trainer.training.checkpoint import (
 )
 from llava_trainer.training.identity import find_differences
 from llava_trainer.training.processes import Processes
-from llava_trainer.training.rereading import OF_ANOTHER_NODE, Rereading
 from llava_trainer.training.retention import find_checkpoints
 from llava_trainer.training.slices import PARTS, list_slices, resume_slices
 

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from llava_api.quantities import format_gib
 from llava_trainer.files import aside_of, begin_folder, publish_folder
+from llava_trainer.retrying import OF_ANOTHER_NODE
 from llava_trainer.training.checkpoint import (
     CheckpointState,
     StoredOptimizer,
@@ -31,7 +32,6 @@ from llava_trainer.training.checkpoint import (
 from llava_trainer.training.flight import CHECKPOINT_GROUP
 from llava_trainer.training.pinned import allocating_on_node
 from llava_trainer.training.processes import CONTROL_TIMEOUT, LostPeerError, Processes
-from llava_trainer.training.rereading import OF_ANOTHER_NODE
 from llava_trainer.training.retention import prune_checkpoints
 from llava_trainer.training.slices import Slice
 

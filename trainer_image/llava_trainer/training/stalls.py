@@ -39,10 +39,11 @@ def explain_stall_of_all(config: RunConfig) -> StageFailure | None:
     num_ranks = workers.num_nodes * workers.processes_per_node
     if num_ranks == 1:
         return None
-    limit_s = workers.stall_limit_seconds
-    verdict = judge(_await_evidence(config, num_ranks, limit_s * _LATENESS), num_ranks)
+    evidence = _await_evidence(config, num_ranks)
+    verdict = judge(evidence, num_ranks)
     if verdict is None:
         return None
+    limit_s = _limit_s(config, evidence)
     if verdict.rank is None:
         message = (
             f"no training process has gone on for {limit_s:.0f} s: {verdict.finding}; the stacks are in their logs"
@@ -141,11 +142,17 @@ def _begun(positions: Mapping[Group, GroupPosition], group: Group) -> int:
     return positions[group].begun if group in positions else 0
 
 
-def _await_evidence(config: RunConfig, num_ranks: int, patience_s: float) -> dict[int, Evidence]:
-    deadline = time.monotonic() + patience_s
+def _limit_s(config: RunConfig, evidence: Mapping[int, Evidence]) -> float:
+    """How long they may stand still; all have concluded the same."""
+    return min((one.limit_s for one in evidence.values()), default=config.workers.stall_limit_seconds)
+
+
+def _await_evidence(config: RunConfig, num_ranks: int) -> dict[int, Evidence]:
+    began = time.monotonic()
     while True:
         found = {rank: read_evidence(config, rank) for rank in range(num_ranks)}
         evidence = {rank: one for rank, one in found.items() if one is not None}
-        if len(evidence) == num_ranks or time.monotonic() > deadline:
+        patience_s = _limit_s(config, evidence) * _LATENESS
+        if len(evidence) == num_ranks or time.monotonic() > began + patience_s:
             return evidence
         time.sleep(_POLL_S)

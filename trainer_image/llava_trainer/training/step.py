@@ -28,6 +28,8 @@ class BatchTotals:
     """Real (not padding) tokens."""
     stop: bool
     """Whether any process was asked to stop."""
+    last_step_s: float
+    """How long the step before took, as the first process has measured it; 0 if there was none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +46,20 @@ class StepOutcome:
     samples: int
 
 
-def count_batch(micro_batches: Sequence[MicroBatch], stop: bool, processes: Processes) -> BatchTotals:
-    """Count over all processes what each one's micro-batches hold, and whether any was asked to stop."""
-    supervised, tokens, stops = processes.sum(
+def count_batch(
+    micro_batches: Sequence[MicroBatch], stop: bool, processes: Processes, last_step_s: float = 0.0
+) -> BatchTotals:
+    """Count over all processes what each one's micro-batches hold, and whether any was asked to stop.
+
+    The first process's ``last_step_s`` is told to all.
+    """
+    supervised, tokens, stops, seconds = processes.sum(
         sum(micro_batch.num_supervised for micro_batch in micro_batches),
         sum(micro_batch.num_tokens for micro_batch in micro_batches),
         stop,
+        last_step_s if processes.is_first else 0.0,
     )
-    return BatchTotals(supervised=int(supervised), tokens=int(tokens), stop=stops > 0)
+    return BatchTotals(supervised=int(supervised), tokens=int(tokens), stop=stops > 0, last_step_s=seconds)
 
 
 def run_step(

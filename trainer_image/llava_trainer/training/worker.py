@@ -7,7 +7,8 @@ import argparse
 import logging
 import os
 import sys
-from functools import partial
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,21 +19,27 @@ from llava_api.failures import Reason, exit_code_of
 from llava_api.report import StageFailure
 from llava_api.run_config import RunConfig
 from llava_trainer.attempts.folder import Fence
+from llava_trainer.device_faults import explain_device_fault
 from llava_trainer.errors import LOST_CONNECTION_SIGN, StageError
 from llava_trainer.logs import ProcessLog
 from llava_trainer.outcome import explain
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.flight import write_evidence
 from llava_trainer.training.loop import train
+from llava_trainer.training.nccl import explain_nccl_fault
 from llava_trainer.training.processes import LostPeerError, Processes, join
-from llava_trainer.training.ranks import RankFailure, write_numbers, write_rank_failure
+from llava_trainer.training.progress import Progress
+from llava_trainer.training.ranks import RankFailure, clear_evidence, write_numbers, write_rank_failure
 from llava_trainer.training.stopping import StopRequest
-from llava_trainer.training.watchdog import Doing, Watchdog
+from llava_trainer.training.watchdog import Doing, Watchdog, stall_limit_s
 
 _MEMORY_SIGNS = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Cuda failure 2 ")
 """How PyTorch, CUDA, cuBLAS and NCCL say that the GPU's memory does not suffice."""
 _MAX_MEMORY_MESSAGE = 300
 """Characters: how much was asked for and how much there is; advice on PyTorch's settings follows."""
+
+_LAST_WORDS_S = 10.0
+"""How long a process that ends itself may take to say why."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +51,15 @@ def main() -> int:
     config = RunConfig.model_validate_json(parser.parse_args().config.read_bytes())
     rank = int(os.environ["RANK"])
     disable_progress_bar()
+    progress = Progress()
     with ProcessLog() as log, StopRequest() as stop:
         try:
-            _run(config, stop)
+            _run(config, stop, progress)
         except Exception as error:
             if is_superseded(error, config):
                 # Nothing is written any more: not even why, nor a line of the log, which lies in the attempt's folder.
                 return exit_code_of(Reason.SUPERSEDED)
-            failure = explain_rank_failure(error, rank, log)
+            failure = explain_rank_failure(error, rank, log, progress)
             write_rank_failure(config, rank, failure)
             return exit_code_of(failure.failure.reason)
     return 0
@@ -64,18 +72,25 @@ def is_superseded(error: BaseException, config: RunConfig) -> bool:
     return Fence(config).find_reason() is not None
 
 
-def explain_rank_failure(error: Exception, rank: int, log: ProcessLog) -> RankFailure:
-    """Say why this process cannot go on, and log it."""
+def explain_rank_failure(error: Exception, rank: int, log: ProcessLog, progress: Progress) -> RankFailure:
+    """Say why this process cannot go on, and how far it was, and log it."""
     lost_peer = is_lost_peer(error)
+    nccl_fault = explain_nccl_fault(str(error)) if isinstance(error, RuntimeError) else None
     if is_out_of_device_memory(error):
-        error = StageError(Reason.OUT_OF_DEVICE_MEMORY, str(error)[:_MAX_MEMORY_MESSAGE])
+        lost_peer, error = False, StageError(Reason.OUT_OF_DEVICE_MEMORY, str(error)[:_MAX_MEMORY_MESSAGE])
+    elif explain_device_fault(error):
+        lost_peer = False
+    elif nccl_fault is not None and nccl_fault.reason is Reason.NCCL_FAILED:
+        # It may still be the other side that failed first: who knows a cause of its own is believed before.
+        lost_peer, error = True, StageError(Reason.NCCL_FAILED, nccl_fault.message)
     elif lost_peer:
         error = StageError(Reason.RENDEZVOUS_FAILED, f"the connection to the other processes was lost: {error}")
     if isinstance(error, StageError) and error.reason is not Reason.INTERNAL_ERROR:
         logger.error("process %d ends: %s: %s", rank, error.reason, error.message)
     else:
         logger.error("process %d failed", rank, exc_info=error)
-    failure: StageFailure = explain(error, log.tail()).model_copy(update={"rank": rank, "log_tail": log.tail()})
+    particulars = {"rank": rank, "log_tail": log.tail(), **_steps_of(progress)}
+    failure: StageFailure = explain(error, log.tail()).model_copy(update=particulars)
     return RankFailure(failure=failure, lost_peer=lost_peer)
 
 
@@ -93,28 +108,34 @@ def is_out_of_device_memory(error: BaseException) -> bool:
     )
 
 
-def explain_stall(rank: int, doing: Doing, limit_s: float) -> RankFailure:
+def explain_stall(rank: int, doing: Doing, limit_s: float, progress: Progress) -> RankFailure:
     """Say that this process does not get any further."""
     failure = StageFailure(
         reason=Reason.WORKER_STALLED,
         message=f"training process {rank} has not gone on for {limit_s:.0f} s: it {doing}; the stacks are in its log",
         rank=rank,
+        step=progress.step,
+        attempt_steps=progress.attempt_steps,
     )
     # Whoever waits for the others is held up by one of them, which says so itself if it still can.
     return RankFailure(failure=failure, lost_peer=doing is Doing.WAITING)
 
 
-def _run(config: RunConfig, stop: StopRequest) -> None:
+def _steps_of(progress: Progress) -> dict[str, int | None]:
+    return {"step": progress.step, "attempt_steps": progress.attempt_steps}
+
+
+def _run(config: RunConfig, stop: StopRequest, progress: Progress) -> None:
     processes = join(config.workers.device)
-    limit_s = config.workers.stall_limit_seconds
+    stalling = _Stalling(config=config, processes=processes, progress=progress)
     try:
         with (
             Reporter(config) as reporter,
             Watchdog(
-                limit_s, partial(_give_up, config, processes), partial(_leave_evidence, config, processes)
+                lambda: stalling.limit_s, stalling.give_up, stalling.leave_evidence, stalling.take_back
             ) as watchdog,
         ):
-            numbers = train(config, processes, reporter, stop, watchdog.beat)
+            numbers = train(config, processes, reporter, stop, watchdog.beat, progress)
         if numbers:
             write_numbers(config, numbers)
         processes.barrier()
@@ -123,29 +144,52 @@ def _run(config: RunConfig, stop: StopRequest) -> None:
             dist.destroy_process_group()
 
 
-def _leave_evidence(config: RunConfig, processes: Processes, doing: Doing) -> None:
-    half_s = config.workers.stall_limit_seconds / 2
-    logger.warning("process %d has not gone on for %.0f s: it %s", processes.rank, half_s, doing)
-    if processes.world_size == 1:
-        return
-    try:
-        write_evidence(config, processes.rank, doing)
-    except OSError as error:
-        logger.warning("how far process %d is could not be written down: %s", processes.rank, error)
+@dataclass(kw_only=True)
+class _Stalling:
+    """What this process does about standing still."""
 
+    config: RunConfig
+    processes: Processes
+    progress: Progress
+    is_superseded: bool = False
 
-def _give_up(config: RunConfig, processes: Processes, doing: Doing) -> None:
-    word = explain_stall(processes.rank, doing, config.workers.stall_limit_seconds)
-    reason = word.failure.reason
-    try:
-        if Fence(config).find_reason() is not None:
-            reason = Reason.SUPERSEDED
-        else:
-            logger.error("process %d ends: %s: %s", processes.rank, reason, word.failure.message)
-            write_rank_failure(config, processes.rank, word)
-    finally:
+    @property
+    def limit_s(self) -> float:
+        return stall_limit_s(self.progress.slowest_step_s, self.config.workers.stall_limit_seconds)
+
+    def leave_evidence(self, doing: Doing) -> None:
+        rank, limit_s = self.processes.rank, self.limit_s
+        logger.warning("process %d has not gone on for %.0f s: it %s", rank, limit_s / 2, doing)
+        if self.processes.world_size == 1:
+            return
+        try:
+            write_evidence(self.config, rank, doing, limit_s)
+        except OSError as error:
+            logger.warning("how far process %d is could not be written down: %s", rank, error)
+
+    def take_back(self) -> None:
+        try:
+            clear_evidence(self.config, self.processes.rank)
+        except OSError as error:
+            logger.warning("what process %d has left as evidence stays: %s", self.processes.rank, error)
+
+    def give_up(self, doing: Doing) -> None:
+        word = explain_stall(self.processes.rank, doing, self.limit_s, self.progress)
+        # The volume, where log and word go to, may be what hangs.
+        telling = threading.Thread(target=self._tell, args=(word,), daemon=True)
+        telling.start()
+        telling.join(_LAST_WORDS_S)
         # The main thread hangs: nothing else ends this process.
-        os._exit(exit_code_of(reason))
+        os._exit(exit_code_of(Reason.SUPERSEDED if self.is_superseded else word.failure.reason))
+
+    def _tell(self, word: RankFailure) -> None:
+        rank = self.processes.rank
+        if Fence(self.config).find_reason() is not None:
+            # The attempt is over: its folder is another one's, and so is the log.
+            self.is_superseded = True
+            return
+        logger.error("process %d ends: %s: %s", rank, word.failure.reason, word.failure.message)
+        write_rank_failure(self.config, rank, word)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,127 @@
+"""Nodes that are objects and no more: scheduler and controllers take them for real, their kubelets are played."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+
+from llava_operator.kube.client import Kind, Kube, KubeError
+from llava_operator.kube.kinds import LEASES, PODS
+from llava_operator.kube.objects import Object
+from tests.cluster.worlds import ended
+
+NODES = Kind("api/v1", "nodes")
+VOLUMES = Kind("api/v1", "persistentvolumes")
+CLAIMS = Kind("api/v1", "persistentvolumeclaims")
+GPU = "nvidia.com/gpu"
+BEAT_S = 5
+
+Behave = Callable[[Object, list[Object]], Object | None]
+"""From a pod that is bound, and all pods of its namespace, to the status that it has next."""
+
+
+class Nodes:
+    """Nodes without machines, alive as long as somebody beats for them. Pods that are bound to one behave as told."""
+
+    def __init__(self, kube: Kube, namespace: str, behave: Behave) -> None:
+        self.kube = kube
+        self.namespace = namespace
+        self.behave = behave
+        self.names: list[str] = []
+
+    async def add(self, name: str, gpus: int, *taints: Object, **labels: str) -> None:
+        resources = {"cpu": "64", "memory": "1Ti", "pods": "110", GPU: str(gpus)}
+        conditions = [{"type": "Ready", "status": "True", "reason": "Played", "lastHeartbeatTime": _now()}]
+        body = {
+            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, **labels}},
+            "spec": {"taints": list(taints)},
+        }
+        with contextlib.suppress(KubeError):
+            await self.kube._request("DELETE", NODES.path(None, name))
+        await self.kube.create(NODES, None, body)
+        status = {"status": {"capacity": resources, "allocatable": resources, "conditions": conditions}}
+        await self.kube.patch(NODES, None, name, status, subresource="status")  # type: ignore[arg-type]
+        self.names.append(name)
+
+    async def live(self) -> None:
+        """Beat for every node and look after its pods, for ever."""
+        last = 0.0
+        while True:
+            if (now := asyncio.get_running_loop().time()) - last > BEAT_S:
+                last = now
+                for name in self.names:
+                    await self._beat(name)
+            pods = [pod async for pod in self.kube.list(PODS, self.namespace)]
+            for pod in pods:
+                with contextlib.suppress(KubeError):
+                    await self._look_after(pod, pods)
+            await asyncio.sleep(0.2)
+
+    async def _beat(self, name: str) -> None:
+        conditions = [{"type": "Ready", "status": "True", "reason": "Played", "lastHeartbeatTime": _now()}]
+        status = {"status": {"conditions": conditions}}
+        await self.kube.patch(NODES, None, name, status, subresource="status")  # type: ignore[arg-type]
+        lease = {"metadata": {"name": name}, "spec": {"holderIdentity": name, "renewTime": _micro()}}
+        with contextlib.suppress(KubeError):
+            await self.kube.create(LEASES, "kube-node-lease", lease)
+        await self.kube.patch(LEASES, "kube-node-lease", name, {"spec": lease["spec"]})
+
+    async def _look_after(self, pod: Object, pods: list[Object]) -> None:
+        name, phase = pod["metadata"]["name"], pod["status"]["phase"]
+        if not pod["spec"].get("nodeName"):
+            return
+        status: Object | None = None
+        if "deletionTimestamp" in pod["metadata"]:
+            if phase in ("Pending", "Running"):
+                await self._say(name, ended(143, ""))
+            await self.kube._request("DELETE", PODS.path(self.namespace, name), body={"gracePeriodSeconds": 0})
+        elif phase in ("Pending", "Running"):
+            status = self.behave(pod, pods)
+        if status:
+            await self._say(name, status)
+
+    async def _say(self, pod: str, status: Object) -> None:
+        await self.kube.patch(PODS, self.namespace, pod, {"status": status}, subresource="status")
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _micro() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+@contextlib.asynccontextmanager
+async def playing(kube: Kube, namespace: str, behave: Behave) -> AsyncIterator[Nodes]:
+    """Nodes that live as long as the context, and go with it."""
+    made = Nodes(kube, namespace, behave)
+    living = asyncio.create_task(made.live())
+    try:
+        yield made
+    finally:
+        living.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await living
+        # Pods that nobody ends would hold up the end of their namespace.
+        async for pod in kube.list(PODS, namespace):
+            with contextlib.suppress(KubeError):
+                path = PODS.path(namespace, pod["metadata"]["name"])
+                await kube._request("DELETE", path, body={"gracePeriodSeconds": 0})
+        for name in made.names:
+            await kube._request("DELETE", NODES.path(None, name))
+
+
+async def provide(kube: Kube, namespace: str, *claims: str) -> None:
+    """Volumes for claims, which the scheduler waits for."""
+    for name in claims:
+        spec = {
+            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany", "ReadWriteOnce"],
+            "hostPath": {"path": "/tmp"},
+            "claimRef": {"namespace": namespace, "name": name}, "persistentVolumeReclaimPolicy": "Retain",
+        }  # fmt: skip
+        await kube.create(VOLUMES, None, {"metadata": {"name": name}, "spec": spec})
+    for name in ("models", "data"):
+        claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+        if name in claims:
+            await kube.create(CLAIMS, namespace, {"metadata": {"name": name}, "spec": claim})

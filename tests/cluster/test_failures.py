@@ -1,0 +1,252 @@
+"""Each row of the table of failures that Kubernetes or the operator causes, caused by them.
+
+API server, scheduler, taint manager and Job controller are real; nodes are objects, and their kubelets are played.
+"""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from llava_api.constants import LABEL_ATTEMPT, LABEL_COMPLETION_INDEX, LABEL_RUN, LABEL_STAGE, StageName
+from llava_api.failures import BY_REASON, Reason
+from llava_api.status import Progress
+from llava_operator.clock import now, to_time
+from llava_operator.kube.client import Kind, Kube
+from llava_operator.kube.kinds import CHILD_SELECTOR, JOBS, PODS, RUNS
+from llava_operator.kube.objects import Key, Object
+from tests.cluster.nodes import GPU, NODES, Nodes, playing, provide
+from tests.cluster.operators import OperatorProcess, running
+from tests.cluster.test_operator_crashes import Process
+from tests.cluster.worlds import NAMESPACES, connect, ended, is_true, make_run, succeed, until
+from tests.cluster.worlds import running as pod_runs
+from tests.kubectl import Kubectl
+
+pytestmark = pytest.mark.cluster
+
+NAMESPACE = "failing"
+PRIORITIES = Kind("apis/scheduling.k8s.io/v1", "priorityclasses")
+DISTURBED = {
+    Reason.PREEMPTED: "preempted",
+    Reason.NODE_LOST: "lost",
+    Reason.DRAINED: "drained",
+    Reason.POD_DISRUPTED: "shut-down",
+    Reason.EVICTED: "overdrawn",
+    Reason.POD_FAILED: "silent",
+    Reason.POD_DELETED: "deleted",
+    Reason.RESULT_LOST: "forgotten",
+}
+"""Runs whose first attempt of training ends by each, and which then go on to their end."""
+OTHERS = {Reason.NO_PROGRESS: "stuck", Reason.DEADLINE_EXCEEDED: "late"}
+
+
+@pytest.fixture(scope="module")
+def operator(installation: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+    log = tmp_path_factory.mktemp("failures") / "operator.log"
+    process = OperatorProcess(pod_name="failures", kubeconfig=installation, log=log)
+    with running(process):
+        process.wait_until_leader()
+        yield process
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+@pytest.fixture
+async def kube(api_server: Kubectl, crd: None) -> AsyncIterator[Kube]:
+    assert api_server.kubeconfig is not None
+    names = [*DISTURBED.values(), *OTHERS.values(), "still"]
+    async with connect(api_server.kubeconfig) as api:
+        kube = Kube(api, timeout_s=20)
+        await kube.create(NAMESPACES, None, {"metadata": {"name": NAMESPACE}})
+        yield kube
+    api_server.run("delete", "namespace", NAMESPACE, "--timeout=60s")
+    for name in ("models", "data", *(f"{name}-run" for name in names)):
+        api_server.run("delete", "pv", name, "--ignore-not-found", "--wait=false")
+
+
+def behave(pod: Object, _: list[Object]) -> Object | None:
+    """Training's first attempt runs until something happens to it, but for those that fail by themselves."""
+    labels = pod["metadata"]["labels"]
+    run, attempt = labels[LABEL_RUN], labels[LABEL_ATTEMPT]
+    if run == "none":
+        return pod_runs() if pod["status"]["phase"] == "Pending" else None
+    if labels[LABEL_STAGE] != StageName.TRAIN or (attempt != "1" and run != "stuck"):
+        return succeed(pod)
+    if pod["status"]["phase"] == "Pending":
+        return pod_runs()
+    if labels[LABEL_COMPLETION_INDEX] != "1":
+        return None
+    if run == "stuck":
+        return ended(71, "")
+    if run == "silent":
+        return ended(137, "")
+    if run == "overdrawn":
+        # As the kubelet writes it for an emptyDir that is too large: no condition DisruptionTarget.
+        return {
+            **ended(137, ""),
+            "reason": "Evicted",
+            "message": "Usage of EmptyDir volume tmp exceeds the limit 10Gi.",
+        }
+    if run == "shut-down":
+        disrupted = {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "TerminationByKubelet",
+            "message": "shutdown",
+        }
+        return {**ended(143, ""), "conditions": [disrupted]}
+    return None
+
+
+async def training_pod(kube: Kube, run: str) -> Object:
+    """The first pod of a run's training, once it runs and the operator knows."""
+
+    async def look() -> Object | None:
+        selector = f"{LABEL_RUN}={run},{LABEL_STAGE}=train,{LABEL_COMPLETION_INDEX}=0"
+        pods = [pod async for pod in kube.list(PODS, NAMESPACE, selector)]
+        attempts = (await stage_of(kube, run)).get("attempts", [])
+        is_known = bool(attempts) and attempts[-1]["state"] == "Running"
+        return pods[0] if pods and is_known and pods[0]["status"]["phase"] == "Running" else None
+
+    return await until(f"the training of {run}", look, timeout_s=90)
+
+
+async def stage_of(kube: Kube, run: str) -> Object:
+    status = (await kube.get(RUNS, NAMESPACE, run)).get("status", {})
+    return next((stage for stage in status.get("stages", []) if stage["name"] == "train"), {})
+
+
+async def create_runs(kube: Kube, nodes: Nodes) -> None:
+    small = {"limits": {"cpu": "1", "memory": "1Gi"}}
+    for name in (*DISTURBED.values(), *OTHERS.values()):
+        # A place for each of its pods, and none to spare.
+        for number in range(2):
+            await nodes.add(f"{name}-{number}", 1, pool=name)
+        workers = {"replicas": 2, "gpus": 1, "gracePeriodSeconds": 15, "resources": small, "shmSize": "1Gi"}
+        spec = {"workers": workers, "scheduling": {"nodeSelector": {"pool": name}}}
+        if name == "late":
+            spec["activeDeadlineSeconds"] = 25
+        await kube.create(RUNS, NAMESPACE, make_run(name, NAMESPACE, **spec))
+
+
+async def disturb(kube: Kube, operator: OperatorProcess, api_server: Kubectl) -> None:
+    """Do to each run what it is named for."""
+    pod = await training_pod(kube, "deleted")
+    api_server.run("-n", NAMESPACE, "delete", "pod", pod["metadata"]["name"], "--wait=false")
+    pod = await training_pod(kube, "drained")
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod["metadata"]["name"]}}
+    await kube._request("POST", f"{PODS.path(NAMESPACE, pod['metadata']['name'])}/eviction", body=eviction)
+    pod = await training_pod(kube, "lost")
+    taint = {"key": "gone", "effect": "NoExecute"}
+    await kube.patch(NODES, None, pod["spec"]["nodeName"], {"spec": {"taints": [taint]}})  # type: ignore[arg-type]
+    pod = await training_pod(kube, "preempted")
+    await kube.create(PRIORITIES, None, {"metadata": {"name": "important"}, "value": 1000})
+    limits = {"limits": {GPU: "1"}}
+    rival = {
+        "metadata": {"name": "rival", "labels": {LABEL_STAGE: "none", LABEL_RUN: "none", LABEL_ATTEMPT: "1"}},
+        "spec": {
+            "priorityClassName": "important", "nodeSelector": {"pool": "preempted"},
+            "containers": [{"name": "stage", "image": "i", "resources": limits}],
+        },
+    }  # fmt: skip
+    await kube.create(PODS, NAMESPACE, rival)
+    await training_pod(kube, "forgotten")
+
+
+async def lose_result(kube: Kube, operator: OperatorProcess, api_server: Kubectl) -> None:
+    """Training ends well while no operator looks, and its pods are collected before one does."""
+    operator.kill()
+    selector = f"{LABEL_RUN}=forgotten,{LABEL_STAGE}=train"
+    pods = [pod["metadata"]["name"] async for pod in kube.list(PODS, NAMESPACE, selector)]
+    for name in pods:
+        await kube.patch(PODS, NAMESPACE, name, {"status": ended(0, "")}, subresource="status")
+
+    async def is_complete() -> bool:
+        job = await kube.get(JOBS, NAMESPACE, "forgotten-train-1")
+        return is_true(job["status"], "Complete")
+
+    await until("the Job to be complete", is_complete)
+    api_server.run("-n", NAMESPACE, "delete", "pod", *pods, "--grace-period=0", "--force")
+    operator.start()
+    operator.wait_until_leader()
+
+
+async def test_what_happens_to_a_run_has_its_reason_and_its_price(
+    kube: Kube, operator: OperatorProcess, api_server: Kubectl
+) -> None:
+    async with playing(kube, NAMESPACE, behave) as nodes:
+        names = [*DISTURBED.values(), *OTHERS.values()]
+        await provide(kube, NAMESPACE, "models", "data", *(f"{name}-run" for name in names))
+        await create_runs(kube, nodes)
+        try:
+            await disturb(kube, operator, api_server)
+            await lose_result(kube, operator, api_server)
+            # What is in their way goes, and they find a place again.
+            api_server.run("-n", NAMESPACE, "delete", "pod", "rival", "--grace-period=0", "--force")
+            for number in range(2):
+                await kube.patch(NODES, None, f"lost-{number}", {"spec": {"taints": []}})  # type: ignore[arg-type]
+            for reason, name in DISTURBED.items():
+                status = await over(kube, name)
+                assert is_true(status, "Complete"), (name, status["failure"])
+                await check_first(kube, name, reason)
+            for reason, name in OTHERS.items():
+                status = await over(kube, name)
+                assert status["failure"]["reason"] == reason, name
+                assert status["failure"]["hint"] == BY_REASON[reason].hint
+        finally:
+            with contextlib.suppress(Exception):
+                await kube._request("DELETE", PRIORITIES.path(None, "important"))
+
+
+async def check_first(kube: Kube, run: str, reason: Reason) -> None:
+    """The first attempt ended by ``reason``, at the price that the table names, and the second went on."""
+    stage = await stage_of(kube, run)
+    row = BY_REASON[reason]
+    first = stage["attempts"][0]
+    assert (first["because"], first["counts"]) == (reason, row.counts and not row.first_is_free), run
+    assert stage["restarts"] == int(first["counts"]), run
+    assert stage["attempts"][-1]["because"] == "Succeeded"
+
+
+async def over(kube: Kube, run: str) -> Object:
+    async def look() -> Object | None:
+        status = (await kube.get(RUNS, NAMESPACE, run)).get("status", {})
+        return status if is_true(status, "Complete") or is_true(status, "Failed") else None
+
+    return await until(f"the end of {run}", look, timeout_s=120)
+
+
+async def test_the_same_step_for_longer_than_can_be(kube: Kube) -> None:
+    """With a clock that makes an hour of every second, and reports as the endpoint takes them."""
+    begun = now()
+
+    def hurried() -> datetime:
+        return begun + (now() - begun) * 3600
+
+    await provide(kube, NAMESPACE, "models", "data")
+    process = Process(kube)
+    process.reconciler.now = hurried
+    await kube.create(RUNS, NAMESPACE, make_run("still", NAMESPACE, workers={"replicas": 1, "gpus": 0}))
+    async with playing(kube, NAMESPACE, behave) as nodes:
+        await nodes.add("still-0", 0)
+        await provide(kube, NAMESPACE, "still-run")
+
+        async def look() -> Object | None:
+            run = await kube.get(RUNS, NAMESPACE, "still")
+            process.runs.note(run)
+            async for job in kube.list(JOBS, NAMESPACE, CHILD_SELECTOR):
+                process.children.note_job(job)
+            async for pod in kube.list(PODS, NAMESPACE, CHILD_SELECTOR):
+                process.children.note_pod(pod)
+            if (await stage_of(kube, "still")).get("attempt") == 1:
+                progress = Progress(stage=StageName.TRAIN, attempt=1, pod_uid="u", step=3, total_steps=9,
+                                    last_update_time=to_time(hurried()))  # fmt: skip
+                process.reconciler.progress.put(run["metadata"]["uid"], progress, hurried() - timedelta(minutes=1))
+            await process.reconciler.reconcile(Key(NAMESPACE, "still"))
+            attempts = (await stage_of(kube, "still")).get("attempts", [])
+            return attempts[0] if attempts and attempts[0].get("because") else None
+
+        first = await until("the end of the attempt", look, timeout_s=60)
+    assert first["because"] == Reason.REPORTS_STAND_STILL, json.dumps(first)
