@@ -50,7 +50,7 @@ class Breaker:
         identifier = container["containerID"].removeprefix("containerd://")
         return f"{node.cgroup}/kubepods/{quality}/pod{pod['metadata']['uid']}/{identifier}"
 
-    def signal(self, pod: Pod, program: str, number: signal.Signals) -> None:
+    def send(self, pod: Pod, program: str, number: signal.Signals) -> None:
         """Send a signal to the one process of the pod that has ``program`` in its command line."""
         [pid] = self.find_processes(pod, program)
         os.kill(pid, number)

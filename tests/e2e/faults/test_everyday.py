@@ -56,7 +56,7 @@ def test_sigkill_of_rank_0(training: Training, breaker: Breaker, record_recovery
     number = training.wait_for_steps(2 * EVERY_STEPS)
     victim = training.pods(number)[0]
     struck = time.time()
-    breaker.signal(victim, TRAINING, signal.SIGKILL)
+    breaker.send(victim, TRAINING, signal.SIGKILL)
     recovery = training.follow("SIGKILL of rank 0", number, struck)
     record_recovery(recovery)
     over = training.attempt(number)
@@ -87,7 +87,7 @@ def test_operator_killed(training: Training, breaker: Breaker) -> None:
     number = training.wait_for_steps(1)
     before = {pod["metadata"]["uid"] for pod in training.pods(number).values()}
     [pod] = operator(training.runs).list("pods", "-l", f"app.kubernetes.io/instance={RELEASE}")
-    breaker.signal(pod, OPERATOR, signal.SIGKILL)
+    breaker.send(pod, OPERATOR, signal.SIGKILL)
     step = training.curve(number)[-1].step
 
     def is_current() -> bool:

@@ -67,14 +67,14 @@ def test_newest_checkpoint_damaged(training: Training, breaker: Breaker, record_
     number = training.wait_for_steps(3 * EVERY_STEPS)
     pods = training.pods(number)
     for pod in pods.values():
-        breaker.signal(pod, TRAINING, signal.SIGSTOP)
+        breaker.send(pod, TRAINING, signal.SIGSTOP)
     manifests = sorted((training.folder(number) / "checkpoints").glob("step-*/manifest.json"))
     older, newest = (manifest.parent for manifest in manifests[-2:])
     victim = max(newest.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
     flip_bytes(victim)
     struck = time.time()
-    breaker.signal(pods[0], TRAINING, signal.SIGKILL)
-    breaker.signal(pods[1], TRAINING, signal.SIGCONT)
+    breaker.send(pods[0], TRAINING, signal.SIGKILL)
+    breaker.send(pods[1], TRAINING, signal.SIGCONT)
     recovery = training.follow("SIGKILL, newest checkpoint damaged", number, struck)
     record_recovery(recovery)
     assert training.attempt(number).because == Reason.WORKER_KILLED
@@ -92,7 +92,7 @@ def test_freeze_of_rank_1(training: Training, breaker: Breaker, record_recovery:
     number = training.wait_for_steps(2 * EVERY_STEPS)
     victim = training.pods(number)[1]
     struck = time.time()
-    breaker.signal(victim, TRAINING, signal.SIGSTOP)
+    breaker.send(victim, TRAINING, signal.SIGSTOP)
     recovery = training.follow("freeze of rank 1", number, struck, timeout_s=2 * STALL_S)
     record_recovery(recovery)
     over = training.attempt(number)
@@ -171,7 +171,7 @@ def bring_to(training: Training, breaker: Breaker, moment: str) -> None:
         wait_for("it to be suspended", lambda: runs.status(training.name).phase is Phase.SUSPENDED, timeout_s=60)
     else:
         number = training.wait_for_steps(1)
-        breaker.signal(training.pods(number)[0], TRAINING, signal.SIGKILL)
+        breaker.send(training.pods(number)[0], TRAINING, signal.SIGKILL)
         wait_for("it to be over", lambda: training.attempt(number).because, timeout_s=90)
 
 
