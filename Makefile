@@ -54,6 +54,11 @@ test: setup ## All tests that this machine can run; what cannot run is listed wi
 	$(RUN)/python -m tests.prepare
 	OMP_NUM_THREADS=1 $(RUN)/pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
+.PHONY: test-long
+test-long: setup ## Every fault of nodes, pods, volume, operator and API server, also those that `make test` leaves out
+	$(RUN)/python -m tests.prepare
+	OMP_NUM_THREADS=1 $(RUN)/pytest -m "not gpu" tests/e2e/faults $(ARGS)
+
 .PHONY: test-gpu
 test-gpu: setup ## The tests that need an NVIDIA GPU
 	$(RUN)/pytest -m gpu tests/gpu $(ARGS)

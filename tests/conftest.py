@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests import recovery
 from tests.localcluster import host
 from tests.localcluster.errors import ClusterError
 
@@ -101,7 +102,19 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """List the tiers that did not run."""
+    """Show how long runs took to recover from faults, and list the tiers that did not run."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    times = [
+        value
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == recovery.PROPERTY
+    ]
+    if times:
+        terminalreporter.section("seconds from a fault")
+        terminalreporter.write_line(recovery.HEADER)
+        for line in dict.fromkeys(times):
+            terminalreporter.write_line(line)
     for marker, (number, reason) in config.stash.get(_OBSTACLES, {}).items():
         terminalreporter.section(f"tier {marker} did not run ({number} tests)")
         terminalreporter.write_line(reason)

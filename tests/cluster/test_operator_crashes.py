@@ -11,10 +11,12 @@ import pytest
 from kubernetes.aio.client.api_client import ApiClient
 
 from llava_api.constants import LABEL_ATTEMPT, LABEL_COMPLETION_INDEX, LABEL_RUN, LABEL_STAGE, StageName
+from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.nodes import Nodes
 from llava_operator.acting.reconcile import Reconciler
 from llava_operator.acting.report_authority import Authority
+from llava_operator.acting.troubles import Troubles
 from llava_operator.build.common import Platform
 from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
@@ -22,7 +24,7 @@ from llava_operator.cache.runs import Runs
 from llava_operator.cache.skipped import SkippedObjects
 from llava_operator.clock import now
 from llava_operator.kube.client import Kind, Kube, KubeError
-from llava_operator.kube.kinds import CHILD_SELECTOR, EVENTS, JOBS, PODS, RUNS
+from llava_operator.kube.kinds import CHILD_SELECTOR, EVENTS, JOBS, PODS, RUNS, VOLUME_CLAIMS
 from llava_operator.kube.objects import Key, Object
 from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, ended, is_true, make_run, succeed
 from tests.cluster.worlds import running as pod_runs
@@ -33,6 +35,7 @@ pytestmark = pytest.mark.cluster
 NAMESPACE = "crashes"
 TICK_S = 0.25
 TIMEOUT_S = 300
+STORAGE = {"size": "1Gi", "retain": "OnSuccess"}
 PERIOD = 5
 
 
@@ -74,9 +77,9 @@ class MortalKube(Kube):
         async with self._write():
             return await super().patch(kind, namespace, name, body, **options)
 
-    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> Object:
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str, **options: Any) -> Object:
         async with self._write():
-            return await super().delete(kind, namespace, name, uid)
+            return await super().delete(kind, namespace, name, uid, **options)
 
     @contextlib.asynccontextmanager
     async def _write(self) -> AsyncIterator[None]:
@@ -117,6 +120,8 @@ class Process:
             events=EventPublisher(kube, instance="test", now=now),
             authority=Authority(certificate="pem"),
             platform=Platform(trainer_image="trainer", report_url="https://report/"),
+            troubles=Troubles(kube=kube, now=hurried),
+            errors=ApiErrors(now=hurried),
             now=hurried,
         )
 
@@ -175,7 +180,8 @@ def of_run(children: list[Object], life: Life) -> list[Object]:
 async def live(kube: Kube, lives: list[Life], meddle: Meddle | None = None) -> dict[str, Object]:
     """Let every run live until it has ended; their last states by name. ``meddle`` may change things."""
     for life in lives:
-        await kube.create(RUNS, NAMESPACE, make_run(life.key.name, NAMESPACE))
+        # That the claim loses its owner is a write, too.
+        await kube.create(RUNS, NAMESPACE, make_run(life.key.name, NAMESPACE, storage=STORAGE))
     mine = {life.key.name for life in lives}
     ended: dict[str, Object] = {}
     async with asyncio.timeout(TIMEOUT_S):
@@ -198,6 +204,9 @@ async def live(kube: Kube, lives: list[Life], meddle: Meddle | None = None) -> d
                     ended[name] = run
             await asyncio.sleep(TICK_S)
     await asyncio.gather(*(life.settle() for life in lives))
+    async for claim in kube.list(VOLUME_CLAIMS, NAMESPACE, CHILD_SELECTOR):
+        if claim["metadata"]["labels"][LABEL_RUN] in ended:
+            assert "ownerReferences" not in claim["metadata"], "it was called succeeded, and its volume was not kept"
     return ended
 
 

@@ -84,6 +84,7 @@ class ApiServer:
         made = copy.deepcopy(body)
         made["metadata"]["uid"] = f"{name}-uid"
         made["metadata"].setdefault("namespace", namespace)
+        made["metadata"].setdefault("resourceVersion", "1")
         self.objects[kind, name] = made
         self.writes.append(f"create {kind.plural} {name}" if kind != EVENTS else f"event {body['reason']}")
         return made
@@ -106,7 +107,8 @@ class ApiServer:
         if wanted is not None and wanted != found["metadata"]["resourceVersion"]:
             raise ConflictError("the object has been modified")
         before = copy.deepcopy(found)
-        apply_patch(found, {key: value for key, value in body.items() if key != "metadata"})
+        meta = {key: value for key, value in body.get("metadata", {}).items() if key not in ("resourceVersion", "uid")}
+        apply_patch(found, {**body, "metadata": meta})
         for unknown in self.pruned:
             found.get("status", {}).pop(unknown, None)
         self.writes.append(f"patch {kind.plural} {name}")
@@ -115,6 +117,15 @@ class ApiServer:
             self.version += 1
             found["metadata"]["resourceVersion"] = str(self.version)
         return copy.deepcopy(found)
+
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str, *, version: str | None = None) -> Object:
+        if (kind, name) not in self.objects:
+            raise NotFoundError(f"{name} not found")
+        meta = self.objects[kind, name]["metadata"]
+        if meta["uid"] != uid or version not in (None, meta["resourceVersion"]):
+            raise ConflictError("the precondition does not hold")
+        self.writes.append(f"delete {kind.plural} {name}")
+        return self.objects.pop((kind, name))
 
     def put_run(self, **spec: Any) -> Object:
         raw: Object = {

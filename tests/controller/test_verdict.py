@@ -7,7 +7,7 @@ import pytest
 from llava_api.constants import StageName
 from llava_api.failures import BY_REASON, FAILURES, Failure, Reason
 from llava_api.report import StageFailure
-from llava_api.status import FailureStatus, StageStatus
+from llava_api.status import AttemptSettings, AttemptStatus, FailureStatus, StageStatus
 from llava_operator.cache.views import PodView
 from llava_operator.deciding.verdict import read_failure
 from tests.controller.makers import failed, job_end, make_pod
@@ -95,6 +95,25 @@ def test_first_of_two_causes_is_shown() -> None:
 
 def test_lower_rank_is_shown_of_two_at_the_same_second() -> None:
     assert judge(failed("b", exit_code=71, index=1), failed("a", exit_code=71, index=0)).pod == "a"
+
+
+@pytest.mark.parametrize(("gpus", "rank"), [(0, 1), (1, 1), (4, 7)])
+def test_pod_that_tells_of_another_ones_process_is_not_blamed(gpus: int, rank: int) -> None:
+    """Both pods end with the same words within the same second, and often the wrong one is first."""
+    stage = STAGE.model_copy(update={"attempts": (AttemptStatus(number=1, settings=AttemptSettings(gpus=gpus)),)})
+    said = StageFailure(reason=Reason.WORKER_KILLED, message="was killed by SIGKILL", rank=rank)
+    other = replace(failed("other", exit_code=71, failure=said, index=0, after_s=0), node="good")
+    culprit = replace(failed("culprit", exit_code=71, failure=said, index=1, after_s=1), node="bad")
+    found = read_failure(stage, job_end(), (other, culprit), None)
+    assert (found.pod, found.node, found.rank) == ("culprit", "bad", rank)
+
+    # The culprit has not ended yet: its node is known, and what it says itself counts as soon as it does.
+    runs = replace(make_pod("culprit", phase="Running", index=1), node="bad")
+    first = read_failure(stage, job_end(), (other, runs), None)
+    assert (first.reason, first.pod, first.node) == (Reason.WORKER_KILLED, None, "bad")
+    killed = replace(failed("culprit", exit_code=71, failure=said, index=1, reason="OOMKilled"), node="bad")
+    found = read_failure(stage, job_end(), (other, killed), first)
+    assert (found.reason, found.pod, found.node) == (Reason.OUT_OF_MEMORY, "culprit", "bad")
 
 
 def test_pod_stopped_by_the_job_controller_is_no_cause() -> None:

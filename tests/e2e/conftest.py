@@ -1,5 +1,6 @@
 """A real cluster with a node, the operator installed by Helm, and the inputs of every test in one claim."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,17 +20,30 @@ from tests.prepare import prepare_everything
 from tests.tiny.export import make_export
 
 _CLUSTER = "test-e2e"
+_REUSED = "LLAVA_TEST_NODES"
+"""Environment variable with the name of an embedded cluster that the tests make if need be, and leave up."""
 _NAMESPACE = "tuning"
 _PROGRESS_INTERVAL_S = 1
 
 
 @pytest.fixture(scope="session")
-def target() -> Iterator[Target]:
+def cluster() -> Iterator[LocalCluster]:
+    """The cluster, with one node."""
+    prepare_everything()
+    reused = os.environ.get(_REUSED)
+    cluster = LocalCluster(reused or _CLUSTER)
+    if not reused:
+        cluster.down()
+    cluster.up()
+    yield cluster
+    if not reused:
+        cluster.down()
+
+
+@pytest.fixture(scope="session")
+def target(cluster: LocalCluster) -> Target:
     """The cluster with the operator in it."""
     tools, built = prepare_everything()
-    cluster = LocalCluster(_CLUSTER)
-    cluster.down()
-    cluster.up()
     for image in built.values():
         cluster.load_image(image)
     made = Target(
@@ -39,10 +53,14 @@ def target() -> Iterator[Target]:
         trainer_image=built["trainer"],
         kubectl_line="kubectl",
     )
-    # A test's hub is at an address that is not known yet.
-    install_operator(made, progress_interval_s=_PROGRESS_INTERVAL_S, values=['policy.hubTokenHosts=["*"]'])
-    yield made
-    cluster.down()
+    values = [
+        # A test's hub is at an address that is not known yet.
+        'policy.hubTokenHosts=["*"]',
+        # Where it stays when a test takes the other node away.
+        'nodeSelector={"kubernetes.io/hostname": "node-0"}',
+    ]
+    install_operator(made, progress_interval_s=_PROGRESS_INTERVAL_S, values=values)
+    return made
 
 
 @pytest.fixture(scope="session")

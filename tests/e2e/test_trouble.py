@@ -7,14 +7,13 @@ import pytest
 from llava_api.constants import Condition, Phase, StageName
 from llava_api.failures import Reason
 from llava_api.status import StageState
-from tests.demo.target import OPERATOR_NAMESPACE, RELEASE
+from tests.e2e.faults.operators import operator_down
 from tests.e2e.runs import BAD_PATH, Runs, stage_states
-from tests.kubectl import Kubectl, wait_for
+from tests.kubectl import wait_for
 
 pytestmark = pytest.mark.e2e
 
 LONG = 400
-_STATUS_CURRENT_S = 75
 _CHILDREN_GONE_S = 60
 # Kills the training process (a child of the launcher) without giving it a chance to say anything.
 _KILL_TRAINER = """
@@ -27,10 +26,6 @@ for folder in pathlib.Path("/proc").glob("[0-9]*"):
         os.kill(int(folder.name), signal.SIGKILL)
         print("killed", folder.name)
 """
-
-
-def operator(runs: Runs) -> Kubectl:
-    return Kubectl(binary=runs.kubectl.binary, kubeconfig=runs.kubectl.kubeconfig, namespace=OPERATOR_NAMESPACE)
 
 
 def test_bad_data_fails_before_anything_trains(runs: Runs) -> None:
@@ -54,7 +49,7 @@ def test_bad_data_fails_before_anything_trains(runs: Runs) -> None:
 
 
 def test_killed_trainer_fails_the_run_with_a_reason(runs: Runs) -> None:
-    runs.start("killed", epochs=LONG)
+    runs.start("killed", epochs=LONG, training={"maxRestarts": 0})
     runs.wait_for_step("killed", 5)
     [victim] = [
         pod["metadata"]["name"]
@@ -79,29 +74,10 @@ def test_killed_trainer_fails_the_run_with_a_reason(runs: Runs) -> None:
     runs.wait_until_gone("killed", _CHILDREN_GONE_S)
 
 
-def test_operator_killed_during_training_and_run_deleted_in_training(runs: Runs) -> None:
-    runs.start("survivor", epochs=LONG)
-    before = runs.wait_for_step("survivor", 5)
-    pods_before = {pod["metadata"]["uid"] for pod in runs.pods("survivor", StageName.TRAIN)}
-    operator(runs).run("delete", "pod", "-l", f"app.kubernetes.io/instance={RELEASE}", "--grace-period=0", "--force")
-    assert before.progress is not None
-    step = before.progress.step
-
-    def moved_on() -> bool:
-        progress = runs.status("survivor").progress
-        return progress is not None and progress.step > step + 5
-
-    wait_for("the status to be current again", moved_on, timeout_s=_STATUS_CURRENT_S)
-    assert {pod["metadata"]["uid"] for pod in runs.pods("survivor", StageName.TRAIN)} == pods_before
-    assert all(pod["status"]["phase"] == "Running" for pod in runs.pods("survivor", StageName.TRAIN))
-    runs.delete("survivor")
-    runs.wait_until_gone("survivor", _CHILDREN_GONE_S)
-
-
-@pytest.mark.parametrize("stage", [StageName.PREPARE, StageName.MERGE, StageName.EVALUATE])
+@pytest.mark.parametrize("stage", [StageName.PREPARE, StageName.TRAIN, StageName.MERGE, StageName.EVALUATE])
 def test_run_deleted_in_a_stage_leaves_nothing(runs: Runs, stage: StageName) -> None:
     name = f"gone-{stage}"
-    runs.start(name, epochs=1)
+    runs.start(name, epochs=LONG if stage is StageName.TRAIN else 1)
     runs.wait_for_stage(name, stage)
     runs.delete(name)
     runs.wait_until_gone(name, _CHILDREN_GONE_S)
@@ -110,15 +86,9 @@ def test_run_deleted_in_a_stage_leaves_nothing(runs: Runs, stage: StageName) -> 
 def test_run_deleted_while_the_operator_is_down_is_gone_at_once(runs: Runs) -> None:
     runs.start("orphan", epochs=LONG)
     runs.wait_for_stage("orphan", StageName.TRAIN)
-    scale = ("scale", "deployment", RELEASE)
-    operator(runs).run(*scale, "--replicas=0")
-    try:
-        wait_for("the operator to be down", lambda: not operator(runs).list("pods"), timeout_s=60)
+    with operator_down(runs):
         runs.delete("orphan")
         runs.wait_until_gone("orphan", _CHILDREN_GONE_S)
-    finally:
-        operator(runs).run(*scale, "--replicas=1")
-        operator(runs).run("rollout", "status", f"deployment/{RELEASE}", "--timeout=90s", timeout_s=100)
 
 
 def test_conditions_say_why(runs: Runs) -> None:

@@ -10,7 +10,7 @@ from tests.localcluster import controlplane, host, loading, processes
 from tests.localcluster.apiclient import ApiClient, connect
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.instance import Instance, Node, create_instance, instance_lock, load_instance
-from tests.localcluster.network import create_bridge
+from tests.localcluster.network import create_bridge, plug
 from tests.localcluster.node import prepare_node, start_node
 from tests.localcluster.paths import DEFAULT_STATE_ROOT
 from tests.localcluster.pki import Authority
@@ -98,14 +98,37 @@ class LocalCluster:
 
     def load_image(self, what: str, *, nodes: list[str] | None = None) -> None:
         """Put an image (a name in the local storage, or an archive file) onto the nodes, all by default."""
-        instance = self._require_instance()
-        present = {node.name: node for node in instance.nodes()}
-        for name in nodes if nodes is not None else list(present):
-            if name not in present:
-                raise ClusterError(f"instance {self.name!r} has no node {name!r}; it has {', '.join(present)}")
+        for name in nodes if nodes is not None else [node.name for node in self._require_instance().nodes()]:
             started = time.monotonic()
-            loading.load_image(present[name], what)
+            loading.load_image(self.node(name), what)
             log(f"loaded {what} into {name} in {time.monotonic() - started:.1f} s")
+
+    def node(self, name: str) -> Node:
+        """Addresses, folders and cgroup of a node of the running instance."""
+        present = {node.name: node for node in self._require_instance().nodes()}
+        if name not in present:
+            raise ClusterError(f"instance {self.name!r} has no node {name!r}; it has {', '.join(present)}")
+        return present[name]
+
+    def cut_off(self, name: str) -> None:
+        """Cut a node off from everything but the volumes; its pods run on. Cut off twice is cut off."""
+        plug(self.node(name), plugged=False)
+
+    def reconnect(self, name: str) -> None:
+        """End what `cut_off` began."""
+        plug(self.node(name), plugged=True)
+
+    def kill_api_server(self) -> None:
+        """Kill the API server as a crash would; nothing starts it again but `start_api_server`."""
+        running = processes.recorded(self._require_instance().state_dir)
+        processes.stop([one for one in running if one.name == controlplane.API_SERVER], kill_at_once=True)
+
+    def start_api_server(self) -> None:
+        """Start the API server again after `kill_api_server`, and wait until it is ready."""
+        instance = self._require_instance()
+        authority, client = self._access(instance)
+        server = controlplane.start_api_server(instance, authority, ensure_tools((KUBERNETES,)))
+        controlplane.wait_for_api_server(instance, [server], client)
 
     def status(self) -> ClusterStatus:
         """What is there and what runs."""

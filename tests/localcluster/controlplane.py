@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.localcluster.apiclient import ApiClient
@@ -12,8 +13,11 @@ from tests.localcluster.shell import wait_until
 from tests.localcluster.tools import Tools
 
 STORAGE_CLASS = "local"
+API_SERVER = "kube-apiserver"
 _PROVISIONER = "localcluster/folder"
 _READY_TIMEOUT_S = 90
+# Kubernetes waits 50 s; tests that cut a node off would wait with it. A kubelet has four tries in this time.
+_NODE_SILENT_S = 20
 
 
 def create_credentials(instance: Instance) -> Authority:
@@ -53,10 +57,11 @@ def _start_etcd(instance: Instance) -> Process:
     )  # fmt: skip
 
 
-def _start_api_server(instance: Instance, authority: Authority, tools: Tools) -> Process:
+def start_api_server(instance: Instance, authority: Authority, tools: Tools) -> Process:
+    """Start the API server alone; `wait_for_api_server` says when it answers."""
     pki = authority.folder
     return start(
-        "kube-apiserver",
+        API_SERVER,
         [
             tools.path("kube-apiserver"),
             f"--etcd-servers=http://{instance.loopback}:{instance.ports.etcd}",
@@ -100,6 +105,7 @@ def _start_controllers(instance: Instance, authority: Authority, tools: Tools) -
         # Pod ranges follow from the nodes' numbers, see instance.Node.
         "--allocate-node-cidrs=false",
         f"--flex-volume-plugin-dir={state / 'volume-plugins'}",
+        f"--node-monitor-grace-period={_NODE_SILENT_S}s",
         # The defaults (20 a second) are for clusters that others live on too; tests would wait for them.
         "--kube-api-qps=500",
         "--kube-api-burst=500",
@@ -118,17 +124,21 @@ def _start_controllers(instance: Instance, authority: Authority, tools: Tools) -
     ]
 
 
-def start_control_plane(instance: Instance, authority: Authority, tools: Tools, client: ApiClient) -> None:
-    """Start the control plane and wait until the API server answers as ready."""
-    etcd = _start_etcd(instance)
-    api_server = _start_api_server(instance, authority, tools)
+def wait_for_api_server(instance: Instance, needed: Sequence[Process], client: ApiClient) -> None:
+    """Wait until the API server answers as ready; raises ClusterError when one of the processes has ended."""
 
     def why_not_ready() -> str | None:
-        etcd.require_alive()
-        api_server.require_alive()
+        for process in needed:
+            process.require_alive()
         return client.why_not_ready()
 
     wait_until(f"the API server at {instance.api_url}", why_not_ready, timeout_s=_READY_TIMEOUT_S)
+
+
+def start_control_plane(instance: Instance, authority: Authority, tools: Tools, client: ApiClient) -> None:
+    """Start the control plane and wait until the API server answers as ready."""
+    etcd = _start_etcd(instance)
+    wait_for_api_server(instance, [etcd, start_api_server(instance, authority, tools)], client)
     controllers = _start_controllers(instance, authority, tools)
 
     def why_no_service_account() -> str | None:

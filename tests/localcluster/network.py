@@ -53,6 +53,15 @@ def create_node_network(instance: Instance, node: Node, others: list[Node]) -> N
         _ip("route", "add", instance.service_range, "via", node.address, what=what)
 
 
+def plug(node: Node, *, plugged: bool) -> None:
+    """Pull the node's network cable, or put it back: addresses and routes stay, and pods of one node reach each other.
+
+    What pods write to volumes goes on: those are folders of the machine.
+    """
+    state = "up" if plugged else "down"
+    _ip("link", "set", node.veth, state, what=f"setting the network cable of {node.name} {state}")
+
+
 def remove_networks(instance: Instance) -> None:
     """Remove the namespaces, cables and the bridge; what is gone already is fine."""
     prefix = f"lfc{instance.index}-"

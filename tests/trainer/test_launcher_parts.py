@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from llava_api.failures import Reason
+from llava_api.failures import Reason, exit_code_of
 from llava_api.report import StageFailure
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
@@ -89,6 +89,14 @@ def test_a_process_that_ends_without_a_word_is_an_internal_error(config: RunConf
     failure = find_cause(config, exits((1, 1))).failure
     assert (failure.reason, failure.rank) == (Reason.INTERNAL_ERROR, 1)
     assert "exit code 1 without saying why" in failure.message
+
+
+def test_exit_code_of_a_process_that_could_not_write_why_tells_all_the_same(config: RunConfig):
+    lost, full = exit_code_of(Reason.RENDEZVOUS_FAILED), exit_code_of(Reason.STORAGE_FULL)
+    found = find_cause(config, exits((0, lost), (1, full)))
+    assert (found.failure.reason, found.failure.rank, found.lost_peer) == (Reason.STORAGE_FULL, 1, False)
+    assert "StorageFull" in found.failure.message
+    assert find_cause(config, exits((0, lost))).lost_peer
 
 
 def test_an_unknown_signal_has_a_number(config: RunConfig):

@@ -1,6 +1,6 @@
 """Creates a run's children, and says what stands in the way where it cannot."""
 
-from llava_api.constants import KIND
+from llava_api.constants import KIND, LABEL_RUN_UID
 from llava_api.failures import Reason
 from llava_api.status import MAX_TEXT
 from llava_api.text import show
@@ -15,6 +15,7 @@ from llava_operator.kube.client import (
     NotFoundError,
     is_from_webhook,
 )
+from llava_operator.kube.kinds import VOLUME_CLAIMS
 from llava_operator.kube.objects import Object
 from llava_operator.run import Run
 
@@ -47,13 +48,16 @@ async def create_child(kube: Kube, run: Run, kind: Kind, body: Object) -> Object
     except InvalidError as error:
         raise ObstacleError(ObstacleKind.REJECTED, Reason.REJECTED, str(error)) from error
     except KubeError as error:
-        if error.status in _OF_THE_API_SERVER and not is_from_webhook(str(error)):
-            raise
-        # A quota, an admission policy, a webhook that denies or does not answer, the operator's own rights: all of them
-        # may change, and the status may well be written meanwhile.
-        raise ObstacleError(
-            ObstacleKind.BLOCKED, _reason_of(error), str(error), retry_after_s=error.retry_after_s or 0.0
-        ) from error
+        raise judge_refusal(error) from error
+
+
+def judge_refusal(error: KubeError) -> KubeError | ObstacleError:
+    """What a refusal of a run's child is to be raised as."""
+    if error.status in _OF_THE_API_SERVER and not is_from_webhook(str(error)):
+        return error
+    # A quota, an admission policy, a webhook that denies or does not answer, the operator's own rights: all of them may
+    # change, and the status may well be written meanwhile.
+    return ObstacleError(ObstacleKind.BLOCKED, _reason_of(error), str(error), retry_after_s=error.retry_after_s or 0.0)
 
 
 def _reason_of(error: KubeError) -> Reason:
@@ -69,13 +73,18 @@ async def _adopt(kube: Kube, run: Run, kind: Kind, name: str) -> Object:
         message = f"{kind.plural} {name} is said to exist, and is not there"
         raise ObstacleError(ObstacleKind.BLOCKED, Reason.REFUSED, message) from error
     meta = found["metadata"]
-    if is_controlled_by(meta, run.uid):
+    labelled = meta.get("labels", {}).get(LABEL_RUN_UID) if kind == VOLUME_CLAIMS else None
+    if labelled == run.uid or (labelled is None and is_controlled_by(meta, run.uid)):
         return found
     where = f"{kind.plural} {name} exists in namespace {run.key.namespace}"
     if "deletionTimestamp" in meta or _is_leftover(meta, run):
         # Deleting a run and creating it again under its name is quicker than the deletion of its children.
         message = f"{where} and is being deleted with an earlier run of this name"
         raise ObstacleError(ObstacleKind.BLOCKED, Reason.NAME_CONFLICT, message)
+    if labelled is not None:
+        # What lies on it would be taken for this run's own: checkpoints, samples, results.
+        message = f"{where} and holds what an earlier run of this name has made (UID {show(labelled, max_chars=63)})"
+        raise ObstacleError(ObstacleKind.VOLUME_OF_EARLIER_RUN, Reason.VOLUME_OF_EARLIER_RUN, message)
     message = f"{where} and does not belong to this run"
     raise ObstacleError(ObstacleKind.NAME_CONFLICT, Reason.NAME_CONFLICT, message)
 

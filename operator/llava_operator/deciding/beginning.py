@@ -6,11 +6,10 @@ from datetime import datetime
 from llava_api.constants import Phase, StageName
 from llava_api.failures import Reason
 from llava_api.memory import accumulation, batch_of
-from llava_api.names import MAX_ATTEMPTS, volume_claim_name
+from llava_api.names import MAX_ATTEMPTS
 from llava_api.stages import stages_of
 from llava_api.status import (
     MAX_TEXT,
-    Artifacts,
     AttemptSettings,
     FailureStatus,
     StageState,
@@ -28,6 +27,7 @@ from llava_operator.deciding.policy import describe_violations
 from llava_operator.deciding.restarts import begin_attempt, next_settings
 from llava_operator.deciding.status import first_stages, replace_stage
 from llava_operator.deciding.verdict import failed_by_operator
+from llava_operator.deciding.volume import locate_volume
 from llava_operator.deciding.waiting import JOB_IS_MADE
 from llava_operator.run import Run, stage_of
 from llava_operator.stages import STAGES, Stage
@@ -51,12 +51,8 @@ def begin_run(seen: Observation) -> Status:
         retry=spec.retry,
         stages=first_stages(stages_of(spec)),
         trainer=Trainer(image=image),
-        artifacts=Artifacts(
-            volume_claim=volume_claim_name(seen.run.key.name),
-            access_modes=spec.storage.modes_for(spec.workers.replicas),
-        ),
     )
-    return open_stage(status, status.stages[0].name, seen.now)
+    return open_stage(locate_volume(status, seen.run), status.stages[0].name, seen.now)
 
 
 def open_stage(status: Status, name: StageName, now: datetime) -> Status:

@@ -42,7 +42,8 @@ def _findings(status: Status) -> dict[Condition, _Finding]:
     succeeded, failed = status.phase is Phase.SUCCEEDED, status.phase is Phase.FAILED
     suspended = status.phase is Phase.SUSPENDED
     under_way = not (succeeded or failed or suspended)
-    reason = status.failure.reason if failed and status.failure else str(status.phase or Phase.PENDING)
+    has_cause = (failed or suspended) and status.failure is not None
+    reason = status.failure.reason if has_cause and status.failure else str(status.phase or Phase.PENDING)
     waits = _waiting_reason(status) or reason
     message = _overall_message(status)
     return {

@@ -18,6 +18,8 @@ class ObstacleKind(StrEnum):
 
     NAME_CONFLICT = "NameConflict"
     REJECTED = "Rejected"
+    VOLUME_OF_EARLIER_RUN = "VolumeOfEarlierRun"
+    """The claim's label names another run: a person has to say what becomes of it."""
     BLOCKED = "Blocked"
     """It may go away: a quota, a missing permission."""
 
@@ -42,6 +44,10 @@ class Observation:
     pods: tuple[PodView, ...] = ()
     """Pods of that Job."""
     obstacle: Obstacle | None = None
+    is_volume_kept: bool = False
+    """Whether the claim is known to outlive the run."""
+    volume_obstacle: Obstacle | None = None
+    """Why it could not be made to."""
     progress: Progress | None = None
     """Newest report of that stage that the status does not have yet."""
     progress_due_at: datetime | None = None

@@ -32,11 +32,15 @@ class _Candidate:
     failure: FailureStatus
     is_consequence: bool
     finished_at: str
+    is_hearsay: bool = False
+    """It is about a process of another pod, which knows better."""
 
     @property
-    def rank(self) -> tuple[bool, bool, str, int]:
-        """Causes before consequences, known instants before unknown ones, the earlier pod before the later."""
-        return (self.is_consequence, not self.finished_at, self.finished_at, self.failure.rank or 0)
+    def rank(self) -> tuple[bool, bool, bool, str, int]:
+        """Causes before consequences, first-hand before hearsay, known instants before unknown ones, then in time."""
+        return (
+            self.is_consequence, self.is_hearsay, not self.finished_at, self.finished_at, self.failure.rank or 0,
+        )  # fmt: skip
 
 
 def read_result(stage: StageStatus, pods: Iterable[PodView]) -> StageResult | FailureStatus:
@@ -79,7 +83,8 @@ def read_failure(
         pods: what is left of the Job's pods.
         recorded: what an earlier pass made of it; pods that it saw may be gone by now.
     """
-    candidates = sorted(filter(None, (_candidate(stage, pod) for pod in pods)), key=lambda found: found.rank)
+    pods = tuple(pods)
+    candidates = sorted(filter(None, (_candidate(stage, pod, pods) for pod in pods)), key=lambda found: found.rank)
     best = candidates[0] if candidates else None
     if recorded is not None and (best is None or best.is_consequence or not _is_vague(recorded)):
         return recorded
@@ -117,7 +122,7 @@ def _failure_of_job(stage: StageStatus, job: JobEnd | None) -> FailureStatus:
     return _failure(stage, None, reason, f"the Job failed: {job.reason}: {job.message}")
 
 
-def _candidate(stage: StageStatus, pod: PodView) -> _Candidate | None:
+def _candidate(stage: StageStatus, pod: PodView, pods: Iterable[PodView]) -> _Candidate | None:
     ended = pod.ended
     if pod.disruption:
         return _Candidate(
@@ -128,7 +133,7 @@ def _candidate(stage: StageStatus, pod: PodView) -> _Candidate | None:
         failure = _failure(stage, pod, Reason.EVICTED, f"pod {pod.key.name} was evicted: {pod.trouble}")
         return _Candidate(failure=failure, is_consequence=False, finished_at=ended.finished_at if ended else "")
     if ended is not None and ended.exit_code != 0:
-        return _ended_candidate(stage, pod, ended)
+        return _ended_candidate(stage, pod, ended, pods)
     if pod.phase == "Failed":
         why = pod.trouble or "Kubernetes gives no reason"
         failure = _failure(stage, pod, Reason.POD_FAILED, f"pod {pod.key.name} failed: {why}")
@@ -136,7 +141,7 @@ def _candidate(stage: StageStatus, pod: PodView) -> _Candidate | None:
     return None
 
 
-def _ended_candidate(stage: StageStatus, pod: PodView, ended: Termination) -> _Candidate:
+def _ended_candidate(stage: StageStatus, pod: PodView, ended: Termination, pods: Iterable[PodView]) -> _Candidate:
     said = _read_said(ended.message)
     reason = _reason_of(ended, said)
     message = said.message if said else f"pod {pod.key.name} ended with exit code {ended.exit_code}"
@@ -144,7 +149,23 @@ def _ended_candidate(stage: StageStatus, pod: PodView, ended: Termination) -> _C
         message = f"pod {pod.key.name} went over its memory limit and was killed"
     failure = _failure(stage, pod, reason, message, said=said)
     is_consequence = reason in CONSEQUENCES or (pod.deleting and reason is Reason.POD_FAILED)
-    return _Candidate(failure=failure, is_consequence=is_consequence, finished_at=ended.finished_at)
+    culprit = _index_of(stage, said)
+    is_hearsay = culprit is not None and pod.index is not None and culprit != pod.index
+    if is_hearsay:
+        # Without a pod it gives way to what that one says itself; its node is known all the same.
+        node = next((other.node for other in pods if other.index == culprit), "") or None
+        failure = failure.model_copy(update={"pod": None, "node": node})
+    return _Candidate(
+        failure=failure, is_consequence=is_consequence, finished_at=ended.finished_at, is_hearsay=is_hearsay
+    )
+
+
+def _index_of(stage: StageStatus, said: StageFailure | None) -> int | None:
+    """Index of the pod whose process a stage's failure is about; None where that is not known."""
+    gpus = stage.newest.settings.gpus if stage.newest else None
+    if said is None or said.rank is None or gpus is None:
+        return None
+    return said.rank // max(gpus, 1)
 
 
 def _reason_of(ended: Termination, said: StageFailure | None) -> Reason:

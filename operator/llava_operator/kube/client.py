@@ -230,17 +230,19 @@ class Kube:
         """
         return await self._request("PUT", kind.path(namespace, name), body=body)
 
-    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> Object:
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str, *, version: str | None = None) -> Object:
         """Delete the object with this UID, and what it owns first: it is there, marked, until that is gone.
+
+        With ``version`` only that very resourceVersion is deleted.
 
         Raises:
             NotFoundError: it is not there.
-            ConflictError: another object has the name.
+            ConflictError: another object has the name, or it is at another version.
             KubeError: any other refusal.
         """
         body: Object = {
             "apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground",
-            "preconditions": {"uid": uid},
+            "preconditions": {"uid": uid} if version is None else {"uid": uid, "resourceVersion": version},
         }  # fmt: skip
         return await self._request("DELETE", kind.path(namespace, name), body=body)
 

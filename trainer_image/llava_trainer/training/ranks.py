@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_api.base import Lenient
-from llava_api.failures import Reason, exit_code_of
+from llava_api.failures import BY_EXIT_CODE, Reason, exit_code_of
 from llava_api.report import StageFailure, TrainNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.files import write_whole
@@ -138,7 +138,7 @@ def _credibility(exit_: Exit, told: Mapping[int, RankFailure]) -> int:
             return 4
         # NCCL's watchdog aborts a process whose peer is gone.
         return 2 if -exit_.code == signal.SIGABRT else 1
-    return 2
+    return 3 if exit_.code == exit_code_of(Reason.RENDEZVOUS_FAILED) else 2
 
 
 def _explain_exit(config: RunConfig, exit_: Exit) -> RankFailure:
@@ -150,13 +150,15 @@ def _explain_exit(config: RunConfig, exit_: Exit) -> RankFailure:
         reason, how = fault.reason, f"was ended by PyTorch's watchdog over NCCL: {fault.message}"
     elif exit_.code < 0:
         reason, how = Reason.WORKER_KILLED, f"was killed by {_signal_name(-exit_.code)}"
+    elif (known := BY_EXIT_CODE.get(exit_.code)) is not None:
+        reason, how = known.reason, f"ended with exit code {exit_.code} ({known.reason}) and could not write why"
     else:
         reason, how = Reason.INTERNAL_ERROR, f"ended with exit code {exit_.code} without saying why"
     message = f"training process {exit_.rank} {how}"
     # That watchdog also ends a process whose peer is gone, whatever NCCL makes of it.
     return RankFailure(
         failure=StageFailure(reason=reason, message=message, rank=exit_.rank, log_tail=tail),
-        lost_peer=fault is not None,
+        lost_peer=fault is not None or reason is Reason.RENDEZVOUS_FAILED,
     )
 
 

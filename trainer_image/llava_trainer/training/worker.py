@@ -60,7 +60,11 @@ def main() -> int:
                 # Nothing is written any more: not even why, nor a line of the log, which lies in the attempt's folder.
                 return exit_code_of(Reason.SUPERSEDED)
             failure = explain_rank_failure(error, rank, log, progress)
-            write_rank_failure(config, rank, failure)
+            try:
+                write_rank_failure(config, rank, failure)
+            except OSError as trouble:
+                # On a full volume, say; the exit code tells all the same.
+                logger.warning("process %d cannot leave word why it ends: %s", rank, trouble)
             return exit_code_of(failure.failure.reason)
     return 0
 
