@@ -34,7 +34,9 @@ class Proxy:
             return web.json_response(body, status=code)
         headers = {name: value for name, value in request.headers.items() if name.lower() not in ("host", "connection")}
         url = f"{self.upstream}{request.path_qs}"
-        async with self.session.request(request.method, url, headers=headers, data=await request.read()) as answer:
+        async with self.session.request(
+            request.method, url, headers=headers, data=await request.read() or None
+        ) as answer:
             response = web.StreamResponse(status=answer.status)
             response.content_type = answer.content_type
             await response.prepare(request)
