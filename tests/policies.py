@@ -18,7 +18,7 @@ EVERYTHING: dict[str, Any] = {
     **_OWN_IMAGE,
     "policy": {
         "imageRepositories": ["*"], "secretNames": ["*"], "caConfigMaps": ["*"], "hubTokenHosts": ["*"],
-        "webCredentialHosts": ["*"], "tolerations": True,
+        "webCredentialHosts": ["*"], "tolerations": True, "serviceAccountNames": ["*"],
     },
 }  # fmt: skip
 INSTALLATIONS: dict[str, dict[str, Any]] = {
@@ -35,13 +35,14 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
             "hubTokenHosts": ["huggingface.co", "hub.example:8443"],
             "webCredentialHosts": ["files.example"],
             "tolerations": False,
+            "serviceAccountNames": ["llava-*"],
         },
     },
     "closed": {
         **_OWN_IMAGE,
         "policy": {
             "imageRepositories": [], "secretNames": [], "caConfigMaps": [], "hubTokenHosts": [],
-            "webCredentialHosts": [], "tolerations": False,
+            "webCredentialHosts": [], "tolerations": False, "serviceAccountNames": [],
         },
     },
     "mirror": {
@@ -59,6 +60,7 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
             "hubTokenHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
             "webCredentialHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
             "tolerations": False,
+            "serviceAccountNames": [f"{'a*' * 98}{n:03}" for n in range(16)],
         },
     },
 }  # fmt: skip
@@ -139,6 +141,10 @@ def _hub(endpoint: str | None, **download: Any) -> dict[str, Any]:
     }
 
 
+def _account(name: str) -> dict[str, Any]:
+    return {"scheduling": {"serviceAccountName": name}}
+
+
 def _web(source: str) -> dict[str, Any]:
     return {"dataset": {"source": source, **_secret("llava-web")}}
 
@@ -200,6 +206,9 @@ CASES: tuple[Case, ...] = (
         "web": (_web("https://anywhere.example/set.zip"), None),
         "hub": (_hub("https://huggingface.co"), None),
         "mirror": (_hub("https://mirror.example"), "spec.download.hubEndpoint is https://mirror.example, but"),
+        "no-account": ({"scheduling": {"serviceAccountName": None}}, None),
+        "account": (_account("default"), "spec.scheduling.serviceAccountName is default, but this installation allows "
+                    "no ServiceAccounts (policy.serviceAccountNames): name an allowed one, or none"),
         "mirror-without-token": ({"model": {"source": "hf://a/b"}, "download": {"hubEndpoint": "http://m"}}, None),
     }),
     *_cases("strict", "image", {f"ok-{n}": (_image(one), None) for n, one in enumerate(_ALLOWED_IMAGES)}),
@@ -264,6 +273,11 @@ CASES: tuple[Case, ...] = (
         "one": ({"scheduling": {"tolerations": [{"operator": "Exists"}]}}, "spec.scheduling.tolerations is not empty, "
                 "but this installation allows none (policy.tolerations): leave spec.scheduling.tolerations out"),
     }),
+    *_cases("strict", "account", {
+        "ok": (_account("llava-s3.eu"), None),
+        "no": (_account("x-llava-s3"), "spec.scheduling.serviceAccountName is x-llava-s3, but this installation allows "
+               "only ServiceAccounts named llava-* (policy.serviceAccountNames): "),
+    }),
     *_cases("strict", "nothing", {
         "null": ({"model": {"secretRef": None, "base": None}, "dataset": {"secretRef": None}, "alignment": None,
                   "image": {"reference": None},
@@ -306,5 +320,6 @@ CASES: tuple[Case, ...] = (
                     "spec.model.secretRef.name is aaa"),
         "pulls": ({"imagePullSecrets": [{"name": "a" * 253}] * 8}, "spec.imagePullSecrets is aaa"),
         "ca": ({"download": {"caConfigMap": "a" * 253}}, "spec.download.caConfigMap is aaa"),
+        "account": (_account("a" * 253), "spec.scheduling.serviceAccountName is aaa"),
     }),
 )  # fmt: skip

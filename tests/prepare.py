@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tests.localcluster import host, images
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.shell import log
-from tests.localcluster.tools import ALL_TOOL_SETS, Tools, ensure_tools
+from tests.localcluster.tools import ALL_TOOL_SETS, KSTATUS, Tools, ensure_tools
 
 
 def prepare_everything() -> tuple[Tools, dict[str, str]]:
@@ -25,7 +25,7 @@ def prepare_everything() -> tuple[Tools, dict[str, str]]:
     host.install_packages(host.ALL_PACKAGES)
     names = ["operator", "trainer"]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        building_tools = pool.submit(ensure_tools, ALL_TOOL_SETS)
+        building_tools = pool.submit(ensure_tools, (*ALL_TOOL_SETS, KSTATUS))
         building_images = pool.submit(images.build_images, names)
         tools, references = building_tools.result(), building_images.result()
     return tools, dict(zip(names, references, strict=True))

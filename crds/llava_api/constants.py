@@ -34,6 +34,8 @@ TRAINING_STAGES: frozenset[StageName] = frozenset({StageName.ALIGN, StageName.TR
 # Labels on every child of a run.
 LABEL_RUN = f"{GROUP}/run"
 """The run's name (at most ``names.MAX_RUN_NAME`` characters, so always a valid label value)."""
+LABEL_RUN_UID = f"{GROUP}/run-uid"
+"""The run's UID, on its claim. It says whose a claim is: one that is retained has no owner reference."""
 LABEL_STAGE = f"{GROUP}/stage"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
@@ -102,6 +104,10 @@ class Condition(StrEnum):
     COMPLETE = "Complete"
     FAILED = "Failed"
     SUSPENDED = "Suspended"
+    RECONCILING = "Reconciling"
+    """The run is under way; kstatus reads it as InProgress."""
+    STALLED = "Stalled"
+    """The run has failed for good; kstatus reads it as Failed."""
     REPORTING = "Reporting"
 
 

@@ -44,6 +44,7 @@ _STAGES = "tests/trainer/test_failures.py::"
 _TRAINING = "tests/trainer/test_train_stage.py::"
 _OUTLIVED = "tests/trainer/test_outlived.py::"
 _OPERATOR = "tests/cluster/test_operator.py::"
+_WAITING = "tests/cluster/test_waiting.py::"
 _FAILING = "tests/cluster/test_failures.py::"
 _GANGS = "tests/cluster/test_gangs.py::"
 
@@ -247,21 +248,25 @@ _BY_THE_OPERATOR: Final = (
 _WAITED_FOR: Final = (
     Failure(reason=Reason.IMAGE_CANNOT_BE_PULLED, waits=True, counts=False,
             observed="A container waits with ErrImagePull, ImagePullBackOff or InvalidImageName.",
-            hint="Correct spec.image.reference or its pull Secrets, or look at the registry."),
+            hint="Correct spec.image.reference or its pull Secrets, or look at the registry.",
+            test=_WAITING + "test_image_that_cannot_be_pulled"),
     Failure(reason=Reason.UNSCHEDULABLE, waits=True, counts=False,
             observed="PodScheduled is False with Unschedulable; the message says which resource is short.",
-            hint="Free or add what is short, lower the stage's resources, or change spec.scheduling."),
+            hint="Free or add what is short, lower the stage's resources, or change spec.scheduling.",
+            test=_WAITING + "test_claim_that_is_not_there_and_gpus_that_are_short"),
     Failure(reason=Reason.QUOTA_EXCEEDED, waits=True, counts=False,
             observed="A ResourceQuota refuses a child of the run, or the Job's pods (403, FailedCreate).",
             hint="Raise the quota that the message names, or lower what the run asks for.",
-            test=_OPERATOR + "test_quota_is_waited_for"),
+            test=_WAITING + "test_what_only_events_tell"),
     Failure(reason=Reason.MISSING_OBJECT, waits=True, counts=False,
             observed="A Secret, ConfigMap, claim or StorageClass that the spec names is not there.",
-            hint="Create it, or correct the field that the message names."),
+            hint="Create it, or correct the field that the message names.",
+            test=_WAITING + "test_claim_that_is_not_there_and_gpus_that_are_short"),
     Failure(reason=Reason.VOLUME_NOT_MOUNTED, waits=True, counts=False,
-            observed="Events say FailedMount or FailedAttachVolume.",
+            observed="Events say FailedMount, FailedAttachVolume, ProvisioningFailed or FailedBinding.",
             hint="Look at the claim and the node that the message names: a volume that is ReadWriteOnce may be held by "
-                 "another node."),
+                 "another node.",
+            test=_WAITING + "test_what_only_events_tell"),
     Failure(reason=Reason.REFUSED, waits=True, counts=False,
             observed="An admission webhook or policy refuses a child of the run or its pods, or the webhook does not "
                      "answer.",
@@ -269,10 +274,20 @@ _WAITED_FOR: Final = (
             test="tests/cluster/test_refusals.py::test_webhook_that_denies_is_waited_for"),
     Failure(reason=Reason.VOLUME_OF_EARLIER_RUN, waits=True, counts=False,
             observed="The run's claim carries the UID of an earlier run.",
-            hint="Delete that claim, or take it over by naming it in spec.storage.existingClaim."),
+            hint="Delete that claim, or take it over by naming it in spec.storage.existingClaim.",
+            test="tests/cluster/test_life.py::test_timer_leaves_a_volume_that_no_namesake_takes_in_silence"),
     Failure(reason=Reason.QUEUED, waits=True, counts=False,
             observed="The attempt's Job waits in the queue that spec.scheduling.queueName names.",
-            hint="Nothing needs to be done; the queue says what it waits for."),
+            hint="Nothing needs to be done; the queue says what it waits for.",
+            test=_WAITING + "test_queue_that_holds_the_job_back"),
+    Failure(reason=Reason.CONTAINER_NOT_STARTED, waits=True, counts=False,
+            observed="The node cannot make or start the container (CreateContainerConfigError and others).",
+            hint="The message has the node's words; kubectl describe pod says more.",
+            test=_WAITING + "test_container_that_cannot_be_started"),
+    Failure(reason=Reason.API_ERROR, waits=True, counts=False,
+            observed="The API server answers the operator's requests for the run with errors, again and again.",
+            hint="Look at the API server, and at what stands before it; the run goes on by itself.",
+            test="tests/cluster/test_api_errors.py::test_errors_that_the_api_server_keeps_answering"),
     Failure(reason=Reason.CHECKPOINT_DAMAGED, waits=True, counts=False,
             observed="A checkpoint is damaged or cannot be read: training goes on from the one before.",
             hint="Nothing needs to be done once; if it comes again, look at the volume.",

@@ -64,4 +64,6 @@ class Reason(StrEnum):
     REFUSED = "Refused"
     VOLUME_OF_EARLIER_RUN = "VolumeOfEarlierRun"
     QUEUED = "Queued"
+    CONTAINER_NOT_STARTED = "ContainerNotStarted"
+    API_ERROR = "ApiError"
     CHECKPOINT_DAMAGED = "CheckpointDamaged"

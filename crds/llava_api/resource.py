@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from llava_api.base import Lenient
-from llava_api.constants import API_VERSION, KIND
+from llava_api.constants import API_VERSION, KIND, Condition
+from llava_api.failures import Reason
 from llava_api.names import MAX_RUN_NAME
-from llava_api.rules import rule, rules
+from llava_api.rules import rule, rules, unchanged
 from llava_api.spec import Spec
 from llava_api.status import Status
 
@@ -42,11 +43,20 @@ class LlavaFineTune(Lenient):
             # The volume is made with the first attempt; what it was made with stands in the status.
             rule(
                 "self.spec.workers.replicas == 1 || !has(self.status) || !has(self.status.artifacts) || "
-                "!has(self.status.artifacts.accessModes) || "
+                "!has(self.status.artifacts.accessModes) || size(self.status.artifacts.accessModes) == 0 || "
                 "self.status.artifacts.accessModes.exists(mode, mode == 'ReadWriteMany')",
                 "spec.workers.replicas must stay 1: the volume of this run is ReadWriteOnce, and pods on several nodes "
                 "cannot all write to it; create another run with storage.accessModes [ReadWriteMany]",
                 field=".spec.workers.replicas",
+            ),
+            rule(
+                f"({unchanged('spec.storage.existingClaim')}) || (!has(oldSelf.spec.storage.existingClaim) && "
+                f"has(self.status) && has(self.status.conditions) && self.status.conditions.exists(held, "
+                f"held.type == '{Condition.SUSPENDED}' && held.status == 'True' && "
+                f"held.reason == '{Reason.VOLUME_OF_EARLIER_RUN}'))",
+                "spec.storage.existingClaim is fixed from creation, but for a run that is suspended as "
+                f"{Reason.VOLUME_OF_EARLIER_RUN}: delete this LlavaFineTune or create another one with the claim",
+                field=".spec.storage.existingClaim",
             ),
         )
     )

@@ -40,7 +40,7 @@ def fixed(*paths: str) -> tuple[JsonDict, ...]:
     """
     return tuple(
         rule(
-            _is_unchanged(path),
+            unchanged(path),
             f"spec.{path} is fixed from creation: delete this LlavaFineTune or create another one with the new value",
             field=f".{path}",
         )
@@ -52,7 +52,7 @@ def fixed_unless_suspended(*paths: str) -> tuple[JsonDict, ...]:
     """Transition rules: the fields at ``paths`` change only while ``suspend`` is true."""
     return tuple(
         rule(
-            f"oldSelf.suspend || ({_is_unchanged(path)})",
+            f"oldSelf.suspend || ({unchanged(path)})",
             f"spec.{path} can only change while the run is suspended: set spec.suspend to true first, and to false "
             "again with the change or after it",
             field=f".{path}",
@@ -70,7 +70,7 @@ def fixed_presence(path: str) -> JsonDict:
     )
 
 
-def _is_unchanged(path: str) -> str:
+def unchanged(path: str) -> str:
     """CEL: the field is what it was; one whose parent is missing, before or after, is the parent's matter."""
     parents = path.split(".")[:-1]
     missing = [

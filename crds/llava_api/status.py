@@ -151,6 +151,10 @@ class StageStatus(Lenient):
     start_time: Annotated[Time | None, Field(description="When it was begun.")] = None
     completion_time: Annotated[Time | None, Field(description="When it ended.")] = None
     message: Annotated[Text, Field(description="What it found or made, or what it waits for.")] = ""
+    reason: Annotated[
+        Short, Field(description="Why it waits, or why its last attempt ended while the next is to come; else empty.")
+    ] = ""
+    reason_time: Annotated[Time | None, Field(description="Since when that reason holds.")] = None
 
     @property
     def newest(self) -> AttemptStatus | None:
@@ -176,6 +180,8 @@ class Summary(Lenient):
     step: Annotated[Short, Field(description="Step and total of that stage, like 120/734.")] = ""
     percent: Annotated[Short, Field(description="How much of that stage is done, in percent.")] = ""
     eta: Annotated[Short, Field(description="Time to that stage's end, like 12m.")] = ""
+    attempt: Annotated[Short, Field(description="Number of that stage's newest attempt.")] = ""
+    restarts: Annotated[Short, Field(description="Restarts of the run that count, over all stages.")] = ""
     score: Annotated[Short, Field(description="Held-out score of base and tuned model, like 0.02→0.97.")] = ""
 
 
@@ -355,6 +361,13 @@ class Trainer(Lenient):
     config_version: Annotated[Count, Field(description="Newest version of the run configuration that it reads.")] = 1
 
 
+class ApiTrouble(Lenient):
+    """What keeps the operator from doing anything about a run."""
+
+    message: Annotated[Text, Field(description="What the API server answers, again and again.")]
+    time: Annotated[Time, Field(description="When that was first told.")]
+
+
 class Accounting(Lenient):
     """What a run has taken, over all attempts that are over."""
 
@@ -375,10 +388,22 @@ class Accounting(Lenient):
     ] = {}
 
 
+UNOBSERVED = -1
+"""``observedGeneration`` of a run that no operator has seen: without one, kstatus takes it for finished."""
+
+
 class Status(Lenient):
     """What the operator has seen and done."""
 
-    observed_generation: Annotated[Count | None, Field(description="Generation of the spec that this is about.")] = None
+    observed_generation: Annotated[
+        int | None,
+        Field(
+            ge=UNOBSERVED,
+            le=2**53,
+            description="Generation of the spec that this is about; -1 before anything was done about it.",
+            json_schema_extra={"format": "int64"},
+        ),
+    ] = None
     phase: Annotated[Phase | None, Field(description="The run at a glance.")] = None
     start_time: Annotated[Time | None, Field(description="When the run was begun.")] = None
     completion_time: Annotated[Time | None, Field(description="When it ended, well or not.")] = None
@@ -386,7 +411,8 @@ class Status(Lenient):
         tuple[ConditionStatus, ...],
         Field(
             max_length=16,
-            description="Ready, Prepared, Aligned, Trained, Merged, Evaluated, Complete, Failed, Suspended, Reporting.",
+            description="Ready, Prepared, Aligned, Trained, Merged, Evaluated, Complete, Failed, Suspended, Reporting, "
+            "Reconciling, Stalled.",
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = ()
@@ -413,3 +439,4 @@ class Status(Lenient):
     evaluation: Annotated[EvaluationStatus | None, Field(description="What evaluation measured.")] = None
     artifacts: Annotated[Artifacts | None, Field(description="Where the results are.")] = None
     failure: Annotated[FailureStatus | None, Field(description="Why the run failed.")] = None
+    api_trouble: Annotated[ApiTrouble | None, Field(description="Errors that the API server keeps answering.")] = None

@@ -15,10 +15,12 @@ import kopf
 from prometheus_client import CollectorRegistry
 
 from llava_api.constants import OLDEST_KUBERNETES, REPORT_PATH
+from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.nodes import Nodes
 from llava_operator.acting.reconcile import Reconciler
 from llava_operator.acting.report_authority import Authority
+from llava_operator.acting.troubles import Troubles
 from llava_operator.build.common import Platform
 from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
@@ -190,12 +192,17 @@ class Operator:
             progress=self.progress,
             events=EventPublisher(self.kube, instance=settings.pod_name, now=now),
             authority=self.authority,
+            troubles=Troubles(kube=self.kube, now=now),
+            errors=ApiErrors(now=now),
             platform=Platform(
                 trainer_image=settings.trainer_image,
                 report_url=f"https://{settings.report_host}:{settings.report_port}{REPORT_PATH}",
                 download=settings.download,
                 policy=settings.policy,
                 isolate_training=settings.isolate_training,
+                node_loss_s=settings.node_loss_seconds,
+                pod_labels=settings.stage_pod_labels,
+                pod_annotations=settings.stage_pod_annotations,
                 uses_xet=settings.download_xet,
             ),
             now=now,

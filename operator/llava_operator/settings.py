@@ -17,6 +17,7 @@ from llava_operator.deciding.policy import (
     PUBLIC_HUB,
     Policy,
 )
+from llava_operator.pod_metadata import check_annotations, check_labels, read_json_object
 
 PREFIX = "LLAVA_OPERATOR_"
 
@@ -145,6 +146,22 @@ class Settings(BaseModel):
         bool, Field(description="Whether a NetworkPolicy lets only pods of the same run and stage reach training pods.")
     ] = False
 
+    node_loss_seconds: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=3600,
+            description="Seconds for which pods of runs stay on a node that is not ready or cannot be reached, where "
+            "spec.scheduling.tolerations says nothing about it.",
+        ),
+    ] = 30
+    stage_pod_labels: Annotated[
+        dict[str, str], AfterValidator(check_labels), Field(description="Labels of the pods of runs, as a JSON object.")
+    ] = {}
+    stage_pod_annotations: Annotated[
+        dict[str, str], AfterValidator(check_annotations), Field(description="The same, annotations.")
+    ] = {}
+
     # What runs may ask for (``policy``). Each list is separated by commas; ``*`` allows all, and empty nothing.
     policy_image_repositories: Annotated[
         tuple[str, ...],
@@ -170,6 +187,14 @@ class Settings(BaseModel):
         tuple[str, ...], _HOSTS, Field(description="Hosts to which credentials of https:// sources may be sent.")
     ] = (ANYTHING,)  # fmt: skip
     policy_tolerations: Annotated[bool, Field(description="Whether runs may tolerate taints.")] = True
+    policy_service_account_names: Annotated[
+        tuple[str, ...], _NAMES, Field(description="Names of the ServiceAccounts that pods of runs may run as.")
+    ] = ()
+
+    @field_validator("stage_pod_labels", "stage_pod_annotations", mode="before")
+    @classmethod
+    def _read_json(cls, value: Any) -> Any:
+        return read_json_object(value) if isinstance(value, str) else value
 
     @field_validator(
         "watch_namespaces",
@@ -178,6 +203,7 @@ class Settings(BaseModel):
         "policy_ca_config_maps",
         "policy_hub_token_hosts",
         "policy_web_credential_hosts",
+        "policy_service_account_names",
         mode="before",
     )
     @classmethod
@@ -208,6 +234,7 @@ class Settings(BaseModel):
             hub_token_hosts=self.policy_hub_token_hosts,
             web_credential_hosts=self.policy_web_credential_hosts,
             tolerations=self.policy_tolerations,
+            service_account_names=self.policy_service_account_names,
         )
 
     @property

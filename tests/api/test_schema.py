@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from llava_api.crd import PRINTER_COLUMNS, build_crd
+from llava_api.crd import PRINTER_COLUMNS, WIDE_COLUMNS, build_crd
 from llava_api.generate import build_files
 from llava_api.reference import build_reference
 from llava_api.rules import RULES_KEY, rule, rules
@@ -87,9 +87,11 @@ def test_rule_messages_say_what_would_be_right() -> None:
 def test_printer_columns_show_existing_fields() -> None:
     paths = {path for path, _ in nodes()} | {"metadata.creationTimestamp"}
     assert [name.upper() for name, _, _ in PRINTER_COLUMNS] == [
-        "PHASE", "STAGE", "STEP", "PERCENT", "ETA", "SCORE", "AGE",
+        "PHASE", "REASON", "STAGE", "STEP", "PERCENT", "ETA", "SCORE", "AGE",
     ]  # fmt: skip
-    assert {path.lstrip(".") for _, _, path in PRINTER_COLUMNS} <= paths
+    assert [name.upper() for name, _, _ in WIDE_COLUMNS] == ["ATTEMPT", "RESTARTS", "MESSAGE"]
+    shown = {path.lstrip(".").replace('[?(@.type=="Ready")]', "[]") for _, _, path in (*PRINTER_COLUMNS, *WIDE_COLUMNS)}
+    assert shown <= paths
 
 
 def test_public_surface_is_frozen() -> None:

@@ -72,7 +72,7 @@ def test_operator_asks_for_little(helm: Path) -> None:
     for rule in rules(helm):
         assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]
         assert not {"deletecollection", "escalate", "bind", "impersonate"} & set(rule["verbs"])
-        assert "delete" not in rule["verbs"] or rule["resources"] == ["jobs"]
+        assert "delete" not in rule["verbs"] or rule["resources"] in (["jobs"], ["llavafinetunes"])
         if "secrets" in rule["resources"]:
             assert rule["verbs"] == ["get", "patch"]
             assert rule["resourceNames"] == ["llava-finetune-operator-report-ca"]
@@ -121,6 +121,25 @@ def test_every_setting_in_the_chart_is_one_of_the_operator(helm: Path) -> None:
     assert set(environment_of(objects(helm))) <= known
 
 
+def test_pods_of_runs_are_spared_by_autoscalers_and_sidecars(helm: Path) -> None:
+    """What the operator makes of the chart's own values, and of others."""
+    off, read = {"sidecar.istio.io/inject": "false"}, settings_of(objects(helm))
+    assert (read.node_loss_seconds, read.stage_pod_labels) == (30, off)
+    assert read.stage_pod_annotations == off | {
+        "karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    }  # fmt: skip
+    read = settings_of(objects(
+        helm, "--set", "stagePods.nodeLossSeconds=5", "--set-string", "stagePods.labels.team=vision",
+        "--set", r"stagePods.labels.sidecar\.istio\.io/inject=null", "--set", "stagePods.annotations=null",
+    ))  # fmt: skip
+    assert (read.node_loss_seconds, read.stage_pod_labels, read.stage_pod_annotations) == (5, {"team": "vision"}, {})
+
+
+def settings_of(rendered: dict[tuple[str, str, str], dict[str, Any]]) -> Settings:
+    own = {"NAMESPACE": "llava-system", "POD_NAME": "op", "POD_IP": "192.0.2.1"}
+    return Settings.from_environment(environment_of(rendered) | {f"LLAVA_OPERATOR_{k}": v for k, v in own.items()})
+
+
 def test_how_runs_fetch_is_a_setting(helm: Path) -> None:
     """Every key of it reaches the operator, and none of them does while it is empty."""
     keys = yaml.safe_load((CHART / "values.yaml").read_text())["download"]
@@ -165,10 +184,13 @@ def test_rules_for_runs_are_by_default_those_of_the_operator(helm: Path) -> None
         "hubTokenHosts": default.policy_hub_token_hosts,
         "webCredentialHosts": default.policy_web_credential_hosts,
         "tolerations": default.policy_tolerations,
+        "serviceAccountNames": default.policy_service_account_names,
     }
 
 
-@pytest.mark.parametrize("key", ["imageRepositories", "secretNames", "caConfigMaps", "hubTokenHosts"])
+@pytest.mark.parametrize(
+    "key", ["imageRepositories", "secretNames", "caConfigMaps", "hubTokenHosts", "serviceAccountNames"]
+)
 def test_a_list_that_is_taken_away_allows_nothing(helm: Path, key: str) -> None:
     environment = environment_of(objects(helm, "--set", f"policy.{key}=null"))
     name = re.sub("([A-Z])", r"_\1", key).upper()

@@ -93,6 +93,51 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ({"workers__shmSize": "lots"}, "spec.workers.shmSize", "should match"),
         ({"workers__shmSize": -5}, "spec.workers.shmSize", "greater than or equal to 0"),
         ({"storage__size": "-1Gi"}, "spec.storage.size", "should match"),
+        (
+            {"ttlSecondsAfterFinished": 60},
+            "spec.ttlSecondsAfterFinished",
+            "needs spec.storage.retain Always or OnSuccess, or spec.storage.existingClaim",
+        ),
+        (
+            {"ttlSecondsAfterFinished": 60, "storage__retain": "Never"},
+            "spec.ttlSecondsAfterFinished",
+            "would delete the only copy of the model",
+        ),
+        ({"ttlSecondsAfterFinished": -1}, "spec.ttlSecondsAfterFinished", "greater than or equal to 0"),
+        ({"ttlSecondsAfterFinished": 10**8}, "spec.ttlSecondsAfterFinished", "less than or equal to 31536000"),
+        ({"scheduling__priorityClassName": "High!"}, "spec.scheduling.priorityClassName", "should match"),
+        ({"scheduling__priorityClassName": ""}, "spec.scheduling.priorityClassName", "at least 1 chars"),
+        ({"scheduling__serviceAccountName": "a/b"}, "spec.scheduling.serviceAccountName", "should match"),
+        (
+            {"scheduling__serviceAccountName": "a" * 254},
+            "spec.scheduling.serviceAccountName",
+            "may not be more than 253",
+        ),
+        ({"scheduling__topologySpread": [{}]}, "spec.scheduling.topologySpread[0].topologyKey", "Required"),
+        ({"scheduling__topologySpread": [{"topologyKey": "a b"}]}, "topologySpread[0].topologyKey", "should match"),
+        (
+            {"scheduling__topologySpread": [{"topologyKey": "zone", "maxSkew": 0}]},
+            "spec.scheduling.topologySpread[0].maxSkew",
+            "greater than or equal to 1",
+        ),
+        (
+            {"scheduling__topologySpread": [{"topologyKey": "zone", "whenUnsatisfiable": "Hope"}]},
+            "spec.scheduling.topologySpread[0].whenUnsatisfiable",
+            '"DoNotSchedule"',
+        ),
+        (
+            {"scheduling__topologySpread": [{"topologyKey": "zone"}, {"topologyKey": "zone", "maxSkew": 2}]},
+            "spec.scheduling.topologySpread",
+            "each topologyKey may stand there once",
+        ),
+        (
+            {"scheduling__topologySpread": [{"topologyKey": f"a{n}"} for n in range(5)]},
+            "spec.scheduling.topologySpread",
+            "at most 4 items",
+        ),
+        ({"storage__retain": "Sometimes"}, "spec.storage.retain", '"OnSuccess"'),
+        ({"storage__existingClaim": "Not/A/Claim"}, "spec.storage.existingClaim", "should match"),
+        ({"storage__existingClaim": ""}, "spec.storage.existingClaim", "at least 1 chars"),
         ({"dataset__format": "csv"}, "spec.dataset.format", '"llava"'),
         ({"dataset__validation": {"fraction": 0.9}}, "spec.dataset.validation.fraction", "less than or equal to 0.5"),
         ({"dataset__validation": {}}, "spec.dataset.validation", "either fraction or file"),
@@ -347,7 +392,9 @@ def test_longest_name_is_accepted(kubectl: Kubectl) -> None:
         ({"workers__gpuMemory": "80Gi"}, "workers.gpuMemory"),
         ({"alignment": {"dataset": {"source": "pvc://d/a", "format": "llava", "file": "a.json"}}}, "alignment"),
         ({"evaluation__prompts": [{"text": "What?"}]}, "evaluation"),
-        ({"storage__storageClassName": "fast"}, "storage"),
+        ({"storage__storageClassName": "fast"}, "storage.storageClassName"),
+        ({"storage__retain": "Always"}, "storage.retain"),
+        ({"storage__existingClaim": "other"}, "storage.existingClaim"),
         ({"image__reference": "other"}, "image"),
         ({"imagePullSecrets": [{"name": "x"}]}, "imagePullSecrets"),
         ({"merge__dtype": "float32"}, "merge"),
@@ -370,6 +417,7 @@ SIZES = [
     ({"training__batch__perDevice": 2}, "training.batch.perDevice"),
     ({"scheduling__nodeSelector": {"a": "b"}}, "scheduling"),
     ({"scheduling__queueName": "gpus"}, "scheduling"),
+    ({"scheduling__serviceAccountName": "llava-s3"}, "scheduling"),
 ]
 
 
@@ -387,13 +435,28 @@ def test_size_changes_only_while_suspended(kubectl: Kubectl, changes: dict[str, 
 
 
 @pytest.mark.parametrize(
-    "changes", [{"activeDeadlineSeconds": 60}, {"training__maxRestarts": 9}, {"suspend": True}, {"retry": 1}]
+    "changes",
+    [
+        {"activeDeadlineSeconds": 60},
+        {"training__maxRestarts": 9},
+        {"suspend": True},
+        {"retry": 1},
+        {"ttlSecondsAfterFinished": 60},
+    ],
 )
 def test_what_may_change_at_any_time(kubectl: Kubectl, changes: dict[str, Any]) -> None:
     kubectl.run("delete", "lft", "patient", "--ignore-not-found")
-    kubectl.apply(make("patient"))
-    kubectl.apply(make("patient", **changes))
-    kubectl.apply(make("patient", **changes))
+    kubectl.apply(make("patient", storage__retain="OnSuccess"))
+    for _ in range(2):
+        kubectl.apply(make("patient", storage__retain="OnSuccess", **changes))
+
+
+@pytest.mark.parametrize(
+    "storage", [{"retain": "Always"}, {"retain": "OnSuccess"}, {"existingClaim": "shared"}], ids=lambda one: str(one)
+)
+def test_a_timer_goes_with_a_volume_that_stays(kubectl: Kubectl, storage: dict[str, Any]) -> None:
+    manifest = make("timed", storage=storage, ttlSecondsAfterFinished=0)
+    kubectl.run("apply", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(manifest).encode())
 
 
 def test_retry_only_grows(kubectl: Kubectl) -> None:
@@ -412,6 +475,39 @@ def test_a_volume_that_one_node_writes_is_not_resized_above_one_pod(kubectl: Kub
     status = {"status": {"artifacts": {"accessModes": ["ReadWriteMany"]}}}
     kubectl.run("patch", "lft", "lone", "--subresource=status", "--type=merge", "-p", json.dumps(status))
     kubectl.apply(make("lone", suspend=True, workers__replicas=2))
+
+
+def suspend_for(kubectl: Kubectl, name: str, reason: str) -> None:
+    held = {
+        "type": "Suspended", "status": "True", "reason": reason, "message": "",
+        "lastTransitionTime": "2026-11-01T12:00:00Z",
+    }  # fmt: skip
+    patch = json.dumps({"status": {"phase": "Suspended", "conditions": [held]}})
+    kubectl.run("patch", "lft", name, "--subresource=status", "--type=merge", "-p", patch)
+
+
+def test_a_claim_is_named_later_only_while_the_run_waits_for_one(kubectl: Kubectl) -> None:
+    kubectl.run("delete", "lft", "heir", "--ignore-not-found")
+    kubectl.apply(make("heir", suspend=True))
+    named = make("heir", suspend=True, storage__existingClaim="heir-run")
+    for reason in ("", "Suspended"):
+        if reason:
+            suspend_for(kubectl, "heir", reason)
+        message = refusal(kubectl, named)
+        assert "spec.storage.existingClaim is fixed from creation, but for a run that is suspended as" in message
+    suspend_for(kubectl, "heir", "VolumeOfEarlierRun")
+    kubectl.apply(named)
+    assert kubectl.get("lft", "heir")["spec"]["storage"]["existingClaim"] == "heir-run"
+    for other in (make("heir", suspend=True), make("heir", suspend=True, storage__existingClaim="third")):
+        assert "spec.storage.existingClaim is fixed from creation" in refusal(kubectl, other), "it is named once"
+
+
+def test_a_claim_that_is_named_says_itself_how_it_can_be_written(kubectl: Kubectl) -> None:
+    kubectl.run("delete", "lft", "guest", "--ignore-not-found")
+    kubectl.apply(make("guest", suspend=True, storage__existingClaim="shared"))
+    status = {"status": {"artifacts": {"volumeClaim": "shared", "accessModes": []}}}
+    kubectl.run("patch", "lft", "guest", "--subresource=status", "--type=merge", "-p", json.dumps(status))
+    kubectl.apply(make("guest", suspend=True, storage__existingClaim="shared", workers__replicas=2))
 
 
 def test_applying_the_same_again_changes_nothing(kubectl: Kubectl) -> None:

@@ -22,7 +22,7 @@ from llava_operator.cache.runs import Runs
 from llava_operator.cache.skipped import SkippedObjects
 from llava_operator.clock import now
 from llava_operator.kube.client import Kind, Kube, KubeError
-from llava_operator.kube.kinds import CHILD_SELECTOR, EVENTS, JOBS, PODS, RUNS
+from llava_operator.kube.kinds import CHILD_SELECTOR, EVENTS, JOBS, PODS, RUNS, VOLUME_CLAIMS
 from llava_operator.kube.objects import Key, Object
 from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, ended, is_true, make_run, succeed
 from tests.cluster.worlds import running as pod_runs
@@ -33,6 +33,7 @@ pytestmark = pytest.mark.cluster
 NAMESPACE = "crashes"
 TICK_S = 0.25
 TIMEOUT_S = 300
+STORAGE = {"size": "1Gi", "retain": "OnSuccess"}
 PERIOD = 5
 
 
@@ -74,9 +75,9 @@ class MortalKube(Kube):
         async with self._write():
             return await super().patch(kind, namespace, name, body, **options)
 
-    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> Object:
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str, **options: Any) -> Object:
         async with self._write():
-            return await super().delete(kind, namespace, name, uid)
+            return await super().delete(kind, namespace, name, uid, **options)
 
     @contextlib.asynccontextmanager
     async def _write(self) -> AsyncIterator[None]:
@@ -175,7 +176,8 @@ def of_run(children: list[Object], life: Life) -> list[Object]:
 async def live(kube: Kube, lives: list[Life], meddle: Meddle | None = None) -> dict[str, Object]:
     """Let every run live until it has ended; their last states by name. ``meddle`` may change things."""
     for life in lives:
-        await kube.create(RUNS, NAMESPACE, make_run(life.key.name, NAMESPACE))
+        # That the claim loses its owner is a write, too.
+        await kube.create(RUNS, NAMESPACE, make_run(life.key.name, NAMESPACE, storage=STORAGE))
     mine = {life.key.name for life in lives}
     ended: dict[str, Object] = {}
     async with asyncio.timeout(TIMEOUT_S):
@@ -198,6 +200,9 @@ async def live(kube: Kube, lives: list[Life], meddle: Meddle | None = None) -> d
                     ended[name] = run
             await asyncio.sleep(TICK_S)
     await asyncio.gather(*(life.settle() for life in lives))
+    async for claim in kube.list(VOLUME_CLAIMS, NAMESPACE, CHILD_SELECTOR):
+        if claim["metadata"]["labels"][LABEL_RUN] in ended:
+            assert "ownerReferences" not in claim["metadata"], "it was called succeeded, and its volume was not kept"
     return ended
 
 

@@ -83,6 +83,12 @@ class World:
         await until("Jobs to be refused", look)
 
 
+def ready_of(status: Object) -> Object:
+    """The condition Ready."""
+    found: Object = next(condition for condition in status["conditions"] if condition["type"] == "Ready")
+    return found
+
+
 @pytest.fixture
 async def world(api_server: Kubectl, request: pytest.FixtureRequest) -> AsyncIterator[World]:
     assert api_server.kubeconfig is not None
@@ -131,8 +137,8 @@ async def test_admission_policy_is_waited_for(world: World, operator: OperatorPr
             await world.refused()
             await world.create_run()
             status = await world.waits_for("ValidatingAdmissionPolicy", message)
-            ready = next(condition for condition in status["conditions"] if condition["type"] == "Ready")
-            assert message in ready["message"]
+            assert message in ready_of(status)["message"]
+            assert ready_of(status)["reason"] == "Refused"
         assert (await world.ended())["phase"] == "Succeeded"
 
 
@@ -158,7 +164,8 @@ async def test_webhook_that_denies_is_waited_for(world: World, operator: Operato
         async with object_of(world, WEBHOOKS, webhook(world, f"https://localhost:{port}/deny", caBundle=bundle)):
             await world.refused()
             await world.create_run()
-            await world.waits_for("admission webhook", "denied the request: not on a Sunday")
+            status = await world.waits_for("admission webhook", "denied the request: not on a Sunday")
+            assert ready_of(status)["reason"] == "Refused"
         assert (await world.ended())["phase"] == "Succeeded"
     finally:
         await runner.cleanup()
@@ -169,7 +176,8 @@ async def test_webhook_that_does_not_answer_is_waited_for(world: World, operator
     async with object_of(world, WEBHOOKS, webhook(world, f"https://localhost:{free_port()}/nobody")):
         await world.refused()
         await world.create_run()
-        await world.waits_for("failed calling webhook", "connection refused")
+        status = await world.waits_for("failed calling webhook", "connection refused")
+        assert ready_of(status)["reason"] == "Refused"
     assert (await world.ended())["phase"] == "Succeeded"
 
 

@@ -21,8 +21,13 @@ from llava_operator.build.service import build_rendezvous_service
 from llava_operator.build.volume import build_volume_claim
 from llava_operator.deciding.waiting import list_needs
 from llava_operator.stages import STAGES as STAGE_TABLE
-from tests.controller.makers import STAGES, make_attempt, make_run
+from tests.controller.makers import RUN_UID, STAGES, make_attempt, make_run
 
+LOST = [
+    {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30}
+    for taint in ("not-ready", "unreachable")
+]
+"""What every pod tolerates of a node that has gone."""
 PLATFORM = Platform(trainer_image="registry/trainer:1", report_url="https://op-report.system.svc:8443/v1/progress")
 OWNER = {
     "apiVersion": "finetune.llava.dev/v1alpha1",
@@ -62,6 +67,7 @@ def expected_pod(stage: str, **changes: Any) -> dict[str, Any]:
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
+        "tolerations": LOST,
         "containers": [
             {
                 "name": "stage",
@@ -171,6 +177,7 @@ def test_train_job_whole() -> None:
         tolerations=[
             {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
             {"key": "spot", "operator": "Equal", "value": "true", "tolerationSeconds": 60},
+            *LOST,
         ],
         imagePullSecrets=[{"name": "registry"}],
     )
@@ -253,18 +260,115 @@ def test_gpus_come_from_the_field_made_for_them() -> None:
     assert made["requests"]["nvidia.com/gpu"] == made["limits"]["nvidia.com/gpu"] == "2"
 
 
+NOT_READY, UNREACHABLE = (one["key"] for one in LOST)
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        ([{"key": "gpu", "operator": "Exists"}], [NOT_READY, UNREACHABLE]),
+        ([{"key": NOT_READY, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 600}], [UNREACHABLE]),
+        ([{"key": UNREACHABLE, "operator": "Exists"}], [NOT_READY]),
+        ([{"key": UNREACHABLE, "operator": "Exists", "effect": "NoSchedule"}], [NOT_READY, UNREACHABLE]),
+        ([{"operator": "Exists"}], []),
+        ([{"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}], []),
+        ([{"operator": "Exists", "effect": "NoSchedule"}], [NOT_READY, UNREACHABLE]),
+    ],
+)
+def test_what_the_spec_says_of_a_lost_node_counts(given: list[dict[str, Any]], added: list[str]) -> None:
+    """By Kubernetes' own rule: of two tolerations of one taint the shorter counts."""
+    run = make_run(scheduling={"tolerations": given})
+    platform = replace(PLATFORM, node_loss_s=45)
+    made = build_job(make_attempt(run, StageName.TRAIN), platform)["spec"]["template"]["spec"]["tolerations"]
+    assert made[: len(given)] == given
+    assert made[len(given) :] == [
+        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 45} for key in added
+    ]
+
+
+@pytest.mark.parametrize("stage", list(StageName))
+def test_pods_carry_the_installations_labels_and_annotations_and_ours_come_first(stage: StageName) -> None:
+    forged = {"finetune.llava.dev/run": "another", "team": "vision"}
+    platform = replace(PLATFORM, pod_labels=forged, pod_annotations={"karpenter.sh/do-not-disrupt": "true"})
+    job = build_job(make_attempt(make_run(), stage), platform)
+    template = job["spec"]["template"]["metadata"]
+    assert template["labels"] == {**labels(stage, "1"), "team": "vision"}
+    assert template["annotations"] == {"karpenter.sh/do-not-disrupt": "true"}
+    assert job["metadata"] == metadata(f"invoices-{stage}-1", stage, "1"), "they are for pods"
+
+
+SPREAD = [{"topologyKey": "topology.kubernetes.io/zone", "maxSkew": 2, "whenUnsatisfiable": "ScheduleAnyway"},
+          {"topologyKey": "kubernetes.io/hostname"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", list(StageName))
+def test_priority_and_account_are_every_stages_and_spread_is_the_gangs(stage: StageName) -> None:
+    scheduling = {"priorityClassName": "batch", "serviceAccountName": "llava-s3", "topologySpread": SPREAD}
+    made = build_job(make_attempt(make_run(scheduling=scheduling), stage), PLATFORM)["spec"]["template"]
+    pod = made["spec"]
+    assert (pod["priorityClassName"], pod["serviceAccountName"]) == ("batch", "llava-s3")
+    assert pod["automountServiceAccountToken"] is False
+    plain = build_job(make_attempt(make_run(), stage), PLATFORM)["spec"]["template"]["spec"]
+    assert not {"priorityClassName", "serviceAccountName", "topologySpreadConstraints"} & set(plain)
+    if stage not in TRAINING_STAGES:
+        assert "topologySpreadConstraints" not in pod
+        return
+    selector = {"labelSelector": {"matchLabels": labels(stage, "1")}}
+    assert pod["topologySpreadConstraints"] == [
+        {**SPREAD[0], **selector},
+        {"topologyKey": "kubernetes.io/hostname", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule", **selector},
+    ]
+
+
+@pytest.mark.parametrize("stage", [stage for stage in StageName if stage not in TRAINING_STAGES])
+def test_only_training_holds_the_training_gpus(stage: StageName) -> None:
+    """The others run when the gang's pods are gone, each by what the run gives that stage."""
+    parts = {name: {"resources": {"requests": {"cpu": cpu, "memory": f"{cpu}Gi"}, "limits": {"memory": f"{cpu}Gi"}}}
+             for name, cpu in (("prepare", "3"), ("merge", "5"), ("evaluation", "7"))}  # fmt: skip
+    parts["evaluation"]["gpus"] = 1
+    run = make_run(
+        workers={"replicas": 2, "gpus": 8, "resources": {"requests": {"cpu": "64", "rdma/hca": "1"}}},
+        training={"batch": {"perDevice": 1, "global": 16}}, **parts,
+    )  # fmt: skip
+    job = build_job(make_attempt(run, stage), PLATFORM)
+    cpu = {"prepare": "3", "merge": "5", "evaluate": "7"}[stage]
+    requests = {"cpu": cpu, "memory": f"{cpu}Gi"}
+    limits = {"memory": f"{cpu}Gi"}
+    if stage is StageName.EVALUATE:
+        requests["nvidia.com/gpu"] = limits["nvidia.com/gpu"] = "1"
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    assert container["resources"] == {"requests": requests, "limits": limits}
+    assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (1, 1)
+
+
 def test_volume_claim_whole() -> None:
     run = make_run(storage={"size": "5Gi", "storageClassName": "fast"})
+    owned = metadata("invoices-run")
     assert build_volume_claim(run) == {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": metadata("invoices-run"),
+        "metadata": {**owned, "labels": {**owned["labels"], "finetune.llava.dev/run-uid": RUN_UID}},
         "spec": {
             "accessModes": ["ReadWriteMany"],
             "resources": {"requests": {"storage": "5Gi"}},
             "storageClassName": "fast",
         },
     }
+
+
+@pytest.mark.parametrize(("retain", "is_owned"), [("Always", False), ("OnSuccess", True), ("Never", True)])
+def test_claim_that_is_always_retained_has_no_owner(retain: str, is_owned: bool) -> None:
+    made = build_volume_claim(make_run(storage={"retain": retain}))
+    assert ("ownerReferences" in made["metadata"]) is is_owned
+    assert made["metadata"]["labels"]["finetune.llava.dev/run-uid"] == RUN_UID
+
+
+@pytest.mark.parametrize("stage", list(StageName))
+def test_every_stage_mounts_the_claim_that_the_run_names(stage: StageName) -> None:
+    for storage, claim in (({}, "invoices-run"), ({"existingClaim": "shared"}, "shared")):
+        job = build_job(make_attempt(make_run(storage=storage), stage), PLATFORM)
+        volumes = job["spec"]["template"]["spec"]["volumes"]
+        assert {"name": "run", "persistentVolumeClaim": {"claimName": claim}} in volumes
 
 
 @pytest.mark.parametrize(

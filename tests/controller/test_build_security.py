@@ -28,7 +28,8 @@ DEMANDING: dict[str, Any] = {
     "training": {"batch": {"perDevice": 1, "global": 16}},
     "workers": {"replicas": 2, "gpus": 8, "network": {"interface": "eth0", "hca": "mlx5", "resource": "rdma/hca"}},
     "evaluation": {"gpus": 1},
-    "scheduling": {"nodeSelector": {"a": "b"}, "tolerations": [{"operator": "Exists"}]},
+    "scheduling": {"nodeSelector": {"a": "b"}, "tolerations": [{"operator": "Exists"}],
+                   "serviceAccountName": "default", "topologySpread": [{"topologyKey": "kubernetes.io/hostname"}]},
     "download": {"caConfigMap": "corporate", "secretRef": {"name": "proxies"}},
     "image": {"reference": "evil.example/x"},
     "imagePullSecrets": [{"name": "registry"}],
@@ -75,7 +76,8 @@ def test_nothing_of_a_run_is_in_another_namespace(run: Run) -> None:
 def test_pods_hold_no_credential_of_the_cluster(run: Run) -> None:
     for pod in pods(run).values():
         assert pod["automountServiceAccountToken"] is False
-        assert "serviceAccountName" not in pod
+        # Whom the run names among the installer's: it is to a cloud that they are somebody.
+        assert pod.get("serviceAccountName") == run.spec.scheduling.service_account_name
         projections = [source for volume in pod["volumes"] for source in volume.get("projected", {}).get("sources", [])]
         tokens = [source["serviceAccountToken"] for source in projections if "serviceAccountToken" in source]
         assert [token["audience"] for token in tokens] == ["llava-finetune-operator"]
@@ -86,6 +88,7 @@ def test_pods_ask_nothing_of_the_host(run: Run) -> None:
         assert set(pod) <= {
             "restartPolicy", "terminationGracePeriodSeconds", "automountServiceAccountToken", "enableServiceLinks",
             "securityContext", "containers", "volumes", "subdomain", "nodeSelector", "tolerations", "imagePullSecrets",
+            "serviceAccountName", "priorityClassName", "topologySpreadConstraints",
         }  # fmt: skip
         kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
         assert kinds <= {"configMap", "projected", "persistentVolumeClaim", "emptyDir"}

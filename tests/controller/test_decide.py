@@ -13,6 +13,7 @@ from llava_operator.deciding.decide import Commit, Start, Wait, decide
 from llava_operator.deciding.observation import Obstacle, ObstacleKind
 from llava_operator.deciding.policy import Violation
 from llava_operator.deciding.results import describe_result
+from llava_operator.deciding.waiting import told_from
 from llava_operator.run import stage_of
 from tests.controller.makers import (
     JOB_UID,
@@ -62,7 +63,8 @@ def test_new_run_commits_to_its_first_stage_before_anything_is_made() -> None:
 
 def test_new_run_has_every_condition() -> None:
     conditions = {c.type: c.status for c in commit(see()).conditions}
-    expected = dict.fromkeys(set(Condition) - {Condition.ALIGNED}, "False") | {Condition.REPORTING: "True"}
+    without = dict.fromkeys(set(Condition) - {Condition.ALIGNED}, "False")
+    expected = without | {Condition.REPORTING: "True", Condition.RECONCILING: "True"}
     assert conditions == expected, "a run without alignment"
 
 
@@ -84,7 +86,7 @@ def test_job_that_is_there_is_recorded_and_not_made_again() -> None:
     status = begun(with_job=False)
     recorded = commit(see(status, job=make_job(status)))
     assert stage_of(recorded, StageName.PREPARE).attempts[0].job_uid == JOB_UID
-    assert decide(see(recorded, job=make_job(recorded))) == Wait()
+    assert decide(see(recorded, job=make_job(recorded))) == Wait(until=told_from(NOW))
 
 
 def test_decisions_settle() -> None:
@@ -99,7 +101,9 @@ def test_decisions_settle() -> None:
 
 @pytest.mark.parametrize("kind", [ObstacleKind.NAME_CONFLICT, ObstacleKind.REJECTED])
 def test_lasting_obstacle_fails_the_run(kind: ObstacleKind) -> None:
-    obstacle = Obstacle(kind=kind, message="configmaps invoices-prepare-1 is in the way", retry_at=NOW)
+    obstacle = Obstacle(
+        kind=kind, reason=Reason(kind), message="configmaps invoices-prepare-1 is in the way", retry_at=NOW
+    )
     status = commit(see(begun(with_job=False), obstacle=obstacle))
     assert status.phase is Phase.FAILED
     assert status.failure is not None
@@ -109,7 +113,9 @@ def test_lasting_obstacle_fails_the_run(kind: ObstacleKind) -> None:
 
 
 def test_passing_obstacle_is_said_then_waited_for_then_tried_again() -> None:
-    obstacle = Obstacle(kind=ObstacleKind.BLOCKED, message="exceeded quota", retry_at=LATER)
+    obstacle = Obstacle(
+        kind=ObstacleKind.BLOCKED, reason=Reason.QUOTA_EXCEEDED, message="exceeded quota", retry_at=LATER
+    )
     status = commit(see(begun(with_job=False), obstacle=obstacle))
     assert status.phase is Phase.PENDING
     assert stage_of(status, StageName.PREPARE).message == "exceeded quota"
@@ -148,7 +154,8 @@ def test_due_progress_is_written() -> None:
 def test_early_progress_waits_but_rides_along_with_another_write() -> None:
     status = begun(StageName.TRAIN)
     early = see(status, job=make_job(status), progress=progress(), progress_due_at=LATER)
-    assert decide(early) == Wait(until=LATER)
+    assert decide(early) == Wait(until=told_from(NOW))
+    assert decide(replace(early, now=told_from(NOW))) == Wait(until=LATER)
     pods = (make_pod(phase="Running", started=True),)
     assert commit(replace(early, pods=pods)).progress == progress()
 
@@ -180,7 +187,8 @@ def test_last_success_completes_the_run() -> None:
     assert condition(after, Condition.FAILED) == ("False", "Succeeded")
     assert after.summary is not None
     assert after.summary.model_dump(by_alias=False) == {
-        "stage": "evaluate", "step": "", "percent": "100", "eta": "", "score": "0.02→0.97",
+        "stage": "evaluate", "step": "", "percent": "100", "eta": "", "score": "0.02→0.97", "attempt": "1",
+        "restarts": "0",
     }  # fmt: skip
     assert after.artifacts is not None
     assert after.artifacts.model_dump(by_alias=False) == {
@@ -206,7 +214,7 @@ def test_transition_times_change_only_with_the_condition() -> None:
     job = make_job(status, complete=True)
     after = commit(see(status, job=job, pods=(succeeded(StageName.EVALUATE),), now=LATER))
     times = {c.type: c.last_transition_time for c in after.conditions}
-    changed = {Condition.READY, Condition.EVALUATED, Condition.COMPLETE}
+    changed = {Condition.READY, Condition.EVALUATED, Condition.COMPLETE, Condition.RECONCILING}
     assert {kind for kind, time in times.items() if time == LATER_TEXT} == changed
 
 
@@ -368,4 +376,4 @@ def test_a_rule_that_came_later_holds_up_the_next_stage_and_lets_it_go_on() -> N
 
 def test_a_rule_that_came_later_leaves_pods_alone_that_run() -> None:
     status = begun(StageName.TRAIN)
-    assert decide(see(status, job=make_job(status), violations=refused())) == Wait()
+    assert decide(see(status, job=make_job(status), violations=refused())) == Wait(until=told_from(NOW))

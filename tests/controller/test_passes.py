@@ -11,7 +11,7 @@ from llava_api.constants import Phase
 from llava_operator.cache.children import Children
 from llava_operator.cache.runs import Runs
 from llava_operator.cache.skipped import SkippedObjects
-from llava_operator.kube.client import ForbiddenError, Kind, RetryableError
+from llava_operator.kube.client import ForbiddenError, Kind, KubeError, RetryableError
 from llava_operator.kube.kinds import RUNS
 from llava_operator.kube.objects import Key, Object
 from llava_operator.loop.health import HEARTBEAT, MISSED_BEATS, Health
@@ -199,12 +199,25 @@ def test_no_run_is_looked_at_before_the_caches_are_filled() -> None:
 
 
 class StuckReconciler:
+    works = False
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
     async def reconcile(self, key: Key) -> float | None:
         if key.name == "stuck":
             await asyncio.sleep(3600)
         if key.name == "broken":
             raise KeyError("a bug")
+        if key.name == "refused" and not self.works:
+            raise RetryableError("the API server is overloaded")
         return 5.0
+
+    async def tell_error(self, key: Key, error: KubeError) -> None:
+        self.told.append((key.name, str(error)))
+
+    def forget_errors(self, key: Key) -> bool:
+        return key.name == "refused"
 
 
 def make_passes(clock: Callable[[], float]) -> tuple[Passes, Health, CollectorRegistry]:
@@ -230,6 +243,22 @@ def test_stuck_pass_is_given_up_and_counted() -> None:
     assert registry.get_sample_value("llava_operator_pass_errors_total", {"error": "TimeoutError"}) == 1
     assert registry.get_sample_value("llava_operator_pass_errors_total", {"error": "KeyError"}) == 1
     assert registry.get_sample_value("llava_operator_pass_duration_seconds_count") == 3
+
+
+def test_errors_of_passes_are_told_and_taken_back_by_a_pass_of_its_own() -> None:
+    async def scenario() -> None:
+        passes, _, _ = make_passes(lambda: 0)
+        reconciler: Any = passes._reconciler
+        for name, error in (("refused", RetryableError), ("stuck", RetryableError), ("broken", KeyError)):
+            with pytest.raises(error):
+                await passes.process(Key("ns", name))
+        refused, late = ("refused", "the API server is overloaded"), ("stuck", "the pass took longer than 60 s")
+        assert reconciler.told == [refused, late], "a bug is not the API server's"
+        reconciler.works = True
+        assert await passes.process(Key("ns", "refused")) == 0.0
+        assert await passes.process(Key("ns", "fine")) == 5.0
+
+    run_virtually(scenario())
 
 
 def test_process_is_alive_only_while_heartbeats_come_through_the_queue() -> None:

@@ -61,7 +61,7 @@ EVERY_WAY: dict[str, Any] = {
     "dataset": {"source": "https://e/x.zip", "secretRef": {"name": "b"}},
     "download": {"hubEndpoint": "https://e", "caConfigMap": "c", "secretRef": {"name": "d"}},
     "imagePullSecrets": [{"name": "e"}, {"name": "f"}],
-    "scheduling": {"tolerations": [{"operator": "Exists"}]},
+    "scheduling": {"tolerations": [{"operator": "Exists"}], "serviceAccountName": "any"},
 }
 
 
@@ -72,6 +72,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         "spec.image.reference", "spec.model.secretRef.name", "spec.dataset.secretRef.name",
         "spec.download.secretRef.name", "spec.download.caConfigMap", "spec.download.hubEndpoint", "spec.dataset.source",
         "spec.imagePullSecrets", "spec.imagePullSecrets", "spec.scheduling.tolerations",
+        "spec.scheduling.serviceAccountName",
     ]  # fmt: skip
     assert describe_violations(found) == "; ".join(violation.message for violation in found)
 
@@ -81,12 +82,15 @@ def test_later_stages_are_held_to_what_their_pods_are_given(stage: StageName) ->
     """They see no credentials: rules about those do not stop a run that has fetched everything."""
     fields = [violation.field for violation in judge(EVERY_WAY, policy_of(INSTALLATIONS["strict"]), stage)]
     assert fields == [
-        "spec.image.reference", "spec.imagePullSecrets", "spec.imagePullSecrets", "spec.scheduling.tolerations"
+        "spec.image.reference", "spec.imagePullSecrets", "spec.imagePullSecrets", "spec.scheduling.tolerations",
+        "spec.scheduling.serviceAccountName",
     ]  # fmt: skip
 
 
-def test_defaults_restrict_hub_tokens_and_nothing_else() -> None:
-    assert [violation.field for violation in judge(EVERY_WAY, Policy())] == ["spec.download.hubEndpoint"]
+def test_defaults_restrict_hub_tokens_and_service_accounts_and_nothing_else() -> None:
+    assert [violation.field for violation in judge(EVERY_WAY, Policy())] == [
+        "spec.download.hubEndpoint", "spec.scheduling.serviceAccountName",
+    ]  # fmt: skip
 
 
 NAMES = st.text(st.sampled_from("az09.-*\n /@:AZé\\"), min_size=1, max_size=30)
@@ -133,5 +137,8 @@ def test_no_image_reference_is_too_odd_to_judge(image: dict[str, str]) -> None:
 
 
 def test_a_star_alone_is_everything_also_beside_others() -> None:
-    policy = replace(Policy(), image_repositories=("ghcr.io", ANYTHING), hub_token_hosts=(ANYTHING,))
+    policy = replace(
+        Policy(), image_repositories=("ghcr.io", ANYTHING), hub_token_hosts=(ANYTHING,),
+        service_account_names=("x", ANYTHING),
+    )  # fmt: skip
     assert judge(EVERY_WAY, policy) == ()

@@ -12,10 +12,13 @@ import pytest
 from llava_api.constants import API_VERSION, KIND, Condition, Phase, StageName
 from llava_api.failures import Reason
 from llava_api.status import Progress, Status
+from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.nodes import Nodes
-from llava_operator.acting.reconcile import UNREADABLE, UNREPORTED, Reconciler, StatusPrunedError
+from llava_operator.acting.reconcile import UNREPORTED, Reconciler, StatusPrunedError
 from llava_operator.acting.report_authority import Authority
+from llava_operator.acting.troubles import ASKED_AFTER_S, Troubles
+from llava_operator.acting.unreadable import UNREADABLE
 from llava_operator.build.common import Platform
 from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
@@ -24,6 +27,7 @@ from llava_operator.cache.skipped import SkippedObjects
 from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.policy import Policy
 from llava_operator.deciding.status import dump_status
+from llava_operator.deciding.waiting import TOLD_AFTER_S
 from llava_operator.kube.client import (
     AlreadyExistsError,
     ConflictError,
@@ -58,6 +62,9 @@ class ApiServer:
 
     objects: dict[tuple[Kind, str], Object] = field(default_factory=dict)
     refuse: dict[Kind, KubeError] = field(default_factory=dict)
+    refuse_list: dict[Kind, KubeError] = field(default_factory=dict)
+    listed: list[str] = field(default_factory=list)
+    """Field selectors that were asked for."""
     writes: list[str] = field(default_factory=list)
     version: int = 1
     pruned: tuple[str, ...] = ()
@@ -77,13 +84,19 @@ class ApiServer:
         made = copy.deepcopy(body)
         made["metadata"]["uid"] = f"{name}-uid"
         made["metadata"].setdefault("namespace", namespace)
+        made["metadata"].setdefault("resourceVersion", "1")
         self.objects[kind, name] = made
         self.writes.append(f"create {kind.plural} {name}" if kind != EVENTS else f"event {body['reason']}")
         return made
 
-    async def list(self, kind: Kind, namespace: str, selector: str = "") -> AsyncIterator[Object]:
+    async def list(self, kind: Kind, namespace: str, selector: str = "", *, fields: str = "") -> AsyncIterator[Object]:
+        if error := self.refuse_list.get(kind):
+            raise error
+        if fields:
+            self.listed.append(fields)
+        uid = fields.removeprefix("regarding.uid=")
         for found_kind, name in list(self.objects):
-            if found_kind == kind:
+            if found_kind == kind and uid in ("", self.objects[kind, name].get("regarding", {}).get("uid")):
                 yield copy.deepcopy(self.objects[kind, name])
 
     async def patch(self, kind: Kind, namespace: str, name: str, body: Object, subresource: str = "") -> Object:
@@ -94,7 +107,8 @@ class ApiServer:
         if wanted is not None and wanted != found["metadata"]["resourceVersion"]:
             raise ConflictError("the object has been modified")
         before = copy.deepcopy(found)
-        apply_patch(found, {key: value for key, value in body.items() if key != "metadata"})
+        meta = {key: value for key, value in body.get("metadata", {}).items() if key not in ("resourceVersion", "uid")}
+        apply_patch(found, {**body, "metadata": meta})
         for unknown in self.pruned:
             found.get("status", {}).pop(unknown, None)
         self.writes.append(f"patch {kind.plural} {name}")
@@ -103,6 +117,15 @@ class ApiServer:
             self.version += 1
             found["metadata"]["resourceVersion"] = str(self.version)
         return copy.deepcopy(found)
+
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str, *, version: str | None = None) -> Object:
+        if (kind, name) not in self.objects:
+            raise NotFoundError(f"{name} not found")
+        meta = self.objects[kind, name]["metadata"]
+        if meta["uid"] != uid or version not in (None, meta["resourceVersion"]):
+            raise ConflictError("the precondition does not hold")
+        self.writes.append(f"delete {kind.plural} {name}")
+        return self.objects.pop((kind, name))
 
     def put_run(self, **spec: Any) -> Object:
         raw: Object = {
@@ -139,6 +162,8 @@ class Operator:
             progress=self.progress,
             events=EventPublisher(self.server, instance="op", now=lambda: self.now),  # type: ignore[arg-type]
             authority=self.authority,
+            troubles=Troubles(kube=self.server, now=lambda: self.now),  # type: ignore[arg-type]
+            errors=ApiErrors(now=lambda: self.now),
             platform=Platform(trainer_image="t", report_url="https://r/", policy=self.policy),
             now=lambda: self.now,
         )
@@ -168,7 +193,7 @@ def operator(server: ApiServer) -> Operator:
 
 
 async def test_first_passes_write_in_this_order_and_settle(server: ApiServer, operator: Operator) -> None:
-    assert await operator.settle() is None
+    assert await operator.settle() == TOLD_AFTER_S
     assert server.writes == [
         "patch llavafinetunes invoices",
         "create persistentvolumeclaims invoices-run",
@@ -258,7 +283,7 @@ async def test_training_pods_are_isolated_before_they_are_made(server: ApiServer
     assert (JOBS, "invoices-train-1") not in server.objects
     del server.refuse[NETWORK_POLICIES]
     operator.now += timedelta(seconds=1)
-    assert await operator.settle() is None
+    assert await operator.settle() == TOLD_AFTER_S - 1
     made = [write.removeprefix("create ") for write in server.writes if write.startswith("create")]
     assert made[made.index("networkpolicies invoices-train") :] == [
         "networkpolicies invoices-train", "jobs invoices-train-1",
@@ -407,11 +432,11 @@ async def test_job_whose_labels_were_changed_is_still_the_stages(server: ApiServ
         return await create(kind, namespace, {**body, "metadata": {**body["metadata"], "labels": {}}})
 
     server.create = stripped  # type: ignore[method-assign]
-    assert await operator.settle() is None
+    assert await operator.settle() == TOLD_AFTER_S
     assert server.status.failure is None
     server.objects[JOBS, "invoices-prepare-1"]["metadata"].pop("labels")
     operator.new_process()
-    assert await operator.settle() is None
+    assert await operator.settle() == TOLD_AFTER_S
     assert server.status.failure is None
 
 
@@ -463,7 +488,7 @@ async def test_every_other_refusal_is_said_and_tried_again_more_and_more_slowly(
     assert stage.message == message
     assert server.writes.count("patch llavafinetunes invoices") == 2, "one message is written once"
     del server.refuse[JOBS]
-    assert await operator.settle() is None
+    assert await operator.settle() == ASKED_AFTER_S
     assert (JOBS, "invoices-prepare-1") in server.objects
 
 
@@ -496,7 +521,7 @@ async def test_child_of_an_earlier_run_of_this_name_is_waited_for(server: ApiSer
         assert "persistentvolumeclaims invoices-run exists in namespace team and is being deleted" in stage.message
         operator.now += timedelta(seconds=2)
     del server.objects[VOLUME_CLAIMS, "invoices-run"]
-    assert await operator.settle() is None
+    assert await operator.settle() == TOLD_AFTER_S - 4
     assert (JOBS, "invoices-prepare-1") in server.objects
 
 
@@ -532,7 +557,7 @@ async def test_authority_that_cannot_be_handed_out_does_not_hold_up_a_running_st
         raise ForbiddenError("no")
 
     server.patch = refused  # type: ignore[method-assign]
-    assert await operator.step() is None
+    assert await operator.step() == TOLD_AFTER_S
     assert f"event {UNREPORTED}" in server.writes
 
 
@@ -564,7 +589,7 @@ async def test_new_process_writes_nothing_for_a_run_that_goes_on(server: ApiServ
     server.writes.clear()
     # A refused write is a write as well.
     server.create = server.patch = None  # type: ignore[assignment, method-assign]
-    assert await operator.settle() is None
+    assert await operator.settle() == ASKED_AFTER_S
     assert server.writes == []
 
 
@@ -588,7 +613,7 @@ async def test_progress_is_written_when_it_is_due(server: ApiServer, operator: O
     assert server.status.progress is not None
     assert server.status.progress.step == 1
     report(2, NOW + timedelta(seconds=5))
-    assert await operator.settle() == pytest.approx(10)
+    assert await operator.settle() == pytest.approx(TOLD_AFTER_S - 5)
     assert server.status.progress.step == 1
     operator.now = NOW + timedelta(seconds=15)
     await operator.settle()
@@ -670,5 +695,5 @@ async def test_namesake_of_a_deleted_run_starts_from_nothing(server: ApiServer, 
     server.objects.clear()
     server.refuse.clear()
     server.put_run()["metadata"]["uid"] = "new-uid"
-    assert await operator.settle() is None
+    assert await operator.settle() == TOLD_AFTER_S
     assert server.objects[JOBS, "invoices-prepare-1"]["metadata"]["ownerReferences"][0]["uid"] == "new-uid"

@@ -1,5 +1,7 @@
 """The environment: defaults, and what is said of a wrong one."""
 
+import json
+
 import pytest
 
 from llava_api.spec import Download, SecretRef
@@ -59,12 +61,13 @@ def test_rules_for_runs() -> None:
         POLICY_IMAGE_REPOSITORIES="registry.example/team, docker.io/library/llava,localhost:5000",
         POLICY_SECRET_NAMES="llava-*,hub", POLICY_CA_CONFIG_MAPS="", POLICY_HUB_TOKEN_HOSTS="hub.example:8443",
         POLICY_WEB_CREDENTIAL_HOSTS="*", POLICY_TOLERATIONS="false",
+        POLICY_SERVICE_ACCOUNT_NAMES="llava-*,default",
     )  # fmt: skip
     assert settings.policy == Policy(
         trainer_image="trainer:1", hub_endpoint="https://mirror",
         image_repositories=("registry.example/team", "docker.io/library/llava", "localhost:5000"),
         secret_names=("llava-*", "hub"), ca_config_maps=(), hub_token_hosts=("hub.example:8443",),
-        web_credential_hosts=("*",), tolerations=False,
+        web_credential_hosts=("*",), tolerations=False, service_account_names=("llava-*", "default"),
     )  # fmt: skip
 
 
@@ -75,7 +78,7 @@ def test_what_is_no_repository_is_refused(value: str) -> None:
 
 
 @pytest.mark.parametrize("value", WRONG_NAMES)
-@pytest.mark.parametrize("variable", ["POLICY_SECRET_NAMES", "POLICY_CA_CONFIG_MAPS"])
+@pytest.mark.parametrize("variable", ["POLICY_SECRET_NAMES", "POLICY_CA_CONFIG_MAPS", "POLICY_SERVICE_ACCOUNT_NAMES"])
 def test_what_is_no_pattern_of_names_is_refused(variable: str, value: str) -> None:
     with pytest.raises(SettingsError, match=rf"{variable}: .*must be a name, in which \* stands for any part"):
         read(**{variable: value})
@@ -131,3 +134,48 @@ def test_every_missing_variable_is_named() -> None:
 
 def test_every_setting_is_described() -> None:
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_labels_and_annotations_of_pods_are_json_objects() -> None:
+    assert read(STAGE_POD_LABELS="").stage_pod_labels == {}
+    settings = read(STAGE_POD_LABELS='{"a.b/c": "d", "e": ""}', STAGE_POD_ANNOTATIONS='{"a": "any {text}"}')
+    assert settings.stage_pod_labels == {"a.b/c": "d", "e": ""}
+    assert settings.stage_pod_annotations == {"a": "any {text}"}
+
+
+@pytest.mark.parametrize("name", ["STAGE_POD_LABELS", "STAGE_POD_ANNOTATIONS"])
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("team=vision", "must be a JSON object of texts"),
+        ("[" * 100_000, "must be a JSON object of texts"),
+        ("[]", "dictionary"),
+        ('{"a": 1}', "string"),
+        ('{"a/b/c": ""}', "must be NAME or DOMAIN/NAME"),
+        ('{"A.b/c": ""}', "must be NAME or DOMAIN/NAME"),
+        ('{"": ""}', "must be NAME or DOMAIN/NAME"),
+        ('{"finetune.llava.dev/run": "x"}', "finetune.llava.dev/run is set by the operator"),
+        ('{"app.kubernetes.io/managed-by": "x"}', "app.kubernetes.io/managed-by is set by the operator"),
+        ('{"batch.kubernetes.io/job-name": "x"}', "leave it out"),
+        ('{"job-name": "x"}', "leave it out"),
+        (json.dumps({f"a{n}": "" for n in range(33)}), "has 33 entries, but may have 32"),
+    ],
+)  # fmt: skip
+def test_labels_and_annotations_that_no_pod_may_have_are_refused(name: str, text: str, right: str) -> None:
+    with pytest.raises(SettingsError, match=f"LLAVA_OPERATOR_{name}") as caught:
+        read(**{name: text})
+    assert right in str(caught.value)
+
+
+def test_values_of_labels_are_narrower_than_those_of_annotations() -> None:
+    with pytest.raises(SettingsError, match="a: 'two words' must have at most 63 letters"):
+        read(STAGE_POD_LABELS='{"a": "two words"}')
+    with pytest.raises(SettingsError, match="at most 16384 characters together"):
+        read(STAGE_POD_ANNOTATIONS=json.dumps({"a": "x" * 16_385}))
+
+
+@pytest.mark.parametrize("seconds", ["-1", "3601", "soon"])
+def test_how_long_pods_stay_on_a_lost_node_has_bounds(seconds: str) -> None:
+    assert read(NODE_LOSS_SECONDS="0").node_loss_seconds == 0
+    with pytest.raises(SettingsError, match="LLAVA_OPERATOR_NODE_LOSS_SECONDS"):
+        read(NODE_LOSS_SECONDS=seconds)

@@ -43,7 +43,7 @@ def test_summary_of_odd_progress(step: int, total: int, shown: str, percent: str
     progress = Progress(stage=StageName.TRAIN, attempt=1, pod_uid="u", step=step, total_steps=total,
                         last_update_time=NOW_TEXT)  # fmt: skip
     status = begun(StageName.TRAIN).model_copy(update={"progress": progress})
-    summary = complete_status(status, generation=1, now=NOW).summary
+    summary = complete_status(status, before=status, generation=1, now=NOW).summary
     assert summary is not None
     assert (summary.step, summary.percent, summary.eta) == (shown, percent, "")
 
@@ -55,7 +55,8 @@ def test_summary_of_odd_progress(step: int, total: int, shown: str, percent: str
 def test_bytes_are_shown_as_gigabytes(step: int, total: int, shown: str, percent: str) -> None:
     progress = Progress(stage=StageName.PREPARE, attempt=1, pod_uid="u", step=step, total_steps=total, unit="bytes",
                         last_update_time=NOW_TEXT)  # fmt: skip
-    summary = complete_status(begun().model_copy(update={"progress": progress}), generation=1, now=NOW).summary
+    status = begun().model_copy(update={"progress": progress})
+    summary = complete_status(status, before=begun(), generation=1, now=NOW).summary
     assert summary is not None
     assert (summary.step, summary.percent) == (shown, percent)
 
@@ -64,7 +65,7 @@ def test_progress_of_an_earlier_stage_is_not_shown_for_this_one() -> None:
     progress = Progress(stage=StageName.PREPARE, attempt=1, pod_uid="u", step=8, total_steps=8,
                         last_update_time=NOW_TEXT)  # fmt: skip
     status = begun(StageName.TRAIN).model_copy(update={"progress": progress})
-    summary = complete_status(status, generation=1, now=NOW).summary
+    summary = complete_status(status, before=status, generation=1, now=NOW).summary
     assert summary is not None
     assert (summary.stage, summary.step) == ("train", "")
 

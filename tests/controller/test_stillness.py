@@ -103,7 +103,9 @@ def test_half_a_gang_gives_its_places_back() -> None:
     status = begun(TRAIN)
     held = commit(see(status, job=make_job(status), pods=half()))
     due = NOW + timedelta(seconds=TIMEOUT_S)
-    assert decide(see(held, job=make_job(held), pods=half())) == Wait(until=due)
+    minute = NOW + timedelta(minutes=1)
+    held = commit(see(held, job=make_job(held), pods=half(), now=minute))
+    assert decide(see(held, job=make_job(held), pods=half(), now=minute)) == Wait(until=due)
     given_back = commit(see(held, job=make_job(held), pods=half(), now=due))
     attempt = stage_of(given_back, TRAIN).attempts[0]
     assert (attempt.state, attempt.because) == (AttemptState.STOPPING, Reason.GANG_NOT_SCHEDULED)

@@ -14,7 +14,16 @@ import pytest
 from tests.localcluster import golang, tools
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.golang import GoToolchain, find_go, parse_go_version
-from tests.localcluster.tools import ALL_TOOL_SETS, Tools, ToolSet, content_key, ensure_tool_set, ensure_tools, verify
+from tests.localcluster.tools import (
+    ALL_TOOL_SETS,
+    KSTATUS,
+    Tools,
+    ToolSet,
+    content_key,
+    ensure_tool_set,
+    ensure_tools,
+    verify,
+)
 
 _GO = GoToolchain(Path("/nowhere/go"), "go1.26.0")
 
@@ -116,7 +125,7 @@ def test_unknown_program_is_an_error(tmp_path: Path) -> None:
         Tools((tmp_path,)).path("kubectl")
 
 
-@pytest.mark.parametrize("tool_set", ALL_TOOL_SETS, ids=lambda tool_set: tool_set.name)
+@pytest.mark.parametrize("tool_set", [*ALL_TOOL_SETS, KSTATUS], ids=lambda tool_set: tool_set.name)
 def test_modules_are_pinned(tool_set: ToolSet) -> None:
     assert (tool_set.source / "go.sum").is_file()
     # No replacement by a folder, no index: whoever builds this gets the same sources.

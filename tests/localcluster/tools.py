@@ -76,6 +76,8 @@ HELM = ToolSet(
     ("-X helm.sh/helm/v3/internal/version.version=v3.21.4",),
 )
 KUSTOMIZE = ToolSet("kustomize", {"kustomize": "sigs.k8s.io/kustomize/kustomize/v5"})
+KSTATUS = ToolSet("kstatus", {"kstatus": "."})
+"""What Flux and Helm judge an object's status by; no part of a cluster, and built by the test that asks it."""
 ALL_TOOL_SETS = (KUBERNETES, HELM, KUSTOMIZE)
 
 

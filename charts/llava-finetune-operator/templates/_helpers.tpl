@@ -31,7 +31,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "operator.rules" -}}
 - apiGroups: [finetune.llava.dev]
   resources: [llavafinetunes]
-  verbs: [get, list, watch]
+  # Deleted, by UID, are runs that ended longer ago than their spec.ttlSecondsAfterFinished, and no volume with them.
+  verbs: [get, list, watch, delete]
 - apiGroups: [finetune.llava.dev]
   resources: [llavafinetunes/status]
   verbs: [patch]
@@ -46,8 +47,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   resources: [configmaps]
   verbs: [get, create, patch]
 - apiGroups: [""]
-  resources: [services, persistentvolumeclaims]
+  resources: [services]
   verbs: [get, create]
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  # Patched are owner references alone: a claim that is retained loses that of its run (spec.storage.retain).
+  verbs: [get, create, patch]
 {{- if .Values.isolateTraining }}
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
@@ -55,7 +60,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [get, create]
+  # Listed are those about one Job, pod or claim that has waited: what only Events tell (quota, mounts, volumes).
+  verbs: [get, list, create]
 {{- end -}}
 
 {{/* CEL: a text of the run, fit for a message. */}}

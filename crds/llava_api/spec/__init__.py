@@ -15,6 +15,7 @@ from llava_api.spec.pods import (
     Scheduling,
     Storage,
     Toleration,
+    TopologySpread,
     Workers,
 )
 from llava_api.spec.root import MAY_CHANGE, MAY_CHANGE_SUSPENDED, Spec
@@ -62,6 +63,7 @@ __all__ = [
     "Spec",
     "Storage",
     "Toleration",
+    "TopologySpread",
     "Training",
     "Ubiai",
     "Validation",

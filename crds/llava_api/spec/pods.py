@@ -5,9 +5,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from llava_api.base import Strict
-from llava_api.names import MAX_REPLICAS
+from llava_api.names import MAX_REPLICAS, volume_claim_name
 from llava_api.rules import rule, rules
-from llava_api.spec.values import LabelKey, LabelValue, Quantity, ResourceName, Resources, make_resources
+from llava_api.spec.values import (
+    LabelKey,
+    LabelValue,
+    ObjectName,
+    Quantity,
+    ResourceName,
+    Resources,
+    make_resources,
+)
 
 
 class Network(Strict):
@@ -109,7 +117,7 @@ class Merge(Strict):
 
 
 class Storage(Strict):
-    """The volume that holds everything a run makes. It is deleted with the run."""
+    """The volume that holds everything a run makes."""
 
     size: Annotated[
         Quantity,
@@ -130,6 +138,27 @@ class Storage(Strict):
             description="Access modes of the volume. Left out: ReadWriteMany with replicas > 1, else ReadWriteOnce.",
         ),
     ] | None = None  # fmt: skip
+    retain: Annotated[
+        Literal["Always", "OnSuccess", "Never"],
+        Field(
+            description="Whether the claim stays when the run is deleted: Always; OnSuccess, if the run has succeeded; "
+            "Never, so that nothing of the run is left. Only people delete runs where it is Never: "
+            "ttlSecondsAfterFinished is refused then."
+        ),
+    ] = "Never"
+    existing_claim: Annotated[
+        ObjectName | None,
+        Field(
+            description="Claim of the run's namespace to use as the run's volume, for one run at a time. None is made "
+            "then, size, storageClassName, accessModes and retain say nothing, and the operator never deletes it. It "
+            "can be named later only while the run is suspended as VolumeOfEarlierRun. Left out: a claim NAME-run is "
+            "made.",
+        ),
+    ] = None
+
+    def claim_for(self, run: str) -> str:
+        """Name of the claim that a run of this name uses."""
+        return self.existing_claim or volume_claim_name(run)
 
     def modes_for(self, replicas: int) -> tuple[str, ...]:
         """Access modes of a volume that so many training pods write to, which may land on different nodes."""
@@ -149,6 +178,27 @@ class Toleration(Strict):
     toleration_seconds: Annotated[
         int | None, Field(ge=0, le=31_536_000, description="Seconds that a NoExecute taint is tolerated.")
     ] = None
+
+
+class TopologySpread(Strict):
+    """How evenly training pods are spread over nodes, zones or racks."""
+
+    topology_key: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=317,
+            pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
+            description="Label of nodes by whose values pods are counted, like topology.kubernetes.io/zone.",
+        ),
+    ]
+    max_skew: Annotated[
+        int, Field(ge=1, le=512, description="Most pods by which one value may have more than another.")
+    ] = 1
+    when_unsatisfiable: Annotated[
+        Literal["DoNotSchedule", "ScheduleAnyway"],
+        Field(description="What becomes of a pod for which there is no such place: it waits, or it starts elsewhere."),
+    ] = "DoNotSchedule"
 
 
 class Scheduling(Strict):
@@ -179,6 +229,32 @@ class Scheduling(Strict):
             pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
             description="Kueue's LocalQueue that lets the Jobs of every stage start; they are made suspended. Left "
             "out: none.",
+        ),
+    ] = None
+    priority_class_name: Annotated[
+        ObjectName | None,
+        Field(description="PriorityClass of the pods of every stage; the cluster's default if left out."),
+    ] = None
+    topology_spread: Annotated[
+        tuple[TopologySpread, ...],
+        Field(
+            max_length=4,
+            description="How pods of one training are spread; they alone are counted.",
+            json_schema_extra=rules(
+                rule(
+                    "self.all(one, self.exists_one(other, other.topologyKey == one.topologyKey && "
+                    "other.whenUnsatisfiable == one.whenUnsatisfiable))",
+                    "each topologyKey may stand there once with each whenUnsatisfiable: leave one of them out",
+                )
+            ),
+        ),
+    ] = ()
+    service_account_name: Annotated[
+        ObjectName | None,
+        Field(
+            description="ServiceAccount of the pods of every stage, one that the installation allows "
+            "(policy.serviceAccountNames): by it a cloud tells who they are, and s3:// sources without a secretRef are "
+            "fetched as its role. They get no token for the API server. Left out: default."
         ),
     ] = None
 

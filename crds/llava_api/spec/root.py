@@ -37,6 +37,12 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
         field=".storage.accessModes",
     ),
     rule(
+        "!has(self.ttlSecondsAfterFinished) || has(self.storage.existingClaim) || self.storage.retain != 'Never'",
+        "spec.ttlSecondsAfterFinished needs spec.storage.retain Always or OnSuccess, or spec.storage.existingClaim: "
+        "with Never the timer would delete the only copy of the model",
+        field=".ttlSecondsAfterFinished",
+    ),
+    rule(
         "self.workers.gpus > 0 || self.training.precision != 'bf16'",
         "spec.training.precision bf16 needs spec.workers.gpus of at least 1: use auto or fp32 on a CPU",
         field=".training.precision",
@@ -121,23 +127,25 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
 )
 
 
-MAY_CHANGE = ("suspend", "retry", "activeDeadlineSeconds", "training.maxRestarts")
+MAY_CHANGE = ("suspend", "retry", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "training.maxRestarts")
 """Fields that may always change."""
 MAY_CHANGE_SUSPENDED = (
     "workers.replicas", "workers.gpus", "workers.resources", "training.batch.perDevice", "alignment.batch.perDevice",
     "scheduling",
 )  # fmt: skip
 """Fields that may change while the run is suspended: what the next attempts run with."""
-_PARTS = ("training", "training.batch", "alignment", "alignment.batch", "workers")
+MAY_BE_NAMED = ("storage.existingClaim",)
+"""Fields about which the status has a say: their rule is that of the whole resource."""
+_PARTS = ("training", "training.batch", "alignment", "alignment.batch", "workers", "storage")
 """Fields of which some parts may change."""
 
 
 def _list_fixed() -> tuple[str, ...]:
     """Paths of everything that never changes."""
-    free = {*MAY_CHANGE, *MAY_CHANGE_SUSPENDED, *_PARTS}
+    free = {*MAY_CHANGE, *MAY_CHANGE_SUSPENDED, *MAY_BE_NAMED, *_PARTS}
     models: tuple[tuple[str, type[BaseModel]], ...] = (
         ("", Spec), ("training.", Training), ("training.batch.", Batch), ("alignment.", Alignment),
-        ("alignment.batch.", AlignmentBatch), ("workers.", Workers),
+        ("alignment.batch.", AlignmentBatch), ("workers.", Workers), ("storage.", Storage),
     )  # fmt: skip
     paths = (f"{prefix}{field.alias or name}" for prefix, model in models for name, field in model.model_fields.items())
     return tuple(path for path in paths if path not in free)
@@ -180,7 +188,7 @@ class Spec(Strict):
         Evaluation()
     )
     storage: Annotated[
-        Storage, Field(description="The volume that holds everything a run makes. It is deleted with the run.")
+        Storage, Field(description="The volume that holds everything a run makes, and what becomes of it.")
     ] = Storage()
     scheduling: Annotated[Scheduling, Field(description="Where pods may run.")] = Scheduling()
     download: Annotated[Download, Field(description="How models and datasets are fetched.")] = Download()
@@ -209,6 +217,16 @@ class Spec(Strict):
             le=31_536_000,
             description="Seconds after which the run fails with DeadlineExceeded, without the time that it was "
             "suspended or queued. Left out: none.",
+        ),
+    ] = None
+    ttl_seconds_after_finished: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=31_536_000,
+            description="Seconds after its end when the operator deletes the run. It needs storage.retain Always or "
+            "OnSuccess, or storage.existingClaim: no timer takes a model along. With OnSuccess a run that has failed "
+            "is not deleted. Left out: runs stay until somebody deletes them.",
         ),
     ] = None
     image_pull_secrets: Annotated[

@@ -49,6 +49,12 @@ LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317)]
 LabelValue = Annotated[str, StringConstraints(max_length=63)]
 
 
+ObjectName = Annotated[
+    str, StringConstraints(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
+]
+"""Name of an object of Kubernetes' whose kind allows dots."""
+
+
 class Resources(Strict):
     """CPU, memory and other resources of a container, as Kubernetes has them."""
 

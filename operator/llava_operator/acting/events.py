@@ -48,6 +48,11 @@ def list_transitions(status: Status) -> Iterator[Transition]:
     """Every transition that a status tells of, oldest first."""
     for stage in status.stages:
         yield from _stage_transitions(stage, status)
+    if status.api_trouble is not None:
+        yield Transition(
+            time=status.api_trouble.time, type="Warning", reason=Reason.API_ERROR, action="Wait",
+            note=status.api_trouble.message, about="run",
+        )  # fmt: skip
     if status.silent_since is not None:
         yield Transition(
             time=status.silent_since, type="Warning", reason="Silent", action="Report", about="run",
@@ -70,6 +75,7 @@ def list_transitions(status: Status) -> Iterator[Transition]:
 def _stage_transitions(stage: StageStatus, status: Status) -> Iterator[Transition]:
     for attempt in stage.attempts:
         yield from _attempt_transitions(stage, attempt)
+    yield from _waiting(stage)
     if stage.newest and stage.newest.start_time:
         yield from _skipped_checkpoints(stage.newest.start_time, status.progress, stage)
     if stage.completion_time and stage.state is StageState.SUCCEEDED:
@@ -92,6 +98,17 @@ def _attempt_transitions(stage: StageStatus, attempt: AttemptStatus) -> Iterator
             time=ended, type="Warning", reason=attempt.because, action="Stop",
             note=f"{about} is over: {attempt.message}", about=about,
         )  # fmt: skip
+
+
+def _waiting(stage: StageStatus) -> Iterator[Transition]:
+    """What the stage waits for. That an attempt has ended has an Event of its own."""
+    ended = stage.newest.because if stage.newest else ""
+    if stage.reason_time is None or not stage.reason or stage.reason in (ended, Reason.SUSPENDED):
+        return
+    yield Transition(
+        time=stage.reason_time, type="Normal" if stage.reason == Reason.QUEUED else "Warning", reason=stage.reason,
+        action="Wait", note=f"{stage.name}: {stage.message}", about=f"{stage.name}-{stage.attempt}",
+    )  # fmt: skip
 
 
 def _skipped_checkpoints(time: Time, progress: Progress | None, stage: StageStatus) -> Iterator[Transition]:

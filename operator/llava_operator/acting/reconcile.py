@@ -5,28 +5,31 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from llava_api.constants import Condition, StageName
-from llava_api.status import ConditionStatus, StageStatus, Status
+from llava_api.constants import StageName
+from llava_api.status import ApiTrouble, StageStatus, Status
+from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.creation import ObstacleError
+from llava_operator.acting.deletion import delete_run, keep_volume
 from llava_operator.acting.events import EventPublisher, Transition
 from llava_operator.acting.nodes import Nodes
 from llava_operator.acting.observe import Observer
 from llava_operator.acting.report_authority import Authority, write_authority
 from llava_operator.acting.starting import start_attempt
+from llava_operator.acting.troubles import Troubles
+from llava_operator.acting.unreadable import UNREADABLE, build_unreadable_patch
 from llava_operator.build.common import Platform
 from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.runs import Runs
-from llava_operator.clock import to_time
-from llava_operator.deciding.decide import Commit, Start, Stop, Wait, decide
+from llava_operator.deciding.decide import Commit, Delete, KeepVolume, Start, Stop, Wait, decide
 from llava_operator.deciding.observation import Observation, Obstacle
 from llava_operator.deciding.policy import find_violations
-from llava_operator.deciding.status import dump_status, merge_patch
+from llava_operator.deciding.status import complete_status, dump_status, merge_patch, without_texts
 from llava_operator.deciding.stillness import note_step
 from llava_operator.kube.client import ConflictError, Kube, KubeError, NotFoundError
 from llava_operator.kube.kinds import JOBS, RUNS
 from llava_operator.kube.objects import Key, Object
-from llava_operator.run import Run, UnreadableError, attempt_of, current_stage, parse_run, parse_status, stage_of
+from llava_operator.run import Run, UnreadableError, attempt_of, current_stage, parse_run, stage_of
 from llava_operator.stages import STAGES
 
 logger = logging.getLogger(__name__)
@@ -46,7 +49,11 @@ class _Memory:
     """What a pass leaves to the next one over the same run. All of it can be lost."""
 
     uid: str
+    generation: int = 0
+    """Generation of the spec that the obstacle was met with."""
     obstacle: Obstacle | None = None
+    volume_obstacle: Obstacle | None = None
+    is_volume_kept: bool = False
     num_refusals: int = 0
     tried: tuple[StageName, int] | None = None
     """Attempt whose Job was last tried to be made, well or not."""
@@ -66,6 +73,8 @@ class Reconciler:
     progress: ProgressBook
     events: EventPublisher
     authority: Authority
+    troubles: Troubles
+    errors: ApiErrors
     platform: Platform
     now: Callable[[], datetime]
     _memories: dict[Key, _Memory] = field(default_factory=dict)
@@ -104,9 +113,43 @@ class Reconciler:
                     await self._start(seen)
                 case Stop(job=job, uid=uid):
                     await self._stop(run, job, uid)
+                case KeepVolume():
+                    await self._keep_volume(run)
+                case Delete():
+                    return await self._delete(run)
                 case Wait(until=until):
                     return await self._wait(run, until, seen.now)
         return 0.0
+
+    async def tell_error(self, key: Key, error: KubeError) -> None:
+        """Say in a run's status what the passes over it fail with, once they do so again and again.
+
+        What cannot be written is left to the log.
+        """
+        trouble = self.errors.note(key, error)
+        if trouble is None:
+            return
+        try:
+            raw = await self._observer.observe_run(key)
+            if raw is not None:
+                await self._tell_trouble(parse_run(raw), trouble)
+        except (KubeError, UnreadableError) as again:
+            logger.info("%s: that its passes fail could not be told: %s", key, again)
+
+    async def _tell_trouble(self, run: Run, trouble: ApiTrouble) -> None:
+        if run.deleting or current_stage(run.status) is None:
+            return
+        told, before = run.status.model_copy(update={"api_trouble": trouble}), run.status
+        # Whatever else has changed in the spec has not been looked at.
+        generation = before.observed_generation or run.generation
+        told = complete_status(told, before=before, generation=generation, now=self.now())
+        if without_texts(told) != without_texts(before):
+            await self._commit(Observation(run=run, now=self.now()), told)
+        await self._publish_events(replace(run, status=told))
+
+    def forget_errors(self, key: Key) -> bool:
+        """A pass has ended well; returns whether another one has to take back what was told of those before."""
+        return self.errors.forget(key)
 
     @property
     def _observer(self) -> Observer:
@@ -118,16 +161,23 @@ class Reconciler:
         stage = current_stage(run.status)
         was_tried = stage is not None and memory.tried == (stage.name, stage.attempt)
         seen = await self._observer.observe_children(run, now, was_tried=was_tried)
+        if memory.generation != run.generation:
+            # What the person has changed may be the way out.
+            memory.obstacle, memory.generation = None, run.generation
         if seen.job is not None:
             # Whatever stood in its way: it is there, and the next attempt has met nothing yet.
-            memory.obstacle, memory.num_refusals = None, 0
+            memory.obstacle = None
+            memory.num_refusals = memory.num_refusals if memory.volume_obstacle else 0
         violations = (
             find_violations(run.spec, self.platform.policy, STAGES[stage.name]) if stage and seen.job is None else ()
         )
+        trouble, trouble_due = await self.troubles.look(run, seen.job, seen.pods)
         text_due = memory.written_at and memory.written_at + timedelta(seconds=self.progress.interval_s)
         return replace(
-            seen, obstacle=memory.obstacle, violations=violations, text_due_at=text_due,
-            default_image=self.platform.trainer_image,
+            seen, obstacle=memory.obstacle, is_volume_kept=memory.is_volume_kept,
+            volume_obstacle=memory.volume_obstacle, violations=violations, text_due_at=text_due,
+            default_image=self.platform.trainer_image, trouble=trouble, trouble_due_at=trouble_due,
+            api_trouble=self.errors.trouble_of(run.key),
         )  # fmt: skip
 
     def _memory(self, run: Run) -> _Memory:
@@ -140,6 +190,7 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         if memory := self._memories.pop(key, None):
             self.progress.forget(memory.uid)
+            self.troubles.forget(memory.uid)
 
     async def _wait(self, run: Run, until: datetime | None, now: datetime) -> float | None:
         if run.deleting:
@@ -185,25 +236,40 @@ class Reconciler:
         run, memory = seen.run, self._memory(seen.run)
         stage = current_stage(run.status)
         assert stage is not None, "it was decided to start an attempt of it"
-        is_first = stage.name is run.status.stages[0].name and stage.attempt == 1
+        is_first = stage.name is run.status.stages[0].name
+        is_new = is_first and all(attempt.job_uid is None for attempt in stage.attempts)
 
         memory.tried = (stage.name, stage.attempt)
 
         async def hand_out() -> None:
-            await self._hand_out_authority(run, stage, is_new=is_first)
+            await self._hand_out_authority(run, stage, is_new=is_new)
 
         try:
             job = await start_attempt(
-                self.kube, attempt_of(run, stage), self.platform, is_first=is_first, hand_out=hand_out
+                self.kube, attempt_of(run, stage), self.platform, is_new=is_new, hand_out=hand_out
             )
         except ObstacleError as error:
-            memory.num_refusals += 1
-            delay_s = min(LAST_RETRY_S, 2.0 ** min(memory.num_refusals - 1, 16))
-            retry_at = self.now() + timedelta(seconds=max(delay_s, error.retry_after_s))
-            memory.obstacle = Obstacle(kind=error.kind, message=str(error), retry_at=retry_at)
-            logger.warning("%s: %s", run.key, error)
+            memory.obstacle = self._meet(run, error)
             return
         self.children.note_job(job)
+
+    def _meet(self, run: Run, error: ObstacleError) -> Obstacle:
+        """An obstacle, to be tried again later and later."""
+        memory = self._memory(run)
+        memory.num_refusals += 1
+        delay_s = min(LAST_RETRY_S, 2.0 ** min(memory.num_refusals - 1, 16))
+        retry_at = self.now() + timedelta(seconds=max(delay_s, error.retry_after_s))
+        logger.warning("%s: %s", run.key, error)
+        return Obstacle(kind=error.kind, reason=error.reason, message=str(error), retry_at=retry_at)
+
+    async def _keep_volume(self, run: Run) -> None:
+        memory = self._memory(run)
+        try:
+            await keep_volume(self.kube, run)
+        except ObstacleError as error:
+            memory.volume_obstacle = self._meet(run, error)
+            return
+        memory.volume_obstacle, memory.is_volume_kept = None, True
 
     async def _stop(self, run: Run, job: str, uid: str) -> None:
         """Delete an attempt's Job. It is there until its pods are gone."""
@@ -218,6 +284,28 @@ class Reconciler:
             self.children.note_job(deleted)
         else:
             self.children.forget_job(Key(run.key.namespace, job), uid)
+
+    async def _delete(self, run: Run) -> float | None:
+        """Delete a run that has ended. Where that is refused an Event says so, and a later pass tries again."""
+        await self._publish_events(run)
+        try:
+            await delete_run(self.kube, run)
+        except ConflictError:
+            # Its author may have changed the time, or reopened it.
+            return 0.0
+        except ObstacleError as error:
+            logger.warning("%s cannot be deleted: %s", run.key, error)
+            ended = run.status.completion_time
+            assert ended is not None, "its time is counted from there"
+            transition = Transition(
+                time=ended, type="Warning", reason=UNDELETED, action="Delete", about="run",
+                note=f"spec.ttlSecondsAfterFinished is over, but the run cannot be deleted: {error}",
+            )  # fmt: skip
+            await self._publish(run.key, run.uid, transition)
+            return max(LAST_RETRY_S, error.retry_after_s)
+        logger.info("%s is deleted, %s s after its end", run.key, run.spec.ttl_seconds_after_finished)
+        self._forget(run.key)
+        return None
 
     async def _hand_out_authority(self, run: Run, stage: StageStatus, *, is_new: bool) -> None:
         """Have the run's pods trust the reporting endpoint, also after its authority has changed.
@@ -267,28 +355,12 @@ class Reconciler:
             about=f"generation-{meta.get('generation', 1)}",
         )  # fmt: skip
         delay_s = None if await self._publish(key, meta["uid"], transition) else LAST_RETRY_S
-        try:
-            status = parse_status(raw)
-        except UnreadableError:
-            return delay_s
-        patch = merge_patch(dump_status(status), dump_status(_mark_unreadable(status, message, self.now())))
-        if patch:
-            body = {"metadata": {"resourceVersion": meta["resourceVersion"]}, "status": patch}
-            await self.kube.patch(RUNS, key.namespace, key.name, body, subresource="status")
+        if patch := build_unreadable_patch(raw, message, self.now()):
+            await self.kube.patch(RUNS, key.namespace, key.name, patch, subresource="status")
         return delay_s
 
 
-UNREADABLE = "Unreadable"
-"""Reason of Event and condition when a run was written for another version."""
+UNDELETED = "NotDeleted"
+"""Reason of the Event when a run outlives its ``ttlSecondsAfterFinished``."""
 UNREPORTED = "ProgressUnreported"
 """Reason of the Event when a run's progress cannot be reported."""
-
-
-def _mark_unreadable(status: Status, message: str, now: datetime) -> Status:
-    before = next((held for held in status.conditions if held.type is Condition.READY), None)
-    since = before.last_transition_time if before and before.status == "False" else to_time(now)
-    ready = ConditionStatus(
-        type=Condition.READY, status="False", reason=UNREADABLE, message=message, last_transition_time=since
-    )
-    others = tuple(held for held in status.conditions if held.type is not Condition.READY)
-    return status.model_copy(update={"conditions": (ready, *others)})

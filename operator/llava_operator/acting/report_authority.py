@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from llava_api.failures import Reason
 from llava_operator.acting.creation import ObstacleError, create_child, is_controlled_by
 from llava_operator.build.config import build_report_ca
 from llava_operator.deciding.observation import ObstacleKind
@@ -36,7 +37,9 @@ async def write_authority(kube: Kube, run: Run, certificate: str, *, is_new: boo
     name = body["metadata"]["name"]
     found = await _create(kube, run, body) if is_new else await _find_or_create(kube, run, body)
     if not is_controlled_by(found["metadata"], run.uid):
-        raise ObstacleError(ObstacleKind.NAME_CONFLICT, f"configmaps {name} does not belong to this run")
+        raise ObstacleError(
+            ObstacleKind.NAME_CONFLICT, Reason.NAME_CONFLICT, f"configmaps {name} does not belong to this run"
+        )
     if found.get("data") != body["data"]:
         await kube.patch(CONFIG_MAPS, run.key.namespace, name, {"data": body["data"]})
 

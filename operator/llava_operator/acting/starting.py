@@ -17,7 +17,7 @@ from llava_operator.run import Attempt
 
 
 async def start_attempt(
-    kube: Kube, attempt: Attempt, platform: Platform, *, is_first: bool, hand_out: Callable[[], Awaitable[None]]
+    kube: Kube, attempt: Attempt, platform: Platform, *, is_new: bool, hand_out: Callable[[], Awaitable[None]]
 ) -> Object:
     """Make what an attempt needs, or find it made, and its Job.
 
@@ -25,8 +25,8 @@ async def start_attempt(
         kube: where.
         attempt: which.
         platform: what the installation adds.
-        is_first: whether it is the run's first: a claim that vanishes later is not made anew, since what earlier stages
-            wrote would be missing from it.
+        is_new: whether no attempt of the run has had a Job yet. A claim that vanishes later is not made anew: what
+            earlier stages wrote would be missing from it.
         hand_out: has the run's pods trust the reporting endpoint.
 
     Returns:
@@ -36,16 +36,16 @@ async def start_attempt(
         ObstacleError: a child's name belongs to someone else, or the API server does not want it.
         KubeError: the API server could not be asked.
     """
-    needed = _create_needed(kube, attempt, platform, is_first=is_first)
+    needed = _create_needed(kube, attempt, platform, is_new=is_new)
     for outcome in await asyncio.gather(*needed, hand_out(), return_exceptions=True):
         if isinstance(outcome, BaseException):
             raise outcome
     return await create_child(kube, attempt.run, JOBS, build_job(attempt, platform))
 
 
-def _create_needed(kube: Kube, attempt: Attempt, platform: Platform, *, is_first: bool) -> Iterator[Awaitable[Object]]:
+def _create_needed(kube: Kube, attempt: Attempt, platform: Platform, *, is_new: bool) -> Iterator[Awaitable[Object]]:
     run, stage = attempt.run, attempt.stage
-    if is_first:
+    if is_new and run.spec.storage.existing_claim is None:
         yield create_child(kube, run, VOLUME_CLAIMS, build_volume_claim(run))
     yield create_child(kube, run, CONFIG_MAPS, build_config_map(attempt, platform))
     if stage.is_gang:

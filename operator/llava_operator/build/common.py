@@ -1,5 +1,6 @@
 """What every child of a run carries."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llava_api.constants import (
@@ -30,6 +31,11 @@ class Platform:
     """What runs may ask for."""
     isolate_training: bool = False
     """Whether training pods get a NetworkPolicy."""
+    node_loss_s: int = 30
+    """Seconds for which pods of runs stay on a node that is not ready or cannot be reached."""
+    pod_labels: Mapping[str, str] = field(default_factory=dict)
+    """Labels that pods of runs get besides ours."""
+    pod_annotations: Mapping[str, str] = field(default_factory=dict)
     uses_xet: bool = False
     """Whether prepare may read hub files by Xet's client."""
 
@@ -38,7 +44,7 @@ def build_labels(run: Run, stage: StageName | None = None, attempt: int | None =
     """Labels of a child; with a stage, those of its pods too."""
     labels = {LABEL_MANAGED_BY: MANAGER, LABEL_RUN: run.key.name}
     if stage is not None:
-        labels[LABEL_STAGE] = stage
+        labels[LABEL_STAGE] = str(stage)
     if attempt is not None:
         labels[LABEL_ATTEMPT] = str(attempt)
     return labels

@@ -18,11 +18,11 @@ from llava_api.constants import (
 )
 from llava_api.spec import Download, Spec
 from llava_api.volume import RunVolume
+from llava_operator.deciding.references import PVC_SCHEME
 from llava_operator.kube.objects import Object
 from llava_operator.run import SecretUse, secrets_of
 from llava_operator.stages import Stage
 
-PVC_SCHEME = "pvc://"
 _IN_SECRET = frozenset({"http_proxy", "https_proxy"})
 """What ``spec.download.secretRef`` may hold."""
 _SECRET_MODE = 0o440

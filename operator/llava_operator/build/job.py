@@ -1,6 +1,6 @@
 """The Job of a stage."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 from llava_api.constants import (
@@ -12,12 +12,13 @@ from llava_api.constants import (
     STAGE_CONTAINER,
     TOKEN_AUDIENCE,
 )
-from llava_api.names import rendezvous_service_name, report_ca_name, volume_claim_name
-from llava_api.spec import Toleration
+from llava_api.names import rendezvous_service_name, report_ca_name
+from llava_api.spec import TopologySpread
 from llava_operator.build.common import Platform, build_labels, build_metadata
 from llava_operator.build.environment import build_environment
 from llava_operator.build.inputs import build_inputs
 from llava_operator.build.resources import build_resources
+from llava_operator.build.tolerations import build_tolerations
 from llava_operator.kube.objects import Object
 from llava_operator.run import Attempt
 
@@ -59,18 +60,31 @@ def build_job(attempt: Attempt, platform: Platform) -> Object:
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": _POD_FAILURE_POLICY,
             "template": {
-                "metadata": {"labels": labels},
-                "spec": _build_pod(attempt, platform),
+                "metadata": _build_pod_metadata(labels, platform),
+                "spec": _build_pod(attempt, platform, labels),
             },
         },
     }
 
 
-def _build_pod(attempt: Attempt, platform: Platform) -> Object:
+def _build_pod_metadata(labels: Mapping[str, str], platform: Platform) -> Object:
+    """The installation's labels and annotations; by ours pods are found, so that they come before."""
+    annotations = {"annotations": dict(platform.pod_annotations)} if platform.pod_annotations else {}
+    return {"labels": {**platform.pod_labels, **labels}, **annotations}
+
+
+def _build_spread(spread: TopologySpread, labels: Mapping[str, str]) -> Object:
+    """Only pods of the very attempt count: those of the one before may be on their way out."""
+    made: Object = spread.model_dump(mode="json", by_alias=True)
+    return {**made, "labelSelector": {"matchLabels": dict(labels)}}
+
+
+def _build_pod(attempt: Attempt, platform: Platform, labels: Mapping[str, str]) -> Object:
     spec, stage = attempt.spec, attempt.stage
     pod: Object = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": attempt.grace_period_s,
+        "tolerations": build_tolerations(spec.scheduling.tolerations, platform.node_loss_s),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
@@ -89,10 +103,14 @@ def _build_pod(attempt: Attempt, platform: Platform) -> Object:
         pod["subdomain"] = rendezvous_service_name(attempt.run.key.name, stage.name)
     if spec.scheduling.node_selector and stage.follows_node_selector:
         pod["nodeSelector"] = dict(spec.scheduling.node_selector)
+    if spec.scheduling.topology_spread and stage.is_gang:
+        pod["topologySpreadConstraints"] = [_build_spread(one, labels) for one in spec.scheduling.topology_spread]
+    if spec.scheduling.priority_class_name:
+        pod["priorityClassName"] = spec.scheduling.priority_class_name
+    if spec.scheduling.service_account_name:
+        pod["serviceAccountName"] = spec.scheduling.service_account_name
     if attempt.settings.avoided_nodes:
         pod["affinity"] = _avoid(attempt.settings.avoided_nodes)
-    if spec.scheduling.tolerations:
-        pod["tolerations"] = [_build_toleration(toleration) for toleration in spec.scheduling.tolerations]
     if spec.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": secret.name} for secret in spec.image_pull_secrets]
     return pod
@@ -108,11 +126,6 @@ def _avoid(nodes: Sequence[str]) -> Object:
         for node in nodes
     ]
     return {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferences}}
-
-
-def _build_toleration(toleration: Toleration) -> Object:
-    made: Object = toleration.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return made
 
 
 def _build_container(attempt: Attempt, platform: Platform) -> Object:
@@ -163,7 +176,7 @@ def _build_volumes(attempt: Attempt, platform: Platform) -> list[Object]:
         # Optional: a stage runs also where its progress cannot be reported.
         {"name": "report-ca", "configMap": {"name": report_ca_name(name), "optional": True}},
         {"name": "report-token", "projected": {"sources": [{"serviceAccountToken": token}]}},
-        {"name": "run", "persistentVolumeClaim": {"claimName": volume_claim_name(name)}},
+        {"name": "run", "persistentVolumeClaim": {"claimName": attempt.spec.storage.claim_for(name)}},
         {"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shm_size}},
         *(one.volume for one in build_inputs(attempt.spec, attempt.stage, platform.download)),

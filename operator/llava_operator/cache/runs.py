@@ -1,10 +1,13 @@
 """A cache of what is reported of all runs: what metrics are made from, and what reports are checked against."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from llava_api.constants import Phase
 from llava_api.status import Status
+from llava_operator import clock
+from llava_operator.clock import from_time
 from llava_operator.kube.client import Kube
 from llava_operator.kube.kinds import RUNS
 from llava_operator.kube.objects import Key, Object
@@ -20,6 +23,8 @@ class RunView:
     uid: str
     status: Status
     """Without logs and curves."""
+    expires_at: datetime | None = None
+    """When it has ended long enough ago to be deleted; None if no timer runs."""
 
     @property
     def is_finished(self) -> bool:
@@ -30,7 +35,8 @@ class RunView:
 class Runs:
     """Views of runs, by namespace and name."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, now: Callable[[], datetime] = clock.now) -> None:
+        self._now = now
         self._views: dict[Key, RunView] = {}
         self._gone: Recent[tuple[Key, str]] = Recent()
 
@@ -58,7 +64,8 @@ class Runs:
         meta = raw["metadata"]
         key = Key(meta["namespace"], meta["name"])
         if not deleted:
-            self._views[key] = RunView(key=key, uid=meta["uid"], status=_slim_status(raw))
+            status = _slim_status(raw)
+            self._views[key] = RunView(key=key, uid=meta["uid"], status=status, expires_at=_expiry(raw, status))
         elif (known := self._views.get(key)) and known.uid == meta["uid"]:
             # Another run may have taken the name already.
             self.forget(key)
@@ -72,15 +79,25 @@ class Runs:
     async def relist(self, kube: Kube, namespace: str | None) -> set[Key]:
         """Take in every run of a namespace, or (None) of all; returns those that are to be looked at.
 
-        They are all that are not finished, and those that were known and are no more: the pass over such a key reads it
-        live, and drops it.
+        They are all that are not finished, those whose time after that is over, and those that were known and are no
+        more: the pass over such a key reads it live, and drops it.
 
         Raises:
             KubeError: the list could not be read.
         """
         known = {key for key in self._views if namespace in (None, key.namespace)}
         listed = {self.note(raw) async for raw in kube.list(RUNS, namespace)}
-        return (known - listed) | {key for key in listed if (view := self.get(key)) and not view.is_finished}
+        return (known - listed) | {key for key in listed if (view := self.get(key)) and self._is_due(view)}
+
+    def _is_due(self, view: RunView) -> bool:
+        return not view.is_finished or (view.expires_at is not None and view.expires_at <= self._now())
+
+
+def _expiry(raw: Object, status: Status) -> datetime | None:
+    ttl_s = raw.get("spec", {}).get("ttlSecondsAfterFinished")
+    if not isinstance(ttl_s, int) or status.completion_time is None:
+        return None
+    return from_time(status.completion_time) + timedelta(seconds=ttl_s)
 
 
 def _slim_status(raw: Object) -> Status:

@@ -76,7 +76,7 @@ _OVER = {
 }
 TABLE: dict[AttemptState, dict[Sight, Move]] = {
     AttemptState.QUEUED: {
-        Sight.UNMADE: Move.START, Sight.HELD: Move.WAIT, Sight.WAITING: Move.ADMIT, Sight.RUNNING: Move.RUN, **_OVER,
+        Sight.UNMADE: Move.START, Sight.HELD: Move.QUEUE, Sight.WAITING: Move.ADMIT, Sight.RUNNING: Move.RUN, **_OVER,
     },
     AttemptState.STARTING: {
         Sight.UNMADE: Move.START, Sight.HELD: Move.QUEUE, Sight.WAITING: Move.WAIT, Sight.RUNNING: Move.RUN, **_OVER,

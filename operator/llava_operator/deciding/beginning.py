@@ -6,11 +6,10 @@ from datetime import datetime
 from llava_api.constants import Phase, StageName
 from llava_api.failures import Reason
 from llava_api.memory import accumulation, batch_of
-from llava_api.names import MAX_ATTEMPTS, volume_claim_name
+from llava_api.names import MAX_ATTEMPTS
 from llava_api.stages import stages_of
 from llava_api.status import (
     MAX_TEXT,
-    Artifacts,
     AttemptSettings,
     FailureStatus,
     StageState,
@@ -28,6 +27,7 @@ from llava_operator.deciding.policy import describe_violations
 from llava_operator.deciding.restarts import begin_attempt, next_settings
 from llava_operator.deciding.status import first_stages, replace_stage
 from llava_operator.deciding.verdict import failed_by_operator
+from llava_operator.deciding.volume import locate_volume
 from llava_operator.deciding.waiting import JOB_IS_MADE
 from llava_operator.run import Run, stage_of
 from llava_operator.stages import STAGES, Stage
@@ -51,12 +51,8 @@ def begin_run(seen: Observation) -> Status:
         retry=spec.retry,
         stages=first_stages(stages_of(spec)),
         trainer=Trainer(image=image),
-        artifacts=Artifacts(
-            volume_claim=volume_claim_name(seen.run.key.name),
-            access_modes=spec.storage.modes_for(spec.workers.replicas),
-        ),
     )
-    return open_stage(status, status.stages[0].name, seen.now)
+    return open_stage(locate_volume(status, seen.run), status.stages[0].name, seen.now)
 
 
 def open_stage(status: Status, name: StageName, now: datetime) -> Status:
@@ -76,7 +72,8 @@ def take_up_retry(status: Status, run: Run) -> Status:
     reopened = failed.model_copy(
         update={
             "state": StageState.RUNNING, "completion_time": None, "next_attempt_time": None,
-            "restarts": 0, "fruitless": 0, "furthest_step": 0, "message": f"tried again (spec.retry {run.spec.retry})",
+            "restarts": 0, "fruitless": 0, "furthest_step": 0, "reason": "",
+            "message": f"tried again (spec.retry {run.spec.retry})",
         }
     )  # fmt: skip
     phase = Phase.RUNNING if failed.attempts or failed.name is not status.stages[0].name else Phase.PENDING
@@ -105,7 +102,7 @@ def begin_next(seen: Observation, status: Status, stage: StageStatus) -> Status 
         return refusal if isinstance(refusal, FailureStatus) else Hold(status=refusal)
     settings = next_settings(stage, _wanted_settings(seen, status, traits), status.failure)
     begun = begin_attempt(stage, settings, seen.now, _kept_step(status, stage))
-    begun = begun.model_copy(update={"message": JOB_IS_MADE})
+    begun = begun.model_copy(update={"message": JOB_IS_MADE, "reason": ""})
     return replace_stage(status.model_copy(update={"failure": None}), begun)
 
 
@@ -116,13 +113,15 @@ def judge_violations(seen: Observation, status: Status, stage: StageStatus) -> H
         return failed_by_operator(stage, Reason.NOT_ALLOWED, message)
     # The policy has changed since the run was begun. Its work so far is worth waiting for who can change it back.
     message = show(f"waits: {message}", max_chars=MAX_TEXT)
-    return Hold(status=replace_stage(status, stage.model_copy(update={"message": message})))
+    held = stage.model_copy(update={"message": message, "reason": Reason.NOT_ALLOWED})
+    return Hold(status=replace_stage(status, held))
 
 
 def _suspend(status: Status, stage: StageStatus, seen: Observation) -> Status:
     message = "suspended (spec.suspend)"
     status = begin_suspension(status.model_copy(update={"phase": Phase.SUSPENDED, "failure": None}), seen.now)
-    return replace_stage(status, stage.model_copy(update={"message": message, "next_attempt_time": None}))
+    held = {"message": message, "reason": Reason.SUSPENDED, "next_attempt_time": None}
+    return replace_stage(status, stage.model_copy(update=held))
 
 
 def _resume(status: Status, seen: Observation) -> Status:
@@ -143,7 +142,8 @@ def _plan_again(seen: Observation, status: Status, stage: StageStatus) -> Status
     message = show(
         f"waits: {planned.refusal.message}. Set spec.suspend to true to change the size of the run", max_chars=MAX_TEXT
     )
-    return replace_stage(status, stage.model_copy(update={"message": message}))
+    held = stage.model_copy(update={"message": message, "reason": planned.refusal.reason})
+    return replace_stage(status, held)
 
 
 def refuse(status: Status, refusal: Refusal) -> FailureStatus:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from llava_api.constants import STAGE_CONDITION, Condition, Phase
+from llava_api.failures import Reason
 from llava_api.status import MAX_TEXT, ConditionStatus, StageState, StageStatus, Status, Time
 
 
@@ -40,10 +41,16 @@ def _condition(
 def _findings(status: Status) -> dict[Condition, _Finding]:
     succeeded, failed = status.phase is Phase.SUCCEEDED, status.phase is Phase.FAILED
     suspended = status.phase is Phase.SUSPENDED
-    reason = status.failure.reason if failed and status.failure else str(status.phase or Phase.PENDING)
+    under_way = not (succeeded or failed or suspended)
+    has_cause = (failed or suspended) and status.failure is not None
+    reason = status.failure.reason if has_cause and status.failure else str(status.phase or Phase.PENDING)
+    waits = _waiting_reason(status) or reason
     message = _overall_message(status)
     return {
-        Condition.READY: _Finding(holds=succeeded, reason=reason, message=message),
+        Condition.READY: _Finding(holds=succeeded, reason=waits, message=message),
+        # As kstatus has it: one of the two holds, or neither of a run that has succeeded or rests.
+        Condition.RECONCILING: _Finding(holds=under_way, reason=waits),
+        Condition.STALLED: _Finding(holds=failed, reason=reason, message=message if failed else ""),
         **{STAGE_CONDITION[stage.name]: _stage_finding(stage, status) for stage in status.stages},
         Condition.COMPLETE: _Finding(holds=succeeded, reason=reason, message=message if succeeded else ""),
         Condition.FAILED: _Finding(holds=failed, reason=reason, message=message if failed else ""),
@@ -61,8 +68,20 @@ def _reporting(status: Status) -> _Finding:
 
 def _stage_finding(stage: StageStatus, status: Status) -> _Finding:
     has_failed = stage.state is StageState.FAILED and status.failure is not None
-    reason = status.failure.reason if has_failed and status.failure else str(stage.state)
+    reason = status.failure.reason if has_failed and status.failure else stage.reason or str(stage.state)
     return _Finding(holds=stage.state is StageState.SUCCEEDED, reason=reason, message=stage.message)
+
+
+def _running_stage(status: Status) -> StageStatus | None:
+    return next((stage for stage in status.stages if stage.state is StageState.RUNNING), None)
+
+
+def _waiting_reason(status: Status) -> str:
+    """Why the run waits now; empty where it does not."""
+    running = _running_stage(status)
+    if running is None:
+        return ""
+    return str(Reason.API_ERROR) if status.api_trouble else running.reason
 
 
 def _overall_message(status: Status) -> str:
@@ -72,6 +91,8 @@ def _overall_message(status: Status) -> str:
     elif status.phase is Phase.SUCCEEDED:
         parts = ["every stage has succeeded"]
     else:
-        running = next((stage for stage in status.stages if stage.state is StageState.RUNNING), None)
+        running = _running_stage(status)
         parts = [str(running.name), running.message] if running else []
+        if running and status.api_trouble:
+            parts = [str(running.name), status.api_trouble.message]
     return ": ".join(filter(None, parts))

@@ -12,7 +12,8 @@ from datetime import datetime
 from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.names import job_name
-from llava_api.status import AttemptState, AttemptStatus, FailureStatus, StageStatus, Status
+from llava_api.status import MAX_TEXT, AttemptState, AttemptStatus, FailureStatus, StageStatus, Status
+from llava_api.text import show
 from llava_operator.deciding import moves
 from llava_operator.deciding.accounting import active_until
 from llava_operator.deciding.attempts import TABLE, Move, Sight, awaited_until, half_placed_until, read_sight
@@ -21,7 +22,15 @@ from llava_operator.deciding.observation import Observation, ObstacleKind
 from llava_operator.deciding.status import complete_status, replace_stage, without_texts
 from llava_operator.deciding.stillness import find_still, note_silence, note_step
 from llava_operator.deciding.verdict import failed_by_operator
-from llava_operator.run import Run, attempt_of, current_stage
+from llava_operator.deciding.volume import (
+    deletion_time,
+    locate_volume,
+    must_keep_volume,
+    resume_with_volume,
+    suspend_for_volume,
+)
+from llava_operator.deciding.waiting import told_from, waiting_since
+from llava_operator.run import Run, attempt_of, current_stage, stage_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +57,23 @@ class Stop:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeepVolume:
+    """Have the run's claim outlive it. Succeeded is written when that is done: a crash in between does it again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delete:
+    """Delete the run: it ended long enough ago, and its volume outlives it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Wait:
     """Nothing to do before the next event, or before ``until``."""
 
     until: datetime | None = None
 
 
-Decision = Commit | Start | Stop | Wait
+Decision = Commit | Start | Stop | KeepVolume | Delete | Wait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,30 +90,53 @@ def decide(seen: Observation) -> Decision:
     if run.deleting:
         return Wait()
     plan = _plan(seen)
+    if must_keep_volume(seen, plan.status):
+        plan = _keep_volume(seen)
     wanted = plan.status
     if seen.progress is not None and (wanted != run.status or _is_progress_due(seen)):
         wanted = wanted.model_copy(update={"progress": note_step(run.status, seen.progress)})
     silent_at = None
     if (stage := current_stage(wanted)) is not None:
         wanted, silent_at = note_silence(seen, wanted, stage)
-    wanted = complete_status(wanted, generation=run.generation, now=seen.now)
+    wanted = wanted.model_copy(update={"api_trouble": seen.api_trouble if stage else None})
+    wanted = complete_status(wanted, before=run.status, generation=run.generation, now=seen.now)
     text_due = _text_due(seen)
     is_text = wanted != run.status and without_texts(wanted) == without_texts(run.status)
     if wanted != run.status and not (is_text and text_due):
         return Commit(status=wanted)
     if isinstance(plan.act, Wait) and current_stage(run.status) is not None:
         due = seen.progress_due_at if seen.progress else None
-        return Wait(
-            until=_first(plan.act.until, due, _deadline(run, seen.now), text_due if is_text else None, silent_at)
-        )
+        text_due = text_due if is_text else None
+        return Wait(until=_first(plan.act.until, due, _deadline(run, seen.now), text_due, _told_at(seen), silent_at))
     return plan.act
 
 
+def _keep_volume(seen: Observation) -> _Plan:
+    """What comes before the run's success."""
+    status, obstacle = seen.run.status, seen.volume_obstacle
+    stage = current_stage(status)
+    if obstacle is None or stage is None:
+        return _Plan(status=status, act=KeepVolume())
+    message = show(f"has succeeded, but the volume cannot be kept: {obstacle.message}", max_chars=MAX_TEXT)
+    told = replace_stage(status, stage.model_copy(update={"message": message}))
+    return _Plan(status=told, act=Wait(until=obstacle.retry_at) if seen.now < obstacle.retry_at else KeepVolume())
+
+
 def _text_due(seen: Observation) -> datetime | None:
-    """Until when a change of nothing but texts has to wait; None if it need not. What stands in the way is told."""
-    if seen.obstacle or seen.violations or seen.text_due_at is None or seen.text_due_at <= seen.now:
+    """Until when a change of nothing but texts has to wait; None if it need not. A reason is none, and told at once."""
+    is_held_up = bool(seen.volume_obstacle)
+    return None if is_held_up or seen.text_due_at is None or seen.text_due_at <= seen.now else seen.text_due_at
+
+
+def _told_at(seen: Observation) -> datetime | None:
+    """When more is to be told of an attempt that waits; None if none does."""
+    stage = current_stage(seen.run.status)
+    if stage is None or stage.newest is None:
         return None
-    return seen.text_due_at
+    since = waiting_since(stage, seen.job, seen.pods, attempt_of(seen.run, stage).num_pods)
+    if since is None:
+        return None
+    return told_from(since) if told_from(since) > seen.now else seen.trouble_due_at
 
 
 def why_stop(run: Run, now: datetime) -> tuple[Reason, str] | None:
@@ -125,7 +167,8 @@ def _plan(seen: Observation) -> _Plan:
     status = begin_run(seen) if status.phase is None else take_up_retry(status, seen.run)
     stage = current_stage(status)
     if stage is None:
-        return _Plan(status=status, act=Wait())
+        due = deletion_time(seen.run)
+        return _Plan(status=status, act=Delete() if due is not None and due <= seen.now else Wait(until=due))
     plan = _Plan(status=status, act=Wait())
     if _is_live(stage):
         plan = _follow(seen, status, stage)
@@ -154,6 +197,7 @@ def _between_attempts(seen: Observation, status: Status, stage: StageStatus) -> 
 
 def _follow(seen: Observation, status: Status, stage: StageStatus) -> _Plan:
     """What becomes of the attempt that is under way."""
+    status = resume_with_volume(seen, status)
     stage = moves.note_job(seen, status, stage)
     newest = stage.newest
     assert newest is not None
@@ -223,8 +267,9 @@ def _stop_job(seen: Observation) -> Decision:
 
 def _start(seen: Observation, status: Status, stage: StageStatus, newest: AttemptStatus) -> _Plan:
     """Have the attempt's Job made, unless something stands in the way."""
-    obstacle = seen.obstacle
-    if obstacle is not None and obstacle.kind is not ObstacleKind.BLOCKED:
+    obstacle, status = seen.obstacle, locate_volume(status, seen.run)
+    is_waited_for = obstacle is None or obstacle.kind in (ObstacleKind.BLOCKED, ObstacleKind.VOLUME_OF_EARLIER_RUN)
+    if obstacle is not None and not is_waited_for:
         failure = failed_by_operator(stage, Reason(obstacle.kind), obstacle.message)
         return _Plan(status=moves.settle(seen, status, stage, failure), act=Wait())
     if seen.violations:
@@ -234,9 +279,12 @@ def _start(seen: Observation, status: Status, stage: StageStatus, newest: Attemp
             case Hold(status=held):
                 # The policy changes with a restart, after which every run is looked at again.
                 return _Plan(status=held, act=Wait())
-    if obstacle is not None:
+    if obstacle is not None and obstacle.kind is ObstacleKind.VOLUME_OF_EARLIER_RUN:
+        status = suspend_for_volume(seen, status, stage, obstacle)
+        stage = stage_of(status, stage.name)
+    elif obstacle is not None:
         # Without one it stays what was said last: after a restart nothing has been tried yet.
-        stage = stage.model_copy(update={"message": obstacle.message})
+        stage = stage.model_copy(update={"message": obstacle.message, "reason": obstacle.reason})
     start = Start(stage=stage.name, attempt=newest.number)
     act = Wait(until=obstacle.retry_at) if obstacle and seen.now < obstacle.retry_at else start
     return _Plan(status=replace_stage(status, stage), act=act)

@@ -27,6 +27,7 @@ from llava_operator.deciding.cards import know_cards
 from llava_operator.deciding.images import pin_image
 from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.planning import plan_training
+from llava_operator.deciding.references import list_references
 from llava_operator.deciding.restarts import close_attempt, find_final_failure, is_disturbed, next_time
 from llava_operator.deciding.results import describe_result, take_result
 from llava_operator.deciding.status import next_stage, replace_stage
@@ -38,7 +39,7 @@ from llava_operator.deciding.verdict import (
     read_result,
     unusable_result,
 )
-from llava_operator.deciding.waiting import describe_waiting, list_needs
+from llava_operator.deciding.waiting import describe_waiting, list_needs, told_from, waiting_since
 from llava_operator.run import attempt_of, stage_of
 from llava_operator.stages import STAGES
 
@@ -65,14 +66,23 @@ def wait(seen: Observation, status: Status, stage: StageStatus, **changes: objec
     """Say what the attempt waits for, or that it runs."""
     attempt = attempt_of(seen.run, stage)
     needs = list_needs(attempt.spec, attempt.stage)
-    message = describe_waiting(seen.job, seen.pods, attempt.num_pods, needs)
-    return change_newest(status, stage.model_copy(update={"message": message}), **changes)
+    waiting = describe_waiting(
+        seen.job, seen.pods, attempt.num_pods, needs,
+        trouble=seen.trouble, references=tuple(list_references(attempt.run)),
+    )  # fmt: skip
+    waited = change_newest(status, stage, **changes)
+    since = waiting_since(stage_of(waited, stage.name), seen.job, seen.pods, attempt.num_pods)
+    is_told = waiting.reason is not None and since is not None and seen.now >= told_from(since)
+    reason = waiting.reason if is_told and waiting.reason else ""
+    said = stage_of(waited, stage.name).model_copy(update={"message": waiting.message, "reason": reason})
+    return replace_stage(waited, said)
 
 
 def queue(seen: Observation, status: Status, stage: StageStatus) -> Status:
     """The attempt is held back by a queue."""
     message = f"waits in the queue {_newest(stage).settings.queue or 'that suspended its Job'}"
-    return change_newest(status, stage.model_copy(update={"message": message}), state=AttemptState.QUEUED)
+    update = {"message": message, "reason": Reason.QUEUED}
+    return change_newest(status, stage.model_copy(update=update), state=AttemptState.QUEUED)
 
 
 def admit(seen: Observation, status: Status, stage: StageStatus) -> Status:
@@ -112,7 +122,7 @@ def stop(seen: Observation, status: Status, stage: StageStatus, failure: Failure
         "state": AttemptState.STOPPING, "because": failure.reason, "message": failure.message[:256],
         "stop_time": _newest(stage).stop_time or to_time(seen.now), "pod": failure.pod, "node": failure.node,
     }  # fmt: skip
-    return change_newest(status, stage.model_copy(update={"message": message}), **changes)
+    return change_newest(status, stage.model_copy(update={"message": message, "reason": failure.reason}), **changes)
 
 
 def refine(seen: Observation, status: Status, stage: StageStatus) -> Status:
@@ -166,7 +176,7 @@ def settle(seen: Observation, status: Status, stage: StageStatus, failure: Failu
         f"{failure.message}",
         max_chars=MAX_TEXT,
     )
-    waiting = stage.model_copy(update={"next_attempt_time": due, "message": message})
+    waiting = stage.model_copy(update={"next_attempt_time": due, "message": message, "reason": failure.reason})
     return replace_stage(status.model_copy(update={"failure": failure}), waiting)
 
 
@@ -175,7 +185,7 @@ def fail_run(status: Status, stage: StageStatus, failure: FailureStatus, now: da
     ended = stage.model_copy(
         update={
             "state": StageState.FAILED, "completion_time": to_time(now), "message": failure.message,
-            "next_attempt_time": None,
+            "next_attempt_time": None, "reason": "",
         }
     )  # fmt: skip
     update = {"phase": Phase.FAILED, "failure": failure, "completion_time": to_time(now)}
@@ -207,6 +217,7 @@ def _take(seen: Observation, status: Status, stage: StageStatus, result: StageRe
             "attempts": (*stage.attempts[:-1], closed),
             "completion_time": to_time(seen.now),
             "message": show(describe_result(result), max_chars=MAX_TEXT),
+            "reason": "",
         }
     )
     # One that ended well after all takes back what was noted while it seemed to fail.

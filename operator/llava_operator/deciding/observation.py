@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from llava_api.status import Progress
+from llava_api.failures import Reason
+from llava_api.status import ApiTrouble, Progress
 from llava_operator.cache.views import JobView, PodView
 from llava_operator.deciding.cards import NodeGpus
 from llava_operator.deciding.policy import Violation
+from llava_operator.deciding.waiting import Trouble
 from llava_operator.run import Run
 
 
@@ -16,6 +18,8 @@ class ObstacleKind(StrEnum):
 
     NAME_CONFLICT = "NameConflict"
     REJECTED = "Rejected"
+    VOLUME_OF_EARLIER_RUN = "VolumeOfEarlierRun"
+    """The claim's label names another run: a person has to say what becomes of it."""
     BLOCKED = "Blocked"
     """It may go away: a quota, a missing permission."""
 
@@ -25,6 +29,7 @@ class Obstacle:
     """Why a child could not be created."""
 
     kind: ObstacleKind
+    reason: Reason
     message: str
     retry_at: datetime
 
@@ -39,6 +44,10 @@ class Observation:
     pods: tuple[PodView, ...] = ()
     """Pods of that Job."""
     obstacle: Obstacle | None = None
+    is_volume_kept: bool = False
+    """Whether the claim is known to outlive the run."""
+    volume_obstacle: Obstacle | None = None
+    """Why it could not be made to."""
     progress: Progress | None = None
     """Newest report of that stage that the status does not have yet."""
     progress_due_at: datetime | None = None
@@ -51,4 +60,10 @@ class Observation:
     """What pods of the stage that runs would be given against the installation's policy."""
     text_due_at: datetime | None = None
     """Instant from which a change of nothing but texts is worth a write."""
+    trouble: Trouble | None = None
+    """What Events tell of objects that have waited for a while."""
+    trouble_due_at: datetime | None = None
+    """When Events are asked for next, if the attempt still waits then."""
+    api_trouble: ApiTrouble | None = None
+    """What the API server has answered to the last passes, again and again."""
     now: datetime

@@ -59,6 +59,8 @@ class Policy:
     web_credential_hosts: tuple[str, ...] = (ANYTHING,)
     """The same, for credentials of https:// sources."""
     tolerations: bool = True
+    service_account_names: tuple[str, ...] = ()
+    """Names as of Secrets; none by default, since pods act as whom they name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,9 @@ def find_violations(spec: Spec, policy: Policy, stage: Stage) -> tuple[Violation
     if stage.fetches:
         for judge in (_judge_secrets, _judge_authorities, _judge_hub, _judge_web):
             found += judge(spec, policy)
-    return (*found, *_judge_pull_secrets(spec, policy), *_judge_tolerations(spec, policy))
+    for judge in (_judge_pull_secrets, _judge_tolerations, _judge_service_account):
+        found += judge(spec, policy)
+    return tuple(found)
 
 
 def describe_violations(violations: Sequence[Violation]) -> str:
@@ -275,6 +279,15 @@ def _judge_tolerations(spec: Spec, policy: Policy) -> Iterator[Violation]:
             rule="allows none (policy.tolerations)",
             fix="leave spec.scheduling.tolerations out",
         )
+
+
+def _judge_service_account(spec: Spec, policy: Policy) -> Iterator[Violation]:
+    name = spec.scheduling.service_account_name
+    if name is not None:
+        yield from _judge_name(
+            "spec.scheduling.serviceAccountName", name, "ServiceAccounts", policy.service_account_names,
+            "policy.serviceAccountNames",
+        )  # fmt: skip
 
 
 def _matches(pattern: str, value: str) -> bool:

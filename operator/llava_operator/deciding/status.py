@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from llava_api.constants import StageName
-from llava_api.status import Metric, Progress, StageState, StageStatus, Status, Summary
+from llava_api.status import Metric, Progress, StageState, StageStatus, Status, Summary, Time
 from llava_operator.clock import to_time
 from llava_operator.deciding.conditions import build_conditions
 from llava_operator.kube.objects import Object
@@ -21,11 +21,28 @@ def replace_stage(status: Status, stage: StageStatus) -> Status:
     return status.model_copy(update={"stages": stages})
 
 
-def complete_status(status: Status, *, generation: int, now: datetime) -> Status:
-    """Everything that follows from the rest: summary, conditions and the generation they are about."""
-    status = status.model_copy(update={"observed_generation": generation, "summary": _summary(status)})
+def complete_status(status: Status, *, before: Status, generation: int, now: datetime) -> Status:
+    """Everything that follows from the rest: summary, conditions, the generation, since when a reason holds.
+
+    Args:
+        status: as it is to be.
+        before: as it was written last.
+        generation: of the spec.
+        now: the present instant.
+    """
+    stages = tuple(_date_reason(stage, before, to_time(now)) for stage in status.stages)
+    status = status.model_copy(update={"stages": stages, "observed_generation": generation})
+    status = status.model_copy(update={"summary": _summary(status)})
     conditions = build_conditions(status, to_time(now))
     return status.model_copy(update={"conditions": conditions})
+
+
+def _date_reason(stage: StageStatus, before: Status, now: Time) -> StageStatus:
+    old = next((one for one in before.stages if one.name is stage.name), None)
+    is_same = old is not None and old.reason_time is not None
+    if old is not None and is_same and (old.reason, old.attempt) == (stage.reason, stage.attempt):
+        return stage.model_copy(update={"reason_time": old.reason_time})
+    return stage.model_copy(update={"reason_time": now if stage.reason else None})
 
 
 def _summary(status: Status) -> Summary:
@@ -40,6 +57,8 @@ def _summary(status: Status) -> Summary:
         step=_steps(progress) if progress else "",
         percent=_percent(progress, stage),
         eta=format_duration(progress.eta_seconds) if running and progress and progress.eta_seconds is not None else "",
+        attempt=str(stage.attempt or ""),
+        restarts=str(sum(one.restarts for one in status.stages)),
         score=_score(status.evaluation.metrics if status.evaluation else ()),
     )
 
@@ -97,7 +116,8 @@ def without_texts(status: Status) -> Status:
     """The status without what is only for a person to read: alone it is no reason for a write."""
     stages = tuple(stage.model_copy(update={"message": ""}) for stage in status.stages)
     conditions = tuple(held.model_copy(update={"message": ""}) for held in status.conditions)
-    return status.model_copy(update={"stages": stages, "conditions": conditions})
+    trouble = status.api_trouble and status.api_trouble.model_copy(update={"message": ""})
+    return status.model_copy(update={"stages": stages, "conditions": conditions, "api_trouble": trouble})
 
 
 def dump_status(status: Status) -> Object:

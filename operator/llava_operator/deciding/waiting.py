@@ -1,15 +1,41 @@
-"""What a running stage waits for, in one line for a person. Pure."""
+"""What a running stage waits for: a reason where something stands in the way, and one line for a person. Pure."""
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
 
+from llava_api.failures import Reason
 from llava_api.spec import Spec
+from llava_api.status import AttemptState, StageStatus
 from llava_operator.cache.views import JobView, PodView
+from llava_operator.clock import from_time
+from llava_operator.deciding.reasons import UNBOUND, explain, read_reason
+from llava_operator.deciding.references import Reference
 from llava_operator.run import secrets_of
 from llava_operator.stages import Stage
 
 MAX_TEXT = 1024
+TOLD_AFTER_S = 10
+"""Seconds for which an attempt may wait without a word: scheduler and volume need some, and each word is a write."""
 JOB_IS_MADE = "its Job is being made"
 _NO_REASON = "ContainerCreating"
+
+
+class Trouble(NamedTuple):
+    """What only Events tell: why a Job makes no pods, a volume is not mounted, a claim has none."""
+
+    said: str
+    """Reason and message of the Event."""
+    about: str = ""
+    """The object that the waiting pod needs; empty where it is the pod or the Job itself."""
+
+
+class Waiting(NamedTuple):
+    """What a stage waits for."""
+
+    reason: Reason | None
+    """None while it only takes its time, or runs."""
+    message: str
 
 
 def list_needs(spec: Spec, stage: Stage) -> list[str]:
@@ -20,29 +46,68 @@ def list_needs(spec: Spec, stage: Stage) -> list[str]:
     return needs + ([f"ConfigMap {spec.download.ca_config_map}"] if spec.download.ca_config_map else [])
 
 
-def describe_waiting(job: JobView | None, pods: Sequence[PodView], num_pods: int, needs: Sequence[str] = ()) -> str:
+def waiting_since(stage: StageStatus, job: JobView | None, pods: Sequence[PodView], num_pods: int) -> datetime | None:
+    """Since when the newest attempt waits for pods to start; None if it does not."""
+    newest = stage.newest
+    if newest is None or job is None or newest.state not in (AttemptState.STARTING, AttemptState.RUNNING):
+        return None
+    since = newest.admitted_time or newest.start_time
+    return from_time(since) if since and sum(pod.started for pod in pods) < num_pods else None
+
+
+def told_from(since: datetime) -> datetime:
+    """From when on it is told what an attempt waits for."""
+    return since + timedelta(seconds=TOLD_AFTER_S)
+
+
+def unstarted(pods: Sequence[PodView]) -> list[PodView]:
+    """Pods that wait; those of which Kubernetes says why come first."""
+    live = (pod for pod in pods if pod.phase in ("Pending", "Running") and not pod.deleting and not pod.started)
+    return sorted(live, key=lambda pod: (read_reason(pod.waiting) is None, not pod.waiting, pod.key.name))
+
+
+def describe_waiting(
+    job: JobView | None,
+    pods: Sequence[PodView],
+    num_pods: int,
+    needs: Sequence[str] = (),
+    *,
+    trouble: Trouble | None = None,
+    references: Sequence[Reference] = (),
+) -> Waiting:
     """Why not every pod of a stage runs; how many run, if all do.
 
     Args:
         job: the stage's Job; None before it is made.
         pods: its pods.
         num_pods: pods that it is going to have.
-        needs: see ``list_needs``. Kubernetes gives no reason while one of them is missing.
+        needs: see ``list_needs``. Kubernetes gives no reason in the pod while one of them is missing.
+        trouble: what Events tell of the Job, of pods or of claims.
+        references: objects that the run names, by the fields that ask for them.
     """
     if job is None:
-        return JOB_IS_MADE
-    live = [pod for pod in pods if pod.phase in ("Pending", "Running") and not pod.deleting]
-    running = sum(pod.started for pod in live)
+        return Waiting(None, JOB_IS_MADE)
+    running = sum(pod.started and pod.phase in ("Pending", "Running") and not pod.deleting for pod in pods)
     if running >= num_pods:
-        return "its pod runs" if num_pods == 1 else f"{num_pods} pods run"
+        return Waiting(None, "its pod runs" if num_pods == 1 else f"{num_pods} pods run")
     if not pods:
-        return f"Job {job.key.name} has made no pod yet (kubectl describe job {job.key.name} says why, if it stays so)"
-    waiting = sorted((pod for pod in live if not pod.started), key=lambda pod: (not pod.waiting, pod.key.name))
+        if trouble is not None:
+            return _tell(f"Job {job.key.name} cannot make its pods", trouble.said, references)
+        name = job.key.name
+        return Waiting(None, f"Job {name} has made no pod yet (kubectl describe job {name} says why, if it stays so)")
+    waiting = unstarted(pods)
     if not waiting:
-        return f"{running} of {num_pods} pods run"
+        return Waiting(None, f"{running} of {num_pods} pods run")
     example = waiting[0]
+    prefix = "" if num_pods == 1 else f"{running} of {num_pods} pods run; "
+    prefix += f"pod {example.key.name} waits"
+    if trouble is not None and (read_reason(example.waiting) is None or UNBOUND in example.waiting):
+        return _tell(f"{prefix} for {trouble.about}" if trouble.about else prefix, trouble.said, references)
     why = example.waiting or "not scheduled yet"
     if needs and why == _NO_REASON:
         why += f" (it needs {', '.join(needs)}; kubectl describe pod {example.key.name} says if one is missing)"
-    prefix = "" if num_pods == 1 else f"{running} of {num_pods} pods run; "
-    return f"{prefix}pod {example.key.name} waits: {why}"[:MAX_TEXT]
+    return _tell(prefix, why, references)
+
+
+def _tell(what: str, said: str, references: Sequence[Reference]) -> Waiting:
+    return Waiting(read_reason(said), f"{what}: {explain(said, references)}"[:MAX_TEXT])

@@ -168,15 +168,23 @@ class Kube:
         """
         return await self._request("GET", kind.path(namespace, name))
 
-    async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> AsyncIterator[Object]:
+    async def list(
+        self, kind: Kind, namespace: str | None, selector: str = "", *, fields: str = ""
+    ) -> AsyncIterator[Object]:
         """Read a collection in chunks, of one namespace or (None) of all.
+
+        Args:
+            kind: what to list.
+            namespace: where.
+            selector: by labels; empty = all.
+            fields: by fields; empty = all.
 
         Raises:
             KubeError: a chunk could not be read; what came before is incomplete.
         """
         token, chunk = "", FIRST_CHUNK
         while True:
-            query = {"limit": str(chunk), "labelSelector": selector, "continue": token}
+            query = {"limit": str(chunk), "labelSelector": selector, "fieldSelector": fields, "continue": token}
             try:
                 content = await self._exchange(
                     "GET", kind.path(namespace), query={k: v for k, v in query.items() if v}, max_bytes=MAX_LIST_BYTES
@@ -222,17 +230,19 @@ class Kube:
         """
         return await self._request("PUT", kind.path(namespace, name), body=body)
 
-    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> Object:
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str, *, version: str | None = None) -> Object:
         """Delete the object with this UID, and what it owns first: it is there, marked, until that is gone.
+
+        With ``version`` only that very resourceVersion is deleted.
 
         Raises:
             NotFoundError: it is not there.
-            ConflictError: another object has the name.
+            ConflictError: another object has the name, or it is at another version.
             KubeError: any other refusal.
         """
         body: Object = {
             "apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground",
-            "preconditions": {"uid": uid},
+            "preconditions": {"uid": uid} if version is None else {"uid": uid, "resourceVersion": version},
         }  # fmt: skip
         return await self._request("DELETE", kind.path(namespace, name), body=body)
 

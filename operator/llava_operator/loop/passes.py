@@ -1,6 +1,7 @@
 """Passes as the queue runs them: with a time limit, measured, and the relist that heals what events have missed."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,13 +39,23 @@ class Passes:
         try:
             with self._metrics.pass_seconds.time():
                 async with asyncio.timeout(self._timeout_s):
-                    return await self._reconciler.reconcile(key)
+                    delay_s = await self._reconciler.reconcile(key)
         except TimeoutError:
             self._metrics.pass_errors.labels("TimeoutError").inc()
-            raise RetryableError(f"the pass took longer than {self._timeout_s:g} s") from None
+            late = RetryableError(f"the pass took longer than {self._timeout_s:g} s")
+            await self._tell(key, late)
+            raise late from None
         except Exception as error:
             self._metrics.pass_errors.labels(type(error).__name__).inc()
+            if isinstance(error, KubeError):
+                await self._tell(key, error)
             raise
+        return 0.0 if self._reconciler.forget_errors(key) else delay_s
+
+    async def _tell(self, key: Key, error: KubeError) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout_s):
+                await self._reconciler.tell_error(key, error)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import io
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,10 +19,12 @@ KEYS = {"access_key_id": "key-id", "secret_access_key": "secret-key"}
 
 
 @contextmanager
-def run_s3(authority: Authority, address: str = "127.0.0.1") -> Iterator[str]:
-    """The endpoint of a server that holds nothing yet."""
+def run_s3(
+    authority: Authority, address: str = "127.0.0.1", guard: Callable[[Any], Any] = lambda app: app
+) -> Iterator[str]:
+    """The endpoint of a server that holds nothing yet; ``guard`` stands before its WSGI application."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    app = DomainDispatcherApplication(create_backend_app)
+    app = guard(DomainDispatcherApplication(create_backend_app))
     server = make_server(address, 0, app, threaded=True, ssl_context=authority.server_context)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -1,8 +1,9 @@
 """Folders of S3 buckets.
 
 boto3 lists and signs; the files themselves come as everything else does, so that they resume and are checked in one
-way. A Secret without accessKeyId asks anonymously, as public buckets allow. Nothing is read from the environment, from
-files of AWS's tools, or from a cloud's metadata service.
+way. A Secret without accessKeyId asks anonymously, as public buckets allow; without a Secret the pod asks as who it is
+to its cloud (``web_identity``). Nothing else is read from the environment, and nothing from files of AWS's tools or a
+cloud's metadata service.
 """
 
 import re
@@ -26,6 +27,7 @@ from llava_trainer.sources.credentials import Credentials
 from llava_trainer.sources.exchange import explain_answer, explain_transport, origin_of, read_bounded
 from llava_trainer.sources.refusals import refused, secret_field, unavailable
 from llava_trainer.sources.remote import Digest, Listed, RemoteFile, bare_etag, check_name
+from llava_trainer.sources.web_identity import WebIdentity, provide_keys
 
 DEFAULT_REGION = "us-east-1"
 _SEPARATOR = "\0"
@@ -46,22 +48,25 @@ class Bucket:
         client: the way out (``network``).
         field: the source's field, for messages.
         repeatedly: tries a request again; each by itself, so that a listing of many pages goes on where it broke off.
+        identity: who the pod is, where no Secret says as whom to ask.
 
     Raises:
         StageError: SourceRefused, if the endpoint is no address.
     """
 
     def __init__(
-        self, address: BucketAddress, credentials: Credentials, client: httpx.Client, field: str, repeatedly: Retrier
+        self, address: BucketAddress, credentials: Credentials, client: httpx.Client, field: str, repeatedly: Retrier,
+        *, identity: WebIdentity | None = None,
     ) -> None:  # fmt: skip
         self._address = address
-        self._is_anonymous = credentials.access_key_id is None
+        self._is_anonymous = credentials.access_key_id is None and identity is None
         self._field = field
         self._told = f"s3://{address.bucket}/{address.prefix}".rstrip("/")
         self._what = f"{field}: {self._told}"
         self._start = f"{address.prefix}/" if address.prefix else ""
-        region = credentials.region or DEFAULT_REGION
-        self._endpoint = (credentials.endpoint or f"https://s3.{region}.amazonaws.com").rstrip("/")
+        region = credentials.region or (identity and identity.region) or DEFAULT_REGION
+        endpoint = credentials.endpoint or (identity and identity.endpoint)
+        self._endpoint = (endpoint or f"https://s3.{region}.amazonaws.com").rstrip("/")
         try:
             self._origin = origin_of(self._endpoint)
         except ValueError as error:
@@ -71,7 +76,11 @@ class Bucket:
             ) from error
         self._http = client
         self._repeatedly = repeatedly
-        self._client = _build_client(self._endpoint, region, credentials)
+        core = botocore.session.Session(session_vars=dict.fromkeys(_LOOKED_UP, _NOTHING))
+        if identity is not None:
+            provide_keys(core, identity, region, client, field)
+        signature = UNSIGNED if self._is_anonymous else "s3v4"
+        self._client = _build_client(core, self._endpoint, region, credentials, signature)
         self._client.meta.events.register("before-send.s3", self._send)
 
     def list_files(self, is_wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Listed]:
@@ -155,8 +164,9 @@ class Bucket:
         return self._repeatedly(ask)
 
 
-def _build_client(endpoint: str, region: str, credentials: Credentials) -> Any:
-    core = botocore.session.Session(session_vars=dict.fromkeys(_LOOKED_UP, _NOTHING))
+def _build_client(
+    core: botocore.session.Session, endpoint: str, region: str, credentials: Credentials, signature: Any
+) -> Any:
     return boto3.session.Session(botocore_session=core).client(
         "s3",
         region_name=region,
@@ -165,7 +175,7 @@ def _build_client(endpoint: str, region: str, credentials: Credentials) -> Any:
         aws_secret_access_key=credentials.secret_access_key,
         aws_session_token=credentials.session_token,
         config=Config(
-            signature_version=UNSIGNED if credentials.access_key_id is None else "s3v4",
+            signature_version=signature,
             # Trying again is this package's own business: one place, one limit.
             retries={"total_max_attempts": 1},
             s3={"addressing_style": "path"},

@@ -33,6 +33,7 @@ from llava_trainer.sources.refusals import secret_field
 from llava_trainer.sources.remote import RemoteFile
 from llava_trainer.sources.selection import gather_dataset, gather_model, is_model_file, may_be_needed
 from llava_trainer.sources.transfer import Downloader
+from llava_trainer.sources.web_identity import read_web_identity
 
 _COMMIT_FILE = "commit.json"
 
@@ -191,7 +192,9 @@ class _Errand:
                 lambda listed: repository.locate(listed, commit), role.field,
             )  # fmt: skip
         if isinstance(address, BucketAddress):
-            bucket = Bucket(address, credentials, self.client, role.field, repeatedly)
+            has_secret = (self.around.secrets / role.secret).exists()
+            identity = None if has_secret else read_web_identity(self.around.environ)
+            bucket = Bucket(address, credentials, self.client, role.field, repeatedly, identity=identity)
             return make_catalogue(told, bucket.list_files(is_wanted), bucket.locate, role.field)
         headers = web_headers(credentials)
         return Catalogue(

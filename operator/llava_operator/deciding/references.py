@@ -1,0 +1,57 @@
+"""What of its namespace and cluster a run names, and in which field of the spec: for whoever has to create it. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llava_api.names import volume_claim_name
+from llava_operator.run import Run
+
+PVC_SCHEME = "pvc://"
+CLAIM, SECRET, CONFIG_MAP, STORAGE_CLASS = "PersistentVolumeClaim", "Secret", "ConfigMap", "StorageClass"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """An object that a run needs."""
+
+    kind: str
+    name: str
+    field: str
+    """Field of the LlavaFineTune that asks for it."""
+
+
+def list_references(run: Run) -> Iterator[Reference]:
+    """Every object that a run names, in the order of the spec. One may be named more than once."""
+    spec, model = run.spec, run.spec.model
+    alignment = spec.alignment.dataset if spec.alignment else None
+    for source, field in (
+        (model.source, "spec.model.source"),
+        (model.base, "spec.model.base"),
+        (model.language_model, "spec.model.languageModel"),
+        (model.vision_tower, "spec.model.visionTower"),
+        (model.projector, "spec.model.projector"),
+        (spec.dataset.source, "spec.dataset.source"),
+        (alignment.source if alignment else None, "spec.alignment.dataset.source"),
+    ):
+        if source is not None and source.startswith(PVC_SCHEME):
+            claim = source.removeprefix(PVC_SCHEME).partition("/")[0]
+            yield Reference(kind=CLAIM, name=claim, field=field)
+    for secret, field in (
+        (model.secret_ref, "spec.model.secretRef"),
+        (spec.dataset.secret_ref, "spec.dataset.secretRef"),
+        (alignment.secret_ref if alignment else None, "spec.alignment.dataset.secretRef"),
+        (spec.download.secret_ref, "spec.download.secretRef"),
+    ):
+        if secret is not None:
+            yield Reference(kind=SECRET, name=secret.name, field=field)
+    if spec.download.ca_config_map is not None:
+        yield Reference(kind=CONFIG_MAP, name=spec.download.ca_config_map, field="spec.download.caConfigMap")
+    yield Reference(kind=CLAIM, name=volume_claim_name(run.key.name), field="spec.storage")
+    if spec.storage.storage_class_name is not None:
+        field = "spec.storage.storageClassName"
+        yield Reference(kind=STORAGE_CLASS, name=spec.storage.storage_class_name, field=field)
+
+
+def list_claims(run: Run) -> list[str]:
+    """Names of the claims that a run's pods mount, each once."""
+    return list(dict.fromkeys(found.name for found in list_references(run) if found.kind == CLAIM))
