@@ -229,7 +229,7 @@ async def test_whole_run(world: World, operator: OperatorProcess, api_server: Ku
     ]
     assert sorted(await world.events()) == sorted(("Normal", reason) for reason in reasons)
     table = api_server.run("-n", world.namespace, "get", "lft", "run", "--no-headers").split()
-    assert table[:5] == ["run", "Succeeded", "evaluate", "100", "0.00→0.90"]
+    assert table[:6] == ["run", "Succeeded", "Succeeded", "evaluate", "100", "0.00→0.90"]
     metrics = operator.fetch("/metrics")[1]
     labels = f'name="run",namespace="{world.namespace}"'
     assert f'llava_run_phase{{{labels},phase="Succeeded"}} 1.0' in metrics

@@ -11,10 +11,12 @@ import pytest
 from kubernetes.aio.client.api_client import ApiClient
 
 from llava_api.constants import LABEL_ATTEMPT, LABEL_COMPLETION_INDEX, LABEL_RUN, LABEL_STAGE, StageName
+from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.nodes import Nodes
 from llava_operator.acting.reconcile import Reconciler
 from llava_operator.acting.report_authority import Authority
+from llava_operator.acting.troubles import Troubles
 from llava_operator.build.common import Platform
 from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
@@ -118,6 +120,8 @@ class Process:
             events=EventPublisher(kube, instance="test", now=now),
             authority=Authority(certificate="pem"),
             platform=Platform(trainer_image="trainer", report_url="https://report/"),
+            troubles=Troubles(kube=kube, now=hurried),
+            errors=ApiErrors(now=hurried),
             now=hurried,
         )
 

@@ -186,5 +186,5 @@ async def world_of(api_server: Kubectl, name: str) -> AsyncIterator[World]:
                 await kubelet
             await made.clear()
             # Nobody else ends pods on a node without a kubelet.
-            api_server.run("-n", name, "delete", "pods", "--all", "--force", "--grace-period=0")
+            api_server.run("-n", name, "delete", "pods", "--all", "--force", "--grace-period=0", "--wait=false")
             api_server.run("delete", "namespace", name, "--wait=false")
