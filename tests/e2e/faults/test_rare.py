@@ -204,7 +204,7 @@ def fill(file: Path) -> None:
 def small_volume(breaker: Breaker, name: str, *, size: str) -> Iterator[Path]:
     """A volume of the storage class ``name`` on a file system of its own."""
     folder = breaker.cluster.instance.state_dir / f"small-{name}"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0777", "tmpfs", str(folder)], check=True)
     try:
         breaker.kubectl.apply(
