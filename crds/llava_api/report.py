@@ -1,8 +1,8 @@
 """What a stage tells the operator: progress while it runs, one result when it ends."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from llava_api.base import Lenient
 from llava_api.constants import TERMINATION_MESSAGE_MAX_BYTES, StageName
@@ -77,7 +77,7 @@ class StageFailure(Lenient):
 
     reason: Reason
     message: Annotated[str, _fit(4096, multiline=True), Field(max_length=4096)]
-    rank: int | None = None
+    rank: Annotated[int | None, Field(ge=0, le=2**31)] = None
     """Global rank of the first process that failed, in training."""
     step: Annotated[int | None, Field(ge=0, le=2**53)] = None
     """Optimiser steps that were done by then, those of earlier attempts included, in training; None if unknown."""
@@ -89,10 +89,16 @@ class StageFailure(Lenient):
 class MicroBatch(Lenient):
     """The most that a training process holds at a time in one phase, over all micro-batches that were looked at."""
 
-    rows: Annotated[int, Field(ge=1, description="Rows of the longest one.")]
-    tokens: Annotated[int, Field(ge=1, description="Tokens of the longest one: rows x longest row.")]
-    pictures: Annotated[int, Field(ge=0, description="Pictures of the one that shows most.")]
-    supervised: Annotated[int, Field(ge=0, description="Tokens that are learned, of the one with most.")]
+    rows: Annotated[int, Field(ge=1, le=2**31, description="Rows of the longest one.")]
+    tokens: Annotated[int, Field(ge=1, le=2**53, description="Tokens of the longest one: rows x longest row.")]
+    pictures: Annotated[int, Field(ge=0, le=2**53, description="Pictures of the one that shows most.")]
+    supervised: Annotated[int, Field(ge=0, le=2**53, description="Tokens that are learned, of the one with most.")]
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> Self:
+        if self.tokens < self.rows:
+            raise ValueError(f"tokens is {self.tokens}, but each of {self.rows} rows has one at least")
+        return self
 
 
 class PrepareNumbers(Lenient):

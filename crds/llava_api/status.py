@@ -14,12 +14,15 @@ from llava_api.constants import Condition, Phase, StageName
 from llava_api.model_facts import ModelFacts
 from llava_api.report import LOSSES_KEPT, MicroBatch
 
+FIRST_YEAR, LAST_YEAR = 1970, 9000
+
 
 def _check_instant(text: str) -> str:
     # The API server's date-time lets through what is none: 30 February, the year 0, an instant without a zone.
     try:
         instant = datetime.fromisoformat(text)
-        if instant.tzinfo is not None and instant.astimezone(UTC):
+        # Others are nobody's clock's, and calculating with them may go beyond what can be held.
+        if instant.tzinfo is not None and FIRST_YEAR <= instant.astimezone(UTC).year <= LAST_YEAR:
             return text
     except (ValueError, OverflowError):
         pass
@@ -87,6 +90,9 @@ class AttemptSettings(Lenient):
     replicas: Annotated[Count | None, Field(description="Pods of its Job.")] = None
     gpus: Annotated[Count | None, Field(description="GPUs of each pod.")] = None
     per_device_batch: Annotated[Count | None, Field(description="Samples that a process holds at a time.")] = None
+    asked_batch: Annotated[
+        Count | None, Field(description="What the spec asked for instead, where a GPU's memory did not suffice for it.")
+    ] = None
     accumulation: Annotated[Count | None, Field(description="Micro-batches that a process runs for one step.")] = None
     image: Annotated[Text | None, Field(description="Trainer image.")] = None
     config_version: Annotated[Count, Field(description="Version of the run configuration that it is given.")] = 1
@@ -351,6 +357,8 @@ class FailureStatus(Lenient):
     node: Annotated[Short | None, Field(description="Node of that pod.")] = None
     rank: Annotated[int | None, Field(description="Global rank of the process that failed first.")] = None
     exit_code: Annotated[int | None, Field(description="Exit code of its container.")] = None
+    step: Annotated[Count | None, Field(description="Steps of training that were done by then.")] = None
+    attempt_steps: Annotated[Count | None, Field(description="Those of them that the attempt has done.")] = None
     log_tail: Annotated[Text, Field(description="Last lines of its log.")] = ""
 
 
@@ -377,6 +385,7 @@ class Accounting(Lenient):
     productive_seconds: Annotated[
         Count, Field(description="Seconds of attempts whose work was kept: up to the step that was gone on from.")
     ] = 0
+    idle_seconds: Annotated[Count, Field(description="Seconds between a failure and the retry after it.")] = 0
     lost_seconds: Annotated[
         Count, Field(description="Seconds of attempts whose work was done again, or for nothing.")
     ] = 0

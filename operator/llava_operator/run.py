@@ -73,6 +73,8 @@ def _check_running(run: Run) -> None:
     newest = stage.newest
     if newest is not None and newest.state is not AttemptState.GONE and newest.start_time is None:
         raise UnreadableError(f"{where}.attempts has one that runs without a startTime")
+    if newest is not None and newest.state is AttemptState.STOPPING and newest.stop_time is None:
+        raise UnreadableError(f"{where}.attempts has one that stops without a stopTime")
     size = stage.newest.settings if stage.newest else AttemptSettings()
     replicas = 1 if size.replicas is None else size.replicas
     if not (1 <= replicas <= MAX_REPLICAS and (size.gpus or 0) <= MAX_GPUS and size.per_device_batch != 0):

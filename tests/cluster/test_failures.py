@@ -13,6 +13,7 @@ import pytest
 
 from llava_api.constants import LABEL_ATTEMPT, LABEL_COMPLETION_INDEX, LABEL_RUN, LABEL_STAGE, StageName
 from llava_api.failures import BY_REASON, Reason
+from llava_api.report import StageFailure, StageResult
 from llava_api.status import Progress
 from llava_operator.clock import now, to_time
 from llava_operator.kube.client import Kind, Kube
@@ -79,7 +80,10 @@ def behave(pod: Object, _: list[Object]) -> Object | None:
     if labels[LABEL_COMPLETION_INDEX] != "1":
         return None
     if run == "stuck":
-        return ended(71, "")
+        said = StageFailure(reason=Reason.WORKER_KILLED, message="killed", step=0, attempt_steps=0)
+        return ended(
+            71, StageResult(stage=StageName.TRAIN, attempt=int(attempt), failure=said).to_termination_message()
+        )
     if run == "silent":
         return ended(137, "")
     if run == "overdrawn":

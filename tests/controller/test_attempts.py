@@ -451,3 +451,115 @@ def test_progress_tells_where_an_attempt_ended() -> None:
     job: JobView = make_job(status, failed=job_end())
     ended = commit(see(status, job=job, pods=(failed(exit_code=71),), progress=progress))
     assert newest(ended).to_step == 33
+
+
+# --- what was found by reading it once more
+
+
+def test_nothing_is_looked_at_again_for_a_deadline_that_has_passed() -> None:
+    """A pass that sets its own alarm to an instant in the past would follow on itself without end."""
+    spec = {"activeDeadlineSeconds": 60}
+    status, late = running(), NOW + timedelta(seconds=100)
+    stopping = commit(see(status, job=make_job(status), pods=pods(), spec=spec, now=late))
+    job = make_job(stopping, deleting_since="2026-11-01T12:01:40Z")
+    decision = decide(see(stopping, job=job, pods=pods(deleting=True), spec=spec, now=late))
+    assert isinstance(decision, Wait)
+    assert decision.until is not None
+    assert decision.until > late
+    asleep = {**spec, **SUSPENDED}
+    stopping = commit(see(status, job=make_job(status), pods=pods(), spec=SUSPENDED, now=late))
+    held = commit(see(stopping, spec=SUSPENDED, now=late))
+    assert decide(see(held, spec=asleep, now=late + timedelta(days=1))) == Wait()
+
+
+def test_a_message_that_is_too_long_for_a_status_is_cut() -> None:
+    status = running()
+    said = StageFailure(reason=Reason.WORKER_KILLED, message="x" * 4096, step=5)
+    for _ in range(2):
+        status, _ = go_on(fail(status, failure=said))
+    status = fail(status, failure=said)
+    assert status.failure is not None
+    assert status.failure.reason == Reason.NO_PROGRESS
+    Status.model_validate(status.model_dump(by_alias=True))
+
+
+def test_steps_that_only_the_failure_tells_of_are_progress() -> None:
+    """Reporting never stops a run: one whose reports nobody takes still says in the end how far it was."""
+    status, spec = running(), {"training": {"batch": {"perDevice": 1, "global": 2}, "maxRestarts": 100}}
+    for step in (1000, 2000, 3000, 4000):
+        said = StageFailure(reason=Reason.WORKER_KILLED, message="killed", step=step, attempt_steps=1000)
+        status, _ = go_on(fail(status, failure=said, spec=spec), spec=spec)
+    assert [one.to_step for one in stage_of(status, TRAIN).attempts[:-1]] == [1000, 2000, 3000, 4000]
+    assert stage_of(status, TRAIN).fruitless == 1
+
+
+def test_of_an_attempt_that_nothing_is_known_of_nobody_says_that_it_came_no_further() -> None:
+    status, spec = running(), {"training": {"batch": {"perDevice": 1, "global": 2}, "maxRestarts": 100}}
+    for _ in range(4):
+        status, _ = go_on(fail(status, spec=spec), spec=spec)
+    assert (stage_of(status, TRAIN).fruitless, stage_of(status, TRAIN).restarts) == (0, 4)
+
+
+def test_memory_that_runs_out_late_is_not_halved_though_nothing_was_reported() -> None:
+    spec = {"training": {"batch": {"perDevice": 4, "global": 16}}, "workers": {"replicas": 2, "gpus": 1}}
+    status = with_settings(begun(TRAIN), AttemptSettings(replicas=2, gpus=1, per_device_batch=4, accumulation=2))
+    said = StageFailure(reason=Reason.OUT_OF_DEVICE_MEMORY, message="CUDA out of memory", step=5000, attempt_steps=5000)
+    assert fail(status, failure=said, exit_code=69, spec=spec).phase is Phase.FAILED
+
+
+def test_a_batch_that_is_asked_for_anew_is_what_runs() -> None:
+    """Halving is remembered for what was asked for then, and for nothing else."""
+    two, four = ({"training": {"batch": {"perDevice": size, "global": 16}}} for size in (2, 4))
+    status = commit(see(fail(begun(TRAIN), step=5, spec=two), spec={**two, **SUSPENDED}))
+    status = commit(see(status, spec=two))
+    assert newest(status).settings.per_device_batch == 2
+    held = commit(see(status, spec={**two, **SUSPENDED}))
+    again = commit(see(held, spec=four))
+    assert (newest(again).settings.per_device_batch, newest(again).settings.accumulation) == (4, 2)
+
+
+def test_a_resize_that_nobody_saw_the_suspension_of_is_carried_out() -> None:
+    status = running()
+    resized = {"workers": {"replicas": 1, "gpus": 0}}
+    stopping = commit(see(status, job=make_job(status), pods=pods(), spec=resized))
+    assert (newest(stopping).state, newest(stopping).because) == (AttemptState.STOPPING, Reason.SUSPENDED)
+    again = commit(see(stopping, spec=resized))
+    assert (newest(again).number, newest(again).settings.replicas) == (2, 1)
+
+
+def test_pods_that_outlive_their_job_are_waited_for() -> None:
+    """kubectl deletes in the background: the Job goes at once, and its pods have their grace period."""
+    status = running()
+    left = pods(deleting=True)
+    stopping = commit(see(status, pods=left))
+    assert (newest(stopping).state, newest(stopping).because) == (AttemptState.STOPPING, Reason.JOB_DELETED)
+    late = NOW + timedelta(seconds=GRACE_S + UNREACHABLE_S)
+    assert decide(see(stopping, pods=left)) == Wait(until=late)
+    gone = commit(see(stopping))
+    assert newest(gone).state is AttemptState.GONE
+    assert newest(commit(see(stopping, pods=left, now=late))).state is AttemptState.GONE
+
+
+def test_a_queue_that_evicts_is_not_taken_for_pods_that_fail() -> None:
+    status = running()
+    seen_pods = (failed("a", exit_code=75, index=0), failed("b", exit_code=75, index=1))
+    evicted = commit(see(status, job=make_job(status, suspended=True), pods=seen_pods))
+    assert newest(evicted).because == Reason.QUEUE_EVICTED
+
+
+def test_time_between_a_failure_and_its_retry_is_no_active_time() -> None:
+    said = StageFailure(reason=Reason.LOSS_NOT_FINITE, message="loss is nan")
+    spec = {"activeDeadlineSeconds": 3600}
+    status = fail(running(), failure=said, spec=spec)
+    later = NOW + timedelta(days=3)
+    again = commit(see(status, spec={**spec, "retry": 1}, now=later))
+    assert (again.phase, newest(again).number) == (Phase.RUNNING, 2)
+    assert again.accounting is not None
+    assert again.accounting.idle_seconds == 3 * 86400
+
+
+def test_who_moves_a_run_does_not_make_a_node_a_bad_one() -> None:
+    status = running()
+    for _ in range(3):
+        status, _ = go_on(lose(status, because="EvictionByEvictionAPI: drained", node="busy"))
+    assert newest(status).settings.avoided_nodes == ()

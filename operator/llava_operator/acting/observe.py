@@ -56,7 +56,11 @@ class Observer:
         job, pods = None, tuple[PodView, ...]()
         if stage.newest is not None and stage.newest.state is not AttemptState.GONE:
             job, is_live = await self._observe_job(run, stage, stage.newest, now, was_tried=was_tried)
-            pods = await self._observe_pods(job, is_live=is_live) if job else ()
+            if job is not None:
+                pods = await self._observe_pods(job, is_live=is_live)
+            elif stage.newest.job_uid is not None:
+                # A Job that was deleted in the background goes at once, and its pods take their time.
+                pods = await self._list_pods(run.key.namespace, stage.newest.job_uid)
             if job is not None and not is_live and _is_doubtful(job, pods):
                 # The Job and its pods come by two watches: what ends a pod may stand in the Job already.
                 job = await self._read_job(run, job.key)
@@ -118,17 +122,20 @@ class Observer:
             return known
         # The Job's end may be seen before its pods' last words, which come by another watch; and pods that were seen
         # before their Job was known are not in the cache.
-        selector = f"batch.kubernetes.io/controller-uid={job.uid}"
-        found = {}
-        async for raw in self.kube.list(PODS, job.key.namespace, selector):
-            pod = _read_pod(raw)
-            # The label is whoever made the pod's; the owner is the Job controller's.
-            if pod is not None and pod.job_uid == job.uid:
-                self.children.note_pod(raw)
-                found[pod.uid] = pod
+        found = {pod.uid: pod for pod in await self._list_pods(job.key.namespace, job.uid)}
         # What a pod said at its end stays true when it is gone.
         last_words = (pod for pod in (*known, *self.children.last_words_of(job)) if pod.ended is not None)
         return (*found.values(), *{pod.uid: pod for pod in last_words if pod.uid not in found}.values())
+
+    async def _list_pods(self, namespace: str, job_uid: str) -> tuple[PodView, ...]:
+        found = []
+        async for raw in self.kube.list(PODS, namespace, f"batch.kubernetes.io/controller-uid={job_uid}"):
+            pod = _read_pod(raw)
+            # The label is whoever made the pod's; the owner is the Job controller's.
+            if pod is not None and pod.job_uid == job_uid:
+                self.children.note_pod(raw)
+                found.append(pod)
+        return tuple(found)
 
 
 def _is_doubtful(job: JobView, pods: tuple[PodView, ...]) -> bool:

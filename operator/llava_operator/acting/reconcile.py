@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 MAX_ROUNDS = 6
 """Steps of one pass: a begin or an end commits an intent, acts on it, and notes what that has made."""
+SHORTEST_WAIT_S = 0.05
+"""Before a run is looked at again for nothing but the time: whatever was calculated, no pass follows at once."""
 LAST_RETRY_S = 60.0
 """Longest wait before a child that was refused for the time being is tried again."""
 
@@ -200,7 +202,7 @@ class Reconciler:
             await self._hand_out_authority(run, stage, is_new=False)
         else:
             self._forget(run.key)
-        delays = [] if until is None else [max(0.0, (until - now).total_seconds())]
+        delays = [] if until is None else [max(SHORTEST_WAIT_S, (until - now).total_seconds())]
         # Nothing else may ever come of a run that has ended.
         return min([*delays, *([] if are_published else [LAST_RETRY_S])], default=None)
 

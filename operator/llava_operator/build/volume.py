@@ -13,9 +13,11 @@ def build_volume_claim(run: Run) -> Object:
     Its label says whose it is. Kubernetes deletes it with the run unless it is always to be retained: with OnSuccess it
     has an owner until the run has succeeded (``acting.deletion``).
     """
-    storage = run.spec.storage
+    storage, artifacts = run.spec.storage, run.status.artifacts
+    # What was committed to, and by which the run's size is judged: the spec may have been resized since.
+    modes = (artifacts and artifacts.access_modes) or storage.modes_for(run.spec.workers.replicas)
     spec: Object = {
-        "accessModes": list(storage.modes_for(run.spec.workers.replicas)),
+        "accessModes": list(modes),
         "resources": {"requests": {"storage": storage.size}},
     }
     if storage.storage_class_name is not None:

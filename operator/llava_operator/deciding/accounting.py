@@ -30,6 +30,15 @@ def account_for(status: Status, stage: StageName, attempt: AttemptStatus, progre
     return status.model_copy(update={"accounting": known.model_copy(update=update)})
 
 
+def account_for_idling(status: Status, now: datetime) -> Status:
+    """The status of a failed run that is tried again, with the time in between counted in."""
+    if status.completion_time is None:
+        return status
+    known = status.accounting or Accounting()
+    seconds = known.idle_seconds + _seconds(from_time(status.completion_time), now)
+    return status.model_copy(update={"accounting": known.model_copy(update={"idle_seconds": seconds})})
+
+
 def begin_suspension(status: Status, now: datetime) -> Status:
     """The status of a run that is suspended from now on."""
     return status if status.suspended_time else status.model_copy(update={"suspended_time": to_time(now)})
@@ -50,7 +59,7 @@ def active_until(status: Status, limit_s: int | None, now: datetime) -> datetime
     if limit_s is None or status.start_time is None:
         return None
     known = status.accounting or Accounting()
-    idle_s = known.suspended_seconds + known.queued_seconds
+    idle_s = known.suspended_seconds + known.queued_seconds + known.idle_seconds
     if status.suspended_time is not None:
         idle_s += _seconds(from_time(status.suspended_time), now)
     newest = next((stage.newest for stage in reversed(status.stages) if stage.newest), None)

@@ -24,6 +24,8 @@ class Sight(StrEnum):
     """There is no Job, and none has been seen."""
     ABSENT = "Absent"
     """The Job is no more."""
+    ORPHANED = "Orphaned"
+    """The Job is no more, and pods of it still run: somebody has deleted it without waiting for them."""
     HELD = "Held"
     """The Job is suspended: a queue holds it back."""
     WAITING = "Waiting"
@@ -70,6 +72,7 @@ _OVER = {
     Sight.LOSING: Move.FAIL,
     Sight.FAILING: Move.FAIL,
     Sight.DELETED: Move.FAIL,
+    Sight.ORPHANED: Move.FAIL,
     Sight.FAILED: Move.END,
     Sight.COMPLETE: Move.SUCCEED,
     Sight.ABSENT: Move.LOSE,
@@ -86,7 +89,7 @@ TABLE: dict[AttemptState, dict[Sight, Move]] = {
     },
     AttemptState.STOPPING: {
         **dict.fromkeys((Sight.HELD, Sight.WAITING, Sight.RUNNING, Sight.LOSING), Move.STOP),
-        **dict.fromkeys((Sight.FAILING, Sight.DELETED), Move.AWAIT),
+        **dict.fromkeys((Sight.FAILING, Sight.DELETED, Sight.ORPHANED), Move.AWAIT),
         **dict.fromkeys((Sight.UNMADE, Sight.ABSENT, Sight.FAILED), Move.END),
         # It was done before it was asked to stop.
         Sight.COMPLETE: Move.SUCCEED,
@@ -98,15 +101,17 @@ TABLE: dict[AttemptState, dict[Sight, Move]] = {
 def read_sight(attempt: AttemptStatus, job: JobView | None, pods: Sequence[PodView]) -> Sight:
     """What there is to see of an attempt, from its Job and its pods."""
     if job is None or job.uid != (attempt.job_uid or job.uid):
-        return Sight.UNMADE if attempt.job_uid is None else Sight.ABSENT
+        if attempt.job_uid is None:
+            return Sight.UNMADE
+        return Sight.ORPHANED if any(pod.phase in ("Pending", "Running") for pod in pods) else Sight.ABSENT
     for holds, sight in (
         (job.complete, Sight.COMPLETE),
         (job.failed, Sight.FAILED),
         (job.failing, Sight.FAILING),
         (job.deleting_since, Sight.DELETED),
-        (any(pod.failed for pod in pods), Sight.FAILING),
-        # Its pods may be on their way out still.
+        # Its pods may be on their way out still, and end in whatever way.
         (job.suspended, Sight.HELD),
+        (any(pod.failed for pod in pods), Sight.FAILING),
         (any(_is_taken_away(pod) for pod in pods), Sight.LOSING),
         (any(pod.started for pod in pods), Sight.RUNNING),
     ):

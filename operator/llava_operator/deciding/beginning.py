@@ -1,5 +1,6 @@
 """Between attempts: whether another one begins now, and with what. Pure."""
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -7,11 +8,15 @@ from llava_api.constants import Phase, StageName
 from llava_api.failures import Reason
 from llava_api.memory import accumulation, batch_of
 from llava_api.names import MAX_ATTEMPTS
+from llava_api.report import MicroBatch
+from llava_api.spec import Spec
 from llava_api.stages import stages_of
 from llava_api.status import (
     MAX_TEXT,
     AttemptSettings,
+    Data,
     FailureStatus,
+    Plan,
     StageState,
     StageStatus,
     Status,
@@ -19,7 +24,7 @@ from llava_api.status import (
 )
 from llava_api.text import show
 from llava_operator.clock import from_time, to_time
-from llava_operator.deciding.accounting import begin_suspension, end_suspension
+from llava_operator.deciding.accounting import account_for_idling, begin_suspension, end_suspension
 from llava_operator.deciding.cards import know_cards
 from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.planning import Refusal, plan_training
@@ -29,7 +34,7 @@ from llava_operator.deciding.status import first_stages, replace_stage
 from llava_operator.deciding.verdict import failed_by_operator
 from llava_operator.deciding.volume import locate_volume
 from llava_operator.deciding.waiting import JOB_IS_MADE
-from llava_operator.run import Run, stage_of
+from llava_operator.run import Run
 from llava_operator.stages import STAGES, Stage
 
 
@@ -61,24 +66,24 @@ def open_stage(status: Status, name: StageName, now: datetime) -> Status:
     return replace_stage(status, stage)
 
 
-def take_up_retry(status: Status, run: Run) -> Status:
+def take_up_retry(status: Status, run: Run, now: datetime) -> Status:
     """Reopen a failed run whose ``spec.retry`` has been raised, at the stage that failed and with every try left."""
     if run.spec.retry <= status.retry:
         return status
     status = status.model_copy(update={"retry": run.spec.retry})
-    failed = next((stage for stage in status.stages if stage.state is StageState.FAILED), None)
+    failed = next((stage for stage in status.stages if stage.state is not StageState.SUCCEEDED), None)
     if status.phase is not Phase.FAILED or failed is None:
         return status
     reopened = failed.model_copy(
         update={
-            "state": StageState.RUNNING, "completion_time": None, "next_attempt_time": None,
-            "restarts": 0, "fruitless": 0, "furthest_step": 0, "reason": "",
+            "state": StageState.RUNNING, "start_time": failed.start_time or to_time(now), "completion_time": None,
+            "next_attempt_time": None, "restarts": 0, "fruitless": 0, "furthest_step": 0, "reason": "",
             "message": f"tried again (spec.retry {run.spec.retry})",
         }
     )  # fmt: skip
     phase = Phase.RUNNING if failed.attempts or failed.name is not status.stages[0].name else Phase.PENDING
     update = {"phase": phase, "completion_time": None, "failure": None}
-    return replace_stage(status.model_copy(update=update), reopened)
+    return replace_stage(account_for_idling(status, now).model_copy(update=update), reopened)
 
 
 def begin_next(seen: Observation, status: Status, stage: StageStatus) -> Status | Hold | FailureStatus:
@@ -134,11 +139,14 @@ def _resume(status: Status, seen: Observation) -> Status:
 
 def _plan_again(seen: Observation, status: Status, stage: StageStatus) -> Status | FailureStatus | None:
     """Hold what training takes against what there is, for a size or a cluster that may have changed."""
-    if status.data is None or not stage.attempts:
+    if status.data is None:
         return None
-    planned = plan_training(seen.run.spec, status.data, status.model, know_cards(seen.run.spec, seen.nodes))
+    data = _scale(status.data, seen.run.spec, status.plan, stage)
+    planned = plan_training(seen.run.spec, data, status.model, know_cards(seen.run.spec, seen.nodes))
     if planned.refusal is None:
         return None
+    if not stage.attempts:
+        return refuse(stage, planned.refusal)
     message = show(
         f"waits: {planned.refusal.message}. Set spec.suspend to true to change the size of the run", max_chars=MAX_TEXT
     )
@@ -146,9 +154,19 @@ def _plan_again(seen: Observation, status: Status, stage: StageStatus) -> Status
     return replace_stage(status, held)
 
 
-def refuse(status: Status, refusal: Refusal) -> FailureStatus:
-    """The failure of a run that cannot be trained as it is: nothing of the stage has been created."""
-    return failed_by_operator(stage_of(status, refusal.stage), refusal.reason, refusal.message)
+def _scale(data: Data, spec: Spec, plan: Plan | None, stage: StageStatus) -> Data:
+    """What prepare found, for larger micro-batches than it has cut: so many times as much, at most."""
+    cut = plan.per_device_batch if plan else 0
+    times = math.ceil(batch_of(spec, stage.name).per_device / cut) if cut else 1
+    if times <= 1 or stage.name is StageName.ALIGN or data.largest is None:
+        return data
+    numbers = {name: value * times for name, value in data.largest.model_dump(by_alias=False).items()}
+    return data.model_copy(update={"largest": MicroBatch(**numbers)})
+
+
+def refuse(stage: StageStatus, refusal: Refusal) -> FailureStatus:
+    """The failure of a run that cannot be trained as it is, at the stage that would come next."""
+    return failed_by_operator(stage, refusal.reason, refusal.message)
 
 
 def _wanted_settings(seen: Observation, status: Status, stage: Stage) -> AttemptSettings:

@@ -11,6 +11,7 @@ from datetime import datetime
 
 from llava_api.constants import StageName
 from llava_api.failures import Reason
+from llava_api.memory import batch_of
 from llava_api.names import job_name
 from llava_api.status import MAX_TEXT, AttemptState, AttemptStatus, FailureStatus, StageStatus, Status
 from llava_api.text import show
@@ -31,6 +32,7 @@ from llava_operator.deciding.volume import (
 )
 from llava_operator.deciding.waiting import told_from, waiting_since
 from llava_operator.run import Run, attempt_of, current_stage, stage_of
+from llava_operator.stages import STAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,9 @@ def decide(seen: Observation) -> Decision:
     if isinstance(plan.act, Wait) and current_stage(run.status) is not None:
         due = seen.progress_due_at if seen.progress else None
         text_due = text_due if is_text else None
-        return Wait(until=_first(plan.act.until, due, _deadline(run, seen.now), text_due, _told_at(seen), silent_at))
+        return Wait(
+            until=_first(plan.act.until, due, _next_deadline(run, seen.now), text_due, _told_at(seen), silent_at)
+        )
     return plan.act
 
 
@@ -154,6 +158,13 @@ def _deadline(run: Run, now: datetime) -> datetime | None:
     return active_until(run.status, run.spec.active_deadline_seconds, now)
 
 
+def _next_deadline(run: Run, now: datetime) -> datetime | None:
+    """When the deadline ends what is under way; None if there is none, nothing is, or it is being stopped anyway."""
+    stage, due = current_stage(run.status), _deadline(run, now)
+    is_stopping = stage is not None and stage.newest is not None and stage.newest.state is AttemptState.STOPPING
+    return None if due is None or due <= now or run.spec.suspend or is_stopping else due
+
+
 def _is_progress_due(seen: Observation) -> bool:
     return seen.progress_due_at is None or seen.progress_due_at <= seen.now
 
@@ -164,7 +175,7 @@ def _first(*instants: datetime | None) -> datetime | None:
 
 def _plan(seen: Observation) -> _Plan:
     status = seen.run.status
-    status = begin_run(seen) if status.phase is None else take_up_retry(status, seen.run)
+    status = begin_run(seen) if status.phase is None else take_up_retry(status, seen.run, seen.now)
     stage = current_stage(status)
     if stage is None:
         due = deletion_time(seen.run)
@@ -233,7 +244,18 @@ def _find_standstill(seen: Observation, status: Status, stage: StageStatus) -> F
             "(spec.scheduling.gangTimeoutSeconds): they give it back"
         )
         return failed_by_operator(stage, Reason.GANG_NOT_SCHEDULED, message)
+    if _is_resized(seen.run, stage):
+        return failed_by_operator(stage, Reason.SUSPENDED, "suspended for a moment, and to go on at another size")
     return find_still(seen, status, stage)
+
+
+def _is_resized(run: Run, stage: StageStatus) -> bool:
+    """Whether the spec asks for another size than the attempt runs with: it was suspended, and nobody has seen it."""
+    newest, traits = stage.newest, STAGES[stage.name]
+    if newest is None or newest.settings.asked_batch is None or not traits.is_gang:
+        return False
+    size = (newest.settings.replicas, newest.settings.gpus, newest.settings.asked_batch)
+    return size != (traits.num_pods(run.spec), traits.gpus(run.spec), batch_of(run.spec, stage.name).per_device)
 
 
 _LAST_WORDS = frozenset({Move.SUCCEED, Move.END, Move.LOSE})

@@ -188,7 +188,7 @@ def fail_run(status: Status, stage: StageStatus, failure: FailureStatus, now: da
             "next_attempt_time": None, "reason": "",
         }
     )  # fmt: skip
-    update = {"phase": Phase.FAILED, "failure": failure, "completion_time": to_time(now)}
+    update = {"phase": Phase.FAILED, "failure": failure, "completion_time": to_time(now), "silent_since": None}
     return replace_stage(status.model_copy(update=update), ended)
 
 
@@ -199,7 +199,7 @@ def succeed(seen: Observation, status: Status, stage: StageStatus) -> Status:
         return settle(seen, status, stage, result)
     try:
         return _take(seen, status, stage, result)
-    except ValidationError as error:
+    except (ValidationError, ArithmeticError) as error:
         return settle(seen, status, stage, unusable_result(stage, error))
 
 
@@ -226,9 +226,12 @@ def _take(seen: Observation, status: Status, stage: StageStatus, result: StageRe
     if result.prepare is not None and status.data is not None:
         planned = plan_training(seen.run.spec, status.data, status.model, know_cards(seen.run.spec, seen.nodes))
         status = status.model_copy(update={"plan": planned.plan})
-        if planned.refusal is not None:
-            failure = refuse(status, planned.refusal)
-            return fail_run(status, stage_of(status, planned.refusal.stage), failure, seen.now)
+        following = next_stage(status, stage.name)
+        if planned.refusal is not None and following is not None:
+            # It is opened to be reopened by a retry, whichever of the stages to come does not fit.
+            status = open_stage(status, following, seen.now)
+            opened = stage_of(status, following)
+            return fail_run(status, opened, refuse(opened, planned.refusal), seen.now)
     following = next_stage(status, stage.name)
     if following is not None:
         return open_stage(status, following, seen.now)
@@ -242,6 +245,7 @@ def _newest(stage: StageStatus) -> AttemptStatus:
 
 
 def _reached_step(stage: StageStatus, progress: Progress | None, failure: FailureStatus) -> int | None:
-    if progress is None or progress.unit != "steps":
-        return _newest(stage).from_step
-    return progress.step
+    """Last step that the newest attempt is known to have done; None where nothing is known of it."""
+    said = failure.step if failure.attempt == stage.attempt else None
+    reported = progress.step if progress is not None and progress.unit == "steps" else None
+    return max((step for step in (said, reported) if step is not None), default=_newest(stage).from_step)

@@ -46,7 +46,10 @@ def list_references(run: Run) -> Iterator[Reference]:
             yield Reference(kind=SECRET, name=secret.name, field=field)
     if spec.download.ca_config_map is not None:
         yield Reference(kind=CONFIG_MAP, name=spec.download.ca_config_map, field="spec.download.caConfigMap")
-    yield Reference(kind=CLAIM, name=volume_claim_name(run.key.name), field="spec.storage")
+    if spec.storage.existing_claim is not None:
+        yield Reference(kind=CLAIM, name=spec.storage.existing_claim, field="spec.storage.existingClaim")
+    else:
+        yield Reference(kind=CLAIM, name=volume_claim_name(run.key.name), field="spec.storage")
     if spec.storage.storage_class_name is not None:
         field = "spec.storage.storageClassName"
         yield Reference(kind=STORAGE_CLASS, name=spec.storage.storage_class_name, field=field)

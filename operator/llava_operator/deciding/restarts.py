@@ -8,6 +8,7 @@ from llava_api.failures import BY_REASON, FAILURES, Reason
 from llava_api.spec import Spec
 from llava_api.status import (
     ATTEMPTS_KEPT,
+    MAX_TEXT,
     SUCCEEDED,
     AttemptSettings,
     AttemptState,
@@ -15,6 +16,7 @@ from llava_api.status import (
     FailureStatus,
     StageStatus,
 )
+from llava_api.text import show
 from llava_operator.clock import to_time
 from llava_operator.stages import Stage
 
@@ -72,12 +74,13 @@ def close_attempt(stage: StageStatus, failure: FailureStatus, now: datetime, to_
     )  # fmt: skip
     update: dict[str, object] = {"attempts": (*stage.attempts[:-1], closed)}
     if is_own:
-        reached = to_step or 0
-        goes_further = stage.restarts == 0 or reached > stage.furthest_step
+        update["restarts"] = stage.restarts + 1
+    if is_own and to_step is not None:
+        # Of one that nothing is known of, nobody can say that it came no further.
+        goes_further = stage.fruitless == 0 or to_step > stage.furthest_step
         update |= {
-            "restarts": stage.restarts + 1,
             "fruitless": 1 if goes_further else stage.fruitless + 1,
-            "furthest_step": max(reached, stage.furthest_step),
+            "furthest_step": max(to_step, stage.furthest_step),
         }
     return stage.model_copy(update=update)
 
@@ -97,8 +100,8 @@ def find_final_failure(stage: StageStatus, failure: FailureStatus, traits: Stage
             f"{stage.fruitless} attempts of {stage.name} ended at no later step than {stage.furthest_step}; "
             f"the last one: {failure.reason}: {failure.message}"
         )
-        hint = BY_REASON[Reason.NO_PROGRESS].hint
-        return failure.model_copy(update={"reason": Reason.NO_PROGRESS, "message": message, "hint": hint})
+        update = {"reason": Reason.NO_PROGRESS, "message": show(message, max_chars=MAX_TEXT)}
+        return failure.model_copy(update={**update, "hint": BY_REASON[Reason.NO_PROGRESS].hint})
     if stage.restarts > traits.retries(spec):
         return failure
     return None
@@ -150,7 +153,9 @@ def begin_attempt(stage: StageStatus, settings: AttemptSettings, now: datetime, 
 def next_settings(stage: StageStatus, wanted: AttemptSettings, failure: FailureStatus | None) -> AttemptSettings:
     """What the next attempt runs with: what is wanted, less what the attempts so far have shown not to work."""
     newest = stage.newest
-    update: dict[str, object] = {"avoided_nodes": list_avoided_nodes(stage)}
+    update: dict[str, object] = {
+        "avoided_nodes": list_avoided_nodes(stage), "asked_batch": wanted.per_device_batch,
+    }  # fmt: skip
     if newest is not None and _is_same_size(newest.settings, wanted):
         # What an earlier attempt had to be made smaller for still holds.
         update |= {
@@ -165,23 +170,28 @@ def next_settings(stage: StageStatus, wanted: AttemptSettings, failure: FailureS
 
 
 def _is_same_size(before: AttemptSettings, wanted: AttemptSettings) -> bool:
-    """Whether the spec still asks for what the earlier attempt was made from: it can only have been halved since."""
-    size = before.replicas == wanted.replicas and before.gpus == wanted.gpus
-    smaller, larger = before.per_device_batch, wanted.per_device_batch
-    return size and smaller is not None and larger is not None and larger % smaller == 0
+    """Whether the spec still asks for what it asked for when the earlier attempt was begun."""
+    asked = before.per_device_batch if before.asked_batch is None else before.asked_batch
+    return (before.replicas, before.gpus, asked) == (wanted.replicas, wanted.gpus, wanted.per_device_batch)
 
 
 def _can_be_halved(attempt: AttemptStatus, failure: FailureStatus, to_step: int | None) -> bool:
     """Whether the batch may have been too large for the GPU, and can be smaller."""
     if failure.reason != Reason.OUT_OF_DEVICE_MEMORY or attempt.settings.accumulation is None:
         return False
-    per_device = attempt.settings.per_device_batch or 1
-    return per_device % 2 == 0 and (to_step or 0) - (attempt.from_step or 0) <= FIRST_STEPS
+    done = failure.attempt_steps
+    if done is None:
+        done = (to_step or 0) - (attempt.from_step or 0)
+    return (attempt.settings.per_device_batch or 1) % 2 == 0 and done <= FIRST_STEPS
 
 
 def list_avoided_nodes(stage: StageStatus) -> tuple[str, ...]:
     """Nodes on which attempts have failed first, more than once; those that did so most come first."""
-    failed = [attempt.node for attempt in stage.attempts if attempt.node and attempt.because != Reason.SUSPENDED]
+    failed = [
+        attempt.node
+        for attempt in stage.attempts
+        if attempt.node and (attempt.counts or attempt.because == Reason.NODE_LOST)
+    ]
     often = {node: failed.count(node) for node in failed if failed.count(node) >= NODE_FAILURES}
     return tuple(sorted(often, key=lambda node: (-often[node], node)))[:16]
 

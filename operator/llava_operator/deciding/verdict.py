@@ -67,9 +67,10 @@ def _unreadable(stage: StageStatus, pod: PodView | None, why: str) -> FailureSta
     return _failure(stage, pod, Reason.INTERNAL_ERROR, f"{stage.name} ended with exit code 0, but {why}")
 
 
-def unusable_result(stage: StageStatus, error: ValidationError) -> FailureStatus:
+def unusable_result(stage: StageStatus, error: ValidationError | ArithmeticError) -> FailureStatus:
     """The failure of a stage whose result has values that make no sense."""
-    return _unreadable(stage, None, f"its result makes no sense ({describe_faults(error)})")
+    faults = describe_faults(error) if isinstance(error, ValidationError) else type(error).__name__
+    return _unreadable(stage, None, f"its result makes no sense ({faults})")
 
 
 def read_failure(
@@ -202,6 +203,8 @@ def _failure(
         node=(pod.node or None) if pod else None,
         rank=said.rank if said and said.rank is not None else (pod.index if pod else None),
         exit_code=ended.exit_code if ended else None,
+        step=said.step if said else None,
+        attempt_steps=said.attempt_steps if said else None,
         log_tail=log_tail,
     )
 

@@ -34,7 +34,15 @@ def take_over(config: RunConfig) -> None:
         make_folder(target.parent)
         folder.rename(target)
         sync(volume.attempts_dir)
+        _lift_up(target, own / _BEFORE)
         logger.info("attempt %d of %s is taken over: %s", number, stage, target)
+
+
+def _lift_up(taken: Path, before: Path) -> None:
+    """Put what an attempt had taken over itself beside it: folders in folders would have no end."""
+    for folder in _list_attempts(taken / _BEFORE):
+        if not (before / folder.name).exists():
+            folder.rename(before / folder.name)
 
 
 def list_earlier(own: Path) -> list[Path]:
