@@ -109,6 +109,8 @@ class Condition(StrEnum):
     STALLED = "Stalled"
     """The run has failed for good; kstatus reads it as Failed."""
     REPORTING = "Reporting"
+    DISTURBED = "Disturbed"
+    """Its attempts are ended again and again by no fault of its own, before they have done a step."""
 
 
 STAGE_CONDITION: dict[StageName, Condition] = {

@@ -75,7 +75,7 @@ class AttemptState(StrEnum):
     """No pod of it runs any more, or those that might cannot be reached and are waited for no longer."""
 
 
-ATTEMPTS_KEPT = 10
+ATTEMPTS_KEPT = 12
 """Attempts of a stage that its status tells of, the newest."""
 SUCCEEDED = "Succeeded"
 """Why the attempt of a stage ended that made its result."""
@@ -421,7 +421,7 @@ class Status(Lenient):
         Field(
             max_length=16,
             description="Ready, Prepared, Aligned, Trained, Merged, Evaluated, Complete, Failed, Suspended, Reporting, "
-            "Reconciling, Stalled.",
+            "Disturbed, Reconciling, Stalled.",
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = ()

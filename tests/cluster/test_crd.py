@@ -404,7 +404,8 @@ def test_longest_name_is_accepted(kubectl: Kubectl) -> None:
 def test_editing_is_refused_from_the_first_moment(kubectl: Kubectl, changes: dict[str, Any], field: str) -> None:
     """No status has been written: nothing but the spec itself tells that the run exists."""
     kubectl.apply(make("edited"))
-    assert "status" not in kubectl.get("lft", "edited")
+    status = kubectl.get("lft", "edited")["status"]
+    assert (status["observedGeneration"], status["stages"]) == (-1, []), "what the schema says of a new run"
     message = refusal(kubectl, make("edited", **changes))
     assert f"spec.{field}" in message
     assert "is fixed from creation" in message or "neither comes nor goes after creation" in message

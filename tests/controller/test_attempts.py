@@ -217,7 +217,16 @@ def test_ten_disruptions_in_a_row_are_said() -> None:
     status, at = running(), NOW
     for _ in range(MAX_DISTURBED - 1):
         status, at = go_on(lose(status, at=at))
-    assert "again and again by no fault of the run" in stage_of(lose(status, at=at), TRAIN).message
+    before = next(c for c in status.conditions if c.type is Condition.DISTURBED)
+    disturbed = lose(status, at=at)
+    assert "again and again by no fault of the run" in stage_of(disturbed, TRAIN).message
+    held = next(c for c in disturbed.conditions if c.type is Condition.DISTURBED)
+    assert (before.status, held.status, held.reason) == ("False", "True", Reason.POD_DISRUPTED)
+    # The next attempt alone changes nothing; a step does.
+    again, _ = go_on(disturbed)
+    assert next(c for c in again.conditions if c.type is Condition.DISTURBED).status == "True"
+    counted = fail(again, step=3)
+    assert next(c for c in counted.conditions if c.type is Condition.DISTURBED).status == "False"
 
 
 def test_a_pod_that_is_taken_away_has_the_others_stopped() -> None:
@@ -422,10 +431,10 @@ def test_the_list_of_attempts_is_bounded_and_what_was_dropped_is_counted() -> No
     for _ in range(ATTEMPTS_KEPT + 3):
         status, at = go_on(lose(status, at=at))
     stage = stage_of(status, TRAIN)
-    assert [one.number for one in stage.attempts] == list(range(5, 15))
+    assert [one.number for one in stage.attempts] == list(range(5, 5 + ATTEMPTS_KEPT))
     assert stage.dropped_attempts == {"PodDisrupted": 4}
     assert status.accounting is not None
-    assert status.accounting.restarts_by_reason == {"PodDisrupted": 13}
+    assert status.accounting.restarts_by_reason == {"PodDisrupted": ATTEMPTS_KEPT + 3}
 
 
 def test_a_status_of_the_operator_before_is_read_and_its_job_goes_on() -> None:

@@ -1,6 +1,9 @@
 """Proves when the plan is made, and that a run which cannot be trained ends before anything of training exists."""
 
+import json
 from typing import Any
+
+import pytest
 
 from llava_api.constants import Condition, Phase, StageName
 from llava_api.failures import Reason
@@ -8,14 +11,14 @@ from llava_api.status import StageState, Status
 from llava_operator.deciding.cards import NodeGpus
 from llava_operator.deciding.decide import Wait, decide
 from llava_operator.deciding.observation import Observation
-from llava_operator.run import current_stage
+from llava_operator.run import _check_running, current_stage
 from tests.api.test_memory import make_7b
-from tests.controller.makers import NOW, RESULTS, commit, make_job, make_run, succeeded
+from tests.controller.makers import FROM_SCRATCH, NOW, RESULTS, commit, make_job, make_run, succeeded
 
 
-def planned_run(status: Status | None = None, **observed: Any) -> Observation:
+def planned_run(status: Status | None = None, *, retry: int = 0, **observed: Any) -> Observation:
     observed.setdefault("now", NOW)
-    run = make_run(status, training={"batch": {"perDevice": 16, "global": 128}}, workers={"gpus": 4})
+    run = make_run(status, training={"batch": {"perDevice": 16, "global": 128}}, workers={"gpus": 4}, retry=retry)
     return Observation(run=run, **observed)
 
 
@@ -84,3 +87,53 @@ def test_a_run_begun_by_the_version_before_goes_on() -> None:
     assert current_stage(status).name is StageName.TRAIN
     assert (status.model, status.plan) == (None, None)
     assert [stage.name for stage in status.stages] == ["prepare", "train", "merge", "evaluate"]
+
+
+def test_a_run_that_was_refused_is_planned_again_when_it_is_retried() -> None:
+    """It may have got other nodes; where it has not, it fails again, and is not lost."""
+    small = frozenset({NodeGpus(product="small", memory=2**30, capability=(9, 0))})
+    status = end_prepare(small)
+    again = commit(planned_run(status, retry=1, nodes=small))
+    assert (again.phase, again.failure and again.failure.reason) == (Phase.FAILED, Reason.PLAN_DOES_NOT_FIT)
+    _check_running(make_run(again))
+    large = frozenset({NodeGpus(product="large", memory=2**40, capability=(9, 0))})
+    begun = commit(planned_run(again, retry=2, nodes=large))
+    train = next(stage for stage in begun.stages if stage.name is StageName.TRAIN)
+    assert (train.state, train.attempt, begun.phase) == (StageState.RUNNING, 1, Phase.RUNNING)
+    _check_running(make_run(begun))
+
+
+def test_alignment_is_not_left_out_where_training_was_refused() -> None:
+    def look(status: Status | None = None, **observed: Any) -> Observation:
+        training = {"method": "full", "batch": {"perDevice": 4, "global": 128}}
+        run = make_run(
+            status, **{**FROM_SCRATCH, "training": training, "workers": {"gpus": 4}, "retry": 1 if status else 0}
+        )
+        return Observation(run=run, now=NOW, **observed)
+
+    status = commit(look())
+    numbers = RESULTS[StageName.PREPARE].prepare.model_copy(update={"model": make_7b()})
+    result = RESULTS[StageName.PREPARE].model_copy(update={"prepare": numbers})
+    pod = succeeded(StageName.PREPARE, result.to_termination_message())
+    refused = commit(look(status, job=make_job(status, complete=True), pods=(pod,)))
+    assert refused.phase is Phase.FAILED, "a pod of 64Gi does not hold what full training takes"
+    failed = next(stage for stage in refused.stages if stage.state is StageState.FAILED)
+    assert failed.name is StageName.ALIGN
+
+
+@pytest.mark.parametrize(
+    "largest",
+    [
+        {"rows": 4, "tokens": 3, "pictures": 0, "supervised": 0},
+        {"rows": 1, "tokens": 10**30, "pictures": 0, "supervised": 0},
+        {"rows": 10**30, "tokens": 10**30, "pictures": 0, "supervised": 0},
+    ],
+)
+def test_micro_batches_that_cannot_be_end_the_attempt_and_not_the_pass(largest: dict[str, int]) -> None:
+    """An image of the tenant's own may report anything."""
+    status = commit(planned_run())
+    said = json.loads(RESULTS[StageName.PREPARE].to_termination_message())
+    said["prepare"]["largest"] = largest
+    pod = succeeded(StageName.PREPARE, json.dumps(said))
+    after = commit(planned_run(status, job=make_job(status, complete=True), pods=(pod,)))
+    assert after.stages[0].attempts[0].because == Reason.INTERNAL_ERROR

@@ -30,6 +30,7 @@ FROZEN = {
     "llava_operator_queue_depth": "gauge",
     "llava_operator_reports_total": "counter",
     "llava_run_failure": "gauge",
+    "llava_run_attempts_ended": "gauge",
     "llava_run_learning_rate": "gauge",
     "llava_run_loss": "gauge",
     "llava_run_phase": "gauge",
@@ -78,6 +79,7 @@ def test_failed_run() -> None:
     done = commit(see(status, job=make_job(status, failed=job_end()), pods=(failed(exit_code=67),)))
     text = expose(RunView(key=KEY, uid=RUN_UID, status=done))
     assert f'llava_run_failure{{{WHO},reason="LossNotFinite",stage="train"}} 1.0' in text
+    assert f'llava_run_attempts_ended{{{WHO},reason="LossNotFinite"}} 1.0' in text
 
 
 def test_run_without_status_is_pending() -> None:

@@ -83,3 +83,22 @@ async def test_job_that_was_read_live_is_known_from_then_on() -> None:
     """Its creation's answer was lost: its pods are taken in without waiting for the Job's own event."""
     _, children = await observe(Server(of_run(raw_job(JOB_NAME))))
     assert children.note_pod(of_run(raw_pod())) == KEY
+
+
+async def test_pods_of_a_job_that_is_gone_are_asked_for() -> None:
+    """It was deleted in the background: whether they still run, only the API server knows."""
+    left = of_run(raw_pod("left", phase="Running"))
+    children = Children(KnownRuns((KEY, RUN_UID)), SkippedObjects())
+    server: Any = Server(None, left)
+    observer = Observer(
+        kube=server, children=children, progress=ProgressBook(interval_s=1, writes_per_s=1),
+        nodes=Nodes(kube=server, now=lambda: NOW),
+    )  # fmt: skip
+    status = begun(with_job=False)
+    stage = status.stages[0]
+    attempt = stage.attempts[0].model_copy(update={"job_uid": "j"})
+    known = status.model_copy(
+        update={"stages": (stage.model_copy(update={"attempts": (attempt,)}), *status.stages[1:])}
+    )
+    seen = await observer.observe_children(make_run(known), NOW)
+    assert (seen.job, [pod.key.name for pod in seen.pods]) == (None, ["left"])

@@ -1,9 +1,10 @@
 """Merge patches, durations, and what the summary makes of odd numbers."""
 
 import pytest
+from pydantic import ValidationError
 
 from llava_api.constants import StageName
-from llava_api.status import Progress
+from llava_api.status import Progress, Status
 from llava_operator.deciding.status import complete_status, dump_status, format_duration, merge_patch
 from tests.controller.makers import NOW, NOW_TEXT, begun
 
@@ -74,3 +75,12 @@ def test_dumped_status_has_the_api_names_and_no_nulls() -> None:
     dumped = dump_status(begun())
     assert dumped["stages"][0]["attempts"][0]["jobUid"] == "job-uid"
     assert "completionTime" not in dumped
+
+
+@pytest.mark.parametrize(
+    "text", ["9999-12-31T00:00:00Z", "1969-12-31T00:00:00Z", "0001-01-01T00:00:00Z", "2026-02-30T00:00:00Z"]
+)
+def test_a_status_with_an_instant_that_cannot_be_calculated_with_is_none(text: str) -> None:
+    """The schema takes it; adding a day to it must not end a list of all runs."""
+    with pytest.raises(ValidationError):
+        Status.model_validate({"completionTime": text})

@@ -44,6 +44,8 @@ def test_stage_result_explains_itself() -> None:
         "node": None,
         "rank": 3,
         "exit_code": 67,
+        "step": None,
+        "attempt_steps": None,
         "log_tail": "step 7",
     }
 

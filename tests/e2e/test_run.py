@@ -32,7 +32,7 @@ def test_every_stage_succeeded_and_says_so(finished: Status) -> None:
     assert finished.phase is Phase.SUCCEEDED
     assert stage_states(finished) == dict.fromkeys(STAGES, StageState.SUCCEEDED)
     true = {condition.type for condition in finished.conditions if condition.status == "True"}
-    assert true == {"Ready", "Prepared", "Trained", "Merged", "Evaluated", "Complete"}
+    assert true == {"Ready", "Prepared", "Trained", "Merged", "Evaluated", "Complete", "Reporting"}
     times = [(stage.start_time, stage.completion_time) for stage in finished.stages]
     assert all(start and end and start <= end for start, end in times)
     assert times == sorted(times)
@@ -60,8 +60,8 @@ def test_data_is_counted(finished: Status) -> None:
 
 def test_kubectl_get_tells_the_story(finished: Status, runs: Runs) -> None:
     header, row = runs.kubectl.run("get", "lft", NAME).splitlines()
-    assert header.split() == ["NAME", "PHASE", "STAGE", "STEP", "PERCENT", "ETA", "SCORE", "AGE"]
-    assert row.split()[:3] == [NAME, "Succeeded", "evaluate"]
+    assert header.split() == ["NAME", "PHASE", "REASON", "STAGE", "STEP", "PERCENT", "ETA", "SCORE", "AGE"]
+    assert row.split()[:4] == [NAME, "Succeeded", "Succeeded", "evaluate"]
     assert "→" in row
 
 

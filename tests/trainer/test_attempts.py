@@ -241,7 +241,19 @@ def test_only_earlier_attempts_of_the_same_stage_are_taken_over(tmp_path: Path):
     take_over(last)
     found = list_earlier(attempts / "merge-11")
     assert [path.name for path in found] == ["merge-10", "merge-2", "merge-1"]
-    assert found[2] == attempts / "merge-11" / "before" / "merge-10" / "before" / "merge-1"
+    assert found[2] == attempts / "merge-11" / "before" / "merge-1"
+
+
+def test_any_number_of_attempts_leaves_folders_beside_each_other(tmp_path: Path):
+    """A run on nodes that come and go begins hundreds: folders in folders would end at what a path may hold."""
+    config = run_config(tmp_path)
+    for number in range(1, 301):
+        config = attempt_of(config, number)
+        claim_attempt(config)
+        take_over(config)
+    own = config.volume.attempt_dir(config.run.stage, 300)
+    assert len(list_earlier(own)) == 299
+    assert max(len(path.relative_to(own).parts) for path in list_earlier(own)) == 2
 
 
 def test_an_attempt_counts_until_its_folder_is_taken_or_a_later_one_begins(tmp_path: Path):

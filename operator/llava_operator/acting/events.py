@@ -14,7 +14,7 @@ from typing import Literal
 
 from llava_api.constants import API_VERSION, GROUP, KIND, Phase
 from llava_api.failures import Reason
-from llava_api.status import SUCCEEDED, AttemptStatus, Progress, StageState, StageStatus, Status, Time
+from llava_api.status import SUCCEEDED, AttemptSettings, AttemptStatus, Progress, StageState, StageStatus, Status, Time
 from llava_api.text import show
 from llava_operator.clock import from_time, to_micro_time
 from llava_operator.kube.client import AlreadyExistsError, InvalidError, Kube, NotFoundError
@@ -83,10 +83,21 @@ def _stage_transitions(stage: StageStatus, status: Status) -> Iterator[Transitio
         yield _normal(stage.completion_time, STAGES[stage.name].condition, "Finish", stage.message, about)
 
 
+def _describe_size(settings: AttemptSettings) -> str:
+    """How its batch differs from what the spec asks for; empty if it does not."""
+    asked, batch = settings.asked_batch, settings.per_device_batch
+    if asked is None or batch is None or batch >= asked:
+        return ""
+    return (
+        f" with batch.perDevice {batch} instead of {asked} and accumulation {settings.accumulation}, since a GPU's "
+        "memory did not suffice: the global batch is the same"
+    )
+
+
 def _attempt_transitions(stage: StageStatus, attempt: AttemptStatus) -> Iterator[Transition]:
     about = f"{stage.name}-{attempt.number}"
     if attempt.start_time:
-        note = f"{stage.name} begins as attempt {attempt.number}"
+        note = f"{stage.name} begins as attempt {attempt.number}{_describe_size(attempt.settings)}"
         yield _normal(attempt.start_time, STAGES[stage.name].gerund, "Start", note, about)
     ended = attempt.stop_time or attempt.completion_time
     if not ended or not attempt.because or attempt.because == SUCCEEDED:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from llava_api.constants import STAGE_CONDITION, Condition, Phase
 from llava_api.failures import Reason
 from llava_api.status import MAX_TEXT, ConditionStatus, StageState, StageStatus, Status, Time
+from llava_operator.deciding.restarts import MAX_DISTURBED, is_disturbed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,19 @@ def _findings(status: Status) -> dict[Condition, _Finding]:
         Condition.COMPLETE: _Finding(holds=succeeded, reason=reason, message=message if succeeded else ""),
         Condition.FAILED: _Finding(holds=failed, reason=reason, message=message if failed else ""),
         Condition.REPORTING: _reporting(status),
+        Condition.DISTURBED: _disturbed(status),
         Condition.SUSPENDED: _Finding(holds=suspended, reason=reason, message=message if suspended else ""),
     }
+
+
+def _disturbed(status: Status) -> _Finding:
+    """True where a person should look at the cluster: the run waits longer and longer, and will not fail."""
+    stage = next((stage for stage in status.stages if stage.state is StageState.RUNNING), None)
+    if stage is None or not is_disturbed(stage):
+        return _Finding(holds=False, reason="AsExpected")
+    newest = stage.attempts[-1]
+    message = f"{MAX_DISTURBED} attempts of {stage.name} in a row ended by no fault of the run, before a step was done"
+    return _Finding(holds=True, reason=newest.because or stage.attempts[-2].because, message=message)
 
 
 def _reporting(status: Status) -> _Finding:

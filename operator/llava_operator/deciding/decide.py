@@ -6,7 +6,7 @@ nothing, and decides again.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from llava_api.constants import StageName
@@ -176,6 +176,7 @@ def _first(*instants: datetime | None) -> datetime | None:
 def _plan(seen: Observation) -> _Plan:
     status = seen.run.status
     status = begin_run(seen) if status.phase is None else take_up_retry(status, seen.run, seen.now)
+    seen = replace(seen, run=replace(seen.run, status=status))
     stage = current_stage(status)
     if stage is None:
         due = deletion_time(seen.run)

@@ -41,6 +41,8 @@ def _families() -> dict[str, GaugeMetricFamily]:
         ("llava_run_stage_state", "1 for the state that a stage is in.", [*_RUN, "stage", "state"]),
         ("llava_run_stage_duration_seconds", "Seconds from a stage's beginning to its end, or to now.",
          [*_RUN, "stage"]),
+        ("llava_run_attempts_ended", "Attempts of all stages that have ended without success.",
+         [*_RUN, "reason"]),
         ("llava_run_failure", "1 for the reason that a run has failed for.", [*_RUN, "stage", "reason"]),
         ("llava_run_step", "Steps that the reporting stage has done.", [*_RUN, "stage"]),
         ("llava_run_steps_total", "Steps that the reporting stage has in all; 0 while unknown.", [*_RUN, "stage"]),
@@ -62,6 +64,8 @@ def _add_state(families: dict[str, GaugeMetricFamily], run: RunView, now: dateti
         families["llava_run_stage_state"].add_metric([*names, stage.name, stage.state], 1)
         if (seconds := _duration_s(stage, now)) is not None:
             families["llava_run_stage_duration_seconds"].add_metric([*names, stage.name], seconds)
+    for reason, count in (status.accounting.restarts_by_reason if status.accounting else {}).items():
+        families["llava_run_attempts_ended"].add_metric([*names, reason], count)
     if run.is_finished and status.failure is not None:
         labels = [*names, status.failure.stage or "", status.failure.reason]
         families["llava_run_failure"].add_metric(labels, 1)
