@@ -53,6 +53,8 @@ class ProgressReport(Lenient):
     tokens_per_second: float | None = None
     """Real (not padding) tokens per second over all ranks."""
     checkpoint_step: Annotated[int | None, Field(ge=0, le=2**53)] = None
+    resumed_step: Annotated[int | None, Field(ge=0, le=2**53)] = None
+    """Step that this attempt went on from, in training; 0 where it began anew."""
     losses: Annotated[tuple[float, ...], Field(max_length=LOSSES_KEPT)] = ()
     """Loss of the last logged steps, oldest first."""
     message: Annotated[str, _fit(256), Field(max_length=256)] = ""

@@ -212,6 +212,7 @@ class Progress(Lenient):
     samples_per_second: Annotated[float | None, Field(description="Samples per second over all processes.")] = None
     tokens_per_second: Annotated[float | None, Field(description="Real tokens per second over all processes.")] = None
     checkpoint_step: Annotated[Count | None, Field(description="Step of the newest complete checkpoint.")] = None
+    resumed_step: Annotated[Count | None, Field(description="Step that the attempt went on from.")] = None
     skipped_checkpoints: Annotated[
         Short, Field(description="Checkpoints that were damaged, so that training went on from one before.")
     ] = ""

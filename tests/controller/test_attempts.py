@@ -572,3 +572,13 @@ def test_who_moves_a_run_does_not_make_a_node_a_bad_one() -> None:
     for _ in range(3):
         status, _ = go_on(lose(status, because="EvictionByEvictionAPI: drained", node="busy"))
     assert newest(status).settings.avoided_nodes == ()
+
+
+def test_an_attempt_says_itself_where_it_went_on_from() -> None:
+    """A checkpoint may have been whole before anybody was told of it."""
+    status, _ = go_on(fail(running(), step=5))
+    assert newest(status).from_step == 5
+    progress = Progress(stage=TRAIN, attempt=2, pod_uid="u", step=11, total_steps=100, resumed_step=10,
+                        last_update_time=NOW_TEXT)  # fmt: skip
+    told = commit(see(status, job=make_job(status), pods=pods(), progress=progress))
+    assert (newest(told).from_step, newest(told).number) == (10, 2)

@@ -36,6 +36,7 @@ class Measures(TypedDict, total=False):
     samples_per_second: float
     tokens_per_second: float
     checkpoint_step: int
+    resumed_step: int
     skipped_checkpoints: str
     losses: tuple[float, ...]
     unit: Literal["steps", "bytes"]

@@ -62,6 +62,18 @@ def note_job(seen: Observation, status: Status, stage: StageStatus) -> StageStat
     return stage.model_copy(update={"attempts": (*stage.attempts[:-1], noted)})
 
 
+def note_begin(stage: StageStatus, progress: Progress | None) -> StageStatus:
+    """The stage with the step that its newest attempt went on from, as it says itself.
+
+    Until then it is what was known of checkpoints, and one may have been made that nobody had been told of.
+    """
+    newest = _newest(stage)
+    if progress is None or progress.resumed_step in (None, newest.from_step):
+        return stage
+    told = newest.model_copy(update={"from_step": progress.resumed_step})
+    return stage.model_copy(update={"attempts": (*stage.attempts[:-1], told)})
+
+
 def wait(seen: Observation, status: Status, stage: StageStatus, **changes: object) -> Status:
     """Say what the attempt waits for, or that it runs."""
     attempt = attempt_of(seen.run, stage)

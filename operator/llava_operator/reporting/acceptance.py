@@ -213,6 +213,7 @@ def _to_progress(report: ProgressReport, pod_uid: str, now: datetime) -> Progres
         samples_per_second=report.samples_per_second,
         tokens_per_second=report.tokens_per_second,
         checkpoint_step=report.checkpoint_step,
+        resumed_step=report.resumed_step,
         skipped_checkpoints=report.skipped_checkpoints,
         losses=report.losses,
         last_update_time=to_time(now),

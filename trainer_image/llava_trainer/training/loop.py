@@ -84,7 +84,8 @@ def train(
         saver = stack.enter_context(_open_saver(config, phase, trainee, processes, beginning, reporter.fence))
         recorder = None
         if processes.is_first:
-            recorder = Recorder(stack.enter_context(_open_history(config, beginning)), reporter, plan)
+            history = stack.enter_context(_open_history(config, beginning))
+            recorder = Recorder(history, reporter, plan, first_step=beginning.step)
             recorder.record_skipped([f"{path.parent.parent.name}/{path.name}" for path in beginning.passed_over])
         Loop(
             phase=phase, plan=plan, trainee=trainee, processes=processes, loader=loader, saver=saver,

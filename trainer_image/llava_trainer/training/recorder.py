@@ -18,11 +18,13 @@ _LOG_INTERVAL_S = 10.0
 class Recorder:
     """Records every step. Speeds are those of the step itself, data loading and checkpoints included."""
 
-    def __init__(self, history: History, reporter: Reporter, plan: Plan) -> None:
+    def __init__(self, history: History, reporter: Reporter, plan: Plan, *, first_step: int = 0) -> None:
+        """Record what comes after ``first_step`` steps, of which there is a checkpoint if there are any."""
         self._history = history
         self._reporter = reporter
         self._plan = plan
-        self._checkpoint_step: int | None = None
+        self._resumed_step = first_step
+        self._checkpoint_step: int | None = first_step or None
         self._skipped = ""
         self._last_entry: Entry | None = None
         self._last_time = time.monotonic()
@@ -83,6 +85,7 @@ class Recorder:
             tokens_per_second=entry.tokens_per_second,
             losses=self._history.recent_losses,
         )
+        measures["resumed_step"] = self._resumed_step
         if self._checkpoint_step is not None:
             measures["checkpoint_step"] = self._checkpoint_step
         if self._skipped:
