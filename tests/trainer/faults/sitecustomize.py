@@ -1,7 +1,8 @@
 """Read by Python at its start where this folder is on PYTHONPATH: something goes wrong in one training process.
 
 ``FAULT`` says what (a function below), ``FAULT_RANK`` in which process, ``FAULT_AT`` in which of its backward passes,
-where it is one of these. ``STALL_SHORTEST_S`` takes the place of the watchdog's shortest limit, in every process.
+where it is one of these. ``STALL_SHORTEST_S`` takes the place of the watchdog's shortest limit, in every process;
+``IMPATIENT`` takes the waiting out of trying again.
 """
 
 import os
@@ -92,3 +93,7 @@ if "RANK" in os.environ:
             AT_START[name]()
         else:
             break_backward(IN_BACKWARD[name])
+if os.environ.get("IMPATIENT"):
+    from llava_trainer.retrying import Patience
+
+    Patience.wait_s = lambda self, failures, asked_s=None: 0.01
