@@ -102,3 +102,21 @@ async def test_pods_of_a_job_that_is_gone_are_asked_for() -> None:
     )
     seen = await observer.observe_children(make_run(known), NOW)
     assert (seen.job, [pod.key.name for pod in seen.pods]) == (None, ["left"])
+
+
+async def test_why_a_pod_was_taken_away_is_known_when_it_is_gone() -> None:
+    """A preempted pod may be gone before its Job is seen to fail, and the others say only that they were stopped."""
+    failing = of_run(raw_job(JOB_NAME, conditions=[{"type": "FailureTarget", "status": "True", "reason": "R"}]))
+    disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "m"}
+    children = Children(KnownRuns((KEY, RUN_UID)), SkippedObjects())
+    children.note_job(failing)
+    preempted = of_run(raw_pod("preempted", uid="p0", phase="Running", conditions=[disrupted]))
+    server: Any = Server(failing, of_run(raw_pod("other", uid="p1", phase="Failed")))
+    observer = Observer(
+        kube=server, children=children, progress=ProgressBook(interval_s=1, writes_per_s=1),
+        nodes=Nodes(kube=server, now=lambda: NOW),
+    )  # fmt: skip
+    for deleted in (False, True):
+        children.note_pod(preempted, deleted=deleted)
+        seen = await observer.observe_children(make_run(begun(with_job=False)), NOW)
+        assert {pod.key.name for pod in seen.pods} == {"other", "preempted"}

@@ -168,3 +168,14 @@ def test_pod_that_succeeded_or_runs_is_no_candidate() -> None:
     cause = failed("cause", exit_code=71)
     fine = replace(make_pod("fine"), phase="Running", started=True)
     assert judge(fine, cause).pod == "cause"
+
+
+def test_a_disrupted_pod_that_is_gone_is_told_of_by_its_job() -> None:
+    """Those that are left were stopped with it, and know no more than that."""
+    end = job_end(message="Pod team/p-0 has condition DisruptionTarget matching FailJob rule at index 0")
+    for exit_code in (143, 75):
+        found = read_failure(STAGE, end, (failed("p-1", exit_code=exit_code, deleting=True),), None)
+        assert found.reason == Reason.POD_DISRUPTED
+    # One that failed for a reason of its own still is the one to show.
+    found = read_failure(STAGE, end, (failed("p-1", exit_code=67),), None)
+    assert found.reason == Reason.LOSS_NOT_FINITE

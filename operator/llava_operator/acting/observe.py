@@ -123,8 +123,8 @@ class Observer:
         # The Job's end may be seen before its pods' last words, which come by another watch; and pods that were seen
         # before their Job was known are not in the cache.
         found = {pod.uid: pod for pod in await self._list_pods(job.key.namespace, job.uid)}
-        # What a pod said at its end stays true when it is gone.
-        last_words = (pod for pod in (*known, *self.children.last_words_of(job)) if pod.ended is not None)
+        # What was said by a pod at its end, or of its end by who took it away, stays true when it is gone.
+        last_words = (pod for pod in (*known, *self.children.last_words_of(job)) if pod.has_last_words)
         return (*found.values(), *{pod.uid: pod for pod in last_words if pod.uid not in found}.values())
 
     async def _list_pods(self, namespace: str, job_uid: str) -> tuple[PodView, ...]:

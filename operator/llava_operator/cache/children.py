@@ -112,7 +112,7 @@ class Children:
         self._drop_pod(pod.key)
         if not deleted:
             self._add_pod(pod)
-        elif pod.ended is not None:
+        elif pod.has_last_words:
             self._keep_last_words(pod)
         return Key(pod.key.namespace, pod.run)
 

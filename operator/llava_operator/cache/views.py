@@ -126,6 +126,11 @@ class PodView:
     """Reason and message of the pod's own status (Evicted, UnexpectedAdmissionError)."""
 
     @property
+    def has_last_words(self) -> bool:
+        """Whether how it ended, or why it has to, is known."""
+        return self.ended is not None or bool(self.disruption)
+
+    @property
     def failed(self) -> bool:
         """Whether it has ended, and not well."""
         return self.phase == "Failed" or (self.ended is not None and self.ended.exit_code != 0)

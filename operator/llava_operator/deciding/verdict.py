@@ -89,7 +89,9 @@ def read_failure(
     best = candidates[0] if candidates else None
     if recorded is not None and (best is None or best.is_consequence or not _is_vague(recorded)):
         return recorded
-    return best.failure if best else _failure_of_job(stage, job)
+    # Of a pod that was disrupted and is gone, the Job still tells; those that are left were only stopped with it.
+    is_told_by_job = best is None or (best.is_consequence and _is_disrupted(job))
+    return best.failure if best and not is_told_by_job else _failure_of_job(stage, job)
 
 
 def _is_vague(failure: FailureStatus) -> bool:
@@ -115,11 +117,14 @@ def _disrupted(stage: StageStatus, pod: PodView) -> FailureStatus:
     return _failure(stage, pod, reason, f"pod {pod.key.name} was disrupted: {pod.disruption}")
 
 
+def _is_disrupted(job: JobEnd | None) -> bool:
+    return job is not None and job.reason == "PodFailurePolicy" and DISRUPTED in job.message
+
+
 def _failure_of_job(stage: StageStatus, job: JobEnd | None) -> FailureStatus:
     if job is None:
         return _failure(stage, None, Reason.POD_FAILED, f"a pod of {stage.name} has failed")
-    disrupted = job.reason == "PodFailurePolicy" and DISRUPTED in job.message
-    reason = Reason.POD_DISRUPTED if disrupted else Reason.POD_FAILED
+    reason = Reason.POD_DISRUPTED if _is_disrupted(job) else Reason.POD_FAILED
     return _failure(stage, None, reason, f"the Job failed: {job.reason}: {job.message}")
 
 
