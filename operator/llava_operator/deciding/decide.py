@@ -210,7 +210,7 @@ def _between_attempts(seen: Observation, status: Status, stage: StageStatus) -> 
 def _follow(seen: Observation, status: Status, stage: StageStatus) -> _Plan:
     """What becomes of the attempt that is under way."""
     status = resume_with_volume(seen, status)
-    stage = moves.note_begin(moves.note_job(seen, status, stage), seen.progress)
+    stage = moves.note_begin(moves.note_job(seen, stage), seen.progress)
     newest = stage.newest
     assert newest is not None
     sight = read_sight(newest, seen.job, seen.pods)

@@ -49,17 +49,19 @@ _WISHED = frozenset({Reason.SUSPENDED, Reason.DEADLINE_EXCEEDED})
 
 def change_newest(status: Status, stage: StageStatus, **changes: object) -> Status:
     """The status with the newest attempt of a stage changed."""
+    return replace_stage(status, _with_newest(stage, **changes))
+
+
+def _with_newest(stage: StageStatus, **changes: object) -> StageStatus:
     newest = _newest(stage).model_copy(update=changes)
-    return replace_stage(status, stage.model_copy(update={"attempts": (*stage.attempts[:-1], newest)}))
+    return stage.model_copy(update={"attempts": (*stage.attempts[:-1], newest)})
 
 
-def note_job(seen: Observation, status: Status, stage: StageStatus) -> StageStatus:
+def note_job(seen: Observation, stage: StageStatus) -> StageStatus:
     """The stage with the UID of its newest attempt's Job, once that has been seen."""
-    newest = _newest(stage)
-    if seen.job is None or newest.job_uid is not None:
+    if seen.job is None or _newest(stage).job_uid is not None:
         return stage
-    noted = newest.model_copy(update={"job_uid": seen.job.uid})
-    return stage.model_copy(update={"attempts": (*stage.attempts[:-1], noted)})
+    return _with_newest(stage, job_uid=seen.job.uid)
 
 
 def note_begin(stage: StageStatus, progress: Progress | None) -> StageStatus:
@@ -67,11 +69,9 @@ def note_begin(stage: StageStatus, progress: Progress | None) -> StageStatus:
 
     Until then it is what was known of checkpoints, and one may have been made that nobody had been told of.
     """
-    newest = _newest(stage)
-    if progress is None or progress.resumed_step in (None, newest.from_step):
+    if progress is None or progress.resumed_step in (None, _newest(stage).from_step):
         return stage
-    told = newest.model_copy(update={"from_step": progress.resumed_step})
-    return stage.model_copy(update={"attempts": (*stage.attempts[:-1], told)})
+    return _with_newest(stage, from_step=progress.resumed_step)
 
 
 def wait(seen: Observation, status: Status, stage: StageStatus, **changes: object) -> Status:
@@ -139,11 +139,7 @@ def stop(seen: Observation, status: Status, stage: StageStatus, failure: Failure
 
 def refine(seen: Observation, status: Status, stage: StageStatus) -> Status:
     """While its pods are being stopped, one of them may say better why."""
-    if (
-        seen.job is None
-        or seen.job.failing is None
-        or _newest(stage).because in (Reason.SUSPENDED, Reason.DEADLINE_EXCEEDED)
-    ):
+    if seen.job is None or seen.job.failing is None or _newest(stage).because in _WISHED:
         return status
     failure = read_failure(stage, seen.job.failing, seen.pods, status.failure)
     return status if failure == status.failure else stop(seen, status, stage, failure)
@@ -235,16 +231,15 @@ def _take(seen: Observation, status: Status, stage: StageStatus, result: StageRe
     # One that ended well after all takes back what was noted while it seemed to fail.
     status = replace_stage(status.model_copy(update={"phase": Phase.RUNNING, "failure": None}), ended)
     status = account_for(take_result(status, result), stage.name, closed, progress)
+    following = next_stage(status, stage.name)
     if result.prepare is not None and status.data is not None:
         planned = plan_training(seen.run.spec, status.data, status.model, know_cards(seen.run.spec, seen.nodes))
         status = status.model_copy(update={"plan": planned.plan})
-        following = next_stage(status, stage.name)
         if planned.refusal is not None and following is not None:
             # It is opened to be reopened by a retry, whichever of the stages to come does not fit.
             status = open_stage(status, following, seen.now)
             opened = stage_of(status, following)
             return fail_run(status, opened, refuse(opened, planned.refusal), seen.now)
-    following = next_stage(status, stage.name)
     if following is not None:
         return open_stage(status, following, seen.now)
     return status.model_copy(update={"phase": Phase.SUCCEEDED, "completion_time": to_time(seen.now)})

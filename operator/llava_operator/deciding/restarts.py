@@ -1,7 +1,6 @@
 """What follows on an attempt that is gone: another one, when and with what, or the end of the run. Pure."""
 
 import hashlib
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from llava_api.failures import BY_REASON, FAILURES, Reason
@@ -36,16 +35,6 @@ FIRST_STEPS = 3
 
 _FORGIVEN_ONCE = frozenset(row.reason for row in FAILURES if row.first_is_free)
 """Somebody took a Job or pod away, and Kubernetes says of none of these who or why."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """An attempt that is over, with what is known of how it ended."""
-
-    stage: StageStatus
-    """As it was while the attempt ran."""
-    attempt: AttemptStatus
-    failure: FailureStatus
 
 
 def counts(stage: StageStatus, failure: FailureStatus) -> bool:
