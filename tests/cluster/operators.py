@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -16,19 +15,12 @@ import yaml
 
 from tests.kubectl import Kubectl, wait_for
 from tests.localcluster.tools import HELM, ensure_tools
+from tests.ports import free_port
 from tests.rendering import NAMESPACE as SYSTEM_NAMESPACE
 from tests.rendering import render
 
 NAME = "llava-finetune-operator"
 START_S = 30
-
-
-def free_port() -> int:
-    """A port that nothing listens on right now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @dataclass(kw_only=True)

@@ -35,6 +35,7 @@ from llava_operator.settings import Settings
 from tests.controller.authorities import Foreign, name_of
 from tests.controller.desk import HOST, Client, Desk, make_issuer, make_report
 from tests.controller.makers import NOW
+from tests.ports import free_port
 
 SETTINGS = Settings(namespace="system", pod_name="op-0", pod_ip="10.0.0.1", trainer_image="t", name="op")
 
@@ -303,12 +304,6 @@ class WatchedServer(SecretServer):
         if self.fault is not None:
             raise self.fault
         return await super().get(kind, namespace, name)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port
 
 
 def errors_in(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.ports import free_port
+
 if TYPE_CHECKING:
     from llava_trainer.data.processing import Processing
     from llava_trainer.training.processes import Processes
@@ -59,10 +61,7 @@ def toy_processing(toy_model_dir: Path) -> "Processing":
 @pytest.fixture
 def port() -> int:
     """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        found: int = listener.getsockname()[1]
-    return found
+    return free_port()
 
 
 @pytest.fixture(scope="session")

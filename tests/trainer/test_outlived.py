@@ -4,7 +4,6 @@ Real processes. What the later attempt has made does not change, and the old pod
 """
 
 import re
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from llava_api.run_config import Reporting, RunConfig
 from llava_trainer.files import sha256_folder
 from llava_trainer.training.history import read_entries
 from llava_trainer.training.retention import list_checkpoints
+from tests.ports import free_port
 from tests.trainer.exports import conversation, draw_picture, prepare_config, write_json
 from tests.trainer.pods import Pod, list_contents
 from tests.trainer.runs import make_run, run_config
@@ -61,14 +61,6 @@ def attempt_of(config: RunConfig, number: int) -> RunConfig:
     return config.model_copy(update={"run": config.run.model_copy(update={"attempt": number})})
 
 
-def find_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        found: int = listener.getsockname()[1]
-    return found
-
-
 @pytest.fixture
 def training(tmp_path: Path, toy_model_dir: Path, port: int) -> Make:
     samples = make_dataset(tmp_path / "dataset")[:16]
@@ -81,7 +73,7 @@ def training(tmp_path: Path, toy_model_dir: Path, port: int) -> Make:
 
     def make(number: int) -> RunConfig:
         # The old pod's launcher still holds its port.
-        workers = config.workers.model_copy(update={"rendezvous_port": port if number == 1 else find_port()})
+        workers = config.workers.model_copy(update={"rendezvous_port": port if number == 1 else free_port()})
         return attempt_of(config, number).model_copy(update={"workers": workers})
 
     return make
