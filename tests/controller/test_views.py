@@ -39,6 +39,14 @@ def test_unschedulable_pod_says_why() -> None:
     assert parse_pod(raw_pod(phase="Pending", conditions=[condition])).waiting == "Unschedulable: 0/3 nodes"
 
 
+def test_bound_pod_waits_for_no_scheduler() -> None:
+    """The scheduler's word may be written after somebody else has bound the pod."""
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
+    states = container(waiting={"reason": "ContainerCreating"})
+    pod = raw_pod(phase="Pending", conditions=[condition], containerStatuses=states)
+    assert parse_pod({**pod, "spec": {"nodeName": "n"}}).waiting == "ContainerCreating"
+
+
 def test_pod_that_cannot_pull_says_why() -> None:
     states = container(waiting={"reason": "ImagePullBackOff", "message": "no such image"})
     assert parse_pod(raw_pod(phase="Pending", containerStatuses=states)).waiting == "ImagePullBackOff: no such image"

@@ -326,7 +326,7 @@ def parse_pod(raw: Object) -> PodView:
         scheduled_at=_instant(scheduled.last_transition_time) if scheduled else "",
         image_id=container.image_id if container else "",
         started=state.running is not None or state.terminated is not None,
-        waiting=_waiting(status, state),
+        waiting=_waiting(pod, state),
         ended=_termination(state.terminated),
         disruption=_said(disrupted.reason, disrupted.message) if disrupted else "",
         trouble=_said(status.reason, status.message),
@@ -361,11 +361,12 @@ def _termination(terminated: _Terminated | None) -> Termination | None:
     )
 
 
-def _waiting(status: _PodStatus, state: _ContainerState) -> str:
-    if status.phase != "Pending":
+def _waiting(pod: _Pod, state: _ContainerState) -> str:
+    if pod.status.phase != "Pending":
         return ""
-    unscheduled = next((c for c in status.conditions if c.type == "PodScheduled" and c.status == "False"), None)
-    if unscheduled:
+    unscheduled = next((c for c in pod.status.conditions if c.type == "PodScheduled" and c.status == "False"), None)
+    # The scheduler's word may come after the pod was bound (by another scheduler, or by hand): the binding counts.
+    if unscheduled and not pod.spec.node_name:
         return _said(unscheduled.reason, unscheduled.message)
     return _said(state.waiting.reason, state.waiting.message) if state.waiting else ""
 
