@@ -40,7 +40,8 @@ from llava_operator.reporting.upkeep import keep_reporting
 from llava_operator.serving.server import SHUTDOWN_S, serve
 from llava_operator.settings import Settings, SettingsError
 from llava_operator.telemetry.logs import PlainFormatter
-from llava_operator.telemetry.metrics import OperatorMetrics, RunCollector
+from llava_operator.telemetry.operator_metrics import OperatorMetrics
+from llava_operator.telemetry.run_metrics import RunCollector
 
 logger = logging.getLogger(__name__)
 

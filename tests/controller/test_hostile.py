@@ -21,7 +21,7 @@ from llava_operator.cache.views import Termination
 from llava_operator.deciding.decide import Commit, decide
 from llava_operator.deciding.status import dump_status
 from llava_operator.run import UnreadableError, parse_status
-from llava_operator.telemetry.metrics import RunCollector
+from llava_operator.telemetry.run_metrics import RunCollector
 from tests.controller.makers import KEY, NOW, NOW_TEXT, RESULTS, RUN_UID, begun, job_end, make_job, make_pod, see
 from tests.controller.test_children import JSON
 

@@ -18,7 +18,7 @@ from llava_api.run_config import Reporting
 from llava_operator.acting.events import build_event, list_transitions
 from llava_operator.cache.runs import RunView
 from llava_operator.deciding.status import dump_status
-from llava_operator.telemetry.metrics import RunCollector
+from llava_operator.telemetry.run_metrics import RunCollector
 from llava_trainer.inputs import provide_inputs
 from llava_trainer.outcome import ENV_TERMINATION_LOG, run_stage
 from llava_trainer.retrying import Patience
