@@ -1,0 +1,55 @@
+"""Values and names as Grafana writes them, as far as the dashboards use its units."""
+
+import re
+from collections.abc import Mapping
+
+_TEMPLATE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+_TIMES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs"))
+_BYTES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
+_THOUSANDS = ((1e9, "Bil"), (1e6, "Mil"), (1e3, "K"))
+
+
+def write_value(value: float, unit: str) -> str:
+    """A value with its unit."""
+    if value != value:
+        return "-"
+    match unit:
+        case "s":
+            return _scaled(value, _TIMES, "s")
+        case "bytes":
+            return _scaled(value, _BYTES, "B")
+        case "percentunit":
+            return f"{_short(100 * value)}%"
+        case "percent":
+            return f"{_short(value)}%"
+        case "reqps":
+            return f"{_short(value)} req/s"
+        case "celsius":
+            return f"{_short(value)} °C"
+        case "watt":
+            return f"{_short(value)} W"
+        case "none":
+            return f"{value:.4g}"
+        case "short":
+            return _scaled(value, _THOUSANDS, "").replace(" ", "")
+    raise ValueError(f"unit {unit!r} is written nowhere here: add it")
+
+
+def write_name(legend: str, labels: Mapping[str, str]) -> str:
+    """A series' name by its legend."""
+    if legend == "__auto":
+        return ", ".join(value for key, value in sorted(labels.items()) if key != "__name__")
+    return _TEMPLATE.sub(lambda found: labels.get(found[1], ""), legend).strip()
+
+
+def _scaled(value: float, scale: tuple[tuple[float, str], ...], smallest: str) -> str:
+    for size, name in scale:
+        if abs(value) >= size:
+            return f"{_short(value / size)} {name}"
+    return f"{_short(value)} {smallest}".strip()
+
+
+def _short(value: float) -> str:
+    if value == 0 or float(value).is_integer():
+        return f"{value:.0f}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
