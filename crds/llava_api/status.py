@@ -212,7 +212,13 @@ class Progress(Lenient):
     samples_per_second: Annotated[float | None, Field(description="Samples per second over all processes.")] = None
     tokens_per_second: Annotated[float | None, Field(description="Real tokens per second over all processes.")] = None
     checkpoint_step: Annotated[Count | None, Field(description="Step of the newest complete checkpoint.")] = None
+    checkpoint_time: Annotated[Time | None, Field(description="When that checkpoint was first reported.")] = None
     resumed_step: Annotated[Count | None, Field(description="Step that the attempt went on from.")] = None
+    peak_gpu_memory_bytes: Annotated[
+        Count | None, Field(description="Most memory that torch has reserved on one GPU so far, of all processes.")
+    ] = None
+    volume_free_bytes: Annotated[Count | None, Field(description="Free on the run's volume.")] = None
+    volume_size_bytes: Annotated[Count | None, Field(description="Size of the run's volume.")] = None
     skipped_checkpoints: Annotated[
         Short, Field(description="Checkpoints that were damaged, so that training went on from one before.")
     ] = ""
@@ -389,6 +395,12 @@ class Accounting(Lenient):
     idle_seconds: Annotated[Count, Field(description="Seconds between a failure and the retry after it.")] = 0
     lost_seconds: Annotated[
         Count, Field(description="Seconds of attempts whose work was done again, or for nothing.")
+    ] = 0
+    productive_gpu_seconds: Annotated[
+        Count, Field(description="Those of gpuSeconds in which work was done that was kept.")
+    ] = 0
+    lost_gpu_seconds: Annotated[
+        Count, Field(description="Those of gpuSeconds in which work was done that was done again, or for nothing.")
     ] = 0
     queued_seconds: Annotated[Count, Field(description="Seconds that attempts waited in a queue.")] = 0
     suspended_seconds: Annotated[Count, Field(description="Seconds that the run was suspended.")] = 0

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -39,8 +40,11 @@ from llava_operator.probes import LIMITS, build_web_app
 from llava_operator.reporting.upkeep import keep_reporting
 from llava_operator.serving.server import SHUTDOWN_S, serve
 from llava_operator.settings import Settings, SettingsError
+from llava_operator.telemetry.exposition import Exposition
 from llava_operator.telemetry.logs import PlainFormatter
-from llava_operator.telemetry.metrics import OperatorMetrics, RunCollector
+from llava_operator.telemetry.operator_metrics import OperatorMetrics
+from llava_operator.telemetry.run_metrics import RunMetrics
+from llava_operator.telemetry.text_format import list_slices
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +66,12 @@ class Operator:
     settings: Settings
     kube: Kube
     queue: WorkQueue[Key] = field(default_factory=lambda: WorkQueue(expected=(KubeError,)))
-    runs: Runs = field(default_factory=Runs)
+    runs: Runs = field(init=False)
     authority: Authority = field(default_factory=Authority)
     registry: CollectorRegistry = field(default_factory=lambda: CollectorRegistry(auto_describe=True))
 
     def __post_init__(self) -> None:
+        self.runs = Runs(team_label=self.settings.metrics_team_label)
         self.progress = ProgressBook(
             interval_s=self.settings.progress_interval_seconds,
             writes_per_s=self.settings.progress_writes_per_second,
@@ -79,7 +84,8 @@ class Operator:
         self.metrics = OperatorMetrics(self.registry, queue_depth=lambda: self.queue.depth)
         skipped = SkippedObjects(lambda kind, reason: self.metrics.skipped.labels(kind, reason).inc())
         self.children = Children(self.runs, skipped)
-        self.registry.register(RunCollector(self.runs, now))
+        runs = RunMetrics(self.runs, now, finished_run_s=self.settings.metrics_finished_run_seconds)
+        self.exposition = Exposition(partial(list_slices, self.registry), runs.list_slices)
 
     async def run(self) -> None:
         """Serve probes, wait for leadership, lead until told to stop.
@@ -89,7 +95,7 @@ class Operator:
             UnsupportedClusterError: the cluster is too old.
         """
         async with serve(
-            build_web_app(self.health, self.registry), self.settings.http_port,
+            build_web_app(self.health, self.exposition), self.settings.http_port,
             limits=LIMITS, count=lambda why: self.metrics.closed.labels("http", why).inc(),
         ):  # fmt: skip
             lease = self._lease()

@@ -6,7 +6,8 @@ from prometheus_client.exposition import generate_latest
 from llava_api.constants import StageName
 from llava_api.status import Progress
 from llava_operator.cache.runs import RunView
-from llava_operator.telemetry.metrics import OperatorMetrics, RunCollector
+from llava_operator.telemetry.operator_metrics import OperatorMetrics
+from llava_operator.telemetry.run_metrics import RunCollector
 from tests.controller.makers import (
     KEY,
     NOW,

@@ -17,7 +17,7 @@ from llava_operator.kube.objects import Key, Object
 from llava_operator.loop.health import HEARTBEAT, MISSED_BEATS, Health
 from llava_operator.loop.passes import Passes, Resync
 from llava_operator.loop.workqueue import WorkQueue
-from llava_operator.telemetry.metrics import OperatorMetrics
+from llava_operator.telemetry.operator_metrics import OperatorMetrics
 from tests.controller.virtual import run_virtually
 
 

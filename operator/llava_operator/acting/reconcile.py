@@ -25,7 +25,7 @@ from llava_operator.deciding.decide import Commit, Delete, KeepVolume, Start, St
 from llava_operator.deciding.observation import Observation, Obstacle
 from llava_operator.deciding.policy import find_violations
 from llava_operator.deciding.status import complete_status, dump_status, merge_patch, without_texts
-from llava_operator.deciding.stillness import note_step
+from llava_operator.deciding.stillness import date_report
 from llava_operator.kube.client import ConflictError, Kube, KubeError, NotFoundError
 from llava_operator.kube.kinds import JOBS, RUNS
 from llava_operator.kube.objects import Key, Object
@@ -225,7 +225,7 @@ class Reconciler:
         self.runs.note(written)
         self._memory(run).written_at = seen.now
         self._log_transitions(run, status)
-        if seen.progress is not None and status.progress == note_step(run.status, seen.progress):
+        if seen.progress is not None and status.progress == date_report(run.status, seen.progress):
             self.progress.note_written(run.uid, seen.progress, seen.now)
         return written
 

@@ -13,7 +13,7 @@ from llava_operator.kube.client import ForbiddenError, Kube, KubeError, Retryabl
 from llava_operator.kube.objects import Key
 from llava_operator.loop.health import HEARTBEAT, Health
 from llava_operator.loop.workqueue import WorkQueue
-from llava_operator.telemetry.metrics import OperatorMetrics
+from llava_operator.telemetry.operator_metrics import OperatorMetrics
 
 logger = logging.getLogger(__name__)
 
