@@ -6,6 +6,7 @@ from tests.localcluster.cluster import LocalCluster
 from tests.monitoring.prometheus import ensure_prometheus
 
 _DASHBOARDS = "make dashboards    # Grafana's dashboards as files, to import: docs/monitoring.md"
+_FOR_THEIRS = "metrics.serviceMonitor.enabled=true,dashboards.enabled=true"
 
 
 def start_prometheus(plan: DemoPlan) -> str | None:
@@ -25,8 +26,7 @@ def start_prometheus(plan: DemoPlan) -> str | None:
 def list_ways_to_watch(address: str | None) -> list[str]:
     """What to type, or to open, to look at the run's metrics."""
     if address is None:
-        return ["helm upgrade … --set metrics.serviceMonitor.enabled=true,dashboards.enabled=true    # for your Prometheus "
-                "and Grafana: docs/monitoring.md"]  # fmt: skip
+        return [f"helm upgrade … --set {_FOR_THEIRS}    # for your Prometheus and Grafana: docs/monitoring.md"]
     return [
         f"{address}/graph?g0.expr=llava_run_loss&g0.tab=0    # Prometheus, the data source for Grafana",
         _DASHBOARDS,
