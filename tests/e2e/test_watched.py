@@ -6,14 +6,13 @@ module is the last of its folder by name. RENEW_PICTURES=1 keeps the pictures th
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llava_monitoring.generate import build_dashboards
-from llava_monitoring.reading import Asked, queries_of
+from llava_monitoring.reading import queries_of
 from tests.demo.target import OPERATOR_NAMESPACE
 from tests.e2e.lives import (
     GPU_RUN,
@@ -27,7 +26,6 @@ from tests.e2e.runs import Runs
 from tests.kubectl import wait_for
 from tests.localcluster.cluster import LocalCluster
 from tests.monitoring.drawing import Drawing
-from tests.monitoring.prometheus import Prometheus, Span
 from tests.monitoring.proof import Missing, find_faults
 from tests.rendering import ROOT
 
@@ -101,33 +99,6 @@ def test_the_runs_own_namespace_is_kept(eventful: str, watching: Watching, runs:
     assert labels["namespace"] == runs.kubectl.namespace
     assert labels["pod"].startswith("llava-finetune-operator-")
     assert labels["job"] == labels["service"] == "llava-finetune-operator-metrics"
-
-
-class Silent(Prometheus):
-    def query_range(self, expression: str, span: Span) -> list[Any]:
-        return []
-
-    def query(self, expression: str, at: float) -> list[Any]:
-        return []
-
-    def label_values(self, selector: str, label: str, span: Span) -> list[str]:
-        return []
-
-
-def faults_of(prometheus: Prometheus, asked: Asked, exceptions: Sequence[Missing]) -> list[str]:
-    span = Span(start=0, end=60, step_s=5)
-    return find_faults(prometheus, [asked], span, [{"namespace": "x", "run": "y"}], exceptions)
-
-
-def test_a_query_that_finds_nothing_is_named_and_so_is_a_needless_exception(eventful: str, watching: Watching) -> None:
-    asked = next(one for one in queries_of(BOARDS["llava-run"]) if "panel 'Loss'" in one.where)
-    assert "panel 'Loss', A finds nothing" in faults_of(Silent(""), asked, [])[0]
-    excepted = [Missing("panel 'Loss'", "nothing is learned")]
-    assert faults_of(Silent(""), asked, excepted) == []
-    choice = {"namespace": "tuning", "run": eventful}
-    [needless] = find_faults(watching.prometheus, [asked], watching.span(), [choice], excepted)
-    assert "it is no exception any more (nothing is learned)" in needless
-    assert faults_of(Silent(""), asked, [*excepted, Missing("panel 'Gone'", "")])[0].startswith("exception")
 
 
 @pytest.mark.parametrize("board", BOARDS)

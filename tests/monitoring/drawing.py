@@ -30,7 +30,7 @@ _GAP_PX = 4
 _TITLE_PX = 20
 _INK, _FAINT, _PAGE, _PANEL = "#1f2329", "#6b7280", "#f4f5f5", "#ffffff"
 _LINES = ("#5794F2", "#73BF69", "#F2495C", "#FF9830", "#B877D9", "#37872D", "#FADE2A", "#8F3BB8", "#1F60C4", "#C4162A")
-_COLORS = {"red": "#E02F44", "yellow": "#E0A000", "green": "#37872D", "blue": "#3274D9"}
+_COLORS = {"red": "#E02F44", "yellow": "#E0A000", "green": "#37872D", "blue": "#3274D9", "gray": "#9AA0A6"}
 _MAX_COLORS = 64
 _MAX_LEGEND = 6
 
@@ -74,7 +74,7 @@ class Drawing:
             return
         back = figure.add_axes(box.fractions())
         back.set(xticks=[], yticks=[], facecolor=_PANEL)
-        back.text(6 / box.width, 1 - 11 / box.height, panel["title"], va="center", size=9, weight="medium")
+        back.text(6 / box.width, 1 - 11 / box.height, panel["title"], va="center", size=9)
         draw = {"stat": self._stat, "timeseries": self._graph, "bargauge": self._bars, "table": self._table,
                 "text": self._text}[panel["type"]]  # fmt: skip
         if not draw(figure, back, box, panel):
@@ -100,13 +100,17 @@ class Drawing:
             back.text(0.5, 0.42, defaults["noValue"], size=22, ha="center", va="center", color=_COLORS["blue"])
             return False
         name, value = found[0]
-        text = name if panel["options"]["textMode"] == "name" else write_value(value, defaults["unit"])
+        text = (
+            name
+            if panel["options"]["textMode"] == "name"
+            else write_value(value, defaults["unit"], defaults.get("decimals"))
+        )
         color = "blue"
         for step in defaults["thresholds"]["steps"]:
             if step["value"] is None or value >= step["value"]:
                 color = step["color"]
         size = min(26.0, 1.1 * box.width / max(len(text), 4))
-        back.text(0.5, 0.42, text, size=size, ha="center", va="center", color=_COLORS[color], weight="medium")
+        back.text(0.5, 0.42, text, size=size, ha="center", va="center", color=_COLORS[color])
         return True
 
     def _graph(self, figure: Figure, back: Axes, box: "_Box", panel: Json) -> bool:
@@ -119,7 +123,8 @@ class Drawing:
         if not lines:
             return _say_nothing(back)
         axes = figure.add_axes(box.inner(left=58, right=10, top=_TITLE_PX + 6, bottom=40))
-        self._draw_lines(axes, sorted(lines, key=lambda line: line[0]), stacked="stacking" in custom)
+        colors = {name: color["fixedColor"] for name, color in _overrides(panel, "color").items()}
+        self._draw_lines(axes, sorted(lines, key=lambda line: line[0]), colors, stacked="stacking" in custom)
         axes.set_xlim(_when(self.span.start), _when(self.span.end))
         axes.xaxis.set_major_locator(AutoDateLocator(maxticks=6))
         axes.xaxis.set_major_formatter(DateFormatter("%H:%M", tz=UTC))
@@ -138,10 +143,12 @@ class Drawing:
                     handlelength=1, columnspacing=1)  # fmt: skip
         return True
 
-    def _draw_lines(self, axes: Axes, lines: Sequence[tuple[str, Series]], *, stacked: bool) -> None:
+    def _draw_lines(
+        self, axes: Axes, lines: Sequence[tuple[str, Series]], colors: Mapping[str, str], *, stacked: bool
+    ) -> None:
         base: dict[float, float] = {}
         for number, (name, series) in enumerate(lines):
-            color = _LINES[number % len(_LINES)]
+            color = _COLORS[colors[name]] if name in colors else _LINES[number % len(_LINES)]
             at = [when for when, _ in series.points]
             under = [base.get(when, 0.0) if stacked else 0.0 for when in at]
             over = [value + low for (_, value), low in zip(series.points, under, strict=True)]
@@ -174,7 +181,7 @@ class Drawing:
         axes = figure.add_axes(box.inner(left=10, right=60, top=_TITLE_PX + 8, bottom=8))
         names, values = [name for name, _ in found], [value for _, value in found]
         places = range(len(found), 0, -1)
-        axes.barh(list(places), values, height=0.45, color=_LINES[0])
+        axes.barh(list(places), values, height=min(0.45, 0.12 * len(found) + 0.1), color=_LINES[0])
         longest = panel["fieldConfig"]["defaults"].get("max") or max(*values, 1e-9)
         axes.set(xlim=(0, longest), ylim=(0.3, len(found) + 0.8))
         for place, name, value in zip(places, names, values, strict=True):
@@ -190,9 +197,12 @@ class Drawing:
                 _merge(rows, {**series.labels}, f"Value #{target['refId']}", series.points[-1][1])
         if not rows:
             return _say_nothing(back)
-        names = panel["transformations"][-1]["options"]["renameByName"]
-        units = {one["matcher"]["options"]: setting["value"] for one in panel["fieldConfig"]["overrides"]
-                 for setting in one["properties"] if setting["id"] == "unit"}  # fmt: skip
+        arranged = panel["transformations"][-1]["options"]
+        names = {
+            key: arranged["renameByName"][key]
+            for key in sorted(arranged["indexByName"], key=arranged["indexByName"].get)
+        }
+        units = _overrides(panel, "unit")
         default = panel["fieldConfig"]["defaults"]["unit"]
         fits = int((box.height - _TITLE_PX - 8) // 20) - 1
         for column, (key, title) in enumerate(names.items()):
@@ -235,6 +245,12 @@ class _Box:
 def _say_nothing(back: Axes) -> bool:
     back.text(0.5, 0.45, "No data", size=10, ha="center", va="center", color=_FAINT)
     return False
+
+
+def _overrides(panel: Json, setting: str) -> dict[str, Any]:
+    """What a panel sets for single columns or lines, by their names."""
+    return {one["matcher"]["options"]: made["value"] for one in panel["fieldConfig"]["overrides"]
+            for made in one["properties"] if made["id"] == setting}  # fmt: skip
 
 
 def _when(seconds: float) -> float:

@@ -9,10 +9,12 @@ _BYTES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B
 _THOUSANDS = ((1e9, "Bil"), (1e6, "Mil"), (1e3, "K"))
 
 
-def write_value(value: float, unit: str) -> str:
-    """A value with its unit."""
+def write_value(value: float, unit: str, decimals: int | None = None) -> str:
+    """A value with its unit; as many digits as fit, or ``decimals`` behind the point."""
     if value != value:
         return "-"
+    if decimals is not None and unit == "short" and abs(value) < 1000:
+        return f"{value:.{decimals}f}"
     match unit:
         case "s":
             return _scaled(value, _TIMES, "s")

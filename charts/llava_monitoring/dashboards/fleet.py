@@ -8,6 +8,7 @@ from llava_monitoring.panels import (
     BLUE,
     COUNT,
     GREEN,
+    OF_PHASES,
     RATIO,
     RED,
     SECONDS,
@@ -89,7 +90,8 @@ def _now() -> Row:
                steps=[(None, GREEN)]),
         number("GPUs held", "GPUs that pods of runs hold right now.", COUNT, Query(f"sum({_GPUS})")),
         graph("Runs by phase", "Runs in each phase. Those that ended stay for a day (metrics.finishedRunSeconds of the "
-              "chart).", COUNT, Query(f"count by (phase) ({_in_phase(*Phase)})", "{{phase}}"), width=12, stacked=True),
+              "chart).", COUNT, Query(f"count by (phase) ({_in_phase(*Phase)})", "{{phase}}"), width=12, stacked=True,
+              colors=OF_PHASES),
         graph("What runs wait for", "Waiting runs by the reason that kubectl get lft shows; docs/waiting.md explains "
               "each.", COUNT, Query(f"count by (reason) ({_waiting()})", "{{reason}}"), width=12, stacked=True),
         _runs(),
@@ -141,14 +143,14 @@ def _cost() -> Row:
     return row(
         "GPU-hours and what they cost",
         number("GPU-hours asked for", "GPUs that runs held or waited for, times the hours of the time shown.", COUNT,
-               Query(asked), decimals=1),
+               Query(asked), decimals=2),
         number("GPU-hours held", "For how long runs of the time shown have held GPUs, in their whole lives.", COUNT,
-               Query(f"sum({_HELD}){_HOURS}"), decimals=1),
+               Query(f"sum({_HELD}){_HOURS}"), decimals=2),
         number("Productive", "Those of attempts that are over whose work was kept.", COUNT,
-               Query(f"sum({_KEPT}){_HOURS}"), steps=[(None, GREEN)], decimals=1),
+               Query(f"sum({_KEPT}){_HOURS}"), steps=[(None, GREEN)], decimals=2),
         number("Lost", "Those of attempts that are over whose work had to be done again, or was for nothing: failures, "
                "drains and suspensions after the newest checkpoint. More checkpoints lose less.", COUNT,
-               Query(f"sum({_LOST}){_HOURS}"), steps=[(None, YELLOW)], decimals=1),
+               Query(f"sum({_LOST}){_HOURS}"), steps=[(None, YELLOW)], decimals=2),
         number("Productive share", "Of the GPU-hours of attempts that are over, how many were not lost.", RATIO,
                Query(f"sum({_KEPT}) / (sum({_KEPT}) + sum({_LOST}))"), absent="-",
                steps=[(None, RED), (0.8, YELLOW), (0.95, GREEN)]),

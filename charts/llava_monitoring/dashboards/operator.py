@@ -3,7 +3,21 @@
 from grafana_foundation_sdk.models import dashboard as models
 
 from llava_monitoring.dashboards.board import OPERATOR, build
-from llava_monitoring.panels import BYTES, COUNT, GREEN, RED, SECONDS, YELLOW, Query, Row, bars, graph, number, row
+from llava_monitoring.panels import (
+    BYTES,
+    COUNT,
+    GREEN,
+    OF_PHASES,
+    RED,
+    SECONDS,
+    YELLOW,
+    Query,
+    Row,
+    bars,
+    graph,
+    number,
+    row,
+)
 from llava_monitoring.queries import select
 from llava_monitoring.variables import choice
 
@@ -57,7 +71,7 @@ def _health() -> Row:
               Query(f"max by (pod) ({_of('llava_operator_leader')})", "{{pod}}"), width=12, most=1),
         graph("Runs in each phase", "What it looks after, as it tells.", COUNT,
               Query("count by (phase) (max by (namespace, name, phase) (llava_run_phase == 1))", "{{phase}}"), width=12,
-              stacked=True),
+              stacked=True, colors=OF_PHASES),
     )  # fmt: skip
 
 
