@@ -7,7 +7,8 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -32,6 +33,22 @@ MAX_TEXT = 4096
 """Longest message that is kept of a refusal: webhooks write them, too."""
 LAST_RETRY_AFTER_S = 300.0
 """Longest wait that an answer may ask for."""
+NO_ANSWER = 0
+"""In place of the status code of an answer that did not come."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A request, and what came of it."""
+
+    method: str
+    path: str
+    code: int
+    """Status code of the answer; ``NO_ANSWER`` where none came in full."""
+    seconds: float
+    """Until then."""
+    is_watch: bool = False
+    """Whether the answer goes on, and only its head was waited for."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +172,13 @@ def _error_type(status: int, answer: _Refusal) -> type[KubeError]:
 class Kube:
     """Requests to one API server. Every request ends within ``timeout_s``."""
 
-    def __init__(self, api: ApiClient, *, timeout_s: float) -> None:
+    def __init__(
+        self, api: ApiClient, *, timeout_s: float, note: Callable[[Answered], None] = lambda answered: None
+    ) -> None:
+        """Make one that calls ``note`` after each request."""
         self._api = api
         self._timeout_s = timeout_s
+        self._note = note
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object:
         """Read one object from the API server itself, not from a cache.
@@ -262,6 +283,7 @@ class Kube:
     ) -> bytes:
         content_type = "application/merge-patch+json" if method == "PATCH" else "application/json"
         headers = {"Accept": "application/json", "Content-Type": content_type}
+        began, code = time.monotonic(), NO_ANSWER
         try:
             request = await self._api.param_serialize(
                 method, path, query_params=dict(query or {}), header_params=headers, body=body,
@@ -270,8 +292,14 @@ class Kube:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._api.call_api(*request, _request_timeout=self._timeout_s)
                 content = await _read_up_to(response.response, max_bytes)
+            code = response.status
+        except TooLongError:
+            code = response.status
+            raise
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise RetryableError(f"{method} {path}: {str(error) or 'no answer in time'}") from error
+        finally:
+            self._note(Answered(method=method, path=path, code=code, seconds=time.monotonic() - began))
         if not 200 <= response.status <= 299:
             raise error_of(response.status, content, response.headers.get("Retry-After"))
         return content
