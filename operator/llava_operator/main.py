@@ -8,10 +8,12 @@ import sys
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from typing import Any
 
 import kopf
+from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CollectorRegistry
 
 from llava_api.constants import OLDEST_KUBERNETES, REPORT_PATH
@@ -28,14 +30,16 @@ from llava_operator.cache.runs import Runs
 from llava_operator.cache.skipped import SkippedObjects
 from llava_operator.clock import now
 from llava_operator.kube.client import ForbiddenError, Kube, KubeError, NotFoundError, connect
-from llava_operator.kube.kinds import RUNS
+from llava_operator.kube.kinds import JOBS, PODS, RUNS
 from llava_operator.kube.leader import LeadershipLostError, Lease, LeaseTimes
 from llava_operator.kube.objects import Key
-from llava_operator.loop.health import Health
-from llava_operator.loop.passes import Passes, Resync
+from llava_operator.loop.health import HEARTBEAT, Health
+from llava_operator.loop.passes import Passes, Relisted, Resync
+from llava_operator.loop.sessions import WatchSessions
 from llava_operator.loop.watches import build_kopf_settings, build_registry
 from llava_operator.loop.workqueue import WorkQueue
 from llava_operator.probes import LIMITS, build_web_app
+from llava_operator.reporting.acceptance import Refusal
 from llava_operator.reporting.upkeep import keep_reporting
 from llava_operator.serving.server import SHUTDOWN_S, serve
 from llava_operator.settings import Settings, SettingsError
@@ -61,8 +65,7 @@ class Operator:
     """The parts of one process."""
 
     settings: Settings
-    kube: Kube
-    queue: WorkQueue[Key] = field(default_factory=lambda: WorkQueue(expected=(KubeError,)))
+    api: ApiClient
     runs: Runs = field(default_factory=Runs)
     authority: Authority = field(default_factory=Authority)
     registry: CollectorRegistry = field(default_factory=lambda: CollectorRegistry(auto_describe=True))
@@ -77,9 +80,26 @@ class Operator:
             longest_pass_s=self.settings.pass_timeout_seconds,
             clock=time.monotonic,
         )
-        self.metrics = OperatorMetrics(self.registry, queue_depth=lambda: self.queue.depth)
-        skipped = SkippedObjects(lambda kind, reason: self.metrics.skipped.labels(kind, reason).inc())
-        self.children = Children(self.runs, skipped)
+        self.metrics = OperatorMetrics(
+            self.registry,
+            queue_depth=lambda: self.queue.depth,
+            cached={
+                RUNS.plural: lambda: len(self.runs),
+                JOBS.plural: lambda: self.children.num_jobs,
+                PODS.plural: lambda: self.children.num_pods,
+            },
+        )
+        for why in Refusal:
+            self.metrics.expect("reports_refused_total", why)
+        for outcome in Relisted:
+            self.metrics.expect("relists_total", outcome)
+        for watched in (RUNS, JOBS, PODS):
+            self.metrics.expect("watch_failures_total", watched.plural)
+        self.kube = Kube(self.api, timeout_s=self.settings.request_timeout_seconds, note=self.metrics.note_request)
+        self.children = Children(self.runs, SkippedObjects(self.metrics.note_skipped))
+        self.queue: WorkQueue[Key] = WorkQueue(
+            expected=(KubeError,), note_wait=self._note_wait, note_retry=lambda _: self.metrics.note_retry()
+        )
         self.registry.register(RunCollector(self.runs, now))
 
     async def run(self) -> None:
@@ -91,18 +111,22 @@ class Operator:
         """
         async with serve(
             build_web_app(self.health, self.registry), self.settings.http_port,
-            limits=LIMITS, count=lambda why: self.metrics.closed.labels("http", why).inc(),
+            limits=LIMITS, count=partial(self.metrics.note_closed, "http"),
         ):  # fmt: skip
             lease = self._lease()
             try:
                 await lease.acquire(on_try=self.health.beat, on_answer=self.health.note_ready)
-                self.metrics.is_leader.set(1)
+                self.metrics.note_leading()
                 await self._lead(lease)
             except (asyncio.CancelledError, UnsupportedClusterError):
                 # SIGTERM before kopf has taken the signals over; the Lease may be ours already.
                 await _release(lease)
                 raise
             await _release(lease)
+
+    def _note_wait(self, key: Key, seconds: float) -> None:
+        if key != HEARTBEAT:
+            self.metrics.note_wait(seconds)
 
     def _lease(self) -> Lease:
         settings = self.settings
@@ -159,6 +183,7 @@ class Operator:
             queue=self.queue,
             namespaces=self.settings.watch_namespaces,
             every_s=self.settings.resync_seconds,
+            note=self.metrics.note_relist,
         )
         await self.health.beat_while(resync.fill(retry_s=self.settings.lease_retry_seconds))
         passes = Passes(
@@ -176,8 +201,9 @@ class Operator:
         )
 
     async def _watch(self) -> None:
+        sessions = WatchSessions(note_request=self.metrics.note_request, note_broken=self.metrics.note_broken_watch)
         await kopf.operator(
-            registry=build_registry(self.queue, self.runs, self.children),
+            registry=build_registry(self.queue, self.runs, self.children, sessions),
             settings=build_kopf_settings(self.settings),
             clusterwide=not self.settings.watch_namespaces,
             namespaces=self.settings.watch_namespaces,
@@ -207,14 +233,14 @@ class Operator:
                 uses_xet=settings.download_xet,
             ),
             now=now,
+            note_written=self.metrics.note_written,
         )
 
     async def _report(self) -> None:
         await keep_reporting(
             self.kube, self.settings, self.authority,
             runs=self.runs, children=self.children, progress=self.progress, queue=self.queue,
-            count_report=lambda code: self.metrics.reports.labels(str(code)).inc(),
-            count_closed=lambda why: self.metrics.closed.labels("report", why).inc(),
+            count_report=self.metrics.note_report, count_closed=partial(self.metrics.note_closed, "report"),
         )  # fmt: skip
 
 
@@ -257,7 +283,7 @@ async def run_operator(settings: Settings) -> None:
         loop.add_signal_handler(number, main_task.cancel)
     api = await connect(user_agent=f"llava-finetune-operator/{metadata.version('llava-finetune-operator')}")
     try:
-        await Operator(settings=settings, kube=Kube(api, timeout_s=settings.request_timeout_seconds)).run()
+        await Operator(settings=settings, api=api).run()
     finally:
         await api.close()
 

@@ -6,7 +6,6 @@ from prometheus_client.exposition import generate_latest
 from llava_api.constants import StageName
 from llava_api.status import Progress
 from llava_operator.cache.runs import RunView
-from llava_operator.telemetry.operator_metrics import OperatorMetrics
 from llava_operator.telemetry.run_metrics import RunCollector
 from tests.controller.makers import (
     KEY,
@@ -23,13 +22,6 @@ from tests.controller.makers import (
 )
 
 FROZEN = {
-    "llava_operator_connections_closed_total": "counter",
-    "llava_operator_leader": "gauge",
-    "llava_operator_objects_skipped_total": "counter",
-    "llava_operator_pass_duration_seconds": "histogram",
-    "llava_operator_pass_errors_total": "counter",
-    "llava_operator_queue_depth": "gauge",
-    "llava_operator_reports_total": "counter",
     "llava_run_failure": "gauge",
     "llava_run_attempts_ended": "gauge",
     "llava_run_learning_rate": "gauge",
@@ -50,7 +42,6 @@ WHO = 'name="invoices",namespace="team"'
 def expose(*runs: RunView) -> str:
     registry = CollectorRegistry(auto_describe=True)
     registry.register(RunCollector(runs, lambda: NOW))
-    OperatorMetrics(registry, queue_depth=lambda: 3)
     return generate_latest(registry).decode()
 
 
@@ -72,7 +63,6 @@ def test_completed_run() -> None:
     assert f'llava_run_score{{metric="exact_match",model="base",{WHO},split="validation"}} 0.02' in text
     assert f'llava_run_stage_state{{{WHO},stage="merge",state="Succeeded"}} 1.0' in text
     assert "llava_run_failure{" not in text
-    assert "llava_operator_queue_depth 3.0" in text
 
 
 def test_failed_run() -> None:

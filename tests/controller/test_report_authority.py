@@ -277,7 +277,7 @@ class Service:
             keep_reporting(
                 server, self.settings, self.authority,
                 runs=self.desk.runs, children=self.desk.children, progress=self.desk.progress, queue=self.desk.queue,
-                count_report=self.desk.codes.append, count_closed=print,
+                count_report=self.desk._count_answer, count_closed=print,
             )
         )  # fmt: skip
 

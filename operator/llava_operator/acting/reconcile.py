@@ -62,6 +62,8 @@ class _Memory:
     published_ca: str | None = None
     written_at: datetime | None = None
     """When its status was last written."""
+    unanswered: Status | None = None
+    """Its status before a write that was not answered with success: it may have been carried out all the same."""
 
 
 @dataclass(kw_only=True)
@@ -79,6 +81,8 @@ class Reconciler:
     errors: ApiErrors
     platform: Platform
     now: Callable[[], datetime]
+    note_written: Callable[[Key, Status, Status], None] = lambda key, before, after: None
+    """Called once for each status that was written, with the one before and the one after."""
     _memories: dict[Key, _Memory] = field(default_factory=dict)
 
     async def reconcile(self, key: Key) -> float | None:
@@ -104,6 +108,7 @@ class Reconciler:
                 run = parse_run(raw)
             except UnreadableError as error:
                 return await self._report_unreadable(key, raw, str(error))
+            self._settle(run)
             seen = await self._observe(run)
             match decide(seen):
                 case Commit(status=status):
@@ -139,6 +144,7 @@ class Reconciler:
             logger.info("%s: that its passes fail could not be told: %s", key, again)
 
     async def _tell_trouble(self, run: Run, trouble: ApiTrouble) -> None:
+        self._settle(run)
         if run.deleting or current_stage(run.status) is None:
             return
         told, before = run.status.model_copy(update={"api_trouble": trouble}), run.status
@@ -211,6 +217,8 @@ class Reconciler:
         run = seen.run
         patch = merge_patch(dump_status(run.status), dump_status(status))
         body = {"metadata": {"resourceVersion": run.resource_version, "uid": run.uid}, "status": patch}
+        memory = self._memory(run)
+        memory.unanswered = run.status
         try:
             written = await self.kube.patch(RUNS, run.key.namespace, run.key.name, body, subresource="status")
         except ConflictError as error:
@@ -223,11 +231,19 @@ class Reconciler:
                 "this operator; install the CRD of its version"
             )
         self.runs.note(written)
-        self._memory(run).written_at = seen.now
+        memory.written_at, memory.unanswered = seen.now, None
+        self.note_written(run.key, run.status, status)
         self._log_transitions(run, status)
         if seen.progress is not None and status.progress == date_report(run.status, seen.progress):
             self.progress.note_written(run.uid, seen.progress, seen.now)
         return written
+
+    def _settle(self, run: Run) -> None:
+        """Note a write whose answer was lost, if it was carried out: a status that is another now is our own."""
+        memory = self._memory(run)
+        before, memory.unanswered = memory.unanswered, None
+        if before is not None and before != run.status:
+            self.note_written(run.key, before, run.status)
 
     def _log_transitions(self, run: Run, status: Status) -> None:
         for stage in status.stages:

@@ -14,7 +14,7 @@ from llava_operator.clock import now
 from llava_operator.kube.client import Kube, KubeError
 from llava_operator.kube.objects import Key
 from llava_operator.loop.workqueue import WorkQueue
-from llava_operator.reporting.acceptance import ReportDesk
+from llava_operator.reporting.acceptance import Refusal, ReportDesk
 from llava_operator.reporting.authority_secret import AuthorityError, ServerCertificate, ensure_authority
 from llava_operator.reporting.certificates import CertificateError
 from llava_operator.reporting.endpoint_slice import ensure_endpoint
@@ -35,7 +35,7 @@ async def keep_reporting(
     children: Children,
     progress: ProgressBook,
     queue: WorkQueue[Key],
-    count_report: Callable[[int], None],
+    count_report: Callable[[int, Refusal | None], None],
     count_closed: Callable[[Closed], None],
 ) -> None:
     """Serve the endpoint and keep it reachable, for ever. Runs go on without it, and it comes up when it can."""
