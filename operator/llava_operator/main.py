@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -16,7 +17,7 @@ import kopf
 from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CollectorRegistry
 
-from llava_api.constants import OLDEST_KUBERNETES, REPORT_PATH
+from llava_api.constants import REPORT_PATH
 from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.nodes import Nodes
@@ -29,18 +30,20 @@ from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.runs import Runs
 from llava_operator.cache.skipped import SkippedObjects
 from llava_operator.clock import now
-from llava_operator.kube.client import ForbiddenError, Kube, KubeError, NotFoundError, connect
+from llava_operator.kube.client import Kube, KubeError, connect
 from llava_operator.kube.kinds import JOBS, PODS, RUNS
 from llava_operator.kube.leader import LeadershipLostError, Lease, LeaseTimes
 from llava_operator.kube.objects import Key
+from llava_operator.loop.cluster import UnsupportedClusterError, wait_for_cluster
 from llava_operator.loop.health import HEARTBEAT, Health
 from llava_operator.loop.passes import Passes, Relisted, Resync
 from llava_operator.loop.sessions import WatchSessions
 from llava_operator.loop.watches import build_kopf_settings, build_registry
 from llava_operator.loop.workqueue import WorkQueue
-from llava_operator.probes import LIMITS, build_web_app
+from llava_operator.probes import LIMITS, build_metrics_handler, build_web_app
 from llava_operator.reporting.acceptance import Refusal
 from llava_operator.reporting.upkeep import keep_reporting
+from llava_operator.scraping.upkeep import keep_metrics
 from llava_operator.serving.server import SHUTDOWN_S, serve
 from llava_operator.settings import Settings, SettingsError
 from llava_operator.telemetry.logs import PlainFormatter
@@ -54,10 +57,6 @@ MAX_RECURSION = 50_000
 """Anybody may store an object that is nested 10,000 levels deep (Go's decoder ends there), in managedFields for
 example. Python's own limit of 1,000 would have json raise RecursionError, in kopf as well, and end the process."""
 EXIT_LEADERSHIP_LOST = 1
-
-
-class UnsupportedClusterError(Exception):
-    """The cluster's Kubernetes is older than what the operator relies on."""
 
 
 @dataclass(kw_only=True)
@@ -109,10 +108,7 @@ class Operator:
             LeadershipLostError: another process may lead; this one must be gone at once.
             UnsupportedClusterError: the cluster is too old.
         """
-        async with serve(
-            build_web_app(self.health, self.registry), self.settings.http_port,
-            limits=LIMITS, count=partial(self.metrics.note_closed, "http"),
-        ):  # fmt: skip
+        async with self._serve():
             lease = self._lease()
             try:
                 await lease.acquire(on_try=self.health.beat, on_answer=self.health.note_ready)
@@ -123,6 +119,20 @@ class Operator:
                 await _release(lease)
                 raise
             await _release(lease)
+
+    @asynccontextmanager
+    async def _serve(self) -> AsyncIterator[None]:
+        """Serve probes and metrics, whether this process leads or not."""
+        metrics, settings = build_metrics_handler(self.registry), self.settings
+        async with AsyncExitStack() as served:
+            app = build_web_app(self.health, None if settings.metrics_secure else metrics)
+            count = partial(self.metrics.note_closed, "http")
+            await served.enter_async_context(serve(app, settings.http_port, limits=LIMITS, count=count))
+            if settings.metrics_secure:
+                count = partial(self.metrics.note_closed, "metrics")
+                keeping = keep_metrics(self.kube, settings, metrics, count_closed=count)
+                served.push_async_callback(_end, asyncio.create_task(keeping))
+            yield
 
     def _note_wait(self, key: Key, seconds: float) -> None:
         if key != HEARTBEAT:
@@ -138,44 +148,15 @@ class Operator:
         key = Key(settings.namespace, settings.lease_name)
         return Lease(self.kube, key, identity=settings.pod_name, times=times, now=now)
 
-    async def _wait_for_cluster(self) -> None:
-        """Wait for the CRD: kopf ignores for ever what is not served when it starts.
-
-        Raises:
-            UnsupportedClusterError: the cluster is too old.
-        """
-        while True:
-            for scope in self.settings.watch_namespaces or (None,):
-                try:
-                    await self._check_version()
-                    async for _ in self.kube.list(RUNS, scope):
-                        break
-                    return
-                except KubeError as error:
-                    # One namespace that may not be read says nothing about the others.
-                    logger.warning("the CRD is not served yet: %s", error)
-            await asyncio.sleep(self.settings.lease_retry_seconds)
-
-    async def _check_version(self) -> None:
-        """Look whether the cluster does what the operator relies on; one that does not say is taken as it is."""
-        try:
-            found = await self.kube.version()
-        except (ForbiddenError, NotFoundError) as error:
-            logger.warning("the cluster does not say which Kubernetes it is: %s", error)
-            return
-        if found is not None and found < OLDEST_KUBERNETES:
-            raise UnsupportedClusterError(
-                f"the cluster is Kubernetes {_dotted(found)}, but this operator needs {_dotted(OLDEST_KUBERNETES)} or "
-                "later: before, a Job counts as failed while pods of it still run"
-            )
-
     async def _lead(self, lease: Lease) -> None:
         """Work until kopf ends, which it does on SIGTERM, or anything fails."""
         await run_until_one_ends(lease.hold(), self._look_after_runs())
 
     async def _look_after_runs(self) -> None:
         """Fill the caches, then watch and work."""
-        await self.health.beat_while(self._wait_for_cluster())
+        settings = self.settings
+        waiting = wait_for_cluster(self.kube, settings.watch_namespaces, retry_s=settings.lease_retry_seconds)
+        await self.health.beat_while(waiting)
         resync = Resync(
             kube=self.kube,
             children=self.children,
@@ -257,8 +238,9 @@ async def run_until_one_ends(*works: Coroutine[Any, Any, None]) -> None:
         await asyncio.wait(tasks, timeout=SHUTDOWN_S)
 
 
-def _dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task], timeout=SHUTDOWN_S)
 
 
 async def _release(lease: Lease) -> None:

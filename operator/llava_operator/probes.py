@@ -1,5 +1,7 @@
 """Plain HTTP for probes and Prometheus."""
 
+from collections.abc import Awaitable, Callable
+
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -12,8 +14,20 @@ LIMITS = Limits(connections=256, new_per_s=1000, new_at_once=64)
 probes are turned away: more addresses are let in here than to reports."""
 
 
-def build_web_app(health: Health, registry: CollectorRegistry) -> web.Application:
-    """The application with /healthz, /readyz and /metrics."""
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def build_metrics_handler(registry: CollectorRegistry) -> Handler:
+    """What answers with the metrics."""
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return metrics
+
+
+def build_web_app(health: Health, metrics: Handler | None) -> web.Application:
+    """The application with /healthz, /readyz and, unless they are served elsewhere, /metrics."""
 
     async def healthz(_: web.Request) -> web.Response:
         text = f"last proof of work {health.silence_s:.1f} s ago\n"
@@ -22,9 +36,8 @@ def build_web_app(health: Health, registry: CollectorRegistry) -> web.Applicatio
     async def readyz(_: web.Request) -> web.Response:
         return web.Response(text="ready\n" if health.is_ready else "starting\n", status=200 if health.is_ready else 503)
 
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
     app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    if metrics is not None:
+        app.add_routes([web.get("/metrics", metrics)])
     return app

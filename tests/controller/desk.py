@@ -25,11 +25,11 @@ from llava_operator.kube.kinds import TOKEN_REVIEWS
 from llava_operator.kube.objects import Key, Object
 from llava_operator.loop.workqueue import WorkQueue
 from llava_operator.reporting.acceptance import Refusal, ReportDesk
-from llava_operator.reporting.authority_secret import ServerCertificate
-from llava_operator.reporting.certificates import Issuer, make_authority, read_issuer
 from llava_operator.reporting.tokens import TokenReviewer
 from llava_operator.serving.connections import Closed, Limits
 from llava_operator.serving.server import serve
+from llava_operator.tls.authority_secret import ServerCertificate
+from llava_operator.tls.certificates import Issuer, make_authority, read_issuer
 from tests.controller.makers import JOB_UID, KEY, NOW, RUN_UID, begun
 
 HOST = "op-report.system.svc"

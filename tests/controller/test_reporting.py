@@ -17,8 +17,8 @@ from llava_api.report import ProgressAnswer, ProgressReport
 from llava_api.status import Status
 from llava_operator.deciding.status import dump_status
 from llava_operator.kube.objects import Key, Object
+from llava_operator.kube.reviews import MAX_REVIEWS, BusyError
 from llava_operator.reporting.acceptance import (
-    LINES_AT_ONCE,
     MAX_BODY,
     REPORTS_AT_ONCE,
     REPORTS_PER_S,
@@ -31,13 +31,12 @@ from llava_operator.reporting.claims import Speaker, read_claims
 from llava_operator.reporting.tokens import (
     ACCEPTED_FOR_S,
     MAX_CACHED,
-    MAX_REVIEWS,
     REFUSALS,
     REFUSALS_PER_S,
-    BusyError,
     TokenReviewer,
 )
 from llava_operator.serving.connections import Limits
+from llava_operator.serving.lines import LINES_AT_ONCE
 from tests.controller.desk import (
     EARLIER_JOB_UID,
     GOOD,

@@ -23,11 +23,14 @@ from llava_operator.cache.views import PodView
 from llava_operator.clock import to_time
 from llava_operator.kube.client import KubeError
 from llava_operator.kube.objects import Key
+from llava_operator.kube.reviews import BusyError
 from llava_operator.loop.workqueue import WorkQueue
 from llava_operator.reporting.claims import Speaker, read_claims
-from llava_operator.reporting.tokens import BusyError, TokenReviewer
+from llava_operator.reporting.tokens import TokenReviewer
 from llava_operator.run import current_stage
 from llava_operator.serving.allowances import Allowances
+from llava_operator.serving.bearer import read_bearer
+from llava_operator.serving.lines import FewLines
 from llava_operator.serving.server import keep_for
 from llava_operator.validation_errors import describe_faults
 
@@ -37,8 +40,6 @@ MAX_BODY = 64 * 1024
 """Bytes of the longest report that is read."""
 REPORTS_AT_ONCE, REPORTS_PER_S = 5, 1.0
 """Reports of one pod that are read, at once and later on, good ones or not."""
-LINES_AT_ONCE, LINES_PER_S = 20, 0.2
-"""Refusals that are logged, at once and later on."""
 MAX_TEXT = 512
 """Longest text with foreign parts in a log line or an answer."""
 NOT_OURS = "the token is not one that Kubernetes issued to a pod for this endpoint"
@@ -85,8 +86,7 @@ class ReportDesk:
 
     def __post_init__(self) -> None:
         self._of_pod: Allowances[str] = Allowances(per_s=REPORTS_PER_S, burst=REPORTS_AT_ONCE, clock=self.clock)
-        self._lines: Allowances[None] = Allowances(per_s=LINES_PER_S, burst=LINES_AT_ONCE, clock=self.clock)
-        self._num_unlogged = 0
+        self._lines = FewLines(logger, clock=self.clock)
 
     def build_app(self) -> web.Application:
         """The application that serves the endpoint."""
@@ -102,7 +102,7 @@ class ReportDesk:
             self.count(refused.code, refused.why)
             # Foreign parts of it shall neither begin a line nor fill a page.
             message = show(refused, max_chars=MAX_TEXT)
-            self._log(f"report from {request.remote} refused with {refused.code}: {message}")
+            self._lines.log(f"report from {request.remote} refused with {refused.code}: {message}")
             return web.json_response({"error": message}, status=refused.code)
         self.count(200, None)
         answer = web.json_response(text=ProgressAnswer(next_report_seconds=wait_s).model_dump_json())
@@ -110,18 +110,11 @@ class ReportDesk:
             answer.force_close()
         return answer
 
-    def _log(self, message: str) -> None:
-        """Log a refusal, unless there are too many: who is refused must not fill the log."""
-        if not self._lines.take(None):
-            self._num_unlogged += 1
-            return
-        others = f" ({self._num_unlogged} others before were not logged)" if self._num_unlogged else ""
-        self._num_unlogged = 0
-        logger.info("%s%s", message, others)
-
     async def _take(self, request: web.Request) -> tuple[Speaker, float]:
         """Take one report; who it came from, and the seconds after which the next is welcome."""
-        token = _token_of(request)
+        token = read_bearer(request)
+        if token is None:
+            raise RefusedError(401, Refusal.TOKEN, "the Authorization header must be: Bearer TOKEN")
         claimed = read_claims(token)
         if claimed is None:
             raise RefusedError(401, Refusal.TOKEN, NOT_OURS)
@@ -180,13 +173,6 @@ class ReportDesk:
                 f"the report is about {report.stage}-{report.attempt} of run {report.run_uid}, but pod "
                 f"{pod.key.name} works on {stage.name}-{stage.attempt} of run {run.uid}",
             )
-
-
-def _token_of(request: web.Request) -> str:
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
-        raise RefusedError(401, Refusal.TOKEN, "the Authorization header must be: Bearer TOKEN")
-    return token.strip()
 
 
 async def _read_body(request: web.Request) -> bytes:
