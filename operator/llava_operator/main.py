@@ -40,15 +40,17 @@ from llava_operator.loop.passes import Passes, Relisted, Resync
 from llava_operator.loop.sessions import WatchSessions
 from llava_operator.loop.watches import build_kopf_settings, build_registry
 from llava_operator.loop.workqueue import WorkQueue
-from llava_operator.probes import LIMITS, build_metrics_handler, build_web_app
+from llava_operator.probes import LIMITS, build_web_app, expose
 from llava_operator.reporting.acceptance import Refusal
 from llava_operator.reporting.upkeep import keep_reporting
 from llava_operator.scraping.upkeep import keep_metrics
 from llava_operator.serving.server import SHUTDOWN_S, serve
 from llava_operator.settings import Settings, SettingsError
+from llava_operator.telemetry.exposition import Exposition
 from llava_operator.telemetry.logs import PlainFormatter
 from llava_operator.telemetry.operator_metrics import OperatorMetrics
-from llava_operator.telemetry.run_metrics import RunCollector
+from llava_operator.telemetry.run_metrics import RunMetrics
+from llava_operator.telemetry.text_format import list_slices
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +67,12 @@ class Operator:
 
     settings: Settings
     api: ApiClient
-    runs: Runs = field(default_factory=Runs)
+    runs: Runs = field(init=False)
     authority: Authority = field(default_factory=Authority)
     registry: CollectorRegistry = field(default_factory=lambda: CollectorRegistry(auto_describe=True))
 
     def __post_init__(self) -> None:
+        self.runs = Runs(team_label=self.settings.metrics_team_label)
         self.progress = ProgressBook(
             interval_s=self.settings.progress_interval_seconds,
             writes_per_s=self.settings.progress_writes_per_second,
@@ -99,7 +102,8 @@ class Operator:
         self.queue: WorkQueue[Key] = WorkQueue(
             expected=(KubeError,), note_wait=self._note_wait, note_retry=lambda _: self.metrics.note_retry()
         )
-        self.registry.register(RunCollector(self.runs, now))
+        runs = RunMetrics(self.runs, now, finished_run_s=self.settings.metrics_finished_run_seconds)
+        self.exposition = Exposition(partial(list_slices, self.registry), runs.list_slices)
 
     async def run(self) -> None:
         """Serve probes, wait for leadership, lead until told to stop.
@@ -123,14 +127,15 @@ class Operator:
     @asynccontextmanager
     async def _serve(self) -> AsyncIterator[None]:
         """Serve probes and metrics, whether this process leads or not."""
-        metrics, settings = build_metrics_handler(self.registry), self.settings
+        settings = self.settings
         async with AsyncExitStack() as served:
-            app = build_web_app(self.health, None if settings.metrics_secure else metrics)
+            app = build_web_app(self.health, None if settings.metrics_secure else self.exposition)
             count = partial(self.metrics.note_closed, "http")
             await served.enter_async_context(serve(app, settings.http_port, limits=LIMITS, count=count))
             if settings.metrics_secure:
                 count = partial(self.metrics.note_closed, "metrics")
-                keeping = keep_metrics(self.kube, settings, metrics, count_closed=count)
+                handler = partial(expose, exposition=self.exposition)
+                keeping = keep_metrics(self.kube, settings, handler, count_closed=count)
                 served.push_async_callback(_end, asyncio.create_task(keeping))
             yield
 

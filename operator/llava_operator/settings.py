@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from llava_api.spec import Download, SecretRef
+from llava_operator.cache.runs import TEAM_LABEL
 from llava_operator.deciding.policy import (
     ALLOWED_HOST,
     ALLOWED_NAME,
@@ -17,7 +18,7 @@ from llava_operator.deciding.policy import (
     PUBLIC_HUB,
     Policy,
 )
-from llava_operator.pod_metadata import check_annotations, check_labels, read_json_object
+from llava_operator.pod_metadata import check_annotations, check_key, check_labels, read_json_object
 
 PREFIX = "LLAVA_OPERATOR_"
 
@@ -175,6 +176,21 @@ class Settings(BaseModel):
     stage_pod_annotations: Annotated[
         dict[str, str], AfterValidator(check_annotations), Field(description="The same, annotations.")
     ] = {}
+
+    metrics_team_label: Annotated[
+        str,
+        AfterValidator(lambda key: key and check_key(key)),
+        Field(description="Label of runs whose value llava_run_info tells as their team; empty = none."),
+    ] = TEAM_LABEL
+    metrics_finished_run_seconds: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=31_536_000,
+            description="Time for which /metrics goes on telling of runs that have ended. What was scraped stays in "
+            "Prometheus; a resource that is kept for months would be as many series as one that trains.",
+        ),
+    ] = 3600
 
     # What runs may ask for (``policy``). Each list is separated by commas; ``*`` allows all, and empty nothing.
     policy_image_repositories: Annotated[

@@ -77,7 +77,7 @@ def account_until(status: Status, now: datetime) -> Accounting:
         update["queued_seconds"] = known.queued_seconds + _queued_s(newest, now)
         if gpu_seconds := num_gpus_of(newest) * _held_s(newest, now):
             update["gpu_seconds"] = _add(known.gpu_seconds, stage.name, gpu_seconds)
-    return known.model_copy(update=update)
+    return known.model_copy(update=update) if update else known
 
 
 def num_gpus_of(attempt: AttemptStatus) -> int:

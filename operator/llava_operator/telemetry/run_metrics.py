@@ -6,89 +6,42 @@ stand in labels.
 
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from typing import Final
 
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
-
-from llava_api.status import StageStatus
 from llava_operator.cache.runs import RunView
-from llava_operator.clock import from_time
+from llava_operator.telemetry.contract import PREFIX_RUN, RUN_FAMILIES, Family
+from llava_operator.telemetry.run_samples import SAMPLERS
+from llava_operator.telemetry.text_format import write_head, write_sample
 
-_RUN = ["namespace", "name"]
+_SLICE: Final = 64
+"""Runs that are asked in one go, whether they have something to tell or not: about 1 ms."""
 
 
-class RunCollector(Collector):
-    """Makes the metrics of all runs from what is cached of them."""
+class RunMetrics:
+    """Makes the metrics of all runs from what is cached of them. Nothing of it is kept: 10,000 may be 50 MB of text."""
 
-    def __init__(self, runs: Iterable[RunView], now: Callable[[], datetime]) -> None:
+    def __init__(self, runs: Iterable[RunView], now: Callable[[], datetime], *, finished_run_s: float) -> None:
+        """Tell of ``runs``, and of those that have ended for so many seconds after that."""
         self._runs = runs
         self._now = now
+        self._finished_run_s = finished_run_s
 
-    def collect(self) -> Iterator[Metric]:
-        """Every family, with a sample for each run that has the value."""
-        families = _families()
-        for run in self._runs:
-            _add_state(families, run, self._now())
-            _add_progress(families, run)
-        yield from families.values()
-
-
-def _families() -> dict[str, GaugeMetricFamily]:
-    documented = (
-        ("llava_run_phase", "1 for the phase that a run is in.", [*_RUN, "phase"]),
-        ("llava_run_stage_state", "1 for the state that a stage is in.", [*_RUN, "stage", "state"]),
-        ("llava_run_stage_duration_seconds", "Seconds from a stage's beginning to its end, or to now.",
-         [*_RUN, "stage"]),
-        ("llava_run_attempts_ended", "Attempts of all stages that have ended without success.",
-         [*_RUN, "reason"]),
-        ("llava_run_failure", "1 for the reason that a run has failed for.", [*_RUN, "stage", "reason"]),
-        ("llava_run_step", "Steps that the reporting stage has done.", [*_RUN, "stage"]),
-        ("llava_run_steps_total", "Steps that the reporting stage has in all; 0 while unknown.", [*_RUN, "stage"]),
-        ("llava_run_loss", "Training loss of the last reported step, per supervised token.", _RUN),
-        ("llava_run_learning_rate", "Learning rate of the last reported step.", _RUN),
-        ("llava_run_tokens_per_second", "Real tokens per second over all training processes.", _RUN),
-        ("llava_run_samples_per_second", "Samples per second over all processes of the reporting stage.", _RUN),
-        ("llava_run_progress_timestamp_seconds", "When the last report came, in seconds since 1970.", _RUN),
-        ("llava_run_score", "Score of a model in evaluation.", [*_RUN, "metric", "split", "model"]),
-    )  # fmt: skip
-    return {name: GaugeMetricFamily(name, text, labels=labels) for name, text, labels in documented}
+    def list_slices(self) -> Iterator[str]:
+        """Every family, all as of the instant at which the first is asked for."""
+        now = self._now()
+        shown_from = now.timestamp() - self._finished_run_s
+        runs = tuple(run for run in self._runs if run.ended_at is None or run.ended_at > shown_from)
+        for family in RUN_FAMILIES:
+            yield write_head(family.name, family.kind, family.help)
+            for start in range(0, len(runs), _SLICE):
+                yield "".join(_write_samples(family, runs[start : start + _SLICE], now))
 
 
-def _add_state(families: dict[str, GaugeMetricFamily], run: RunView, now: datetime) -> None:
-    names = [run.key.namespace, run.key.name]
-    status = run.status
-    families["llava_run_phase"].add_metric([*names, str(status.phase or "Pending")], 1)
-    for stage in status.stages:
-        families["llava_run_stage_state"].add_metric([*names, stage.name, stage.state], 1)
-        if (seconds := _duration_s(stage, now)) is not None:
-            families["llava_run_stage_duration_seconds"].add_metric([*names, stage.name], seconds)
-    for reason, count in (status.accounting.restarts_by_reason if status.accounting else {}).items():
-        families["llava_run_attempts_ended"].add_metric([*names, reason], count)
-    if run.is_finished and status.failure is not None:
-        labels = [*names, status.failure.stage or "", status.failure.reason]
-        families["llava_run_failure"].add_metric(labels, 1)
-    for metric in status.evaluation.metrics if status.evaluation else ():
-        for model, value in (("base", metric.base), ("tuned", metric.tuned)):
-            families["llava_run_score"].add_metric([*names, metric.name, metric.split, model], value)
-
-
-def _duration_s(stage: StageStatus, now: datetime) -> float | None:
-    if stage.start_time is None:
-        return None
-    end = from_time(stage.completion_time) if stage.completion_time else now
-    return max(0.0, (end - from_time(stage.start_time)).total_seconds())
-
-
-def _add_progress(families: dict[str, GaugeMetricFamily], run: RunView) -> None:
-    progress = run.status.progress
-    if progress is None:
-        return
-    names = [run.key.namespace, run.key.name]
-    if progress.unit == "steps":
-        families["llava_run_step"].add_metric([*names, progress.stage], progress.step)
-        families["llava_run_steps_total"].add_metric([*names, progress.stage], progress.total_steps)
-    came = from_time(progress.last_update_time).timestamp()
-    families["llava_run_progress_timestamp_seconds"].add_metric(names, came)
-    for field in ("loss", "learning_rate", "tokens_per_second", "samples_per_second"):
-        if (value := getattr(progress, field)) is not None:
-            families[f"llava_run_{field}"].add_metric(names, value)
+def _write_samples(family: Family, runs: Iterable[RunView], now: datetime) -> Iterator[str]:
+    sample_run = SAMPLERS[family.name.removeprefix(PREFIX_RUN)]
+    # By their names, as the client writes them.
+    ordered = sorted((label, index) for index, label in enumerate(family.labels))
+    for run in runs:
+        for own, value in sample_run(run, now):
+            values = (run.key.namespace, run.key.name, *own)
+            yield write_sample(family.name, [(label, values[index]) for label, index in ordered], value)
