@@ -9,7 +9,8 @@ import pytest
 from llava_api.constants import StageName
 from llava_api.status import Progress
 from llava_operator.acting.events import RECENT, EventPublisher, Transition, build_event, list_transitions
-from llava_operator.kube.client import AlreadyExistsError, InvalidError, Kind, NotFoundError, RetryableError
+from llava_operator.kube.errors import AlreadyExistsError, InvalidError, NotFoundError, RetryableError
+from llava_operator.kube.kinds import Kind
 from llava_operator.kube.objects import Object
 from tests.controller.makers import (
     KEY,

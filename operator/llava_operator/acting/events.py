@@ -17,7 +17,8 @@ from llava_api.failures import Reason
 from llava_api.status import SUCCEEDED, AttemptSettings, AttemptStatus, Progress, StageState, StageStatus, Status, Time
 from llava_api.text import show
 from llava_operator.clock import from_time, to_micro_time
-from llava_operator.kube.client import AlreadyExistsError, InvalidError, Kube, NotFoundError
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import AlreadyExistsError, InvalidError, NotFoundError
 from llava_operator.kube.kinds import EVENTS
 from llava_operator.kube.objects import Key, Object
 from llava_operator.stages import STAGES

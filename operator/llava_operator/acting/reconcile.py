@@ -26,7 +26,8 @@ from llava_operator.deciding.observation import Observation, Obstacle
 from llava_operator.deciding.policy import find_violations
 from llava_operator.deciding.status import complete_status, dump_status, merge_patch, without_texts
 from llava_operator.deciding.stillness import note_step
-from llava_operator.kube.client import ConflictError, Kube, KubeError, NotFoundError
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import ConflictError, KubeError, NotFoundError
 from llava_operator.kube.kinds import JOBS, RUNS
 from llava_operator.kube.objects import Key, Object
 from llava_operator.run import Run, UnreadableError, attempt_of, current_stage, parse_run, stage_of
