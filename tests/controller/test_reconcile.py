@@ -15,8 +15,9 @@ from llava_api.status import Progress, Status
 from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.nodes import Nodes
-from llava_operator.acting.reconcile import UNREPORTED, Reconciler, StatusPrunedError
+from llava_operator.acting.reconcile import Reconciler, StatusPrunedError
 from llava_operator.acting.report_authority import Authority
+from llava_operator.acting.transitions import UNREPORTED
 from llava_operator.acting.troubles import ASKED_AFTER_S, Troubles
 from llava_operator.acting.unreadable import UNREADABLE
 from llava_operator.build.common import Platform

@@ -1,7 +1,7 @@
 """One pass over one run: observe, decide, and commit an intent or act on one that is committed."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -10,13 +10,14 @@ from llava_api.status import ApiTrouble, StageStatus, Status
 from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.creation import ObstacleError
 from llava_operator.acting.deletion import delete_run, keep_volume
-from llava_operator.acting.events import EventPublisher, Transition
+from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.nodes import Nodes
 from llava_operator.acting.observe import Observer
 from llava_operator.acting.report_authority import Authority, write_authority
 from llava_operator.acting.starting import start_attempt
+from llava_operator.acting.transitions import undeleted, unreadable, unreported
 from llava_operator.acting.troubles import Troubles
-from llava_operator.acting.unreadable import UNREADABLE, build_unreadable_patch
+from llava_operator.acting.unreadable import build_unreadable_patch
 from llava_operator.build.common import Platform
 from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
@@ -148,7 +149,7 @@ class Reconciler:
         told = complete_status(told, before=before, generation=generation, now=self.now())
         if without_texts(told) != without_texts(before):
             await self._commit(Observation(run=run, now=self.now()), told)
-        await self._publish_events(replace(run, status=told))
+        await self.events.publish_status(run.key, run.uid, told)
 
     def forget_errors(self, key: Key) -> bool:
         """A pass has ended well; returns whether another one has to take back what was told of those before."""
@@ -198,7 +199,7 @@ class Reconciler:
     async def _wait(self, run: Run, until: datetime | None, now: datetime) -> float | None:
         if run.deleting:
             return None
-        are_published = await self._publish_events(run)
+        are_published = await self.events.publish_status(run.key, run.uid, run.status)
         if (stage := current_stage(run.status)) is not None:
             await self._hand_out_authority(run, stage, is_new=False)
         else:
@@ -290,7 +291,7 @@ class Reconciler:
 
     async def _delete(self, run: Run) -> float | None:
         """Delete a run that has ended. Where that is refused an Event says so, and a later pass tries again."""
-        await self._publish_events(run)
+        await self.events.publish_status(run.key, run.uid, run.status)
         try:
             await delete_run(self.kube, run)
         except ConflictError:
@@ -298,13 +299,7 @@ class Reconciler:
             return 0.0
         except ObstacleError as error:
             logger.warning("%s cannot be deleted: %s", run.key, error)
-            ended = run.status.completion_time
-            assert ended is not None, "its time is counted from there"
-            transition = Transition(
-                time=ended, type="Warning", reason=UNDELETED, action="Delete", about="run",
-                note=f"spec.ttlSecondsAfterFinished is over, but the run cannot be deleted: {error}",
-            )  # fmt: skip
-            await self._publish(run.key, run.uid, transition)
+            await self.events.publish(run.key, run.uid, undeleted(run, error))
             return max(LAST_RETRY_S, error.retry_after_s)
         logger.info("%s is deleted, %s s after its end", run.key, run.spec.ttl_seconds_after_finished)
         self._forget(run.key)
@@ -323,47 +318,12 @@ class Reconciler:
             memory.published_ca = certificate
         except (KubeError, ObstacleError) as error:
             logger.warning("%s: its progress cannot be reported for now: %s", run.key, error)
-            await self._publish_unreported(run, stage, str(error))
-
-    async def _publish_unreported(self, run: Run, stage: StageStatus, why: str) -> None:
-        started = stage.start_time
-        assert started is not None, "a stage that runs has been begun"
-        transition = Transition(
-            time=started, type="Warning", reason=UNREPORTED, action="Report", about=f"{stage.name}-{stage.attempt}",
-            note=f"{stage.name} runs, but its progress cannot be reported: {why}",
-        )  # fmt: skip
-        await self._publish(run.key, run.uid, transition)
-
-    async def _publish(self, key: Key, uid: str, transition: Transition) -> bool:
-        return await self._tell(key, self.events.publish(key, uid, transition))
-
-    async def _publish_events(self, run: Run) -> bool:
-        return await self._tell(run.key, self.events.publish_status(run.key, run.uid, run.status))
-
-    async def _tell(self, key: Key, publishing: Awaitable[None]) -> bool:
-        """Whether Events could be made. They are for people: the run goes on without, and a later pass tries again."""
-        try:
-            await publishing
-        except KubeError as error:
-            logger.warning("%s: an Event could not be created: %s", key, error)
-            return False
-        return True
+            await self.events.publish(run.key, run.uid, unreported(stage, error))
 
     async def _report_unreadable(self, key: Key, raw: Object, message: str) -> float | None:
         """Say that a run is none that this version understands. It is left alone until it changes."""
         logger.error("%s cannot be read by this version of the operator: %s", key, message)
-        meta = raw["metadata"]
-        transition = Transition(
-            time=meta["creationTimestamp"], type="Warning", reason=UNREADABLE, action="Read", note=message,
-            about=f"generation-{meta.get('generation', 1)}",
-        )  # fmt: skip
-        delay_s = None if await self._publish(key, meta["uid"], transition) else LAST_RETRY_S
+        is_told = await self.events.publish(key, raw["metadata"]["uid"], unreadable(raw, message))
         if patch := build_unreadable_patch(raw, message, self.now()):
             await self.kube.patch(RUNS, key.namespace, key.name, patch, subresource="status")
-        return delay_s
-
-
-UNDELETED = "NotDeleted"
-"""Reason of the Event when a run outlives its ``ttlSecondsAfterFinished``."""
-UNREPORTED = "ProgressUnreported"
-"""Reason of the Event when a run's progress cannot be reported."""
+        return None if is_told else LAST_RETRY_S
