@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from llava_api.constants import StageName
 from llava_api.status import ApiTrouble, StageStatus, Status
 from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.creation import ObstacleError
 from llava_operator.acting.deletion import delete_run, keep_volume
 from llava_operator.acting.events import EventPublisher
+from llava_operator.acting.memory import LAST_RETRY_S, Memory
 from llava_operator.acting.nodes import Nodes
 from llava_operator.acting.observe import Observer
 from llava_operator.acting.report_authority import Authority, write_authority
@@ -23,7 +23,7 @@ from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.runs import Runs
 from llava_operator.deciding.decide import Commit, Delete, KeepVolume, Start, Stop, Wait, decide
-from llava_operator.deciding.observation import Observation, Obstacle
+from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.policy import find_violations
 from llava_operator.deciding.status import complete_status, dump_status, merge_patch, without_texts
 from llava_operator.deciding.stillness import note_step
@@ -40,30 +40,10 @@ MAX_ROUNDS = 6
 """Steps of one pass: a begin or an end commits an intent, acts on it, and notes what that has made."""
 SHORTEST_WAIT_S = 0.05
 """Before a run is looked at again for nothing but the time: whatever was calculated, no pass follows at once."""
-LAST_RETRY_S = 60.0
-"""Longest wait before a child that was refused for the time being is tried again."""
 
 
 class StatusPrunedError(KubeError):
     """The API server took a status and kept nothing of what was new in it: the CRD does not know these fields."""
-
-
-@dataclass(kw_only=True)
-class _Memory:
-    """What a pass leaves to the next one over the same run. All of it can be lost."""
-
-    uid: str
-    generation: int = 0
-    """Generation of the spec that the obstacle was met with."""
-    obstacle: Obstacle | None = None
-    volume_obstacle: Obstacle | None = None
-    is_volume_kept: bool = False
-    num_refusals: int = 0
-    tried: tuple[StageName, int] | None = None
-    """Attempt whose Job was last tried to be made, well or not."""
-    published_ca: str | None = None
-    written_at: datetime | None = None
-    """When its status was last written."""
 
 
 @dataclass(kw_only=True)
@@ -81,7 +61,7 @@ class Reconciler:
     errors: ApiErrors
     platform: Platform
     now: Callable[[], datetime]
-    _memories: dict[Key, _Memory] = field(default_factory=dict)
+    _memories: dict[Key, Memory] = field(default_factory=dict)
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring one run as far as it goes without an event.
@@ -165,13 +145,7 @@ class Reconciler:
         stage = current_stage(run.status)
         was_tried = stage is not None and memory.tried == (stage.name, stage.attempt)
         seen = await self._observer.observe_children(run, now, was_tried=was_tried)
-        if memory.generation != run.generation:
-            # What the person has changed may be the way out.
-            memory.obstacle, memory.generation = None, run.generation
-        if seen.job is not None:
-            # Whatever stood in its way: it is there, and the next attempt has met nothing yet.
-            memory.obstacle = None
-            memory.num_refusals = memory.num_refusals if memory.volume_obstacle else 0
+        memory.drop_obstacle(run.generation, has_job=seen.job is not None)
         violations = (
             find_violations(run.spec, self.platform.policy, STAGES[stage.name]) if stage and seen.job is None else ()
         )
@@ -184,11 +158,11 @@ class Reconciler:
             api_trouble=self.errors.trouble_of(run.key),
         )  # fmt: skip
 
-    def _memory(self, run: Run) -> _Memory:
+    def _memory(self, run: Run) -> Memory:
         memory = self._memories.get(run.key)
         if memory is None or memory.uid != run.uid:
             self._forget(run.key)
-            memory = self._memories[run.key] = _Memory(uid=run.uid)
+            memory = self._memories[run.key] = Memory(uid=run.uid)
         return memory
 
     def _forget(self, key: Key) -> None:
@@ -253,25 +227,18 @@ class Reconciler:
                 self.kube, attempt_of(run, stage), self.platform, is_new=is_new, hand_out=hand_out
             )
         except ObstacleError as error:
-            memory.obstacle = self._meet(run, error)
+            logger.warning("%s: %s", run.key, error)
+            memory.obstacle = memory.meet(error, self.now())
             return
         self.children.note_job(job)
-
-    def _meet(self, run: Run, error: ObstacleError) -> Obstacle:
-        """An obstacle, to be tried again later and later."""
-        memory = self._memory(run)
-        memory.num_refusals += 1
-        delay_s = min(LAST_RETRY_S, 2.0 ** min(memory.num_refusals - 1, 16))
-        retry_at = self.now() + timedelta(seconds=max(delay_s, error.retry_after_s))
-        logger.warning("%s: %s", run.key, error)
-        return Obstacle(kind=error.kind, reason=error.reason, message=str(error), retry_at=retry_at)
 
     async def _keep_volume(self, run: Run) -> None:
         memory = self._memory(run)
         try:
             await keep_volume(self.kube, run)
         except ObstacleError as error:
-            memory.volume_obstacle = self._meet(run, error)
+            logger.warning("%s: %s", run.key, error)
+            memory.volume_obstacle = memory.meet(error, self.now())
             return
         memory.volume_obstacle, memory.is_volume_kept = None, True
 
