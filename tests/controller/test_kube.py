@@ -11,18 +11,13 @@ from aiohttp import web
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
-from llava_operator.kube.client import (
-    CHUNK_BYTES,
+from llava_operator.kube.client import CHUNK_BYTES, MAX_LIST_BYTES, Kube
+from llava_operator.kube.errors import (
     LAST_RETRY_AFTER_S,
-    MAX_LIST_BYTES,
-    NO_ANSWER,
     AlreadyExistsError,
-    Answered,
     ConflictError,
     ForbiddenError,
     InvalidError,
-    Kind,
-    Kube,
     KubeError,
     NotFoundError,
     RefusedError,
@@ -30,7 +25,8 @@ from llava_operator.kube.client import (
     TooLongError,
     error_of,
 )
-from llava_operator.kube.kinds import JOBS, PODS, RUNS
+from llava_operator.kube.kinds import JOBS, PODS, RUNS, Kind
+from llava_operator.kube.requests import NO_ANSWER, Answered
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -8,9 +8,8 @@ from prometheus_client.exposition import generate_latest
 
 from llava_api.constants import StageName
 from llava_api.status import Accounting, Status
-from llava_operator.kube.client import Answered
 from llava_operator.kube.kinds import JOBS, KINDS, PODS, RUNS
-from llava_operator.kube.requests import OTHER, read_request
+from llava_operator.kube.requests import OTHER, Answered, read_request
 from llava_operator.telemetry.contract import OPERATOR_FAMILIES, Kind
 from llava_operator.telemetry.operator_metrics import OperatorMetrics
 from tests.controller.makers import KEY, ONCE, begun, commit, failed, job_end, make_job, see

@@ -16,8 +16,8 @@ from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from llava_operator.kube.client import ForbiddenError, Kind, NotFoundError, RetryableError
-from llava_operator.kube.kinds import SECRETS, SUBJECT_ACCESS_REVIEWS, TOKEN_REVIEWS
+from llava_operator.kube.errors import ForbiddenError, NotFoundError, RetryableError
+from llava_operator.kube.kinds import SECRETS, SUBJECT_ACCESS_REVIEWS, TOKEN_REVIEWS, Kind
 from llava_operator.kube.objects import Object
 from llava_operator.kube.reviews import MAX_REVIEWS, MAX_WAIT_S, BusyError
 from llava_operator.scraping.access import (

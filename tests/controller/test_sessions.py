@@ -17,10 +17,9 @@ from llava_api.constants import GROUP, KIND, PLURAL, VERSION
 from llava_operator.cache.children import Children
 from llava_operator.cache.runs import Runs
 from llava_operator.cache.skipped import SkippedObjects
-from llava_operator.kube.client import Answered, Kind
-from llava_operator.kube.kinds import JOBS, PODS, RUNS
+from llava_operator.kube.kinds import JOBS, PODS, RUNS, Kind
 from llava_operator.kube.objects import Key
-from llava_operator.kube.requests import read_request
+from llava_operator.kube.requests import Answered, read_request
 from llava_operator.loop.sessions import WatchSessions
 from llava_operator.loop.watches import build_kopf_settings, build_registry
 from llava_operator.loop.workqueue import WorkQueue

@@ -6,7 +6,7 @@ from llava_api.constants import Phase, StageName
 from llava_api.failures import Reason
 from llava_api.status import Accounting, AttemptState, StageState, Status
 from llava_operator.deciding.policy import Policy
-from llava_operator.kube.client import RetryableError
+from llava_operator.kube.errors import RetryableError
 from llava_operator.kube.objects import Key, Object
 from llava_operator.run import stage_of
 from llava_operator.telemetry.transitions import AttemptEnd, RunEnd, StageEnd, Transitions, compare

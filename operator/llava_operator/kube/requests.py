@@ -3,14 +3,31 @@
 Each word is one of a known set, since they become labels of metrics: what is not known is ``other``.
 """
 
-from llava_operator.kube.client import Answered
+from dataclasses import dataclass
+
 from llava_operator.kube.kinds import KINDS
 
+NO_ANSWER = 0
+"""In place of the status code of an answer that did not come."""
 OTHER = "other"
 """Resource of a request for none that the operator works with: discovery, the version."""
 _RESOURCES = frozenset(kind.plural for kind in KINDS)
 _SUBRESOURCES = frozenset({"status"})
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A request, and what came of it."""
+
+    method: str
+    path: str
+    code: int
+    """Status code of the answer; ``NO_ANSWER`` where none came in full."""
+    seconds: float
+    """Until then."""
+    is_watch: bool = False
+    """Whether the answer goes on, and only its head was waited for."""
 
 
 def read_request(request: Answered) -> tuple[str, str]:

@@ -5,7 +5,8 @@ import logging
 from collections.abc import Sequence
 
 from llava_api.constants import OLDEST_KUBERNETES
-from llava_operator.kube.client import ForbiddenError, Kube, KubeError, NotFoundError
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import ForbiddenError, KubeError, NotFoundError
 from llava_operator.kube.kinds import RUNS
 
 logger = logging.getLogger(__name__)

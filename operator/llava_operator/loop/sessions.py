@@ -13,7 +13,7 @@ import aiohttp
 import kopf
 from yarl import URL
 
-from llava_operator.kube.client import NO_ANSWER, Answered
+from llava_operator.kube.requests import NO_ANSWER, Answered
 
 
 class WatchSessions:

@@ -21,7 +21,7 @@ from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.runs import Runs, RunView
 from llava_operator.cache.views import PodView
 from llava_operator.clock import to_time
-from llava_operator.kube.client import KubeError
+from llava_operator.kube.errors import KubeError
 from llava_operator.kube.objects import Key
 from llava_operator.kube.reviews import BusyError
 from llava_operator.loop.workqueue import WorkQueue

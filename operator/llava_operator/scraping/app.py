@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from llava_operator.kube.client import KubeError
+from llava_operator.kube.errors import KubeError
 from llava_operator.kube.reviews import BusyError
 from llava_operator.scraping.access import PATH, Access, Readers
 from llava_operator.serving.bearer import read_bearer

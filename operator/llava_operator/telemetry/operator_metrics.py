@@ -12,9 +12,8 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from llava_api.constants import Phase
 from llava_api.status import Status
-from llava_operator.kube.client import Answered
 from llava_operator.kube.objects import Key
-from llava_operator.kube.requests import read_request
+from llava_operator.kube.requests import Answered, read_request
 from llava_operator.telemetry.contract import OPERATOR_FAMILIES, PREFIX_OPERATOR, Family, Kind
 from llava_operator.telemetry.transitions import compare
 

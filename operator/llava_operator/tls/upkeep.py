@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from llava_operator.kube.client import KubeError
+from llava_operator.kube.errors import KubeError
 from llava_operator.serving.connections import Closed, Limits
 from llava_operator.serving.server import serve
 from llava_operator.tls.authority_secret import AuthorityError
