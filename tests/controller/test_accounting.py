@@ -97,3 +97,12 @@ def test_waiting_in_a_queue_and_a_suspension_count_until_now() -> None:
     assert (later.queued_seconds, later.suspended_seconds) == (63, 14)
     admitted = with_newest(queued.model_copy(update={"admitted_time": at(20)}), accounting=known)
     assert account_until(admitted, NOW + timedelta(seconds=60)).queued_seconds == 23
+
+
+def test_who_runs_without_having_been_seen_in_the_queue_does_not_wait_in_it() -> None:
+    """Kueue may let a Job in before anybody has looked at it: until the end, all its time would count as waiting."""
+    running = attempt(running_time=at(5), state=AttemptState.RUNNING, settings=AttemptSettings(queue="gpus"))
+    assert account_until(with_newest(running), NOW + timedelta(seconds=60)).queued_seconds == 5
+    over = account_for(Status(), TRAIN, gone(SUCCEEDED, running_time=at(5), settings=running.settings), None)
+    assert over.accounting is not None
+    assert over.accounting.queued_seconds == 5

@@ -97,8 +97,9 @@ def _held_s(attempt: AttemptStatus, end: datetime) -> int:
 def _queued_s(attempt: AttemptStatus, end: datetime) -> int:
     if attempt.settings.queue is None or attempt.start_time is None:
         return 0
-    until = from_time(attempt.admitted_time) if attempt.admitted_time else end
-    return _seconds(from_time(attempt.start_time), until)
+    # One that was let in before it was ever seen to wait has no admittedTime, but it has run.
+    until = attempt.admitted_time or attempt.running_time
+    return _seconds(from_time(attempt.start_time), from_time(until) if until else end)
 
 
 def _kept_share(attempt: AttemptStatus, progress: Progress | None) -> float:
