@@ -16,11 +16,12 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, DateFormatter, date2num
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MultipleLocator
 from PIL import Image
 
 from llava_monitoring.promql import expand
 from llava_monitoring.reading import Json, panels_of
-from tests.monitoring.formats import write_name, write_value
+from tests.monitoring.formats import round_step, write_name, write_value
 from tests.monitoring.prometheus import Prometheus, Series, Span
 from tests.monitoring.proof import values_for
 
@@ -31,8 +32,10 @@ _TITLE_PX = 20
 _INK, _FAINT, _PAGE, _PANEL = "#1f2329", "#6b7280", "#f4f5f5", "#ffffff"
 _LINES = ("#5794F2", "#73BF69", "#F2495C", "#FF9830", "#B877D9", "#37872D", "#FADE2A", "#8F3BB8", "#1F60C4", "#C4162A")
 _COLORS = {"red": "#E02F44", "yellow": "#E0A000", "green": "#37872D", "blue": "#3274D9", "gray": "#9AA0A6"}
-_MAX_COLORS = 64
-_MAX_LEGEND = 6
+_MAX_COLORS = 128
+_MAX_LEGEND = 8
+_MAX_TICKS = 5
+_AXIS_PX = 58
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,16 +125,22 @@ class Drawing:
                 lines.append((write_name(target["legendFormat"], series.labels), series))
         if not lines:
             return _say_nothing(back)
-        axes = figure.add_axes(box.inner(left=58, right=10, top=_TITLE_PX + 6, bottom=40))
+        axes = figure.add_axes(box.inner(left=_AXIS_PX, right=10, top=_TITLE_PX + 6, bottom=40))
         colors = {name: color["fixedColor"] for name, color in _overrides(panel, "color").items()}
         self._draw_lines(axes, sorted(lines, key=lambda line: line[0]), colors, stacked="stacking" in custom)
         axes.set_xlim(_when(self.span.start), _when(self.span.end))
         axes.xaxis.set_major_locator(AutoDateLocator(maxticks=6))
         axes.xaxis.set_major_formatter(DateFormatter("%H:%M", tz=UTC))
-        if custom.get("scaleDistribution", {}).get("type") == "log":
+        is_logarithmic = custom.get("scaleDistribution", {}).get("type") == "log"
+        if is_logarithmic:
             axes.set_yscale("log")
         least, most = (panel["fieldConfig"]["defaults"].get(key) for key in ("min", "max"))
         axes.set_ylim(bottom=least, top=most * 1.05 if most else None)
+        if is_logarithmic:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        else:
+            low, high = axes.get_ylim()
+            axes.yaxis.set_major_locator(MultipleLocator(round_step((high - low) / _MAX_TICKS, unit)))
         axes.yaxis.set_major_formatter(lambda value, _: write_value(value, unit))
         axes.yaxis.set_minor_formatter(lambda *_: "")
         axes.tick_params(length=0, colors=_FAINT)
@@ -139,7 +148,8 @@ class Drawing:
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
         self._marks(axes)
-        axes.legend(loc="upper left", bbox_to_anchor=(-0.08, -0.11), ncols=4, frameon=False, fontsize=7,
+        below = (-(_AXIS_PX - 8) / (box.width - _AXIS_PX), -18 / (box.height - _TITLE_PX - 46))
+        axes.legend(loc="upper left", bbox_to_anchor=below, ncols=4, frameon=False, fontsize=7, borderaxespad=0,
                     handlelength=1, columnspacing=1)  # fmt: skip
         return True
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from llava_monitoring.reading import Asked
-from tests.monitoring.formats import write_name, write_value
+from tests.monitoring.formats import round_step, write_name, write_value
 from tests.monitoring.prometheus import Prometheus, Series, Span
 from tests.monitoring.proof import Missing, find_faults
 
@@ -65,6 +65,14 @@ def test_an_exception_about_no_query_is_named() -> None:
 )  # fmt: skip
 def test_values_are_written_with_their_units(value: float, unit: str, text: str) -> None:
     assert write_value(value, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("step", "unit", "rounded"),
+    [(0.3, "short", 0.5), (7, "none", 10), (70, "s", 120), (100_000, "s", 172_800), (3e9, "bytes", 2**32)],
+)
+def test_ticks_of_axes_read_well(step: float, unit: str, rounded: float) -> None:
+    assert round_step(step, unit) == rounded
 
 
 def test_a_unit_that_nobody_writes_is_named() -> None:

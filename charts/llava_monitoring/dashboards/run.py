@@ -10,6 +10,7 @@ from llava_monitoring.panels import (
     BYTES,
     COUNT,
     GREEN,
+    OF_PHASES,
     RATIO,
     RED,
     SECONDS,
@@ -144,7 +145,7 @@ def _resources() -> Row:
         graph("Pods", "Pods of the run in each phase, as the cluster sees them (finished ones stay until their Job "
               "goes).",
               COUNT, Query(f"sum by (phase) ({_pods('kube_pod_status_phase')} == 1)", "{{phase}}"), width=24,
-              stacked=True),
+              stacked=True, colors=OF_PHASES),
     )  # fmt: skip
 
 
