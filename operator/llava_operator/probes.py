@@ -1,6 +1,7 @@
 """Plain HTTP for probes and Prometheus."""
 
 from contextlib import aclosing
+from functools import partial
 
 from aiohttp import web
 
@@ -14,8 +15,8 @@ LIMITS = Limits(connections=256, new_per_s=1000, new_at_once=64)
 probes are turned away: more addresses are let in here than to reports."""
 
 
-def build_web_app(health: Health, exposition: Exposition) -> web.Application:
-    """The application with /healthz, /readyz and /metrics."""
+def build_web_app(health: Health, exposition: Exposition | None) -> web.Application:
+    """The application with /healthz, /readyz and, unless that is served elsewhere (None), /metrics."""
 
     async def healthz(_: web.Request) -> web.Response:
         text = f"last proof of work {health.silence_s:.1f} s ago\n"
@@ -24,11 +25,10 @@ def build_web_app(health: Health, exposition: Exposition) -> web.Application:
     async def readyz(_: web.Request) -> web.Response:
         return web.Response(text="ready\n" if health.is_ready else "starting\n", status=200 if health.is_ready else 503)
 
-    async def metrics(request: web.Request) -> web.StreamResponse:
-        return await expose(request, exposition)
-
     app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    if exposition is not None:
+        app.add_routes([web.get("/metrics", partial(expose, exposition=exposition))])
     return app
 
 

@@ -1,7 +1,35 @@
 """The kinds that the operator reads and writes; together they are its RBAC rules."""
 
+from dataclasses import dataclass
+from urllib.parse import quote
+
 from llava_api.constants import GROUP, LABEL_MANAGED_BY, MANAGER, PLURAL, VERSION
-from llava_operator.kube.client import Kind
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of objects: where it is served."""
+
+    api: str
+    """``api/v1`` or ``apis/GROUP/VERSION``."""
+    plural: str
+
+    def path(self, namespace: str | None = None, name: str | None = None, subresource: str = "") -> str:
+        """Path of one object, of a namespace's collection, or of the whole cluster's.
+
+        Raises:
+            ValueError: namespace or name would lead to another path: an empty name to the whole collection.
+        """
+        scope = ["namespaces", _segment(namespace)] if namespace is not None else []
+        one = [_segment(name)] if name is not None else []
+        return "/" + "/".join(filter(None, [self.api, *scope, self.plural, *one, subresource]))
+
+
+def _segment(name: str) -> str:
+    if name in ("", ".", ".."):
+        raise ValueError(f"{name!r} is no name of an object or of a namespace")
+    return quote(name, safe="")
+
 
 RUNS = Kind(f"apis/{GROUP}/{VERSION}", PLURAL)
 JOBS = Kind("apis/batch/v1", "jobs")
@@ -16,6 +44,12 @@ EVENTS = Kind("apis/events.k8s.io/v1", "events")
 LEASES = Kind("apis/coordination.k8s.io/v1", "leases")
 ENDPOINT_SLICES = Kind("apis/discovery.k8s.io/v1", "endpointslices")
 TOKEN_REVIEWS = Kind("apis/authentication.k8s.io/v1", "tokenreviews")
+SUBJECT_ACCESS_REVIEWS = Kind("apis/authorization.k8s.io/v1", "subjectaccessreviews")
+KINDS = (
+    RUNS, JOBS, PODS, CONFIG_MAPS, SERVICES, VOLUME_CLAIMS, NETWORK_POLICIES, SECRETS, NODES, EVENTS, LEASES,
+    ENDPOINT_SLICES, TOKEN_REVIEWS, SUBJECT_ACCESS_REVIEWS,
+)  # fmt: skip
+"""All of them."""
 
 CHILD_SELECTOR = f"{LABEL_MANAGED_BY}={MANAGER}"
 """Selects the Jobs and pods of every run."""
