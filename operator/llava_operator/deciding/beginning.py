@@ -139,7 +139,8 @@ def _resume(status: Status, seen: Observation) -> Status:
 
 def _plan_again(seen: Observation, status: Status, stage: StageStatus) -> Status | FailureStatus | None:
     """Hold what training takes against what there is, for a size or a cluster that may have changed."""
-    if status.data is None:
+    if status.data is None or seen.run.status.data is None:
+        # There is nothing to plan by; or prepare has ended in this very pass, which has planned already.
         return None
     data = _scale(status.data, seen.run.spec, status.plan, stage)
     planned = plan_training(seen.run.spec, data, status.model, know_cards(seen.run.spec, seen.nodes))
