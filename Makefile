@@ -94,8 +94,8 @@ bench-reporting: setup ## What a flood of connections costs the operator and the
 	$(RUN)/python -m tests.benchmarks.reporting
 
 .PHONY: bench-metrics
-bench-metrics: setup ## What a scrape at 10,000 runs costs, and how late the operator's event loop gets meanwhile
-	$(RUN)/python -m tests.benchmarks.metrics
+bench-metrics: setup ## What a scrape at 10,000 runs costs, and how late the operator's event loop gets meanwhile (ARGS="--burst": the worst case)
+	$(RUN)/python -m tests.benchmarks.metrics $(ARGS)
 
 .PHONY: lint
 lint: setup ## Style, types and layers

@@ -116,7 +116,7 @@ def test_a_slice_asks_few_runs_and_makes_few_lines() -> None:
     """Also of families that have nothing to say of 10,000 runs: to ask takes time as well."""
     runs = crowd(num_training=200, num_ended=0, ended_at=NOW)
     slices = list(RunMetrics(runs, lambda: NOW, finished_run_s=60).list_slices())
-    assert max(text.count("\n") for text in slices) <= 64 * 5
+    assert max(text.count("\n") for text in slices) <= 32 * 5
     silent = RunMetrics(crowd(num_training=0, num_ended=200, ended_at=NOW), lambda: NOW, finished_run_s=60)
     assert len(list(silent.list_slices())) == len(slices)
 
