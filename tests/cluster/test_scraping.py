@@ -55,6 +55,12 @@ def monitoring(api_server: Kubectl, installation: Path) -> Iterator[Kubectl]:
     api_server.run("delete", "namespace", MONITORING, "--wait=false")
 
 
+@pytest.fixture(scope="module")
+def secure(api_server: Kubectl, installation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A kubeconfig with the rights that the chart gives an operator that serves its metrics securely."""
+    return install(api_server, tmp_path_factory.mktemp("secure"), NAME, "--set", "metrics.secure=true")
+
+
 def token_of(kubectl: Kubectl, account: str, *arguments: str) -> str:
     return kubectl.run("create", "token", account, "--duration=1h", *arguments).strip()
 
@@ -101,9 +107,9 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(api_server: Kubectl, folder: Path) -> AsyncIterator[Served]:
+async def serving(api_server: Kubectl, secure: Path, folder: Path) -> AsyncIterator[Served]:
     system = replace(api_server, namespace=SYSTEM_NAMESPACE)
-    proxy = Proxy(install(api_server, folder, NAME, "--set", "metrics.secure=true"))
+    proxy = Proxy(secure)
     asked: Counter[str] = Counter()
 
     def count(request: web.BaseRequest) -> int | None:
@@ -145,14 +151,14 @@ async def until_served(served: Served) -> None:
 
 
 async def test_who_gets_metrics_and_who_does_not(
-    api_server: Kubectl, monitoring: Kubectl, tmp_path: Path, promtool: Path
+    api_server: Kubectl, monitoring: Kubectl, secure: Path, tmp_path: Path, promtool: Path
 ) -> None:
     reader = token_of(monitoring, READER)
     gone = token_of(monitoring, GONE)
     monitoring.run("delete", "serviceaccount", GONE)
     assert api_server.kubeconfig is not None
     key = api_server.kubeconfig.parent / "pki" / "sa.key"
-    async with serving(api_server, tmp_path) as served:
+    async with serving(api_server, secure, tmp_path) as served:
         status, text = await served.get(reader)
         assert status == 200
         refused = {
@@ -194,10 +200,10 @@ def check_metrics(promtool: Path, text: str) -> list[str]:
 
 
 async def test_kopfs_own_requests_are_counted_on_a_real_api_server(
-    api_server: Kubectl, monitoring: Kubectl, tmp_path: Path
+    api_server: Kubectl, monitoring: Kubectl, secure: Path, tmp_path: Path
 ) -> None:
     reader = token_of(monitoring, READER)
-    async with serving(api_server, tmp_path) as served:
+    async with serving(api_server, secure, tmp_path) as served:
         wanted = {
             f'{PREFIX_OPERATOR}api_requests_total{{code="200",resource="{plural}",verb="{verb}"}}'
             for plural in ("llavafinetunes", "jobs", "pods") for verb in ("list", "watch")
@@ -212,11 +218,11 @@ async def test_kopfs_own_requests_are_counted_on_a_real_api_server(
 
 
 async def test_bad_tokens_cost_few_reviews_and_hold_up_no_reader(
-    api_server: Kubectl, monitoring: Kubectl, tmp_path: Path
+    api_server: Kubectl, monitoring: Kubectl, secure: Path, tmp_path: Path
 ) -> None:
     reader, another = token_of(monitoring, READER), token_of(monitoring, READER)
     reviews = TOKEN_REVIEWS.path()
-    async with serving(api_server, tmp_path) as served:
+    async with serving(api_server, secure, tmp_path) as served:
         assert (await served.get(reader))[0] == 200
         before, codes = served.asked[reviews], Counter[int]()
         began = asyncio.get_running_loop().time()
@@ -233,10 +239,10 @@ async def test_bad_tokens_cost_few_reviews_and_hold_up_no_reader(
         assert (await served.get(another))[0] == 200, "its address is known"
 
 
-async def test_api_server_that_is_away(api_server: Kubectl, monitoring: Kubectl, tmp_path: Path) -> None:
+async def test_api_server_that_is_away(api_server: Kubectl, monitoring: Kubectl, secure: Path, tmp_path: Path) -> None:
     reader, another = token_of(monitoring, READER), token_of(monitoring, READER)
     away = {TOKEN_REVIEWS.path(), SUBJECT_ACCESS_REVIEWS.path()}
-    async with serving(api_server, tmp_path) as served:
+    async with serving(api_server, secure, tmp_path) as served:
         assert (await served.get(reader))[0] == 200
         served.proxy.refuse = lambda request: 503 if request.path in away else None
         assert (await served.get(another))[0:2] == (503, "")
@@ -245,8 +251,10 @@ async def test_api_server_that_is_away(api_server: Kubectl, monitoring: Kubectl,
         assert (await served.get(another))[0] == 200
 
 
-async def test_plain_http_at_the_port_ends_cleanly(api_server: Kubectl, monitoring: Kubectl, tmp_path: Path) -> None:
-    async with serving(api_server, tmp_path) as served:
+async def test_plain_http_at_the_port_ends_cleanly(
+    api_server: Kubectl, monitoring: Kubectl, secure: Path, tmp_path: Path
+) -> None:
+    async with serving(api_server, secure, tmp_path) as served:
         stream, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
         with suppress(ConnectionError):
@@ -258,11 +266,11 @@ async def test_plain_http_at_the_port_ends_cleanly(api_server: Kubectl, monitori
 
 
 async def test_prometheus_scrapes_it(
-    api_server: Kubectl, monitoring: Kubectl, tmp_path: Path, prometheus: Path
+    api_server: Kubectl, monitoring: Kubectl, secure: Path, tmp_path: Path, prometheus: Path
 ) -> None:
     """The real one, configured as the chart's ServiceMonitor configures it."""
     (tmp_path / "token").write_text(token_of(monitoring, READER))
-    async with serving(api_server, tmp_path) as served:
+    async with serving(api_server, secure, tmp_path) as served:
         (tmp_path / "ca.crt").write_text(served.authority)
         port = free_port()
         scrape = {
