@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import recovery
-from tests.localcluster import host
+from tests.localcluster import debian, host
 from tests.localcluster.errors import ClusterError
 
 
@@ -32,6 +33,10 @@ def _check_nodes() -> None:
     host.cgroup_version()
 
 
+def _check_prometheus() -> None:
+    debian.require_source(debian.PROMETHEUS)
+
+
 def _check_gpu() -> None:
     import torch
 
@@ -42,10 +47,13 @@ def _check_gpu() -> None:
 TIERS = (
     Tier(marker="cluster", check=_check_control_plane),
     Tier(marker="e2e", check=_check_nodes),
+    Tier(marker="prometheus", check=_check_prometheus),
     Tier(marker="gpu", check=_check_gpu),
 )
 _ALONE = ("e2e", "cluster")
 """Tiers in folders of their names, each with one cluster; they start first, since they take longest and mostly wait."""
+_PROMETHEUS_FIXTURES = {"prometheus", "promtool"}
+"""What asks for one of them belongs to the tier of that marker, wherever it lies."""
 _OBSTACLES = pytest.StashKey[dict[str, tuple[int, str]]]()
 
 
@@ -71,6 +79,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests of a tier that cannot run; runs last, so that deselected tests do not count."""
     items.sort(key=lambda item: _ALONE.index(scope) if (scope := _scope(item.nodeid)) in _ALONE else len(_ALONE))
+    for item in items:
+        if _PROMETHEUS_FIXTURES & {*getattr(item, "fixturenames", ())}:
+            item.add_marker("prometheus")
     obstacles: dict[str, tuple[int, str]] = {}
     for tier in TIERS:
         concerned = [item for item in items if item.get_closest_marker(tier.marker)]
@@ -83,6 +94,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for item in concerned:
                 item.add_marker(pytest.mark.skip(reason=f"{tier.marker}: {error}"))
     config.stash[_OBSTACLES] = obstacles
+
+
+@pytest.fixture(scope="session")
+def prometheus() -> Path:
+    """The real server's program, of Debian's package; nothing of it runs unless a test starts it."""
+    return debian.ensure_unpacked(debian.PROMETHEUS).path("prometheus")
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Path:
+    """Prometheus' own checker of metrics and rules, and runner of rules' unit tests."""
+    return debian.ensure_unpacked(debian.PROMETHEUS).path("promtool")
 
 
 @pytest.hookimpl(optionalhook=True)

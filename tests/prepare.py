@@ -7,7 +7,7 @@ run.
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.localcluster import host, images
+from tests.localcluster import debian, host, images
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.shell import log
 from tests.localcluster.tools import ALL_TOOL_SETS, KSTATUS, Tools, ensure_tools
@@ -23,6 +23,7 @@ def prepare_everything() -> tuple[Tools, dict[str, str]]:
     """
     host.require_root()
     host.install_packages(host.ALL_PACKAGES)
+    debian.ensure_unpacked(debian.PROMETHEUS)
     names = ["operator", "trainer"]
     with ThreadPoolExecutor(max_workers=2) as pool:
         building_tools = pool.submit(ensure_tools, (*ALL_TOOL_SETS, KSTATUS))

@@ -14,6 +14,7 @@ import pytest
 from tests.localcluster import golang, tools
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.golang import GoToolchain, find_go, parse_go_version
+from tests.localcluster.kept import verify
 from tests.localcluster.tools import (
     ALL_TOOL_SETS,
     KSTATUS,
@@ -22,7 +23,6 @@ from tests.localcluster.tools import (
     content_key,
     ensure_tool_set,
     ensure_tools,
-    verify,
 )
 
 _GO = GoToolchain(Path("/nowhere/go"), "go1.26.0")

@@ -14,18 +14,16 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.golang import GoToolchain, find_go
+from tests.localcluster.kept import keep, locked, sha256, verify
 from tests.localcluster.paths import TOOL_SOURCES, cache_root
 from tests.localcluster.shell import log, run
 
 KUBERNETES_VERSION = "v1.34.10"
-_MANIFEST = "manifest.json"
 # Building Kubernetes takes five minutes on two cores; a slower machine gets some patience.
 _BUILD_TIMEOUT_S = 3600
 _VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
@@ -99,11 +97,6 @@ class Tools:
         return os.pathsep.join([*map(str, self.folders), os.environ.get("PATH", os.defpath)])
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def content_key(tool_set: ToolSet, go_version: str, architecture: str) -> str:
     """A name for exactly these programs: it changes with every input of the build."""
     digest = hashlib.sha256()
@@ -111,35 +104,9 @@ def content_key(tool_set: ToolSet, go_version: str, architecture: str) -> str:
     if not inputs:
         raise ClusterError(f"{tool_set.source} holds no go.mod: the checkout is incomplete")
     for path in inputs:
-        digest.update(f"{path.relative_to(tool_set.source)}\0{_sha256(path)}\0".encode())
+        digest.update(f"{path.relative_to(tool_set.source)}\0{sha256(path)}\0".encode())
     digest.update(json.dumps([tool_set.programs, tool_set.linker, go_version, architecture]).encode())
     return digest.hexdigest()[:16]
-
-
-def verify(folder: Path) -> str | None:
-    """None when the folder's programs are those of its manifest, otherwise what is wrong."""
-    try:
-        expected: dict[str, str] = json.loads((folder / _MANIFEST).read_text())["sha256"]
-    except FileNotFoundError:
-        return f"{folder / _MANIFEST} is missing"
-    except (ValueError, KeyError, TypeError):
-        return f"{folder / _MANIFEST} is not readable"
-    for name, digest in expected.items():
-        program = folder / name
-        if not program.is_file():
-            return f"{program} is missing"
-        if _sha256(program) != digest:
-            return f"{program} differs from its manifest"
-    return None
-
-
-@contextmanager
-def _locked(path: Path, mode: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """Hold a lock file, so that two builds of the same programs do not run at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        fcntl.flock(lock, mode)
-        yield
 
 
 def _build_cache_lock() -> Path:
@@ -177,14 +144,7 @@ def _build(tool_set: ToolSet, go: GoToolchain, folder: Path) -> None:
             env=build_environment(),
         )  # fmt: skip
         # A module's last path element may be its major version: go names the program after the one before.
-        missing = [name for name in tool_set.programs if not (built / name).is_file()]
-        if missing:
-            raise ClusterError(f"building {tool_set.name}: go made no {', '.join(missing)} in {built}")
-        manifest = {"go": go.version, "sha256": {name: _sha256(built / name) for name in tool_set.programs}}
-        (built / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        built.rename(folder)
+        keep(built, folder, tool_set.programs, {"go": go.version})
     log(f"built {tool_set.name} in {time.monotonic() - started:.0f} s")
 
 
@@ -192,12 +152,12 @@ def ensure_tool_set(tool_set: ToolSet, go: GoToolchain) -> Path:
     """The folder with a tool set's programs, built first when they are missing or damaged."""
     key = content_key(tool_set, go.version, os.uname().machine)
     folder = cache_root() / "tools" / f"{tool_set.name}-{key}"
-    with _locked(folder.with_suffix(".lock")):
+    with locked(folder.with_suffix(".lock")):
         problem = verify(folder)
         if problem is not None:
             if folder.exists():
                 log(f"{problem}: building it anew")
-            with _locked(_build_cache_lock(), fcntl.LOCK_SH):
+            with locked(_build_cache_lock(), fcntl.LOCK_SH):
                 _build(tool_set, go, folder)
     return folder
 
@@ -219,7 +179,7 @@ def _drop_build_cache() -> None:
     if not cache.exists():
         return
     try:
-        with _locked(_build_cache_lock(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with locked(_build_cache_lock(), fcntl.LOCK_EX | fcntl.LOCK_NB):
             shutil.rmtree(cache, ignore_errors=True)
     except BlockingIOError:
         return  # another build uses it, and will drop it
