@@ -95,13 +95,14 @@ bench-reporting: setup ## What a flood of connections costs the operator and the
 lint: setup ## Style, types and layers
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
-	$(RUN)/mypy -p llava_api -p llava_operator -p llava_trainer
+	$(RUN)/mypy -p llava_api -p llava_operator -p llava_trainer -p llava_monitoring
 	$(RUN)/mypy tests/localcluster tests/demo tests/tiny tests/kubectl.py tests/rendering.py tests/prepare.py
 	$(RUN)/lint-imports
 
 .PHONY: generate
 generate: setup ## Write the files that are made from the types and the chart
 	$(RUN)/python -m llava_api.generate
+	$(RUN)/python -m llava_monitoring.generate
 	$(RUN)/python -m tests.rendering
 
 .PHONY: lock
