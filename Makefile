@@ -21,6 +21,8 @@ CONTEXT ?=
 OPERATOR_IMAGE ?=
 TRAINER_IMAGE ?=
 STORAGE_CLASS ?=
+# Where `make dashboards` puts them.
+FOLDER ?= dashboards
 # Options of pytest, like ARGS="-k prepare".
 ARGS ?=
 
@@ -104,6 +106,11 @@ generate: setup ## Write the files that are made from the types and the chart
 	$(RUN)/python -m llava_api.generate
 	$(RUN)/python -m llava_monitoring.generate
 	$(RUN)/python -m tests.rendering
+
+.PHONY: dashboards
+dashboards: ## Grafana's dashboards as files to import by hand (FOLDER=dashboards)
+	@mkdir -p '$(FOLDER)' && cp charts/llava-finetune-operator/files/dashboards/*.json '$(FOLDER)'/
+	@echo 'Import $(FOLDER)/*.json in Grafana: Dashboards, New, Import.'
 
 .PHONY: lock
 lock: ## Renew constraints.txt
