@@ -12,7 +12,6 @@ from tests.localcluster.errors import ClusterError
 from tests.localcluster.shell import log
 from tests.localcluster.tools import ALL_TOOL_SETS, KSTATUS, KUBE_STATE_METRICS, Tools, ToolSet, ensure_tools
 
-
 _FOR_TESTS = (KSTATUS, KUBE_STATE_METRICS)
 
 

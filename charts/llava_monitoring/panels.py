@@ -4,7 +4,7 @@ Sizes are of Grafana's grid, 24 wide: numbers stand six in a row, graphs two or 
 them and a wall can be read from afar. No panel goes without a unit and a description.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,10 @@ from grafana_foundation_sdk.models import prometheus as prometheus_models
 
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 COUNT, RATIO, SECONDS, BYTES, CORES = "short", "percentunit", "s", "bytes", "short"
-RED, YELLOW, GREEN, BLUE = "red", "yellow", "green", "blue"
+RED, YELLOW, GREEN, BLUE, GRAY = "red", "yellow", "green", "blue", "gray"
 _REF_IDS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+OF_PHASES = {"Pending": GRAY, "Running": GREEN, "Suspended": YELLOW, "Succeeded": BLUE, "Failed": RED}
 
 Panel = Builder[models.Panel]
 Row = Callable[[dashboard.Dashboard], dashboard.Dashboard]
@@ -108,6 +110,7 @@ def graph(
     least: float | None = 0,
     most: float | None = None,
     logarithmic: bool = False,
+    colors: Mapping[str, str] | None = None,
 ) -> Panel:
     """Values over time.
 
@@ -121,6 +124,7 @@ def graph(
         least: lowest value of the axis; None lets the values decide.
         most: highest value of the axis; None lets the values decide.
         logarithmic: scale of the axis.
+        colors: of lines by their names, where a colour says what the name means.
     """
     panel: Any = _dress(timeseries.Panel(), title, description, unit, width=width, height=8)
     panel = panel.targets(_targets(queries, instant=False)).line_width(2).fill_opacity(30 if stacked else 8)
@@ -133,6 +137,9 @@ def graph(
         .display_mode(common_models.LegendDisplayMode.LIST)
         .placement(common_models.LegendPlacement.BOTTOM)
     )
+    for name, color in (colors or {}).items():
+        fixed = models.DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": color})
+        panel = panel.override_by_name(name, [fixed])
     if stacked:
         panel = panel.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL))
     if logarithmic:

@@ -1,7 +1,7 @@
 """Queries as text: Grafana's variables in them filled in, and checked before they are ever shipped.
 
-A query that cannot be parsed, that names a metric which nobody promises, a label which the metric has not, or that takes
-the rate of a gauge, ends `make generate` with an error that says so.
+A query that cannot be parsed, that names a metric which nobody promises or a label which the metric has not, or that
+takes the rate of a gauge, ends `make generate` with an error that says so.
 """
 
 import re

@@ -1,6 +1,7 @@
 """Kubernetes quantities as numbers, and numbers of bytes for a person."""
 
 import math
+import re
 from fractions import Fraction
 
 _FACTORS = {
@@ -27,6 +28,11 @@ def parse_bytes(quantity: str) -> int:
 def format_gib(size: int) -> str:
     """Bytes for a person, like 61.3Gi."""
     return f"{size / GIB:.1f}Gi"
+
+
+def read_gib(text: str | None) -> int | None:
+    """Bytes that ``format_gib`` has made a text of, to a tenth of a GiB; None if it is something else."""
+    return round(float(text[:-2]) * GIB) if text is not None and re.fullmatch(r"\d{1,9}\.\d" "Gi", text) else None
 
 
 def format_quantity(size: int) -> str:

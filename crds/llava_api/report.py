@@ -55,6 +55,12 @@ class ProgressReport(Lenient):
     checkpoint_step: Annotated[int | None, Field(ge=0, le=2**53)] = None
     resumed_step: Annotated[int | None, Field(ge=0, le=2**53)] = None
     """Step that this attempt went on from, in training; 0 where it began anew."""
+    peak_gpu_memory_bytes: Annotated[int | None, Field(ge=0, le=2**53)] = None
+    """Most memory that torch has reserved on one GPU so far, of all ranks; None without GPUs."""
+    volume_free_bytes: Annotated[int | None, Field(ge=0, le=2**53)] = None
+    """Free on the run's volume when the report was sent; None where its file system does not tell."""
+    volume_size_bytes: Annotated[int | None, Field(ge=0, le=2**53)] = None
+    """Size of that volume."""
     losses: Annotated[tuple[float, ...], Field(max_length=LOSSES_KEPT)] = ()
     """Loss of the last logged steps, oldest first."""
     message: Annotated[str, _fit(256), Field(max_length=256)] = ""

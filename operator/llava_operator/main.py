@@ -6,15 +6,18 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from typing import Any
 
 import kopf
+from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CollectorRegistry
 
-from llava_api.constants import OLDEST_KUBERNETES, REPORT_PATH
+from llava_api.constants import REPORT_PATH
 from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.nodes import Nodes
@@ -28,20 +31,27 @@ from llava_operator.cache.runs import Runs
 from llava_operator.cache.skipped import SkippedObjects
 from llava_operator.clock import now
 from llava_operator.kube.client import Kube, connect
-from llava_operator.kube.errors import ForbiddenError, KubeError, NotFoundError
-from llava_operator.kube.kinds import RUNS
+from llava_operator.kube.errors import KubeError
+from llava_operator.kube.kinds import JOBS, PODS, RUNS
 from llava_operator.kube.leader import LeadershipLostError, Lease, LeaseTimes
 from llava_operator.kube.objects import Key
-from llava_operator.loop.health import Health
-from llava_operator.loop.passes import Passes, Resync
+from llava_operator.loop.cluster import UnsupportedClusterError, wait_for_cluster
+from llava_operator.loop.health import HEARTBEAT, Health
+from llava_operator.loop.passes import Passes, Relisted, Resync
+from llava_operator.loop.sessions import WatchSessions
 from llava_operator.loop.watches import build_kopf_settings, build_registry
 from llava_operator.loop.workqueue import WorkQueue
-from llava_operator.probes import LIMITS, build_web_app
+from llava_operator.probes import LIMITS, build_web_app, expose
+from llava_operator.reporting.acceptance import Refusal
 from llava_operator.reporting.upkeep import keep_reporting
+from llava_operator.scraping.upkeep import keep_metrics
 from llava_operator.serving.server import SHUTDOWN_S, serve
 from llava_operator.settings import Settings, SettingsError
+from llava_operator.telemetry.exposition import Exposition
 from llava_operator.telemetry.logs import PlainFormatter
-from llava_operator.telemetry.metrics import OperatorMetrics, RunCollector
+from llava_operator.telemetry.operator_metrics import OperatorMetrics
+from llava_operator.telemetry.run_metrics import RunMetrics
+from llava_operator.telemetry.text_format import list_slices
 
 logger = logging.getLogger(__name__)
 
@@ -52,22 +62,18 @@ example. Python's own limit of 1,000 would have json raise RecursionError, in ko
 EXIT_LEADERSHIP_LOST = 1
 
 
-class UnsupportedClusterError(Exception):
-    """The cluster's Kubernetes is older than what the operator relies on."""
-
-
 @dataclass(kw_only=True)
 class Operator:
     """The parts of one process."""
 
     settings: Settings
-    kube: Kube
-    queue: WorkQueue[Key] = field(default_factory=lambda: WorkQueue(expected=(KubeError,)))
-    runs: Runs = field(default_factory=Runs)
+    api: ApiClient
+    runs: Runs = field(init=False)
     authority: Authority = field(default_factory=Authority)
     registry: CollectorRegistry = field(default_factory=lambda: CollectorRegistry(auto_describe=True))
 
     def __post_init__(self) -> None:
+        self.runs = Runs(team_label=self.settings.metrics_team_label)
         self.progress = ProgressBook(
             interval_s=self.settings.progress_interval_seconds,
             writes_per_s=self.settings.progress_writes_per_second,
@@ -77,10 +83,28 @@ class Operator:
             longest_pass_s=self.settings.pass_timeout_seconds,
             clock=time.monotonic,
         )
-        self.metrics = OperatorMetrics(self.registry, queue_depth=lambda: self.queue.depth)
-        skipped = SkippedObjects(lambda kind, reason: self.metrics.skipped.labels(kind, reason).inc())
-        self.children = Children(self.runs, skipped)
-        self.registry.register(RunCollector(self.runs, now))
+        self.metrics = OperatorMetrics(
+            self.registry,
+            queue_depth=lambda: self.queue.depth,
+            cached={
+                RUNS.plural: lambda: len(self.runs),
+                JOBS.plural: lambda: self.children.num_jobs,
+                PODS.plural: lambda: self.children.num_pods,
+            },
+        )
+        for why in Refusal:
+            self.metrics.expect("reports_refused_total", why)
+        for outcome in Relisted:
+            self.metrics.expect("relists_total", outcome)
+        for watched in (RUNS, JOBS, PODS):
+            self.metrics.expect("watch_failures_total", watched.plural)
+        self.kube = Kube(self.api, timeout_s=self.settings.request_timeout_seconds, note=self.metrics.note_request)
+        self.children = Children(self.runs, SkippedObjects(self.metrics.note_skipped))
+        self.queue: WorkQueue[Key] = WorkQueue(
+            expected=(KubeError,), note_wait=self._note_wait, note_retry=lambda _: self.metrics.note_retry()
+        )
+        runs = RunMetrics(self.runs, now, finished_run_s=self.settings.metrics_finished_run_seconds)
+        self.exposition = Exposition(partial(list_slices, self.registry), runs.list_slices)
 
     async def run(self) -> None:
         """Serve probes, wait for leadership, lead until told to stop.
@@ -89,20 +113,36 @@ class Operator:
             LeadershipLostError: another process may lead; this one must be gone at once.
             UnsupportedClusterError: the cluster is too old.
         """
-        async with serve(
-            build_web_app(self.health, self.registry), self.settings.http_port,
-            limits=LIMITS, count=lambda why: self.metrics.closed.labels("http", why).inc(),
-        ):  # fmt: skip
+        async with self._serve():
             lease = self._lease()
             try:
                 await lease.acquire(on_try=self.health.beat, on_answer=self.health.note_ready)
-                self.metrics.is_leader.set(1)
+                self.metrics.note_leading()
                 await self._lead(lease)
             except (asyncio.CancelledError, UnsupportedClusterError):
                 # SIGTERM before kopf has taken the signals over; the Lease may be ours already.
                 await _release(lease)
                 raise
             await _release(lease)
+
+    @asynccontextmanager
+    async def _serve(self) -> AsyncIterator[None]:
+        """Serve probes and metrics, whether this process leads or not."""
+        settings = self.settings
+        async with AsyncExitStack() as served:
+            app = build_web_app(self.health, None if settings.metrics_secure else self.exposition)
+            count = partial(self.metrics.note_closed, "http")
+            await served.enter_async_context(serve(app, settings.http_port, limits=LIMITS, count=count))
+            if settings.metrics_secure:
+                count = partial(self.metrics.note_closed, "metrics")
+                handler = partial(expose, exposition=self.exposition)
+                keeping = keep_metrics(self.kube, settings, handler, count_closed=count)
+                served.push_async_callback(_end, asyncio.create_task(keeping))
+            yield
+
+    def _note_wait(self, key: Key, seconds: float) -> None:
+        if key != HEARTBEAT:
+            self.metrics.note_wait(seconds)
 
     def _lease(self) -> Lease:
         settings = self.settings
@@ -114,44 +154,15 @@ class Operator:
         key = Key(settings.namespace, settings.lease_name)
         return Lease(self.kube, key, identity=settings.pod_name, times=times, now=now)
 
-    async def _wait_for_cluster(self) -> None:
-        """Wait for the CRD: kopf ignores for ever what is not served when it starts.
-
-        Raises:
-            UnsupportedClusterError: the cluster is too old.
-        """
-        while True:
-            for scope in self.settings.watch_namespaces or (None,):
-                try:
-                    await self._check_version()
-                    async for _ in self.kube.list(RUNS, scope):
-                        break
-                    return
-                except KubeError as error:
-                    # One namespace that may not be read says nothing about the others.
-                    logger.warning("the CRD is not served yet: %s", error)
-            await asyncio.sleep(self.settings.lease_retry_seconds)
-
-    async def _check_version(self) -> None:
-        """Look whether the cluster does what the operator relies on; one that does not say is taken as it is."""
-        try:
-            found = await self.kube.version()
-        except (ForbiddenError, NotFoundError) as error:
-            logger.warning("the cluster does not say which Kubernetes it is: %s", error)
-            return
-        if found is not None and found < OLDEST_KUBERNETES:
-            raise UnsupportedClusterError(
-                f"the cluster is Kubernetes {_dotted(found)}, but this operator needs {_dotted(OLDEST_KUBERNETES)} or "
-                "later: before, a Job counts as failed while pods of it still run"
-            )
-
     async def _lead(self, lease: Lease) -> None:
         """Work until kopf ends, which it does on SIGTERM, or anything fails."""
         await run_until_one_ends(lease.hold(), self._look_after_runs())
 
     async def _look_after_runs(self) -> None:
         """Fill the caches, then watch and work."""
-        await self.health.beat_while(self._wait_for_cluster())
+        settings = self.settings
+        waiting = wait_for_cluster(self.kube, settings.watch_namespaces, retry_s=settings.lease_retry_seconds)
+        await self.health.beat_while(waiting)
         resync = Resync(
             kube=self.kube,
             children=self.children,
@@ -159,6 +170,7 @@ class Operator:
             queue=self.queue,
             namespaces=self.settings.watch_namespaces,
             every_s=self.settings.resync_seconds,
+            note=self.metrics.note_relist,
         )
         await self.health.beat_while(resync.fill(retry_s=self.settings.lease_retry_seconds))
         passes = Passes(
@@ -176,8 +188,9 @@ class Operator:
         )
 
     async def _watch(self) -> None:
+        sessions = WatchSessions(note_request=self.metrics.note_request, note_broken=self.metrics.note_broken_watch)
         await kopf.operator(
-            registry=build_registry(self.queue, self.runs, self.children),
+            registry=build_registry(self.queue, self.runs, self.children, sessions),
             settings=build_kopf_settings(self.settings),
             clusterwide=not self.settings.watch_namespaces,
             namespaces=self.settings.watch_namespaces,
@@ -207,14 +220,14 @@ class Operator:
                 uses_xet=settings.download_xet,
             ),
             now=now,
+            note_written=self.metrics.note_written,
         )
 
     async def _report(self) -> None:
         await keep_reporting(
             self.kube, self.settings, self.authority,
             runs=self.runs, children=self.children, progress=self.progress, queue=self.queue,
-            count_report=lambda code: self.metrics.reports.labels(str(code)).inc(),
-            count_closed=lambda why: self.metrics.closed.labels("report", why).inc(),
+            count_report=self.metrics.note_report, count_closed=partial(self.metrics.note_closed, "report"),
         )  # fmt: skip
 
 
@@ -231,8 +244,9 @@ async def run_until_one_ends(*works: Coroutine[Any, Any, None]) -> None:
         await asyncio.wait(tasks, timeout=SHUTDOWN_S)
 
 
-def _dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task], timeout=SHUTDOWN_S)
 
 
 async def _release(lease: Lease) -> None:
@@ -257,7 +271,7 @@ async def run_operator(settings: Settings) -> None:
         loop.add_signal_handler(number, main_task.cancel)
     api = await connect(user_agent=f"llava-finetune-operator/{metadata.version('llava-finetune-operator')}")
     try:
-        await Operator(settings=settings, kube=Kube(api, timeout_s=settings.request_timeout_seconds)).run()
+        await Operator(settings=settings, api=api).run()
     finally:
         await api.close()
 

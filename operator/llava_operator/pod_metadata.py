@@ -27,6 +27,17 @@ def read_json_object(text: str) -> Any:
         raise ValueError('must be a JSON object of texts, like {"team": "vision"}') from None
 
 
+def check_key(key: str) -> str:
+    """The key, if Kubernetes' labels and annotations may be called so.
+
+    Raises:
+        ValueError: they may not.
+    """
+    if not re.fullmatch(_KEY, key):
+        raise ValueError(f"{key!r} must be NAME or DOMAIN/NAME, as Kubernetes' labels and annotations are called")
+    return key
+
+
 def check_labels(labels: dict[str, str]) -> dict[str, str]:
     """The labels, if Kubernetes takes them and none is ours or the Job controller's.
 
@@ -55,8 +66,6 @@ def check_annotations(annotations: dict[str, str]) -> dict[str, str]:
 def _check_keys(entries: dict[str, str]) -> None:
     if len(entries) > MAX_ENTRIES:
         raise ValueError(f"has {len(entries)} entries, but may have {MAX_ENTRIES}")
-    for key in entries:
-        if not re.fullmatch(_KEY, key):
-            raise ValueError(f"{key!r} must be NAME or DOMAIN/NAME, as Kubernetes' labels and annotations are called")
+    for key in map(check_key, entries):
         if key in _OURS or key.startswith(_OUR_PREFIXES):
             raise ValueError(f"{key} is set by the operator or by Kubernetes itself: leave it out")

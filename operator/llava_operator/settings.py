@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from llava_api.spec import Download, SecretRef
+from llava_operator.cache.runs import TEAM_LABEL
 from llava_operator.deciding.policy import (
     ALLOWED_HOST,
     ALLOWED_NAME,
@@ -17,7 +18,7 @@ from llava_operator.deciding.policy import (
     PUBLIC_HUB,
     Policy,
 )
-from llava_operator.pod_metadata import check_annotations, check_labels, read_json_object
+from llava_operator.pod_metadata import check_annotations, check_key, check_labels, read_json_object
 
 PREFIX = "LLAVA_OPERATOR_"
 
@@ -68,8 +69,22 @@ class Settings(BaseModel):
     watch_namespaces: Annotated[
         tuple[str, ...], Field(description="Namespaces to serve, separated by commas; empty = all of them.")
     ] = ()
-    http_port: Annotated[Port, Field(description="Plain HTTP: /metrics, /healthz, /readyz.")] = 8080
+    http_port: Annotated[Port, Field(description="Plain HTTP: /healthz, /readyz, /metrics.")] = 8080
     report_port: Annotated[Port, Field(description="TLS: progress reports. The Service has the same port.")] = 8443
+    metrics_secure: Annotated[
+        bool,
+        Field(description="Whether /metrics is served over TLS at metrics_port, to those who may get it by the "
+                          "cluster's rules, and no longer plainly at http_port."),
+    ] = False  # fmt: skip
+    metrics_port: Annotated[Port, Field(description="TLS: /metrics, with metrics_secure.")] = 8444
+    metrics_certificate_secret: Annotated[
+        str,
+        Field(
+            max_length=253,
+            description="Secret of the operator's namespace with the certificate of that port (tls.crt, tls.key), "
+            "read again every resync_seconds; empty = one that the reporting endpoint's authority signs.",
+        ),
+    ] = ""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="What to log.")] = "info"
     passes: Annotated[int, Field(ge=1, le=64, description="Passes over different runs at the same time.")] = 4
     pass_timeout_seconds: Annotated[
@@ -161,6 +176,21 @@ class Settings(BaseModel):
     stage_pod_annotations: Annotated[
         dict[str, str], AfterValidator(check_annotations), Field(description="The same, annotations.")
     ] = {}
+
+    metrics_team_label: Annotated[
+        str,
+        AfterValidator(lambda key: key and check_key(key)),
+        Field(description="Label of runs whose value llava_run_info tells as their team; empty = none."),
+    ] = TEAM_LABEL
+    metrics_finished_run_seconds: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=31_536_000,
+            description="Time for which /metrics goes on telling of runs that have ended. What was scraped stays in "
+            "Prometheus; a resource that is kept for months would be as many series as one that trains.",
+        ),
+    ] = 3600
 
     # What runs may ask for (``policy``). Each list is separated by commas; ``*`` allows all, and empty nothing.
     policy_image_repositories: Annotated[
@@ -256,6 +286,11 @@ class Settings(BaseModel):
     def report_host(self) -> str:
         """Name under which trainers reach the endpoint."""
         return f"{self.report_service}.{self.namespace}.svc"
+
+    @property
+    def metrics_host(self) -> str:
+        """Name under which Prometheus reaches the metrics."""
+        return f"{self.name}-metrics.{self.namespace}.svc"
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Settings":

@@ -14,8 +14,8 @@ from llava_operator.kube.client import Kube
 from llava_operator.kube.errors import KubeError
 from llava_operator.kube.kinds import CONFIG_MAPS, EVENTS, JOBS, RUNS, Kind
 from llava_operator.kube.objects import Object
-from llava_operator.reporting.authority_secret import ServerCertificate
-from llava_operator.reporting.certificates import make_authority, read_issuer
+from llava_operator.tls.authority_secret import ServerCertificate
+from llava_operator.tls.certificates import make_authority, read_issuer
 from tests.cluster.operators import OperatorProcess, free_port, running
 from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, is_true, make_run, until
 from tests.kubectl import Kubectl

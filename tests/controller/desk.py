@@ -24,12 +24,12 @@ from llava_operator.kube.errors import RetryableError
 from llava_operator.kube.kinds import TOKEN_REVIEWS, Kind
 from llava_operator.kube.objects import Key, Object
 from llava_operator.loop.workqueue import WorkQueue
-from llava_operator.reporting.acceptance import ReportDesk
-from llava_operator.reporting.authority_secret import ServerCertificate
-from llava_operator.reporting.certificates import Issuer, make_authority, read_issuer
+from llava_operator.reporting.acceptance import Refusal, ReportDesk
 from llava_operator.reporting.tokens import TokenReviewer
 from llava_operator.serving.connections import Closed, Limits
 from llava_operator.serving.server import serve
+from llava_operator.tls.authority_secret import ServerCertificate
+from llava_operator.tls.certificates import Issuer, make_authority, read_issuer
 from tests.controller.makers import JOB_UID, KEY, NOW, RUN_UID, begun
 
 HOST = "op-report.system.svc"
@@ -134,6 +134,7 @@ class Desk:
         self.children = Children(self.runs, SkippedObjects())
         self.progress = ProgressBook(interval_s=interval_s, writes_per_s=5)
         self.codes: list[int] = []
+        self.refused: list[Refusal | None] = []
         self.answered = asyncio.Event()
         self.closed: Counter[Closed] = Counter()
         self.another_closed = asyncio.Semaphore(0)
@@ -162,8 +163,9 @@ class Desk:
         async with serve(app, 0, host="127.0.0.1", context=context, limits=limits, count=self._count) as port:
             yield Client(port, issuer.roots.decode())
 
-    def _count_answer(self, code: int) -> None:
+    def _count_answer(self, code: int, refused: Refusal | None) -> None:
         self.codes.append(code)
+        self.refused.append(refused)
         self.answered.set()
 
     def _count(self, why: Closed) -> None:

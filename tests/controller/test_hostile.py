@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from llava_api.constants import STAGES, StageName
 from llava_api.report import StageResult
@@ -22,8 +21,8 @@ from llava_operator.cache.views import Termination
 from llava_operator.deciding.decide import Commit, decide
 from llava_operator.deciding.status import dump_status
 from llava_operator.run import UnreadableError, parse_status
-from llava_operator.telemetry.metrics import RunCollector
-from tests.controller.makers import KEY, NOW, NOW_TEXT, RESULTS, RUN_UID, begun, job_end, make_job, make_pod, see
+from tests.controller.exposed import expose
+from tests.controller.makers import KEY, NOW_TEXT, RESULTS, RUN_UID, begun, job_end, make_job, make_pod, see
 from tests.controller.test_children import JSON
 
 TEXT = st.text(st.characters(), max_size=60) | st.sampled_from(
@@ -78,9 +77,9 @@ def test_no_status_takes_the_metrics_or_the_events_of_others_away(status: dict[s
     runs = Runs()
     for name, content in (("attacked", status), ("other", dump_status(begun()))):
         runs.note({"metadata": {"namespace": "ns", "name": name, "uid": name}, "status": content})
-    registry = CollectorRegistry()
-    registry.register(RunCollector(runs, lambda: NOW))
-    assert 'llava_run_phase{name="other",namespace="ns",phase="Pending"} 1.0' in generate_latest(registry).decode()
+    text = expose(*runs)
+    assert 'llava_run_phase{name="other",namespace="ns",phase="Pending"} 1.0' in text
+    assert {family.name: family for family in text_string_to_metric_families(text)}
     for view in runs:
         for transition in list_transitions(view.status):
             assert len(build_event(KEY, RUN_UID, transition, "op")["note"].encode()) <= 1024

@@ -26,12 +26,15 @@ from llava_operator.kube.errors import (
     error_of,
 )
 from llava_operator.kube.kinds import JOBS, PODS, RUNS, Kind
+from llava_operator.kube.requests import NO_ANSWER, Answered
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
-async def serve(handler: Handler, *, timeout_s: float = 5) -> AsyncIterator[Kube]:
+async def serve(
+    handler: Handler, *, timeout_s: float = 5, note: Callable[[Answered], None] = lambda answered: None
+) -> AsyncIterator[Kube]:
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -40,7 +43,7 @@ async def serve(handler: Handler, *, timeout_s: float = 5) -> AsyncIterator[Kube
     await site.start()
     host, port = runner.addresses[0][:2]
     async with ApiClient(Configuration(host=f"http://{host}:{port}")) as api:
-        yield Kube(api, timeout_s=timeout_s)
+        yield Kube(api, timeout_s=timeout_s, note=note)
     await runner.cleanup()
 
 
@@ -279,3 +282,89 @@ async def test_patches_are_merge_patches() -> None:
         answer = await kube.patch(RUNS, "ns", "r", {"status": {"a": None}}, subresource="status")
     assert answer["path"].endswith("/r/status")
     assert answer["body"] == {"status": {"a": None}}
+
+
+# --- every request is noted, whatever comes of it
+
+
+async def test_requests_are_noted_with_their_answers() -> None:
+    noted: list[Answered] = []
+
+    async def say(request: web.Request) -> web.Response:
+        if request.method == "POST":
+            return web.json_response({"message": "no"}, status=409)
+        return web.json_response({"metadata": {}, "items": []})
+
+    async with serve(say, note=noted.append) as kube:
+        assert [item async for item in kube.list(PODS, "ns")] == []
+        with pytest.raises(ConflictError):
+            await kube.create(JOBS, "ns", {})
+        assert await kube.version() is None
+    assert [(one.method, one.path, one.code) for one in noted] == [
+        ("GET", PODS.path("ns"), 200), ("POST", JOBS.path("ns"), 409), ("GET", "/version", 200),
+    ]  # fmt: skip
+    assert all(one.seconds > 0 and not one.is_watch for one in noted)
+
+
+async def test_each_piece_of_a_list_is_a_request() -> None:
+    noted: list[Answered] = []
+
+    async def chunks(request: web.Request) -> web.Response:
+        token = {} if "continue" in request.query else {"continue": "1"}
+        return web.json_response({"metadata": token, "items": []})
+
+    async with serve(chunks, note=noted.append) as kube:
+        assert [item async for item in kube.list(PODS, None)] == []
+    assert [one.path for one in noted] == [PODS.path()] * 2
+
+
+async def test_requests_without_an_answer_are_noted() -> None:
+    noted: list[Answered] = []
+
+    async def hang(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"{")
+        await asyncio.Event().wait()
+        return response
+
+    async with serve(hang, timeout_s=0.2, note=noted.append) as kube:
+        with pytest.raises(RetryableError):
+            await kube.get(PODS, "ns", "p")
+    async with ApiClient(Configuration(host="http://127.0.0.1:9")) as api:
+        with pytest.raises(RetryableError):
+            await Kube(api, timeout_s=5, note=noted.append).get(PODS, "ns", "p")
+    assert [one.code for one in noted] == [NO_ANSWER] * 2
+
+
+async def test_answer_that_is_too_long_is_noted_as_an_answer() -> None:
+    noted: list[Answered] = []
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await response.write(b" " * 2**20)
+        return response
+
+    async with serve(endless, timeout_s=20, note=noted.append) as kube:
+        with pytest.raises(TooLongError):
+            async for _ in kube.list(PODS, None):
+                pass
+    assert {one.code for one in noted} == {200}
+
+
+async def test_request_that_is_given_up_is_noted() -> None:
+    """A pass that takes too long is cancelled within a request."""
+    noted: list[Answered] = []
+
+    async def wait(request: web.Request) -> web.Response:
+        await asyncio.Event().wait()
+        return web.Response()
+
+    async with serve(wait, note=noted.append) as kube:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await kube.get(PODS, "ns", "p")
+    assert [one.code for one in noted] == [NO_ANSWER]

@@ -1,6 +1,7 @@
 """The cache of runs, the relist that heals it, and how passes are measured and limited."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from llava_operator.kube.objects import Key, Object
 from llava_operator.loop.health import HEARTBEAT, MISSED_BEATS, Health
 from llava_operator.loop.passes import Passes, Resync
 from llava_operator.loop.workqueue import WorkQueue
-from llava_operator.telemetry.metrics import OperatorMetrics
+from llava_operator.telemetry.operator_metrics import OperatorMetrics
 from tests.controller.virtual import run_virtually
 
 
@@ -53,6 +54,7 @@ class RelistServer:
         self.runs: list[Object] = []
         self.is_down = False
         self.scopes: set[str | None] = set()
+        self.outcomes: list[str] = []
 
     async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> AsyncIterator[Object]:
         self.scopes.add(namespace)
@@ -64,7 +66,10 @@ class RelistServer:
 
 async def relist(server: Any, runs: Runs, queue: WorkQueue[Key], *namespaces: str) -> None:
     children = Children(runs, SkippedObjects())
-    resync = Resync(kube=server, children=children, runs=runs, queue=queue, namespaces=namespaces, every_s=60)
+    resync = Resync(
+        kube=server, children=children, runs=runs, queue=queue, namespaces=namespaces, every_s=60,
+        note=server.outcomes.append,
+    )  # fmt: skip
     await resync.fill(retry_s=2)
     await resync.keep()
 
@@ -151,6 +156,9 @@ def test_relist_goes_on_after_an_outage(caplog: pytest.LogCaptureFixture) -> Non
         return (await relist_for(server, 3800))[1]
 
     assert {Key("ns", "new"), Key("ns", "newer")} <= set(run_virtually(scenario()))
+    # Every 2 s until the first, then once a minute, two of which found it down.
+    assert Counter(server.outcomes)["failed"] == 15 + 2
+    assert server.outcomes[15] == "ok"
     assert "relist failed, again in 2 s: down" in caplog.text
     assert "relist failed, again in 60 s: down" in caplog.text
 
@@ -165,6 +173,7 @@ def test_relist_outlives_what_cannot_be_read(caplog: pytest.LogCaptureFixture) -
 
     assert Key("ns", "new") in run_virtually(scenario())
     assert "KeyError: 'namespace'" in caplog.text
+    assert Counter(server.outcomes) == {"failed": 15, "ok": 1}
 
 
 def test_namespace_that_may_not_be_read_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
@@ -181,6 +190,7 @@ def test_namespace_that_may_not_be_read_holds_up_no_other(caplog: pytest.LogCapt
     server.runs = [raw_run("new")]
     assert Key("ns", "new") in run_virtually(relist_for(server, 1, "gone", "ns"))[1]
     assert "relist of namespace gone was refused: cannot list resource" in caplog.text
+    assert server.outcomes == ["failed", "ok"]
 
 
 def test_no_run_is_looked_at_before_the_caches_are_filled() -> None:
@@ -223,7 +233,7 @@ class StuckReconciler:
 def make_passes(clock: Callable[[], float]) -> tuple[Passes, Health, CollectorRegistry]:
     registry = CollectorRegistry()
     health = Health(heartbeat_s=10, longest_pass_s=60, clock=clock)
-    metrics = OperatorMetrics(registry, queue_depth=lambda: 0)
+    metrics = OperatorMetrics(registry, queue_depth=lambda: 0, cached={})
     stuck: Any = StuckReconciler()
     return Passes(stuck, health=health, metrics=metrics, timeout_s=60), health, registry
 

@@ -19,8 +19,12 @@ from llava_operator.acting.report_authority import Authority
 from llava_operator.kube.errors import AlreadyExistsError, ConflictError, NotFoundError, RetryableError
 from llava_operator.kube.kinds import SECRETS, SERVICES, Kind
 from llava_operator.kube.objects import Object
-from llava_operator.reporting.authority_secret import AuthorityError, ServerCertificate, ensure_authority
-from llava_operator.reporting.certificates import (
+from llava_operator.reporting.endpoint_slice import build_endpoint_slice, ensure_endpoint
+from llava_operator.reporting.upkeep import keep_reporting
+from llava_operator.serving.server import serve
+from llava_operator.settings import Settings
+from llava_operator.tls.authority_secret import AuthorityError, ServerCertificate, ensure_authority
+from llava_operator.tls.certificates import (
     AUTHORITY_LIFE,
     AUTHORITY_RENEWAL,
     MAX_PEM,
@@ -28,10 +32,6 @@ from llava_operator.reporting.certificates import (
     Issuer,
     make_leaf,
 )
-from llava_operator.reporting.endpoint_slice import build_endpoint_slice, ensure_endpoint
-from llava_operator.reporting.upkeep import keep_reporting
-from llava_operator.serving.server import serve
-from llava_operator.settings import Settings
 from tests.controller.authorities import Foreign, name_of
 from tests.controller.desk import HOST, Client, Desk, make_issuer, make_report
 from tests.controller.makers import NOW
@@ -277,7 +277,7 @@ class Service:
             keep_reporting(
                 server, self.settings, self.authority,
                 runs=self.desk.runs, children=self.desk.children, progress=self.desk.progress, queue=self.desk.queue,
-                count_report=self.desk.codes.append, count_closed=print,
+                count_report=self.desk._count_answer, count_closed=print,
             )
         )  # fmt: skip
 

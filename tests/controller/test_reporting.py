@@ -17,11 +17,12 @@ from llava_api.report import ProgressAnswer, ProgressReport
 from llava_api.status import Status
 from llava_operator.deciding.status import dump_status
 from llava_operator.kube.objects import Key, Object
+from llava_operator.kube.reviews import MAX_REVIEWS, BusyError
 from llava_operator.reporting.acceptance import (
-    LINES_AT_ONCE,
     MAX_BODY,
     REPORTS_AT_ONCE,
     REPORTS_PER_S,
+    Refusal,
     RefusedError,
     _to_progress,
     parse_report,
@@ -30,13 +31,12 @@ from llava_operator.reporting.claims import Speaker, read_claims
 from llava_operator.reporting.tokens import (
     ACCEPTED_FOR_S,
     MAX_CACHED,
-    MAX_REVIEWS,
     REFUSALS,
     REFUSALS_PER_S,
-    BusyError,
     TokenReviewer,
 )
 from llava_operator.serving.connections import Limits
+from llava_operator.serving.lines import LINES_AT_ONCE
 from tests.controller.desk import (
     EARLIER_JOB_UID,
     GOOD,
@@ -317,13 +317,14 @@ async def test_what_is_being_fetched_is_taken_over() -> None:
 async def test_unknown_speakers_are_401(token: str) -> None:
     desk = Desk()
     assert (await desk.take(make_report(), token=token))[0] == 401
-    assert desk.codes == [401]
+    assert (desk.codes, desk.refused) == ([401], [Refusal.TOKEN])
 
 
 async def test_api_server_that_is_down_is_503() -> None:
     desk = Desk()
     desk.server.is_down = True
     assert (await desk.take(make_report()))[0] == 503
+    assert desk.refused == [Refusal.BUSY]
 
 
 @pytest.mark.parametrize(
@@ -344,25 +345,29 @@ async def test_pods_that_have_no_say_are_403(pod: Object | None) -> None:
         pod["metadata"]["name"] = "pod-0"
         desk.children.note_pod(pod)
     assert (await desk.take(make_report()))[0] == 403
+    is_second = pod == pod_object(index="1")
+    assert desk.refused == [Refusal.NOT_FIRST_POD if is_second else Refusal.NOT_A_POD_OF_A_RUN]
 
 
 async def test_pods_of_another_job_are_409() -> None:
     desk = Desk()
     desk.children.note_pod(pod_object(job=EARLIER_JOB_UID))
     assert (await desk.take(make_report()))[0] == 409
+    assert desk.refused == [Refusal.NOT_CURRENT]
 
 
 async def test_pod_whose_run_is_gone_is_409() -> None:
     desk = Desk()
     desk.runs.forget(KEY)
     assert (await desk.take(make_report()))[0] == 409
+    assert desk.refused == [Refusal.NOT_CURRENT]
 
 
 @pytest.mark.parametrize("change", [{"runUid": "other"}, {"stage": "merge"}, {"attempt": 2}])
 async def test_late_reports_are_409_and_change_nothing(change: dict[str, Any]) -> None:
     desk = Desk()
     status, error = await desk.take(make_report(**change))
-    assert status == 409
+    assert (status, desk.refused) == (409, [Refusal.NOT_CURRENT])
     assert "works on train-1" in error
     assert desk.progress.newest(RUN_UID, StageName.TRAIN, 1) is None
 
@@ -379,13 +384,16 @@ async def test_late_reports_are_409_and_change_nothing(change: dict[str, Any]) -
     ],
 )
 async def test_bodies_that_are_no_report_are_400(body: bytes, fault: str) -> None:
-    status, error = await Desk().take(body)
-    assert status == 400
+    desk = Desk()
+    status, error = await desk.take(body)
+    assert (status, desk.refused) == (400, [Refusal.UNREADABLE])
     assert fault in error
 
 
 async def test_long_bodies_are_413() -> None:
-    assert (await Desk().take(b"x" * (MAX_BODY + 1)))[0] == 413
+    desk = Desk()
+    assert (await desk.take(b"x" * (MAX_BODY + 1)))[0] == 413
+    assert desk.refused == [Refusal.UNREADABLE]
 
 
 async def test_hasty_reports_are_429_without_being_read() -> None:
@@ -394,6 +402,7 @@ async def test_hasty_reports_are_429_without_being_read() -> None:
         codes = [(await client.post(make_report()))[0] for _ in range(REPORTS_AT_ONCE)]
         assert codes == [200] * REPORTS_AT_ONCE
         assert (await client.post(b"no report"))[0] == 429
+        assert desk.refused == [*[None] * REPORTS_AT_ONCE, Refusal.TOO_OFTEN]
         desk.clock.now += 1 / REPORTS_PER_S
         assert (await client.post(make_report()))[0] == 200
 

@@ -14,12 +14,12 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from prometheus_client import CollectorRegistry
 
 from llava_operator.loop.health import Health
 from llava_operator.probes import LIMITS, build_web_app
 from llava_operator.serving.connections import Closed, Limits
 from llava_operator.serving.server import serve
+from llava_operator.telemetry.exposition import Exposition
 from tests.controller.desk import GOOD, HOST, Client, Desk, make_issuer, make_report
 
 MANY_COME: dict[str, Any] = {
@@ -272,7 +272,7 @@ async def test_plain_http_has_the_same_limits(app: web.Application) -> None:
 async def test_probes_are_answered_whatever_a_flood_from_many_addresses_does(tmp_path: Path) -> None:
     """The kubelet ends a process that does not answer three times."""
     closed = asyncio.Semaphore(0)
-    app = build_web_app(Health(heartbeat_s=10, longest_pass_s=60, clock=time.monotonic), CollectorRegistry())
+    app = build_web_app(Health(heartbeat_s=10, longest_pass_s=60, clock=time.monotonic), Exposition())
     async with (
         serve(app, 0, host="127.0.0.1", limits=LIMITS, count=lambda _: closed.release()) as port,
         flood(port, make_issuer().roots.decode(), tmp_path, 120),

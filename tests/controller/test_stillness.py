@@ -12,7 +12,7 @@ from llava_operator.acting.transitions import list_transitions
 from llava_operator.cache.views import PodView
 from llava_operator.clock import to_time
 from llava_operator.deciding.decide import Commit, Stop, Wait, decide
-from llava_operator.deciding.stillness import SILENT_S, STILL_S
+from llava_operator.deciding.stillness import SILENT_S, STILL_S, date_report
 from llava_operator.run import stage_of
 from tests.controller.makers import NOW, NOW_TEXT, begun, commit, make_job, make_pod, see
 
@@ -72,6 +72,30 @@ def test_what_is_no_standstill(first: Progress, last: Progress) -> None:
     for progress, after_s in ((first, 600), (last, 600 + STILL_S)):
         status = hear(status, progress, after_s)
     assert stage_of(status, TRAIN).attempts[0].state is AttemptState.RUNNING
+
+
+# --- since when
+
+
+def checkpoint_time(status: Status, step: int | None, after_s: float, *, attempt: int = 1) -> str | None:
+    """When the checkpoint of a report was first reported, where it is the next one of a run."""
+    progress = report(10, after_s).model_copy(update={"checkpoint_step": step, "attempt": attempt})
+    return date_report(status, progress).checkpoint_time
+
+
+def test_a_checkpoint_is_dated_by_its_first_report() -> None:
+    known = Status(progress=report(10, 100).model_copy(update={"checkpoint_step": 8, "checkpoint_time": NOW_TEXT}))
+    assert checkpoint_time(known, 8, 200) == NOW_TEXT
+    # The next attempt goes on from it: the work since then would still be lost.
+    assert checkpoint_time(known, 8, 200, attempt=2) == NOW_TEXT
+    assert checkpoint_time(known, 10, 200) == to_time(NOW + timedelta(seconds=200))
+    assert checkpoint_time(known, None, 200) is None
+    assert checkpoint_time(Status(), 8, 200) == to_time(NOW + timedelta(seconds=200))
+    # An operator before this one has written none.
+    undated = Status(progress=report(10, 100).model_copy(update={"checkpoint_step": 8}))
+    assert checkpoint_time(undated, 8, 200) == to_time(NOW + timedelta(seconds=200))
+    of_another = known.progress.model_copy(update={"stage": StageName.ALIGN}) if known.progress else None
+    assert checkpoint_time(Status(progress=of_another), 8, 200) == to_time(NOW + timedelta(seconds=200))
 
 
 # --- silence

@@ -155,3 +155,49 @@ def test_failing_key_does_not_hold_up_others() -> None:
         return done
 
     assert run_virtually(scenario()) == ["good"]
+
+
+# --- how long keys wait, and how often they come back
+
+
+def test_wait_is_counted_from_when_a_key_was_due() -> None:
+    async def scenario() -> list[tuple[str, float]]:
+        waits: list[tuple[str, float]] = []
+        queue: WorkQueue[str] = WorkQueue(note_wait=lambda key, seconds: waits.append((key, seconds)), clock=now)
+
+        async def process(key: str) -> None:
+            if key == "slow" and now() < 5:
+                # It is due once more from now on, however often that is said.
+                queue.add("slow")
+                await asyncio.sleep(2)
+                queue.add("slow")
+                await asyncio.sleep(8)
+
+        queue.add("slow")
+        queue.add("behind")
+        await asyncio.sleep(1)
+        queue.add("behind")
+        queue.add("later", delay_s=4)
+        await work_for(queue, process, seconds=60)
+        return waits
+
+    # "slow" is taken after 1 s and works for 10; "later" is due at 5.
+    assert run_virtually(scenario()) == [("slow", 1), ("behind", 11), ("later", 6), ("slow", 10)]
+
+
+def test_keys_that_come_back_by_an_error_are_noted() -> None:
+    async def scenario() -> list[str]:
+        retries: list[str] = []
+        queue: WorkQueue[str] = WorkQueue(note_retry=retries.append)
+
+        async def process(key: str) -> float | None:
+            if key == "bad" and len(retries) < 3:
+                raise ValueError("broken")
+            return None if now() > 100 else 50.0
+
+        queue.add("bad")
+        queue.add("good")
+        await work_for(queue, process, seconds=200)
+        return retries
+
+    assert run_virtually(scenario()) == ["bad"] * 3

@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
 
 from llava_api.constants import StageName
 from llava_api.failures import Reason
@@ -19,13 +18,13 @@ from llava_operator.acting.events import build_event
 from llava_operator.acting.transitions import list_transitions
 from llava_operator.cache.runs import RunView
 from llava_operator.deciding.status import dump_status
-from llava_operator.telemetry.metrics import RunCollector
 from llava_trainer.inputs import provide_inputs
 from llava_trainer.outcome import ENV_TERMINATION_LOG, run_stage
 from llava_trainer.retrying import Patience
 from llava_trainer.sources.fetching import Surroundings
 from llava_trainer.stages import prepare
-from tests.controller.makers import KEY, NOW, RUN_UID, begun, commit, failed, job_end, make_job, see, succeeded
+from tests.controller.exposed import expose
+from tests.controller.makers import KEY, RUN_UID, begun, commit, failed, job_end, make_job, see, succeeded
 from tests.tiny.export import make_export
 from tests.trainer.servers.authority import Authority
 from tests.trainer.servers.files import Fault, FileServer
@@ -50,9 +49,8 @@ def told_by_operator(termination: str, code: int) -> bytes:
     status = commit(seen)
     assert (status.failure is None) is (code == 0)
     events = [build_event(KEY, RUN_UID, transition, "here") for transition in list_transitions(status)]
-    registry = CollectorRegistry()
-    registry.register(RunCollector([RunView(key=KEY, uid=RUN_UID, status=status)], lambda: NOW))
-    return json.dumps([dump_status(status), events]).encode() + generate_latest(registry)
+    metrics = expose(RunView(key=KEY, uid=RUN_UID, status=status))
+    return json.dumps([dump_status(status), events]).encode() + metrics.encode()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What all dashboards have in common: their names and addresses, how they lead to each other, and marks in the graphs."""
+"""What all dashboards have in common: names and addresses, how they lead to each other, and marks in the graphs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -8,6 +8,7 @@ from llava_monitoring.panels import (
     BLUE,
     COUNT,
     GREEN,
+    OF_PHASES,
     RATIO,
     RED,
     SECONDS,
@@ -80,7 +81,8 @@ def _now() -> Row:
         number("Waiting", "Runs that something stands in the way of: no GPUs, a queue, a missing Secret, an image that "
                "cannot be pulled. The reasons are in the graph to the right below.", COUNT,
                Query(f"count(count by (namespace, name) ({_waiting()}))"), steps=[(None, BLUE), (1, YELLOW)]),
-        number("Suspended", "Runs that somebody has suspended: they hold no GPUs and go on from their newest checkpoint.",
+        number("Suspended", "Runs that somebody has suspended: they hold no GPUs and go on from their newest "
+               "checkpoint.",
                COUNT, Query(f"count({_in_phase('Suspended')})")),
         number("Failed", "Runs that failed in the time shown, those included that were tried again since.", COUNT,
                Query(f"count({_ended('Failed')})"), steps=[(None, GREEN), (1, RED)]),
@@ -88,7 +90,8 @@ def _now() -> Row:
                steps=[(None, GREEN)]),
         number("GPUs held", "GPUs that pods of runs hold right now.", COUNT, Query(f"sum({_GPUS})")),
         graph("Runs by phase", "Runs in each phase. Those that ended stay for a day (metrics.finishedRunSeconds of the "
-              "chart).", COUNT, Query(f"count by (phase) ({_in_phase(*Phase)})", "{{phase}}"), width=12, stacked=True),
+              "chart).", COUNT, Query(f"count by (phase) ({_in_phase(*Phase)})", "{{phase}}"), width=12, stacked=True,
+              colors=OF_PHASES),
         graph("What runs wait for", "Waiting runs by the reason that kubectl get lft shows; docs/waiting.md explains "
               "each.", COUNT, Query(f"count by (reason) ({_waiting()})", "{{reason}}"), width=12, stacked=True),
         _runs(),
@@ -140,24 +143,24 @@ def _cost() -> Row:
     return row(
         "GPU-hours and what they cost",
         number("GPU-hours asked for", "GPUs that runs held or waited for, times the hours of the time shown.", COUNT,
-               Query(asked), decimals=1),
-        number("GPU-hours held", "What the runs of the time shown have held their GPUs for, in their whole lives.", COUNT,
-               Query(f"sum({_HELD}){_HOURS}"), decimals=1),
+               Query(asked), decimals=2),
+        number("GPU-hours held", "For how long runs of the time shown have held GPUs, in their whole lives.", COUNT,
+               Query(f"sum({_HELD}){_HOURS}"), decimals=2),
         number("Productive", "Those of attempts that are over whose work was kept.", COUNT,
-               Query(f"sum({_KEPT}){_HOURS}"), steps=[(None, GREEN)], decimals=1),
+               Query(f"sum({_KEPT}){_HOURS}"), steps=[(None, GREEN)], decimals=2),
         number("Lost", "Those of attempts that are over whose work had to be done again, or was for nothing: failures, "
                "drains and suspensions after the newest checkpoint. More checkpoints lose less.", COUNT,
-               Query(f"sum({_LOST}){_HOURS}"), steps=[(None, YELLOW)], decimals=1),
+               Query(f"sum({_LOST}){_HOURS}"), steps=[(None, YELLOW)], decimals=2),
         number("Productive share", "Of the GPU-hours of attempts that are over, how many were not lost.", RATIO,
-               Query(f"sum({_KEPT}) / (sum({_KEPT}) + sum({_LOST}))"), steps=[(None, RED), (0.8, YELLOW), (0.95, GREEN)],
-               absent="-"),
+               Query(f"sum({_KEPT}) / (sum({_KEPT}) + sum({_LOST}))"), absent="-",
+               steps=[(None, RED), (0.8, YELLOW), (0.95, GREEN)]),
         number("Cost", "GPU-hours held at the price of one that stands at the top, in your currency.", COUNT,
                Query(f"sum({_HELD}){_HOURS}{_PRICE}"), decimals=2),
         graph("GPUs held and waited for", "GPUs that runs hold, and those that they ask for and do not have.", COUNT,
               Query(f"sum by (namespace) ({_GPUS})", "{{namespace}} holds"),
               Query(f"sum by (namespace) ({_WANTED})", "{{namespace}} waits for"), width=12, stacked=True),
-        rows_of("GPU-hours by namespace and team", "Of the runs of the time shown, in their whole lives. The cost is that "
-                "of the hours held.",
+        rows_of("GPU-hours by namespace and team", "Of the runs of the time shown, in their whole lives. The cost is "
+                "that of the hours held.",
                 [Query(f"{groups} ({_HELD}){_HOURS}"), Query(f"{groups} ({_KEPT}){_HOURS}"),
                  Query(f"{groups} ({_LOST}){_HOURS}"), Query(f"{groups} ({_HELD}){_HOURS}{_PRICE}")],
                 [Column("Namespace", "namespace"), Column("Team", "team"), Column("Held", "Value #A"),
@@ -168,16 +171,16 @@ def _cost() -> Row:
 
 def _queue() -> Row:
     queued = with_team(each_run(_of("llava_run_queued_seconds")))
+    ended = with_team(each_run(_of("llava_run_attempts_ended"), "reason"))
     return row(
         "Queue and restarts",
-        graph("Longest wait, by reason", "How long the run has been waiting that waits longest for each reason.", SECONDS,
+        graph("Longest wait, by reason", "How long that run has been waiting which waits longest.", SECONDS,
               Query(f"max by (reason) ({_waiting()})", "{{reason}}")),
         graph("Time in queues", "Seconds that runs have waited in Kueue's queues, added up.", SECONDS,
               Query(f"sum by (namespace) ({queued})", "{{namespace}}"), stacked=True),
-        graph("Attempts that ended without success", "By reason, of all runs that are shown: docs/failures.md says of each "
-              "whether it is tried again. A step up is a restart or a failure.", COUNT,
-              Query(f"sum by (reason) ({with_team(each_run(_of('llava_run_attempts_ended'), 'reason'))})", "{{reason}}"),
-              stacked=True),
+        graph("Attempts that ended without success", "By reason, of all runs that are shown: docs/failures.md says of "
+              "each whether it is tried again. A step up is a restart or a failure.", COUNT,
+              Query(f"sum by (reason) ({ended})", "{{reason}}"), stacked=True),
     )  # fmt: skip
 
 
@@ -186,8 +189,8 @@ def _results() -> Row:
     within = f"sum by (le, stage) (increase({_with_state(durations)}[$__range]))"
     return row(
         "What comes of it",
-        bars("Score gained", "What the tuned model scores above its base on samples that training has not seen, by run and "
-             "metric.", RATIO, Query(_GAIN, "{{namespace}}/{{name}} {{metric}}"), width=12),
+        bars("Score gained", "What the tuned model scores above its base on samples that training has not seen, by "
+             "run and metric.", RATIO, Query(_GAIN, "{{namespace}}/{{name}} {{metric}}"), width=12),
         bars("How long stages take", "Median of the stages that ended well in the time shown, all namespaces together.",
              SECONDS, Query(f"histogram_quantile(0.5, {within})", "{{stage}}"), width=12),
     )  # fmt: skip

@@ -3,7 +3,21 @@
 from grafana_foundation_sdk.models import dashboard as models
 
 from llava_monitoring.dashboards.board import OPERATOR, build
-from llava_monitoring.panels import BYTES, COUNT, GREEN, RED, SECONDS, YELLOW, Query, Row, bars, graph, number, row
+from llava_monitoring.panels import (
+    BYTES,
+    COUNT,
+    GREEN,
+    OF_PHASES,
+    RED,
+    SECONDS,
+    YELLOW,
+    Query,
+    Row,
+    bars,
+    graph,
+    number,
+    row,
+)
 from llava_monitoring.queries import select
 from llava_monitoring.variables import choice
 
@@ -37,26 +51,27 @@ def _process(metric: str) -> str:
 def _health() -> Row:
     return row(
         "Health",
-        number("Leading", "Pods that lead: one. With none nothing goes on, and trainings that run are not disturbed; with "
-               "two for longer than a lease, look at their clocks.", COUNT, Query(f"sum({_of('llava_operator_leader')})"),
-               steps=[(None, RED), (1, GREEN), (2, RED)]),
+        number("Leading", "Pods that lead: one. With none nothing goes on, and trainings that run are not disturbed; "
+               "with two for longer than a lease, look at their clocks.", COUNT,
+               Query(f"sum({_of('llava_operator_leader')})"), steps=[(None, RED), (1, GREEN), (2, RED)]),
         number("Pods", "Operator pods that answer Prometheus.", COUNT, Query(f"count({_of('llava_operator_leader')})"),
                steps=[(None, RED), (1, GREEN)]),
         number("Version", "Of the operator; two while one replaces the other.", COUNT,
                Query(f"max by (version) ({_of('llava_operator_info')})", "{{version}}"), named=True, absent="-"),
         number("Up since", "How long ago the youngest operator process began.", SECONDS,
                Query(f"time() - max({_process('process_start_time_seconds')})"), absent="-"),
-        number("Runs waiting for a pass", "The queue's length right now: a few, or a thousand for seconds after a start.",
+        number("Runs waiting for a pass", "The queue's length right now: a few, or a thousand for seconds after a "
+               "start.",
                COUNT, Query(f"sum({_of('llava_operator_queue_depth')})"),
                steps=[(None, GREEN), (100, YELLOW), (1000, RED)]),
-        number("Failing passes", "Passes that ended with an error, a second: more than a few in a row is what an alert is "
-               "for.", _PER_SECOND, Query(f"sum({_rate('llava_operator_pass_errors_total', 'error')})"),
+        number("Failing passes", "Passes that ended with an error, a second: more than a few in a row is what an "
+               "alert is for.", _PER_SECOND, Query(f"sum({_rate('llava_operator_pass_errors_total', 'error')})"),
                steps=[(None, GREEN), (0.1, YELLOW), (1, RED)]),
         graph("Leader", "1 for the pod that leads. A line that hands over to another is a restart or an update.", COUNT,
               Query(f"max by (pod) ({_of('llava_operator_leader')})", "{{pod}}"), width=12, most=1),
         graph("Runs in each phase", "What it looks after, as it tells.", COUNT,
               Query("count by (phase) (max by (namespace, name, phase) (llava_run_phase == 1))", "{{phase}}"), width=12,
-              stacked=True),
+              stacked=True, colors=OF_PHASES),
     )  # fmt: skip
 
 
@@ -68,12 +83,13 @@ def _passes() -> Row:
         graph("How long a pass takes", "Mostly round trips to the API server. Half of all passes are below the lower "
               "line, 99 of 100 below the upper one.", SECONDS, Query(_quantile(0.5, duration), "half of all"),
               Query(_quantile(0.99, duration), "99 of 100")),
-        graph("Passes that failed", "By the error's class; each is repeated after a while. The log has the whole of it.",
+        graph("Passes that failed", "By the error's class; each is repeated after a while. The log has the whole of "
+              "it.",
               _PER_SECOND, Query(_rate("llava_operator_pass_errors_total", "error"), "{{error}}")),
         graph("Queue", "Runs that wait for a pass.", COUNT,
               Query(f"max by (pod) ({_of('llava_operator_queue_depth')})", "{{pod}}")),
-        graph("How long runs wait for a pass", "From when a pass was due. More than a second for long: the operator does "
-              "not keep up, or the API server makes it wait.", SECONDS, Query(_quantile(0.5, wait), "half of all"),
+        graph("How long runs wait for a pass", "From when a pass was due. More than a second for long: the operator "
+              "does not keep up, or the API server makes it wait.", SECONDS, Query(_quantile(0.5, wait), "half of all"),
               Query(_quantile(0.99, wait), "99 of 100")),
         graph("Passes put off", "Passes repeated later because the one before failed, a second.", _PER_SECOND,
               Query(_rate("llava_operator_queue_retries_total"), "put off")),
@@ -87,8 +103,8 @@ def _api() -> Row:
         "The API server, as the operator sees it",
         graph("Requests", "By verb, a second. 40 a second is much: progress of all runs shares a rate.", _PER_SECOND,
               Query(_rate(requests, "verb"), "{{verb}}"), stacked=True),
-        graph("Refused or unanswered", "Answers of 400 and above, and 0 where none came. 404 and 409 are part of ordinary "
-              "work: what is not there yet, and what is there already.", _PER_SECOND,
+        graph("Refused or unanswered", "Answers of 400 and above, and 0 where none came. 404 and 409 are part of "
+              "ordinary work: what is not there yet, and what is there already.", _PER_SECOND,
               Query(_rate(requests, "verb", "resource", "code", matchers=refused), "{{verb}} {{resource}} {{code}}")),
         graph("How long answers take", "99 of 100 answers came faster, by verb; watches are left out.", SECONDS,
               Query(_quantile(0.99, duration, "verb"), "{{verb}}")),
@@ -124,8 +140,8 @@ def _process_row() -> Row:
     working_set = _of("container_memory_working_set_bytes", _CONTAINER)
     return row(
         "Its process",
-        graph("Memory", "Resident memory of the process and working set of its container, beside the limit at which the "
-              "kernel ends it. It grows with the number of runs: about 10 kB each.", BYTES,
+        graph("Memory", "Resident memory of the process and working set of its container, beside the limit at which "
+              "the kernel ends it. It grows with the number of runs: about 10 kB each.", BYTES,
               Query(f"max by (pod) ({_process('process_resident_memory_bytes')})", "{{pod}}"),
               Query(f"max by (pod) ({working_set})", "{{pod}}, container"), Query(f"max({limit})", "limit")),
         graph("Processor", "Cores. One event loop does all the work: near 1 it is the bottleneck.", COUNT,
@@ -147,7 +163,8 @@ def _ended() -> Row:
              Query(_within("llava_operator_attempts_ended_total", "stage", "reason"), "{{stage}} {{reason}}")),
         bars("How long stages took", "Median, by stage, however they ended.", SECONDS,
              Query(f"histogram_quantile(0.5, {durations})", "{{stage}}")),
-        bars("GPU-hours", "Of attempts that are over: productive, or lost because the work was done again or for nothing.",
+        bars("GPU-hours", "Of attempts that are over: productive, or lost because the work was done again or for "
+             "nothing.",
              COUNT, Query(f"{_within('llava_operator_gpu_seconds_total', 'namespace', 'use')} / 3600",
                           "{{namespace}} {{use}}"), width=24),
     )  # fmt: skip

@@ -10,6 +10,7 @@ from llava_monitoring.panels import (
     BYTES,
     COUNT,
     GREEN,
+    OF_PHASES,
     RATIO,
     RED,
     SECONDS,
@@ -24,7 +25,7 @@ from llava_monitoring.panels import (
     row,
     rows_of,
 )
-from llava_monitoring.queries import OF_RUN, PODS_OF_RUN, each_run, select
+from llava_monitoring.queries import OF_RUN, PODS_OF_RUN, select
 from llava_monitoring.variables import choice
 
 _STAGE = f'container="{STAGE_CONTAINER}"'
@@ -49,8 +50,8 @@ def _stands() -> Row:
                Query(_of("llava_run_progress_ratio")), absent="-"),
         number("Time left in the stage", "Estimated from the steps so far; of the stage that reports, not of the run.",
                SECONDS, Query(_of("llava_run_eta_seconds")), absent="-"),
-        number("Since the last report", "A stage that is alive reports every few seconds; one that stands still does not. "
-               "After a quarter of an hour look at its pods' logs.", SECONDS,
+        number("Since the last report", "A stage that is alive reports every few seconds; one that stands still does "
+               "not. After a quarter of an hour look at its pods' logs.", SECONDS,
                Query(f"time() - {_of('llava_run_progress_timestamp_seconds')}"),
                steps=[(None, GREEN), (300, YELLOW), (900, RED)], absent="-"),
         number("Age of the newest checkpoint", "What a failure would cost at most. A run that has ended needs none.",
@@ -67,8 +68,8 @@ def _stands() -> Row:
                  Column("Own failures", "Value #C"), Column("Took", "Value #D", SECONDS),
                  Column("GPU time", "Value #E", SECONDS)],
                 width=12),
-        graph("What it waits for", "How long a stage has been waiting, by reason (docs/waiting.md). Nothing here: nothing "
-              "stands in the way.", SECONDS,
+        graph("What it waits for", "How long a stage has been waiting, by reason (docs/waiting.md). Nothing here: "
+              "nothing stands in the way.", SECONDS,
               Query(f"time() - {_of('llava_run_waiting_timestamp_seconds', 'stage', 'reason')}",
                     "{{stage}}: {{reason}}"), width=12),
     )  # fmt: skip
@@ -77,11 +78,11 @@ def _stands() -> Row:
 def _learning() -> Row:
     return row(
         "Training",
-        graph("Loss", "Training loss of the last reported step, per supervised token of the whole global batch. After a "
-              "restart the steps since the newest checkpoint are done again.", "none",
+        graph("Loss", "Training loss of the last reported step, per supervised token of the whole global batch. After "
+              "a restart the steps since the newest checkpoint are done again.", "none",
               Query(_of("llava_run_loss"), "loss"), width=12, least=None),
-        graph("Throughput", "Real (not padding) tokens a second over all processes. A step down that stays is a slow node "
-              "or a slow volume.", COUNT, Query(_of("llava_run_tokens_per_second"), "tokens a second"), width=12),
+        graph("Throughput", "Real (not padding) tokens a second over all processes. A step down that stays is a slow "
+              "node or a slow volume.", COUNT, Query(_of("llava_run_tokens_per_second"), "tokens a second"), width=12),
         graph("Gradient norm", "Before it is clipped. A norm that climbs for long ends in a loss that does: lower the "
               "learning rate.", "none", Query(_of("llava_run_gradient_norm"), "norm"), logarithmic=True),
         graph("Learning rate", "Warm-up and decay as they were planned.", "none",
@@ -100,12 +101,13 @@ def _learning() -> Row:
 def _attempts() -> Row:
     return row(
         "Attempts, checkpoints and where the time went",
-        graph("Attempts", "Number of each stage's newest attempt: a step up is a restart, or going on after a suspension.",
+        graph("Attempts", "Number of each stage's newest attempt: a step up is a restart, or going on after a "
+              "suspension.",
               COUNT, Query(_of("llava_run_attempt", "stage"), "{{stage}}")),
         bars("Attempts that ended without success", "By reason; docs/failures.md explains each.", COUNT,
              Query(_of("llava_run_attempts_ended", "reason"), "{{reason}}")),
-        graph("Age of the newest checkpoint", "A saw: it falls whenever a checkpoint is complete. Teeth that grow are a "
-              "volume that has become slow.", SECONDS,
+        graph("Age of the newest checkpoint", "A saw: it falls whenever a checkpoint is complete. Teeth that grow are "
+              "a volume that has become slow.", SECONDS,
               Query(f"time() - {_of('llava_run_checkpoint_timestamp_seconds')}", "age")),
         number("Productive", "Time of attempts that are over whose work was kept.", SECONDS,
                Query(_of("llava_run_productive_seconds")), steps=[(None, GREEN)], width=6),
@@ -124,24 +126,26 @@ def _resources() -> Row:
     cpu = _pods("container_cpu_usage_seconds_total", _STAGE)
     return row(
         "Memory, processors and volume, beside the plan",
-        graph("Memory of a GPU", "The most that torch has reserved on one GPU, beside what was planned (status.plan) and "
-              "what the GPU has. Only on GPUs.", BYTES, Query(_of("llava_run_peak_gpu_memory_bytes"), "reserved at most"),
+        graph("Memory of a GPU", "The most that torch has reserved on one GPU, beside what was planned (status.plan) "
+              "and what the GPU has. Only on GPUs.", BYTES, Query(_of("llava_run_peak_gpu_memory_bytes"), "reserved "
+              "at most"),
               Query(_of("llava_run_planned_gpu_memory_bytes"), "planned"),
               Query(_of("llava_run_available_gpu_memory_bytes"), "of the GPU"), width=12),
-        graph("Memory of a pod", "Working set of each pod's container, beside what was planned for a training pod (without "
-              "/dev/shm and caches) and the limit at which the kernel ends it.", BYTES,
+        graph("Memory of a pod", "Working set of each pod's container, beside what was planned for a training pod "
+              "(without /dev/shm and caches) and the limit at which the kernel ends it.", BYTES,
               Query(f"max by (pod) ({working_set})", "{{pod}}"),
               Query(_of("llava_run_planned_pod_memory_bytes"), "planned"), Query(f"max({limits})", "limit"), width=12),
-        graph("Processors of a pod", "Cores that each pod's container uses, beside what it asked for. Data loading that "
-              "uses all of them holds the GPUs up.", COUNT,
+        graph("Processors of a pod", "Cores that each pod's container uses, beside what it asked for. Data loading "
+              "that uses all of them holds the GPUs up.", COUNT,
               Query(f"sum by (pod) (rate({cpu}[$__rate_interval]))", "{{pod}}"), Query(f"max({requests})", "asked for"),
               width=12),
-        graph("Volume", "Free on the run's volume and its size, as the reporting stage saw them. Checkpoints, results and "
-              "the merged model must fit.", BYTES, Query(_of("llava_run_volume_free_bytes"), "free"),
+        graph("Volume", "Free on the run's volume and its size, as the reporting stage saw them. Checkpoints, results "
+              "and the merged model must fit.", BYTES, Query(_of("llava_run_volume_free_bytes"), "free"),
               Query(_of("llava_run_volume_size_bytes"), "size"), width=12),
-        graph("Pods", "Pods of the run in each phase, as the cluster sees them (finished ones stay until their Job goes).",
+        graph("Pods", "Pods of the run in each phase, as the cluster sees them (finished ones stay until their Job "
+              "goes).",
               COUNT, Query(f"sum by (phase) ({_pods('kube_pod_status_phase')} == 1)", "{{phase}}"), width=24,
-              stacked=True),
+              stacked=True, colors=OF_PHASES),
     )  # fmt: skip
 
 
@@ -151,7 +155,8 @@ def _gpus() -> Row:
 
     return row(
         "GPUs, where DCGM's exporter runs",
-        graph("Utilisation", "Share of the time in which a kernel ran. High and slow at once: look at the tensor cores.",
+        graph("Utilisation", "Share of the time in which a kernel ran. High and slow at once: look at the tensor "
+              "cores.",
               "percent", gpus("DCGM_FI_DEV_GPU_UTIL"), width=12, most=100),
         graph("Tensor cores", "Share of cycles in which the tensor cores worked: how well the GPU is used.", RATIO,
               gpus("DCGM_FI_PROF_PIPE_TENSOR_ACTIVE"), width=12),
@@ -182,8 +187,8 @@ kubectl -n $namespace get lft $run -o jsonpath='{{.status.failure}}'
 """
     return row(
         "Results",
-        bars("Scores", "Of the base and of the tuned model: on samples that training has not seen (validation), and, where "
-             "spec.evaluation.trainingSamples asks for it, on some that it has (train).", RATIO,
+        bars("Scores", "Of the base and of the tuned model: on samples that training has not seen (validation), and, "
+             "where spec.evaluation.trainingSamples asks for it, on some that it has (train).", RATIO,
              Query(_of("llava_run_score", "metric", "split", "model"), "{{metric}} {{split}} {{model}}"),
              width=12, most=1),
         note("Where the report lies", "Where the results are, as long as the run's volume is there.", report),

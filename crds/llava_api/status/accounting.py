@@ -22,6 +22,12 @@ class Accounting(Lenient):
     lost_seconds: Annotated[
         Count, Field(description="Seconds of attempts whose work was done again, or for nothing.")
     ] = 0
+    productive_gpu_seconds: Annotated[
+        Count, Field(description="Those of gpuSeconds in which work was done that was kept.")
+    ] = 0
+    lost_gpu_seconds: Annotated[
+        Count, Field(description="Those of gpuSeconds in which work was done that was done again, or for nothing.")
+    ] = 0
     queued_seconds: Annotated[Count, Field(description="Seconds that attempts waited in a queue.")] = 0
     suspended_seconds: Annotated[Count, Field(description="Seconds that the run was suspended.")] = 0
     restarts_by_reason: Annotated[

@@ -31,7 +31,13 @@ class Progress(Lenient):
     samples_per_second: Annotated[float | None, Field(description="Samples per second over all processes.")] = None
     tokens_per_second: Annotated[float | None, Field(description="Real tokens per second over all processes.")] = None
     checkpoint_step: Annotated[Count | None, Field(description="Step of the newest complete checkpoint.")] = None
+    checkpoint_time: Annotated[Time | None, Field(description="When that checkpoint was first reported.")] = None
     resumed_step: Annotated[Count | None, Field(description="Step that the attempt went on from.")] = None
+    peak_gpu_memory_bytes: Annotated[
+        Count | None, Field(description="Most memory that torch has reserved on one GPU so far, of all processes.")
+    ] = None
+    volume_free_bytes: Annotated[Count | None, Field(description="Free on the run's volume.")] = None
+    volume_size_bytes: Annotated[Count | None, Field(description="Size of the run's volume.")] = None
     skipped_checkpoints: Annotated[
         Short, Field(description="Checkpoints that were damaged, so that training went on from one before.")
     ] = ""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from llava_api.constants import StageName
+from llava_api.status import Status
 from llava_operator.acting.creation import ObstacleError
 from llava_operator.deciding.observation import Obstacle
 
@@ -27,6 +28,8 @@ class Memory:
     published_ca: str | None = None
     written_at: datetime | None = None
     """When its status was last written."""
+    unanswered: Status | None = None
+    """Its status before a write that was not answered with success: it may have been carried out all the same."""
 
     def drop_obstacle(self, generation: int, *, has_job: bool) -> None:
         """Forget what stood in the way of an attempt, where that may have changed.

@@ -26,7 +26,7 @@ from llava_operator.deciding.decide import Commit, Delete, KeepVolume, Start, St
 from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.policy import find_violations
 from llava_operator.deciding.status import complete_status, dump_status, merge_patch, without_texts
-from llava_operator.deciding.stillness import note_step
+from llava_operator.deciding.stillness import date_report
 from llava_operator.kube.client import Kube
 from llava_operator.kube.errors import ConflictError, KubeError, NotFoundError
 from llava_operator.kube.kinds import JOBS, RUNS
@@ -61,6 +61,8 @@ class Reconciler:
     errors: ApiErrors
     platform: Platform
     now: Callable[[], datetime]
+    note_written: Callable[[Key, Status, Status], None] = lambda key, before, after: None
+    """Called once for each status that was written, with the one before and the one after."""
     _memories: dict[Key, Memory] = field(default_factory=dict)
 
     async def reconcile(self, key: Key) -> float | None:
@@ -86,6 +88,7 @@ class Reconciler:
                 run = parse_run(raw)
             except UnreadableError as error:
                 return await self._report_unreadable(key, raw, str(error))
+            self._settle(run)
             seen = await self._observe(run)
             match decide(seen):
                 case Commit(status=status):
@@ -121,6 +124,7 @@ class Reconciler:
             logger.info("%s: that its passes fail could not be told: %s", key, again)
 
     async def _tell_trouble(self, run: Run, trouble: ApiTrouble) -> None:
+        self._settle(run)
         if run.deleting or current_stage(run.status) is None:
             return
         told, before = run.status.model_copy(update={"api_trouble": trouble}), run.status
@@ -187,6 +191,8 @@ class Reconciler:
         run = seen.run
         patch = merge_patch(dump_status(run.status), dump_status(status))
         body = {"metadata": {"resourceVersion": run.resource_version, "uid": run.uid}, "status": patch}
+        memory = self._memory(run)
+        memory.unanswered = run.status
         try:
             written = await self.kube.patch(RUNS, run.key.namespace, run.key.name, body, subresource="status")
         except ConflictError as error:
@@ -199,11 +205,19 @@ class Reconciler:
                 "this operator; install the CRD of its version"
             )
         self.runs.note(written)
-        self._memory(run).written_at = seen.now
+        memory.written_at, memory.unanswered = seen.now, None
+        self.note_written(run.key, run.status, status)
         self._log_transitions(run, status)
-        if seen.progress is not None and status.progress == note_step(run.status, seen.progress):
+        if seen.progress is not None and status.progress == date_report(run.status, seen.progress):
             self.progress.note_written(run.uid, seen.progress, seen.now)
         return written
+
+    def _settle(self, run: Run) -> None:
+        """Note a write whose answer was lost, if it was carried out: a status that is another now is our own."""
+        memory = self._memory(run)
+        before, memory.unanswered = memory.unanswered, None
+        if before is not None and before != run.status:
+            self.note_written(run.key, before, run.status)
 
     def _log_transitions(self, run: Run, status: Status) -> None:
         for stage in status.stages:

@@ -52,6 +52,16 @@ class Children:
         """Pods that had ended before they were deleted, by UID: their results may not have been read yet."""
         self._touched: set[Key] | None = None
 
+    @property
+    def num_jobs(self) -> int:
+        """Jobs that are held."""
+        return len(self._jobs)
+
+    @property
+    def num_pods(self) -> int:
+        """Pods that are held, without those that are no more."""
+        return len(self._pods)
+
     def job(self, key: Key) -> JobView | None:
         """The Job of this name, if one has been seen."""
         return self._jobs.get(key)

@@ -1,11 +1,12 @@
 """A cache of what is reported of all runs: what metrics are made from, and what reports are checked against."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from llava_api.constants import Phase
-from llava_api.status import Status
+from llava_api.status import Status, Time
 from llava_operator import clock
 from llava_operator.clock import from_time
 from llava_operator.kube.client import Kube
@@ -13,6 +14,11 @@ from llava_operator.kube.kinds import RUNS
 from llava_operator.kube.objects import Key, Object
 from llava_operator.recent import Recent
 from llava_operator.run import UnreadableError, parse_status
+
+TEAM_LABEL = "team"
+"""Label of a run that tells whose it is, where the installation names none."""
+ENDS = frozenset({Phase.SUCCEEDED, Phase.FAILED})
+"""Phases in which nothing will happen to a run any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,19 +29,28 @@ class RunView:
     uid: str
     status: Status
     """Without logs and curves."""
+    method: str = ""
+    """What training learns, as the spec says it."""
+    team: str = ""
+    """Value of the label that tells whose it is; empty if it has none."""
+    created_at: float | None = None
+    """When it was created, in seconds since 1970; None if unknown."""
+    ended_at: float | None = None
+    """When it ended, well or not; None while it goes on."""
     expires_at: datetime | None = None
     """When it has ended long enough ago to be deleted; None if no timer runs."""
 
     @property
     def is_finished(self) -> bool:
         """Whether nothing will happen to it any more."""
-        return self.status.phase in (Phase.SUCCEEDED, Phase.FAILED)
+        return self.status.phase in ENDS
 
 
 class Runs:
     """Views of runs, by namespace and name."""
 
-    def __init__(self, *, now: Callable[[], datetime] = clock.now) -> None:
+    def __init__(self, *, team_label: str = TEAM_LABEL, now: Callable[[], datetime] = clock.now) -> None:
+        self._team_label = team_label
         self._now = now
         self._views: dict[Key, RunView] = {}
         self._gone: Recent[tuple[Key, str]] = Recent()
@@ -64,12 +79,25 @@ class Runs:
         meta = raw["metadata"]
         key = Key(meta["namespace"], meta["name"])
         if not deleted:
-            status = _slim_status(raw)
-            self._views[key] = RunView(key=key, uid=meta["uid"], status=status, expires_at=_expiry(raw, status))
+            self._views[key] = self._view(key, raw)
         elif (known := self._views.get(key)) and known.uid == meta["uid"]:
             # Another run may have taken the name already.
             self.forget(key)
         return key
+
+    def _view(self, key: Key, raw: Object) -> RunView:
+        meta, status = raw["metadata"], _slim_status(raw)
+        is_over = status.phase in ENDS and status.completion_time is not None
+        return RunView(
+            key=key,
+            uid=meta["uid"],
+            status=status,
+            method=_word(raw.get("spec", {}).get("training", {}).get("method")),
+            team=_word((meta.get("labels") or {}).get(self._team_label)),
+            created_at=_timestamp(meta.get("creationTimestamp")),
+            ended_at=_timestamp(status.completion_time) if is_over else None,
+            expires_at=_expiry(raw, status),
+        )
 
     def forget(self, key: Key) -> None:
         """Drop a run that is no more."""
@@ -98,6 +126,15 @@ def _expiry(raw: Object, status: Status) -> datetime | None:
     if not isinstance(ttl_s, int) or status.completion_time is None:
         return None
     return from_time(status.completion_time) + timedelta(seconds=ttl_s)
+
+
+def _word(value: object) -> str:
+    """A value as labels have them, which the API server holds to that form; empty if it is anything else."""
+    return value if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._-]{1,63}", value) else ""
+
+
+def _timestamp(time: Time | None) -> float | None:
+    return from_time(time).timestamp() if time else None
 
 
 def _slim_status(raw: Object) -> Status:

@@ -14,16 +14,18 @@ from llava_operator.clock import from_time, to_time
 def account_for(status: Status, stage: StageName, attempt: AttemptStatus, progress: Progress | None) -> Status:
     """The status with an attempt that is gone counted in."""
     known = status.accounting or Accounting()
-    held_s = _held_s(attempt)
+    held_s, num_gpus = _held_s(attempt, _end(attempt)), num_gpus_of(attempt)
     productive_s = round(held_s * _kept_share(attempt, progress))
-    gpu_seconds = (attempt.settings.replicas or 0) * (attempt.settings.gpus or 0) * held_s
+    lost_s = held_s - productive_s
     update: dict[str, object] = {
         "productive_seconds": known.productive_seconds + productive_s,
-        "lost_seconds": known.lost_seconds + held_s - productive_s,
+        "lost_seconds": known.lost_seconds + lost_s,
+        "productive_gpu_seconds": known.productive_gpu_seconds + num_gpus * productive_s,
+        "lost_gpu_seconds": known.lost_gpu_seconds + num_gpus * lost_s,
         "queued_seconds": known.queued_seconds + _queued_s(attempt, _end(attempt)),
     }
-    if gpu_seconds:
-        update["gpu_seconds"] = {**known.gpu_seconds, stage: known.gpu_seconds.get(stage, 0) + gpu_seconds}
+    if num_gpus * held_s:
+        update["gpu_seconds"] = _add(known.gpu_seconds, stage, num_gpus * held_s)
     if attempt.because != SUCCEEDED:
         reasons = known.restarts_by_reason
         update["restarts_by_reason"] = {**reasons, attempt.because: reasons.get(attempt.because, 0) + 1}
@@ -58,26 +60,46 @@ def active_until(status: Status, limit_s: int | None, now: datetime) -> datetime
     """When a run reaches its deadline if it is neither suspended nor queued until then; None without one."""
     if limit_s is None or status.start_time is None:
         return None
-    known = status.accounting or Accounting()
-    idle_s = known.suspended_seconds + known.queued_seconds + known.idle_seconds
-    if status.suspended_time is not None:
-        idle_s += _seconds(from_time(status.suspended_time), now)
-    newest = next((stage.newest for stage in reversed(status.stages) if stage.newest), None)
-    if newest is not None and newest.completion_time is None:
-        idle_s += _queued_s(newest, now)
+    until_now = account_until(status, now)
+    idle_s = until_now.suspended_seconds + until_now.queued_seconds + until_now.idle_seconds
     return from_time(status.start_time) + timedelta(seconds=limit_s + idle_s)
 
 
-def _held_s(attempt: AttemptStatus) -> int:
+def account_until(status: Status, now: datetime) -> Accounting:
+    """What a run has taken with what is going on now: GPUs that are held, a suspension, waiting in a queue."""
+    known = status.accounting or Accounting()
+    update: dict[str, object] = {}
+    if status.suspended_time is not None:
+        update["suspended_seconds"] = known.suspended_seconds + _seconds(from_time(status.suspended_time), now)
+    stage = next((stage for stage in reversed(status.stages) if stage.newest), None)
+    newest = stage.newest if stage else None
+    if stage is not None and newest is not None and newest.completion_time is None:
+        update["queued_seconds"] = known.queued_seconds + _queued_s(newest, now)
+        if gpu_seconds := num_gpus_of(newest) * _held_s(newest, now):
+            update["gpu_seconds"] = _add(known.gpu_seconds, stage.name, gpu_seconds)
+    return known.model_copy(update=update) if update else known
+
+
+def num_gpus_of(attempt: AttemptStatus) -> int:
+    """GPUs of all pods of an attempt."""
+    return (attempt.settings.replicas or 0) * (attempt.settings.gpus or 0)
+
+
+def _add(known: dict[StageName, int], stage: StageName, seconds: int) -> dict[StageName, int]:
+    return {**known, stage: known.get(stage, 0) + seconds}
+
+
+def _held_s(attempt: AttemptStatus, end: datetime) -> int:
     """Seconds that it held what it asked for: from its first pod on."""
-    return _seconds(from_time(attempt.running_time), _end(attempt)) if attempt.running_time else 0
+    return _seconds(from_time(attempt.running_time), end) if attempt.running_time else 0
 
 
 def _queued_s(attempt: AttemptStatus, end: datetime) -> int:
     if attempt.settings.queue is None or attempt.start_time is None:
         return 0
-    until = from_time(attempt.admitted_time) if attempt.admitted_time else end
-    return _seconds(from_time(attempt.start_time), until)
+    # One that was let in before it was ever seen to wait has no admittedTime, but it has run.
+    until = attempt.admitted_time or attempt.running_time
+    return _seconds(from_time(attempt.start_time), from_time(until) if until else end)
 
 
 def _kept_share(attempt: AttemptStatus, progress: Progress | None) -> float:

@@ -21,7 +21,7 @@ from llava_operator.deciding.attempts import TABLE, Move, Sight, awaited_until, 
 from llava_operator.deciding.beginning import Hold, begin_next, begin_run, judge_violations, take_up_retry
 from llava_operator.deciding.observation import Observation, ObstacleKind
 from llava_operator.deciding.status import complete_status, replace_stage, without_texts
-from llava_operator.deciding.stillness import find_still, note_silence, note_step
+from llava_operator.deciding.stillness import date_report, find_still, note_silence
 from llava_operator.deciding.verdict import failed_by_operator
 from llava_operator.deciding.volume import (
     deletion_time,
@@ -96,7 +96,7 @@ def decide(seen: Observation) -> Decision:
         plan = _keep_volume(seen)
     wanted = plan.status
     if seen.progress is not None and (wanted != run.status or _is_progress_due(seen)):
-        wanted = wanted.model_copy(update={"progress": note_step(run.status, seen.progress)})
+        wanted = wanted.model_copy(update={"progress": date_report(run.status, seen.progress)})
     silent_at = None
     if (stage := current_stage(wanted)) is not None:
         wanted, silent_at = note_silence(seen, wanted, stage)

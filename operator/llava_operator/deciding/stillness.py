@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from llava_api.failures import Reason
 from llava_api.report import MAX_NEXT_REPORT_S
-from llava_api.status import AttemptState, FailureStatus, Progress, StageStatus, Status
+from llava_api.status import AttemptState, FailureStatus, Progress, StageStatus, Status, Time
 from llava_operator.clock import from_time, to_time
 from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.verdict import failed_by_operator
@@ -22,14 +22,25 @@ STILL_STEPS = 20
 """The same, in steps as long as those before."""
 
 
-def note_step(status: Status, progress: Progress) -> Progress:
-    """A report with the instant since when its step is the same."""
+def date_report(status: Status, progress: Progress) -> Progress:
+    """A report with the instants since when its step, and its checkpoint, are the same."""
     before = status.progress
     is_same = before is not None and (before.stage, before.attempt, before.step, before.unit) == (
         progress.stage, progress.attempt, progress.step, progress.unit,
     )  # fmt: skip
     since = before.step_time or before.last_update_time if before is not None and is_same else None
-    return progress.model_copy(update={"step_time": since})
+    return progress.model_copy(update={"step_time": since, "checkpoint_time": _checkpoint_time(before, progress)})
+
+
+def _checkpoint_time(before: Progress | None, progress: Progress) -> Time | None:
+    """When the newest checkpoint was first reported, by whichever attempt of the stage."""
+    if progress.checkpoint_step is None:
+        return None
+    is_same = before is not None and (before.stage, before.checkpoint_step) == (
+        progress.stage, progress.checkpoint_step,
+    )  # fmt: skip
+    since = before.checkpoint_time if before is not None and is_same else None
+    return since or progress.last_update_time
 
 
 def newest_report(seen: Observation, status: Status, stage: StageStatus) -> Progress | None:
@@ -48,7 +59,7 @@ def find_still(seen: Observation, status: Status, stage: StageStatus) -> Failure
     # After its last step training saves and hashes what it made.
     if progress.unit != "steps" or not 0 < progress.step < progress.total_steps:
         return None
-    progress = note_step(status, progress)
+    progress = date_report(status, progress)
     since, last = from_time(progress.step_time or progress.last_update_time), from_time(progress.last_update_time)
     done = max(1, progress.step - (attempt.from_step or 0))
     step_s = max(0.0, (since - from_time(attempt.running_time)).total_seconds()) / done

@@ -7,7 +7,8 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 import aiohttp
@@ -18,6 +19,7 @@ from kubernetes.aio.config import load_incluster_config, load_kube_config
 from llava_operator.kube.errors import RetryableError, TooLongError, error_of
 from llava_operator.kube.kinds import Kind
 from llava_operator.kube.objects import Object
+from llava_operator.kube.requests import NO_ANSWER, Answered
 
 FIRST_CHUNK = 10
 """Objects in the first answer of a list: anybody may store objects of 1.5 MB, and make them ours by a label."""
@@ -32,9 +34,13 @@ MAX_LIST_BYTES = 16 * 2**20
 class Kube:
     """Requests to one API server. Every request ends within ``timeout_s``."""
 
-    def __init__(self, api: ApiClient, *, timeout_s: float) -> None:
+    def __init__(
+        self, api: ApiClient, *, timeout_s: float, note: Callable[[Answered], None] = lambda answered: None
+    ) -> None:
+        """Make one that calls ``note`` after each request."""
         self._api = api
         self._timeout_s = timeout_s
+        self._note = note
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object:
         """Read one object from the API server itself, not from a cache.
@@ -139,6 +145,7 @@ class Kube:
     ) -> bytes:
         content_type = "application/merge-patch+json" if method == "PATCH" else "application/json"
         headers = {"Accept": "application/json", "Content-Type": content_type}
+        began, code = time.monotonic(), NO_ANSWER
         try:
             request = await self._api.param_serialize(
                 method, path, query_params=dict(query or {}), header_params=headers, body=body,
@@ -147,8 +154,14 @@ class Kube:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._api.call_api(*request, _request_timeout=self._timeout_s)
                 content = await _read_up_to(response.response, max_bytes)
+            code = response.status
+        except TooLongError:
+            code = response.status
+            raise
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise RetryableError(f"{method} {path}: {str(error) or 'no answer in time'}") from error
+        finally:
+            self._note(Answered(method=method, path=path, code=code, seconds=time.monotonic() - began))
         if not 200 <= response.status <= 299:
             raise error_of(response.status, content, response.headers.get("Retry-After"))
         return content

@@ -44,6 +44,12 @@ EVENTS = Kind("apis/events.k8s.io/v1", "events")
 LEASES = Kind("apis/coordination.k8s.io/v1", "leases")
 ENDPOINT_SLICES = Kind("apis/discovery.k8s.io/v1", "endpointslices")
 TOKEN_REVIEWS = Kind("apis/authentication.k8s.io/v1", "tokenreviews")
+SUBJECT_ACCESS_REVIEWS = Kind("apis/authorization.k8s.io/v1", "subjectaccessreviews")
+KINDS = (
+    RUNS, JOBS, PODS, CONFIG_MAPS, SERVICES, VOLUME_CLAIMS, NETWORK_POLICIES, SECRETS, NODES, EVENTS, LEASES,
+    ENDPOINT_SLICES, TOKEN_REVIEWS, SUBJECT_ACCESS_REVIEWS,
+)  # fmt: skip
+"""All of them."""
 
 CHILD_SELECTOR = f"{LABEL_MANAGED_BY}={MANAGER}"
 """Selects the Jobs and pods of every run."""

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from llava_operator.acting.reconcile import Reconciler
 from llava_operator.cache.children import Children
@@ -14,9 +15,16 @@ from llava_operator.kube.errors import ForbiddenError, KubeError, RetryableError
 from llava_operator.kube.objects import Key
 from llava_operator.loop.health import HEARTBEAT, Health
 from llava_operator.loop.workqueue import WorkQueue
-from llava_operator.telemetry.metrics import OperatorMetrics
+from llava_operator.telemetry.operator_metrics import OperatorMetrics
 
 logger = logging.getLogger(__name__)
+
+
+class Relisted(StrEnum):
+    """What has come of a relist; the label of a metric."""
+
+    OK = "ok"
+    FAILED = "failed"
 
 
 class Passes:
@@ -38,16 +46,16 @@ class Passes:
             self._health.beat()
             return None
         try:
-            with self._metrics.pass_seconds.time():
+            with self._metrics.time_pass():
                 async with asyncio.timeout(self._timeout_s):
                     delay_s = await self._reconciler.reconcile(key)
         except TimeoutError:
-            self._metrics.pass_errors.labels("TimeoutError").inc()
+            self._metrics.note_pass_error(TimeoutError)
             late = RetryableError(f"the pass took longer than {self._timeout_s:g} s")
             await self._tell(key, late)
             raise late from None
         except Exception as error:
-            self._metrics.pass_errors.labels(type(error).__name__).inc()
+            self._metrics.note_pass_error(type(error))
             if isinstance(error, KubeError):
                 await self._tell(key, error)
             raise
@@ -70,6 +78,8 @@ class Resync:
     namespaces: Sequence[str]
     """Those that are served; empty = all."""
     every_s: float
+    note: Callable[[Relisted], None] = lambda outcome: None
+    """Called after each relist of a namespace, or of all of them."""
 
     async def fill(self, *, retry_s: float) -> None:
         """Fill the caches for the first time. Until then no pass may run: what is not cached would seem to be gone.
@@ -102,14 +112,18 @@ class Resync:
             await self.children.relist(self.kube, scope)
         except ForbiddenError as error:
             logger.warning("relist%s was refused: %s", where, error)
+            self.note(Relisted.FAILED)
             return True
         except KubeError as error:
             logger.warning("relist%s failed, again in %g s: %s", where, retry_s, error)
+            self.note(Relisted.FAILED)
             return False
         except Exception:
             # Whatever it was that could not be read: the runs go on by their events.
             logger.exception("relist%s failed, again in %g s", where, retry_s)
+            self.note(Relisted.FAILED)
             return False
+        self.note(Relisted.OK)
         for key in keys:
             self.queue.add(key)
         return True

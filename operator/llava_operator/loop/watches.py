@@ -16,6 +16,7 @@ from llava_operator.cache.runs import Runs
 from llava_operator.kube.client import FIRST_CHUNK
 from llava_operator.kube.kinds import CHILD_SELECTOR
 from llava_operator.kube.objects import Key
+from llava_operator.loop.sessions import WatchSessions
 from llava_operator.loop.workqueue import WorkQueue
 from llava_operator.settings import Settings
 
@@ -23,12 +24,14 @@ LAST_BACKOFF_S = 30.0
 """Longest wait before a watch that was refused is tried again."""
 
 
-def build_registry(queue: WorkQueue[Key], runs: Runs, children: Children) -> kopf.OperatorRegistry:
+def build_registry(
+    queue: WorkQueue[Key], runs: Runs, children: Children, sessions: WatchSessions
+) -> kopf.OperatorRegistry:
     """Handlers and credentials of the watch streams."""
     registry = kopf.OperatorRegistry()
     # The SmartOperatorRegistry would look for client libraries and import them whole.
-    kopf.on.login(registry=registry, id="service-account")(kopf.login_with_service_account)
-    kopf.on.login(registry=registry, id="kubeconfig")(kopf.login_with_kubeconfig)
+    kopf.on.login(registry=registry, id="service-account")(sessions.login_with_service_account)
+    kopf.on.login(registry=registry, id="kubeconfig")(sessions.login_with_kubeconfig)
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def note_run(event: Any, **_: Any) -> None:

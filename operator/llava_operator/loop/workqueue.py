@@ -5,6 +5,7 @@ A key added while it is worked on is worked on once more afterwards. Failures co
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
@@ -20,12 +21,31 @@ LAST_BACKOFF_S = 60.0
 class WorkQueue(Generic[K]):
     """A de-duplicating queue with delayed and repeated work. It belongs to one event loop."""
 
-    def __init__(self, *, expected: tuple[type[Exception], ...] = ()) -> None:
-        """Make an empty queue; errors of the types in ``expected`` are reported without their traceback."""
+    def __init__(
+        self,
+        *,
+        expected: tuple[type[Exception], ...] = (),
+        note_wait: Callable[[K, float], None] = lambda key, seconds: None,
+        note_retry: Callable[[K], None] = lambda key: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Make an empty queue.
+
+        Args:
+            expected: types of errors that are reported without their traceback.
+            note_wait: called with a key that is taken, and the seconds since it was due.
+            note_retry: called with a key that comes back because of an error.
+            clock: seconds, of a clock that is never set.
+        """
         self._expected = expected
-        self._ready: OrderedDict[K, None] = OrderedDict()
+        self._note_wait = note_wait
+        self._note_retry = note_retry
+        self._clock = clock
+        self._ready: OrderedDict[K, float] = OrderedDict()
+        """Since when each is due."""
         self._processing: set[K] = set()
-        self._again: set[K] = set()
+        self._again: dict[K, float] = {}
+        """The same, of those that are worked on."""
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
         self._filled = asyncio.Event()
@@ -42,16 +62,19 @@ class WorkQueue(Generic[K]):
         """
         if delay_s > 0:
             self._add_later(key, delay_s)
-            return
+        else:
+            self._add_due(key, self._clock(), first=first)
+
+    def _add_due(self, key: K, since: float, *, first: bool = False) -> None:
         if timer := self._timers.pop(key, None):
             timer.cancel()
         if key in self._processing:
-            self._again.add(key)
-        else:
-            self._ready[key] = None
-            if first:
-                self._ready.move_to_end(key, last=False)
-            self._filled.set()
+            self._again.setdefault(key, since)
+            return
+        self._ready.setdefault(key, since)
+        if first:
+            self._ready.move_to_end(key, last=False)
+        self._filled.set()
 
     def _add_later(self, key: K, delay_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -60,7 +83,7 @@ class WorkQueue(Generic[K]):
             if timer.when() <= due:
                 return
             timer.cancel()
-        self._timers[key] = loop.call_at(due, self.add, key)
+        self._timers[key] = loop.call_at(due, self._add_due, key, self._clock() + delay_s)
 
     async def work(self, process: Callable[[K], Awaitable[float | None]]) -> None:
         """Work on keys for ever.
@@ -73,8 +96,9 @@ class WorkQueue(Generic[K]):
             while not self._ready:
                 self._filled.clear()
                 await self._filled.wait()
-            key, _ = self._ready.popitem(last=False)
+            key, due = self._ready.popitem(last=False)
             self._processing.add(key)
+            self._note_wait(key, self._clock() - due)
             try:
                 delay_s = await self._attempt(key, process)
             finally:
@@ -88,6 +112,7 @@ class WorkQueue(Generic[K]):
         except Exception as error:
             failures = self._failures.get(key, 0)
             self._failures[key] = failures + 1
+            self._note_retry(key)
             asked_s: float = getattr(error, "retry_after_s", None) or 0.0
             delay_s = max(asked_s, min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(failures, 16)))
             logger.error(
@@ -102,5 +127,4 @@ class WorkQueue(Generic[K]):
     def _finish(self, key: K) -> None:
         self._processing.discard(key)
         if key in self._again:
-            self._again.discard(key)
-            self.add(key)
+            self._add_due(key, self._again.pop(key))

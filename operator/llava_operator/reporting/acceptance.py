@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from aiohttp import web
@@ -22,11 +23,14 @@ from llava_operator.cache.views import PodView
 from llava_operator.clock import to_time
 from llava_operator.kube.errors import KubeError
 from llava_operator.kube.objects import Key
+from llava_operator.kube.reviews import BusyError
 from llava_operator.loop.workqueue import WorkQueue
 from llava_operator.reporting.claims import Speaker, read_claims
-from llava_operator.reporting.tokens import BusyError, TokenReviewer
+from llava_operator.reporting.tokens import TokenReviewer
 from llava_operator.run import current_stage
 from llava_operator.serving.allowances import Allowances
+from llava_operator.serving.bearer import read_bearer
+from llava_operator.serving.lines import FewLines
 from llava_operator.serving.server import keep_for
 from llava_operator.validation_errors import describe_faults
 
@@ -36,19 +40,33 @@ MAX_BODY = 64 * 1024
 """Bytes of the longest report that is read."""
 REPORTS_AT_ONCE, REPORTS_PER_S = 5, 1.0
 """Reports of one pod that are read, at once and later on, good ones or not."""
-LINES_AT_ONCE, LINES_PER_S = 20, 0.2
-"""Refusals that are logged, at once and later on."""
 MAX_TEXT = 512
 """Longest text with foreign parts in a log line or an answer."""
 NOT_OURS = "the token is not one that Kubernetes issued to a pod for this endpoint"
 
 
+class Refusal(StrEnum):
+    """Why a report is not taken; the label of a metric."""
+
+    TOKEN = "token"
+    """It is not one that Kubernetes issued to a pod for this endpoint."""
+    NOT_A_POD_OF_A_RUN = "not_a_pod_of_a_run"
+    NOT_FIRST_POD = "not_first_pod"
+    NOT_CURRENT = "not_current"
+    """The pod, or what it says, is about another attempt than the current one."""
+    TOO_OFTEN = "too_often"
+    UNREADABLE = "unreadable"
+    BUSY = "busy"
+    """The token cannot be reviewed now."""
+
+
 class RefusedError(Exception):
     """A report is not taken; the message goes back to the sender."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, why: Refusal, message: str) -> None:
         super().__init__(message)
         self.code = code
+        self.why = why
 
 
 @dataclass(kw_only=True)
@@ -63,13 +81,12 @@ class ReportDesk:
     now: Callable[[], datetime]
     clock: Callable[[], float]
     """Seconds, of a clock that is never set."""
-    count: Callable[[int], None]
-    """Called with the status code of every answer."""
+    count: Callable[[int, Refusal | None], None]
+    """Called with the status code of every answer, and why it is a refusal."""
 
     def __post_init__(self) -> None:
         self._of_pod: Allowances[str] = Allowances(per_s=REPORTS_PER_S, burst=REPORTS_AT_ONCE, clock=self.clock)
-        self._lines: Allowances[None] = Allowances(per_s=LINES_PER_S, burst=LINES_AT_ONCE, clock=self.clock)
-        self._num_unlogged = 0
+        self._lines = FewLines(logger, clock=self.clock)
 
     def build_app(self) -> web.Application:
         """The application that serves the endpoint."""
@@ -82,38 +99,31 @@ class ReportDesk:
         try:
             speaker, wait_s = await self._take(request)
         except RefusedError as refused:
-            self.count(refused.code)
+            self.count(refused.code, refused.why)
             # Foreign parts of it shall neither begin a line nor fill a page.
             message = show(refused, max_chars=MAX_TEXT)
-            self._log(f"report from {request.remote} refused with {refused.code}: {message}")
+            self._lines.log(f"report from {request.remote} refused with {refused.code}: {message}")
             return web.json_response({"error": message}, status=refused.code)
-        self.count(200)
+        self.count(200, None)
         answer = web.json_response(text=ProgressAnswer(next_report_seconds=wait_s).model_dump_json())
         if not keep_for(request, speaker.pod_uid, wait_s):
             answer.force_close()
         return answer
 
-    def _log(self, message: str) -> None:
-        """Log a refusal, unless there are too many: who is refused must not fill the log."""
-        if not self._lines.take(None):
-            self._num_unlogged += 1
-            return
-        others = f" ({self._num_unlogged} others before were not logged)" if self._num_unlogged else ""
-        self._num_unlogged = 0
-        logger.info("%s%s", message, others)
-
     async def _take(self, request: web.Request) -> tuple[Speaker, float]:
         """Take one report; who it came from, and the seconds after which the next is welcome."""
-        token = _token_of(request)
+        token = read_bearer(request)
+        if token is None:
+            raise RefusedError(401, Refusal.TOKEN, "the Authorization header must be: Bearer TOKEN")
         claimed = read_claims(token)
         if claimed is None:
-            raise RefusedError(401, NOT_OURS)
+            raise RefusedError(401, Refusal.TOKEN, NOT_OURS)
         # Before anybody is asked: is that a pod that has something to report?
         self._locate(claimed)
         speaker = await self._identify(token, claimed, request.remote or "")
         run, pod = self._locate(speaker)
         if not self._of_pod.take(pod.uid):
-            raise RefusedError(429, f"reports of one pod may come every {1 / REPORTS_PER_S:g} s")
+            raise RefusedError(429, Refusal.TOO_OFTEN, f"reports of one pod may come every {1 / REPORTS_PER_S:g} s")
         report = parse_report(await _read_body(request))
         self._check_current(report, run, pod)
         now = self.now()
@@ -126,24 +136,30 @@ class ReportDesk:
         try:
             speaker = await self.reviewer.review(token, claimed, source)
         except (BusyError, KubeError) as error:
-            raise RefusedError(503, "the token cannot be reviewed now: try again later") from error
+            raise RefusedError(503, Refusal.BUSY, "the token cannot be reviewed now: try again later") from error
         if speaker is None:
-            raise RefusedError(401, NOT_OURS)
+            raise RefusedError(401, Refusal.TOKEN, NOT_OURS)
         return speaker
 
     def _locate(self, speaker: Speaker) -> tuple[RunView, PodView]:
         """The run that the speaking pod works for, and that pod."""
         pod = self.children.pod(speaker.pod)
         if pod is None or pod.uid != speaker.pod_uid or pod.ended is not None:
-            raise RefusedError(403, f"pod {speaker.pod.name} is no running pod of a run")
+            raise RefusedError(403, Refusal.NOT_A_POD_OF_A_RUN, f"pod {speaker.pod.name} is no running pod of a run")
         if pod.index:
-            raise RefusedError(403, f"pod {speaker.pod.name} is not the first of its stage, which reports for all")
+            raise RefusedError(
+                403, Refusal.NOT_FIRST_POD,
+                f"pod {speaker.pod.name} is not the first of its stage, which reports for all",
+            )  # fmt: skip
         run = self.runs.get(Key(pod.key.namespace, pod.run))
         stage = current_stage(run.status) if run else None
         attempt = stage.newest if stage else None
         # One that is being stopped may have a checkpoint to tell of.
         if run is None or attempt is None or attempt.state is AttemptState.GONE or attempt.job_uid != pod.job_uid:
-            raise RefusedError(409, f"pod {speaker.pod.name} does not belong to the current attempt of a run's stage")
+            raise RefusedError(
+                409, Refusal.NOT_CURRENT,
+                f"pod {speaker.pod.name} does not belong to the current attempt of a run's stage",
+            )  # fmt: skip
         return run, pod
 
     def _check_current(self, report: ProgressReport, run: RunView, pod: PodView) -> None:
@@ -153,25 +169,19 @@ class ReportDesk:
         if said != (run.uid, stage.name, stage.attempt):
             raise RefusedError(
                 409,
+                Refusal.NOT_CURRENT,
                 f"the report is about {report.stage}-{report.attempt} of run {report.run_uid}, but pod "
                 f"{pod.key.name} works on {stage.name}-{stage.attempt} of run {run.uid}",
             )
-
-
-def _token_of(request: web.Request) -> str:
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
-        raise RefusedError(401, "the Authorization header must be: Bearer TOKEN")
-    return token.strip()
 
 
 async def _read_body(request: web.Request) -> bytes:
     try:
         return await request.read()
     except web.HTTPRequestEntityTooLarge:
-        raise RefusedError(413, f"the report is longer than {MAX_BODY} bytes") from None
+        raise RefusedError(413, Refusal.UNREADABLE, f"the report is longer than {MAX_BODY} bytes") from None
     except (web.RequestPayloadError, ConnectionError):
-        raise RefusedError(400, "the body is damaged or ends too early") from None
+        raise RefusedError(400, Refusal.UNREADABLE, "the body is damaged or ends too early") from None
 
 
 def parse_report(body: bytes) -> ProgressReport:
@@ -186,9 +196,9 @@ def parse_report(body: bytes) -> ProgressReport:
             said["losses"] = [loss for loss in said["losses"] if loss is not None]
         return ProgressReport.model_validate(said)
     except ValidationError as error:
-        raise RefusedError(400, describe_faults(error)) from None
+        raise RefusedError(400, Refusal.UNREADABLE, describe_faults(error)) from None
     except (ValueError, RecursionError) as error:
-        raise RefusedError(400, f"the body is no JSON: {error}") from None
+        raise RefusedError(400, Refusal.UNREADABLE, f"the body is no JSON: {error}") from None
 
 
 def _finite(text: str) -> float | None:
@@ -214,6 +224,9 @@ def _to_progress(report: ProgressReport, pod_uid: str, now: datetime) -> Progres
         tokens_per_second=report.tokens_per_second,
         checkpoint_step=report.checkpoint_step,
         resumed_step=report.resumed_step,
+        peak_gpu_memory_bytes=report.peak_gpu_memory_bytes,
+        volume_free_bytes=report.volume_free_bytes,
+        volume_size_bytes=report.volume_size_bytes,
         skipped_checkpoints=report.skipped_checkpoints,
         losses=report.losses,
         last_update_time=to_time(now),

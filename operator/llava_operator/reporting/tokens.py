@@ -1,26 +1,19 @@
 """Who is speaking: a pod, proven by its projected service-account token."""
 
-import asyncio
-import hashlib
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from llava_api.constants import TOKEN_AUDIENCE
 from llava_operator.kube.client import Kube
-from llava_operator.kube.kinds import TOKEN_REVIEWS
 from llava_operator.kube.objects import Key, Object
+from llava_operator.kube.reviews import BusyError, Reviews
 from llava_operator.reporting.claims import Speaker
 from llava_operator.serving.allowances import Allowances
+from llava_operator.serving.known import KnownTokens
 
 ACCEPTED_FOR_S = 60.0
 """A token that has been accepted is not reviewed again for so long; a pod's end shows sooner, in the cache of pods."""
 MAX_CACHED = 4096
 """Accepted tokens that are remembered. Refused ones are not: they would push accepted ones out."""
-MAX_REVIEWS = 8
-"""Reviews under way at the same time; more than that and the API server is the bottleneck."""
-MAX_WAIT_S = 5.0
-"""Longest wait for one of them to end."""
 REFUSALS, REFUSALS_PER_S = 5, 0.1
 """Tokens of one address that may be refused by a review, at once and later on, before no other one is reviewed."""
 
@@ -29,24 +22,12 @@ _POD_UID = "authentication.kubernetes.io/pod-uid"
 _USER = "system:serviceaccount:"
 
 
-class BusyError(Exception):
-    """The token is not reviewed now."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Accepted:
-    speaker: Speaker
-    until: float
-
-
 class TokenReviewer:
-    """Asks the API server about tokens, and remembers the accepted ones for a while by their hashes."""
+    """Asks the API server about tokens, and remembers the accepted ones for a while."""
 
     def __init__(self, kube: Kube, *, clock: Callable[[], float]) -> None:
-        self._kube = kube
-        self._clock = clock
-        self._accepted: OrderedDict[bytes, _Accepted] = OrderedDict()
-        self._slots = asyncio.Semaphore(MAX_REVIEWS)
+        self._reviews = Reviews(kube)
+        self._accepted: KnownTokens[Speaker] = KnownTokens(for_s=ACCEPTED_FOR_S, max_known=MAX_CACHED, clock=clock)
         self._under_review: set[str] = set()
         self._refusals: Allowances[str] = Allowances(per_s=REFUSALS_PER_S, burst=REFUSALS, clock=clock)
 
@@ -65,16 +46,14 @@ class TokenReviewer:
             BusyError: it cannot be reviewed now.
             KubeError: the API server could not be asked.
         """
-        digest = hashlib.sha256(token.encode()).digest()
-        known = self._accepted.get(digest)
-        if known is not None and self._clock() < known.until:
-            return known.speaker
-        if known is not None:
+        if (known := self._accepted.get(token)) is not None:
+            return known
+        if token in self._accepted:
             # It was good a minute ago, which nobody can forge: it waits for no other token.
             speaker = await self._ask(token)
         else:
             speaker = await self._ask_about_new(token, claimed, source)
-        self._remember(digest, speaker)
+        self._accepted.put(token, speaker)
         return speaker
 
     async def _ask_about_new(self, token: str, claimed: Speaker, source: str) -> Speaker | None:
@@ -90,33 +69,11 @@ class TokenReviewer:
         return speaker
 
     async def _ask(self, token: str) -> Speaker | None:
-        body = {
-            "apiVersion": "authentication.k8s.io/v1",
-            "kind": "TokenReview",
-            "spec": {"token": token, "audiences": [TOKEN_AUDIENCE]},
-        }
-        try:
-            async with asyncio.timeout(MAX_WAIT_S):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise BusyError from None
-        try:
-            return read_review(await self._kube.create(TOKEN_REVIEWS, None, body))
-        finally:
-            self._slots.release()
-
-    def _remember(self, digest: bytes, speaker: Speaker | None) -> None:
-        self._accepted.pop(digest, None)
-        if speaker is None:
-            return
-        self._accepted[digest] = _Accepted(speaker=speaker, until=self._clock() + ACCEPTED_FOR_S)
-        while len(self._accepted) > MAX_CACHED:
-            self._accepted.popitem(last=False)
+        return read_review(await self._reviews.review_token(token, [TOKEN_AUDIENCE]))
 
 
-def read_review(review: Object) -> Speaker | None:
+def read_review(status: Object) -> Speaker | None:
     """The pod that a reviewed token belongs to; None if it is refused, for others, or no pod's."""
-    status = review.get("status") or {}
     user = status.get("user") or {}
     username, extra = user.get("username", ""), user.get("extra") or {}
     names, uids = extra.get(_POD_NAME, []), extra.get(_POD_UID, [])

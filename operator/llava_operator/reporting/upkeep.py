@@ -1,10 +1,8 @@
-"""Keeps the reporting endpoint up. Nothing that goes wrong with it ends anything but reporting."""
+"""Keeps the reporting endpoint up, trusted and found. Runs go on without it, and it comes up when it can."""
 
-import asyncio
-import logging
+import ssl
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 
 from llava_operator.acting.report_authority import Authority
 from llava_operator.cache.children import Children
@@ -12,19 +10,15 @@ from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.runs import Runs
 from llava_operator.clock import now
 from llava_operator.kube.client import Kube
-from llava_operator.kube.errors import KubeError
 from llava_operator.kube.objects import Key
 from llava_operator.loop.workqueue import WorkQueue
-from llava_operator.reporting.acceptance import ReportDesk
-from llava_operator.reporting.authority_secret import AuthorityError, ServerCertificate, ensure_authority
-from llava_operator.reporting.certificates import CertificateError
+from llava_operator.reporting.acceptance import Refusal, ReportDesk
 from llava_operator.reporting.endpoint_slice import ensure_endpoint
 from llava_operator.reporting.tokens import TokenReviewer
 from llava_operator.serving.connections import Closed
-from llava_operator.serving.server import serve
 from llava_operator.settings import Settings
-
-logger = logging.getLogger(__name__)
+from llava_operator.tls.authority_secret import ServerCertificate, ensure_authority
+from llava_operator.tls.upkeep import Endpoint, keep_up
 
 
 async def keep_reporting(
@@ -36,43 +30,31 @@ async def keep_reporting(
     children: Children,
     progress: ProgressBook,
     queue: WorkQueue[Key],
-    count_report: Callable[[int], None],
+    count_report: Callable[[int, Refusal | None], None],
     count_closed: Callable[[Closed], None],
 ) -> None:
-    """Serve the endpoint and keep it reachable, for ever. Runs go on without it, and it comes up when it can."""
+    """Serve the endpoint and keep it reachable, for ever."""
     desk = ReportDesk(
         reviewer=TokenReviewer(kube, clock=time.monotonic),
         runs=runs, children=children, progress=progress, queue=queue, now=now, clock=time.monotonic,
         count=count_report,
     )  # fmt: skip
     certificate = ServerCertificate([settings.report_host, f"{settings.report_host}.cluster.local"])
-    trouble, is_serving = "", False
-    async with AsyncExitStack() as served:
-        while True:
-            before = trouble
-            try:
-                issuer = await ensure_authority(kube, settings, now())
-                certificate.renew(issuer, now())
-                if not is_serving:
-                    await served.enter_async_context(
-                        serve(
-                            desk.build_app(), settings.report_port,
-                            count=count_closed, context=certificate.context,
-                        )
-                    )  # fmt: skip
-                    is_serving = True
-                authority.certificate = issuer.roots.decode()
-                await ensure_endpoint(kube, settings)
-                trouble = ""
-            except (KubeError, AuthorityError, CertificateError, OSError) as error:
-                trouble = str(error)
-                if trouble != before:
-                    logger.error("progress cannot be reported for now: %s", trouble)
-            except Exception as error:
-                # Reporting is worth less than the runs that would be lost with the process.
-                trouble = repr(error)
-                if trouble != before:
-                    logger.exception("progress cannot be reported for now, which is a fault of the operator")
-            if before and not trouble:
-                logger.info("progress can be reported again")
-            await asyncio.sleep(settings.resync_seconds)
+    roots = b""
+
+    async def renew() -> ssl.SSLContext:
+        nonlocal roots
+        issuer = await ensure_authority(kube, settings, now())
+        certificate.renew(issuer, now())
+        roots = issuer.roots
+        return certificate.context
+
+    async def announce() -> None:
+        authority.certificate = roots.decode()
+        await ensure_endpoint(kube, settings)
+
+    endpoint = Endpoint(
+        build_app=desk.build_app, port=settings.report_port, count_closed=count_closed, every_s=settings.resync_seconds,
+        purpose="progress cannot be reported", remedied="progress can be reported again",
+    )  # fmt: skip
+    await keep_up(endpoint, renew, announce)

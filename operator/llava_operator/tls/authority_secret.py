@@ -1,4 +1,4 @@
-"""What makes the endpoint trusted: the authority in its Secret, and the certificate that is presented."""
+"""What makes an endpoint trusted: the Secrets with authority and certificate, and the certificate that is presented."""
 
 import base64
 import binascii
@@ -10,11 +10,13 @@ from llava_operator.kube.client import Kube
 from llava_operator.kube.errors import ConflictError
 from llava_operator.kube.kinds import SECRETS
 from llava_operator.kube.objects import Object
-from llava_operator.reporting.certificates import (
+from llava_operator.settings import Settings
+from llava_operator.tls.certificates import (
     AUTHORITY_RENEWAL,
     LEAF_RENEWAL,
     CertificateError,
     Issuer,
+    KeyPair,
     check_served,
     is_made_here,
     is_valid,
@@ -22,8 +24,8 @@ from llava_operator.reporting.certificates import (
     make_authority,
     make_leaf,
     read_issuer,
+    read_pair,
 )
-from llava_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,20 @@ async def ensure_authority(kube: Kube, settings: Settings, now: datetime) -> Iss
             continue
         logger.info("a new authority is in Secret %s/%s", settings.namespace, settings.report_secret)
         return read_issuer(made.certificate, made.private_key)
+
+
+async def read_certificate(kube: Kube, settings: Settings, name: str, now: datetime) -> KeyPair:
+    """The certificate that the installer has put into a Secret, as cert-manager does, and renews there.
+
+    Raises:
+        KubeError: the Secret could not be read.
+        AuthorityError: what is in it cannot be presented.
+    """
+    secret = await kube.get(SECRETS, settings.namespace, name)
+    try:
+        return read_pair(_decode(secret, _CERTIFICATE), _decode(secret, _KEY), now)
+    except CertificateError as error:
+        raise AuthorityError(f"Secret {settings.namespace}/{name}: {error}; correct it") from None
 
 
 def _find_issuer(secret: Object, settings: Settings, now: datetime) -> Issuer | None:
@@ -113,13 +129,20 @@ def _encode(value: bytes) -> str:
 
 
 class ServerCertificate:
-    """The TLS context of the endpoint; its certificate is renewed without anyone noticing."""
+    """The TLS context of an endpoint; its certificate is renewed without anyone noticing."""
 
     def __init__(self, hosts: list[str]) -> None:
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self._hosts = hosts
         self._made: tuple[Issuer, datetime] | None = None
+        self._presented: KeyPair | None = None
+
+    def present(self, pair: KeyPair) -> None:
+        """Present a certificate that somebody else has made."""
+        if pair != self._presented:
+            load_into(self.context, pair)
+            self._presented = pair
 
     def renew(self, issuer: Issuer, now: datetime) -> None:
         """Present a certificate of ``issuer`` that is less than a day old, and that trainers will trust.

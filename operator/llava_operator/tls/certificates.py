@@ -1,6 +1,6 @@
-"""A certificate authority of the endpoint's own, and the server certificate that it signs.
+"""A certificate authority of the operator's own, and the server certificates that it signs; or one that is given.
 
-The authority lives long, in a Secret; trainers get its certificate by ConfigMap. The server's key never leaves memory.
+The authority lives long, in a Secret; trainers get its certificate by ConfigMap. A server's key never leaves memory.
 """
 
 import os
@@ -107,6 +107,36 @@ def read_issuer(certificates: bytes, private_key: bytes, trusted: bytes = b"") -
     )
 
 
+def read_pair(certificates: bytes, private_key: bytes, now: datetime) -> KeyPair:
+    """A server's certificate that somebody else has made.
+
+    Args:
+        certificates: PEM of the certificate, followed by those that lead to its root.
+        private_key: PEM of its key: RSA, elliptic curve or EdDSA, not encrypted.
+        now: when it has to count.
+
+    Raises:
+        CertificateError: no server can present it, or no client would trust it now, and why.
+    """
+    certificate = _load_certificates(certificates, "tls.crt")[0]
+    key = _load_key(private_key)
+    try:
+        if certificate.public_key() != key.public_key():
+            raise CertificateError("tls.key is not the key of the first certificate in tls.crt")
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise CertificateError(f"the first certificate in tls.crt cannot be used: {error}") from None
+    if not is_valid(certificate, now):
+        from_, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        raise CertificateError(f"the certificate counts from {from_:%F %T} to {until:%F %T} UTC only")
+    pair = KeyPair(certificate=certificates, private_key=private_key)
+    try:
+        # Aside: a context that has taken half of a pair presents what nobody can verify.
+        load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pair)
+    except ssl.SSLError as error:
+        raise CertificateError(f"tls.crt and tls.key cannot be presented: {error}") from None
+    return pair
+
+
 def make_leaf(issuer: Issuer, hosts: list[str], now: datetime) -> KeyPair:
     """A server certificate for ``hosts`` and what leads to the root, signed by ``issuer``."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -184,7 +214,7 @@ def load_into(context: ssl.SSLContext, pair: KeyPair) -> None:
 
     The ssl module only reads files; an anonymous one in memory keeps the key off every disk.
     """
-    descriptor = os.memfd_create("report-tls", os.MFD_CLOEXEC)
+    descriptor = os.memfd_create("server-tls", os.MFD_CLOEXEC)
     try:
         with os.fdopen(os.dup(descriptor), "wb") as file:
             file.write(pair.private_key + pair.certificate)

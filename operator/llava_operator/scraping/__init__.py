@@ -1,0 +1,1 @@
+"""Metrics over TLS, for those alone who may read them."""

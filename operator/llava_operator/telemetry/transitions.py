@@ -1,0 +1,100 @@
+"""What a write of a status has ended: the one place where that is told from the statuses before and after it. Pure.
+
+Each transition is in exactly one write, so whoever compares the two sides of every write that succeeded, and of no
+other, has each once, whatever was restarted in between.
+"""
+
+from dataclasses import dataclass
+
+from llava_api.constants import Phase, StageName
+from llava_api.reasons import Reason
+from llava_api.status import SUCCEEDED, Accounting, AttemptState, StageState, StageStatus, Status
+from llava_operator.clock import from_time
+
+OTHER = "Other"
+"""Reason in place of one that this version does not know: an older or newer operator has written it."""
+_REASONS = frozenset(Reason)
+_FINISHED = frozenset((Phase.SUCCEEDED, Phase.FAILED))
+_OVER = frozenset((StageState.SUCCEEDED, StageState.FAILED))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEnd:
+    """A stage that has ended."""
+
+    stage: StageName
+    state: StageState
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptEnd:
+    """An attempt that has ended without success."""
+
+    stage: StageName
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEnd:
+    """The run's end."""
+
+    phase: Phase
+    reason: str
+    """Empty where it succeeded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transitions:
+    """What one write has ended."""
+
+    run: RunEnd | None = None
+    stages: tuple[StageEnd, ...] = ()
+    attempts: tuple[AttemptEnd, ...] = ()
+    productive_gpu_seconds: int = 0
+    lost_gpu_seconds: int = 0
+
+
+def compare(before: Status, after: Status) -> Transitions:
+    """What has ended between two statuses of a run."""
+    earlier = {stage.name: stage for stage in before.stages}
+    pairs = [(earlier.get(stage.name), stage) for stage in after.stages]
+    spent, known = after.accounting or Accounting(), before.accounting or Accounting()
+    return Transitions(
+        run=_end_of_run(before, after),
+        stages=tuple(end for pair in pairs if (end := _end_of_stage(*pair))),
+        attempts=tuple(end for pair in pairs for end in _ends_of_attempts(*pair)),
+        productive_gpu_seconds=max(0, spent.productive_gpu_seconds - known.productive_gpu_seconds),
+        lost_gpu_seconds=max(0, spent.lost_gpu_seconds - known.lost_gpu_seconds),
+    )
+
+
+def _end_of_run(before: Status, after: Status) -> RunEnd | None:
+    if after.phase not in _FINISHED or before.phase in _FINISHED:
+        return None
+    assert after.phase is not None, "no run is finished without a phase"
+    has_failed = after.phase is Phase.FAILED
+    return RunEnd(phase=after.phase, reason=_known(after.failure.reason if after.failure else "") if has_failed else "")
+
+
+def _end_of_stage(before: StageStatus | None, after: StageStatus) -> StageEnd | None:
+    if after.state not in _OVER or (before is not None and before.state in _OVER):
+        return None
+    if after.start_time is None or after.completion_time is None:
+        # It was never begun: what it asks for is not allowed, say.
+        return None
+    seconds = (from_time(after.completion_time) - from_time(after.start_time)).total_seconds()
+    return StageEnd(stage=after.name, state=after.state, seconds=max(0.0, seconds))
+
+
+def _ends_of_attempts(before: StageStatus | None, after: StageStatus) -> list[AttemptEnd]:
+    gone = {one.number for one in before.attempts if one.state is AttemptState.GONE} if before else set()
+    return [
+        AttemptEnd(stage=after.name, reason=_known(one.because))
+        for one in after.attempts
+        if one.state is AttemptState.GONE and one.number not in gone and one.because != SUCCEEDED
+    ]
+
+
+def _known(reason: str) -> str:
+    return reason if reason in _REASONS else OTHER
