@@ -1,12 +1,15 @@
-"""The commands of the runbooks, run as they stand on the pages, against runs in the states that the pages are about.
+"""Alerts in a real Prometheus that scrapes a real operator, and the commands of their runbooks as they stand, against
+runs in the states that they are about.
 
 API server, scheduler, volume and Job controllers are real; nodes are objects, and their kubelet is played.
 """
 
 import asyncio
+import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +23,17 @@ from llava_monitoring.alerts.rules import ALERTS
 from llava_operator.kube.client import Kind, Kube
 from llava_operator.kube.kinds import RUNS
 from llava_operator.kube.objects import Object
+from tests.cluster.alerting import alerting
 from tests.cluster.nodes import CLAIMS, VOLUMES, playing
 from tests.cluster.operators import NAME as OPERATOR
 from tests.cluster.operators import SYSTEM_NAMESPACE, OperatorProcess, running
 from tests.cluster.worlds import NAMESPACES, connect, ended, make_run, succeed, until
 from tests.cluster.worlds import running as pod_runs
 from tests.kubectl import Kubectl
+from tests.localcluster.modules import PROMETHEUS_OPERATOR, PROMETHEUS_OPERATOR_CRDS, fetch_module
 from tests.localcluster.tools import HELM, ensure_tools
 from tests.monitoring.alerts.pages import commands
+from tests.monitoring.prometheus import Prometheus
 from tests.rendering import render
 
 pytestmark = pytest.mark.cluster
@@ -88,9 +94,14 @@ def operator(installation: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture(scope="module")
-def deployment(api_server: Kubectl, installation: Path) -> Iterator[None]:
+def helm() -> Path:
+    return ensure_tools((HELM,)).path("helm")
+
+
+@pytest.fixture(scope="module")
+def deployment(api_server: Kubectl, installation: Path, helm: Path) -> Iterator[None]:
     """The operator's Deployment, as the chart has it; no kubelet starts its pods."""
-    documents = yaml.safe_load_all(render(ensure_tools((HELM,)).path("helm")))
+    documents = yaml.safe_load_all(render(helm))
     [made] = [document for document in documents if document and document["kind"] == "Deployment"]
     api_server.apply(made)
     yield
@@ -170,27 +181,73 @@ def test_each_exception_is_needed_and_most_commands_run() -> None:
     assert len([command for command in every if not_run(command)]) < len(every) / 4
 
 
-async def test_commands_do_what_the_pages_say(
-    api_server: Kubectl, kube: Kube, operator: OperatorProcess, deployment: None
-) -> None:
-    shell, failures = Shell(api_server), list[str]()
+async def test_rule_is_what_prometheus_operator_takes(api_server: Kubectl, helm: Path, installation: Path) -> None:
+    folder = fetch_module(PROMETHEUS_OPERATOR) / PROMETHEUS_OPERATOR_CRDS
+    definition = folder / "monitoring.coreos.com_prometheusrules.yaml"
+    # Too large for the annotation that a client's apply leaves.
+    api_server.run("apply", "--server-side", "-f", str(definition))
+    try:
+        api_server.run("wait", "--for=condition=Established", "-f", str(definition), "--timeout=30s")
+        [rule] = [
+            one
+            for one in yaml.safe_load_all(render(helm, "--set", "alerts.enabled=true"))
+            if one and one["kind"] == "PrometheusRule"
+        ]
+        made = await asyncio.to_thread(_create_strictly, api_server, rule)
+        assert (made.returncode, made.stderr) == (0, "")
+        rule["spec"]["groups"][0]["rules"][0]["severity"] = "misplaced"
+        assert 'unknown field "spec.groups[0].rules[0].severity"' in _create_strictly(api_server, rule).stderr
+    finally:
+        api_server.run("delete", "-f", str(definition), "--timeout=60s")
+
+
+def _create_strictly(kubectl: Kubectl, body: Object) -> "subprocess.CompletedProcess[str]":
+    command = kubectl.command("-n", SYSTEM_NAMESPACE, "create", "--validate=strict", "--dry-run=server", "-f", "-")
+    return subprocess.run(command, input=json.dumps(body), capture_output=True, text=True, check=False)
+
+
+async def test_alerts_fire_and_their_pages_commands_run(
+    api_server: Kubectl, kube: Kube, operator: OperatorProcess, deployment: None, helm: Path, prometheus: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     async with playing(kube, NAMESPACE, behave) as nodes:
         await nodes.add("runbooks", 0)
         await create_runs(kube)
         await wait_for_states(kube)
-        for alert in ALERTS:
-            run = _STATES.get(alert.name, TRAINING)
-            for command in commands(alert.name):
-                if not_run(command):
-                    continue
-                # The operator's namespace stands as it is.
-                filled = re.sub(r"\bNAMESPACE\b(?!:)", NAMESPACE, command)
-                filled = re.sub(r"\bNAME\b(?!:)", run, filled)
-                done = await asyncio.to_thread(shell.run, filled)
-                if done.returncode != 0 or "no matches for kind" in done.stderr:
-                    failures.append(f"{alert.name}: {filled}: {done.stdout}{done.stderr}")
-                failures += [f"{alert.name}: {why}" for why in await look(kube, run, filled, done)]
+        with alerting(prometheus, tmp_path, operator, helm) as server:
+            await until("alerts of the runs' states", lambda: _fires_what_should(server), timeout_s=150)
+            assert {rule["health"] for rule in server.rules()} == {"ok"}
+            assert len(server.rules()) == len(ALERTS)
+        failures = [failure for alert in ALERTS async for failure in try_commands(Shell(api_server), kube, alert.name)]
         assert not failures, "\n".join(failures)
+
+
+async def _fires_what_should(server: Prometheus) -> bool:
+    firing = await asyncio.to_thread(server.query, 'ALERTS{alertstate="firing"}', time.time())
+    told = {(one.labels["alertname"], one.labels.get("namespace"), one.labels.get("name")) for one in firing}
+    expected = {
+        ("LlavaRunFailed", NAMESPACE, FAILED),
+        ("LlavaRunBlocked", NAMESPACE, BLOCKED),
+        ("LlavaRunWaitingTooLong", NAMESPACE, WAITING),
+    }
+    assert told <= expected, "an alert that has no cause"
+    return told == expected
+
+
+async def try_commands(shell: Shell, kube: Kube, alert: str) -> AsyncIterator[str]:
+    """What is wrong with a page's commands, as they are run one after the other."""
+    run = _STATES.get(alert, TRAINING)
+    for command in commands(alert):
+        if not_run(command):
+            continue
+        # Columns have names, too.
+        filled = re.sub(r"\bNAMESPACE\b(?!:)", NAMESPACE, command)
+        filled = re.sub(r"\bNAME\b(?!:)", run, filled)
+        done = await asyncio.to_thread(shell.run, filled)
+        if done.returncode != 0:
+            yield f"{alert}: {filled}: {done.stdout}{done.stderr}"
+        for why in await look(kube, run, filled, done):
+            yield f"{alert}: {why}"
 
 
 async def look(kube: Kube, run: str, command: str, done: Any) -> list[str]:

@@ -42,3 +42,10 @@ LIMITS = (
     NO_PROGRESS, CHECKPOINT, RESTARTS, RESTARTS_WITHIN, WAITING, BLOCKED, VOLUME_USED, FAILED, FAILED_ALIKE,
     API_ERRORS, REFUSED_REPORTS, QUEUE_WAIT,
 )  # fmt: skip
+
+
+def fill(text: str) -> str:
+    """The text as by the chart's own values."""
+    for limit in LIMITS:
+        text = text.replace(str(limit), str(limit.default))
+    return text.replace(JOB, "job").replace(NAMESPACE, "namespace").replace(PAGES, "pages")

@@ -41,9 +41,9 @@ def _one_of(label: str, *values: str) -> str:
     return f'{label}=~"{"|".join(values)}"'
 
 
-def _running(*matchers: str) -> str:
+def _running(*matchers: str, labels: tuple[str, ...] = ()) -> str:
     series = _series("llava_run_stage_state", 'state="Running"', *matchers)
-    return each_run(f"{series} == 1", "stage")
+    return each_run(f"{series} == 1", *labels)
 
 
 def _has_waited(within: object) -> str:
@@ -69,7 +69,7 @@ RUN_ALERTS = (
         name="LlavaRunNoProgress",
         # Neither silence nor reports of the same. Of a stage that is whole and is being saved, only silence counts.
         expression=(
-            f"{_running()} and {_SAME_RUN} (time() - {_WORD} > {NO_PROGRESS} or ({_DONE} < 1) == {_DONE_BEFORE}) "
+            f"{_running(labels=('stage',))} and {_SAME_RUN} (time() - {_WORD} > {NO_PROGRESS} or ({_DONE} < 1) == {_DONE_BEFORE}) "
             f"unless {_SAME_RUN} {_has_waited(NO_PROGRESS)}"
         ),
         hold="5m",
