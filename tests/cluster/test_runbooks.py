@@ -11,7 +11,7 @@ import re
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +85,10 @@ class Shell:
 
 @pytest.fixture(scope="module")
 def operator(installation: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
-    process = OperatorProcess(
-        pod_name="runbooks", kubeconfig=installation, log=tmp_path_factory.mktemp("runbooks") / "operator.log"
-    )
+    # Nobody takes over here: a lease as long as by default.
+    lease = {"LEASE_DURATION_SECONDS": "15", "LEASE_RENEW_DEADLINE_SECONDS": "10", "LEASE_RETRY_SECONDS": "2"}
+    log = tmp_path_factory.mktemp("runbooks") / "operator.log"
+    process = OperatorProcess(pod_name="runbooks", kubeconfig=installation, log=log, extra=lease)
     with running(process):
         process.wait_until_leader()
         yield process
@@ -103,9 +104,10 @@ def deployment(api_server: Kubectl, installation: Path, helm: Path) -> Iterator[
     """The operator's Deployment, as the chart has it; no kubelet starts its pods."""
     documents = yaml.safe_load_all(render(helm))
     [made] = [document for document in documents if document and document["kind"] == "Deployment"]
-    api_server.apply(made)
+    system = replace(api_server, namespace=SYSTEM_NAMESPACE)
+    system.apply(made)
     yield
-    api_server.run("-n", SYSTEM_NAMESPACE, "delete", "deployment", OPERATOR, "--wait=false")
+    system.run("delete", "deployment", OPERATOR, "--wait=false")
 
 
 @pytest.fixture
@@ -166,7 +168,7 @@ async def wait_for_states(kube: Kube) -> None:
         trains = any(stage["name"] == "train" and stage["state"] == "Running" for stage in training)
         return trains and reasons == ["MissingObject", "Unschedulable", "InvalidData"]
 
-    await until("a run in each state", all_there, timeout_s=120)
+    await until("a run in each state", all_there, timeout_s=240)
 
 
 def not_run(command: str) -> str:
