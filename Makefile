@@ -57,9 +57,9 @@ test: setup ## All tests that this machine can run; what cannot run is listed wi
 	OMP_NUM_THREADS=1 $(RUN)/pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 .PHONY: test-long
-test-long: setup ## Every fault of nodes, pods, volume, operator and API server, also those that `make test` leaves out
+test-long: setup ## Every fault of nodes, pods, volume, operator and API server, and every alert broken; `make test` leaves most out
 	$(RUN)/python -m tests.prepare
-	OMP_NUM_THREADS=1 $(RUN)/pytest -m "not gpu" tests/e2e/faults $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN)/pytest -m "not gpu" tests/e2e/faults tests/monitoring/alerts $(ARGS)
 
 .PHONY: test-gpu
 test-gpu: setup ## The tests that need an NVIDIA GPU

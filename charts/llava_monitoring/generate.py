@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from llava_monitoring.alerts import rules
 from llava_monitoring.dashboards.fleet import build_fleet
 from llava_monitoring.dashboards.operator import build_operator
 from llava_monitoring.dashboards.run import build_run
@@ -28,7 +29,8 @@ def build_dashboards() -> dict[str, str]:
 
 def build_files() -> dict[Path, str]:
     """Content of every generated file, by its path from the repository's root."""
-    return {DASHBOARDS / name: content for name, content in build_dashboards().items()}
+    dashboards = {DASHBOARDS / name: content for name, content in build_dashboards().items()}
+    return {rules.PATH: rules.build_file(), **dashboards}
 
 
 def main() -> None:

@@ -85,6 +85,10 @@ class Prometheus:
                 health[target["scrapePool"]] = "" if target["health"] == "up" else said
         return "; ".join(f"{job} {said}" for job, said in health.items() if said) or None
 
+    def rules(self) -> list[dict[str, Any]]:
+        """Every rule that it has, with `health` and `lastError` of its last evaluation."""
+        return [rule for group in self._get("rules", {})["groups"] for rule in group["rules"]]
+
     def _get(self, path: str, parameters: Mapping[str, Any]) -> Any:
         # A proxy of the machine has nothing to do with an address of its own.
         with httpx.Client(trust_env=False, timeout=30) as client:

@@ -1,0 +1,1 @@
+"""What somebody is woken by: alerts, and the limits that an installer sets."""
