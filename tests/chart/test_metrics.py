@@ -1,13 +1,16 @@
 """How the chart has the operator's metrics served and found."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from llava_operator.settings import Settings
 from tests.chart.test_chart import environment_of, objects, refusal, rules, settings_of
+from tests.rendering import ROOT
 
 NAME, NAMESPACE = "llava-finetune-operator", "llava-system"
 SECURE = ("--set", "metrics.secure=true")
@@ -180,3 +183,55 @@ def test_default_ports_of_the_operator_are_the_charts() -> None:
     fields = Settings.model_fields
     assert (fields["http_port"].default, fields["report_port"].default) == (8080, 8443)
     assert fields["metrics_port"].default == 8444
+
+
+def test_which_label_is_the_team_and_how_long_ended_runs_are_told_of(helm: Path) -> None:
+    settings = settings_of(objects(helm))
+    assert settings.metrics_team_label == Settings.model_fields["metrics_team_label"].default == "team"
+    shown_s = Settings.model_fields["metrics_finished_run_seconds"].default
+    assert settings.metrics_finished_run_seconds == shown_s == 3600
+    # Helm has large numbers as 2.592e+06.
+    changes = ("--set", "metrics.teamLabel=example.com/group", "--set", "metrics.finishedRunSeconds=2592000")
+    settings = settings_of(objects(helm, *changes))
+    assert (settings.metrics_team_label, settings.metrics_finished_run_seconds) == ("example.com/group", 2_592_000)
+    settings = settings_of(objects(helm, "--set", "metrics.teamLabel=", "--set", "metrics.finishedRunSeconds=0"))
+    assert (settings.metrics_team_label, settings.metrics_finished_run_seconds) == ("", 0)
+
+
+@pytest.mark.parametrize("change", ["teamLabel=no label", "teamLabel=a/b/c", "finishedRunSeconds=-1"])
+def test_what_is_no_label_and_no_time_is_refused(helm: Path, change: str) -> None:
+    assert change.partition("=")[0] in refusal(helm, "--set", f"metrics.{change}")
+
+
+# --- what docs/monitoring.md says
+
+PAGE = (ROOT / "docs" / "monitoring.md").read_text()
+SAMPLES = [made for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) for made in yaml.safe_load_all(block)]
+
+
+def test_the_page_binds_the_role_that_the_chart_makes(helm: Path) -> None:
+    bindings = [made for made in SAMPLES if made.get("kind") == "ClusterRoleBinding"]
+    assert len(bindings) == 2
+    roles = {key[2] for key in objects(helm, *SECURE) if key[0] == "ClusterRole"}
+    assert {made["roleRef"]["name"] for made in bindings} == {f"{NAME}-metrics-reader"} <= roles
+
+
+def test_the_page_names_what_is_served(helm: Path) -> None:
+    rendered = objects(helm, *SECURE, *MONITOR)
+    tls = endpoint_of(rendered)["tlsConfig"]
+    [certificate] = [made for made in SAMPLES if made.get("kind") == "Certificate"]
+    assert certificate["spec"]["dnsNames"] == [tls["serverName"]]
+    [config] = [made["scrape_configs"][0] for made in SAMPLES if "scrape_configs" in made]
+    assert config["tls_config"]["server_name"] == tls["serverName"]
+    assert config["honor_labels"] is True
+    [relabel] = config["relabel_configs"]
+    assert relabel["regex"] == f"{NAME}-metrics;{service_port(rendered)['name']}"
+    [scraper] = [made["metadata"]["name"] for made in SAMPLES if made.get("kind") == "Secret"]
+    assert f"metrics.serviceMonitor.tokenSecret.name={scraper}" in PAGE
+
+
+def test_the_page_sets_values_that_there_are() -> None:
+    values = yaml.safe_load((ROOT / "charts" / NAME / "values.yaml").read_text())["metrics"]
+    said = set(re.findall(r"metrics\.((?:serviceMonitor\.)?\w+)", PAGE)) - {"md", "llava", "finishedRunSeconds"}
+    known = {*values, *(f"serviceMonitor.{key}" for key in values["serviceMonitor"])}
+    assert said <= known

@@ -105,8 +105,10 @@ class PlayedApiServer:
 
 
 @asynccontextmanager
-async def watching(server: PlayedApiServer, folder: Path, sessions: WatchSessions) -> AsyncIterator[None]:
-    """kopf as the operator runs it."""
+async def watching(
+    server: PlayedApiServer, folder: Path, sessions: WatchSessions, *, silence_s: float = 60
+) -> AsyncIterator[None]:
+    """kopf as the operator runs it; a watch that is silent for so long is begun anew."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", server.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -121,6 +123,7 @@ async def watching(server: PlayedApiServer, folder: Path, sessions: WatchSession
     needed = {"namespace": "n", "pod_name": "p", "pod_ip": "1.2.3.4", "trainer_image": "i"}
     settings = build_kopf_settings(Settings.model_validate(needed))
     settings.watching.reconnect_backoff = 0.01
+    settings.watching.inactivity_timeout = silence_s
     settings.networking.error_backoffs = [0.01] * 10
     runs = Runs()
     registry = build_registry(WorkQueue[Key](), runs, Children(runs, SkippedObjects()), sessions)
@@ -172,6 +175,16 @@ async def test_watches_that_break_are_told_apart_from_those_that_end(kubeconfig:
         paths = Counter(one.path for one in noted.broken)
         assert paths == {PODS.path(): 3}, "one that expired, one that was broken off, one that was refused"
     assert server.tokens == {"Bearer the-token"}
+
+
+async def test_watch_that_is_silent_for_too_long_has_failed(kubeconfig: Path) -> None:
+    noted = Noted()
+    server = PlayedApiServer()
+    async with watching(server, kubeconfig, noted.sessions, silence_s=0.2):
+        await server.has_begun(pods=3, jobs=2, llavafinetunes=2)
+        counted = Counter(one.path for one in noted.broken)
+    assert counted[PODS.path()] >= 2
+    assert {PODS.path(), JOBS.path(), RUNS.path()} == counted.keys()
 
 
 async def test_every_request_of_kopf_is_noted(kubeconfig: Path) -> None:

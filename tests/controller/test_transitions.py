@@ -10,6 +10,7 @@ from llava_operator.kube.errors import RetryableError
 from llava_operator.kube.objects import Key, Object
 from llava_operator.run import stage_of
 from llava_operator.telemetry.transitions import AttemptEnd, RunEnd, StageEnd, Transitions, compare
+from tests.controller.in_memory import ApiServer, Operator
 from tests.controller.makers import (
     KEY,
     ONCE,
@@ -22,7 +23,6 @@ from tests.controller.makers import (
     succeeded,
     walk,
 )
-from tests.controller.test_reconcile import ApiServer, Operator
 
 
 def fail(status: Status, spec: dict[str, Any] | None = None) -> Status:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from llava_api.constants import LABEL_RUN, LABEL_STAGE, REPORT_PATH, Phase, StageName
+from llava_api.constants import LABEL_MANAGED_BY, LABEL_RUN, LABEL_STAGE, MANAGER, REPORT_PATH, Phase, StageName
 from llava_api.failures import Reason
 from tests.demo.target import OPERATOR_NAMESPACE, RELEASE
 from tests.e2e.runs import Runs
@@ -23,6 +23,7 @@ from tests.monitoring.prometheus import SCRAPE_INTERVAL_S, Prometheus, Span
 
 GPU_RUN = "asks-for-a-gpu"
 OWN_RUN = "restarted-and-suspended"
+TEAM_LABEL = "team"
 _NODE = "node-0"
 _GPU = "nvidia.com/gpu"
 _EPOCHS = 30
@@ -83,13 +84,18 @@ def _suspend(runs: Runs, *, is_suspended: bool) -> None:
 
 
 def ask_for_a_gpu(runs: Runs) -> None:
-    """Make a run that waits for a GPU, gets one that is none, and fails: it has held one for some seconds."""
+    """Begin a run whose training asks for a GPU that there is not."""
     runs.start(
         GPU_RUN,
         workers={"replicas": 1, "gpus": 1, "gpuMemory": "80Gi"},
         training={"maxRestarts": 0, "precision": "fp32"},
     )
-    runs.kubectl.run("label", "lft", GPU_RUN, "finetune.llava.dev/team=vision", "--overwrite")
+    runs.kubectl.run("label", "lft", GPU_RUN, f"{TEAM_LABEL}=vision", "--overwrite")
+    runs.wait_for_stage(GPU_RUN, StageName.PREPARE)
+
+
+def get_one_in_name(runs: Runs) -> None:
+    """Let that run wait for a while, then have a GPU that is none: it holds one for some seconds, and fails."""
 
     def waits() -> bool:
         return any(stage.reason == Reason.UNSCHEDULABLE for stage in runs.status(GPU_RUN).stages)
@@ -120,7 +126,7 @@ def _gpu_in_name(kubectl: Kubectl) -> Iterator[None]:
 
 def trouble_the_operator(runs: Runs, cluster: LocalCluster) -> None:
     """What an operator should be seen to stand: strangers, objects that look like its own, and no API server."""
-    labels = {LABEL_RUN: "nobody", LABEL_STAGE: "train"}
+    labels = {LABEL_MANAGED_BY: MANAGER, LABEL_RUN: "nobody", LABEL_STAGE: "train"}
     container = {"name": "stage", "image": "none"}
     template = {"metadata": {"labels": labels}, "spec": {"restartPolicy": "Never", "containers": [container]}}
     metadata = {"name": "stranger", "namespace": "default", "labels": labels}

@@ -19,6 +19,7 @@ from tests.e2e.lives import (
     Watching,
     ask_for_a_gpu,
     find_eventful_run,
+    get_one_in_name,
     live_eventfully,
     trouble_the_operator,
 )
@@ -51,8 +52,10 @@ def eventful(runs: Runs, watching: Watching, cluster: LocalCluster) -> str:
         timeout_s=60,
     )
     name = find_eventful_run(watching) or live_eventfully(runs)
-    trouble_the_operator(runs, cluster)
     ask_for_a_gpu(runs)
+    # While its first stage reports: a pass that cannot reach the API server is one that fails.
+    trouble_the_operator(runs, cluster)
+    get_one_in_name(runs)
     wait_for("the failure to be scraped", lambda: has_failed(watching), timeout_s=60)
     return name
 

@@ -35,8 +35,15 @@ def _rate(metric: str, *labels: str, matchers: tuple[str, ...] = ()) -> str:
 
 
 def _within(metric: str, *labels: str) -> str:
-    """How much a counter has gone up in the time shown. Its namespace is the runs', so none is chosen."""
-    return f"sum by ({', '.join(labels)}) (increase({metric}[$__range])) > 0"
+    """How much a counter has gone up in the time shown. Its namespace is the runs', so none is chosen.
+
+    `increase` does not see what a series begins with: of one that began in this time it is added.
+    """
+    rise, began = (
+        f"increase({metric}[$__range])",
+        f"(min_over_time({metric}[$__range]) unless {metric} offset $__range)",
+    )
+    return f"sum by ({', '.join(labels)}) (({rise} + {began}) or {rise})"
 
 
 def _quantile(quantile: float, histogram: str, *labels: str) -> str:
