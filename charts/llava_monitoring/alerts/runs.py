@@ -69,7 +69,8 @@ RUN_ALERTS = (
         name="LlavaRunNoProgress",
         # Neither silence nor reports of the same. Of a stage that is whole and is being saved, only silence counts.
         expression=(
-            f"{_running(labels=('stage',))} and {_SAME_RUN} (time() - {_WORD} > {NO_PROGRESS} or ({_DONE} < 1) == {_DONE_BEFORE}) "
+            f"{_running(labels=('stage',))} and {_SAME_RUN} "
+            f"(time() - {_WORD} > {NO_PROGRESS} or ({_DONE} < 1) == {_DONE_BEFORE}) "
             f"unless {_SAME_RUN} {_has_waited(NO_PROGRESS)}"
         ),
         hold="5m",

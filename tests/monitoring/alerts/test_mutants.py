@@ -28,6 +28,7 @@ def _renamed(value: Any, name: str, new: str) -> Any:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", [alert.name for alert in ALERTS])
 def test_whatever_is_broken_in_an_alert_its_unit_tests_notice(
     name: str, helm: Path, promtool: Path, tmp_path: Path
