@@ -37,7 +37,7 @@ def _leave_out_untellable(size: object) -> object:
     return None if isinstance(size, int) and size > MAX_SIZE else size
 
 
-Size = Annotated[int | None, BeforeValidator(_leave_out_untellable), Field(ge=0, le=MAX_SIZE)]
+Size = Annotated[Annotated[int, Field(ge=0, le=MAX_SIZE)] | None, BeforeValidator(_leave_out_untellable)]
 
 
 class ProgressReport(Lenient):
