@@ -21,6 +21,8 @@ CONTEXT ?=
 OPERATOR_IMAGE ?=
 TRAINER_IMAGE ?=
 STORAGE_CLASS ?=
+# Where `make dashboards` puts them.
+FOLDER ?= dashboards
 # Options of pytest, like ARGS="-k prepare".
 ARGS ?=
 
@@ -91,6 +93,10 @@ bench-prepare: setup ## Pictures checked a second beside a plain Pillow loop (AR
 bench-reporting: setup ## What a flood of connections costs the operator and the reports of others (1 minute)
 	$(RUN)/python -m tests.benchmarks.reporting
 
+.PHONY: bench-metrics
+bench-metrics: setup ## What a scrape at 10,000 runs costs, and how late the operator's event loop gets meanwhile (ARGS="--burst": the worst case)
+	$(RUN)/python -m tests.benchmarks.metrics $(ARGS)
+
 .PHONY: lint
 lint: setup ## Style, types and layers
 	$(RUN)/ruff check .
@@ -102,8 +108,14 @@ lint: setup ## Style, types and layers
 .PHONY: generate
 generate: setup ## Write the files that are made from the types and the chart
 	$(RUN)/python -m llava_api.generate
+	$(RUN)/python -m llava_operator.telemetry.metrics_page
 	$(RUN)/python -m llava_monitoring.generate
 	$(RUN)/python -m tests.rendering
+
+.PHONY: dashboards
+dashboards: ## Grafana's dashboards as files to import by hand (FOLDER=dashboards)
+	@mkdir -p '$(FOLDER)' && cp charts/llava-finetune-operator/files/dashboards/*.json '$(FOLDER)'/
+	@echo 'Import $(FOLDER)/*.json in Grafana: Dashboards, New, Import.'
 
 .PHONY: lock
 lock: ## Renew constraints.txt

@@ -10,13 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from tests.localcluster import debian, host, images
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.shell import log
-from tests.localcluster.tools import ALL_TOOL_SETS, KSTATUS, Tools, ensure_tools
+from tests.localcluster.tools import ALL_TOOL_SETS, KSTATUS, KUBE_STATE_METRICS, Tools, ToolSet, ensure_tools
+
+_FOR_TESTS = (KSTATUS, KUBE_STATE_METRICS)
 
 
-def prepare_everything() -> tuple[Tools, dict[str, str]]:
+def prepare_everything(further: tuple[ToolSet, ...] = ()) -> tuple[Tools, dict[str, str]]:
     """Install, build and return the programs and the image references by name (operator, trainer).
 
     Programs and images are built at the same time: the one is bound by the processors, the other by the disk.
+
+    Args:
+        further: programs to be built besides those of a cluster.
 
     Raises:
         ClusterError: no root, or a build failed.
@@ -26,7 +31,7 @@ def prepare_everything() -> tuple[Tools, dict[str, str]]:
     debian.ensure_unpacked(debian.PROMETHEUS)
     names = ["operator", "trainer"]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        building_tools = pool.submit(ensure_tools, (*ALL_TOOL_SETS, KSTATUS))
+        building_tools = pool.submit(ensure_tools, (*ALL_TOOL_SETS, *further))
         building_images = pool.submit(images.build_images, names)
         tools, references = building_tools.result(), building_images.result()
     return tools, dict(zip(names, references, strict=True))
@@ -43,7 +48,7 @@ def main() -> int:
     from tests.demo.inputs import cached_base
 
     try:
-        prepare_everything()
+        prepare_everything(_FOR_TESTS)
         cached_base()
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a command line prints

@@ -3,10 +3,32 @@
 import sys
 from pathlib import Path
 
+from llava_monitoring.dashboards.fleet import build_fleet
+from llava_monitoring.dashboards.operator import build_operator
+from llava_monitoring.dashboards.run import build_run
+from llava_monitoring.reading import as_json, check_dashboard
+
+CHART = Path("charts/llava-finetune-operator")
+DASHBOARDS = CHART / "files" / "dashboards"
+
+
+def build_dashboards() -> dict[str, str]:
+    """The dashboards as Grafana imports them, by name of the file.
+
+    Raises:
+        QueryError: a query of theirs names what does not exist.
+    """
+    files = {}
+    for made in (build_fleet(), build_run(), build_operator()):
+        content = as_json(made)
+        check_dashboard(content)
+        files[f"{made.uid}.json"] = content
+    return files
+
 
 def build_files() -> dict[Path, str]:
     """Content of every generated file, by its path from the repository's root."""
-    return {}
+    return {DASHBOARDS / name: content for name, content in build_dashboards().items()}
 
 
 def main() -> None:

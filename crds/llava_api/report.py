@@ -28,6 +28,18 @@ def _fit(max_chars: int, *, multiline: bool = False) -> BeforeValidator:
     return BeforeValidator(fit)
 
 
+MAX_SIZE = 2**53
+"""Largest number that every reader of JSON takes as it is."""
+
+
+def _leave_out_untellable(size: object) -> object:
+    """None for more bytes than can be told: file systems without a limit (EFS) say that they have 8 EiB."""
+    return None if isinstance(size, int) and size > MAX_SIZE else size
+
+
+Size = Annotated[int | None, BeforeValidator(_leave_out_untellable), Field(ge=0, le=MAX_SIZE)]
+
+
 class ProgressReport(Lenient):
     """Body of the POST by which rank 0 reports progress.
 
@@ -55,11 +67,11 @@ class ProgressReport(Lenient):
     checkpoint_step: Annotated[int | None, Field(ge=0, le=2**53)] = None
     resumed_step: Annotated[int | None, Field(ge=0, le=2**53)] = None
     """Step that this attempt went on from, in training; 0 where it began anew."""
-    peak_gpu_memory_bytes: Annotated[int | None, Field(ge=0, le=2**53)] = None
+    peak_gpu_memory_bytes: Size = None
     """Most memory that torch has reserved on one GPU so far, of all ranks; None without GPUs."""
-    volume_free_bytes: Annotated[int | None, Field(ge=0, le=2**53)] = None
+    volume_free_bytes: Size = None
     """Free on the run's volume when the report was sent; None where its file system does not tell."""
-    volume_size_bytes: Annotated[int | None, Field(ge=0, le=2**53)] = None
+    volume_size_bytes: Size = None
     """Size of that volume."""
     losses: Annotated[tuple[float, ...], Field(max_length=LOSSES_KEPT)] = ()
     """Loss of the last logged steps, oldest first."""
@@ -130,7 +142,7 @@ class PrepareNumbers(Lenient):
     """Of training: what the memory plan counts with; None if unknown."""
     largest_alignment: MicroBatch | None = None
     """Of phase 1."""
-    free_bytes: Annotated[int | None, Field(ge=0)] = None
+    free_bytes: Size = None
     """Free on the run's volume, with all that prepare has put there; None if unknown."""
     flash_attention: bool | None = None
     """Whether flash-attn is in the trainer image, which all stages share; None if unknown."""

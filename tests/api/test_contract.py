@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from llava_api import names
 from llava_api.constants import STAGES, TERMINATION_MESSAGE_MAX_BYTES, TRAINING_STAGES, StageName
 from llava_api.failures import BY_EXIT_CODE, BY_REASON, FAILURES, Reason, exit_code_of
-from llava_api.report import MergeNumbers, ProgressReport, StageFailure, StageResult
+from llava_api.report import MergeNumbers, PrepareNumbers, ProgressReport, StageFailure, StageResult
 from llava_api.run_config import RunConfig, RunIdentity, WorkerLayout
 from llava_api.spec import Spec
 
@@ -121,6 +121,18 @@ def test_result_without_anything_to_shorten_says_so() -> None:
     result = StageResult(stage=StageName.MERGE, attempt=1, merge=numbers, digests={"x" * 5000: "y"})
     with pytest.raises(ValueError, match="nothing to shorten"):
         result.to_termination_message()
+
+
+def test_more_bytes_than_can_be_told_are_left_out() -> None:
+    """EFS says that it has 8 EiB, which no status takes: a run on it would fail for that."""
+    body = {"runUid": "u", "stage": "train", "attempt": 1, "step": 1, "totalSteps": 2}
+    report = ProgressReport.model_validate({**body, "volumeFreeBytes": 2**63, "volumeSizeBytes": 2**53})
+    assert (report.volume_free_bytes, report.volume_size_bytes) == (None, 2**53)
+    with pytest.raises(ValidationError, match="volumeFreeBytes"):
+        ProgressReport.model_validate({**body, "volumeFreeBytes": -1})
+    fields = ("samples_train", "samples_validation", "pairs_train", "pairs_validation", "images", "supervised_tokens",
+              "longest_sample_tokens", "overlong_samples")  # fmt: skip
+    assert PrepareNumbers(**dict.fromkeys(fields, 1), free_bytes=2**63 - 1).free_bytes is None
 
 
 def test_reports_of_a_newer_trainer_are_read() -> None:

@@ -12,6 +12,7 @@ from llava_api.generate import build_files
 from llava_api.reference import build_reference
 from llava_api.rules import RULES_KEY, rule, rules
 from llava_api.schema import build_schema
+from llava_operator.telemetry import metrics_page
 
 ROOT = Path(__file__).parents[2]
 SURFACE = Path(__file__).parent / "fields.txt"
@@ -37,7 +38,10 @@ def nodes() -> list[tuple[str, dict[str, Any]]]:
     return [*walk(properties["spec"], "spec"), *walk(properties["status"], "status")]
 
 
-@pytest.mark.parametrize(("path", "content"), build_files().items(), ids=lambda value: str(value)[:60])
+FILES = build_files() | metrics_page.build_files()
+
+
+@pytest.mark.parametrize(("path", "content"), FILES.items(), ids=lambda value: str(value)[:60])
 def test_generated_files_are_fresh(path: Path, content: str) -> None:
     assert (ROOT / path).read_text() == content, f"{path} is stale: run `make generate`"
 

@@ -185,6 +185,24 @@ def test_default_ports_of_the_operator_are_the_charts() -> None:
     assert fields["metrics_port"].default == 8444
 
 
+def test_which_label_is_the_team_and_how_long_ended_runs_are_told_of(helm: Path) -> None:
+    settings = settings_of(objects(helm))
+    assert settings.metrics_team_label == Settings.model_fields["metrics_team_label"].default == "team"
+    shown_s = Settings.model_fields["metrics_finished_run_seconds"].default
+    assert settings.metrics_finished_run_seconds == shown_s == 3600
+    # Helm has large numbers as 2.592e+06.
+    changes = ("--set", "metrics.teamLabel=example.com/group", "--set", "metrics.finishedRunSeconds=2592000")
+    settings = settings_of(objects(helm, *changes))
+    assert (settings.metrics_team_label, settings.metrics_finished_run_seconds) == ("example.com/group", 2_592_000)
+    settings = settings_of(objects(helm, "--set", "metrics.teamLabel=", "--set", "metrics.finishedRunSeconds=0"))
+    assert (settings.metrics_team_label, settings.metrics_finished_run_seconds) == ("", 0)
+
+
+@pytest.mark.parametrize("change", ["teamLabel=no label", "teamLabel=a/b/c", "finishedRunSeconds=-1"])
+def test_what_is_no_label_and_no_time_is_refused(helm: Path, change: str) -> None:
+    assert change.partition("=")[0] in refusal(helm, "--set", f"metrics.{change}")
+
+
 # --- what docs/monitoring.md says
 
 PAGE = (ROOT / "docs" / "monitoring.md").read_text()

@@ -639,6 +639,14 @@ async def tells(operator: OperatorProcess, text: str) -> bool:
 # --- two replicas
 
 
+def series_of_runs(replica: OperatorProcess) -> list[str]:
+    """What a replica tells of runs."""
+    status, text = replica.fetch("/metrics")
+    assert status == 200
+    assert "# TYPE llava_run_phase gauge" in text
+    return [line for line in text.splitlines() if line.startswith("llava_run_")]
+
+
 async def test_killed_leader_is_replaced_and_the_run_goes_on_untouched(
     world: World, replicas: tuple[OperatorProcess, OperatorProcess], operator: OperatorProcess
 ) -> None:
@@ -648,12 +656,16 @@ async def test_killed_leader_is_replaced_and_the_run_goes_on_untouched(
     standby = next(replica for replica in replicas if replica is not operator)
     assert standby.fetch("/readyz")[0] == 200
     assert not standby.is_leader
+    # Two that tell of the same run would count it twice.
+    assert series_of_runs(operator)
+    assert not series_of_runs(standby)
     operator.kill()
     standby.wait_until_leader()
     assert (await world.first_pod("train"))["metadata"]["uid"] == pod["metadata"]["uid"]
     world.behave = succeed
     status = await world.ended()
     assert status["phase"] == "Succeeded"
+    assert series_of_runs(standby)
     assert len(await world.pods()) == 5
     jobs = [job["metadata"]["uid"] async for job in world.kube.list(JOBS, world.namespace)]
     assert sorted(jobs) == sorted(stage["attempts"][0]["jobUid"] for stage in status["stages"])

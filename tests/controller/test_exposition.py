@@ -116,7 +116,7 @@ def test_a_slice_asks_few_runs_and_makes_few_lines() -> None:
     """Also of families that have nothing to say of 10,000 runs: to ask takes time as well."""
     runs = crowd(num_training=200, num_ended=0, ended_at=NOW)
     slices = list(RunMetrics(runs, lambda: NOW, finished_run_s=60).list_slices())
-    assert max(text.count("\n") for text in slices) <= 64 * 5
+    assert max(text.count("\n") for text in slices) <= 32 * 5
     silent = RunMetrics(crowd(num_training=0, num_ended=200, ended_at=NOW), lambda: NOW, finished_run_s=60)
     assert len(list(silent.list_slices())) == len(slices)
 
@@ -137,8 +137,9 @@ async def test_a_scrape_tells_of_one_instant() -> None:
 
 
 async def test_many_scrapes_at_once_take_no_more_memory_than_a_few_chunks() -> None:
-    exposition = runs_of(1000)
+    exposition = Exposition(lambda: (ENOUGH for _ in range(100)))
     size = len(await read(exposition))
+    assert size > 5_000_000
     gc.collect()
     tracemalloc.start()
     begun = [exposition.chunks() for _ in range(AT_ONCE)]
@@ -149,7 +150,6 @@ async def test_many_scrapes_at_once_take_no_more_memory_than_a_few_chunks() -> N
     tracemalloc.stop()
     for chunks in begun:
         await chunks.aclose()
-    assert size > 3_000_000
     assert peak < size
 
 

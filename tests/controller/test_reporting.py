@@ -514,6 +514,15 @@ def test_what_the_trainer_serialises_is_read() -> None:
     assert parse_report(report.model_dump_json().encode()) == report.model_copy(update={"loss": None})
 
 
+def test_what_a_report_tells_of_volume_and_gpus_gets_into_the_status() -> None:
+    body = make_report(peakGpuMemoryBytes=3, volumeFreeBytes=2, volumeSizeBytes=2**53, gradNorm=0.5, checkpointStep=1)
+    progress = _to_progress(parse_report(body), "uid", NOW)
+    assert (progress.peak_gpu_memory_bytes, progress.volume_free_bytes, progress.volume_size_bytes) == (3, 2, 2**53)
+    assert (progress.grad_norm, progress.checkpoint_step) == (0.5, 1)
+    older = _to_progress(parse_report(make_report()), "uid", NOW)
+    assert (older.peak_gpu_memory_bytes, older.volume_free_bytes, older.volume_size_bytes) == (None, None, None)
+
+
 def test_report_of_another_version_is_refused() -> None:
     with pytest.raises(RefusedError, match="version"):
         parse_report(make_report(version=2))

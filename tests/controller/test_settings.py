@@ -179,3 +179,21 @@ def test_how_long_pods_stay_on_a_lost_node_has_bounds(seconds: str) -> None:
     assert read(NODE_LOSS_SECONDS="0").node_loss_seconds == 0
     with pytest.raises(SettingsError, match="LLAVA_OPERATOR_NODE_LOSS_SECONDS"):
         read(NODE_LOSS_SECONDS=seconds)
+
+
+@pytest.mark.parametrize("label", ["", "team", "example.com/team", "app.kubernetes.io/part-of"])
+def test_label_of_a_runs_team(label: str) -> None:
+    assert read(METRICS_TEAM_LABEL=label).metrics_team_label == label
+
+
+@pytest.mark.parametrize("label", ["no label", "a/b/c", "/team", "-team", "a" * 64])
+def test_what_no_label_may_be_called_is_no_teams(label: str) -> None:
+    with pytest.raises(SettingsError, match=r"METRICS_TEAM_LABEL: .* must be NAME or DOMAIN/NAME"):
+        read(METRICS_TEAM_LABEL=label)
+
+
+def test_time_for_which_ended_runs_are_told_of() -> None:
+    assert read(METRICS_FINISHED_RUN_SECONDS="0").metrics_finished_run_seconds == 0
+    for text in ("-1", "31536001", "1h"):
+        with pytest.raises(SettingsError, match="METRICS_FINISHED_RUN_SECONDS"):
+            read(METRICS_FINISHED_RUN_SECONDS=text)

@@ -24,6 +24,7 @@ from tests.demo.target import (
     install_operator,
     reach,
 )
+from tests.demo.watch import list_ways_to_watch, start_prometheus
 from tests.kubectl import DeadlineExceeded, KubectlError
 from tests.localcluster.cluster import LocalCluster
 from tests.localcluster.errors import ClusterError
@@ -113,6 +114,10 @@ def up(plan: DemoPlan, console: Console) -> int:
     target = existing(plan) if plan.context else embedded(plan, steps)
     steps("operator, installed by Helm")
     install_operator(target, progress_interval_s=_PROGRESS_INTERVAL_S)
+    steps("Prometheus")
+    address = start_prometheus(plan)
+    for line in list_ways_to_watch(address):
+        console.print(f"  {line}", highlight=False, soft_wrap=True)
     kubectl = target.kubectl
     courier = Courier(kubectl=kubectl, image=target.operator_image)
     steps("inputs")
@@ -125,7 +130,9 @@ def up(plan: DemoPlan, console: Console) -> int:
     fetch_results(plan, courier, run_object)
     steps.end()
     write_summary(plan.output / "summary.json", steps.seconds, run_object)
-    return tell(plan, run_object, console, target.kubectl_line, target.shell_line)
+    return tell(
+        plan, run_object, console, target.kubectl_line, target.shell_line, ways_to_watch=list_ways_to_watch(address)
+    )
 
 
 def _fresh_namespace(target: Target, plan: DemoPlan) -> None:

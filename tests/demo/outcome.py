@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,13 @@ def fetch_results(plan: DemoPlan, courier: Courier, run: dict[str, Any]) -> None
 
 
 def tell(
-    plan: DemoPlan, run: dict[str, Any], console: Console, kubectl_line: str, shell_line: str | None = None
+    plan: DemoPlan,
+    run: dict[str, Any],
+    console: Console,
+    kubectl_line: str,
+    shell_line: str | None = None,
+    *,
+    ways_to_watch: Sequence[str] = (),
 ) -> int:
     """Print the end of the story; returns the exit code.
 
@@ -47,6 +54,7 @@ def tell(
         console: where to print.
         kubectl_line: how a person calls kubectl for the cluster.
         shell_line: what they type once before that.
+        ways_to_watch: what they type, or open, to look at metrics.
     """
     status = Status.model_validate(run["status"])
     console.print()
@@ -71,6 +79,7 @@ def tell(
         f"{kubectl_line} get lft",
         f"{kubectl_line} describe lft {plan.run}",
         f"{kubectl_line} explain lft.spec.training",
+        *ways_to_watch,
         "make demo DATA=my-folder FORMAT=llava FILE=train.json    # the same with your own pictures",
         f"make demo-down CONTEXT={plan.context}    # removes the operator, the runs and the reports above"
         if plan.context

@@ -20,6 +20,7 @@ from tests.demo.live import build_table, describe
 from tests.demo.outcome import tell
 from tests.demo.plan import SAMPLE, DemoPlan, OwnData, build_manifest
 from tests.demo.target import helm_cluster_arguments
+from tests.demo.watch import list_ways_to_watch, start_prometheus
 from tests.kubectl import DeadlineExceeded, Kubectl, KubectlError, wait_for
 
 
@@ -162,6 +163,24 @@ def test_success_is_told_with_scores_and_what_next() -> None:
         "make demo-down",
     ):
         assert part in text
+
+
+def test_where_prometheus_is_and_how_to_load_the_dashboards_is_told() -> None:
+    written = io.StringIO()
+    metric = {"name": "exact_match", "split": "validation", "base": 0.0, "tuned": 0.9, "gain": 0.9, "samples": 64}
+    run = {"status": {"phase": "Succeeded", "evaluation": {"metrics": [metric]}}}
+    ways = list_ways_to_watch("http://127.77.0.1:9090")
+    tell(make_plan(), run, Console(file=written, width=140), "kubectl", ways_to_watch=ways)
+    for part in ("http://127.77.0.1:9090/graph", "make dashboards", "docs/monitoring.md"):
+        assert part in written.getvalue()
+
+
+def test_on_a_persons_own_cluster_no_prometheus_is_started() -> None:
+    address = start_prometheus(make_plan(context="mine"))
+    assert address is None
+    [way] = list_ways_to_watch(address)
+    for part in ("metrics.serviceMonitor.enabled=true", "dashboards.enabled=true", "docs/monitoring.md"):
+        assert part in way
 
 
 def test_cached_base_is_not_trusted_blindly(tmp_path: Path) -> None:

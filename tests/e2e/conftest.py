@@ -1,6 +1,7 @@
 """A real cluster with a node, the operator installed by Helm, and the inputs of every test in one claim."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from llava_api.status import Status
 from tests.demo.courier import Courier, claim
 from tests.demo.inputs import cached_base
 from tests.demo.plan import BASE_PATH, DATA_PATH, INPUTS_CLAIM, INPUTS_SIZE
-from tests.demo.target import Target, install_operator
+from tests.demo.target import OPERATOR_NAMESPACE, Target, install_operator
+from tests.e2e.lives import GPU_RUN, Watching
 from tests.e2e.parts import make_captions, take_apart
 from tests.e2e.runs import BAD_PATH, CAPTIONS_PATH, LANGUAGE_MODEL_PATH, SHUFFLED_PATH, VISION_TOWER_PATH, Runs
 from tests.kubectl import Kubectl
 from tests.localcluster.cluster import LocalCluster
+from tests.monitoring.exporters import DCGM_FILE, ensure_kube_state_metrics, serve_recorded
+from tests.monitoring.prometheus import ensure_prometheus
 from tests.prepare import prepare_everything
 from tests.tiny.export import make_export
 
@@ -69,7 +73,21 @@ def courier(target: Target) -> Courier:
 
 
 @pytest.fixture(scope="session")
-def runs(target: Target, courier: Courier, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def watching(cluster: LocalCluster, target: Target) -> Iterator[Watching]:
+    """A Prometheus that scrapes the operator, the kubelets and kube-state-metrics while all runs of the session run.
+
+    Of DCGM there is a kept exposition alone: it tells of GPUs of the run that asks for one.
+    """
+    text = DCGM_FILE.read_text().replace("NAMESPACE", _NAMESPACE).replace("RUN", GPU_RUN)
+    with serve_recorded(text) as dcgm:
+        exporters = {"kube-state-metrics": ensure_kube_state_metrics(cluster.instance), "dcgm": dcgm}
+        since = time.time()
+        server = ensure_prometheus(cluster.instance, operator_namespace=OPERATOR_NAMESPACE, exporters=exporters)
+        yield Watching(prometheus=server, since=since)
+
+
+@pytest.fixture(scope="session")
+def runs(target: Target, courier: Courier, watching: Watching, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A namespace that enforces the restricted profile, with base and datasets in a claim."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     target.kubectl.apply(

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from llava_api.constants import LABEL_RUN, LABEL_STAGE, Phase, StageName
+from llava_api.constants import LABEL_COMPLETION_INDEX, LABEL_RUN, LABEL_STAGE, Phase, StageName
 from llava_api.status import StageState, Status
 from tests.demo.plan import SAMPLE
 from tests.kubectl import Kubectl, wait_for
@@ -17,6 +17,17 @@ VISION_TOWER_PATH = "vision-tower"
 CAPTIONS_PATH = "captions"
 CHILD_KINDS = "jobs,pods,services,configmaps,persistentvolumeclaims"
 _STAGE_TIMEOUT_S = 240
+# Kills the training process (a child of the launcher) without giving it a chance to say anything.
+_KILL_TRAINER = """
+import os, pathlib, signal
+for folder in pathlib.Path("/proc").glob("[0-9]*"):
+    if folder.name in ("1", str(os.getpid())):
+        continue
+    parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+    if parent == "1" and "python" in (folder / "comm").read_text() + (folder / "cmdline").read_text():
+        os.kill(int(folder.name), signal.SIGKILL)
+        print("killed", folder.name)
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +94,15 @@ class Runs:
         """Pods of the run that exist, in whatever state."""
         selector = f"{LABEL_RUN}={name}" + (f",{LABEL_STAGE}={stage}" if stage else "")
         return self.kubectl.list("pods", "-l", selector)
+
+    def kill_trainer(self, name: str, rank: int) -> None:
+        """Kill the training process in the pod of a rank, in a run that has had one attempt."""
+        [victim] = [
+            pod["metadata"]["name"]
+            for pod in self.pods(name, StageName.TRAIN)
+            if pod["metadata"]["labels"][LABEL_COMPLETION_INDEX] == str(rank)
+        ]
+        assert "killed" in self.kubectl.run("exec", victim, "--", "python3", "-c", _KILL_TRAINER)
 
     def children(self, name: str) -> list[str]:
         """Kind and name of everything that the run owns."""

@@ -15,17 +15,6 @@ pytestmark = pytest.mark.e2e
 
 LONG = 400
 _CHILDREN_GONE_S = 60
-# Kills the training process (a child of the launcher) without giving it a chance to say anything.
-_KILL_TRAINER = """
-import os, pathlib, signal
-for folder in pathlib.Path("/proc").glob("[0-9]*"):
-    if folder.name in ("1", str(os.getpid())):
-        continue
-    parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-    if parent == "1" and "python" in (folder / "comm").read_text() + (folder / "cmdline").read_text():
-        os.kill(int(folder.name), signal.SIGKILL)
-        print("killed", folder.name)
-"""
 
 
 def test_bad_data_fails_before_anything_trains(runs: Runs) -> None:
@@ -51,12 +40,7 @@ def test_bad_data_fails_before_anything_trains(runs: Runs) -> None:
 def test_killed_trainer_fails_the_run_with_a_reason(runs: Runs) -> None:
     runs.start("killed", epochs=LONG, training={"maxRestarts": 0})
     runs.wait_for_step("killed", 5)
-    [victim] = [
-        pod["metadata"]["name"]
-        for pod in runs.pods("killed", StageName.TRAIN)
-        if pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"] == "1"
-    ]
-    assert "killed" in runs.kubectl.run("exec", victim, "--", "python3", "-c", _KILL_TRAINER)
+    runs.kill_trainer("killed", rank=1)
     status = runs.wait_for_end("killed", timeout_s=120)
     failure = status.failure
     assert failure is not None

@@ -76,6 +76,8 @@ HELM = ToolSet(
 KUSTOMIZE = ToolSet("kustomize", {"kustomize": "sigs.k8s.io/kustomize/kustomize/v5"})
 KSTATUS = ToolSet("kstatus", {"kstatus": "."})
 """What Flux and Helm judge an object's status by; no part of a cluster, and built by the test that asks it."""
+KUBE_STATE_METRICS = ToolSet("kube-state-metrics", {"kube-state-metrics": "k8s.io/kube-state-metrics/v2"})
+"""What dashboards read of pods; no part of a cluster either."""
 ALL_TOOL_SETS = (KUBERNETES, HELM, KUSTOMIZE)
 
 

@@ -407,7 +407,11 @@ def test_nothing_to_train_on_is_refused(tmp_path: Path, toy_model_dir: Path, pro
     assert caught.value.reason is Reason.INVALID_DATA
 
 
-def test_a_full_run_reports_and_leaves_nothing_aside(config: RunConfig, processes: Processes):
+def test_a_full_run_reports_and_leaves_nothing_aside(
+    config: RunConfig, processes: Processes, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Processes, "peak_gpu_memory_bytes", 7)
+
     class Kept(Reporter):
         reports: list = []  # noqa: RUF012
 
@@ -425,6 +429,7 @@ def test_a_full_run_reports_and_leaves_nothing_aside(config: RunConfig, processe
     assert len(reporter.reports) == 11
     last = reporter.reports[-1][2]
     assert last["checkpoint_step"] == 8
+    assert last["peak_gpu_memory_bytes"] == 7
     assert last["epoch"] == EPOCHS
     assert list(last["losses"]) == [entry.loss for entry in curve(saving)]
     assert last["tokens_per_second"] > last["samples_per_second"] > 0

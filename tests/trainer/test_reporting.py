@@ -22,7 +22,9 @@ from cryptography.x509.oid import NameOID
 from llava_api.failures import Reason
 from llava_api.report import ProgressReport
 from llava_api.run_config import Reporting, RunConfig
+from llava_trainer import reporting
 from llava_trainer.errors import StageError
+from llava_trainer.files import Space
 from llava_trainer.reporting import Pace, Reporter, StepRate
 from tests.trainer.exports import prepare_config
 
@@ -182,14 +184,20 @@ def server(authority: Authority, tmp_path: Path) -> Iterator[Server]:
     thread.join(DEADLINE_S)
 
 
+@pytest.fixture(autouse=True)
+def _volume(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume whose other users do nothing meanwhile."""
+    monkeypatch.setattr(reporting, "find_space", lambda _: Space(size=100, free=70))
+
+
 @pytest.fixture
 def config(server: Server, tmp_path: Path) -> RunConfig:
     return config_with(tmp_path, f"https://127.0.0.1:{server.server_port}/v1/progress")
 
 
 def config_with(tmp_path: Path, url: str) -> RunConfig:
-    reporting = Reporting(url=url, ca_file=tmp_path / "ca.crt", token_file=tmp_path / "token")
-    return prepare_config(tmp_path, tmp_path).model_copy(update={"reporting": reporting})
+    told = Reporting(url=url, ca_file=tmp_path / "ca.crt", token_file=tmp_path / "token")
+    return prepare_config(tmp_path, tmp_path).model_copy(update={"reporting": told})
 
 
 def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -204,8 +212,22 @@ def test_a_report_arrives_with_the_token(config: RunConfig, server: Server):
     assert server.targets == {("POST", "/v1/progress", "application/json")}
     assert server.reports[0] == ProgressReport(
         run_uid="0c6f", stage="prepare", attempt=1, step=3, total_steps=10, loss=0.5, losses=(0.7, 0.5),
-        learning_rate=1e-4, epoch=0.3, message="going well",
+        learning_rate=1e-4, epoch=0.3, message="going well", volume_free_bytes=70, volume_size_bytes=100,
     )  # fmt: skip
+
+
+def test_a_volume_that_does_not_tell_is_left_out(config: RunConfig, server: Server, monkeypatch: pytest.MonkeyPatch):
+    def fail(_: Path) -> None:
+        raise OSError("Stale file handle")
+
+    without_limit = Space(size=2**63, free=2**63)
+    for told in (lambda _: None, lambda _: without_limit, fail):
+        monkeypatch.setattr(reporting, "find_space", told)
+        server.reports.clear()
+        with Reporter(config, FAST) as reporter:
+            reporter.update(3, 10)
+            server.wait_for(lambda: len(server.reports) == 1)
+        assert (server.reports[0].volume_free_bytes, server.reports[0].volume_size_bytes) == (None, None)
 
 
 def test_the_newest_report_wins_and_the_last_one_is_pushed_at_the_end(config: RunConfig, server: Server):

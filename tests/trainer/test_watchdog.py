@@ -130,5 +130,17 @@ def count(processes: Processes) -> BatchTotals:
     return count_batch([], False, processes, last_step_s=10.0 + processes.rank)
 
 
+def count_memory(processes: Processes) -> BatchTotals:
+    peaks = property(lambda self: 80 - self.rank)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Processes, "peak_gpu_memory_bytes", peaks)
+        return count(processes)
+
+
+def test_the_most_memory_of_any_gpu_comes_with_the_count():
+    assert [totals.peak_gpu_memory_bytes for totals in run_in_processes(2, count_memory)] == [80, 80]
+    assert [totals.peak_gpu_memory_bytes for totals in run_in_processes(2, count)] == [0, 0]
+
+
 def test_all_processes_go_by_what_the_first_one_has_measured():
     assert [totals.last_step_s for totals in run_in_processes(2, count)] == [10.0, 10.0]

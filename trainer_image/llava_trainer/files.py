@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 from llava_api.failures import Reason
 from llava_api.text import show
@@ -136,10 +137,23 @@ def sha256_folder(folder: Path) -> str:
     return f"sha256:{hashlib.sha256(os.fsencode(''.join(lines))).hexdigest()}"
 
 
-def find_free_bytes(path: Path) -> int | None:
-    """Room that the file system of ``path`` has left; None where it does not tell: some in user space say 0 of 0."""
+class Space(NamedTuple):
+    """Of a file system, in bytes."""
+
+    size: int
+    free: int
+
+
+def find_space(path: Path) -> Space | None:
+    """What the file system of ``path`` has; None where it does not tell: some in user space say 0 of 0."""
     usage = shutil.disk_usage(path)
-    return usage.free if usage.total else None
+    return Space(usage.total, usage.free) if usage.total else None
+
+
+def find_free_bytes(path: Path) -> int | None:
+    """Room that the file system of ``path`` has left; None where it does not tell."""
+    space = find_space(path)
+    return space.free if space else None
 
 
 def check_space(volume: Path, needed_bytes: int, what: str) -> None:

@@ -20,6 +20,7 @@ from llava_api.report import LOSSES_KEPT, MAX_NEXT_REPORT_S, ProgressReport
 from llava_api.run_config import Reporting, RunConfig
 from llava_trainer.attempts.folder import Fence
 from llava_trainer.channel import Answer, Channel
+from llava_trainer.files import find_space
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Measures(TypedDict, total=False):
     tokens_per_second: float
     checkpoint_step: int
     resumed_step: int
+    peak_gpu_memory_bytes: int
     skipped_checkpoints: str
     losses: tuple[float, ...]
     unit: Literal["steps", "bytes"]
@@ -83,6 +85,7 @@ class Reporter:
         self.fence = Fence(config)
         """Asked by the stage before it completes or deletes something."""
         self._run = config.run
+        self._volume = config.volume_root
         self._was_accepted = False
         self._stale_since: float | None = None
         self._reporting = config.reporting
@@ -161,7 +164,7 @@ class Reporter:
 
     def _push(self, channel: Channel, report: ProgressReport) -> Answer:
         try:
-            answer = channel.push(report.model_dump_json())
+            answer = channel.push(self._with_space(report).model_dump_json())
         except (OSError, http.client.HTTPException, ValueError) as error:
             # ssl's errors are OSErrors; ValueError is a token or an address that no header or socket can take.
             answer = Answer(trouble=f"{type(error).__name__}: {error}")
@@ -172,6 +175,18 @@ class Reporter:
         elif self._told:
             self._tell_once("accepted", logging.INFO, "progress reports are accepted again")
         return answer
+
+    def _with_space(self, report: ProgressReport) -> ProgressReport:
+        """The report with what is free on the volume now.
+
+        Asked here, in the thread that sends: a volume that does not answer shall hold up a report and not a step.
+        """
+        try:
+            space = find_space(self._volume)
+        except OSError:
+            return report
+        told = {"volume_free_bytes": space.free, "volume_size_bytes": space.size} if space else {}
+        return ProgressReport.model_validate({**dict(report), **told})
 
     def _judge(self, answer: Answer) -> None:
         """Take note of what the answer says of the attempt."""

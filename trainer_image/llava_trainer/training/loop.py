@@ -168,7 +168,7 @@ class Loop:
             check_gradient(self.trainee, self.processes, step + 1)
         if self.recorder:
             self.fence.check()
-            self.recorder.record(step + 1, outcome)
+            self.recorder.record(step + 1, outcome, totals.peak_gpu_memory_bytes)
 
     @cached_property
     def _agreement(self) -> StopAgreement:

@@ -50,6 +50,11 @@ class Processes:
         dist.all_reduce(total)
         return total.tolist()
 
+    @property
+    def peak_gpu_memory_bytes(self) -> int:
+        """Most memory that torch has reserved on this process's GPU so far; 0 without one."""
+        return torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else 0
+
     def tell(self, word: Word) -> Word:
         """What the first process says, in every process; what the others say does not count."""
         if self.control is None:

@@ -26,6 +26,7 @@ class Recorder:
         self._resumed_step = first_step
         self._checkpoint_step: int | None = first_step or None
         self._skipped = ""
+        self._peak_gpu_memory_bytes = 0
         self._last_entry: Entry | None = None
         self._last_time = time.monotonic()
         self._last_logged = -_LOG_INTERVAL_S
@@ -40,8 +41,9 @@ class Recorder:
         """Loss of the last step."""
         return self._history.recent_losses[-1]
 
-    def record(self, step: int, outcome: StepOutcome) -> None:
-        """Record that ``step`` steps are done."""
+    def record(self, step: int, outcome: StepOutcome, peak_gpu_memory_bytes: int = 0) -> None:
+        """Record that ``step`` steps are done, and the most memory that any GPU has been seen to take; 0 without."""
+        self._peak_gpu_memory_bytes = peak_gpu_memory_bytes
         now = time.monotonic()
         seconds, self._last_time = max(now - self._last_time, 1e-9), now
         entry = Entry(
@@ -88,6 +90,8 @@ class Recorder:
         measures["resumed_step"] = self._resumed_step
         if self._checkpoint_step is not None:
             measures["checkpoint_step"] = self._checkpoint_step
+        if self._peak_gpu_memory_bytes:
+            measures["peak_gpu_memory_bytes"] = self._peak_gpu_memory_bytes
         if self._skipped:
             measures["skipped_checkpoints"] = self._skipped
         self._reporter.update(entry.step, self._plan.total_steps, **measures)

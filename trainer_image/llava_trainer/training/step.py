@@ -30,6 +30,8 @@ class BatchTotals:
     """Whether any process was asked to stop."""
     last_step_s: float
     """How long the step before took, as the first process has measured it; 0 if there was none."""
+    peak_gpu_memory_bytes: int = 0
+    """Most memory that torch has reserved on any process's GPU before this step; 0 without GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +55,23 @@ def count_batch(
 
     The first process's ``last_step_s`` is told to all.
     """
-    supervised, tokens, stops, seconds = processes.sum(
+    # A sum in which each process has a place of its own tells all of them, and is no operation more.
+    peaks = [0.0] * processes.world_size
+    peaks[processes.rank] = processes.peak_gpu_memory_bytes
+    supervised, tokens, stops, seconds, *peaks = processes.sum(
         sum(micro_batch.num_supervised for micro_batch in micro_batches),
         sum(micro_batch.num_tokens for micro_batch in micro_batches),
         stop,
         last_step_s if processes.is_first else 0.0,
+        *peaks,
     )
-    return BatchTotals(supervised=int(supervised), tokens=int(tokens), stop=stops > 0, last_step_s=seconds)
+    return BatchTotals(
+        supervised=int(supervised),
+        tokens=int(tokens),
+        stop=stops > 0,
+        last_step_s=seconds,
+        peak_gpu_memory_bytes=int(max(peaks)),
+    )
 
 
 def run_step(

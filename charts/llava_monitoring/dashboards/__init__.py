@@ -1,0 +1,1 @@
+"""The dashboards themselves, a module each."""
