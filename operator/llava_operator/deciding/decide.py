@@ -61,8 +61,10 @@ class Stop:
 
 @dataclass(frozen=True, kw_only=True)
 class Remove:
-    """Delete the children of an attempt that the status is about to forget, so that a run never has more than that
-    tells of. The next attempt is written when that is done: a crash in between looks for them again."""
+    """Delete the children of an attempt that the status is about to forget: a run has those that it tells of alone.
+
+    The next attempt is written when that is done: a crash in between looks for them again.
+    """
 
     stage: StageName
     attempt: int

@@ -76,7 +76,8 @@ class Bucket:
         try:
             self._origin = origin_of(self._endpoint)
         except ValueError as error:
-            where = "AWS_ENDPOINT_URL_S3 in the pod" if identity else f"{secret_field(field)}: key endpoint of the Secret"
+            place = f"{secret_field(field)}: key endpoint of the Secret"
+            where = "AWS_ENDPOINT_URL_S3 in the pod" if identity else place
             raise refused(
                 f"{where} must be an address like https://minio.storage.svc:9000, without credentials and query"
             ) from error

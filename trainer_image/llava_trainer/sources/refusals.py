@@ -80,7 +80,7 @@ def _explain_role(status: int, field: str, address: str, code: str, role: str) -
         return TransientError(f"keys of {role} have expired ({code})")
     if code in _REGION_CODES:
         return refused(
-            f"{told} is in another region than AWS_REGION in the pod says: correct it where the pod's identity is set up"
+            f"{told} is in another region than AWS_REGION in the pod says: correct that where the pod's identity is set"
         )
     if code in _WRONG_KEY_CODES:
         return refused(

@@ -1,0 +1,215 @@
+"""Runs one after another on a claim that was there before: each in its folder, from what the others have fetched and
+trained where it is the same, and nothing of theirs changes.
+
+Real processes of the stages; files are fetched from a real local server.
+"""
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_api.constants import StageName
+from llava_api.run_config import RunConfig
+from llava_api.volume import RunVolume, run_folder
+from llava_trainer.attempts import other_runs
+from llava_trainer.attempts.other_runs import link_file, link_folder, list_attempts_of_others, others_of
+from llava_trainer.files import make_folder
+from llava_trainer.sources.journal import Fetched, Journal
+from llava_trainer.training.history import read_entries
+from llava_trainer.training.retention import list_checkpoints, step_of
+from tests.ports import free_port
+from tests.tiny.export import make_export
+from tests.trainer.attempts import begin
+from tests.trainer.pods import Pod, list_contents
+from tests.trainer.servers.authority import Authority
+from tests.trainer.test_sources import COMMIT, MODEL, NEEDED, NEWER, HubRepository, HubServer, World, assert_same
+
+PREPARE, TRAIN = StageName.PREPARE, StageName.TRAIN
+Make = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def make(tmp_path: Path, toy_model_dir: Path) -> Make:
+    """Configurations of runs on one claim, as the operator writes them; the first has made the claim itself."""
+    make_export(tmp_path / "dataset", format="llava", pictures_per_scene=1)
+
+    def make(run: str, stage: StageName, **training: Any) -> RunConfig:
+        claim = tmp_path / "volume"
+        return RunConfig.model_validate(
+            {
+                "run": {"namespace": "team-a", "name": run, "uid": run, "stage": stage, "attempt": 1},
+                "volumeRoot": claim if run == "first" else claim / run_folder(run),
+                "results": {} if stage is PREPARE else {PREPARE: 1},
+                "modelDir": toy_model_dir,
+                "datasetDir": tmp_path / "dataset",
+                "dataset": {"source": "pvc://trays/", "format": "llava", "file": "export.json", "images": "images"},
+                "training": {
+                    "lora": {"rank": 4, "alpha": 8}, "batch": {"perDevice": 4, "global": 8}, "maxLength": 256,
+                    "gradientCheckpointing": False, "checkpoint": {"everySteps": 1, "keep": 2}, **training,
+                },
+                "workers": {"gracePeriodSeconds": 30, "rendezvousPort": free_port()},
+                "merge": {},
+                "evaluation": {},
+            }
+        )  # fmt: skip
+
+    return make
+
+
+def end_well(config: RunConfig) -> str:
+    """Run a stage to its end; what it has logged."""
+    config.volume_root.parent.mkdir(exist_ok=True)
+    with Pod(config, f"{config.run.name}-{config.run.stage}") as pod:
+        assert pod.wait() == 0, pod.output
+        assert pod.result.attempt == 1
+        return pod.output
+
+
+def test_a_later_run_goes_on_from_the_same_training_and_leaves_every_other_alone(make: Make):
+    for stage in (PREPARE, TRAIN):
+        end_well(make("first", stage))
+    first = make("first", TRAIN)
+    made = list_contents(first.volume.attempts_dir)
+    steps = [step_of(folder) for folder in list_checkpoints(first.volume.checkpoints_dir(TRAIN, 1))]
+    curve = read_entries(first.volume.history_file(TRAIN, 1))
+
+    end_well(make("same", PREPARE))
+    log = end_well(make("same", TRAIN))
+    same = make("same", TRAIN)
+    taken_up = first.volume.checkpoints_dir(TRAIN, 1) / f"step-{steps[-1]:08d}"
+    assert f"{taken_up}, which another run has made of the same training, is taken up" in log
+    assert f"after step {steps[-1]} of {curve[-1].step}" in log
+    # The curve goes on where that one was, and comes to the same.
+    assert [entry.step for entry in read_entries(same.volume.history_file(TRAIN, 1))] == [one.step for one in curve]
+    assert read_entries(same.volume.history_file(TRAIN, 1))[-1].loss == pytest.approx(curve[-1].loss, rel=1e-5)
+    assert (same.volume_root / "adapter").resolve() == (same.volume.attempt_dir(TRAIN, 1) / "adapter").resolve()
+
+    end_well(make("other", PREPARE))
+    log = end_well(make("other", TRAIN, seed=7))
+    assert "taken up" not in log
+    assert "resuming from" not in log
+    assert list_contents(first.volume.attempts_dir) == made, "nothing of another run changes"
+
+
+class Guest(World):
+    """A run on a claim that others use."""
+
+    def __init__(self, root: Path, authority: Authority, uid: str) -> None:
+        super().__init__(root, authority)
+        self.uid = uid
+
+    @property
+    def config(self) -> RunConfig:
+        config = super().config.model_copy(update={"volume_root": self.root / "volume" / run_folder(self.uid)})
+        return begin(config)
+
+
+@pytest.fixture
+def hub(authority: Authority) -> Iterator[HubServer]:
+    with HubServer().run(authority) as server:
+        files = {COMMIT: MODEL, NEWER: {**MODEL, "tokenizer.json": b"a newer tokenizer"}}
+        server.repositories["models", "llava-hf/tiny"] = HubRepository(commits=files, revisions={"main": COMMIT})
+        yield server
+
+
+def make_guest(tmp_path: Path, authority: Authority, hub: HubServer, uid: str) -> Guest:
+    guest = Guest(tmp_path, authority, uid)
+    guest.download["hub_endpoint"] = hub.base
+    guest.model["source"] = "hf://llava-hf/tiny"
+    return guest
+
+
+def sent_files(hub: HubServer) -> list[str]:
+    """Files whose content was asked for since the last time."""
+    asked = [request.path for request in hub.requests if "/resolve/" in request.path]
+    hub.requests.clear()
+    return sorted(path.rpartition("/")[2] for path in asked)
+
+
+def test_files_that_another_run_has_fetched_are_not_fetched_again(tmp_path: Path, authority: Authority, hub: HubServer):
+    first, second, third = (make_guest(tmp_path, authority, hub, uid) for uid in ("first", "second", "third"))
+    assert_same(first.fetch()["model"].path, MODEL, NEEDED)
+    assert sent_files(hub) == NEEDED
+    made = list_contents(first.config.volume_root)
+    found = second.fetch()["model"].path
+    assert_same(found, MODEL, NEEDED)
+    assert found.is_relative_to(second.config.volume_root)
+    assert sent_files(hub) == []
+    assert (found / "model.safetensors").stat().st_nlink == 2
+    # What has changed since is fetched, and so is what is not whole there.
+    hub.repositories["models", "llava-hf/tiny"].revisions["main"] = NEWER
+    for guest in (first, second):
+        weights = guest.config.volume.download_dir("model") / "model.safetensors"
+        weights.unlink()
+        weights.write_bytes(MODEL["model.safetensors"][::-1])
+    made |= {name: sha256 for name, sha256 in list_contents(first.config.volume_root).items() if "safetensors" in name}
+    newer = {**MODEL, "tokenizer.json": b"a newer tokenizer"}
+    assert_same(third.fetch()["model"].path, newer, NEEDED)
+    assert sent_files(hub) == NEEDED, "each is at another commit"
+    assert list_contents(first.config.volume_root) == made, "nothing of another run changes"
+
+
+def test_without_a_version_nobody_can_tell_what_is_old(tmp_path: Path, authority: Authority):
+    folders = []
+    for uid in ("first", "second"):
+        config = Guest(tmp_path, authority, uid).config
+        folders.append(config.volume.download_dir("model"))
+        make_folder(folders[-1])
+    with Journal(folders[0]) as journal:
+        (folders[0] / "a").write_bytes(b"content")
+        sha256 = hashlib.sha256(b"content").hexdigest()
+        journal.add(Fetched(name="a", address="https://somewhere/a", size=7, sha256=sha256))
+    with Journal(folders[1]) as journal:
+        assert journal.find_whole("a", "https://somewhere/a") is None
+
+
+def test_where_others_are_looked_for(tmp_path: Path) -> None:
+    claim = tmp_path / "claim"
+    names = ("attempts/train-1", "attempts/prepare-3", "runs/a/attempts/train-2/before/train-1", "runs/b/attempts/x",
+             "runs/own/attempts/train-1", "runs/file")  # fmt: skip
+    for name in names[:-1]:
+        (claim / name).mkdir(parents=True)
+    (claim / names[-1]).touch()
+    for age, folder in enumerate(("runs/a/attempts", "attempts")):
+        os.utime(claim / folder, (1000 - age, 1000 - age))
+    own = RunVolume(root=claim / "runs" / "own")
+    found = list_attempts_of_others(own, TRAIN)
+    assert [folder.relative_to(claim).as_posix() for folder in found] == [
+        "runs/a/attempts/train-2", "runs/a/attempts/train-2/before/train-1", "attempts/train-1",
+    ]  # fmt: skip
+    assert others_of(own.attempt_dir(PREPARE, 1) / "inputs") == [claim / "attempts" / "prepare-3" / "inputs"]
+    assert others_of(claim / "elsewhere") == []
+    # A run that has made its claim itself is alone there.
+    assert list_attempts_of_others(RunVolume(root=claim), TRAIN) == []
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_volume_without_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool) -> None:
+    (tmp_path / "step" / "adapter").mkdir(parents=True)
+    (tmp_path / "step" / "state.json").write_text("{}")
+    (tmp_path / "step" / "adapter" / "weights").write_text("w")
+
+    def refuse(*paths: object) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    if not has_links:
+        monkeypatch.setattr(other_runs.os, "link", refuse)
+    link_folder(tmp_path / "step", tmp_path / "taken")
+    assert list_contents(tmp_path / "taken") == list_contents(tmp_path / "step")
+    assert (tmp_path / "taken" / "state.json").stat().st_nlink == (2 if has_links else 1)
+
+
+def test_links_of_others_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s")
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "state.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(OSError, match="is a link"):
+        link_folder(tmp_path / "step", tmp_path / "taken")
+    assert not (tmp_path / "taken").exists()
+    with pytest.raises(FileExistsError):
+        link_file(tmp_path / "secret", tmp_path / "secret")
