@@ -31,6 +31,13 @@ HELD_AT = {"preparing": "prepare", "training": "train", "merging": "merge"}
 """Stages at which runs stand when the operator is replaced; merge before its pod has a place."""
 
 
+EXTRA = {
+    "RESYNC_SECONDS": "1", "LEASE_DURATION_SECONDS": "30", "LEASE_RENEW_DEADLINE_SECONDS": "20",
+    "LEASE_RETRY_SECONDS": "1",
+}  # fmt: skip
+"""An operator that is stopped gives its Lease back."""
+
+
 class Runs:
     """A namespace with runs, and pods that stand still until they are let go on."""
 
@@ -124,7 +131,7 @@ def older_crd(older: Path) -> Object:
 
 def make_operator(installation: Path, folder: Path, version: str, older: Path | None = None) -> OperatorProcess:
     return OperatorProcess(
-        pod_name=version, kubeconfig=installation, log=folder / f"{version}.log", extra={"RESYNC_SECONDS": "1"},
+        pod_name=version, kubeconfig=installation, log=folder / f"{version}.log", extra=EXTRA,
         code=() if older is None else (older / "operator", older / "crds"),
     )  # fmt: skip
 

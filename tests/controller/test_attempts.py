@@ -15,6 +15,7 @@ from llava_operator.clock import from_time
 from llava_operator.deciding.attempts import TABLE, UNREACHABLE_S, Sight, read_sight
 from llava_operator.deciding.decide import Commit, Remove, Start, Stop, Wait, decide
 from llava_operator.deciding.restarts import LAST_DELAY_S, MAX_DISTURBED
+from llava_operator.deciding.verdict import WORD_S
 from llava_operator.run import attempt_of, current_stage, stage_of
 from tests.controller.makers import (
     JOB_UID,
@@ -228,6 +229,24 @@ def test_ten_disruptions_in_a_row_are_said() -> None:
     assert next(c for c in again.conditions if c.type is Condition.DISTURBED).status == "True"
     counted = fail(again, step=3)
     assert next(c for c in counted.conditions if c.type is Condition.DISTURBED).status == "False"
+
+
+@pytest.mark.parametrize("end", ["failing", "failed"])
+def test_a_pod_that_was_disrupted_and_is_not_heard_of_yet_is_waited_for_a_moment(end: str) -> None:
+    """Its Job says only that it was, and comes by another watch."""
+    status = running()
+    told = job_end(message="Pod team/pod-0 has condition DisruptionTarget matching FailJob rule at index 0")
+    job = make_job(status, **{end: told})
+    due = NOW + timedelta(seconds=WORD_S)
+    others = pods(deleting=True)[1:]
+    assert decide(see(status, job=job, pods=others)) == Wait(until=due)
+    gone = make_pod(deleting=True, disruption="PreemptionByScheduler: preempting to accommodate a higher priority pod")
+    heard = commit(see(status, job=job, pods=(gone, *others)))
+    assert (newest(heard).because, newest(heard).pod) == (Reason.PREEMPTED, "pod-0")
+    assert newest(commit(see(status, job=job, pods=others, now=due))).because == Reason.POD_DISRUPTED
+    # Another clock than the operator's.
+    for at in (NOW - timedelta(minutes=5), NOW + timedelta(minutes=5)):
+        assert newest(commit(see(status, job=job, pods=others, now=at))).because == Reason.POD_DISRUPTED
 
 
 def test_a_pod_that_is_taken_away_has_the_others_stopped() -> None:

@@ -27,7 +27,7 @@ async def lose_attempt(server: ApiServer, operator: Operator) -> None:
     await operator.settle()
     job = server.objects[JOBS, f"invoices-prepare-{server.status.stages[0].attempt}"]
     message = "Pod team/pod has condition DisruptionTarget matching FailJob rule at index 0"
-    told = {"reason": "PodFailurePolicy", "message": message, "lastTransitionTime": "2026-11-01T12:00:00Z"}
+    told = {"reason": "PodFailurePolicy", "message": message, "lastTransitionTime": "2026-11-01T11:59:00Z"}
     job["status"] = {"conditions": [{"type": "Failed", "status": "True", **told}]}
     operator.reconciler.children.note_job(job)
     await operator.settle()

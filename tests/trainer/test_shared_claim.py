@@ -18,16 +18,18 @@ from llava_api.run_config import RunConfig
 from llava_api.volume import RunVolume, run_folder
 from llava_trainer.attempts import other_runs
 from llava_trainer.attempts.other_runs import link_file, link_folder, list_attempts_of_others, others_of
+from llava_trainer.data.samples import write_samples
 from llava_trainer.files import make_folder
 from llava_trainer.sources.journal import Fetched, Journal
 from llava_trainer.training.history import read_entries
 from llava_trainer.training.retention import list_checkpoints, step_of
 from tests.ports import free_port
-from tests.tiny.export import make_export
 from tests.trainer.attempts import begin
 from tests.trainer.pods import Pod, list_contents
 from tests.trainer.servers.authority import Authority
-from tests.trainer.test_sources import COMMIT, MODEL, NEEDED, NEWER, HubRepository, HubServer, World, assert_same
+from tests.trainer.servers.hub import HubRepository, HubServer
+from tests.trainer.test_sources import COMMIT, MODEL, NEEDED, NEWER, World, assert_same
+from tests.trainer.trainings import configure, make_dataset
 
 PREPARE, TRAIN = StageName.PREPARE, StageName.TRAIN
 Make = Callable[..., RunConfig]
@@ -35,62 +37,55 @@ Make = Callable[..., RunConfig]
 
 @pytest.fixture
 def make(tmp_path: Path, toy_model_dir: Path) -> Make:
-    """Configurations of runs on one claim, as the operator writes them; the first has made the claim itself."""
-    make_export(tmp_path / "dataset", format="llava", pictures_per_scene=1)
+    """Trainings of runs on one claim, as the operator describes them; the first has made the claim itself."""
+    samples = make_dataset(tmp_path / "dataset")[:16]
 
-    def make(run: str, stage: StageName, **training: Any) -> RunConfig:
-        claim = tmp_path / "volume"
-        return RunConfig.model_validate(
-            {
-                "run": {"namespace": "team-a", "name": run, "uid": run, "stage": stage, "attempt": 1},
-                "volumeRoot": claim if run == "first" else claim / run_folder(run),
-                "results": {} if stage is PREPARE else {PREPARE: 1},
-                "modelDir": toy_model_dir,
-                "datasetDir": tmp_path / "dataset",
-                "dataset": {"source": "pvc://trays/", "format": "llava", "file": "export.json", "images": "images"},
-                "training": {
-                    "lora": {"rank": 4, "alpha": 8}, "batch": {"perDevice": 4, "global": 8}, "maxLength": 256,
-                    "gradientCheckpointing": False, "checkpoint": {"everySteps": 1, "keep": 2}, **training,
-                },
-                "workers": {"gracePeriodSeconds": 30, "rendezvousPort": free_port()},
-                "merge": {},
-                "evaluation": {},
-            }
-        )  # fmt: skip
+    def make(run: str, **training: Any) -> RunConfig:
+        settings = {"epochs": 2, "checkpoint": {"everySteps": 1, "keep": 2}, **training}
+        config = configure(
+            tmp_path, toy_model_dir, attempt=2, training=settings, workers={"rendezvousPort": free_port()}
+        )
+        root = config.volume_root if run == "first" else config.volume_root / run_folder(run)
+        identity = config.run.model_copy(update={"uid": run, "attempt": 1})
+        config = config.model_copy(update={"volume_root": root, "run": identity})
+        make_parent(config)
+        write_samples(config.volume.train_file, samples)
+        return config
 
     return make
 
 
+def make_parent(config: RunConfig) -> None:
+    """What prepare has made before."""
+    config.volume.result_dir(PREPARE).mkdir(parents=True, exist_ok=True)
+
+
 def end_well(config: RunConfig) -> str:
-    """Run a stage to its end; what it has logged."""
-    config.volume_root.parent.mkdir(exist_ok=True)
-    with Pod(config, f"{config.run.name}-{config.run.stage}") as pod:
+    """Run a stage to its end, at its first attempt; what it has logged."""
+    with Pod(config, config.run.uid) as pod:
         assert pod.wait() == 0, pod.output
         assert pod.result.attempt == 1
         return pod.output
 
 
 def test_a_later_run_goes_on_from_the_same_training_and_leaves_every_other_alone(make: Make):
-    for stage in (PREPARE, TRAIN):
-        end_well(make("first", stage))
-    first = make("first", TRAIN)
+    first, same, other = make("first"), make("same"), make("other", seed=7)
+    end_well(first)
     made = list_contents(first.volume.attempts_dir)
     steps = [step_of(folder) for folder in list_checkpoints(first.volume.checkpoints_dir(TRAIN, 1))]
     curve = read_entries(first.volume.history_file(TRAIN, 1))
 
-    end_well(make("same", PREPARE))
-    log = end_well(make("same", TRAIN))
-    same = make("same", TRAIN)
+    log = end_well(same)
     taken_up = first.volume.checkpoints_dir(TRAIN, 1) / f"step-{steps[-1]:08d}"
     assert f"{taken_up}, which another run has made of the same training, is taken up" in log
     assert f"after step {steps[-1]} of {curve[-1].step}" in log
     # The curve goes on where that one was, and comes to the same.
-    assert [entry.step for entry in read_entries(same.volume.history_file(TRAIN, 1))] == [one.step for one in curve]
-    assert read_entries(same.volume.history_file(TRAIN, 1))[-1].loss == pytest.approx(curve[-1].loss, rel=1e-5)
-    assert (same.volume_root / "adapter").resolve() == (same.volume.attempt_dir(TRAIN, 1) / "adapter").resolve()
+    again = read_entries(same.volume.history_file(TRAIN, 1))
+    assert [entry.step for entry in again] == [one.step for one in curve]
+    assert again[-1].loss == pytest.approx(curve[-1].loss, rel=1e-5)
+    assert (same.volume_root / "adapter").resolve() == same.volume.attempt_dir(TRAIN, 1) / "adapter"
 
-    end_well(make("other", PREPARE))
-    log = end_well(make("other", TRAIN, seed=7))
+    log = end_well(other)
     assert "taken up" not in log
     assert "resuming from" not in log
     assert list_contents(first.volume.attempts_dir) == made, "nothing of another run changes"

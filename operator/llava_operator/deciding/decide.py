@@ -23,7 +23,7 @@ from llava_operator.deciding.observation import Observation, ObstacleKind
 from llava_operator.deciding.restarts import list_outdated
 from llava_operator.deciding.status import complete_status, replace_stage, without_texts
 from llava_operator.deciding.stillness import find_still, note_silence, note_step
-from llava_operator.deciding.verdict import failed_by_operator
+from llava_operator.deciding.verdict import failed_by_operator, word_due
 from llava_operator.deciding.volume import (
     deletion_time,
     locate_volume,
@@ -235,6 +235,8 @@ def _follow(seen: Observation, status: Status, stage: StageStatus) -> _Plan:
             return _Plan(status=_stop(seen, status, stage, sight, failed_by_operator(stage, *why)), act=Wait())
         if (failure := _find_standstill(seen, status, stage)) is not None:
             return _Plan(status=moves.stop(seen, status, stage, failure), act=Wait())
+    if move in (Move.FAIL, Move.END) and (due := word_due(seen.job, seen.pods, seen.now)) is not None:
+        return _Plan(status=replace_stage(status, stage), act=Wait(until=due))
     match move:
         case Move.START:
             return _start(seen, status, stage, newest)
