@@ -16,8 +16,8 @@ from llava_api.constants import LABEL_RUN, LABEL_STAGE, StageName
 from llava_api.crd import build_crd
 from llava_api.failures import Reason, exit_code_of
 from llava_api.report import StageFailure, StageResult
-from llava_operator.kube.client import Kind, Kube
-from llava_operator.kube.kinds import CHILD_SELECTOR, JOBS, PODS, RUNS
+from llava_operator.kube.client import Kube
+from llava_operator.kube.kinds import CHILD_SELECTOR, JOBS, PODS, RUNS, Kind
 from llava_operator.kube.objects import Object
 from tests.cluster.operators import OperatorProcess
 from tests.cluster.operators import running as started

@@ -6,13 +6,12 @@ import pytest
 
 from llava_api.constants import API_VERSION, KIND
 from llava_api.status import ATTEMPTS_KEPT
-from llava_operator.kube.client import ForbiddenError, Kind, NotFoundError, RetryableError
-from llava_operator.kube.kinds import CONFIG_MAPS, JOBS
+from llava_operator.kube.errors import ForbiddenError, NotFoundError, RetryableError
+from llava_operator.kube.kinds import CONFIG_MAPS, JOBS, Kind
 from llava_operator.kube.objects import Object
+from tests.controller.in_memory import ApiServer, Operator
 from tests.controller.makers import RUN_UID
-from tests.controller.test_reconcile import ApiServer, Operator, operator, server
 
-__all__ = ["operator", "server"]
 OWNER = {"apiVersion": API_VERSION, "kind": KIND, "name": "invoices", "uid": RUN_UID, "controller": True}
 
 

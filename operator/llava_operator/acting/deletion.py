@@ -3,8 +3,9 @@
 from llava_api.constants import StageName
 from llava_api.names import job_name, volume_claim_name
 from llava_operator.acting.creation import is_controlled_by, judge_refusal
-from llava_operator.kube.client import ConflictError, Kind, Kube, KubeError, NotFoundError
-from llava_operator.kube.kinds import CONFIG_MAPS, JOBS, RUNS, VOLUME_CLAIMS
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import ConflictError, KubeError, NotFoundError
+from llava_operator.kube.kinds import CONFIG_MAPS, JOBS, RUNS, VOLUME_CLAIMS, Kind
 from llava_operator.run import Run
 
 
