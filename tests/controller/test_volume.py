@@ -132,7 +132,7 @@ async def test_run_begun_before_there_were_folders_stays_at_the_claims_root(
     await operator.settle()
     told = json.loads(server.objects[CONFIG_MAPS, "invoices-train-1"]["data"][CONFIG_KEY])
     assert told["volumeRoot"] == "/llava/run"
-    assert told["modelDir"].startswith("/llava/run/attempts/")
+    assert told["modelDir"] == "/llava/run/inputs/model"
     assert server.status.artifacts is not None
     assert server.status.artifacts.volume_folder is None
 
