@@ -8,6 +8,7 @@ from pathlib import Path
 from llava_api.constants import StageName
 
 _ATTEMPTS = "attempts"
+_RUNS = "runs"
 _ATTEMPT_NAME = re.compile(rf"({'|'.join(StageName)})-([1-9]\d*)")
 
 
@@ -17,7 +18,10 @@ class MissingResultError(LookupError):
 
 @dataclass(frozen=True, kw_only=True)
 class RunVolume:
-    """The layout below ``root``, the folder where the run's claim is mounted.
+    """The layout below ``root``, the folder of the run on its claim.
+
+    That is where the claim is mounted, and on one that was there before (``storage.existingClaim``) ``runs/UID`` in it,
+    since other runs may have left something there.
 
     Every attempt of a stage writes into the folder ``attempts/STAGE-N`` and nowhere else: logs, progress, checkpoints,
     and what it hands on (``train_file``, ``adapter_dir``, ``merged_dir``, ...), which is written aside and renamed when
@@ -150,6 +154,21 @@ class RunVolume:
     def report_file(self) -> Path:
         """The report for a person: one self-contained HTML file."""
         return self.evaluation_dir / "report.html"
+
+
+def run_folder(uid: str) -> str:
+    """Folder of a run, by its UID, on a claim that was there before."""
+    return f"{_RUNS}/{uid}"
+
+
+def claim_root(run_root: Path) -> Path | None:
+    """Where the claim is mounted in which ``run_root`` is the folder of a run; None if that is the claim's root."""
+    return run_root.parent.parent if run_root.parent.name == _RUNS else None
+
+
+def runs_dir(claim: Path) -> Path:
+    """Folder of the folders of runs on a claim that was there before."""
+    return claim / _RUNS
 
 
 STABLE_NAMES: Mapping[StageName, tuple[str, ...]] = {

@@ -1,14 +1,16 @@
 """A run as a pass sees it: the LlavaFineTune, read from the API server and parsed."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from llava_api.constants import PROXY_KEYS, SECRET_KEYS, SecretRole, StageName
+from llava_api.constants import PROXY_KEYS, RUN_VOLUME_PATH, SECRET_KEYS, SecretRole, StageName
 from llava_api.names import MAX_ATTEMPTS, MAX_REPLICAS, job_name
 from llava_api.spec import Spec
 from llava_api.status import AttemptSettings, AttemptState, StageState, StageStatus, Status
+from llava_api.volume import run_folder
 from llava_operator.kube.objects import Key, Object
 from llava_operator.stages import STAGES, Stage
 from llava_operator.validation_errors import describe_faults
@@ -32,6 +34,12 @@ class Run:
     deleting: bool
     spec: Spec
     status: Status
+
+    @property
+    def volume_root(self) -> Path:
+        """Where its pods find everything that is the run's."""
+        has_folder = self.status.artifacts is not None and self.status.artifacts.volume_folder
+        return Path(RUN_VOLUME_PATH) / (run_folder(self.uid) if has_folder else "")
 
 
 def parse_run(raw: Object) -> Run:

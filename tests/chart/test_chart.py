@@ -72,7 +72,7 @@ def test_operator_asks_for_little(helm: Path) -> None:
     for rule in rules(helm):
         assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]
         assert not {"deletecollection", "escalate", "bind", "impersonate"} & set(rule["verbs"])
-        assert "delete" not in rule["verbs"] or rule["resources"] in (["jobs"], ["llavafinetunes"])
+        assert "delete" not in rule["verbs"] or rule["resources"] in (["jobs"], ["configmaps"], ["llavafinetunes"])
         if "secrets" in rule["resources"]:
             assert rule["verbs"] == ["get", "patch"]
             assert rule["resourceNames"] == ["llava-finetune-operator-report-ca"]

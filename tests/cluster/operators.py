@@ -33,6 +33,8 @@ class OperatorProcess:
     http_port: int = field(default_factory=free_port)
     report_port: int = field(default_factory=free_port)
     extra: dict[str, str] = field(default_factory=dict)
+    code: tuple[Path, ...] = ()
+    """Folders of another version's packages; none: today's."""
     process: "subprocess.Popen[bytes] | None" = None
 
     def start(self) -> None:
@@ -54,6 +56,8 @@ class OperatorProcess:
             **self.extra,
         }
         environ = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
+        if self.code:
+            environ["PYTHONPATH"] = os.pathsep.join(map(str, self.code))
         environ.update({f"LLAVA_OPERATOR_{key}": value for key, value in settings.items()})
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

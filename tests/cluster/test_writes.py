@@ -66,7 +66,7 @@ async def state_of(world: World, stage: str) -> str:
 async def test_a_stage_costs_few_writes(api_server: Kubectl, installation: Path, tmp_path: Path) -> None:
     """From a stage's begin to the next one's; the first stage's volume and authority are the run's."""
     # What is written with progress only, texts included, is not written at all meanwhile.
-    extra = {"PROGRESS_INTERVAL_SECONDS": "300"}
+    extra = {"PROGRESS_INTERVAL_SECONDS": "300", "ISOLATE_TRAINING": "true"}
     operator = OperatorProcess(pod_name="op", kubeconfig=installation, log=tmp_path / "operator.log", extra=extra)
     costs: dict[str, Counter[str]] = {}
     with running(operator):

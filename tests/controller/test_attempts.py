@@ -13,8 +13,9 @@ from llava_api.status import ATTEMPTS_KEPT, AttemptSettings, AttemptState, Progr
 from llava_operator.cache.views import JobView, PodView
 from llava_operator.clock import from_time
 from llava_operator.deciding.attempts import TABLE, UNREACHABLE_S, Sight, read_sight
-from llava_operator.deciding.decide import Commit, Start, Stop, Wait, decide
+from llava_operator.deciding.decide import Commit, Remove, Start, Stop, Wait, decide
 from llava_operator.deciding.restarts import LAST_DELAY_S, MAX_DISTURBED
+from llava_operator.deciding.verdict import WORD_S
 from llava_operator.run import attempt_of, current_stage, stage_of
 from tests.controller.makers import (
     JOB_UID,
@@ -79,7 +80,8 @@ def go_on(status: Status, *, spec: Any = None) -> tuple[Status, datetime]:
     assert stage is not None
     assert stage.next_attempt_time is not None
     due = from_time(stage.next_attempt_time)
-    status = commit(see(status, now=due, spec=spec))
+    # Of a long list the oldest make room: their children are removed first.
+    status = commit(see(status, now=due, spec=spec, removed=(stage.name, stage.attempt)))
     return commit(see(status, job=make_job(status), pods=pods(), now=due, spec=spec)), due
 
 
@@ -229,6 +231,24 @@ def test_ten_disruptions_in_a_row_are_said() -> None:
     assert next(c for c in counted.conditions if c.type is Condition.DISTURBED).status == "False"
 
 
+@pytest.mark.parametrize("end", ["failing", "failed"])
+def test_a_pod_that_was_disrupted_and_is_not_heard_of_yet_is_waited_for_a_moment(end: str) -> None:
+    """Its Job says only that it was, and comes by another watch."""
+    status = running()
+    told = job_end(message="Pod team/pod-0 has condition DisruptionTarget matching FailJob rule at index 0")
+    job = make_job(status, **{end: told})
+    due = NOW + timedelta(seconds=WORD_S)
+    others = pods(deleting=True)[1:]
+    assert decide(see(status, job=job, pods=others)) == Wait(until=due)
+    gone = make_pod(deleting=True, disruption="PreemptionByScheduler: preempting to accommodate a higher priority pod")
+    heard = commit(see(status, job=job, pods=(gone, *others)))
+    assert (newest(heard).because, newest(heard).pod) == (Reason.PREEMPTED, "pod-0")
+    assert newest(commit(see(status, job=job, pods=others, now=due))).because == Reason.POD_DISRUPTED
+    # Another clock than the operator's.
+    for at in (NOW - timedelta(minutes=5), NOW + timedelta(minutes=5)):
+        assert newest(commit(see(status, job=job, pods=others, now=at))).because == Reason.POD_DISRUPTED
+
+
 def test_a_pod_that_is_taken_away_has_the_others_stopped() -> None:
     """Its node may be lost, and then nobody else would: they hold their GPUs for a gang that is none any more."""
     status = running()
@@ -246,6 +266,26 @@ def test_the_first_deletion_by_hand_costs_nothing_and_the_second_counts() -> Non
     stopping = commit(see(status, job=make_job(status), pods=pods(deleting=True)))
     after = commit(see(stopping))
     assert (newest(after).because, newest(after).counts, stage_of(after, TRAIN).restarts) == ("PodDeleted", True, 1)
+
+
+def test_the_first_deletion_after_a_retry_costs_nothing_again() -> None:
+    """Whether those before it are still told of or not."""
+    status, at = go_on(commit(see(running())))
+    for _ in range(ATTEMPTS_KEPT):
+        status, at = go_on(lose(status, at=at))
+    assert stage_of(status, TRAIN).dropped_attempts == {"JobDeleted": 1, "PodDisrupted": 1}
+    second = commit(see(status, now=at))
+    assert (newest(second).because, newest(second).counts) == ("JobDeleted", True)
+    status, at = go_on(second)
+    retry = {"retry": 1}
+    lost = fail(status, at=at, failure=StageFailure(reason=Reason.LOSS_NOT_FINITE, message="loss is nan"))
+    again = commit(see(lost, now=at, spec=retry, removed=(TRAIN, 99)))
+    again = commit(see(again, job=make_job(again), pods=pods(), now=at, spec=retry))
+    third = commit(see(again, now=at, spec=retry))
+    assert (newest(third).because, newest(third).counts, stage_of(third, TRAIN).restarts) == ("JobDeleted", False, 0)
+    status, at = go_on(third, spec=retry)
+    fourth = commit(see(status, now=at, spec=retry))
+    assert (newest(fourth).counts, stage_of(fourth, TRAIN).restarts) == (True, 1)
 
 
 def test_a_node_that_failed_the_gang_twice_is_avoided() -> None:
@@ -435,6 +475,19 @@ def test_the_list_of_attempts_is_bounded_and_what_was_dropped_is_counted() -> No
     assert stage.dropped_attempts == {"PodDisrupted": 4}
     assert status.accounting is not None
     assert status.accounting.restarts_by_reason == {"PodDisrupted": ATTEMPTS_KEPT + 3}
+
+
+def test_children_of_what_is_dropped_are_removed_first() -> None:
+    status, at = running(), NOW
+    for _ in range(ATTEMPTS_KEPT - 1):
+        status, at = go_on(lose(status, at=at))
+    lost = lose(status, at=at)
+    due = from_time(stage_of(lost, TRAIN).next_attempt_time or "")
+    assert isinstance(decide(see(lost, now=due - timedelta(seconds=1))), Wait)
+    for removed in (None, (StageName.PREPARE, 5), (TRAIN, 0)):
+        assert decide(see(lost, now=due, removed=removed)) == Remove(stage=TRAIN, attempt=1)
+    begun_next = commit(see(lost, now=due, removed=(TRAIN, 1)))
+    assert [one.number for one in stage_of(begun_next, TRAIN).attempts] == list(range(2, ATTEMPTS_KEPT + 2))
 
 
 def test_a_status_of_the_operator_before_is_read_and_its_job_goes_on() -> None:

@@ -135,6 +135,29 @@ async def test_training_pods_are_isolated_before_they_are_made(server: ApiServer
     ]  # fmt: skip
 
 
+async def test_policies_of_a_run_are_made_with_it_and_looked_for_when_pods_are(
+    server: ApiServer, operator: Operator
+) -> None:
+    """So that a stage's begin costs no write more where training is isolated."""
+    operator.reconciler.platform = isolated = replace(operator.reconciler.platform, isolate_training=True)
+    await operator.settle()
+    assert [write for write in server.writes if "networkpolicies" in write] == ["create networkpolicies invoices-train"]
+    for owners in (None, []):
+        server.objects.pop((JOBS, "invoices-train-1"), None)
+        server.objects[RUNS, KEY.name]["status"] = dump_status(begun(StageName.TRAIN, with_job=False))
+        server.writes.clear()
+        operator.new_process()
+        operator.reconciler.platform = isolated
+        if owners is not None:
+            # One of somebody else's protects nobody.
+            server.objects[NETWORK_POLICIES, "invoices-train"]["metadata"]["ownerReferences"] = owners
+        await operator.settle()
+        assert ((JOBS, "invoices-train-1") in server.objects) == (owners is None)
+        assert not [write for write in server.writes if "networkpolicies" in write]
+    assert server.status.failure is not None
+    assert server.status.failure.reason == Reason.NAME_CONFLICT
+
+
 async def test_run_that_is_gone_is_forgotten(server: ApiServer, operator: Operator) -> None:
     await operator.settle()
     assert operator.runs.get(KEY) is not None

@@ -1,13 +1,17 @@
 """Whose a claim is, how long it is waited for, and when it outlives the run: passes against an API server in memory."""
 
+import json
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llava_api.constants import API_VERSION, KIND, LABEL_RUN_UID, STAGE_CONTAINER, Condition, Phase, StageName
-from llava_api.status import StageState, Status
+from llava_api.status import Artifacts, StageState, Status, Trainer
+from llava_operator.build.config import CONFIG_KEY
 from llava_operator.cache.runs import Runs
+from llava_operator.deciding.results import take_result
 from llava_operator.deciding.status import complete_status, dump_status
 from llava_operator.deciding.waiting import TOLD_AFTER_S
 from llava_operator.kube.errors import (
@@ -17,8 +21,9 @@ from llava_operator.kube.errors import (
     NotFoundError,
     RetryableError,
 )
-from llava_operator.kube.kinds import JOBS, PODS, RUNS, VOLUME_CLAIMS
+from llava_operator.kube.kinds import CONFIG_MAPS, JOBS, PODS, RUNS, VOLUME_CLAIMS
 from llava_operator.kube.objects import Object
+from llava_operator.run import parse_run
 from tests.controller.in_memory import ApiServer, Operator
 from tests.controller.makers import KEY, NOW, NOW_TEXT, RESULTS, RUN_UID, begun
 
@@ -109,7 +114,40 @@ async def test_named_claim_is_used_and_none_is_made(server: ApiServer, operator:
     assert CLAIM not in server.objects
     artifacts = server.status.artifacts
     assert artifacts is not None
-    assert (artifacts.volume_claim, artifacts.access_modes) == ("shared", ())
+    assert (artifacts.volume_claim, artifacts.volume_folder, artifacts.access_modes) == ("shared", "runs/run-uid", ())
+    # Attempts of other runs have the same numbers: each has a folder of its own, which nobody's status can move.
+    told = json.loads(server.objects[CONFIG_MAPS, FIRST_JOB[1]]["data"][CONFIG_KEY])
+    assert told["volumeRoot"] == "/llava/run/runs/run-uid"
+    server.objects[RUNS, KEY.name]["status"]["artifacts"]["volumeFolder"] = "/etc"
+    assert parse_run(server.objects[RUNS, KEY.name]).volume_root == Path("/llava/run/runs/run-uid")
+
+
+async def test_run_begun_before_there_were_folders_stays_at_the_claims_root(
+    server: ApiServer, operator: Operator
+) -> None:
+    raw = server.put_run(storage={"existingClaim": "shared"}, model={"source": "hf://llava-hf/tiny"})
+    status = begun(StageName.TRAIN, with_job=False)
+    artifacts = Artifacts(volume_claim="shared", adapter="attempts/train-1/adapter")
+    raw["status"] = dump_status(status.model_copy(update={"artifacts": artifacts}))
+    await operator.settle()
+    told = json.loads(server.objects[CONFIG_MAPS, "invoices-train-1"]["data"][CONFIG_KEY])
+    assert told["volumeRoot"] == "/llava/run"
+    assert told["modelDir"] == "/llava/run/inputs/model"
+    assert server.status.artifacts is not None
+    assert server.status.artifacts.volume_folder is None
+
+
+@pytest.mark.parametrize(("config_version", "path"), [(2, "runs/u/attempts/train-1/adapter"), (1, "runs/u/adapter")])
+def test_results_are_told_by_their_path_on_the_claim(config_version: int, path: str) -> None:
+    status = begun(StageName.TRAIN).model_copy(
+        update={
+            "artifacts": Artifacts(volume_claim="shared", volume_folder="runs/u"),
+            "trainer": Trainer(config_version=config_version),
+        }
+    )
+    artifacts = take_result(status, RESULTS[StageName.TRAIN]).artifacts
+    assert artifacts is not None
+    assert (artifacts.adapter, artifacts.volume_folder) == (path, "runs/u")
 
 
 async def test_claim_is_made_by_a_later_attempt_where_the_first_had_no_job(

@@ -8,8 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
-from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -22,27 +20,16 @@ from llava_operator.cache.views import PodView, Termination
 from llava_operator.deciding.decide import Start, decide
 from llava_operator.run import attempt_of, current_stage, stage_of
 from tests.controller.makers import commit, make_job, make_pod, make_run, see
-from tests.rendering import ROOT
+from tests.older import extract_older
 from tests.tiny.export import make_export
 
-COMMIT = "c6cf947"
-"""The last one that knew one attempt a stage, and results at the volume's root."""
 PLATFORM = Platform(trainer_image="trainer:older", report_url="https://127.0.0.1:1/v1/progress")
 
 
 @pytest.fixture(scope="module")
 def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trainer and the types of the earlier version."""
-    folder = tmp_path_factory.mktemp("older")
-    made = subprocess.run(
-        ["git", "-C", str(ROOT), "archive", COMMIT, "crds/llava_api", "trainer_image/llava_trainer"],
-        capture_output=True, check=False,
-    )  # fmt: skip
-    if made.returncode:
-        pytest.fail(f"commit {COMMIT} is needed (git fetch --unshallow): {made.stderr.decode()}")
-    with tarfile.open(fileobj=BytesIO(made.stdout)) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
+    return extract_older(tmp_path_factory.mktemp("older"), "crds/llava_api", "trainer_image/llava_trainer")
 
 
 def run_stage(older: Path, stage: StageName, config: str, folder: Path) -> PodView:

@@ -102,6 +102,43 @@ def test_identity_that_is_refused_names_role_and_field(
     assert "token-1" not in error.message
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "wanted"),
+    [
+        (403, "AccessDenied", "may not read it: allow it s3:ListBucket of the bucket and s3:GetObject"),
+        (401, "Unauthorized", "may not read it: allow it s3:ListBucket"),
+        (403, "InvalidAccessKeyId", "are not taken there (InvalidAccessKeyId): look at AWS_ENDPOINT_URL_S3"),
+        (400, "AuthorizationHeaderMalformed", "is in another region than AWS_REGION in the pod says"),
+    ],
+)
+@pytest.mark.parametrize("what", ["the listing", "an object"])
+def test_bucket_that_refuses_the_role_is_not_mended_by_a_secret(
+    world: World, service: TokenService, status: int, code: str, wanted: str, what: str
+) -> None:
+    service.refuse(status, code, "list-type=" if what == "the listing" else "model.safetensors", times=99)
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert error.message.startswith("spec.model.source: s3://private/model")
+    assert wanted in error.message
+    assert ROLE in error.message or "region" in wanted
+    assert "secretRef" not in error.message
+    assert "key-1" not in error.message
+
+
+def test_bucket_elsewhere_is_a_matter_of_the_pod(world: World) -> None:
+    world.environ["AWS_ENDPOINT_URL_S3"] = "https://user:password@127.0.0.1"
+    error = world.failure()
+    assert error.message.startswith("AWS_ENDPOINT_URL_S3 in the pod must be an address like")
+    assert "password" not in error.message
+
+
+def test_keys_that_expire_on_the_way_are_worth_another_try(world: World, service: TokenService) -> None:
+    """Which is signed anew."""
+    service.refuse(403, "ExpiredToken", "model.safetensors", times=1)
+    assert_same(world.fetch()["model"].path, MODEL, FETCHED)
+    assert not service.forbidden
+
+
 def test_service_that_is_away_for_a_moment_is_asked_again(world: World, service: TokenService) -> None:
     service.refusals += [(500, "InternalFailure")]
     world.fetch()

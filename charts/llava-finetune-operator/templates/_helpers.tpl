@@ -38,14 +38,16 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   verbs: [patch]
 - apiGroups: [batch]
   resources: [jobs]
-  # Deleted are its own alone: by UID, once an attempt is to stop (suspend, a lost node, a deadline).
+  # Deleted are its own alone: by UID, once an attempt is to stop (suspend, a lost node, a deadline), or is so long over
+  # that the run's status tells of it no more.
   verbs: [get, list, watch, create, delete]
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [get, create, patch]
+  # Deleted are its own alone: by UID, those of attempts that the run's status tells of no more.
+  verbs: [get, create, patch, delete]
 - apiGroups: [""]
   resources: [services]
   verbs: [get, create]

@@ -30,6 +30,10 @@ class Artifacts(Lenient):
     """Where things lie on the run's volume, and what they are."""
 
     volume_claim: Annotated[Short | None, Field(description="PersistentVolumeClaim that holds them.")] = None
+    volume_folder: Annotated[
+        Short | None,
+        Field(description="Folder of the claim that everything of the run lies in; the claim's root if left out."),
+    ] = None
     access_modes: Annotated[
         tuple[Short, ...], Field(max_length=4, description="Access modes that it was asked for with.")
     ] = ()

@@ -105,6 +105,9 @@ class StageStatus(Lenient):
     restarts: Annotated[
         Count, Field(description="Attempts that ended by a failure of the run's own, since the run was last retried.")
     ] = 0
+    forgiven: Annotated[
+        Count, Field(description="Attempts of them that somebody else ended and that did not count.")
+    ] = 0
     fruitless: Annotated[
         Count, Field(description="How many of the newest of them in a row ended at no later step than those before.")
     ] = 0

@@ -50,6 +50,22 @@ async def create_child(kube: Kube, run: Run, kind: Kind, body: Object) -> Object
         raise judge_refusal(error) from error
 
 
+async def find_or_create_child(kube: Kube, run: Run, kind: Kind, body: Object) -> Object:
+    """Find a child, or create it: what most likely is there costs no write.
+
+    Raises:
+        ObstacleError: its name belongs to someone else, or the API server does not want it.
+        KubeError: the API server could not be asked.
+    """
+    try:
+        found = await kube.get(kind, run.key.namespace, body["metadata"]["name"])
+    except NotFoundError:
+        return await create_child(kube, run, kind, body)
+    except KubeError as error:
+        raise judge_refusal(error) from error
+    return _check_owner(run, kind, found)
+
+
 def judge_refusal(error: KubeError) -> KubeError | ObstacleError:
     """What a refusal of a run's child is to be raised as."""
     if error.status in _OF_THE_API_SERVER and not is_from_webhook(str(error)):
@@ -71,7 +87,13 @@ async def _adopt(kube: Kube, run: Run, kind: Kind, name: str) -> Object:
         # It was deleted in between, or a webhook says so.
         message = f"{kind.plural} {name} is said to exist, and is not there"
         raise ObstacleError(ObstacleKind.BLOCKED, Reason.REFUSED, message) from error
+    return _check_owner(run, kind, found)
+
+
+def _check_owner(run: Run, kind: Kind, found: Object) -> Object:
+    """Make sure that an object that has a child's name is the run's own."""
     meta = found["metadata"]
+    name = meta["name"]
     labelled = meta.get("labels", {}).get(LABEL_RUN_UID) if kind == VOLUME_CLAIMS else None
     if labelled == run.uid or (labelled is None and is_controlled_by(meta, run.uid)):
         return found

@@ -1,11 +1,36 @@
-"""What becomes of a run that has ended: its claim is made to outlive it, and it is deleted."""
+"""Deletes what is over: children of attempts that the status forgets, and runs, whose claim is made to outlive them."""
 
-from llava_api.names import volume_claim_name
-from llava_operator.acting.creation import judge_refusal
+from llava_api.constants import StageName
+from llava_api.names import job_name, volume_claim_name
+from llava_operator.acting.creation import is_controlled_by, judge_refusal
 from llava_operator.kube.client import Kube
 from llava_operator.kube.errors import ConflictError, KubeError, NotFoundError
-from llava_operator.kube.kinds import RUNS, VOLUME_CLAIMS
+from llava_operator.kube.kinds import CONFIG_MAPS, JOBS, RUNS, VOLUME_CLAIMS, Kind
 from llava_operator.run import Run
+
+
+async def remove_attempt(kube: Kube, run: Run, stage: StageName, attempt: int) -> None:
+    """Delete what an attempt has of its own, its Job with the pods, and its run configuration; whatever of it is there.
+
+    Raises:
+        ObstacleError: the API server does not want it.
+        KubeError: the API server could not be asked.
+    """
+    name = job_name(run.key.name, stage, attempt)
+    for kind in (JOBS, CONFIG_MAPS):
+        await _delete_child(kube, run, kind, name)
+
+
+async def _delete_child(kube: Kube, run: Run, kind: Kind, name: str) -> None:
+    try:
+        meta = (await kube.get(kind, run.key.namespace, name))["metadata"]
+        if is_controlled_by(meta, run.uid) and "deletionTimestamp" not in meta:
+            await kube.delete(kind, run.key.namespace, name, meta["uid"])
+    except (NotFoundError, ConflictError):
+        # It is gone, or another one has taken its name.
+        return
+    except KubeError as error:
+        raise judge_refusal(error) from error
 
 
 async def keep_volume(kube: Kube, run: Run) -> None:

@@ -22,6 +22,8 @@ class Memory:
     obstacle: Obstacle | None = None
     volume_obstacle: Obstacle | None = None
     is_volume_kept: bool = False
+    removed: tuple[StageName, int] | None = None
+    """Attempt whose children were last removed, or could not be."""
     num_refusals: int = 0
     tried: tuple[StageName, int] | None = None
     """Attempt whose Job was last tried to be made, well or not."""

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from llava_api.constants import StageName
 from llava_api.status import ApiTrouble, StageStatus, Status
 from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.creation import ObstacleError
-from llava_operator.acting.deletion import delete_run, keep_volume
+from llava_operator.acting.deletion import delete_run, keep_volume, remove_attempt
 from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.memory import LAST_RETRY_S, Memory
 from llava_operator.acting.nodes import Nodes
@@ -22,7 +23,7 @@ from llava_operator.build.common import Platform
 from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.runs import Runs
-from llava_operator.deciding.decide import Commit, Delete, KeepVolume, Start, Stop, Wait, decide
+from llava_operator.deciding.decide import Commit, Delete, KeepVolume, Remove, Start, Stop, Wait, decide
 from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.policy import find_violations
 from llava_operator.deciding.status import complete_status, dump_status, merge_patch, without_texts
@@ -100,6 +101,8 @@ class Reconciler:
                     await self._start(seen)
                 case Stop(job=job, uid=uid):
                     await self._stop(run, job, uid)
+                case Remove(stage=stage, attempt=attempt):
+                    await self._remove(run, stage, attempt)
                 case KeepVolume():
                     await self._keep_volume(run)
                 case Delete():
@@ -157,7 +160,7 @@ class Reconciler:
         text_due = memory.written_at and memory.written_at + timedelta(seconds=self.progress.interval_s)
         return replace(
             seen, obstacle=memory.obstacle, is_volume_kept=memory.is_volume_kept,
-            volume_obstacle=memory.volume_obstacle, violations=violations, text_due_at=text_due,
+            removed=memory.removed, volume_obstacle=memory.volume_obstacle, violations=violations, text_due_at=text_due,
             default_image=self.platform.trainer_image, trouble=trouble, trouble_due_at=trouble_due,
             api_trouble=self.errors.trouble_of(run.key),
         )  # fmt: skip
@@ -269,6 +272,14 @@ class Reconciler:
             self.children.note_job(deleted)
         else:
             self.children.forget_job(Key(run.key.namespace, job), uid)
+
+    async def _remove(self, run: Run, stage: StageName, attempt: int) -> None:
+        """Remove the children of an attempt. Where that is refused they stay until the run is deleted."""
+        try:
+            await remove_attempt(self.kube, run, stage, attempt)
+        except ObstacleError as error:
+            logger.warning("%s: children of %s-%d stay: %s", run.key, stage, attempt, error)
+        self._memory(run).removed = (stage, attempt)
 
     async def _delete(self, run: Run) -> float | None:
         """Delete a run that has ended. Where that is refused an Event says so, and a later pass tries again."""

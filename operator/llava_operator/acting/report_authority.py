@@ -2,14 +2,10 @@
 
 from dataclasses import dataclass
 
-from llava_api.failures import Reason
-from llava_operator.acting.creation import ObstacleError, create_child, is_controlled_by
+from llava_operator.acting.creation import create_child, find_or_create_child
 from llava_operator.build.config import build_report_ca
-from llava_operator.deciding.observation import ObstacleKind
 from llava_operator.kube.client import Kube
-from llava_operator.kube.errors import NotFoundError
 from llava_operator.kube.kinds import CONFIG_MAPS
-from llava_operator.kube.objects import Object
 from llava_operator.run import Run
 
 
@@ -36,21 +32,7 @@ async def write_authority(kube: Kube, run: Run, certificate: str, *, is_new: boo
     """
     body = build_report_ca(run, certificate)
     name = body["metadata"]["name"]
-    found = await _create(kube, run, body) if is_new else await _find_or_create(kube, run, body)
-    if not is_controlled_by(found["metadata"], run.uid):
-        raise ObstacleError(
-            ObstacleKind.NAME_CONFLICT, Reason.NAME_CONFLICT, f"configmaps {name} does not belong to this run"
-        )
+    make = create_child if is_new else find_or_create_child
+    found = await make(kube, run, CONFIG_MAPS, body)
     if found.get("data") != body["data"]:
         await kube.patch(CONFIG_MAPS, run.key.namespace, name, {"data": body["data"]})
-
-
-async def _find_or_create(kube: Kube, run: Run, body: Object) -> Object:
-    try:
-        return await kube.get(CONFIG_MAPS, run.key.namespace, body["metadata"]["name"])
-    except NotFoundError:
-        return await _create(kube, run, body)
-
-
-async def _create(kube: Kube, run: Run, body: Object) -> Object:
-    return await create_child(kube, run, CONFIG_MAPS, body)

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 
-from llava_operator.acting.creation import create_child
+from llava_api.stages import stages_of
+from llava_operator.acting.creation import create_child, find_or_create_child
 from llava_operator.build.common import Platform
 from llava_operator.build.config import build_config_map
 from llava_operator.build.job import build_job
@@ -14,6 +15,7 @@ from llava_operator.kube.client import Kube
 from llava_operator.kube.kinds import CONFIG_MAPS, JOBS, NETWORK_POLICIES, SERVICES, VOLUME_CLAIMS
 from llava_operator.kube.objects import Object
 from llava_operator.run import Attempt
+from llava_operator.stages import STAGES
 
 
 async def start_attempt(
@@ -45,11 +47,15 @@ async def start_attempt(
 
 def _create_needed(kube: Kube, attempt: Attempt, platform: Platform, *, is_new: bool) -> Iterator[Awaitable[Object]]:
     run, stage = attempt.run, attempt.stage
+    if is_new and platform.isolate_training:
+        # Like the claim with the run, and long before there are pods to reach.
+        for name in filter(lambda one: STAGES[one].is_gang, stages_of(run.spec)):
+            yield create_child(kube, run, NETWORK_POLICIES, build_network_policy(run, name))
     if is_new and run.spec.storage.existing_claim is None:
         yield create_child(kube, run, VOLUME_CLAIMS, build_volume_claim(run))
     yield create_child(kube, run, CONFIG_MAPS, build_config_map(attempt, platform))
     if stage.is_gang:
         if platform.isolate_training:
-            # Before there are pods to reach: where it cannot be made, the run waits.
-            yield create_child(kube, run, NETWORK_POLICIES, build_network_policy(run, stage.name))
+            # Somebody may have deleted it: where it cannot be made, the run waits.
+            yield find_or_create_child(kube, run, NETWORK_POLICIES, build_network_policy(run, stage.name))
         yield create_child(kube, run, SERVICES, build_rendezvous_service(run, stage.name))

@@ -7,7 +7,6 @@ from llava_api.constants import (
     RENDEZVOUS_PORT,
     REPORT_CA_PATH,
     REPORT_TOKEN_PATH,
-    RUN_VOLUME_PATH,
     SecretRole,
     StageName,
 )
@@ -37,11 +36,11 @@ def build_run_config(attempt: Attempt, platform: Platform) -> RunConfig:
         run=RunIdentity(
             namespace=run.key.namespace, name=run.key.name, uid=run.uid, stage=stage.name, attempt=attempt.number
         ),
-        volume_root=Path(RUN_VOLUME_PATH),
-        model_dir=model_dir(spec),
-        dataset_dir=dataset_dir(spec.dataset.source, SecretRole.DATASET),
+        volume_root=run.volume_root,
+        model_dir=model_dir(run),
+        dataset_dir=dataset_dir(run, spec.dataset.source, SecretRole.DATASET),
         alignment_dir=(
-            dataset_dir(spec.alignment.dataset.source, SecretRole.ALIGNMENT_DATASET) if spec.alignment else None
+            dataset_dir(run, spec.alignment.dataset.source, SecretRole.ALIGNMENT_DATASET) if spec.alignment else None
         ),
         model=spec.model,
         dataset=spec.dataset,

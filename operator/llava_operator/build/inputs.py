@@ -12,7 +12,6 @@ from llava_api.constants import (
     DOWNLOAD_CA_PATH,
     INPUTS_PATH,
     PROXY_KEYS,
-    RUN_VOLUME_PATH,
     SECRETS_PATH,
     SecretRole,
 )
@@ -20,7 +19,7 @@ from llava_api.spec import Download, Spec
 from llava_api.volume import RunVolume
 from llava_operator.deciding.references import PVC_SCHEME
 from llava_operator.kube.objects import Object
-from llava_operator.run import SecretUse, secrets_of
+from llava_operator.run import Run, SecretUse, secrets_of
 from llava_operator.stages import Stage
 
 _IN_SECRET = frozenset({"http_proxy", "https_proxy"})
@@ -71,14 +70,14 @@ def input_dir(source: str | None, fetched: Path) -> Path:
     return Path(INPUTS_PATH) / found.claim / found.path if found else fetched
 
 
-def model_dir(spec: Spec) -> Path:
+def model_dir(run: Run) -> Path:
     """Where the model is; what prepare writes down has the last word."""
-    return input_dir(spec.model.source, RunVolume(root=Path(RUN_VOLUME_PATH)).model_dir)
+    return input_dir(run.spec.model.source, RunVolume(root=run.volume_root).model_dir)
 
 
-def dataset_dir(source: str, role: SecretRole) -> Path:
+def dataset_dir(run: Run, source: str, role: SecretRole) -> Path:
     """Where a dataset is."""
-    return input_dir(source, RunVolume(root=Path(RUN_VOLUME_PATH)).download_dir(role))
+    return input_dir(source, RunVolume(root=run.volume_root).download_dir(role))
 
 
 def complete_download(given: Download, default: Download) -> Download:

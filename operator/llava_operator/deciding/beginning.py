@@ -77,7 +77,7 @@ def take_up_retry(status: Status, run: Run, now: datetime) -> Status:
     reopened = failed.model_copy(
         update={
             "state": StageState.RUNNING, "start_time": failed.start_time or to_time(now), "completion_time": None,
-            "next_attempt_time": None, "restarts": 0, "fruitless": 0, "furthest_step": 0, "reason": "",
+            "next_attempt_time": None, "restarts": 0, "forgiven": 0, "fruitless": 0, "furthest_step": 0, "reason": "",
             "message": f"tried again (spec.retry {run.spec.retry})",
         }
     )  # fmt: skip

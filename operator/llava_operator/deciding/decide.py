@@ -19,9 +19,10 @@ from llava_operator.deciding.accounting import active_until
 from llava_operator.deciding.attempts import TABLE, Move, Sight, awaited_until, half_placed_until, read_sight
 from llava_operator.deciding.beginning import Hold, begin_next, begin_run, judge_violations, take_up_retry
 from llava_operator.deciding.observation import Observation, ObstacleKind
+from llava_operator.deciding.restarts import list_outdated
 from llava_operator.deciding.status import complete_status, replace_stage, without_texts
 from llava_operator.deciding.stillness import date_report, find_standstill, note_silence
-from llava_operator.deciding.verdict import failed_by_operator
+from llava_operator.deciding.verdict import failed_by_operator, word_due
 from llava_operator.deciding.volume import (
     deletion_time,
     locate_volume,
@@ -57,6 +58,17 @@ class Stop:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Remove:
+    """Delete the children of an attempt that the status is about to forget: a run has those that it tells of alone.
+
+    The next attempt is written when that is done: a crash in between looks for them again.
+    """
+
+    stage: StageName
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class KeepVolume:
     """Have the run's claim outlive it. Succeeded is written when that is done: a crash in between does it again."""
 
@@ -73,7 +85,7 @@ class Wait:
     until: datetime | None = None
 
 
-Decision = Commit | Start | Stop | KeepVolume | Delete | Wait
+Decision = Commit | Start | Stop | Remove | KeepVolume | Delete | Wait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +210,9 @@ def _between_attempts(seen: Observation, status: Status, stage: StageStatus) -> 
         return _Plan(status=moves.fail_run(status, stage, failed_by_operator(stage, *why), seen.now), act=Wait())
     match begin_next(seen, status, stage):
         case Status() as begun:
+            for outdated in list_outdated(stage):
+                if seen.removed is None or seen.removed[0] is not stage.name or seen.removed[1] < outdated.number:
+                    return _Plan(status=status, act=Remove(stage=stage.name, attempt=outdated.number))
             return _Plan(status=begun, act=Wait())
         case FailureStatus() as failure:
             return _Plan(status=moves.fail_run(status, stage, failure, seen.now), act=Wait())
@@ -218,6 +233,8 @@ def _follow(seen: Observation, status: Status, stage: StageStatus) -> _Plan:
             return _Plan(status=_stop(seen, status, stage, sight, failed_by_operator(stage, *why)), act=Wait())
         if (failure := find_standstill(seen, status, stage)) is not None:
             return _Plan(status=moves.stop(seen, status, stage, failure), act=Wait())
+    if move in (Move.FAIL, Move.END) and (due := word_due(seen.job, seen.pods, seen.now)) is not None:
+        return _Plan(status=replace_stage(status, stage), act=Wait(until=due))
     match move:
         case Move.START:
             return _start(seen, status, stage, newest)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.status import ApiTrouble, Progress
 from llava_operator.cache.views import JobView, PodView
@@ -46,6 +47,8 @@ class Observation:
     obstacle: Obstacle | None = None
     is_volume_kept: bool = False
     """Whether the claim is known to outlive the run."""
+    removed: tuple[StageName, int] | None = None
+    """Stage, and number of the newest attempt, whose children are known to be removed."""
     volume_obstacle: Obstacle | None = None
     """Why it could not be made to."""
     progress: Progress | None = None

@@ -3,7 +3,7 @@
 import hashlib
 from datetime import datetime, timedelta
 
-from llava_api.failures import BY_REASON, FAILURES, Reason
+from llava_api.failures import BY_REASON, Reason
 from llava_api.memory import accumulation, batch_of
 from llava_api.spec import Spec
 from llava_api.status import (
@@ -34,20 +34,15 @@ NODE_FAILURES = 2
 FIRST_STEPS = 3
 """Steps in which what does not fit into a GPU's memory shows."""
 
-_FORGIVEN_ONCE = frozenset(row.reason for row in FAILURES if row.first_is_free)
-"""Somebody took a Job or pod away, and Kubernetes says of none of these who or why."""
-
 
 def counts(stage: StageStatus, failure: FailureStatus) -> bool:
     """Whether a failure counts as one of the run's own.
 
-    A Job or pod that somebody deletes is forgiven once a stage; who does it again and again means it.
+    A Job or pod that somebody takes away, and Kubernetes does not say who or why, is forgiven once a stage, and once
+    more after each retry; who does it again and again means it.
     """
     row = BY_REASON[Reason(failure.reason)]
-    if row.first_is_free:
-        earlier = (*(attempt.because for attempt in stage.attempts[:-1]), *stage.dropped_attempts)
-        return any(because in _FORGIVEN_ONCE for because in earlier)
-    return row.counts
+    return stage.forgiven > 0 if row.first_is_free else row.counts
 
 
 def close_attempt(stage: StageStatus, failure: FailureStatus, now: datetime, to_step: int | None) -> StageStatus:
@@ -65,6 +60,8 @@ def close_attempt(stage: StageStatus, failure: FailureStatus, now: datetime, to_
     update: dict[str, object] = {"attempts": (*stage.attempts[:-1], closed)}
     if is_own:
         update["restarts"] = stage.restarts + 1
+    elif BY_REASON[Reason(failure.reason)].first_is_free:
+        update["forgiven"] = stage.forgiven + 1
     if is_own and to_step is not None:
         # Of one that nothing is known of, nobody can say that it came no further.
         goes_further = stage.fruitless == 0 or to_step > stage.furthest_step
@@ -133,16 +130,20 @@ def begin_attempt(stage: StageStatus, settings: AttemptSettings, now: datetime, 
     """The stage with another attempt, committed to; the oldest is dropped where there are too many."""
     number = stage.attempt + 1
     attempt = AttemptStatus(number=number, settings=settings, start_time=to_time(now), from_step=from_step)
-    kept, dropped = stage.attempts, dict(stage.dropped_attempts)
-    while len(kept) >= ATTEMPTS_KEPT:
-        because = kept[0].because
+    outdated, dropped = list_outdated(stage), dict(stage.dropped_attempts)
+    for because in (one.because for one in outdated):
         if because in dropped or len(dropped) < len(Reason):
             dropped[because] = dropped.get(because, 0) + 1
-        kept = kept[1:]
+    kept = stage.attempts[len(outdated) :]
     update = {
         "attempt": number, "attempts": (*kept, attempt), "dropped_attempts": dropped, "next_attempt_time": None,
     }  # fmt: skip
     return stage.model_copy(update=update)
+
+
+def list_outdated(stage: StageStatus) -> tuple[AttemptStatus, ...]:
+    """The oldest attempts, which the status has no place for once another one begins."""
+    return stage.attempts[: max(0, len(stage.attempts) - ATTEMPTS_KEPT + 1)]
 
 
 def next_settings(stage: StageStatus, wanted: AttemptSettings, failure: FailureStatus | None) -> AttemptSettings:

@@ -41,10 +41,11 @@ def _metric(score: Score) -> Metric:
 
 
 def _take_artifacts(status: Status, result: StageResult) -> Artifacts:
-    # They are named by their path below the volume's root, where an older image's results lie themselves.
+    known = status.artifacts or Artifacts()
+    # They are named by their path on the claim; an older image's results lie in the run's folder itself.
     is_first_version = status.trainer is None or status.trainer.config_version == 1
     attempts = dict.fromkeys(StageName, stage_of(status, result.stage).attempt)
-    volume = RunVolume(root=Path(), results=None if is_first_version else attempts)
+    volume = RunVolume(root=Path(known.volume_folder or ""), results=None if is_first_version else attempts)
     trained = ("adapter", volume.adapter_dir)
     if "weights" in result.digests:
         # With method full there is no adapter.
@@ -56,8 +57,8 @@ def _take_artifacts(status: Status, result: StageResult) -> Artifacts:
         StageName.MERGE: ("merged", volume.merged_dir),
         StageName.EVALUATE: ("report", volume.report_file),
     }[result.stage]
-    known = (status.artifacts or Artifacts()).model_dump(by_alias=False)
-    return Artifacts.model_validate({**known, field: str(path), "digests": {**known["digests"], **result.digests}})
+    update = {field: str(path), "digests": {**known.digests, **result.digests}}
+    return Artifacts.model_validate({**known.model_dump(by_alias=False), **update})
 
 
 def describe_result(result: StageResult) -> str:

@@ -6,6 +6,7 @@ show, and the first of those.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from pydantic import ValidationError
 
@@ -14,6 +15,7 @@ from llava_api.report import StageFailure, StageResult
 from llava_api.status import MAX_TEXT, FailureStatus, StageStatus
 from llava_api.text import cut, escape, show
 from llava_operator.cache.views import JobEnd, JobView, PodView, Termination
+from llava_operator.clock import from_time
 from llava_operator.validation_errors import describe_faults
 
 _KILLED_FOR_MEMORY = "OOMKilled"
@@ -25,6 +27,8 @@ _EVICTED = "Evicted"
 """A pod's reason, with the condition DisruptionTarget where others were the cause, and without for its own limits."""
 DISRUPTED = "DisruptionTarget"
 """Condition type that the Job's message names when its first pod-failure rule ended it."""
+WORD_S = 2
+"""Seconds after which the Job alone is gone by where a pod was disrupted, if the pod has said nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +119,20 @@ def read_loss(stage: StageStatus, job: JobView | None, pods: Iterable[PodView]) 
 def _disrupted(stage: StageStatus, pod: PodView) -> FailureStatus:
     reason = DISRUPTIONS.get(pod.disruption.partition(":")[0], Reason.POD_DISRUPTED)
     return _failure(stage, pod, reason, f"pod {pod.key.name} was disrupted: {pod.disruption}")
+
+
+def word_due(job: JobView | None, pods: Iterable[PodView], now: datetime) -> datetime | None:
+    """Until when the word of a pod is waited for that was disrupted, as its Job says; None if it is not.
+
+    Jobs and pods come by two watches. Of a pod that was gone at once the Job may be known to have failed before it is
+    heard of, and only the pod says whether it was preempted, drained, or lost with its node.
+    """
+    end = job and (job.failing or job.failed)
+    if not end or not end.time or not _is_disrupted(end) or any(pod.disruption for pod in pods):
+        return None
+    due = from_time(end.time) + timedelta(seconds=WORD_S)
+    # The clock of who wrote it may be another.
+    return due if timedelta() < due - now <= timedelta(seconds=2 * WORD_S) else None
 
 
 def _is_disrupted(job: JobEnd | None) -> bool:

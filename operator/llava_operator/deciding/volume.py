@@ -6,6 +6,7 @@ from llava_api.constants import Phase
 from llava_api.failures import Reason
 from llava_api.status import MAX_TEXT, Artifacts, StageStatus, Status
 from llava_api.text import show
+from llava_api.volume import run_folder
 from llava_operator.clock import from_time
 from llava_operator.deciding.accounting import begin_suspension, end_suspension
 from llava_operator.deciding.observation import Observation, Obstacle, ObstacleKind
@@ -15,13 +16,18 @@ from llava_operator.run import Run
 
 
 def locate_volume(status: Status, run: Run) -> Status:
-    """The status with the claim that the run uses, until there is anything on it."""
+    """The status with the claim that the run uses, and its folder there, until there is anything on it.
+
+    A claim that was there before may have what other runs have left: attempts of the same numbers, other samples.
+    """
     storage, known = run.spec.storage, status.artifacts or Artifacts()
     modes = storage.modes_for(run.spec.workers.replicas) if storage.existing_claim is None else ()
     claim = storage.claim_for(run.key.name)
     if known.volume_claim == claim:
         return status
-    artifacts = known.model_copy(update={"volume_claim": claim, "access_modes": modes})
+    folder = None if storage.existing_claim is None else run_folder(run.uid)
+    update = {"volume_claim": claim, "volume_folder": folder, "access_modes": modes}
+    artifacts = known.model_copy(update=update)
     return status.model_copy(update={"artifacts": artifacts})
 
 

@@ -34,6 +34,8 @@ class TokenService:
     expiries: dict[str, float] = field(default_factory=dict)
     used: list[str] = field(default_factory=list)
     """Keys that have opened something, in this order."""
+    forbidden: list[tuple[int, str, str]] = field(default_factory=list)
+    """Status and code of the guard's next answers to requests whose address holds a text."""
     delay_s: float = 0.0
     """How long the guard holds back what it lets through."""
 
@@ -75,6 +77,10 @@ class TokenService:
         expiration = datetime.fromtimestamp(self.expiries[key], UTC).isoformat()
         return 200, _ANSWER.format(key=key, expiration=expiration).encode()
 
+    def refuse(self, status: int, code: str, part: str, *, times: int) -> None:
+        """Have the guard refuse requests whose address holds ``part``."""
+        self.forbidden += [(status, code, part)] * times
+
     def guard(self, app: Any) -> Any:
         """A WSGI application that only keys of this service open, with their session, until they expire."""
 
@@ -85,6 +91,10 @@ class TokenService:
             if key == "key-id":
                 # Who puts the objects there.
                 return app(environ, start)  # type: ignore[no-any-return]
+            if self.forbidden and self.forbidden[0][2] in f"{environ['PATH_INFO']}?{environ['QUERY_STRING']}":
+                status, code, _ = self.forbidden.pop(0)
+                start(f"{status} Refused", [("Content-Type", "application/xml")])
+                return [f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()]
             session = f"{environ.get('HTTP_X_AMZ_SECURITY_TOKEN', '')} {environ.get('QUERY_STRING', '')}"
             is_open = self.expiries.get(key, 0) > time.time() and f"session-of-{key}" in session
             if not is_open:

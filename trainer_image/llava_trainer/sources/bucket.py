@@ -27,7 +27,7 @@ from llava_trainer.sources.credentials import Credentials
 from llava_trainer.sources.exchange import explain_answer, explain_transport, origin_of, read_bounded
 from llava_trainer.sources.refusals import refused, secret_field, unavailable
 from llava_trainer.sources.remote import Digest, Listed, RemoteFile, bare_etag, check_name
-from llava_trainer.sources.web_identity import WebIdentity, provide_keys
+from llava_trainer.sources.web_identity import ACCOUNT_FIELD, WebIdentity, provide_keys
 
 DEFAULT_REGION = "us-east-1"
 _SEPARATOR = "\0"
@@ -60,7 +60,13 @@ class Bucket:
     ) -> None:  # fmt: skip
         self._address = address
         self._is_anonymous = credentials.access_key_id is None and identity is None
+        self._role = identity.role if identity else None
         self._field = field
+        self._place = (
+            f"AWS_ENDPOINT_URL_S3 (or AWS_REGION) in the pod, of the ServiceAccount in {ACCOUNT_FIELD}"
+            if identity
+            else f"key endpoint (or region) of {secret_field(field)}"
+        )
         self._told = f"s3://{address.bucket}/{address.prefix}".rstrip("/")
         self._what = f"{field}: {self._told}"
         self._start = f"{address.prefix}/" if address.prefix else ""
@@ -70,9 +76,10 @@ class Bucket:
         try:
             self._origin = origin_of(self._endpoint)
         except ValueError as error:
+            place = f"{secret_field(field)}: key endpoint of the Secret"
+            where = "AWS_ENDPOINT_URL_S3 in the pod" if identity else place
             raise refused(
-                f"{secret_field(field)}: key endpoint of the Secret must be an address like "
-                "https://minio.storage.svc:9000, without credentials and query"
+                f"{where} must be an address like https://minio.storage.svc:9000, without credentials and query"
             ) from error
         self._http = client
         self._repeatedly = repeatedly
@@ -103,7 +110,7 @@ class Bucket:
         except (BotoCoreError, ClientError) as error:
             raise unavailable(
                 f"{self._what}: {self._endpoint} does not answer as S3 does "
-                f"({show(error, max_chars=200)}); look at key endpoint of {secret_field(self._field)}"
+                f"({show(error, max_chars=200)}); look at {self._place}"
             ) from error
 
     def _describe(self, name: str, entry: Mapping[str, Any]) -> Listed:
@@ -121,6 +128,7 @@ class Bucket:
             name=listed.name,
             address=f"s3://{self._address.bucket}/{key}",
             url=lambda: self._sign(key),
+            role=self._role,
             version=tag,
             etag=bare_etag(tag),
             size=listed.size,
@@ -145,7 +153,7 @@ class Bucket:
             host = show(urlsplit(request.url).netloc, max_chars=100)
             raise refused(
                 f"{self._what}: {self._endpoint} sends on to {host}, where the keys are not sent: if "
-                f"the bucket is there, set key endpoint (or region) of {secret_field(self._field)}"
+                f"the bucket is there, set {self._place}"
             )
         headers = {name: value.decode() if isinstance(value, bytes) else str(value)
                    for name, value in request.headers.items()}  # fmt: skip
@@ -155,7 +163,7 @@ class Bucket:
             try:
                 with self._http.stream(request.method, request.url, headers=headers) as response:
                     if response.status_code != 200:
-                        raise explain_answer(response, self._field, where)
+                        raise explain_answer(response, self._field, where, role=self._role)
                     content = read_bounded(response)
             except httpx.RequestError as error:
                 raise explain_transport(error, self._field, where) from error

@@ -184,13 +184,14 @@ def explain_transport(error: httpx.RequestError, field: str, address: str) -> Ex
     return TransientError(text)
 
 
-def explain_answer(response: httpx.Response, field: str, address: str) -> Exception:
+def explain_answer(response: httpx.Response, field: str, address: str, *, role: str | None = None) -> Exception:
     """An answer without content: worth another try, or one that no try will mend."""
     code = ""
     with contextlib.suppress(httpx.RequestError, TransientError):
         if found := _CODE.search(read_bounded(response, _MAX_ERROR_BYTES)):
             code = found[1].decode()
-    return explain_failure(response.status_code, field, address, code=code, wait_s=parse_wait_s(response.headers))
+    wait_s = parse_wait_s(response.headers)
+    return explain_failure(response.status_code, field, address, code=code, wait_s=wait_s, role=role)
 
 
 def parse_wait_s(headers: Mapping[str, str]) -> float | None:

@@ -14,6 +14,7 @@ from typing import Annotated, BinaryIO, TypeVar
 from pydantic import Field, ValidationError
 
 from llava_api.base import Lenient
+from llava_trainer.attempts.other_runs import link_file, others_of
 from llava_trainer.attempts.takeover import earlier_of
 from llava_trainer.files import make_folder, sha256_file, sync_file_system
 
@@ -58,7 +59,8 @@ class Journal:
     minutes to hours. Until then a crash may take some that have a line already: ``find_whole`` hashes them.
 
     What earlier attempts of the stage have fetched is taken over file by file, when its turn comes: whole files are
-    moved, what has come in of others is copied, since an old pod may still be writing there.
+    moved, what has come in of others is copied, since an old pod may still be writing there. Whole files that another
+    run has fetched are linked, where the server names the version and it is the same.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -70,6 +72,7 @@ class Journal:
         # Where the line of a file begins: what a million of them say would fill the memory.
         self._known = dict(_read(self._file))
         self._earlier = [_EarlierJournal(one) for one in earlier_of(folder) if (state_of(one) / JOURNAL).exists()]
+        self._others = [_EarlierJournal(one) for one in others_of(folder) if (state_of(one) / JOURNAL).exists()]
         # Files by their names without capitals, where the volume does not tell them.
         self._names = dict(map(_pair_folded, self._known)) if _is_caseless(self._state) else None
         self._lock = threading.Lock()
@@ -85,7 +88,7 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._lock, self._stream, contextlib.ExitStack() as stack:
-            for earlier in self._earlier:
+            for earlier in (*self._earlier, *self._others):
                 stack.enter_context(earlier.stream)
             self._stream.flush()
             if error is None:
@@ -124,7 +127,7 @@ class Journal:
         known = self._look_up(name)
         if known is not None and _is_of(known, address, version) and _is_whole(self.folder, known):
             return known
-        return self._take_over(name, address, version)
+        return self._take_over(name, address, version) or self._take_up(name, address, version)
 
     def take_over_partial(self, name: str) -> None:
         """Copy what an earlier attempt has fetched of a file that it could not fetch whole, if this one has nothing."""
@@ -164,9 +167,26 @@ class Journal:
                 return known
         return None
 
+    def _take_up(self, name: str, address: str, version: str) -> Fetched | None:
+        """Link a file here that another run has fetched whole; without a version nobody can tell whether it is old."""
+        for other in self._others if version else ():
+            with self._lock:
+                known = _read_line(other.stream, other.known.get(name))
+            if known is None or (known.address, known.version) != (address, version):
+                continue
+            if not _is_whole(other.folder, known) or self.claim(name) != name:
+                continue
+            # What cannot be taken up is fetched.
+            with contextlib.suppress(OSError):
+                make_folder((self.folder / name).parent)
+                link_file(other.folder / name, self.folder / name)
+                self.add(known)
+                return known
+        return None
+
 
 class _EarlierJournal:
-    """What an earlier attempt has fetched into a folder; only read."""
+    """What an earlier attempt, or another run, has fetched into a folder; only read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

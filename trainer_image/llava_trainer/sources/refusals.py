@@ -1,6 +1,7 @@
 """How fetching fails: for good (SourceRefused), or for now (SourceUnavailable)."""
 
 from llava_api.failures import Reason
+from llava_api.text import show
 from llava_trainer.errors import StageError
 from llava_trainer.retrying import TransientError
 
@@ -28,7 +29,7 @@ def unavailable(message: str) -> StageError:
 
 
 def explain_failure(
-    status: int, field: str, address: str, *, code: str = "", wait_s: float | None = None
+    status: int, field: str, address: str, *, code: str = "", wait_s: float | None = None, role: str | None = None
 ) -> StageError | TransientError:
     """What an answer without content means: worth another try, or one that no try will mend.
 
@@ -38,9 +39,12 @@ def explain_failure(
         address: for messages.
         code: S3's own word for it, where there is one.
         wait_s: what the server asked to wait.
+        role: as which it was asked by the pod's own identity; None where a Secret says as whom, or nobody does.
     """
     if status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES:
         return TransientError(f"HTTP {status}{f' ({code})' if code else ''}", wait_s=wait_s)
+    if role is not None and (refusal := _explain_role(status, field, address, code, role)) is not None:
+        return refusal
     secret = secret_field(field)
     if code in _EXPIRED_CODES:
         return refused(
@@ -66,6 +70,30 @@ def explain_failure(
             "into key httpsProxy of the Secret that spec.download.secretRef names"
         )
     return refused(f"{told}; correct {field}")
+
+
+def _explain_role(status: int, field: str, address: str, code: str, role: str) -> StageError | TransientError | None:
+    """What a refusal means where keys come from the pod's identity: no Secret has a part in it."""
+    told, role = f"{field}: {address}", f"role {show(role, max_chars=200)}"
+    if code in _EXPIRED_CODES:
+        # The next try is signed with new ones.
+        return TransientError(f"keys of {role} have expired ({code})")
+    if code in _REGION_CODES:
+        return refused(
+            f"{told} is in another region than AWS_REGION in the pod says: correct that where the pod's identity is set"
+        )
+    if code in _WRONG_KEY_CODES:
+        return refused(
+            f"{told}: keys of {role} are not taken there ({code}): look at AWS_ENDPOINT_URL_S3 and "
+            "AWS_ENDPOINT_URL_STS in the pod, which have to belong together"
+        )
+    if status in (401, 403) and code != "RequestTimeTooSkewed":
+        return refused(
+            f"{told}{f' ({code})' if code else ''} was refused with HTTP {status}: {role} may not read it: allow it "
+            "s3:ListBucket of the bucket and s3:GetObject of what is in it (and kms:Decrypt where that is encrypted "
+            "with a key of KMS), or name a ServiceAccount of another role in spec.scheduling.serviceAccountName"
+        )
+    return None
 
 
 def secret_field(field: str) -> str:

@@ -92,6 +92,8 @@ class RemoteFile:
     """Asked anew for every try, because signatures expire."""
     credential: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Headers that only the scheme, host and port of ``url`` get."""
+    role: str | None = None
+    """As which the ``url`` asks by the pod's own identity, for messages; None where a Secret says as whom."""
     version: str = ""
     """Commit or ETag, where it is known before the file is asked for."""
     etag: str = ""

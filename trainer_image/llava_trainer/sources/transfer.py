@@ -272,7 +272,7 @@ class _Transfer:
         if response.status_code == 416 and offset:
             self._discard()
             raise TransientError("the file is shorter than what had been fetched of it")
-        raise explain_answer(response, self._by.field, self._remote.address)
+        raise explain_answer(response, self._by.field, self._remote.address, role=self._remote.role)
 
     def _expected_size(self, body: Body) -> int | None:
         """Of the whole, by the server's word and the listing's; None where nobody tells."""

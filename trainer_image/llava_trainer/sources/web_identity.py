@@ -29,6 +29,7 @@ from llava_trainer.sources.exchange import read_bounded
 from llava_trainer.sources.refusals import refused, unavailable
 
 _ROLE, _TOKEN_FILE = "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE"
+ACCOUNT_FIELD = "spec.scheduling.serviceAccountName"
 _TRIES = 4
 _TRANSIENT_STATUS = 429
 
@@ -129,14 +130,14 @@ def _explain(error: Exception, identity: WebIdentity, field: str) -> StageError:
         why = getattr(error, "strerror", None) or type(error).__name__
         return refused(
             f"{told}: {identity.token_file} ({_TOKEN_FILE}) cannot be read ({why}): look at the ServiceAccount of "
-            "spec.scheduling.serviceAccountName"
+            f"{ACCOUNT_FIELD}"
         )
     status = _status_of(error)
     if status is None or status == _TRANSIENT_STATUS or status >= 500:
         return unavailable(f"{told}: {show(error, max_chars=300)}")
     return refused(
-        f"{told}: {show(error, max_chars=300)}: correct the role of the ServiceAccount in "
-        "spec.scheduling.serviceAccountName, or whom the role trusts"
+        f"{told}: {show(error, max_chars=300)}: correct the role of the ServiceAccount in {ACCOUNT_FIELD}, or whom the "
+        "role trusts"
     )
 
 

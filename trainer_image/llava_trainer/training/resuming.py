@@ -31,6 +31,7 @@ from llava_trainer.training.identity import find_differences
 from llava_trainer.training.processes import Processes
 from llava_trainer.training.retention import find_checkpoints
 from llava_trainer.training.slices import PARTS, list_slices, resume_slices
+from llava_trainer.training.taking_up import take_up_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def resume(
     Raises:
         StageError: CheckpointMismatch; the checkpoint was made by another training than this one.
     """
-    found = tuple(find_checkpoints(volume, stage, attempt)) if processes.is_first else ()
+    found = tuple(_find(volume, stage, attempt, training)) if processes.is_first else ()
     offers, passed_over = _list_offers(volume, found), []
     while (offer := processes.tell(next(offers, None))) is not None:
         folder = volume.root / offer.place
@@ -98,6 +99,15 @@ def resume(
             passed_over = list(found[: found.index(folder)])
         return Beginning(step=state.step, folder=folder, passed_over=tuple(passed_over), found=found)
     return Beginning(passed_over=found, found=found)
+
+
+def _find(volume: RunVolume, stage: StageName, attempt: int, training: Mapping[str, str]) -> list[Path]:
+    """Checkpoints to resume from, best first; where this run has made none, those of another of the same training."""
+    own = find_checkpoints(volume, stage, attempt)
+    if own:
+        return own
+    take_up_checkpoints(volume, stage, attempt, training)
+    return find_checkpoints(volume, stage, attempt)
 
 
 def shapes_of(named: Mapping[str, nn.Parameter]) -> dict[str, list[int]]:
