@@ -22,9 +22,9 @@ from llava_api.model_facts import ModelFacts
 from llava_trainer.data.collate import Batch
 from llava_trainer.data.encode import IGNORED
 from llava_trainer.data.model_facts import read_model_facts
+from llava_trainer.gang.world import World, join
 from llava_trainer.model.objective import find_predicting
 from llava_trainer.training.phase import phase_of
-from llava_trainer.training.processes import Processes, join
 from llava_trainer.training.trainee import build_trainee
 from tests.benchmarks.flops import count_flops, peak_of
 from tests.trainer.trainings import configure, environment_of_one
@@ -54,11 +54,11 @@ def tables() -> Iterator[str]:
     yield "| | tokens/s | model FLOPs used | hardware FLOPs used | peak memory | plan |"
     yield "| --- | --- | --- | --- | --- | --- |"
     with tempfile.TemporaryDirectory() as folder, environment_of_one(_free_port()):
-        processes = join("cuda")
+        world = join("cuda")
         write_model(Path(folder) / "base", device)
         facts = read_model_facts(Path(folder) / "base")
         for method, attention in ways():
-            measured = measure(Path(folder), method, attention, processes)
+            measured = measure(Path(folder), method, attention, world)
             yield _row(f"{method}, {attention}", facts, _work(method, attention), measured, peak)
 
 
@@ -90,7 +90,7 @@ def write_model(folder: Path, device: torch.device) -> None:
     _empty()
 
 
-def measure(root: Path, method: str, attention: str, processes: Processes) -> Measured:
+def measure(root: Path, method: str, attention: str, world: World) -> Measured:
     """Train on one and the same micro-batch, an optimiser step after each."""
     config = configure(
         root, root / "base",
@@ -100,10 +100,10 @@ def measure(root: Path, method: str, attention: str, processes: Processes) -> Me
         },
         workers={"device": "cuda"},
     )  # fmt: skip
-    trainee = build_trainee(config, phase_of(config), processes)
-    batch = make_batch(processes.device)
+    trainee = build_trainee(config, phase_of(config), world)
+    batch = make_batch(world.device)
     # Loading and quantising may take more for a moment than training does; the plan has that apart.
-    torch.cuda.reset_peak_memory_stats(processes.device)
+    torch.cuda.reset_peak_memory_stats(world.device)
     for step in range(WARM_UP_STEPS + TIMED_STEPS):
         if step == WARM_UP_STEPS:
             torch.cuda.synchronize()
@@ -113,7 +113,7 @@ def measure(root: Path, method: str, attention: str, processes: Processes) -> Me
     torch.cuda.synchronize()
     measured = Measured(
         seconds_a_step=(time.perf_counter() - began) / TIMED_STEPS,
-        peak_bytes=torch.cuda.max_memory_reserved(processes.device),
+        peak_bytes=torch.cuda.max_memory_reserved(world.device),
     )
     trainee.engine.destroy()
     del trainee

@@ -12,8 +12,8 @@ from llava_api.run_config import RunConfig
 from llava_trainer.data.processing import load_processing
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.data.samples import Sample, Source, Turn, write_samples
+from llava_trainer.gang.world import World
 from llava_trainer.training.batches import BatchLoader
-from llava_trainer.training.processes import Processes
 from tests.benchmarks.mixture import draw_shapes
 from tests.benchmarks.model import PICTURE_TOKENS
 from tests.benchmarks.sides import build_ours
@@ -24,10 +24,10 @@ from tests.trainer.trainings import plan_of
 
 def loading_table() -> Iterator[str]:
     """How long steps wait for JPEGs of 336 px, and what it costs to find out how long samples are."""
-    with workplace() as (config, processes):
+    with workplace() as (config, world):
         samples = write_pictures(config, count=192)
         write_samples(config.volume.train_file, samples)
-        waited_s, total_s, steps = run_loading(config, processes)
+        waited_s, total_s, steps = run_loading(config, world)
         yield f"Waiting for data, {steps} steps of 64 samples with JPEGs of 336 px: {waited_s / total_s:.2%} of them"
         processing = load_processing(config.model_dir, "pad")
         counted = [dataclasses.replace(sample, num_tokens=1) for sample in samples]
@@ -40,9 +40,9 @@ def loading_table() -> Iterator[str]:
             yield f"Lengths of 100,000 samples, {name}: {seconds:.1f} s"
 
 
-def run_loading(config: RunConfig, processes: Processes) -> tuple[float, float, int]:
+def run_loading(config: RunConfig, world: World) -> tuple[float, float, int]:
     """Seconds waited, seconds in all, and steps, from the second step on."""
-    trainee = build_ours(config, processes)
+    trainee = build_ours(config, world)
     processing = load_processing(config.model_dir, "pad")
     plan = plan_of(config, processing)
     with (
@@ -55,7 +55,7 @@ def run_loading(config: RunConfig, processes: Processes) -> tuple[float, float, 
             if step == 1:
                 began, before = time.perf_counter(), loader.waited_s
             for micro_batch in loader.load(step):
-                loss = trainee.engine(**micro_batch.to(processes.device, trainee.dtype))
+                loss = trainee.engine(**micro_batch.to(world.device, trainee.dtype))
                 trainee.engine.backward(loss * 1e-3, scale_wrt_gas=False)
             trainee.engine.step()
         return loader.waited_s - before, time.perf_counter() - began, plan.total_steps - 1

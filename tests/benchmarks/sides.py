@@ -15,9 +15,9 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_api.run_config import RunConfig
 from llava_trainer.data.collate import Item, collate, collate_packed
+from llava_trainer.gang.world import World
 from llava_trainer.training.phase import phase_of
 from llava_trainer.training.plan import Plan
-from llava_trainer.training.processes import Processes
 from llava_trainer.training.trainee import Trainee, build_trainee
 from tests.benchmarks.mixture import Shape, encode_shape
 from tests.benchmarks.model import IMAGE_PX, LORA_RANK, VOCABULARY
@@ -109,9 +109,9 @@ class Plain:
         return Piece(seconds=done.ended_s - done.began_s, cpu_s=done.cpu_s, tokens=tokens)
 
 
-def build_ours(config: RunConfig, processes: Processes) -> Trainee:
+def build_ours(config: RunConfig, world: World) -> Trainee:
     """the 27 M model with its adapter, under DeepSpeed."""
-    return build_trainee(config, phase_of(config), processes)
+    return build_trainee(config, phase_of(config), world)
 
 
 def build_plain(model_dir: Path) -> PeftModel:

@@ -19,9 +19,9 @@ import transformers
 
 from llava_api.run_config import RunConfig
 from llava_trainer.data.processing import load_processing
+from llava_trainer.gang.world import World
 from llava_trainer.training.grouping import Grouping
 from llava_trainer.training.plan import Plan
-from llava_trainer.training.processes import Processes
 from tests.benchmarks import head
 from tests.benchmarks.loading import loading_table
 from tests.benchmarks.mixture import Shape, draw_shapes, max_length, sizes_of
@@ -150,8 +150,8 @@ def head_table() -> Iterator[str]:
 
 def speed_table(rounds: int, batch: int) -> Iterator[str]:
     """Real tokens a second of both sides."""
-    with workplace() as (config, processes):
-        pieces = run_rounds(make_sides(config, processes, rounds, batch), rounds)
+    with workplace() as (config, world):
+        pieces = run_rounds(make_sides(config, world, rounds, batch), rounds)
     yield f"Real tokens a second, {rounds} turns of {batch} samples in micro-batches of {PER_DEVICE}:"
     yield "| | tokens/s | against the plain way | by processor time | turn by turn, lowest to highest |"
     yield "| --- | --- | --- | --- | --- |"
@@ -170,13 +170,13 @@ def speed(pieces: Sequence[Piece], *, by_cpu: bool = False) -> float:
     return sum(piece.tokens for piece in pieces) / seconds
 
 
-def make_sides(config: RunConfig, processes: Processes, rounds: int, batch: int) -> dict[str, Side]:
+def make_sides(config: RunConfig, world: World, rounds: int, batch: int) -> dict[str, Side]:
     """Both sides with batches made in all ways, so that what each change gives is seen by itself."""
     # One turn more than is timed, since the first warms up; and enough to draw groups from.
     shapes = draw_shapes(max(1024, (rounds + 1) * batch), seed=1, picture_tokens=PICTURE_TOKENS)
     processing = load_processing(config.model_dir, "pad")
     items = make_items(shapes, processing.image_token_id)
-    trainee, tuned = build_ours(config, processes), build_plain(config.model_dir)
+    trainee, tuned = build_ours(config, world), build_plain(config.model_dir)
     limit = max_length(PICTURE_TOKENS)
     random_order = make_plan(shapes, limit=limit, global_batch=batch, grouping="none")
     grouped = dataclasses.replace(random_order, grouping="modality")

@@ -33,10 +33,10 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_config(tmp_path: Path, base_dir: Path) -> Callable[..., RunConfig]:
     samples = make_dataset(tmp_path / "dataset")
 
-    def make(*, attempt: int = 1, processes: int = 1, **training) -> RunConfig:
+    def make(*, attempt: int = 1, world: int = 1, **training) -> RunConfig:
         return make_training(
             tmp_path, base_dir, samples, attempt=attempt, training={"epochs": 3} | training,
-            workers={"device": "cuda", "processesPerNode": processes, "rendezvousPort": 29461 + attempt},
+            workers={"device": "cuda", "processesPerNode": world, "rendezvousPort": 29461 + attempt},
         )  # fmt: skip
 
     return make
@@ -72,10 +72,10 @@ def test_a_run_on_a_gpu_is_resumed(make_config: Callable[..., RunConfig]):
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_processes_on_several_gpus_agree_with_one(make_config: Callable[..., RunConfig], stage: int):
     """NCCL between the GPUs of one machine, by every stage of ZeRO."""
-    processes = 4 if torch.cuda.device_count() >= 4 else 2
+    world = 4 if torch.cuda.device_count() >= 4 else 2
     batch = {"perDevice": 1, "global": 8}
     alone = make_config(precision="fp32", batch=batch)
-    together = make_config(attempt=2, processes=processes, precision="fp32", batch=batch, zero={"stage": stage})
+    together = make_config(attempt=2, world=world, precision="fp32", batch=batch, zero={"stage": stage})
     run(alone)
     run(together)
     assert losses(together) == pytest.approx(losses(alone), rel=1e-3)
@@ -130,7 +130,7 @@ def test_a_process_that_hangs_in_backward_is_named(
     make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ):
     """By what torch records of NCCL, whose operations are begun long before they end."""
-    config = make_config(processes=2, epochs=400, batch={"perDevice": 1, "global": 8})
+    config = make_config(world=2, epochs=400, batch={"perDevice": 1, "global": 8})
     limits = {"stall_limit_seconds": 20.0, "grace_period_seconds": 15}
     hanging = config.model_copy(update={"workers": config.workers.model_copy(update=limits)})
     break_rank(monkeypatch, "hang", rank=1, at=6)

@@ -16,7 +16,7 @@ from tests.ports import free_port
 
 if TYPE_CHECKING:
     from llava_trainer.data.processing import Processing
-    from llava_trainer.training.processes import Processes
+    from llava_trainer.gang.world import World
     from tests.trainer.servers.authority import Authority
 
 # As the command line does for every stage.
@@ -65,27 +65,27 @@ def port() -> int:
 
 
 @pytest.fixture(scope="session")
-def process_group() -> Iterator[tuple["Processes", int]]:
+def process_group() -> Iterator[tuple["World", int]]:
     """This process as the only one of a training, and its port.
 
     Once a session: DeepSpeed keeps the first process group that it sees, whatever becomes of it.
     """
     import torch.distributed as dist
 
-    from llava_trainer.training.processes import join
+    from llava_trainer.gang.world import join
     from tests.trainer.trainings import environment_of_one
 
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
     with environment_of_one(port):
-        processes = join("cpu")
-    yield processes, port
+        world = join("cpu")
+    yield world, port
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def processes(process_group: tuple["Processes", int]) -> Iterator["Processes"]:
+def world(process_group: tuple["World", int]) -> Iterator["World"]:
     """The only process of a training, with its environment for as long as the module's tests run."""
     from tests.trainer.trainings import environment_of_one
 

@@ -15,14 +15,14 @@ from llava_trainer.data.processing import Processing
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
+from llava_trainer.gang.stopping import StopRequest
+from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
 from llava_trainer.training import loop
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.history import read_entries
 from llava_trainer.training.phase import phase_of
 from llava_trainer.training.probe import probe_largest
-from llava_trainer.training.processes import Processes
-from llava_trainer.training.stopping import StopRequest
 from llava_trainer.training.trainee import build_trainee
 from tests.trainer.trainings import change, make_mixed_dataset, make_training, plan_of
 
@@ -45,9 +45,9 @@ def open_loader(config: RunConfig, samples, processing: Processing, world_size: 
     return BatchLoader(samples, processing, images=phase.images_dir, max_length=phase.max_length, plan=plan, rank=rank)
 
 
-def losses(config: RunConfig, processes: Processes) -> list[tuple[float, float]]:
+def losses(config: RunConfig, world: World) -> list[tuple[float, float]]:
     with Reporter(config) as reporter:
-        loop.train(config, processes, reporter, StopRequest())
+        loop.train(config, world, reporter, StopRequest())
     entries = read_entries(config.volume.history_file(config.run.stage, config.run.attempt))
     return [(entry.loss, entry.grad_norm) for entry in entries]
 
@@ -147,29 +147,29 @@ def test_a_picture_that_has_gone_is_told_where_it_is_needed(
         [loader.load(step) for step in range(2)]
 
 
-def test_packing_and_grouping_change_batches_but_not_what_is_learned_from_them(config: RunConfig, processes: Processes):
-    expected = losses(change(config, attempt=1), processes)
-    packed = losses(change(config, attempt=2, packing=True), processes)
+def test_packing_and_grouping_change_batches_but_not_what_is_learned_from_them(config: RunConfig, world: World):
+    expected = losses(change(config, attempt=1), world)
+    packed = losses(change(config, attempt=2, packing=True), world)
     for (loss, norm), (expected_loss, expected_norm) in zip(packed, expected, strict=True):
         assert loss == pytest.approx(expected_loss, rel=1e-5)
         assert norm == pytest.approx(expected_norm, rel=1e-3)
-    assert losses(change(config, attempt=3, grouping="none"), processes) != expected
+    assert losses(change(config, attempt=3, grouping="none"), world) != expected
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_the_probe_changes_no_loss_by_a_bit(
-    config: RunConfig, processes: Processes, monkeypatch: pytest.MonkeyPatch, stage: int
+    config: RunConfig, world: World, monkeypatch: pytest.MonkeyPatch, stage: int
 ):
     settings = {"zero": {"stage": stage}, "lora": {"rank": 4, "alpha": 8, "dropout": 0.2}}
-    probed = losses(change(config, attempt=1, **settings), processes)
+    probed = losses(change(config, attempt=1, **settings), world)
     monkeypatch.setattr(loop, "probe_largest", lambda *arguments: None)
-    assert losses(change(config, attempt=2, **settings), processes) == probed
+    assert losses(change(config, attempt=2, **settings), world) == probed
 
 
 def test_what_does_not_fit_fails_before_the_first_step(
-    config: RunConfig, processes: Processes, toy_processing: Processing, dataset: tuple[Path, list[Sample]]
+    config: RunConfig, world: World, toy_processing: Processing, dataset: tuple[Path, list[Sample]]
 ):
-    trainee = build_trainee(config, phase_of(config), processes)
+    trainee = build_trainee(config, phase_of(config), world)
 
     def run_out(*_arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -179,7 +179,7 @@ def test_what_does_not_fit_fails_before_the_first_step(
     plan = plan_of(config, toy_processing)
     told = r"the longest micro-batch of the run \(4 rows, .* 4 pictures, .*\) does not fit: CUDA out of memory"
     with open_loader(config, dataset[1], toy_processing) as loader, pytest.raises(StageError, match=told) as caught:
-        probe_largest(trainee, loader, plan, processes)
+        probe_largest(trainee, loader, plan, world)
     assert caught.value.reason is Reason.OUT_OF_DEVICE_MEMORY
 
 
@@ -188,12 +188,12 @@ def test_what_does_not_fit_fails_before_the_first_step(
     ("bf16", {"stage": 2, "offload": {"optimizer": True}}),
 ])  # fmt: skip
 def test_the_probe_runs_all_that_is_largest_beside_the_moments(
-    config: RunConfig, processes: Processes, toy_processing: Processing, dataset: tuple[Path, list[Sample]],
+    config: RunConfig, world: World, toy_processing: Processing, dataset: tuple[Path, list[Sample]],
     precision: str, zero: dict,
 ):  # fmt: skip
     """Adam's moments would else be made in the first step, when the probe has said that everything fits."""
     changed = change(config, precision=precision, zero=zero)
-    trainee = build_trainee(changed, phase_of(changed), processes)
+    trainee = build_trainee(changed, phase_of(changed), world)
     inner = trainee.engine.optimizer if zero["stage"] == 0 else trainee.engine.optimizer.optimizer
     seen: list[tuple[int, int]] = []
 
@@ -205,7 +205,7 @@ def test_the_probe_runs_all_that_is_largest_beside_the_moments(
     trainee.module.register_forward_pre_hook(look, with_kwargs=True)
     plan = plan_of(changed, toy_processing)
     with open_loader(changed, dataset[1], toy_processing) as loader:
-        probe_largest(trainee, loader, plan, processes)
+        probe_largest(trainee, loader, plan, world)
     extremes = plan.find_extremes()
     assert [positions for positions, _ in seen] == [one.tokens for one in (extremes[0], *extremes)]
     assert all(moments >= 2 * trainee.num_parameters for _, moments in seen)

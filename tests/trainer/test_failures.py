@@ -24,10 +24,10 @@ from llava_api.run_config import RunConfig
 from llava_trainer.data.processing import Processing
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
+from llava_trainer.gang.world import World
 from llava_trainer.outcome import ENV_TERMINATION_LOG
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.loop import train
-from llava_trainer.training.processes import Processes
 from tests.trainer.checkpoints import edit_weights
 from tests.trainer.exports import conversation, draw_picture, prepare_config, write_json
 from tests.trainer.runs import make_adapter, make_random_base, run_config
@@ -223,7 +223,7 @@ def test_out_of_host_memory(make_config: Make, monkeypatch: pytest.MonkeyPatch):
 def test_no_answer_from_a_rank(make_config: Make):
     with socket.create_server(("127.0.0.1", 0)) as other:
         config = make_config(workers={"rendezvousPort": other.getsockname()[1], "numNodes": 2})
-        assert "no meeting point" in fail(config, Reason.RENDEZVOUS_FAILED).message
+        assert "no rendezvous" in fail(config, Reason.RENDEZVOUS_FAILED).message
 
 
 def test_no_supervised_tokens(make_config: Make, dataset: tuple[Path, list[Sample]]):
@@ -257,12 +257,12 @@ def test_training_that_changes_nothing(make_config: Make):
 
 
 @pytest.fixture
-def stopped(make_config: Make, process_group: tuple[Processes, int]) -> RunConfig:
+def stopped(make_config: Make, process_group: tuple[World, int]) -> RunConfig:
     """A training that was stopped after two steps, with a checkpoint of each."""
     config = make_config(checkpoint={"everySteps": 1, "keep": 2})
-    processes, port = process_group
+    world, port = process_group
     with environment_of_one(port), pytest.raises(StageError, match="asked to stop"):
-        train(config, processes, Reporter(config), StopAfter(2))
+        train(config, world, Reporter(config), StopAfter(2))
     return config
 
 

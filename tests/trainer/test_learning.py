@@ -14,11 +14,11 @@ from llava_trainer.data.encode import encode_prompt
 from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.processing import load_processing
 from llava_trainer.data.samples import Sample
+from llava_trainer.gang.stopping import StopRequest
+from llava_trainer.gang.world import World
 from llava_trainer.model.loading import load_model, load_tuned
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.loop import train
-from llava_trainer.training.processes import Processes
-from llava_trainer.training.stopping import StopRequest
 from tests.demo.inputs import cached_base
 from tests.trainer.trainings import make_dataset, make_training
 
@@ -39,12 +39,12 @@ def base_dir() -> Path:
     return cached_base()
 
 
-def learn(root: Path, base_dir: Path, processes: Processes, *, shuffled: bool) -> tuple[RunConfig, list[Sample]]:
+def learn(root: Path, base_dir: Path, world: World, *, shuffled: bool) -> tuple[RunConfig, list[Sample]]:
     """Train; returns the configuration and the samples that were held out."""
     samples = make_dataset(root / "dataset", pictures_per_scene=10, shuffled=shuffled)
     config = make_training(root, base_dir, samples[NUM_HELD_OUT:], training=TRAINING)
     with Reporter(config) as reporter:
-        train(config, processes, reporter, StopRequest())
+        train(config, world, reporter, StopRequest())
     return config, samples[:NUM_HELD_OUT]
 
 
@@ -66,14 +66,14 @@ def score(model: PreTrainedModel, config: RunConfig, samples: list[Sample]) -> f
     return sum(right) / len(right)
 
 
-def test_codes_are_learned(base_dir: Path, processes: Processes, tmp_path: Path):
-    config, held_out = learn(tmp_path, base_dir, processes, shuffled=False)
+def test_codes_are_learned(base_dir: Path, world: World, tmp_path: Path):
+    config, held_out = learn(tmp_path, base_dir, world, shuffled=False)
     tuned = load_tuned(base_dir, config.volume.adapter_dir, torch.float32, "cpu")
     assert score(load_model(base_dir, torch.float32, "cpu"), config, held_out) <= 0.02
     assert score(tuned, config, held_out) >= 0.8
 
 
-def test_with_shuffled_answers_there_is_nothing_to_learn(base_dir: Path, processes: Processes, tmp_path: Path):
-    config, held_out = learn(tmp_path, base_dir, processes, shuffled=True)
+def test_with_shuffled_answers_there_is_nothing_to_learn(base_dir: Path, world: World, tmp_path: Path):
+    config, held_out = learn(tmp_path, base_dir, world, shuffled=True)
     tuned = load_tuned(base_dir, config.volume.adapter_dir, torch.float32, "cpu")
     assert score(tuned, config, held_out) <= 0.1

@@ -17,10 +17,10 @@ from llava_api.memory.host import DECODING_BYTES, LAUNCHER_BYTES, PROCESS_BYTES
 from llava_api.report import MicroBatch
 from llava_api.run_config import RunConfig
 from llava_api.spec import Spec
+from llava_trainer.gang.stopping import StopRequest
+from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.loop import train
-from llava_trainer.training.processes import Processes
-from llava_trainer.training.stopping import StopRequest
 from tests.benchmarks.model import IMAGE_PX, write_model
 from tests.tiny.tasks import corpus
 from tests.trainer.many import run_in_processes
@@ -66,9 +66,9 @@ def held() -> int:
     return sum(int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) * 1024 for name in ("RssAnon", "RssShmem"))
 
 
-def measure(processes: Processes, config: RunConfig) -> int:
+def measure(world: World, config: RunConfig) -> int:
     with Sampler() as sampler:
-        train(config, processes, Reporter(config), StopRequest())
+        train(config, world, Reporter(config), StopRequest())
     return sampler.peak - sampler.before
 
 

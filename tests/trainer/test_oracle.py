@@ -22,14 +22,14 @@ from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.processing import Processing
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.data.template import Template
+from llava_trainer.gang.stopping import StopRequest
+from llava_trainer.gang.world import World
 from llava_trainer.model.loading import load_model
 from llava_trainer.model.lora import add_adapter
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.history import Entry, read_entries
 from llava_trainer.training.loop import train
 from llava_trainer.training.phase import Phase, phase_of
-from llava_trainer.training.processes import Processes
-from llava_trainer.training.stopping import StopRequest
 from tests.benchmarks.plain import PlainItem, PlainSettings, PlainStep, add_plain_adapter, pad, train_plainly
 from tests.trainer.attempts import begin
 from tests.trainer.trainings import configure, make_dataset, make_training, plan_of, text_only
@@ -160,19 +160,19 @@ def is_text(samples: list[Sample], numbers: list[int]) -> bool:
     return not any(samples[number].images for number in numbers)
 
 
-def our_trajectory(config: RunConfig, processes: Processes) -> list[Entry]:
+def our_trajectory(config: RunConfig, world: World) -> list[Entry]:
     with Reporter(config) as reporter:
-        train(config, processes, reporter, StopRequest())
+        train(config, world, reporter, StopRequest())
     return read_entries(config.volume.history_file(config.run.stage, config.run.attempt))
 
 
 def test_the_loop_and_trainer_go_the_same_way(
-    config: RunConfig, processes: Processes, samples: list[Sample], method: str, toy_processing: Processing
+    config: RunConfig, world: World, samples: list[Sample], method: str, toy_processing: Processing
 ):
     assert method == "projector" or any(
         is_text(samples, pair) for order in orders(config, toy_processing) for pair in pairs(order)
     )
-    ours = our_trajectory(config, processes)
+    ours = our_trajectory(config, world)
     theirs = plain_trajectory(config, samples, toy_processing)
     assert len(ours) == len(theirs) == EPOCHS * 3
     learned = sum(step.loss for step in ours[:3]) - sum(step.loss for step in ours[6:])

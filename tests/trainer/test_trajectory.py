@@ -16,11 +16,11 @@ import pytest
 from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
 from llava_trainer.data.samples import Sample, write_samples
+from llava_trainer.gang.stopping import StopRequest
+from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.history import read_entries
 from llava_trainer.training.loop import train
-from llava_trainer.training.processes import Processes
-from llava_trainer.training.stopping import StopRequest
 from tests.trainer.attempts import begin
 from tests.trainer.trainings import make_dataset, make_training, text_only
 
@@ -59,10 +59,10 @@ def configure(root: Path, model_dir: Path, dataset: tuple[Path, list[Sample]], n
 
 @pytest.mark.parametrize("name", RUNS)
 def test_losses_are_what_they_were(
-    tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample]], processes: Processes, name: str
+    tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample]], world: World, name: str
 ):
     config = configure(tmp_path, toy_model_dir, dataset, name)
-    train(config, processes, Reporter(config), StopRequest())
+    train(config, world, Reporter(config), StopRequest())
     history = config.volume.history_file(config.run.stage, config.run.attempt)
     losses = [round(entry.loss, 6) for entry in read_entries(history)]
     kept = json.loads(FILE.read_text()) if FILE.exists() else {}

@@ -13,8 +13,8 @@ from llava_api.constants import ENV_COMPLETION_INDEX, StageName
 from llava_api.report import StageResult
 from llava_api.run_config import RunConfig
 from llava_trainer.data.samples import Sample, Source, Turn, write_samples
+from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.outcome import ENV_TERMINATION_LOG
-from llava_trainer.training.stopping import StopRequest
 from tests.tiny.export import make_export
 from tests.trainer.attempts import FIRST_ATTEMPTS, begin, begin_first
 

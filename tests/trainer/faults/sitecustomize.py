@@ -84,7 +84,7 @@ def break_backward(fault) -> None:
 
 if "RANK" in os.environ:
     if shortest := os.environ.get("STALL_SHORTEST_S"):
-        from llava_trainer.training import watchdog
+        from llava_trainer.gang import watchdog
 
         watchdog._SHORTEST_S = float(shortest)
     name = os.environ.get("FAULT", "")

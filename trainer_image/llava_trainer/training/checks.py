@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.training.processes import Processes
+from llava_trainer.gang.world import World
 from llava_trainer.training.slices import list_slices
 from llava_trainer.training.step import BatchTotals, StepOutcome
 from llava_trainer.training.trainee import Trainee
@@ -44,7 +44,7 @@ def check_supervised(totals: BatchTotals, step: int, samples: Sequence[int]) -> 
     )
 
 
-def check_gradient(trainee: Trainee, processes: Processes, step: int) -> None:
+def check_gradient(trainee: Trainee, world: World, step: int) -> None:
     """Make sure that the main thing to train has received a gradient; every process calls it after a step.
 
     Adam's first moments tell: they are zero for good where every gradient was.
@@ -55,7 +55,7 @@ def check_gradient(trainee: Trainee, processes: Processes, step: int) -> None:
     main = {id(parameter) for parameter in trainee.groups[0].parameters}
     named = {name: parameter for name, parameter in trainee.named_trainable().items() if id(parameter) in main}
     moved = sum(bool(slice_.parts["exp_avg"].any()) for slice_ in list_slices(trainee.engine, named))
-    if processes.sum(moved)[0] == 0:
+    if world.sum(moved)[0] == 0:
         raise StageError(
             Reason.ZERO_GRADIENT,
             f"after step {step} none of the {len(named)} tensors of the {trainee.groups[0].name} has received a "

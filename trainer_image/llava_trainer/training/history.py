@@ -1,12 +1,17 @@
-"""The training curve: one JSON object a logged step, in a file that outlives the pod."""
+"""What training leaves of its course: the curve, one JSON object a logged step, and the numbers at its end.
+
+Imports neither torch nor DeepSpeed: the launcher reads it too.
+"""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from llava_api.report import LOSSES_KEPT
-from llava_trainer.files import make_folder
+from llava_api.report import LOSSES_KEPT, TrainNumbers
+from llava_api.run_config import RunConfig
+from llava_trainer.files import make_folder, write_whole
+from llava_trainer.gang.failures import ranks_dir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,3 +99,27 @@ def read_entries(file: Path) -> list[Entry]:
             break
         entries.append(Entry(**fields))
     return entries
+
+
+def find_last_step(file: Path) -> int | None:
+    """The last step of a curve; None if there is none, or it is damaged."""
+    try:
+        entries = read_entries(file)
+    except (OSError, ValueError, TypeError):
+        # Asked for beside a failure, of which a damaged curve must not take the place.
+        return None
+    return entries[-1].step if entries else None
+
+
+def write_numbers(config: RunConfig, numbers: TrainNumbers) -> None:
+    """Record what training reached; the first rank's part."""
+    write_whole(_numbers_file(config), numbers.model_dump_json())
+
+
+def read_numbers(config: RunConfig) -> TrainNumbers:
+    """What training reached."""
+    return TrainNumbers.model_validate_json(_numbers_file(config).read_bytes())
+
+
+def _numbers_file(config: RunConfig) -> Path:
+    return ranks_dir(config) / "numbers.json"

@@ -17,6 +17,9 @@ from llava_trainer.attempts.folder import Fence
 from llava_trainer.data.processing import load_processing
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.errors import StageError
+from llava_trainer.gang.stopping import AskedToStopError, StopAgreement, StopRequest, saving_time_s
+from llava_trainer.gang.watchdog import Beat, Doing
+from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.checkpoint import CheckpointState
@@ -26,7 +29,6 @@ from llava_trainer.training.identity import identify_training
 from llava_trainer.training.phase import Phase, phase_of
 from llava_trainer.training.plan import Plan, make_plan
 from llava_trainer.training.probe import probe_largest
-from llava_trainer.training.processes import Processes
 from llava_trainer.training.progress import Progress
 from llava_trainer.training.recorder import Recorder
 from llava_trainer.training.results import publish_result
@@ -37,14 +39,12 @@ from llava_trainer.training.schedule import Schedule
 from llava_trainer.training.servable import write_servable
 from llava_trainer.training.slices import list_slices, share_of
 from llava_trainer.training.step import count_batch, draw_seed, run_step
-from llava_trainer.training.stopping import AskedToStopError, StopAgreement, StopRequest, saving_time_s
 from llava_trainer.training.trainee import Trainee, build_trainee
-from llava_trainer.training.watchdog import Beat, Doing
 
 
 def train(
     config: RunConfig,
-    processes: Processes,
+    world: World,
     reporter: Reporter,
     stop: StopRequest,
     beat: Beat = lambda doing: None,
@@ -66,34 +66,34 @@ def train(
     processing = load_processing(config.model_dir, phase.image_aspect_ratio)
     with ExitStack() as stack:
         samples = stack.enter_context(SampleFile(phase.samples_file))
-        plan = make_plan(phase, samples.measure(processing, phase.template, phase.max_length), processes.world_size)
-        trainee = build_trainee(config, phase, processes)
-        identity = processes.tell(identify_training(config, phase) if processes.is_first else {})
+        plan = make_plan(phase, samples.measure(processing, phase.template, phase.max_length), world.world_size)
+        trainee = build_trainee(config, phase, world)
+        identity = world.broadcast(identify_training(config, phase) if world.is_first else {})
         beginning = resume(
-            trainee.engine, trainee.named_trainable(), processes, config.volume, phase.stage, config.run.attempt,
+            trainee.engine, trainee.named_trainable(), world, config.volume, phase.stage, config.run.attempt,
             identity,
         )  # fmt: skip
         progress.begin(beginning.step)
         loader = stack.enter_context(
             BatchLoader(
                 samples, processing, images=phase.images_dir, max_length=phase.max_length, plan=plan,
-                rank=processes.rank, template=phase.template,
+                rank=world.rank, template=phase.template,
             )
         )  # fmt: skip
-        probe_largest(trainee, loader, plan, processes)
-        saver = stack.enter_context(_open_saver(config, phase, trainee, processes, beginning, reporter.fence))
+        probe_largest(trainee, loader, plan, world)
+        saver = stack.enter_context(_open_saver(config, phase, trainee, world, beginning, reporter.fence))
         recorder = None
-        if processes.is_first:
+        if world.is_first:
             history = stack.enter_context(_open_history(config, beginning))
             recorder = Recorder(history, reporter, plan, first_step=beginning.step)
             recorder.record_skipped([f"{path.parent.parent.name}/{path.name}" for path in beginning.passed_over])
         Loop(
-            phase=phase, plan=plan, trainee=trainee, processes=processes, loader=loader, saver=saver,
+            phase=phase, plan=plan, trainee=trainee, world=world, loader=loader, saver=saver,
             recorder=recorder, stop=stop, beat=beat, progress=progress, first_step=beginning.step, identity=identity,
             fence=reporter.fence,
         ).run()  # fmt: skip
-    publish_result(trainee, config.volume, processes, reporter.fence.check)
-    processes.barrier()
+    publish_result(trainee, config.volume, world, reporter.fence.check)
+    world.barrier()
     if recorder is None:
         return None
     return TrainNumbers(
@@ -101,7 +101,7 @@ def train(
         final_loss=recorder.last_loss,
         trainable_parameters=trainee.num_parameters,
         tokens=recorder.tokens,
-        world_size=processes.world_size,
+        world_size=world.world_size,
         attention=trainee.llava.config.text_config._attn_implementation,
     )
 
@@ -113,7 +113,7 @@ class Loop:
     phase: Phase
     plan: Plan
     trainee: Trainee
-    processes: Processes
+    world: World
     loader: BatchLoader
     saver: Saver
     recorder: Recorder | None
@@ -147,7 +147,7 @@ class Loop:
         self.beat(Doing.LOADING)
         micro_batches = self.loader.load(step)
         self.beat(Doing.WAITING)
-        totals = count_batch(micro_batches, self.stop.received, self.processes, self.progress.last_step_s)
+        totals = count_batch(micro_batches, self.stop.received, self.world, self.progress.last_step_s)
         if totals.last_step_s:
             self.progress.measure(totals.last_step_s)
         if totals.stop:
@@ -156,7 +156,7 @@ class Loop:
         check_supervised(totals, step + 1, batch)
         try:
             outcome = run_step(
-                self.trainee, self.processes, micro_batches, totals, factor=self._schedule.factor(step),
+                self.trainee, self.world, micro_batches, totals, factor=self._schedule.factor(step),
                 samples=len(batch), seeds=self._draw_seeds(step), beat=self.beat, agreement=self._agreement,
             )  # fmt: skip
         except AskedToStopError:
@@ -165,14 +165,14 @@ class Loop:
         self.progress.finish_step(step + 1, time.monotonic() - began)
         check_finite(outcome, step + 1)
         if step == self.first_step:
-            check_gradient(self.trainee, self.processes, step + 1)
+            check_gradient(self.trainee, self.world, step + 1)
         if self.recorder:
             self.fence.check()
             self.recorder.record(step + 1, outcome)
 
     @cached_property
     def _agreement(self) -> StopAgreement:
-        return StopAgreement(self.stop, self.processes)
+        return StopAgreement(self.stop, self.world)
 
     @cached_property
     def _schedule(self) -> Schedule:
@@ -182,7 +182,7 @@ class Loop:
 
     def _draw_seeds(self, step: int) -> list[int]:
         """What dropout of each micro-batch begins with; its first sample stands for it."""
-        shares = self.plan.share(step, self.processes.rank)
+        shares = self.plan.share(step, self.world.rank)
         return [draw_seed(self.phase.seed, step, rows[0][0] if rows else 0) for rows in shares]
 
     def _stop_after(self, step: int) -> NoReturn:
@@ -201,7 +201,7 @@ class Loop:
         self.beat(Doing.SAVING)
         engine, named = self.trainee.engine, self.trainee.named_trainable()
         state = CheckpointState(
-            step=step, total_steps=self.plan.total_steps, world_size=self.processes.world_size, seed=self.phase.seed,
+            step=step, total_steps=self.plan.total_steps, world_size=self.world.world_size, seed=self.phase.seed,
             parameters=shapes_of(named), training=self.identity,
         )  # fmt: skip
         self.saver.begin(share_of(list_slices(engine, named), engine), state)
@@ -217,13 +217,13 @@ class Loop:
 
 
 def _open_saver(
-    config: RunConfig, phase: Phase, trainee: Trainee, processes: Processes, beginning: Beginning, fence: Fence
+    config: RunConfig, phase: Phase, trainee: Trainee, world: World, beginning: Beginning, fence: Fence
 ) -> Saver:
     checkpoints = config.volume.checkpoints_dir(phase.stage, config.run.attempt)
-    if processes.is_first:
+    if world.is_first:
         remove_unfinished(config.volume, phase.stage, config.run.attempt)
     return Saver(
-        processes,
+        world,
         checkpoints,
         keep=phase.checkpoint.keep,
         write_servable=partial(write_servable, trainee),

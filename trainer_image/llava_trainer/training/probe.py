@@ -6,16 +6,16 @@ import torch
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
+from llava_trainer.gang.world import World
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.plan import Extreme, Plan
-from llava_trainer.training.processes import Processes
 from llava_trainer.training.slices import make_moments
 from llava_trainer.training.trainee import Trainee
 
 logger = logging.getLogger(__name__)
 
 
-def probe_largest(trainee: Trainee, loader: BatchLoader, plan: Plan, processes: Processes) -> None:
+def probe_largest(trainee: Trainee, loader: BatchLoader, plan: Plan, world: World) -> None:
     """Run the largest micro-batches of the run forward and backward in every process, and learn nothing from them.
 
     They are the ones with the most positions, the most pictures, and the most supervised tokens. Adam's moments are
@@ -34,12 +34,12 @@ def probe_largest(trainee: Trainee, loader: BatchLoader, plan: Plan, processes: 
         raise StageError(Reason.OUT_OF_DEVICE_MEMORY, f"Adam's moments do not fit: {error}") from error
     # Gradients are kept from the first pass on, so that only a second one runs beside them, as later micro-batches do.
     for extreme in (extremes[0], *extremes):
-        _run(extreme, trainee, loader, processes)
-    if processes.device.type == "cuda":
-        logger.info("it took %.2f GiB", torch.cuda.max_memory_allocated(processes.device) / 2**30)
+        _run(extreme, trainee, loader, world)
+    if world.device.type == "cuda":
+        logger.info("it took %.2f GiB", torch.cuda.max_memory_allocated(world.device) / 2**30)
 
 
-def _run(extreme: Extreme, trainee: Trainee, loader: BatchLoader, processes: Processes) -> None:
+def _run(extreme: Extreme, trainee: Trainee, loader: BatchLoader, world: World) -> None:
     told = (
         f"{extreme.name} of the run ({len(extreme.rows)} rows, {extreme.tokens:,} tokens with filling, "
         f"{extreme.pictures} pictures, {extreme.supervised:,} supervised)"
@@ -47,16 +47,16 @@ def _run(extreme: Extreme, trainee: Trainee, loader: BatchLoader, processes: Pro
     logger.info("before the first step: %s", told)
     micro_batch = loader.load_rows(extreme.rows)
     try:
-        loss = trainee.engine(**micro_batch.to(processes.device, trainee.dtype))
-        _check_finite(loss, told, processes)
+        loss = trainee.engine(**micro_batch.to(world.device, trainee.dtype))
+        _check_finite(loss, told, world)
         trainee.engine.backward(loss * 0.0, scale_wrt_gas=False)
     except torch.OutOfMemoryError as error:
         raise StageError(Reason.OUT_OF_DEVICE_MEMORY, f"{told} does not fit: {error}") from error
 
 
-def _check_finite(loss: torch.Tensor, told: str, processes: Processes) -> None:
+def _check_finite(loss: torch.Tensor, told: str, world: World) -> None:
     """Zero times infinity is no number: it would spoil the first step, which would be blamed for it."""
-    if processes.all_true(bool(torch.isfinite(loss))):
+    if world.all_true(bool(torch.isfinite(loss))):
         return
     raise StageError(
         Reason.LOSS_NOT_FINITE,

@@ -18,26 +18,24 @@ from llava_api.failures import Reason
 from llava_api.volume import RunVolume
 from llava_trainer.errors import StageError
 from llava_trainer.files import begin_folder, make_folder, publish_folder
+from llava_trainer.gang.world import World
 from llava_trainer.model.layout import hub_name
 from llava_trainer.model.partition import copy_whole, num_elements, shape_of, whole
 from llava_trainer.model.projector import CONFIG_FILE, WEIGHTS_FILE, dump_projector_config, projector_parameters
 from llava_trainer.training.adapter import check_saved, publish_adapter
-from llava_trainer.training.processes import Processes
 from llava_trainer.training.tensors import save_tensors
 from llava_trainer.training.trainee import Trainee, watched_parameters
 from llava_trainer.weights.stored import TAGS, find_stored
 from llava_trainer.weights.streaming import MAX_SHARD_BYTES, write_checkpoint
 
 
-def publish_result(
-    trainee: Trainee, volume: RunVolume, processes: Processes, check: Callable[[], None] = lambda: None
-) -> None:
+def publish_result(trainee: Trainee, volume: RunVolume, world: World, check: Callable[[], None] = lambda: None) -> None:
     """Write what was trained: the adapter, the projector alone, or language model and projector.
 
     Args:
         trainee: what was trained.
         volume: the run's.
-        processes: all of them; each calls this, and the first one writes.
+        world: all of them; each calls this, and the first one writes.
         check: called there before the result is completed; raises if this attempt does not count any more.
 
     Raises:
@@ -45,15 +43,15 @@ def publish_result(
         OSError: it cannot be written.
     """
     if isinstance(trainee.tuned, PeftModel):
-        publish_adapter(trainee.tuned, volume.adapter_dir, is_first=processes.is_first, check=check)
+        publish_adapter(trainee.tuned, volume.adapter_dir, is_first=world.is_first, check=check)
         return
     check_changed(trainee)
     if trainee.phase.method == "full":
         publish_weights(
-            trainee.llava, volume.weights_dir, is_first=processes.is_first, keep_step=processes.barrier, check=check
+            trainee.llava, volume.weights_dir, is_first=world.is_first, keep_step=world.barrier, check=check
         )
     else:
-        publish_projector(trainee.llava, volume.projector_dir, is_first=processes.is_first, check=check)
+        publish_projector(trainee.llava, volume.projector_dir, is_first=world.is_first, check=check)
 
 
 def check_changed(trainee: Trainee) -> None:

@@ -17,6 +17,7 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.volume import RunVolume
 from llava_trainer.errors import StageError
+from llava_trainer.gang.world import World
 from llava_trainer.retrying import OF_ANOTHER_NODE, Rereading
 from llava_trainer.training.checkpoint import (
     CheckpointState,
@@ -28,7 +29,6 @@ from llava_trainer.training.checkpoint import (
     verify_files,
 )
 from llava_trainer.training.identity import find_differences
-from llava_trainer.training.processes import Processes
 from llava_trainer.training.retention import find_checkpoints
 from llava_trainer.training.slices import PARTS, list_slices, resume_slices
 
@@ -62,7 +62,7 @@ class _Offer:
 def resume(
     engine: Any,
     named: Mapping[str, nn.Parameter],
-    processes: Processes,
+    world: World,
     volume: RunVolume,
     stage: StageName,
     attempt: int,
@@ -73,7 +73,7 @@ def resume(
     Args:
         engine: of what is trained.
         named: what is learned, by name.
-        processes: all of them.
+        world: all of them.
         volume: the run's.
         stage: align or train.
         attempt: number of this one.
@@ -82,18 +82,18 @@ def resume(
     Raises:
         StageError: CheckpointMismatch; the checkpoint was made by another training than this one.
     """
-    found = tuple(find_checkpoints(volume, stage, attempt)) if processes.is_first else ()
+    found = tuple(find_checkpoints(volume, stage, attempt)) if world.is_first else ()
     offers, passed_over = _list_offers(volume, found), []
-    while (offer := processes.tell(next(offers, None))) is not None:
+    while (offer := world.broadcast(next(offers, None))) is not None:
         folder = volume.root / offer.place
-        state = _verify(folder, offer, processes)
+        state = _verify(folder, offer, world)
         if state is None:
             passed_over.append(folder)
             continue
         _check_same_training(folder, state, training)
         _check_same_parameters(folder, state, shapes_of(named))
-        _load(engine, named, folder, state, _rereading(processes))
-        if processes.is_first:
+        _load(engine, named, folder, state, _rereading(world))
+        if world.is_first:
             logger.info("resuming from %s, after step %d of %d", folder, state.step, state.total_steps)
             passed_over = list(found[: found.index(folder)])
         return Beginning(step=state.step, folder=folder, passed_over=tuple(passed_over), found=found)
@@ -120,24 +120,24 @@ def _list_offers(volume: RunVolume, found: tuple[Path, ...]) -> Iterator[_Offer]
             yield _Offer(place=folder.relative_to(volume.root).as_posix(), digest=manifest.digest)
 
 
-def _verify(folder: Path, offer: _Offer, processes: Processes) -> CheckpointState | None:
+def _verify(folder: Path, offer: _Offer, world: World) -> CheckpointState | None:
     """The state of a checkpoint that every process finds in order: each looks at its share of the files."""
-    state, rereading = None, _rereading(processes)
+    state, rereading = None, _rereading(world)
     try:
         manifest = read_manifest(folder, expected=offer.digest, rereading=rereading)
         state = read_state(folder, manifest, rereading)
-        verify_files(folder, manifest, processes.rank, processes.world_size, rereading)
+        verify_files(folder, manifest, world.rank, world.world_size, rereading)
         with StoredOptimizer(folder, state, rereading) as stored:
             stored.check_whole(PARTS)
     except DamagedCheckpointError as error:
         state = None
         _tell_passed_over(folder, error)
-    return state if processes.all_agree(state is not None) else None
+    return state if world.all_agree(state is not None) else None
 
 
-def _rereading(processes: Processes) -> Rereading:
+def _rereading(world: World) -> Rereading:
     """The first process has seen what it offers; the others may not see it yet."""
-    return Rereading() if processes.is_first else OF_ANOTHER_NODE
+    return Rereading() if world.is_first else OF_ANOTHER_NODE
 
 
 def _tell_passed_over(folder: Path, error: DamagedCheckpointError) -> None:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from llava_trainer.gang.stopping import StopAgreement
+from llava_trainer.gang.watchdog import Beat, Doing
+from llava_trainer.gang.world import World
 from llava_trainer.training.batches import MicroBatch
 from llava_trainer.training.engine import set_learning_rates
-from llava_trainer.training.processes import Processes
-from llava_trainer.training.stopping import StopAgreement
 from llava_trainer.training.trainee import Trainee
-from llava_trainer.training.watchdog import Beat, Doing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,25 +46,23 @@ class StepOutcome:
     samples: int
 
 
-def count_batch(
-    micro_batches: Sequence[MicroBatch], stop: bool, processes: Processes, last_step_s: float = 0.0
-) -> BatchTotals:
+def count_batch(micro_batches: Sequence[MicroBatch], stop: bool, world: World, last_step_s: float = 0.0) -> BatchTotals:
     """Count over all processes what each one's micro-batches hold, and whether any was asked to stop.
 
     The first process's ``last_step_s`` is told to all.
     """
-    supervised, tokens, stops, seconds = processes.sum(
+    supervised, tokens, stops, seconds = world.sum(
         sum(micro_batch.num_supervised for micro_batch in micro_batches),
         sum(micro_batch.num_tokens for micro_batch in micro_batches),
         stop,
-        last_step_s if processes.is_first else 0.0,
+        last_step_s if world.is_first else 0.0,
     )
     return BatchTotals(supervised=int(supervised), tokens=int(tokens), stop=stops > 0, last_step_s=seconds)
 
 
 def run_step(
     trainee: Trainee,
-    processes: Processes,
+    world: World,
     micro_batches: Sequence[MicroBatch],
     totals: BatchTotals,
     *,
@@ -78,7 +76,7 @@ def run_step(
 
     Args:
         trainee: what learns.
-        processes: all of them; each calls this with micro-batches of its own.
+        world: all of them; each calls this with micro-batches of its own.
         micro_batches: this process's share; every process has the same number.
         totals: of the global batch; something of it is supervised.
         factor: of the peak learning rates.
@@ -96,8 +94,8 @@ def run_step(
     """
     engine = trainee.engine
     # DeepSpeed divides the sum of all processes' gradients by their number.
-    scale = processes.world_size / totals.supervised
-    loss_sum = torch.zeros((), dtype=torch.float32, device=processes.device)
+    scale = world.world_size / totals.supervised
+    loss_sum = torch.zeros((), dtype=torch.float32, device=world.device)
     for number, (micro_batch, seed) in enumerate(zip(micro_batches, seeds, strict=True), start=1):
         if number > 1:
             beat(Doing.WAITING)
@@ -107,12 +105,12 @@ def run_step(
             agreement.ask()
         beat(Doing.COMPUTING)
         torch.manual_seed(seed)
-        loss = engine(**micro_batch.to(processes.device, trainee.dtype))
+        loss = engine(**micro_batch.to(world.device, trainee.dtype))
         engine.backward(loss * scale, scale_wrt_gas=False)
         loss_sum += loss.detach()
     set_learning_rates(engine, trainee.groups, factor)
     engine.step()
-    (total_loss,) = processes.sum(loss_sum.item())
+    (total_loss,) = world.sum(loss_sum.item())
     return StepOutcome(
         loss=total_loss / totals.supervised,
         grad_norm=float(engine.get_global_grad_norm()),

@@ -13,6 +13,7 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
+from llava_trainer.gang.world import World
 from llava_trainer.inputs import read_inputs
 from llava_trainer.model.learning import ParameterGroup, group_parameters, train_projector, train_whole
 from llava_trainer.model.loading import load_model
@@ -24,7 +25,6 @@ from llava_trainer.training.adapter import name_base
 from llava_trainer.training.device import check_device
 from llava_trainer.training.engine import build_engine, models_shared_out
 from llava_trainer.training.phase import Phase
-from llava_trainer.training.processes import Processes
 
 Tuned: TypeAlias = PeftModel | LlavaForConditionalGeneration
 
@@ -59,17 +59,17 @@ class Trainee:
         return sum(num_elements(parameter) for group in self.groups for parameter in group.parameters)
 
 
-def build_trainee(config: RunConfig, phase: Phase, processes: Processes) -> Trainee:
+def build_trainee(config: RunConfig, phase: Phase, world: World) -> Trainee:
     """Load the model, open it for what the phase trains, and put it under DeepSpeed.
 
     Raises:
         StageError: InvalidModel; UnsupportedDevice where the GPU cannot do what the phase asks for.
     """
-    check_device(phase, processes.device)
-    dtype = resolve_dtype(phase.precision, processes.device)
+    check_device(phase, world.device)
+    dtype = resolve_dtype(phase.precision, world.device)
     quantization = phase.quantization if phase.method == "qlora" else None
-    with models_shared_out(phase.zero, dtype, processes.device):
-        llava = load_model(config.model_dir, dtype, processes.device, phase.attention, quantization)
+    with models_shared_out(phase.zero, dtype, world.device):
+        llava = load_model(config.model_dir, dtype, world.device, phase.attention, quantization)
     _begin_projector(config, phase, llava)
     # Drawn from the same seed everywhere; each process's dropout then goes its own way.
     torch.manual_seed(phase.seed)
@@ -77,7 +77,7 @@ def build_trainee(config: RunConfig, phase: Phase, processes: Processes) -> Trai
     inputs = read_inputs(config)
     if isinstance(tuned, PeftModel) and inputs is not None and inputs.base_model is not None:
         name_base(tuned, inputs.base_model)
-    torch.manual_seed(phase.seed + 1 + processes.rank)
+    torch.manual_seed(phase.seed + 1 + world.rank)
     module = SupervisedLoss(llava, gradient_checkpointing=phase.gradient_checkpointing)
     beginning = {name: copy_whole(parameter) for name, parameter in watched_parameters(llava, phase).items()}
     groups = group_parameters(
@@ -87,7 +87,7 @@ def build_trainee(config: RunConfig, phase: Phase, processes: Processes) -> Trai
         weight_decay=phase.weight_decay,
     )
     engine = build_engine(
-        module, groups, zero=phase.zero, device=processes.device, dtype=dtype, per_device_batch=phase.batch.per_device
+        module, groups, zero=phase.zero, device=world.device, dtype=dtype, per_device_batch=phase.batch.per_device
     )
     module.train()
     return Trainee(

@@ -1,6 +1,6 @@
-"""How far this process is in every process group, by torch's flight recorder, left on the volume while it stands still.
+"""How far this rank is in every process group, by torch's flight recorder, left on the volume while it stands still.
 
-torch numbers the operations of a group, in every process alike. Where all wait, their stacks look the same, whoever is
+torch numbers the operations of a group, in every rank alike. Where all wait, their stacks look the same, whoever is
 at fault; the numbers tell who has not begun what the others wait in (``stalls`` compares them). The recorder's own
 JSON is kept beside, for people; its pickle is never used.
 """
@@ -15,8 +15,8 @@ from torch._C import _distributed_c10d as c10d
 from llava_api.base import Lenient
 from llava_api.run_config import RunConfig
 from llava_trainer.files import write_whole
-from llava_trainer.training.ranks import evidence_file, flight_file
-from llava_trainer.training.watchdog import Doing
+from llava_trainer.gang.failures import evidence_file, flight_file
+from llava_trainer.gang.watchdog import Doing
 
 CHECKPOINT_GROUP = "checkpoints"
 """Description of the group over which threads agree on checkpoints: nobody's training waits in it."""
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 
 class GroupPosition(Lenient):
-    """How far one process is in one process group."""
+    """How far one rank is in one process group."""
 
     backend: str
     number: int
-    """By which torch counts the groups of a process; every process here makes the same ones in the same order."""
+    """By which torch counts the groups of a rank; every rank here makes the same ones in the same order."""
     name: str = ""
     """torch's; empty where the recorder has forgotten the group's operations."""
     begun: int
@@ -44,11 +44,11 @@ class GroupPosition(Lenient):
 
 
 class Evidence(Lenient):
-    """What a process that stands still says of itself."""
+    """What a rank that stands still says of itself."""
 
     doing: Doing
     limit_s: float
-    """How long it may stand still, in seconds; every process concludes the same from the steps that it was told of."""
+    """How long it may stand still, in seconds; every rank concludes the same from the steps that it was told of."""
     groups: tuple[GroupPosition, ...]
 
 
@@ -73,7 +73,7 @@ class _Recording(Lenient):
 
 
 def write_evidence(config: RunConfig, rank: int, doing: Doing, limit_s: float) -> None:
-    """Leave word of how far this process is, and that it may stand still for ``limit_s`` seconds.
+    """Leave word of how far this rank is, and that it may stand still for ``limit_s`` seconds.
 
     Raises:
         OSError: it cannot be written.
@@ -85,7 +85,7 @@ def write_evidence(config: RunConfig, rank: int, doing: Doing, limit_s: float) -
 
 
 def read_evidence(config: RunConfig, rank: int) -> Evidence | None:
-    """What a process has said of itself; None if nothing that can be read."""
+    """What a rank has said of itself; None if nothing that can be read."""
     try:
         with evidence_file(config, rank).open("rb") as stream:
             return Evidence.model_validate_json(stream.read(_MAX_BYTES))
@@ -94,7 +94,7 @@ def read_evidence(config: RunConfig, rank: int) -> Evidence | None:
 
 
 def find_positions(recordings: Mapping[str, bytes]) -> tuple[GroupPosition, ...]:
-    """How far a process is in every group that has begun something, by what its recorders hold (JSON, by backend)."""
+    """How far a rank is in every group that has begun something, by what its recorders hold (JSON, by backend)."""
     positions = []
     for backend, text in recordings.items():
         try:
@@ -102,7 +102,7 @@ def find_positions(recordings: Mapping[str, bytes]) -> tuple[GroupPosition, ...]
         except ValidationError as error:
             logger.warning("torch's flight recorder of %s cannot be read: %s", backend, error)
             continue
-        # The recorder holds the newest: what a process waits in now is among them.
+        # The recorder holds the newest: what a rank waits in now is among them.
         last = {entry.pg_id: entry for entry in recording.entries if not entry.is_p2p}
         positions += [
             _position(backend, number, status, last.get(number)) for number, status in recording.pg_status.items()

@@ -1,6 +1,6 @@
-"""What NCCL says where it fails: by itself, or because another process is gone.
+"""What NCCL says where it fails: by itself, or because another rank is gone.
 
-It comes as an exception of PyTorch's, or, where an operation fails later than it was begun, in the log of a process
+It comes as an exception of PyTorch's, or, where an operation fails later than it was begun, in the log of a rank
 that PyTorch's watchdog over NCCL ends (ProcessGroupNCCL.cpp). NCCL's words are those of ncclGetErrorWithVersion and
 getNcclErrorDetailStr in NCCLUtils.cpp.
 """
@@ -22,7 +22,7 @@ class NcclFault:
     """An error of NCCL's."""
 
     reason: Reason
-    """NcclFailed, or RendezvousFailed where it lost another process."""
+    """NcclFailed, or RendezvousFailed where it lost another rank."""
     message: str
 
 

@@ -1,6 +1,6 @@
-"""Notices that this process does not get any further, says where it stands, and ends it.
+"""Notices that this rank does not get any further, says where it stands, and ends it.
 
-A process that hangs takes all others along: they wait for it, and their operations give up only after minutes, with a
+A rank that hangs takes all others along: they wait for it, and their operations give up only after minutes, with a
 stack that shows nothing but the waiting.
 """
 
@@ -25,7 +25,7 @@ and so does a GPU that throttles or shares its bus with a checkpoint; ten times 
 
 
 class Doing(StrEnum):
-    """What a training process is at."""
+    """What a rank is at."""
 
     LOADING = "loads samples"
     WAITING = "waits for the other processes"
@@ -71,7 +71,7 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def beat(self, doing: Doing) -> None:
-        """Say that this process gets on, and what it does next."""
+        """Say that this rank gets on, and what it does next."""
         self._last = (doing, time.monotonic())
         faulthandler.dump_traceback_later(self._limit_s() / 2, repeat=True, file=_STDERR)
 
@@ -98,11 +98,11 @@ class Watchdog:
 
 
 def stall_limit_s(slowest_step_s: float | None, longest_s: float) -> float:
-    """Seconds that a training process may stand still.
+    """Seconds that a rank may stand still.
 
     Args:
         slowest_step_s: how long the slowest of the last steps took, checkpoints' copies left out; None if unknown.
-        longest_s: as the run configuration has it, whatever the steps take: half of what operations between processes
+        longest_s: as the run configuration has it, whatever the steps take: half of what operations between ranks
             wait.
     """
     if slowest_step_s is None:

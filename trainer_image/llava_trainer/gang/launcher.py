@@ -1,8 +1,8 @@
-"""Process 1 of a training pod: starts this pod's training processes and answers for them.
+"""Process 1 of a pod of a gang: starts this pod's ranks and answers for them. What they run it is told (``Worker``).
 
-Built on torch's elastic agent (what torchrun is built on). What it adds: the exit code and the reason of the process
-that failed first (torchrun makes every code a 1), an end within seconds when another pod fails, time to save a
-checkpoint after SIGTERM, and one log file a process on the run's volume.
+Built on torch's elastic agent (what torchrun is built on). What it adds: the exit code and the reason of the rank that
+failed first (torchrun makes every code a 1), an end within seconds when another pod fails, time to save after SIGTERM,
+and one log file a rank on the run's volume.
 """
 
 import logging
@@ -11,8 +11,9 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -29,45 +30,54 @@ from llava_api.report import StageFailure
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
 from llava_trainer.files import make_folder
-from llava_trainer.training.meeting import Meeting, Patience
-from llava_trainer.training.ranks import Exit, clear_words, fill_steps, find_cause, rank_log, read_words
-from llava_trainer.training.stalls import explain_stall_of_all
-from llava_trainer.training.stopping import saving_time_s
-from llava_trainer.training.watch import Watch
+from llava_trainer.gang.failures import Exit, clear_failures, fill_steps, find_cause, rank_log, read_failures
+from llava_trainer.gang.heartbeats import HeartbeatMonitor
+from llava_trainer.gang.rendezvous import Patience, Rendezvous
+from llava_trainer.gang.stalls import explain_stall_of_all
+from llava_trainer.gang.stopping import saving_time_s
 
-_WORKER_MODULE = "llava_trainer.training.worker"
 _CAUSE_WAIT_S = 10.0
-"""How long a pod whose processes only lost their peers waits for word of the cause."""
+"""How long a pod whose ranks only lost their peers waits for another pod to report the cause."""
 
 logger = logging.getLogger(__name__)
 
 
 class PeerFailedError(Exception):
-    """Another pod failed before this one's processes were started."""
+    """Another pod failed before this one's ranks were started."""
 
 
-def launch(config: RunConfig, meeting: Meeting, patience: Patience) -> None:
-    """Run this pod's training processes to their end.
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """What every rank runs."""
+
+    module: str
+    """Started as ``python -m MODULE --config FILE``."""
+    find_step: Callable[[], int | None]
+    """How many steps are known to be done; asked where a rank was killed and none says so itself."""
+
+
+def launch(config: RunConfig, rendezvous: Rendezvous, patience: Patience, worker: Worker) -> None:
+    """Run this pod's ranks to their end.
 
     Raises:
-        StageError: the reason of the process that failed first, in this pod or another one, with its rank and the
+        StageError: the reason of the rank that failed first, in this pod or another one, with its rank and the
             end of its log; Interrupted after SIGTERM.
     """
-    clear_words(config, _ranks(config))
+    clear_failures(config, _ranks(config))
     peer_failures: list[StageFailure] = []
 
     def end_processes(failure: StageFailure) -> None:
         peer_failures.append(failure)
-        # torch's agent hands these signals on: SIGTERM lets the processes save, SIGHUP ends them at once, since
-        # they may be waiting in an operation that will never end.
+        # torch's agent hands these signals on: SIGTERM lets the ranks save, SIGHUP ends them at once, since they
+        # may be waiting in an operation that will never end.
         is_drain = failure.reason is Reason.INTERRUPTED
         os.kill(os.getpid(), signal.SIGTERM if is_drain else signal.SIGHUP)
 
     try:
-        with _signals_restored(), Watch(meeting, patience, end_processes):
-            _run_agent(config, patience)
+        with _signals_restored(), HeartbeatMonitor(rendezvous, patience, end_processes):
+            _run_agent(config, patience, worker.module)
     except ChildFailedError as error:
-        failure = _judge(config, error, meeting)
+        failure = _judge(config, error, rendezvous)
     except (SignalException, PeerFailedError):
         failure = peer_failures[0] if peer_failures else _interrupted(config)
     except (DistError, RendezvousError) as error:
@@ -76,26 +86,26 @@ def launch(config: RunConfig, meeting: Meeting, patience: Patience) -> None:
         )
     else:
         return
-    raise _to_stage_error(meeting.report_failure(fill_steps(config, failure, _ranks(config))))
+    raise _to_stage_error(rendezvous.report_failure(fill_steps(config, failure, _ranks(config), worker.find_step)))
 
 
 def node_rank() -> int:
-    """This pod's index among the training pods."""
+    """This pod's index among the gang's."""
     return int(os.environ.get(ENV_COMPLETION_INDEX, "0"))
 
 
 class RankLogs(LogsSpecs):
-    """One log file a process on the run's volume; what is written there also goes to the pod's log."""
+    """One log file a rank on the run's volume; what is written there also goes to the pod's log."""
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
         self._config = config
 
     def reify(self, envs: Mapping[int, Mapping[str, str]]) -> LogsDest:
-        """Files for processes with these environments, by local rank."""
+        """Files for ranks with these environments, by local rank."""
         files = {local: str(rank_log(self._config, int(env["RANK"]))) for local, env in envs.items()}
         nothing = dict.fromkeys(envs, "")
-        # The processes join stderr to stdout themselves: opened twice, one stream would overwrite the other.
+        # The ranks join stderr to stdout themselves: opened twice, one stream would overwrite the other.
         return LogsDest(stdouts=files, stderrs=nothing, tee_stdouts=files, error_files=nothing)
 
     @property
@@ -104,7 +114,7 @@ class RankLogs(LogsSpecs):
         return str(rank_log(self._config, 0).parent)
 
 
-def _run_agent(config: RunConfig, patience: Patience) -> None:
+def _run_agent(config: RunConfig, patience: Patience, module: str) -> None:
     workers = config.workers
     make_folder(rank_log(config, 0).parent)
     with tempfile.TemporaryDirectory(prefix="llava-train-") as folder:
@@ -125,11 +135,11 @@ def _run_agent(config: RunConfig, patience: Patience) -> None:
             max_restarts=0,
             shutdown_timeout=saving_time_s(workers.grace_period_seconds),
         )
-        elastic_launch(settings, sys.executable)("-u", "-m", _WORKER_MODULE, "--config", str(file))
+        elastic_launch(settings, sys.executable)("-u", "-m", module, "--config", str(file))
 
 
-def _judge(config: RunConfig, error: ChildFailedError, meeting: Meeting) -> StageFailure:
-    """The cause of a failure of this pod's processes, which may lie in another pod."""
+def _judge(config: RunConfig, error: ChildFailedError, rendezvous: Rendezvous) -> StageFailure:
+    """The cause of a failure of this pod's ranks, which may lie in another pod."""
     found = find_cause(
         config,
         [Exit(rank=rank, code=failure.exitcode, time_s=failure.timestamp) for rank, failure in error.failures.items()],
@@ -139,15 +149,16 @@ def _judge(config: RunConfig, error: ChildFailedError, meeting: Meeting) -> Stag
         if stalled is not None:
             return stalled
     if found.lost_peer and config.workers.num_nodes > 1:
-        return meeting.find_failure(wait_s=_CAUSE_WAIT_S) or found.failure
+        return rendezvous.find_failure(wait_s=_CAUSE_WAIT_S) or found.failure
     return found.failure
 
 
 def _interrupted(config: RunConfig) -> StageFailure:
-    """What SIGTERM to this pod came to: what its processes say, if they could still say something."""
-    words = read_words(config, _ranks(config)).values()
-    told = [word.failure for word in words if not word.lost_peer]
-    return told[0] if told else StageFailure(reason=Reason.INTERRUPTED, message="the pod was asked to stop (SIGTERM)")
+    """What SIGTERM to this pod came to: what its ranks report, if they still could."""
+    reported = [found.failure for found in read_failures(config, _ranks(config)).values() if not found.lost_peer]
+    if reported:
+        return reported[0]
+    return StageFailure(reason=Reason.INTERRUPTED, message="the pod was asked to stop (SIGTERM)")
 
 
 def _to_stage_error(failure: StageFailure) -> StageError:

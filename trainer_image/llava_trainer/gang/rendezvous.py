@@ -1,9 +1,10 @@
-"""Where the launchers of all training pods meet: a key-value store in the first pod's launcher.
+"""The rendezvous of all pods' launchers: a key-value store in the first pod's launcher.
 
-torch's elastic agents do not tell each other of failures: when a process dies in one pod, the others may wait in a
-collective operation until it times out. Here the first to fail leaves word for the others (see ``watch``).
+torch's elastic agents do not tell each other of failures: when a rank dies in one pod, the others may wait in a
+collective operation until it times out. Here the first to fail tells the others (see ``heartbeats``).
 
-The store takes keys from anyone who reaches its port. Every word is signed (``signing``); what is not counts as absent.
+The store takes keys from anyone who reaches its port. Every value is signed (``signing``); what is not counts as
+absent.
 """
 
 import logging
@@ -19,10 +20,10 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 from llava_api.failures import Reason
 from llava_api.report import StageFailure
 from llava_trainer.errors import StageError
-from llava_trainer.training.signing import Signer
+from llava_trainer.gang.signing import Signer
 
-_FAILURE = "meeting/failure"
-_RESULT = "meeting/result"
+_FAILURE = "rendezvous/failure"
+_RESULT = "rendezvous/result"
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Patience:
     silence_s: float = 60.0
     """Without a heartbeat until a launcher is taken for dead."""
     result_s: float = 3600.0
-    """For the first launcher to say what came out: it hashes that before, which with method full are 26 GB of a 13B
+    """For the first launcher's result: it hashes that before, which with method full are 26 GB of a 13B
     model on a volume that may be slow. Should it end instead, its connection breaks."""
     farewell_s: float = 15.0
     """For the others to take note, before the first launcher takes the store away with it."""
@@ -47,20 +48,20 @@ class Patience:
     """Between two looks."""
 
 
-class Meeting:
-    """One launcher's place at the meeting point. Threads may share it, as they may the store.
+class Rendezvous:
+    """One launcher's place at the rendezvous. Threads may share it, as they may the store.
 
-    Nothing here waits inside the store, which lets one operation in at a time: words are read by ``compare_set``, which
-    answers at once, whatever is there. It also comes after every ``set`` of the same connection, which by itself may
-    still be on its way when the process ends.
+    Nothing here waits inside the store, which lets one operation in at a time: values are read by ``compare_set``,
+    which answers at once, whatever is there. It also comes after every ``set`` of the same connection, which by itself
+    may still be on its way when the process ends.
     """
 
     def __init__(
         self, host: str, port: int, *, node: int, num_nodes: int, signer: Signer, patience: Patience | None = None
     ) -> None:
-        """Take part in the meeting at ``host``:``port``; the launcher of node 0 holds it.
+        """Take part in the rendezvous at ``host``:``port``; the launcher of node 0 holds its store.
 
-        Words are signed by ``signer``, and believed where theirs is the same.
+        Values are signed by ``signer``, and believed where theirs is the same.
 
         Raises:
             StageError: RendezvousFailed; the first pod could not be reached in time, or the port is taken.
@@ -86,7 +87,7 @@ class Meeting:
                 timeout=timedelta(seconds=30),
             )
         except DistError as error:
-            raise StageError(Reason.RENDEZVOUS_FAILED, f"no meeting point at {self._where}: {error}") from error
+            raise StageError(Reason.RENDEZVOUS_FAILED, f"no rendezvous at {self._where}: {error}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +104,7 @@ class Meeting:
             StageError: RendezvousFailed, naming the pods that did not come; or what another pod has failed of.
         """
         self.beat()
-        while missing := [node for node in range(self._num_nodes) if self._find_word(_pulse(node)) is None]:
+        while missing := [node for node in range(self._num_nodes) if self._read(_heartbeat(node)) is None]:
             failure = self.find_failure()
             if failure:
                 raise StageError(
@@ -127,7 +128,7 @@ class Meeting:
             DistError: the first launcher is gone.
         """
         self._num_beats += 1
-        self._leave_word(_pulse(self._node), str(self._num_beats))
+        self._write(_heartbeat(self._node), str(self._num_beats))
 
     def count_beats(self) -> dict[int, int]:
         """Signs of life so far of the other launchers that have not left.
@@ -136,29 +137,27 @@ class Meeting:
             DistError: the first launcher is gone.
         """
         return {
-            node: int(self._find_word(_pulse(node)) or 0)
+            node: int(self._read(_heartbeat(node)) or 0)
             for node in range(self._num_nodes)
-            if node != self._node and self._find_word(_left(node)) is None
+            if node != self._node and self._read(_left(node)) is None
         }
 
     def report_failure(self, failure: StageFailure) -> StageFailure:
-        """Leave word of a failure; returns the one that was first, which may be another launcher's."""
+        """Report a failure; returns the one that was first, which may be another launcher's."""
         try:
-            told = self._leave_word(
-                _FAILURE, failure.model_copy(update={"log_tail": ""}).model_dump_json(), replaces=False
-            )
-            return StageFailure.model_validate_json(told).model_copy(update={"log_tail": failure.log_tail})
+            first = self._write(_FAILURE, failure.model_copy(update={"log_tail": ""}).model_dump_json(), replaces=False)
+            return StageFailure.model_validate_json(first).model_copy(update={"log_tail": failure.log_tail})
         except DistError:
             # The first launcher is gone, and with it what it knew.
             return failure
 
     def find_failure(self, wait_s: float = 0.0) -> StageFailure | None:
-        """Word of a failure, waiting for it up to ``wait_s`` seconds."""
+        """A failure that was reported, waiting for it up to ``wait_s`` seconds."""
         deadline = time.monotonic() + wait_s
         while True:
             try:
-                if (told := self._find_word(_FAILURE)) is not None:
-                    return StageFailure.model_validate_json(told)
+                if (reported := self._read(_FAILURE)) is not None:
+                    return StageFailure.model_validate_json(reported)
             except DistError:
                 return None
             if time.monotonic() >= deadline:
@@ -166,30 +165,30 @@ class Meeting:
             time.sleep(min(0.1, self._patience.interval_s))
 
     def share_result(self, result: str) -> None:
-        """Tell the other launchers what came out; the first one's part."""
+        """Give the other launchers the result; the first one's part."""
         self._result = result
-        self._leave_word(_RESULT, result)
+        self._write(_RESULT, result)
 
     def find_result(self) -> str | None:
-        """What the first launcher has said came out; None if it has not yet. Never waits.
+        """The first launcher's result; None if there is none yet. Never waits.
 
         Raises:
             StageError: RendezvousFailed; it is gone.
         """
         try:
-            return self._find_word(_RESULT)
+            return self._read(_RESULT)
         except DistError as error:
             raise StageError(Reason.RENDEZVOUS_FAILED, "the first training pod is gone") from error
 
     def await_result(self) -> str:
-        """What the first launcher says came out.
+        """The first launcher's result.
 
         Raises:
             StageError: RendezvousFailed; it is gone, or says nothing.
         """
         deadline = time.monotonic() + self._patience.result_s
         try:
-            while (result := self._find_word(_RESULT)) is None:
+            while (result := self._read(_RESULT)) is None:
                 if time.monotonic() > deadline:
                     raise StageError(Reason.RENDEZVOUS_FAILED, "the first training pod does not say what came out")
                 time.sleep(0.1)
@@ -217,40 +216,40 @@ class Meeting:
     def _leave(self) -> None:
         """Say goodbye; the first launcher waits for the others to do so, since the store goes with it."""
         try:
-            self._leave_word(_left(self._node), "left")
+            self._write(_left(self._node), "left")
             deadline = time.monotonic() + self._patience.farewell_s
             others = [_left(node) for node in range(1, self._num_nodes)] if self._node == 0 else []
-            while any(self._find_word(name) is None for name in others) and time.monotonic() < deadline:
+            while any(self._read(name) is None for name in others) and time.monotonic() < deadline:
                 time.sleep(0.1)
                 if self._result is not None:
-                    self._leave_word(_RESULT, self._result)
+                    self._write(_RESULT, self._result)
         except DistError:
             logger.info("the first training pod had left already")
 
-    def _find_word(self, name: str) -> str | None:
-        """What one of us left under ``name``."""
+    def _read(self, name: str) -> str | None:
+        """What one of us has written under ``name``."""
         return self._signer.verify(name, self._store.compare_set(name, "", ""))
 
-    def _leave_word(self, name: str, word: str, *, replaces: bool = True) -> str:
-        """Leave a word; returns what one of us has left under ``name``.
+    def _write(self, name: str, value: str, *, replaces: bool = True) -> str:
+        """Write a value; returns what one of us has written under ``name``.
 
         Args:
             name: key of the store.
-            word: what to leave.
-            replaces: whether to put it in the place of an earlier word of ours. What is not ours is always replaced.
+            value: what to write.
+            replaces: whether to put it in the place of an earlier value of ours. What is not ours is always replaced.
         """
-        signed = self._signer.sign(name, word)
+        signed = self._signer.sign(name, value)
         if not replaces:
             found = self._signer.verify(name, self._store.compare_set(name, "", signed))
             if found is not None:
                 return found
         self._store.set(name, signed)
-        return self._find_word(name) or word
+        return self._read(name) or value
 
 
-def _pulse(node: int) -> str:
-    return f"meeting/pulse/{node}"
+def _heartbeat(node: int) -> str:
+    return f"rendezvous/heartbeat/{node}"
 
 
 def _left(node: int) -> str:
-    return f"meeting/left/{node}"
+    return f"rendezvous/left/{node}"

@@ -1,8 +1,8 @@
-"""Being asked to stop. SIGTERM reaches the processes of one pod only, so the loop agrees on it over all of them.
+"""Being asked to stop. SIGTERM reaches the ranks of one pod only, so all of them agree on it.
 
 Between steps that comes with the count of the batch. A step of many micro-batches may take longer than a pod has, so
 it is asked between those as well: over gloo, whose threads carry the question while the next micro-batch is computed,
-and answered one micro-batch later, so that neither a GPU nor another process has to be waited for.
+and answered one micro-batch later, so that neither a GPU nor another rank has to be waited for.
 """
 
 import signal
@@ -13,18 +13,18 @@ import torch
 import torch.distributed as dist
 
 from llava_api.memory import RESERVED_S
-from llava_trainer.training.processes import Processes
+from llava_trainer.gang.world import World
 
 _MIN_SAVING_S = 5
 
 
 def saving_time_s(grace_period_s: int) -> int:
-    """Seconds that training processes have to save a checkpoint after SIGTERM."""
+    """Seconds that ranks have to save a checkpoint after SIGTERM."""
     return max(grace_period_s - RESERVED_S, _MIN_SAVING_S)
 
 
 class StopRequest:
-    """Remembers that this process got SIGTERM, from the moment that the context is entered."""
+    """Remembers that this rank got SIGTERM, from the moment that the context is entered."""
 
     def __init__(self) -> None:
         self.received = False
@@ -34,7 +34,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # A second SIGTERM while the process ends must not interrupt what it saves.
+        # A second SIGTERM while the rank ends must not interrupt what it saves.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     @property
@@ -47,19 +47,19 @@ class StopRequest:
 
 
 class AskedToStopError(Exception):
-    """Some process was asked to stop within a step; every process raises this before the same micro-batch."""
+    """Some rank was asked to stop within a step; every rank raises this before the same micro-batch."""
 
 
 class StopAgreement:
-    """Finds out whether any process was asked to stop. Every process calls the same in the same micro-batches."""
+    """Finds out whether any rank was asked to stop. Every rank calls the same in the same micro-batches."""
 
-    def __init__(self, stop: StopRequest, processes: Processes) -> None:
+    def __init__(self, stop: StopRequest, world: World) -> None:
         self._stop = stop
-        self._group = processes.control
+        self._group = world.control
         self._asked: tuple[dist.Work, torch.Tensor] | None = None
 
     def ask(self) -> None:
-        """Ask all processes, without waiting for any."""
+        """Ask all ranks, without waiting for any."""
         if self._group is not None:
             flag = torch.tensor(int(self._stop.received_meanwhile))
             work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
@@ -67,11 +67,11 @@ class StopAgreement:
             self._asked = work, flag
 
     def check(self) -> None:
-        """Look at the answers, which every process has given when it began its last micro-batch.
+        """Look at the answers, which every rank has given when it began its last micro-batch.
 
         Raises:
             AskedToStopError: one was.
-            DistError, RuntimeError: a process is gone.
+            DistError, RuntimeError: a rank is gone.
         """
         if self._group is None:
             asked = self._stop.received_meanwhile

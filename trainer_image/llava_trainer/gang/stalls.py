@@ -1,4 +1,4 @@
-"""Which process holds up the others where all stand still: the one that has not begun what they wait in.
+"""Which rank holds up the others where all stand still: the one that has not begun what they wait in.
 
 Who says first that it stands still is chance, and what each was at is the same in all of them while they compute. So
 the numbers of their operations decide (``flight``), and that one has left none while all others have.
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from llava_api.failures import Reason
 from llava_api.report import StageFailure
 from llava_api.run_config import RunConfig
+from llava_trainer.gang.failures import rank_log
+from llava_trainer.gang.flight import Evidence, GroupPosition, read_evidence
 from llava_trainer.logs import read_tail
-from llava_trainer.training.flight import Evidence, GroupPosition, read_evidence
-from llava_trainer.training.ranks import rank_log
 
 _LATENESS = 0.1
-"""Of the limit: how long to wait for the evidence of processes that began to stand still later than the first."""
+"""Of the limit: how long to wait for the evidence of ranks that began to stand still later than the first."""
 _POLL_S = 0.2
 
 Group = tuple[str, str]
@@ -28,13 +28,13 @@ class Verdict:
     """Who holds the others up."""
 
     rank: int | None
-    """None where no process does."""
+    """None where no rank does."""
     finding: str
     """What speaks for it."""
 
 
 def explain_stall_of_all(config: RunConfig) -> StageFailure | None:
-    """What the evidence of all processes comes to, waiting a moment for it; None if it does not tell."""
+    """What the evidence of all ranks comes to, waiting a moment for it; None if it does not tell."""
     workers = config.workers
     num_ranks = workers.num_nodes * workers.processes_per_node
     if num_ranks == 1:
@@ -58,11 +58,11 @@ def explain_stall_of_all(config: RunConfig) -> StageFailure | None:
 
 
 def judge(evidence: Mapping[int, Evidence], num_ranks: int) -> Verdict | None:
-    """Find the process that holds the others up.
+    """Find the rank that holds the others up.
 
     Args:
         evidence: by rank.
-        num_ranks: how many processes there are.
+        num_ranks: how many ranks there are.
 
     Returns:
         Whom somebody waits for while it waits for nobody itself; None if the evidence does not tell.
@@ -121,7 +121,7 @@ def _judge_alike(waiting: list[tuple[int, Group, GroupPosition]], num_ranks: int
         if len(here) < num_ranks or len({position.begun for position in here.values()}) > 1:
             continue
         begun = here[0].begun
-        # Sizes may differ: a process may have nothing to give to a gather.
+        # Sizes may differ: a rank may have nothing to give to a gather.
         kinds = {rank: str(position.waits_in).partition(" ")[0] for rank, position in here.items()}
         if len(set(kinds.values())) == 1:
             return Verdict(

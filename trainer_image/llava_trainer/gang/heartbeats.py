@@ -1,4 +1,4 @@
-"""Watches over the other pods' launchers while this pod trains."""
+"""Watches over the other pods' launchers while this pod's ranks run."""
 
 import threading
 import time
@@ -9,18 +9,18 @@ from torch.distributed import DistError
 
 from llava_api.failures import Reason
 from llava_api.report import StageFailure
-from llava_trainer.training.meeting import Meeting, Patience
+from llava_trainer.gang.rendezvous import Patience, Rendezvous
 
 
-class Watch:
+class HeartbeatMonitor:
     """A thread that gives signs of life, and calls ``on_failure`` once when another launcher fails or falls silent."""
 
-    def __init__(self, meeting: Meeting, patience: Patience, on_failure: Callable[[StageFailure], None]) -> None:
-        self._meeting = meeting
+    def __init__(self, rendezvous: Rendezvous, patience: Patience, on_failure: Callable[[StageFailure], None]) -> None:
+        self._rendezvous = rendezvous
         self._patience = patience
         self._on_failure = on_failure
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -34,8 +34,10 @@ class Watch:
         silence = Silence(self._patience.silence_s)
         while not self._stopped.wait(self._patience.interval_s):
             try:
-                self._meeting.beat()
-                failure = self._meeting.find_failure() or silence.find(self._meeting.count_beats(), time.monotonic())
+                self._rendezvous.beat()
+                failure = self._rendezvous.find_failure() or silence.find(
+                    self._rendezvous.count_beats(), time.monotonic()
+                )
             except DistError:
                 failure = StageFailure(
                     reason=Reason.RENDEZVOUS_FAILED, message="the connection to the first training pod was lost"

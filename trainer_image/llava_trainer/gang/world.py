@@ -1,4 +1,4 @@
-"""This process among the others: rank, device, and what all of them agree on."""
+"""This rank among the others: its number, its device, and what all of them agree on."""
 
 import os
 from dataclasses import dataclass
@@ -11,56 +11,54 @@ import torch
 import torch.distributed as dist
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others in one operation. A process that died is noticed by the launchers long
-before, and one that hangs by its watchdog (``llava_trainer.training.watchdog``)."""
-
-
+"""How long a rank waits for the others in one operation. One that died is noticed by the launchers long
+before, and one that hangs by its watchdog (``gang.watchdog``)."""
 CONTROL_TIMEOUT = timedelta(hours=1)
 """The same where files are read or written meanwhile, over a volume that may be slow."""
 
-Word = TypeVar("Word")
+T = TypeVar("T")
 
 
 class LostPeerError(Exception):
-    """This process cannot go on because another one failed, which knows why."""
+    """This rank cannot go on because another one failed, which knows why."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Processes:
-    """Where this process stands; made by ``join``."""
+class World:
+    """Where this rank stands; made by ``join``."""
 
     rank: int
     world_size: int
     device: torch.device
     control: dist.ProcessGroup | None = None
-    """The same processes over gloo, through the nodes' memory: for what must not wait for a GPU. None if alone."""
+    """The same ranks over gloo, through the nodes' memory: for what must not wait for a GPU. None if alone."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and reports for all."""
+        """Whether this rank writes files and reports for all."""
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every rank is here."""
         dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def sum(self, *values: float) -> list[float]:
-        """Sums over all processes, in fp64: counts stay exact up to 2^53."""
+        """Sums over all ranks, in fp64: counts stay exact up to 2^53."""
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total.tolist()
 
-    def tell(self, word: Word) -> Word:
-        """What the first process says, in every process; what the others say does not count."""
+    def broadcast(self, value: T) -> T:
+        """The first rank's value, in every rank; the others' do not count."""
         if self.control is None:
-            return word
-        words = [word]
-        # Pickled by one process of this training and read by another.
-        dist.broadcast_object_list(words, src=0, group=self.control, device=torch.device("cpu"))
-        return words[0]
+            return value
+        values = [value]
+        # Pickled by one rank of this gang and read by another.
+        dist.broadcast_object_list(values, src=0, group=self.control, device=torch.device("cpu"))
+        return values[0]
 
     def all_agree(self, value: bool) -> bool:
-        """``all_true`` where files are read meanwhile, which may take one process much longer than another."""
+        """``all_true`` where files are read meanwhile, which may take one rank much longer than another."""
         if self.control is None:
             return value
         agreed = torch.tensor(int(value))
@@ -68,12 +66,12 @@ class Processes:
         return bool(agreed)
 
     def all_true(self, value: bool) -> bool:
-        """Whether ``value`` is true in every process."""
+        """Whether ``value`` is true in every rank."""
         return self.sum(float(value))[0] == self.world_size
 
 
-def join(device_type: Literal["cuda", "cpu"]) -> Processes:
-    """Join the other processes, as torch's elastic agent has laid it down in the environment."""
+def join(device_type: Literal["cuda", "cpu"]) -> World:
+    """Join the other ranks, as torch's elastic agent has laid it down in the environment."""
     local_rank = int(os.environ["LOCAL_RANK"])
     if device_type == "cuda":
         device = torch.device("cuda", local_rank)
@@ -92,4 +90,4 @@ def join(device_type: Literal["cuda", "cpu"]) -> Processes:
     world_size = dist.get_world_size()
     control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT) if world_size > 1 else None
     assert control is None or isinstance(control, dist.ProcessGroup)
-    return Processes(rank=dist.get_rank(), world_size=world_size, device=device, control=control)
+    return World(rank=dist.get_rank(), world_size=world_size, device=device, control=control)
