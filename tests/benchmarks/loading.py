@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from llava_api.run_config import RunConfig
-from llava_trainer.data.processing import load_processing
+from llava_trainer.data.processor import load_processor
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.data.samples import Sample, Source, Turn, write_samples
 from llava_trainer.gang.world import World
@@ -29,13 +29,13 @@ def loading_table() -> Iterator[str]:
         write_samples(config.volume.train_file, samples)
         waited_s, total_s, steps = run_loading(config, world)
         yield f"Waiting for data, {steps} steps of 64 samples with JPEGs of 336 px: {waited_s / total_s:.2%} of them"
-        processing = load_processing(config.model_dir, "pad")
+        processor = load_processor(config.model_dir, "pad")
         counted = [dataclasses.replace(sample, num_tokens=1) for sample in samples]
         for name, file, repeated in (("counted by prepare", counted, 521), ("not counted", samples, 10)):
             write_samples(config.volume.train_file, (sample for _ in range(repeated) for sample in file))
             began = time.perf_counter()
             with SampleFile(config.volume.train_file) as stored:
-                stored.measure(processing, "v1", config.training.max_length)
+                stored.measure(processor, "v1", config.training.max_length)
                 seconds = (time.perf_counter() - began) * 100_000 / len(stored)
             yield f"Lengths of 100,000 samples, {name}: {seconds:.1f} s"
 
@@ -43,12 +43,12 @@ def loading_table() -> Iterator[str]:
 def run_loading(config: RunConfig, world: World) -> tuple[float, float, int]:
     """Seconds waited, seconds in all, and steps, from the second step on."""
     trainee = build_ours(config, world)
-    processing = load_processing(config.model_dir, "pad")
-    plan = plan_of(config, processing)
+    processor = load_processor(config.model_dir, "pad")
+    plan = plan_of(config, processor)
     with (
         SampleFile(config.volume.train_file) as stored,
         BatchLoader(
-            stored, processing, images=config.dataset_dir / "images", max_length=plan.max_length, plan=plan, rank=0
+            stored, processor, images=config.dataset_dir / "images", max_length=plan.max_length, plan=plan, rank=0
         ) as loader,
     ):
         for step in range(plan.total_steps):

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from llava_trainer.data.dataset import prepare_dataset
-from llava_trainer.data.processing import load_processing
+from llava_trainer.data.processor import load_processor
 from llava_trainer.data.request import DatasetRequest, training_request
 from llava_trainer.data.samples import write_lines
 from tests.tiny.base import make_untrained_base
@@ -62,7 +62,7 @@ def compare_speed(root: Path, num_pictures: int) -> None:
     print(f"drawing {a_round * ROUNDS:,} JPEGs of {PICTURE_PX} x {PICTURE_PX} px")
     for number in range(ROUNDS):
         _draw_round(root / f"{number}", a_round, seed=number)
-    processing = load_processing(root / "base", "pad")
+    processor = load_processor(root / "base", "pad")
     seconds = {"ours": 0.0, "plain": 0.0}
     busy = dict(seconds)
     for number in range(ROUNDS):
@@ -73,7 +73,7 @@ def compare_speed(root: Path, num_pictures: int) -> None:
                 _decode_plainly(root / f"{number}" / "dataset" / "images")
             else:
                 request = _request(root / f"{number}", root / "base")
-                with prepare_dataset(request, processing, root / "spool") as dataset:
+                with prepare_dataset(request, processor, root / "spool") as dataset:
                     assert not dataset.findings.num_refused, dataset.findings.kept
                     for held_out in (False, True):
                         write_lines(root / f"side-{held_out}.jsonl", dataset.lines(held_out=held_out))
@@ -172,12 +172,12 @@ def _measure(config_file: Path) -> dict[str, float]:
     from llava_api.run_config import RunConfig
 
     config = RunConfig.model_validate_json(config_file.read_bytes())
-    processing = load_processing(config.model_dir, "pad")
-    processing.tokenizer("warm up")
+    processor = load_processor(config.model_dir, "pad")
+    processor.tokenizer("warm up")
     before = _resident_bytes()
     peak = _Peak()
     begin = time.perf_counter()
-    with peak, prepare_dataset(training_request(config), processing, config.volume_root / "spool") as dataset:
+    with peak, prepare_dataset(training_request(config), processor, config.volume_root / "spool") as dataset:
         samples = len(dataset.samples)
         write_lines(config.volume.train_file, dataset.lines(held_out=False))
     return {"peak": peak.bytes - before, "samples": samples, "seconds": time.perf_counter() - begin}

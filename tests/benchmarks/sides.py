@@ -16,8 +16,8 @@ from transformers import LlavaForConditionalGeneration
 from llava_api.run_config import RunConfig
 from llava_trainer.data.collate import Item, collate, collate_packed
 from llava_trainer.gang.world import World
+from llava_trainer.training.batch_plan import BatchPlan
 from llava_trainer.training.phase import phase_of
-from llava_trainer.training.plan import Plan
 from llava_trainer.training.trainee import Trainee, build_trainee
 from tests.benchmarks.mixture import Shape, encode_shape
 from tests.benchmarks.model import IMAGE_PX, LORA_RANK, VOCABULARY
@@ -63,7 +63,7 @@ class Ours:
 
     trainee: Trainee
     items: Sequence[Item]
-    plan: Plan
+    plan: BatchPlan
     pad_token_id: int
 
     def run(self, step: int) -> Piece:
@@ -88,7 +88,7 @@ class Plain:
 
     tuned: PeftModel
     items: Sequence[PlainItem]
-    plan: Plan
+    plan: BatchPlan
     pad_token_id: int
 
     def run(self, step: int) -> Piece:

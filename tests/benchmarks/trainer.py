@@ -18,10 +18,10 @@ import torch
 import transformers
 
 from llava_api.run_config import RunConfig
-from llava_trainer.data.processing import load_processing
+from llava_trainer.data.processor import load_processor
 from llava_trainer.gang.world import World
-from llava_trainer.training.grouping import Grouping
-from llava_trainer.training.plan import Plan
+from llava_trainer.training.batch_plan import BatchPlan
+from llava_trainer.training.epoch_order import Grouping
 from tests.benchmarks import head
 from tests.benchmarks.loading import loading_table
 from tests.benchmarks.mixture import Shape, draw_shapes, max_length, sizes_of
@@ -89,15 +89,15 @@ def make_plan(
     grouping: Grouping,
     packing: bool = False,
     world_size: int = 1,
-) -> Plan:
+) -> BatchPlan:
     """Batches of an epoch."""
-    return Plan(
+    return BatchPlan(
         sizes=sizes_of(shapes), global_batch=global_batch, per_device_batch=PER_DEVICE, max_length=limit,
         world_size=world_size, epochs=1, seed=0, grouping=grouping, packing=packing,
     )  # fmt: skip
 
 
-def real_share(plan: Plan) -> float:
+def real_share(plan: BatchPlan) -> float:
     """Share of computed positions that hold a token; processes that wait for the slowest count as computing."""
     real = computed = 0
     for step in range(plan.total_steps):
@@ -174,19 +174,19 @@ def make_sides(config: RunConfig, world: World, rounds: int, batch: int) -> dict
     """Both sides with batches made in all ways, so that what each change gives is seen by itself."""
     # One turn more than is timed, since the first warms up; and enough to draw groups from.
     shapes = draw_shapes(max(1024, (rounds + 1) * batch), seed=1, picture_tokens=PICTURE_TOKENS)
-    processing = load_processing(config.model_dir, "pad")
-    items = make_items(shapes, processing.image_token_id)
+    processor = load_processor(config.model_dir, "pad")
+    items = make_items(shapes, processor.image_token_id)
     trainee, tuned = build_ours(config, world), build_plain(config.model_dir)
     limit = max_length(PICTURE_TOKENS)
     random_order = make_plan(shapes, limit=limit, global_batch=batch, grouping="none")
     grouped = dataclasses.replace(random_order, grouping="modality")
     packed = dataclasses.replace(grouped, packing=True)
 
-    def plain(plan: Plan) -> Plain:
-        return Plain(tuned=tuned, items=plain_items(items), plan=plan, pad_token_id=processing.pad_token_id)
+    def plain(plan: BatchPlan) -> Plain:
+        return Plain(tuned=tuned, items=plain_items(items), plan=plan, pad_token_id=processor.pad_token_id)
 
-    def ours(plan: Plan) -> Ours:
-        return Ours(trainee=trainee, items=items, plan=plan, pad_token_id=processing.pad_token_id)
+    def ours(plan: BatchPlan) -> Ours:
+        return Ours(trainee=trainee, items=items, plan=plan, pad_token_id=processor.pad_token_id)
 
     return {
         PLAIN: plain(random_order),

@@ -1,4 +1,4 @@
-"""A checkpoint and its processing that tests only read, made once.
+"""A checkpoint and its processor that tests only read, made once.
 
 What needs torch is imported when it is asked for: tests of the frame and of reports run without it.
 """
@@ -15,7 +15,7 @@ import pytest
 from tests.ports import free_port
 
 if TYPE_CHECKING:
-    from llava_trainer.data.processing import Processing
+    from llava_trainer.data.processor import Processor
     from llava_trainer.gang.world import World
     from tests.trainer.servers.authority import Authority
 
@@ -52,10 +52,10 @@ def toy_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def toy_processing(toy_model_dir: Path) -> "Processing":
-    from llava_trainer.data.processing import load_processing
+def toy_processor(toy_model_dir: Path) -> "Processor":
+    from llava_trainer.data.processor import load_processor
 
-    return load_processing(toy_model_dir, "pad")
+    return load_processor(toy_model_dir, "pad")
 
 
 @pytest.fixture

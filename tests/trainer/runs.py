@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
-from llava_trainer.data.report import DatasetReport, Lengths, Note, Pictures, Side
+from llava_trainer.data.dataset_report import DatasetReport, Lengths, Note, Pictures, Side
 from llava_trainer.data.samples import Sample, Source, Turn, write_samples
 from llava_trainer.model.layout import PROJECTOR
 from llava_trainer.reporting import Reporter

@@ -11,7 +11,7 @@ import torch
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_trainer.data.images import PictureError
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
@@ -39,10 +39,10 @@ def config(tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample
     return make_training(tmp_path, toy_model_dir, dataset[1], training={"epochs": 2})
 
 
-def open_loader(config: RunConfig, samples, processing: Processing, world_size: int = 1, rank: int = 0) -> BatchLoader:
+def open_loader(config: RunConfig, samples, processor: Processor, world_size: int = 1, rank: int = 0) -> BatchLoader:
     phase = phase_of(config)
-    plan = plan_of(config, processing, world_size)
-    return BatchLoader(samples, processing, images=phase.images_dir, max_length=phase.max_length, plan=plan, rank=rank)
+    plan = plan_of(config, processor, world_size)
+    return BatchLoader(samples, processor, images=phase.images_dir, max_length=phase.max_length, plan=plan, rank=rank)
 
 
 def losses(config: RunConfig, world: World) -> list[tuple[float, float]]:
@@ -71,12 +71,12 @@ def test_a_damaged_sample_is_named(tmp_path: Path, dataset: tuple[Path, list[Sam
 
 
 def test_sizes_are_those_that_prepare_counted_or_are_counted_now(
-    tmp_path: Path, dataset: tuple[Path, list[Sample]], toy_processing: Processing
+    tmp_path: Path, dataset: tuple[Path, list[Sample]], toy_processor: Processor
 ):
     counted = [dataclasses.replace(sample, num_tokens=1000 + index) for index, sample in enumerate(dataset[1][:15])]
     write_samples(tmp_path / "train.jsonl", [*counted, *dataset[1][15:]])
     with SampleFile(tmp_path / "train.jsonl") as samples:
-        sizes = samples.measure(toy_processing, "v1", max_length=1010)
+        sizes = samples.measure(toy_processor, "v1", max_length=1010)
     assert sizes.tokens[:15].tolist() == [min(1010, 1000 + index) for index in range(15)]
     assert sizes.pictures.tolist() == [1] * 16 + [0] * 5
     # The same conversation without its picture and the line break after it.
@@ -86,11 +86,11 @@ def test_sizes_are_those_that_prepare_counted_or_are_counted_now(
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_what_is_loaded_is_what_the_plan_says(
-    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processing: Processing, packing: bool
+    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processor: Processor, packing: bool
 ):
     config = change(config, attempt=1, packing=packing)
-    plan = plan_of(config, toy_processing, 2)
-    with open_loader(config, dataset[1], toy_processing, 2, rank=1) as loader:
+    plan = plan_of(config, toy_processor, 2)
+    with open_loader(config, dataset[1], toy_processor, 2, rank=1) as loader:
         for step in range(plan.total_steps):
             shares, micro_batches = plan.share(step, 1), loader.load(step)
             assert len(shares) == len(micro_batches)
@@ -105,7 +105,7 @@ def test_what_is_loaded_is_what_the_plan_says(
 
 
 def test_the_next_step_is_loaded_meanwhile_and_no_other(
-    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processing: Processing
+    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processor: Processor
 ):
     read: list[int] = []
     all_read = threading.Event()
@@ -117,20 +117,20 @@ def test_the_next_step_is_loaded_meanwhile_and_no_other(
                 all_read.set()
             return super().__getitem__(index)
 
-    plan = plan_of(config, toy_processing)
-    with open_loader(config, Watched(dataset[1]), toy_processing) as loader:
+    plan = plan_of(config, toy_processor)
+    with open_loader(config, Watched(dataset[1]), toy_processor) as loader:
         loader.load(0)
         assert all_read.wait(30)
     assert sorted(read) == sorted((*plan.batch(0), *plan.batch(1)))
 
 
 def test_a_step_may_be_asked_for_out_of_order(
-    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processing: Processing
+    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processor: Processor
 ):
-    with open_loader(config, dataset[1], toy_processing) as loader:
+    with open_loader(config, dataset[1], toy_processor) as loader:
         loader.load(0)
         later, again = loader.load(4), loader.load(0)
-    with open_loader(config, dataset[1], toy_processing) as loader:
+    with open_loader(config, dataset[1], toy_processor) as loader:
         expected = [loader.load(4), loader.load(0)]
     for ours, theirs in zip((later, again), expected, strict=True):
         assert [batch.tensors["input_ids"].tolist() for batch in ours] == [
@@ -139,11 +139,11 @@ def test_a_step_may_be_asked_for_out_of_order(
 
 
 def test_a_picture_that_has_gone_is_told_where_it_is_needed(
-    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processing: Processing
+    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processor: Processor
 ):
     gone = [dataclasses.replace(sample, images=("gone.png",)) if sample.images else sample for sample in dataset[1]]
     # The first epoch's first or second batch shows pictures.
-    with open_loader(config, gone, toy_processing) as loader, pytest.raises(PictureError, match="does not exist"):
+    with open_loader(config, gone, toy_processor) as loader, pytest.raises(PictureError, match="does not exist"):
         [loader.load(step) for step in range(2)]
 
 
@@ -167,7 +167,7 @@ def test_the_probe_changes_no_loss_by_a_bit(
 
 
 def test_what_does_not_fit_fails_before_the_first_step(
-    config: RunConfig, world: World, toy_processing: Processing, dataset: tuple[Path, list[Sample]]
+    config: RunConfig, world: World, toy_processor: Processor, dataset: tuple[Path, list[Sample]]
 ):
     trainee = build_trainee(config, phase_of(config), world)
 
@@ -176,9 +176,9 @@ def test_what_does_not_fit_fails_before_the_first_step(
 
     # A CPU has no such error of its own: raised where the last layer would ask for memory.
     trainee.module.get_submodule("tuned.model.language_model.layers.2").register_forward_pre_hook(run_out)
-    plan = plan_of(config, toy_processing)
+    plan = plan_of(config, toy_processor)
     told = r"the longest micro-batch of the run \(4 rows, .* 4 pictures, .*\) does not fit: CUDA out of memory"
-    with open_loader(config, dataset[1], toy_processing) as loader, pytest.raises(StageError, match=told) as caught:
+    with open_loader(config, dataset[1], toy_processor) as loader, pytest.raises(StageError, match=told) as caught:
         probe_largest(trainee, loader, plan, world)
     assert caught.value.reason is Reason.OUT_OF_DEVICE_MEMORY
 
@@ -188,7 +188,7 @@ def test_what_does_not_fit_fails_before_the_first_step(
     ("bf16", {"stage": 2, "offload": {"optimizer": True}}),
 ])  # fmt: skip
 def test_the_probe_runs_all_that_is_largest_beside_the_moments(
-    config: RunConfig, world: World, toy_processing: Processing, dataset: tuple[Path, list[Sample]],
+    config: RunConfig, world: World, toy_processor: Processor, dataset: tuple[Path, list[Sample]],
     precision: str, zero: dict,
 ):  # fmt: skip
     """Adam's moments would else be made in the first step, when the probe has said that everything fits."""
@@ -203,8 +203,8 @@ def test_the_probe_runs_all_that_is_largest_beside_the_moments(
         seen.append((given["input_ids"].numel(), moments))
 
     trainee.module.register_forward_pre_hook(look, with_kwargs=True)
-    plan = plan_of(changed, toy_processing)
-    with open_loader(changed, dataset[1], toy_processing) as loader:
+    plan = plan_of(changed, toy_processor)
+    with open_loader(changed, dataset[1], toy_processor) as loader:
         probe_largest(trainee, loader, plan, world)
     extremes = plan.find_extremes()
     assert [positions for positions, _ in seen] == [one.tokens for one in (extremes[0], *extremes)]

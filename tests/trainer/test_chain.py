@@ -13,7 +13,7 @@ from llava_api.constants import StageName
 from llava_api.report import EvaluateNumbers, MergeNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.data.samples import Sample, write_samples
-from llava_trainer.evaluation.results import Metrics
+from llava_trainer.evaluation.scores import Metrics
 from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.model.projector import read_projector

@@ -21,7 +21,7 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason, exit_code_of
 from llava_api.report import StageFailure, StageResult
 from llava_api.run_config import RunConfig
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
 from llava_trainer.gang.world import World
@@ -177,25 +177,25 @@ def make_config(tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[S
     return make
 
 
-def passes_before(config: RunConfig, processing: Processing, *, steps: int) -> int:
+def passes_before(config: RunConfig, processor: Processor, *, steps: int) -> int:
     """Backward passes of a process until it has done so many steps, those before the first one included."""
-    plan = plan_of(config, processing)
+    plan = plan_of(config, processor)
     return 1 + len(plan.find_extremes()) + steps * config.gradient_accumulation
 
 
-def test_cuda_out_of_memory(make_config: Make, toy_processing: Processing, monkeypatch: pytest.MonkeyPatch):
+def test_cuda_out_of_memory(make_config: Make, toy_processor: Processor, monkeypatch: pytest.MonkeyPatch):
     config = make_config()
-    break_rank(monkeypatch, "out_of_device_memory", at=passes_before(config, toy_processing, steps=1) + 1)
+    break_rank(monkeypatch, "out_of_device_memory", at=passes_before(config, toy_processor, steps=1) + 1)
     failure = fail(config, Reason.OUT_OF_DEVICE_MEMORY)
     assert failure.message.startswith("CUDA out of memory. Tried to allocate 2.00 GiB.")
     # In the first steps: the next attempt takes half as much at a time.
     assert (failure.rank, failure.step, failure.attempt_steps) == (0, 1, 1)
 
 
-def test_nccl_fails(make_config: Make, toy_processing: Processing, monkeypatch: pytest.MonkeyPatch):
+def test_nccl_fails(make_config: Make, toy_processor: Processor, monkeypatch: pytest.MonkeyPatch):
     """The process says nothing: PyTorch's watchdog over NCCL logs what it was and aborts."""
     config = make_config()
-    break_rank(monkeypatch, "nccl_abort", at=passes_before(config, toy_processing, steps=2) + 1)
+    break_rank(monkeypatch, "nccl_abort", at=passes_before(config, toy_processor, steps=2) + 1)
     failure = fail(config, Reason.NCCL_FAILED)
     assert "last error: Error while creating shared memory segment /dev/shm/nccl-7FyPQ9" in failure.message
     assert failure.step == 2

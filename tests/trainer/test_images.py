@@ -21,7 +21,7 @@ from llava_trainer.data.images import (
     resolve_picture,
     visible_image,
 )
-from llava_trainer.data.processing import Processing, load_processing
+from llava_trainer.data.processor import Processor, load_processor
 from tests.trainer.exports import draw_picture
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
@@ -41,36 +41,34 @@ def llava_pixels(picture: Image.Image, size_px: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_pad_is_llava_s_expand_to_square(size: tuple[int, int], toy_processing: Processing, tmp_path: Path):
+def test_pad_is_llava_s_expand_to_square(size: tuple[int, int], toy_processor: Processor, tmp_path: Path):
     picture = open_image(draw_picture(tmp_path / "a.png", size=size))
-    ours = pixel_values(picture, toy_processing)
+    ours = pixel_values(picture, toy_processor)
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, llava_pixels(picture, 56), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_pad_is_what_the_hub_s_padding_processor_gives(
-    size: tuple[int, int], toy_processing: Processing, tmp_path: Path
-):
+def test_pad_is_what_the_hub_s_padding_processor_gives(size: tuple[int, int], toy_processor: Processor, tmp_path: Path):
     picture = open_image(draw_picture(tmp_path / "a.png", size=size))
     theirs = LlavaImageProcessorPil(do_pad=True, size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})(
         images=[picture], return_tensors="np"
     )["pixel_values"][0]
-    assert np.abs(pixel_values(picture, toy_processing) - theirs).max() == 0.0
+    assert np.abs(pixel_values(picture, toy_processor) - theirs).max() == 0.0
 
 
 def test_square_cuts_the_centre_out(toy_model_dir: Path):
     picture = Image.new("RGB", (300, 100), "red")
     picture.paste("blue", (100, 0, 200, 100))
-    seen = np.asarray(visible_image(picture, load_processing(toy_model_dir, "square")))
+    seen = np.asarray(visible_image(picture, load_processor(toy_model_dir, "square")))
     assert (seen[:, 4:-4] == (0, 0, 255)).all()
 
 
-def test_visible_image_is_the_picture_before_normalisation(toy_processing: Processing, tmp_path: Path):
+def test_visible_image_is_the_picture_before_normalisation(toy_processor: Processor, tmp_path: Path):
     picture = open_image(draw_picture(tmp_path / "a.png", size=(90, 31)))
-    seen = visible_image(picture, toy_processing)
+    seen = visible_image(picture, toy_processor)
     assert seen.size == (56, 56)
-    restored = pixel_values(picture, toy_processing).transpose(1, 2, 0) * STD + MEAN
+    restored = pixel_values(picture, toy_processor).transpose(1, 2, 0) * STD + MEAN
     np.testing.assert_array_equal(np.rint(restored * 255).astype(np.uint8), np.asarray(seen))
     assert np.asarray(seen)[0, 0].tolist() == [122, 116, 104]
 
@@ -272,6 +270,6 @@ def test_a_folder_is_no_picture(dataset: Path):
         resolve_picture(dataset, dataset, "images")
 
 
-def test_aspect_ratio_is_the_processing_s(toy_processing: Processing):
-    assert toy_processing.image_processor.do_pad is True
-    assert replace(toy_processing, aspect_ratio="square").aspect_ratio == "square"
+def test_aspect_ratio_is_the_processing_s(toy_processor: Processor):
+    assert toy_processor.image_processor.do_pad is True
+    assert replace(toy_processor, aspect_ratio="square").aspect_ratio == "square"

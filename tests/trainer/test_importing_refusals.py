@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from llava_api.failures import Reason
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.errors import StageError
 from llava_trainer.importing import ModelParts, conversion, import_model
 from llava_trainer.importing.tokenizer import ImportedTokenizer
@@ -492,9 +492,9 @@ def test_the_tokenizer_files_of_earlier_versions_are_understood(tmp_path: Path):
     )  # fmt: skip
 
 
-def test_a_tokenizer_that_transformers_builds_anew_is_found_out(toy_processing: Processing, tmp_path: Path):
+def test_a_tokenizer_that_transformers_builds_anew_is_found_out(toy_processor: Processor, tmp_path: Path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(sentencepiece_model())
     written = ImportedTokenizer(backend=convert_vocabulary(path, ["<image>"], legacy=True), settings={})
     with pytest.raises(StageError, match=r"loaded by transformers, the tokenizer gives .* the ids"):
-        conversion._check_loaded(toy_processing, written)
+        conversion._check_loaded(toy_processor, written)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from llava_api.run_config import RunConfig
 from llava_trainer.data.encode import encode_prompt
 from llava_trainer.data.images import open_image, pixel_values
-from llava_trainer.data.processing import load_processing
+from llava_trainer.data.processor import load_processor
 from llava_trainer.data.samples import Sample
 from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
@@ -51,17 +51,17 @@ def learn(root: Path, base_dir: Path, world: World, *, shuffled: bool) -> tuple[
 @torch.no_grad()
 def score(model: PreTrainedModel, config: RunConfig, samples: list[Sample]) -> float:
     """Share of the samples whose answer is generated exactly."""
-    processing = load_processing(config.model_dir, "pad")
+    processor = load_processor(config.model_dir, "pad")
     images = config.dataset_dir / config.dataset.images
-    prompts = [encode_prompt(sample.turns[:1], (0,), processing) for sample in samples]
+    prompts = [encode_prompt(sample.turns[:1], (0,), processor) for sample in samples]
     # One question for all, so that nothing has to be padded.
     ids = torch.tensor(prompts)
-    pixels = [torch.from_numpy(pixel_values(open_image(images / s.images[0]), processing)) for s in samples]
+    pixels = [torch.from_numpy(pixel_values(open_image(images / s.images[0]), processor)) for s in samples]
     answers = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=torch.stack(pixels), do_sample=False,
         max_new_tokens=16,
     )  # fmt: skip
-    texts = processing.tokenizer.batch_decode(answers[:, ids.shape[1] :], skip_special_tokens=True)
+    texts = processor.tokenizer.batch_decode(answers[:, ids.shape[1] :], skip_special_tokens=True)
     right = [text.strip() == sample.turns[1].text for text, sample in zip(texts, samples, strict=True)]
     return sum(right) / len(right)
 

@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessorPil
 from llava_api.failures import Reason
 from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.model_facts import read_model_facts
-from llava_trainer.data.processing import Processing, load_processing
+from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.errors import StageError
 
 SIZES = (
@@ -64,14 +64,14 @@ def expand_to_square(picture: Image.Image, colour: tuple[int, ...]) -> Image.Ima
 
 
 @pytest.fixture(scope="module")
-def processings(toy_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Processing]:
+def processings(toy_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Processor]:
     """By aspect ratio and the size of the tower's pictures."""
     made = {}
     for size_px in (336, 224):
         folder = Path(shutil.copytree(toy_model_dir, tmp_path_factory.mktemp("tower") / str(size_px)))
         set_tower(folder, image_size=size_px)
         for aspect_ratio in ASPECT_RATIOS:
-            made[aspect_ratio, size_px] = load_processing(folder, aspect_ratio)  # type: ignore[arg-type]
+            made[aspect_ratio, size_px] = load_processor(folder, aspect_ratio)  # type: ignore[arg-type]
     return made
 
 
@@ -85,15 +85,15 @@ def set_tower(folder: Path, *, image_size: int, **changes: object) -> None:
     path.write_text(json.dumps(processor))
 
 
-def assert_same(path: Path, processings: dict[tuple[str, int], Processing]) -> None:
-    for (aspect_ratio, size_px), processing in processings.items():
-        ours = pixel_values(open_image(path), processing)
+def assert_same(path: Path, processings: dict[tuple[str, int], Processor]) -> None:
+    for (aspect_ratio, size_px), processor in processings.items():
+        ours = pixel_values(open_image(path), processor)
         assert ours.shape == (3, size_px, size_px)
         np.testing.assert_array_equal(ours, llava_reads(path, aspect_ratio, size_px), strict=True)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-def test_every_shape(size: tuple[int, int], processings: dict[tuple[str, int], Processing], tmp_path: Path):
+def test_every_shape(size: tuple[int, int], processings: dict[tuple[str, int], Processor], tmp_path: Path):
     Image.fromarray(noise(*size)).save(tmp_path / "a.png")
     assert_same(tmp_path / "a.png", processings)
 
@@ -171,7 +171,7 @@ FILES = (
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
 @pytest.mark.parametrize("make", FILES, ids=lambda make: make.__name__)
 def test_every_kind_of_file(
-    make: Callable[[Path], Path], processings: dict[tuple[str, int], Processing], tmp_path: Path
+    make: Callable[[Path], Path], processings: dict[tuple[str, int], Processor], tmp_path: Path
 ):
     assert_same(make(tmp_path), processings)
 
@@ -192,11 +192,11 @@ def test_tokens_of_a_picture_follow_from_tower_layer_and_strategy(
     folder = Path(shutil.copytree(toy_model_dir, tmp_path / "model"))
     chosen = {"vision_feature_layer": layer, "vision_feature_select_strategy": strategy}
     set_tower(folder, image_size=size_px, **chosen)
-    processing, facts = load_processing(folder, "pad"), read_model_facts(folder)
+    processor, facts = load_processor(folder, "pad"), read_model_facts(folder)
     model = LlavaForConditionalGeneration(AutoConfig.from_pretrained(folder)).eval()
     with torch.no_grad():
         features = model.get_image_features(pixel_values=torch.zeros(1, 3, size_px, size_px)).pooler_output
-    assert features[0].shape[0] == processing.tokens_per_image == facts.tokens_per_image == tokens
+    assert features[0].shape[0] == processor.tokens_per_image == facts.tokens_per_image == tokens
     assert facts.feature_layer == (tuple(layer) if isinstance(layer, list) else (layer,))
     assert (facts.feature_strategy, facts.image_size_px) == (strategy, size_px)
 
@@ -206,5 +206,5 @@ def test_a_layer_that_the_tower_does_not_have_is_refused(layer: object, toy_mode
     folder = Path(shutil.copytree(toy_model_dir, tmp_path / "model"))
     set_tower(folder, image_size=56, vision_feature_layer=layer)
     with pytest.raises(StageError, match=r"config\.json.*vision_feature_layer") as caught:
-        load_processing(folder, "pad")
+        load_processor(folder, "pad")
     assert caught.value.reason is Reason.INVALID_MODEL

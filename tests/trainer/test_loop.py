@@ -20,7 +20,7 @@ from llava_api.run_config import RunConfig
 from llava_trainer.data.collate import collate
 from llava_trainer.data.encode import encode
 from llava_trainer.data.images import open_image, pixel_values
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
 from llava_trainer.files import sha256_file, write_whole
@@ -77,10 +77,10 @@ def adapter_digest(config: RunConfig) -> str:
     return sha256_file(config.volume.adapter_dir / "adapter_model.safetensors")
 
 
-def plain_pytorch(config: RunConfig, samples: list[Sample], processing: Processing) -> list[tuple[float, float, float]]:
+def plain_pytorch(config: RunConfig, samples: list[Sample], processor: Processor) -> list[tuple[float, float, float]]:
     """The oracle: one process, one micro-batch a step, torch's own optimiser, scheduler and clipping."""
     phase = phase_of(config)
-    plan = plan_of(config, processing)
+    plan = plan_of(config, processor)
     torch.manual_seed(phase.seed)
     tuned = add_adapter(load_model(config.model_dir, torch.float32, "cpu"), phase.lora).train()
     groups = group_parameters(
@@ -100,12 +100,12 @@ def plain_pytorch(config: RunConfig, samples: list[Sample], processing: Processi
     for step in range(plan.total_steps):
         items = [
             (
-                encode(sample, processing, phase.max_length),
-                pixel_values(open_image(images / sample.images[0]), processing)[None] if sample.images else None,
+                encode(sample, processor, phase.max_length),
+                pixel_values(open_image(images / sample.images[0]), processor)[None] if sample.images else None,
             )
             for sample in (samples[index] for index in plan.batch(step))
         ]
-        batch = collate(items, processing.pad_token_id)
+        batch = collate(items, processor.pad_token_id)
         labels, _ = batch.pop("labels"), batch.pop("predicting")
         logits = tuned(**batch, use_cache=False).logits
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
@@ -122,10 +122,10 @@ def plain_pytorch(config: RunConfig, samples: list[Sample], processing: Processi
 
 
 def test_the_loop_learns_what_plain_pytorch_learns(
-    config: RunConfig, world: World, dataset: tuple[Path, list[Sample]], toy_processing: Processing
+    config: RunConfig, world: World, dataset: tuple[Path, list[Sample]], toy_processor: Processor
 ):
     numbers = run(config, world)
-    expected = plain_pytorch(config, dataset[1], toy_processing)
+    expected = plain_pytorch(config, dataset[1], toy_processor)
     losses, norms, learning_rates = zip(*trajectory(config), strict=True)
     expected_losses, expected_norms, expected_learning_rates = zip(*expected, strict=True)
     assert losses == pytest.approx(expected_losses, rel=1e-6)
@@ -288,12 +288,12 @@ def test_a_checkpoint_of_another_model_or_of_other_samples_is_refused(
 
 
 def test_an_empty_share_of_the_last_batch_counts_for_nothing(
-    config: RunConfig, world: World, dataset: tuple[Path, list[Sample]], toy_processing: Processing
+    config: RunConfig, world: World, dataset: tuple[Path, list[Sample]], toy_processor: Processor
 ):
     # 21 samples in batches of 20: the second has 1, the first of two processes'.
-    plan = dataclasses.replace(plan_of(config, toy_processing, 2), per_device_batch=10, global_batch=20)
+    plan = dataclasses.replace(plan_of(config, toy_processor, 2), per_device_batch=10, global_batch=20)
     images = config.dataset_dir / config.dataset.images
-    with BatchLoader(dataset[1], toy_processing, images=images, max_length=256, plan=plan, rank=1) as loader:
+    with BatchLoader(dataset[1], toy_processor, images=images, max_length=256, plan=plan, rank=1) as loader:
         full, (empty,) = loader.load(0), loader.load(1)
     assert sum(micro_batch.num_supervised for micro_batch in full) > 0
     assert (empty.num_supervised, empty.num_tokens) == (0, 0)

@@ -14,7 +14,7 @@ from llava_api.memory import Prepared, Workload, plan_activations, plan_states, 
 from llava_api.model_facts import ModelFacts
 from llava_api.spec import Spec
 from llava_trainer.data.sample_file import SampleSizes
-from llava_trainer.training.plan import Plan
+from llava_trainer.training.batch_plan import BatchPlan
 from tests.trainer.memory_shapes import make_13b, make_shape, make_small
 from tests.trainer.memory_trace import trace
 
@@ -83,7 +83,7 @@ def test_what_prepare_finds_in_packed_captions_is_planned_within_a_tenth_of_what
             "alignment": {"dataset": SOURCE, "batch": {"perDevice": 4, "global": 48}},
         }
     )  # fmt: skip
-    plan = Plan(sizes=sizes, global_batch=48, per_device_batch=4, max_length=2048, world_size=1, epochs=1, seed=0,
+    plan = BatchPlan(sizes=sizes, global_batch=48, per_device_batch=4, max_length=2048, world_size=1, epochs=1, seed=0,
                 packing=True)  # fmt: skip
     largest = plan.find_largest()
     work = workload_of(spec, StageName.ALIGN, model, Prepared(largest=largest))

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from llava_api.report import MergeNumbers
 from llava_trainer.data.encode import encode_prompt
 from llava_trainer.data.images import open_image, pixel_values
-from llava_trainer.data.processing import load_processing
+from llava_trainer.data.processor import load_processor
 from llava_trainer.data.samples import Sample, Turn, read_samples, write_samples
 from llava_trainer.errors import StageError
 from llava_trainer.files import aside_of
@@ -119,7 +119,7 @@ def test_plain_auto_processor_gives_the_ids_and_pixels_of_training(root: Path) -
     run_merge(root)
     config = run_config(root)
     served = AutoProcessor.from_pretrained(merged_dir(root))
-    trained = load_processing(config.model_dir, "pad")
+    trained = load_processor(config.model_dir, "pad")
     compared = 0
     for number, sample in enumerate(read_samples(config.volume.validation_file)):
         picture = open_image(root / "data" / "images" / sample.images[0]) if sample.images else None
@@ -178,9 +178,9 @@ def test_a_sample_whose_picture_would_be_cut_off_is_no_proof(root: Path) -> None
         image_turns=(2,),
     )
     write_samples(config.volume.validation_file, [first, *samples[1:]])
-    batches = proof_batches(config, load_processing(config.model_dir, "pad"))
+    batches = proof_batches(config, load_processor(config.model_dir, "pad"))
     assert len(batches) == NUM_SAMPLES
     assert all(batch["input_ids"].shape[1] <= 100 for batch in batches)
     write_samples(config.volume.validation_file, samples[1:])
-    again = proof_batches(config, load_processing(config.model_dir, "pad"))
+    again = proof_batches(config, load_processor(config.model_dir, "pad"))
     assert [batch["input_ids"].tolist() for batch in batches] == [batch["input_ids"].tolist() for batch in again]

@@ -19,7 +19,7 @@ from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
 from llava_trainer.data.encode import encode
 from llava_trainer.data.images import open_image, pixel_values
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.data.template import Template
 from llava_trainer.gang.stopping import StopRequest
@@ -61,13 +61,13 @@ def model_dir(
     tmp_path_factory: pytest.TempPathFactory,
     toy_model_dir: Path,
     dataset: tuple[Path, list[Sample]],
-    toy_processing: Processing,
+    toy_processor: Processor,
 ) -> Path:
     """The toy after a few steps on questions and captions: at a loss of 6, fp32 could not tell 1e-6 from nothing."""
     folder = shutil.copytree(toy_model_dir, tmp_path_factory.mktemp("model") / "base")
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    load = partial(load_item, dataset[0] / "images", toy_processing, 256)
-    pad_token_id = toy_processing.pad_token_id
+    load = partial(load_item, dataset[0] / "images", toy_processor, 256)
+    pad_token_id = toy_processor.pad_token_id
     questions = pad([load("v1", text_only(sample)) for sample in dataset[1][:21]], pad_token_id)
     captions = pad([load("plain", sample) for sample in dataset[1][:21]], pad_token_id)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -98,9 +98,9 @@ def config(
     return config
 
 
-def load_item(images: Path, processing: Processing, max_length: int, template: Template, sample: Sample) -> PlainItem:
-    encoded = encode(sample, processing, max_length, template)
-    pixels = [pixel_values(open_image(images / name), processing) for name in sample.images]
+def load_item(images: Path, processor: Processor, max_length: int, template: Template, sample: Sample) -> PlainItem:
+    encoded = encode(sample, processor, max_length, template)
+    pixels = [pixel_values(open_image(images / name), processor) for name in sample.images]
     return {
         "input_ids": list(encoded.input_ids),
         "labels": list(encoded.labels),
@@ -108,8 +108,8 @@ def load_item(images: Path, processing: Processing, max_length: int, template: T
     }
 
 
-def orders(config: RunConfig, processing: Processing) -> list[list[int]]:
-    plan = plan_of(config, processing)
+def orders(config: RunConfig, processor: Processor) -> list[list[int]]:
+    plan = plan_of(config, processor)
     steps = plan.steps_per_epoch
     return [
         [index for step in range(epoch * steps, (epoch + 1) * steps) for index in plan.batch(step)]
@@ -134,7 +134,7 @@ def plain_model(config: RunConfig, phase: Phase) -> nn.Module:
     return tuned
 
 
-def plain_trajectory(config: RunConfig, samples: list[Sample], processing: Processing) -> list[PlainStep]:
+def plain_trajectory(config: RunConfig, samples: list[Sample], processor: Processor) -> list[PlainStep]:
     phase = phase_of(config)
 
     settings = PlainSettings(
@@ -143,12 +143,12 @@ def plain_trajectory(config: RunConfig, samples: list[Sample], processing: Proce
         weight_decay=phase.weight_decay,
         per_device_batch=phase.batch.per_device,
         accumulation=phase.batch.global_ // phase.batch.per_device,
-        pad_token_id=processing.pad_token_id,
+        pad_token_id=processor.pad_token_id,
         seed=phase.seed,
     )
-    load = partial(load_item, phase.images_dir, processing, phase.max_length, phase.template)
+    load = partial(load_item, phase.images_dir, processor, phase.max_length, phase.template)
     return train_plainly(
-        plain_model(config, phase), lambda index: load(samples[index]), orders(config, processing), settings
+        plain_model(config, phase), lambda index: load(samples[index]), orders(config, processor), settings
     )
 
 
@@ -167,13 +167,13 @@ def our_trajectory(config: RunConfig, world: World) -> list[Entry]:
 
 
 def test_the_loop_and_trainer_go_the_same_way(
-    config: RunConfig, world: World, samples: list[Sample], method: str, toy_processing: Processing
+    config: RunConfig, world: World, samples: list[Sample], method: str, toy_processor: Processor
 ):
     assert method == "projector" or any(
-        is_text(samples, pair) for order in orders(config, toy_processing) for pair in pairs(order)
+        is_text(samples, pair) for order in orders(config, toy_processor) for pair in pairs(order)
     )
     ours = our_trajectory(config, world)
-    theirs = plain_trajectory(config, samples, toy_processing)
+    theirs = plain_trajectory(config, samples, toy_processor)
     assert len(ours) == len(theirs) == EPOCHS * 3
     learned = sum(step.loss for step in ours[:3]) - sum(step.loss for step in ours[6:])
     assert learned > 0.01, "ten thousand times what they may differ by"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from llava_trainer.data.sample_file import SampleSizes
-from llava_trainer.training.grouping import Grouping, order_epoch
-from llava_trainer.training.plan import LOOKED_THROUGH, Plan
-from llava_trainer.training.sharing import Limits, share_packed, share_padded
+from llava_trainer.training.batch_plan import LOOKED_THROUGH, BatchPlan
+from llava_trainer.training.epoch_order import Grouping, order_epoch
+from llava_trainer.training.rank_batches import Limits, share_packed, share_padded
 
 GROUPINGS: tuple[Grouping, ...] = ("modality", "length", "none")
 
@@ -22,12 +22,14 @@ def draw_sizes(num_samples: int = 28, *, longest: int = 60, seed: int = 0) -> Sa
     return SampleSizes(tokens=tokens, pictures=pictures, supervised=rng.integers(1, tokens))
 
 
-def make_plan(**changes) -> Plan:
-    plan = Plan(sizes=draw_sizes(), global_batch=12, per_device_batch=3, max_length=60, world_size=2, epochs=2, seed=7)
+def make_plan(**changes) -> BatchPlan:
+    plan = BatchPlan(
+        sizes=draw_sizes(), global_batch=12, per_device_batch=3, max_length=60, world_size=2, epochs=2, seed=7
+    )
     return dataclasses.replace(plan, **changes)
 
 
-def filling(plan: Plan) -> float:
+def filling(plan: BatchPlan) -> float:
     """Share of computed positions that hold a token."""
     real = computed = 0
     for step, rank in itertools.product(range(plan.total_steps), range(plan.world_size)):

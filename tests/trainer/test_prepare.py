@@ -17,11 +17,11 @@ from llava_api.failures import Reason
 from llava_api.report import PrepareNumbers, StageResult
 from llava_api.run_config import RunConfig
 from llava_trainer.data.dataset import prepare_dataset
+from llava_trainer.data.dataset_page import build_dataset_page
+from llava_trainer.data.dataset_report import DatasetReport, build_dataset_report, build_histogram
 from llava_trainer.data.encode import encode
 from llava_trainer.data.model_facts import read_model_facts
-from llava_trainer.data.processing import Processing, load_processing
-from llava_trainer.data.report import DatasetReport, build_histogram, build_report
-from llava_trainer.data.report_page import build_page
+from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.data.request import training_request
 from llava_trainer.data.samples import Sample, read_samples
 from llava_trainer.errors import StageError
@@ -380,9 +380,9 @@ def test_captions_are_checked_in_the_plain_layout_and_none_is_held_out(tmp_path:
     largest = output.numbers.largest_alignment
     assert (largest.rows, largest.tokens, largest.pictures) == (3, 3 * longest, 3)
     assert output.digests.keys() == {"train", "validation", "alignment"}
-    processing = load_processing(toy_model_dir, "pad")
-    assert captions[0].num_tokens == encode(captions[0], processing, 512, "plain").full_length
-    assert captions[0].num_tokens < encode(captions[0], processing, 512, "v1").full_length
+    processor = load_processor(toy_model_dir, "pad")
+    assert captions[0].num_tokens == encode(captions[0], processor, 512, "plain").full_length
+    assert captions[0].num_tokens < encode(captions[0], processor, 512, "v1").full_length
     report = report_of(config)
     assert report.alignment is not None
     assert (report.alignment.train.samples, report.alignment.validation.samples) == (5, 0)
@@ -419,13 +419,13 @@ def test_what_is_found_does_not_depend_on_the_number_of_decoders(tmp_path: Path,
     entries += [conversation("missing.png", [("Q", "A")]), conversation("003.png", [("Q", "")])]
     write_dataset(tmp_path, entries)
     config = prepare_config(tmp_path, toy_model_dir)
-    processing = load_processing(toy_model_dir, "pad")
+    processor = load_processor(toy_model_dir, "pad")
     reports = set()
     for num_decoders in (1, 2, 7):
         request = training_request(config)
-        with prepare_dataset(request, processing, tmp_path / "spool", num_decoders=num_decoders) as dataset:
+        with prepare_dataset(request, processor, tmp_path / "spool", num_decoders=num_decoders) as dataset:
             lines = b"".join(dataset.lines(held_out=False))
-            reports.add((build_report(dataset).model_dump_json(), lines))
+            reports.add((build_dataset_report(dataset).model_dump_json(), lines))
     assert len(reports) == 1
 
 
@@ -579,11 +579,9 @@ def mutate(value: Any, rng: random.Random) -> Any:
 
 
 @pytest.mark.parametrize("format", ["llava", "ubiai"])
-def test_whatever_an_export_holds_it_is_accepted_or_said_why_not(
-    format: str, tmp_path: Path, toy_processing: Processing
-):
+def test_whatever_an_export_holds_it_is_accepted_or_said_why_not(format: str, tmp_path: Path, toy_processor: Processor):
     build = conversation if format == "llava" else document
-    request = training_request(prepare_config(tmp_path, toy_processing.model_dir, format=format))
+    request = training_request(prepare_config(tmp_path, toy_processor.model_dir, format=format))
     write_dataset(tmp_path, [])
     outcomes = set()
     for seed in range(80):
@@ -595,12 +593,12 @@ def test_whatever_an_export_holds_it_is_accepted_or_said_why_not(
         if rng.random() < 0.2:
             text = text[: rng.randrange(len(text) + 1)] + rng.choice(["", "}", "\0", "[["])
         (tmp_path / "dataset" / "export.json").write_text(text)
-        with prepare_dataset(request, toy_processing, tmp_path / "spool") as dataset:
-            report = build_report(dataset)
+        with prepare_dataset(request, toy_processor, tmp_path / "spool") as dataset:
+            report = build_dataset_report(dataset)
             assert report.accepted or prepare.describe_refused(dataset.findings)
             assert len(dataset.samples) or not report.accepted
             if seed % 20 == 0:
-                build_page("fuzz", [dataset], report)
+                build_dataset_page("fuzz", [dataset], report)
         outcomes.add(report.accepted)
     assert outcomes == {True, False}
 

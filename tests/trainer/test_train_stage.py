@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from llava_api.constants import StageName
 from llava_api.failures import Reason, exit_code_of
 from llava_api.run_config import Reporting, RunConfig
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
 from llava_trainer.files import sha256_file, sha256_folder
@@ -264,10 +264,10 @@ def test_the_exit_code_of_the_process_that_failed_is_handed_on(
 
 def test_a_process_that_hangs_is_named_and_leaves_its_stack(
     tmp_path: Path, toy_model_dir: Path, make_config: Callable[..., RunConfig], dataset: tuple[Path, list[Sample]],
-    toy_processing: Processing,
+    toy_processor: Processor,
 ):  # fmt: skip
     config = make_config(world=2, epochs=LONG)
-    plan = plan_of(config, toy_processing, world_size=2)
+    plan = plan_of(config, toy_processor, world_size=2)
     probed = {index for extreme in plan.find_extremes() for row in extreme.rows for index in row}
     others = (index for rows in plan.share(1, rank=1) for row in rows for index in row)
     chosen = next(index for index in others if dataset[1][index].images and index not in probed)

@@ -10,9 +10,9 @@ import pytest
 from llava_api.spec import Ubiai
 from llava_trainer.data.entries import ReadingPosition
 from llava_trainer.data.findings import Finding, Kind
-from llava_trainer.data.images import resolve_inside
 from llava_trainer.data.samples import Sample, Source, Turn
 from llava_trainer.data.ubiai import read_ubiai
+from llava_trainer.files import resolve_inside
 from tests.trainer.exports import document, write_json
 
 PAIRS = [("How much?", "9.00"), ("When was it?", "Today.")]

@@ -21,8 +21,8 @@ from tests.trainer.attempts import FIRST_ATTEMPTS, begin, begin_first
 if TYPE_CHECKING:
     import pytest
 
-    from llava_trainer.data.processing import Processing
-    from llava_trainer.training.plan import Plan
+    from llava_trainer.data.processor import Processor
+    from llava_trainer.training.batch_plan import BatchPlan
 
 FAULTS = Path(__file__).parent / "faults"
 """On PYTHONPATH, something goes wrong in processes of a stage."""
@@ -82,15 +82,15 @@ def configure(root: Path, model_dir: Path, *, attempt: int = 1, **changes: dict[
     return begin_first(config)
 
 
-def plan_of(config: RunConfig, processing: "Processing", world_size: int = 1) -> "Plan":
+def plan_of(config: RunConfig, processor: "Processor", world_size: int = 1) -> "BatchPlan":
     """The steps and batches that training by ``config`` takes."""
     from llava_trainer.data.sample_file import SampleFile
+    from llava_trainer.training.batch_plan import make_plan
     from llava_trainer.training.phase import phase_of
-    from llava_trainer.training.plan import make_plan
 
     phase = phase_of(config)
     with SampleFile(phase.samples_file) as samples:
-        return make_plan(phase, samples.measure(processing, phase.template, phase.max_length), world_size)
+        return make_plan(phase, samples.measure(processor, phase.template, phase.max_length), world_size)
 
 
 @contextmanager

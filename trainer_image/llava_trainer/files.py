@@ -180,3 +180,26 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def resolve_inside(root: Path, folder: Path, relative: str) -> Path:
+    """Where ``relative`` (to ``folder``) lies, if that is a file inside ``root``.
+
+    Raises:
+        PermissionError: it would lead outside.
+        FileNotFoundError: there is no such file.
+        ValueError: it is no usable path.
+    """
+    parts = Path(relative).parts
+    if not parts or relative.startswith("/") or ".." in parts:
+        raise PermissionError("must be a path inside the dataset, without a leading / and without .. parts")
+    try:
+        path = (folder / relative).resolve()
+        is_file = path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"is no usable path: {error}") from error
+    if not path.is_relative_to(root.resolve()):
+        raise PermissionError("leads outside the dataset through a symbolic link: put the file itself there")
+    if not is_file:
+        raise FileNotFoundError("does not exist" if not path.exists() else "is not a file")
+    return path

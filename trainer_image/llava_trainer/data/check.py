@@ -12,7 +12,7 @@ from pathlib import Path
 from llava_trainer.data.encode import PictureCutError, encode
 from llava_trainer.data.findings import Finding, Findings, Kind, noted, refused
 from llava_trainer.data.images import MissingPictureError, PictureError, PictureFacts, check_image, resolve_picture
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample
 from llava_trainer.data.template import Template, TemplateError
 from llava_trainer.files import ARCHIVES, tell_names
@@ -111,7 +111,7 @@ class Checker:
     def __init__(
         self,
         folder: PictureFolder,
-        processing: Processing,
+        processor: Processor,
         limits: Limits,
         findings: Findings,
         *,
@@ -119,12 +119,12 @@ class Checker:
         num_decoders: int | None = None,
     ) -> None:
         self._folder = folder
-        self._processing = processing
+        self._processing = processor
         self._limits = limits
         self._findings = findings
         self._template = template
         self._num_decoders = num_decoders or min(_MAX_DECODERS, len(os.sched_getaffinity(0)))
-        self._special = sorted(processing.tokenizer.all_special_tokens)
+        self._special = sorted(processor.tokenizer.all_special_tokens)
         self._large = threading.Lock()
         self._coming: dict[str, Future[PictureFacts | PictureError]] = {}
         self.pictures: dict[str, PictureFacts | PictureError] = {}

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from llava_trainer.data.findings import KEPT_PER_KIND, Findings, Kind, noted
+from llava_trainer.data.sample_table import SampleTable
 from llava_trainer.data.samples import Sample
-from llava_trainer.data.table import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,9 @@ class _Repeats:
 class Comparison:
     """Compares the samples of a table by the numbers in it, and tells what it finds by the samples themselves."""
 
-    def __init__(self, table: Table, held_out: np.ndarray, load: Callable[[int], Sample], findings: Findings) -> None:
+    def __init__(
+        self, table: SampleTable, held_out: np.ndarray, load: Callable[[int], Sample], findings: Findings
+    ) -> None:
         """Prepare to compare.
 
         Args:

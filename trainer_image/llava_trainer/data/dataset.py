@@ -1,7 +1,7 @@
 """One dataset: read, checked, compared with itself, split.
 
-Samples go to the disk as they are checked; what stays in memory is a few numbers of each (``table``) and the facts of
-each picture, however long the texts are and however large the export is.
+Samples go to the disk as they are checked; what stays in memory is a few numbers of each (``sample_table``) and the
+facts of each image, however long the texts are and however large the export is.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,15 +17,15 @@ from llava_trainer.data.compare import Comparison
 from llava_trainer.data.conversations import read_conversations
 from llava_trainer.data.entries import ReadingPosition
 from llava_trainer.data.findings import KEPT_PER_KIND, Finding, Findings, Kind, noted, refused
-from llava_trainer.data.images import PictureFacts, resolve_inside
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.images import PictureFacts
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.request import DatasetRequest
 from llava_trainer.data.sample_file import SampleFile
+from llava_trainer.data.sample_table import SampleTable
 from llava_trainer.data.samples import Sample, format_sample
 from llava_trainer.data.split import SplitError, choose_held_out
-from llava_trainer.data.table import Table
 from llava_trainer.data.ubiai import read_ubiai
-from llava_trainer.files import make_folder, tell_names
+from llava_trainer.files import make_folder, resolve_inside, tell_names
 
 OnProgress = Callable[[int, int], None]
 """Told the samples checked and, as nearly as is known, how many there are."""
@@ -37,7 +37,7 @@ class PreparedDataset:
 
     Attributes:
         request: what was asked for.
-        processing: the checkpoint's, with which tokens were counted.
+        processor: the checkpoint's, with which tokens were counted.
         samples: the usable samples, in the export's order, held-out files last.
         table: facts of each of them.
         held_out: bool [samples].
@@ -48,9 +48,9 @@ class PreparedDataset:
     """
 
     request: DatasetRequest
-    processing: Processing
+    processor: Processor
     samples: SampleFile
-    table: Table
+    table: SampleTable
     held_out: np.ndarray
     group_of: np.ndarray
     num_read: int
@@ -71,7 +71,7 @@ class PreparedDataset:
 
 def prepare_dataset(
     request: DatasetRequest,
-    processing: Processing,
+    processor: Processor,
     spool: Path,
     on_progress: OnProgress = lambda done, total: None,
     num_decoders: int | None = None,
@@ -80,7 +80,7 @@ def prepare_dataset(
 
     Args:
         request: what to read.
-        processing: the checkpoint's, to count tokens with.
+        processor: the checkpoint's, to count tokens with.
         spool: file to keep samples in meanwhile; it has no name any more when this returns.
         on_progress: told after each sample.
         num_decoders: threads that decode pictures; what is found does not depend on it.
@@ -88,9 +88,7 @@ def prepare_dataset(
     findings = Findings()
     dataset = request.dataset
     limits = Limits(max_length=request.max_length, max_pixels=dataset.limits.image_pixels)
-    checker = Checker(
-        request.folder, processing, limits, findings, template=request.template, num_decoders=num_decoders
-    )
+    checker = Checker(request.folder, processor, limits, findings, template=request.template, num_decoders=num_decoders)
     reading = _Reading(request, findings, on_progress)
     samples = reading.read_all(checker, spool)
     _check_share(reading, request, findings)
@@ -99,7 +97,7 @@ def prepare_dataset(
     Comparison(reading.table, held_out, samples.__getitem__, findings).compare()
     return PreparedDataset(
         request=request,
-        processing=processing,
+        processor=processor,
         samples=samples,
         table=reading.table,
         held_out=held_out,
@@ -131,7 +129,7 @@ class _Reading:
         self._num_checked = 0
         self._first_path: dict[bytes, str] = {}
         self.num_read = 0
-        self.table = Table()
+        self.table = SampleTable()
         self.used: set[str] = set()
         """Pictures of usable samples."""
 
@@ -227,7 +225,7 @@ def _check_prompts(request: DatasetRequest, checker: Checker, findings: Findings
             findings.add(refused(f"evaluation.prompts[{index}]", f"picture {name} {problem}"))
 
 
-def _split(table: Table, request: DatasetRequest, findings: Findings) -> tuple[np.ndarray, np.ndarray]:
+def _split(table: SampleTable, request: DatasetRequest, findings: Findings) -> tuple[np.ndarray, np.ndarray]:
     """The group of each sample, and which are held out."""
     group_of, groups = table.groups()
     validation = request.dataset.validation

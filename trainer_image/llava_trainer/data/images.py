@@ -16,7 +16,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
+from llava_trainer.files import resolve_inside
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """Formats that are read; Pillow's others have no place in a dataset of pictures and widen what a file can attack."""
@@ -122,16 +123,16 @@ def _describe(opened: Image.Image) -> PictureFacts:
     return PictureFacts(width_px=picture.width, height_px=picture.height, digest=digest.digest()[:_DIGEST_BYTES])
 
 
-def pixel_values(image: Image.Image, processing: Processing) -> np.ndarray:
+def pixel_values(image: Image.Image, processor: Processor) -> np.ndarray:
     """Float32 pixels for the vision tower, shape [3, image_size_px, image_size_px]."""
-    features = processing.image_processor(images=[image], return_tensors="np")
+    features = processor.image_processor(images=[image], return_tensors="np")
     pixels: np.ndarray = features["pixel_values"][0]
     return pixels
 
 
-def visible_image(image: Image.Image, processing: Processing) -> Image.Image:
+def visible_image(image: Image.Image, processor: Processor) -> Image.Image:
     """The picture as the tower sees it, before normalisation: image_size_px wide and high."""
-    features = processing.image_processor(images=[image], do_rescale=False, do_normalize=False, return_tensors="np")
+    features = processor.image_processor(images=[image], do_rescale=False, do_normalize=False, return_tensors="np")
     channels_first = features["pixel_values"][0]
     return Image.fromarray(channels_first.transpose(1, 2, 0).astype(np.uint8), "RGB")
 
@@ -149,29 +150,6 @@ def resolve_picture(root: Path, folder: Path, relative: str) -> Path:
         raise MissingPictureError(str(error)) from error
     except (PermissionError, ValueError) as error:
         raise PictureError(str(error)) from error
-
-
-def resolve_inside(root: Path, folder: Path, relative: str) -> Path:
-    """Where ``relative`` (to ``folder``) lies, if that is a file inside ``root``.
-
-    Raises:
-        PermissionError: it would lead outside.
-        FileNotFoundError: there is no such file.
-        ValueError: it is no usable path.
-    """
-    parts = Path(relative).parts
-    if not parts or relative.startswith("/") or ".." in parts:
-        raise PermissionError("must be a path inside the dataset, without a leading / and without .. parts")
-    try:
-        path = (folder / relative).resolve()
-        is_file = path.is_file()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"is no usable path: {error}") from error
-    if not path.is_relative_to(root.resolve()):
-        raise PermissionError("leads outside the dataset through a symbolic link: put the file itself there")
-    if not is_file:
-        raise FileNotFoundError("does not exist" if not path.exists() else "is not a file")
-    return path
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

@@ -8,7 +8,7 @@ plain (phase 1): ``<image>{caption}\n``. The question is not read at all.
 
 LLaVA tokenises the texts around pictures one by one, so that each begins with the space that a tokenizer puts before
 a text. Where a tokenizer does that only once, the space has to be written: ``gap`` is what stands behind every
-``<image>``, and ``data.processing`` finds out whether it is needed.
+``<image>``, and ``data.processor`` finds out whether it is needed.
 
 Knows nothing about tokens. Source: conversation.py (conv_vicuna_v1, conv_llava_plain) and train.py
 (preprocess_multimodal, preprocess_v1, preprocess_plain) of haotian-liu/LLaVA.

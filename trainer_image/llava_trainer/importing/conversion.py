@@ -16,7 +16,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from llava_api.failures import Reason
 from llava_trainer.attempts.takeover import take_over_folder
 from llava_trainer.data.model_config import read_settings
-from llava_trainer.data.processing import AspectRatio, Processing, load_processing, save_processing
+from llava_trainer.data.processor import AspectRatio, Processor, load_processor, save_processor
 from llava_trainer.errors import StageError
 from llava_trainer.files import begin_folder, publish_folder
 from llava_trainer.importing.composing import Composition, compose
@@ -90,7 +90,7 @@ def _rewrite(composition: Composition, target: Path, on_tensor: Callable[[int, i
     """Weights anew, the rest as it is: tokenizer, processor and settings must not depend on the weights' format."""
     source = composition.language_model_dir
     # Before anything is written: it takes minutes.
-    load_processing(source, "pad")
+    load_processor(source, "pad")
     config = read_settings(source / "config.json")
     _check_complete(composition.recipes, config)
     if composition.projector_dir is not None:
@@ -191,20 +191,20 @@ def _write_processing(plan: _Plan, aside: Path) -> None:
     _write_json(scratch / "config.json", plan.config)
     _write_json(scratch / "preprocessor_config.json", _picture_settings(plan.tower))
     plan.tokenizer.write(scratch)
-    processing = load_processing(scratch, plan.aspect_ratio)
-    _check_loaded(processing, plan.tokenizer)
-    save_processing(processing, aside)
+    processor = load_processor(scratch, plan.aspect_ratio)
+    _check_loaded(processor, plan.tokenizer)
+    save_processor(processor, aside)
     shutil.rmtree(scratch)
     _write_json(aside / "config.json", plan.config)
     ids = {key: plan.config["text_config"].get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     _write_json(aside / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
 
 
-def _check_loaded(processing: Processing, tokenizer: ImportedTokenizer) -> None:
+def _check_loaded(processor: Processor, tokenizer: ImportedTokenizer) -> None:
     """What transformers loads must be what was written: some of its classes build a tokenizer anew."""
     for text in PROBES:
         expected = tokenizer.backend.encode(text).ids
-        if (found := processing.tokenizer(text).input_ids) != expected:
+        if (found := processor.tokenizer(text).input_ids) != expected:
             raise _invalid(f"loaded by transformers, the tokenizer gives {text!r:.60} the ids {found}, not {expected}")
 
 

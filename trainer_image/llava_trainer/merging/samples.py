@@ -8,7 +8,7 @@ import torch
 from llava_api.run_config import RunConfig
 from llava_trainer.data.encode import Encoded, PictureCutError, encode
 from llava_trainer.data.images import open_image, pixel_values
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample, read_samples
 
 NUM_SAMPLES = 3
@@ -17,28 +17,28 @@ MAX_TOKENS = 1024
 """Longer samples lose their end: a picture and a first answer fit, and more tokens would prove nothing more."""
 
 
-def proof_batches(config: RunConfig, processing: Processing) -> list[dict[str, torch.Tensor]]:
+def proof_batches(config: RunConfig, processor: Processor) -> list[dict[str, torch.Tensor]]:
     """A few held-out samples as the model is fed, one a batch; from the training set if none is held out."""
     held_out, trained_on = config.volume.validation_file, config.volume.train_file
     samples = chain(read_samples(held_out), read_samples(trained_on))
-    max_tokens = min(max(MAX_TOKENS, 2 * processing.tokens_per_image), config.training.max_length)
-    encoded = _encode_all(samples, processing, max_tokens)
-    return [_batch(one, config, processing) for one in islice(encoded, NUM_SAMPLES)]
+    max_tokens = min(max(MAX_TOKENS, 2 * processor.tokens_per_image), config.training.max_length)
+    encoded = _encode_all(samples, processor, max_tokens)
+    return [_batch(one, config, processor) for one in islice(encoded, NUM_SAMPLES)]
 
 
-def _encode_all(samples: Iterable[Sample], processing: Processing, max_length: int) -> Iterator[Encoded]:
+def _encode_all(samples: Iterable[Sample], processor: Processor, max_length: int) -> Iterator[Encoded]:
     for sample in samples:
         try:
-            yield encode(sample, processing, max_length)
+            yield encode(sample, processor, max_length)
         except PictureCutError:  # some other sample will do
             continue
 
 
-def _batch(encoded: Encoded, config: RunConfig, processing: Processing) -> dict[str, torch.Tensor]:
+def _batch(encoded: Encoded, config: RunConfig, processor: Processor) -> dict[str, torch.Tensor]:
     ids = torch.tensor([encoded.input_ids])
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if encoded.images:
         folder = config.dataset_dir / config.dataset.images
-        pictures = [pixel_values(open_image(folder / image), processing) for image in encoded.images]
+        pictures = [pixel_values(open_image(folder / image), processor) for image in encoded.images]
         batch["pixel_values"] = torch.stack([torch.from_numpy(pixels) for pixels in pictures])
     return batch

@@ -16,10 +16,10 @@ from llava_api.spec import Dataset, Ubiai
 from llava_trainer.data.conversations import read_conversations
 from llava_trainer.data.entries import ReadingPosition
 from llava_trainer.data.findings import Finding
-from llava_trainer.data.images import resolve_inside
 from llava_trainer.data.samples import Sample
 from llava_trainer.data.ubiai import read_ubiai
 from llava_trainer.data.ubiai_ocr import BOX_SUFFIX, IMAGE_SUFFIX
+from llava_trainer.files import resolve_inside
 from llava_trainer.sources.archive import ARCHIVE_SUFFIX, fetch_and_unpack
 from llava_trainer.sources.gathering import Gatherer
 from llava_trainer.sources.refusals import refused

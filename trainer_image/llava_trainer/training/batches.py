@@ -14,11 +14,11 @@ import torch
 from llava_trainer.data.collate import Batch, Item, collate, collate_packed
 from llava_trainer.data.encode import IGNORED, encode
 from llava_trainer.data.images import open_image, pixel_values
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample
 from llava_trainer.data.template import Template
-from llava_trainer.training.plan import Plan
-from llava_trainer.training.sharing import Rows
+from llava_trainer.training.batch_plan import BatchPlan
+from llava_trainer.training.rank_batches import Rows
 
 _STEPS_AHEAD = 1
 """Steps that are loaded while one is learned from. Loading takes a small part of a step, and more would take memory: a
@@ -60,16 +60,16 @@ class BatchLoader:
     def __init__(
         self,
         samples: Samples,
-        processing: Processing,
+        processor: Processor,
         *,
         images: Path,
         max_length: int,
-        plan: Plan,
+        plan: BatchPlan,
         rank: int,
         template: Template = "v1",
     ) -> None:
         self._samples = samples
-        self._processing = processing
+        self._processing = processor
         self._images = images
         self._max_length = max_length
         self._plan = plan

@@ -14,24 +14,24 @@ from llava_api.failures import Reason
 from llava_api.report import TrainNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.attempts.folder import Fence
-from llava_trainer.data.processing import load_processing
+from llava_trainer.data.processor import load_processor
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.errors import StageError
 from llava_trainer.gang.stopping import AskedToStopError, StopAgreement, StopRequest, saving_time_s
 from llava_trainer.gang.watchdog import Beat, Doing
 from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
+from llava_trainer.training.artifacts import publish_result
+from llava_trainer.training.batch_plan import BatchPlan, make_plan
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.checkpoint import CheckpointState
 from llava_trainer.training.checks import check_finite, check_gradient, check_supervised
 from llava_trainer.training.history import History
 from llava_trainer.training.identity import identify_training
 from llava_trainer.training.phase import Phase, phase_of
-from llava_trainer.training.plan import Plan, make_plan
 from llava_trainer.training.probe import probe_largest
 from llava_trainer.training.progress import Progress
 from llava_trainer.training.recorder import Recorder
-from llava_trainer.training.results import publish_result
 from llava_trainer.training.resuming import Beginning, resume, shapes_of
 from llava_trainer.training.retention import remove_unfinished
 from llava_trainer.training.saving import Saver
@@ -63,10 +63,10 @@ def train(
     """
     progress = progress or Progress()
     phase = phase_of(config)
-    processing = load_processing(config.model_dir, phase.image_aspect_ratio)
+    processor = load_processor(config.model_dir, phase.image_aspect_ratio)
     with ExitStack() as stack:
         samples = stack.enter_context(SampleFile(phase.samples_file))
-        plan = make_plan(phase, samples.measure(processing, phase.template, phase.max_length), world.world_size)
+        plan = make_plan(phase, samples.measure(processor, phase.template, phase.max_length), world.world_size)
         trainee = build_trainee(config, phase, world)
         identity = world.broadcast(identify_training(config, phase) if world.is_first else {})
         beginning = resume(
@@ -76,7 +76,7 @@ def train(
         progress.begin(beginning.step)
         loader = stack.enter_context(
             BatchLoader(
-                samples, processing, images=phase.images_dir, max_length=phase.max_length, plan=plan,
+                samples, processor, images=phase.images_dir, max_length=phase.max_length, plan=plan,
                 rank=world.rank, template=phase.template,
             )
         )  # fmt: skip
@@ -111,7 +111,7 @@ class Loop:
     """Runs the steps that are left."""
 
     phase: Phase
-    plan: Plan
+    plan: BatchPlan
     trainee: Trainee
     world: World
     loader: BatchLoader

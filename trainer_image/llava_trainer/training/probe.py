@@ -7,15 +7,15 @@ import torch
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.gang.world import World
+from llava_trainer.training.batch_plan import BatchPlan, Extreme
 from llava_trainer.training.batches import BatchLoader
-from llava_trainer.training.plan import Extreme, Plan
 from llava_trainer.training.slices import make_moments
 from llava_trainer.training.trainee import Trainee
 
 logger = logging.getLogger(__name__)
 
 
-def probe_largest(trainee: Trainee, loader: BatchLoader, plan: Plan, world: World) -> None:
+def probe_largest(trainee: Trainee, loader: BatchLoader, plan: BatchPlan, world: World) -> None:
     """Run the largest micro-batches of the run forward and backward in every process, and learn nothing from them.
 
     They are the ones with the most positions, the most pictures, and the most supervised tokens. Adam's moments are

@@ -5,8 +5,8 @@ import time
 from collections.abc import Sequence
 
 from llava_trainer.reporting import Measures, Reporter
+from llava_trainer.training.batch_plan import BatchPlan
 from llava_trainer.training.history import Entry, History
-from llava_trainer.training.plan import Plan
 from llava_trainer.training.step import StepOutcome
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ _LOG_INTERVAL_S = 10.0
 class Recorder:
     """Records every step. Speeds are those of the step itself, data loading and checkpoints included."""
 
-    def __init__(self, history: History, reporter: Reporter, plan: Plan, *, first_step: int = 0) -> None:
+    def __init__(self, history: History, reporter: Reporter, plan: BatchPlan, *, first_step: int = 0) -> None:
         """Record what comes after ``first_step`` steps, of which there is a checkpoint if there are any."""
         self._history = history
         self._reporter = reporter

@@ -11,8 +11,8 @@ from peft import PeftModel, get_peft_model_state_dict
 
 from llava_trainer.model.projector import projector_parameters
 from llava_trainer.training.adapter import write_adapter
+from llava_trainer.training.artifacts import write_projector
 from llava_trainer.training.checkpoint import StoredOptimizer
-from llava_trainer.training.results import write_projector
 from llava_trainer.training.trainee import Trainee
 
 ADAPTER_FOLDER = "adapter"

@@ -49,19 +49,19 @@ def _card(dataset: PreparedDataset, index: int) -> Html:
 
 
 def _picture(dataset: PreparedDataset, relative: str) -> Html | None:
-    processing = dataset.processing
+    processor = dataset.processor
     try:
-        seen = visible_image(open_image(dataset.request.folder.resolve(relative)), processing)
+        seen = visible_image(open_image(dataset.request.folder.resolve(relative)), processor)
     except PictureError as error:
         # It was whole a moment ago: the volume changes under our feet, and training will say so.
         logger.warning("picture %s %s", relative, error)
         return None
-    return el("img", src=thumbnail(seen, max_px=processing.image_size_px), alt=relative)
+    return el("img", src=thumbnail(seen, max_px=processor.image_size_px), alt=relative)
 
 
 def _conversation(dataset: PreparedDataset, index: int, sample: Sample) -> Html:
     """The conversation with what is learned marked and what is cut off struck out."""
-    conversation = render(sample, dataset.request.template, dataset.processing.gap)
+    conversation = render(sample, dataset.request.template, dataset.processor.gap)
     kept = dataset.table.num_characters(index)
     parts: list[str | Html] = []
     position = 0

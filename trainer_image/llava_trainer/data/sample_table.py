@@ -7,36 +7,22 @@ for a sample with a picture of its own, whatever its length. Knows nothing about
 import hashlib
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from llava_trainer.data.check import Checked
+from llava_trainer.data.split import Contents, Group
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Group:
-    """Samples that must stay on one side of a split, since they share pictures or, without any, their opening question.
-
-    Attributes:
-        key: the same for the same content, whatever order or form the export is in.
-        weight: questions in it.
-    """
-
-    key: int
-    weight: int
-
-
-class Table:
+class SampleTable:
     """Facts about samples, by the order in which they were added; read as numpy arrays."""
 
     def __init__(self) -> None:
         self._tokens, self._supervised, self._characters = array("I"), array("I"), array("I")
-        self._num_pairs, self._node, self._from_validation = array("I"), array("I"), array("B")
+        self._num_pairs, self._content, self._from_validation = array("I"), array("I"), array("B")
         self._pair_key, self._pair_answer = array("Q"), array("Q")
         self._shown_by, self._shown = array("I"), array("I")
-        self._nodes: dict[bytes, int] = {}
-        self._node_key, self._parent = array("Q"), array("I")
+        self._contents = Contents()
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -44,15 +30,14 @@ class Table:
     def add(self, checked: Checked, *, from_validation: bool) -> None:
         """Take in the facts of one sample."""
         sample = checked.sample
-        nodes = [self._node_of(picture.digest) for picture in checked.pictures]
-        for node in nodes:
+        contents = [self._contents.number_of(picture.digest) for picture in checked.pictures]
+        for content in contents:
             self._shown_by.append(len(self))
-            self._shown.append(node)
-        if not nodes:
-            nodes = [self._node_of(_digest_of(b"text", sample.turns[0].text.encode()))]
-        for node in nodes[1:]:
-            self._join(nodes[0], node)
-        self._node.append(nodes[0])
+            self._shown.append(content)
+        if not contents:
+            contents = [self._contents.number_of(_digest_of(b"text", sample.turns[0].text.encode()))]
+        self._contents.join(contents)
+        self._content.append(contents[0])
         for key, answer in pair_keys(checked):
             self._pair_key.append(key)
             self._pair_answer.append(answer)
@@ -113,41 +98,20 @@ class Table:
 
     def groups(self) -> tuple[np.ndarray, list[Group]]:
         """The group of each sample, int64 [samples], and the groups."""
-        roots = np.array([self._root(node) for node in range(len(self._parent))], dtype=np.int64)
-        keys = np.full(len(roots), np.iinfo(np.uint64).max, dtype=np.uint64)
-        np.minimum.at(keys, roots, np.array(self._node_key, dtype=np.uint64))
-        used, group_of = np.unique(roots[np.array(self._node, dtype=np.int64)], return_inverse=True)
-        weights = np.bincount(group_of, weights=self.num_pairs, minlength=len(used))
-        found = [Group(key=int(keys[root]), weight=int(weight)) for root, weight in zip(used, weights, strict=True)]
-        return group_of, found
+        return self._contents.group(np.array(self._content, dtype=np.int64), self.num_pairs)
 
     def contents_of(self, samples: np.ndarray) -> set[bytes]:
         """Digests of the pictures that the chosen samples (bool [samples]) show."""
         shown_by, shown = self.shown
         chosen = set(shown[samples[shown_by]].tolist())
-        return {digest for digest, node in self._nodes.items() if node in chosen}
+        return {digest for digest, number in self._contents.numbers.items() if number in chosen}
 
     def samples_that_show(self, contents: set[bytes]) -> np.ndarray:
         """int64: numbers of the samples that show one of the pictures with these digests, in their order."""
-        nodes = np.array([node for digest, node in self._nodes.items() if digest in contents], dtype=np.uint32)
+        known = self._contents.numbers
+        numbers = np.array([number for digest, number in known.items() if digest in contents], dtype=np.uint32)
         shown_by, shown = self.shown
-        return np.unique(shown_by[np.isin(shown, nodes)])
-
-    def _node_of(self, digest: bytes) -> int:
-        node = self._nodes.setdefault(digest, len(self._parent))
-        if node == len(self._parent):
-            self._parent.append(node)
-            self._node_key.append(int.from_bytes(digest[:8], "little"))
-        return node
-
-    def _root(self, node: int) -> int:
-        while self._parent[node] != node:
-            self._parent[node] = self._parent[self._parent[node]]
-            node = self._parent[node]
-        return node
-
-    def _join(self, first: int, second: int) -> None:
-        self._parent[self._root(second)] = self._root(first)
+        return np.unique(shown_by[np.isin(shown, numbers)])
 
 
 def pair_keys(checked: Checked) -> Iterator[tuple[int, int]]:

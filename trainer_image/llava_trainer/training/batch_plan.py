@@ -16,9 +16,9 @@ from llava_api.failures import Reason
 from llava_api.report import MicroBatch
 from llava_trainer.data.sample_file import SampleSizes
 from llava_trainer.errors import StageError
-from llava_trainer.training.grouping import Grouping, order_epoch
+from llava_trainer.training.epoch_order import Grouping, order_epoch
 from llava_trainer.training.phase import Phase
-from llava_trainer.training.sharing import Limits, Rows, share_packed, share_padded
+from llava_trainer.training.rank_batches import Limits, Rows, share_packed, share_padded
 
 LOOKED_THROUGH = 2_000
 """Steps of later epochs that are looked through for what takes the most memory; the first epoch always is."""
@@ -27,7 +27,7 @@ _EXTREMES = (
     "the longest micro-batch", "the micro-batch with the most pictures",
     "the micro-batch with the most supervised tokens",
 )  # fmt: skip
-"""In the order of what ``Plan`` measures."""
+"""In the order of what ``BatchPlan`` measures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Extreme:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Plan:
+class BatchPlan:
     """Steps and batches of a training run."""
 
     sizes: SampleSizes
@@ -145,7 +145,7 @@ class Plan:
         return share_padded(batch, tokens, limits, by_length=self.grouping != "none")
 
 
-def make_plan(phase: Phase, sizes: SampleSizes, world_size: int) -> Plan:
+def make_plan(phase: Phase, sizes: SampleSizes, world_size: int) -> BatchPlan:
     """Steps and batches of a run.
 
     Raises:
@@ -153,7 +153,7 @@ def make_plan(phase: Phase, sizes: SampleSizes, world_size: int) -> Plan:
     """
     if len(sizes) == 0:
         raise StageError(Reason.INVALID_DATA, f"{phase.samples_file} holds no sample to train on")
-    return Plan(
+    return BatchPlan(
         sizes=sizes,
         global_batch=phase.batch.global_,
         per_device_batch=phase.batch.per_device,
@@ -167,6 +167,6 @@ def make_plan(phase: Phase, sizes: SampleSizes, world_size: int) -> Plan:
 
 
 @lru_cache(maxsize=2)
-def _order(plan: Plan, epoch: int) -> np.ndarray:
+def _order(plan: BatchPlan, epoch: int) -> np.ndarray:
     """Order of the samples in an epoch; drawing it for every step would cost milliseconds with a million samples."""
     return order_epoch(plan.sizes, plan.grouping, plan.global_batch, plan.seed, epoch)

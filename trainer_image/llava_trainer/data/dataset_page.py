@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from llava_api.text import show
 from llava_trainer.data.dataset import PreparedDataset
+from llava_trainer.data.dataset_report import Bar, DatasetReport, Note, Side, Told
 from llava_trainer.data.findings import LEFT_OUT
-from llava_trainer.data.report import Bar, DatasetReport, Note, Side, Told
-from llava_trainer.data.report_grid import build_grid
+from llava_trainer.data.sample_grid import build_grid
 from llava_trainer.html import Html, definition_list, el, join, page
 
 _SHOWN_ENTRIES = 50
@@ -41,7 +41,7 @@ details + details { margin-top: 8px; }
 """
 
 
-def build_page(name: str, phases: Sequence[PreparedDataset], report: DatasetReport) -> str:
+def build_dataset_page(name: str, phases: Sequence[PreparedDataset], report: DatasetReport) -> str:
     """Build the page.
 
     Args:

@@ -42,7 +42,7 @@ _AFTER_PICTURE = ("\nWhat is this?", "\n", "a caption\n")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Processing:
+class Processor:
     """What turns text into token ids and pictures into pixels, for one checkpoint.
 
     Attributes:
@@ -88,7 +88,7 @@ class Processing:
         return next((found for found in candidates if found is not None), self.eos_token_id)
 
 
-def load_processing(model_dir: Path, image_aspect_ratio: AspectRatio) -> Processing:
+def load_processor(model_dir: Path, image_aspect_ratio: AspectRatio) -> Processor:
     """Load tokenizer and image processor of the checkpoint in ``model_dir``.
 
     Raises:
@@ -99,7 +99,7 @@ def load_processing(model_dir: Path, image_aspect_ratio: AspectRatio) -> Process
     vision = config.vision_config
     strategy = config.vision_feature_select_strategy
     num_patches = (vision.image_size // vision.patch_size) ** 2
-    return Processing(
+    return Processor(
         model_dir=model_dir,
         tokenizer=tokenizer,
         image_processor=_load_image_processor(model_dir, config, image_aspect_ratio),
@@ -113,7 +113,7 @@ def load_processing(model_dir: Path, image_aspect_ratio: AspectRatio) -> Process
     )
 
 
-def save_processing(processing: Processing, folder: Path) -> None:
+def save_processor(processor: Processor, folder: Path) -> None:
     """Write the processor into a model's folder, so that plain AutoProcessor and AutoTokenizer load it.
 
     The tokenizer's files are the checkpoint's own, byte for byte, but for chat templates, which would compete with
@@ -122,17 +122,17 @@ def save_processing(processing: Processing, folder: Path) -> None:
     hub's: the tokenizer puts it there.
     """
     LlavaProcessor(
-        image_processor=processing.image_processor,
-        tokenizer=processing.tokenizer,
-        patch_size=processing.patch_size_px,
-        vision_feature_select_strategy=processing.select_strategy,
+        image_processor=processor.image_processor,
+        tokenizer=processor.tokenizer,
+        patch_size=processor.patch_size_px,
+        vision_feature_select_strategy=processor.select_strategy,
         num_additional_image_tokens=NUM_CLASS_TOKENS,
-        chat_template=chat_template(processing.gap),
+        chat_template=chat_template(processor.gap),
     ).save_pretrained(folder)
-    processing.image_processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
     for name in _TOKENIZER_FILES:
-        if (processing.model_dir / name).is_file():
-            shutil.copyfile(processing.model_dir / name, folder / name)
+        if (processor.model_dir / name).is_file():
+            shutil.copyfile(processor.model_dir / name, folder / name)
     settings_file = folder / "tokenizer_config.json"
     settings = read_settings(settings_file)
     if dropped := [key for key in ("chat_template", CODE_KEY) if settings.pop(key, None) is not None]:

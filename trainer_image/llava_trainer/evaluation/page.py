@@ -10,8 +10,8 @@ from typing import Literal
 
 from PIL import Image
 
-from llava_trainer.data.report import DatasetReport, Side
-from llava_trainer.evaluation.results import Answer, Metrics, ModelScore, SplitScore
+from llava_trainer.data.dataset_report import DatasetReport, Side
+from llava_trainer.evaluation.scores import Answer, Metrics, ModelScore, SplitScore
 from llava_trainer.html import (
     Curve,
     Html,
@@ -39,7 +39,7 @@ _METRIC_TITLES = {"exact_match": "exact match"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class PageContent:
     """Everything that the report shows."""
 
     metrics: Metrics
@@ -53,7 +53,7 @@ class Report:
     """Opens a picture by its path relative to the dataset's image folder."""
 
 
-def build_report(report: Report) -> str:
+def build_evaluation_page(report: PageContent) -> str:
     """The page."""
     metrics = report.metrics
     prompts = [answer for answer in report.answers if answer.split == "prompt"]
@@ -67,7 +67,7 @@ def build_report(report: Report) -> str:
         _facts("Dataset", _dataset(report.dataset)),
         _facts("Settings", report.settings),
         _facts("This evaluation", _circumstances(metrics)),
-        script=script_asset("evaluation/report.js"),
+        script=script_asset("evaluation/page.js"),
     )
 
 
@@ -199,7 +199,7 @@ def _said(model: Literal["base", "tuned"], text: str) -> Html:
     return el("div", el("div", model, class_="who"), el("div", _text(text), class_="said"), class_=f"answer {model}")
 
 
-def _questions(report: Report) -> Html | None:
+def _questions(report: PageContent) -> Html | None:
     scored = [answer for answer in report.answers if answer.expected is not None]
     if not scored:
         return None

@@ -107,7 +107,7 @@ class DatasetReport(Lenient):
     """The same about the dataset of phase 1."""
 
 
-def build_report(dataset: PreparedDataset, alignment: PreparedDataset | None = None) -> DatasetReport:
+def build_dataset_report(dataset: PreparedDataset, alignment: PreparedDataset | None = None) -> DatasetReport:
     """Sum up what was found."""
     findings = dataset.findings
     notes = tuple(
@@ -115,7 +115,7 @@ def build_report(dataset: PreparedDataset, alignment: PreparedDataset | None = N
         for kind in Kind
         if kind is not Kind.REFUSED and findings.counts[kind]
     )
-    phase_1 = build_report(alignment) if alignment is not None else None
+    phase_1 = build_dataset_report(alignment) if alignment is not None else None
     return DatasetReport(
         accepted=findings.num_refused == 0 and (phase_1 is None or phase_1.accepted),
         format=dataset.request.dataset.format,
@@ -134,7 +134,7 @@ def build_report(dataset: PreparedDataset, alignment: PreparedDataset | None = N
     )
 
 
-def numbers_of(report: DatasetReport) -> PrepareNumbers:
+def summarise(report: DatasetReport) -> PrepareNumbers:
     """What of it travels to the resource's status."""
     return PrepareNumbers(
         samples_train=report.train.samples,
@@ -171,8 +171,8 @@ def _describe_pictures(dataset: PreparedDataset) -> Pictures:
     return Pictures(
         files=len(dataset.pictures),
         different=len({facts.digest for facts in dataset.pictures.values()}),
-        tokens_each=dataset.processing.tokens_per_image,
-        aspect_ratio=dataset.processing.aspect_ratio,
+        tokens_each=dataset.processor.tokens_per_image,
+        aspect_ratio=dataset.processor.aspect_ratio,
         smallest_px=min(sizes, key=lambda size: size[0] * size[1], default=None),
         largest_px=max(sizes, key=lambda size: size[0] * size[1], default=None),
     )

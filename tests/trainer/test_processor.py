@@ -15,7 +15,7 @@ from llava_api.failures import Reason
 from llava_trainer.data.encode import encode, encode_prompt
 from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.model_files import check_weights
-from llava_trainer.data.processing import Processing, load_processing, save_processing
+from llava_trainer.data.processor import Processor, load_processor, save_processor
 from llava_trainer.data.template import SYSTEM
 from llava_trainer.errors import StageError
 from tests.trainer.exports import draw_picture
@@ -74,19 +74,19 @@ def set_image_size(folder: Path, size_px: int) -> None:
 def test_tokens_of_a_picture_follow_from_the_tower(model_dir: Path, size_px: int, strategy: str, tokens: int):
     set_image_size(model_dir, size_px)
     edit_json("config.json", vision_feature_select_strategy=strategy)(model_dir)
-    processing = load_processing(model_dir, "pad")
-    assert processing.tokens_per_image == tokens
-    assert pixel_values(Image.new("RGB", (30, 20)), processing).shape == (3, size_px, size_px)
+    processor = load_processor(model_dir, "pad")
+    assert processor.tokens_per_image == tokens
+    assert pixel_values(Image.new("RGB", (30, 20)), processor).shape == (3, size_px, size_px)
 
 
-def test_the_checkpoint_s_own_pad_token_is_kept(toy_processing: Processing):
-    assert toy_processing.pad_token_id == toy_processing.tokenizer.convert_tokens_to_ids("<pad>")
+def test_the_checkpoint_s_own_pad_token_is_kept(toy_processor: Processor):
+    assert toy_processor.pad_token_id == toy_processor.tokenizer.convert_tokens_to_ids("<pad>")
 
 
 def test_without_a_pad_token_unk_fills_up(model_dir: Path):
     edit_json("tokenizer_config.json", pad_token=None)(model_dir)
-    processing = load_processing(model_dir, "pad")
-    assert processing.pad_token_id == processing.tokenizer.convert_tokens_to_ids("<unk>")
+    processor = load_processor(model_dir, "pad")
+    assert processor.pad_token_id == processor.tokenizer.convert_tokens_to_ids("<unk>")
 
 
 BAD_MODELS: dict[str, tuple[Edit, str]] = {
@@ -131,7 +131,7 @@ def test_an_unusable_checkpoint_is_named_with_its_file(name: str, model_dir: Pat
     damage, message = BAD_MODELS[name]
     damage(model_dir)
     with pytest.raises(StageError, match=message) as caught:
-        load_processing(model_dir, "pad")
+        load_processor(model_dir, "pad")
     assert caught.value.reason is Reason.INVALID_MODEL
 
 
@@ -167,13 +167,13 @@ def test_whole_weights_are_accepted(toy_model_dir: Path):
 
 
 @pytest.fixture(params=["pad", "square"])
-def exported(request: pytest.FixtureRequest, toy_model_dir: Path, tmp_path: Path) -> tuple[Processing, Path]:
-    processing = load_processing(toy_model_dir, request.param)
+def exported(request: pytest.FixtureRequest, toy_model_dir: Path, tmp_path: Path) -> tuple[Processor, Path]:
+    processor = load_processor(toy_model_dir, request.param)
     folder = tmp_path / "merged"
     folder.mkdir()
     shutil.copy(toy_model_dir / "config.json", folder)
-    save_processing(processing, folder)
-    return processing, folder
+    save_processor(processor, folder)
+    return processor, folder
 
 
 CHAT = [
@@ -183,12 +183,12 @@ CHAT = [
 ]
 
 
-def test_plain_autoprocessor_serves_what_was_trained(exported: tuple[Processing, Path], tmp_path: Path):
-    processing, folder = exported
+def test_plain_autoprocessor_serves_what_was_trained(exported: tuple[Processor, Path], tmp_path: Path):
+    processor, folder = exported
     picture = open_image(draw_picture(tmp_path / "a.png", size=(90, 31)))
     server = AutoProcessor.from_pretrained(folder)
     sample = make_sample("What is the total?", "9.00", "And the date, naïve one?", "Today.")
-    ours = encode_prompt(sample.turns[:3], (0,), processing)
+    ours = encode_prompt(sample.turns[:3], (0,), processor)
     in_one_step = server.apply_chat_template(
         CHAT, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="np",
         processor_kwargs={"images": [picture]},
@@ -198,11 +198,11 @@ def test_plain_autoprocessor_serves_what_was_trained(exported: tuple[Processing,
     )
     for served in (in_one_step, in_two_steps):
         assert served["input_ids"][0].tolist() == ours
-        np.testing.assert_array_equal(served["pixel_values"][0], pixel_values(picture, processing), strict=True)
+        np.testing.assert_array_equal(served["pixel_values"][0], pixel_values(picture, processor), strict=True)
 
 
-def test_the_exported_template_lays_out_a_whole_conversation(exported: tuple[Processing, Path]):
-    processing, folder = exported
+def test_the_exported_template_lays_out_a_whole_conversation(exported: tuple[Processor, Path]):
+    processor, folder = exported
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text_only = [
         {"role": "user", "content": " Hello. "}, {"role": "assistant", "content": "Hi."},
@@ -211,12 +211,12 @@ def test_the_exported_template_lays_out_a_whole_conversation(exported: tuple[Pro
     text = tokenizer.apply_chat_template(text_only, tokenize=False)
     assert text == f"{SYSTEM} USER: Hello. ASSISTANT: Hi.</s>USER: Bye. ASSISTANT: Bye!</s>"
     sample = make_sample("Hello.", "Hi.", "Bye.", "Bye!", image_turns=())
-    assert tokenizer(text).input_ids == list(encode(sample, processing, 4096).input_ids)
+    assert tokenizer(text).input_ids == list(encode(sample, processor, 4096).input_ids)
     told = [{"role": "system", "content": "Be brief."}, *text_only[:1]]
     assert tokenizer.apply_chat_template(told, tokenize=False) == "Be brief. USER: Hello. "
 
 
-def test_tokenizer_files_are_the_checkpoint_s_own(exported: tuple[Processing, Path], toy_model_dir: Path):
+def test_tokenizer_files_are_the_checkpoint_s_own(exported: tuple[Processor, Path], toy_model_dir: Path):
     _, folder = exported
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (folder / name).read_bytes() == (toy_model_dir / name).read_bytes()
@@ -224,7 +224,7 @@ def test_tokenizer_files_are_the_checkpoint_s_own(exported: tuple[Processing, Pa
 
 def test_a_template_inside_the_tokenizer_s_settings_is_dropped(model_dir: Path, tmp_path: Path):
     edit_json("tokenizer_config.json", chat_template="{{ 'theirs' }}")(model_dir)
-    save_processing(load_processing(model_dir, "pad"), tmp_path / "merged")
+    save_processor(load_processor(model_dir, "pad"), tmp_path / "merged")
     assert "chat_template" not in json.loads((tmp_path / "merged" / "tokenizer_config.json").read_text())
     text = AutoTokenizer.from_pretrained(tmp_path / "merged").apply_chat_template(
         [{"role": "user", "content": "Hello."}], tokenize=False
@@ -232,7 +232,7 @@ def test_a_template_inside_the_tokenizer_s_settings_is_dropped(model_dir: Path, 
     assert text.startswith(SYSTEM)
 
 
-def test_old_and_new_processor_files_say_the_same(exported: tuple[Processing, Path]):
+def test_old_and_new_processor_files_say_the_same(exported: tuple[Processor, Path]):
     _, folder = exported
     new = json.loads((folder / "processor_config.json").read_text())
     old = json.loads((folder / "preprocessor_config.json").read_text())
@@ -240,9 +240,9 @@ def test_old_and_new_processor_files_say_the_same(exported: tuple[Processing, Pa
     assert new["num_additional_image_tokens"] == 1
 
 
-def test_a_processing_loaded_from_the_export_is_the_same(exported: tuple[Processing, Path]):
-    processing, folder = exported
-    again = load_processing(folder, processing.aspect_ratio)
-    assert again.image_processor.to_dict() == processing.image_processor.to_dict()
+def test_a_processing_loaded_from_the_export_is_the_same(exported: tuple[Processor, Path]):
+    processor, folder = exported
+    again = load_processor(folder, processor.aspect_ratio)
+    assert again.image_processor.to_dict() == processor.image_processor.to_dict()
     turns = make_sample("What?", "That.").turns[:1]
-    assert encode_prompt(turns, (0,), again) == encode_prompt(turns, (0,), processing)
+    assert encode_prompt(turns, (0,), again) == encode_prompt(turns, (0,), processor)

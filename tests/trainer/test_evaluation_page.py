@@ -11,11 +11,11 @@ from PIL import Image
 from llava_api.constants import StageName
 from llava_api.run_config import RunIdentity
 from llava_api.spec import Generation
-from llava_trainer.data.report import Note, numbers_of
+from llava_trainer.data.dataset_report import Note, summarise
 from llava_trainer.data.samples import Turn
+from llava_trainer.evaluation.page import MAX_QUESTIONS_SHOWN, PageContent, build_evaluation_page
 from llava_trainer.evaluation.questions import Question, Split
-from llava_trainer.evaluation.report import MAX_QUESTIONS_SHOWN, Report, build_report
-from llava_trainer.evaluation.results import Answer, Metrics, score_answers
+from llava_trainer.evaluation.scores import Answer, Metrics, score_answers
 from llava_trainer.html import Curve, Html, el, join, line_chart, page, round_ticks, thumbnail
 from llava_trainer.training.history import Entry
 from tests.trainer.runs import dataset_report
@@ -84,11 +84,11 @@ def render(
         scores=score_answers(answers),
         prompts=sum(answer.split == "prompt" for answer in answers),
         generation=Generation(),
-        dataset=numbers_of(dataset),
+        dataset=summarise(dataset),
         seconds={"answers_of_base": 1.5},
         versions={"torch": "2.15.0"},
     )
-    report = Report(
+    report = PageContent(
         metrics=metrics,
         dataset=dataset,
         answers=answers,
@@ -96,7 +96,7 @@ def render(
         settings=[("Epochs", "1")],
         load_picture=lambda path: Image.effect_noise((size, size // 2), 80),
     )
-    return build_report(report)
+    return build_evaluation_page(report)
 
 
 def test_whatever_data_and_models_say_stays_text() -> None:
