@@ -42,7 +42,9 @@ def config(tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample
 def open_loader(config: RunConfig, samples, processor: Processor, world_size: int = 1, rank: int = 0) -> BatchLoader:
     phase = phase_of(config)
     plan = plan_of(config, processor, world_size)
-    return BatchLoader(samples, processor, images=phase.images_dir, max_length=phase.max_length, plan=plan, rank=rank)
+    return BatchLoader(
+        samples, processor, images=phase.images_dir, max_length=phase.training.max_length, plan=plan, rank=rank
+    )
 
 
 def losses(config: RunConfig, world: World) -> list[tuple[float, float]]:

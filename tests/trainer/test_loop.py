@@ -81,13 +81,13 @@ def plain_pytorch(config: RunConfig, samples: list[Sample], processor: Processor
     """The oracle: one process, one micro-batch a step, torch's own optimiser, scheduler and clipping."""
     phase = phase_of(config)
     plan = plan_of(config, processor)
-    torch.manual_seed(phase.seed)
-    tuned = add_adapter(load_model(config.model_dir, torch.float32, "cpu"), phase.lora).train()
+    torch.manual_seed(phase.training.seed)
+    tuned = add_adapter(load_model(config.model_dir, torch.float32, "cpu"), phase.training.lora).train()
     groups = group_parameters(
         tuned,
-        learning_rate=phase.learning_rate,
-        projector_learning_rate=phase.projector_learning_rate,
-        weight_decay=phase.weight_decay,
+        learning_rate=phase.training.peak_learning_rate,
+        projector_learning_rate=phase.training.projector_learning_rate,
+        weight_decay=phase.training.weight_decay,
     )
     learning = [parameter for group in groups for parameter in group.parameters]
     optimizer = torch.optim.AdamW(
@@ -100,7 +100,7 @@ def plain_pytorch(config: RunConfig, samples: list[Sample], processor: Processor
     for step in range(plan.total_steps):
         items = [
             (
-                encode(sample, processor, phase.max_length),
+                encode(sample, processor, phase.training.max_length),
                 pixel_values(open_image(images / sample.images[0]), processor)[None] if sample.images else None,
             )
             for sample in (samples[index] for index in plan.batch(step))

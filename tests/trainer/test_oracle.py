@@ -127,9 +127,9 @@ def plain_model(config: RunConfig, phase: Phase) -> nn.Module:
     if phase.method == "full":
         model.model.vision_tower.requires_grad_(False)
         return model
-    tuned = add_plain_adapter(model, rank=phase.lora.rank, alpha=phase.lora.alpha)
-    torch.manual_seed(phase.seed)
-    ours = add_adapter(load_model(config.model_dir, torch.float32, "cpu"), phase.lora)
+    tuned = add_plain_adapter(model, rank=phase.training.lora.rank, alpha=phase.training.lora.alpha)
+    torch.manual_seed(phase.training.seed)
+    ours = add_adapter(load_model(config.model_dir, torch.float32, "cpu"), phase.training.lora)
     set_peft_model_state_dict(tuned, get_peft_model_state_dict(ours))
     return tuned
 
@@ -138,15 +138,15 @@ def plain_trajectory(config: RunConfig, samples: list[Sample], processor: Proces
     phase = phase_of(config)
 
     settings = PlainSettings(
-        learning_rate=phase.learning_rate,
-        projector_learning_rate=phase.projector_learning_rate,
-        weight_decay=phase.weight_decay,
-        per_device_batch=phase.batch.per_device,
-        accumulation=phase.batch.global_ // phase.batch.per_device,
+        learning_rate=phase.training.peak_learning_rate,
+        projector_learning_rate=phase.training.projector_learning_rate,
+        weight_decay=phase.training.weight_decay,
+        per_device_batch=phase.training.batch.per_device,
+        accumulation=phase.training.batch.global_ // phase.training.batch.per_device,
         pad_token_id=processor.pad_token_id,
-        seed=phase.seed,
+        seed=phase.training.seed,
     )
-    load = partial(load_item, phase.images_dir, processor, phase.max_length, phase.template)
+    load = partial(load_item, phase.images_dir, processor, phase.training.max_length, phase.template)
     return train_plainly(
         plain_model(config, phase), lambda index: load(samples[index]), orders(config, processor), settings
     )

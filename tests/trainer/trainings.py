@@ -90,7 +90,7 @@ def plan_of(config: RunConfig, processor: "Processor", world_size: int = 1) -> "
 
     phase = phase_of(config)
     with SampleFile(phase.samples_file) as samples:
-        return make_plan(phase, samples.measure(processor, phase.template, phase.max_length), world_size)
+        return make_plan(phase, samples.measure(processor, phase.template, phase.training.max_length), world_size)
 
 
 @contextmanager

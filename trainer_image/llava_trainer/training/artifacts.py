@@ -67,7 +67,7 @@ def check_changed(trainee: Trainee) -> None:
             raise StageError(
                 Reason.ADAPTER_UNCHANGED,
                 f"{names[0]} is as it was before training, so {part} did not learn at a peak learning rate of "
-                f"{trainee.phase.learning_rate:.3g}",
+                f"{trainee.phase.training.peak_learning_rate:.3g}",
             )
 
 

@@ -153,16 +153,17 @@ def make_plan(phase: Phase, sizes: SampleSizes, world_size: int) -> BatchPlan:
     """
     if len(sizes) == 0:
         raise StageError(Reason.INVALID_DATA, f"{phase.samples_file} holds no sample to train on")
+    training = phase.training
     return BatchPlan(
         sizes=sizes,
-        global_batch=phase.batch.global_,
-        per_device_batch=phase.batch.per_device,
-        max_length=phase.max_length,
+        global_batch=training.batch.global_,
+        per_device_batch=training.batch.per_device,
+        max_length=training.max_length,
         world_size=world_size,
-        epochs=phase.epochs,
-        seed=phase.seed,
-        grouping=phase.grouping,
-        packing=phase.packing,
+        epochs=training.epochs,
+        seed=training.seed,
+        grouping=training.grouping,
+        packing=training.packing,
     )
 
 

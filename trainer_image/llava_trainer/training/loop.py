@@ -66,7 +66,7 @@ def train(
     processor = load_processor(config.model_dir, phase.image_aspect_ratio)
     with ExitStack() as stack:
         samples = stack.enter_context(SampleFile(phase.samples_file))
-        plan = make_plan(phase, samples.measure(processor, phase.template, phase.max_length), world.world_size)
+        plan = make_plan(phase, samples.measure(processor, phase.template, phase.training.max_length), world.world_size)
         trainee = build_trainee(config, phase, world)
         identity = world.broadcast(identify_training(config, phase) if world.is_first else {})
         beginning = resume(
@@ -76,7 +76,7 @@ def train(
         progress.begin(beginning.step)
         loader = stack.enter_context(
             BatchLoader(
-                samples, processor, images=phase.images_dir, max_length=phase.max_length, plan=plan,
+                samples, processor, images=phase.images_dir, max_length=phase.training.max_length, plan=plan,
                 rank=world.rank, template=phase.template,
             )
         )  # fmt: skip
@@ -137,7 +137,7 @@ class Loop:
         for step in range(self.first_step, self.plan.total_steps):
             self._run_step(step)
             # After the last step comes the result itself.
-            if (step + 1) % self.phase.checkpoint.every_steps == 0 and step + 1 < self.plan.total_steps:
+            if (step + 1) % self.phase.training.checkpoint.every_steps == 0 and step + 1 < self.plan.total_steps:
                 self._save(step + 1)
             self._note_saved(self.saver.check())
         self._finish_saving()
@@ -177,13 +177,15 @@ class Loop:
     @cached_property
     def _schedule(self) -> Schedule:
         return Schedule(
-            kind=self.phase.scheduler, total_steps=self.plan.total_steps, warmup_ratio=self.phase.warmup_ratio
+            kind=self.phase.training.scheduler,
+            total_steps=self.plan.total_steps,
+            warmup_ratio=self.phase.training.warmup_ratio,
         )
 
     def _draw_seeds(self, step: int) -> list[int]:
         """What dropout of each micro-batch begins with; its first sample stands for it."""
         shares = self.plan.share(step, self.world.rank)
-        return [draw_seed(self.phase.seed, step, rows[0][0] if rows else 0) for rows in shares]
+        return [draw_seed(self.phase.training.seed, step, rows[0][0] if rows else 0) for rows in shares]
 
     def _stop_after(self, step: int) -> NoReturn:
         if step > self.first_step and self.saver.begun_step != step:
@@ -201,8 +203,8 @@ class Loop:
         self.beat(Doing.SAVING)
         engine, named = self.trainee.engine, self.trainee.named_trainable()
         state = CheckpointState(
-            step=step, total_steps=self.plan.total_steps, world_size=self.world.world_size, seed=self.phase.seed,
-            parameters=shapes_of(named), training=self.identity,
+            step=step, total_steps=self.plan.total_steps, world_size=self.world.world_size,
+            seed=self.phase.training.seed, parameters=shapes_of(named), training=self.identity,
         )  # fmt: skip
         self.saver.begin(share_of(list_slices(engine, named), engine), state)
 
@@ -225,7 +227,7 @@ def _open_saver(
     return Saver(
         world,
         checkpoints,
-        keep=phase.checkpoint.keep,
+        keep=phase.training.checkpoint.keep,
         write_servable=partial(write_servable, trainee),
         earlier=[folder for folder in beginning.found if folder.parent != checkpoints],
         passed_over=beginning.passed_over,

@@ -12,6 +12,7 @@ from transformers import LlavaForConditionalGeneration
 from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
+from llava_api.spec import Quantization
 from llava_trainer.errors import StageError
 from llava_trainer.gang.world import World
 from llava_trainer.inputs import read_inputs
@@ -66,28 +67,34 @@ def build_trainee(config: RunConfig, phase: Phase, world: World) -> Trainee:
         StageError: InvalidModel; UnsupportedDevice where the GPU cannot do what the phase asks for.
     """
     check_device(phase, world.device)
-    dtype = resolve_dtype(phase.precision, world.device)
-    quantization = phase.quantization if phase.method == "qlora" else None
-    with models_shared_out(phase.zero, dtype, world.device):
-        llava = load_model(config.model_dir, dtype, world.device, phase.attention, quantization)
+    training = phase.training
+    dtype = resolve_dtype(training.precision, world.device)
+    quantization = (training.quantization or Quantization()) if phase.method == "qlora" else None
+    with models_shared_out(training.zero, dtype, world.device):
+        llava = load_model(config.model_dir, dtype, world.device, training.attention, quantization)
     _begin_projector(config, phase, llava)
     # Drawn from the same seed everywhere; each process's dropout then goes its own way.
-    torch.manual_seed(phase.seed)
+    torch.manual_seed(training.seed)
     tuned = _open(llava, phase)
     inputs = read_inputs(config)
     if isinstance(tuned, PeftModel) and inputs is not None and inputs.base_model is not None:
         name_base(tuned, inputs.base_model)
-    torch.manual_seed(phase.seed + 1 + world.rank)
-    module = SupervisedLoss(llava, gradient_checkpointing=phase.gradient_checkpointing)
+    torch.manual_seed(training.seed + 1 + world.rank)
+    module = SupervisedLoss(llava, gradient_checkpointing=training.gradient_checkpointing)
     beginning = {name: copy_whole(parameter) for name, parameter in watched_parameters(llava, phase).items()}
     groups = group_parameters(
         module,
-        learning_rate=phase.learning_rate,
-        projector_learning_rate=phase.projector_learning_rate,
-        weight_decay=phase.weight_decay,
+        learning_rate=training.peak_learning_rate,
+        projector_learning_rate=training.projector_learning_rate,
+        weight_decay=training.weight_decay,
     )
     engine = build_engine(
-        module, groups, zero=phase.zero, device=world.device, dtype=dtype, per_device_batch=phase.batch.per_device
+        module,
+        groups,
+        zero=training.zero,
+        device=world.device,
+        dtype=dtype,
+        per_device_batch=training.batch.per_device,
     )
     module.train()
     return Trainee(
@@ -124,7 +131,7 @@ def _begin_projector(config: RunConfig, phase: Phase, llava: LlavaForConditional
         return
     if phase.stage is StageName.ALIGN:
         if config.alignment.fresh_projector:
-            reset_projector(llava, phase.seed)
+            reset_projector(llava, phase.training.seed)
         return
     folder = config.volume.projector_dir
     if not folder.is_dir():
@@ -135,7 +142,7 @@ def _begin_projector(config: RunConfig, phase: Phase, llava: LlavaForConditional
 def _open(llava: LlavaForConditionalGeneration, phase: Phase) -> Tuned:
     """Make what the phase's method trains learn, and nothing else."""
     if phase.method in ("lora", "qlora"):
-        return add_adapter(llava, phase.lora)
+        return add_adapter(llava, phase.training.lora)
     if phase.method == "full":
         train_whole(llava)
     else:
