@@ -24,7 +24,7 @@ from llava_trainer.errors import StageError
 from llava_trainer.importing import ModelParts, conversion, import_model
 from llava_trainer.importing.tokenizer import ImportedTokenizer
 from llava_trainer.importing.vocabulary import MAX_VOCABULARY_BYTES, convert_vocabulary
-from llava_trainer.weights.stored import find_stored
+from llava_trainer.tensors.stored import find_stored
 from tests.trainer.originals import (
     build,
     llama_settings,
@@ -344,14 +344,17 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "an adapter without weights": (lora_folder(drop="adapter_model.bin"), r"holds neither adapter_model\.safetensors"),
     "an adapter without projector": (
         lora_folder(drop="non_lora_trainables.bin"), r"non_lora_trainables\.bin does not exist: without it the"),
-    "half a pair": (lora_folder({LORA_A: torch.ones(2, 48)}), r"lora_A\.weight cannot be applied: its lora_B is m"),
+    "half a pair": (lora_folder({LORA_A: torch.ones(2, 48)}), r"holds \S+lora_A\.weight without \S+lora_B\."),
     "an update of nothing": (
         lora_folder({LORA_A.replace("layers.0", "layers.7"): torch.ones(2, 48),
                      LORA_A.replace("layers.0", "layers.7").replace("_A", "_B"): torch.ones(48, 2)}),
         r"the base has no model\.layers\.7\.self_attn\.q_proj\.weight"),
     "a tensor without use": (
         lora_folder({"base_model.model.model.layers.0.x": torch.ones(2)}), r"of the adapter belongs to nothing"),
-    "matrices of another base": (lora_folder(rank=3), r"do not fit .*: the adapter was trained on another base"),
+    "matrices of another rank": (lora_folder(rank=3), r"as many rows as adapter_config\.json's r, which is 2"),
+    "matrices of another base": (
+        lora_folder({LORA_A: torch.ones(2, 40), LORA_A.replace("_A", "_B"): torch.ones(48, 2)}),
+        r"make \(48, 40\), but in the base it is \(48, 48\): the adapter was trained on another base"),
     "no tokenizer": (remove("tokenizer.model"), r"holds tokenizer\.model or tokenizer\.json"),
     "a vocabulary that is none": (put("tokenizer.model", b"\xff\xff\xff"), r"is no SentencePiece model"),
     "added tokens without ids": (

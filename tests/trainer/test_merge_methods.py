@@ -15,9 +15,8 @@ from llava_api.report import MergeNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.data.processor import load_processor
 from llava_trainer.errors import StageError
-from llava_trainer.merging.proof import prove_merge
-from llava_trainer.merging.samples import proof_batches
-from llava_trainer.merging.trained import load_reference, read_changes
+from llava_trainer.merging.changes import read_changes
+from llava_trainer.merging.proof import load_reference, proof_batches, prove_merge
 from llava_trainer.model.projector import WEIGHTS_FILE
 from llava_trainer.stages import merge
 from tests.trainer.checkpoints import edit_weights

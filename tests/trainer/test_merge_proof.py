@@ -12,10 +12,9 @@ from safetensors.torch import load_file
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.merging.adapter import read_adapter
-from llava_trainer.merging.changes import Changes
+from llava_trainer.merging.changes import Changes, read_adapter
 from llava_trainer.merging.proof import Proof, prove_merge
-from llava_trainer.merging.weights import merge_weights
+from llava_trainer.merging.recipes import merge_weights
 from llava_trainer.model.loading import load_tuned
 from tests.trainer.checkpoints import build_llava, edit_weights, make_adapter, save_base
 

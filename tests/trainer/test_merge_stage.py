@@ -21,7 +21,7 @@ from llava_trainer.data.processor import load_processor
 from llava_trainer.data.samples import Sample, Turn, read_samples, write_samples
 from llava_trainer.errors import StageError
 from llava_trainer.files import aside_of
-from llava_trainer.merging.samples import NUM_SAMPLES, proof_batches
+from llava_trainer.merging.proof import NUM_SAMPLES, proof_batches
 from llava_trainer.outcome import StageOutput
 from llava_trainer.stages import merge
 from tests.trainer.checkpoints import edit_weights

@@ -6,7 +6,7 @@ compared.
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,15 @@ from llava_trainer.model.objective import SupervisedLoss
 from llava_trainer.model.projector import projector_parameters, read_projector
 from llava_trainer.reporting import Reporter
 from llava_trainer.stages import align
+from llava_trainer.tensors.recipes import TensorRecipe
+from llava_trainer.tensors.writing import INDEX_FILE
 from llava_trainer.training import artifacts
-from llava_trainer.training.artifacts import LearnedTensor, publish_weights
+from llava_trainer.training.artifacts import publish_weights
 from llava_trainer.training.history import read_entries
 from llava_trainer.training.loop import train
 from llava_trainer.training.phase import phase_of
 from llava_trainer.training.retention import list_checkpoints
 from llava_trainer.training.trainee import Trainee, build_trainee
-from llava_trainer.weights.streaming import INDEX_FILE
 from tests.trainer.attempts import begin
 from tests.trainer.trainings import StopAfter, make_dataset, make_training
 
@@ -198,14 +199,14 @@ def test_weights_in_several_files_are_all_there_and_read_back(
     assert set(json.loads((folder / INDEX_FILE).read_text())["weight_map"]) == stored.keys() == live.keys()
     assert all(torch.equal(stored[name], live[name]) for name in live)
     # What is written is not what it should be: the norm before the head is lost on the way.
-    monkeypatch.setattr(artifacts, "write_checkpoint", lambda *arguments: save_lossily(*arguments))
+    monkeypatch.setattr(artifacts, "write_checkpoint", save_lossily)
     with pytest.raises(StageError, match=r"language_model\.model\.norm\.weight is not what was trained \(1 in all\)"):
         publish_weights(llava, tmp_path / "other", is_first=True)
     assert not (tmp_path / "other").exists()
 
 
-def save_lossily(folder: Path, planned: Sequence[LearnedTensor], produce: Callable, max_shard_bytes: int) -> None:
-    tensors = {tensor.name: produce(tensor) for tensor in planned}
+def save_lossily(folder: Path, recipes: Sequence[TensorRecipe], **settings: Any) -> None:
+    tensors = {recipe.name: recipe.make() for recipe in recipes}
     tensors["language_model.model.norm.weight"] *= 0
     save_file(tensors, folder / "model.safetensors")
 

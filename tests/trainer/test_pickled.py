@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.weights import pickled
-from llava_trainer.weights.pickled import STORAGES, PickledTensor, PickleError, read_pickle
-from llava_trainer.weights.stored import find_stored
+from llava_trainer.tensors import pickled
+from llava_trainer.tensors.pickled import STORAGES, PickledTensor, PickleError, read_pickle
+from llava_trainer.tensors.stored import find_stored
 
 REPOSITORY = Path(__file__).parents[2]
 

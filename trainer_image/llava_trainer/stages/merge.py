@@ -12,11 +12,10 @@ from llava_api.run_config import RunConfig
 from llava_trainer.data.processor import load_processor, save_processor
 from llava_trainer.files import begin_folder, publish_folder, sha256_folder
 from llava_trainer.memory import peak_resident_bytes, resident_bytes
+from llava_trainer.merging.changes import read_changes
 from llava_trainer.merging.folder import write_config
-from llava_trainer.merging.proof import prove_merge
-from llava_trainer.merging.samples import proof_batches
-from llava_trainer.merging.trained import load_reference, read_changes
-from llava_trainer.merging.weights import merge_weights, torch_dtype
+from llava_trainer.merging.proof import load_reference, proof_batches, prove_merge
+from llava_trainer.merging.recipes import merge_weights, torch_dtype
 from llava_trainer.outcome import StageOutput
 from llava_trainer.reporting import Reporter
 

@@ -13,7 +13,7 @@ from llava_trainer.files import begin_folder, make_folder, publish_folder
 from llava_trainer.inputs import BaseModel
 from llava_trainer.model.lora import is_lora_b, projector_tensors
 from llava_trainer.model.partition import whole
-from llava_trainer.training.tensors import save_tensors
+from llava_trainer.tensors.writing import save_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 

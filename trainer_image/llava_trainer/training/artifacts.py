@@ -6,7 +6,7 @@ one writes.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,13 +20,13 @@ from llava_trainer.errors import StageError
 from llava_trainer.files import begin_folder, make_folder, publish_folder
 from llava_trainer.gang.world import World
 from llava_trainer.model.layout import hub_name
-from llava_trainer.model.partition import copy_whole, num_elements, shape_of, whole
+from llava_trainer.model.partition import copy_whole, shape_of, whole
 from llava_trainer.model.projector import CONFIG_FILE, WEIGHTS_FILE, dump_projector_config, projector_parameters
+from llava_trainer.tensors.recipes import TensorRecipe
+from llava_trainer.tensors.stored import find_stored
+from llava_trainer.tensors.writing import MAX_SHARD_BYTES, save_tensors, write_checkpoint
 from llava_trainer.training.adapter import check_saved, publish_adapter
-from llava_trainer.training.tensors import save_tensors
 from llava_trainer.training.trainee import Trainee, watched_parameters
-from llava_trainer.weights.stored import TAGS, find_stored
-from llava_trainer.weights.streaming import MAX_SHARD_BYTES, write_checkpoint
 
 
 def publish_result(trainee: Trainee, volume: RunVolume, world: World, check: Callable[[], None] = lambda: None) -> None:
@@ -112,14 +112,10 @@ def publish_weights(
         check: as in ``publish_result``.
         max_shard_bytes: where to begin the next file.
     """
-    learned = [
-        LearnedTensor(name=hub_name(name), parameter=parameter)
-        for name, parameter in llava.named_parameters()
-        if parameter.requires_grad
-    ]
+    learned = {hub_name(name): parameter for name, parameter in llava.named_parameters() if parameter.requires_grad}
     if not is_first:
-        for tensor in learned:
-            with whole([tensor.parameter]):
+        for parameter in learned.values():
+            with whole([parameter]):
                 pass
             keep_step()
         for _ in learned:
@@ -127,46 +123,20 @@ def publish_weights(
         return
     digests = {}
 
-    def produce(tensor: LearnedTensor) -> torch.Tensor:
-        copied = copy_whole(tensor.parameter)
-        digests[tensor.name] = digest(copied)
-        keep_step()
-        return copied
+    def copy(name: str, parameter: nn.Parameter) -> torch.Tensor:
+        tensor = copy_whole(parameter)
+        digests[name] = digest(tensor)
+        return tensor
 
+    recipes = [
+        TensorRecipe(name=name, dtype=parameter.dtype, shape=shape_of(parameter), make=partial(copy, name, parameter))
+        for name, parameter in learned.items()
+    ]
     aside = begin_folder(folder)
-    write_checkpoint(aside, learned, produce, max_shard_bytes)
+    write_checkpoint(aside, recipes, on_tensor=lambda done, total: keep_step(), max_shard_bytes=max_shard_bytes)
     check_written(aside, digests, keep_step)
     check()
     publish_folder(folder)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearnedTensor:
-    """A parameter that was trained whole, as a file is to hold it."""
-
-    name: str
-    """Its hub name."""
-    parameter: nn.Parameter
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The number format that it has."""
-        return self.parameter.dtype
-
-    @property
-    def tag(self) -> str:
-        """Name of the number format in a safetensors header."""
-        return TAGS[self.dtype]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The whole parameter's."""
-        return shape_of(self.parameter)
-
-    @property
-    def num_bytes(self) -> int:
-        """Its size in the file."""
-        return num_elements(self.parameter) * self.parameter.element_size()
 
 
 def check_written(folder: Path, digests: Mapping[str, str], keep_step: Callable[[], None]) -> None:

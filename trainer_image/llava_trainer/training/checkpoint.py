@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from llava_trainer.files import sha256_file, write_whole
 from llava_trainer.retrying import Rereading
-from llava_trainer.training.tensors import write_hashed
+from llava_trainer.tensors.writing import write_hashed
 
 _STATE_FILE = "state.json"
 _MANIFEST_FILE = "manifest.json"

@@ -1,8 +1,7 @@
-"""The tensors of a model in hub layout as recipes: copied, added up, updated, enlarged or drawn, one at a time."""
+"""Recipes for the tensors of a model in hub layout: copied, added up, enlarged or drawn (``lora``: updated)."""
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -10,36 +9,15 @@ from torch import nn
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.importing.names import EMBEDDING, HEAD, PROJECTOR_PREFIX, Tensors
-from llava_trainer.weights.stored import TAGS, StoredTensor
+from llava_trainer.tensors.recipes import TensorRecipe, copied
+from llava_trainer.tensors.stored import StoredTensor
 
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One tensor of the model to be written."""
-
-    name: str
-    """Its hub name."""
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    make: Callable[[], torch.Tensor]
-
-    @property
-    def tag(self) -> str:
-        """Name of the number format in a safetensors header."""
-        return TAGS[self.dtype]
-
-    @property
-    def num_bytes(self) -> int:
-        """Its size in the file."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-Recipes = dict[str, Recipe]
+Recipes = dict[str, TensorRecipe]
 
 
 def copy_all(tensors: Mapping[str, StoredTensor]) -> Recipes:
     """Every tensor as it is."""
-    return {name: _copied(name, tensor) for name, tensor in tensors.items()}
+    return {name: copied(name, tensor) for name, tensor in tensors.items()}
 
 
 def add_delta(base: Mapping[str, StoredTensor], delta: Mapping[str, StoredTensor]) -> Recipes:
@@ -52,7 +30,7 @@ def add_delta(base: Mapping[str, StoredTensor], delta: Mapping[str, StoredTensor
     for name, changed in delta.items():
         original = base.get(name)
         if original is None or name.startswith(PROJECTOR_PREFIX):
-            recipes[name] = _copied(name, changed)
+            recipes[name] = copied(name, changed)
             continue
         grown = name in (EMBEDDING, HEAD) and changed.shape[0] >= original.shape[0]
         if changed.shape != original.shape and not (grown and changed.shape[1:] == original.shape[1:]):
@@ -60,7 +38,7 @@ def add_delta(base: Mapping[str, StoredTensor], delta: Mapping[str, StoredTensor
                 f"{changed.file}: {changed.name} is {changed.shape}, but in the base it is {original.shape}: the delta "
                 "was made for another language model"
             )
-        recipes[name] = replace(_copied(name, changed), make=_sum(original, changed))
+        recipes[name] = replace(copied(name, changed), make=_sum(original, changed))
     return recipes
 
 
@@ -98,7 +76,7 @@ def draw_projector(vision_width: int, text_width: int, dtype: torch.dtype, seed:
         for key, tensor in module.state_dict().items()
     }
     return {
-        name: Recipe(name=name, dtype=dtype, shape=tuple(tensor.shape), make=_constant(tensor))
+        name: TensorRecipe(name=name, dtype=dtype, shape=tuple(tensor.shape), make=_constant(tensor))
         for name, tensor in drawn.items()
     }
 
@@ -119,10 +97,6 @@ def enlarge_vocabulary(recipes: Recipes, rows: int) -> Recipes:
     return enlarged
 
 
-def _copied(name: str, tensor: StoredTensor) -> Recipe:
-    return Recipe(name=name, dtype=tensor.dtype, shape=tensor.shape, make=tensor.read)
-
-
 def _constant(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     return lambda: tensor
 
@@ -137,7 +111,7 @@ def _sum(original: StoredTensor, changed: StoredTensor) -> Callable[[], torch.Te
     return make
 
 
-def _with_mean_rows(recipe: Recipe, rows: int) -> Callable[[], torch.Tensor]:
+def _with_mean_rows(recipe: TensorRecipe, rows: int) -> Callable[[], torch.Tensor]:
     def make() -> torch.Tensor:
         known = recipe.make()
         mean = known.float().mean(dim=0, keepdim=True).to(recipe.dtype)
