@@ -81,7 +81,7 @@ class Clock:
 
 def configure(root: Path, num_steps: int) -> RunConfig:
     """A model, a dataset, and a run of ``num_steps`` steps below ``root``."""
-    samples = make_dataset(root / "dataset", pictures_per_scene=2)
+    samples = make_dataset(root / "dataset", images_per_scene=2)
     write_model(root / "base", corpus(random.Random(0)))
     repeated = list(itertools.islice(itertools.cycle(samples), num_steps * 4))
     return make_training(

@@ -1,6 +1,6 @@
 """LLaVA 7B's shape on this machine's GPU: speed against the card's peak, and memory against the plan.
 
-Random weights, the recipe's LoRA (rank 128) and micro-batch (16 x 2,048 tokens, one picture a row, a quarter
+Random weights, the recipe's LoRA (rank 128) and micro-batch (16 x 2,048 tokens, one image a row, a quarter
 supervised), gradient checkpointing, bf16. What runs is the trainer's own: model loading, objective, DeepSpeed engine.
 """
 
@@ -31,7 +31,7 @@ from tests.trainer.trainings import configure, environment_of_one
 
 ROWS, LENGTH, RANK = 16, 2048, 128
 WARM_UP_STEPS, TIMED_STEPS = 3, 10
-_IMAGE_TOKEN, _PICTURE_TOKENS, _IMAGE_PX = 32_000, 576, 336
+_IMAGE_TOKEN, _IMAGE_TOKENS, _IMAGE_PX = 32_000, 576, 336
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def write_model(folder: Path, device: torch.device) -> None:
         patch_size=14, projection_dim=768,
     )  # fmt: skip
     config = LlavaConfig(
-        text_config=text, vision_config=vision, image_token_id=_IMAGE_TOKEN, image_seq_length=_PICTURE_TOKENS,
+        text_config=text, vision_config=vision, image_token_id=_IMAGE_TOKEN, image_seq_length=_IMAGE_TOKENS,
         tie_word_embeddings=False,
     )  # fmt: skip
     with device:
@@ -122,9 +122,9 @@ def measure(root: Path, method: str, attention: str, world: World) -> Measured:
 
 
 def make_batch(device: torch.device) -> Batch:
-    """Full rows of random tokens, a picture in each, the last quarter supervised."""
+    """Full rows of random tokens, an image in each, the last quarter supervised."""
     ids = torch.randint(10, _IMAGE_TOKEN, (ROWS, LENGTH))
-    ids[:, 35 : 35 + _PICTURE_TOKENS] = _IMAGE_TOKEN
+    ids[:, 35 : 35 + _IMAGE_TOKENS] = _IMAGE_TOKEN
     labels = torch.full_like(ids, IGNORED)
     labels[:, -LENGTH // 4 :] = ids[:, -LENGTH // 4 :]
     batch = {

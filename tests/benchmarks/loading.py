@@ -15,7 +15,7 @@ from llava_trainer.data.samples import Sample, Source, Turn, write_samples
 from llava_trainer.gang.world import World
 from llava_trainer.training.batches import BatchLoader
 from tests.benchmarks.mixture import draw_shapes
-from tests.benchmarks.model import PICTURE_TOKENS
+from tests.benchmarks.model import IMAGE_TOKENS
 from tests.benchmarks.sides import build_ours
 from tests.benchmarks.workplace import workplace
 from tests.tiny.tasks import corpus
@@ -25,7 +25,7 @@ from tests.trainer.trainings import plan_of
 def loading_table() -> Iterator[str]:
     """How long steps wait for JPEGs of 336 px, and what it costs to find out how long samples are."""
     with workplace() as (config, world):
-        samples = write_pictures(config, count=192)
+        samples = write_images(config, count=192)
         write_samples(config.volume.train_file, samples)
         waited_s, total_s, steps = run_loading(config, world)
         yield f"Waiting for data, {steps} steps of 64 samples with JPEGs of 336 px: {waited_s / total_s:.2%} of them"
@@ -61,14 +61,14 @@ def run_loading(config: RunConfig, world: World) -> tuple[float, float, int]:
         return loader.waited_s - before, time.perf_counter() - began, plan.total_steps - 1
 
 
-def write_pictures(config: RunConfig, count: int) -> list[Sample]:
+def write_images(config: RunConfig, count: int) -> list[Sample]:
     """JPEGs of 336 px into the dataset's folder, and a conversation about each, as long as the mixture's."""
     folder = config.dataset_dir / "images"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     words = " ".join(corpus(random.Random(0))[-500:]).split()
     samples = []
-    for index, shape in enumerate(draw_shapes(count, seed=2, picture_tokens=PICTURE_TOKENS)):
+    for index, shape in enumerate(draw_shapes(count, seed=2, image_tokens=IMAGE_TOKENS)):
         noise = Image.fromarray(rng.integers(0, 256, (42, 42, 3), dtype=np.uint8))
         noise.resize((336, 336), Image.Resampling.BICUBIC).save(folder / f"{index}.jpg", quality=90)
         text = [words[int(word)] for word in rng.integers(0, len(words), max(2, shape.text_tokens // 3))]

@@ -41,17 +41,17 @@ class Side(Protocol):
     """Something that can be timed a step at a time."""
 
     def run(self, step: int) -> Piece:
-        """Learn from the global batch of ``step``; collating it is part of it, reading pictures is not."""
+        """Learn from the global batch of ``step``; collating it is part of it, reading images is not."""
 
 
 def make_items(shapes: Sequence[Shape], image_token_id: int) -> list[Item]:
-    """Samples of random tokens, and of a few random pictures."""
+    """Samples of random tokens, and of a few random images."""
     rng = np.random.default_rng(0)
-    pictures = rng.standard_normal((8, 1, 3, IMAGE_PX, IMAGE_PX)).astype(np.float32)
+    images = rng.standard_normal((8, 1, 3, IMAGE_PX, IMAGE_PX)).astype(np.float32)
     return [
         (
             encode_shape(shape, image_token_id=image_token_id, first_id=600, last_id=VOCABULARY - 1, seed=index),
-            pictures[index % len(pictures)] if shape.picture_tokens else None,
+            images[index % len(images)] if shape.image_tokens else None,
         )
         for index, shape in enumerate(shapes)
     ]

@@ -1,7 +1,7 @@
 """``make bench-trainer``: the trainer against the plain way, side by side in one run; ``--gpu`` for LLaVA 7B's shape.
 
 The sides take turns a step at a time, so that whatever else the machine does holds both up alike; what is compared is
-the ratio within a turn. Reading pictures is left out of the comparison, where it would speak for the trainer, and
+the ratio within a turn. Reading images is left out of the comparison, where it would speak for the trainer, and
 measured by itself.
 """
 
@@ -25,7 +25,7 @@ from llava_trainer.training.epoch_order import Grouping
 from tests.benchmarks import head
 from tests.benchmarks.loading import loading_table
 from tests.benchmarks.mixture import Shape, draw_shapes, max_length, sizes_of
-from tests.benchmarks.model import PICTURE_TOKENS
+from tests.benchmarks.model import IMAGE_TOKENS
 from tests.benchmarks.sides import (
     Ours,
     Piece,
@@ -173,11 +173,11 @@ def speed(pieces: Sequence[Piece], *, by_cpu: bool = False) -> float:
 def make_sides(config: RunConfig, world: World, rounds: int, batch: int) -> dict[str, Side]:
     """Both sides with batches made in all ways, so that what each change gives is seen by itself."""
     # One turn more than is timed, since the first warms up; and enough to draw groups from.
-    shapes = draw_shapes(max(1024, (rounds + 1) * batch), seed=1, picture_tokens=PICTURE_TOKENS)
+    shapes = draw_shapes(max(1024, (rounds + 1) * batch), seed=1, image_tokens=IMAGE_TOKENS)
     processor = load_processor(config.model_dir, "pad")
     items = make_items(shapes, processor.image_token_id)
     trainee, tuned = build_ours(config, world), build_plain(config.model_dir)
-    limit = max_length(PICTURE_TOKENS)
+    limit = max_length(IMAGE_TOKENS)
     random_order = make_plan(shapes, limit=limit, global_batch=batch, grouping="none")
     grouped = dataclasses.replace(random_order, grouping="modality")
     packed = dataclasses.replace(grouped, packing=True)

@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
-from llava_trainer.data.dataset_report import DatasetReport, Lengths, Note, Pictures, Side
+from llava_trainer.data.dataset_report import DatasetReport, ImageSummary, Lengths, Note, Side
 from llava_trainer.data.samples import Sample, Source, Turn, write_samples
 from llava_trainer.model.layout import PROJECTOR
 from llava_trainer.reporting import Reporter
@@ -40,10 +40,10 @@ class Recorder(Reporter):
 def make_run(root: Path) -> RunConfig:
     """Make base, dataset and volume below ``root``; returns the configuration of the first merge attempt.
 
-    24 samples to train on and 8 held out, the first of them with two questions and the last without a picture.
+    24 samples to train on and 8 held out, the first of them with two questions and the last without an image.
     """
     make_random_base(root / "base")
-    make_export(root / "data", format="llava", pictures_per_scene=1)
+    make_export(root / "data", format="llava", images_per_scene=1)
     config = run_config(root)
     samples = list(_read_export(root / "data" / "export.json"))
     follow_up = (Turn(role="user", text="In which corner is the block?"), Turn(role="assistant", text="Top left."))
@@ -85,7 +85,7 @@ def dataset_report(*, held_out: int, trained_on: int, notes: tuple[Note, ...] = 
         for count in (trained_on, held_out)
     ]
     files = held_out + trained_on
-    pictures = Pictures(
+    images = ImageSummary(
         files=files, different=files, tokens_each=16, aspect_ratio="pad", smallest_px=(112, 112), largest_px=(112, 112)
     )
     return DatasetReport(
@@ -95,7 +95,7 @@ def dataset_report(*, held_out: int, trained_on: int, notes: tuple[Note, ...] = 
         samples_read=files,
         train=sides[0],
         validation=sides[1],
-        pictures=pictures,
+        pictures=images,
         lengths=Lengths(longest=60, median=59, total=59 * files, max_length=512, overlong=0, histogram=()),
         refused_count=0,
         refused=(),

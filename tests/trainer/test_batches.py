@@ -10,7 +10,7 @@ import torch
 
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
-from llava_trainer.data.images import PictureError
+from llava_trainer.data.images import ImageError
 from llava_trainer.data.processor import Processor
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.data.samples import Sample, write_samples
@@ -80,8 +80,8 @@ def test_sizes_are_those_that_prepare_counted_or_are_counted_now(
     with SampleFile(tmp_path / "train.jsonl") as samples:
         sizes = samples.measure(toy_processor, "v1", max_length=1010)
     assert sizes.tokens[:15].tolist() == [min(1010, 1000 + index) for index in range(15)]
-    assert sizes.pictures.tolist() == [1] * 16 + [0] * 5
-    # The same conversation without its picture and the line break after it.
+    assert sizes.images.tolist() == [1] * 16 + [0] * 5
+    # The same conversation without its image and the line break after it.
     text_only_tokens, tokens = sizes.tokens[16:], sizes.tokens[15]
     assert all(tokens - 25 < other < tokens - 16 for other in text_only_tokens)
 
@@ -98,10 +98,10 @@ def test_what_is_loaded_is_what_the_plan_says(
             assert len(shares) == len(micro_batches)
             for rows, micro_batch in zip(shares, micro_batches, strict=True):
                 tokens = sum(int(plan.sizes.tokens[index]) for row in rows for index in row)
-                pictures = sum(int(plan.sizes.pictures[index]) for row in rows for index in row)
+                images = sum(int(plan.sizes.images[index]) for row in rows for index in row)
                 assert micro_batch.num_tokens == tokens
                 pixels = micro_batch.tensors["pixel_values"]
-                assert (0 if pixels is None else len(pixels)) == pictures
+                assert (0 if pixels is None else len(pixels)) == images
                 labels = micro_batch.tensors["labels"]
                 assert micro_batch.num_supervised == (labels != -100).sum().item()
 
@@ -140,12 +140,12 @@ def test_a_step_may_be_asked_for_out_of_order(
         ]
 
 
-def test_a_picture_that_has_gone_is_told_where_it_is_needed(
+def test_an_image_that_has_gone_is_told_where_it_is_needed(
     config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processor: Processor
 ):
     gone = [dataclasses.replace(sample, images=("gone.png",)) if sample.images else sample for sample in dataset[1]]
-    # The first epoch's first or second batch shows pictures.
-    with open_loader(config, gone, toy_processor) as loader, pytest.raises(PictureError, match="does not exist"):
+    # The first epoch's first or second batch shows images.
+    with open_loader(config, gone, toy_processor) as loader, pytest.raises(ImageError, match="does not exist"):
         [loader.load(step) for step in range(2)]
 
 

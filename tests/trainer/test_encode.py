@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaTokenizer
 
-from llava_trainer.data.encode import IGNORED, PictureCutError, encode, encode_prompt
+from llava_trainer.data.encode import IGNORED, ImageCutError, encode, encode_prompt
 from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.data.template import SYSTEM, render
 from llava_trainer.errors import StageError
@@ -45,7 +45,7 @@ def newer_processing(toy_processor: Processor) -> Processor:
     # Like SentencePiece: trained on words, so that no piece reaches into the next word, but applied to whole texts.
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
     tokenizer = LlamaTokenizer(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-    # What load_processor finds out: a space has to stand behind each picture.
+    # What load_processor finds out: a space has to stand behind each image.
     return replace(
         toy_processor, tokenizer=tokenizer, image_token_id=tokenizer.convert_tokens_to_ids("<image>"), gap=" "
     )
@@ -79,7 +79,7 @@ def test_exactly_the_answers_and_their_ends_are_learned(name: str, processor: Pr
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_a_picture_becomes_its_tokens_and_the_text_stays_itself(name: str, processor: Processor):
+def test_an_image_becomes_its_tokens_and_the_text_stays_itself(name: str, processor: Processor):
     sample = SAMPLES[name]
     ids = list(encode(sample, processor, LONG).input_ids)
     assert ids.count(processor.image_token_id) == len(sample.images) * processor.tokens_per_image
@@ -135,7 +135,7 @@ def pieces(processor: Processor, text: str) -> list[str]:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_ids_are_those_of_llava_which_tokenises_chunk_by_chunk(name: str, processor: Processor):
-    """Reference: tokenizer_image_token of LLaVA's mm_utils: each chunk between pictures apart, with a ▁ of its own."""
+    """Reference: tokenizer_image_token of LLaVA's mm_utils: each chunk between images apart, with a ▁ of its own."""
     sample = SAMPLES[name]
     tokenizer = processor.tokenizer
     chunks = [tokenizer(chunk, add_special_tokens=False).input_ids for chunk in render(sample).text.split("<image>")]
@@ -145,7 +145,7 @@ def test_ids_are_those_of_llava_which_tokenises_chunk_by_chunk(name: str, proces
     assert list(encode(sample, processor, LONG).input_ids) == reference
 
 
-def test_a_tokenizer_that_tokenises_what_follows_a_picture_otherwise_is_refused(toy_model_dir: Path, tmp_path: Path):
+def test_a_tokenizer_that_tokenises_what_follows_an_image_otherwise_is_refused(toy_model_dir: Path, tmp_path: Path):
     """One that eats the white space after ``<image>``: no gap brings back what LLaVA has there."""
     folder = Path(shutil.copytree(toy_model_dir, tmp_path / "model"))
     content = json.loads((folder / "tokenizer.json").read_text())
@@ -187,11 +187,11 @@ def test_the_first_answer_s_length_is_the_shortest_limit_that_keeps_it(processor
 
 
 @pytest.mark.parametrize("name", ["one turn", "picture in a later turn", "several pictures"])
-def test_a_picture_is_never_cut(name: str, processor: Processor):
+def test_an_image_is_never_cut(name: str, processor: Processor):
     sample = SAMPLES[name]
     ids = encode(sample, processor, LONG).input_ids
     end = len(ids) - ids[::-1].index(processor.image_token_id)
     encode(sample, processor, end)
-    with pytest.raises(PictureCutError) as caught:
+    with pytest.raises(ImageCutError) as caught:
         encode(sample, processor, end - 1)
     encode(sample, processor, caught.value.needed)

@@ -15,7 +15,7 @@ from llava_trainer.evaluation import answering
 from llava_trainer.evaluation.answering import Answerer, EncodedPrompt, plan_batches
 from llava_trainer.evaluation.models import encode_question, load_answerer
 from llava_trainer.evaluation.questions import Question
-from tests.tiny.pictures import COLOURS, CORNERS, draw_tray
+from tests.tiny.images import COLOURS, CORNERS, draw_tray
 from tests.trainer.runs import make_random_base
 
 NEW_TOKENS = 10
@@ -41,7 +41,7 @@ def answerer(base: Path, processor: Processor) -> Iterator[Answerer]:
 
 @pytest.fixture(scope="module")
 def prompts(processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> list[EncodedPrompt]:
-    """Twelve prompts of different lengths; every third is about no picture."""
+    """Twelve prompts of different lengths; every third is about no image."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = random.Random(5)
     encoded = []

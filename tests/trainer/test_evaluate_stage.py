@@ -142,7 +142,7 @@ def test_a_follow_up_is_asked_after_the_datasets_answer_as_in_training(root: Pat
         assert ids == list(trained.input_ids[:end])
 
 
-def test_a_picture_shown_later_is_not_there_for_earlier_questions(root: Path) -> None:
+def test_an_image_shown_later_is_not_there_for_earlier_questions(root: Path) -> None:
     sample = next(read_samples(attempts(root) / "prepare-1" / "data" / "validation.jsonl"))
     fields = {name: getattr(sample, name) for name in ("id", "images", "turns", "source")}
     questions = list(ask_samples([type(sample)(**fields, image_turns=(2,))], "validation"))
@@ -170,7 +170,7 @@ def damaged(root: Path) -> str:
         (damaged, "is 'tray-0001.png' .*cannot be decoded"),
     ],
 )
-def test_a_prompts_picture_that_cannot_be_used_is_named_before_any_model_is_loaded(
+def test_a_prompts_image_that_cannot_be_used_is_named_before_any_model_is_loaded(
     root: Path, make, message: str
 ) -> None:
     prompts = [PROMPTS[1], {"image": make(root), "text": "?"}]

@@ -94,7 +94,7 @@ def render(
         answers=answers,
         curve=curve,
         settings=[("Epochs", "1")],
-        load_picture=lambda path: Image.effect_noise((size, size // 2), 80),
+        load_image=lambda path: Image.effect_noise((size, size // 2), 80),
     )
     return build_evaluation_page(report)
 
@@ -147,8 +147,8 @@ def test_without_javascript_every_answer_is_there_and_the_filters_are_not() -> N
     assert not [a for a in read.all("tr") + read.all("article") if "hidden" in a]
 
 
-def test_questions_about_one_picture_share_it_and_all_159_are_shown() -> None:
-    """The size of a small real dataset: 40 pictures with 4 questions each, but for one."""
+def test_questions_about_one_image_share_it_and_all_159_are_shown() -> None:
+    """The size of a small real dataset: 40 images with 4 questions each, but for one."""
     answers = [make_answer(str(s), n, image=f"{s}.jpg") for s in range(40) for n in range(1, 5)][:-1]
     text = render(answers)
     read = Page(text)
@@ -229,9 +229,9 @@ def test_ticks_are_round_few_and_reach_the_highest_value(highest: float) -> None
     assert ticks[-2] < highest or highest == 0
 
 
-def test_thumbnails_are_small_jpegs_whatever_the_picture() -> None:
-    for picture in (Image.new("RGBA", (4000, 100)), Image.new("P", (30, 20)), Image.effect_noise((900, 2000), 90)):
-        source = thumbnail(picture)
+def test_thumbnails_are_small_jpegs_whatever_the_image() -> None:
+    for image in (Image.new("RGBA", (4000, 100)), Image.new("P", (30, 20)), Image.effect_noise((900, 2000), 90)):
+        source = thumbnail(image)
         assert source.startswith("data:image/jpeg;base64,/9j/")
         assert len(source) < 60_000
 

@@ -29,7 +29,7 @@ from llava_trainer.outcome import ENV_TERMINATION_LOG
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.loop import train
 from tests.trainer.checkpoints import edit_weights
-from tests.trainer.exports import conversation, draw_picture, prepare_config, write_json
+from tests.trainer.exports import conversation, draw_image, prepare_config, write_json
 from tests.trainer.runs import make_adapter, make_random_base, run_config
 from tests.trainer.trainings import (
     FAULTS,
@@ -78,10 +78,10 @@ def fail(config: RunConfig, expected: Reason, *, volume: str = "", text: str | N
 
 @pytest.fixture
 def preparing(tmp_path: Path, toy_model_dir: Path) -> RunConfig:
-    pictures = [f"{number}.png" for number in range(8)]
-    for number, picture in enumerate(pictures):
-        draw_picture(tmp_path / "dataset" / "images" / picture, seed=number)
-    entries = [conversation(picture, [("What is it?", f"Lines, number {n}.")]) for n, picture in enumerate(pictures)]
+    images = [f"{number}.png" for number in range(8)]
+    for number, image in enumerate(images):
+        draw_image(tmp_path / "dataset" / "images" / image, seed=number)
+    entries = [conversation(image, [("What is it?", f"Lines, number {n}.")]) for n, image in enumerate(images)]
     write_json(tmp_path / "dataset" / "export.json", entries)
     return prepare_config(tmp_path, toy_model_dir)
 

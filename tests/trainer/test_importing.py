@@ -71,8 +71,8 @@ def all_features(root: Path) -> Made:
     return ModelParts(source=source), made
 
 
-def bigger_pictures(root: Path) -> Made:
-    """A tower for pictures of 84 px: 36 tokens each."""
+def bigger_images(root: Path) -> Made:
+    """A tower for images of 84 px: 36 tokens each."""
     made = build(seed=3, image_px=84)
     source = write_tokenizer(write_settings(root / "llava", llava_settings(made)))
     write_weights(source, made.weights(), pickled=True)
@@ -208,7 +208,7 @@ def write_projector(folder: Path, projector: nn.Sequential, **settings: object) 
 
 LAYOUTS: dict[Callable[[Path], Made], tuple[str, str]] = {
     original_7b: ("original", "<unk>"), original_13b: ("original", "<unk>"), all_features: ("original", "<unk>"),
-    bigger_pictures: ("original", "<unk>"), projector_folder: ("original", "<pad>"), delta: ("original", "<unk>"),
+    bigger_images: ("original", "<unk>"), projector_folder: ("original", "<pad>"), delta: ("original", "<unk>"),
     lora: ("original", "<unk>"), lora_on_llava: ("original", "<unk>"), lora_on_hub: ("original", "<unk>"),
     assembled: ("assembled", "<unk>"), assembled_with_pickle: ("assembled", "<unk>"),
     assembled_with_projector: ("assembled", "<unk>"), hub_with_projector: ("hub", "<unk>"),
@@ -217,7 +217,7 @@ LAYOUTS: dict[Callable[[Path], Made], tuple[str, str]] = {
 
 
 def largest_difference(imported: ImportedModel, made: Original, *, legacy: bool) -> float:
-    """Of the logits of a conversation with two pictures, and of one without, in fp32."""
+    """Of the logits of a conversation with two images, and of one without, in fp32."""
     processor = load_processor(imported.model_dir, "pad")
     model = load_model(imported.model_dir, torch.float32, "cpu")
     tokenizer = oracle.SlowLlamaTokenizer(sentencepiece_model(), legacy=legacy)
@@ -232,7 +232,7 @@ def largest_difference(imported: ImportedModel, made: Original, *, legacy: bool)
             for index, turn in enumerate(sample.turns)
         ]
         ids = oracle.image_token(oracle.layout(spoken), tokenizer)
-        chunks = split_at_pictures(ids)
+        chunks = split_at_images(ids)
         ours = encode(sample, processor, 10_000).input_ids
         generator = torch.Generator().manual_seed(3)
         size = processor.image_size_px
@@ -245,7 +245,7 @@ def largest_difference(imported: ImportedModel, made: Original, *, legacy: bool)
     return max(differences)
 
 
-def split_at_pictures(ids: list[int]) -> list[list[int]]:
+def split_at_images(ids: list[int]) -> list[list[int]]:
     chunks: list[list[int]] = [[]]
     for token in ids:
         if token == oracle.IMAGE:

@@ -135,7 +135,7 @@ def with_tower_of_siglip(root: Path, parts: ModelParts) -> ModelParts:
     return ModelParts(source=parts.source, vision_tower=tower)
 
 
-def with_pictures_of_another_size(root: Path, parts: ModelParts) -> ModelParts:
+def with_images_of_another_size(root: Path, parts: ModelParts) -> ModelParts:
     tower = write_tower(root / "clip", tiny())
     (tower / "preprocessor_config.json").write_text(json.dumps({"crop_size": {"height": 224, "width": 224}}))
     return ModelParts(source=parts.source, vision_tower=tower)
@@ -305,7 +305,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "another tower's configuration": (
         with_tower(image_size=112), r"image_size is 112, but the vision tower's weights have 56: name in spec\.model"),
     "a tower that is not CLIP": (with_tower_of_siglip, r"'siglip_vision_model', not 'clip'"),
-    "pictures of another size": (with_pictures_of_another_size, r"crop_size is .*224.*, but the tower sees 56 px"),
+    "pictures of another size": (with_images_of_another_size, r"crop_size is .*224.*, but the tower sees 56 px"),
     "a projector of other features": (
         with_projector(vision_feature_layer=-1), r"vision_feature_layer is -1, but the model's is -2"),
     "a projector of another width": (with_wide_projector, r"linear_1\.weight is \(48, 96\), but the model's is \("),

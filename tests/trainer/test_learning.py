@@ -1,6 +1,6 @@
-"""The proof that training teaches: a tiny LLaVA learns the tray codes of pictures that it has never seen.
+"""The proof that training teaches: a tiny LLaVA learns the tray codes of images that it has never seen.
 
-Pictures are held out, their pairs of question and answer are not: each stands on other pictures in training too.
+Images are held out, their pairs of question and answer are not: each stands on other images in training too.
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ def base_dir() -> Path:
 
 def learn(root: Path, base_dir: Path, world: World, *, shuffled: bool) -> tuple[RunConfig, list[Sample]]:
     """Train; returns the configuration and the samples that were held out."""
-    samples = make_dataset(root / "dataset", pictures_per_scene=10, shuffled=shuffled)
+    samples = make_dataset(root / "dataset", images_per_scene=10, shuffled=shuffled)
     config = make_training(root, base_dir, samples[NUM_HELD_OUT:], training=TRAINING)
     with Reporter(config) as reporter:
         train(config, world, reporter, StopRequest())

@@ -42,7 +42,7 @@ Spoken = list[tuple[str, str]]
 
 
 def draw_conversation(rng: random.Random) -> Spoken:
-    """One conversation in LLaVA's own form: one to five rounds, pictures anywhere in a question, or none."""
+    """One conversation in LLaVA's own form: one to five rounds, images anywhere in a question, or none."""
     turns: Spoken = []
     pictured = rng.random() < 0.75
     for _ in range(rng.choice((1, 1, 2, 3, 5))):
@@ -154,7 +154,7 @@ def test_the_plain_layout_of_phase_1(caption: str, converted: tuple[Processor, o
 @pytest.mark.parametrize(
     ("texts", "image_turns"), [(("Q", "A", "Q", "A"), (0,)), (("Q", "A"), ()), (("Q", "A"), (0, 0))]
 )
-def test_phase_1_learns_from_one_picture_with_one_caption(
+def test_phase_1_learns_from_one_image_with_one_caption(
     texts: tuple[str, ...], image_turns: tuple[int, ...], toy_processor: Processor
 ):
     with pytest.raises(TemplateError, match="one picture with one caption"):
@@ -174,7 +174,7 @@ def test_the_set_is_varied():
 
 
 def test_the_two_kinds_differ_where_they_should(tmp_path: Path):
-    """After ``</s>`` a text begins with a space only in the legacy way; after a picture it does in both."""
+    """After ``</s>`` a text begins with a space only in the legacy way; after an image it does in both."""
     ids = {legacy: oracle.SlowLlamaTokenizer(sentencepiece_model(), legacy=legacy) for legacy in (True, False)}
     text = "what</s>what"
     assert len({tuple(tokenizer(text)) for tokenizer in ids.values()}) == 2

@@ -111,7 +111,7 @@ def plain_pytorch(config: RunConfig, samples: list[Sample], processor: Processor
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         torch.autograd.backward(loss)
         for parameter in learning:
-            # A batch without any picture gives the projector a gradient of zero, and momentum moves it on.
+            # A batch without any image gives the projector a gradient of zero, and momentum moves it on.
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         norm = torch.nn.utils.clip_grad_norm_(learning, 1.0)
         outcomes.append((loss.item(), norm.item(), scheduler.get_last_lr()[0]))

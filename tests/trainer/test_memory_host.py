@@ -84,7 +84,7 @@ def test_a_pods_memory_is_what_its_processes_take(tmp_path: Path):
     )  # fmt: skip
     prepared = Prepared(largest=MicroBatch(rows=4, tokens=4 * 110, pictures=4, supervised=40))
     terms = {term.name: term.size for term in plan_host(spec, StageName.TRAIN, MODEL, prepared).terms}
-    # What is there before, and pictures far larger than these.
+    # What is there before, and images far larger than these.
     assert terms.pop("processes") == PROCESS_BYTES + LAUNCHER_BYTES
     terms["pictures"] -= DECODING_BYTES
     assert terms.keys() == {"training", "offloaded states", "checkpoint copies", "results", "pictures"}

@@ -39,7 +39,7 @@ EPOCHS = 3
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
-    """Pictures, and the samples that show them."""
+    """Images, and the samples that show them."""
     folder = tmp_path_factory.mktemp("dataset")
     return folder, make_dataset(folder)
 
@@ -51,7 +51,7 @@ def method(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def samples(dataset: tuple[Path, list[Sample]], method: str) -> list[Sample]:
-    """21 samples, so that the last batch of 8 is short; in phase 2 five of them show no picture."""
+    """21 samples, so that the last batch of 8 is short; in phase 2 five of them show no image."""
     made = dataset[1]
     return made[:21] if method == "projector" else [*made[:16], *(text_only(sample) for sample in made[:5])]
 

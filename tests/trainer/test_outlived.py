@@ -17,7 +17,7 @@ from llava_trainer.files import sha256_folder
 from llava_trainer.training.history import read_entries
 from llava_trainer.training.retention import list_checkpoints
 from tests.ports import free_port
-from tests.trainer.exports import conversation, draw_picture, prepare_config, write_json
+from tests.trainer.exports import conversation, draw_image, prepare_config, write_json
 from tests.trainer.pods import Pod, list_contents
 from tests.trainer.runs import make_run, run_config
 from tests.trainer.servers.authority import Authority
@@ -82,7 +82,7 @@ def training(tmp_path: Path, toy_model_dir: Path, port: int) -> Make:
 @pytest.fixture
 def preparing(tmp_path: Path, toy_model_dir: Path) -> Make:
     for number in range(4):
-        draw_picture(tmp_path / "dataset" / "images" / f"{number}.png", seed=number)
+        draw_image(tmp_path / "dataset" / "images" / f"{number}.png", seed=number)
     entries = [conversation(f"{number}.png", [("What?", f"Number {number}.")]) for number in range(4)]
     write_json(tmp_path / "dataset" / "export.json", entries)
     config = unclaim(prepare_config(tmp_path, toy_model_dir))

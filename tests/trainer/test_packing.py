@@ -1,4 +1,4 @@
-"""Samples packed end to end are learned as if each stood alone: same loss, same gradients, pictures in their places."""
+"""Samples packed end to end are learned as if each stood alone: same loss, same gradients, images in their places."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ LEARNING = ("multi_modal_projector", "q_proj", "down_proj")
 
 
 def make_items(processor: Processor) -> list[Item]:
-    """Two samples with a picture, one with two pictures in different turns, two without; of different lengths."""
+    """Two samples with an image, one with two images in different turns, two without; of different lengths."""
     rng = np.random.default_rng(0)
     items = []
     for number, image_turns in enumerate(((0,), (), (0, 2), (0,), ())):
@@ -80,7 +80,7 @@ def test_the_proof_would_see_samples_that_see_each_other(toy_model_dir: Path, to
     assert abs(mixed - loss) > 1e-3 * loss
 
 
-def test_the_proof_would_see_pictures_in_each_others_place(toy_model_dir: Path, toy_processor: Processor):
+def test_the_proof_would_see_images_in_each_others_place(toy_model_dir: Path, toy_processor: Processor):
     module = make_module(toy_model_dir)
     packed = collate_packed([make_items(toy_processor)], toy_processor.pad_token_id)
     loss, _ = learn(module, [packed])

@@ -18,8 +18,8 @@ GROUPINGS: tuple[Grouping, ...] = ("modality", "length", "none")
 def draw_sizes(num_samples: int = 28, *, longest: int = 60, seed: int = 0) -> SampleSizes:
     rng = np.random.default_rng(seed)
     tokens = rng.integers(5, longest + 1, num_samples)
-    pictures = (rng.random(num_samples) < 0.7).astype(int)
-    return SampleSizes(tokens=tokens, pictures=pictures, supervised=rng.integers(1, tokens))
+    images = (rng.random(num_samples) < 0.7).astype(int)
+    return SampleSizes(tokens=tokens, images=images, supervised=rng.integers(1, tokens))
 
 
 def make_plan(**changes) -> BatchPlan:
@@ -86,7 +86,7 @@ def test_another_seed_gives_another_order():
 def test_modality_groups_are_of_one_kind_until_only_left_overs_remain():
     sizes = draw_sizes(4000)
     order = order_epoch(sizes, "modality", 32, seed=0, epoch=0)
-    kinds = [set(sizes.pictures[order[begin : begin + 32]] > 0) for begin in range(0, 4000, 32)]
+    kinds = [set(sizes.images[order[begin : begin + 32]] > 0) for begin in range(0, 4000, 32)]
     assert [len(kind) for kind in kinds[:-2]] == [1] * (len(kinds) - 2)
     # Mega-batches of either kind come in random order.
     changes = sum(first != second for first, second in itertools.pairwise(kinds[:-2]))
@@ -128,7 +128,7 @@ def test_a_short_batch_is_shared_out_evenly():
 
 def test_packed_rows_are_alike():
     rng = np.random.default_rng(0)
-    # Pictures of 576 tokens: three hardly ever fit into a row of 2,048.
+    # Images of 576 tokens: three hardly ever fit into a row of 2,048.
     tokens = [int(576 + length) for length in rng.integers(60, 400, 128)]
     limits = Limits(per_device_batch=8, max_length=2048, world_size=2)
     for shares in share_packed(range(128), tokens, limits):
@@ -156,7 +156,7 @@ def test_no_micro_batch_of_any_epoch_holds_more_than_what_is_planned_with(packin
     assert largest.tokens == max(tokens)
     assert largest.rows in {len(rows) for rows, held_tokens in zip(held, tokens, strict=True)
                             if held_tokens == largest.tokens}  # fmt: skip
-    assert largest.pictures == max(int(plan.sizes.pictures[some].sum()) for some in samples)
+    assert largest.pictures == max(int(plan.sizes.images[some].sum()) for some in samples)
     assert largest.supervised == max(int(plan.sizes.supervised[some].sum()) for some in samples)
     first_epoch = len(plan.share(0, 0)) + len(plan.share(1, 0))
     assert not packing or max(tokens) > 1.3 * max(tokens[:first_epoch])
@@ -192,16 +192,16 @@ def test_the_longest_micro_batch_is_found(packing: bool):
 
 
 def test_what_has_the_most_of_something_is_found_each_but_once():
-    """Four samples in micro-batches of one: the longest, one with three pictures, one with a long answer, another."""
-    tokens, pictures, supervised = np.array([60, 40, 50, 10]), np.array([1, 3, 0, 1]), np.array([5, 4, 45, 1])
-    sizes = SampleSizes(tokens=tokens, pictures=pictures, supervised=supervised)
+    """Four samples in micro-batches of one: the longest, one with three images, one with a long answer, another."""
+    tokens, images, supervised = np.array([60, 40, 50, 10]), np.array([1, 3, 0, 1]), np.array([5, 4, 45, 1])
+    sizes = SampleSizes(tokens=tokens, images=images, supervised=supervised)
     plan = make_plan(sizes=sizes, global_batch=4, per_device_batch=1, world_size=1, epochs=1)
     found = plan.find_extremes()
-    assert [(one.rows, one.tokens, one.pictures, one.supervised) for one in found] == [
+    assert [(one.rows, one.tokens, one.images, one.supervised) for one in found] == [
         (((0,),), 60, 1, 5), (((1,),), 40, 3, 4), (((2,),), 50, 0, 45),
     ]  # fmt: skip
     assert [one.name.split()[-2:] for one in found] == [["longest", "micro-batch"], ["most", "pictures"],
                                                         ["supervised", "tokens"]]  # fmt: skip
-    same = dataclasses.replace(sizes, pictures=np.array([3, 1, 0, 1]), supervised=np.array([46, 4, 45, 1]))
+    same = dataclasses.replace(sizes, images=np.array([3, 1, 0, 1]), supervised=np.array([46, 4, 45, 1]))
     (only,) = dataclasses.replace(plan, sizes=same).find_extremes()
     assert only.rows == ((0,),)

@@ -18,7 +18,7 @@ from llava_trainer.data.model_files import check_weights
 from llava_trainer.data.processor import Processor, load_processor, save_processor
 from llava_trainer.data.template import SYSTEM
 from llava_trainer.errors import StageError
-from tests.trainer.exports import draw_picture
+from tests.trainer.exports import draw_image
 from tests.trainer.test_template import make_sample
 
 Edit = Callable[[Path], Any]
@@ -71,7 +71,7 @@ def set_image_size(folder: Path, size_px: int) -> None:
 @pytest.mark.parametrize(("size_px", "strategy", "tokens"), [
     (336, "default", 576), (224, "default", 256), (224, "full", 257), (56, "default", 16),
 ])  # fmt: skip
-def test_tokens_of_a_picture_follow_from_the_tower(model_dir: Path, size_px: int, strategy: str, tokens: int):
+def test_tokens_of_an_image_follow_from_the_tower(model_dir: Path, size_px: int, strategy: str, tokens: int):
     set_image_size(model_dir, size_px)
     edit_json("config.json", vision_feature_select_strategy=strategy)(model_dir)
     processor = load_processor(model_dir, "pad")
@@ -185,20 +185,20 @@ CHAT = [
 
 def test_plain_autoprocessor_serves_what_was_trained(exported: tuple[Processor, Path], tmp_path: Path):
     processor, folder = exported
-    picture = open_image(draw_picture(tmp_path / "a.png", size=(90, 31)))
+    image = open_image(draw_image(tmp_path / "a.png", size=(90, 31)))
     server = AutoProcessor.from_pretrained(folder)
     sample = make_sample("What is the total?", "9.00", "And the date, naïve one?", "Today.")
     ours = encode_prompt(sample.turns[:3], (0,), processor)
     in_one_step = server.apply_chat_template(
         CHAT, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="np",
-        processor_kwargs={"images": [picture]},
+        processor_kwargs={"images": [image]},
     )  # fmt: skip
     in_two_steps = server(
-        images=[picture], text=server.apply_chat_template(CHAT, add_generation_prompt=True), return_tensors="np"
+        images=[image], text=server.apply_chat_template(CHAT, add_generation_prompt=True), return_tensors="np"
     )
     for served in (in_one_step, in_two_steps):
         assert served["input_ids"][0].tolist() == ours
-        np.testing.assert_array_equal(served["pixel_values"][0], pixel_values(picture, processor), strict=True)
+        np.testing.assert_array_equal(served["pixel_values"][0], pixel_values(image, processor), strict=True)
 
 
 def test_the_exported_template_lays_out_a_whole_conversation(exported: tuple[Processor, Path]):

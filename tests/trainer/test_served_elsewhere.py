@@ -1,6 +1,6 @@
 """What is exported serves as it was trained: in a fresh process, by plain Auto classes, without any of our code.
 
-A merged model, and converted checkpoints of both ``legacy`` kinds; both aspect ratios, with one picture, several and
+A merged model, and converted checkpoints of both ``legacy`` kinds; both aspect ratios, with one image, several and
 none, in one turn and later ones. Ids and pixels must equal those of training exactly.
 """
 
@@ -68,10 +68,10 @@ assert not [name for name in sys.modules if name.startswith(("llava_trainer", "l
 """
 
 
-def as_messages(sample: Sample, num_turns: int, pictures: list[Path]) -> list[dict]:
+def as_messages(sample: Sample, num_turns: int, images: list[Path]) -> list[dict]:
     messages = []
     for index, turn in enumerate(sample.turns[:num_turns]):
-        shown = [path for path, at in zip(pictures, sample.image_turns, strict=True) if at == index]
+        shown = [path for path, at in zip(images, sample.image_turns, strict=True) if at == index]
         content = [*({"type": "image", "stored": str(path)} for path in shown), {"type": "text", "text": turn.text}]
         messages.append({"role": turn.role, "content": content})
     return messages
@@ -83,7 +83,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(root: Path) -> list[Path]:
+def images(root: Path) -> list[Path]:
     paths = []
     for number, (width, height) in enumerate(SIZES):
         noise = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -117,7 +117,7 @@ def converted(root: Path, aspect_ratio: str, **tokenizer: object) -> tuple[Path,
 
 
 @pytest.fixture(scope="module")
-def served(root: Path, pictures: list[Path]) -> dict[str, tuple[dict[str, np.ndarray], Path, Processor]]:
+def served(root: Path, images: list[Path]) -> dict[str, tuple[dict[str, np.ndarray], Path, Processor]]:
     """What a fresh process makes of each model: ids, pixels, the last position's logits."""
     made = {
         "merged": merged(root),
@@ -127,7 +127,7 @@ def served(root: Path, pictures: list[Path]) -> dict[str, tuple[dict[str, np.nda
     }
     (root / "conversations.json").write_text(
         json.dumps([
-            as_messages(sample, num_turns, pictures[: len(sample.images)])
+            as_messages(sample, num_turns, images[: len(sample.images)])
             for sample, num_turns in conversations()
         ])
     )  # fmt: skip
@@ -147,12 +147,12 @@ def served(root: Path, pictures: list[Path]) -> dict[str, tuple[dict[str, np.nda
 
 def conversations() -> list[tuple[Sample, int]]:
     """Samples with how many of their turns are told: up to each question, and to the end."""
-    asked = [(_without_later_pictures(sample, 2 * pair + 1), 2 * pair + 1)
+    asked = [(_without_later_images(sample, 2 * pair + 1), 2 * pair + 1)
              for sample in SAMPLES for pair in range(sample.num_pairs)]  # fmt: skip
     return [*asked, *((sample, len(sample.turns)) for sample in SAMPLES)]
 
 
-def _without_later_pictures(sample: Sample, num_turns: int) -> Sample:
+def _without_later_images(sample: Sample, num_turns: int) -> Sample:
     count = sum(index < num_turns for index in sample.image_turns)
     return replace(sample, images=sample.images[:count], image_turns=sample.image_turns[:count])
 
@@ -162,7 +162,7 @@ MODELS = ("merged", "legacy, padded", "not legacy, padded", "not legacy, cut, wh
 
 @pytest.mark.parametrize("model", MODELS)
 def test_ids_and_pixels_are_those_of_training(
-    model: str, served: dict[str, tuple[dict[str, np.ndarray], Path, Processor]], pictures: list[Path]
+    model: str, served: dict[str, tuple[dict[str, np.ndarray], Path, Processor]], images: list[Path]
 ):
     found, _, processor = served[model]
     compared = 0
@@ -172,7 +172,7 @@ def test_ids_and_pixels_are_those_of_training(
         else:
             expected = encode_prompt(sample.turns[:num_turns], sample.image_turns, processor)
         assert found[f"ids{number}"].tolist() == expected
-        shown = [pixel_values(open_image(path), processor) for path in pictures[: len(sample.images)]]
+        shown = [pixel_values(open_image(path), processor) for path in images[: len(sample.images)]]
         assert (f"pixels{number}" in found) == bool(shown)
         if shown:
             np.testing.assert_array_equal(found[f"pixels{number}"], np.stack(shown), strict=True)

@@ -50,7 +50,7 @@ LONG = 400
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
-    """20 samples, 4 of them without a picture: 3 batches an epoch, in the last of which process 1 has no share."""
+    """20 samples, 4 of them without an image: 3 batches an epoch, in the last of which process 1 has no share."""
     folder = tmp_path_factory.mktemp("dataset")
     samples = make_dataset(folder)[:16]
     return folder, [*samples, *(text_only(sample) for sample in samples[:4])]

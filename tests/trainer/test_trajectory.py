@@ -38,7 +38,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
-    """18 samples of which 4 show no picture: the last batch of 8 is short."""
+    """18 samples of which 4 show no image: the last batch of 8 is short."""
     folder = tmp_path_factory.mktemp("dataset")
     samples = make_dataset(folder)[:14]
     return folder, [*samples, *(text_only(sample) for sample in samples[:4])]

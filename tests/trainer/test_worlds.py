@@ -1,7 +1,7 @@
 """What is learned does not depend on who shares the work: 1, 2 and 4 processes, every ZeRO stage, and restarts between.
 
 Everything in fp32. The dataset's last batch is short, so that with 2 and 4 processes some have nothing to do in it, and
-some of the samples show no picture, so that processes go through the model in company of others that do.
+some of the samples show no image, so that processes go through the model in company of others that do.
 """
 
 import threading

@@ -29,9 +29,9 @@ FAULTS = Path(__file__).parent / "faults"
 PROCESS_DEADLINE_S = 120
 
 
-def make_dataset(folder: Path, *, pictures_per_scene: int = 1, shuffled: bool = False) -> list[Sample]:
-    """Draw pictures into ``folder``/images; returns their samples, 32 times ``pictures_per_scene``."""
-    make_export(folder, format="llava", pictures_per_scene=pictures_per_scene, shuffled=shuffled)
+def make_dataset(folder: Path, *, images_per_scene: int = 1, shuffled: bool = False) -> list[Sample]:
+    """Draw images into ``folder``/images; returns their samples, 32 times ``images_per_scene``."""
+    make_export(folder, format="llava", images_per_scene=images_per_scene, shuffled=shuffled)
     entries = json.loads((folder / "export.json").read_text())
     return [_sample(index, entry) for index, entry in enumerate(entries)]
 
@@ -41,7 +41,7 @@ def text_only(sample: Sample) -> Sample:
 
 
 def make_mixed_dataset(folder: Path) -> list[Sample]:
-    """Pictures, and 21 samples of which 5 show none: the last batch of 8 is short, and one micro-batch all text."""
+    """Images, and 21 samples of which 5 show none: the last batch of 8 is short, and one micro-batch all text."""
     samples = make_dataset(folder)[:16]
     return [*samples, *(text_only(sample) for sample in samples[:5])]
 

@@ -98,7 +98,7 @@ def publish_folder(folder: Path, *, at_once: bool = False) -> None:
 
     Args:
         folder: its name.
-        at_once: sync its whole file system once instead of file by file. Half a million pictures of their own would
+        at_once: sync its whole file system once instead of file by file. Half a million images of their own would
             take from ten minutes to hours; a checkpoint should not wait for what others write.
     """
     aside = aside_of(folder)

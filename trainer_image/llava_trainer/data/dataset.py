@@ -17,7 +17,7 @@ from llava_trainer.data.compare import Comparison
 from llava_trainer.data.conversations import read_conversations
 from llava_trainer.data.entries import ReadingPosition
 from llava_trainer.data.findings import KEPT_PER_KIND, Finding, Findings, Kind, noted, refused
-from llava_trainer.data.images import PictureFacts
+from llava_trainer.data.images import ImageFacts
 from llava_trainer.data.processor import Processor
 from llava_trainer.data.request import DatasetRequest
 from llava_trainer.data.sample_file import SampleFile
@@ -41,9 +41,9 @@ class PreparedDataset:
         samples: the usable samples, in the export's order, held-out files last.
         table: facts of each of them.
         held_out: bool [samples].
-        group_of: int64 [samples]: samples with the same number share pictures.
+        group_of: int64 [samples]: samples with the same number share images.
         num_read: samples that the export holds, usable or not.
-        pictures: facts of every usable picture, by path.
+        images: facts of every usable image, by path.
         findings: everything found.
     """
 
@@ -54,7 +54,7 @@ class PreparedDataset:
     held_out: np.ndarray
     group_of: np.ndarray
     num_read: int
-    pictures: dict[str, PictureFacts]
+    images: dict[str, ImageFacts]
     findings: Findings
 
     def __enter__(self) -> Self:
@@ -83,7 +83,7 @@ def prepare_dataset(
         processor: the checkpoint's, to count tokens with.
         spool: file to keep samples in meanwhile; it has no name any more when this returns.
         on_progress: told after each sample.
-        num_decoders: threads that decode pictures; what is found does not depend on it.
+        num_decoders: threads that decode images; what is found does not depend on it.
     """
     findings = Findings()
     dataset = request.dataset
@@ -103,14 +103,14 @@ def prepare_dataset(
         held_out=held_out,
         group_of=group_of,
         num_read=reading.num_read,
-        pictures={path: facts for path, facts in checker.pictures.items()
-                  if isinstance(facts, PictureFacts) and path in reading.used},
+        images={path: facts for path, facts in checker.images.items()
+                  if isinstance(facts, ImageFacts) and path in reading.used},
         findings=findings,
     )  # fmt: skip
 
 
 def compare_phases(alignment: PreparedDataset, training: PreparedDataset) -> None:
-    """Tell alignment's pictures that training holds out: their captions may give answers away."""
+    """Tell alignment's images that training holds out: their captions may give answers away."""
     shared = alignment.table.samples_that_show(training.table.contents_of(training.held_out))
     for index in shared[:KEPT_PER_KIND]:
         found = alignment.samples[int(index)]
@@ -131,7 +131,7 @@ class _Reading:
         self.num_read = 0
         self.table = SampleTable()
         self.used: set[str] = set()
-        """Pictures of usable samples."""
+        """Images of usable samples."""
 
     def read_all(self, checker: Checker, spool: Path) -> SampleFile:
         """Check every sample and keep the usable ones in a file without a name."""
@@ -166,11 +166,11 @@ class _Reading:
 
     def _take_in(self, checked: Checked, *, from_validation: bool) -> None:
         self.table.add(checked, from_validation=from_validation)
-        for path, picture in zip(checked.sample.images, checked.pictures, strict=True):
+        for path, image in zip(checked.sample.images, checked.images, strict=True):
             if path in self.used:
                 continue
             self.used.add(path)
-            first = self._first_path.setdefault(picture.digest, path)
+            first = self._first_path.setdefault(image.digest, path)
             if first != path:
                 self._findings.add(noted(Kind.SAME_PICTURE, path, f"same pixels as {first}"))
 
@@ -219,7 +219,7 @@ def _check_prompts(request: DatasetRequest, checker: Checker, findings: Findings
     for index, prompt in enumerate(request.prompts):
         if prompt.image is None:
             continue
-        problem = checker.check_picture(prompt.image)
+        problem = checker.find_image_problem(prompt.image)
         if problem is not None:
             name = request.folder.display_name(prompt.image)
             findings.add(refused(f"evaluation.prompts[{index}]", f"picture {name} {problem}"))
@@ -240,7 +240,7 @@ def _split(table: SampleTable, request: DatasetRequest, findings: Findings) -> t
     try:
         chosen = choose_held_out(sizes, fraction=validation.fraction, seed=request.seed)
     except SplitError as error:
-        # Entries that were refused may hold the other pictures: they are the thing to tell then.
+        # Entries that were refused may hold the other images: they are the thing to tell then.
         if not findings.num_refused:
             findings.add(refused(request.dataset.file, str(error)))
         return group_of, nothing

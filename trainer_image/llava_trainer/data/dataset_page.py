@@ -1,4 +1,4 @@
-"""The dataset report for a person: one HTML file with the pictures as the model will see them."""
+"""The dataset report for a person: one HTML file with the images as the model will see them."""
 
 from collections.abc import Sequence
 
@@ -102,20 +102,20 @@ def _entries(told: Sequence[Told], count: int) -> Html:
 
 
 def _facts(report: DatasetReport) -> Html:
-    pictures, lengths, supervised = report.pictures, report.lengths, report.supervised
+    images, lengths, supervised = report.pictures, report.lengths, report.supervised
     sizes = "none"
-    if pictures.smallest_px and pictures.largest_px:
-        sizes = f"{_by(pictures.smallest_px)} to {_by(pictures.largest_px)} px"
-    shape = "padded to a square" if pictures.aspect_ratio == "pad" else "cut to a square"
+    if images.smallest_px and images.largest_px:
+        sizes = f"{_by(images.smallest_px)} to {_by(images.largest_px)} px"
+    shape = "padded to a square" if images.aspect_ratio == "pad" else "cut to a square"
     usable = report.train.samples + report.validation.samples
     rows = (
         ("Training", _side(report.train)),
         ("Held out", _side(report.validation) if report.validation.samples else "nothing"),
         ("In the export", f"{report.samples_read:,} samples, {usable:,} of them usable"),
         ("Left out", f"{_number(report.left_out, 'sample')}" if report.left_out else "none"),
-        ("Pictures", f"{pictures.files:,} files, {pictures.different:,} different ones"),
+        ("Pictures", f"{images.files:,} files, {images.different:,} different ones"),
         ("Picture sizes", sizes),
-        ("As the model sees them", f"{shape}, {pictures.tokens_each:,} tokens each"),
+        ("As the model sees them", f"{shape}, {images.tokens_each:,} tokens each"),
         ("Sample length", f"median {lengths.median:,.0f}, longest {lengths.longest:,} tokens"),
         ("Cut off", f"{lengths.overlong:,} of {usable:,} samples, at {lengths.max_length:,} tokens"),
         ("Learned tokens, an epoch", f"{report.train.supervised_tokens:,}"),

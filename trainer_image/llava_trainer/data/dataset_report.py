@@ -31,12 +31,12 @@ class Side(Lenient):
     pairs: int
     """Questions with their answers."""
     pictures: int
-    """Different picture files."""
+    """Different image files."""
     supervised_tokens: int
 
 
-class Pictures(Lenient):
-    """The pictures of usable samples."""
+class ImageSummary(Lenient):
+    """The images of usable samples."""
 
     files: int
     different: int
@@ -44,7 +44,7 @@ class Pictures(Lenient):
     tokens_each: int
     aspect_ratio: str
     smallest_px: tuple[int, int] | None
-    """Width and height of the picture with the fewest pixels."""
+    """Width and height of the image with the fewest pixels."""
     largest_px: tuple[int, int] | None
 
 
@@ -95,7 +95,7 @@ class DatasetReport(Lenient):
     samples_read: int
     train: Side
     validation: Side
-    pictures: Pictures
+    pictures: ImageSummary
     lengths: Lengths
     supervised: Supervised = Supervised()
     left_out: int = 0
@@ -123,7 +123,7 @@ def build_dataset_report(dataset: PreparedDataset, alignment: PreparedDataset | 
         samples_read=dataset.num_read,
         train=_describe_side(dataset, held_out=False),
         validation=_describe_side(dataset, held_out=True),
-        pictures=_describe_pictures(dataset),
+        pictures=_describe_images(dataset),
         lengths=_describe_lengths(dataset),
         supervised=_describe_supervised(dataset),
         left_out=findings.num_left_out,
@@ -166,11 +166,11 @@ def _describe_side(dataset: PreparedDataset, *, held_out: bool) -> Side:
     )
 
 
-def _describe_pictures(dataset: PreparedDataset) -> Pictures:
-    sizes = sorted((facts.width_px, facts.height_px) for facts in dataset.pictures.values())
-    return Pictures(
-        files=len(dataset.pictures),
-        different=len({facts.digest for facts in dataset.pictures.values()}),
+def _describe_images(dataset: PreparedDataset) -> ImageSummary:
+    sizes = sorted((facts.width_px, facts.height_px) for facts in dataset.images.values())
+    return ImageSummary(
+        files=len(dataset.images),
+        different=len({facts.digest for facts in dataset.images.values()}),
         tokens_each=dataset.processor.tokens_per_image,
         aspect_ratio=dataset.processor.aspect_ratio,
         smallest_px=min(sizes, key=lambda size: size[0] * size[1], default=None),

@@ -15,11 +15,11 @@ IGNORED = -100
 """Label of a position that is not learned (PyTorch's ``ignore_index``)."""
 
 
-class PictureCutError(ValueError):
-    """The length limit falls before a picture's end, and a picture cannot be shown in part.
+class ImageCutError(ValueError):
+    """The length limit falls before an image's end, and an image cannot be shown in part.
 
     Attributes:
-        needed: shortest limit that keeps every picture and the first answer, in tokens.
+        needed: shortest limit that keeps every image and the first answer, in tokens.
     """
 
     def __init__(self, needed: int) -> None:
@@ -32,9 +32,9 @@ class Encoded:
     """One sample as the model is fed.
 
     Attributes:
-        input_ids: token ids, each picture's ``<image>`` repeated once for each of its tokens.
+        input_ids: token ids, each image's ``<image>`` repeated once for each of its tokens.
         labels: the ids that are learned, IGNORED elsewhere; the model shifts them. Same length.
-        images: picture paths, as in the sample.
+        images: image paths, as in the sample.
         full_length: tokens before cutting off.
         first_answer_length: tokens up to the end of the first answer, before cutting off.
         num_characters: characters of the rendered conversation that are left after cutting off.
@@ -67,7 +67,7 @@ def encode(sample: Sample, processor: Processor, max_length: int, template: Temp
     """Tokenise a sample; what is beyond ``max_length`` tokens is cut off.
 
     Raises:
-        PictureCutError: the limit falls before the last picture's end.
+        ImageCutError: the limit falls before the last image's end.
         TemplateError: the layout has no place for the sample.
     """
     conversation = render(sample, template, processor.gap)
@@ -77,8 +77,8 @@ def encode(sample: Sample, processor: Processor, max_length: int, template: Temp
     first_answer_length = _end_of_first_answer(ids, labels, processor.eos_token_id)
     kept_ids, kept_labels = ids[:max_length], labels[:max_length]
     if kept_ids.count(processor.image_token_id) < len(sample.images) * processor.tokens_per_image:
-        end_of_picture = len(ids) - ids[::-1].index(processor.image_token_id)
-        raise PictureCutError(max(first_answer_length, end_of_picture))
+        end_of_image = len(ids) - ids[::-1].index(processor.image_token_id)
+        raise ImageCutError(max(first_answer_length, end_of_image))
     num_kept = len(kept_ids) - len(sample.images) * (processor.tokens_per_image - 1)
     return Encoded(
         input_ids=tuple(kept_ids),
@@ -95,7 +95,7 @@ def encode_prompt(turns: Sequence[Turn], image_turns: Sequence[int], processor: 
 
     Args:
         turns: the conversation up to and including the question.
-        image_turns: for each picture, the index of the turn that shows it.
+        image_turns: for each image, the index of the turn that shows it.
         processor: the checkpoint's.
     """
     ids, _ = _tokenize(render_prompt(turns, image_turns, processor.gap), processor)

@@ -1,6 +1,6 @@
 """Tokenizer and image processor of a checkpoint, set up as LLaVA trains, and their export beside a tuned model.
 
-The hub's usual processor cuts the centre out of a picture and its chat template leaves the system text out, so that
+The hub's usual processor cuts the centre out of an image and its chat template leaves the system text out, so that
 what is served would differ from what was trained. The processor made here is the one that trains, evaluates and is
 exported. Knows nothing about models, samples or batches.
 
@@ -37,13 +37,13 @@ _TOKENIZER_FILES = (
 _IMAGE_PROCESSOR_KEYS = ("image_processor_type", "feature_extractor_type")
 _IMAGE_PROCESSORS = frozenset({"CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor"})
 """What they may be, but for Fast and Pil behind it: the same but for padding, which is set here."""
-_AFTER_PICTURE = ("\nWhat is this?", "\n", "a caption\n")
-"""What comes after a picture: a question, another picture, a caption."""
+_AFTER_IMAGE = ("\nWhat is this?", "\n", "a caption\n")
+"""What comes after an image: a question, another image, a caption."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processor:
-    """What turns text into token ids and pictures into pixels, for one checkpoint.
+    """What turns text into token ids and images into pixels, for one checkpoint.
 
     Attributes:
         model_dir: checkpoint that it comes from; its tokenizer files are exported as they are.
@@ -51,7 +51,7 @@ class Processor:
             left for generation.
         image_processor: pads (or cuts) to a square, resizes and normalises; PIL backend.
         image_token_id: id of ``<image>``, the same for tokenizer and model.
-        tokens_per_image: tokens that a picture takes in a sequence.
+        tokens_per_image: tokens that an image takes in a sequence.
         image_size_px: width and height that the vision tower sees.
         patch_size_px: width and height of the tower's patches.
         select_strategy: which of the tower's tokens the model takes: ``default`` drops the class token.
@@ -179,7 +179,7 @@ def _find_gap(tokenizer: TokenizersBackend, path: Path) -> str:
         if all(
             tokenizer(f"{IMAGE_MARKER}{gap}{text}", add_special_tokens=False).input_ids
             == [marker, *tokenizer(text, add_special_tokens=False).input_ids]
-            for text in _AFTER_PICTURE
+            for text in _AFTER_IMAGE
         ):
             return gap
     raise _invalid(

@@ -1,11 +1,11 @@
-"""Samples in the dataset report as the model will see them: pictures as the tower does, what is learned marked."""
+"""Samples in the dataset report as the model will see them: images as the tower does, what is learned marked."""
 
 import logging
 
 import numpy as np
 
 from llava_trainer.data.dataset import PreparedDataset
-from llava_trainer.data.images import PictureError, open_image, visible_image
+from llava_trainer.data.images import ImageError, open_image, visible_image
 from llava_trainer.data.samples import Sample
 from llava_trainer.data.template import SYSTEM, render
 from llava_trainer.html import Html, el, thumbnail
@@ -35,12 +35,12 @@ def build_grid(dataset: PreparedDataset) -> Html | None:
 
 def _card(dataset: PreparedDataset, index: int) -> Html:
     sample = dataset.samples[index]
-    pictures = list(filter(None, (_picture(dataset, relative) for relative in sample.images)))
+    images = list(filter(None, (_image(dataset, relative) for relative in sample.images)))
     max_length = dataset.request.max_length
     about = f"{sample.source} · {sample.num_tokens:,} tokens, {int(dataset.table.supervised[index]):,} learned"
     if sample.num_tokens > max_length:
         about += f", cut off after {max_length:,}"
-    shown = el("div", pictures, class_="pictures several" if len(pictures) > 1 else "pictures") if pictures else None
+    shown = el("div", images, class_="pictures several" if len(images) > 1 else "pictures") if images else None
     side = el("span", "held out" if dataset.held_out[index] else "training", class_="side")
     return el(
         "article", shown, el("p", side, about, class_="muted small"), _conversation(dataset, index, sample),
@@ -48,11 +48,11 @@ def _card(dataset: PreparedDataset, index: int) -> Html:
     )  # fmt: skip
 
 
-def _picture(dataset: PreparedDataset, relative: str) -> Html | None:
+def _image(dataset: PreparedDataset, relative: str) -> Html | None:
     processor = dataset.processor
     try:
         seen = visible_image(open_image(dataset.request.folder.resolve(relative)), processor)
-    except PictureError as error:
+    except ImageError as error:
         # It was whole a moment ago: the volume changes under our feet, and training will say so.
         logger.warning("picture %s %s", relative, error)
         return None
@@ -89,14 +89,14 @@ def _shorten(text: str) -> str:
 
 
 def _choose(dataset: PreparedDataset, count: int) -> list[int]:
-    """At most ``count`` samples: the longest, one with several pictures, and the others evenly spread.
+    """At most ``count`` samples: the longest, one with several images, and the others evenly spread.
 
-    Of samples that share pictures one is enough; those of training come before those held out.
+    Of samples that share images one is enough; those of training come before those held out.
     """
     if not len(dataset.table):
         return []
     _, first_of_each = np.unique(dataset.group_of, return_index=True)
-    several = np.flatnonzero(dataset.table.num_pictures > 1)[:1]
+    several = np.flatnonzero(dataset.table.num_images > 1)[:1]
     special = dict.fromkeys([int(dataset.table.tokens.argmax()), *several.tolist()])
     others = [index for index in first_of_each.tolist() if index not in special]
     others.sort(key=lambda index: (bool(dataset.held_out[index]), index))

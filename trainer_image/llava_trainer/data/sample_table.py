@@ -1,7 +1,7 @@
 """What is remembered of every usable sample: numbers in typed columns, while the samples themselves wait on the disk.
 
-About 40 bytes a sample, 20 a question and 8 a picture shown; with the facts of the pictures (``check``) some 500 bytes
-for a sample with a picture of its own, whatever its length. Knows nothing about files.
+About 40 bytes a sample, 20 a question and 8 an image shown; with the facts of the images (``check``) some 500 bytes
+for a sample with an image of its own, whatever its length. Knows nothing about files.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ class SampleTable:
     def add(self, checked: Checked, *, from_validation: bool) -> None:
         """Take in the facts of one sample."""
         sample = checked.sample
-        contents = [self._contents.number_of(picture.digest) for picture in checked.pictures]
+        contents = [self._contents.number_of(image.digest) for image in checked.images]
         for content in contents:
             self._shown_by.append(len(self))
             self._shown.append(content)
@@ -69,7 +69,7 @@ class SampleTable:
 
     @property
     def pair_keys(self) -> np.ndarray:
-        """uint64 [pairs]: the same for the same question about the same pictures."""
+        """uint64 [pairs]: the same for the same question about the same images."""
         return np.array(self._pair_key, dtype=np.uint64)
 
     @property
@@ -83,13 +83,13 @@ class SampleTable:
         return np.repeat(np.arange(len(self)), self.num_pairs)
 
     @property
-    def num_pictures(self) -> np.ndarray:
-        """int64 [samples]: pictures that each shows."""
+    def num_images(self) -> np.ndarray:
+        """int64 [samples]: images that each shows."""
         return np.bincount(self.shown[0], minlength=len(self))
 
     @property
     def shown(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pictures shown, two arrays of one length: the sample, and the number of the picture's content."""
+        """Images shown, two arrays of one length: the sample, and the number of the image's content."""
         return np.array(self._shown_by, dtype=np.uint32), np.array(self._shown, dtype=np.uint32)
 
     def num_characters(self, index: int) -> int:
@@ -101,13 +101,13 @@ class SampleTable:
         return self._contents.group(np.array(self._content, dtype=np.int64), self.num_pairs)
 
     def contents_of(self, samples: np.ndarray) -> set[bytes]:
-        """Digests of the pictures that the chosen samples (bool [samples]) show."""
+        """Digests of the images that the chosen samples (bool [samples]) show."""
         shown_by, shown = self.shown
         chosen = set(shown[samples[shown_by]].tolist())
         return {digest for digest, number in self._contents.numbers.items() if number in chosen}
 
     def samples_that_show(self, contents: set[bytes]) -> np.ndarray:
-        """int64: numbers of the samples that show one of the pictures with these digests, in their order."""
+        """int64: numbers of the samples that show one of the images with these digests, in their order."""
         known = self._contents.numbers
         numbers = np.array([number for digest, number in known.items() if digest in contents], dtype=np.uint32)
         shown_by, shown = self.shown
@@ -115,12 +115,12 @@ class SampleTable:
 
 
 def pair_keys(checked: Checked) -> Iterator[tuple[int, int]]:
-    """For each pair a number for its question about its pictures, and one for its answer.
+    """For each pair a number for its question about its images, and one for its answer.
 
-    Letter case and white space do not make another question. Without a picture, what was said before belongs to the
+    Letter case and white space do not make another question. Without an image, what was said before belongs to the
     question: "Why?" is another one after another answer.
     """
-    context = b"".join(sorted(picture.digest for picture in checked.pictures))
+    context = b"".join(sorted(image.digest for image in checked.images))
     for before, question, answer in checked.sample.pairs():
         history = () if context else tuple(_fold(turn.text) for turn in before)
         key = _digest_of(context, *history, _fold(question.text))

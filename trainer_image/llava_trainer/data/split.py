@@ -73,11 +73,11 @@ class Contents:
 def choose_held_out(sizes: Mapping[int, int], *, fraction: float, seed: int) -> set[int]:
     """Choose whole groups until their weight is as near to ``fraction`` of the whole as it gets.
 
-    Groups are taken in an order that follows from seed and group alone, each that still fits: the same pictures are
+    Groups are taken in an order that follows from seed and group alone, each that still fits: the same images are
     held out whatever order or form the export is in. At least one group is held out, and one is kept.
 
     Args:
-        sizes: weight of each group (its questions), at least 1; a group is a number made from its pictures' content.
+        sizes: weight of each group (its questions), at least 1; a group is a number made from its images' content.
         fraction: wanted share of the weight, at most 0.5.
         seed: of the order.
 

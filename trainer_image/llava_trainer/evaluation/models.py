@@ -41,14 +41,14 @@ def load_answerer(folder: Path, processor: Processor, device: str, dtype: torch.
 
 
 def encode_question(question: Question, processor: Processor, images_dir: Path) -> EncodedPrompt:
-    """A question as the model is fed; its pictures are only read when its turn comes."""
+    """A question as the model is fed; its images are only read when its turn comes."""
     ids = encode_prompt(question.turns, question.image_turns, processor)
     if not question.images:
         return EncodedPrompt(ids=ids, load_pixels=None)
-    pictures = [images_dir / image for image in question.images]
+    images = [images_dir / image for image in question.images]
     return EncodedPrompt(
         ids=ids,
         load_pixels=lambda: torch.stack(
-            [torch.from_numpy(pixel_values(open_image(picture), processor)) for picture in pictures]
+            [torch.from_numpy(pixel_values(open_image(image), processor)) for image in images]
         ),
     )

@@ -1,6 +1,6 @@
 """report.html: what evaluation found, for a person to look at. One file that loads nothing.
 
-Values in, markup out; pictures come through ``load_picture``, so that nothing here knows where they lie.
+Values in, markup out; images come through ``load_image``, so that nothing here knows where they lie.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +26,7 @@ from llava_trainer.html import (
 from llava_trainer.training.history import Entry
 
 MAX_QUESTIONS_SHOWN = 200
-"""Questions of each split that are shown; pictures make a report heavy. All of them are in answers.jsonl."""
+"""Questions of each split that are shown; images make a report heavy. All of them are in answers.jsonl."""
 
 _SPLIT_TITLES = {"validation": "Held-out questions", "train": "Training questions"}
 _SPLIT_NOTES = {
@@ -49,8 +49,8 @@ class PageContent:
     """Logged steps of training; may be empty."""
     settings: Sequence[tuple[str, str]]
     """Names and values, in order."""
-    load_picture: Callable[[str], Image.Image]
-    """Opens a picture by its path relative to the dataset's image folder."""
+    load_image: Callable[[str], Image.Image]
+    """Opens an image by its path relative to the dataset's image folder."""
 
 
 def build_evaluation_page(report: PageContent) -> str:
@@ -62,7 +62,7 @@ def build_evaluation_page(report: PageContent) -> str:
         _top(metrics),
         _scores(metrics.scores, report.dataset),
         _training(report.curve),
-        _prompts(prompts, report.load_picture),
+        _prompts(prompts, report.load_image),
         _questions(report),
         _facts("Dataset", _dataset(report.dataset)),
         _facts("Settings", report.settings),
@@ -174,14 +174,14 @@ def _training(curve: Sequence[Entry]) -> Html | None:
     )
 
 
-def _prompts(prompts: Sequence[Answer], load_picture: Callable[[str], Image.Image]) -> Html | None:
+def _prompts(prompts: Sequence[Answer], load_image: Callable[[str], Image.Image]) -> Html | None:
     if not prompts:
         return None
-    return el("section", el("h2", "Prompts"), (_prompt(answer, load_picture) for answer in prompts))
+    return el("section", el("h2", "Prompts"), (_prompt(answer, load_image) for answer in prompts))
 
 
-def _prompt(answer: Answer, load_picture: Callable[[str], Image.Image]) -> Html:
-    shown = _side_by_side(_picture(image, load_picture, max_px=400) for image in answer.images)
+def _prompt(answer: Answer, load_image: Callable[[str], Image.Image]) -> Html:
+    shown = _side_by_side(_image(image, load_image, max_px=400) for image in answer.images)
     said = el(
         "div",
         el("p", answer.question, class_="question"),
@@ -190,8 +190,8 @@ def _prompt(answer: Answer, load_picture: Callable[[str], Image.Image]) -> Html:
     return el("article", shown, said, class_="card prompt" if shown else "card prompt plain")
 
 
-def _side_by_side(pictures: Iterable[Html]) -> Html | None:
-    shown = list(pictures)
+def _side_by_side(images: Iterable[Html]) -> Html | None:
+    shown = list(images)
     return shown[0] if len(shown) == 1 else el("div", shown) if shown else None
 
 
@@ -204,7 +204,7 @@ def _questions(report: PageContent) -> Html | None:
     if not scored:
         return None
     sections = [
-        _split(split, list(answers), report.load_picture)
+        _split(split, list(answers), report.load_image)
         for split, answers in groupby(scored, key=lambda answer: answer.split)
     ]
     shown = sum(min(score.samples, MAX_QUESTIONS_SHOWN) for score in report.metrics.scores)
@@ -230,7 +230,7 @@ def _filters(answers: Sequence[Answer], shown: int) -> Html:
     )
 
 
-def _split(split: str, answers: Sequence[Answer], load_picture: Callable[[str], Image.Image]) -> Html:
+def _split(split: str, answers: Sequence[Answer], load_image: Callable[[str], Image.Image]) -> Html:
     visible = answers[:MAX_QUESTIONS_SHOWN]
     samples = [list(rows) for _, rows in groupby(visible, key=lambda answer: answer.sample)]
     note = f"{len(answers):,} questions about {len({answer.sample for answer in answers}):,} samples."
@@ -240,7 +240,7 @@ def _split(split: str, answers: Sequence[Answer], load_picture: Callable[[str], 
         "section",
         el("h3", _SPLIT_TITLES[split], style="margin-top: 20px"),
         el("p", note, class_="muted small"),
-        el("div", _heads(), (_sample(rows, load_picture) for rows in samples), class_="card samples"),
+        el("div", _heads(), (_sample(rows, load_image) for rows in samples), class_="card samples"),
     )
 
 
@@ -255,10 +255,9 @@ def _heads() -> Html:
     )
 
 
-def _sample(rows: Sequence[Answer], load_picture: Callable[[str], Image.Image]) -> Html:
-    images = dict.fromkeys(image for answer in rows for image in answer.images)
-    pictures = _side_by_side(_picture(image, load_picture) for image in images)
-    shown = pictures or el("span", "no picture", class_="empty small")
+def _sample(rows: Sequence[Answer], load_image: Callable[[str], Image.Image]) -> Html:
+    paths = dict.fromkeys(path for answer in rows for path in answer.images)
+    shown = _side_by_side(_image(path, load_image) for path in paths) or el("span", "no picture", class_="empty small")
     return el("article", shown, el("table", (_row(answer) for answer in rows), class_="answers"), class_="sample")
 
 
@@ -289,8 +288,8 @@ def _judged(model: str, text: str, right: bool | None) -> Html:
     return el("td", mark, _text(text), class_="ok" if right else "not")
 
 
-def _picture(path: str, load_picture: Callable[[str], Image.Image], max_px: int = 240) -> Html:
-    source = thumbnail(load_picture(path), max_px=max_px)
+def _image(path: str, load_image: Callable[[str], Image.Image], max_px: int = 240) -> Html:
+    source = thumbnail(load_image(path), max_px=max_px)
     return el("figure", el("img", src=source, alt="", loading="lazy"), el("figcaption", path), class_="picture")
 
 

@@ -18,7 +18,7 @@ _WAITING_PATIENCE = 1.2
 """How much longer whoever waits for the others is given: the one that they wait for speaks first."""
 _SHORTEST_S = 120.0
 """However quick the steps are. A file server that fails over answers nobody for as long as its clients may claim their
-locks again, 90 s by default for NFSv4; who waits for a picture meanwhile does not hang."""
+locks again, 90 s by default for NFSv4; who waits for an image meanwhile does not hang."""
 _SLOWEST_STEPS = 10.0
 """How many times the slowest of the last steps. The longest micro-batch of a run takes several times as long as most,
 and so does a GPU that throttles or shares its bus with a checkpoint; ten times as long is none of these."""

@@ -188,7 +188,7 @@ def _write_processor(conversion: _Conversion, aside: Path) -> None:
     scratch = aside / _SCRATCH
     scratch.mkdir()
     _write_json(scratch / "config.json", conversion.config)
-    _write_json(scratch / "preprocessor_config.json", _picture_settings(conversion.tower))
+    _write_json(scratch / "preprocessor_config.json", _image_settings(conversion.tower))
     conversion.tokenizer.write(scratch)
     processor = load_processor(scratch, conversion.aspect_ratio)
     _check_loaded(processor, conversion.tokenizer)
@@ -207,7 +207,7 @@ def _check_loaded(processor: Processor, tokenizer: ImportedTokenizer) -> None:
             raise _invalid(f"loaded by transformers, the tokenizer gives {text!r:.60} the ids {found}, not {expected}")
 
 
-def _picture_settings(tower: Tower) -> dict[str, Any]:
+def _image_settings(tower: Tower) -> dict[str, Any]:
     size = tower.image_px
     plain = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD, "resample": _BICUBIC}
     return {
@@ -221,7 +221,7 @@ def _picture_settings(tower: Tower) -> dict[str, Any]:
         "do_resize": True,
         "rescale_factor": 1 / 255,
         **plain,
-        **tower.pictures,
+        **tower.image_settings,
     }
 
 

@@ -25,7 +25,7 @@ from transformers import AutoModelForImageTextToText, LlavaForConditionalGenerat
 
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
-from llava_trainer.data.encode import Encoded, PictureCutError, encode
+from llava_trainer.data.encode import Encoded, ImageCutError, encode
 from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample, read_samples
@@ -44,10 +44,10 @@ _SUM_NOISE = 4 * torch.finfo(torch.float32).eps
 NUM_SAMPLES = 3
 """Each costs four passes of the model in fp32 on a CPU: minutes for a 7B model."""
 MAX_TOKENS = 1024
-"""Longer samples lose their end: a picture and a first answer fit, and more tokens would prove nothing more."""
+"""Longer samples lose their end: an image and a first answer fit, and more tokens would prove nothing more."""
 
 Batch = Mapping[str, torch.Tensor]
-"""Keyword arguments of a forward pass: input_ids, attention_mask and, with pictures, pixel_values."""
+"""Keyword arguments of a forward pass: input_ids, attention_mask and, with images, pixel_values."""
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def _encode_all(samples: Iterable[Sample], processor: Processor, max_length: int
     for sample in samples:
         try:
             yield encode(sample, processor, max_length)
-        except PictureCutError:  # some other sample will do
+        except ImageCutError:  # some other sample will do
             continue
 
 
@@ -148,8 +148,8 @@ def _batch(encoded: Encoded, config: RunConfig, processor: Processor) -> Batch:
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if encoded.images:
         folder = config.dataset_dir / config.dataset.images
-        pictures = [pixel_values(open_image(folder / image), processor) for image in encoded.images]
-        batch["pixel_values"] = torch.stack([torch.from_numpy(pixels) for pixels in pictures])
+        images = [pixel_values(open_image(folder / image), processor) for image in encoded.images]
+        batch["pixel_values"] = torch.stack([torch.from_numpy(pixels) for pixels in images])
     return batch
 
 

@@ -42,7 +42,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
     Progress counts every answer of both models.
 
     Raises:
-        StageError: a prompt's picture cannot be opened, or the GPU's memory does not suffice.
+        StageError: a prompt's image cannot be opened, or the GPU's memory does not suffice.
     """
     questions = [*_ask_dataset(config), *ask_prompts(config)]
     processor = load_processor(config.model_dir, config.dataset.image_aspect_ratio)
@@ -166,6 +166,6 @@ def _build_page(config: RunConfig, dataset: DatasetReport, answers: list[Answer]
             answers=answers,
             curve=find_curve(config.volume),
             settings=list_settings(config),
-            load_picture=lambda path: open_image(folder / path),
+            load_image=lambda path: open_image(folder / path),
         )
     )

@@ -111,7 +111,7 @@ def _find_largest(config: RunConfig, dataset: PreparedDataset, stage: StageName)
     table, trained = dataset.table, ~dataset.held_out
     sizes = SampleSizes(
         tokens=np.minimum(table.tokens[trained].astype(np.int64), config.training.max_length),
-        pictures=table.num_pictures[trained],
+        images=table.num_images[trained],
         supervised=table.supervised[trained],
     )
     plan = make_plan(phase_of(config, stage), sizes, config.workers.world_size)

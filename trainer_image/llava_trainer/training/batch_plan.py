@@ -39,7 +39,7 @@ class Extreme:
     rows: Rows
     tokens: int
     """Rows x longest row, filled-up positions included."""
-    pictures: int
+    images: int
     supervised: int
     """Tokens that are learned."""
 
@@ -95,7 +95,7 @@ class BatchPlan:
         return tuple(shares[rank] for shares in self._shares(step))
 
     def find_extremes(self) -> list[Extreme]:
-        """The micro-batches of any process with the most positions, pictures, and learned tokens; each but once."""
+        """The micro-batches of any process with the most positions, images, and learned tokens; each but once."""
         most: dict[str, tuple[tuple[int, ...], Rows]] = {}
         for rows in self.list_micro_batches():
             measured = self._measure(rows)
@@ -104,19 +104,17 @@ class BatchPlan:
                     most[name] = (measured[number:], rows)
         found: dict[Rows, Extreme] = {}
         for name, (_, rows) in most.items():
-            tokens, pictures, supervised = self._measure(rows)
-            found.setdefault(
-                rows, Extreme(name=name, rows=rows, tokens=tokens, pictures=pictures, supervised=supervised)
-            )
+            tokens, images, supervised = self._measure(rows)
+            found.setdefault(rows, Extreme(name=name, rows=rows, tokens=tokens, images=images, supervised=supervised))
         return list(found.values())
 
     def find_largest(self) -> MicroBatch:
-        """What a process holds at most: of positions, of pictures, and of tokens that are learned."""
+        """What a process holds at most: of positions, of images, and of tokens that are learned."""
         extremes = self.find_extremes()
         return MicroBatch(
             rows=len(extremes[0].rows),
             tokens=extremes[0].tokens,
-            pictures=max(one.pictures for one in extremes),
+            pictures=max(one.images for one in extremes),
             supervised=max(one.supervised for one in extremes),
         )
 
@@ -131,10 +129,10 @@ class BatchPlan:
             yield from (rows for shares in self._shares(step) for rows in shares if rows)
 
     def _measure(self, rows: Rows) -> tuple[int, int, int]:
-        """Positions, filled-up ones included, pictures, and tokens that are learned."""
+        """Positions, filled-up ones included, images, and tokens that are learned."""
         samples = [index for row in rows for index in row]
         positions = len(rows) * max(int(self.sizes.tokens[list(row)].sum()) for row in rows)
-        return positions, int(self.sizes.pictures[samples].sum()), int(self.sizes.supervised[samples].sum())
+        return positions, int(self.sizes.images[samples].sum()), int(self.sizes.supervised[samples].sum())
 
     def _shares(self, step: int) -> list[tuple[Rows, ...]]:
         batch = self.batch(step)

@@ -22,7 +22,7 @@ from llava_trainer.training.rank_batches import Rows
 
 _STEPS_AHEAD = 1
 """Steps that are loaded while one is learned from. Loading takes a small part of a step, and more would take memory: a
-picture of 336 px has 1.4 MB."""
+image of 336 px has 1.4 MB."""
 _MAX_THREADS = 4
 
 
@@ -37,7 +37,7 @@ class MicroBatch:
     """Real (not padding) tokens."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
-        """The tensors on ``device``, pictures in the model's number format."""
+        """The tensors on ``device``, images in the model's number format."""
         return {
             name: None if tensor is None else tensor.to(device, dtype if tensor.is_floating_point() else None)
             for name, tensor in self.tensors.items()
@@ -53,7 +53,7 @@ class Samples(Protocol):
 class BatchLoader:
     """Loads the micro-batches of a step; those of the next steps are loaded in threads meanwhile.
 
-    Threads, not processes: reading, decoding and resizing pictures let go of Python's lock, and nothing has to be
+    Threads, not processes: reading, decoding and resizing images let go of Python's lock, and nothing has to be
     copied from one process into another.
     """
 
@@ -92,7 +92,7 @@ class BatchLoader:
         """Micro-batches of ``step``, in order.
 
         Raises:
-            PictureError, PictureCutError, OSError: a sample cannot be loaded any more; prepare could.
+            ImageError, ImageCutError, OSError: a sample cannot be loaded any more; prepare could.
         """
         began = time.perf_counter()
         self._look_ahead(step)
@@ -105,7 +105,7 @@ class BatchLoader:
         """A micro-batch of these samples.
 
         Raises:
-            PictureError, PictureCutError, OSError: as ``load``.
+            ImageError, ImageCutError, OSError: as ``load``.
         """
         if not rows:
             return _nothing(self._processing.pad_token_id)

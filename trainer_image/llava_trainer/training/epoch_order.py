@@ -1,9 +1,9 @@
 """In which order an epoch sees its samples, so that those of like length and kind stand in one batch.
 
-A batch is filled up to its longest sample, and where only some of its samples show a picture the others' processes
+A batch is filled up to its longest sample, and where only some of its samples show an image the others' processes
 compute one for nothing. LLaVA groups by modality (LengthGroupedSampler in its llava_trainer.py): samples of each kind
 are drawn in random order and cut into mega-batches, which come in random order, and what is left of both kinds comes
-last. Its lengths count words; ours are tokens with pictures expanded. Its mega-batch is one global batch, so that 8 %
+last. Its lengths count words; ours are tokens with images expanded. Its mega-batch is one global batch, so that 8 %
 of what is computed is filling on LLaVA's own mixture; ours are two (4.5 %), or 256 samples where that is more.
 """
 
@@ -33,8 +33,8 @@ def order_epoch(sizes: SampleSizes, grouping: Grouping, global_batch: int, seed:
     if grouping == "length":
         kinds, mega_batches = [order], _LENGTH_MEGA_BATCHES
     else:
-        shows_picture = sizes.pictures[order] > 0
-        kinds = [order[shows_picture], order[~shows_picture]]
+        shows_image = sizes.images[order] > 0
+        kinds = [order[shows_image], order[~shows_image]]
         mega_batches = max(_MODALITY_MEGA_BATCHES, -(-_MODALITY_MEGA_SAMPLES // global_batch))
     batches: list[np.ndarray] = []
     left_over: list[np.ndarray] = []

@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 def probe_largest(trainee: Trainee, loader: BatchLoader, plan: BatchPlan, world: World) -> None:
     """Run the largest micro-batches of the run forward and backward in every process, and learn nothing from them.
 
-    They are the ones with the most positions, the most pictures, and the most supervised tokens. Adam's moments are
+    They are the ones with the most positions, the most images, and the most supervised tokens. Adam's moments are
     there by then, as they are in every step but the first. The loss is multiplied by zero, so that DeepSpeed goes
     through all that it does for a real one and adds gradients of zero to what the first step sums up: no loss changes
     by a bit. Dropout of each micro-batch begins from a seed of its own anyway.
 
     Raises:
         StageError: OutOfDeviceMemory or LossNotFinite, with the size of the micro-batch.
-        PictureError, PictureCutError, OSError: as ``BatchLoader.load``.
+        ImageError, ImageCutError, OSError: as ``BatchLoader.load``.
     """
     extremes = plan.find_extremes()
     try:
@@ -42,7 +42,7 @@ def probe_largest(trainee: Trainee, loader: BatchLoader, plan: BatchPlan, world:
 def _run(extreme: Extreme, trainee: Trainee, loader: BatchLoader, world: World) -> None:
     told = (
         f"{extreme.name} of the run ({len(extreme.rows)} rows, {extreme.tokens:,} tokens with filling, "
-        f"{extreme.pictures} pictures, {extreme.supervised:,} supervised)"
+        f"{extreme.images} pictures, {extreme.supervised:,} supervised)"
     )
     logger.info("before the first step: %s", told)
     micro_batch = loader.load_rows(extreme.rows)

@@ -64,7 +64,7 @@ def share_padded(
 def share_packed(batch: Sequence[int], tokens: Sequence[int], limits: Limits) -> list[tuple[Rows, ...]]:
     """Share out with samples end to end, in rows of like length.
 
-    Rows are balanced rather than filled up to a length: three samples with a picture of 576 tokens hardly ever fit
+    Rows are balanced rather than filled up to a length: three samples with an image of 576 tokens hardly ever fit
     into 2,048, but any rows that are alike waste nothing. A micro-batch is bounded by ``limits.tokens``, as without
     packing.
 

@@ -1,4 +1,4 @@
-"""Pictures reach the tower as LLaVA makes them: opened, squared, resized and normalised, to the last bit.
+"""Images reach the tower as LLaVA makes them: opened, squared, resized and normalised, to the last bit.
 
 Reference: LLaVA's ``Image.open(...).convert("RGB")``, its ``expand2square`` written down again, and CLIP's own image
 processor, which is another class than the one that trains. For towers of 336 and 224 px and both aspect ratios.
@@ -45,27 +45,27 @@ def llava_reads(path: Path, aspect_ratio: str, size_px: int) -> np.ndarray:
     """Pixels that LLaVA trains on."""
     clip = CLIPImageProcessorPil(size={"shortest_edge": size_px}, crop_size={"height": size_px, "width": size_px})
     with Image.open(path) as opened:
-        picture = opened.convert("RGB")
+        image = opened.convert("RGB")
     # transformers 5 paints what was transparent white; LLaVA's version of it does not.
-    picture.info.clear()
+    image.info.clear()
     if aspect_ratio == "pad":
-        picture = expand_to_square(picture, tuple(int(channel * 255) for channel in clip.image_mean))
-    return clip(picture, return_tensors="np")["pixel_values"][0]
+        image = expand_to_square(image, tuple(int(channel * 255) for channel in clip.image_mean))
+    return clip(image, return_tensors="np")["pixel_values"][0]
 
 
-def expand_to_square(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    width, height = picture.size
+def expand_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    width, height = image.size
     if width == height:
-        return picture
+        return image
     side = max(width, height)
-    square = Image.new(picture.mode, (side, side), colour)
-    square.paste(picture, (0, (side - height) // 2) if width > height else ((side - width) // 2, 0))
+    square = Image.new(image.mode, (side, side), colour)
+    square.paste(image, (0, (side - height) // 2) if width > height else ((side - width) // 2, 0))
     return square
 
 
 @pytest.fixture(scope="module")
 def processings(toy_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Processor]:
-    """By aspect ratio and the size of the tower's pictures."""
+    """By aspect ratio and the size of the tower's images."""
     made = {}
     for size_px in (336, 224):
         folder = Path(shutil.copytree(toy_model_dir, tmp_path_factory.mktemp("tower") / str(size_px)))
@@ -183,7 +183,7 @@ FEATURES = (
 
 
 @pytest.mark.parametrize(("size_px", "layer", "strategy", "tokens"), FEATURES)
-def test_tokens_of_a_picture_follow_from_tower_layer_and_strategy(
+def test_tokens_of_an_image_follow_from_tower_layer_and_strategy(
     size_px: int, layer: int | list[int], strategy: str, tokens: int, toy_model_dir: Path, tmp_path: Path
 ):
     """As many as the model makes, and as the status states."""

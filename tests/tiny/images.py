@@ -1,4 +1,4 @@
-"""Pictures of trays: a light tray with one coloured block in one of its corners."""
+"""Images of trays: a light tray with one coloured block in one of its corners."""
 
 import random
 
@@ -21,13 +21,13 @@ CORNERS: dict[str, tuple[int, int]] = {
     "bottom left": (0, 1),
     "bottom right": (1, 1),
 }
-PICTURE_PX = 112
+IMAGE_PX = 112
 _BLOCK_PX = 36
 _MARGIN_PX = 12
 
 
 def draw_tray(rng: random.Random, colour: str, corner: str) -> Image.Image:
-    """Draw a square RGB picture of a tray; place, shade and noise vary, colour and corner do not.
+    """Draw a square RGB image of a tray; place, shade and noise vary, colour and corner do not.
 
     Args:
         rng: source of the variation.
@@ -35,21 +35,21 @@ def draw_tray(rng: random.Random, colour: str, corner: str) -> Image.Image:
         corner: key of CORNERS.
     """
     shade = rng.randint(205, 235)
-    picture = Image.new("RGB", (PICTURE_PX, PICTURE_PX), (shade - 50, shade - 45, shade - 40))
-    canvas = ImageDraw.Draw(picture)
-    canvas.rounded_rectangle((4, 4, PICTURE_PX - 5, PICTURE_PX - 5), radius=10, fill=(shade, shade, shade))
+    image = Image.new("RGB", (IMAGE_PX, IMAGE_PX), (shade - 50, shade - 45, shade - 40))
+    canvas = ImageDraw.Draw(image)
+    canvas.rounded_rectangle((4, 4, IMAGE_PX - 5, IMAGE_PX - 5), radius=10, fill=(shade, shade, shade))
     x, y = (_block_edge(rng, far) for far in CORNERS[corner])
     fill = tuple(min(255, max(0, channel + rng.randint(-12, 12))) for channel in COLOURS[colour])
     canvas.rounded_rectangle((x, y, x + _BLOCK_PX, y + _BLOCK_PX), radius=5, fill=fill)
-    return _with_noise(picture, np.random.default_rng(rng.getrandbits(32)))
+    return _with_noise(image, np.random.default_rng(rng.getrandbits(32)))
 
 
 def _block_edge(rng: random.Random, far: int) -> int:
-    near_edge = _MARGIN_PX if not far else PICTURE_PX - _MARGIN_PX - _BLOCK_PX
+    near_edge = _MARGIN_PX if not far else IMAGE_PX - _MARGIN_PX - _BLOCK_PX
     return near_edge + rng.randint(-4, 4)
 
 
-def _with_noise(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    pixels = np.asarray(picture, dtype=np.int16)
+def _with_noise(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    pixels = np.asarray(image, dtype=np.int16)
     noise = rng.integers(-10, 11, size=pixels.shape, dtype=np.int16)
     return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
