@@ -24,8 +24,8 @@ from llava_trainer.data.encode import IGNORED
 from llava_trainer.data.model_facts import read_model_facts
 from llava_trainer.gang.world import World, join
 from llava_trainer.model.objective import find_predicting
+from llava_trainer.training.model_under_training import build_model
 from llava_trainer.training.phase import phase_of
-from llava_trainer.training.trainee import build_trainee
 from tests.benchmarks.flops import count_flops, peak_of
 from tests.trainer.trainings import configure, environment_of_one
 
@@ -100,7 +100,7 @@ def measure(root: Path, method: str, attention: str, world: World) -> Measured:
         },
         workers={"device": "cuda"},
     )  # fmt: skip
-    trainee = build_trainee(config, phase_of(config), world)
+    model = build_model(config, phase_of(config), world)
     batch = make_batch(world.device)
     # Loading and quantising may take more for a moment than training does; the plan has that apart.
     torch.cuda.reset_peak_memory_stats(world.device)
@@ -108,15 +108,15 @@ def measure(root: Path, method: str, attention: str, world: World) -> Measured:
         if step == WARM_UP_STEPS:
             torch.cuda.synchronize()
             began = time.perf_counter()
-        trainee.engine.backward(trainee.engine(**batch) * 1e-4, scale_wrt_gas=False)
-        trainee.engine.step()
+        model.engine.backward(model.engine(**batch) * 1e-4, scale_wrt_gas=False)
+        model.engine.step()
     torch.cuda.synchronize()
     measured = Measured(
         seconds_a_step=(time.perf_counter() - began) / TIMED_STEPS,
         peak_bytes=torch.cuda.max_memory_reserved(world.device),
     )
-    trainee.engine.destroy()
-    del trainee
+    model.engine.destroy()
+    del model
     _empty()
     return measured
 

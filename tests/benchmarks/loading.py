@@ -42,7 +42,7 @@ def loading_table() -> Iterator[str]:
 
 def run_loading(config: RunConfig, world: World) -> tuple[float, float, int]:
     """Seconds waited, seconds in all, and steps, from the second step on."""
-    trainee = build_ours(config, world)
+    model = build_ours(config, world)
     processor = load_processor(config.model_dir, "pad")
     plan = plan_of(config, processor)
     with (
@@ -55,9 +55,9 @@ def run_loading(config: RunConfig, world: World) -> tuple[float, float, int]:
             if step == 1:
                 began, before = time.perf_counter(), loader.waited_s
             for micro_batch in loader.load(step):
-                loss = trainee.engine(**micro_batch.to(world.device, trainee.dtype))
-                trainee.engine.backward(loss * 1e-3, scale_wrt_gas=False)
-            trainee.engine.step()
+                loss = model.engine(**micro_batch.to(world.device, model.dtype))
+                model.engine.backward(loss * 1e-3, scale_wrt_gas=False)
+            model.engine.step()
         return loader.waited_s - before, time.perf_counter() - began, plan.total_steps - 1
 
 

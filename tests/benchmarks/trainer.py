@@ -97,12 +97,12 @@ def make_plan(
     )  # fmt: skip
 
 
-def real_share(plan: BatchPlan) -> float:
+def real_fraction(plan: BatchPlan) -> float:
     """Share of computed positions that hold a token; processes that wait for the slowest count as computing."""
     real = computed = 0
     for step in range(plan.total_steps):
-        shares = [plan.share(step, rank) for rank in range(plan.world_size)]
-        for side_by_side in zip(*shares, strict=True):
+        rank_batches = [plan.rank_batch(step, rank) for rank in range(plan.world_size)]
+        for side_by_side in zip(*rank_batches, strict=True):
             lengths = [[sum(int(plan.sizes.tokens[index]) for index in row) for row in rows] for rows in side_by_side]
             real += sum(sum(rows) for rows in lengths)
             computed += plan.world_size * max(len(rows) * max(rows, default=0) for rows in lengths)
@@ -120,8 +120,8 @@ def filling_table() -> Iterator[str]:
         ("packed, at random", "none", True), ("packed, by modality", "modality", True),
     )  # fmt: skip
     for name, grouping, packing in ways:
-        shares = [
-            real_share(
+        fractions = [
+            real_fraction(
                 make_plan(
                     shapes,
                     limit=max_length(),
@@ -133,7 +133,7 @@ def filling_table() -> Iterator[str]:
             )
             for world_size in (1, 8)
         ]
-        yield f"| {name} | {shares[0]:.1%} | {shares[1]:.1%} |"
+        yield f"| {name} | {fractions[0]:.1%} | {fractions[1]:.1%} |"
 
 
 def head_table() -> Iterator[str]:
@@ -142,9 +142,9 @@ def head_table() -> Iterator[str]:
     yield "| | plain way | all supervised | 25 % supervised |"
     yield "| --- | --- | --- | --- |"
     for dtype in (torch.float32, torch.bfloat16):
-        plain = head.peak_bytes(dtype, share=None)
-        shares = [head.peak_bytes(dtype, share=share) for share in (1.0, 0.25)]
-        cells = " | ".join(f"{peak / 2**20:,.0f} MiB, {peak / plain:.1%}" for peak in shares)
+        plain = head.peak_bytes(dtype, fraction=None)
+        fractions = [head.peak_bytes(dtype, fraction=fraction) for fraction in (1.0, 0.25)]
+        cells = " | ".join(f"{peak / 2**20:,.0f} MiB, {peak / plain:.1%}" for peak in fractions)
         yield f"| {str(dtype).removeprefix('torch.')} | {plain / 2**20:,.0f} MiB | {cells} |"
 
 
@@ -176,7 +176,7 @@ def make_sides(config: RunConfig, world: World, rounds: int, batch: int) -> dict
     shapes = draw_shapes(max(1024, (rounds + 1) * batch), seed=1, image_tokens=IMAGE_TOKENS)
     processor = load_processor(config.model_dir, "pad")
     items = make_items(shapes, processor.image_token_id)
-    trainee, tuned = build_ours(config, world), build_plain(config.model_dir)
+    model, tuned = build_ours(config, world), build_plain(config.model_dir)
     limit = max_length(IMAGE_TOKENS)
     random_order = make_plan(shapes, limit=limit, global_batch=batch, grouping="none")
     grouped = dataclasses.replace(random_order, grouping="modality")
@@ -186,7 +186,7 @@ def make_sides(config: RunConfig, world: World, rounds: int, batch: int) -> dict
         return Plain(tuned=tuned, items=plain_items(items), plan=plan, pad_token_id=processor.pad_token_id)
 
     def ours(plan: BatchPlan) -> Ours:
-        return Ours(trainee=trainee, items=items, plan=plan, pad_token_id=processor.pad_token_id)
+        return Ours(model=model, items=items, plan=plan, pad_token_id=processor.pad_token_id)
 
     return {
         PLAIN: plain(random_order),

@@ -13,8 +13,8 @@ from llava_api.failures import Reason, exit_code_of
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
 from llava_trainer.model.flash import find_flash_fault
+from llava_trainer.training.curve import read_curve
 from llava_trainer.training.device import check_device
-from llava_trainer.training.history import read_entries
 from llava_trainer.training.phase import phase_of
 from tests.tiny.base import make_untrained_base
 from tests.trainer.trainings import TrainStage, break_rank, make_dataset, make_training
@@ -43,7 +43,7 @@ def make_config(tmp_path: Path, base_dir: Path) -> Callable[..., RunConfig]:
 
 
 def losses(config: RunConfig) -> list[float]:
-    return [entry.loss for entry in read_entries(config.volume.history_file(config.run.stage, config.run.attempt))]
+    return [entry.loss for entry in read_curve(config.volume.history_file(config.run.stage, config.run.attempt))]
 
 
 def run(config: RunConfig) -> None:
@@ -102,7 +102,7 @@ def test_offloaded_optimiser_states_learn_the_same(make_config: Callable[..., Ru
 def test_tokens_a_second_are_counted(make_config: Callable[..., RunConfig]):
     config = make_config()
     run(config)
-    entries = read_entries(config.volume.history_file(config.run.stage, config.run.attempt))
+    entries = read_curve(config.volume.history_file(config.run.stage, config.run.attempt))
     assert all(entry.tokens_per_second > 0 for entry in entries[1:])
 
 

@@ -1,7 +1,7 @@
 """One of several processes that put a small model under the real engine and print what DeepSpeed allocates, and where.
 
 ``python -m tests.trainer.memory_states METHOD:STAGE:BYTES[:OFFLOAD] ...`` with torch's RANK, WORLD_SIZE and MASTER_*
-set; OFFLOAD is ``o`` (optimiser) or ``op`` (parameters, too). The first process prints one JSON object a line: bytes
+set; OFFLOAD is ``o`` (optimiser) or ``op`` (parameters, too). The first rank prints one JSON object a line: bytes
 held between two steps, at the peak of a later micro-batch, and at the peak of the optimiser's step, each of what would
 be on a GPU, and what would be in the node's memory.
 """

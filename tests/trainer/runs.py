@@ -17,7 +17,7 @@ from llava_trainer.data.dataset_report import DatasetReport, ImageSummary, Lengt
 from llava_trainer.data.samples import Sample, Source, Turn, write_samples
 from llava_trainer.model.layout import PROJECTOR
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.history import Entry, History
+from llava_trainer.training.curve import Curve, CurvePoint
 from tests.tiny.base import build_model, build_processor, write_hub_layout
 from tests.tiny.export import make_export
 from tests.tiny.tasks import corpus
@@ -142,10 +142,10 @@ def _read_export(file: Path) -> Iterable[Sample]:
 
 
 def _write_history(file: Path, num_steps: int = 60) -> None:
-    history = History(file)
+    history = Curve(file)
     for step in range(1, num_steps + 1):
         history.append(
-            Entry(
+            CurvePoint(
                 step=step, epoch=step / 3, loss=3 * math.exp(-step / 12) + 0.05,
                 learning_rate=2e-4 * math.sin(step / num_steps * math.pi), grad_norm=1.0, tokens=900,
                 samples_per_second=40.0, tokens_per_second=4000.0,

@@ -20,10 +20,10 @@ from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
 from llava_trainer.training import loop
 from llava_trainer.training.batches import BatchLoader
-from llava_trainer.training.history import read_entries
+from llava_trainer.training.curve import read_curve
+from llava_trainer.training.model_under_training import build_model
 from llava_trainer.training.phase import phase_of
 from llava_trainer.training.probe import probe_largest
-from llava_trainer.training.trainee import build_trainee
 from tests.trainer.trainings import change, make_mixed_dataset, make_training, plan_of
 
 
@@ -50,7 +50,7 @@ def open_loader(config: RunConfig, samples, processor: Processor, world_size: in
 def losses(config: RunConfig, world: World) -> list[tuple[float, float]]:
     with Reporter(config) as reporter:
         loop.train(config, world, reporter, StopRequest())
-    entries = read_entries(config.volume.history_file(config.run.stage, config.run.attempt))
+    entries = read_curve(config.volume.history_file(config.run.stage, config.run.attempt))
     return [(entry.loss, entry.grad_norm) for entry in entries]
 
 
@@ -94,7 +94,7 @@ def test_what_is_loaded_is_what_the_plan_says(
     plan = plan_of(config, toy_processor, 2)
     with open_loader(config, dataset[1], toy_processor, 2, rank=1) as loader:
         for step in range(plan.total_steps):
-            shares, micro_batches = plan.share(step, 1), loader.load(step)
+            shares, micro_batches = plan.rank_batch(step, 1), loader.load(step)
             assert len(shares) == len(micro_batches)
             for rows, micro_batch in zip(shares, micro_batches, strict=True):
                 tokens = sum(int(plan.sizes.tokens[index]) for row in rows for index in row)
@@ -171,17 +171,17 @@ def test_the_probe_changes_no_loss_by_a_bit(
 def test_what_does_not_fit_fails_before_the_first_step(
     config: RunConfig, world: World, toy_processor: Processor, dataset: tuple[Path, list[Sample]]
 ):
-    trainee = build_trainee(config, phase_of(config), world)
+    model = build_model(config, phase_of(config), world)
 
     def run_out(*_arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     # A CPU has no such error of its own: raised where the last layer would ask for memory.
-    trainee.module.get_submodule("tuned.model.language_model.layers.2").register_forward_pre_hook(run_out)
+    model.module.get_submodule("tuned.model.language_model.layers.2").register_forward_pre_hook(run_out)
     plan = plan_of(config, toy_processor)
     told = r"the longest micro-batch of the run \(4 rows, .* 4 pictures, .*\) does not fit: CUDA out of memory"
     with open_loader(config, dataset[1], toy_processor) as loader, pytest.raises(StageError, match=told) as caught:
-        probe_largest(trainee, loader, plan, world)
+        probe_largest(model, loader, plan, world)
     assert caught.value.reason is Reason.OUT_OF_DEVICE_MEMORY
 
 
@@ -195,8 +195,8 @@ def test_the_probe_runs_all_that_is_largest_beside_the_moments(
 ):  # fmt: skip
     """Adam's moments would else be made in the first step, when the probe has said that everything fits."""
     changed = change(config, precision=precision, zero=zero)
-    trainee = build_trainee(changed, phase_of(changed), world)
-    inner = trainee.engine.optimizer if zero["stage"] == 0 else trainee.engine.optimizer.optimizer
+    model = build_model(changed, phase_of(changed), world)
+    inner = model.engine.optimizer if zero["stage"] == 0 else model.engine.optimizer.optimizer
     seen: list[tuple[int, int]] = []
 
     def look(_module: object, _args: object, given: dict) -> None:
@@ -204,10 +204,10 @@ def test_the_probe_runs_all_that_is_largest_beside_the_moments(
                       if name.startswith("exp_avg"))  # fmt: skip
         seen.append((given["input_ids"].numel(), moments))
 
-    trainee.module.register_forward_pre_hook(look, with_kwargs=True)
+    model.module.register_forward_pre_hook(look, with_kwargs=True)
     plan = plan_of(changed, toy_processor)
     with open_loader(changed, dataset[1], toy_processor) as loader:
-        probe_largest(trainee, loader, plan, world)
+        probe_largest(model, loader, plan, world)
     extremes = plan.find_extremes()
     assert [positions for positions, _ in seen] == [one.tokens for one in (extremes[0], *extremes)]
-    assert all(moments >= 2 * trainee.num_parameters for _, moments in seen)
+    assert all(moments >= 2 * model.num_parameters for _, moments in seen)

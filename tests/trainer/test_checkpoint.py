@@ -109,8 +109,8 @@ def test_damage_is_found(tmp_path: Path, name: str, damage: Callable[[Path], Non
 
     def read_everything() -> None:
         read_state(folder, read_manifest(folder))
-        for share in (0, 1):
-            verify_files(folder, read_manifest(folder), share, 2)
+        for shard in (0, 1):
+            verify_files(folder, read_manifest(folder), shard, 2)
 
     with pytest.raises(
         DamagedCheckpointError, match=name.split("/")[-1] if "manifest" not in name else "step-00000020"

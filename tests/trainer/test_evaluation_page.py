@@ -17,7 +17,7 @@ from llava_trainer.evaluation.page import MAX_QUESTIONS_SHOWN, PageContent, buil
 from llava_trainer.evaluation.questions import Question, Split
 from llava_trainer.evaluation.scores import Answer, Metrics, score_answers
 from llava_trainer.html import Curve, Html, el, join, line_chart, page, round_ticks, thumbnail
-from llava_trainer.training.history import Entry
+from llava_trainer.training.curve import CurvePoint
 from tests.trainer.runs import dataset_report
 
 NASTY = """<script>alert(1)</script>"><img src=x onerror='alert(2)'></td></table>&amp;"""
@@ -61,8 +61,8 @@ def make_answer(
     return Answer.of(question, base, tuned)
 
 
-def make_entry(step: int, loss: float = 1.0) -> Entry:
-    return Entry(
+def make_entry(step: int, loss: float = 1.0) -> CurvePoint:
+    return CurvePoint(
         step=step, epoch=1.0, loss=loss, learning_rate=2e-4, grad_norm=1.0, tokens=1, samples_per_second=1.0,
         tokens_per_second=1.0,
     )  # fmt: skip
@@ -70,7 +70,7 @@ def make_entry(step: int, loss: float = 1.0) -> Entry:
 
 def render(
     answers: Sequence[Answer],
-    curve: Sequence[Entry] = (),
+    curve: Sequence[CurvePoint] = (),
     name: str = "invoices",
     size: int = 900,
     notes: tuple[Note, ...] = (),

@@ -34,7 +34,7 @@ from llava_trainer.gang.stopping import saving_time_s
 from llava_trainer.gang.world import LostPeerError
 from llava_trainer.logs import ProcessLog
 from llava_trainer.stages import train
-from llava_trainer.training.history import Entry, History, find_last_step
+from llava_trainer.training.curve import Curve, CurvePoint, find_last_step
 from llava_trainer.training.progress import Progress
 from llava_trainer.training.worker import explain_rank_failure
 from tests.trainer.trainings import configure
@@ -202,9 +202,9 @@ def test_how_far_it_was_is_known_of_a_process_that_could_not_say(config: RunConf
     history.parent.mkdir(parents=True, exist_ok=True)
     history.write_text('{"step": 3}\n')
     assert fill(KILLED) == KILLED, "a curve that cannot be read is none"
-    with History(history) as curve:
+    with Curve(history) as curve:
         curve.append(
-            Entry(step=7, epoch=0.5, loss=1.0, learning_rate=0.1, grad_norm=1.0, tokens=1, samples_per_second=1.0,
+            CurvePoint(step=7, epoch=0.5, loss=1.0, learning_rate=0.1, grad_norm=1.0, tokens=1, samples_per_second=1.0,
                   tokens_per_second=1.0)
         )  # fmt: skip
     filled = fill(KILLED)
@@ -238,7 +238,7 @@ def test_launchers_meet(port: int):
             if node == 0:
                 # It hashes what came out, however large: that is no silence.
                 time.sleep(2 * HASTE.silence_s)
-                rendezvous.share_result("done")
+                rendezvous.announce_result("done")
             else:
                 assert rendezvous.await_result() == "done"
 

@@ -1,4 +1,4 @@
-"""The loop in one process: against plain PyTorch, against itself after a restart, and where it has to give up."""
+"""The loop in one rank: against plain PyTorch, against itself after a restart, and where it has to give up."""
 
 import dataclasses
 import json
@@ -34,13 +34,13 @@ from llava_trainer.reporting import Reporter
 from llava_trainer.training import loop
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.checkpoint import CheckpointState
-from llava_trainer.training.history import Entry, read_entries
+from llava_trainer.training.curve import CurvePoint, read_curve
 from llava_trainer.training.loop import train
+from llava_trainer.training.model_under_training import build_model
 from llava_trainer.training.phase import phase_of
 from llava_trainer.training.progress import Progress
 from llava_trainer.training.retention import find_checkpoints, list_checkpoints
 from llava_trainer.training.saving import Saver
-from llava_trainer.training.trainee import build_trainee
 from tests.trainer.trainings import StopAfter, StopWithin, change, configure, make_mixed_dataset, make_training, plan_of
 
 EPOCHS = 3
@@ -65,8 +65,8 @@ def run(config: RunConfig, world: World, stop: StopRequest | None = None) -> Tra
     return numbers
 
 
-def curve(config: RunConfig) -> list[Entry]:
-    return read_entries(config.volume.history_file(config.run.stage, config.run.attempt))
+def curve(config: RunConfig) -> list[CurvePoint]:
+    return read_curve(config.volume.history_file(config.run.stage, config.run.attempt))
 
 
 def trajectory(config: RunConfig) -> list[tuple[float, float, float]]:
@@ -78,7 +78,7 @@ def adapter_digest(config: RunConfig) -> str:
 
 
 def plain_pytorch(config: RunConfig, samples: list[Sample], processor: Processor) -> list[tuple[float, float, float]]:
-    """The oracle: one process, one micro-batch a step, torch's own optimiser, scheduler and clipping."""
+    """The oracle: one rank, one micro-batch a step, torch's own optimiser, scheduler and clipping."""
     phase = phase_of(config)
     plan = plan_of(config, processor)
     torch.manual_seed(phase.training.seed)
@@ -297,7 +297,7 @@ def test_an_empty_share_of_the_last_batch_counts_for_nothing(
         full, (empty,) = loader.load(0), loader.load(1)
     assert sum(micro_batch.num_supervised for micro_batch in full) > 0
     assert (empty.num_supervised, empty.num_tokens) == (0, 0)
-    module = build_trainee(config, phase_of(config), world).module
+    module = build_model(config, phase_of(config), world).module
     loss = module(**empty.to(world.device, torch.float32))
     torch.autograd.backward(loss)
     assert loss.item() == 0.0

@@ -41,7 +41,7 @@ TRAINING: dict[str, Any] = {
 
 
 class Sampler:
-    """The most memory of its own (not mapped files) that this process holds while the context is entered."""
+    """The most memory of its own (not mapped files) that this rank holds while the context is entered."""
 
     def __init__(self) -> None:
         self.before = self.peak = held()
@@ -92,6 +92,8 @@ def test_a_pods_memory_is_what_its_processes_take(tmp_path: Path):
 
 
 def test_what_a_process_takes_before_it_trains_is_planned_for():
-    program = "import llava_trainer.training.worker; from llava_trainer.memory import resident_bytes as r; print(r())"
+    program = (
+        "import llava_trainer.training.worker; from llava_trainer.host_memory import resident_bytes as r; print(r())"
+    )
     said = subprocess.check_output([sys.executable, "-c", program], env=os.environ | {"TORCHDYNAMO_DISABLE": "1"})
     assert 0.6 < int(said.split()[-1]) / PROCESS_BYTES < 1.0

@@ -246,7 +246,7 @@ _MERGE_A_LARGE_MODEL = """
 import sys
 from pathlib import Path
 import torch
-from llava_trainer.memory import peak_resident_bytes, resident_bytes
+from llava_trainer.host_memory import peak_resident_bytes, resident_bytes
 from llava_trainer.merging.changes import read_adapter
 from llava_trainer.merging.recipes import merge_weights
 root = Path(sys.argv[1])

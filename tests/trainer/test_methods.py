@@ -36,11 +36,11 @@ from llava_trainer.tensors.recipes import TensorRecipe
 from llava_trainer.tensors.writing import INDEX_FILE
 from llava_trainer.training import artifacts
 from llava_trainer.training.artifacts import publish_weights
-from llava_trainer.training.history import read_entries
+from llava_trainer.training.curve import read_curve
 from llava_trainer.training.loop import train
+from llava_trainer.training.model_under_training import ModelUnderTraining, build_model
 from llava_trainer.training.phase import phase_of
 from llava_trainer.training.retention import list_checkpoints
-from llava_trainer.training.trainee import Trainee, build_trainee
 from tests.trainer.attempts import begin
 from tests.trainer.trainings import StopAfter, make_dataset, make_training
 
@@ -86,19 +86,19 @@ def run(config: RunConfig, world: World) -> None:
         train(config, world, reporter, StopRequest())
 
 
-def build(config: RunConfig, world: World) -> Trainee:
-    return build_trainee(config, phase_of(config), world)
+def build(config: RunConfig, world: World) -> ModelUnderTraining:
+    return build_model(config, phase_of(config), world)
 
 
-def learning(trainee: Trainee) -> set[str]:
+def learning(model: ModelUnderTraining) -> set[str]:
     """Hub names of what learns; LoRA matrices under the names of what they update."""
-    names = {name.removeprefix("tuned.") for name in trainee.named_trainable()}
+    names = {name.removeprefix("tuned.") for name in model.named_trainable()}
     plain = (name.replace("modules_to_save.default.", "").partition(".lora_")[0] for name in names)
     return {hub_name(name) for name in plain}
 
 
 def losses(config: RunConfig) -> list[float]:
-    return [entry.loss for entry in read_entries(config.volume.history_file(config.run.stage, config.run.attempt))]
+    return [entry.loss for entry in read_curve(config.volume.history_file(config.run.stage, config.run.attempt))]
 
 
 def test_phase_1_trains_the_projector_alone_and_leaves_it(make: Make, toy_model_dir: Path, world: World):
@@ -116,7 +116,7 @@ def test_phase_1_trains_the_projector_alone_and_leaves_it(make: Make, toy_model_
 
 def test_a_fresh_projector_is_a_new_one_and_the_same_each_time(make: Make, toy_model_dir: Path, world: World):
     config = make(StageName.ALIGN, alignment=ALIGNMENT)
-    first, again = build(config, world).beginning, build(config, world).beginning
+    first, again = build(config, world).initial_weights, build(config, world).initial_weights
     base = load_file(toy_model_dir / "model.safetensors")
     assert all(torch.equal(first[name], again[name]) and not torch.equal(first[name], base[name]) for name in first)
     # As LLaVA draws it: evenly within 1 / sqrt(inputs).
@@ -126,9 +126,9 @@ def test_a_fresh_projector_is_a_new_one_and_the_same_each_time(make: Make, toy_m
 
 def test_without_that_wish_alignment_keeps_the_models_projector(make: Make, toy_model_dir: Path, world: World):
     """The projector that import has put together with a language model is fresh already."""
-    beginning = build(make(StageName.ALIGN, alignment={"dataset": CAPTIONS}), world).beginning
+    initial_weights = build(make(StageName.ALIGN, alignment={"dataset": CAPTIONS}), world).initial_weights
     base = load_file(toy_model_dir / "model.safetensors")
-    assert all(torch.equal(tensor, base[name]) for name, tensor in beginning.items())
+    assert all(torch.equal(tensor, base[name]) for name, tensor in initial_weights.items())
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
@@ -212,18 +212,18 @@ def save_lossily(folder: Path, recipes: Sequence[TensorRecipe], **settings: Any)
 
 
 def test_qlora_quantises_the_language_models_layers_and_nothing_else(make: Make, world: World):
-    trainee = build(make(method="qlora"), world)
-    quantised = {name for name, module in trainee.llava.named_modules() if isinstance(module, Linear4bit)}
+    model = build(make(method="qlora"), world)
+    quantised = {name for name, module in model.llava.named_modules() if isinstance(module, Linear4bit)}
     projections = [f"self_attn.{name}_proj" for name in "qkvo"] + [
         f"mlp.{name}_proj" for name in ("gate", "up", "down")
     ]
     assert quantised == {
         f"model.language_model.layers.{layer}.{name}.base_layer" for layer in range(3) for name in projections
     }
-    weight = trainee.llava.model.language_model.layers[0].mlp.up_proj.base_layer.weight
+    weight = model.llava.model.language_model.layers[0].mlp.up_proj.base_layer.weight
     assert (weight.quant_type, weight.quant_state.nested) == ("nf4", True)
-    assert {parameter.dtype for parameter in trainee.named_trainable().values()} == {torch.float32}
-    assert not any(parameter.requires_grad for parameter in trainee.llava.model.vision_tower.parameters())
+    assert {parameter.dtype for parameter in model.named_trainable().values()} == {torch.float32}
+    assert not any(parameter.requires_grad for parameter in model.llava.model.vision_tower.parameters())
 
 
 def test_qlora_can_leave_the_scales_as_they_are_and_multiply_in_bf16(make: Make, world: World):

@@ -164,7 +164,7 @@ def test_damaged_weights_are_refused(base_dir: Path):
 def test_a_checkpoint_is_not_blamed_for_what_others_did(
     base_dir: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ):
-    # Under ZeRO-3 weights are handed to the other processes while they are read.
+    # Under ZeRO-3 weights are handed to the other ranks while they are read.
     def lose(*arguments: object, **settings: object) -> None:
         raise error
 

@@ -27,7 +27,7 @@ from llava_trainer.gang.world import World
 from llava_trainer.model.loading import load_model
 from llava_trainer.model.lora import add_adapter
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.history import Entry, read_entries
+from llava_trainer.training.curve import CurvePoint, read_curve
 from llava_trainer.training.loop import train
 from llava_trainer.training.phase import Phase, phase_of
 from tests.benchmarks.plain import PlainItem, PlainSettings, PlainStep, add_plain_adapter, pad, train_plainly
@@ -160,10 +160,10 @@ def is_text(samples: list[Sample], numbers: list[int]) -> bool:
     return not any(samples[number].images for number in numbers)
 
 
-def our_trajectory(config: RunConfig, world: World) -> list[Entry]:
+def our_trajectory(config: RunConfig, world: World) -> list[CurvePoint]:
     with Reporter(config) as reporter:
         train(config, world, reporter, StopRequest())
-    return read_entries(config.volume.history_file(config.run.stage, config.run.attempt))
+    return read_curve(config.volume.history_file(config.run.stage, config.run.attempt))
 
 
 def test_the_loop_and_trainer_go_the_same_way(

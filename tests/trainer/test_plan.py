@@ -1,4 +1,4 @@
-"""Which sample is seen when, by whom and beside whom: batches that no number of processes changes, little filling, rows
+"""Which sample is seen when, by whom and beside whom: batches that no number of ranks changes, little filling, rows
 that are packed alike."""
 
 import dataclasses
@@ -10,7 +10,7 @@ import pytest
 from llava_trainer.data.sample_file import SampleSizes
 from llava_trainer.training.batch_plan import LOOKED_THROUGH, BatchPlan
 from llava_trainer.training.epoch_order import Grouping, order_epoch
-from llava_trainer.training.rank_batches import Limits, share_packed, share_padded
+from llava_trainer.training.rank_batches import Limits, plan_packed_rows, plan_padded_rows
 
 GROUPINGS: tuple[Grouping, ...] = ("modality", "length", "none")
 
@@ -33,7 +33,7 @@ def filling(plan: BatchPlan) -> float:
     """Share of computed positions that hold a token."""
     real = computed = 0
     for step, rank in itertools.product(range(plan.total_steps), range(plan.world_size)):
-        for rows in plan.share(step, rank):
+        for rows in plan.rank_batch(step, rank):
             lengths = [sum(int(plan.sizes.tokens[index]) for index in row) for row in rows]
             real += sum(lengths)
             computed += len(rows) * max(lengths, default=0)
@@ -57,7 +57,7 @@ def test_an_epoch_sees_every_sample_once(grouping: Grouping, packing: bool):
 def test_processes_share_a_batch_without_overlap_and_run_equally_often(world_size: int, per_device: int, packing: bool):
     plan = make_plan(world_size=world_size, per_device_batch=per_device, packing=packing)
     for step in range(plan.total_steps):
-        shares = [plan.share(step, rank) for rank in range(world_size)]
+        shares = [plan.rank_batch(step, rank) for rank in range(world_size)]
         seen = [index for share in shares for rows in share for row in rows for index in row]
         assert sorted(seen) == sorted(plan.batch(step))
         assert len({len(share) for share in shares}) == 1
@@ -108,21 +108,21 @@ def test_groups_leave_less_to_fill():
 def test_shares_stand_side_by_side_in_length():
     limits = Limits(per_device_batch=2, max_length=100, world_size=2)
     tokens = [10, 80, 30, 60, 70, 20, 50, 40]
-    assert share_padded(range(8), tokens, limits, by_length=True) == [
+    assert plan_padded_rows(range(8), tokens, limits, by_length=True) == [
         (((1,), (4,)), ((3,), (6,))),
         # Whoever had the longer share of one micro-batch gets the shorter one of the next.
         (((5,), (0,)), ((7,), (2,))),
     ]
-    assert share_padded(range(8), tokens, limits, by_length=False)[0] == (((0,), (1,)), ((2,), (3,)))
+    assert plan_padded_rows(range(8), tokens, limits, by_length=False)[0] == (((0,), (1,)), ((2,), (3,)))
 
 
 def test_a_short_batch_is_shared_out_evenly():
     limits = Limits(per_device_batch=4, max_length=100, world_size=2)
-    (shares,) = share_padded(range(5), [50, 40, 30, 20, 10], limits, by_length=True)
+    (shares,) = plan_padded_rows(range(5), [50, 40, 30, 20, 10], limits, by_length=True)
     assert [len(rows) for rows in shares] == [3, 2]
-    (shares,) = share_padded(range(1), [50], limits, by_length=True)
+    (shares,) = plan_padded_rows(range(1), [50], limits, by_length=True)
     assert shares == (((0,),), ())
-    (shares,) = share_packed(range(1), [50], limits)
+    (shares,) = plan_packed_rows(range(1), [50], limits)
     assert shares == (((0,),), ())
 
 
@@ -131,7 +131,7 @@ def test_packed_rows_are_alike():
     # Images of 576 tokens: three hardly ever fit into a row of 2,048.
     tokens = [int(576 + length) for length in rng.integers(60, 400, 128)]
     limits = Limits(per_device_batch=8, max_length=2048, world_size=2)
-    for shares in share_packed(range(128), tokens, limits):
+    for shares in plan_packed_rows(range(128), tokens, limits):
         lengths = [sum(tokens[index] for index in row) for rows in shares for row in rows]
         assert min(lengths) / max(lengths) > 0.97
         totals = [sum(tokens[index] for row in rows for index in row) for rows in shares]
@@ -140,7 +140,7 @@ def test_packed_rows_are_alike():
 
 def test_a_packed_micro_batch_of_one_sample_at_a_time_keeps_to_its_limit():
     limits = Limits(per_device_batch=1, max_length=100, world_size=1)
-    shared = share_packed(range(6), [100, 90, 60, 30, 5, 5], limits)
+    shared = plan_packed_rows(range(6), [100, 90, 60, 30, 5, 5], limits)
     assert all(sum([100, 90, 60, 30, 5, 5][index] for row in rows for index in row) <= 100 for (rows,) in shared)
 
 
@@ -150,7 +150,7 @@ def test_no_micro_batch_of_any_epoch_holds_more_than_what_is_planned_with(packin
     plan = make_plan(sizes=draw_sizes(14, seed=3), global_batch=7, per_device_batch=4, packing=packing, world_size=1,
                      epochs=20)  # fmt: skip
     largest = plan.find_largest()
-    held = [rows for step in range(plan.total_steps) for rows in plan.share(step, 0)]
+    held = [rows for step in range(plan.total_steps) for rows in plan.rank_batch(step, 0)]
     samples = [[index for row in rows for index in row] for rows in held]
     tokens = [len(rows) * max(sum(int(plan.sizes.tokens[index]) for index in row) for row in rows) for rows in held]
     assert largest.tokens == max(tokens)
@@ -158,7 +158,7 @@ def test_no_micro_batch_of_any_epoch_holds_more_than_what_is_planned_with(packin
                             if held_tokens == largest.tokens}  # fmt: skip
     assert largest.pictures == max(int(plan.sizes.images[some].sum()) for some in samples)
     assert largest.supervised == max(int(plan.sizes.supervised[some].sum()) for some in samples)
-    first_epoch = len(plan.share(0, 0)) + len(plan.share(1, 0))
+    first_epoch = len(plan.rank_batch(0, 0)) + len(plan.rank_batch(1, 0))
     assert not packing or max(tokens) > 1.3 * max(tokens[:first_epoch])
 
 
@@ -183,12 +183,12 @@ def test_the_longest_micro_batch_is_found(packing: bool):
     computed = [
         len(rows) * max((sum(int(plan.sizes.tokens[index]) for index in row) for row in rows), default=0)
         for step, rank in itertools.product(range(plan.total_steps), range(plan.world_size))
-        for rows in plan.share(step, rank)
+        for rows in plan.rank_batch(step, rank)
     ]
     assert longest.tokens == max(computed)
-    assert longest.rows in [plan.share(step, rank)[number] for step, rank, number in itertools.product(
-        range(plan.total_steps), range(plan.world_size), range(len(plan.share(0, 0)))
-    ) if number < len(plan.share(step, rank))]  # fmt: skip
+    assert longest.rows in [plan.rank_batch(step, rank)[number] for step, rank, number in itertools.product(
+        range(plan.total_steps), range(plan.world_size), range(len(plan.rank_batch(0, 0)))
+    ) if number < len(plan.rank_batch(step, rank))]  # fmt: skip
 
 
 def test_what_has_the_most_of_something_is_found_each_but_once():

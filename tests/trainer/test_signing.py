@@ -77,7 +77,7 @@ def test_what_a_stranger_leaves_is_as_if_it_were_not_there(port: int, number: in
         assert first.count_beats() == {1: 1}
         assert second.report_failure(KILLED) == KILLED
         assert first.find_failure() == KILLED
-        first.share_result("done")
+        first.announce_result("done")
         assert second.await_result() == "done"
     assert LIE not in caplog.text
     told = [record.message for record in caplog.records if "rendezvous/failure" in record.message]
@@ -108,7 +108,7 @@ def test_a_result_that_a_stranger_writes_over_is_told_again(port: int):
 
     with Rendezvous("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=patience) as first:
         second = Rendezvous("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=patience)
-        first.share_result("done")
+        first.announce_result("done")
         Stranger(port).put("rendezvous/result", "{}")
         waiting = threading.Thread(target=listen)
         waiting.start()

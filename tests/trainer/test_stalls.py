@@ -160,7 +160,7 @@ def leave_evidence(world: World, config: RunConfig, behind: int, silent: int) ->
     dist.barrier(group=checkpoints)
     tensor = torch.ones(3)
     dist.all_reduce(tensor)
-    # A checkpoint is written meanwhile, and the first process is slower than the others.
+    # A checkpoint is written meanwhile, and the first rank is slower than the others.
     writing = None if world.rank == 0 else dist.barrier(group=checkpoints, async_op=True)
     work = None if world.rank == behind else dist.all_reduce(tensor, async_op=True)
     if world.rank != silent:

@@ -24,7 +24,7 @@ from llava_trainer.files import sha256_file, sha256_folder
 from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.history import Entry, read_entries
+from llava_trainer.training.curve import CurvePoint, read_curve
 from llava_trainer.training.loop import train
 from llava_trainer.training.retention import list_checkpoints
 from tests.trainer.attempts import begin
@@ -72,8 +72,8 @@ def make_config(tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[S
     return make
 
 
-def curve(config: RunConfig) -> list[Entry]:
-    return read_entries(config.volume.history_file(config.run.stage, config.run.attempt))
+def curve(config: RunConfig) -> list[CurvePoint]:
+    return read_curve(config.volume.history_file(config.run.stage, config.run.attempt))
 
 
 def await_step(config: RunConfig, step: int, *stages: TrainStage, timeout_s: float = 90) -> None:
@@ -159,7 +159,7 @@ def test_a_process_killed_in_one_pod_ends_all_pods(
     assert [(f.reason, f.rank, f.message) for f in failures] == [
         (Reason.WORKER_KILLED, 1, "training process 1 was killed by SIGKILL")
     ] * 2
-    # What two pods learned until then is what one process learns.
+    # What two pods learned until then is what one rank learns.
     losses = [entry.loss for entry in curve(config)[:3]]
     single = begin(make_config(attempt=2, epochs=LONG))
     world, port = process_group
@@ -269,7 +269,7 @@ def test_a_process_that_hangs_is_named_and_leaves_its_stack(
     config = make_config(world=2, epochs=LONG)
     plan = plan_of(config, toy_processor, world_size=2)
     probed = {index for extreme in plan.find_extremes() for row in extreme.rows for index in row}
-    others = (index for rows in plan.share(1, rank=1) for row in rows for index in row)
+    others = (index for rows in plan.rank_batch(1, rank=1) for row in rows for index in row)
     chosen = next(index for index in others if dataset[1][index].images and index not in probed)
     # Opening a pipe that nobody writes to never returns. Only process 1 does so, for the second step.
     pipe = config.dataset_dir / config.dataset.images / "pipe.png"
@@ -291,7 +291,7 @@ def test_a_process_that_hangs_in_backward_is_named_whoever_says_so_first(
 ):
     """All compute and all say so at about the same time: only the numbers of their operations differ.
 
-    When that is, follows from how long the steps before took, as the first process has measured it.
+    When that is, follows from how long the steps before took, as the first rank has measured it.
     """
     config = with_limit(make_config(world=2, epochs=LONG), 300.0, grace_period_seconds=15)
     break_rank(monkeypatch, "hang", rank=1, at=10)

@@ -19,7 +19,7 @@ from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.history import read_entries
+from llava_trainer.training.curve import read_curve
 from llava_trainer.training.loop import train
 from tests.trainer.attempts import begin
 from tests.trainer.trainings import make_dataset, make_training, text_only
@@ -64,7 +64,7 @@ def test_losses_are_what_they_were(
     config = configure(tmp_path, toy_model_dir, dataset, name)
     train(config, world, Reporter(config), StopRequest())
     history = config.volume.history_file(config.run.stage, config.run.attempt)
-    losses = [round(entry.loss, 6) for entry in read_entries(history)]
+    losses = [round(entry.loss, 6) for entry in read_curve(history)]
     kept = json.loads(FILE.read_text()) if FILE.exists() else {}
     if os.environ.get("RENEW_TRAJECTORIES"):
         FILE.write_text(json.dumps(kept | {name: losses}, indent=2, sort_keys=True) + "\n")

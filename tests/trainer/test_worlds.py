@@ -19,7 +19,7 @@ from llava_trainer.errors import StageError
 from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.history import read_entries
+from llava_trainer.training.curve import read_curve
 from llava_trainer.training.loop import train
 from llava_trainer.training.retention import list_checkpoints
 from tests.trainer.attempts import begin, taken_over
@@ -80,12 +80,12 @@ def configure(tmp_path_factory: pytest.TempPathFactory, toy_model_dir: Path):
 
 
 def losses(config: RunConfig) -> list[float]:
-    return [entry.loss for entry in read_entries(config.volume.history_file(config.run.stage, config.run.attempt))]
+    return [entry.loss for entry in read_curve(config.volume.history_file(config.run.stage, config.run.attempt))]
 
 
 @pytest.fixture(scope="module")
 def alone(configure, world: World) -> list[float]:
-    """Losses of one process without ZeRO's help."""
+    """Losses of one rank without ZeRO's help."""
     config = configure("alone", zero={"stage": 0})
     run_all(world, [(config, STEPS)])
     assert len(losses(config)) == STEPS

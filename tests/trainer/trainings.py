@@ -120,7 +120,7 @@ class StopAfter(StopRequest):
 
 
 class StopWithin(StopRequest):
-    """Asks one process to stop after ``steps`` steps, when it has run ``micro_batches`` of the next one."""
+    """Asks one rank to stop after ``steps`` steps, when it has run ``micro_batches`` of the next one."""
 
     def __init__(self, steps: int, *, micro_batches: int, rank: int) -> None:
         self._steps, self._micro_batches, self._rank = steps, micro_batches, rank

@@ -1,7 +1,7 @@
 """Read by Python at its start where this folder is on PYTHONPATH: something goes wrong in one training process.
 
 ``FAULT`` says what (a function below), ``FAULT_RANK`` in which process, ``FAULT_AT`` in which of its backward passes,
-where it is one of these. ``STALL_SHORTEST_S`` takes the place of the watchdog's shortest limit, in every process;
+where it is one of these. ``STALL_SHORTEST_S`` takes the place of the watchdog's shortest limit, in every rank;
 ``IMPATIENT`` takes the waiting out of trying again.
 """
 

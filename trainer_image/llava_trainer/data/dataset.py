@@ -91,7 +91,7 @@ def prepare_dataset(
     checker = Checker(request.folder, processor, limits, findings, template=request.template, num_decoders=num_decoders)
     reading = _Reading(request, findings, on_progress)
     samples = reading.read_all(checker, spool)
-    _check_share(reading, request, findings)
+    _check_unsupervised(reading, request, findings)
     _check_prompts(request, checker, findings)
     group_of, held_out = _split(reading.table, request, findings)
     Comparison(reading.table, held_out, samples.__getitem__, findings).compare()
@@ -161,8 +161,8 @@ class _Reading:
 
     def _tell(self) -> None:
         self._num_checked += 1
-        share = self._position.total_bytes / max(1, self._position.read_bytes)
-        self._on_progress(self._num_checked, max(self._num_checked, round(self.num_read * share)))
+        scale = self._position.total_bytes / max(1, self._position.read_bytes)
+        self._on_progress(self._num_checked, max(self._num_checked, round(self.num_read * scale)))
 
     def _take_in(self, checked: Checked, *, from_validation: bool) -> None:
         self.table.add(checked, from_validation=from_validation)
@@ -200,7 +200,7 @@ def read_export(request: DatasetRequest, name: str, position: ReadingPosition) -
         yield from read_ubiai(name, dataset.ubiai or Ubiai(), resolve, position)
 
 
-def _check_share(reading: _Reading, request: DatasetRequest, findings: Findings) -> None:
+def _check_unsupervised(reading: _Reading, request: DatasetRequest, findings: Findings) -> None:
     """Refuse a dataset of which too much teaches nothing."""
     left_out = findings.num_left_out
     total = left_out + len(reading.table)

@@ -78,7 +78,7 @@ def choose_held_out(sizes: Mapping[int, int], *, fraction: float, seed: int) -> 
 
     Args:
         sizes: weight of each group (its questions), at least 1; a group is a number made from its images' content.
-        fraction: wanted share of the weight, at most 0.5.
+        fraction: wanted fraction of the weight, at most 0.5.
         seed: of the order.
 
     Raises:

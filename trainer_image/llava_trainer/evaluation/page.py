@@ -23,7 +23,7 @@ from llava_trainer.html import (
     script_asset,
     thumbnail,
 )
-from llava_trainer.training.history import Entry
+from llava_trainer.training.curve import CurvePoint
 
 MAX_QUESTIONS_SHOWN = 200
 """Questions of each split that are shown; images make a report heavy. All of them are in answers.jsonl."""
@@ -45,7 +45,7 @@ class PageContent:
     metrics: Metrics
     dataset: DatasetReport
     answers: Sequence[Answer]
-    curve: Sequence[Entry]
+    curve: Sequence[CurvePoint]
     """Logged steps of training; may be empty."""
     settings: Sequence[tuple[str, str]]
     """Names and values, in order."""
@@ -151,7 +151,7 @@ def _bar(model: Literal["base", "tuned"], score: ModelScore, samples: int) -> Ht
     )
 
 
-def _training(curve: Sequence[Entry]) -> Html | None:
+def _training(curve: Sequence[CurvePoint]) -> Html | None:
     if not curve:
         return None
     steps = [entry.step for entry in curve]

@@ -119,6 +119,6 @@ def _score_split(split: Literal["validation", "train"], answers: list[Answer]) -
 
 
 def _model_score(right: int, total: int) -> ModelScore:
-    share = Proportion(right=right, total=total)
-    low, high = share.interval()
-    return ModelScore(right=right, value=share.value, low=low, high=high)
+    proportion = Proportion(right=right, total=total)
+    low, high = proportion.interval()
+    return ModelScore(right=right, value=proportion.value, low=low, high=high)

@@ -164,7 +164,7 @@ class Rendezvous:
                 return None
             time.sleep(min(0.1, self._patience.interval_s))
 
-    def share_result(self, result: str) -> None:
+    def announce_result(self, result: str) -> None:
         """Give the other launchers the result; the first one's part."""
         self._result = result
         self._write(_RESULT, result)

@@ -21,7 +21,6 @@ from llava_trainer.data.images import open_image
 from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.data.samples import read_samples
 from llava_trainer.errors import StageError
-from llava_trainer.evaluation.history import find_curve
 from llava_trainer.evaluation.models import encode_question, load_answerer
 from llava_trainer.evaluation.page import PageContent, build_evaluation_page
 from llava_trainer.evaluation.questions import Question, ask_prompts, ask_samples, images_dir
@@ -30,6 +29,7 @@ from llava_trainer.evaluation.settings import list_settings
 from llava_trainer.files import begin_folder, publish_folder, sha256_file, write_whole
 from llava_trainer.outcome import StageOutput
 from llava_trainer.reporting import Reporter
+from llava_trainer.training.curve import find_curve
 
 _LIBRARIES = ("torch", "transformers", "peft", "deepspeed")
 

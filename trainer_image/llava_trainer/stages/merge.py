@@ -11,7 +11,7 @@ from llava_api.report import MergeNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.data.processor import load_processor, save_processor
 from llava_trainer.files import begin_folder, publish_folder, sha256_folder
-from llava_trainer.memory import peak_resident_bytes, resident_bytes
+from llava_trainer.host_memory import peak_resident_bytes, resident_bytes
 from llava_trainer.merging.changes import read_changes
 from llava_trainer.merging.folder import write_config
 from llava_trainer.merging.proof import load_reference, proof_batches, prove_merge

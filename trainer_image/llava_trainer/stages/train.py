@@ -17,7 +17,7 @@ from llava_trainer.gang.rendezvous import Patience, Rendezvous
 from llava_trainer.gang.signing import make_signer
 from llava_trainer.outcome import Interrupted, StageOutput
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.history import find_last_step, read_numbers
+from llava_trainer.training.curve import find_last_step, read_numbers
 
 _REMEMBERED_OPERATIONS = "1000"
 """By torch's flight recorder in each rank, for when one of them stands still (``gang.flight``)."""
@@ -68,7 +68,7 @@ def run_phase(config: RunConfig, *, artifact: str, folder: Path) -> StageOutput:
         signer=make_signer(config), patience=patience,
     ) as rendezvous:  # fmt: skip
         try:
-            _share_finished(config, rendezvous)
+            _announce_finished(config, rendezvous)
             rendezvous.await_all()
             if rendezvous.find_result() is None:
                 launch(config, rendezvous, patience, _worker(config))
@@ -102,13 +102,13 @@ def _set_environment(config: RunConfig) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def _share_finished(config: RunConfig, rendezvous: Rendezvous) -> None:
+def _announce_finished(config: RunConfig, rendezvous: Rendezvous) -> None:
     """Before anybody waits for this pod: tell the others if an earlier attempt had finished, so that nobody trains."""
     finished = read_result(config) if node_rank() == 0 else None
     if finished is not None:
         numbers = finished.align or finished.train
         assert numbers is not None, finished.stage
-        rendezvous.share_result(Outcome(numbers=numbers, digests=finished.digests).model_dump_json())
+        rendezvous.announce_result(Outcome(numbers=numbers, digests=finished.digests).model_dump_json())
 
 
 def _settle(config: RunConfig, rendezvous: Rendezvous, artifact: str, folder: Path) -> Outcome:
@@ -119,5 +119,5 @@ def _settle(config: RunConfig, rendezvous: Rendezvous, artifact: str, folder: Pa
         return Outcome.model_validate_json(shared)
     numbers = read_numbers(config)
     outcome = Outcome(numbers=numbers, digests={artifact: sha256_folder(folder)})
-    rendezvous.share_result(outcome.model_dump_json())
+    rendezvous.announce_result(outcome.model_dump_json())
     return outcome

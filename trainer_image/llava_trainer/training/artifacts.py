@@ -1,6 +1,6 @@
 """What training leaves on the volume, by method, and making sure that it arrived: written aside, read back, renamed.
 
-Every process calls ``publish_result``: under ZeRO-3 a parameter is whole only while all of them take part. The first
+Every rank calls ``publish_result``: under ZeRO-3 a parameter is whole only while all of them take part. The first
 one writes.
 """
 
@@ -26,14 +26,16 @@ from llava_trainer.tensors.recipes import TensorRecipe
 from llava_trainer.tensors.stored import find_stored
 from llava_trainer.tensors.writing import MAX_SHARD_BYTES, save_tensors, write_checkpoint
 from llava_trainer.training.adapter import check_saved, publish_adapter
-from llava_trainer.training.trainee import Trainee, watched_parameters
+from llava_trainer.training.model_under_training import ModelUnderTraining, watched_parameters
 
 
-def publish_result(trainee: Trainee, volume: RunVolume, world: World, check: Callable[[], None] = lambda: None) -> None:
+def publish_result(
+    model: ModelUnderTraining, volume: RunVolume, world: World, check: Callable[[], None] = lambda: None
+) -> None:
     """Write what was trained: the adapter, the projector alone, or language model and projector.
 
     Args:
-        trainee: what was trained.
+        model: what was trained.
         volume: the run's.
         world: all of them; each calls this, and the first one writes.
         check: called there before the result is completed; raises if this attempt does not count any more.
@@ -42,32 +44,30 @@ def publish_result(trainee: Trainee, volume: RunVolume, world: World, check: Cal
         StageError: InternalError; what was written is not what is live. AdapterUnchanged; nothing was learned.
         OSError: it cannot be written.
     """
-    if isinstance(trainee.tuned, PeftModel):
-        publish_adapter(trainee.tuned, volume.adapter_dir, is_first=world.is_first, check=check)
+    if isinstance(model.tuned, PeftModel):
+        publish_adapter(model.tuned, volume.adapter_dir, is_first=world.is_first, check=check)
         return
-    check_changed(trainee)
-    if trainee.phase.method == "full":
-        publish_weights(
-            trainee.llava, volume.weights_dir, is_first=world.is_first, keep_step=world.barrier, check=check
-        )
+    check_changed(model)
+    if model.phase.method == "full":
+        publish_weights(model.llava, volume.weights_dir, is_first=world.is_first, keep_step=world.barrier, check=check)
     else:
-        publish_projector(trainee.llava, volume.projector_dir, is_first=world.is_first, check=check)
+        publish_projector(model.llava, volume.projector_dir, is_first=world.is_first, check=check)
 
 
-def check_changed(trainee: Trainee) -> None:
+def check_changed(model: ModelUnderTraining) -> None:
     """Make sure that projector and, where it is trained, language model are not as they were.
 
     Raises:
         StageError: AdapterUnchanged, naming what did not learn.
     """
-    live = {name: copy_whole(p) for name, p in watched_parameters(trainee.llava, trainee.phase).items()}
+    live = {name: copy_whole(p) for name, p in watched_parameters(model.llava, model.phase).items()}
     for part in sorted({name.partition(".")[0] for name in live}):
         names = [name for name in live if name.startswith(f"{part}.")]
-        if all(torch.equal(live[name], trainee.beginning[name]) for name in names):
+        if all(torch.equal(live[name], model.initial_weights[name]) for name in names):
             raise StageError(
                 Reason.ADAPTER_UNCHANGED,
                 f"{names[0]} is as it was before training, so {part} did not learn at a peak learning rate of "
-                f"{trainee.phase.training.peak_learning_rate:.3g}",
+                f"{model.phase.training.peak_learning_rate:.3g}",
             )
 
 
@@ -106,8 +106,8 @@ def publish_weights(
     Args:
         llava: what was trained.
         folder: where it goes.
-        is_first: whether this process writes for all; every process calls it.
-        keep_step: waits for the other processes. Called twice a tensor, once it is written and once it is read back:
+        is_first: whether this rank writes for all; every rank calls it.
+        keep_step: waits for the other ranks. Called twice a tensor, once it is written and once it is read back:
             the others would not wait as long for all of a large model on a slow volume.
         check: as in ``publish_result``.
         max_shard_bytes: where to begin the next file.

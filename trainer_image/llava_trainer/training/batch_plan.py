@@ -1,6 +1,6 @@
 """Which sample is seen when and by whom. Pure arithmetic: everything follows from seed, sizes and step.
 
-Batches are defined over all processes: step ``s`` sees the same samples however many processes share them, so that
+Batches are defined over all ranks: step ``s`` sees the same samples however many processes share them, so that
 neither the number of workers nor gradient accumulation changes what is learned. The data position of a checkpoint is
 its step, nothing more.
 """
@@ -18,7 +18,7 @@ from llava_trainer.data.sample_file import SampleSizes
 from llava_trainer.errors import StageError
 from llava_trainer.training.epoch_order import Grouping, order_epoch
 from llava_trainer.training.phase import Phase
-from llava_trainer.training.rank_batches import Limits, Rows, share_packed, share_padded
+from llava_trainer.training.rank_batches import Limits, Rows, plan_packed_rows, plan_padded_rows
 
 LOOKED_THROUGH = 2_000
 """Steps of later epochs that are looked through for what takes the most memory; the first epoch always is."""
@@ -50,9 +50,9 @@ class BatchPlan:
 
     sizes: SampleSizes
     global_batch: int
-    """Samples of one optimiser step over all processes."""
+    """Samples of one optimiser step over all ranks."""
     per_device_batch: int
-    """Samples that one process holds at a time; packed, as many tokens as that many of the longest."""
+    """Samples that one rank holds at a time; packed, as many tokens as that many of the longest."""
     max_length: int
     world_size: int
     epochs: int
@@ -80,22 +80,22 @@ class BatchPlan:
         return step / self.steps_per_epoch
 
     def batch(self, step: int) -> tuple[int, ...]:
-        """Indices of the samples that all processes together see in ``step`` (counted from 0)."""
+        """Indices of the samples that all ranks together see in ``step`` (counted from 0)."""
         epoch, position = divmod(step, self.steps_per_epoch)
         order = _order(self, epoch)
         begin = position * self.global_batch
         return tuple(int(index) for index in order[begin : begin + self.global_batch])
 
-    def share(self, step: int, rank: int) -> tuple[Rows, ...]:
+    def rank_batch(self, step: int, rank: int) -> tuple[Rows, ...]:
         """Micro-batches that process ``rank`` runs in ``step``.
 
-        Every process runs the same number, since each ends in a reduction that all take part in: at the end of an
+        Every rank runs the same number, since each ends in a reduction that all take part in: at the end of an
         epoch a micro-batch may be shorter than the others', or empty.
         """
-        return tuple(shares[rank] for shares in self._shares(step))
+        return tuple(batches[rank] for batches in self._rank_batches(step))
 
     def find_extremes(self) -> list[Extreme]:
-        """The micro-batches of any process with the most positions, images, and learned tokens; each but once."""
+        """The micro-batches of any rank with the most positions, images, and learned tokens; each but once."""
         most: dict[str, tuple[tuple[int, ...], Rows]] = {}
         for rows in self.list_micro_batches():
             measured = self._measure(rows)
@@ -109,7 +109,7 @@ class BatchPlan:
         return list(found.values())
 
     def find_largest(self) -> MicroBatch:
-        """What a process holds at most: of positions, of images, and of tokens that are learned."""
+        """What a rank holds at most: of positions, of images, and of tokens that are learned."""
         extremes = self.find_extremes()
         return MicroBatch(
             rows=len(extremes[0].rows),
@@ -119,14 +119,14 @@ class BatchPlan:
         )
 
     def list_micro_batches(self) -> Iterator[Rows]:
-        """Those of all processes in the epochs that are looked through.
+        """Those of all ranks in the epochs that are looked through.
 
         An epoch holds the same samples as every other, in other company: with many steps all of them come near to the
         most that there can be, with few steps every epoch is looked at.
         """
         epochs = max(1, min(self.epochs, LOOKED_THROUGH // self.steps_per_epoch))
         for step in range(epochs * self.steps_per_epoch):
-            yield from (rows for shares in self._shares(step) for rows in shares if rows)
+            yield from (rows for batches in self._rank_batches(step) for rows in batches if rows)
 
     def _measure(self, rows: Rows) -> tuple[int, int, int]:
         """Positions, filled-up ones included, images, and tokens that are learned."""
@@ -134,13 +134,13 @@ class BatchPlan:
         positions = len(rows) * max(int(self.sizes.tokens[list(row)].sum()) for row in rows)
         return positions, int(self.sizes.images[samples].sum()), int(self.sizes.supervised[samples].sum())
 
-    def _shares(self, step: int) -> list[tuple[Rows, ...]]:
+    def _rank_batches(self, step: int) -> list[tuple[Rows, ...]]:
         batch = self.batch(step)
         tokens = [int(count) for count in self.sizes.tokens[list(batch)]]
         limits = Limits(per_device_batch=self.per_device_batch, max_length=self.max_length, world_size=self.world_size)
         if self.packing:
-            return share_packed(batch, tokens, limits)
-        return share_padded(batch, tokens, limits, by_length=self.grouping != "none")
+            return plan_packed_rows(batch, tokens, limits)
+        return plan_padded_rows(batch, tokens, limits, by_length=self.grouping != "none")
 
 
 def make_plan(phase: Phase, sizes: SampleSizes, world_size: int) -> BatchPlan:

@@ -1,4 +1,4 @@
-"""Micro-batches of one process: samples read, encoded and laid side by side, ahead of the loop."""
+"""Micro-batches of one rank: samples read, encoded and laid side by side, ahead of the loop."""
 
 import os
 import time
@@ -54,7 +54,7 @@ class BatchLoader:
     """Loads the micro-batches of a step; those of the next steps are loaded in threads meanwhile.
 
     Threads, not processes: reading, decoding and resizing images let go of Python's lock, and nothing has to be
-    copied from one process into another.
+    copied from one rank into another.
     """
 
     def __init__(
@@ -128,8 +128,8 @@ class BatchLoader:
                 future.cancel()
         last = min(step + _STEPS_AHEAD, self._plan.total_steps - 1)
         for wanted in range(self._ahead[-1][0] + 1 if self._ahead else step, last + 1):
-            shares = self._plan.share(wanted, self._rank)
-            self._ahead.append((wanted, [self._threads.submit(self.load_rows, rows) for rows in shares]))
+            rank_batch = self._plan.rank_batch(wanted, self._rank)
+            self._ahead.append((wanted, [self._threads.submit(self.load_rows, rows) for rows in rank_batch]))
 
     def _load_sample(self, sample: Sample) -> Item:
         pixels = [pixel_values(open_image(self._images / name), self._processing) for name in sample.images]

@@ -24,7 +24,7 @@ _LENGTH_MEGA_BATCHES = 50
 def order_epoch(sizes: SampleSizes, grouping: Grouping, global_batch: int, seed: int, epoch: int) -> np.ndarray:
     """Order of the samples in ``epoch``: a permutation; every ``global_batch`` of it are one batch.
 
-    Depends on nothing but its arguments, above all not on the number of processes.
+    Depends on nothing but its arguments, above all not on the number of ranks.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(sizes))

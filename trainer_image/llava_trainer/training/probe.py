@@ -9,14 +9,14 @@ from llava_trainer.errors import StageError
 from llava_trainer.gang.world import World
 from llava_trainer.training.batch_plan import BatchPlan, Extreme
 from llava_trainer.training.batches import BatchLoader
+from llava_trainer.training.model_under_training import ModelUnderTraining
 from llava_trainer.training.slices import make_moments
-from llava_trainer.training.trainee import Trainee
 
 logger = logging.getLogger(__name__)
 
 
-def probe_largest(trainee: Trainee, loader: BatchLoader, plan: BatchPlan, world: World) -> None:
-    """Run the largest micro-batches of the run forward and backward in every process, and learn nothing from them.
+def probe_largest(model: ModelUnderTraining, loader: BatchLoader, plan: BatchPlan, world: World) -> None:
+    """Run the largest micro-batches of the run forward and backward in every rank, and learn nothing from them.
 
     They are the ones with the most positions, the most images, and the most supervised tokens. Adam's moments are
     there by then, as they are in every step but the first. The loss is multiplied by zero, so that DeepSpeed goes
@@ -29,17 +29,17 @@ def probe_largest(trainee: Trainee, loader: BatchLoader, plan: BatchPlan, world:
     """
     extremes = plan.find_extremes()
     try:
-        make_moments(trainee.engine)
+        make_moments(model.engine)
     except torch.OutOfMemoryError as error:
         raise StageError(Reason.OUT_OF_DEVICE_MEMORY, f"Adam's moments do not fit: {error}") from error
     # Gradients are kept from the first pass on, so that only a second one runs beside them, as later micro-batches do.
     for extreme in (extremes[0], *extremes):
-        _run(extreme, trainee, loader, world)
+        _run(extreme, model, loader, world)
     if world.device.type == "cuda":
         logger.info("it took %.2f GiB", torch.cuda.max_memory_allocated(world.device) / 2**30)
 
 
-def _run(extreme: Extreme, trainee: Trainee, loader: BatchLoader, world: World) -> None:
+def _run(extreme: Extreme, model: ModelUnderTraining, loader: BatchLoader, world: World) -> None:
     told = (
         f"{extreme.name} of the run ({len(extreme.rows)} rows, {extreme.tokens:,} tokens with filling, "
         f"{extreme.images} pictures, {extreme.supervised:,} supervised)"
@@ -47,9 +47,9 @@ def _run(extreme: Extreme, trainee: Trainee, loader: BatchLoader, world: World) 
     logger.info("before the first step: %s", told)
     micro_batch = loader.load_rows(extreme.rows)
     try:
-        loss = trainee.engine(**micro_batch.to(world.device, trainee.dtype))
+        loss = model.engine(**micro_batch.to(world.device, model.dtype))
         _check_finite(loss, told, world)
-        trainee.engine.backward(loss * 0.0, scale_wrt_gas=False)
+        model.engine.backward(loss * 0.0, scale_wrt_gas=False)
     except torch.OutOfMemoryError as error:
         raise StageError(Reason.OUT_OF_DEVICE_MEMORY, f"{told} does not fit: {error}") from error
 

@@ -25,7 +25,7 @@ _ROW_LIMITS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a process can hold at a time."""
+    """What a rank can hold at a time."""
 
     per_device_batch: int
     """Samples, each in a row of its own."""
@@ -39,7 +39,7 @@ class Limits:
         return self.per_device_batch * self.max_length
 
 
-def share_padded(
+def plan_padded_rows(
     batch: Sequence[int], tokens: Sequence[int], limits: Limits, *, by_length: bool
 ) -> list[tuple[Rows, ...]]:
     """Share out with a row for each sample.
@@ -51,7 +51,7 @@ def share_padded(
         by_length: put samples of like length into one micro-batch; else as they come.
 
     Returns:
-        For each micro-batch of the step, the longest first, what each process holds: the processes' shares differ by
+        For each micro-batch of the step, the longest first, what each rank holds: the processes' shares differ by
         one sample at most, and stand side by side in length.
     """
     count = math.ceil(len(batch) / (limits.per_device_batch * limits.world_size))
@@ -61,7 +61,7 @@ def share_padded(
     return _deal(_split(rows, count * limits.world_size), limits.world_size)
 
 
-def share_packed(batch: Sequence[int], tokens: Sequence[int], limits: Limits) -> list[tuple[Rows, ...]]:
+def plan_packed_rows(batch: Sequence[int], tokens: Sequence[int], limits: Limits) -> list[tuple[Rows, ...]]:
     """Share out with samples end to end, in rows of like length.
 
     Rows are balanced rather than filled up to a length: three samples with an image of 576 tokens hardly ever fit
@@ -69,7 +69,7 @@ def share_packed(batch: Sequence[int], tokens: Sequence[int], limits: Limits) ->
     packing.
 
     Returns:
-        For each micro-batch of the step, the longest first, what each process holds.
+        For each micro-batch of the step, the longest first, what each rank holds.
     """
     total = sum(tokens)
     aim = min(limits.tokens, _ROW_LIMITS * limits.max_length, max(max(tokens), _SAMPLES_A_ROW * total // len(tokens)))

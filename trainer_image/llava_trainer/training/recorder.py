@@ -1,4 +1,4 @@
-"""What the first process tells the world about training: the curve on the volume, and progress reports."""
+"""What the first rank tells the world about training: the curve on the volume, and progress reports."""
 
 import logging
 import time
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llava_trainer.reporting import Measures, Reporter
 from llava_trainer.training.batch_plan import BatchPlan
-from llava_trainer.training.history import Entry, History
+from llava_trainer.training.curve import Curve, CurvePoint
 from llava_trainer.training.step import StepOutcome
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ _LOG_INTERVAL_S = 10.0
 class Recorder:
     """Records every step. Speeds are those of the step itself, data loading and checkpoints included."""
 
-    def __init__(self, history: History, reporter: Reporter, plan: BatchPlan, *, first_step: int = 0) -> None:
+    def __init__(self, history: Curve, reporter: Reporter, plan: BatchPlan, *, first_step: int = 0) -> None:
         """Record what comes after ``first_step`` steps, of which there is a checkpoint if there are any."""
         self._history = history
         self._reporter = reporter
@@ -26,7 +26,7 @@ class Recorder:
         self._resumed_step = first_step
         self._checkpoint_step: int | None = first_step or None
         self._skipped = ""
-        self._last_entry: Entry | None = None
+        self._last_entry: CurvePoint | None = None
         self._last_time = time.monotonic()
         self._last_logged = -_LOG_INTERVAL_S
 
@@ -44,7 +44,7 @@ class Recorder:
         """Record that ``step`` steps are done."""
         now = time.monotonic()
         seconds, self._last_time = max(now - self._last_time, 1e-9), now
-        entry = Entry(
+        entry = CurvePoint(
             step=step,
             epoch=self._plan.epoch_at(step),
             loss=outcome.loss,
@@ -75,7 +75,7 @@ class Recorder:
         """Have every report tell that damaged checkpoints were passed over."""
         self._skipped = ", ".join(skipped)
 
-    def _report(self, entry: Entry) -> None:
+    def _report(self, entry: CurvePoint) -> None:
         measures = Measures(
             epoch=entry.epoch,
             loss=entry.loss,

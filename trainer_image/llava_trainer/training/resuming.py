@@ -1,6 +1,6 @@
-"""Resuming over all processes: which checkpoint everyone goes back to, and what each takes from it.
+"""Resuming over all ranks: which checkpoint everyone goes back to, and what each takes from it.
 
-The first process alone looks for checkpoints. It names one by its folder and its manifest's digest, and the others
+The first rank alone looks for checkpoints. It names one by its folder and its manifest's digest, and the others
 wait until they see that very one: two nodes that share a network file system may list different ones for a minute.
 """
 
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beginning:
+class ResumePoint:
     """Where training begins."""
 
     step: int = 0
@@ -46,12 +46,12 @@ class Beginning:
     passed_over: tuple[Path, ...] = ()
     """Checkpoints that could not be read."""
     found: tuple[Path, ...] = ()
-    """All that there were, best first. Only in the first process."""
+    """All that there were, best first. Only in the first rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Offer:
-    """A checkpoint that the first process has found in order as far as it has looked."""
+    """A checkpoint that the first rank has found in order as far as it has looked."""
 
     place: str
     """Its folder below the volume, which need not be mounted at the same place everywhere."""
@@ -67,8 +67,8 @@ def resume(
     stage: StageName,
     attempt: int,
     training: Mapping[str, str],
-) -> Beginning:
-    """Load the newest checkpoint that is whole, whoever wrote it. Every process calls it, and all load the same one.
+) -> ResumePoint:
+    """Load the newest checkpoint that is whole, whoever wrote it. Every rank calls it, and all load the same one.
 
     Args:
         engine: of what is trained.
@@ -96,8 +96,8 @@ def resume(
         if world.is_first:
             logger.info("resuming from %s, after step %d of %d", folder, state.step, state.total_steps)
             passed_over = list(found[: found.index(folder)])
-        return Beginning(step=state.step, folder=folder, passed_over=tuple(passed_over), found=found)
-    return Beginning(passed_over=found, found=found)
+        return ResumePoint(step=state.step, folder=folder, passed_over=tuple(passed_over), found=found)
+    return ResumePoint(passed_over=found, found=found)
 
 
 def shapes_of(named: Mapping[str, nn.Parameter]) -> dict[str, list[int]]:
@@ -121,7 +121,7 @@ def _list_offers(volume: RunVolume, found: tuple[Path, ...]) -> Iterator[_Offer]
 
 
 def _verify(folder: Path, offer: _Offer, world: World) -> CheckpointState | None:
-    """The state of a checkpoint that every process finds in order: each looks at its share of the files."""
+    """The state of a checkpoint that every rank finds in order: each looks at its share of the files."""
     state, rereading = None, _rereading(world)
     try:
         manifest = read_manifest(folder, expected=offer.digest, rereading=rereading)
@@ -136,7 +136,7 @@ def _verify(folder: Path, offer: _Offer, world: World) -> CheckpointState | None
 
 
 def _rereading(world: World) -> Rereading:
-    """The first process has seen what it offers; the others may not see it yet."""
+    """The first rank has seen what it offers; the others may not see it yet."""
     return Rereading() if world.is_first else OF_ANOTHER_NODE
 
 

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 class Saver:
-    """Writes one checkpoint at a time. Every process has one, and calls the same in the same steps."""
+    """Writes one checkpoint at a time. Every rank has one, and calls the same in the same steps."""
 
     def __init__(
         self,
@@ -59,13 +59,13 @@ class Saver:
         saving_time_s: float = math.inf,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Get ready; every process calls it.
+        """Get ready; every rank calls it.
 
         Args:
             world: all of them.
             checkpoints: folder of this attempt's checkpoints.
             keep: newest ones to keep.
-            write_servable: called in the first process.
+            write_servable: called in the first rank.
             earlier: checkpoints of earlier attempts, best first, which count among those to keep.
             passed_over: those that could not be read when training went on, whoever wrote them.
             saving_time_s: how long one may take when the pod is asked to stop.
@@ -95,7 +95,7 @@ class Saver:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # Not waiting: after a failure of another process this one's thread may wait for it for long.
+        # Not waiting: after a failure of another rank this one's thread may wait for it for long.
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def begin(self, slices: Sequence[Slice], state: CheckpointState) -> None:
@@ -104,7 +104,7 @@ class Saver:
         Raises:
             StageError: OutOfMemory; the node has no memory for the copy.
             OSError: the one before could not be written (a full disk, say).
-            LostPeerError: another process could not write its part.
+            LostPeerError: another rank could not write its part.
         """
         self.finish()
         began = time.monotonic()
@@ -157,7 +157,7 @@ class Saver:
             self._together(lambda: begin_folder(folder))
         else:
             self._together()
-        # Another node may not see the folder yet that the first process has just made.
+        # Another node may not see the folder yet that the first rank has just made.
         write = partial(write_rank, aside, self._world.rank, pieces)
         digests = self._together(write if is_first else partial(OF_ANOTHER_NODE.read, write))
         if is_first:
@@ -189,13 +189,13 @@ class Saver:
         publish_folder(folder)
 
     def _together(self, action: Callable[[], object] = lambda: None) -> list[bytes]:
-        """Do this process's part, and wait until every process has done its own.
+        """Do this rank's part, and wait until every rank has done its own.
 
         Returns:
             What the parts gave where that was a digest, by rank.
 
         Raises:
-            OSError: this process's part failed.
+            OSError: this rank's part failed.
             LostPeerError: another one's did.
         """
         trouble = None

@@ -16,25 +16,25 @@ from llava_trainer.gang.watchdog import Beat, Doing
 from llava_trainer.gang.world import World
 from llava_trainer.training.batches import MicroBatch
 from llava_trainer.training.engine import set_learning_rates
-from llava_trainer.training.trainee import Trainee
+from llava_trainer.training.model_under_training import ModelUnderTraining
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchTotals:
-    """Counts over the whole global batch, the same in every process."""
+    """Counts over the whole global batch, the same in every rank."""
 
     supervised: int
     tokens: int
     """Real (not padding) tokens."""
     stop: bool
-    """Whether any process was asked to stop."""
+    """Whether any rank was asked to stop."""
     last_step_s: float
-    """How long the step before took, as the first process has measured it; 0 if there was none."""
+    """How long the step before took, as the first rank has measured it; 0 if there was none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """What one step did, the same in every process."""
+    """What one step did, the same in every rank."""
 
     loss: float
     """Per supervised token."""
@@ -47,9 +47,9 @@ class StepOutcome:
 
 
 def count_batch(micro_batches: Sequence[MicroBatch], stop: bool, world: World, last_step_s: float = 0.0) -> BatchTotals:
-    """Count over all processes what each one's micro-batches hold, and whether any was asked to stop.
+    """Count over all ranks what each one's micro-batches hold, and whether any was asked to stop.
 
-    The first process's ``last_step_s`` is told to all.
+    The first rank's ``last_step_s`` is told to all.
     """
     supervised, tokens, stops, seconds = world.sum(
         sum(micro_batch.num_supervised for micro_batch in micro_batches),
@@ -61,7 +61,7 @@ def count_batch(micro_batches: Sequence[MicroBatch], stop: bool, world: World, l
 
 
 def run_step(
-    trainee: Trainee,
+    model: ModelUnderTraining,
     world: World,
     micro_batches: Sequence[MicroBatch],
     totals: BatchTotals,
@@ -75,9 +75,9 @@ def run_step(
     """Learn from one global batch.
 
     Args:
-        trainee: what learns.
+        model: what learns.
         world: all of them; each calls this with micro-batches of its own.
-        micro_batches: this process's share; every process has the same number.
+        micro_batches: this rank's share; every rank has the same number.
         totals: of the global batch; something of it is supervised.
         factor: of the peak learning rates.
         samples: in the global batch.
@@ -89,11 +89,11 @@ def run_step(
         What was done. Where loss or gradient norm is not finite, the weights are not to be used any more.
 
     Raises:
-        AskedToStopError: before a micro-batch, in every process. Weights and optimiser are as the last step left them;
+        AskedToStopError: before a micro-batch, in every rank. Weights and optimiser are as the last step left them;
             gradients that were added up since are to be dropped.
     """
-    engine = trainee.engine
-    # DeepSpeed divides the sum of all processes' gradients by their number.
+    engine = model.engine
+    # DeepSpeed divides the sum of all ranks' gradients by their number.
     scale = world.world_size / totals.supervised
     loss_sum = torch.zeros((), dtype=torch.float32, device=world.device)
     for number, (micro_batch, seed) in enumerate(zip(micro_batches, seeds, strict=True), start=1):
@@ -105,16 +105,16 @@ def run_step(
             agreement.ask()
         beat(Doing.COMPUTING)
         torch.manual_seed(seed)
-        loss = engine(**micro_batch.to(world.device, trainee.dtype))
+        loss = engine(**micro_batch.to(world.device, model.dtype))
         engine.backward(loss * scale, scale_wrt_gas=False)
         loss_sum += loss.detach()
-    set_learning_rates(engine, trainee.groups, factor)
+    set_learning_rates(engine, model.groups, factor)
     engine.step()
     (total_loss,) = world.sum(loss_sum.item())
     return StepOutcome(
         loss=total_loss / totals.supervised,
         grad_norm=float(engine.get_global_grad_norm()),
-        learning_rate=trainee.groups[0].learning_rate * factor,
+        learning_rate=model.groups[0].learning_rate * factor,
         tokens=totals.tokens,
         samples=samples,
     )

@@ -30,7 +30,7 @@ from llava_trainer.gang.world import LostPeerError, World, join
 from llava_trainer.logs import ProcessLog
 from llava_trainer.outcome import explain
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.history import write_numbers
+from llava_trainer.training.curve import write_numbers
 from llava_trainer.training.loop import train
 from llava_trainer.training.progress import Progress
 
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Train as one process of many; returns the exit code."""
+    """Train as one rank of many; returns the exit code."""
     parser = argparse.ArgumentParser(description="One training process; the train stage starts it.")
     parser.add_argument("--config", type=Path, required=True)
     config = RunConfig.model_validate_json(parser.parse_args().config.read_bytes())
@@ -100,7 +100,7 @@ def explain_rank_failure(error: Exception, rank: int, log: ProcessLog, progress:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an operation failed because another process has gone; gloo's errors have no type of their own."""
+    """Whether an operation failed because another rank has gone; gloo's errors have no type of their own."""
     return isinstance(error, dist.DistError | LostPeerError) or (
         isinstance(error, RuntimeError) and LOST_CONNECTION_SIGN in str(error)
     )

@@ -8,14 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from llava_api.constants import StageName
 from llava_api.report import LOSSES_KEPT, TrainNumbers
 from llava_api.run_config import RunConfig
+from llava_api.volume import RunVolume
 from llava_trainer.files import make_folder, write_whole
 from llava_trainer.gang.failures import ranks_dir
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class CurvePoint:
     """One optimiser step."""
 
     step: int
@@ -33,7 +35,7 @@ class Entry:
     tokens_per_second: float
 
 
-class History:
+class Curve:
     """Appends to the curve. After a restart it goes on behind the step that training resumes from.
 
     Each line is handed to the kernel as it is written: a process killed with SIGKILL loses none. Leaving the context
@@ -48,7 +50,7 @@ class History:
             resumed_from: curve of the attempt whose checkpoint is resumed, which may be ``file`` itself.
             resumed_step: last step to take over from there; what was logged beyond it is computed again.
         """
-        carried = [] if resumed_from is None else [e for e in read_entries(resumed_from) if e.step <= resumed_step]
+        carried = [] if resumed_from is None else [e for e in read_curve(resumed_from) if e.step <= resumed_step]
         self._losses = [entry.loss for entry in carried]
         self._tokens = sum(entry.tokens for entry in carried)
         make_folder(file.parent)
@@ -66,7 +68,7 @@ class History:
         """Real tokens trained on so far."""
         return self._tokens
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: CurvePoint) -> None:
         """Log one step."""
         self._losses.append(entry.loss)
         self._tokens += entry.tokens
@@ -82,12 +84,12 @@ class History:
         """Close the file."""
         self._stream.close()
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, entry: CurvePoint) -> None:
         self._stream.write(json.dumps(asdict(entry)) + "\n")
         self._stream.flush()
 
 
-def read_entries(file: Path) -> list[Entry]:
+def read_curve(file: Path) -> list[CurvePoint]:
     """Read a curve; a last line that was cut off when training was killed is left out."""
     if not file.is_file():
         return []
@@ -97,14 +99,27 @@ def read_entries(file: Path) -> list[Entry]:
             fields = json.loads(line)
         except ValueError:
             break
-        entries.append(Entry(**fields))
+        entries.append(CurvePoint(**fields))
     return entries
+
+
+def find_curve(volume: RunVolume) -> list[CurvePoint]:
+    """Curve of the training attempt that made what was merged.
+
+    A run that only aligns shows alignment's. Empty without any.
+    """
+    for stage in (StageName.TRAIN, StageName.ALIGN):
+        attempt = (volume.results or {}).get(stage)
+        entries = read_curve(volume.history_file(stage, attempt)) if attempt is not None else []
+        if entries:
+            return entries
+    return []
 
 
 def find_last_step(file: Path) -> int | None:
     """The last step of a curve; None if there is none, or it is damaged."""
     try:
-        entries = read_entries(file)
+        entries = read_curve(file)
     except (OSError, ValueError, TypeError):
         # Asked for beside a failure, of which a damaged curve must not take the place.
         return None

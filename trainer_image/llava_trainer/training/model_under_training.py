@@ -24,14 +24,14 @@ from llava_trainer.model.partition import copy_whole, num_elements
 from llava_trainer.model.projector import load_projector, projector_parameters, reset_projector
 from llava_trainer.training.adapter import name_base
 from llava_trainer.training.device import check_device
-from llava_trainer.training.engine import build_engine, models_shared_out
+from llava_trainer.training.engine import build_engine, models_sharded
 from llava_trainer.training.phase import Phase
 
 Tuned: TypeAlias = PeftModel | LlavaForConditionalGeneration
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trainee:
+class ModelUnderTraining:
     """What is trained, and with what."""
 
     engine: Any
@@ -42,7 +42,7 @@ class Trainee:
     """The same model as PEFT sees it; without an adapter the model itself."""
     groups: Sequence[ParameterGroup]
     dtype: torch.dtype
-    beginning: Mapping[str, torch.Tensor]
+    initial_weights: Mapping[str, torch.Tensor]
     """Some of what learns as it was before, by hub name: to tell at the end that it has learned."""
 
     @property
@@ -60,7 +60,7 @@ class Trainee:
         return sum(num_elements(parameter) for group in self.groups for parameter in group.parameters)
 
 
-def build_trainee(config: RunConfig, phase: Phase, world: World) -> Trainee:
+def build_model(config: RunConfig, phase: Phase, world: World) -> ModelUnderTraining:
     """Load the model, open it for what the phase trains, and put it under DeepSpeed.
 
     Raises:
@@ -70,10 +70,10 @@ def build_trainee(config: RunConfig, phase: Phase, world: World) -> Trainee:
     training = phase.training
     dtype = resolve_dtype(training.precision, world.device)
     quantization = (training.quantization or Quantization()) if phase.method == "qlora" else None
-    with models_shared_out(training.zero, dtype, world.device):
+    with models_sharded(training.zero, dtype, world.device):
         llava = load_model(config.model_dir, dtype, world.device, training.attention, quantization)
-    _begin_projector(config, phase, llava)
-    # Drawn from the same seed everywhere; each process's dropout then goes its own way.
+    _init_projector(config, phase, llava)
+    # Drawn from the same seed everywhere; each rank's dropout then goes its own way.
     torch.manual_seed(training.seed)
     tuned = _open(llava, phase)
     inputs = read_inputs(config)
@@ -81,7 +81,7 @@ def build_trainee(config: RunConfig, phase: Phase, world: World) -> Trainee:
         name_base(tuned, inputs.base_model)
     torch.manual_seed(training.seed + 1 + world.rank)
     module = SupervisedLoss(llava, gradient_checkpointing=training.gradient_checkpointing)
-    beginning = {name: copy_whole(parameter) for name, parameter in watched_parameters(llava, phase).items()}
+    initial_weights = {name: copy_whole(parameter) for name, parameter in watched_parameters(llava, phase).items()}
     groups = group_parameters(
         module,
         learning_rate=training.peak_learning_rate,
@@ -97,8 +97,14 @@ def build_trainee(config: RunConfig, phase: Phase, world: World) -> Trainee:
         per_device_batch=training.batch.per_device,
     )
     module.train()
-    return Trainee(
-        engine=engine, module=module, phase=phase, tuned=tuned, groups=groups, dtype=dtype, beginning=beginning
+    return ModelUnderTraining(
+        engine=engine,
+        module=module,
+        phase=phase,
+        tuned=tuned,
+        groups=groups,
+        dtype=dtype,
+        initial_weights=initial_weights,
     )
 
 
@@ -125,7 +131,7 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
-def _begin_projector(config: RunConfig, phase: Phase, llava: LlavaForConditionalGeneration) -> None:
+def _init_projector(config: RunConfig, phase: Phase, llava: LlavaForConditionalGeneration) -> None:
     """Give the model the projector that the phase starts from: a new one, or what phase 1 made in this run."""
     if config.alignment is None:
         return
