@@ -5,8 +5,9 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 
-from llava_operator.kube.client import Kind, Kube, KubeError
-from llava_operator.kube.kinds import LEASES, PODS
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import KubeError
+from llava_operator.kube.kinds import LEASES, PODS, Kind
 from llava_operator.kube.objects import Object
 from tests.cluster.worlds import ended
 
@@ -40,7 +41,7 @@ class Nodes:
             await self.kube._request("DELETE", NODES.path(None, name))
         await self.kube.create(NODES, None, body)
         status = {"status": {"capacity": resources, "allocatable": resources, "conditions": conditions}}
-        await self.kube.patch(NODES, None, name, status, subresource="status")  # type: ignore[arg-type]
+        await self.kube.patch(NODES, None, name, status, subresource="status")
         self.names.append(name)
 
     async def live(self) -> None:
@@ -60,7 +61,7 @@ class Nodes:
     async def _beat(self, name: str) -> None:
         conditions = [{"type": "Ready", "status": "True", "reason": "Played", "lastHeartbeatTime": _now()}]
         status = {"status": {"conditions": conditions}}
-        await self.kube.patch(NODES, None, name, status, subresource="status")  # type: ignore[arg-type]
+        await self.kube.patch(NODES, None, name, status, subresource="status")
         lease = {"metadata": {"name": name}, "spec": {"holderIdentity": name, "renewTime": _micro()}}
         with contextlib.suppress(KubeError):
             await self.kube.create(LEASES, "kube-node-lease", lease)

@@ -16,8 +16,8 @@ from llava_api.failures import BY_REASON, DISRUPTIONS, Reason
 from llava_api.report import StageFailure, StageResult
 from llava_api.status import Progress
 from llava_operator.clock import now, to_time
-from llava_operator.kube.client import Kind, Kube
-from llava_operator.kube.kinds import CHILD_SELECTOR, JOBS, PODS, RUNS
+from llava_operator.kube.client import Kube
+from llava_operator.kube.kinds import CHILD_SELECTOR, JOBS, PODS, RUNS, Kind
 from llava_operator.kube.objects import Key, Object
 from tests.cluster.nodes import GPU, NODES, Nodes, playing, provide
 from tests.cluster.operators import OperatorProcess, running
@@ -144,7 +144,7 @@ async def disturb(kube: Kube, operator: OperatorProcess, api_server: Kubectl) ->
     await kube._request("POST", f"{PODS.path(NAMESPACE, pod['metadata']['name'])}/eviction", body=eviction)
     pod = await training_pod(kube, "lost")
     taint = {"key": "gone", "effect": "NoExecute"}
-    await kube.patch(NODES, None, pod["spec"]["nodeName"], {"spec": {"taints": [taint]}})  # type: ignore[arg-type]
+    await kube.patch(NODES, None, pod["spec"]["nodeName"], {"spec": {"taints": [taint]}})
     pod = await training_pod(kube, "preempted")
     await kube.create(PRIORITIES, None, {"metadata": {"name": "important"}, "value": 1000})
     limits = {"limits": {GPU: "1"}}
@@ -190,7 +190,7 @@ async def test_what_happens_to_a_run_has_its_reason_and_its_price(
             # What is in their way goes, and they find a place again.
             api_server.run("-n", NAMESPACE, "delete", "pod", "rival", "--grace-period=0", "--force")
             for number in range(2):
-                await kube.patch(NODES, None, f"lost-{number}", {"spec": {"taints": []}})  # type: ignore[arg-type]
+                await kube.patch(NODES, None, f"lost-{number}", {"spec": {"taints": []}})
             for reason, name in DISTURBED.items():
                 status = await over(kube, name)
                 assert is_true(status, "Complete"), (name, status["failure"])

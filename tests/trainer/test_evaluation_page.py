@@ -13,7 +13,8 @@ from llava_api.run_config import RunIdentity
 from llava_api.spec import Generation
 from llava_trainer.data.dataset_report import Note, summarise
 from llava_trainer.data.samples import Turn
-from llava_trainer.evaluation.page import MAX_QUESTIONS_SHOWN, PageContent, build_evaluation_page
+from llava_trainer.evaluation.page import PageContent, build_evaluation_page
+from llava_trainer.evaluation.page_answers import MAX_QUESTIONS_SHOWN
 from llava_trainer.evaluation.questions import Question, Split
 from llava_trainer.evaluation.scores import Answer, Metrics, score_answers
 from llava_trainer.html import Curve, Html, el, join, line_chart, page, round_ticks, thumbnail

@@ -8,11 +8,13 @@ from llava_api.status import AttemptState, AttemptStatus, StageStatus
 from llava_operator.acting.nodes import Nodes
 from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
-from llava_operator.cache.views import ForeignError, ForeignReason, JobView, PodView, parse_job, parse_pod
+from llava_operator.cache.views import JobView, PodView, parse_job, parse_pod
+from llava_operator.cache.wire import ForeignError, ForeignReason
 from llava_operator.deciding.cards import NodeGpus, is_asked_of_nodes
 from llava_operator.deciding.decide import why_stop
 from llava_operator.deciding.observation import Observation
-from llava_operator.kube.client import Kube, NotFoundError, RetryableError
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import NotFoundError, RetryableError
 from llava_operator.kube.kinds import JOBS, PODS, RUNS
 from llava_operator.kube.objects import Key, Object
 from llava_operator.run import Run, current_stage
