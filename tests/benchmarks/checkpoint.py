@@ -17,12 +17,12 @@ from pathlib import Path
 from statistics import median
 
 from llava_api.run_config import RunConfig
+from llava_trainer.gang.stopping import StopRequest
+from llava_trainer.gang.watchdog import Doing
+from llava_trainer.gang.world import join
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.checkpoint import checkpoint_dir
 from llava_trainer.training.loop import train
-from llava_trainer.training.processes import join
-from llava_trainer.training.stopping import StopRequest
-from llava_trainer.training.watchdog import Doing
 from tests.benchmarks.model import write_model
 from tests.tiny.tasks import corpus
 from tests.trainer.trainings import environment_of_one, make_dataset, make_training
@@ -81,7 +81,7 @@ class Clock:
 
 def configure(root: Path, num_steps: int) -> RunConfig:
     """A model, a dataset, and a run of ``num_steps`` steps below ``root``."""
-    samples = make_dataset(root / "dataset", pictures_per_scene=2)
+    samples = make_dataset(root / "dataset", images_per_scene=2)
     write_model(root / "base", corpus(random.Random(0)))
     repeated = list(itertools.islice(itertools.cycle(samples), num_steps * 4))
     return make_training(

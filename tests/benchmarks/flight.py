@@ -18,11 +18,11 @@ from statistics import median
 import torch
 import torch.distributed as dist
 
+from llava_trainer.gang import flight
+from llava_trainer.gang.stopping import StopRequest
+from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
-from llava_trainer.training import flight
 from llava_trainer.training.loop import train
-from llava_trainer.training.processes import Processes
-from llava_trainer.training.stopping import StopRequest
 from tests.benchmarks.model import write_model
 from tests.tiny.tasks import corpus
 from tests.trainer.many import run_in_processes
@@ -63,12 +63,12 @@ def count_operations() -> tuple[int, int, float]:
         return run_in_processes(2, _train, config.model_dump_json())[0]
 
 
-def _train(processes: Processes, config_json: str) -> tuple[int, int, float]:
+def _train(world: World, config_json: str) -> tuple[int, int, float]:
     from llava_api.run_config import RunConfig
 
     config = RunConfig.model_validate_json(config_json)
     began = time.process_time()
-    numbers = train(config, processes, Reporter(config), StopRequest())
+    numbers = train(config, world, Reporter(config), StopRequest())
     seconds = time.process_time() - began
     begun = sum(position.begun for position in flight.find_positions(flight.dump_recorders()))
     return (numbers.steps if numbers else 1), begun, seconds

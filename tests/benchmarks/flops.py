@@ -54,8 +54,8 @@ def count_flops(model: ModelFacts, work: Workload, *, backward_products: int = B
     layers = linear + lora + 2 * product
     backward = linear + 2 * lora + backward_products * product
     head = 2 * 2 * work.supervised * language.hidden * model.vocabulary
-    pictures = work.pictures * (_tower(model) + _projector(model))
-    return Flops(model=layers + backward + head + pictures, recomputed=layers if work.gradient_checkpointing else 0)
+    images = work.pictures * (_tower(model) + _projector(model))
+    return Flops(model=layers + backward + head + images, recomputed=layers if work.gradient_checkpointing else 0)
 
 
 def peak_of(device_name: str) -> float | None:
@@ -70,7 +70,7 @@ def _weights_of_layer(shape: TransformerShape) -> int:
 
 
 def _tower(model: ModelFacts) -> int:
-    """Forward pass of one picture, all of the tower's layers, the last ones for nothing."""
+    """Forward pass of one image, all of the tower's layers, the last ones for nothing."""
     tower = model.vision_tower
     patches = (model.image_size_px // model.patch_size_px) ** 2
     tokens = patches + 1

@@ -1,6 +1,6 @@
 """LLaVA 7B's shape on this machine's GPU: speed against the card's peak, and memory against the plan.
 
-Random weights, the recipe's LoRA (rank 128) and micro-batch (16 x 2,048 tokens, one picture a row, a quarter
+Random weights, the recipe's LoRA (rank 128) and micro-batch (16 x 2,048 tokens, one image a row, a quarter
 supervised), gradient checkpointing, bf16. What runs is the trainer's own: model loading, objective, DeepSpeed engine.
 """
 
@@ -22,16 +22,16 @@ from llava_api.model_facts import ModelFacts
 from llava_trainer.data.collate import Batch
 from llava_trainer.data.encode import IGNORED
 from llava_trainer.data.model_facts import read_model_facts
+from llava_trainer.gang.world import World, join
 from llava_trainer.model.objective import find_predicting
+from llava_trainer.training.model_under_training import build_model
 from llava_trainer.training.phase import phase_of
-from llava_trainer.training.processes import Processes, join
-from llava_trainer.training.trainee import build_trainee
 from tests.benchmarks.flops import count_flops, peak_of
 from tests.trainer.trainings import configure, environment_of_one
 
 ROWS, LENGTH, RANK = 16, 2048, 128
 WARM_UP_STEPS, TIMED_STEPS = 3, 10
-_IMAGE_TOKEN, _PICTURE_TOKENS, _IMAGE_PX = 32_000, 576, 336
+_IMAGE_TOKEN, _IMAGE_TOKENS, _IMAGE_PX = 32_000, 576, 336
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +54,11 @@ def tables() -> Iterator[str]:
     yield "| | tokens/s | model FLOPs used | hardware FLOPs used | peak memory | plan |"
     yield "| --- | --- | --- | --- | --- | --- |"
     with tempfile.TemporaryDirectory() as folder, environment_of_one(_free_port()):
-        processes = join("cuda")
+        world = join("cuda")
         write_model(Path(folder) / "base", device)
         facts = read_model_facts(Path(folder) / "base")
         for method, attention in ways():
-            measured = measure(Path(folder), method, attention, processes)
+            measured = measure(Path(folder), method, attention, world)
             yield _row(f"{method}, {attention}", facts, _work(method, attention), measured, peak)
 
 
@@ -80,7 +80,7 @@ def write_model(folder: Path, device: torch.device) -> None:
         patch_size=14, projection_dim=768,
     )  # fmt: skip
     config = LlavaConfig(
-        text_config=text, vision_config=vision, image_token_id=_IMAGE_TOKEN, image_seq_length=_PICTURE_TOKENS,
+        text_config=text, vision_config=vision, image_token_id=_IMAGE_TOKEN, image_seq_length=_IMAGE_TOKENS,
         tie_word_embeddings=False,
     )  # fmt: skip
     with device:
@@ -90,7 +90,7 @@ def write_model(folder: Path, device: torch.device) -> None:
     _empty()
 
 
-def measure(root: Path, method: str, attention: str, processes: Processes) -> Measured:
+def measure(root: Path, method: str, attention: str, world: World) -> Measured:
     """Train on one and the same micro-batch, an optimiser step after each."""
     config = configure(
         root, root / "base",
@@ -100,31 +100,31 @@ def measure(root: Path, method: str, attention: str, processes: Processes) -> Me
         },
         workers={"device": "cuda"},
     )  # fmt: skip
-    trainee = build_trainee(config, phase_of(config), processes)
-    batch = make_batch(processes.device)
+    model = build_model(config, phase_of(config), world)
+    batch = make_batch(world.device)
     # Loading and quantising may take more for a moment than training does; the plan has that apart.
-    torch.cuda.reset_peak_memory_stats(processes.device)
+    torch.cuda.reset_peak_memory_stats(world.device)
     for step in range(WARM_UP_STEPS + TIMED_STEPS):
         if step == WARM_UP_STEPS:
             torch.cuda.synchronize()
             began = time.perf_counter()
-        trainee.engine.backward(trainee.engine(**batch) * 1e-4, scale_wrt_gas=False)
-        trainee.engine.step()
+        model.engine.backward(model.engine(**batch) * 1e-4, scale_wrt_gas=False)
+        model.engine.step()
     torch.cuda.synchronize()
     measured = Measured(
         seconds_a_step=(time.perf_counter() - began) / TIMED_STEPS,
-        peak_bytes=torch.cuda.max_memory_reserved(processes.device),
+        peak_bytes=torch.cuda.max_memory_reserved(world.device),
     )
-    trainee.engine.destroy()
-    del trainee
+    model.engine.destroy()
+    del model
     _empty()
     return measured
 
 
 def make_batch(device: torch.device) -> Batch:
-    """Full rows of random tokens, a picture in each, the last quarter supervised."""
+    """Full rows of random tokens, an image in each, the last quarter supervised."""
     ids = torch.randint(10, _IMAGE_TOKEN, (ROWS, LENGTH))
-    ids[:, 35 : 35 + _PICTURE_TOKENS] = _IMAGE_TOKEN
+    ids[:, 35 : 35 + _IMAGE_TOKENS] = _IMAGE_TOKEN
     labels = torch.full_like(ids, IGNORED)
     labels[:, -LENGTH // 4 :] = ids[:, -LENGTH // 4 :]
     batch = {

@@ -38,14 +38,14 @@ class Peak(TorchDispatchMode):
         self._alive -= self._seen.pop(key)
 
 
-def peak_bytes(dtype: torch.dtype, *, share: float | None) -> int:
+def peak_bytes(dtype: torch.dtype, *, fraction: float | None) -> int:
     """Peak of a LLaVA's frozen head on 4,096 tokens, loss and gradients included.
 
     Hidden states and weight were there before and are not counted.
 
     Args:
         dtype: of hidden states and weight.
-        share: of the tokens that are supervised; None: the plain way, which computes all of them.
+        fraction: of the tokens that are supervised; None: the plain way, which computes all of them.
     """
     width = 256
     with FakeTensorMode():
@@ -53,10 +53,10 @@ def peak_bytes(dtype: torch.dtype, *, share: float | None) -> int:
         linear = torch.nn.Linear(width, VOCABULARY, bias=False, dtype=dtype).requires_grad_(False)
         labels = torch.zeros(1, TOKENS, dtype=torch.int64)
         with Peak() as tracker:
-            if share is None:
+            if fraction is None:
                 loss = ForCausalLMLoss(linear(hidden), labels, VOCABULARY)
             else:
-                chosen = labels[0, : round(TOKENS * share)]
+                chosen = labels[0, : round(TOKENS * fraction)]
                 add_loss(linear)
                 loss = linear(hidden.flatten(0, 1)[chosen], chosen)
             torch.autograd.backward(loss)

@@ -17,7 +17,7 @@ from tests.trainer.memory_trace import trace
 MODELS = {"7B": make_shape(32, tower_layers=24), "13B": make_13b(40, tower_layers=24), "small": make_small()}
 MIDDLE = (4, 1024)
 SIZES = ((1, 640), MIDDLE, (16, 2048))
-"""Rows and tokens; a picture of 576 has to find its place."""
+"""Rows and tokens; an image of 576 has to find its place."""
 
 
 def works() -> Iterator[tuple[str, Workload]]:

@@ -20,24 +20,24 @@ class Shape:
     text_tokens: int
     answer_tokens: int
     """Of the text, at its end."""
-    picture_tokens: int
-    """0 without a picture."""
+    image_tokens: int
+    """0 without an image."""
 
     @property
     def tokens(self) -> int:
-        return self.text_tokens + self.picture_tokens
+        return self.text_tokens + self.image_tokens
 
 
-def draw_shapes(count: int, *, seed: int, picture_tokens: int = 576) -> list[Shape]:
+def draw_shapes(count: int, *, seed: int, image_tokens: int = 576) -> list[Shape]:
     """Draw samples of the mixture.
 
     Args:
         count: samples.
         seed: the same seed and count give the same samples.
-        picture_tokens: of one picture; text, answers and the length limit shrink in proportion.
+        image_tokens: of one image; text, answers and the length limit shrink in proportion.
     """
     mixture = json.loads(_FILE.read_text())
-    scale = picture_tokens / mixture["picture_tokens"]
+    scale = image_tokens / mixture["picture_tokens"]
     parts = mixture["parts"]
     rng = np.random.default_rng(seed)
     weights = np.array([part["samples"] for part in parts], dtype=float)
@@ -45,40 +45,40 @@ def draw_shapes(count: int, *, seed: int, picture_tokens: int = 576) -> list[Sha
     shapes = []
     for index, spread in zip(chosen, rng.standard_normal(count), strict=True):
         part = parts[index]
-        pictures = picture_tokens if part["pictures"] else 0
-        limit = max_length(picture_tokens) - pictures
+        images = image_tokens if part["pictures"] else 0
+        limit = max_length(image_tokens) - images
         text = min(limit, max(4, round(scale * part["text_tokens"] * np.exp(spread * part["spread"]))))
         answers = max(1, round(text * part["answers"]))
-        shapes.append(Shape(text_tokens=int(text), answer_tokens=answers, picture_tokens=pictures))
+        shapes.append(Shape(text_tokens=int(text), answer_tokens=answers, image_tokens=images))
     return shapes
 
 
-def max_length(picture_tokens: int = 576) -> int:
-    """The length limit that goes with pictures of so many tokens."""
+def max_length(image_tokens: int = 576) -> int:
+    """The length limit that goes with images of so many tokens."""
     mixture = json.loads(_FILE.read_text())
-    return round(mixture["max_length"] * picture_tokens / mixture["picture_tokens"])
+    return round(mixture["max_length"] * image_tokens / mixture["picture_tokens"])
 
 
 def sizes_of(shapes: Sequence[Shape]) -> SampleSizes:
     """What the plan needs to know of them."""
     return SampleSizes(
         tokens=np.array([shape.tokens for shape in shapes]),
-        pictures=np.array([int(shape.picture_tokens > 0) for shape in shapes]),
+        images=np.array([int(shape.image_tokens > 0) for shape in shapes]),
         supervised=np.array([shape.answer_tokens for shape in shapes]),
     )
 
 
 def encode_shape(shape: Shape, *, image_token_id: int, first_id: int, last_id: int, seed: int) -> Encoded:
-    """A sample of random tokens: pictures after a ninth of the questions' text, answers at the end."""
+    """A sample of random tokens: images after a ninth of the questions' text, answers at the end."""
     rng = np.random.default_rng(seed)
     text = [int(token) for token in rng.integers(first_id, last_id + 1, shape.text_tokens)]
     begin = (shape.text_tokens - shape.answer_tokens) // 9
-    ids = [*text[:begin], *[image_token_id] * shape.picture_tokens, *text[begin:]]
+    ids = [*text[:begin], *[image_token_id] * shape.image_tokens, *text[begin:]]
     learned = max(1, len(ids) - shape.answer_tokens)
     return Encoded(
         input_ids=tuple(ids),
         labels=tuple([IGNORED] * learned + ids[learned:]),
-        images=("-",) if shape.picture_tokens else (),
+        images=("-",) if shape.image_tokens else (),
         full_length=len(ids),
         first_answer_length=len(ids),
         num_characters=0,

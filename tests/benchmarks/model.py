@@ -11,7 +11,7 @@ from tests.tiny.tokenizer import build_tokenizer
 
 IMAGE_PX = 112
 PATCH_PX = 14
-PICTURE_TOKENS = (IMAGE_PX // PATCH_PX) ** 2
+IMAGE_TOKENS = (IMAGE_PX // PATCH_PX) ** 2
 """A ninth of LLaVA v1.5's 576."""
 VOCABULARY = 2048
 """The head has a twentieth of the language model's work; LLaVA's 32,064 at this width would make it a half."""
@@ -42,7 +42,7 @@ def write_model(folder: Path, corpus: list[str], seed: int = 0) -> None:
     )  # fmt: skip
     config = LlavaConfig(
         text_config=text, vision_config=vision, image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_layer=-2, vision_feature_select_strategy="default", image_seq_length=PICTURE_TOKENS,
+        vision_feature_layer=-2, vision_feature_select_strategy="default", image_seq_length=IMAGE_TOKENS,
         tie_word_embeddings=False, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     write_hub_layout(LlavaForConditionalGeneration(config).eval(), processor, folder)

@@ -220,7 +220,7 @@ def _optimizer(tuned: nn.Module, settings: PlainSettings) -> torch.optim.Optimiz
 
 
 def pad(items: Sequence[PlainItem], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Fill up to the longest on the right; without any picture the model is called without pixels."""
+    """Fill up to the longest on the right; without any image the model is called without pixels."""
 
     def fill(name: str, value: int) -> torch.Tensor:
         rows = [torch.tensor(item[name]) for item in items]

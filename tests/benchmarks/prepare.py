@@ -1,7 +1,7 @@
 """``make bench-prepare``: how fast data is checked, beside a plain Pillow loop; ``--memory``: what memory it takes.
 
 Speed: 336 px JPEGs, each with a question of its own, through everything that prepare does with a dataset (reading,
-opening, decoding and comparing pictures, tokenising, splitting, writing). The two take turns over the same pictures, so
+opening, decoding and comparing images, tokenising, splitting, writing). The two take turns over the same images, so
 that whatever else the machine does holds both up alike.
 
 Memory: an export of a gigabyte with 100,000 samples. Resident memory is measured above what the imports take, in a
@@ -24,13 +24,13 @@ import numpy as np
 from PIL import Image
 
 from llava_trainer.data.dataset import prepare_dataset
-from llava_trainer.data.processing import load_processing
+from llava_trainer.data.processor import load_processor
 from llava_trainer.data.request import DatasetRequest, training_request
 from llava_trainer.data.samples import write_lines
 from tests.tiny.base import make_untrained_base
-from tests.trainer.exports import conversation, document, draw_picture, prepare_config, write_json
+from tests.trainer.exports import conversation, document, draw_image, prepare_config, write_json
 
-PICTURE_PX = 336
+IMAGE_PX = 336
 ROUNDS = 10
 _MIB = 2**20
 
@@ -53,27 +53,27 @@ def main() -> None:
         if chosen.memory:
             compare_memory(root, chosen.megabytes, chosen.samples)
         else:
-            compare_speed(root, chosen.pictures)
+            compare_speed(root, chosen.images)
 
 
-def compare_speed(root: Path, num_pictures: int) -> None:
-    """Print pictures a second of both sides, and their ratio."""
-    a_round = num_pictures // ROUNDS
-    print(f"drawing {a_round * ROUNDS:,} JPEGs of {PICTURE_PX} x {PICTURE_PX} px")
+def compare_speed(root: Path, num_images: int) -> None:
+    """Print images a second of both sides, and their ratio."""
+    a_round = num_images // ROUNDS
+    print(f"drawing {a_round * ROUNDS:,} JPEGs of {IMAGE_PX} x {IMAGE_PX} px")
     for number in range(ROUNDS):
         _draw_round(root / f"{number}", a_round, seed=number)
-    processing = load_processing(root / "base", "pad")
+    processor = load_processor(root / "base", "pad")
     seconds = {"ours": 0.0, "plain": 0.0}
     busy = dict(seconds)
     for number in range(ROUNDS):
-        # Whoever begins finds the pictures less warm.
+        # Whoever begins finds the images less warm.
         for side in ("ours", "plain") if number % 2 else ("plain", "ours"):
             begin, begin_busy = time.perf_counter(), time.process_time()
             if side == "plain":
                 _decode_plainly(root / f"{number}" / "dataset" / "images")
             else:
                 request = _request(root / f"{number}", root / "base")
-                with prepare_dataset(request, processing, root / "spool") as dataset:
+                with prepare_dataset(request, processor, root / "spool") as dataset:
                     assert not dataset.findings.num_refused, dataset.findings.kept
                     for held_out in (False, True):
                         write_lines(root / f"side-{held_out}.jsonl", dataset.lines(held_out=held_out))
@@ -93,13 +93,13 @@ def _draw_round(root: Path, count: int, seed: int) -> None:
     images.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((PICTURE_PX, PICTURE_PX), Image.Resampling.BICUBIC), dtype=np.int16)
+    smooth = np.asarray(coarse.resize((IMAGE_PX, IMAGE_PX), Image.Resampling.BICUBIC), dtype=np.int16)
     grained = np.clip(smooth + rng.integers(-8, 9, smooth.shape), 0, 255).astype(np.uint8)
     entries = []
     for index in range(count):
-        down, right = divmod(index * 37, PICTURE_PX)
-        picture = Image.fromarray(np.roll(grained, (down % PICTURE_PX, right), axis=(0, 1)))
-        picture.save(images / f"{index:06}.jpg", quality=85)
+        down, right = divmod(index * 37, IMAGE_PX)
+        image = Image.fromarray(np.roll(grained, (down % IMAGE_PX, right), axis=(0, 1)))
+        image.save(images / f"{index:06}.jpg", quality=85)
         entries.append(conversation(f"{index:06}.jpg", [(f"What is in picture {index}?", "A pattern of colours.")]))
     write_json(root / "dataset" / "export.json", entries)
 
@@ -118,7 +118,7 @@ def compare_memory(root: Path, megabytes: int, num_samples: int) -> None:
     """Print the peak of exports of several forms and sizes."""
     folder = root / "memory"
     for index in range(8):
-        draw_picture(folder / "dataset" / "images" / f"{index}.png", seed=index)
+        draw_image(folder / "dataset" / "images" / f"{index}.png", seed=index)
     print(f"{'export':28} {'size':>9} {'samples':>9} {'peak above imports':>20}")
     for form, size, samples in (
         ("llava, short texts", 0, num_samples // 10),
@@ -172,12 +172,12 @@ def _measure(config_file: Path) -> dict[str, float]:
     from llava_api.run_config import RunConfig
 
     config = RunConfig.model_validate_json(config_file.read_bytes())
-    processing = load_processing(config.model_dir, "pad")
-    processing.tokenizer("warm up")
+    processor = load_processor(config.model_dir, "pad")
+    processor.tokenizer("warm up")
     before = _resident_bytes()
     peak = _Peak()
     begin = time.perf_counter()
-    with peak, prepare_dataset(training_request(config), processing, config.volume_root / "spool") as dataset:
+    with peak, prepare_dataset(training_request(config), processor, config.volume_root / "spool") as dataset:
         samples = len(dataset.samples)
         write_lines(config.volume.train_file, dataset.lines(held_out=False))
     return {"peak": peak.bytes - before, "samples": samples, "seconds": time.perf_counter() - begin}

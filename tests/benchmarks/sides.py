@@ -15,10 +15,10 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_api.run_config import RunConfig
 from llava_trainer.data.collate import Item, collate, collate_packed
+from llava_trainer.gang.world import World
+from llava_trainer.training.batch_plan import BatchPlan
+from llava_trainer.training.model_under_training import ModelUnderTraining, build_model
 from llava_trainer.training.phase import phase_of
-from llava_trainer.training.plan import Plan
-from llava_trainer.training.processes import Processes
-from llava_trainer.training.trainee import Trainee, build_trainee
 from tests.benchmarks.mixture import Shape, encode_shape
 from tests.benchmarks.model import IMAGE_PX, LORA_RANK, VOCABULARY
 from tests.benchmarks.plain import PlainItem, PlainSettings, add_plain_adapter, train_plainly
@@ -41,17 +41,17 @@ class Side(Protocol):
     """Something that can be timed a step at a time."""
 
     def run(self, step: int) -> Piece:
-        """Learn from the global batch of ``step``; collating it is part of it, reading pictures is not."""
+        """Learn from the global batch of ``step``; collating it is part of it, reading images is not."""
 
 
 def make_items(shapes: Sequence[Shape], image_token_id: int) -> list[Item]:
-    """Samples of random tokens, and of a few random pictures."""
+    """Samples of random tokens, and of a few random images."""
     rng = np.random.default_rng(0)
-    pictures = rng.standard_normal((8, 1, 3, IMAGE_PX, IMAGE_PX)).astype(np.float32)
+    images = rng.standard_normal((8, 1, 3, IMAGE_PX, IMAGE_PX)).astype(np.float32)
     return [
         (
             encode_shape(shape, image_token_id=image_token_id, first_id=600, last_id=VOCABULARY - 1, seed=index),
-            pictures[index % len(pictures)] if shape.picture_tokens else None,
+            images[index % len(images)] if shape.image_tokens else None,
         )
         for index, shape in enumerate(shapes)
     ]
@@ -61,16 +61,16 @@ def make_items(shapes: Sequence[Shape], image_token_id: int) -> list[Item]:
 class Ours:
     """The trainer's objective under DeepSpeed, with batches by ``plan``."""
 
-    trainee: Trainee
+    model: ModelUnderTraining
     items: Sequence[Item]
-    plan: Plan
+    plan: BatchPlan
     pad_token_id: int
 
     def run(self, step: int) -> Piece:
-        engine = self.trainee.engine
+        engine = self.model.engine
         began, began_cpu = time.perf_counter(), time.process_time()
         tokens = 0
-        for rows in self.plan.share(step, 0):
+        for rows in self.plan.rank_batch(step, 0):
             chosen = [[self.items[index] for index in row] for row in rows]
             if self.plan.packing:
                 batch = collate_packed(chosen, self.pad_token_id)
@@ -88,11 +88,11 @@ class Plain:
 
     tuned: PeftModel
     items: Sequence[PlainItem]
-    plan: Plan
+    plan: BatchPlan
     pad_token_id: int
 
     def run(self, step: int) -> Piece:
-        order = [index for rows in self.plan.share(step, 0) for row in rows for index in row]
+        order = [index for rows in self.plan.rank_batch(step, 0) for row in rows for index in row]
         settings = PlainSettings(
             learning_rate=LEARNING_RATE,
             projector_learning_rate=LEARNING_RATE,
@@ -109,9 +109,9 @@ class Plain:
         return Piece(seconds=done.ended_s - done.began_s, cpu_s=done.cpu_s, tokens=tokens)
 
 
-def build_ours(config: RunConfig, processes: Processes) -> Trainee:
+def build_ours(config: RunConfig, world: World) -> ModelUnderTraining:
     """the 27 M model with its adapter, under DeepSpeed."""
-    return build_trainee(config, phase_of(config), processes)
+    return build_model(config, phase_of(config), world)
 
 
 def build_plain(model_dir: Path) -> PeftModel:

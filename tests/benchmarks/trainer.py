@@ -1,7 +1,7 @@
 """``make bench-trainer``: the trainer against the plain way, side by side in one run; ``--gpu`` for LLaVA 7B's shape.
 
 The sides take turns a step at a time, so that whatever else the machine does holds both up alike; what is compared is
-the ratio within a turn. Reading pictures is left out of the comparison, where it would speak for the trainer, and
+the ratio within a turn. Reading images is left out of the comparison, where it would speak for the trainer, and
 measured by itself.
 """
 
@@ -18,14 +18,14 @@ import torch
 import transformers
 
 from llava_api.run_config import RunConfig
-from llava_trainer.data.processing import load_processing
-from llava_trainer.training.grouping import Grouping
-from llava_trainer.training.plan import Plan
-from llava_trainer.training.processes import Processes
+from llava_trainer.data.processor import load_processor
+from llava_trainer.gang.world import World
+from llava_trainer.training.batch_plan import BatchPlan
+from llava_trainer.training.epoch_order import Grouping
 from tests.benchmarks import head
 from tests.benchmarks.loading import loading_table
 from tests.benchmarks.mixture import Shape, draw_shapes, max_length, sizes_of
-from tests.benchmarks.model import PICTURE_TOKENS
+from tests.benchmarks.model import IMAGE_TOKENS
 from tests.benchmarks.sides import (
     Ours,
     Piece,
@@ -89,20 +89,20 @@ def make_plan(
     grouping: Grouping,
     packing: bool = False,
     world_size: int = 1,
-) -> Plan:
+) -> BatchPlan:
     """Batches of an epoch."""
-    return Plan(
+    return BatchPlan(
         sizes=sizes_of(shapes), global_batch=global_batch, per_device_batch=PER_DEVICE, max_length=limit,
         world_size=world_size, epochs=1, seed=0, grouping=grouping, packing=packing,
     )  # fmt: skip
 
 
-def real_share(plan: Plan) -> float:
+def real_fraction(plan: BatchPlan) -> float:
     """Share of computed positions that hold a token; processes that wait for the slowest count as computing."""
     real = computed = 0
     for step in range(plan.total_steps):
-        shares = [plan.share(step, rank) for rank in range(plan.world_size)]
-        for side_by_side in zip(*shares, strict=True):
+        rank_batches = [plan.rank_batch(step, rank) for rank in range(plan.world_size)]
+        for side_by_side in zip(*rank_batches, strict=True):
             lengths = [[sum(int(plan.sizes.tokens[index]) for index in row) for row in rows] for rows in side_by_side]
             real += sum(sum(rows) for rows in lengths)
             computed += plan.world_size * max(len(rows) * max(rows, default=0) for rows in lengths)
@@ -120,8 +120,8 @@ def filling_table() -> Iterator[str]:
         ("packed, at random", "none", True), ("packed, by modality", "modality", True),
     )  # fmt: skip
     for name, grouping, packing in ways:
-        shares = [
-            real_share(
+        fractions = [
+            real_fraction(
                 make_plan(
                     shapes,
                     limit=max_length(),
@@ -133,7 +133,7 @@ def filling_table() -> Iterator[str]:
             )
             for world_size in (1, 8)
         ]
-        yield f"| {name} | {shares[0]:.1%} | {shares[1]:.1%} |"
+        yield f"| {name} | {fractions[0]:.1%} | {fractions[1]:.1%} |"
 
 
 def head_table() -> Iterator[str]:
@@ -142,16 +142,16 @@ def head_table() -> Iterator[str]:
     yield "| | plain way | all supervised | 25 % supervised |"
     yield "| --- | --- | --- | --- |"
     for dtype in (torch.float32, torch.bfloat16):
-        plain = head.peak_bytes(dtype, share=None)
-        shares = [head.peak_bytes(dtype, share=share) for share in (1.0, 0.25)]
-        cells = " | ".join(f"{peak / 2**20:,.0f} MiB, {peak / plain:.1%}" for peak in shares)
+        plain = head.peak_bytes(dtype, fraction=None)
+        fractions = [head.peak_bytes(dtype, fraction=fraction) for fraction in (1.0, 0.25)]
+        cells = " | ".join(f"{peak / 2**20:,.0f} MiB, {peak / plain:.1%}" for peak in fractions)
         yield f"| {str(dtype).removeprefix('torch.')} | {plain / 2**20:,.0f} MiB | {cells} |"
 
 
 def speed_table(rounds: int, batch: int) -> Iterator[str]:
     """Real tokens a second of both sides."""
-    with workplace() as (config, processes):
-        pieces = run_rounds(make_sides(config, processes, rounds, batch), rounds)
+    with workplace() as (config, world):
+        pieces = run_rounds(make_sides(config, world, rounds, batch), rounds)
     yield f"Real tokens a second, {rounds} turns of {batch} samples in micro-batches of {PER_DEVICE}:"
     yield "| | tokens/s | against the plain way | by processor time | turn by turn, lowest to highest |"
     yield "| --- | --- | --- | --- | --- |"
@@ -170,23 +170,23 @@ def speed(pieces: Sequence[Piece], *, by_cpu: bool = False) -> float:
     return sum(piece.tokens for piece in pieces) / seconds
 
 
-def make_sides(config: RunConfig, processes: Processes, rounds: int, batch: int) -> dict[str, Side]:
+def make_sides(config: RunConfig, world: World, rounds: int, batch: int) -> dict[str, Side]:
     """Both sides with batches made in all ways, so that what each change gives is seen by itself."""
     # One turn more than is timed, since the first warms up; and enough to draw groups from.
-    shapes = draw_shapes(max(1024, (rounds + 1) * batch), seed=1, picture_tokens=PICTURE_TOKENS)
-    processing = load_processing(config.model_dir, "pad")
-    items = make_items(shapes, processing.image_token_id)
-    trainee, tuned = build_ours(config, processes), build_plain(config.model_dir)
-    limit = max_length(PICTURE_TOKENS)
+    shapes = draw_shapes(max(1024, (rounds + 1) * batch), seed=1, image_tokens=IMAGE_TOKENS)
+    processor = load_processor(config.model_dir, "pad")
+    items = make_items(shapes, processor.image_token_id)
+    model, tuned = build_ours(config, world), build_plain(config.model_dir)
+    limit = max_length(IMAGE_TOKENS)
     random_order = make_plan(shapes, limit=limit, global_batch=batch, grouping="none")
     grouped = dataclasses.replace(random_order, grouping="modality")
     packed = dataclasses.replace(grouped, packing=True)
 
-    def plain(plan: Plan) -> Plain:
-        return Plain(tuned=tuned, items=plain_items(items), plan=plan, pad_token_id=processing.pad_token_id)
+    def plain(plan: BatchPlan) -> Plain:
+        return Plain(tuned=tuned, items=plain_items(items), plan=plan, pad_token_id=processor.pad_token_id)
 
-    def ours(plan: Plan) -> Ours:
-        return Ours(trainee=trainee, items=items, plan=plan, pad_token_id=processing.pad_token_id)
+    def ours(plan: BatchPlan) -> Ours:
+        return Ours(model=model, items=items, plan=plan, pad_token_id=processor.pad_token_id)
 
     return {
         PLAIN: plain(random_order),

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from llava_api.run_config import RunConfig
-from llava_trainer.training.processes import Processes, join
+from llava_trainer.gang.world import World, join
 from tests.benchmarks.model import LORA_RANK, write_model
 from tests.benchmarks.sides import LEARNING_RATE
 from tests.tiny.tasks import corpus
@@ -20,7 +20,7 @@ PER_DEVICE = 16
 
 
 @contextmanager
-def workplace() -> Iterator[tuple[RunConfig, Processes]]:
+def workplace() -> Iterator[tuple[RunConfig, World]]:
     """the 27 M model in a folder, and this process as the only one of a training."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as listener:
         root = Path(folder)
@@ -39,8 +39,8 @@ def workplace() -> Iterator[tuple[RunConfig, Processes]]:
             yield config, joined()
 
 
-def joined() -> Processes:
+def joined() -> World:
     """Join once: DeepSpeed keeps the first process group that it sees."""
     if torch.distributed.is_initialized():
-        return Processes(rank=0, world_size=1, device=torch.device("cpu"))
+        return World(rank=0, world_size=1, device=torch.device("cpu"))
     return join("cpu")

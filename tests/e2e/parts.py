@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, LlavaForConditionalGen
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tests.tiny.export import EXPORT_FILE, IMAGES_FOLDER
-from tests.tiny.pictures import draw_tray
+from tests.tiny.images import draw_tray
 from tests.tiny.tasks import scenes
 
 
@@ -34,12 +34,12 @@ def take_apart(base: Path, language_model: Path, vision_tower: Path) -> None:
     CLIPImageProcessorPil.from_pretrained(base).save_pretrained(vision_tower)
 
 
-def make_captions(folder: Path, *, pictures_per_scene: int = 10, seed: int = 1) -> int:
+def make_captions(folder: Path, *, images_per_scene: int = 10, seed: int = 1) -> int:
     """Write pictures of trays with a caption each, like ``red top left``; returns how many."""
     rng = random.Random(seed)
     images = folder / IMAGES_FOLDER
     images.mkdir(parents=True, exist_ok=True)
-    chosen = scenes() * pictures_per_scene
+    chosen = scenes() * images_per_scene
     rng.shuffle(chosen)
     entries: list[dict[str, Any]] = []
     for index, scene in enumerate(chosen):

@@ -55,7 +55,7 @@ def test_the_plan_is_within_a_tenth_of_what_a_gpu_hands_out(method: str, changes
 
 def _batch(work: Workload) -> dict[str, torch.Tensor]:
     ids = torch.randint(1, MODEL.vocabulary, (work.rows, work.length), device=DEVICE)
-    # 0 is the picture's token in this shape.
+    # 0 is the image's token in this shape.
     ids[:, : MODEL.tokens_per_image] = 0
     # Something is filled up, so that attention is given a mask as the plan has it.
     mask = torch.ones_like(ids)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llava_trainer.data.collate import Batch, collate, collate_packed
-from llava_trainer.data.processing import load_processing
+from llava_trainer.data.processor import load_processor
 from llava_trainer.model.loading import load_model
 from llava_trainer.model.objective import SupervisedLoss
 from tests.tiny.base import make_untrained_base
@@ -41,14 +41,14 @@ def learn(module: SupervisedLoss, batches: list[Batch]) -> tuple[float, torch.Te
 @pytest.mark.parametrize("attention", [pytest.param("flash_attention_2", marks=pytest.mark.needs_flash_attn), "sdpa"])
 @pytest.mark.parametrize("rows", [[[0, 1, 2, 3, 4]], [[2, 0], [4, 3, 1]]], ids=["one-row", "two-rows"])
 def test_packed_samples_are_learned_as_if_each_stood_alone(base_dir: Path, attention: str, rows: list[list[int]]):
-    processing = load_processing(base_dir, "pad")
+    processor = load_processor(base_dir, "pad")
     module = SupervisedLoss(load_model(base_dir, torch.bfloat16, CUDA, attention), gradient_checkpointing=True)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_("vision_tower" not in name and any(part in name for part in LEARNING))
     module.train()
-    items = make_items(processing)
-    packed = collate_packed([[items[index] for index in row] for row in rows], processing.pad_token_id)
+    items = make_items(processor)
+    packed = collate_packed([[items[index] for index in row] for row in rows], processor.pad_token_id)
     loss, gradients = learn(module, [packed])
-    expected_loss, expected = learn(module, [collate([item], processing.pad_token_id) for item in items])
+    expected_loss, expected = learn(module, [collate([item], processor.pad_token_id) for item in items])
     assert loss == pytest.approx(expected_loss, rel=5e-3)
     assert torch.cosine_similarity(gradients, expected, dim=0) > 0.999

@@ -13,8 +13,8 @@ from llava_api.failures import Reason, exit_code_of
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
 from llava_trainer.model.flash import find_flash_fault
+from llava_trainer.training.curve import read_curve
 from llava_trainer.training.device import check_device
-from llava_trainer.training.history import read_entries
 from llava_trainer.training.phase import phase_of
 from tests.tiny.base import make_untrained_base
 from tests.trainer.trainings import TrainStage, break_rank, make_dataset, make_training
@@ -33,17 +33,17 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_config(tmp_path: Path, base_dir: Path) -> Callable[..., RunConfig]:
     samples = make_dataset(tmp_path / "dataset")
 
-    def make(*, attempt: int = 1, processes: int = 1, **training) -> RunConfig:
+    def make(*, attempt: int = 1, world: int = 1, **training) -> RunConfig:
         return make_training(
             tmp_path, base_dir, samples, attempt=attempt, training={"epochs": 3} | training,
-            workers={"device": "cuda", "processesPerNode": processes, "rendezvousPort": 29461 + attempt},
+            workers={"device": "cuda", "processesPerNode": world, "rendezvousPort": 29461 + attempt},
         )  # fmt: skip
 
     return make
 
 
 def losses(config: RunConfig) -> list[float]:
-    return [entry.loss for entry in read_entries(config.volume.history_file(config.run.stage, config.run.attempt))]
+    return [entry.loss for entry in read_curve(config.volume.history_file(config.run.stage, config.run.attempt))]
 
 
 def run(config: RunConfig) -> None:
@@ -72,10 +72,10 @@ def test_a_run_on_a_gpu_is_resumed(make_config: Callable[..., RunConfig]):
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_processes_on_several_gpus_agree_with_one(make_config: Callable[..., RunConfig], stage: int):
     """NCCL between the GPUs of one machine, by every stage of ZeRO."""
-    processes = 4 if torch.cuda.device_count() >= 4 else 2
+    world = 4 if torch.cuda.device_count() >= 4 else 2
     batch = {"perDevice": 1, "global": 8}
     alone = make_config(precision="fp32", batch=batch)
-    together = make_config(attempt=2, processes=processes, precision="fp32", batch=batch, zero={"stage": stage})
+    together = make_config(attempt=2, world=world, precision="fp32", batch=batch, zero={"stage": stage})
     run(alone)
     run(together)
     assert losses(together) == pytest.approx(losses(alone), rel=1e-3)
@@ -102,7 +102,7 @@ def test_offloaded_optimiser_states_learn_the_same(make_config: Callable[..., Ru
 def test_tokens_a_second_are_counted(make_config: Callable[..., RunConfig]):
     config = make_config()
     run(config)
-    entries = read_entries(config.volume.history_file(config.run.stage, config.run.attempt))
+    entries = read_curve(config.volume.history_file(config.run.stage, config.run.attempt))
     assert all(entry.tokens_per_second > 0 for entry in entries[1:])
 
 
@@ -130,7 +130,7 @@ def test_a_process_that_hangs_in_backward_is_named(
     make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ):
     """By what torch records of NCCL, whose operations are begun long before they end."""
-    config = make_config(processes=2, epochs=400, batch={"perDevice": 1, "global": 8})
+    config = make_config(world=2, epochs=400, batch={"perDevice": 1, "global": 8})
     limits = {"stall_limit_seconds": 20.0, "grace_period_seconds": 15}
     hanging = config.model_copy(update={"workers": config.workers.model_copy(update=limits)})
     break_rank(monkeypatch, "hang", rank=1, at=6)

@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from tests.tiny.pictures import COLOURS, CORNERS, draw_tray
+from tests.tiny.images import COLOURS, CORNERS, draw_tray
 from tests.tiny.tasks import SYSTEM, Exchange, Scene, corpus, draw_exchange, scenes
 from tests.tiny.tokenizer import build_tokenizer
 
@@ -49,7 +49,7 @@ class Pretraining:
     steps: int = 240
     batch: int = 24
     learning_rate: float = 2e-3
-    pictures_per_scene: int = 8
+    images_per_scene: int = 8
 
 
 def make_base(folder: Path, seed: int = 0, pretraining: Pretraining | None = None) -> None:
@@ -57,7 +57,7 @@ def make_base(folder: Path, seed: int = 0, pretraining: Pretraining | None = Non
 
     Args:
         folder: made if it is missing.
-        seed: seed of weights, pictures and order.
+        seed: seed of weights, images and order.
         pretraining: None for the default.
     """
     plan = pretraining or Pretraining()
@@ -65,9 +65,9 @@ def make_base(folder: Path, seed: int = 0, pretraining: Pretraining | None = Non
     rng = random.Random(seed)
     processor = build_processor(build_tokenizer(corpus(rng)))
     model = build_model(processor.tokenizer)
-    pictures = _Pictures(processor, rng, plan.pictures_per_scene)
-    _pretrain_tower(model, pictures, rng, plan)
-    _pretrain_language(model, processor.tokenizer, pictures, rng, plan)
+    images = _Images(processor, rng, plan.images_per_scene)
+    _pretrain_tower(model, images, rng, plan)
+    _pretrain_language(model, processor.tokenizer, images, rng, plan)
     write_hub_layout(model.eval(), processor, folder)
 
 
@@ -131,7 +131,7 @@ def build_model(tokenizer: LlamaTokenizer) -> LlavaForConditionalGeneration:
 
 @torch.no_grad()
 def _widen(model: LlavaForConditionalGeneration) -> None:
-    """Draw weights at a scale that suits so narrow a model; at 0.02 it takes ten times as long to look at a picture."""
+    """Draw weights at a scale that suits so narrow a model; at 0.02 it takes ten times as long to look at an image."""
     language = model.model.language_model
     for matrix in (parameter for parameter in language.layers.parameters() if parameter.ndim == 2):
         torch.nn.init.normal_(matrix, std=0.08)
@@ -166,8 +166,8 @@ def _hub_name(name: str) -> str:
     raise ValueError(f"no hub name for {name}")
 
 
-class _Pictures:
-    """A few processed pictures of every scene, drawn once."""
+class _Images:
+    """A few processed images of every scene, drawn once."""
 
     def __init__(self, processor: LlavaProcessor, rng: random.Random, per_scene: int) -> None:
         self.scenes = [scene for scene in scenes() for _ in range(per_scene)]
@@ -177,16 +177,16 @@ class _Pictures:
         self._first = {scene: index * per_scene for index, scene in enumerate(scenes())}
 
     def draw(self, rng: random.Random, scene: Scene) -> torch.Tensor:
-        """Pixels of one picture of ``scene``: (3, IMAGE_PX, IMAGE_PX)."""
+        """Pixels of one image of ``scene``: (3, IMAGE_PX, IMAGE_PX)."""
         return self.pixels[self._first[scene] + rng.randrange(self._per_scene)]
 
 
 def _pretrain_tower(
-    model: LlavaForConditionalGeneration, pictures: _Pictures, rng: random.Random, plan: Pretraining
+    model: LlavaForConditionalGeneration, images: _Images, rng: random.Random, plan: Pretraining
 ) -> None:
     """Teach the tower to tell colour and corner from every patch, by a linear probe that is thrown away."""
     colours, corners = list(COLOURS), list(CORNERS)
-    targets = torch.tensor([[colours.index(colour), corners.index(corner)] for colour, corner in pictures.scenes])
+    targets = torch.tensor([[colours.index(colour), corners.index(corner)] for colour, corner in images.scenes])
     tower = model.model.vision_tower
     probe = torch.nn.Linear(tower.config.hidden_size, len(colours) + len(corners))
     optimizer, schedule = _optimizer(
@@ -194,7 +194,7 @@ def _pretrain_tower(
     )
     for _ in range(plan.tower_steps):
         chosen = torch.tensor(rng.sample(range(len(targets)), 2 * plan.batch))
-        states = tower(pictures.pixels[chosen], output_hidden_states=True).hidden_states[-2][:, 1:]
+        states = tower(images.pixels[chosen], output_hidden_states=True).hidden_states[-2][:, 1:]
         guesses = probe(states).transpose(1, 2)
         expected = targets[chosen].unsqueeze(-1).expand(-1, -1, states.shape[1])
         loss = cross_entropy(guesses[:, : len(colours)], expected[:, 0])
@@ -206,7 +206,7 @@ def _pretrain_tower(
 def _pretrain_language(
     model: LlavaForConditionalGeneration,
     tokenizer: LlamaTokenizer,
-    pictures: _Pictures,
+    images: _Images,
     rng: random.Random,
     plan: Pretraining,
 ) -> None:
@@ -214,7 +214,7 @@ def _pretrain_language(
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, schedule = _optimizer(learning, plan.learning_rate, plan.steps)
     for _ in range(plan.steps):
-        batch = _collate([draw_exchange(rng) for _ in range(plan.batch)], tokenizer, pictures, rng)
+        batch = _collate([draw_exchange(rng) for _ in range(plan.batch)], tokenizer, images, rng)
         loss = model(**batch, use_cache=False).loss
         _step(loss, optimizer, schedule)
 
@@ -237,7 +237,7 @@ def _step(loss: torch.Tensor, optimizer: torch.optim.Optimizer, schedule: torch.
 
 
 def _collate(
-    exchanges: list[Exchange], tokenizer: LlamaTokenizer, pictures: _Pictures, rng: random.Random
+    exchanges: list[Exchange], tokenizer: LlamaTokenizer, images: _Images, rng: random.Random
 ) -> dict[str, torch.Tensor]:
     rows = [_encode(exchange, tokenizer) for exchange in exchanges]
     longest = max(len(ids) for ids, _ in rows)
@@ -249,7 +249,7 @@ def _collate(
     batch = {"input_ids": ids, "labels": labels, "attention_mask": (ids != tokenizer.pad_token_id).long()}
     scenes_shown = [exchange.scene for exchange in exchanges if exchange.scene]
     if scenes_shown:
-        batch["pixel_values"] = torch.stack([pictures.draw(rng, scene) for scene in scenes_shown])
+        batch["pixel_values"] = torch.stack([images.draw(rng, scene) for scene in scenes_shown])
     return batch
 
 

@@ -1,8 +1,8 @@
-"""Write pictures of trays and an export of question-answer pairs about their codes.
+"""Write images of trays and an export of question-answer pairs about their codes.
 
 A tray's code follows from colour and corner of its block. Each of the 32 pairs of question and answer stands on many
-pictures, so whatever part of the pictures is held out, its pairs have been seen in training on other pictures. With
-``shuffled`` the codes are dealt out at random, so that a picture says nothing about its code.
+images, so whatever part of the images is held out, its pairs have been seen in training on other images. With
+``shuffled`` the codes are dealt out at random, so that an image says nothing about its code.
 """
 
 import json
@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.tiny.pictures import draw_tray
+from tests.tiny.images import draw_tray
 from tests.tiny.tasks import CODE_QUESTION, scenes, tray_code
 
 ExportFormat = Literal["ubiai", "llava"]
@@ -24,22 +24,22 @@ def make_export(
     *,
     format: ExportFormat = "ubiai",
     seed: int = 0,
-    pictures_per_scene: int = 10,
+    images_per_scene: int = 10,
     shuffled: bool = False,
 ) -> int:
-    """Write ``folder``/export.json and ``folder``/images/; returns the number of pictures (32 x pictures_per_scene).
+    """Write ``folder``/export.json and ``folder``/images/; returns the number of images (32 x images_per_scene).
 
     Args:
         folder: made if it is missing.
         format: ``ubiai`` (relations between QUESTION and ANSWER spans) or ``llava`` (conversations).
-        seed: seed of pictures, order and shuffling.
-        pictures_per_scene: pictures of each pair of colour and corner, one question each.
+        seed: seed of images, order and shuffling.
+        images_per_scene: images of each pair of colour and corner, one question each.
         shuffled: deal the answers out at random: the control experiment.
     """
     rng = random.Random(seed)
     images = folder / IMAGES_FOLDER
     images.mkdir(parents=True, exist_ok=True)
-    chosen = scenes() * pictures_per_scene
+    chosen = scenes() * images_per_scene
     rng.shuffle(chosen)
     codes = [tray_code(scene) for scene in chosen]
     if shuffled:

@@ -25,8 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
         make_base(chosen.base, chosen.seed)
         sys.stdout.write(f"base model in {chosen.base} after {time.monotonic() - began:.0f} s\n")
     if chosen.export is not None:
-        num_pictures = make_export(chosen.export, format=chosen.format, seed=chosen.seed, shuffled=chosen.shuffled)
-        sys.stdout.write(f"{num_pictures} pictures in {chosen.export}\n")
+        num_images = make_export(chosen.export, format=chosen.format, seed=chosen.seed, shuffled=chosen.shuffled)
+        sys.stdout.write(f"{num_images} pictures in {chosen.export}\n")
     return 0
 
 

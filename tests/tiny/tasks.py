@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 
-from tests.tiny.pictures import COLOURS, CORNERS
+from tests.tiny.images import COLOURS, CORNERS
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -22,7 +22,7 @@ Scene = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """One question and its answer; ``scene`` is what the picture shows, None without a picture."""
+    """One question and its answer; ``scene`` is what the image shows, None without an image."""
 
     question: str
     answer: str

@@ -1,4 +1,4 @@
-"""A checkpoint and its processing that tests only read, made once.
+"""A checkpoint and its processor that tests only read, made once.
 
 What needs torch is imported when it is asked for: tests of the frame and of reports run without it.
 """
@@ -14,8 +14,8 @@ import pytest
 from tests.ports import free_port
 
 if TYPE_CHECKING:
-    from llava_trainer.data.processing import Processing
-    from llava_trainer.training.processes import Processes
+    from llava_trainer.data.processor import Processor
+    from llava_trainer.gang.world import World
     from tests.trainer.servers.authority import Authority
 
 # As the command line does for every stage.
@@ -51,10 +51,10 @@ def toy_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def toy_processing(toy_model_dir: Path) -> "Processing":
-    from llava_trainer.data.processing import load_processing
+def toy_processor(toy_model_dir: Path) -> "Processor":
+    from llava_trainer.data.processor import load_processor
 
-    return load_processing(toy_model_dir, "pad")
+    return load_processor(toy_model_dir, "pad")
 
 
 @pytest.fixture
@@ -64,25 +64,25 @@ def port() -> int:
 
 
 @pytest.fixture(scope="session")
-def process_group() -> Iterator[tuple["Processes", int]]:
+def process_group() -> Iterator[tuple["World", int]]:
     """This process as the only one of a training, and its port.
 
     Once a session: DeepSpeed keeps the first process group that it sees, whatever becomes of it.
     """
     import torch.distributed as dist
 
-    from llava_trainer.training.processes import join
+    from llava_trainer.gang.world import join
     from tests.trainer.trainings import environment_of_one
 
     port = free_port()
     with environment_of_one(port):
-        processes = join("cpu")
-    yield processes, port
+        world = join("cpu")
+    yield world, port
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def processes(process_group: tuple["Processes", int]) -> Iterator["Processes"]:
+def world(process_group: tuple["World", int]) -> Iterator["World"]:
     """The only process of a training, with its environment for as long as the module's tests run."""
     from tests.trainer.trainings import environment_of_one
 

@@ -1,4 +1,4 @@
-"""Datasets as people have them: pictures, and the same questions and answers in both export formats."""
+"""Datasets as people have them: images, and the same questions and answers in both export formats."""
 
 import json
 import random
@@ -15,16 +15,16 @@ from tests.trainer.attempts import begin_first
 Pairs = Sequence[tuple[str, str]]
 
 
-def draw_picture(path: Path, seed: int = 0, size: tuple[int, int] = (60, 40)) -> Path:
-    """A picture of lines that is different for each seed."""
+def draw_image(path: Path, seed: int = 0, size: tuple[int, int] = (60, 40)) -> Path:
+    """An image of lines that is different for each seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
-    picture = Image.new("RGB", size, tuple(rng.randrange(256) for _ in range(3)))
-    brush = ImageDraw.Draw(picture)
+    image = Image.new("RGB", size, tuple(rng.randrange(256) for _ in range(3)))
+    brush = ImageDraw.Draw(image)
     for _ in range(6):
         ends = [(rng.randrange(size[0]), rng.randrange(size[1])) for _ in range(2)]
         brush.line(ends, fill=tuple(rng.randrange(256) for _ in range(3)), width=3)
-    picture.save(path)
+    image.save(path)
     return path
 
 

@@ -1,6 +1,6 @@
 """What LLaVA's own code does with a conversation, written anew from its description: the oracle of encoding.
 
-Tokens come from the sentencepiece package, text by text between pictures (mm_utils.py, tokenizer_image_token), the way
+Tokens come from the sentencepiece package, text by text between images (mm_utils.py, tokenizer_image_token), the way
 transformers 4.37's slow Llama tokenizer calls it for both values of ``legacy``. The mask follows the rounds of train.py
 (preprocess_v1). Source: haotian-liu/LLaVA at c121f04. Nothing of the trainer is used.
 """
@@ -47,7 +47,7 @@ class SlowLlamaTokenizer:
 
 
 def image_token(prompt: str, tokenizer: SlowLlamaTokenizer) -> list[int]:
-    """Ids of a prompt with IMAGE where a picture stands."""
+    """Ids of a prompt with IMAGE where an image stands."""
     first, *others = [tokenizer(chunk) for chunk in prompt.split("<image>")]
     ids = list(first)
     for chunk in others:
@@ -57,7 +57,7 @@ def image_token(prompt: str, tokenizer: SlowLlamaTokenizer) -> list[int]:
 
 @dataclass(frozen=True)
 class Expected:
-    """Ids and labels, a picture being one IMAGE."""
+    """Ids and labels, an image being one IMAGE."""
 
     ids: list[int]
     labels: list[int]
@@ -66,9 +66,9 @@ class Expected:
 
 
 def layout(turns: list[tuple[str, str]]) -> str:
-    """The v1 prompt of (speaker, value) turns; pictures are moved to the beginning of their turn.
+    """The v1 prompt of (speaker, value) turns; images are moved to the beginning of their turn.
 
-    LLaVA keeps one picture a turn and loses the others; here all are kept, in their order.
+    LLaVA keeps one image a turn and loses the others; here all are kept, in their order.
     """
     prompt = SYSTEM + " "
     for speaker, value in turns:

@@ -17,7 +17,7 @@ _PRELOADED = ("llava_trainer.training.loop", "tests.trainer.trainings")
 
 
 def run_in_processes(number: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Call ``function(processes, *arguments)`` in ``number`` processes of one training; what each returned, by rank."""
+    """Call ``function(world, *arguments)`` in ``number`` processes of one training; what each returned, by rank."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOADED))
     with socket.socket() as listener:
@@ -46,7 +46,7 @@ def run_in_processes(number: int, function: Callable[..., Any], *arguments: Any)
 def _run(
     rank: int, number: int, port: int, answers: "Queue[tuple[int, Any]]", function: Callable[..., Any], arguments: Any
 ) -> None:
-    from llava_trainer.training.processes import join
+    from llava_trainer.gang.world import join
 
     faulthandler.dump_traceback_later(DEADLINE_S - 10, exit=True)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1"}

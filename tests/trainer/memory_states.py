@@ -1,7 +1,7 @@
 """One of several processes that put a small model under the real engine and print what DeepSpeed allocates, and where.
 
 ``python -m tests.trainer.memory_states METHOD:STAGE:BYTES[:OFFLOAD] ...`` with torch's RANK, WORLD_SIZE and MASTER_*
-set; OFFLOAD is ``o`` (optimiser) or ``op`` (parameters, too). The first process prints one JSON object a line: bytes
+set; OFFLOAD is ``o`` (optimiser) or ``op`` (parameters, too). The first rank prints one JSON object a line: bytes
 held between two steps, at the peak of a later micro-batch, and at the peak of the optimiser's step, each of what would
 be on a GPU, and what would be in the node's memory.
 """
@@ -17,10 +17,10 @@ from torch.utils import _pytree as pytree
 
 from llava_api.memory import Workload
 from llava_api.spec import Offload, Zero
+from llava_trainer.gang.world import World, join
 from llava_trainer.model.learning import group_parameters
 from llava_trainer.training import engine as engine_module
 from llava_trainer.training.engine import build_engine
-from llava_trainer.training.processes import Processes, join
 from llava_trainer.training.slices import _flats
 from tests.trainer.memory_shapes import make_shape
 from tests.trainer.memory_trace import Ledger, Watching, build_module
@@ -73,18 +73,18 @@ class Placing(Watching):
 
 
 def main() -> None:
-    processes = join("cpu")
+    world = join("cpu")
     engine_module._MAX_BUCKET_ELEMENTS = BUCKET_ELEMENTS
     get_accelerator().current_device_name = lambda: str(DEVICE)
     for case in sys.argv[1:]:
-        measured = _measure(make_work(case, processes.world_size), processes)
-        if processes.is_first:
+        measured = _measure(make_work(case, world.world_size), world)
+        if world.is_first:
             sys.stdout.write(json.dumps({"case": case, **measured}) + "\n")
             sys.stdout.flush()
     torch.distributed.destroy_process_group()
 
 
-def _measure(work: Workload, processes: Processes) -> dict[str, dict[str, int]]:
+def _measure(work: Workload, world: World) -> dict[str, dict[str, int]]:
     torch.manual_seed(0)
     module = build_module(MODEL, work)
     groups = group_parameters(module, learning_rate=1e-4, projector_learning_rate=1e-5, weight_decay=0.0)
@@ -103,7 +103,7 @@ def _measure(work: Workload, processes: Processes) -> dict[str, dict[str, int]]:
         device.peak, host.peak = device.now, host.now
 
     with Placing(device, host):
-        engine = build_engine(module, groups, zero=zero, device=processes.device, dtype=dtype, per_device_batch=1)
+        engine = build_engine(module, groups, zero=zero, device=world.device, dtype=dtype, per_device_batch=1)
         module.train()
         if work.offload_optimizer:
             # In fp32 moving them to the node's memory does nothing here, where they are in it.

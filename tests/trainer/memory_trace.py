@@ -7,7 +7,7 @@ run on a GPU, and are set right here:
 - dropout: on a GPU it is ``native_dropout``, which keeps one byte a number; on a CPU it keeps the whole noise;
 - gradients of parameters: DeepSpeed's ZeRO takes each away as soon as it is there, into buffers of its own, which this
   trace cannot see;
-- what depends on values (does the mask hide anything, do pictures fit their places) is answered with yes.
+- what depends on values (does the mask hide anything, do images fit their places) is answered with yes.
 """
 
 import weakref

@@ -59,11 +59,11 @@ class Original:
     def logits(
         self, chunks: list[list[int]], pixels: torch.Tensor | None, layer: int = -2, cut: int = 1
     ) -> torch.Tensor:
-        """Logits of chunks of token ids with a picture's features between one and the next.
+        """Logits of chunks of token ids with an image's features between one and the next.
 
         Args:
-            chunks: ids around the pictures.
-            pixels: (pictures, 3, height, width), one fewer than chunks.
+            chunks: ids around the images.
+            pixels: (images, 3, height, width), one fewer than chunks.
             layer: hidden state of the tower that is taken.
             cut: tokens of it that are dropped at the beginning.
         """
@@ -184,8 +184,8 @@ def write_tower(folder: Path, original: Original, **changes: Any) -> Path:
     }  # fmt: skip
     write_settings(folder, {"model_type": "clip", "vision_config": vision | changes, "text_config": {}})
     size = config.image_size
-    pictures = {"crop_size": size, "size": size, "resample": 3, "image_mean": [0.48145466, 0.4578275, 0.40821073]}
-    (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
+    images = {"crop_size": size, "size": size, "resample": 3, "image_mean": [0.48145466, 0.4578275, 0.40821073]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(images))
     others = {"logit_scale": torch.tensor(4.6), "text_model.final_layer_norm.weight": torch.ones(3)}
     return write_weights(folder, original.tower_weights() | others, pickled=True)
 

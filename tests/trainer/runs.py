@@ -13,11 +13,11 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
-from llava_trainer.data.report import DatasetReport, Lengths, Note, Pictures, Side
+from llava_trainer.data.dataset_report import DatasetReport, ImageSummary, Lengths, Note, Side
 from llava_trainer.data.samples import Sample, Source, Turn, write_samples
 from llava_trainer.model.layout import PROJECTOR
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.history import Entry, History
+from llava_trainer.training.curve import Curve, CurvePoint
 from tests.tiny.base import build_model, build_processor, write_hub_layout
 from tests.tiny.export import make_export
 from tests.tiny.tasks import corpus
@@ -40,10 +40,10 @@ class Recorder(Reporter):
 def make_run(root: Path) -> RunConfig:
     """Make base, dataset and volume below ``root``; returns the configuration of the first merge attempt.
 
-    24 samples to train on and 8 held out, the first of them with two questions and the last without a picture.
+    24 samples to train on and 8 held out, the first of them with two questions and the last without an image.
     """
     make_random_base(root / "base")
-    make_export(root / "data", format="llava", pictures_per_scene=1)
+    make_export(root / "data", format="llava", images_per_scene=1)
     config = run_config(root)
     samples = list(_read_export(root / "data" / "export.json"))
     follow_up = (Turn(role="user", text="In which corner is the block?"), Turn(role="assistant", text="Top left."))
@@ -85,7 +85,7 @@ def dataset_report(*, held_out: int, trained_on: int, notes: tuple[Note, ...] = 
         for count in (trained_on, held_out)
     ]
     files = held_out + trained_on
-    pictures = Pictures(
+    images = ImageSummary(
         files=files, different=files, tokens_each=16, aspect_ratio="pad", smallest_px=(112, 112), largest_px=(112, 112)
     )
     return DatasetReport(
@@ -95,7 +95,7 @@ def dataset_report(*, held_out: int, trained_on: int, notes: tuple[Note, ...] = 
         samples_read=files,
         train=sides[0],
         validation=sides[1],
-        pictures=pictures,
+        pictures=images,
         lengths=Lengths(longest=60, median=59, total=59 * files, max_length=512, overlong=0, histogram=()),
         refused_count=0,
         refused=(),
@@ -142,10 +142,10 @@ def _read_export(file: Path) -> Iterable[Sample]:
 
 
 def _write_history(file: Path, num_steps: int = 60) -> None:
-    history = History(file)
+    history = Curve(file)
     for step in range(1, num_steps + 1):
         history.append(
-            Entry(
+            CurvePoint(
                 step=step, epoch=step / 3, loss=3 * math.exp(-step / 12) + 0.05,
                 learning_rate=2e-4 * math.sin(step / num_steps * math.pi), grad_norm=1.0, tokens=900,
                 samples_per_second=40.0, tokens_per_second=4000.0,

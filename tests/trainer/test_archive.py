@@ -80,7 +80,7 @@ def test_a_name_in_code_page_437_stays_what_it_is(tmp_path: Path):
 
 
 def test_many_files_are_not_synced_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """LLaVA's 558,000 pictures would wait for the disk as often."""
+    """LLaVA's 558,000 images would wait for the disk as often."""
     path = make_zip(tmp_path / "a.zip", lambda opened: [add_zip(opened, f"{n}.jpg", b"x") for n in range(50)] and None)
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)

@@ -26,7 +26,7 @@ from llava_trainer.files import make_folder, remove_folder, write_whole
 from llava_trainer.outcome import ENV_TERMINATION_LOG, StageBody, StageOutput, run_stage
 from llava_trainer.reporting import Reporter
 from llava_trainer.stages import evaluate, merge, prepare
-from tests.trainer.exports import conversation, draw_picture, prepare_config, write_json
+from tests.trainer.exports import conversation, draw_image, prepare_config, write_json
 from tests.trainer.pods import Pod, list_contents
 from tests.trainer.runs import make_run, run_config
 from tests.trainer.test_outcome import NUMBERS
@@ -64,7 +64,7 @@ def must_not_run(config: RunConfig, reporter: Reporter) -> StageOutput:
 
 def make_prepare(root: Path) -> RunConfig:
     for number in range(4):
-        draw_picture(root / "dataset" / "images" / f"{number}.png", seed=number)
+        draw_image(root / "dataset" / "images" / f"{number}.png", seed=number)
     entries = [conversation(f"{number}.png", [("What?", f"Number {number}.")]) for number in range(4)]
     write_json(root / "dataset" / "export.json", entries)
     return prepare_config(root, root / "base")

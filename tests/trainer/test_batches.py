@@ -10,20 +10,20 @@ import torch
 
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
-from llava_trainer.data.images import PictureError
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.images import ImageError
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
+from llava_trainer.gang.stopping import StopRequest
+from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
 from llava_trainer.training import loop
 from llava_trainer.training.batches import BatchLoader
-from llava_trainer.training.history import read_entries
+from llava_trainer.training.curve import read_curve
+from llava_trainer.training.model_under_training import build_model
 from llava_trainer.training.phase import phase_of
 from llava_trainer.training.probe import probe_largest
-from llava_trainer.training.processes import Processes
-from llava_trainer.training.stopping import StopRequest
-from llava_trainer.training.trainee import build_trainee
 from tests.trainer.trainings import change, make_mixed_dataset, make_training, plan_of
 
 
@@ -39,16 +39,18 @@ def config(tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample
     return make_training(tmp_path, toy_model_dir, dataset[1], training={"epochs": 2})
 
 
-def open_loader(config: RunConfig, samples, processing: Processing, world_size: int = 1, rank: int = 0) -> BatchLoader:
+def open_loader(config: RunConfig, samples, processor: Processor, world_size: int = 1, rank: int = 0) -> BatchLoader:
     phase = phase_of(config)
-    plan = plan_of(config, processing, world_size)
-    return BatchLoader(samples, processing, images=phase.images_dir, max_length=phase.max_length, plan=plan, rank=rank)
+    plan = plan_of(config, processor, world_size)
+    return BatchLoader(
+        samples, processor, images=phase.images_dir, max_length=phase.training.max_length, plan=plan, rank=rank
+    )
 
 
-def losses(config: RunConfig, processes: Processes) -> list[tuple[float, float]]:
+def losses(config: RunConfig, world: World) -> list[tuple[float, float]]:
     with Reporter(config) as reporter:
-        loop.train(config, processes, reporter, StopRequest())
-    entries = read_entries(config.volume.history_file(config.run.stage, config.run.attempt))
+        loop.train(config, world, reporter, StopRequest())
+    entries = read_curve(config.volume.history_file(config.run.stage, config.run.attempt))
     return [(entry.loss, entry.grad_norm) for entry in entries]
 
 
@@ -71,41 +73,41 @@ def test_a_damaged_sample_is_named(tmp_path: Path, dataset: tuple[Path, list[Sam
 
 
 def test_sizes_are_those_that_prepare_counted_or_are_counted_now(
-    tmp_path: Path, dataset: tuple[Path, list[Sample]], toy_processing: Processing
+    tmp_path: Path, dataset: tuple[Path, list[Sample]], toy_processor: Processor
 ):
     counted = [dataclasses.replace(sample, num_tokens=1000 + index) for index, sample in enumerate(dataset[1][:15])]
     write_samples(tmp_path / "train.jsonl", [*counted, *dataset[1][15:]])
     with SampleFile(tmp_path / "train.jsonl") as samples:
-        sizes = samples.measure(toy_processing, "v1", max_length=1010)
+        sizes = samples.measure(toy_processor, "v1", max_length=1010)
     assert sizes.tokens[:15].tolist() == [min(1010, 1000 + index) for index in range(15)]
-    assert sizes.pictures.tolist() == [1] * 16 + [0] * 5
-    # The same conversation without its picture and the line break after it.
+    assert sizes.images.tolist() == [1] * 16 + [0] * 5
+    # The same conversation without its image and the line break after it.
     text_only_tokens, tokens = sizes.tokens[16:], sizes.tokens[15]
     assert all(tokens - 25 < other < tokens - 16 for other in text_only_tokens)
 
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_what_is_loaded_is_what_the_plan_says(
-    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processing: Processing, packing: bool
+    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processor: Processor, packing: bool
 ):
     config = change(config, attempt=1, packing=packing)
-    plan = plan_of(config, toy_processing, 2)
-    with open_loader(config, dataset[1], toy_processing, 2, rank=1) as loader:
+    plan = plan_of(config, toy_processor, 2)
+    with open_loader(config, dataset[1], toy_processor, 2, rank=1) as loader:
         for step in range(plan.total_steps):
-            shares, micro_batches = plan.share(step, 1), loader.load(step)
+            shares, micro_batches = plan.rank_batch(step, 1), loader.load(step)
             assert len(shares) == len(micro_batches)
             for rows, micro_batch in zip(shares, micro_batches, strict=True):
                 tokens = sum(int(plan.sizes.tokens[index]) for row in rows for index in row)
-                pictures = sum(int(plan.sizes.pictures[index]) for row in rows for index in row)
+                images = sum(int(plan.sizes.images[index]) for row in rows for index in row)
                 assert micro_batch.num_tokens == tokens
                 pixels = micro_batch.tensors["pixel_values"]
-                assert (0 if pixels is None else len(pixels)) == pictures
+                assert (0 if pixels is None else len(pixels)) == images
                 labels = micro_batch.tensors["labels"]
                 assert micro_batch.num_supervised == (labels != -100).sum().item()
 
 
 def test_the_next_step_is_loaded_meanwhile_and_no_other(
-    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processing: Processing
+    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processor: Processor
 ):
     read: list[int] = []
     all_read = threading.Event()
@@ -117,20 +119,20 @@ def test_the_next_step_is_loaded_meanwhile_and_no_other(
                 all_read.set()
             return super().__getitem__(index)
 
-    plan = plan_of(config, toy_processing)
-    with open_loader(config, Watched(dataset[1]), toy_processing) as loader:
+    plan = plan_of(config, toy_processor)
+    with open_loader(config, Watched(dataset[1]), toy_processor) as loader:
         loader.load(0)
         assert all_read.wait(30)
     assert sorted(read) == sorted((*plan.batch(0), *plan.batch(1)))
 
 
 def test_a_step_may_be_asked_for_out_of_order(
-    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processing: Processing
+    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processor: Processor
 ):
-    with open_loader(config, dataset[1], toy_processing) as loader:
+    with open_loader(config, dataset[1], toy_processor) as loader:
         loader.load(0)
         later, again = loader.load(4), loader.load(0)
-    with open_loader(config, dataset[1], toy_processing) as loader:
+    with open_loader(config, dataset[1], toy_processor) as loader:
         expected = [loader.load(4), loader.load(0)]
     for ours, theirs in zip((later, again), expected, strict=True):
         assert [batch.tensors["input_ids"].tolist() for batch in ours] == [
@@ -138,48 +140,48 @@ def test_a_step_may_be_asked_for_out_of_order(
         ]
 
 
-def test_a_picture_that_has_gone_is_told_where_it_is_needed(
-    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processing: Processing
+def test_an_image_that_has_gone_is_told_where_it_is_needed(
+    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processor: Processor
 ):
     gone = [dataclasses.replace(sample, images=("gone.png",)) if sample.images else sample for sample in dataset[1]]
-    # The first epoch's first or second batch shows pictures.
-    with open_loader(config, gone, toy_processing) as loader, pytest.raises(PictureError, match="does not exist"):
+    # The first epoch's first or second batch shows images.
+    with open_loader(config, gone, toy_processor) as loader, pytest.raises(ImageError, match="does not exist"):
         [loader.load(step) for step in range(2)]
 
 
-def test_packing_and_grouping_change_batches_but_not_what_is_learned_from_them(config: RunConfig, processes: Processes):
-    expected = losses(change(config, attempt=1), processes)
-    packed = losses(change(config, attempt=2, packing=True), processes)
+def test_packing_and_grouping_change_batches_but_not_what_is_learned_from_them(config: RunConfig, world: World):
+    expected = losses(change(config, attempt=1), world)
+    packed = losses(change(config, attempt=2, packing=True), world)
     for (loss, norm), (expected_loss, expected_norm) in zip(packed, expected, strict=True):
         assert loss == pytest.approx(expected_loss, rel=1e-5)
         assert norm == pytest.approx(expected_norm, rel=1e-3)
-    assert losses(change(config, attempt=3, grouping="none"), processes) != expected
+    assert losses(change(config, attempt=3, grouping="none"), world) != expected
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_the_probe_changes_no_loss_by_a_bit(
-    config: RunConfig, processes: Processes, monkeypatch: pytest.MonkeyPatch, stage: int
+    config: RunConfig, world: World, monkeypatch: pytest.MonkeyPatch, stage: int
 ):
     settings = {"zero": {"stage": stage}, "lora": {"rank": 4, "alpha": 8, "dropout": 0.2}}
-    probed = losses(change(config, attempt=1, **settings), processes)
+    probed = losses(change(config, attempt=1, **settings), world)
     monkeypatch.setattr(loop, "probe_largest", lambda *arguments: None)
-    assert losses(change(config, attempt=2, **settings), processes) == probed
+    assert losses(change(config, attempt=2, **settings), world) == probed
 
 
 def test_what_does_not_fit_fails_before_the_first_step(
-    config: RunConfig, processes: Processes, toy_processing: Processing, dataset: tuple[Path, list[Sample]]
+    config: RunConfig, world: World, toy_processor: Processor, dataset: tuple[Path, list[Sample]]
 ):
-    trainee = build_trainee(config, phase_of(config), processes)
+    model = build_model(config, phase_of(config), world)
 
     def run_out(*_arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     # A CPU has no such error of its own: raised where the last layer would ask for memory.
-    trainee.module.get_submodule("tuned.model.language_model.layers.2").register_forward_pre_hook(run_out)
-    plan = plan_of(config, toy_processing)
+    model.module.get_submodule("tuned.model.language_model.layers.2").register_forward_pre_hook(run_out)
+    plan = plan_of(config, toy_processor)
     told = r"the longest micro-batch of the run \(4 rows, .* 4 pictures, .*\) does not fit: CUDA out of memory"
-    with open_loader(config, dataset[1], toy_processing) as loader, pytest.raises(StageError, match=told) as caught:
-        probe_largest(trainee, loader, plan, processes)
+    with open_loader(config, dataset[1], toy_processor) as loader, pytest.raises(StageError, match=told) as caught:
+        probe_largest(model, loader, plan, world)
     assert caught.value.reason is Reason.OUT_OF_DEVICE_MEMORY
 
 
@@ -188,13 +190,13 @@ def test_what_does_not_fit_fails_before_the_first_step(
     ("bf16", {"stage": 2, "offload": {"optimizer": True}}),
 ])  # fmt: skip
 def test_the_probe_runs_all_that_is_largest_beside_the_moments(
-    config: RunConfig, processes: Processes, toy_processing: Processing, dataset: tuple[Path, list[Sample]],
+    config: RunConfig, world: World, toy_processor: Processor, dataset: tuple[Path, list[Sample]],
     precision: str, zero: dict,
 ):  # fmt: skip
     """Adam's moments would else be made in the first step, when the probe has said that everything fits."""
     changed = change(config, precision=precision, zero=zero)
-    trainee = build_trainee(changed, phase_of(changed), processes)
-    inner = trainee.engine.optimizer if zero["stage"] == 0 else trainee.engine.optimizer.optimizer
+    model = build_model(changed, phase_of(changed), world)
+    inner = model.engine.optimizer if zero["stage"] == 0 else model.engine.optimizer.optimizer
     seen: list[tuple[int, int]] = []
 
     def look(_module: object, _args: object, given: dict) -> None:
@@ -202,10 +204,10 @@ def test_the_probe_runs_all_that_is_largest_beside_the_moments(
                       if name.startswith("exp_avg"))  # fmt: skip
         seen.append((given["input_ids"].numel(), moments))
 
-    trainee.module.register_forward_pre_hook(look, with_kwargs=True)
-    plan = plan_of(changed, toy_processing)
-    with open_loader(changed, dataset[1], toy_processing) as loader:
-        probe_largest(trainee, loader, plan, processes)
+    model.module.register_forward_pre_hook(look, with_kwargs=True)
+    plan = plan_of(changed, toy_processor)
+    with open_loader(changed, dataset[1], toy_processor) as loader:
+        probe_largest(model, loader, plan, world)
     extremes = plan.find_extremes()
     assert [positions for positions, _ in seen] == [one.tokens for one in (extremes[0], *extremes)]
-    assert all(moments >= 2 * trainee.num_parameters for _, moments in seen)
+    assert all(moments >= 2 * model.num_parameters for _, moments in seen)

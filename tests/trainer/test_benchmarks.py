@@ -72,20 +72,20 @@ def test_cards_are_known_by_their_names(name: str, peak: float | None):
 
 
 def test_the_mixture_shrinks_in_proportion_and_stays_as_it_is():
-    whole, quarter = draw_shapes(512, seed=0), draw_shapes(512, seed=0, picture_tokens=144)
+    whole, quarter = draw_shapes(512, seed=0), draw_shapes(512, seed=0, image_tokens=144)
     assert whole == draw_shapes(512, seed=0)
     assert max(shape.tokens for shape in whole) <= max_length() == 2048
     assert max_length(144) == 512
     for large, small in zip(whole, quarter, strict=True):
-        assert (large.picture_tokens == 576) == (small.picture_tokens == 144)
+        assert (large.image_tokens == 576) == (small.image_tokens == 144)
         assert small.text_tokens == pytest.approx(large.text_tokens / 4, abs=4)
-    # LLaVA's 665K: 6 % without a picture, 60 % of a padded random batch of 16 is real.
-    assert 0.04 < sum(shape.picture_tokens == 0 for shape in whole) / 512 < 0.09
+    # LLaVA's 665K: 6 % without an image, 60 % of a padded random batch of 16 is real.
+    assert 0.04 < sum(shape.image_tokens == 0 for shape in whole) / 512 < 0.09
 
 
 def test_a_shape_becomes_a_sample_as_long():
-    (shape,) = draw_shapes(1, seed=3, picture_tokens=144)
+    (shape,) = draw_shapes(1, seed=3, image_tokens=144)
     encoded = encode_shape(shape, image_token_id=5, first_id=10, last_id=20, seed=0)
     assert encoded.num_tokens == shape.tokens
-    assert encoded.input_ids.count(5) == shape.picture_tokens == 144
+    assert encoded.input_ids.count(5) == shape.image_tokens == 144
     assert encoded.num_supervised == shape.answer_tokens

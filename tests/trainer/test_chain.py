@@ -13,13 +13,13 @@ from llava_api.constants import StageName
 from llava_api.report import EvaluateNumbers, MergeNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.data.samples import Sample, write_samples
-from llava_trainer.evaluation.results import Metrics
+from llava_trainer.evaluation.scores import Metrics
+from llava_trainer.gang.stopping import StopRequest
+from llava_trainer.gang.world import World
 from llava_trainer.model.projector import read_projector
 from llava_trainer.reporting import Reporter
 from llava_trainer.stages import evaluate, merge
 from llava_trainer.training.loop import train
-from llava_trainer.training.processes import Processes
-from llava_trainer.training.stopping import StopRequest
 from tests.trainer.runs import dataset_report
 from tests.trainer.trainings import make_dataset, make_training
 
@@ -65,12 +65,12 @@ def as_stage(config: RunConfig, stage: StageName) -> RunConfig:
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_what_was_trained_is_what_is_merged_and_evaluated(
-    tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample]], processes: Processes, chain: str
+    tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample]], world: World, chain: str
 ):
     stages, training = CHAINS[chain]
     config = configure(tmp_path, toy_model_dir, dataset, chain)
     for stage in stages:
-        train(as_stage(config, stage), processes, Reporter(config), StopRequest())
+        train(as_stage(config, stage), world, Reporter(config), StopRequest())
     merged = merge.run(as_stage(config, StageName.MERGE), Reporter(config)).numbers
     assert isinstance(merged, MergeNumbers)
     changed = {"lora": 3 * 7 + 4, "qlora": 3 * 7 + 4, "full": 3 * 9 + 3 + 4, "none": 4}[training["method"]]

@@ -15,6 +15,7 @@ from llava_api.constants import StageName
 from llava_api.volume import RunVolume
 from llava_trainer.files import begin_folder, publish_folder, sha256_file
 from llava_trainer.retrying import OF_ANOTHER_NODE, Rereading
+from llava_trainer.tensors.writing import save_tensors, write_hashed
 from llava_trainer.training import checkpoint
 from llava_trainer.training.checkpoint import (
     CheckpointState,
@@ -36,7 +37,6 @@ from llava_trainer.training.retention import (
     prune_checkpoints,
     remove_unfinished,
 )
-from llava_trainer.training.tensors import save_tensors, write_hashed
 
 WHOLE = {"weight": torch.arange(12.0).view(3, 4), "bias": torch.arange(100.0, 103.0)}
 SLICES = ([("weight", 0, 7), ("bias", 0, 3)], [("weight", 7, 12)])
@@ -109,8 +109,8 @@ def test_damage_is_found(tmp_path: Path, name: str, damage: Callable[[Path], Non
 
     def read_everything() -> None:
         read_state(folder, read_manifest(folder))
-        for share in (0, 1):
-            verify_files(folder, read_manifest(folder), share, 2)
+        for shard in (0, 1):
+            verify_files(folder, read_manifest(folder), shard, 2)
 
     with pytest.raises(
         DamagedCheckpointError, match=name.split("/")[-1] if "manifest" not in name else "step-00000020"

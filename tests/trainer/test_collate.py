@@ -20,8 +20,8 @@ def make(*ids: int, learned: int = 1) -> Encoded:
 
 
 def test_samples_are_filled_up_on_the_right():
-    picture = np.full((1, 3, 2, 2), 0.5, dtype=np.float32)
-    batch = collate([(make(1, 5, 6), picture), (make(1, 7), None), (make(1, 2, 3, 4), picture * 2)], pad_token_id=9)
+    image = np.full((1, 3, 2, 2), 0.5, dtype=np.float32)
+    batch = collate([(make(1, 5, 6), image), (make(1, 7), None), (make(1, 2, 3, 4), image * 2)], pad_token_id=9)
     assert batch["input_ids"].tolist() == [[1, 5, 6, 9], [1, 7, 9, 9], [1, 2, 3, 4]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
     assert batch["labels"].tolist() == [[-100, -100, 6, -100], [-100, 7, -100, -100], [-100, -100, -100, 4]]
@@ -30,5 +30,5 @@ def test_samples_are_filled_up_on_the_right():
     assert {batch[name].dtype for name in ("input_ids", "attention_mask", "labels")} == {torch.int64}
 
 
-def test_without_pictures_there_are_no_pixels():
+def test_without_images_there_are_no_pixels():
     assert collate([(make(1, 2), None)], pad_token_id=0)["pixel_values"] is None

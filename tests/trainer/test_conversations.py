@@ -52,25 +52,25 @@ def test_an_entry_becomes_a_sample(tmp_path: Path):
 @pytest.mark.parametrize(
     "question", ["<image>\nHow much?", "How much?\n<image>", "How much<image>?", " <image> How much?\n"]
 )
-def test_the_picture_s_marker_is_taken_out_wherever_it_stands(question: str, tmp_path: Path):
+def test_the_image_s_marker_is_taken_out_wherever_it_stands(question: str, tmp_path: Path):
     (sample,) = read(tmp_path, [{"image": "a.png", "conversations": turns(("human", question), ("gpt", " 9.00\n"))}])
     assert [turn.text for turn in sample.turns] == ["How much?", "9.00"]
     assert sample.image_turns == (0,)
 
 
-def test_a_picture_in_a_later_turn_stays_there(tmp_path: Path):
+def test_an_image_in_a_later_turn_stays_there(tmp_path: Path):
     said = turns(("human", "Hi."), ("gpt", "Hi."), ("human", "<image>What?"), ("gpt", "A cat."))
     (sample,) = read(tmp_path, [{"image": "a.png", "conversations": said}])
     assert sample.image_turns == (2,)
 
 
 @pytest.mark.parametrize("image", [{}, {"image": None}, {"image": []}])
-def test_an_entry_may_have_no_picture(image: dict[str, Any], tmp_path: Path):
+def test_an_entry_may_have_no_image(image: dict[str, Any], tmp_path: Path):
     (sample,) = read(tmp_path, [conversation(None, PAIR) | image])
     assert sample.images == ()
 
 
-def test_a_list_with_one_picture_is_one_picture(tmp_path: Path):
+def test_a_list_with_one_image_is_one_image(tmp_path: Path):
     (sample,) = read(tmp_path, [conversation("a.png", PAIR, image=["a.png"])])
     assert sample.images == ("a.png",)
 
@@ -168,7 +168,7 @@ def test_a_broken_line_is_named_and_the_others_are_read(tmp_path: Path):
     assert last.source.index == 2
 
 
-def test_several_pictures_stand_each_in_the_question_that_shows_it(tmp_path: Path):
+def test_several_images_stand_each_in_the_question_that_shows_it(tmp_path: Path):
     said = turns(
         ("human", "<image> and <image>?"), ("gpt", "A."), ("human", "And so?"), ("gpt", "B."), ("human", "<image>\n"),
         ("gpt", "C."),

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +34,10 @@ def phase(tmp_path: Path) -> Phase:
     return phase_of(configure(tmp_path, tmp_path / "model"))
 
 
+def change(phase: Phase, **settings: Any) -> Phase:
+    return replace(phase, training=phase.training.model_copy(update=settings))
+
+
 @pytest.mark.parametrize(
     ("changes", "capability", "has_flash", "told"),
     [
@@ -46,7 +51,7 @@ def phase(tmp_path: Path) -> Phase:
 def test_what_the_card_cannot_do_is_named(
     phase: Phase, changes: dict, capability: tuple[int, int], has_flash: bool, told: str
 ):
-    fault = find_fault(replace(phase, **changes), capability, built_for=WHEEL, has_flash=has_flash)
+    fault = find_fault(change(phase, **changes), capability, built_for=WHEEL, has_flash=has_flash)
     assert told in fault
 
 
@@ -60,11 +65,11 @@ def test_what_the_card_cannot_do_is_named(
     ],
 )
 def test_a_card_that_can_is_taken(phase: Phase, changes: dict, capability: tuple[int, int], built_for: tuple[str, ...]):
-    assert find_fault(replace(phase, **changes), capability, built_for=built_for, has_flash=True) is None
+    assert find_fault(change(phase, **changes), capability, built_for=built_for, has_flash=True) is None
 
 
 def test_a_cpu_can_do_everything(phase: Phase):
-    check_device(replace(phase, attention="flash_attention_2"), torch.device("cpu"))
+    check_device(change(phase, attention="flash_attention_2"), torch.device("cpu"))
 
 
 KERNEL = """
@@ -99,7 +104,7 @@ def install_flash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
 def test_flash_attn_that_runs_is_taken(install_flash: Callable[[str], None], phase: Phase):
     install_flash("return q * k * v")
     assert resolve_attention("auto", CUDA, torch.bfloat16) == "flash_attention_2"
-    check_device(replace(phase, attention="flash_attention_2", precision="bf16"), CUDA)
+    check_device(change(phase, attention="flash_attention_2", precision="bf16"), CUDA)
 
 
 @pytest.mark.parametrize(
@@ -118,9 +123,9 @@ def test_flash_attn_that_does_not_run_is_not_taken(
     install_flash(body)
     assert resolve_attention("auto", CUDA, torch.bfloat16) == "sdpa"
     assert "attention is sdpa: flash-attn is installed, but does not run on this GPU: " in caplog.text
-    asked = replace(phase, attention="flash_attention_2", precision="bf16")
+    asked = change(phase, attention="flash_attention_2", precision="bf16")
     with pytest.raises(StageError, match=r"NVIDIA L4: .*set it to sdpa or auto, or build .*FLASH_ATTN_ARCHS") as caught:
         check_device(asked, CUDA)
     assert caught.value.reason is Reason.UNSUPPORTED_DEVICE
     # Nothing stands against what does not need it.
-    check_device(replace(phase, attention="auto", precision="bf16"), CUDA)
+    check_device(change(phase, attention="auto", precision="bf16"), CUDA)

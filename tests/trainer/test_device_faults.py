@@ -13,9 +13,9 @@ import torch
 from llava_api.failures import Reason
 from llava_trainer.device_faults import CUDA_MAJOR, OLDEST_DRIVER, explain_device_fault
 from llava_trainer.errors import StageError
+from llava_trainer.gang.world import join
 from llava_trainer.logs import ProcessLog
 from llava_trainer.outcome import explain
-from llava_trainer.training.processes import join
 from llava_trainer.training.progress import Progress
 from llava_trainer.training.worker import explain_rank_failure
 from tests.trainer.trainings import environment_of_one

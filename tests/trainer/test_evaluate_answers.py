@@ -9,13 +9,13 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from llava_api.spec import Generation
-from llava_trainer.data.processing import Processing, load_processing
+from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.data.samples import Turn
 from llava_trainer.evaluation import answering
 from llava_trainer.evaluation.answering import Answerer, EncodedPrompt, plan_batches
 from llava_trainer.evaluation.models import encode_question, load_answerer
 from llava_trainer.evaluation.questions import Question
-from tests.tiny.pictures import COLOURS, CORNERS, draw_tray
+from tests.tiny.images import COLOURS, CORNERS, draw_tray
 from tests.trainer.runs import make_random_base
 
 NEW_TOKENS = 10
@@ -29,19 +29,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def processing(base: Path) -> Processing:
-    return load_processing(base, "pad")
+def processor(base: Path) -> Processor:
+    return load_processor(base, "pad")
 
 
 @pytest.fixture(scope="module")
-def answerer(base: Path, processing: Processing) -> Iterator[Answerer]:
-    with load_answerer(base, processing, "cpu", torch.float32) as ready:
+def answerer(base: Path, processor: Processor) -> Iterator[Answerer]:
+    with load_answerer(base, processor, "cpu", torch.float32) as ready:
         yield ready
 
 
 @pytest.fixture(scope="module")
-def prompts(processing: Processing, tmp_path_factory: pytest.TempPathFactory) -> list[EncodedPrompt]:
-    """Twelve prompts of different lengths; every third is about no picture."""
+def prompts(processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> list[EncodedPrompt]:
+    """Twelve prompts of different lengths; every third is about no image."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = random.Random(5)
     encoded = []
@@ -59,7 +59,7 @@ def prompts(processing: Processing, tmp_path_factory: pytest.TempPathFactory) ->
             image_turns=(0,) if name else (),
             expected="",
         )
-        encoded.append(encode_question(question, processing, folder))
+        encoded.append(encode_question(question, processor, folder))
     return encoded
 
 
@@ -111,13 +111,13 @@ def test_an_answer_ends_at_the_end_token(answerer: Answerer, prompts: list[Encod
 
 
 def test_a_checkpoints_own_generation_settings_do_not_mix_in(
-    base: Path, processing: Processing, answerer: Answerer, prompts: list[EncodedPrompt], tmp_path: Path
+    base: Path, processor: Processor, answerer: Answerer, prompts: list[EncodedPrompt], tmp_path: Path
 ) -> None:
     for file in base.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "generation_config.json").unlink()
     (tmp_path / "generation_config.json").write_text('{"repetition_penalty": 9.0, "no_repeat_ngram_size": 1}')
-    with load_answerer(tmp_path, processing, "cpu", torch.float32) as other:
+    with load_answerer(tmp_path, processor, "cpu", torch.float32) as other:
         answers = other.answer_greedily(prompts, NEW_TOKENS, nothing)
     assert answers == answerer.answer_greedily(prompts, NEW_TOKENS, nothing)
 
@@ -159,8 +159,8 @@ def test_beams_are_transformers_own(answerer: Answerer, prompts: list[EncodedPro
     assert answerer.answer_as_told(prompts[0], told) == answerer.decode(by_hand.tolist()).strip()
 
 
-def test_memory_is_given_back_when_the_context_is_left(base: Path, processing: Processing) -> None:
-    with load_answerer(base, processing, "cpu", torch.float32) as ready:
+def test_memory_is_given_back_when_the_context_is_left(base: Path, processor: Processor) -> None:
+    with load_answerer(base, processor, "cpu", torch.float32) as ready:
         assert ready.model.device.type == "cpu"
     assert {parameter.device.type for parameter in ready.model.parameters()} == {"meta"}
 

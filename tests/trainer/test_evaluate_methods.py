@@ -7,9 +7,8 @@ import pytest
 from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
 from llava_api.volume import RunVolume
-from llava_trainer.evaluation.history import find_curve
 from llava_trainer.evaluation.settings import list_settings
-from llava_trainer.training.history import Entry, History
+from llava_trainer.training.curve import Curve, CurvePoint, find_curve
 from tests.trainer.runs import run_config
 
 CAPTIONS = {"source": "pvc://captions/", "format": "llava", "file": "captions.json"}
@@ -47,10 +46,10 @@ def test_a_run_that_only_aligns_tells_nothing_of_a_training(tmp_path: Path):
 
 
 def write_curve(file: Path, losses: list[float]) -> None:
-    with History(file) as history:
+    with Curve(file) as history:
         for step, loss in enumerate(losses, start=1):
             history.append(
-                Entry(step=step, epoch=1, loss=loss, learning_rate=1, grad_norm=1, tokens=1, samples_per_second=1,
+                CurvePoint(step=step, epoch=1, loss=loss, learning_rate=1, grad_norm=1, tokens=1, samples_per_second=1,
                       tokens_per_second=1)
             )  # fmt: skip
 

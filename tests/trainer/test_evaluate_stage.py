@@ -12,11 +12,11 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.report import EvaluateNumbers, Score, StageResult
 from llava_trainer.data.encode import IGNORED, encode, encode_prompt
-from llava_trainer.data.processing import load_processing
+from llava_trainer.data.processor import load_processor
 from llava_trainer.data.samples import read_samples
 from llava_trainer.errors import StageError
 from llava_trainer.evaluation.questions import ask_samples
-from llava_trainer.evaluation.results import Answer, Metrics
+from llava_trainer.evaluation.scores import Answer, Metrics
 from llava_trainer.files import sha256_file
 from llava_trainer.outcome import StageOutput
 from llava_trainer.stages import evaluate, merge
@@ -131,18 +131,18 @@ def test_without_training_samples_and_prompts_only_held_out_questions_are_asked(
 
 
 def test_a_follow_up_is_asked_after_the_datasets_answer_as_in_training(root: Path) -> None:
-    processing = load_processing(root / "base", "pad")
+    processor = load_processor(root / "base", "pad")
     sample = next(read_samples(attempts(root) / "prepare-1" / "data" / "validation.jsonl"))
-    trained = encode(sample, processing, 512)
+    trained = encode(sample, processor, 512)
     ends = [i for i, label in enumerate(trained.labels) if label != IGNORED and trained.labels[i - 1] == IGNORED]
     questions = list(ask_samples([sample], "validation"))
     assert len(questions) == len(ends) == 2
     for question, end in zip(questions, ends, strict=True):
-        ids = encode_prompt(question.turns, question.image_turns, processing)
+        ids = encode_prompt(question.turns, question.image_turns, processor)
         assert ids == list(trained.input_ids[:end])
 
 
-def test_a_picture_shown_later_is_not_there_for_earlier_questions(root: Path) -> None:
+def test_an_image_shown_later_is_not_there_for_earlier_questions(root: Path) -> None:
     sample = next(read_samples(attempts(root) / "prepare-1" / "data" / "validation.jsonl"))
     fields = {name: getattr(sample, name) for name in ("id", "images", "turns", "source")}
     questions = list(ask_samples([type(sample)(**fields, image_turns=(2,))], "validation"))
@@ -170,7 +170,7 @@ def damaged(root: Path) -> str:
         (damaged, "is 'tray-0001.png' .*cannot be decoded"),
     ],
 )
-def test_a_prompts_picture_that_cannot_be_used_is_named_before_any_model_is_loaded(
+def test_a_prompts_image_that_cannot_be_used_is_named_before_any_model_is_loaded(
     root: Path, make, message: str
 ) -> None:
     prompts = [PROMPTS[1], {"image": make(root), "text": "?"}]

@@ -21,15 +21,15 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason, exit_code_of
 from llava_api.report import StageFailure, StageResult
 from llava_api.run_config import RunConfig
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
+from llava_trainer.gang.world import World
 from llava_trainer.outcome import ENV_TERMINATION_LOG
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.loop import train
-from llava_trainer.training.processes import Processes
 from tests.trainer.checkpoints import edit_weights
-from tests.trainer.exports import conversation, draw_picture, prepare_config, write_json
+from tests.trainer.exports import conversation, draw_image, prepare_config, write_json
 from tests.trainer.runs import make_adapter, make_random_base, run_config
 from tests.trainer.trainings import (
     FAULTS,
@@ -78,10 +78,10 @@ def fail(config: RunConfig, expected: Reason, *, volume: str = "", text: str | N
 
 @pytest.fixture
 def preparing(tmp_path: Path, toy_model_dir: Path) -> RunConfig:
-    pictures = [f"{number}.png" for number in range(8)]
-    for number, picture in enumerate(pictures):
-        draw_picture(tmp_path / "dataset" / "images" / picture, seed=number)
-    entries = [conversation(picture, [("What is it?", f"Lines, number {n}.")]) for n, picture in enumerate(pictures)]
+    images = [f"{number}.png" for number in range(8)]
+    for number, image in enumerate(images):
+        draw_image(tmp_path / "dataset" / "images" / image, seed=number)
+    entries = [conversation(image, [("What is it?", f"Lines, number {n}.")]) for n, image in enumerate(images)]
     write_json(tmp_path / "dataset" / "export.json", entries)
     return prepare_config(tmp_path, toy_model_dir)
 
@@ -177,25 +177,25 @@ def make_config(tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[S
     return make
 
 
-def passes_before(config: RunConfig, processing: Processing, *, steps: int) -> int:
+def passes_before(config: RunConfig, processor: Processor, *, steps: int) -> int:
     """Backward passes of a process until it has done so many steps, those before the first one included."""
-    plan = plan_of(config, processing)
+    plan = plan_of(config, processor)
     return 1 + len(plan.find_extremes()) + steps * config.gradient_accumulation
 
 
-def test_cuda_out_of_memory(make_config: Make, toy_processing: Processing, monkeypatch: pytest.MonkeyPatch):
+def test_cuda_out_of_memory(make_config: Make, toy_processor: Processor, monkeypatch: pytest.MonkeyPatch):
     config = make_config()
-    break_rank(monkeypatch, "out_of_device_memory", at=passes_before(config, toy_processing, steps=1) + 1)
+    break_rank(monkeypatch, "out_of_device_memory", at=passes_before(config, toy_processor, steps=1) + 1)
     failure = fail(config, Reason.OUT_OF_DEVICE_MEMORY)
     assert failure.message.startswith("CUDA out of memory. Tried to allocate 2.00 GiB.")
     # In the first steps: the next attempt takes half as much at a time.
     assert (failure.rank, failure.step, failure.attempt_steps) == (0, 1, 1)
 
 
-def test_nccl_fails(make_config: Make, toy_processing: Processing, monkeypatch: pytest.MonkeyPatch):
+def test_nccl_fails(make_config: Make, toy_processor: Processor, monkeypatch: pytest.MonkeyPatch):
     """The process says nothing: PyTorch's watchdog over NCCL logs what it was and aborts."""
     config = make_config()
-    break_rank(monkeypatch, "nccl_abort", at=passes_before(config, toy_processing, steps=2) + 1)
+    break_rank(monkeypatch, "nccl_abort", at=passes_before(config, toy_processor, steps=2) + 1)
     failure = fail(config, Reason.NCCL_FAILED)
     assert "last error: Error while creating shared memory segment /dev/shm/nccl-7FyPQ9" in failure.message
     assert failure.step == 2
@@ -223,7 +223,7 @@ def test_out_of_host_memory(make_config: Make, monkeypatch: pytest.MonkeyPatch):
 def test_no_answer_from_a_rank(make_config: Make):
     with socket.create_server(("127.0.0.1", 0)) as other:
         config = make_config(workers={"rendezvousPort": other.getsockname()[1], "numNodes": 2})
-        assert "no meeting point" in fail(config, Reason.RENDEZVOUS_FAILED).message
+        assert "no rendezvous" in fail(config, Reason.RENDEZVOUS_FAILED).message
 
 
 def test_no_supervised_tokens(make_config: Make, dataset: tuple[Path, list[Sample]]):
@@ -257,12 +257,12 @@ def test_training_that_changes_nothing(make_config: Make):
 
 
 @pytest.fixture
-def stopped(make_config: Make, process_group: tuple[Processes, int]) -> RunConfig:
+def stopped(make_config: Make, process_group: tuple[World, int]) -> RunConfig:
     """A training that was stopped after two steps, with a checkpoint of each."""
     config = make_config(checkpoint={"everySteps": 1, "keep": 2})
-    processes, port = process_group
+    world, port = process_group
     with environment_of_one(port), pytest.raises(StageError, match="asked to stop"):
-        train(config, processes, Reporter(config), StopAfter(2))
+        train(config, world, Reporter(config), StopAfter(2))
     return config
 
 

@@ -82,9 +82,9 @@ def test_a_token_is_predicted_from_the_one_before_it_in_its_row():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("share", "limit"), [(0.25, 0.35), (1.0, 0.5)])
-def test_memory_stays_far_below_the_plain_ways(dtype: torch.dtype, share: float, limit: float):
-    expected = peak_bytes(dtype, share=None)
+@pytest.mark.parametrize(("fraction", "limit"), [(0.25, 0.35), (1.0, 0.5)])
+def test_memory_stays_far_below_the_plain_ways(dtype: torch.dtype, fraction: float, limit: float):
+    expected = peak_bytes(dtype, fraction=None)
     # Logits and log-probabilities at least.
     assert expected > 2 * TOKENS * LLAVAS_VOCABULARY * 4
-    assert peak_bytes(dtype, share=share) / expected < limit
+    assert peak_bytes(dtype, fraction=fraction) / expected < limit

@@ -1,4 +1,4 @@
-"""Pictures: what is refused, and what the vision tower sees."""
+"""Images: what is refused, and what the vision tower sees."""
 
 import io
 import struct
@@ -12,17 +12,17 @@ from PIL import Image
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from llava_trainer.data import images
-from llava_trainer.data.check import PictureFolder
+from llava_trainer.data.check import ImageFolder
 from llava_trainer.data.images import (
-    PictureError,
+    ImageError,
     check_image,
     open_image,
     pixel_values,
-    resolve_picture,
+    resolve_image,
     visible_image,
 )
-from llava_trainer.data.processing import Processing, load_processing
-from tests.trainer.exports import draw_picture
+from llava_trainer.data.processor import Processor, load_processor
+from tests.trainer.exports import draw_image
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])
@@ -30,47 +30,45 @@ LIMIT = 89_000_000
 SIZES = [(200, 400), (400, 200), (57, 56), (56, 56), (10, 31), (301, 77)]
 
 
-def llava_pixels(picture: Image.Image, size_px: int) -> np.ndarray:
+def llava_pixels(image: Image.Image, size_px: int) -> np.ndarray:
     """Reference: LLaVA's expand2square (mm_utils) and CLIP's preprocessing, written down again."""
-    side = max(picture.size)
+    side = max(image.size)
     square = Image.new("RGB", (side, side), tuple(int(channel * 255) for channel in MEAN))
-    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     resized = square.resize((size_px, size_px), Image.Resampling.BICUBIC)
     scaled = np.asarray(resized).astype(np.float32) * np.float32(1 / 255)
     return ((scaled - MEAN.astype(np.float32)) / STD.astype(np.float32)).transpose(2, 0, 1)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_pad_is_llava_s_expand_to_square(size: tuple[int, int], toy_processing: Processing, tmp_path: Path):
-    picture = open_image(draw_picture(tmp_path / "a.png", size=size))
-    ours = pixel_values(picture, toy_processing)
+def test_pad_is_llava_s_expand_to_square(size: tuple[int, int], toy_processor: Processor, tmp_path: Path):
+    image = open_image(draw_image(tmp_path / "a.png", size=size))
+    ours = pixel_values(image, toy_processor)
     assert ours.dtype == np.float32
-    np.testing.assert_allclose(ours, llava_pixels(picture, 56), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(ours, llava_pixels(image, 56), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_pad_is_what_the_hub_s_padding_processor_gives(
-    size: tuple[int, int], toy_processing: Processing, tmp_path: Path
-):
-    picture = open_image(draw_picture(tmp_path / "a.png", size=size))
+def test_pad_is_what_the_hub_s_padding_processor_gives(size: tuple[int, int], toy_processor: Processor, tmp_path: Path):
+    image = open_image(draw_image(tmp_path / "a.png", size=size))
     theirs = LlavaImageProcessorPil(do_pad=True, size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})(
-        images=[picture], return_tensors="np"
+        images=[image], return_tensors="np"
     )["pixel_values"][0]
-    assert np.abs(pixel_values(picture, toy_processing) - theirs).max() == 0.0
+    assert np.abs(pixel_values(image, toy_processor) - theirs).max() == 0.0
 
 
 def test_square_cuts_the_centre_out(toy_model_dir: Path):
-    picture = Image.new("RGB", (300, 100), "red")
-    picture.paste("blue", (100, 0, 200, 100))
-    seen = np.asarray(visible_image(picture, load_processing(toy_model_dir, "square")))
+    image = Image.new("RGB", (300, 100), "red")
+    image.paste("blue", (100, 0, 200, 100))
+    seen = np.asarray(visible_image(image, load_processor(toy_model_dir, "square")))
     assert (seen[:, 4:-4] == (0, 0, 255)).all()
 
 
-def test_visible_image_is_the_picture_before_normalisation(toy_processing: Processing, tmp_path: Path):
-    picture = open_image(draw_picture(tmp_path / "a.png", size=(90, 31)))
-    seen = visible_image(picture, toy_processing)
+def test_visible_image_is_the_image_before_normalisation(toy_processor: Processor, tmp_path: Path):
+    image = open_image(draw_image(tmp_path / "a.png", size=(90, 31)))
+    seen = visible_image(image, toy_processor)
     assert seen.size == (56, 56)
-    restored = pixel_values(picture, toy_processing).transpose(1, 2, 0) * STD + MEAN
+    restored = pixel_values(image, toy_processor).transpose(1, 2, 0) * STD + MEAN
     np.testing.assert_array_equal(np.rint(restored * 255).astype(np.uint8), np.asarray(seen))
     assert np.asarray(seen)[0, 0].tolist() == [122, 116, 104]
 
@@ -84,7 +82,7 @@ def test_every_colour_mode_becomes_rgb(mode: str, tmp_path: Path):
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tiff", "gif"])
 def test_every_allowed_format_opens(suffix: str, tmp_path: Path):
-    facts = check_image(draw_picture(tmp_path / f"a.{suffix}"), LIMIT)
+    facts = check_image(draw_image(tmp_path / f"a.{suffix}"), LIMIT)
     assert (facts.width_px, facts.height_px) == (60, 40)
 
 
@@ -96,17 +94,17 @@ def test_exif_orientation_is_not_applied(tmp_path: Path):
 
 
 def test_the_digest_is_that_of_the_pixels(tmp_path: Path):
-    png = check_image(draw_picture(tmp_path / "a.png"), LIMIT)
-    assert check_image(draw_picture(tmp_path / "a.bmp"), LIMIT).digest == png.digest
-    assert check_image(draw_picture(tmp_path / "b.png", seed=1), LIMIT).digest != png.digest
+    png = check_image(draw_image(tmp_path / "a.png"), LIMIT)
+    assert check_image(draw_image(tmp_path / "a.bmp"), LIMIT).digest == png.digest
+    assert check_image(draw_image(tmp_path / "b.png", seed=1), LIMIT).digest != png.digest
     Image.new("RGB", (2, 3)).save(tmp_path / "low.png")
     Image.new("RGB", (3, 2)).save(tmp_path / "wide.png")
     assert check_image(tmp_path / "low.png", LIMIT).digest != check_image(tmp_path / "wide.png", LIMIT).digest
 
 
-def encoded(picture: Image.Image, format: str) -> bytes:
+def encoded(image: Image.Image, format: str) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format=format)
+    image.save(buffer, format=format)
     return buffer.getvalue()
 
 
@@ -122,7 +120,7 @@ def png_of(width: int, height: int) -> bytes:
     return bytes(whole)
 
 
-BAD_PICTURES = {
+BAD_IMAGES = {
     "empty": (b"", "is not one of JPEG, PNG"),
     "text": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not one of JPEG, PNG"),
     "a format that is not allowed": (encoded(Image.new("RGB", (4, 4)), "ICO"), "is not one of JPEG, PNG"),
@@ -137,36 +135,36 @@ BAD_PICTURES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BAD_PICTURES)
-def test_an_unusable_picture_is_refused(name: str, tmp_path: Path):
-    content, message = BAD_PICTURES[name]
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_an_unusable_image_is_refused(name: str, tmp_path: Path):
+    content, message = BAD_IMAGES[name]
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(PictureError, match=message):
+    with pytest.raises(ImageError, match=message):
         check_image(tmp_path / "a.png", LIMIT)
 
 
 def test_limits_admit_what_is_exactly_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    picture = draw_picture(tmp_path / "a.png")
+    image = draw_image(tmp_path / "a.png")
     monkeypatch.setattr(images, "MAX_SIDE_PX", 60)
-    check_image(picture, 60 * 40)
-    with pytest.raises(PictureError, match=r"imagePixels 2,399"):
-        check_image(picture, 60 * 40 - 1)
+    check_image(image, 60 * 40)
+    with pytest.raises(ImageError, match=r"imagePixels 2,399"):
+        check_image(image, 60 * 40 - 1)
     monkeypatch.setattr(images, "MAX_SIDE_PX", 59)
-    with pytest.raises(PictureError, match="more than 59 px on one side"):
-        check_image(picture, 60 * 40)
-    check_image(picture, 60 * 60)
+    with pytest.raises(ImageError, match="more than 59 px on one side"):
+        check_image(image, 60 * 40)
+    check_image(image, 60 * 60)
 
 
 def test_who_allows_more_pixels_than_pillow_gets_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Pillow warns at its own limit and fails at twice that; a checked picture opens in training, too."""
+    """Pillow warns at its own limit and fails at twice that; a checked image opens in training, too."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    picture = draw_picture(tmp_path / "a.png")
-    assert check_image(picture, 60 * 40).width_px == 60
+    image = draw_image(tmp_path / "a.png")
+    assert check_image(image, 60 * 40).width_px == 60
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert open_image(picture).size == (60, 40)
+    assert open_image(image).size == (60, 40)
 
 
-def test_large_pictures_are_decoded_alone_and_in_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_large_images_are_decoded_alone_and_in_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     entered = []
 
     class Turn:
@@ -176,12 +174,12 @@ def test_large_pictures_are_decoded_alone_and_in_strips(tmp_path: Path, monkeypa
         def __exit__(self, *exception: object) -> None:
             pass
 
-    picture = draw_picture(tmp_path / "a.png")
-    whole = check_image(picture, LIMIT, Turn())
+    image = draw_image(tmp_path / "a.png")
+    whole = check_image(image, LIMIT, Turn())
     assert entered == []
     monkeypatch.setattr(images, "LARGE_PIXELS", 60 * 40 - 1)
     monkeypatch.setattr(images, "_STRIP_PIXELS", 7 * 60)
-    assert check_image(picture, LIMIT, Turn()) == whole
+    assert check_image(image, LIMIT, Turn()) == whole
     assert entered == [True]
 
 
@@ -197,15 +195,15 @@ def test_random_damage_never_gets_past_as_another_error(seed: int, tmp_path: Pat
         (tmp_path / "a").write_bytes(bytes(content[: rng.integers(1, len(content) + 1)]))
         try:
             check_image(tmp_path / "a", LIMIT)
-        except PictureError:
+        except ImageError:
             refused += 1
     assert refused
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    draw_picture(tmp_path / "data" / "images" / "a.png")
-    draw_picture(tmp_path / "outside.png")
+    draw_image(tmp_path / "data" / "images" / "a.png")
+    draw_image(tmp_path / "outside.png")
     folder = tmp_path / "data" / "images"
     (folder / "inside.png").symlink_to("a.png")
     (folder / "escape.png").symlink_to(tmp_path / "outside.png")
@@ -216,21 +214,21 @@ def dataset(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["a.png", "./a.png", "inside.png"])
 def test_paths_inside_the_dataset_resolve(name: str, dataset: Path):
-    assert resolve_picture(dataset, dataset / "images", name) == (dataset / "images" / "a.png").resolve()
+    assert resolve_image(dataset, dataset / "images", name) == (dataset / "images" / "a.png").resolve()
 
 
 def test_the_dataset_may_itself_lie_behind_a_link(dataset: Path, tmp_path: Path):
     (tmp_path / "link").symlink_to(dataset)
-    assert resolve_picture(tmp_path / "link", tmp_path / "link" / "images", "a.png").name == "a.png"
+    assert resolve_image(tmp_path / "link", tmp_path / "link" / "images", "a.png").name == "a.png"
 
 
 def test_a_config_map_s_files_are_links_inside_the_dataset(tmp_path: Path):
     """Kubernetes mounts NAME -> ..data/NAME and ..data -> a folder with a time in its name, changed in one step."""
-    draw_picture(tmp_path / "..2026_11_24" / "a.png")
+    draw_image(tmp_path / "..2026_11_24" / "a.png")
     (tmp_path / "..data").symlink_to("..2026_11_24")
     (tmp_path / "a.png").symlink_to("..data/a.png")
-    assert resolve_picture(tmp_path, tmp_path, "a.png").is_file()
-    assert resolve_picture(tmp_path, tmp_path, "..data/a.png").is_file()
+    assert resolve_image(tmp_path, tmp_path, "a.png").is_file()
+    assert resolve_image(tmp_path, tmp_path, "..data/a.png").is_file()
 
 
 @pytest.mark.parametrize(("name", "message"), [
@@ -242,36 +240,34 @@ def test_a_config_map_s_files_are_links_inside_the_dataset(tmp_path: Path):
     ("a.png/b.png", "does not exist"),
 ])  # fmt: skip
 def test_paths_that_lead_elsewhere_are_refused(name: str, message: str, dataset: Path):
-    with pytest.raises(PictureError, match=message):
-        resolve_picture(dataset, dataset / "images", name)
+    with pytest.raises(ImageError, match=message):
+        resolve_image(dataset, dataset / "images", name)
 
 
 @pytest.mark.parametrize(("name", "archive", "target"), [
     ("", "images.zip", "images"), ("scans", "scans.tar.gz", "scans"), ("a/scans/", "a/scans.tgz", "a/scans"),
     ("", "notes.txt", None), ("images", "images.zip", None),
 ])  # fmt: skip
-def test_pictures_that_are_not_there_may_lie_in_an_archive(name: str, archive: str, target: str | None, dataset: Path):
+def test_images_that_are_not_there_may_lie_in_an_archive(name: str, archive: str, target: str | None, dataset: Path):
     """An archive on a claim is not unpacked: the claim is only read. Beside the folder it says nothing."""
     (dataset / archive).parent.mkdir(exist_ok=True)
     (dataset / archive).write_bytes(b"PK")
     hint = f"; {archive} lies there: unpack it to a folder {target} and set dataset.images to {target}"
-    with pytest.raises(PictureError) as caught:
-        PictureFolder(root=dataset, name=name).resolve("missing.png")
+    with pytest.raises(ImageError) as caught:
+        ImageFolder(root=dataset, name=name).resolve("missing.png")
     assert str(caught.value) == "does not exist" + (hint if target else "")
 
 
-def test_a_folder_of_pictures_that_is_not_there_is_told(dataset: Path):
-    with pytest.raises(
-        PictureError, match=r"^does not exist; dataset\.images is scans, but the dataset holds .*images/"
-    ):
-        PictureFolder(root=dataset, name="scans").resolve("missing.png")
+def test_a_folder_of_images_that_is_not_there_is_told(dataset: Path):
+    with pytest.raises(ImageError, match=r"^does not exist; dataset\.images is scans, but the dataset holds .*images/"):
+        ImageFolder(root=dataset, name="scans").resolve("missing.png")
 
 
-def test_a_folder_is_no_picture(dataset: Path):
-    with pytest.raises(PictureError, match="is not a file"):
-        resolve_picture(dataset, dataset, "images")
+def test_a_folder_is_no_image(dataset: Path):
+    with pytest.raises(ImageError, match="is not a file"):
+        resolve_image(dataset, dataset, "images")
 
 
-def test_aspect_ratio_is_the_processing_s(toy_processing: Processing):
-    assert toy_processing.image_processor.do_pad is True
-    assert replace(toy_processing, aspect_ratio="square").aspect_ratio == "square"
+def test_aspect_ratio_is_the_processing_s(toy_processor: Processor):
+    assert toy_processor.image_processor.do_pad is True
+    assert replace(toy_processor, aspect_ratio="square").aspect_ratio == "square"

@@ -17,7 +17,7 @@ from torch import nn
 
 from llava_trainer.data.encode import encode
 from llava_trainer.data.model_files import check_weights
-from llava_trainer.data.processing import load_processing
+from llava_trainer.data.processor import load_processor
 from llava_trainer.importing import ImportedModel, ModelParts, import_model, is_hub_layout
 from llava_trainer.model.loading import load_model
 from tests.trainer import llava_oracle as oracle
@@ -71,8 +71,8 @@ def all_features(root: Path) -> Made:
     return ModelParts(source=source), made
 
 
-def bigger_pictures(root: Path) -> Made:
-    """A tower for pictures of 84 px: 36 tokens each."""
+def bigger_images(root: Path) -> Made:
+    """A tower for images of 84 px: 36 tokens each."""
     made = build(seed=3, image_px=84)
     source = write_tokenizer(write_settings(root / "llava", llava_settings(made)))
     write_weights(source, made.weights(), pickled=True)
@@ -208,7 +208,7 @@ def write_projector(folder: Path, projector: nn.Sequential, **settings: object) 
 
 LAYOUTS: dict[Callable[[Path], Made], tuple[str, str]] = {
     original_7b: ("original", "<unk>"), original_13b: ("original", "<unk>"), all_features: ("original", "<unk>"),
-    bigger_pictures: ("original", "<unk>"), projector_folder: ("original", "<pad>"), delta: ("original", "<unk>"),
+    bigger_images: ("original", "<unk>"), projector_folder: ("original", "<pad>"), delta: ("original", "<unk>"),
     lora: ("original", "<unk>"), lora_on_llava: ("original", "<unk>"), lora_on_hub: ("original", "<unk>"),
     assembled: ("assembled", "<unk>"), assembled_with_pickle: ("assembled", "<unk>"),
     assembled_with_projector: ("assembled", "<unk>"), hub_with_projector: ("hub", "<unk>"),
@@ -217,8 +217,8 @@ LAYOUTS: dict[Callable[[Path], Made], tuple[str, str]] = {
 
 
 def largest_difference(imported: ImportedModel, made: Original, *, legacy: bool) -> float:
-    """Of the logits of a conversation with two pictures, and of one without, in fp32."""
-    processing = load_processing(imported.model_dir, "pad")
+    """Of the logits of a conversation with two images, and of one without, in fp32."""
+    processor = load_processor(imported.model_dir, "pad")
     model = load_model(imported.model_dir, torch.float32, "cpu")
     tokenizer = oracle.SlowLlamaTokenizer(sentencepiece_model(), legacy=legacy)
     config = model.config
@@ -232,10 +232,10 @@ def largest_difference(imported: ImportedModel, made: Original, *, legacy: bool)
             for index, turn in enumerate(sample.turns)
         ]
         ids = oracle.image_token(oracle.layout(spoken), tokenizer)
-        chunks = split_at_pictures(ids)
-        ours = encode(sample, processing, 10_000).input_ids
+        chunks = split_at_images(ids)
+        ours = encode(sample, processor, 10_000).input_ids
         generator = torch.Generator().manual_seed(3)
-        size = processing.image_size_px
+        size = processor.image_size_px
         pixels = torch.randn(2, 3, size, size, generator=generator) if image_turns else None
         expected = made.logits(chunks, pixels, layer=config.vision_feature_layer, cut=cut)
         with torch.no_grad():
@@ -245,7 +245,7 @@ def largest_difference(imported: ImportedModel, made: Original, *, legacy: bool)
     return max(differences)
 
 
-def split_at_pictures(ids: list[int]) -> list[list[int]]:
+def split_at_images(ids: list[int]) -> list[list[int]]:
     chunks: list[list[int]] = [[]]
     for token in ids:
         if token == oracle.IMAGE:
@@ -264,11 +264,11 @@ def test_a_converted_model_computes_what_the_original_computes(make: Callable[[P
     layout, pad = LAYOUTS[make]
     assert (imported.model_dir, imported.layout) == (tmp_path / "out", layout)
     assert largest_difference(imported, made, legacy=make is not original_13b) < 1e-5
-    processing = load_processing(imported.model_dir, "pad")
-    assert processing.pad_token_id == processing.tokenizer.convert_tokens_to_ids(pad)
+    processor = load_processor(imported.model_dir, "pad")
+    assert processor.pad_token_id == processor.tokenizer.convert_tokens_to_ids(pad)
     config = json.loads((imported.model_dir / "config.json").read_text())
     assert config["text_config"]["vocab_size"] % 64 == 0
-    assert config["pad_token_id"] == processing.pad_token_id
+    assert config["pad_token_id"] == processor.pad_token_id
     assert check_weights(imported.model_dir) > 0
     assert counts == [(number + 1, len(counts)) for number in range(len(counts))]
 

@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import load_file
 
 from llava_api.failures import Reason
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.errors import StageError
 from llava_trainer.importing import ModelParts, conversion, import_model
 from llava_trainer.importing.tokenizer import ImportedTokenizer
 from llava_trainer.importing.vocabulary import MAX_VOCABULARY_BYTES, convert_vocabulary
-from llava_trainer.weights.stored import find_stored
+from llava_trainer.tensors.stored import find_stored
 from tests.trainer.originals import (
     build,
     llama_settings,
@@ -135,7 +135,7 @@ def with_tower_of_siglip(root: Path, parts: ModelParts) -> ModelParts:
     return ModelParts(source=parts.source, vision_tower=tower)
 
 
-def with_pictures_of_another_size(root: Path, parts: ModelParts) -> ModelParts:
+def with_images_of_another_size(root: Path, parts: ModelParts) -> ModelParts:
     tower = write_tower(root / "clip", tiny())
     (tower / "preprocessor_config.json").write_text(json.dumps({"crop_size": {"height": 224, "width": 224}}))
     return ModelParts(source=parts.source, vision_tower=tower)
@@ -305,7 +305,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "another tower's configuration": (
         with_tower(image_size=112), r"image_size is 112, but the vision tower's weights have 56: name in spec\.model"),
     "a tower that is not CLIP": (with_tower_of_siglip, r"'siglip_vision_model', not 'clip'"),
-    "pictures of another size": (with_pictures_of_another_size, r"crop_size is .*224.*, but the tower sees 56 px"),
+    "pictures of another size": (with_images_of_another_size, r"crop_size is .*224.*, but the tower sees 56 px"),
     "a projector of other features": (
         with_projector(vision_feature_layer=-1), r"vision_feature_layer is -1, but the model's is -2"),
     "a projector of another width": (with_wide_projector, r"linear_1\.weight is \(48, 96\), but the model's is \("),
@@ -344,14 +344,17 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "an adapter without weights": (lora_folder(drop="adapter_model.bin"), r"holds neither adapter_model\.safetensors"),
     "an adapter without projector": (
         lora_folder(drop="non_lora_trainables.bin"), r"non_lora_trainables\.bin does not exist: without it the"),
-    "half a pair": (lora_folder({LORA_A: torch.ones(2, 48)}), r"lora_A\.weight cannot be applied: its lora_B is m"),
+    "half a pair": (lora_folder({LORA_A: torch.ones(2, 48)}), r"holds \S+lora_A\.weight without \S+lora_B\."),
     "an update of nothing": (
         lora_folder({LORA_A.replace("layers.0", "layers.7"): torch.ones(2, 48),
                      LORA_A.replace("layers.0", "layers.7").replace("_A", "_B"): torch.ones(48, 2)}),
         r"the base has no model\.layers\.7\.self_attn\.q_proj\.weight"),
     "a tensor without use": (
         lora_folder({"base_model.model.model.layers.0.x": torch.ones(2)}), r"of the adapter belongs to nothing"),
-    "matrices of another base": (lora_folder(rank=3), r"do not fit .*: the adapter was trained on another base"),
+    "matrices of another rank": (lora_folder(rank=3), r"as many rows as adapter_config\.json's r, which is 2"),
+    "matrices of another base": (
+        lora_folder({LORA_A: torch.ones(2, 40), LORA_A.replace("_A", "_B"): torch.ones(48, 2)}),
+        r"make \(48, 40\), but in the base it is \(48, 48\): the adapter was trained on another base"),
     "no tokenizer": (remove("tokenizer.model"), r"holds tokenizer\.model or tokenizer\.json"),
     "a vocabulary that is none": (put("tokenizer.model", b"\xff\xff\xff"), r"is no SentencePiece model"),
     "added tokens without ids": (
@@ -492,9 +495,9 @@ def test_the_tokenizer_files_of_earlier_versions_are_understood(tmp_path: Path):
     )  # fmt: skip
 
 
-def test_a_tokenizer_that_transformers_builds_anew_is_found_out(toy_processing: Processing, tmp_path: Path):
+def test_a_tokenizer_that_transformers_builds_anew_is_found_out(toy_processor: Processor, tmp_path: Path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(sentencepiece_model())
     written = ImportedTokenizer(backend=convert_vocabulary(path, ["<image>"], legacy=True), settings={})
     with pytest.raises(StageError, match=r"loaded by transformers, the tokenizer gives .* the ids"):
-        conversion._check_loaded(toy_processing, written)
+        conversion._check_loaded(toy_processor, written)

@@ -15,27 +15,27 @@ from llava_api.failures import Reason, exit_code_of
 from llava_api.report import StageFailure
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
-from llava_trainer.launcher import RankLogs, launch
-from llava_trainer.logs import ProcessLog
-from llava_trainer.stages import train
-from llava_trainer.training.history import Entry, History
-from llava_trainer.training.meeting import Meeting, Patience
-from llava_trainer.training.processes import LostPeerError
-from llava_trainer.training.progress import Progress
-from llava_trainer.training.ranks import (
+from llava_trainer.gang.failures import (
     Exit,
     RankFailure,
-    clear_words,
+    clear_failures,
     fill_steps,
     find_cause,
     rank_failure_file,
     rank_log,
-    read_words,
+    read_failures,
     write_rank_failure,
 )
-from llava_trainer.training.signing import Signer
-from llava_trainer.training.stopping import saving_time_s
-from llava_trainer.training.watch import Silence, Watch
+from llava_trainer.gang.heartbeats import HeartbeatMonitor, Silence
+from llava_trainer.gang.launcher import RankLogs, Worker, launch
+from llava_trainer.gang.rendezvous import Patience, Rendezvous
+from llava_trainer.gang.signing import Signer
+from llava_trainer.gang.stopping import saving_time_s
+from llava_trainer.gang.world import LostPeerError
+from llava_trainer.logs import ProcessLog
+from llava_trainer.stages import train
+from llava_trainer.training.curve import Curve, CurvePoint, find_last_step
+from llava_trainer.training.progress import Progress
 from llava_trainer.training.worker import explain_rank_failure
 from tests.trainer.trainings import configure
 
@@ -110,8 +110,8 @@ def test_where_everyone_lost_somebody_the_cause_lies_elsewhere(config: RunConfig
 
 def test_words_of_an_earlier_run_of_the_pod_are_forgotten(config: RunConfig):
     say(config, 1, Reason.LOSS_NOT_FINITE)
-    clear_words(config, range(2))
-    assert read_words(config, range(2)) == {}
+    clear_failures(config, range(2))
+    assert read_failures(config, range(2)) == {}
 
 
 @pytest.mark.parametrize(
@@ -193,23 +193,27 @@ def test_who_knows_what_nccl_said_is_believed_before_who_only_lost_somebody(conf
 
 
 def test_how_far_it_was_is_known_of_a_process_that_could_not_say(config: RunConfig):
-    assert fill_steps(config, KILLED, range(2)) == KILLED
     history = config.volume.history_file(config.run.stage, 1)
+
+    def fill(failure: StageFailure) -> StageFailure:
+        return fill_steps(config, failure, range(2), lambda: find_last_step(history))
+
+    assert fill(KILLED) == KILLED
     history.parent.mkdir(parents=True, exist_ok=True)
     history.write_text('{"step": 3}\n')
-    assert fill_steps(config, KILLED, range(2)) == KILLED, "a curve that cannot be read is none"
-    with History(history) as curve:
+    assert fill(KILLED) == KILLED, "a curve that cannot be read is none"
+    with Curve(history) as curve:
         curve.append(
-            Entry(step=7, epoch=0.5, loss=1.0, learning_rate=0.1, grad_norm=1.0, tokens=1, samples_per_second=1.0,
+            CurvePoint(step=7, epoch=0.5, loss=1.0, learning_rate=0.1, grad_norm=1.0, tokens=1, samples_per_second=1.0,
                   tokens_per_second=1.0)
         )  # fmt: skip
-    filled = fill_steps(config, KILLED, range(2))
+    filled = fill(KILLED)
     assert (filled.step, filled.attempt_steps) == (7, None)
     lost = StageFailure(reason=Reason.RENDEZVOUS_FAILED, message="lost", rank=0, step=8, attempt_steps=2)
     write_rank_failure(config, 0, RankFailure(failure=lost, lost_peer=True))
-    filled = fill_steps(config, KILLED, range(2))
+    filled = fill(KILLED)
     assert (filled.step, filled.attempt_steps, filled.rank) == (8, 2, 1)
-    assert fill_steps(config, lost.model_copy(update={"step": 1}), range(2)).step == 1
+    assert fill(lost.model_copy(update={"step": 1})).step == 1
 
 
 def test_a_grace_period_leaves_time_for_the_rest():
@@ -228,15 +232,15 @@ def test_launchers_meet(port: int):
     arrived = []
 
     def take_part(node: int) -> None:
-        with Meeting("127.0.0.1", port, node=node, num_nodes=3, signer=SIGNER, patience=HASTE) as meeting:
-            meeting.await_all()
+        with Rendezvous("127.0.0.1", port, node=node, num_nodes=3, signer=SIGNER, patience=HASTE) as rendezvous:
+            rendezvous.await_all()
             arrived.append(node)
             if node == 0:
                 # It hashes what came out, however large: that is no silence.
                 time.sleep(2 * HASTE.silence_s)
-                meeting.share_result("done")
+                rendezvous.announce_result("done")
             else:
-                assert meeting.await_result() == "done"
+                assert rendezvous.await_result() == "done"
 
     threads = [threading.Thread(target=take_part, args=(node,)) for node in (2, 1, 0)]
     for thread in threads:
@@ -249,8 +253,8 @@ def test_launchers_meet(port: int):
 def test_a_first_launcher_that_never_says_what_came_out_is_not_waited_for_for_good(port: int):
     patience = Patience(result_s=0.2, farewell_s=0.0)
     with (
-        Meeting("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=patience),
-        Meeting("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=patience) as second,
+        Rendezvous("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=patience),
+        Rendezvous("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=patience) as second,
         pytest.raises(StageError, match="does not say what came out") as caught,
     ):
         second.await_result()
@@ -260,16 +264,16 @@ def test_a_first_launcher_that_never_says_what_came_out_is_not_waited_for_for_go
 def test_pods_that_do_not_come_are_named(port: int):
     patience = Patience(arrival_s=0.2, interval_s=0.02, farewell_s=0.0)
     with (
-        Meeting("127.0.0.1", port, node=0, num_nodes=3, signer=SIGNER, patience=patience) as meeting,
+        Rendezvous("127.0.0.1", port, node=0, num_nodes=3, signer=SIGNER, patience=patience) as rendezvous,
         pytest.raises(StageError, match=r"1 of 3 training pods .*missing: 1, 2") as caught,
     ):
-        meeting.await_all()
+        rendezvous.await_all()
     assert caught.value.reason is Reason.RENDEZVOUS_FAILED
 
 
 def test_a_first_pod_that_cannot_be_reached_is_named(port: int):
     with pytest.raises(StageError, match=rf"127\.0\.0\.1:{port} within 0 s: .*refused") as caught:
-        Meeting(
+        Rendezvous(
             "127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=Patience(arrival_s=0.2, interval_s=0.02)
         )
     assert caught.value.reason is Reason.RENDEZVOUS_FAILED
@@ -279,14 +283,14 @@ def test_a_port_that_is_taken_is_named(port: int):
     with socket.socket() as listener:
         listener.bind(("", port))
         listener.listen()
-        with pytest.raises(StageError, match=f"no meeting point at 127.0.0.1:{port}"):
-            Meeting("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=HASTE)
+        with pytest.raises(StageError, match=f"no rendezvous at 127.0.0.1:{port}"):
+            Rendezvous("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=HASTE)
 
 
 def test_the_first_failure_is_the_one_that_everyone_reports(port: int):
     patience = Patience(farewell_s=0.0)
-    with Meeting("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=patience) as first:
-        second = Meeting("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=HASTE)
+    with Rendezvous("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=patience) as first:
+        second = Rendezvous("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=HASTE)
         assert first.find_failure() is None
         assert second.report_failure(KILLED) == KILLED
         later = StageFailure(reason=Reason.INTERNAL_ERROR, message="lost", log_tail="own log")
@@ -298,15 +302,15 @@ def test_agents_that_do_not_find_each_other_fail_as_such(tmp_path: Path, port: i
     config = configure(tmp_path, tmp_path / "base", workers={"numNodes": 2, "rendezvousPort": port})
     patience = Patience(agents_s=1.0)
     with (
-        Meeting("127.0.0.1", port, node=0, num_nodes=1, signer=SIGNER, patience=patience) as meeting,
+        Rendezvous("127.0.0.1", port, node=0, num_nodes=1, signer=SIGNER, patience=patience) as rendezvous,
         pytest.raises(StageError, match="agents did not find each other") as caught,
     ):
-        launch(config, meeting, patience)
+        launch(config, rendezvous, patience, Worker(module="nowhere", find_step=lambda: None))
     assert caught.value.reason is Reason.RENDEZVOUS_FAILED
 
 
 def test_who_comes_after_another_has_failed_does_not_begin(port: int):
-    with Meeting("127.0.0.1", port, node=0, num_nodes=3, signer=SIGNER, patience=Patience(farewell_s=0.0)) as first:
+    with Rendezvous("127.0.0.1", port, node=0, num_nodes=3, signer=SIGNER, patience=Patience(farewell_s=0.0)) as first:
         first.report_failure(KILLED)
         with pytest.raises(StageError, match="killed by SIGKILL") as caught:
             first.await_all()
@@ -316,9 +320,9 @@ def test_who_comes_after_another_has_failed_does_not_begin(port: int):
 def test_a_watch_hears_of_another_launchers_failure(port: int):
     heard: list[StageFailure] = []
     patience = Patience(farewell_s=0.0)
-    with Meeting("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=patience) as first:
-        second = Meeting("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=HASTE)
-        with Watch(first, HASTE, heard.append), Watch(second, HASTE, lambda failure: None):
+    with Rendezvous("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=patience) as first:
+        second = Rendezvous("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=HASTE)
+        with HeartbeatMonitor(first, HASTE, heard.append), HeartbeatMonitor(second, HASTE, lambda failure: None):
             time.sleep(2 * HASTE.silence_s)
             assert heard == []
             second.report_failure(KILLED)
@@ -329,17 +333,17 @@ def test_a_watch_hears_of_another_launchers_failure(port: int):
 def test_a_launcher_that_falls_silent_is_noticed(port: int):
     heard: list[StageFailure] = []
     patience = Patience(farewell_s=0.0)
-    with Meeting("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=patience) as first:
-        Meeting("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=HASTE)
-        with Watch(first, HASTE, heard.append):
+    with Rendezvous("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=patience) as first:
+        Rendezvous("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=HASTE)
+        with HeartbeatMonitor(first, HASTE, heard.append):
             await_length(heard, 1)
     assert heard[0].reason is Reason.RENDEZVOUS_FAILED
     assert "pod 1 has given no sign of life" in heard[0].message
 
 
 def test_one_that_left_is_not_silent(port: int):
-    with Meeting("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=HASTE) as first:
-        with Meeting("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=HASTE) as second:
+    with Rendezvous("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=HASTE) as first:
+        with Rendezvous("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=HASTE) as second:
             second.beat()
             assert first.count_beats() == {1: 1}
         assert first.count_beats() == {}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llava_trainer.data.encode import IGNORED, encode, encode_prompt
-from llava_trainer.data.processing import Processing, load_processing
+from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.data.samples import Sample, Source, Turn
 from llava_trainer.data.template import TemplateError
 from llava_trainer.importing import ModelParts, import_model
@@ -42,7 +42,7 @@ Spoken = list[tuple[str, str]]
 
 
 def draw_conversation(rng: random.Random) -> Spoken:
-    """One conversation in LLaVA's own form: one to five rounds, pictures anywhere in a question, or none."""
+    """One conversation in LLaVA's own form: one to five rounds, images anywhere in a question, or none."""
     turns: Spoken = []
     pictured = rng.random() < 0.75
     for _ in range(rng.choice((1, 1, 2, 3, 5))):
@@ -82,7 +82,7 @@ def conversations() -> list[Spoken]:
 @pytest.fixture(scope="module", params=[True, False, None], ids=["legacy", "not legacy", "legacy not told"])
 def converted(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Processing, oracle.SlowLlamaTokenizer]:
+) -> tuple[Processor, oracle.SlowLlamaTokenizer]:
     """A converted checkpoint, and the tokenizer that LLaVA itself would use for the original."""
     root = tmp_path_factory.mktemp("converted")
     original = build()
@@ -91,24 +91,24 @@ def converted(
     write_weights(source, original.weights())
     imported = import_model(ModelParts(source=source), root / "hub")
     legacy = request.param is not False
-    return load_processing(imported.model_dir, "pad"), oracle.SlowLlamaTokenizer(sentencepiece_model(), legacy=legacy)
+    return load_processor(imported.model_dir, "pad"), oracle.SlowLlamaTokenizer(sentencepiece_model(), legacy=legacy)
 
 
-def expand(ids: list[int], labels: list[int], processing: Processing) -> tuple[list[int], list[int]]:
-    counts = [processing.tokens_per_image if token == oracle.IMAGE else 1 for token in ids]
-    named = [processing.image_token_id if token == oracle.IMAGE else token for token in ids]
+def expand(ids: list[int], labels: list[int], processor: Processor) -> tuple[list[int], list[int]]:
+    counts = [processor.tokens_per_image if token == oracle.IMAGE else 1 for token in ids]
+    named = [processor.image_token_id if token == oracle.IMAGE else token for token in ids]
     pairs = zip(named, labels, counts, strict=True)
     spread = [(token, label) for token, label, count in pairs for _ in range(count)]
     return [token for token, _ in spread], [label for _, label in spread]
 
 
-def test_ids_and_masks_are_those_of_llava(converted: tuple[Processing, oracle.SlowLlamaTokenizer]):
-    processing, tokenizer = converted
+def test_ids_and_masks_are_those_of_llava(converted: tuple[Processor, oracle.SlowLlamaTokenizer]):
+    processor, tokenizer = converted
     given_up = supervised = 0
     for turns in conversations():
         expected = oracle.encode_v1(turns, tokenizer)
-        ids, labels = expand(expected.ids, expected.labels, processing)
-        encoded = encode(as_sample(turns), processing, LONG)
+        ids, labels = expand(expected.ids, expected.labels, processor)
+        encoded = encode(as_sample(turns), processor, LONG)
         assert list(encoded.input_ids) == ids, turns
         assert list(encoded.labels) == labels, turns
         given_up += expected.llava_gives_up
@@ -118,35 +118,35 @@ def test_ids_and_masks_are_those_of_llava(converted: tuple[Processing, oracle.Sl
     assert supervised > 5_000
 
 
-def test_where_nothing_is_said_nothing_is_learned(converted: tuple[Processing, oracle.SlowLlamaTokenizer]):
-    processing, tokenizer = converted
+def test_where_nothing_is_said_nothing_is_learned(converted: tuple[Processor, oracle.SlowLlamaTokenizer]):
+    processor, tokenizer = converted
     turns = [("human", "<image>What?"), ("gpt", "")]
-    encoded = encode(as_sample(turns), processing, LONG)
+    encoded = encode(as_sample(turns), processor, LONG)
     assert encoded.num_supervised == 0
-    assert list(encoded.input_ids) == expand(*2 * [oracle.encode_v1(turns, tokenizer).ids], processing)[0]
+    assert list(encoded.input_ids) == expand(*2 * [oracle.encode_v1(turns, tokenizer).ids], processor)[0]
 
 
-def test_prompts_are_what_training_has_before_each_answer(converted: tuple[Processing, oracle.SlowLlamaTokenizer]):
-    processing, _ = converted
+def test_prompts_are_what_training_has_before_each_answer(converted: tuple[Processor, oracle.SlowLlamaTokenizer]):
+    processor, _ = converted
     compared = 0
     for turns in conversations()[:60]:
         sample = as_sample(turns)
-        whole = list(encode(sample, processing, LONG).input_ids)
+        whole = list(encode(sample, processor, LONG).input_ids)
         for before, question, _ in sample.pairs():
             shown = [index for index in sample.image_turns if index <= len(before)]
-            prompt = encode_prompt((*before, question), shown, processing)
+            prompt = encode_prompt((*before, question), shown, processor)
             assert whole[: len(prompt)] == prompt, turns
             compared += 1
     assert compared > 60
 
 
 @pytest.mark.parametrize("caption", [text for text in _TEXTS if not text.startswith("▁")])
-def test_the_plain_layout_of_phase_1(caption: str, converted: tuple[Processing, oracle.SlowLlamaTokenizer]):
-    processing, tokenizer = converted
+def test_the_plain_layout_of_phase_1(caption: str, converted: tuple[Processor, oracle.SlowLlamaTokenizer]):
+    processor, tokenizer = converted
     expected = oracle.encode_plain(caption, tokenizer)
-    encoded = encode(make_sample("Describe this picture.", caption), processing, LONG, template="plain")
-    assert (list(encoded.input_ids), list(encoded.labels)) == expand(expected.ids, expected.labels, processing)
-    masked = 1 + processing.tokens_per_image
+    encoded = encode(make_sample("Describe this picture.", caption), processor, LONG, template="plain")
+    assert (list(encoded.input_ids), list(encoded.labels)) == expand(expected.ids, expected.labels, processor)
+    masked = 1 + processor.tokens_per_image
     assert set(encoded.labels[:masked]) == {IGNORED}
     assert IGNORED not in encoded.labels[masked:]
 
@@ -154,11 +154,11 @@ def test_the_plain_layout_of_phase_1(caption: str, converted: tuple[Processing, 
 @pytest.mark.parametrize(
     ("texts", "image_turns"), [(("Q", "A", "Q", "A"), (0,)), (("Q", "A"), ()), (("Q", "A"), (0, 0))]
 )
-def test_phase_1_learns_from_one_picture_with_one_caption(
-    texts: tuple[str, ...], image_turns: tuple[int, ...], toy_processing: Processing
+def test_phase_1_learns_from_one_image_with_one_caption(
+    texts: tuple[str, ...], image_turns: tuple[int, ...], toy_processor: Processor
 ):
     with pytest.raises(TemplateError, match="one picture with one caption"):
-        encode(make_sample(*texts, image_turns=image_turns), toy_processing, LONG, template="plain")
+        encode(make_sample(*texts, image_turns=image_turns), toy_processor, LONG, template="plain")
 
 
 def test_the_set_is_varied():
@@ -174,7 +174,7 @@ def test_the_set_is_varied():
 
 
 def test_the_two_kinds_differ_where_they_should(tmp_path: Path):
-    """After ``</s>`` a text begins with a space only in the legacy way; after a picture it does in both."""
+    """After ``</s>`` a text begins with a space only in the legacy way; after an image it does in both."""
     ids = {legacy: oracle.SlowLlamaTokenizer(sentencepiece_model(), legacy=legacy) for legacy in (True, False)}
     text = "what</s>what"
     assert len({tuple(tokenizer(text)) for tokenizer in ids.values()}) == 2

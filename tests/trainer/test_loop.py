@@ -1,4 +1,4 @@
-"""The loop in one process: against plain PyTorch, against itself after a restart, and where it has to give up."""
+"""The loop in one rank: against plain PyTorch, against itself after a restart, and where it has to give up."""
 
 import dataclasses
 import json
@@ -20,10 +20,12 @@ from llava_api.run_config import RunConfig
 from llava_trainer.data.collate import collate
 from llava_trainer.data.encode import encode
 from llava_trainer.data.images import open_image, pixel_values
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
 from llava_trainer.files import sha256_file, write_whole
+from llava_trainer.gang.stopping import StopRequest
+from llava_trainer.gang.world import World
 from llava_trainer.inputs import Inputs
 from llava_trainer.model.learning import group_parameters
 from llava_trainer.model.loading import load_model
@@ -32,15 +34,13 @@ from llava_trainer.reporting import Reporter
 from llava_trainer.training import loop
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.checkpoint import CheckpointState
-from llava_trainer.training.history import Entry, read_entries
+from llava_trainer.training.curve import CurvePoint, read_curve
 from llava_trainer.training.loop import train
+from llava_trainer.training.model_under_training import build_model
 from llava_trainer.training.phase import phase_of
-from llava_trainer.training.processes import Processes
 from llava_trainer.training.progress import Progress
 from llava_trainer.training.retention import find_checkpoints, list_checkpoints
 from llava_trainer.training.saving import Saver
-from llava_trainer.training.stopping import StopRequest
-from llava_trainer.training.trainee import build_trainee
 from tests.trainer.trainings import StopAfter, StopWithin, change, configure, make_mixed_dataset, make_training, plan_of
 
 EPOCHS = 3
@@ -58,15 +58,15 @@ def config(tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample
     return make_training(tmp_path, toy_model_dir, dataset[1], training={"epochs": EPOCHS})
 
 
-def run(config: RunConfig, processes: Processes, stop: StopRequest | None = None) -> TrainNumbers:
+def run(config: RunConfig, world: World, stop: StopRequest | None = None) -> TrainNumbers:
     with Reporter(config) as reporter:
-        numbers = train(config, processes, reporter, stop or StopRequest())
+        numbers = train(config, world, reporter, stop or StopRequest())
     assert numbers is not None
     return numbers
 
 
-def curve(config: RunConfig) -> list[Entry]:
-    return read_entries(config.volume.history_file(config.run.stage, config.run.attempt))
+def curve(config: RunConfig) -> list[CurvePoint]:
+    return read_curve(config.volume.history_file(config.run.stage, config.run.attempt))
 
 
 def trajectory(config: RunConfig) -> list[tuple[float, float, float]]:
@@ -77,17 +77,17 @@ def adapter_digest(config: RunConfig) -> str:
     return sha256_file(config.volume.adapter_dir / "adapter_model.safetensors")
 
 
-def plain_pytorch(config: RunConfig, samples: list[Sample], processing: Processing) -> list[tuple[float, float, float]]:
-    """The oracle: one process, one micro-batch a step, torch's own optimiser, scheduler and clipping."""
+def plain_pytorch(config: RunConfig, samples: list[Sample], processor: Processor) -> list[tuple[float, float, float]]:
+    """The oracle: one rank, one micro-batch a step, torch's own optimiser, scheduler and clipping."""
     phase = phase_of(config)
-    plan = plan_of(config, processing)
-    torch.manual_seed(phase.seed)
-    tuned = add_adapter(load_model(config.model_dir, torch.float32, "cpu"), phase.lora).train()
+    plan = plan_of(config, processor)
+    torch.manual_seed(phase.training.seed)
+    tuned = add_adapter(load_model(config.model_dir, torch.float32, "cpu"), phase.training.lora).train()
     groups = group_parameters(
         tuned,
-        learning_rate=phase.learning_rate,
-        projector_learning_rate=phase.projector_learning_rate,
-        weight_decay=phase.weight_decay,
+        learning_rate=phase.training.peak_learning_rate,
+        projector_learning_rate=phase.training.projector_learning_rate,
+        weight_decay=phase.training.weight_decay,
     )
     learning = [parameter for group in groups for parameter in group.parameters]
     optimizer = torch.optim.AdamW(
@@ -100,18 +100,18 @@ def plain_pytorch(config: RunConfig, samples: list[Sample], processing: Processi
     for step in range(plan.total_steps):
         items = [
             (
-                encode(sample, processing, phase.max_length),
-                pixel_values(open_image(images / sample.images[0]), processing)[None] if sample.images else None,
+                encode(sample, processor, phase.training.max_length),
+                pixel_values(open_image(images / sample.images[0]), processor)[None] if sample.images else None,
             )
             for sample in (samples[index] for index in plan.batch(step))
         ]
-        batch = collate(items, processing.pad_token_id)
+        batch = collate(items, processor.pad_token_id)
         labels, _ = batch.pop("labels"), batch.pop("predicting")
         logits = tuned(**batch, use_cache=False).logits
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         torch.autograd.backward(loss)
         for parameter in learning:
-            # A batch without any picture gives the projector a gradient of zero, and momentum moves it on.
+            # A batch without any image gives the projector a gradient of zero, and momentum moves it on.
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         norm = torch.nn.utils.clip_grad_norm_(learning, 1.0)
         outcomes.append((loss.item(), norm.item(), scheduler.get_last_lr()[0]))
@@ -122,10 +122,10 @@ def plain_pytorch(config: RunConfig, samples: list[Sample], processing: Processi
 
 
 def test_the_loop_learns_what_plain_pytorch_learns(
-    config: RunConfig, processes: Processes, dataset: tuple[Path, list[Sample]], toy_processing: Processing
+    config: RunConfig, world: World, dataset: tuple[Path, list[Sample]], toy_processor: Processor
 ):
-    numbers = run(config, processes)
-    expected = plain_pytorch(config, dataset[1], toy_processing)
+    numbers = run(config, world)
+    expected = plain_pytorch(config, dataset[1], toy_processor)
     losses, norms, learning_rates = zip(*trajectory(config), strict=True)
     expected_losses, expected_norms, expected_learning_rates = zip(*expected, strict=True)
     assert losses == pytest.approx(expected_losses, rel=1e-6)
@@ -145,17 +145,17 @@ def test_the_loop_learns_what_plain_pytorch_learns(
     ],
     ids=["accumulation", "none", "checkpointing"],
 )
-def test_how_a_batch_is_computed_changes_nothing(config: RunConfig, processes: Processes, setting: dict):
-    run(config, processes)
+def test_how_a_batch_is_computed_changes_nothing(config: RunConfig, world: World, setting: dict):
+    run(config, world)
     expected = [entry.loss for entry in curve(config)]
     other = change(config, attempt=2, **setting)
-    run(other, processes)
+    run(other, world)
     assert [entry.loss for entry in curve(other)] == pytest.approx(expected, rel=1e-5)
 
 
-def test_bf16_learns_too_and_keeps_its_originals_in_fp32(config: RunConfig, processes: Processes):
+def test_bf16_learns_too_and_keeps_its_originals_in_fp32(config: RunConfig, world: World):
     saving = change(config, precision="bf16", checkpoint={"everySteps": 8, "keep": 1})
-    run(saving, processes)
+    run(saving, world)
     assert curve(saving)[-1].loss < curve(saving)[0].loss
     (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1))
     stored = load_file(checkpoint / "rank-00000.safetensors")
@@ -175,28 +175,28 @@ def test_bf16_learns_too_and_keeps_its_originals_in_fp32(config: RunConfig, proc
     ids=["fp32-2", "bf16-3", "fp32-0-within", "bf16-2-within"],
 )
 def test_a_stopped_run_goes_on_bit_for_bit(
-    config: RunConfig, processes: Processes, precision: str, stage: int, stop: StopRequest
+    config: RunConfig, world: World, precision: str, stage: int, stop: StopRequest
 ):
     settings = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.2}, "precision": precision, "zero": {"stage": stage}}
     straight = change(config, attempt=1, **settings)
-    run(straight, processes)
+    run(straight, world)
     expected, digest = trajectory(straight), adapter_digest(straight)
     stopped = change(config, attempt=2, **settings)
     with pytest.raises(StageError, match="after step 4 of 9; the checkpoint of step 4 is on the volume") as caught:
-        run(stopped, processes, stop)
+        run(stopped, world, stop)
     assert caught.value.reason is Reason.INTERRUPTED
     assert not stopped.volume.adapter_dir.exists()
     torch.manual_seed(12345)
-    run(stopped, processes)
+    run(stopped, world)
     assert trajectory(stopped) == expected
     assert adapter_digest(stopped) == digest
 
 
 def test_a_later_attempt_goes_on_from_the_newest_checkpoint_that_is_whole(
-    config: RunConfig, processes: Processes, caplog: pytest.LogCaptureFixture
+    config: RunConfig, world: World, caplog: pytest.LogCaptureFixture
 ):
     saving = change(config, checkpoint={"everySteps": 2, "keep": 3})
-    run(saving, processes)
+    run(saving, world)
     expected, digest = trajectory(saving), adapter_digest(saving)
     checkpoints = list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1))
     assert [path.name for path in checkpoints] == ["step-00000004", "step-00000006", "step-00000008"]
@@ -211,7 +211,7 @@ def test_a_later_attempt_goes_on_from_the_newest_checkpoint_that_is_whole(
             told.append(measures["skipped_checkpoints"])
 
     with caplog.at_level("INFO"):
-        train(later, processes, Kept(later), StopRequest())
+        train(later, world, Kept(later), StopRequest())
     assert set(told) == {"train-1/step-00000008, train-1/step-00000006"}
     assert "step-00000008 is passed over" in caplog.text
     assert "step-00000006 is passed over" in caplog.text
@@ -224,12 +224,12 @@ def test_a_later_attempt_goes_on_from_the_newest_checkpoint_that_is_whole(
     assert kept == ["train-2/step-00000008", "train-2/step-00000006", "train-1/step-00000004"]
 
 
-def test_a_checkpoints_adapter_is_the_model_at_that_step(config: RunConfig, processes: Processes):
+def test_a_checkpoints_adapter_is_the_model_at_that_step(config: RunConfig, world: World):
     inputs = Inputs(
         model_dir=config.model_dir, dataset_dir=config.dataset_dir, origins={"model": "hf://me/tiny@" + "c" * 40}
     )
     write_whole(config.volume.inputs_file, inputs.model_dump_json())
-    assert run(change(config, checkpoint={"everySteps": 8, "keep": 1}), processes).attention == "sdpa"
+    assert run(change(config, checkpoint={"everySteps": 8, "keep": 1}), world).attention == "sdpa"
     (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1))
     saved = load_file(checkpoint / "adapter" / "adapter_model.safetensors")
     # The last of nine steps has next to no learning rate left.
@@ -243,18 +243,18 @@ def test_a_checkpoints_adapter_is_the_model_at_that_step(config: RunConfig, proc
         assert str(config.volume_root.parent) not in json.dumps(adapter)
 
 
-def test_a_checkpoint_of_another_adapter_is_refused(config: RunConfig, processes: Processes):
+def test_a_checkpoint_of_another_adapter_is_refused(config: RunConfig, world: World):
     with pytest.raises(StageError, match="asked to stop"):
-        run(config, processes, StopAfter(1))
+        run(config, world, StopAfter(1))
     other = change(config, attempt=2, lora={"rank": 2, "alpha": 8, "dropout": 0.0})
     with pytest.raises(StageError, match=r"lora_A\S* is \[4, \d+\] there and \[2, \d+\] here") as caught:
-        run(other, processes)
+        run(other, world)
     assert caught.value.reason is Reason.CHECKPOINT_MISMATCH
 
 
-def test_a_checkpoint_of_another_training_is_refused_with_what_differs(config: RunConfig, processes: Processes):
+def test_a_checkpoint_of_another_training_is_refused_with_what_differs(config: RunConfig, world: World):
     with pytest.raises(StageError, match="asked to stop"):
-        run(config, processes, StopAfter(1))
+        run(config, world, StopAfter(1))
     for changes, told in (
         ({"seed": 7}, "spec.training.seed 42, which is 7 now: set it back to 42"),
         ({"epochs": 2}, "spec.training.epochs 3, which is 2 now"),
@@ -264,16 +264,16 @@ def test_a_checkpoint_of_another_training_is_refused_with_what_differs(config: R
         ({"maxLength": 128}, "spec.training.maxLength 256, which is 128 now"),
     ):
         with pytest.raises(StageError, match="is of another training") as caught:
-            run(change(config, attempt=2, **changes), processes)
+            run(change(config, attempt=2, **changes), world)
         assert caught.value.reason is Reason.CHECKPOINT_MISMATCH
         assert told in caught.value.message
 
 
 def test_a_checkpoint_of_another_model_or_of_other_samples_is_refused(
-    config: RunConfig, processes: Processes, tmp_path: Path, dataset: tuple[Path, list[Sample]]
+    config: RunConfig, world: World, tmp_path: Path, dataset: tuple[Path, list[Sample]]
 ):
     with pytest.raises(StageError, match="asked to stop"):
-        run(config, processes, StopAfter(1))
+        run(config, world, StopAfter(1))
     other = tmp_path / "other"
     shutil.copytree(config.model_dir, other)
     tensors = load_file(other / "model.safetensors")
@@ -284,34 +284,34 @@ def test_a_checkpoint_of_another_model_or_of_other_samples_is_refused(
     with pytest.raises(
         StageError, match=r"from another model \(sha256:\w{12}… there, .*; it was made from other samples"
     ):
-        run(RunConfig.model_validate(fields | {"modelDir": other}), processes)
+        run(RunConfig.model_validate(fields | {"modelDir": other}), world)
 
 
 def test_an_empty_share_of_the_last_batch_counts_for_nothing(
-    config: RunConfig, processes: Processes, dataset: tuple[Path, list[Sample]], toy_processing: Processing
+    config: RunConfig, world: World, dataset: tuple[Path, list[Sample]], toy_processor: Processor
 ):
     # 21 samples in batches of 20: the second has 1, the first of two processes'.
-    plan = dataclasses.replace(plan_of(config, toy_processing, 2), per_device_batch=10, global_batch=20)
+    plan = dataclasses.replace(plan_of(config, toy_processor, 2), per_device_batch=10, global_batch=20)
     images = config.dataset_dir / config.dataset.images
-    with BatchLoader(dataset[1], toy_processing, images=images, max_length=256, plan=plan, rank=1) as loader:
+    with BatchLoader(dataset[1], toy_processor, images=images, max_length=256, plan=plan, rank=1) as loader:
         full, (empty,) = loader.load(0), loader.load(1)
     assert sum(micro_batch.num_supervised for micro_batch in full) > 0
     assert (empty.num_supervised, empty.num_tokens) == (0, 0)
-    module = build_trainee(config, phase_of(config), processes).module
-    loss = module(**empty.to(processes.device, torch.float32))
+    module = build_model(config, phase_of(config), world).module
+    loss = module(**empty.to(world.device, torch.float32))
     torch.autograd.backward(loss)
     assert loss.item() == 0.0
 
 
-def test_a_request_before_the_first_step_saves_nothing(config: RunConfig, processes: Processes):
+def test_a_request_before_the_first_step_saves_nothing(config: RunConfig, world: World):
     with pytest.raises(StageError, match="before it had done a step"):
-        run(config, processes, StopAfter(0))
+        run(config, world, StopAfter(0))
     assert list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1)) == []
 
 
 @pytest.mark.parametrize(("stopped_after", "expected"), [(2, [2]), (3, [2, 3])])
 def test_a_checkpoint_that_is_being_written_when_asked_to_stop_is_waited_for_and_not_repeated(
-    config: RunConfig, processes: Processes, monkeypatch: pytest.MonkeyPatch, stopped_after: int, expected: list[int]
+    config: RunConfig, world: World, monkeypatch: pytest.MonkeyPatch, stopped_after: int, expected: list[int]
 ):
     """Another one follows only if steps were done since."""
     asked = threading.Event()
@@ -332,22 +332,22 @@ def test_a_checkpoint_that_is_being_written_when_asked_to_stop_is_waited_for_and
     monkeypatch.setattr(Saver, "_write", write_slowly)
     saving = change(config, checkpoint={"everySteps": 2, "keep": 3})
     with pytest.raises(StageError, match=f"the checkpoint of step {stopped_after} is on the volume"):
-        run(saving, processes, Stop(stopped_after))
+        run(saving, world, Stop(stopped_after))
     assert written == expected
 
 
-def test_a_run_that_is_asked_to_stop_as_soon_as_it_goes_on_writes_nothing(config: RunConfig, processes: Processes):
+def test_a_run_that_is_asked_to_stop_as_soon_as_it_goes_on_writes_nothing(config: RunConfig, world: World):
     with pytest.raises(StageError, match="the checkpoint of step 1"):
-        run(config, processes, StopAfter(1))
+        run(config, world, StopAfter(1))
     with pytest.raises(StageError, match="after step 1 of 9; the checkpoint of step 1 is on the volume"):
-        run(change(config, attempt=2), processes, StopAfter(0))
+        run(change(config, attempt=2), world, StopAfter(0))
     (kept,) = find_checkpoints(config.volume, StageName.TRAIN, 2)
     assert kept.parent == config.volume.attempt_dir(StageName.TRAIN, 2) / "before" / "train-1" / "checkpoints"
 
 
 @pytest.mark.parametrize("probed", [True, False])
 def test_a_loss_that_is_no_number_ends_training(
-    config: RunConfig, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probed: bool
+    config: RunConfig, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probed: bool
 ):
     if not probed:
         monkeypatch.setattr(loop, "probe_largest", lambda *arguments: None)
@@ -360,12 +360,12 @@ def test_a_loss_that_is_no_number_ends_training(
     fields = config.model_dump(by_alias=True) | {"modelDir": broken}
     longest = r"before the first step, .* the longest micro-batch of the run \(4 rows, .* is nan: the model's weights"
     with pytest.raises(StageError, match=longest if probed else "in step 1 the loss is nan") as caught:
-        run(RunConfig.model_validate(fields), processes)
+        run(RunConfig.model_validate(fields), world)
     assert caught.value.reason is Reason.LOSS_NOT_FINITE
     assert not config.volume.adapter_dir.exists()
 
 
-def test_an_adapter_without_gradient_ends_training(config: RunConfig, processes: Processes, tmp_path: Path):
+def test_an_adapter_without_gradient_ends_training(config: RunConfig, world: World, tmp_path: Path):
     dead = tmp_path / "dead"
     shutil.copytree(config.model_dir, dead)
     tensors = load_file(dead / "model.safetensors")
@@ -376,12 +376,12 @@ def test_an_adapter_without_gradient_ends_training(config: RunConfig, processes:
     with pytest.raises(
         StageError, match="after step 1 none of the 42 tensors of the language_model has received"
     ) as caught:
-        run(RunConfig.model_validate(fields), processes)
+        run(RunConfig.model_validate(fields), world)
     assert caught.value.reason is Reason.ZERO_GRADIENT
 
 
 def test_a_batch_without_anything_to_learn_ends_training(
-    tmp_path: Path, toy_model_dir: Path, processes: Processes, dataset: tuple[Path, list[Sample]]
+    tmp_path: Path, toy_model_dir: Path, world: World, dataset: tuple[Path, list[Sample]]
 ):
     (tmp_path / "dataset").symlink_to(dataset[0])
     long = [
@@ -390,27 +390,27 @@ def test_a_batch_without_anything_to_learn_ends_training(
     ]
     config = make_training(tmp_path, toy_model_dir, long)
     with pytest.raises(StageError, match=r"no token of step 1's 8 samples .*training\.maxLength") as caught:
-        run(config, processes)
+        run(config, world)
     assert caught.value.reason is Reason.NOTHING_SUPERVISED
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_training(config: RunConfig, processes: Processes):
+def test_a_checkpoint_that_cannot_be_written_ends_training(config: RunConfig, world: World):
     checkpoints = config.volume.checkpoints_dir(config.run.stage, 1)
     checkpoints.write_text("a file where a folder should be")
     with pytest.raises(OSError, match=r"Not a directory|File exists"):
-        run(change(config, checkpoint={"everySteps": 2, "keep": 1}), processes)
+        run(change(config, checkpoint={"everySteps": 2, "keep": 1}), world)
 
 
-def test_nothing_to_train_on_is_refused(tmp_path: Path, toy_model_dir: Path, processes: Processes):
+def test_nothing_to_train_on_is_refused(tmp_path: Path, toy_model_dir: Path, world: World):
     with pytest.raises(StageError, match="holds no sample") as caught:
-        run(make_training(tmp_path, toy_model_dir, []), processes)
+        run(make_training(tmp_path, toy_model_dir, []), world)
     assert caught.value.reason is Reason.INVALID_DATA
 
 
 def test_a_full_run_reports_and_leaves_nothing_aside(
-    config: RunConfig, processes: Processes, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, world: World, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(Processes, "peak_gpu_memory_bytes", 7)
+    monkeypatch.setattr(World, "peak_gpu_memory_bytes", 7)
 
     class Kept(Reporter):
         reports: list = []  # noqa: RUF012
@@ -421,7 +421,7 @@ def test_a_full_run_reports_and_leaves_nothing_aside(
     saving = change(config, checkpoint={"everySteps": 4, "keep": 1})
     progress = Progress()
     with Kept(saving) as reporter:
-        train(saving, processes, reporter, StopRequest(), progress=progress)
+        train(saving, world, reporter, StopRequest(), progress=progress)
     assert (progress.step, progress.attempt_steps) == (9, 9)
     assert progress.slowest_step_s is not None
     # Each step, and again when a checkpoint is on the disk.

@@ -17,10 +17,10 @@ from llava_api.memory.host import DECODING_BYTES, LAUNCHER_BYTES, PROCESS_BYTES
 from llava_api.report import MicroBatch
 from llava_api.run_config import RunConfig
 from llava_api.spec import Spec
+from llava_trainer.gang.stopping import StopRequest
+from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.loop import train
-from llava_trainer.training.processes import Processes
-from llava_trainer.training.stopping import StopRequest
 from tests.benchmarks.model import IMAGE_PX, write_model
 from tests.tiny.tasks import corpus
 from tests.trainer.many import run_in_processes
@@ -41,7 +41,7 @@ TRAINING: dict[str, Any] = {
 
 
 class Sampler:
-    """The most memory of its own (not mapped files) that this process holds while the context is entered."""
+    """The most memory of its own (not mapped files) that this rank holds while the context is entered."""
 
     def __init__(self) -> None:
         self.before = self.peak = held()
@@ -66,9 +66,9 @@ def held() -> int:
     return sum(int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) * 1024 for name in ("RssAnon", "RssShmem"))
 
 
-def measure(processes: Processes, config: RunConfig) -> int:
+def measure(world: World, config: RunConfig) -> int:
     with Sampler() as sampler:
-        train(config, processes, Reporter(config), StopRequest())
+        train(config, world, Reporter(config), StopRequest())
     return sampler.peak - sampler.before
 
 
@@ -84,7 +84,7 @@ def test_a_pods_memory_is_what_its_processes_take(tmp_path: Path):
     )  # fmt: skip
     prepared = Prepared(largest=MicroBatch(rows=4, tokens=4 * 110, pictures=4, supervised=40))
     terms = {term.name: term.size for term in plan_host(spec, StageName.TRAIN, MODEL, prepared).terms}
-    # What is there before, and pictures far larger than these.
+    # What is there before, and images far larger than these.
     assert terms.pop("processes") == PROCESS_BYTES + LAUNCHER_BYTES
     terms["pictures"] -= DECODING_BYTES
     assert terms.keys() == {"training", "offloaded states", "checkpoint copies", "results", "pictures"}
@@ -92,6 +92,8 @@ def test_a_pods_memory_is_what_its_processes_take(tmp_path: Path):
 
 
 def test_what_a_process_takes_before_it_trains_is_planned_for():
-    program = "import llava_trainer.training.worker; from llava_trainer.memory import resident_bytes as r; print(r())"
+    program = (
+        "import llava_trainer.training.worker; from llava_trainer.host_memory import resident_bytes as r; print(r())"
+    )
     said = subprocess.check_output([sys.executable, "-c", program], env=os.environ | {"TORCHDYNAMO_DISABLE": "1"})
     assert 0.6 < int(said.split()[-1]) / PROCESS_BYTES < 1.0

@@ -14,7 +14,7 @@ from llava_api.memory import Prepared, Workload, plan_activations, plan_states, 
 from llava_api.model_facts import ModelFacts
 from llava_api.spec import Spec
 from llava_trainer.data.sample_file import SampleSizes
-from llava_trainer.training.plan import Plan
+from llava_trainer.training.batch_plan import BatchPlan
 from tests.trainer.memory_shapes import make_13b, make_shape, make_small
 from tests.trainer.memory_trace import trace
 
@@ -32,7 +32,7 @@ def make_work(method: str, rows: int, length: int, **changes) -> Workload:
 
 
 def make_narrow() -> ModelFacts:
-    """A small model behind LLaVA-1.5's tower, whose pictures are the larger part."""
+    """A small model behind LLaVA-1.5's tower, whose images are the larger part."""
     return make_shape(2, hidden=512, intermediate=1408, heads=8, key_value_heads=8, vocabulary=8192)
 
 
@@ -70,12 +70,12 @@ def test_the_plan_is_within_a_tenth_of_a_trace(model: ModelFacts, work: Workload
 
 
 def test_what_prepare_finds_in_packed_captions_is_planned_within_a_tenth_of_what_the_largest_micro_batch_takes():
-    """Short captions: packed, a micro-batch of 4 samples holds a dozen of them with their pictures."""
+    """Short captions: packed, a micro-batch of 4 samples holds a dozen of them with their images."""
     model = make_shape(2)
     rng = np.random.default_rng(0)
     captions = rng.integers(8, 120, 96)
     one_each = np.ones(96, dtype=np.int64)
-    sizes = SampleSizes(tokens=model.tokens_per_image + captions, pictures=one_each, supervised=captions)
+    sizes = SampleSizes(tokens=model.tokens_per_image + captions, images=one_each, supervised=captions)
     spec = Spec.model_validate(
         {
             "model": {"languageModel": "pvc://models/llm", "visionTower": "pvc://models/clip"},
@@ -83,7 +83,7 @@ def test_what_prepare_finds_in_packed_captions_is_planned_within_a_tenth_of_what
             "alignment": {"dataset": SOURCE, "batch": {"perDevice": 4, "global": 48}},
         }
     )  # fmt: skip
-    plan = Plan(sizes=sizes, global_batch=48, per_device_batch=4, max_length=2048, world_size=1, epochs=1, seed=0,
+    plan = BatchPlan(sizes=sizes, global_batch=48, per_device_batch=4, max_length=2048, world_size=1, epochs=1, seed=0,
                 packing=True)  # fmt: skip
     largest = plan.find_largest()
     work = workload_of(spec, StageName.ALIGN, model, Prepared(largest=largest))

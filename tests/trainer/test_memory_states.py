@@ -60,7 +60,7 @@ def on_device(moment: dict[str, int], work: Workload) -> int:
 def test_what_is_offloaded_is_within_a_twentieth_of_the_plan(measured: dict[str, dict[str, Any]], case: str):
     work, found = make_work(case, WORLD_SIZE), measured[case]["steady"]
     states = plan_states(MODEL, work)
-    # See on_device: this process's weights are counted as well.
+    # See on_device: this rank's weights are counted as well.
     weights = states.weights if work.zero_stage == 3 else 0
     assert states.offloaded + weights == pytest.approx(found["host"], rel=0.05)
 

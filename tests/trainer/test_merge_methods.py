@@ -13,11 +13,10 @@ from transformers import AutoModelForImageTextToText
 from llava_api.failures import Reason
 from llava_api.report import MergeNumbers
 from llava_api.run_config import RunConfig
-from llava_trainer.data.processing import load_processing
+from llava_trainer.data.processor import load_processor
 from llava_trainer.errors import StageError
-from llava_trainer.merging.proof import prove_merge
-from llava_trainer.merging.samples import proof_batches
-from llava_trainer.merging.trained import load_reference, read_changes
+from llava_trainer.merging.changes import read_changes
+from llava_trainer.merging.proof import load_reference, proof_batches, prove_merge
 from llava_trainer.model.projector import WEIGHTS_FILE
 from llava_trainer.stages import merge
 from tests.trainer.checkpoints import edit_weights
@@ -98,7 +97,7 @@ def test_a_merge_that_leaves_something_untrained_is_caught(root: Path, method: s
     edit_weights(
         config.volume.merged_dir / "model.safetensors", lambda weights: weights.update({name: base[name].bfloat16()})
     )
-    batches = proof_batches(config, load_processing(config.model_dir, "pad"))
+    batches = proof_batches(config, load_processor(config.model_dir, "pad"))
     with pytest.raises(StageError, match=f"{name} differs from what was trained") as caught:
         prove_merge(partial(load_reference, config), config.volume.merged_dir, batches)
     assert caught.value.reason is Reason.MERGE_MISMATCH
@@ -110,7 +109,7 @@ def test_logits_of_another_configuration_are_caught(root: Path):
     changed = json.loads(file.read_text())
     changed["text_config"]["rms_norm_eps"] = 1e-2
     file.write_text(json.dumps(changed))
-    batches = proof_batches(config, load_processing(config.model_dir, "pad"))
+    batches = proof_batches(config, load_processor(config.model_dir, "pad"))
     with pytest.raises(StageError, match="logits of the merged model and what was trained differ"):
         prove_merge(partial(load_reference, config), config.volume.merged_dir, batches)
 

@@ -12,10 +12,9 @@ from safetensors.torch import load_file
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.merging.adapter import read_adapter
-from llava_trainer.merging.changes import Changes
+from llava_trainer.merging.changes import Changes, read_adapter
 from llava_trainer.merging.proof import Proof, prove_merge
-from llava_trainer.merging.weights import merge_weights
+from llava_trainer.merging.recipes import merge_weights
 from llava_trainer.model.loading import load_tuned
 from tests.trainer.checkpoints import build_llava, edit_weights, make_adapter, save_base
 
@@ -47,9 +46,9 @@ def prove(root: Path) -> Proof:
     torch.manual_seed(3)
     ids = torch.randint(6, 64, (2, 24))
     ids[:, 4:8] = 5
-    with_picture = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(2, 3, 28, 28)}
+    with_image = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(2, 3, 28, 28)}
     text = torch.randint(6, 64, (1, 12))
-    batches = [with_picture, {"input_ids": text, "attention_mask": torch.ones_like(text)}]
+    batches = [with_image, {"input_ids": text, "attention_mask": torch.ones_like(text)}]
     reference = partial(load_tuned, root / "base", root / "adapter", torch.float32, "cpu")
     return prove_merge(reference, root / "merged", batches)
 

@@ -17,11 +17,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from llava_api.report import MergeNumbers
 from llava_trainer.data.encode import encode_prompt
 from llava_trainer.data.images import open_image, pixel_values
-from llava_trainer.data.processing import load_processing
+from llava_trainer.data.processor import load_processor
 from llava_trainer.data.samples import Sample, Turn, read_samples, write_samples
 from llava_trainer.errors import StageError
 from llava_trainer.files import aside_of
-from llava_trainer.merging.samples import NUM_SAMPLES, proof_batches
+from llava_trainer.merging.proof import NUM_SAMPLES, proof_batches
 from llava_trainer.outcome import StageOutput
 from llava_trainer.stages import merge
 from tests.trainer.checkpoints import edit_weights
@@ -106,33 +106,33 @@ def test_the_configuration_is_the_bases_but_for_the_number_format(root: Path) ->
     assert (merged_dir(root) / name).read_bytes() == (root / "base" / name).read_bytes()
 
 
-def as_messages(sample: Sample, num_turns: int, picture: Image.Image | None) -> list[dict]:
+def as_messages(sample: Sample, num_turns: int, image: Image.Image | None) -> list[dict]:
     messages = []
     for index, turn in enumerate(sample.turns[:num_turns]):
-        shown = [{"type": "image", "image": picture}] if picture and index in sample.image_turns else []
+        shown = [{"type": "image", "image": image}] if image and index in sample.image_turns else []
         messages.append({"role": turn.role, "content": [*shown, {"type": "text", "text": turn.text}]})
     return messages
 
 
 def test_plain_auto_processor_gives_the_ids_and_pixels_of_training(root: Path) -> None:
-    """Every held-out question, wide and high pictures too, with and without earlier turns and a picture."""
+    """Every held-out question, wide and high images too, with and without earlier turns and an image."""
     run_merge(root)
     config = run_config(root)
     served = AutoProcessor.from_pretrained(merged_dir(root))
-    trained = load_processing(config.model_dir, "pad")
+    trained = load_processor(config.model_dir, "pad")
     compared = 0
     for number, sample in enumerate(read_samples(config.volume.validation_file)):
-        picture = open_image(root / "data" / "images" / sample.images[0]) if sample.images else None
-        if picture:
-            picture = picture.resize(((200, 80), (80, 200), (112, 112))[number % 3])
+        image = open_image(root / "data" / "images" / sample.images[0]) if sample.images else None
+        if image:
+            image = image.resize(((200, 80), (80, 200), (112, 112))[number % 3])
         for before, question, _ in sample.pairs():
             inputs = served.apply_chat_template(
-                as_messages(sample, len(before) + 1, picture),
+                as_messages(sample, len(before) + 1, image),
                 add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
             )  # fmt: skip
             assert inputs["input_ids"][0].tolist() == encode_prompt((*before, question), sample.image_turns, trained)
-            if picture:
-                assert np.array_equal(inputs["pixel_values"][0].numpy(), pixel_values(picture, trained))
+            if image:
+                assert np.array_equal(inputs["pixel_values"][0].numpy(), pixel_values(image, trained))
             compared += 1
     assert compared == 9
 
@@ -165,8 +165,8 @@ def test_without_held_out_samples_the_proof_takes_training_samples(root: Path) -
     assert run_merge(root).numbers.max_logit_difference < 1e-4
 
 
-def test_a_sample_whose_picture_would_be_cut_off_is_no_proof(root: Path) -> None:
-    """Its picture comes after more text than training reads; another sample takes its place."""
+def test_a_sample_whose_image_would_be_cut_off_is_no_proof(root: Path) -> None:
+    """Its image comes after more text than training reads; another sample takes its place."""
     config = run_config(root, training={"maxLength": 100})
     samples = list(read_samples(config.volume.validation_file))
     long = Turn(role="user", text="What is this? " * 40)
@@ -178,9 +178,9 @@ def test_a_sample_whose_picture_would_be_cut_off_is_no_proof(root: Path) -> None
         image_turns=(2,),
     )
     write_samples(config.volume.validation_file, [first, *samples[1:]])
-    batches = proof_batches(config, load_processing(config.model_dir, "pad"))
+    batches = proof_batches(config, load_processor(config.model_dir, "pad"))
     assert len(batches) == NUM_SAMPLES
     assert all(batch["input_ids"].shape[1] <= 100 for batch in batches)
     write_samples(config.volume.validation_file, samples[1:])
-    again = proof_batches(config, load_processing(config.model_dir, "pad"))
+    again = proof_batches(config, load_processor(config.model_dir, "pad"))
     assert [batch["input_ids"].tolist() for batch in batches] == [batch["input_ids"].tolist() for batch in again]

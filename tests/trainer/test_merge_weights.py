@@ -14,8 +14,8 @@ from transformers import AutoModelForImageTextToText
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.merging.adapter import read_adapter
-from llava_trainer.merging.weights import merge_weights
+from llava_trainer.merging.changes import read_adapter
+from llava_trainer.merging.recipes import merge_weights
 from tests.trainer.checkpoints import (
     LAYOUTS,
     Layout,
@@ -246,9 +246,9 @@ _MERGE_A_LARGE_MODEL = """
 import sys
 from pathlib import Path
 import torch
-from llava_trainer.memory import peak_resident_bytes, resident_bytes
-from llava_trainer.merging.adapter import read_adapter
-from llava_trainer.merging.weights import merge_weights
+from llava_trainer.host_memory import peak_resident_bytes, resident_bytes
+from llava_trainer.merging.changes import read_adapter
+from llava_trainer.merging.recipes import merge_weights
 root = Path(sys.argv[1])
 torch.ones(64, 64) @ torch.ones(64, 64)
 before = resident_bytes()

@@ -6,7 +6,7 @@ compared.
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from llava_api.run_config import RunConfig
 from llava_api.spec import Lora, Quantization
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
+from llava_trainer.gang.stopping import StopRequest
+from llava_trainer.gang.world import World
 from llava_trainer.importing import ModelParts, import_model
 from llava_trainer.model.layout import hub_name
 from llava_trainer.model.loading import load_model
@@ -30,16 +32,15 @@ from llava_trainer.model.objective import SupervisedLoss
 from llava_trainer.model.projector import projector_parameters, read_projector
 from llava_trainer.reporting import Reporter
 from llava_trainer.stages import align
-from llava_trainer.training import results
-from llava_trainer.training.history import read_entries
+from llava_trainer.tensors.recipes import TensorRecipe
+from llava_trainer.tensors.writing import INDEX_FILE
+from llava_trainer.training import artifacts
+from llava_trainer.training.artifacts import publish_weights
+from llava_trainer.training.curve import read_curve
 from llava_trainer.training.loop import train
+from llava_trainer.training.model_under_training import ModelUnderTraining, build_model
 from llava_trainer.training.phase import phase_of
-from llava_trainer.training.processes import Processes
-from llava_trainer.training.results import LearnedTensor, publish_weights
 from llava_trainer.training.retention import list_checkpoints
-from llava_trainer.training.stopping import StopRequest
-from llava_trainer.training.trainee import Trainee, build_trainee
-from llava_trainer.weights.streaming import INDEX_FILE
 from tests.trainer.attempts import begin
 from tests.trainer.trainings import StopAfter, make_dataset, make_training
 
@@ -80,32 +81,32 @@ class Make:
         return begin(RunConfig.model_validate(fields))
 
 
-def run(config: RunConfig, processes: Processes) -> None:
+def run(config: RunConfig, world: World) -> None:
     with Reporter(config) as reporter:
-        train(config, processes, reporter, StopRequest())
+        train(config, world, reporter, StopRequest())
 
 
-def build(config: RunConfig, processes: Processes) -> Trainee:
-    return build_trainee(config, phase_of(config), processes)
+def build(config: RunConfig, world: World) -> ModelUnderTraining:
+    return build_model(config, phase_of(config), world)
 
 
-def learning(trainee: Trainee) -> set[str]:
+def learning(model: ModelUnderTraining) -> set[str]:
     """Hub names of what learns; LoRA matrices under the names of what they update."""
-    names = {name.removeprefix("tuned.") for name in trainee.named_trainable()}
+    names = {name.removeprefix("tuned.") for name in model.named_trainable()}
     plain = (name.replace("modules_to_save.default.", "").partition(".lora_")[0] for name in names)
     return {hub_name(name) for name in plain}
 
 
 def losses(config: RunConfig) -> list[float]:
-    return [entry.loss for entry in read_entries(config.volume.history_file(config.run.stage, config.run.attempt))]
+    return [entry.loss for entry in read_curve(config.volume.history_file(config.run.stage, config.run.attempt))]
 
 
-def test_phase_1_trains_the_projector_alone_and_leaves_it(make: Make, toy_model_dir: Path, processes: Processes):
+def test_phase_1_trains_the_projector_alone_and_leaves_it(make: Make, toy_model_dir: Path, world: World):
     config = make(StageName.ALIGN, alignment=ALIGNMENT)
-    assert learning(build(config, processes)) == {
+    assert learning(build(config, world)) == {
         f"multi_modal_projector.linear_{number}.{kind}" for number in (1, 2) for kind in ("weight", "bias")
     }
-    run(config, processes)
+    run(config, world)
     aligned = read_projector(config.volume.projector_dir)
     base = load_file(toy_model_dir / "model.safetensors")
     assert aligned.keys() == {name for name in base if name.startswith("multi_modal_projector.")}
@@ -113,9 +114,9 @@ def test_phase_1_trains_the_projector_alone_and_leaves_it(make: Make, toy_model_
     assert not config.volume.adapter_dir.exists()
 
 
-def test_a_fresh_projector_is_a_new_one_and_the_same_each_time(make: Make, toy_model_dir: Path, processes: Processes):
+def test_a_fresh_projector_is_a_new_one_and_the_same_each_time(make: Make, toy_model_dir: Path, world: World):
     config = make(StageName.ALIGN, alignment=ALIGNMENT)
-    first, again = build(config, processes).beginning, build(config, processes).beginning
+    first, again = build(config, world).initial_weights, build(config, world).initial_weights
     base = load_file(toy_model_dir / "model.safetensors")
     assert all(torch.equal(first[name], again[name]) and not torch.equal(first[name], base[name]) for name in first)
     # As LLaVA draws it: evenly within 1 / sqrt(inputs).
@@ -123,41 +124,41 @@ def test_a_fresh_projector_is_a_new_one_and_the_same_each_time(make: Make, toy_m
     assert 0.9 < weight.abs().max() * weight.shape[1] ** 0.5 <= 1.0
 
 
-def test_without_that_wish_alignment_keeps_the_models_projector(make: Make, toy_model_dir: Path, processes: Processes):
+def test_without_that_wish_alignment_keeps_the_models_projector(make: Make, toy_model_dir: Path, world: World):
     """The projector that import has put together with a language model is fresh already."""
-    beginning = build(make(StageName.ALIGN, alignment={"dataset": CAPTIONS}), processes).beginning
+    initial_weights = build(make(StageName.ALIGN, alignment={"dataset": CAPTIONS}), world).initial_weights
     base = load_file(toy_model_dir / "model.safetensors")
-    assert all(torch.equal(tensor, base[name]) for name, tensor in beginning.items())
+    assert all(torch.equal(tensor, base[name]) for name, tensor in initial_weights.items())
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
-def test_phase_2_starts_from_the_projector_of_phase_1(make: Make, processes: Processes, method: str):
-    run(make(StageName.ALIGN, alignment=ALIGNMENT), processes)
+def test_phase_2_starts_from_the_projector_of_phase_1(make: Make, world: World, method: str):
+    run(make(StageName.ALIGN, alignment=ALIGNMENT), world)
     config = make(alignment=ALIGNMENT, method=method)
     aligned = read_projector(config.volume.projector_dir)
-    live = projector_parameters(build(config, processes).llava)
+    live = projector_parameters(build(config, world).llava)
     assert live.keys() == aligned.keys()
     assert all(torch.equal(live[name], aligned[name]) for name in aligned)
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_phase_2_of_another_run_starts_from_it_too(
-    make: Make, toy_model_dir: Path, tmp_path: Path, processes: Processes, method: str
+    make: Make, toy_model_dir: Path, tmp_path: Path, world: World, method: str
 ):
     """The second run names the first one's projector in spec.model.projector, and has no alignment."""
     first = make(StageName.ALIGN, alignment=ALIGNMENT)
-    run(first, processes)
+    run(first, world)
     parts = ModelParts(source=toy_model_dir, projector=first.volume.projector_dir)
     imported = import_model(parts, tmp_path / "second" / "model")
     second = make(method=method).model_copy(update={"model_dir": imported.model_dir})
     aligned = read_projector(first.volume.projector_dir)
-    live = projector_parameters(build(second, processes).llava)
+    live = projector_parameters(build(second, world).llava)
     assert all(torch.equal(live[name], aligned[name]) for name in aligned)
 
 
-def test_phase_2_refuses_to_start_without_it(make: Make, processes: Processes):
+def test_phase_2_refuses_to_start_without_it(make: Make, world: World):
     with pytest.raises(StageError, match="left no projector"):
-        build(make(alignment=ALIGNMENT), processes)
+        build(make(alignment=ALIGNMENT), world)
 
 
 @pytest.mark.parametrize("field", ["source", "projector"])
@@ -171,14 +172,12 @@ def test_an_aligned_projector_is_not_aligned_again_unasked(make: Make, field: st
     align.refuse_aligned(given.model_copy(update={"alignment": make(alignment=ALIGNMENT).alignment}))
 
 
-def test_full_trains_everything_but_the_tower_and_leaves_all_of_it(
-    make: Make, toy_model_dir: Path, processes: Processes
-):
+def test_full_trains_everything_but_the_tower_and_leaves_all_of_it(make: Make, toy_model_dir: Path, world: World):
     config = make(method="full", learningRate=1e-3, epochs=3)
     base = load_file(toy_model_dir / "model.safetensors")
     trained = {name for name in base if not name.startswith("vision_tower.")}
-    assert learning(build(config, processes)) == trained
-    run(config, processes)
+    assert learning(build(config, world)) == trained
+    run(config, world)
     stored = load_file(config.volume.weights_dir / "model.safetensors")
     assert stored.keys() == trained
     # Rows of words that no sample has do not move; every tensor does.
@@ -188,9 +187,9 @@ def test_full_trains_everything_but_the_tower_and_leaves_all_of_it(
 
 
 def test_weights_in_several_files_are_all_there_and_read_back(
-    make: Make, tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+    make: Make, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ):
-    llava = build(make(method="full"), processes).llava
+    llava = build(make(method="full"), world).llava
     folder = tmp_path / "weights"
     publish_weights(llava, folder, is_first=True, max_shard_bytes=500_000)
     files = sorted(folder.glob("*.safetensors"))
@@ -200,36 +199,36 @@ def test_weights_in_several_files_are_all_there_and_read_back(
     assert set(json.loads((folder / INDEX_FILE).read_text())["weight_map"]) == stored.keys() == live.keys()
     assert all(torch.equal(stored[name], live[name]) for name in live)
     # What is written is not what it should be: the norm before the head is lost on the way.
-    monkeypatch.setattr(results, "write_checkpoint", lambda *arguments: save_lossily(*arguments))
+    monkeypatch.setattr(artifacts, "write_checkpoint", save_lossily)
     with pytest.raises(StageError, match=r"language_model\.model\.norm\.weight is not what was trained \(1 in all\)"):
         publish_weights(llava, tmp_path / "other", is_first=True)
     assert not (tmp_path / "other").exists()
 
 
-def save_lossily(folder: Path, planned: Sequence[LearnedTensor], produce: Callable, max_shard_bytes: int) -> None:
-    tensors = {tensor.name: produce(tensor) for tensor in planned}
+def save_lossily(folder: Path, recipes: Sequence[TensorRecipe], **settings: Any) -> None:
+    tensors = {recipe.name: recipe.make() for recipe in recipes}
     tensors["language_model.model.norm.weight"] *= 0
     save_file(tensors, folder / "model.safetensors")
 
 
-def test_qlora_quantises_the_language_models_layers_and_nothing_else(make: Make, processes: Processes):
-    trainee = build(make(method="qlora"), processes)
-    quantised = {name for name, module in trainee.llava.named_modules() if isinstance(module, Linear4bit)}
+def test_qlora_quantises_the_language_models_layers_and_nothing_else(make: Make, world: World):
+    model = build(make(method="qlora"), world)
+    quantised = {name for name, module in model.llava.named_modules() if isinstance(module, Linear4bit)}
     projections = [f"self_attn.{name}_proj" for name in "qkvo"] + [
         f"mlp.{name}_proj" for name in ("gate", "up", "down")
     ]
     assert quantised == {
         f"model.language_model.layers.{layer}.{name}.base_layer" for layer in range(3) for name in projections
     }
-    weight = trainee.llava.model.language_model.layers[0].mlp.up_proj.base_layer.weight
+    weight = model.llava.model.language_model.layers[0].mlp.up_proj.base_layer.weight
     assert (weight.quant_type, weight.quant_state.nested) == ("nf4", True)
-    assert {parameter.dtype for parameter in trainee.named_trainable().values()} == {torch.float32}
-    assert not any(parameter.requires_grad for parameter in trainee.llava.model.vision_tower.parameters())
+    assert {parameter.dtype for parameter in model.named_trainable().values()} == {torch.float32}
+    assert not any(parameter.requires_grad for parameter in model.llava.model.vision_tower.parameters())
 
 
-def test_qlora_can_leave_the_scales_as_they_are_and_multiply_in_bf16(make: Make, processes: Processes):
+def test_qlora_can_leave_the_scales_as_they_are_and_multiply_in_bf16(make: Make, world: World):
     config = make(method="qlora", quantization={"double": False, "computeDtype": "bf16"})
-    layer = build(config, processes).llava.model.language_model.layers[0].mlp.up_proj.base_layer
+    layer = build(config, world).llava.model.language_model.layers[0].mlp.up_proj.base_layer
     assert (layer.weight.quant_state.nested, layer.compute_dtype) == (False, torch.bfloat16)
 
 
@@ -248,11 +247,11 @@ def test_qlora_in_bf16_leaves_every_weight_as_it_was_loaded(toy_model_dir: Path)
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_adapters_learn_and_plain_peft_reads_them_over_the_unquantised_base(
-    make: Make, toy_model_dir: Path, processes: Processes, method: str
+    make: Make, toy_model_dir: Path, world: World, method: str
 ):
     """The final one and every checkpoint's, each with its projector."""
     config = make(method=method, epochs=4, gradientCheckpointing=True, checkpoint={"everySteps": 4})
-    run(config, processes)
+    run(config, world)
     assert losses(config)[-1] < losses(config)[0] - 0.5
     (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1))
     seen = []
@@ -272,7 +271,7 @@ def test_adapters_learn_and_plain_peft_reads_them_over_the_unquantised_base(
 
 
 @pytest.mark.parametrize(("stage", "method"), [(StageName.ALIGN, "lora"), (StageName.TRAIN, "full")])
-def test_what_has_not_learned_is_not_left_behind(make: Make, processes: Processes, stage: StageName, method: str):
+def test_what_has_not_learned_is_not_left_behind(make: Make, world: World, stage: StageName, method: str):
     """A step as small as this one leaves every weight the number that it was."""
     batch = {"perDevice": 16, "global": 16}
     config = make(
@@ -282,26 +281,26 @@ def test_what_has_not_learned_is_not_left_behind(make: Make, processes: Processe
     if stage is StageName.TRAIN:
         config = config.model_copy(update={"alignment": None})
     with pytest.raises(StageError, match="is as it was before training") as caught:
-        run(config, processes)
+        run(config, world)
     assert caught.value.reason is Reason.ADAPTER_UNCHANGED
     assert not config.volume.projector_dir.exists()
     assert not config.volume.weights_dir.exists()
 
 
-def test_alignment_goes_on_where_it_was_stopped(make: Make, processes: Processes):
+def test_alignment_goes_on_where_it_was_stopped(make: Make, world: World):
     """As training does; its checkpoints are its own, and each holds the projector as a folder to start from."""
     config = make(StageName.ALIGN, alignment=ALIGNMENT | {"epochs": 2})
-    run(config, processes)
+    run(config, world)
     expected, curve = read_projector(config.volume.projector_dir), losses(config)
     shutil.rmtree(config.volume.projector_dir)
     shutil.rmtree(config.volume.attempt_dir(StageName.ALIGN, 1))
     begin(config)
     with pytest.raises(StageError, match="the checkpoint of step 2 is on the volume"):
-        train(config, processes, Reporter(config), StopAfter(2))
+        train(config, world, Reporter(config), StopAfter(2))
     (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(StageName.ALIGN, 1))
     part_way = read_projector(checkpoint / "projector")
     again = begin(config.model_copy(update={"run": config.run.model_copy(update={"attempt": 2})}))
-    run(again, processes)
+    run(again, world)
     assert losses(again) == curve
     aligned = read_projector(again.volume.projector_dir)
     assert all(torch.equal(aligned[name], expected[name]) for name in expected)

@@ -59,18 +59,18 @@ def make_tuned(base_dir: Path) -> PeftModel:
     return tuned.eval()
 
 
-def make_batch(*, pictures: bool = True, seed: int = 0) -> dict[str, torch.Tensor | None]:
+def make_batch(*, images: bool = True, seed: int = 0) -> dict[str, torch.Tensor | None]:
     """Two samples of 12 tokens; the second has 2 padded away. The last 4 of the first and 3 of the second count."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(6, 60, (2, 12), generator=generator)
-    if pictures:
+    if images:
         ids[:, 2:6] = IMAGE_TOKEN
     mask = torch.ones_like(ids)
     mask[1, 10:] = 0
     labels = torch.full_like(ids, IGNORED)
     labels[0, 8:] = ids[0, 8:]
     labels[1, 7:10] = ids[1, 7:10]
-    pixels = torch.randn(2, 3, 28, 28, generator=generator) if pictures else None
+    pixels = torch.randn(2, 3, 28, 28, generator=generator) if images else None
     return {"input_ids": ids, "attention_mask": mask, "labels": labels, "pixel_values": pixels}
 
 
@@ -164,7 +164,7 @@ def test_damaged_weights_are_refused(base_dir: Path):
 def test_a_checkpoint_is_not_blamed_for_what_others_did(
     base_dir: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ):
-    # Under ZeRO-3 weights are handed to the other processes while they are read.
+    # Under ZeRO-3 weights are handed to the other ranks while they are read.
     def lose(*arguments: object, **settings: object) -> None:
         raise error
 
@@ -334,10 +334,10 @@ def test_the_tower_builds_no_graph_even_where_hooks_ask_for_one(base_dir: Path):
     assert llava.model.language_model.training
 
 
-def test_a_batch_without_pictures_gives_the_projector_a_gradient_of_zero(base_dir: Path):
+def test_a_batch_without_images_gives_the_projector_a_gradient_of_zero(base_dir: Path):
     tuned = make_tuned(base_dir)
     module = SupervisedLoss(tuned.get_base_model(), gradient_checkpointing=False).train()
-    batch = make_batch(pictures=False)
+    batch = make_batch(images=False)
     loss = module(**batch)
     torch.testing.assert_close(loss, tuned(**{k: v for k, v in batch.items() if v is not None}).loss * 7)
     torch.autograd.backward(loss)

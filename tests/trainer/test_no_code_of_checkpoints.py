@@ -23,7 +23,7 @@ import llava_trainer
 from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_trainer.data.model_config import load_config, read_settings
-from llava_trainer.data.processing import load_processing, save_processing
+from llava_trainer.data.processor import load_processor, save_processor
 from llava_trainer.errors import StageError
 from llava_trainer.evaluation.models import load_answerer
 from llava_trainer.importing.tokenizer import import_tokenizer
@@ -196,7 +196,7 @@ def test_what_only_code_of_a_checkpoint_could_read_is_refused_by_file_and_field(
         (folder / "processor_config.json").unlink()
     add_settings(folder / file, **settings)
     with pytest.raises(StageError, match=message) as caught:
-        load_processing(folder, "pad")
+        load_processor(folder, "pad")
     assert caught.value.reason is Reason.INVALID_MODEL
 
 
@@ -209,17 +209,17 @@ def test_images_are_processed_alike_by_whatever_name_of_clip_s_processor(
     (folder / "processor_config.json").unlink()
     settings |= {"image_processor_type": type_name, "image_mean": [0.1, 0.2, 0.3]}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    assert load_processing(folder, "pad").image_processor.image_mean == (0.1, 0.2, 0.3)
+    assert load_processor(folder, "pad").image_processor.image_mean == (0.1, 0.2, 0.3)
 
 
 def test_the_name_of_code_does_not_change_how_a_text_is_cut(toy_model_dir: Path, tmp_path: Path):
     folder = Path(shutil.copytree(toy_model_dir, tmp_path / "model"))
     add_settings(folder / "tokenizer_config.json", auto_map=CODE, tokenizer_class="LlamaTokenizer")
-    ours = load_processing(folder, "pad")
+    ours = load_processor(folder, "pad")
     exported = tmp_path / "exported"
     exported.mkdir()
     shutil.copy(toy_model_dir / "config.json", exported)
-    save_processing(ours, exported)
+    save_processor(ours, exported)
     plain = AutoTokenizer.from_pretrained(toy_model_dir)
     for tokenizer in (ours.tokenizer, AutoProcessor.from_pretrained(exported).tokenizer):
         assert type(tokenizer) is type(plain)
@@ -237,8 +237,8 @@ def test_attention_is_not_fetched_from_where_a_checkpoint_says(
     config = json.loads((folder / "config.json").read_text())
     (config[where[0]] if where else config)["attn_implementation"] = "somebody/kernel"
     (folder / "config.json").write_text(json.dumps(config))
-    processing = load_processing(folder, "pad")
-    with load_answerer(folder, processing, "cpu", torch.float32) as answerer:
+    processor = load_processor(folder, "pad")
+    with load_answerer(folder, processor, "cpu", torch.float32) as answerer:
         assert answerer.model.config._attn_implementation == "sdpa"
         assert answerer.model.config.text_config._attn_implementation == "sdpa"
 
@@ -291,7 +291,7 @@ def test_a_tokenizer_that_a_library_cannot_use_is_named(
     settings = json.loads((folder / "tokenizer.json").read_text())
     damage(settings)
     (folder / "tokenizer.json").write_text(json.dumps(settings))
-    for read in (lambda: load_processing(folder, "pad"), lambda: import_tokenizer((folder,))):
+    for read in (lambda: load_processor(folder, "pad"), lambda: import_tokenizer((folder,))):
         with pytest.raises(StageError, match=r"tokenizer\.json cannot be used: ") as caught:
             read()
         assert caught.value.reason is Reason.INVALID_MODEL

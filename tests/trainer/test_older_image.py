@@ -48,7 +48,7 @@ def run_stage(older: Path, stage: StageName, config: str, folder: Path) -> PodVi
 
 
 def test_a_run_ends_with_the_trainer_that_it_began_with(older: Path, tmp_path: Path, toy_model_dir: Path) -> None:
-    make_export(tmp_path / "set", format="llava", pictures_per_scene=1)
+    make_export(tmp_path / "set", format="llava", images_per_scene=1)
     spec = {
         "dataset": {"source": "pvc://data/set", "format": "llava", "file": "export.json", "images": "images"},
         "workers": {"replicas": 1, "gpus": 0},

@@ -19,17 +19,17 @@ from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
 from llava_trainer.data.encode import encode
 from llava_trainer.data.images import open_image, pixel_values
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.data.template import Template
+from llava_trainer.gang.stopping import StopRequest
+from llava_trainer.gang.world import World
 from llava_trainer.model.loading import load_model
 from llava_trainer.model.lora import add_adapter
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.history import Entry, read_entries
+from llava_trainer.training.curve import CurvePoint, read_curve
 from llava_trainer.training.loop import train
 from llava_trainer.training.phase import Phase, phase_of
-from llava_trainer.training.processes import Processes
-from llava_trainer.training.stopping import StopRequest
 from tests.benchmarks.plain import PlainItem, PlainSettings, PlainStep, add_plain_adapter, pad, train_plainly
 from tests.trainer.attempts import begin
 from tests.trainer.trainings import configure, make_dataset, make_training, plan_of, text_only
@@ -39,7 +39,7 @@ EPOCHS = 3
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
-    """Pictures, and the samples that show them."""
+    """Images, and the samples that show them."""
     folder = tmp_path_factory.mktemp("dataset")
     return folder, make_dataset(folder)
 
@@ -51,7 +51,7 @@ def method(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def samples(dataset: tuple[Path, list[Sample]], method: str) -> list[Sample]:
-    """21 samples, so that the last batch of 8 is short; in phase 2 five of them show no picture."""
+    """21 samples, so that the last batch of 8 is short; in phase 2 five of them show no image."""
     made = dataset[1]
     return made[:21] if method == "projector" else [*made[:16], *(text_only(sample) for sample in made[:5])]
 
@@ -61,13 +61,13 @@ def model_dir(
     tmp_path_factory: pytest.TempPathFactory,
     toy_model_dir: Path,
     dataset: tuple[Path, list[Sample]],
-    toy_processing: Processing,
+    toy_processor: Processor,
 ) -> Path:
     """The toy after a few steps on questions and captions: at a loss of 6, fp32 could not tell 1e-6 from nothing."""
     folder = shutil.copytree(toy_model_dir, tmp_path_factory.mktemp("model") / "base")
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    load = partial(load_item, dataset[0] / "images", toy_processing, 256)
-    pad_token_id = toy_processing.pad_token_id
+    load = partial(load_item, dataset[0] / "images", toy_processor, 256)
+    pad_token_id = toy_processor.pad_token_id
     questions = pad([load("v1", text_only(sample)) for sample in dataset[1][:21]], pad_token_id)
     captions = pad([load("plain", sample) for sample in dataset[1][:21]], pad_token_id)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -98,9 +98,9 @@ def config(
     return config
 
 
-def load_item(images: Path, processing: Processing, max_length: int, template: Template, sample: Sample) -> PlainItem:
-    encoded = encode(sample, processing, max_length, template)
-    pixels = [pixel_values(open_image(images / name), processing) for name in sample.images]
+def load_item(images: Path, processor: Processor, max_length: int, template: Template, sample: Sample) -> PlainItem:
+    encoded = encode(sample, processor, max_length, template)
+    pixels = [pixel_values(open_image(images / name), processor) for name in sample.images]
     return {
         "input_ids": list(encoded.input_ids),
         "labels": list(encoded.labels),
@@ -108,8 +108,8 @@ def load_item(images: Path, processing: Processing, max_length: int, template: T
     }
 
 
-def orders(config: RunConfig, processing: Processing) -> list[list[int]]:
-    plan = plan_of(config, processing)
+def orders(config: RunConfig, processor: Processor) -> list[list[int]]:
+    plan = plan_of(config, processor)
     steps = plan.steps_per_epoch
     return [
         [index for step in range(epoch * steps, (epoch + 1) * steps) for index in plan.batch(step)]
@@ -127,28 +127,28 @@ def plain_model(config: RunConfig, phase: Phase) -> nn.Module:
     if phase.method == "full":
         model.model.vision_tower.requires_grad_(False)
         return model
-    tuned = add_plain_adapter(model, rank=phase.lora.rank, alpha=phase.lora.alpha)
-    torch.manual_seed(phase.seed)
-    ours = add_adapter(load_model(config.model_dir, torch.float32, "cpu"), phase.lora)
+    tuned = add_plain_adapter(model, rank=phase.training.lora.rank, alpha=phase.training.lora.alpha)
+    torch.manual_seed(phase.training.seed)
+    ours = add_adapter(load_model(config.model_dir, torch.float32, "cpu"), phase.training.lora)
     set_peft_model_state_dict(tuned, get_peft_model_state_dict(ours))
     return tuned
 
 
-def plain_trajectory(config: RunConfig, samples: list[Sample], processing: Processing) -> list[PlainStep]:
+def plain_trajectory(config: RunConfig, samples: list[Sample], processor: Processor) -> list[PlainStep]:
     phase = phase_of(config)
 
     settings = PlainSettings(
-        learning_rate=phase.learning_rate,
-        projector_learning_rate=phase.projector_learning_rate,
-        weight_decay=phase.weight_decay,
-        per_device_batch=phase.batch.per_device,
-        accumulation=phase.batch.global_ // phase.batch.per_device,
-        pad_token_id=processing.pad_token_id,
-        seed=phase.seed,
+        learning_rate=phase.training.peak_learning_rate,
+        projector_learning_rate=phase.training.projector_learning_rate,
+        weight_decay=phase.training.weight_decay,
+        per_device_batch=phase.training.batch.per_device,
+        accumulation=phase.training.batch.global_ // phase.training.batch.per_device,
+        pad_token_id=processor.pad_token_id,
+        seed=phase.training.seed,
     )
-    load = partial(load_item, phase.images_dir, processing, phase.max_length, phase.template)
+    load = partial(load_item, phase.images_dir, processor, phase.training.max_length, phase.template)
     return train_plainly(
-        plain_model(config, phase), lambda index: load(samples[index]), orders(config, processing), settings
+        plain_model(config, phase), lambda index: load(samples[index]), orders(config, processor), settings
     )
 
 
@@ -160,20 +160,20 @@ def is_text(samples: list[Sample], numbers: list[int]) -> bool:
     return not any(samples[number].images for number in numbers)
 
 
-def our_trajectory(config: RunConfig, processes: Processes) -> list[Entry]:
+def our_trajectory(config: RunConfig, world: World) -> list[CurvePoint]:
     with Reporter(config) as reporter:
-        train(config, processes, reporter, StopRequest())
-    return read_entries(config.volume.history_file(config.run.stage, config.run.attempt))
+        train(config, world, reporter, StopRequest())
+    return read_curve(config.volume.history_file(config.run.stage, config.run.attempt))
 
 
 def test_the_loop_and_trainer_go_the_same_way(
-    config: RunConfig, processes: Processes, samples: list[Sample], method: str, toy_processing: Processing
+    config: RunConfig, world: World, samples: list[Sample], method: str, toy_processor: Processor
 ):
     assert method == "projector" or any(
-        is_text(samples, pair) for order in orders(config, toy_processing) for pair in pairs(order)
+        is_text(samples, pair) for order in orders(config, toy_processor) for pair in pairs(order)
     )
-    ours = our_trajectory(config, processes)
-    theirs = plain_trajectory(config, samples, toy_processing)
+    ours = our_trajectory(config, world)
+    theirs = plain_trajectory(config, samples, toy_processor)
     assert len(ours) == len(theirs) == EPOCHS * 3
     learned = sum(step.loss for step in ours[:3]) - sum(step.loss for step in ours[6:])
     assert learned > 0.01, "ten thousand times what they may differ by"

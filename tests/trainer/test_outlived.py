@@ -14,10 +14,10 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason, exit_code_of
 from llava_api.run_config import Reporting, RunConfig
 from llava_trainer.files import sha256_folder
-from llava_trainer.training.history import read_entries
+from llava_trainer.training.curve import read_curve
 from llava_trainer.training.retention import list_checkpoints
 from tests.ports import free_port
-from tests.trainer.exports import conversation, draw_picture, prepare_config, write_json
+from tests.trainer.exports import conversation, draw_image, prepare_config, write_json
 from tests.trainer.pods import Pod, list_contents
 from tests.trainer.runs import make_run, run_config
 from tests.trainer.servers.authority import Authority
@@ -82,7 +82,7 @@ def training(tmp_path: Path, toy_model_dir: Path, port: int) -> Make:
 @pytest.fixture
 def preparing(tmp_path: Path, toy_model_dir: Path) -> Make:
     for number in range(4):
-        draw_picture(tmp_path / "dataset" / "images" / f"{number}.png", seed=number)
+        draw_image(tmp_path / "dataset" / "images" / f"{number}.png", seed=number)
     entries = [conversation(f"{number}.png", [("What?", f"Number {number}.")]) for number in range(4)]
     write_json(tmp_path / "dataset" / "export.json", entries)
     config = unclaim(prepare_config(tmp_path, toy_model_dir))
@@ -161,7 +161,7 @@ def test_an_old_pod_that_goes_on_while_the_next_attempt_trains_changes_nothing_o
         f"attempts/train-2/before/train-1/logs/{name}" for name in ("launcher-0.log", "rank-0.log")
     }
     assert "attempts/train-2/before/train-1/checkpoints/step-00000002/manifest.json" in after
-    curve = [entry.step for entry in read_entries(new.volume.history_file(StageName.TRAIN, 2))]
+    curve = [entry.step for entry in read_curve(new.volume.history_file(StageName.TRAIN, 2))]
     assert curve == [1, 2, 3, 4, 5, 6]
     assert [path.name for path in list_checkpoints(new.volume.checkpoints_dir(StageName.TRAIN, 2))] == ["step-00000004"]
 

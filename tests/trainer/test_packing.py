@@ -1,4 +1,4 @@
-"""Samples packed end to end are learned as if each stood alone: same loss, same gradients, pictures in their places."""
+"""Samples packed end to end are learned as if each stood alone: same loss, same gradients, images in their places."""
 
 import dataclasses
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 
 from llava_trainer.data.collate import Batch, Item, collate, collate_packed
 from llava_trainer.data.encode import encode
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample, Source, Turn
 from llava_trainer.model.loading import load_model
 from llava_trainer.model.objective import SupervisedLoss
@@ -18,8 +18,8 @@ from tests.tiny.base import IMAGE_PX
 LEARNING = ("multi_modal_projector", "q_proj", "down_proj")
 
 
-def make_items(processing: Processing) -> list[Item]:
-    """Two samples with a picture, one with two pictures in different turns, two without; of different lengths."""
+def make_items(processor: Processor) -> list[Item]:
+    """Two samples with an image, one with two images in different turns, two without; of different lengths."""
     rng = np.random.default_rng(0)
     items = []
     for number, image_turns in enumerate(((0,), (), (0, 2), (0,), ())):
@@ -33,7 +33,7 @@ def make_items(processing: Processing) -> list[Item]:
             source=Source(file="f", index=number),
         )
         pixels = rng.standard_normal((len(image_turns), 3, IMAGE_PX, IMAGE_PX)).astype(np.float32)
-        items.append((encode(sample, processing, 512), pixels if image_turns else None))
+        items.append((encode(sample, processor, 512), pixels if image_turns else None))
     return items
 
 
@@ -58,38 +58,38 @@ def learn(module: SupervisedLoss, batches: list[Batch]) -> tuple[float, dict[str
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("rows", [[[0, 1, 2, 3, 4]], [[2, 0], [4, 3, 1]], [[1, 4], [0, 2, 3]]])
 def test_packed_samples_are_learned_as_if_each_stood_alone(
-    toy_model_dir: Path, toy_processing: Processing, attention: str, rows: list[list[int]]
+    toy_model_dir: Path, toy_processor: Processor, attention: str, rows: list[list[int]]
 ):
-    items = make_items(toy_processing)
+    items = make_items(toy_processor)
     module = make_module(toy_model_dir, attention)
-    packed = collate_packed([[items[index] for index in row] for row in rows], toy_processing.pad_token_id)
+    packed = collate_packed([[items[index] for index in row] for row in rows], toy_processor.pad_token_id)
     loss, gradients = learn(module, [packed])
-    expected_loss, expected = learn(module, [collate([item], toy_processing.pad_token_id) for item in items])
+    expected_loss, expected = learn(module, [collate([item], toy_processor.pad_token_id) for item in items])
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-6 * expected[name].abs().max().item())
 
 
-def test_the_proof_would_see_samples_that_see_each_other(toy_model_dir: Path, toy_processing: Processing):
+def test_the_proof_would_see_samples_that_see_each_other(toy_model_dir: Path, toy_processor: Processor):
     module = make_module(toy_model_dir)
-    packed = collate_packed([make_items(toy_processing)], toy_processing.pad_token_id)
+    packed = collate_packed([make_items(toy_processor)], toy_processor.pad_token_id)
     loss, _ = learn(module, [packed])
     mask = {"position_ids": None, "attention_mask": torch.ones_like(packed["input_ids"])}
     mixed, _ = learn(module, [packed | mask])
     assert abs(mixed - loss) > 1e-3 * loss
 
 
-def test_the_proof_would_see_pictures_in_each_others_place(toy_model_dir: Path, toy_processing: Processing):
+def test_the_proof_would_see_images_in_each_others_place(toy_model_dir: Path, toy_processor: Processor):
     module = make_module(toy_model_dir)
-    packed = collate_packed([make_items(toy_processing)], toy_processing.pad_token_id)
+    packed = collate_packed([make_items(toy_processor)], toy_processor.pad_token_id)
     loss, _ = learn(module, [packed])
     exchanged, _ = learn(module, [packed | {"pixel_values": packed["pixel_values"].flip(0)}])
     assert abs(exchanged - loss) > 1e-5 * loss
 
 
-def test_a_sample_is_not_predicted_from_the_one_before_it(toy_processing: Processing):
-    (first, _), *_ = make_items(toy_processing)
+def test_a_sample_is_not_predicted_from_the_one_before_it(toy_processor: Processor):
+    (first, _), *_ = make_items(toy_processor)
     # A sample whose very first token is learned.
     bare = dataclasses.replace(first, input_ids=(7, 8, 9), labels=(7, 8, 9))
     packed = collate_packed([[(first, None), (bare, None)]], pad_token_id=0)
@@ -99,8 +99,8 @@ def test_a_sample_is_not_predicted_from_the_one_before_it(toy_processing: Proces
     assert packed["position_ids"][0, begin - 1 :].tolist() == [begin - 1, 0, 1, 2]
 
 
-def test_rows_are_filled_up_as_if_another_sample_stood_there(toy_processing: Processing):
-    (first, _), (second, _), *_ = make_items(toy_processing)
+def test_rows_are_filled_up_as_if_another_sample_stood_there(toy_processor: Processor):
+    (first, _), (second, _), *_ = make_items(toy_processor)
     packed = collate_packed([[(first, None)], [(second, None)]], pad_token_id=3)
     assert set(packed) == {"input_ids", "labels", "pixel_values", "predicting", "position_ids"}
     shorter, longest = sorted((first.num_tokens, second.num_tokens))

@@ -1,7 +1,7 @@
-"""What several processes leave on the volume is whole, and what one process leaves.
+"""What several processes leave on the volume is whole, and what one rank leaves.
 
 Under ZeRO-3 parameters are shared out, and libraries that save such a model as it stands write tensors of size 0. With
-qlora, which goes with ZeRO-2, the quantised weights have to reach every process as they are.
+qlora, which goes with ZeRO-2, the quantised weights have to reach every rank as they are.
 """
 
 from pathlib import Path
@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
 from llava_trainer.data.samples import Sample, write_samples
-from llava_trainer.model.partition import copy_whole, is_shared_out, num_elements
+from llava_trainer.gang.stopping import StopRequest
+from llava_trainer.gang.world import World
+from llava_trainer.model.partition import copy_whole, is_sharded, num_elements
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.loop import train
+from llava_trainer.training.model_under_training import build_model
 from llava_trainer.training.phase import phase_of
-from llava_trainer.training.processes import Processes
-from llava_trainer.training.stopping import StopRequest
-from llava_trainer.training.trainee import build_trainee
 from tests.trainer.attempts import begin
 from tests.trainer.many import run_in_processes
 from tests.trainer.trainings import make_dataset, make_training
@@ -36,24 +36,24 @@ CAPTIONS = {"source": "pvc://captions/", "format": "llava", "file": "export.json
 ALIGNMENT = {"dataset": CAPTIONS, "freshProjector": True, "batch": {"perDevice": 2, "global": 4}}
 
 
-def run_all(processes: Processes, configs: list[RunConfig]) -> dict[str, Any]:
+def run_all(world: World, configs: list[RunConfig]) -> dict[str, Any]:
     """Train by each of ``configs``; what the last one's model looks like afterwards."""
     for config in configs:
-        train(config, processes, Reporter(config), StopRequest())
-    trainee = build_trainee(configs[-1], phase_of(configs[-1]), processes)
-    projection = trainee.llava.model.language_model.layers[0].mlp.up_proj.weight
+        train(config, world, Reporter(config), StopRequest())
+    model = build_model(configs[-1], phase_of(configs[-1]), world)
+    projection = model.llava.model.language_model.layers[0].mlp.up_proj.weight
     return {
-        "shared out": is_shared_out(projection),
+        "shared out": is_sharded(projection),
         "looks": tuple(projection.shape),
         "whole": tuple(copy_whole(projection).shape),
         "numbers": num_elements(projection),
-        "learned": trainee.num_parameters,
+        "learned": model.num_parameters,
     }
 
 
 @pytest.fixture(scope="module")
-def roots(tmp_path_factory: pytest.TempPathFactory, toy_model_dir: Path, processes: Processes) -> dict[int, Path]:
-    """Volumes of the same runs by one process and by two, by the number of processes."""
+def roots(tmp_path_factory: pytest.TempPathFactory, toy_model_dir: Path, world: World) -> dict[int, Path]:
+    """Volumes of the same runs by one rank and by two, by the number of ranks."""
     folder = tmp_path_factory.mktemp("data")
     samples = make_dataset(folder)[:8]
     made = {number: tmp_path_factory.mktemp(f"by-{number}") for number in (1, 2)}
@@ -61,7 +61,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory, toy_model_dir: Path, process
         number: [configure(root / name, folder, toy_model_dir, samples, name, number) for name in RUNS]
         for number, root in made.items()
     }
-    learned = run_all(processes, configs[1])["learned"]
+    learned = run_all(world, configs[1])["learned"]
     for seen in run_in_processes(2, run_all, configs[2]):
         assert seen == {
             "shared out": True, "looks": (0,), "whole": (256, 128), "numbers": 256 * 128, "learned": learned

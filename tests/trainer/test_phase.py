@@ -8,9 +8,9 @@ import pytest
 from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
-from llava_api.spec import Training
+from llava_api.spec import Alignment, Training
 from llava_trainer.errors import StageError
-from llava_trainer.training.phase import Phase, phase_of
+from llava_trainer.training.phase import phase_of
 
 CAPTIONS = {"source": "pvc://captions/", "format": "llava", "file": "captions.json", "images": "pictures",
             "imageAspectRatio": "square"}  # fmt: skip
@@ -42,9 +42,9 @@ def test_phase_1_has_its_own_dataset_rate_and_sizes():
     assert phase.samples_file == Path("/run/attempts/prepare-3/data/alignment.jsonl")
     assert phase.images_dir == Path("/inputs/captions/pictures")
     assert phase.image_aspect_ratio == "square"
-    assert (phase.epochs, phase.batch.per_device, phase.batch.global_) == (2, 16, 64)
-    assert (phase.learning_rate, phase.projector_learning_rate) == (1e-3, 1e-3)
-    assert phase.seed == 7
+    assert (phase.training.epochs, phase.training.batch.per_device, phase.training.batch.global_) == (2, 16, 64)
+    assert (phase.training.peak_learning_rate, phase.training.projector_learning_rate) == (1e-3, 1e-3)
+    assert phase.training.seed == 7
 
 
 @pytest.mark.parametrize(("method", "peak"), [("lora", 2e-4), ("qlora", 2e-4), ("full", 2e-5)])
@@ -53,8 +53,8 @@ def test_phase_2_takes_what_training_says(method: str, peak: float):
     assert (phase.stage, phase.method, phase.template) == (StageName.TRAIN, method, "v1")
     assert phase.samples_file == Path("/run/attempts/prepare-3/data/train.jsonl")
     assert phase.images_dir == Path("/inputs/trays/images")
-    assert (phase.image_aspect_ratio, phase.epochs) == ("pad", 5)
-    assert (phase.learning_rate, phase.projector_learning_rate) == (peak, 2e-5)
+    assert (phase.image_aspect_ratio, phase.training.epochs) == ("pad", 5)
+    assert (phase.training.peak_learning_rate, phase.training.projector_learning_rate) == (peak, 2e-5)
 
 
 def test_everything_that_both_share_is_what_training_says():
@@ -67,7 +67,7 @@ def test_everything_that_both_share_is_what_training_says():
         config = configure(stage, alignment={"dataset": CAPTIONS}, **shared)
         phase = phase_of(config)
         for name in config.training.model_fields_set:
-            assert getattr(phase, name) == getattr(config.training, name), name
+            assert getattr(phase.training, name) == getattr(config.training, name), name
 
 
 def test_a_phase_that_the_run_does_not_have_is_refused():
@@ -77,8 +77,12 @@ def test_a_phase_that_the_run_does_not_have_is_refused():
         assert caught.value.reason is Reason.INVALID_CONFIG
 
 
-def test_no_field_of_training_is_forgotten():
-    """A setting that is added to spec.training and read by the loop has to come through here."""
-    of_the_operator = {"max_restarts"}
-    missing = set(Training.model_fields) - set(Phase.__dataclass_fields__)
-    assert missing == of_the_operator
+def test_nothing_that_phase_1_has_itself_is_taken_from_training():
+    """A setting that spec.alignment gets in place of one of spec.training has to come through here."""
+    own = {"epochs": 2, "learningRate": 1e-3, "batch": {"perDevice": 16, "global": 64}}
+    config = configure(StageName.ALIGN, alignment={"dataset": CAPTIONS, **own})
+    assert config.alignment is not None
+    both = set(Alignment.model_fields) & set(Training.model_fields)
+    assert both == config.alignment.model_fields_set - {"dataset"}
+    for name in both:
+        assert getattr(phase_of(config).training, name) == getattr(config.alignment, name), name

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.weights import unpickler
-from llava_trainer.weights.pickled import PickledTensor, read_pickle
-from llava_trainer.weights.stored import find_stored
-from llava_trainer.weights.unpickler import STORAGES, PickleError
+from llava_trainer.tensors import unpickler
+from llava_trainer.tensors.pickled import PickledTensor, read_pickle
+from llava_trainer.tensors.stored import find_stored
+from llava_trainer.tensors.unpickler import STORAGES, PickleError
 
 REPOSITORY = Path(__file__).parents[2]
 

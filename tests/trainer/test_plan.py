@@ -1,4 +1,4 @@
-"""Which sample is seen when, by whom and beside whom: batches that no number of processes changes, little filling, rows
+"""Which sample is seen when, by whom and beside whom: batches that no number of ranks changes, little filling, rows
 that are packed alike."""
 
 import dataclasses
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from llava_trainer.data.sample_file import SampleSizes
-from llava_trainer.training.grouping import Grouping, order_epoch
-from llava_trainer.training.plan import LOOKED_THROUGH, Plan
-from llava_trainer.training.sharing import Limits, share_packed, share_padded
+from llava_trainer.training.batch_plan import LOOKED_THROUGH, BatchPlan
+from llava_trainer.training.epoch_order import Grouping, order_epoch
+from llava_trainer.training.rank_batches import Limits, plan_packed_rows, plan_padded_rows
 
 GROUPINGS: tuple[Grouping, ...] = ("modality", "length", "none")
 
@@ -18,20 +18,22 @@ GROUPINGS: tuple[Grouping, ...] = ("modality", "length", "none")
 def draw_sizes(num_samples: int = 28, *, longest: int = 60, seed: int = 0) -> SampleSizes:
     rng = np.random.default_rng(seed)
     tokens = rng.integers(5, longest + 1, num_samples)
-    pictures = (rng.random(num_samples) < 0.7).astype(int)
-    return SampleSizes(tokens=tokens, pictures=pictures, supervised=rng.integers(1, tokens))
+    images = (rng.random(num_samples) < 0.7).astype(int)
+    return SampleSizes(tokens=tokens, images=images, supervised=rng.integers(1, tokens))
 
 
-def make_plan(**changes) -> Plan:
-    plan = Plan(sizes=draw_sizes(), global_batch=12, per_device_batch=3, max_length=60, world_size=2, epochs=2, seed=7)
+def make_plan(**changes) -> BatchPlan:
+    plan = BatchPlan(
+        sizes=draw_sizes(), global_batch=12, per_device_batch=3, max_length=60, world_size=2, epochs=2, seed=7
+    )
     return dataclasses.replace(plan, **changes)
 
 
-def filling(plan: Plan) -> float:
+def filling(plan: BatchPlan) -> float:
     """Share of computed positions that hold a token."""
     real = computed = 0
     for step, rank in itertools.product(range(plan.total_steps), range(plan.world_size)):
-        for rows in plan.share(step, rank):
+        for rows in plan.rank_batch(step, rank):
             lengths = [sum(int(plan.sizes.tokens[index]) for index in row) for row in rows]
             real += sum(lengths)
             computed += len(rows) * max(lengths, default=0)
@@ -55,7 +57,7 @@ def test_an_epoch_sees_every_sample_once(grouping: Grouping, packing: bool):
 def test_processes_share_a_batch_without_overlap_and_run_equally_often(world_size: int, per_device: int, packing: bool):
     plan = make_plan(world_size=world_size, per_device_batch=per_device, packing=packing)
     for step in range(plan.total_steps):
-        shares = [plan.share(step, rank) for rank in range(world_size)]
+        shares = [plan.rank_batch(step, rank) for rank in range(world_size)]
         seen = [index for share in shares for rows in share for row in rows for index in row]
         assert sorted(seen) == sorted(plan.batch(step))
         assert len({len(share) for share in shares}) == 1
@@ -84,7 +86,7 @@ def test_another_seed_gives_another_order():
 def test_modality_groups_are_of_one_kind_until_only_left_overs_remain():
     sizes = draw_sizes(4000)
     order = order_epoch(sizes, "modality", 32, seed=0, epoch=0)
-    kinds = [set(sizes.pictures[order[begin : begin + 32]] > 0) for begin in range(0, 4000, 32)]
+    kinds = [set(sizes.images[order[begin : begin + 32]] > 0) for begin in range(0, 4000, 32)]
     assert [len(kind) for kind in kinds[:-2]] == [1] * (len(kinds) - 2)
     # Mega-batches of either kind come in random order.
     changes = sum(first != second for first, second in itertools.pairwise(kinds[:-2]))
@@ -106,30 +108,30 @@ def test_groups_leave_less_to_fill():
 def test_shares_stand_side_by_side_in_length():
     limits = Limits(per_device_batch=2, max_length=100, world_size=2)
     tokens = [10, 80, 30, 60, 70, 20, 50, 40]
-    assert share_padded(range(8), tokens, limits, by_length=True) == [
+    assert plan_padded_rows(range(8), tokens, limits, by_length=True) == [
         (((1,), (4,)), ((3,), (6,))),
         # Whoever had the longer share of one micro-batch gets the shorter one of the next.
         (((5,), (0,)), ((7,), (2,))),
     ]
-    assert share_padded(range(8), tokens, limits, by_length=False)[0] == (((0,), (1,)), ((2,), (3,)))
+    assert plan_padded_rows(range(8), tokens, limits, by_length=False)[0] == (((0,), (1,)), ((2,), (3,)))
 
 
 def test_a_short_batch_is_shared_out_evenly():
     limits = Limits(per_device_batch=4, max_length=100, world_size=2)
-    (shares,) = share_padded(range(5), [50, 40, 30, 20, 10], limits, by_length=True)
+    (shares,) = plan_padded_rows(range(5), [50, 40, 30, 20, 10], limits, by_length=True)
     assert [len(rows) for rows in shares] == [3, 2]
-    (shares,) = share_padded(range(1), [50], limits, by_length=True)
+    (shares,) = plan_padded_rows(range(1), [50], limits, by_length=True)
     assert shares == (((0,),), ())
-    (shares,) = share_packed(range(1), [50], limits)
+    (shares,) = plan_packed_rows(range(1), [50], limits)
     assert shares == (((0,),), ())
 
 
 def test_packed_rows_are_alike():
     rng = np.random.default_rng(0)
-    # Pictures of 576 tokens: three hardly ever fit into a row of 2,048.
+    # Images of 576 tokens: three hardly ever fit into a row of 2,048.
     tokens = [int(576 + length) for length in rng.integers(60, 400, 128)]
     limits = Limits(per_device_batch=8, max_length=2048, world_size=2)
-    for shares in share_packed(range(128), tokens, limits):
+    for shares in plan_packed_rows(range(128), tokens, limits):
         lengths = [sum(tokens[index] for index in row) for rows in shares for row in rows]
         assert min(lengths) / max(lengths) > 0.97
         totals = [sum(tokens[index] for row in rows for index in row) for rows in shares]
@@ -138,7 +140,7 @@ def test_packed_rows_are_alike():
 
 def test_a_packed_micro_batch_of_one_sample_at_a_time_keeps_to_its_limit():
     limits = Limits(per_device_batch=1, max_length=100, world_size=1)
-    shared = share_packed(range(6), [100, 90, 60, 30, 5, 5], limits)
+    shared = plan_packed_rows(range(6), [100, 90, 60, 30, 5, 5], limits)
     assert all(sum([100, 90, 60, 30, 5, 5][index] for row in rows for index in row) <= 100 for (rows,) in shared)
 
 
@@ -148,15 +150,15 @@ def test_no_micro_batch_of_any_epoch_holds_more_than_what_is_planned_with(packin
     plan = make_plan(sizes=draw_sizes(14, seed=3), global_batch=7, per_device_batch=4, packing=packing, world_size=1,
                      epochs=20)  # fmt: skip
     largest = plan.find_largest()
-    held = [rows for step in range(plan.total_steps) for rows in plan.share(step, 0)]
+    held = [rows for step in range(plan.total_steps) for rows in plan.rank_batch(step, 0)]
     samples = [[index for row in rows for index in row] for rows in held]
     tokens = [len(rows) * max(sum(int(plan.sizes.tokens[index]) for index in row) for row in rows) for rows in held]
     assert largest.tokens == max(tokens)
     assert largest.rows in {len(rows) for rows, held_tokens in zip(held, tokens, strict=True)
                             if held_tokens == largest.tokens}  # fmt: skip
-    assert largest.pictures == max(int(plan.sizes.pictures[some].sum()) for some in samples)
+    assert largest.pictures == max(int(plan.sizes.images[some].sum()) for some in samples)
     assert largest.supervised == max(int(plan.sizes.supervised[some].sum()) for some in samples)
-    first_epoch = len(plan.share(0, 0)) + len(plan.share(1, 0))
+    first_epoch = len(plan.rank_batch(0, 0)) + len(plan.rank_batch(1, 0))
     assert not packing or max(tokens) > 1.3 * max(tokens[:first_epoch])
 
 
@@ -181,25 +183,25 @@ def test_the_longest_micro_batch_is_found(packing: bool):
     computed = [
         len(rows) * max((sum(int(plan.sizes.tokens[index]) for index in row) for row in rows), default=0)
         for step, rank in itertools.product(range(plan.total_steps), range(plan.world_size))
-        for rows in plan.share(step, rank)
+        for rows in plan.rank_batch(step, rank)
     ]
     assert longest.tokens == max(computed)
-    assert longest.rows in [plan.share(step, rank)[number] for step, rank, number in itertools.product(
-        range(plan.total_steps), range(plan.world_size), range(len(plan.share(0, 0)))
-    ) if number < len(plan.share(step, rank))]  # fmt: skip
+    assert longest.rows in [plan.rank_batch(step, rank)[number] for step, rank, number in itertools.product(
+        range(plan.total_steps), range(plan.world_size), range(len(plan.rank_batch(0, 0)))
+    ) if number < len(plan.rank_batch(step, rank))]  # fmt: skip
 
 
 def test_what_has_the_most_of_something_is_found_each_but_once():
-    """Four samples in micro-batches of one: the longest, one with three pictures, one with a long answer, another."""
-    tokens, pictures, supervised = np.array([60, 40, 50, 10]), np.array([1, 3, 0, 1]), np.array([5, 4, 45, 1])
-    sizes = SampleSizes(tokens=tokens, pictures=pictures, supervised=supervised)
+    """Four samples in micro-batches of one: the longest, one with three images, one with a long answer, another."""
+    tokens, images, supervised = np.array([60, 40, 50, 10]), np.array([1, 3, 0, 1]), np.array([5, 4, 45, 1])
+    sizes = SampleSizes(tokens=tokens, images=images, supervised=supervised)
     plan = make_plan(sizes=sizes, global_batch=4, per_device_batch=1, world_size=1, epochs=1)
     found = plan.find_extremes()
-    assert [(one.rows, one.tokens, one.pictures, one.supervised) for one in found] == [
+    assert [(one.rows, one.tokens, one.images, one.supervised) for one in found] == [
         (((0,),), 60, 1, 5), (((1,),), 40, 3, 4), (((2,),), 50, 0, 45),
     ]  # fmt: skip
     assert [one.name.split()[-2:] for one in found] == [["longest", "micro-batch"], ["most", "pictures"],
                                                         ["supervised", "tokens"]]  # fmt: skip
-    same = dataclasses.replace(sizes, pictures=np.array([3, 1, 0, 1]), supervised=np.array([46, 4, 45, 1]))
+    same = dataclasses.replace(sizes, images=np.array([3, 1, 0, 1]), supervised=np.array([46, 4, 45, 1]))
     (only,) = dataclasses.replace(plan, sizes=same).find_extremes()
     assert only.rows == ((0,),)

@@ -17,18 +17,18 @@ from llava_api.failures import Reason
 from llava_api.report import PrepareNumbers, StageResult
 from llava_api.run_config import RunConfig
 from llava_trainer.data.dataset import prepare_dataset
+from llava_trainer.data.dataset_page import build_dataset_page
+from llava_trainer.data.dataset_report import DatasetReport, build_dataset_report, build_histogram
 from llava_trainer.data.encode import encode
 from llava_trainer.data.model_facts import read_model_facts
-from llava_trainer.data.processing import Processing, load_processing
-from llava_trainer.data.report import DatasetReport, build_histogram, build_report
-from llava_trainer.data.report_page import build_page
+from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.data.request import training_request
 from llava_trainer.data.samples import Sample, read_samples
 from llava_trainer.errors import StageError
 from llava_trainer.outcome import ENV_TERMINATION_LOG, StageOutput
 from llava_trainer.reporting import Reporter
 from llava_trainer.stages import prepare
-from tests.trainer.exports import conversation, document, draw_picture, prepare_config, write_json
+from tests.trainer.exports import conversation, document, draw_image, prepare_config, write_json
 
 QUESTIONS = ("Which company issued this?", "What is the date?", "What is the total?")
 
@@ -45,7 +45,7 @@ class Recorder(Reporter):
 
 
 def receipts(count: int = 12) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Pictures with one to three questions each, answers with odd characters among them."""
+    """Images with one to three questions each, answers with odd characters among them."""
     rng = random.Random(0)
     answers = ("BOOK TA .K (TAMAN DAYA) SDN BHD", "25/12/2018", "9.00", "Größe 漢字", "No. 5 & 7, 'Jalan' <Sagu>")
     return [
@@ -54,10 +54,10 @@ def receipts(count: int = 12) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
 
 
-def write_dataset(root: Path, entries: list[Any], *, pictures: int = 12) -> None:
+def write_dataset(root: Path, entries: list[Any], *, images: int = 12) -> None:
     write_json(root / "dataset" / "export.json", entries)
-    for index in range(pictures):
-        draw_picture(root / "dataset" / "images" / f"{index:03}.png", seed=index, size=(40 + 10 * index, 60))
+    for index in range(images):
+        draw_image(root / "dataset" / "images" / f"{index:03}.png", seed=index, size=(40 + 10 * index, 60))
 
 
 def run(config: RunConfig) -> StageOutput:
@@ -89,7 +89,7 @@ def both_sides(config: RunConfig) -> tuple[list[Sample], list[Sample]]:
     return list(read_samples(config.volume.train_file)), list(read_samples(config.volume.validation_file))
 
 
-def test_both_formats_give_the_same_pictures_pairs_and_split(tmp_path: Path, toy_model_dir: Path):
+def test_both_formats_give_the_same_images_pairs_and_split(tmp_path: Path, toy_model_dir: Path):
     sides = {}
     reports = {}
     for format, build in (("llava", conversation), ("ubiai", document)):
@@ -153,13 +153,13 @@ def test_running_again_over_a_half_written_folder_gives_the_same_files(tmp_path:
     assert files_of(config) == first
 
 
-def test_samples_of_one_picture_and_of_its_copies_stay_together(tmp_path: Path, toy_model_dir: Path):
+def test_samples_of_one_image_and_of_its_copies_stay_together(tmp_path: Path, toy_model_dir: Path):
     entries = [document(name, pairs) for name, pairs in receipts()]
     entries += [document(f"copy-{name}", pairs) for name, pairs in receipts()]
     write_dataset(tmp_path, entries)
     for index in range(12):
-        picture = tmp_path / "dataset" / "images" / f"{index:03}.png"
-        shutil.copy(picture, picture.with_name(f"copy-{picture.name}"))
+        image = tmp_path / "dataset" / "images" / f"{index:03}.png"
+        shutil.copy(image, image.with_name(f"copy-{image.name}"))
     config = prepare_config(tmp_path, toy_model_dir, format="ubiai")
     run(config)
     train, validation = (
@@ -203,7 +203,7 @@ def test_what_is_wrong_is_told_in_the_order_of_the_export(tmp_path: Path, toy_mo
     write_dataset(tmp_path, [conversation("001.png", [("Q", "A")]), *bad])
     images = tmp_path / "dataset" / "images"
     (images / "damaged.png").write_bytes((images / "000.png").read_bytes()[:-30])
-    draw_picture(tmp_path / "secret.png")
+    draw_image(tmp_path / "secret.png")
     (images / "link.png").symlink_to(tmp_path / "secret.png")
     config = prepare_config(tmp_path, toy_model_dir)
     heading, *lines = refusal(config)
@@ -264,7 +264,7 @@ def test_the_maxlength_that_is_told_is_enough_and_no_more_than_needed(tmp_path: 
     run(prepare_config(tmp_path, toy_model_dir, training={"maxLength": needed}))
 
 
-def test_a_limit_within_the_picture_is_refused(tmp_path: Path, toy_model_dir: Path):
+def test_a_limit_within_the_image_is_refused(tmp_path: Path, toy_model_dir: Path):
     said = [("Hello. " * 30, "Hi."), ("What is this?", "A cat.")]
     entry = conversation(None, said, image="000.png")
     entry["conversations"][2]["value"] = "<image>\nWhat is this?"
@@ -302,7 +302,7 @@ def test_what_is_exactly_at_the_limit_is_accepted(tmp_path: Path, toy_model_dir:
     run(prepare_config(tmp_path, toy_model_dir, dataset={"limits": {"unsupervisedShare": 0.1}}))
 
 
-def test_a_validation_file_is_held_out_and_a_shared_picture_is_told(tmp_path: Path, toy_model_dir: Path):
+def test_a_validation_file_is_held_out_and_a_shared_image_is_told(tmp_path: Path, toy_model_dir: Path):
     entries = [conversation(name, pairs) for name, pairs in receipts()]
     said_twice = [conversation(None, [("Hello.", "Hi."), ("How much?", "9.00")])]
     write_dataset(tmp_path, [*entries[:8], *said_twice])
@@ -322,7 +322,7 @@ def test_a_validation_file_is_held_out_and_a_shared_picture_is_told(tmp_path: Pa
     assert notes["overlap"] == [("val/held.json[5]", "'Hello.'"), ("val/held.json[5]", "'How much?'")]
 
 
-def test_a_held_out_question_that_training_asks_about_the_same_picture_is_refused(tmp_path: Path, toy_model_dir: Path):
+def test_a_held_out_question_that_training_asks_about_the_same_image_is_refused(tmp_path: Path, toy_model_dir: Path):
     entries = [conversation(name, pairs) for name, pairs in receipts()]
     write_dataset(tmp_path, entries[:8])
     shutil.copy(tmp_path / "dataset/images/002.png", tmp_path / "dataset/images/copy.png")
@@ -337,8 +337,8 @@ def test_a_held_out_question_that_training_asks_about_the_same_picture_is_refuse
     )
 
 
-def test_pictures_that_are_shown_together_stay_on_one_side(tmp_path: Path, toy_model_dir: Path):
-    """A chain: each sample shows a picture of the one before it, so that all of them are one group."""
+def test_images_that_are_shown_together_stay_on_one_side(tmp_path: Path, toy_model_dir: Path):
+    """A chain: each sample shows an image of the one before it, so that all of them are one group."""
     chain = [
         conversation(None, [("<image> or <image>?", "The first.")], image=[f"{index:03}.png", f"{index + 1:03}.png"])
         for index in range(5)
@@ -371,7 +371,7 @@ def caption(name: str, text: str) -> dict[str, Any]:
 def test_captions_are_checked_in_the_plain_layout_and_none_is_held_out(tmp_path: Path, toy_model_dir: Path):
     write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
     for index in range(5):
-        draw_picture(tmp_path / "captions" / "images" / f"c{index}.png", seed=50 + index)
+        draw_image(tmp_path / "captions" / "images" / f"c{index}.png", seed=50 + index)
     config = alignment_config(tmp_path, toy_model_dir, [caption(f"c{index}.png", "A line.") for index in range(5)])
     output = run(config)
     captions = list(read_samples(config.volume.alignment_file))
@@ -380,9 +380,9 @@ def test_captions_are_checked_in_the_plain_layout_and_none_is_held_out(tmp_path:
     largest = output.numbers.largest_alignment
     assert (largest.rows, largest.tokens, largest.pictures) == (3, 3 * longest, 3)
     assert output.digests.keys() == {"train", "validation", "alignment"}
-    processing = load_processing(toy_model_dir, "pad")
-    assert captions[0].num_tokens == encode(captions[0], processing, 512, "plain").full_length
-    assert captions[0].num_tokens < encode(captions[0], processing, 512, "v1").full_length
+    processor = load_processor(toy_model_dir, "pad")
+    assert captions[0].num_tokens == encode(captions[0], processor, 512, "plain").full_length
+    assert captions[0].num_tokens < encode(captions[0], processor, 512, "v1").full_length
     report = report_of(config)
     assert report.alignment is not None
     assert (report.alignment.train.samples, report.alignment.validation.samples) == (5, 0)
@@ -391,9 +391,9 @@ def test_captions_are_checked_in_the_plain_layout_and_none_is_held_out(tmp_path:
     assert "&lt;image&gt;<mark>A line." in page
 
 
-def test_alignment_learns_from_one_picture_with_one_caption(tmp_path: Path, toy_model_dir: Path):
+def test_alignment_learns_from_one_image_with_one_caption(tmp_path: Path, toy_model_dir: Path):
     write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
-    draw_picture(tmp_path / "captions" / "images" / "c.png", seed=50)
+    draw_image(tmp_path / "captions" / "images" / "c.png", seed=50)
     bad = [caption("c.png", "A line."), conversation(None, [("Q", "A")]), conversation("c.png", [("Q", "A")] * 2)]
     _, *lines = refusal(alignment_config(tmp_path, toy_model_dir, bad))
     assert lines == [
@@ -402,7 +402,7 @@ def test_alignment_learns_from_one_picture_with_one_caption(tmp_path: Path, toy_
     ]
 
 
-def test_captions_of_held_out_pictures_are_told(tmp_path: Path, toy_model_dir: Path):
+def test_captions_of_held_out_images_are_told(tmp_path: Path, toy_model_dir: Path):
     write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
     shutil.copytree(tmp_path / "dataset" / "images", tmp_path / "captions" / "images")
     config = alignment_config(tmp_path, toy_model_dir, [caption(f"{index:03}.png", "A.") for index in range(12)])
@@ -419,17 +419,17 @@ def test_what_is_found_does_not_depend_on_the_number_of_decoders(tmp_path: Path,
     entries += [conversation("missing.png", [("Q", "A")]), conversation("003.png", [("Q", "")])]
     write_dataset(tmp_path, entries)
     config = prepare_config(tmp_path, toy_model_dir)
-    processing = load_processing(toy_model_dir, "pad")
+    processor = load_processor(toy_model_dir, "pad")
     reports = set()
     for num_decoders in (1, 2, 7):
         request = training_request(config)
-        with prepare_dataset(request, processing, tmp_path / "spool", num_decoders=num_decoders) as dataset:
+        with prepare_dataset(request, processor, tmp_path / "spool", num_decoders=num_decoders) as dataset:
             lines = b"".join(dataset.lines(held_out=False))
-            reports.add((build_report(dataset).model_dump_json(), lines))
+            reports.add((build_dataset_report(dataset).model_dump_json(), lines))
     assert len(reports) == 1
 
 
-def test_pictures_beyond_the_person_s_limit_are_refused(tmp_path: Path, toy_model_dir: Path):
+def test_images_beyond_the_person_s_limit_are_refused(tmp_path: Path, toy_model_dir: Path):
     write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
     config = prepare_config(tmp_path, toy_model_dir, dataset={"limits": {"imagePixels": 150 * 60 - 1}})
     assert refusal(config)[1:] == [
@@ -505,14 +505,14 @@ def test_files_that_are_not_there_are_named(dataset: Any, message: str, tmp_path
     assert refusal(prepare_config(tmp_path, toy_model_dir, dataset=dataset))[1].startswith(message)
 
 
-def test_a_mapping_file_finds_the_pictures(tmp_path: Path, toy_model_dir: Path):
+def test_a_mapping_file_finds_the_images(tmp_path: Path, toy_model_dir: Path):
     write_dataset(tmp_path, [document(None, pairs) for _, pairs in receipts()])
     write_json(tmp_path / "dataset" / "map.json", {str(index): f"{index:03}.png" for index in range(12)})
     config = prepare_config(tmp_path, toy_model_dir, format="ubiai", dataset={"ubiai": {"documents": "map.json"}})
     assert run(config).numbers.images == 12
 
 
-def test_pictures_of_prompts_are_checked_too(tmp_path: Path, toy_model_dir: Path):
+def test_images_of_prompts_are_checked_too(tmp_path: Path, toy_model_dir: Path):
     write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
     prompts = [{"image": "000.png", "text": "What?"}, {"text": "Hello."}, {"image": "no.png", "text": "What?"}]
     config = prepare_config(tmp_path, toy_model_dir, evaluation={"prompts": prompts})
@@ -549,8 +549,8 @@ def test_the_page_holds_everything_and_escapes_what_people_wrote(tmp_path: Path,
     assert page.tags.count("rect") >= 1
 
 
-def test_the_grid_shows_at_most_24_pictures(tmp_path: Path, toy_model_dir: Path):
-    write_dataset(tmp_path, [conversation(f"{index:03}.png", [("Q", "A")]) for index in range(40)], pictures=40)
+def test_the_grid_shows_at_most_24_images(tmp_path: Path, toy_model_dir: Path):
+    write_dataset(tmp_path, [conversation(f"{index:03}.png", [("Q", "A")]) for index in range(40)], images=40)
     config = prepare_config(tmp_path, toy_model_dir)
     run(config)
     assert config.volume.dataset_report_html.read_text().count("<img ") == 24
@@ -579,11 +579,9 @@ def mutate(value: Any, rng: random.Random) -> Any:
 
 
 @pytest.mark.parametrize("format", ["llava", "ubiai"])
-def test_whatever_an_export_holds_it_is_accepted_or_said_why_not(
-    format: str, tmp_path: Path, toy_processing: Processing
-):
+def test_whatever_an_export_holds_it_is_accepted_or_said_why_not(format: str, tmp_path: Path, toy_processor: Processor):
     build = conversation if format == "llava" else document
-    request = training_request(prepare_config(tmp_path, toy_processing.model_dir, format=format))
+    request = training_request(prepare_config(tmp_path, toy_processor.model_dir, format=format))
     write_dataset(tmp_path, [])
     outcomes = set()
     for seed in range(80):
@@ -595,12 +593,12 @@ def test_whatever_an_export_holds_it_is_accepted_or_said_why_not(
         if rng.random() < 0.2:
             text = text[: rng.randrange(len(text) + 1)] + rng.choice(["", "}", "\0", "[["])
         (tmp_path / "dataset" / "export.json").write_text(text)
-        with prepare_dataset(request, toy_processing, tmp_path / "spool") as dataset:
-            report = build_report(dataset)
+        with prepare_dataset(request, toy_processor, tmp_path / "spool") as dataset:
+            report = build_dataset_report(dataset)
             assert report.accepted or prepare.describe_refused(dataset.findings)
             assert len(dataset.samples) or not report.accepted
             if seed % 20 == 0:
-                build_page("fuzz", [dataset], report)
+                build_dataset_page("fuzz", [dataset], report)
         outcomes.add(report.accepted)
     assert outcomes == {True, False}
 

@@ -7,27 +7,27 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava_trainer.data.check import MAX_SAMPLE_CHARACTERS, Checker, Limits, PictureFolder
+from llava_trainer.data.check import MAX_SAMPLE_CHARACTERS, Checker, ImageFolder, Limits
 from llava_trainer.data.dataset import PreparedDataset, prepare_dataset
 from llava_trainer.data.findings import Findings
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.request import training_request
 from llava_trainer.data.samples import Sample, Source, Turn
-from tests.trainer.exports import conversation, document, draw_picture, prepare_config, write_json
+from tests.trainer.exports import conversation, document, draw_image, prepare_config, write_json
 
 MEGABYTE = 1_000_000
 
 
 @pytest.fixture
-def prepare(tmp_path: Path, toy_processing: Processing) -> Callable[[str], PreparedDataset]:
+def prepare(tmp_path: Path, toy_processor: Processor) -> Callable[[str], PreparedDataset]:
     """Prepares the export in ``tmp_path``/dataset; what is only imported or made once is in memory already."""
 
     def run(format: str) -> PreparedDataset:
-        config = prepare_config(tmp_path, toy_processing.model_dir, format=format)
-        return prepare_dataset(training_request(config), toy_processing, tmp_path / "spool")
+        config = prepare_config(tmp_path, toy_processor.model_dir, format=format)
+        return prepare_dataset(training_request(config), toy_processor, tmp_path / "spool")
 
     for index in range(2):
-        draw_picture(tmp_path / "dataset" / "images" / f"{index}.png", seed=index)
+        draw_image(tmp_path / "dataset" / "images" / f"{index}.png", seed=index)
     write_json(tmp_path / "dataset" / "export.json", [conversation(f"{n}.png", [("Q", "A")]) for n in range(2)])
     with run("llava"):
         return run
@@ -50,7 +50,7 @@ def test_an_export_of_long_documents_takes_no_more_memory_than_one_of_them(
     assert peak < 4 * MEGABYTE
 
 
-def test_a_sample_with_a_picture_of_its_own_takes_less_than_a_kilobyte(
+def test_a_sample_with_an_image_of_its_own_takes_less_than_a_kilobyte(
     tmp_path: Path, prepare: Callable[[str], PreparedDataset]
 ):
     images = tmp_path / "dataset" / "images"
@@ -82,22 +82,22 @@ def test_a_sample_beyond_every_length_limit_is_refused_before_it_is_tokenised(
     assert told == ["export.json[0]: holds more than 1,048,576 characters: divide it"]
 
 
-def test_what_is_remembered_of_a_damaged_picture_is_its_message(tmp_path: Path, toy_processing: Processing):
+def test_what_is_remembered_of_a_damaged_image_is_its_message(tmp_path: Path, toy_processor: Processor):
     image = Image.effect_noise((64, 64), 50)
     (tmp_path / "dataset" / "images").mkdir(parents=True)
     image.save(tmp_path / "dataset" / "images" / "0.png")
     whole = (tmp_path / "dataset" / "images" / "0.png").read_bytes()
     (tmp_path / "dataset" / "images" / "0.png").write_bytes(whole[:-500])
-    folder = PictureFolder(root=tmp_path / "dataset", name="images")
+    folder = ImageFolder(root=tmp_path / "dataset", name="images")
     limits = Limits(max_length=512, max_pixels=10_000)
-    checker = Checker(folder, toy_processing, limits, Findings())
-    found = checker.check_picture("0.png")
+    checker = Checker(folder, toy_processor, limits, Findings())
+    found = checker.find_image_problem("0.png")
     assert found is not None
     assert str(found).startswith("cannot be decoded")
     assert (found.__cause__, found.__context__, found.__traceback__) == (None, None, None)
 
 
-def test_no_more_than_two_million_characters_are_read_ahead(tmp_path: Path, toy_processing: Processing):
+def test_no_more_than_two_million_characters_are_read_ahead(tmp_path: Path, toy_processor: Processor):
     pulled = 0
 
     def read() -> Iterator[Sample]:
@@ -108,7 +108,7 @@ def test_no_more_than_two_million_characters_are_read_ahead(tmp_path: Path, toy_
             yield Sample(id=str(index), images=(), turns=turns, source=Source(file="e", index=index))
 
     limits = Limits(max_length=512, max_pixels=10_000)
-    checker = Checker(PictureFolder(root=tmp_path), toy_processing, limits, Findings())
+    checker = Checker(ImageFolder(root=tmp_path), toy_processor, limits, Findings())
     checked = checker.check_all(read())
     next(checked)
     assert pulled == 11

@@ -9,9 +9,9 @@ import torch
 
 from llava_api.failures import Reason, exit_code_of
 from llava_trainer.errors import StageError
+from llava_trainer.gang.world import LostPeerError, World
 from llava_trainer.logs import ProcessLog
 from llava_trainer.training.checkpoint import CheckpointState, StoredOptimizer, read_manifest, verify_files
-from llava_trainer.training.processes import LostPeerError, Processes
 from llava_trainer.training.progress import Progress
 from llava_trainer.training.retention import list_checkpoints
 from llava_trainer.training.saving import Saver
@@ -28,9 +28,9 @@ def make_slice(start: int = 0, stop: int = 8) -> Slice:
     return Slice(name="weight", start=start, parts={part: torch.arange(float(start), stop) for part in PARTS})
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, processes: Processes):
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, world: World):
     may_go_on = threading.Event()
-    with Saver(processes, tmp_path, keep=1, write_servable=lambda stored, folder: may_go_on.wait(60)) as saver:
+    with Saver(world, tmp_path, keep=1, write_servable=lambda stored, folder: may_go_on.wait(60)) as saver:
         slice_ = make_slice()
         saver.begin([slice_], state(2))
         for tensor in slice_.parts.values():
@@ -48,9 +48,9 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, processe
         assert torch.equal(stored.read_whole("original", "weight"), torch.full((2, 4), -1.0))
 
 
-def test_what_is_written_is_what_was_there_at_the_step(tmp_path: Path, processes: Processes):
+def test_what_is_written_is_what_was_there_at_the_step(tmp_path: Path, world: World):
     trained_on = threading.Event()
-    with Saver(processes, tmp_path, keep=1, write_servable=lambda stored, folder: None) as saver:
+    with Saver(world, tmp_path, keep=1, write_servable=lambda stored, folder: None) as saver:
         # Nothing is written before training has gone on.
         saver._thread.submit(trained_on.wait, 60)
         slice_ = make_slice()
@@ -68,9 +68,9 @@ def fill_the_disk(stored: StoredOptimizer, folder: Path) -> None:
     raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
 
-def save_on_a_full_disk(processes: Processes, checkpoints: Path) -> str:
-    with Saver(processes, checkpoints, keep=1, write_servable=fill_the_disk) as saver:
-        saver.begin([make_slice(4 * processes.rank, 4 * processes.rank + 4)], state(2, processes.world_size))
+def save_on_a_full_disk(world: World, checkpoints: Path) -> str:
+    with Saver(world, checkpoints, keep=1, write_servable=fill_the_disk) as saver:
+        saver.begin([make_slice(4 * world.rank, 4 * world.rank + 4)], state(2, world.world_size))
         try:
             saver.finish()
         except (OSError, LostPeerError) as error:
@@ -85,8 +85,8 @@ def test_what_one_process_cannot_write_every_process_hears_of(tmp_path: Path):
     assert list_checkpoints(tmp_path) == []
 
 
-def test_the_next_save_tells_what_became_of_the_last(tmp_path: Path, processes: Processes):
-    with Saver(processes, tmp_path, keep=1, write_servable=fill_the_disk) as saver:
+def test_the_next_save_tells_what_became_of_the_last(tmp_path: Path, world: World):
+    with Saver(world, tmp_path, keep=1, write_servable=fill_the_disk) as saver:
         saver.begin([make_slice()], state(2))
         with pytest.raises(OSError, match="No space left"):
             saver.begin([make_slice()], state(4))
@@ -111,12 +111,12 @@ NO_PINNED_MEMORY = (
     ],
 )  # fmt: skip
 def test_a_copy_that_the_nodes_memory_has_no_room_for_is_no_fault_of_the_gpu(
-    tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: Reason
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: Reason
 ):
     def refuse(*shape: object, **settings: object) -> None:
         raise error
 
-    with Saver(processes, tmp_path, keep=1, write_servable=lambda stored, folder: None) as saver, ProcessLog() as log:
+    with Saver(world, tmp_path, keep=1, write_servable=lambda stored, folder: None) as saver, ProcessLog() as log:
         slice_ = make_slice()
         monkeypatch.setattr(torch, "empty", refuse)
         with pytest.raises((StageError, type(error))) as caught:
@@ -131,9 +131,9 @@ def test_a_copy_that_the_nodes_memory_has_no_room_for_is_no_fault_of_the_gpu(
 
 @pytest.mark.parametrize(("limit_s", "is_told"), [(0.0, True), (60.0, False)])
 def test_a_checkpoint_that_takes_longer_than_a_pod_has_is_told(
-    tmp_path: Path, processes: Processes, caplog: pytest.LogCaptureFixture, limit_s: float, is_told: bool
+    tmp_path: Path, world: World, caplog: pytest.LogCaptureFixture, limit_s: float, is_told: bool
 ):
-    with Saver(processes, tmp_path, keep=1, write_servable=lambda stored, folder: None, saving_time_s=limit_s) as saver:
+    with Saver(world, tmp_path, keep=1, write_servable=lambda stored, folder: None, saving_time_s=limit_s) as saver:
         saver.begin([make_slice()], state(2))
         saver.finish()
     assert ("raise spec.workers.gracePeriodSeconds" in caplog.text) is is_told

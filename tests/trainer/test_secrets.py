@@ -71,7 +71,7 @@ def test_no_secret_is_told(
     fault: tuple[str, str, Fault] | None, reason: Reason | None, tmp_path: Path, authority: Authority,
     toy_model_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    make_export(tmp_path / "export", format="llava", pictures_per_scene=1)
+    make_export(tmp_path / "export", format="llava", images_per_scene=1)
     world = World(tmp_path, authority)
     with HubServer().run(authority) as hub, FileServer().run(authority) as web, FileServer().run(authority) as operator:
         hub.repositories["models", "me/it"] = HubRepository(

@@ -1,6 +1,6 @@
 """What is exported serves as it was trained: in a fresh process, by plain Auto classes, without any of our code.
 
-A merged model, and converted checkpoints of both ``legacy`` kinds; both aspect ratios, with one picture, several and
+A merged model, and converted checkpoints of both ``legacy`` kinds; both aspect ratios, with one image, several and
 none, in one turn and later ones. Ids and pixels must equal those of training exactly.
 """
 
@@ -20,7 +20,7 @@ from PIL import Image
 from llava_api.run_config import RunConfig
 from llava_trainer.data.encode import encode, encode_prompt
 from llava_trainer.data.images import open_image, pixel_values
-from llava_trainer.data.processing import Processing, load_processing, save_processing
+from llava_trainer.data.processor import Processor, load_processor, save_processor
 from llava_trainer.data.samples import Sample
 from llava_trainer.importing import ModelParts, import_model
 from llava_trainer.model.loading import load_model
@@ -68,10 +68,10 @@ assert not [name for name in sys.modules if name.startswith(("llava_trainer", "l
 """
 
 
-def as_messages(sample: Sample, num_turns: int, pictures: list[Path]) -> list[dict]:
+def as_messages(sample: Sample, num_turns: int, images: list[Path]) -> list[dict]:
     messages = []
     for index, turn in enumerate(sample.turns[:num_turns]):
-        shown = [path for path, at in zip(pictures, sample.image_turns, strict=True) if at == index]
+        shown = [path for path, at in zip(images, sample.image_turns, strict=True) if at == index]
         content = [*({"type": "image", "stored": str(path)} for path in shown), {"type": "text", "text": turn.text}]
         messages.append({"role": turn.role, "content": content})
     return messages
@@ -83,7 +83,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(root: Path) -> list[Path]:
+def images(root: Path) -> list[Path]:
     paths = []
     for number, (width, height) in enumerate(SIZES):
         noise = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -92,15 +92,15 @@ def pictures(root: Path) -> list[Path]:
     return paths
 
 
-def merged(root: Path) -> tuple[Path, Path, Processing]:
+def merged(root: Path) -> tuple[Path, Path, Processor]:
     """What the merge stage leaves."""
     (root / "run").mkdir()
     config: RunConfig = make_run(root / "run")
     merge.run(config, Recorder(config))
-    return config.volume.merged_dir, config.model_dir, load_processing(config.model_dir, "pad")
+    return config.volume.merged_dir, config.model_dir, load_processor(config.model_dir, "pad")
 
 
-def converted(root: Path, aspect_ratio: str, **tokenizer: object) -> tuple[Path, Path, Processing]:
+def converted(root: Path, aspect_ratio: str, **tokenizer: object) -> tuple[Path, Path, Processor]:
     """A converted checkpoint of the original code, exported for an aspect ratio as merging exports it."""
     folder = root / "-".join(map(str, (aspect_ratio, *tokenizer.values())))
     original = build()
@@ -108,16 +108,16 @@ def converted(root: Path, aspect_ratio: str, **tokenizer: object) -> tuple[Path,
     source = write_settings(folder / "original", llava_settings(original, mm_vision_select_feature=strategy))
     write_weights(write_tokenizer(source, **tokenizer), original.weights())
     hub = import_model(ModelParts(source=source), folder / "hub").model_dir
-    processing = load_processing(hub, aspect_ratio)  # type: ignore[arg-type]
+    processor = load_processor(hub, aspect_ratio)  # type: ignore[arg-type]
     (folder / "merged").mkdir()
     for name in ("config.json", "model.safetensors", "generation_config.json"):
         shutil.copy(hub / name, folder / "merged")
-    save_processing(processing, folder / "merged")
-    return folder / "merged", hub, processing
+    save_processor(processor, folder / "merged")
+    return folder / "merged", hub, processor
 
 
 @pytest.fixture(scope="module")
-def served(root: Path, pictures: list[Path]) -> dict[str, tuple[dict[str, np.ndarray], Path, Processing]]:
+def served(root: Path, images: list[Path]) -> dict[str, tuple[dict[str, np.ndarray], Path, Processor]]:
     """What a fresh process makes of each model: ids, pixels, the last position's logits."""
     made = {
         "merged": merged(root),
@@ -127,7 +127,7 @@ def served(root: Path, pictures: list[Path]) -> dict[str, tuple[dict[str, np.nda
     }
     (root / "conversations.json").write_text(
         json.dumps([
-            as_messages(sample, num_turns, pictures[: len(sample.images)])
+            as_messages(sample, num_turns, images[: len(sample.images)])
             for sample, num_turns in conversations()
         ])
     )  # fmt: skip
@@ -140,19 +140,19 @@ def served(root: Path, pictures: list[Path]) -> dict[str, tuple[dict[str, np.nda
         check=True, cwd=root, env=environment, timeout=300,
     )  # fmt: skip
     return {
-        name: (dict(np.load(output)), folder, processing)
-        for (name, (folder, _, processing)), output in zip(made.items(), outputs, strict=True)
+        name: (dict(np.load(output)), folder, processor)
+        for (name, (folder, _, processor)), output in zip(made.items(), outputs, strict=True)
     }
 
 
 def conversations() -> list[tuple[Sample, int]]:
     """Samples with how many of their turns are told: up to each question, and to the end."""
-    asked = [(_without_later_pictures(sample, 2 * pair + 1), 2 * pair + 1)
+    asked = [(_without_later_images(sample, 2 * pair + 1), 2 * pair + 1)
              for sample in SAMPLES for pair in range(sample.num_pairs)]  # fmt: skip
     return [*asked, *((sample, len(sample.turns)) for sample in SAMPLES)]
 
 
-def _without_later_pictures(sample: Sample, num_turns: int) -> Sample:
+def _without_later_images(sample: Sample, num_turns: int) -> Sample:
     count = sum(index < num_turns for index in sample.image_turns)
     return replace(sample, images=sample.images[:count], image_turns=sample.image_turns[:count])
 
@@ -162,17 +162,17 @@ MODELS = ("merged", "legacy, padded", "not legacy, padded", "not legacy, cut, wh
 
 @pytest.mark.parametrize("model", MODELS)
 def test_ids_and_pixels_are_those_of_training(
-    model: str, served: dict[str, tuple[dict[str, np.ndarray], Path, Processing]], pictures: list[Path]
+    model: str, served: dict[str, tuple[dict[str, np.ndarray], Path, Processor]], images: list[Path]
 ):
-    found, _, processing = served[model]
+    found, _, processor = served[model]
     compared = 0
     for number, (sample, num_turns) in enumerate(conversations()):
         if num_turns == len(sample.turns):
-            expected = list(encode(sample, processing, 10_000).input_ids)
+            expected = list(encode(sample, processor, 10_000).input_ids)
         else:
-            expected = encode_prompt(sample.turns[:num_turns], sample.image_turns, processing)
+            expected = encode_prompt(sample.turns[:num_turns], sample.image_turns, processor)
         assert found[f"ids{number}"].tolist() == expected
-        shown = [pixel_values(open_image(path), processing) for path in pictures[: len(sample.images)]]
+        shown = [pixel_values(open_image(path), processor) for path in images[: len(sample.images)]]
         assert (f"pixels{number}" in found) == bool(shown)
         if shown:
             np.testing.assert_array_equal(found[f"pixels{number}"], np.stack(shown), strict=True)
@@ -182,7 +182,7 @@ def test_ids_and_pixels_are_those_of_training(
 
 @pytest.mark.parametrize("model", MODELS[:2])
 def test_the_model_answers_there_as_it_does_here(
-    model: str, served: dict[str, tuple[dict[str, np.ndarray], Path, Processing]]
+    model: str, served: dict[str, tuple[dict[str, np.ndarray], Path, Processor]]
 ):
     found, folder, _ = served[model]
     loaded = load_model(folder, torch.float32, "cpu")
@@ -197,11 +197,11 @@ def test_the_model_answers_there_as_it_does_here(
 
 
 def test_every_export_names_the_settings_that_make_it_so(
-    served: dict[str, tuple[dict[str, np.ndarray], Path, Processing]],
+    served: dict[str, tuple[dict[str, np.ndarray], Path, Processor]],
 ):
-    for _, folder, processing in served.values():
+    for _, folder, processor in served.values():
         told = json.loads((folder / "processor_config.json").read_text())
         assert told["num_additional_image_tokens"] == 1
-        assert told["image_processor"]["do_pad"] is (processing.aspect_ratio == "pad")
-        assert told["vision_feature_select_strategy"] == processing.select_strategy
+        assert told["image_processor"]["do_pad"] is (processor.aspect_ratio == "pad")
+        assert told["vision_feature_select_strategy"] == processor.select_strategy
         assert "curious user" in (folder / "chat_template.jinja").read_text()

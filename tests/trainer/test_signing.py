@@ -17,8 +17,8 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.report import StageFailure
 from llava_trainer.errors import StageError
-from llava_trainer.training.meeting import Meeting, Patience
-from llava_trainer.training.signing import MAX_BYTES, Signer, make_signer, provide_key
+from llava_trainer.gang.rendezvous import Patience, Rendezvous
+from llava_trainer.gang.signing import MAX_BYTES, Signer, make_signer, provide_key
 from tests.trainer.attempts import begin
 from tests.trainer.test_launcher_parts import HASTE, KILLED, SIGNER
 from tests.trainer.trainings import configure
@@ -26,7 +26,7 @@ from tests.trainer.trainings import configure
 LIE = "pay here: https://elsewhere.example"
 FAILURE = StageFailure(reason=Reason.INTERNAL_ERROR, message=LIE).model_dump_json()
 OTHERS = Signer(b"\1" * 32, run_uid="0c6f", stage="train", attempt=1)
-KEYS = ("failure", "result", "left/0", "left/1", "pulse/0", "pulse/1", "arrived/0", "arrived/1")
+KEYS = ("failure", "result", "left/0", "left/1", "heartbeat/0", "heartbeat/1", "arrived/0", "arrived/1")
 ADDRESSES = ("MASTER_ADDR", "MASTER_PORT", "/MASTER_ADDR", "torchelastic/role/train/MASTER_ADDR", "init/MASTER_ADDR")
 
 
@@ -35,7 +35,7 @@ def lies(name: str) -> Iterator[str | bytes]:
     yield FAILURE if name.endswith("failure") else "1"
     yield OTHERS.sign(name, FAILURE)
     # Signed by us, for another name.
-    yield SIGNER.sign("meeting/other", FAILURE)
+    yield SIGNER.sign("rendezvous/other", FAILURE)
     yield b"\xff\xfe\x00"
     yield ":"
     yield "0" * 64 + ":" + FAILURE
@@ -55,11 +55,11 @@ class Stranger:
 
 
 @contextmanager
-def met(port: int, patience: Patience = HASTE) -> Iterator[tuple[Meeting, Meeting]]:
+def met(port: int, patience: Patience = HASTE) -> Iterator[tuple[Rendezvous, Rendezvous]]:
     signers = [Signer(bytes(32), run_uid="0c6f", stage="train", attempt=1) for _ in range(2)]
     with (
-        Meeting("127.0.0.1", port, node=0, num_nodes=2, signer=signers[0], patience=patience) as first,
-        Meeting("127.0.0.1", port, node=1, num_nodes=2, signer=signers[1], patience=patience) as second,
+        Rendezvous("127.0.0.1", port, node=0, num_nodes=2, signer=signers[0], patience=patience) as first,
+        Rendezvous("127.0.0.1", port, node=1, num_nodes=2, signer=signers[1], patience=patience) as second,
     ):
         yield first, second
 
@@ -69,7 +69,7 @@ def test_what_a_stranger_leaves_is_as_if_it_were_not_there(port: int, number: in
     with caplog.at_level(logging.WARNING), met(port, Patience(farewell_s=0.0, interval_s=0.02)) as (first, second):
         stranger = Stranger(port)
         for name in KEYS:
-            stranger.put(f"meeting/{name}", list(lies(f"meeting/{name}"))[number])
+            stranger.put(f"rendezvous/{name}", list(lies(f"rendezvous/{name}"))[number])
         assert [one.find_failure() for one in (first, second)] == [None, None]
         assert first.count_beats() == {1: 0}
         # Words of ours take their place.
@@ -77,10 +77,10 @@ def test_what_a_stranger_leaves_is_as_if_it_were_not_there(port: int, number: in
         assert first.count_beats() == {1: 1}
         assert second.report_failure(KILLED) == KILLED
         assert first.find_failure() == KILLED
-        first.share_result("done")
+        first.announce_result("done")
         assert second.await_result() == "done"
     assert LIE not in caplog.text
-    told = [record.message for record in caplog.records if "meeting/failure" in record.message]
+    told = [record.message for record in caplog.records if "rendezvous/failure" in record.message]
     assert told
     assert "was not signed by this run" in told[0]
     assert len(told) == 2, "once a launcher, however often it looks"
@@ -90,7 +90,7 @@ def test_pods_meet_though_a_stranger_writes_over_their_arrival(port: int):
     with met(port, Patience(arrival_s=60.0, farewell_s=0.0, interval_s=0.02)) as (first, second):
         stranger = Stranger(port)
         first.beat()
-        stranger.put("meeting/pulse/0", "gone")
+        stranger.put("rendezvous/heartbeat/0", "gone")
         waiting = threading.Thread(target=first.await_all)
         waiting.start()
         second.await_all()
@@ -106,10 +106,10 @@ def test_a_result_that_a_stranger_writes_over_is_told_again(port: int):
         with second:
             heard.append(second.await_result())
 
-    with Meeting("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=patience) as first:
-        second = Meeting("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=patience)
-        first.share_result("done")
-        Stranger(port).put("meeting/result", "{}")
+    with Rendezvous("127.0.0.1", port, node=0, num_nodes=2, signer=SIGNER, patience=patience) as first:
+        second = Rendezvous("127.0.0.1", port, node=1, num_nodes=2, signer=SIGNER, patience=patience)
+        first.announce_result("done")
+        Stranger(port).put("rendezvous/result", "{}")
         waiting = threading.Thread(target=listen)
         waiting.start()
     waiting.join(60)

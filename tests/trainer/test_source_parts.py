@@ -25,8 +25,8 @@ from llava_trainer.sources.selection import (
     list_companions,
     list_own_files,
     may_be_needed,
-    place_pictures,
-    read_picture_names,
+    place_images,
+    read_image_names,
     shards_of,
 )
 from llava_trainer.sources.web import show
@@ -311,10 +311,10 @@ def test_files_of_a_ubiai_export() -> None:
     assert list_companions(make_dataset(format="ubiai", file="export.json")) == []
 
 
-def test_pictures_that_leave_the_source_are_left_to_the_checks() -> None:
+def test_images_that_leave_the_source_are_left_to_the_checks() -> None:
     dataset = make_dataset(images="pics")
     wanted = ["a.jpg", "sub/../b.jpg", "../c.jpg", "../../d.jpg", "/e.jpg", "a.jpg", ".."]
-    assert place_pictures(dataset, wanted) == ["c.jpg", "pics/a.jpg", "pics/b.jpg"]
+    assert place_images(dataset, wanted) == ["c.jpg", "pics/a.jpg", "pics/b.jpg"]
 
 
 def test_damaged_export_names_what_it_can(tmp_path: Path) -> None:
@@ -323,16 +323,16 @@ def test_damaged_export_names_what_it_can(tmp_path: Path) -> None:
         "conversations": [{"from": "human", "value": "<image>\nx"}, {"from": "gpt", "value": "y"}],
     }
     (tmp_path / "train.json").write_text(f"{json.dumps(good)}\nnonsense\n{json.dumps({**good, 'image': 'b.jpg'})}\n")
-    assert list(read_picture_names(make_dataset(), tmp_path)) == ["a.jpg", "b.jpg"]
+    assert list(read_image_names(make_dataset(), tmp_path)) == ["a.jpg", "b.jpg"]
     (tmp_path / "train.json").write_text("nonsense")
-    assert list(read_picture_names(make_dataset(), tmp_path)) == []
+    assert list(read_image_names(make_dataset(), tmp_path)) == []
 
 
-def test_ubiai_export_names_its_pictures(tmp_path: Path) -> None:
+def test_ubiai_export_names_its_images(tmp_path: Path) -> None:
     entry = {"document": "Total 9", "documentName": "a.png", "annotation": [{"start": 6, "end": 7, "label": "TOTAL"}]}
     (tmp_path / "export.json").write_text(json.dumps([entry]))
     dataset = make_dataset(format="ubiai", file="export.json", ubiai={"questions": {"TOTAL": "What is the total?"}})
-    assert list(read_picture_names(dataset, tmp_path)) == ["a.png"]
+    assert list(read_image_names(dataset, tmp_path)) == ["a.png"]
 
 
 def test_progress_is_told_now_and_then(tmp_path: Path) -> None:

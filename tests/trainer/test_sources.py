@@ -68,7 +68,7 @@ MODEL = {
     "README.md": b"read me",
 }
 NEEDED = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
-PICTURES = {f"images/{name}": f"picture {name}".encode() for name in ("a.jpg", "sub/b ü#?.jpg", "c.jpg")}
+IMAGES = {f"images/{name}": f"picture {name}".encode() for name in ("a.jpg", "sub/b ü#?.jpg", "c.jpg")}
 ENTRIES = [
     {"id": str(index), "image": name, "conversations": [{"from": "human", "value": "<image>\nWhat?"},
                                                         {"from": "gpt", "value": "That."}]}
@@ -79,7 +79,7 @@ DATASET = {
     "validation.json": json.dumps(ENTRIES[:1]).encode(),
     "images/unnamed.jpg": b"no sample names it",
     "script.py": b"raise SystemExit",
-    **PICTURES,
+    **IMAGES,
 }
 FETCHED = ["images/a.jpg", "images/c.jpg", "images/sub/b ü#?.jpg", "train.json", "validation.json"]
 
@@ -195,12 +195,12 @@ def test_dataset_of_the_hub(world: World, hub_server: HubServer) -> None:
     assert_same(found.path, DATASET, FETCHED)
 
 
-def test_pictures_in_an_archive_beside_the_dataset(world: World, hub_server: HubServer) -> None:
+def test_images_in_an_archive_beside_the_dataset(world: World, hub_server: HubServer) -> None:
     """As LLaVA's own datasets are on the hub."""
-    pictures = {name.removeprefix("images/"): content for name, content in PICTURES.items()}
+    images = {name.removeprefix("images/"): content for name, content in IMAGES.items()}
     files = {name: content for name, content in DATASET.items() if not name.startswith("images/")}
     repository = hub_server.repositories["datasets", "me/set"]
-    repository.commits[COMMIT] = {**files, "images.zip": make_zip(pictures), "other.zip": b"not needed"}
+    repository.commits[COMMIT] = {**files, "images.zip": make_zip(images), "other.zip": b"not needed"}
     world.dataset["source"] = "hf://me/set"
     found = world.fetch()["dataset"]
     assert_same(found.path, DATASET, FETCHED)
@@ -209,7 +209,7 @@ def test_pictures_in_an_archive_beside_the_dataset(world: World, hub_server: Hub
     assert not [request for request in hub_server.requests if "/resolve/" in request.path]
 
 
-def test_archive_of_pictures_that_no_setting_names(
+def test_archive_of_images_that_no_setting_names(
     world: World, hub_server: HubServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = {name: content for name, content in DATASET.items() if not name.startswith("images/")}
@@ -531,7 +531,7 @@ def test_folders_behind_https(world: World, web: FileServer) -> None:
 def test_files_are_on_the_disk_before_the_journal_ends_and_all_at_once(
     world: World, web: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sync for each of half a million pictures would take hours; without any, a crash would take what was fetched."""
+    """A sync for each of half a million images would take hours; without any, a crash would take what was fetched."""
     folder = world.config.volume.download_dir("dataset")
     state = journal.state_of(folder)
     synced: list[list[str]] = []

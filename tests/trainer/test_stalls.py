@@ -10,8 +10,9 @@ import torch.distributed as dist
 
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
-from llava_trainer.training import stalls
-from llava_trainer.training.flight import (
+from llava_trainer.gang import stalls
+from llava_trainer.gang.failures import clear_failures, evidence_file, flight_file, rank_log
+from llava_trainer.gang.flight import (
     CHECKPOINT_GROUP,
     Evidence,
     GroupPosition,
@@ -19,10 +20,9 @@ from llava_trainer.training.flight import (
     read_evidence,
     write_evidence,
 )
-from llava_trainer.training.processes import Processes
-from llava_trainer.training.ranks import clear_words, evidence_file, flight_file, rank_log
-from llava_trainer.training.stalls import explain_stall_of_all, judge
-from llava_trainer.training.watchdog import Doing
+from llava_trainer.gang.stalls import explain_stall_of_all, judge
+from llava_trainer.gang.watchdog import Doing
+from llava_trainer.gang.world import World
 from tests.trainer.many import run_in_processes
 from tests.trainer.trainings import configure
 
@@ -150,23 +150,23 @@ def test_evidence_that_cannot_be_read_is_none(config: RunConfig, content: bytes)
     evidence_file(config, 0).parent.mkdir(parents=True)
     evidence_file(config, 0).write_bytes(content)
     assert read_evidence(config, 0) is None
-    clear_words(config, range(3))
+    clear_failures(config, range(3))
     assert not evidence_file(config, 0).exists()
 
 
-def leave_evidence(processes: Processes, config: RunConfig, behind: int, silent: int) -> None:
+def leave_evidence(world: World, config: RunConfig, behind: int, silent: int) -> None:
     """All begin an operation but ``behind``, and say how far they are but ``silent``; then it is ended together."""
     checkpoints = dist.new_group(backend="gloo", group_desc=CHECKPOINT_GROUP)
     dist.barrier(group=checkpoints)
     tensor = torch.ones(3)
     dist.all_reduce(tensor)
-    # A checkpoint is written meanwhile, and the first process is slower than the others.
-    writing = None if processes.rank == 0 else dist.barrier(group=checkpoints, async_op=True)
-    work = None if processes.rank == behind else dist.all_reduce(tensor, async_op=True)
-    if processes.rank != silent:
-        write_evidence(config, processes.rank, Doing.COMPUTING, 2.0)
+    # A checkpoint is written meanwhile, and the first rank is slower than the others.
+    writing = None if world.rank == 0 else dist.barrier(group=checkpoints, async_op=True)
+    work = None if world.rank == behind else dist.all_reduce(tensor, async_op=True)
+    if world.rank != silent:
+        write_evidence(config, world.rank, Doing.COMPUTING, 2.0)
     deadline = time.monotonic() + 60
-    told = {rank for rank in range(processes.world_size) if rank != silent}
+    told = {rank for rank in range(world.world_size) if rank != silent}
     while any(not flight_file(config, rank).exists() for rank in told) and time.monotonic() < deadline:
         time.sleep(0.01)
     (work or dist.all_reduce(tensor, async_op=True)).wait()

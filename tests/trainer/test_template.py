@@ -32,7 +32,7 @@ def test_learned_are_the_answers_with_their_end_and_nothing_else():
     assert learned == [" 9.00</s>", " Today ASSISTANT: at noon.</s>"]
 
 
-def test_the_picture_stands_at_the_beginning_of_the_turn_that_shows_it():
+def test_the_image_stands_at_the_beginning_of_the_turn_that_shows_it():
     later = render(make_sample("Hello.", "Hi.", "What is this?", "A cat.", image_turns=(2,)))
     assert later.text.endswith("USER: Hello. ASSISTANT: Hi.</s>USER: <image>\nWhat is this? ASSISTANT: A cat.</s>")
     assert "<image>" not in render(make_sample("Hello.", "Hi.", image_turns=())).text

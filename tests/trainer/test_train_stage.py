@@ -17,16 +17,16 @@ from safetensors.torch import load_file, save_file
 from llava_api.constants import StageName
 from llava_api.failures import Reason, exit_code_of
 from llava_api.run_config import Reporting, RunConfig
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
 from llava_trainer.files import sha256_file, sha256_folder
+from llava_trainer.gang.stopping import StopRequest
+from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.history import Entry, read_entries
+from llava_trainer.training.curve import CurvePoint, read_curve
 from llava_trainer.training.loop import train
-from llava_trainer.training.processes import Processes
 from llava_trainer.training.retention import list_checkpoints
-from llava_trainer.training.stopping import StopRequest
 from tests.trainer.attempts import begin
 from tests.trainer.many import run_in_processes
 from tests.trainer.servers.authority import Authority
@@ -50,7 +50,7 @@ LONG = 400
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
-    """20 samples, 4 of them without a picture: 3 batches an epoch, in the last of which process 1 has no share."""
+    """20 samples, 4 of them without an image: 3 batches an epoch, in the last of which process 1 has no share."""
     folder = tmp_path_factory.mktemp("dataset")
     samples = make_dataset(folder)[:16]
     return folder, [*samples, *(text_only(sample) for sample in samples[:4])]
@@ -60,20 +60,20 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample
 def make_config(tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample]]) -> Callable[..., RunConfig]:
     (tmp_path / "dataset").symlink_to(dataset[0])
 
-    def make(*, num_nodes: int = 1, processes: int = 1, attempt: int = 1, **training) -> RunConfig:
+    def make(*, num_nodes: int = 1, world: int = 1, attempt: int = 1, **training) -> RunConfig:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
         return make_training(
             tmp_path, toy_model_dir, dataset[1], training=training, attempt=attempt,
-            workers={"numNodes": num_nodes, "processesPerNode": processes, "rendezvousPort": port},
+            workers={"numNodes": num_nodes, "processesPerNode": world, "rendezvousPort": port},
         )  # fmt: skip
 
     return make
 
 
-def curve(config: RunConfig) -> list[Entry]:
-    return read_entries(config.volume.history_file(config.run.stage, config.run.attempt))
+def curve(config: RunConfig) -> list[CurvePoint]:
+    return read_curve(config.volume.history_file(config.run.stage, config.run.attempt))
 
 
 def await_step(config: RunConfig, step: int, *stages: TrainStage, timeout_s: float = 90) -> None:
@@ -99,19 +99,19 @@ def rank_log(config: RunConfig, rank: int) -> str:
     return (config.volume.log_dir(StageName.TRAIN, config.run.attempt) / f"rank-{rank}.log").read_text()
 
 
-def train_straight(processes: Processes, config: RunConfig) -> None:
-    train(config, processes, Reporter(config), StopRequest())
+def train_straight(world: World, config: RunConfig) -> None:
+    train(config, world, Reporter(config), StopRequest())
 
 
 def test_two_processes_killed_and_resumed_end_where_one_straight_run_ends(make_config: Callable[..., RunConfig]):
     settings = {"epochs": 4, "lora": {"rank": 4, "alpha": 8, "dropout": 0.1}}
-    straight = make_config(processes=2, **settings)
+    straight = make_config(world=2, **settings)
     run_in_processes(2, train_straight, straight)
     expected = [(entry.loss, entry.grad_norm) for entry in curve(straight)]
     assert len(expected) == 12
     digest = sha256_file(straight.volume.adapter_dir / "adapter_model.safetensors")
 
-    killed = make_config(processes=2, attempt=2, checkpoint={"everySteps": 3, "keep": 2}, **settings)
+    killed = make_config(world=2, attempt=2, checkpoint={"everySteps": 3, "keep": 2}, **settings)
     for path in straight.volume.adapter_dir.iterdir():
         path.unlink()
     straight.volume.adapter_dir.rmdir()
@@ -145,7 +145,7 @@ def test_two_processes_killed_and_resumed_end_where_one_straight_run_ends(make_c
 
 
 def test_a_process_killed_in_one_pod_ends_all_pods(
-    make_config: Callable[..., RunConfig], process_group: tuple[Processes, int]
+    make_config: Callable[..., RunConfig], process_group: tuple[World, int]
 ):
     config = make_config(num_nodes=2, epochs=LONG)
     with TrainStage(config, node=1) as second, TrainStage(config, node=0) as first:
@@ -159,12 +159,12 @@ def test_a_process_killed_in_one_pod_ends_all_pods(
     assert [(f.reason, f.rank, f.message) for f in failures] == [
         (Reason.WORKER_KILLED, 1, "training process 1 was killed by SIGKILL")
     ] * 2
-    # What two pods learned until then is what one process learns.
+    # What two pods learned until then is what one rank learns.
     losses = [entry.loss for entry in curve(config)[:3]]
     single = begin(make_config(attempt=2, epochs=LONG))
-    processes, port = process_group
+    world, port = process_group
     with environment_of_one(port), pytest.raises(StageError, match="after step 3"):
-        train(single, processes, Reporter(single), StopAfter(3))
+        train(single, world, Reporter(single), StopAfter(3))
     assert losses == pytest.approx([entry.loss for entry in curve(single)], rel=1e-5)
 
 
@@ -175,7 +175,7 @@ def test_a_pod_asked_to_stop_saves_and_stops_all_pods(make_config: Callable[...,
         await_step(config, 3, first, second)
         stranger = Stranger(config.workers.rendezvous_port)
         # A failure in our own name first: it is what ended the run.
-        for name in (*(f"meeting/{key}" for key in KEYS), *ADDRESSES):
+        for name in (*(f"rendezvous/{key}" for key in KEYS), *ADDRESSES):
             for lie in lies(name):
                 stranger.put(name, lie)
             stranger.put(name, FAILURE if name.endswith("failure") else "10.0.0.1")
@@ -264,12 +264,12 @@ def test_the_exit_code_of_the_process_that_failed_is_handed_on(
 
 def test_a_process_that_hangs_is_named_and_leaves_its_stack(
     tmp_path: Path, toy_model_dir: Path, make_config: Callable[..., RunConfig], dataset: tuple[Path, list[Sample]],
-    toy_processing: Processing,
+    toy_processor: Processor,
 ):  # fmt: skip
-    config = make_config(processes=2, epochs=LONG)
-    plan = plan_of(config, toy_processing, world_size=2)
+    config = make_config(world=2, epochs=LONG)
+    plan = plan_of(config, toy_processor, world_size=2)
     probed = {index for extreme in plan.find_extremes() for row in extreme.rows for index in row}
-    others = (index for rows in plan.share(1, rank=1) for row in rows for index in row)
+    others = (index for rows in plan.rank_batch(1, rank=1) for row in rows for index in row)
     chosen = next(index for index in others if dataset[1][index].images and index not in probed)
     # Opening a pipe that nobody writes to never returns. Only process 1 does so, for the second step.
     pipe = config.dataset_dir / config.dataset.images / "pipe.png"
@@ -291,9 +291,9 @@ def test_a_process_that_hangs_in_backward_is_named_whoever_says_so_first(
 ):
     """All compute and all say so at about the same time: only the numbers of their operations differ.
 
-    When that is, follows from how long the steps before took, as the first process has measured it.
+    When that is, follows from how long the steps before took, as the first rank has measured it.
     """
-    config = with_limit(make_config(processes=2, epochs=LONG), 300.0, grace_period_seconds=15)
+    config = with_limit(make_config(world=2, epochs=LONG), 300.0, grace_period_seconds=15)
     break_rank(monkeypatch, "hang", rank=1, at=10)
     monkeypatch.setenv("STALL_SHORTEST_S", "3")
     with TrainStage(config) as stage:

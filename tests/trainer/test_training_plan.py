@@ -8,7 +8,7 @@ import torch
 from transformers import get_scheduler
 
 from llava_api.report import LOSSES_KEPT
-from llava_trainer.training.history import Entry, History, read_entries
+from llava_trainer.training.curve import Curve, CurvePoint, read_curve
 from llava_trainer.training.schedule import Schedule
 
 
@@ -28,15 +28,15 @@ def test_the_learning_rate_takes_the_course_that_transformers_gives_it(kind, the
         scheduler.step()
 
 
-def make_entry(step: int, loss: float = 1.0) -> Entry:
-    return Entry(
+def make_entry(step: int, loss: float = 1.0) -> CurvePoint:
+    return CurvePoint(
         step=step, epoch=step / 10, loss=loss, learning_rate=1e-3, grad_norm=0.5, tokens=100, samples_per_second=8.0,
         tokens_per_second=900.0,
     )  # fmt: skip
 
 
 def write_history(file: Path, steps: range) -> None:
-    with History(file) as history:
+    with Curve(file) as history:
         for step in steps:
             history.append(make_entry(step))
 
@@ -45,7 +45,7 @@ def test_a_curve_has_a_line_for_each_step(tmp_path: Path):
     file = tmp_path / "attempts" / "history.jsonl"
     write_history(file, range(1, 4))
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 3]
-    assert read_entries(file) == [make_entry(step) for step in (1, 2, 3)]
+    assert read_curve(file) == [make_entry(step) for step in (1, 2, 3)]
 
 
 def test_a_resumed_curve_goes_on_behind_the_checkpoint(tmp_path: Path):
@@ -53,22 +53,22 @@ def test_a_resumed_curve_goes_on_behind_the_checkpoint(tmp_path: Path):
     write_history(file, range(1, 8))
     with file.open("a") as stream:
         stream.write('{"step": 8, "lo')
-    with History(file, resumed_from=file, resumed_step=5) as history:
+    with Curve(file, resumed_from=file, resumed_step=5) as history:
         assert history.tokens == 500
         history.append(make_entry(6, loss=2.0))
-    assert [(entry.step, entry.loss) for entry in read_entries(file)] == [*((s, 1.0) for s in range(1, 6)), (6, 2.0)]
+    assert [(entry.step, entry.loss) for entry in read_curve(file)] == [*((s, 1.0) for s in range(1, 6)), (6, 2.0)]
 
 
 def test_a_later_attempt_takes_the_curve_over(tmp_path: Path):
     write_history(tmp_path / "train-1" / "history.jsonl", range(1, 4))
-    with History(tmp_path / "2" / "h.jsonl", resumed_from=tmp_path / "train-1" / "history.jsonl", resumed_step=2):
+    with Curve(tmp_path / "2" / "h.jsonl", resumed_from=tmp_path / "train-1" / "history.jsonl", resumed_step=2):
         pass
-    assert [entry.step for entry in read_entries(tmp_path / "2" / "h.jsonl")] == [1, 2]
-    assert read_entries(tmp_path / "nowhere.jsonl") == []
+    assert [entry.step for entry in read_curve(tmp_path / "2" / "h.jsonl")] == [1, 2]
+    assert read_curve(tmp_path / "nowhere.jsonl") == []
 
 
 def test_only_the_last_losses_are_reported(tmp_path: Path):
-    with History(tmp_path / "history.jsonl") as history:
+    with Curve(tmp_path / "history.jsonl") as history:
         for step in range(1, LOSSES_KEPT + 11):
             history.append(make_entry(step, loss=float(step)))
     assert history.recent_losses == tuple(float(step) for step in range(11, LOSSES_KEPT + 11))

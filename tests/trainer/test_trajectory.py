@@ -16,11 +16,11 @@ import pytest
 from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
 from llava_trainer.data.samples import Sample, write_samples
+from llava_trainer.gang.stopping import StopRequest
+from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.history import read_entries
+from llava_trainer.training.curve import read_curve
 from llava_trainer.training.loop import train
-from llava_trainer.training.processes import Processes
-from llava_trainer.training.stopping import StopRequest
 from tests.trainer.attempts import begin
 from tests.trainer.trainings import make_dataset, make_training, text_only
 
@@ -38,7 +38,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
-    """18 samples of which 4 show no picture: the last batch of 8 is short."""
+    """18 samples of which 4 show no image: the last batch of 8 is short."""
     folder = tmp_path_factory.mktemp("dataset")
     samples = make_dataset(folder)[:14]
     return folder, [*samples, *(text_only(sample) for sample in samples[:4])]
@@ -59,12 +59,12 @@ def configure(root: Path, model_dir: Path, dataset: tuple[Path, list[Sample]], n
 
 @pytest.mark.parametrize("name", RUNS)
 def test_losses_are_what_they_were(
-    tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample]], processes: Processes, name: str
+    tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample]], world: World, name: str
 ):
     config = configure(tmp_path, toy_model_dir, dataset, name)
-    train(config, processes, Reporter(config), StopRequest())
+    train(config, world, Reporter(config), StopRequest())
     history = config.volume.history_file(config.run.stage, config.run.attempt)
-    losses = [round(entry.loss, 6) for entry in read_entries(history)]
+    losses = [round(entry.loss, 6) for entry in read_curve(history)]
     kept = json.loads(FILE.read_text()) if FILE.exists() else {}
     if os.environ.get("RENEW_TRAJECTORIES"):
         FILE.write_text(json.dumps(kept | {name: losses}, indent=2, sort_keys=True) + "\n")

@@ -10,9 +10,9 @@ import pytest
 from llava_api.spec import Ubiai
 from llava_trainer.data.entries import ReadingPosition
 from llava_trainer.data.findings import Finding, Kind
-from llava_trainer.data.images import resolve_inside
 from llava_trainer.data.samples import Sample, Source, Turn
 from llava_trainer.data.ubiai import read_ubiai
+from llava_trainer.files import resolve_inside
 from tests.trainer.exports import document, write_json
 
 PAIRS = [("How much?", "9.00"), ("When was it?", "Today.")]
@@ -137,24 +137,24 @@ def test_what_is_not_one_question_and_one_answer_is_told(name: str, tmp_path: Pa
     assert told(found) == findings
 
 
-def test_a_document_without_pairs_is_told_and_needs_no_picture(tmp_path: Path):
+def test_a_document_without_pairs_is_told_and_needs_no_image(tmp_path: Path):
     empty = {"tokens": [], "relations": []}
     found = read(tmp_path, [empty, document("a.png", PAIRS)])
     assert told(found) == [(Kind.EMPTY_DOCUMENT, "export.json[0]")]
     assert len(samples_of(found)) == 2
 
 
-@pytest.mark.parametrize(("name", "mapping", "picture"), [
+@pytest.mark.parametrize(("name", "mapping", "image"), [
     ("scan 1", {"scan 1": "x/1.png"}, "x/1.png"),
     (None, {"1": "x/1.png"}, "x/1.png"),
     ("scan 1", {"1": "x/1.png"}, "x/1.png"),
     ("scan 1", {"scan 1": "x/1.png", "1": "x/2.png"}, "x/1.png"),
 ])  # fmt: skip
-def test_a_mapping_names_the_picture_by_document_or_index(
-    name: str | None, mapping: dict[str, str], picture: str, tmp_path: Path
+def test_a_mapping_names_the_image_by_document_or_index(
+    name: str | None, mapping: dict[str, str], image: str, tmp_path: Path
 ):
     found = read(tmp_path, [document("0", PAIRS[:1]), document(name, PAIRS[:1])], mapping={"0": "0.png", **mapping})
-    assert found[1].images == (picture,)
+    assert found[1].images == (image,)
 
 
 def test_a_document_that_no_mapping_names_is_refused(tmp_path: Path):
@@ -362,14 +362,14 @@ def test_questions_of_labels_join_linked_ones_and_leave_linked_answers_alone(tmp
 
 
 def ocr(folder: Path, *lines: tuple[str, str, str] | None, size: str = "300 400") -> Path:
-    """An archive of words, each with its tag and ``box|picture``; None is a blank line."""
+    """An archive of words, each with its tag and ``box|image``; None is a blank line."""
     folder.mkdir(exist_ok=True)
     words, boxes, images = [], [], []
     for line in lines:
-        word, tag, (box, picture) = ("", "", ("", "")) if line is None else (line[0], line[1], line[2].split("|"))
+        word, tag, (box, image) = ("", "", ("", "")) if line is None else (line[0], line[1], line[2].split("|"))
         words.append(f"{word}\t{tag}" if line else "")
         boxes.append(f"{word}\t{box}" if line else "")
-        images.append(f"{word}\t{box}\t{size}\t{picture}" if line else "")
+        images.append(f"{word}\t{box}\t{size}\t{image}" if line else "")
     for name, content in (("e.txt", words), ("e_box.txt", boxes), ("e_image.txt", images)):
         (folder / name).write_text("\n".join(content) + "\n", encoding="utf-8")
     return folder
@@ -392,7 +392,7 @@ def test_an_ocr_archive_is_read_document_by_document(tmp_path: Path):
     assert [str(item.source) for item in found] == ["e.txt[0]", "e.txt[1]", "e.txt[2]"]
 
 
-def test_blocks_about_one_picture_are_one_document_and_no_entity_runs_over_a_blank_line(tmp_path: Path):
+def test_blocks_about_one_image_are_one_document_and_no_entity_runs_over_a_blank_line(tmp_path: Path):
     folder = ocr(tmp_path, ("Book", "B-SHOP", A), None, ("Shop", "I-SHOP", A), ("9", "B-TOTAL", A))
     found = read_file(folder, "e.txt", questions=QUESTIONS)
     assert told(found) == [(Kind.ORPHAN_TAG, "e.txt[0]"), (Kind.SEVERAL_VALUES, "e.txt[0]")]
@@ -468,12 +468,12 @@ def test_the_three_forms_of_one_dataset_give_the_same_samples(tmp_path: Path):
     rng = random.Random(0)
     related, marked, lines = [], [], []
     for index in range(20):
-        total, picture = f"{rng.randrange(1, 999)}.{rng.randrange(100):02}", f"{index}.png"
-        related.append(document(picture, [("What is the total?", total)]))
+        total, image = f"{rng.randrange(1, 999)}.{rng.randrange(100):02}", f"{index}.png"
+        related.append(document(image, [("What is the total?", total)]))
         text = f"Sum {total} Thanks"
-        marked.append({"documentName": picture, "document": text,
+        marked.append({"documentName": image, "document": text,
                        "annotation": [{"start": 4, "end": 4 + len(total), "label": "TOTAL"}]})  # fmt: skip
-        place = f"1 2 3 4|{picture}"
+        place = f"1 2 3 4|{image}"
         lines += [("Sum", "O", place), (total, "B-TOTAL", place), ("Thanks", "O", place), None]
     ocr(tmp_path, *lines)
     found = [

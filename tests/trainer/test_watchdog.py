@@ -7,11 +7,11 @@ import pytest
 
 from llava_api.failures import Reason
 from llava_api.run_config import WorkerLayout
-from llava_trainer.training import watchdog
-from llava_trainer.training.processes import COLLECTIVE_TIMEOUT, Processes
+from llava_trainer.gang import watchdog
+from llava_trainer.gang.watchdog import Doing, Watchdog, stall_limit_s
+from llava_trainer.gang.world import COLLECTIVE_TIMEOUT, World
 from llava_trainer.training.progress import Progress
 from llava_trainer.training.step import BatchTotals, count_batch
-from llava_trainer.training.watchdog import Doing, Watchdog, stall_limit_s
 from llava_trainer.training.worker import explain_stall
 from tests.trainer.many import run_in_processes
 
@@ -126,8 +126,8 @@ def test_evidence_is_taken_back_by_who_goes_on():
         assert relieved.wait(10)
 
 
-def count(processes: Processes) -> BatchTotals:
-    return count_batch([], False, processes, last_step_s=10.0 + processes.rank)
+def count(world: World) -> BatchTotals:
+    return count_batch([], False, world, last_step_s=10.0 + world.rank)
 
 
 def count_memory(processes: Processes) -> BatchTotals:

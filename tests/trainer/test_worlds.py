@@ -1,7 +1,7 @@
 """What is learned does not depend on who shares the work: 1, 2 and 4 processes, every ZeRO stage, and restarts between.
 
 Everything in fp32. The dataset's last batch is short, so that with 2 and 4 processes some have nothing to do in it, and
-some of the samples show no picture, so that processes go through the model in company of others that do.
+some of the samples show no image, so that processes go through the model in company of others that do.
 """
 
 import threading
@@ -16,12 +16,12 @@ from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
 from llava_trainer.data.samples import Sample
 from llava_trainer.errors import StageError
+from llava_trainer.gang.stopping import StopRequest
+from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.history import read_entries
+from llava_trainer.training.curve import read_curve
 from llava_trainer.training.loop import train
-from llava_trainer.training.processes import Processes
 from llava_trainer.training.retention import list_checkpoints
-from llava_trainer.training.stopping import StopRequest
 from tests.trainer.attempts import begin, taken_over
 from tests.trainer.many import run_in_processes
 from tests.trainer.trainings import StopAfter, StopWithin, make_dataset, make_training, text_only
@@ -49,13 +49,13 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 
 
-def run_all(processes: Processes, configs: list[tuple[RunConfig, int | StopRequest]]) -> None:
+def run_all(world: World, configs: list[tuple[RunConfig, int | StopRequest]]) -> None:
     """Train by each of ``configs``, up to the number of steps given with it, or until it is asked to stop."""
     for config, until in configs:
-        if processes.is_first:
+        if world.is_first:
             begin(config)
         try:
-            train(config, processes, Reporter(config), StopAfter(until) if isinstance(until, int) else until)
+            train(config, world, Reporter(config), StopAfter(until) if isinstance(until, int) else until)
         except StageError as error:
             saved = until if isinstance(until, int) else 3
             if f"the checkpoint of step {saved} is on the volume" not in error.message:
@@ -80,14 +80,14 @@ def configure(tmp_path_factory: pytest.TempPathFactory, toy_model_dir: Path):
 
 
 def losses(config: RunConfig) -> list[float]:
-    return [entry.loss for entry in read_entries(config.volume.history_file(config.run.stage, config.run.attempt))]
+    return [entry.loss for entry in read_curve(config.volume.history_file(config.run.stage, config.run.attempt))]
 
 
 @pytest.fixture(scope="module")
-def alone(configure, processes: Processes) -> list[float]:
-    """Losses of one process without ZeRO's help."""
+def alone(configure, world: World) -> list[float]:
+    """Losses of one rank without ZeRO's help."""
     config = configure("alone", zero={"stage": 0})
-    run_all(processes, [(config, STEPS)])
+    run_all(world, [(config, STEPS)])
     assert len(losses(config)) == STEPS
     return losses(config)
 
@@ -151,9 +151,9 @@ def test_four_processes_learn_the_same(configure, alone):
     assert losses(config) == pytest.approx(alone, abs=TOLERANCE)
 
 
-def test_a_run_goes_on_with_other_processes_under_another_stage(configure, alone, in_two, processes: Processes):
+def test_a_run_goes_on_with_other_processes_under_another_stage(configure, alone, in_two, world: World):
     run_all(
-        processes,
+        world,
         [
             (configure("moved", attempt=2, zero={"stage": 3}), 4),
             (configure("moved, dropout", attempt=2, zero={"stage": 3}, **DROPOUT), 4),
@@ -170,7 +170,7 @@ def test_a_run_goes_on_with_other_processes_under_another_stage(configure, alone
 
 
 def test_a_checkpoint_of_an_optimiser_that_was_not_fused_is_continued(
-    configure, alone, processes: Processes, monkeypatch: pytest.MonkeyPatch
+    configure, alone, world: World, monkeypatch: pytest.MonkeyPatch
 ):
     """As older images wrote it on CPUs."""
     asked = []
@@ -182,17 +182,17 @@ def test_a_checkpoint_of_an_optimiser_that_was_not_fused_is_continued(
 
     with monkeypatch.context() as patched:
         patched.setattr(torch.optim, "AdamW", Unfused)
-        run_all(processes, [(configure("not fused", zero={"stage": 0}), 2)])
+        run_all(world, [(configure("not fused", zero={"stage": 0}), 2)])
     assert asked == [True]
     later = configure("not fused", attempt=2, zero={"stage": 0})
-    run_all(processes, [(later, STEPS)])
+    run_all(world, [(later, STEPS)])
     assert losses(later) == pytest.approx(alone, abs=TOLERANCE)
 
 
-def resume_with_a_stale_view(processes: Processes, config: RunConfig, stale: Path) -> str:
+def resume_with_a_stale_view(world: World, config: RunConfig, stale: Path) -> str:
     """Go on and stop at once; what the second process sees of the volume lags behind. Returns what it stopped with."""
     appearing = None
-    if not processes.is_first:
+    if not world.is_first:
         newest = list_checkpoints(taken_over(config, 1) / "checkpoints")[-1]
         config = config.model_copy(update={"volume_root": stale})
         late = taken_over(config, 1) / "checkpoints" / newest.name
@@ -200,7 +200,7 @@ def resume_with_a_stale_view(processes: Processes, config: RunConfig, stale: Pat
         appearing = threading.Timer(3.0, late.symlink_to, [newest])
         appearing.start()
     try:
-        train(config, processes, Reporter(config), StopAfter(0))
+        train(config, world, Reporter(config), StopAfter(0))
     except StageError as error:
         return error.message
     finally:

@@ -13,25 +13,25 @@ from llava_api.constants import ENV_COMPLETION_INDEX, StageName
 from llava_api.report import StageResult
 from llava_api.run_config import RunConfig
 from llava_trainer.data.samples import Sample, Source, Turn, write_samples
+from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.outcome import ENV_TERMINATION_LOG
-from llava_trainer.training.stopping import StopRequest
 from tests.tiny.export import make_export
 from tests.trainer.attempts import FIRST_ATTEMPTS, begin, begin_first
 
 if TYPE_CHECKING:
     import pytest
 
-    from llava_trainer.data.processing import Processing
-    from llava_trainer.training.plan import Plan
+    from llava_trainer.data.processor import Processor
+    from llava_trainer.training.batch_plan import BatchPlan
 
 FAULTS = Path(__file__).parent / "faults"
 """On PYTHONPATH, something goes wrong in processes of a stage."""
 PROCESS_DEADLINE_S = 120
 
 
-def make_dataset(folder: Path, *, pictures_per_scene: int = 1, shuffled: bool = False) -> list[Sample]:
-    """Draw pictures into ``folder``/images; returns their samples, 32 times ``pictures_per_scene``."""
-    make_export(folder, format="llava", pictures_per_scene=pictures_per_scene, shuffled=shuffled)
+def make_dataset(folder: Path, *, images_per_scene: int = 1, shuffled: bool = False) -> list[Sample]:
+    """Draw images into ``folder``/images; returns their samples, 32 times ``images_per_scene``."""
+    make_export(folder, format="llava", images_per_scene=images_per_scene, shuffled=shuffled)
     entries = json.loads((folder / "export.json").read_text())
     return [_sample(index, entry) for index, entry in enumerate(entries)]
 
@@ -41,7 +41,7 @@ def text_only(sample: Sample) -> Sample:
 
 
 def make_mixed_dataset(folder: Path) -> list[Sample]:
-    """Pictures, and 21 samples of which 5 show none: the last batch of 8 is short, and one micro-batch all text."""
+    """Images, and 21 samples of which 5 show none: the last batch of 8 is short, and one micro-batch all text."""
     samples = make_dataset(folder)[:16]
     return [*samples, *(text_only(sample) for sample in samples[:5])]
 
@@ -82,15 +82,15 @@ def configure(root: Path, model_dir: Path, *, attempt: int = 1, **changes: dict[
     return begin_first(config)
 
 
-def plan_of(config: RunConfig, processing: "Processing", world_size: int = 1) -> "Plan":
+def plan_of(config: RunConfig, processor: "Processor", world_size: int = 1) -> "BatchPlan":
     """The steps and batches that training by ``config`` takes."""
     from llava_trainer.data.sample_file import SampleFile
+    from llava_trainer.training.batch_plan import make_plan
     from llava_trainer.training.phase import phase_of
-    from llava_trainer.training.plan import make_plan
 
     phase = phase_of(config)
     with SampleFile(phase.samples_file) as samples:
-        return make_plan(phase, samples.measure(processing, phase.template, phase.max_length), world_size)
+        return make_plan(phase, samples.measure(processor, phase.template, phase.training.max_length), world_size)
 
 
 @contextmanager
@@ -120,7 +120,7 @@ class StopAfter(StopRequest):
 
 
 class StopWithin(StopRequest):
-    """Asks one process to stop after ``steps`` steps, when it has run ``micro_batches`` of the next one."""
+    """Asks one rank to stop after ``steps`` steps, when it has run ``micro_batches`` of the next one."""
 
     def __init__(self, steps: int, *, micro_batches: int, rank: int) -> None:
         self._steps, self._micro_batches, self._rank = steps, micro_batches, rank

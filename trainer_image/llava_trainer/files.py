@@ -99,7 +99,7 @@ def publish_folder(folder: Path, *, at_once: bool = False) -> None:
 
     Args:
         folder: its name.
-        at_once: sync its whole file system once instead of file by file. Half a million pictures of their own would
+        at_once: sync its whole file system once instead of file by file. Half a million images of their own would
             take from ten minutes to hours; a checkpoint should not wait for what others write.
     """
     aside = aside_of(folder)
@@ -194,3 +194,26 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def resolve_inside(root: Path, folder: Path, relative: str) -> Path:
+    """Where ``relative`` (to ``folder``) lies, if that is a file inside ``root``.
+
+    Raises:
+        PermissionError: it would lead outside.
+        FileNotFoundError: there is no such file.
+        ValueError: it is no usable path.
+    """
+    parts = Path(relative).parts
+    if not parts or relative.startswith("/") or ".." in parts:
+        raise PermissionError("must be a path inside the dataset, without a leading / and without .. parts")
+    try:
+        path = (folder / relative).resolve()
+        is_file = path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"is no usable path: {error}") from error
+    if not path.is_relative_to(root.resolve()):
+        raise PermissionError("leads outside the dataset through a symbolic link: put the file itself there")
+    if not is_file:
+        raise FileNotFoundError("does not exist" if not path.exists() else "is not a file")
+    return path

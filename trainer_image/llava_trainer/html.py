@@ -1,6 +1,6 @@
 """Small pieces of HTML and SVG for the reports: what goes in as text comes out escaped, for HTML and for eyes.
 
-A report is one file that loads nothing: styles, pictures and curves are inside, and a content security policy keeps
+A report is one file that loads nothing: styles, images and curves are inside, and a content security policy keeps
 it so. Knows nothing about what is reported.
 """
 
@@ -103,9 +103,9 @@ def definition_list(rows: Iterable[tuple[str, Child]]) -> Html:
     return el("dl", (el("div", el("dt", name), el("dd", value)) for name, value in rows), class_="facts")
 
 
-def thumbnail(picture: Image.Image, max_px: int = 240, quality: int = 72) -> str:
-    """A ``data:`` URI with a JPEG of ``picture``, at most ``max_px`` wide and high."""
-    small = picture.convert("RGB")
+def thumbnail(image: Image.Image, max_px: int = 240, quality: int = 72) -> str:
+    """A ``data:`` URI with a JPEG of ``image``, at most ``max_px`` wide and high."""
+    small = image.convert("RGB")
     small.thumbnail((max_px, max_px))
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=quality, optimize=True)

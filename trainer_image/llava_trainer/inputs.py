@@ -111,7 +111,7 @@ def read_inputs(config: RunConfig) -> Inputs | None:
 def find_damaged_input(attempt_dir: Path) -> str | None:
     """What prepare has fetched in an attempt and is not there as it came; None if everything is.
 
-    What was unpacked of archives is not compared: it was read, picture by picture, when it was checked.
+    What was unpacked of archives is not compared: it was read, image by image, when it was checked.
     """
     from llava_trainer.sources.archive import ARCHIVE_SUFFIX, MARKER
     from llava_trainer.sources.journal import JOURNAL, find_damaged

@@ -10,7 +10,7 @@ from llava_api.report import MicroBatch
 from llava_api.spec import Alignment, Batch, Spec
 
 PACKED_ROW_LIMITS = 2
-"""Longest packed row, in length limits: ``_ROW_LIMITS`` of llava_trainer.training.sharing."""
+"""Longest packed row, in length limits: ``_ROW_LIMITS`` of llava_trainer.training.rank_batches."""
 
 
 @dataclass(frozen=True, kw_only=True)

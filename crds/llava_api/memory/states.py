@@ -83,7 +83,7 @@ def plan_states(model: ModelFacts, work: Workload) -> States:
     whole = _weights(model, counts, work)
     weights = whole
     if stage == 3:
-        # Never whole, not even while the model is loaded (``models_shared_out`` of llava_trainer.training.engine).
+        # Never whole, not even while the model is loaded (``models_sharded`` of llava_trainer.training.engine).
         weights = 0 if work.offload_parameters else whole // work.world_size
     # Without ZeRO in fp32 the weights are the originals.
     optimizer = 0 if work.offload_optimizer else share * (MOMENTS + (0 if stage == 0 else 1))

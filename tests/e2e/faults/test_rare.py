@@ -15,7 +15,7 @@ import pytest
 from llava_api.constants import Phase, StageName
 from llava_api.failures import Reason
 from llava_api.status import SUCCEEDED, AttemptState, StageState
-from llava_trainer.training.history import read_entries
+from llava_trainer.training.curve import read_curve
 from tests.e2e.faults.breaking import TRAINING, Breaker
 from tests.e2e.faults.operators import STATUS_CURRENT_S, operator_down
 from tests.e2e.faults.training import EVERY_STEPS, STEPS_PER_EPOCH, Training, check_whole
@@ -115,7 +115,7 @@ def test_finished_pod_is_collected_while_the_operator_is_down(training: Training
     lost, found = training.attempt(number), training.attempt(number + 1)
     assert (lost.because, lost.counts, found.because) == (Reason.RESULT_LOST, False, SUCCEEDED)
     # Not a step was done again: the same lines, with the same speeds.
-    assert read_entries(training.folder(number + 1) / "history.jsonl") == curve
+    assert read_curve(training.folder(number + 1) / "history.jsonl") == curve
 
 
 def test_volume_full(runs: Runs, breaker: Breaker) -> None:
@@ -135,7 +135,7 @@ def test_volume_full(runs: Runs, breaker: Breaker) -> None:
         training.patch('{"retry": 1}')
         status = runs.wait_for_end("full")
         assert status.phase is Phase.SUCCEEDED, status.failure
-        curve = read_entries(training.folder(failed + 1) / "history.jsonl")
+        curve = read_curve(training.folder(failed + 1) / "history.jsonl")
         check_whole(curve)
         assert len(curve) == EPOCHS * STEPS_PER_EPOCH
         runs.delete("full")

@@ -15,7 +15,7 @@ import pytest
 from llava_api.constants import LABEL_ATTEMPT, LABEL_COMPLETION_INDEX, Phase, StageName
 from llava_api.names import job_name, volume_claim_name
 from llava_api.status import AttemptStatus, StageState, StageStatus
-from llava_trainer.training.history import Entry, read_entries
+from llava_trainer.training.curve import CurvePoint, read_curve
 from tests.e2e.faults.breaking import Pod
 from tests.e2e.runs import Runs
 from tests.kubectl import wait_for
@@ -44,7 +44,7 @@ class Training:
 
     runs: Runs
     name: str
-    curves: dict[int, list[Entry]] = field(default_factory=dict)
+    curves: dict[int, list[CurvePoint]] = field(default_factory=dict)
     """What each attempt that is over has logged."""
     _looked: float = 0.0
     _first_step_at: float = 0.0
@@ -111,11 +111,11 @@ class Training:
         assert found, f"attempt {number} has left nothing on the volume"
         return found[0]
 
-    def curve(self, number: int) -> list[Entry]:
+    def curve(self, number: int) -> list[CurvePoint]:
         """What an attempt has logged so far; nothing where it has not begun."""
         if number in self.curves:
             return self.curves[number]
-        return read_entries(self.volume / "attempts" / f"train-{number}" / "history.jsonl")
+        return read_curve(self.volume / "attempts" / f"train-{number}" / "history.jsonl")
 
     def read_digests(self, number: int) -> dict[str, str]:
         """sha256 of every file that an attempt itself has written, by path; not of what it has taken over."""
@@ -166,7 +166,7 @@ class Training:
         what = f"a step of attempt {number + 1} after {fault}"
         wait_for(what, lambda: stepping() or self._is_going_on(), timeout_s=timeout_s, poll_s=_POLL_S)
         stepped = time.time()
-        self.curves[number] = read_entries(self.folder(number) / "history.jsonl")
+        self.curves[number] = read_curve(self.folder(number) / "history.jsonl")
         self.check_goes_on(number)
         over = self.attempt(number)
         return Recovery(
@@ -202,12 +202,12 @@ def _seconds(instant: str | None) -> float:
     return datetime.fromisoformat(instant).timestamp()
 
 
-def check_whole(curve: list[Entry]) -> None:
+def check_whole(curve: list[CurvePoint]) -> None:
     """Every step once and in order, from the first."""
     assert [entry.step for entry in curve] == list(range(1, len(curve) + 1))
 
 
-def check_same(one: list[Entry], other: list[Entry], *, tolerance: float) -> None:
+def check_same(one: list[CurvePoint], other: list[CurvePoint], *, tolerance: float) -> None:
     """The steps that two curves share have the same losses (relative ``tolerance``) and the same samples."""
     for mine, yours in zip(one, other, strict=False):
         assert mine.tokens == yours.tokens, mine.step

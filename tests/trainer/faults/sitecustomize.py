@@ -1,7 +1,7 @@
 """Read by Python at its start where this folder is on PYTHONPATH: something goes wrong in one training process.
 
 ``FAULT`` says what (a function below), ``FAULT_RANK`` in which process, ``FAULT_AT`` in which of its backward passes,
-where it is one of these. ``STALL_SHORTEST_S`` takes the place of the watchdog's shortest limit, in every process;
+where it is one of these. ``STALL_SHORTEST_S`` takes the place of the watchdog's shortest limit, in every rank;
 ``IMPATIENT`` takes the waiting out of trying again.
 """
 
@@ -84,7 +84,7 @@ def break_backward(fault) -> None:
 
 if "RANK" in os.environ:
     if shortest := os.environ.get("STALL_SHORTEST_S"):
-        from llava_trainer.training import watchdog
+        from llava_trainer.gang import watchdog
 
         watchdog._SHORTEST_S = float(shortest)
     name = os.environ.get("FAULT", "")

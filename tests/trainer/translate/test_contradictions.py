@@ -267,7 +267,7 @@ def test_questions_become_prompts():
         (ask(query=""), {"image": "a/b.png", "text": "Describe this image in detail."}, "is given no query"),
     ],
 )
-def test_pictures_of_questions_have_to_be_in_the_dataset(block: str, prompt: dict[str, str], said: str):
+def test_images_of_questions_have_to_be_in_the_dataset(block: str, prompt: dict[str, str], said: str):
     translation = made({}, after=block)
     assert value_at(translation, "evaluation.prompts") == [prompt]
     assert said in notes_at(translation, "evaluation.prompts")

@@ -29,7 +29,7 @@ _HANDED_ON: Mapping[StageName, tuple[str, ...]] = {
 """What later stages and people read of each stage, by path below its attempt's folder."""
 _MOVED: Mapping[StageName, tuple[str, ...]] = {
     **_HANDED_ON,
-    # With all that was fetched; models and pictures are read there.
+    # With all that was fetched; models and images are read there.
     StageName.PREPARE: ("data", "inputs"),
     StageName.ALIGN: (*_HANDED_ON[StageName.ALIGN], "checkpoints"),
     StageName.TRAIN: (*_HANDED_ON[StageName.TRAIN], "checkpoints"),

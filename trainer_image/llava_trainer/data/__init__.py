@@ -1,5 +1,5 @@
 """From a person's export to what the model is fed: reading, checking, splitting, encoding.
 
-The same template, tokenisation and picture processing serve training, evaluation and the exported processor, so that
+The same template, tokenisation and image processing serve training, evaluation and the exported processor, so that
 what is served is what was trained.
 """

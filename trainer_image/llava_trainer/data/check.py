@@ -1,4 +1,4 @@
-"""Every sample against everything that would fail on a GPU: its pictures, its length, what it teaches."""
+"""Every sample against everything that would fail on a GPU: its images, its length, what it teaches."""
 
 import os
 import threading
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from llava_trainer.data.encode import PictureCutError, encode
+from llava_trainer.data.encode import ImageCutError, encode
 from llava_trainer.data.findings import Finding, Findings, Kind, noted, refused
-from llava_trainer.data.images import MissingPictureError, PictureError, PictureFacts, check_image, resolve_picture
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.images import ImageError, ImageFacts, MissingImageError, check_image, resolve_image
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample
 from llava_trainer.data.template import Template, TemplateError
 from llava_trainer.files import ARCHIVES, tell_names
 
 _AHEAD = 128
-"""Samples that are read before the one that is checked, so that decoders always have pictures to work on."""
+"""Samples that are read before the one that is checked, so that decoders always have images to work on."""
 _AHEAD_CHARACTERS = 2 * 2**20
 """Text in them at most."""
 MAX_SAMPLE_CHARACTERS = 2**20
@@ -27,35 +27,35 @@ _MAX_DECODERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureFolder:
-    """Where pictures lie.
+class ImageFolder:
+    """Where images lie.
 
     Attributes:
         root: the dataset; nothing outside it is read.
-        name: folder that picture paths are relative to, itself relative to ``root``; may be empty.
+        name: folder that image paths are relative to, itself relative to ``root``; may be empty.
     """
 
     root: Path
     name: str = ""
 
     def resolve(self, relative: str) -> Path:
-        """Where a picture lies.
+        """Where an image lies.
 
         Raises:
-            PictureError: it is not there, or outside the dataset.
+            ImageError: it is not there, or outside the dataset.
         """
         try:
-            return resolve_picture(self.root, self.root / self.name, relative)
-        except MissingPictureError as error:
-            raise PictureError(f"{error}{self._hint}") from error
+            return resolve_image(self.root, self.root / self.name, relative)
+        except MissingImageError as error:
+            raise ImageError(f"{error}{self._hint}") from error
 
     def display_name(self, relative: str) -> str:
-        """What messages call a picture: its path below the dataset."""
+        """What messages call an image: its path below the dataset."""
         return f"{self.name.rstrip('/')}/{relative}" if self.name else relative
 
     @cached_property
     def _hint(self) -> str:
-        """Where pictures may be that are not there: in an archive that has not been unpacked, or in another folder."""
+        """Where images may be that are not there: in an archive that has not been unpacked, or in another folder."""
         folder = self.root / self.name
         if folder == self.root:
             archives = sorted(path.name for path in self.root.glob("*") if path.name.lower().endswith(ARCHIVES))
@@ -88,21 +88,21 @@ class Checked:
     """A sample that can be trained on.
 
     Attributes:
-        pictures: facts of its pictures, in the order in which it shows them.
+        images: facts of its images, in the order in which it shows them.
         num_tokens: its whole length in tokens, before cutting off.
         num_supervised: tokens that are learned, after cutting off.
         num_characters: characters of the rendered conversation that are left after cutting off.
     """
 
     sample: Sample
-    pictures: tuple[PictureFacts, ...]
+    images: tuple[ImageFacts, ...]
     num_tokens: int
     num_supervised: int
     num_characters: int
 
 
 class Checker:
-    """Checks samples; pictures are decoded once, however many samples are about them.
+    """Checks samples; images are decoded once, however many samples are about them.
 
     Decoding lets go of the interpreter, so that threads are enough: on two cores they decode while this one tokenises.
     What is found does not depend on their number.
@@ -110,8 +110,8 @@ class Checker:
 
     def __init__(
         self,
-        folder: PictureFolder,
-        processing: Processing,
+        folder: ImageFolder,
+        processor: Processor,
         limits: Limits,
         findings: Findings,
         *,
@@ -119,16 +119,16 @@ class Checker:
         num_decoders: int | None = None,
     ) -> None:
         self._folder = folder
-        self._processing = processing
+        self._processing = processor
         self._limits = limits
         self._findings = findings
         self._template = template
         self._num_decoders = num_decoders or min(_MAX_DECODERS, len(os.sched_getaffinity(0)))
-        self._special = sorted(processing.tokenizer.all_special_tokens)
+        self._special = sorted(processor.tokenizer.all_special_tokens)
         self._large = threading.Lock()
-        self._coming: dict[str, Future[PictureFacts | PictureError]] = {}
-        self.pictures: dict[str, PictureFacts | PictureError] = {}
-        """What was found about each picture's path."""
+        self._coming: dict[str, Future[ImageFacts | ImageError]] = {}
+        self.images: dict[str, ImageFacts | ImageError] = {}
+        """What was found about each image's path."""
 
     def check_all(
         self, items: Iterable[Sample | Finding], on_checked: Callable[[], None] = lambda: None
@@ -151,39 +151,39 @@ class Checker:
                     yield checked
                 on_checked()
 
-    def check_picture(self, relative: str) -> PictureError | None:
-        """What is wrong with one picture, if anything."""
+    def find_image_problem(self, relative: str) -> ImageError | None:
+        """What is wrong with one image, if anything."""
         found = self._facts_of(relative)
-        return found if isinstance(found, PictureError) else None
+        return found if isinstance(found, ImageError) else None
 
     def _begin_decoding(self, item: Sample | Finding, pool: ThreadPoolExecutor) -> None:
         if isinstance(item, Finding):
             return
         for path in item.images:
-            if path not in self.pictures and path not in self._coming:
+            if path not in self.images and path not in self._coming:
                 self._coming[path] = pool.submit(self._look_at, path)
 
-    def _facts_of(self, path: str) -> PictureFacts | PictureError:
-        found = self.pictures.get(path)
+    def _facts_of(self, path: str) -> ImageFacts | ImageError:
+        found = self.images.get(path)
         if found is None:
             coming = self._coming.pop(path, None)
-            found = self.pictures[path] = coming.result() if coming else self._look_at(path)
+            found = self.images[path] = coming.result() if coming else self._look_at(path)
         return found
 
-    def _look_at(self, relative: str) -> PictureFacts | PictureError:
+    def _look_at(self, relative: str) -> ImageFacts | ImageError:
         try:
             return check_image(self._folder.resolve(relative), self._limits.max_pixels, self._large)
-        except PictureError as error:
+        except ImageError as error:
             # A new one: the traceback of this one keeps the decoder's buffers, for as long as the error is remembered.
-            return PictureError(str(error))
+            return ImageError(str(error))
 
     def _check(self, sample: Sample) -> Checked | Finding:
-        pictures = []
+        images = []
         for path in sample.images:
             found = self._facts_of(path)
-            if isinstance(found, PictureError):
+            if isinstance(found, ImageError):
                 return refused(sample.source, f"picture {self._folder.display_name(path)} {found}")
-            pictures.append(found)
+            images.append(found)
         if _size_of(sample) > MAX_SAMPLE_CHARACTERS:
             return refused(sample.source, f"holds more than {MAX_SAMPLE_CHARACTERS:,} characters: divide it")
         for text in (*(turn.text for turn in sample.turns), *sample.references):
@@ -191,15 +191,15 @@ class Checker:
                 if token in text:
                     message = f"{text!r:.60} contains {token}, which means something else to the model: take it out"
                     return noted(Kind.SPECIAL_TOKEN, sample.source, message)
-        return self._measure(sample, tuple(pictures))
+        return self._measure(sample, tuple(images))
 
-    def _measure(self, sample: Sample, pictures: tuple[PictureFacts, ...]) -> Checked | Finding:
+    def _measure(self, sample: Sample, images: tuple[ImageFacts, ...]) -> Checked | Finding:
         max_length = self._limits.max_length
         try:
             encoded = encode(sample, self._processing, max_length, self._template)
         except TemplateError as error:
             return refused(sample.source, str(error))
-        except PictureCutError as error:
+        except ImageCutError as error:
             which = "its picture" if len(sample.images) == 1 else "a picture"
             return self._too_short(sample, which, error.needed)
         if not any(turn.text for turn in sample.turns if turn.role == "assistant"):
@@ -213,7 +213,7 @@ class Checker:
             )
         return Checked(
             sample=sample,
-            pictures=pictures,
+            images=images,
             num_tokens=encoded.full_length,
             num_supervised=encoded.num_supervised,
             num_characters=encoded.num_characters,

@@ -9,7 +9,7 @@ from llava_trainer.data.encode import IGNORED, Encoded
 
 Batch = dict[str, torch.Tensor | None]
 Item = tuple[Encoded, np.ndarray | None]
-"""A sample with its pictures' pixels (float32, [pictures, 3, H, W]), None without a picture."""
+"""A sample with its images' pixels (float32, [images, 3, H, W]), None without an image."""
 
 
 def collate(items: Sequence[Item], pad_token_id: int) -> Batch:
@@ -21,7 +21,7 @@ def collate(items: Sequence[Item], pad_token_id: int) -> Batch:
 
     Returns:
         ``input_ids``, ``attention_mask`` and ``labels`` (int64, [batch, longest]; 0 and -100 where filled up),
-        ``pixel_values`` (float32, [pictures, 3, H, W]) of all samples in their order, None if none shows one, and
+        ``pixel_values`` (float32, [images, 3, H, W]) of all samples in their order, None if none shows one, and
         ``predicting`` (int64, [supervised]): flat positions whose following token is learned.
     """
     rows = [(item,) for item in items]

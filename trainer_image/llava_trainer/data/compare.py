@@ -1,9 +1,9 @@
 """What stands in a dataset more than once, and what is held out and trained on at the same time.
 
 Repeated pairs are told; training on something twice is a choice. Where held-out samples come from a file of their own,
-a question that training asks about the same picture fails the run: its score would tell what was learned by heart, and
-the cure is to delete an entry. Training on another question about a held-out picture is told. The split that prepare
-makes itself goes by picture, so that neither can happen there.
+a question that training asks about the same image fails the run: its score would tell what was learned by heart, and
+the cure is to delete an entry. Training on another question about a held-out image is told. The split that prepare
+makes itself goes by image, so that neither can happen there.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from llava_trainer.data.findings import KEPT_PER_KIND, Findings, Kind, noted
+from llava_trainer.data.sample_table import SampleTable
 from llava_trainer.data.samples import Sample
-from llava_trainer.data.table import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,9 @@ class _Repeats:
 class Comparison:
     """Compares the samples of a table by the numbers in it, and tells what it finds by the samples themselves."""
 
-    def __init__(self, table: Table, held_out: np.ndarray, load: Callable[[int], Sample], findings: Findings) -> None:
+    def __init__(
+        self, table: SampleTable, held_out: np.ndarray, load: Callable[[int], Sample], findings: Findings
+    ) -> None:
         """Prepare to compare.
 
         Args:
@@ -54,12 +56,12 @@ class Comparison:
         self._tell(Kind.REPEATED_PAIR, repeats.pairs[same], repeats.others[same], _tell_question)
         self._tell(Kind.CONTRADICTION, repeats.pairs[~same], repeats.others[~same], _tell_contradiction)
         shared = self._find_shared()
-        about_pictures = np.zeros(len(self._table), dtype=bool)
-        about_pictures[self._table.shown[0]] = True
-        leaks = about_pictures[self._owners[shared.pairs]]
+        about_images = np.zeros(len(self._table), dtype=bool)
+        about_images[self._table.shown[0]] = True
+        leaks = about_images[self._owners[shared.pairs]]
         self._tell(Kind.REFUSED, shared.pairs[leaks], shared.others[leaks], _tell_leak)
         self._tell(Kind.OVERLAP, shared.pairs[~leaks], shared.others[~leaks], _tell_question)
-        self._tell_shared_pictures(set(self._owners[shared.pairs].tolist()))
+        self._tell_shared_images(set(self._owners[shared.pairs].tolist()))
 
     def _find_repeats(self) -> _Repeats:
         """Pairs whose question the same side has asked before, with the first that asks it."""
@@ -82,7 +84,7 @@ class Comparison:
         found = keys[place] == self._keys[held_out]
         return _Repeats(pairs=held_out[found], others=trained[first[place[found]]])
 
-    def _tell_shared_pictures(self, told: set[int]) -> None:
+    def _tell_shared_images(self, told: set[int]) -> None:
         shown_by, shown = self._table.shown
         held_out = self._held_out[shown_by]
         seen_in_training = np.zeros(int(shown.max(initial=0)) + 1, dtype=bool)

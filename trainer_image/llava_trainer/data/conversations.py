@@ -108,7 +108,7 @@ def _convert(entry: _Entry, source: Source) -> Iterator[Sample | Finding]:
 
 
 def _note_blanks(sample: Sample) -> Iterator[Finding]:
-    """A blank answer teaches nothing, as in LLaVA; a question may be blank where a picture is shown."""
+    """A blank answer teaches nothing, as in LLaVA; a question may be blank where an image is shown."""
     for index, turn in enumerate(sample.turns):
         if turn.text:
             continue
@@ -148,7 +148,7 @@ def _check_alternation(turns: list[_Turn]) -> None:
 
 
 def _find_image_turns(turns: list[_Turn], *, num_images: int) -> tuple[int, ...]:
-    """Index of the turn that shows each picture."""
+    """Index of the turn that shows each image."""
     shown = [index for index, turn in enumerate(turns) for _ in range(turn.value.count(IMAGE_MARKER))]
     if len(shown) != num_images:
         fix = "write one for each, in the question that shows it" if num_images else "name the picture in 'image'"

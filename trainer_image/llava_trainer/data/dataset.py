@@ -1,7 +1,7 @@
 """One dataset: read, checked, compared with itself, split.
 
-Samples go to the disk as they are checked; what stays in memory is a few numbers of each (``table``) and the facts of
-each picture, however long the texts are and however large the export is.
+Samples go to the disk as they are checked; what stays in memory is a few numbers of each (``sample_table``) and the
+facts of each image, however long the texts are and however large the export is.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,15 +17,15 @@ from llava_trainer.data.compare import Comparison
 from llava_trainer.data.conversations import read_conversations
 from llava_trainer.data.entries import ReadingPosition
 from llava_trainer.data.findings import KEPT_PER_KIND, Finding, Findings, Kind, noted, refused
-from llava_trainer.data.images import PictureFacts, resolve_inside
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.images import ImageFacts
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.request import DatasetRequest
 from llava_trainer.data.sample_file import SampleFile
+from llava_trainer.data.sample_table import SampleTable
 from llava_trainer.data.samples import Sample, format_sample
 from llava_trainer.data.split import SplitError, choose_held_out
-from llava_trainer.data.table import Table
 from llava_trainer.data.ubiai import read_ubiai
-from llava_trainer.files import make_folder, tell_names
+from llava_trainer.files import make_folder, resolve_inside, tell_names
 
 OnProgress = Callable[[int, int], None]
 """Told the samples checked and, as nearly as is known, how many there are."""
@@ -37,24 +37,24 @@ class PreparedDataset:
 
     Attributes:
         request: what was asked for.
-        processing: the checkpoint's, with which tokens were counted.
+        processor: the checkpoint's, with which tokens were counted.
         samples: the usable samples, in the export's order, held-out files last.
         table: facts of each of them.
         held_out: bool [samples].
-        group_of: int64 [samples]: samples with the same number share pictures.
+        group_of: int64 [samples]: samples with the same number share images.
         num_read: samples that the export holds, usable or not.
-        pictures: facts of every usable picture, by path.
+        images: facts of every usable image, by path.
         findings: everything found.
     """
 
     request: DatasetRequest
-    processing: Processing
+    processor: Processor
     samples: SampleFile
-    table: Table
+    table: SampleTable
     held_out: np.ndarray
     group_of: np.ndarray
     num_read: int
-    pictures: dict[str, PictureFacts]
+    images: dict[str, ImageFacts]
     findings: Findings
 
     def __enter__(self) -> Self:
@@ -71,7 +71,7 @@ class PreparedDataset:
 
 def prepare_dataset(
     request: DatasetRequest,
-    processing: Processing,
+    processor: Processor,
     spool: Path,
     on_progress: OnProgress = lambda done, total: None,
     num_decoders: int | None = None,
@@ -80,39 +80,37 @@ def prepare_dataset(
 
     Args:
         request: what to read.
-        processing: the checkpoint's, to count tokens with.
+        processor: the checkpoint's, to count tokens with.
         spool: file to keep samples in meanwhile; it has no name any more when this returns.
         on_progress: told after each sample.
-        num_decoders: threads that decode pictures; what is found does not depend on it.
+        num_decoders: threads that decode images; what is found does not depend on it.
     """
     findings = Findings()
     dataset = request.dataset
     limits = Limits(max_length=request.max_length, max_pixels=dataset.limits.image_pixels)
-    checker = Checker(
-        request.folder, processing, limits, findings, template=request.template, num_decoders=num_decoders
-    )
+    checker = Checker(request.folder, processor, limits, findings, template=request.template, num_decoders=num_decoders)
     reading = _Reading(request, findings, on_progress)
     samples = reading.read_all(checker, spool)
-    _check_share(reading, request, findings)
+    _check_unsupervised(reading, request, findings)
     _check_prompts(request, checker, findings)
     group_of, held_out = _split(reading.table, request, findings)
     Comparison(reading.table, held_out, samples.__getitem__, findings).compare()
     return PreparedDataset(
         request=request,
-        processing=processing,
+        processor=processor,
         samples=samples,
         table=reading.table,
         held_out=held_out,
         group_of=group_of,
         num_read=reading.num_read,
-        pictures={path: facts for path, facts in checker.pictures.items()
-                  if isinstance(facts, PictureFacts) and path in reading.used},
+        images={path: facts for path, facts in checker.images.items()
+                  if isinstance(facts, ImageFacts) and path in reading.used},
         findings=findings,
     )  # fmt: skip
 
 
 def compare_phases(alignment: PreparedDataset, training: PreparedDataset) -> None:
-    """Tell alignment's pictures that training holds out: their captions may give answers away."""
+    """Tell alignment's images that training holds out: their captions may give answers away."""
     shared = alignment.table.samples_that_show(training.table.contents_of(training.held_out))
     for index in shared[:KEPT_PER_KIND]:
         found = alignment.samples[int(index)]
@@ -131,9 +129,9 @@ class _Reading:
         self._num_checked = 0
         self._first_path: dict[bytes, str] = {}
         self.num_read = 0
-        self.table = Table()
+        self.table = SampleTable()
         self.used: set[str] = set()
-        """Pictures of usable samples."""
+        """Images of usable samples."""
 
     def read_all(self, checker: Checker, spool: Path) -> SampleFile:
         """Check every sample and keep the usable ones in a file without a name."""
@@ -163,16 +161,16 @@ class _Reading:
 
     def _tell(self) -> None:
         self._num_checked += 1
-        share = self._position.total_bytes / max(1, self._position.read_bytes)
-        self._on_progress(self._num_checked, max(self._num_checked, round(self.num_read * share)))
+        scale = self._position.total_bytes / max(1, self._position.read_bytes)
+        self._on_progress(self._num_checked, max(self._num_checked, round(self.num_read * scale)))
 
     def _take_in(self, checked: Checked, *, from_validation: bool) -> None:
         self.table.add(checked, from_validation=from_validation)
-        for path, picture in zip(checked.sample.images, checked.pictures, strict=True):
+        for path, image in zip(checked.sample.images, checked.images, strict=True):
             if path in self.used:
                 continue
             self.used.add(path)
-            first = self._first_path.setdefault(picture.digest, path)
+            first = self._first_path.setdefault(image.digest, path)
             if first != path:
                 self._findings.add(noted(Kind.SAME_PICTURE, path, f"same pixels as {first}"))
 
@@ -202,7 +200,7 @@ def read_export(request: DatasetRequest, name: str, position: ReadingPosition) -
         yield from read_ubiai(name, dataset.ubiai or Ubiai(), resolve, position)
 
 
-def _check_share(reading: _Reading, request: DatasetRequest, findings: Findings) -> None:
+def _check_unsupervised(reading: _Reading, request: DatasetRequest, findings: Findings) -> None:
     """Refuse a dataset of which too much teaches nothing."""
     left_out = findings.num_left_out
     total = left_out + len(reading.table)
@@ -221,13 +219,13 @@ def _check_prompts(request: DatasetRequest, checker: Checker, findings: Findings
     for index, prompt in enumerate(request.prompts):
         if prompt.image is None:
             continue
-        problem = checker.check_picture(prompt.image)
+        problem = checker.find_image_problem(prompt.image)
         if problem is not None:
             name = request.folder.display_name(prompt.image)
             findings.add(refused(f"evaluation.prompts[{index}]", f"picture {name} {problem}"))
 
 
-def _split(table: Table, request: DatasetRequest, findings: Findings) -> tuple[np.ndarray, np.ndarray]:
+def _split(table: SampleTable, request: DatasetRequest, findings: Findings) -> tuple[np.ndarray, np.ndarray]:
     """The group of each sample, and which are held out."""
     group_of, groups = table.groups()
     validation = request.dataset.validation
@@ -242,7 +240,7 @@ def _split(table: Table, request: DatasetRequest, findings: Findings) -> tuple[n
     try:
         chosen = choose_held_out(sizes, fraction=validation.fraction, seed=request.seed)
     except SplitError as error:
-        # Entries that were refused may hold the other pictures: they are the thing to tell then.
+        # Entries that were refused may hold the other images: they are the thing to tell then.
         if not findings.num_refused:
             findings.add(refused(request.dataset.file, str(error)))
         return group_of, nothing

@@ -7,7 +7,7 @@ round again and counts; where the counts disagree it masks the whole sample with
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample, Turn
 from llava_trainer.data.template import Template, render, render_prompt
 
@@ -15,11 +15,11 @@ IGNORED = -100
 """Label of a position that is not learned (PyTorch's ``ignore_index``)."""
 
 
-class PictureCutError(ValueError):
-    """The length limit falls before a picture's end, and a picture cannot be shown in part.
+class ImageCutError(ValueError):
+    """The length limit falls before an image's end, and an image cannot be shown in part.
 
     Attributes:
-        needed: shortest limit that keeps every picture and the first answer, in tokens.
+        needed: shortest limit that keeps every image and the first answer, in tokens.
     """
 
     def __init__(self, needed: int) -> None:
@@ -32,9 +32,9 @@ class Encoded:
     """One sample as the model is fed.
 
     Attributes:
-        input_ids: token ids, each picture's ``<image>`` repeated once for each of its tokens.
+        input_ids: token ids, each image's ``<image>`` repeated once for each of its tokens.
         labels: the ids that are learned, IGNORED elsewhere; the model shifts them. Same length.
-        images: picture paths, as in the sample.
+        images: image paths, as in the sample.
         full_length: tokens before cutting off.
         first_answer_length: tokens up to the end of the first answer, before cutting off.
         num_characters: characters of the rendered conversation that are left after cutting off.
@@ -63,23 +63,23 @@ class Encoded:
         return self.full_length > len(self.input_ids)
 
 
-def encode(sample: Sample, processing: Processing, max_length: int, template: Template = "v1") -> Encoded:
+def encode(sample: Sample, processor: Processor, max_length: int, template: Template = "v1") -> Encoded:
     """Tokenise a sample; what is beyond ``max_length`` tokens is cut off.
 
     Raises:
-        PictureCutError: the limit falls before the last picture's end.
+        ImageCutError: the limit falls before the last image's end.
         TemplateError: the layout has no place for the sample.
     """
-    conversation = render(sample, template, processing.gap)
-    ids, offsets = _tokenize(conversation.text, processing)
+    conversation = render(sample, template, processor.gap)
+    ids, offsets = _tokenize(conversation.text, processor)
     labels = _mask(ids, offsets, conversation.supervised)
-    ids, labels = _expand_images(ids, labels, processing)
-    first_answer_length = _end_of_first_answer(ids, labels, processing.eos_token_id)
+    ids, labels = _expand_images(ids, labels, processor)
+    first_answer_length = _end_of_first_answer(ids, labels, processor.eos_token_id)
     kept_ids, kept_labels = ids[:max_length], labels[:max_length]
-    if kept_ids.count(processing.image_token_id) < len(sample.images) * processing.tokens_per_image:
-        end_of_picture = len(ids) - ids[::-1].index(processing.image_token_id)
-        raise PictureCutError(max(first_answer_length, end_of_picture))
-    num_kept = len(kept_ids) - len(sample.images) * (processing.tokens_per_image - 1)
+    if kept_ids.count(processor.image_token_id) < len(sample.images) * processor.tokens_per_image:
+        end_of_image = len(ids) - ids[::-1].index(processor.image_token_id)
+        raise ImageCutError(max(first_answer_length, end_of_image))
+    num_kept = len(kept_ids) - len(sample.images) * (processor.tokens_per_image - 1)
     return Encoded(
         input_ids=tuple(kept_ids),
         labels=tuple(kept_labels),
@@ -90,23 +90,23 @@ def encode(sample: Sample, processing: Processing, max_length: int, template: Te
     )
 
 
-def encode_prompt(turns: Sequence[Turn], image_turns: Sequence[int], processing: Processing) -> list[int]:
+def encode_prompt(turns: Sequence[Turn], image_turns: Sequence[int], processor: Processor) -> list[int]:
     """Token ids to generate an answer from: the same ids that training has before the answer.
 
     Args:
         turns: the conversation up to and including the question.
-        image_turns: for each picture, the index of the turn that shows it.
-        processing: the checkpoint's.
+        image_turns: for each image, the index of the turn that shows it.
+        processor: the checkpoint's.
     """
-    ids, _ = _tokenize(render_prompt(turns, image_turns, processing.gap), processing)
-    expanded, _ = _expand_images(ids, [IGNORED] * len(ids), processing)
+    ids, _ = _tokenize(render_prompt(turns, image_turns, processor.gap), processor)
+    expanded, _ = _expand_images(ids, [IGNORED] * len(ids), processor)
     return expanded
 
 
-def _tokenize(text: str, processing: Processing) -> tuple[list[int], list[tuple[int, int]]]:
-    encoded = processing.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+def _tokenize(text: str, processor: Processor) -> tuple[list[int], list[tuple[int, int]]]:
+    encoded = processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
-    bos = processing.bos_token_id
+    bos = processor.bos_token_id
     return (ids, offsets) if bos is None else ([bos, *ids], [(0, 0), *offsets])
 
 
@@ -123,11 +123,11 @@ def _mask(ids: Sequence[int], offsets: Sequence[tuple[int, int]], supervised: Se
     return labels
 
 
-def _expand_images(ids: Sequence[int], labels: Sequence[int], processing: Processing) -> tuple[list[int], list[int]]:
+def _expand_images(ids: Sequence[int], labels: Sequence[int], processor: Processor) -> tuple[list[int], list[int]]:
     expanded_ids: list[int] = []
     expanded_labels: list[int] = []
     for token, label in zip(ids, labels, strict=True):
-        count = processing.tokens_per_image if token == processing.image_token_id else 1
+        count = processor.tokens_per_image if token == processor.image_token_id else 1
         expanded_ids.extend([token] * count)
         expanded_labels.extend([label] * count)
     return expanded_ids, expanded_labels

@@ -16,7 +16,7 @@ class Kind(StrEnum):
     REFUSED = "refused"
     """The entry cannot be trained on, and the run fails."""
     NOTHING_TO_LEARN = "samples left out: nothing to learn is left of them"
-    """Every answer is blank or cut off, or a picture is cut off. Too many of them fail the run."""
+    """Every answer is blank or cut off, or an image is cut off. Too many of them fail the run."""
     SPECIAL_TOKEN = "samples left out: their text holds a token that means something else to the model"
     """Counted with those above: texts from the web have a ``<s>`` now and then."""
     OVERLONG = "samples cut off at training.maxLength"

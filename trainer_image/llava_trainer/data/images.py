@@ -1,6 +1,6 @@
-"""Pictures: safe to open, whole, and as the vision tower sees them.
+"""Images: safe to open, whole, and as the vision tower sees them.
 
-Opened as LLaVA opens them: first frame, converted to RGB, EXIF orientation not applied (a picture that a camera
+Opened as LLaVA opens them: first frame, converted to RGB, EXIF orientation not applied (an image that a camera
 stored on its side is learned, and served, on its side).
 """
 
@@ -16,18 +16,19 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
+from llava_trainer.files import resolve_inside
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-"""Formats that are read; Pillow's others have no place in a dataset of pictures and widen what a file can attack."""
+"""Formats that are read; Pillow's others have no place in a dataset of images and widen what a file can attack."""
 MAX_SIDE_PX = 12_000
-"""A padded picture has side x side pixels: 12,000 px are 432 MB, and enough for an A4 page at 1,000 dpi. Whoever allows
+"""A padded image has side x side pixels: 12,000 px are 432 MB, and enough for an A4 page at 1,000 dpi. Whoever allows
 more pixels than such a square has allows its side, too."""
 MAX_SIDE_RATIO = 100
-"""Long side over short side. A thinner picture would be resized to a huge one before its centre is cut out."""
+"""Long side over short side. A thinner image would be resized to a huge one before its centre is cut out."""
 
 LARGE_PIXELS = 16_000_000
-"""Pictures beyond this are decoded one at a time: 16 megapixels take 64 MB, in two modes 128 MB."""
+"""Images beyond this are decoded one at a time: 16 megapixels take 64 MB, in two modes 128 MB."""
 _STRIP_PIXELS = 1_000_000
 _DIGEST_BYTES = 16
 _ALONE = nullcontext()
@@ -39,16 +40,16 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError
 Decoded = TypeVar("Decoded")
 
 
-class PictureError(ValueError):
-    """A picture that cannot be trained on; the message says why."""
+class ImageError(ValueError):
+    """An image that cannot be trained on; the message says why."""
 
 
-class MissingPictureError(PictureError):
-    """There is no such picture."""
+class MissingImageError(ImageError):
+    """There is no such image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PictureFacts:
+class ImageFacts:
     """What a check found: ``digest`` is the same for files that hold the same pixels."""
 
     width_px: int
@@ -57,24 +58,24 @@ class PictureFacts:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open and decode a picture that prepare has checked, as RGB.
+    """Open and decode an image that prepare has checked, as RGB.
 
     Raises:
-        PictureError: missing, damaged or of another format.
+        ImageError: missing, damaged or of another format.
     """
     return _decode(path, None, _ALONE, _without_alpha)
 
 
-def check_image(path: Path, max_pixels: int, large: AbstractContextManager[object] = _ALONE) -> PictureFacts:
-    """Decode a picture fully and say what it is.
+def check_image(path: Path, max_pixels: int, large: AbstractContextManager[object] = _ALONE) -> ImageFacts:
+    """Decode an image fully and say what it is.
 
     Args:
         path: the file.
         max_pixels: most pixels, width x height; told from the header, before anything is decoded.
-        large: entered while a large picture is decoded, to hold others off.
+        large: entered while a large image is decoded, to hold others off.
 
     Raises:
-        PictureError: missing, damaged, of another format or beyond the limits.
+        ImageError: missing, damaged, of another format or beyond the limits.
     """
     return _decode(path, max_pixels, large, _describe)
 
@@ -90,99 +91,76 @@ def _decode(
                 _check_size(*opened.size, max_pixels)
             with large if opened.width * opened.height > LARGE_PIXELS else _ALONE:
                 return use(opened)
-    except PictureError:
+    except ImageError:
         raise
     except FileNotFoundError as error:
-        raise PictureError("does not exist") from error
+        raise ImageError("does not exist") from error
     except UnidentifiedImageError as error:
-        raise PictureError(f"is not one of {', '.join(FORMATS)}, or its beginning is damaged") from error
+        raise ImageError(f"is not one of {', '.join(FORMATS)}, or its beginning is damaged") from error
     except (*_DAMAGED, Image.DecompressionBombError) as error:
-        raise PictureError(f"cannot be decoded: {error}") from error
+        raise ImageError(f"cannot be decoded: {error}") from error
 
 
 def _without_alpha(opened: Image.Image) -> Image.Image:
-    picture = opened.convert("RGB")
+    image = opened.convert("RGB")
     # LLaVA drops transparency. Pillow remembers a palette's transparent colour even so, and transformers' image
     # processors would paint that colour white.
-    picture.info.pop("transparency", None)
-    return picture
+    image.info.pop("transparency", None)
+    return image
 
 
-def _describe(opened: Image.Image) -> PictureFacts:
+def _describe(opened: Image.Image) -> ImageFacts:
     opened.load()
-    picture = opened if opened.mode == "RGB" else opened.convert("RGB")
-    digest = hashlib.sha256(struct.pack("<II", *picture.size))
-    # In strips, so that the pixels of a large picture are not held twice.
-    rows = max(1, _STRIP_PIXELS // picture.width)
-    for top in range(0, picture.height, rows):
-        strip = picture
-        if rows < picture.height:
-            strip = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+    image = opened if opened.mode == "RGB" else opened.convert("RGB")
+    digest = hashlib.sha256(struct.pack("<II", *image.size))
+    # In strips, so that the pixels of a large image are not held twice.
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image
+        if rows < image.height:
+            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
         digest.update(strip.tobytes())
-    return PictureFacts(width_px=picture.width, height_px=picture.height, digest=digest.digest()[:_DIGEST_BYTES])
+    return ImageFacts(width_px=image.width, height_px=image.height, digest=digest.digest()[:_DIGEST_BYTES])
 
 
-def pixel_values(image: Image.Image, processing: Processing) -> np.ndarray:
+def pixel_values(image: Image.Image, processor: Processor) -> np.ndarray:
     """Float32 pixels for the vision tower, shape [3, image_size_px, image_size_px]."""
-    features = processing.image_processor(images=[image], return_tensors="np")
+    features = processor.image_processor(images=[image], return_tensors="np")
     pixels: np.ndarray = features["pixel_values"][0]
     return pixels
 
 
-def visible_image(image: Image.Image, processing: Processing) -> Image.Image:
-    """The picture as the tower sees it, before normalisation: image_size_px wide and high."""
-    features = processing.image_processor(images=[image], do_rescale=False, do_normalize=False, return_tensors="np")
+def visible_image(image: Image.Image, processor: Processor) -> Image.Image:
+    """The image as the tower sees it, before normalisation: image_size_px wide and high."""
+    features = processor.image_processor(images=[image], do_rescale=False, do_normalize=False, return_tensors="np")
     channels_first = features["pixel_values"][0]
     return Image.fromarray(channels_first.transpose(1, 2, 0).astype(np.uint8), "RGB")
 
 
-def resolve_picture(root: Path, folder: Path, relative: str) -> Path:
+def resolve_image(root: Path, folder: Path, relative: str) -> Path:
     """Where ``relative`` (to ``folder``) lies, if that is a file inside the dataset ``root``.
 
     Raises:
         MissingPictureError: no file.
-        PictureError: an absolute path, ``..`` parts, a link that leads out of ``root``.
+        ImageError: an absolute path, ``..`` parts, a link that leads out of ``root``.
     """
     try:
         return resolve_inside(root, folder, relative)
     except FileNotFoundError as error:
-        raise MissingPictureError(str(error)) from error
+        raise MissingImageError(str(error)) from error
     except (PermissionError, ValueError) as error:
-        raise PictureError(str(error)) from error
-
-
-def resolve_inside(root: Path, folder: Path, relative: str) -> Path:
-    """Where ``relative`` (to ``folder``) lies, if that is a file inside ``root``.
-
-    Raises:
-        PermissionError: it would lead outside.
-        FileNotFoundError: there is no such file.
-        ValueError: it is no usable path.
-    """
-    parts = Path(relative).parts
-    if not parts or relative.startswith("/") or ".." in parts:
-        raise PermissionError("must be a path inside the dataset, without a leading / and without .. parts")
-    try:
-        path = (folder / relative).resolve()
-        is_file = path.is_file()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"is no usable path: {error}") from error
-    if not path.is_relative_to(root.resolve()):
-        raise PermissionError("leads outside the dataset through a symbolic link: put the file itself there")
-    if not is_file:
-        raise FileNotFoundError("does not exist" if not path.exists() else "is not a file")
-    return path
+        raise ImageError(str(error)) from error
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
-        raise PictureError(f"is {width} x {height} px: empty")
+        raise ImageError(f"is {width} x {height} px: empty")
     if width * height > max_pixels:
-        raise PictureError(
+        raise ImageError(
             f"is {width} x {height} px, more than dataset.limits.imagePixels {max_pixels:,}: make it smaller"
         )
     max_side_px = max(MAX_SIDE_PX, math.isqrt(max_pixels))
     if max(width, height) > max_side_px:
-        raise PictureError(f"is {width} x {height} px, more than {max_side_px:,} px on one side: make it smaller")
+        raise ImageError(f"is {width} x {height} px, more than {max_side_px:,} px on one side: make it smaller")
     if max(width, height) > MAX_SIDE_RATIO * min(width, height):
-        raise PictureError(f"is {width} x {height} px: one side is more than {MAX_SIDE_RATIO} times the other")
+        raise ImageError(f"is {width} x {height} px: one side is more than {MAX_SIDE_RATIO} times the other")

@@ -1,6 +1,6 @@
 """A small JSON file of a person's, read with a message that says where it is wrong.
 
-Exports are read entry by entry (``entries``); what is read as a whole here, like a mapping from documents to pictures,
+Exports are read entry by entry (``entries``); what is read as a whole here, like a mapping from documents to images,
 is held to a size.
 """
 

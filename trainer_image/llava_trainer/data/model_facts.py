@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from llava_api.failures import Reason
 from llava_api.model_facts import ModelFacts, TransformerShape
 from llava_trainer.data.model_config import load_config
-from llava_trainer.data.processing import NUM_CLASS_TOKENS
+from llava_trainer.data.processor import NUM_CLASS_TOKENS
 from llava_trainer.errors import StageError
 
 MAX_SOURCE = 256

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llava_api.run_config import RunConfig
 from llava_api.spec import Dataset, Prompt
-from llava_trainer.data.check import PictureFolder
+from llava_trainer.data.check import ImageFolder
 from llava_trainer.data.template import Template
 
 
@@ -21,7 +21,7 @@ class DatasetRequest:
         max_length: training.maxLength.
         seed: of the split.
         hold_out: whether any samples are held out at all.
-        prompts: evaluation's prompts, whose pictures lie in the same folder.
+        prompts: evaluation's prompts, whose images lie in the same folder.
     """
 
     dataset: Dataset
@@ -33,9 +33,9 @@ class DatasetRequest:
     prompts: Sequence[Prompt] = ()
 
     @property
-    def folder(self) -> PictureFolder:
-        """Where its pictures lie."""
-        return PictureFolder(root=self.root, name=self.dataset.images)
+    def folder(self) -> ImageFolder:
+        """Where its images lie."""
+        return ImageFolder(root=self.root, name=self.dataset.images)
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 
 from llava_trainer.data.encode import encode
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample, parse_sample
 from llava_trainer.data.template import Template
 
@@ -21,9 +21,9 @@ class SampleSizes:
     """How large the samples of a file are, in its order."""
 
     tokens: np.ndarray
-    """int64 [samples]: tokens of each, its pictures expanded, at most the length limit."""
-    pictures: np.ndarray
-    """int64 [samples]: pictures that each shows."""
+    """int64 [samples]: tokens of each, its images expanded, at most the length limit."""
+    images: np.ndarray
+    """int64 [samples]: images that each shows."""
     supervised: np.ndarray
     """int64 [samples]: tokens of each that are learned."""
 
@@ -78,18 +78,18 @@ class SampleFile:
         begin, end = int(self._begins[index]), int(self._begins[index + 1])
         return os.pread(self._file, end - begin, begin)
 
-    def measure(self, processing: Processing, template: Template, max_length: int) -> SampleSizes:
+    def measure(self, processor: Processor, template: Template, max_length: int) -> SampleSizes:
         """Sizes of all samples, as prepare has counted them; tokenises those that it has not.
 
         Raises:
             ValueError: the file was damaged after it was written.
         """
         tokens = np.zeros(len(self), dtype=np.int64)
-        pictures = np.zeros(len(self), dtype=np.int64)
+        images = np.zeros(len(self), dtype=np.int64)
         supervised = np.zeros(len(self), dtype=np.int64)
         for index in range(len(self)):
             sample = self[index]
-            tokens[index] = sample.num_tokens or encode(sample, processing, _NO_LIMIT, template).full_length
-            pictures[index] = len(sample.images)
-            supervised[index] = sample.num_supervised or encode(sample, processing, max_length, template).num_supervised
-        return SampleSizes(tokens=np.minimum(tokens, max_length), pictures=pictures, supervised=supervised)
+            tokens[index] = sample.num_tokens or encode(sample, processor, _NO_LIMIT, template).full_length
+            images[index] = len(sample.images)
+            supervised[index] = sample.num_supervised or encode(sample, processor, max_length, template).num_supervised
+        return SampleSizes(tokens=np.minimum(tokens, max_length), images=images, supervised=supervised)

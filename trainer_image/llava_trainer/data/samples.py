@@ -34,18 +34,18 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One conversation, about any number of pictures.
+    """One conversation, about any number of images.
 
     Attributes:
         id: the export's own id, or one made from where it stands.
-        images: paths of the pictures in the order in which they are shown, relative to the dataset's folder of
-            pictures.
+        images: paths of the images in the order in which they are shown, relative to the dataset's folder of
+            images.
         turns: user and assistant in turn, beginning with the user, ending with the assistant.
         source: where it comes from.
-        image_turns: for each picture, the index in ``turns`` of the user turn that shows it; never decreasing.
+        image_turns: for each image, the index in ``turns`` of the user turn that shows it; never decreasing.
         references: right answers to the last question, where there is more than one.
         question_type: what kind of question it is, for scores by kind.
-        num_tokens: tokens of the whole conversation, pictures expanded, before anything is cut off; prepare counts
+        num_tokens: tokens of the whole conversation, images expanded, before anything is cut off; prepare counts
             them once for training to group by. 0: not counted.
         num_supervised: tokens of it that are learned, after it is cut off; counted in the same way. 0: not counted.
 

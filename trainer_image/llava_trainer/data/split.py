@@ -1,22 +1,84 @@
-"""Which samples are held out: all of a picture or none of it, the same for the same seed."""
+"""Which samples belong to one group, and which groups are held out, the same for the same seed."""
 
 import hashlib
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 
 class SplitError(ValueError):
     """The samples cannot be split; the message names the fix."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """Samples that must stay on one side of a split, since they share images or, without any, their opening question.
+
+    Attributes:
+        key: the same for the same content, whatever order or form the export is in.
+        weight: questions in it.
+    """
+
+    key: int
+    weight: int
+
+
+class Contents:
+    """What samples show (images, or opening questions), numbered, and joined where one sample shows several."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[bytes, int] = {}
+        self._keys, self._parents = array("Q"), array("I")
+
+    def number_of(self, digest: bytes) -> int:
+        """The content's number; a new one where it was not seen before."""
+        number = self.numbers.setdefault(digest, len(self._parents))
+        if number == len(self._parents):
+            self._parents.append(number)
+            self._keys.append(int.from_bytes(digest[:8], "little"))
+        return number
+
+    def join(self, numbers: Sequence[int]) -> None:
+        """Put these contents into one group."""
+        for number in numbers[1:]:
+            self._parents[self._root(number)] = self._root(numbers[0])
+
+    def group(self, shown: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, list[Group]]:
+        """Group samples that show one of the contents each.
+
+        Args:
+            shown: int64 [samples]: a content that each shows.
+            weights: [samples].
+
+        Returns:
+            The group of each sample, int64 [samples], and the groups.
+        """
+        roots = np.array([self._root(number) for number in range(len(self._parents))], dtype=np.int64)
+        keys = np.full(len(roots), np.iinfo(np.uint64).max, dtype=np.uint64)
+        np.minimum.at(keys, roots, np.array(self._keys, dtype=np.uint64))
+        used, group_of = np.unique(roots[shown], return_inverse=True)
+        weights = np.bincount(group_of, weights=weights, minlength=len(used))
+        found = [Group(key=int(keys[root]), weight=int(weight)) for root, weight in zip(used, weights, strict=True)]
+        return group_of, found
+
+    def _root(self, number: int) -> int:
+        while self._parents[number] != number:
+            self._parents[number] = self._parents[self._parents[number]]
+            number = self._parents[number]
+        return number
+
+
 def choose_held_out(sizes: Mapping[int, int], *, fraction: float, seed: int) -> set[int]:
     """Choose whole groups until their weight is as near to ``fraction`` of the whole as it gets.
 
-    Groups are taken in an order that follows from seed and group alone, each that still fits: the same pictures are
+    Groups are taken in an order that follows from seed and group alone, each that still fits: the same images are
     held out whatever order or form the export is in. At least one group is held out, and one is kept.
 
     Args:
-        sizes: weight of each group (its questions), at least 1; a group is a number made from its pictures' content.
-        fraction: wanted share of the weight, at most 0.5.
+        sizes: weight of each group (its questions), at least 1; a group is a number made from its images' content.
+        fraction: wanted fraction of the weight, at most 0.5.
         seed: of the order.
 
     Raises:

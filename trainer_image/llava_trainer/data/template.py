@@ -1,14 +1,14 @@
 r"""LLaVA's conversations as text: what is said, and which characters of it are learned.
 
 v1: ``{system} USER: {question} ASSISTANT: {answer}</s>USER: {question} ASSISTANT: {answer}</s>`` - a space before the
-first USER, none after ``</s>``, and an ``<image>\n`` at the beginning of the question for each picture that it shows.
+first USER, none after ``</s>``, and an ``<image>\n`` at the beginning of the question for each image that it shows.
 Where nothing is said, only ``USER:`` or ``ASSISTANT:`` stands, without ``</s>`` and with nothing to learn.
 
 plain (phase 1): ``<image>{caption}\n``. The question is not read at all.
 
-LLaVA tokenises the texts around pictures one by one, so that each begins with the space that a tokenizer puts before
+LLaVA tokenises the texts around images one by one, so that each begins with the space that a tokenizer puts before
 a text. Where a tokenizer does that only once, the space has to be written: ``gap`` is what stands behind every
-``<image>``, and ``data.processing`` finds out whether it is needed.
+``<image>``, and ``data.processor`` finds out whether it is needed.
 
 Knows nothing about tokens. Source: conversation.py (conv_vicuna_v1, conv_llava_plain) and train.py
 (preprocess_multimodal, preprocess_v1, preprocess_plain) of haotian-liu/LLaVA.
@@ -68,7 +68,7 @@ class Conversation:
     """A conversation as text.
 
     Attributes:
-        text: everything, with one ``<image>`` where each picture stands.
+        text: everything, with one ``<image>`` where each image stands.
         supervised: half-open character ranges that are learned, one an answer: from the end of ``ASSISTANT:``
             (generation starts there, so the space belongs to the answer) to the end of ``</s>``; a caption with its
             line break in the plain layout.
@@ -91,7 +91,7 @@ def render(sample: Sample, template: Template = "v1", gap: str = "") -> Conversa
         gap: stands behind every ``<image>``.
 
     Raises:
-        TemplateError: ``plain`` is asked for and the sample is not one picture with one caption.
+        TemplateError: ``plain`` is asked for and the sample is not one image with one caption.
     """
     if template == "plain":
         return _render_caption(sample, gap)
@@ -110,7 +110,7 @@ def render_prompt(turns: Sequence[Turn], image_turns: Sequence[int], gap: str = 
 
     Args:
         turns: beginning and ending with the user.
-        image_turns: for each picture, the index of the turn that shows it.
+        image_turns: for each image, the index of the turn that shows it.
         gap: stands behind every ``<image>``.
     """
     said = (_say(turn, image_turns.count(index), gap) for index, turn in enumerate(turns))
@@ -123,7 +123,7 @@ def _render_caption(sample: Sample, gap: str) -> Conversation:
             f"has {len(sample.images)} pictures and {len(sample.turns)} turns: alignment learns from one picture with "
             "one caption"
         )
-    # An empty gap or not: the space before the caption is learned, since LLaVA masks the picture alone.
+    # An empty gap or not: the space before the caption is learned, since LLaVA masks the image alone.
     text = f"{IMAGE_MARKER}{gap}{sample.turns[1].text}\n"
     return Conversation(text=text, supervised=((len(IMAGE_MARKER), len(text)),))
 

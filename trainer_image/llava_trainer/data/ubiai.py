@@ -1,7 +1,7 @@
 """A UBIAI export to samples: JSON with relations or with entities only, or an OCR archive.
 
 The form is told from what the file holds. One conversation a document with all of its questions, or one sample a
-question. No JSON export carries pictures: which one a document is about is told by ``documentName`` or by a mapping
+question. No JSON export carries images: which one a document is about is told by ``documentName`` or by a mapping
 file; an OCR archive names them.
 """
 
@@ -40,7 +40,7 @@ def read_ubiai(name: str, settings: Ubiai, resolve: Resolve, position: ReadingPo
 
     Args:
         name: the file, as the person names it; what messages call it, too.
-        settings: labels of questions, answers and their relation; mapping to pictures; samples wanted.
+        settings: labels of questions, answers and their relation; mapping to images; samples wanted.
         resolve: finds ``name`` and what belongs to it.
         position: kept up to date.
 
@@ -190,31 +190,31 @@ def _samples_of(
 ) -> Iterator[Sample | Finding]:
     if not pairs:
         return
-    picture = _picture_of(document, source, mapping)
-    if isinstance(picture, Finding):
-        yield picture
+    image = _image_of(document, source, mapping)
+    if isinstance(image, Finding):
+        yield image
         return
     name = document.name or str(source.index)
     usable = []
     for pair in pairs:
-        problem = _problem_of(pair, name, picture)
+        problem = _problem_of(pair, name, image)
         if problem:
             yield refused(Source(file=source.file, index=source.index, part=pair.part), problem)
         else:
             usable.append(pair)
     if settings.samples == "document" and usable:
-        yield _build_sample(name, usable, source, picture)
+        yield _build_sample(name, usable, source, image)
     elif settings.samples == "pair":
         for pair in usable:
             where = Source(file=source.file, index=source.index, part=pair.part)
-            yield _build_sample(f"{name}:{pair.key}", [pair], where, picture)
+            yield _build_sample(f"{name}:{pair.key}", [pair], where, image)
 
 
-def _build_sample(identity: str, pairs: Sequence[Pair], source: Source, picture: str) -> Sample:
+def _build_sample(identity: str, pairs: Sequence[Pair], source: Source, image: str) -> Sample:
     turns: list[Turn] = []
     for pair in pairs:
         turns += [Turn(role="user", text=pair.question), Turn(role="assistant", text=pair.answer)]
-    return Sample(id=identity, images=(picture,), turns=tuple(turns), source=source, image_turns=(0,))
+    return Sample(id=identity, images=(image,), turns=tuple(turns), source=source, image_turns=(0,))
 
 
 def _problem_of(pair: Pair, *others: str) -> str | None:
@@ -228,7 +228,7 @@ def _problem_of(pair: Pair, *others: str) -> str | None:
     return None
 
 
-def _picture_of(document: Document, source: Source, mapping: Mapping[str, str] | None) -> str | Finding:
+def _image_of(document: Document, source: Source, mapping: Mapping[str, str] | None) -> str | Finding:
     if mapping is None:
         if document.name:
             return document.name

@@ -56,7 +56,7 @@ class Relation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """What is labelled in one document; ``name`` is that of its picture, unless a mapping says otherwise."""
+    """What is labelled in one document; ``name`` is that of its image, unless a mapping says otherwise."""
 
     name: str | None
     spans: tuple[Span, ...]

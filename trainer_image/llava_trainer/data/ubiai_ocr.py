@@ -1,8 +1,8 @@
 """A UBIAI OCR archive: ``NAME.txt``, ``NAME_box.txt`` and ``NAME_image.txt``, aligned line by line, tab-separated.
 
 ``NAME.txt`` holds a word and its BIO tag a line, ``NAME_box.txt`` the word and its box ``x0 y0 x1 y1``,
-``NAME_image.txt`` the word, its box, its picture's width and height, and the picture's name. Blank lines separate
-documents; blocks that follow each other and are about one picture are one document. Corners may be swapped and boxes
+``NAME_image.txt`` the word, its box, its image's width and height, and the image's name. Blank lines separate
+documents; blocks that follow each other and are about one image are one document. Corners may be swapped and boxes
 negative. The archive has no relations.
 """
 
@@ -26,7 +26,7 @@ class OcrDocument:
     """One document of an archive.
 
     Attributes:
-        document: what is labelled; its name is that of the picture.
+        document: what is labelled; its name is that of the image.
         num_repaired: boxes whose corners were swapped or negative.
         num_orphans: tags that continue an entity which nothing began; they begin one.
     """
@@ -43,7 +43,7 @@ class _Word:
     text: str
     tag: str
     repaired: bool
-    picture: str
+    image: str
 
 
 def read_ocr(words: Path, boxes: Path, images: Path, position: ReadingPosition) -> Iterator[OcrDocument]:
@@ -65,10 +65,10 @@ def read_ocr(words: Path, boxes: Path, images: Path, position: ReadingPosition) 
             if building is not None:
                 building.pause()
             continue
-        if building is not None and building.picture != word.picture:
+        if building is not None and building.image != word.image:
             yield building.finish()
             building = None
-        building = building or _Building(word.picture)
+        building = building or _Building(word.image)
         building.add(word)
     if building is not None:
         yield building.finish()
@@ -77,8 +77,8 @@ def read_ocr(words: Path, boxes: Path, images: Path, position: ReadingPosition) 
 class _Building:
     """A document while its words come in; words without a label are not kept."""
 
-    def __init__(self, picture: str) -> None:
-        self.picture = picture
+    def __init__(self, image: str) -> None:
+        self.image = image
         self._spans: list[tuple[str, list[str]]] = []
         self._open = ""
         self._num_characters = 0
@@ -97,7 +97,7 @@ class _Building:
         self._open = label
         self._num_characters += len(word.text) if label else 0
         if self._num_characters > MAX_ENTRY_CHARACTERS:
-            raise JsonFileError(f"labels more than {MAX_ENTRY_CHARACTERS:,} characters of {self.picture}: divide it")
+            raise JsonFileError(f"labels more than {MAX_ENTRY_CHARACTERS:,} characters of {self.image}: divide it")
 
     def pause(self) -> None:
         """A blank line: no entity goes on behind it."""
@@ -110,7 +110,7 @@ class _Building:
             for index, (label, texts) in enumerate(self._spans)
         )
         return OcrDocument(
-            document=Document(name=self.picture, spans=spans),
+            document=Document(name=self.image, spans=spans),
             num_repaired=self._num_repaired,
             num_orphans=self._num_orphans,
         )
@@ -151,7 +151,7 @@ def _read_lines(name: str, stream: BinaryIO, position: ReadingPosition) -> Itera
 def _read_word(word_line: str, box_line: str, image_line: str) -> _Word:
     text, tag = _split(word_line, 2, "a word and its tag")
     boxed, box = _split(box_line, 2, "a word and its box")
-    shown, box_again, size, picture = _split(image_line, 4, "a word, its box, its picture's size and name")
+    shown, box_again, size, image = _split(image_line, 4, "a word, its box, its picture's size and name")
     if not text == boxed == shown:
         raise ValueError(f"the files are about different words: {text!r:.40}, {boxed!r:.40} and {shown!r:.40}")
     if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) < 3):
@@ -160,9 +160,9 @@ def _read_word(word_line: str, box_line: str, image_line: str) -> _Word:
     _numbers(box_again, 4, "box x0 y0 x1 y1")
     if min(_numbers(size, 2, "picture size")) <= 0:
         raise ValueError(f"picture size {size!r:.40} must be positive")
-    if not picture:
+    if not image:
         raise ValueError("the picture's name is missing")
-    return _Word(text=text, tag="" if tag == "O" else tag, repaired=repaired, picture=picture)
+    return _Word(text=text, tag="" if tag == "O" else tag, repaired=repaired, image=image)
 
 
 def _split(line: str, count: int, what: str) -> list[str]:

@@ -32,7 +32,7 @@ class EncodedPrompt:
     ids: Sequence[int]
     """Token ids, image tokens expanded."""
     load_pixels: Callable[[], torch.Tensor] | None
-    """Makes the pictures' values, (pictures, 3, height, width), when they are needed; None without a picture."""
+    """Makes the images' values, (images, 3, height, width), when they are needed; None without an image."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ def is_exact_match(answer: str, expected: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Proportion:
-    """A share of right answers, with what chance alone could make of it."""
+    """The proportion of right answers, with what chance alone could make of it."""
 
     right: int
     total: int

@@ -10,14 +10,14 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from llava_trainer.data.encode import encode_prompt
 from llava_trainer.data.images import open_image, pixel_values
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.evaluation.answering import Answerer, EncodedPrompt, Tokens
 from llava_trainer.evaluation.questions import Question
 from llava_trainer.model.loading import AS_DATA, PLAIN_ATTENTION
 
 
 @contextmanager
-def load_answerer(folder: Path, processing: Processing, device: str, dtype: torch.dtype) -> Iterator[Answerer]:
+def load_answerer(folder: Path, processor: Processor, device: str, dtype: torch.dtype) -> Iterator[Answerer]:
     """Load the model in ``folder`` by plain Auto classes; its memory is given back when the context is left."""
     model = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=dtype, attn_implementation=PLAIN_ATTENTION, **AS_DATA
@@ -25,12 +25,12 @@ def load_answerer(folder: Path, processing: Processing, device: str, dtype: torc
     model = model.to(device).eval()
     # What the checkpoint's generation_config.json says must not mix with the spec: both models are asked alike.
     model.generation_config = GenerationConfig()
-    tokens = Tokens(bos=processing.bos_token_id, eos=processing.eos_token_id, pad=processing.pad_token_id)
+    tokens = Tokens(bos=processor.bos_token_id, eos=processor.eos_token_id, pad=processor.pad_token_id)
     try:
         yield Answerer(
             model=model,
             tokens=tokens,
-            decode=lambda ids: processing.tokenizer.decode(ids, skip_special_tokens=True),
+            decode=lambda ids: processor.tokenizer.decode(ids, skip_special_tokens=True),
         )
     finally:
         # The caller's answerer is of no more use: its weights go, whoever still holds it.
@@ -40,15 +40,15 @@ def load_answerer(folder: Path, processing: Processing, device: str, dtype: torc
             torch.cuda.empty_cache()
 
 
-def encode_question(question: Question, processing: Processing, images_dir: Path) -> EncodedPrompt:
-    """A question as the model is fed; its pictures are only read when its turn comes."""
-    ids = encode_prompt(question.turns, question.image_turns, processing)
+def encode_question(question: Question, processor: Processor, images_dir: Path) -> EncodedPrompt:
+    """A question as the model is fed; its images are only read when its turn comes."""
+    ids = encode_prompt(question.turns, question.image_turns, processor)
     if not question.images:
         return EncodedPrompt(ids=ids, load_pixels=None)
-    pictures = [images_dir / image for image in question.images]
+    images = [images_dir / image for image in question.images]
     return EncodedPrompt(
         ids=ids,
         load_pixels=lambda: torch.stack(
-            [torch.from_numpy(pixel_values(open_image(picture), processing)) for picture in pictures]
+            [torch.from_numpy(pixel_values(open_image(image), processor)) for image in images]
         ),
     )

@@ -8,7 +8,7 @@ from typing import Literal
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_api.spec import Prompt
-from llava_trainer.data.images import PictureError, open_image, resolve_picture
+from llava_trainer.data.images import ImageError, open_image, resolve_image
 from llava_trainer.data.samples import Sample, Turn
 from llava_trainer.errors import StageError
 
@@ -28,11 +28,11 @@ class Question:
     number: int
     """Which question of the conversation, from 1."""
     images: tuple[str, ...]
-    """Pictures shown so far, relative to the dataset's image folder."""
+    """Images shown so far, relative to the dataset's image folder."""
     turns: tuple[Turn, ...]
     """The conversation up to and including this question."""
     image_turns: tuple[int, ...]
-    """For each picture, the index of the turn that shows it."""
+    """For each image, the index of the turn that shows it."""
     expected: str | None
     """The dataset's answer; None for prompts."""
 
@@ -45,7 +45,7 @@ class Question:
 def ask_samples(samples: Iterable[Sample], split: Split) -> Iterator[Question]:
     """Every question of ``samples``, in order.
 
-    A picture shown in a later turn is not there yet for the questions before it.
+    An image shown in a later turn is not there yet for the questions before it.
     """
     for sample in samples:
         for number, (before, question, answer) in enumerate(sample.pairs(), start=1):
@@ -66,21 +66,21 @@ def ask_prompts(config: RunConfig) -> list[Question]:
     """The prompts of the spec.
 
     Raises:
-        StageError: a prompt's picture cannot be opened.
+        StageError: a prompt's image cannot be opened.
     """
     return [_ask_prompt(index, prompt, config) for index, prompt in enumerate(config.evaluation.prompts)]
 
 
 def images_dir(config: RunConfig) -> Path:
-    """Folder that picture paths are relative to."""
+    """Folder that image paths are relative to."""
     return config.dataset_dir / config.dataset.images
 
 
 def _ask_prompt(index: int, prompt: Prompt, config: RunConfig) -> Question:
     if prompt.image is not None:
         try:
-            open_image(resolve_picture(config.dataset_dir, images_dir(config), prompt.image))
-        except PictureError as error:
+            open_image(resolve_image(config.dataset_dir, images_dir(config), prompt.image))
+        except ImageError as error:
             raise StageError(
                 Reason.INVALID_DATA,
                 f"spec.evaluation.prompts[{index}].image is {prompt.image!r} (below spec.dataset.images, "

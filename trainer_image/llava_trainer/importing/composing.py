@@ -19,7 +19,7 @@ from llava_trainer.importing.names import (
 )
 from llava_trainer.importing.parts import PROJECTOR_PICKLE, Kind, ModelParts, kind_of
 from llava_trainer.importing.projector import read_projector_part
-from llava_trainer.importing.weights import Recipes, add_delta, copy_all, replace_all, untie_head
+from llava_trainer.importing.recipes import Recipes, add_delta, copy_all, replace_all, untie_head
 from llava_trainer.model.layout import hub_name, is_derived
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from llava_api.failures import Reason
 from llava_trainer.attempts.takeover import take_over_folder
 from llava_trainer.data.model_config import read_settings
-from llava_trainer.data.processing import AspectRatio, Processing, load_processing, save_processing
+from llava_trainer.data.processor import AspectRatio, Processor, load_processor, save_processor
 from llava_trainer.errors import StageError
 from llava_trainer.files import begin_folder, publish_folder
 from llava_trainer.importing.composing import Composition, compose
@@ -24,12 +24,13 @@ from llava_trainer.importing.configuration import build_config, round_up_rows
 from llava_trainer.importing.names import EMBEDDING
 from llava_trainer.importing.parts import ImportedModel, ModelParts, is_hub_layout
 from llava_trainer.importing.projector import check_projector_config
+from llava_trainer.importing.recipes import Recipes, draw_projector, enlarge_vocabulary
 from llava_trainer.importing.tokenizer import ImportedTokenizer, import_tokenizer
 from llava_trainer.importing.tower import Tower, describe_tower
 from llava_trainer.importing.vocabulary import PROBES
-from llava_trainer.importing.weights import Recipe, Recipes, draw_projector, enlarge_vocabulary
 from llava_trainer.model.layout import PROJECTOR, hub_name
-from llava_trainer.weights.streaming import write_checkpoint
+from llava_trainer.tensors.recipes import TensorRecipe
+from llava_trainer.tensors.writing import write_checkpoint
 
 _SCRATCH = ".parts"
 _BESIDE_WEIGHTS = (".json", ".jinja", ".model", ".txt")
@@ -76,7 +77,7 @@ def import_model(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
+class _Conversion:
     """Everything that is decided before a weight is read."""
 
     config: dict[str, Any]
@@ -90,7 +91,7 @@ def _rewrite(composition: Composition, target: Path, on_tensor: Callable[[int, i
     """Weights anew, the rest as it is: tokenizer, processor and settings must not depend on the weights' format."""
     source = composition.language_model_dir
     # Before anything is written: it takes minutes.
-    load_processing(source, "pad")
+    load_processor(source, "pad")
     config = read_settings(source / "config.json")
     _check_complete(composition.recipes, config)
     if composition.projector_dir is not None:
@@ -105,32 +106,30 @@ def _rewrite(composition: Composition, target: Path, on_tensor: Callable[[int, i
 
 
 def _convert(composition: Composition, target: Path, seed: int, on_tensor: Callable[[int, int], None]) -> None:
-    plan = _plan(composition, seed)
+    conversion = _plan(composition, seed)
     aside = begin_folder(target)
-    _write_processing(plan, aside)
-    _write_weights(plan.recipes, aside, on_tensor)
+    _write_processor(conversion, aside)
+    _write_weights(conversion.recipes, aside, on_tensor)
     publish_folder(target)
-    rows = plan.config["text_config"]["vocab_size"]
-    logger.info("%d tensors in hub layout, %d rows of vocabulary", len(plan.recipes), rows)
+    rows = conversion.config["text_config"]["vocab_size"]
+    logger.info("%d tensors in hub layout, %d rows of vocabulary", len(conversion.recipes), rows)
 
 
 def _write_weights(recipes: Recipes, aside: Path, on_tensor: Callable[[int, int], None]) -> None:
-    total = len(recipes)
-    done = 0
+    write_checkpoint(aside, [_finite(recipe) for recipe in recipes.values()], on_tensor=on_tensor)
 
-    def make(recipe: Recipe) -> torch.Tensor:
-        nonlocal done
+
+def _finite(recipe: TensorRecipe) -> TensorRecipe:
+    def make() -> torch.Tensor:
         tensor = recipe.make()
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise _invalid(f"{recipe.name} holds values that are not finite: the checkpoint is damaged")
-        done += 1
-        on_tensor(done, total)
         return tensor
 
-    write_checkpoint(aside, recipes.values(), make)
+    return replace(recipe, make=make)
 
 
-def _plan(composition: Composition, seed: int) -> _Plan:
+def _plan(composition: Composition, seed: int) -> _Conversion:
     recipes = composition.recipes
     embedding = recipes.get(EMBEDDING)
     if embedding is None:
@@ -154,10 +153,10 @@ def _plan(composition: Composition, seed: int) -> _Plan:
     recipes = enlarge_vocabulary(recipes, rows)
     _check_complete(recipes, config)
     aspect_ratio: AspectRatio = "square" if composition.original.get("image_aspect_ratio") == "square" else "pad"
-    return _Plan(config=config, recipes=recipes, tokenizer=tokenizer, tower=tower, aspect_ratio=aspect_ratio)
+    return _Conversion(config=config, recipes=recipes, tokenizer=tokenizer, tower=tower, aspect_ratio=aspect_ratio)
 
 
-def _check_complete(recipes: Mapping[str, Recipe], config: dict[str, Any]) -> None:
+def _check_complete(recipes: Mapping[str, TensorRecipe], config: dict[str, Any]) -> None:
     """Hold names and shapes against the model that transformers builds from the configuration."""
     try:
         with torch.device("meta"):
@@ -185,30 +184,30 @@ def _hint(names: list[str]) -> str:
     return ": fetch the whole checkpoint"
 
 
-def _write_processing(plan: _Plan, aside: Path) -> None:
+def _write_processor(conversion: _Conversion, aside: Path) -> None:
     scratch = aside / _SCRATCH
     scratch.mkdir()
-    _write_json(scratch / "config.json", plan.config)
-    _write_json(scratch / "preprocessor_config.json", _picture_settings(plan.tower))
-    plan.tokenizer.write(scratch)
-    processing = load_processing(scratch, plan.aspect_ratio)
-    _check_loaded(processing, plan.tokenizer)
-    save_processing(processing, aside)
+    _write_json(scratch / "config.json", conversion.config)
+    _write_json(scratch / "preprocessor_config.json", _image_settings(conversion.tower))
+    conversion.tokenizer.write(scratch)
+    processor = load_processor(scratch, conversion.aspect_ratio)
+    _check_loaded(processor, conversion.tokenizer)
+    save_processor(processor, aside)
     shutil.rmtree(scratch)
-    _write_json(aside / "config.json", plan.config)
-    ids = {key: plan.config["text_config"].get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    _write_json(aside / "config.json", conversion.config)
+    ids = {key: conversion.config["text_config"].get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     _write_json(aside / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
 
 
-def _check_loaded(processing: Processing, tokenizer: ImportedTokenizer) -> None:
+def _check_loaded(processor: Processor, tokenizer: ImportedTokenizer) -> None:
     """What transformers loads must be what was written: some of its classes build a tokenizer anew."""
     for text in PROBES:
         expected = tokenizer.backend.encode(text).ids
-        if (found := processing.tokenizer(text).input_ids) != expected:
+        if (found := processor.tokenizer(text).input_ids) != expected:
             raise _invalid(f"loaded by transformers, the tokenizer gives {text!r:.60} the ids {found}, not {expected}")
 
 
-def _picture_settings(tower: Tower) -> dict[str, Any]:
+def _image_settings(tower: Tower) -> dict[str, Any]:
     size = tower.image_px
     plain = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD, "resample": _BICUBIC}
     return {
@@ -222,7 +221,7 @@ def _picture_settings(tower: Tower) -> dict[str, Any]:
         "do_resize": True,
         "rescale_factor": 1 / 255,
         **plain,
-        **tower.pictures,
+        **tower.image_settings,
     }
 
 

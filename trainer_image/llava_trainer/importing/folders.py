@@ -6,7 +6,7 @@ from pathlib import Path
 from llava_api.failures import Reason
 from llava_trainer.data.model_config import read_settings
 from llava_trainer.errors import StageError
-from llava_trainer.weights.stored import StoredTensor, find_stored
+from llava_trainer.tensors.stored import StoredTensor, find_stored
 
 # safetensors before pickles, where a folder holds both.
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")

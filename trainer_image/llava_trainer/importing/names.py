@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.model.layout import PROJECTOR, is_derived
-from llava_trainer.weights.stored import StoredTensor
+from llava_trainer.tensors.stored import StoredTensor
 
 EMBEDDING = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"

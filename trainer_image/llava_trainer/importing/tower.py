@@ -19,7 +19,7 @@ _CLIP_HEAD_WIDTH = 64
 """Width of an attention head in OpenAI's CLIP towers that LLaVA is trained with (ViT-B and ViT-L)."""
 _NAMED = re.compile(r"clip-vit-(?:base|large)-patch(\d+)(?:-(\d+))?/?$")
 _DEFAULT_PX = 224
-"""Picture size of OpenAI's CLIP models whose name tells none."""
+"""Image size of OpenAI's CLIP models whose name tells none."""
 _KEYS = (
     "hidden_act", "hidden_size", "image_size", "intermediate_size", "layer_norm_eps", "num_attention_heads",
     "num_channels", "num_hidden_layers", "patch_size", "projection_dim",
@@ -36,16 +36,16 @@ _PREPROCESSOR = "preprocessor_config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Tower:
-    """A vision tower's configuration, and how pictures are made for it."""
+    """A vision tower's configuration, and how images are made for it."""
 
     settings: dict[str, Any]
     """``vision_config`` of the hub's layout."""
-    pictures: dict[str, Any]
+    image_settings: dict[str, Any]
     """Mean, deviation and resampling of its image processor; empty for CLIP's own."""
 
     @property
     def image_px(self) -> int:
-        """Width and height of the pictures that it sees."""
+        """Width and height of the images that it sees."""
         return int(self.settings["image_size"])
 
 
@@ -63,14 +63,14 @@ def describe_tower(shapes: Mapping[str, tuple[int, ...]], folder: Path | None, n
     measured = _measure(shapes)
     if folder is None:
         settings = measured | _OPENAI | {"num_attention_heads": max(1, measured["hidden_size"] // _CLIP_HEAD_WIDTH)}
-        pictures: dict[str, Any] = {}
+        image_settings: dict[str, Any] = {}
     else:
         settings = _read_config(folder / "config.json")
         _compare(settings, measured, folder)
-        pictures = _read_pictures(folder, settings["image_size"])
+        image_settings = _read_image_settings(folder, settings["image_size"])
     if name is not None:
         _check_name(name, settings)
-    return Tower(settings={"model_type": "clip_vision_model", **settings}, pictures=pictures)
+    return Tower(settings={"model_type": "clip_vision_model", **settings}, image_settings=image_settings)
 
 
 def _measure(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
@@ -128,7 +128,7 @@ def _check_name(name: str, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _read_pictures(folder: Path, image_px: int) -> dict[str, Any]:
+def _read_image_settings(folder: Path, image_px: int) -> dict[str, Any]:
     path = folder / _PREPROCESSOR
     if not path.is_file():
         return {}

@@ -13,8 +13,9 @@ a time, in fp32.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -23,19 +24,30 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 from llava_api.failures import Reason
+from llava_api.run_config import RunConfig
+from llava_trainer.data.encode import Encoded, ImageCutError, encode
+from llava_trainer.data.images import open_image, pixel_values
+from llava_trainer.data.processor import Processor
+from llava_trainer.data.samples import Sample, read_samples
 from llava_trainer.errors import StageError
-from llava_trainer.merging.plan import find_tensors
+from llava_trainer.merging.recipes import find_tensors
 from llava_trainer.model.layout import hub_name, is_derived
-from llava_trainer.model.loading import AS_DATA, PLAIN_ATTENTION
-from llava_trainer.weights.stored import StoredTensor
+from llava_trainer.model.loading import AS_DATA, PLAIN_ATTENTION, load_model, load_trained, load_tuned
+from llava_trainer.model.projector import load_projector
+from llava_trainer.tensors.stored import StoredTensor
 
 LOGIT_TOLERANCE = 1e-4
 """Largest difference of two fp32 logits, in units of the largest logit (at least 1): sums in another order."""
 _SUM_NOISE = 4 * torch.finfo(torch.float32).eps
 """Differences of a matrix product's sums, in units of the largest weight; see ``_differs``."""
 
+NUM_SAMPLES = 3
+"""Each costs four passes of the model in fp32 on a CPU: minutes for a 7B model."""
+MAX_TOKENS = 1024
+"""Longer samples lose their end: an image and a first answer fit, and more tokens would prove nothing more."""
+
 Batch = Mapping[str, torch.Tensor]
-"""Keyword arguments of a forward pass: input_ids, attention_mask and, with pictures, pixel_values."""
+"""Keyword arguments of a forward pass: input_ids, attention_mask and, with images, pixel_values."""
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +106,51 @@ def prove_merge(
         num_tensors=num_tensors,
         num_samples=sum(len(batch["input_ids"]) for batch in batches),
     )
+
+
+def load_reference(config: RunConfig) -> PeftModel | LlavaForConditionalGeneration:
+    """The base with what was trained, in fp32: PEFT's own where there is an adapter.
+
+    Raises:
+        StageError: base or what was trained cannot be loaded, or do not belong together.
+    """
+    volume = config.volume
+    match config.training.method:
+        case "full":
+            return load_trained(config.model_dir, volume.weights_dir, torch.float32, "cpu")
+        case "none":
+            llava = load_model(config.model_dir, torch.float32, "cpu")
+            load_projector(llava, volume.projector_dir)
+            return llava
+        case _:
+            return load_tuned(config.model_dir, volume.adapter_dir, torch.float32, "cpu")
+
+
+def proof_batches(config: RunConfig, processor: Processor) -> list[Batch]:
+    """A few held-out samples as the model is fed, one a batch; from the training set if none is held out."""
+    held_out, trained_on = config.volume.validation_file, config.volume.train_file
+    samples = chain(read_samples(held_out), read_samples(trained_on))
+    max_tokens = min(max(MAX_TOKENS, 2 * processor.tokens_per_image), config.training.max_length)
+    encoded = _encode_all(samples, processor, max_tokens)
+    return [_batch(one, config, processor) for one in islice(encoded, NUM_SAMPLES)]
+
+
+def _encode_all(samples: Iterable[Sample], processor: Processor, max_length: int) -> Iterator[Encoded]:
+    for sample in samples:
+        try:
+            yield encode(sample, processor, max_length)
+        except ImageCutError:  # some other sample will do
+            continue
+
+
+def _batch(encoded: Encoded, config: RunConfig, processor: Processor) -> Batch:
+    ids = torch.tensor([encoded.input_ids])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if encoded.images:
+        folder = config.dataset_dir / config.dataset.images
+        images = [pixel_values(open_image(folder / image), processor) for image in encoded.images]
+        batch["pixel_values"] = torch.stack([torch.from_numpy(pixels) for pixels in images])
+    return batch
 
 
 def _load_served(merged_dir: Path) -> nn.Module:

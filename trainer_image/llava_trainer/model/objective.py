@@ -1,4 +1,4 @@
-"""The loss that training minimises, as one module: pictures and token ids in, a sum over supervised tokens out."""
+"""The loss that training minimises, as one module: images and token ids in, a sum over supervised tokens out."""
 
 from typing import Any
 
@@ -55,9 +55,9 @@ class SupervisedLoss(nn.Module):
         """Sum the loss of one micro-batch, padded or packed.
 
         Args:
-            input_ids: (rows, length), pictures' tokens expanded.
+            input_ids: (rows, length), images' tokens expanded.
             labels: (rows, length), not shifted, IGNORED where nothing is learned.
-            pixel_values: (pictures, 3, height, width) in the order in which they appear; None without pictures.
+            pixel_values: (images, 3, height, width) in the order in which they appear; None without images.
             attention_mask: (rows, length), 0 on padding; only where a row is one sample.
             position_ids: (rows, length), beginning at 0 with each sample of a row; only where rows are packed, and
                 then without ``attention_mask``: transformers tells samples apart by this, and only then.
@@ -100,7 +100,7 @@ def _flash_lengths(llava: Any, position_ids: torch.Tensor) -> dict[str, Any]:
 
 
 def _embed(llava: Any, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> torch.Tensor:
-    """Embeddings of tokens and pictures, as LlavaModel's own forward makes them; without pictures, of a blank one to 0.
+    """Embeddings of tokens and images, as LlavaModel's own forward makes them; without images, of a blank one to 0.
 
     A projector without gradient would leave the other processes waiting. And ZeRO-3 fetches a module's weights from all
     processes when it runs: each of them must run the same modules in the same order, whatever its samples show.
@@ -116,7 +116,7 @@ def _embed(llava: Any, input_ids: torch.Tensor, pixel_values: torch.Tensor | Non
 
 
 def _look_at(llava: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-    """What the projector makes of pictures: (tokens of all of them, width)."""
+    """What the projector makes of images: (tokens of all of them, width)."""
     return torch.cat(tuple(llava.get_image_features(pixel_values=pixel_values).pooler_output))
 
 

@@ -18,18 +18,18 @@ def whole(parameters: Iterable[nn.Parameter], *, changed: bool = False) -> Itera
         parameters: where none is shared out, nothing happens.
         changed: the first process changes them, and the others get what it wrote.
     """
-    shared_out = [parameter for parameter in parameters if is_shared_out(parameter)]
-    if not shared_out:
+    sharded = [parameter for parameter in parameters if is_sharded(parameter)]
+    if not sharded:
         yield
         return
     # Not at the top: most of what imports this module never meets DeepSpeed.
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(shared_out, modifier_rank=0 if changed else None):
+    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if changed else None):
         yield
 
 
-def is_shared_out(parameter: nn.Parameter) -> bool:
+def is_sharded(parameter: nn.Parameter) -> bool:
     """Whether ZeRO-3 manages the parameter."""
     return hasattr(parameter, "ds_id")
 

@@ -32,7 +32,7 @@ MARKER = "unpacked.json"
 ARCHIVE_SUFFIX = "-archive"
 """Of the folder beside what was unpacked, where its archive lies meanwhile."""
 MAX_FACTOR = 200
-"""Most that content may be larger than its archive: JSON reaches about 30, pictures about 1."""
+"""Most that content may be larger than its archive: JSON reaches about 30, images about 1."""
 MIN_LIMIT_BYTES = 1 << 30
 """Small archives may hold so much all the same."""
 MAX_ENTRIES = 5_000_000

@@ -11,8 +11,8 @@ from llava_trainer.sources.refusals import refused
 def check_claim(path: Path, address: ClaimAddress, what: str, *, is_model: bool) -> None:
     """Make sure that a source on a claim is there and is read from that claim.
 
-    Links inside the claim are fine: so the hub's own cache keeps its models. The pictures of a dataset are looked at
-    one by one when they are read (``data.images.resolve_inside``).
+    Links inside the claim are fine: so the hub's own cache keeps its models. The images of a dataset are looked at
+    one by one when they are read (``files.resolve_inside``).
 
     Args:
         path: where the operator has mounted the source.

@@ -75,8 +75,8 @@ class Role:
     """Where the operator has mounted it, where it said so; None: below INPUTS_PATH."""
     dataset: Dataset | None = None
     """None for models."""
-    pictures: tuple[str, ...] = ()
-    """Pictures that are needed besides those that the dataset's files name, below its folder of pictures."""
+    images: tuple[str, ...] = ()
+    """Images that are needed besides those that the dataset's files name, below its folder of images."""
 
 
 class _Commit(Lenient):
@@ -116,7 +116,7 @@ def list_roles(config: RunConfig) -> Iterator[Role]:
     prompts = tuple(prompt.image for prompt in config.evaluation.prompts if prompt.image is not None)
     yield Role(
         name="dataset", field="spec.dataset.source", source=config.dataset.source, secret=SecretRole.DATASET,
-        mounted=config.dataset_dir, dataset=config.dataset, pictures=prompts,
+        mounted=config.dataset_dir, dataset=config.dataset, images=prompts,
     )  # fmt: skip
     if config.alignment is not None:
         yield Role(
@@ -163,7 +163,7 @@ class _Errand:
             if role.dataset is None:
                 gather_model(gatherer)
             else:
-                gather_dataset(gatherer, role.dataset, role.pictures)
+                gather_dataset(gatherer, role.dataset, role.images)
         return Input(path=folder, origin=catalogue.address)
 
     def _list(

@@ -55,7 +55,7 @@ def read_note(file: Path, kind: type[_Note]) -> _Note | None:
 class Journal:
     """The files of one folder. Lines are appended; what a crash cut off is passed over.
 
-    Files are synced all at once when the journal is closed: one by one, half a million pictures would take from ten
+    Files are synced all at once when the journal is closed: one by one, half a million images would take from ten
     minutes to hours. Until then a crash may take some that have a line already: ``find_whole`` hashes them.
 
     What earlier attempts of the stage have fetched is taken over file by file, when its turn comes: whole files are

@@ -1,7 +1,7 @@
 """Which files of a source are needed, and fetching just these.
 
 Of a model: configuration, tokenizer, weights; nothing that is code, and no format twice. Of a dataset: its own files,
-and then the pictures that they name.
+and then the images that they name.
 """
 
 import json
@@ -16,10 +16,10 @@ from llava_api.spec import Dataset, Ubiai
 from llava_trainer.data.conversations import read_conversations
 from llava_trainer.data.entries import ReadingPosition
 from llava_trainer.data.findings import Finding
-from llava_trainer.data.images import resolve_inside
 from llava_trainer.data.samples import Sample
 from llava_trainer.data.ubiai import read_ubiai
 from llava_trainer.data.ubiai_ocr import BOX_SUFFIX, IMAGE_SUFFIX
+from llava_trainer.files import resolve_inside
 from llava_trainer.sources.archive import ARCHIVE_SUFFIX, fetch_and_unpack
 from llava_trainer.sources.gathering import Gatherer
 from llava_trainer.sources.refusals import refused
@@ -143,8 +143,8 @@ def list_companions(dataset: Dataset) -> list[str]:
     ]
 
 
-def name_packed_pictures(dataset: Dataset) -> str | None:
-    """The archive in which the pictures may lie instead of their folder; None where they lie at the source's root."""
+def name_packed_images(dataset: Dataset) -> str | None:
+    """The archive in which the images may lie instead of their folder; None where they lie at the source's root."""
     images = posixpath.normpath(dataset.images)
     return None if images == "." else f"{images}.zip"
 
@@ -152,18 +152,18 @@ def name_packed_pictures(dataset: Dataset) -> str | None:
 def may_be_needed(dataset: Dataset, name: str) -> bool:
     """Whether the dataset may need a file of the source: told before its own files have been read."""
     images = posixpath.normpath(dataset.images)
-    own = (*list_own_files(dataset), *list_companions(dataset), name_packed_pictures(dataset))
+    own = (*list_own_files(dataset), *list_companions(dataset), name_packed_images(dataset))
     return images == "." or name.startswith(f"{images}/") or name in own
 
 
-def place_pictures(dataset: Dataset, pictures: Iterable[str]) -> list[str]:
-    """Where pictures lie, relative to the source. Those that would leave it are left out: the data's checks tell."""
-    placed = (posixpath.normpath(posixpath.join(dataset.images, picture)) for picture in pictures)
+def place_images(dataset: Dataset, images: Iterable[str]) -> list[str]:
+    """Where images lie, relative to the source. Those that would leave it are left out: the data's checks tell."""
+    placed = (posixpath.normpath(posixpath.join(dataset.images, image)) for image in images)
     return sorted({name for name in placed if not name.startswith(("/", "../")) and name not in (".", "..")})
 
 
-def read_picture_names(dataset: Dataset, folder: Path) -> Iterator[str]:
-    """Pictures that the dataset's own files name, relative to its folder of pictures.
+def read_image_names(dataset: Dataset, folder: Path) -> Iterator[str]:
+    """Images that the dataset's own files name, relative to its folder of images.
 
     What cannot be read is passed over here: the data's checks come later and tell all of it.
     """
@@ -185,15 +185,15 @@ def _sample_files(dataset: Dataset) -> list[str]:
     return [dataset.file] if held_out is None else [dataset.file, held_out]
 
 
-def gather_dataset(gatherer: Gatherer, dataset: Dataset, pictures: tuple[str, ...]) -> None:
-    """Fetch a dataset's own files, and then the pictures that they name.
+def gather_dataset(gatherer: Gatherer, dataset: Dataset, images: tuple[str, ...]) -> None:
+    """Fetch a dataset's own files, and then the images that they name.
 
-    A picture that is not there is no error here: the data's checks tell which entries need it.
+    An image that is not there is no error here: the data's checks tell which entries need it.
 
     Args:
         gatherer: of the dataset's source.
         dataset: its part of the spec.
-        pictures: further ones that are needed, below its folder of pictures.
+        images: further ones that are needed, below its folder of images.
 
     Raises:
         StageError: SourceRefused, if a file of its own is not there; what fetching raises.
@@ -209,9 +209,9 @@ def gather_dataset(gatherer: Gatherer, dataset: Dataset, pictures: tuple[str, ..
             f"{field}: {gatherer.catalogue.address} does not hold {', '.join(lacking)}{there}: correct "
             f"{field.removesuffix('.source')}.file or source"
         )
-    if _unpack_pictures(gatherer, dataset):
+    if _unpack_images(gatherer, dataset):
         return
-    wanted = place_pictures(dataset, [*read_picture_names(dataset, gatherer.folder), *pictures])
+    wanted = place_images(dataset, [*read_image_names(dataset, gatherer.folder), *images])
     gatherer.gather(wanted)
     num_missing = len(gatherer.missing.intersection(wanted))
     if not num_missing:
@@ -224,7 +224,7 @@ def gather_dataset(gatherer: Gatherer, dataset: Dataset, pictures: tuple[str, ..
 
 
 def _hint_at_archive(gatherer: Gatherer, dataset: Dataset) -> str:
-    """What to set where the pictures may lie in an archive that nothing names; empty if there is none."""
+    """What to set where the images may lie in an archive that nothing names; empty if there is none."""
     names = gatherer.catalogue.names or ()
     folders = {name.partition("/")[0] for name in names if "/" in name}
     packed = sorted(name for name in names if "/" not in name and name.endswith(".zip"))
@@ -235,12 +235,12 @@ def _hint_at_archive(gatherer: Gatherer, dataset: Dataset) -> str:
     return f"it holds {packed[0]}: set {images} to {packed[0].removesuffix('.zip')}, and it is unpacked"
 
 
-def _unpack_pictures(gatherer: Gatherer, dataset: Dataset) -> bool:
-    """Whether the pictures lie in one archive beside the dataset's file; they are unpacked then.
+def _unpack_images(gatherer: Gatherer, dataset: Dataset) -> bool:
+    """Whether the images lie in one archive beside the dataset's file; they are unpacked then.
 
     So LLaVA's own datasets are on the hub: a JSON file and images.zip.
     """
-    packed = name_packed_pictures(dataset)
+    packed = name_packed_images(dataset)
     names = gatherer.catalogue.names
     if packed is None or names is None or packed not in names:
         return False

@@ -1,4 +1,4 @@
-"""The align stage, LLaVA's phase 1: the projector alone learns to translate pictures, from captions.
+"""The align stage, LLaVA's phase 1: the projector alone learns to translate images, from captions.
 
 It runs as training does, with a dataset, a learning rate and batches of its own (``llava_trainer.training.phase``).
 What it leaves is the projector, from which training starts.

@@ -16,20 +16,20 @@ import torch
 from llava_api.failures import Reason
 from llava_api.report import EvaluateNumbers
 from llava_api.run_config import RunConfig
+from llava_trainer.data.dataset_report import DatasetReport, summarise
 from llava_trainer.data.images import open_image
-from llava_trainer.data.processing import Processing, load_processing
-from llava_trainer.data.report import DatasetReport, numbers_of
+from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.data.samples import read_samples
 from llava_trainer.errors import StageError
-from llava_trainer.evaluation.history import find_curve
 from llava_trainer.evaluation.models import encode_question, load_answerer
+from llava_trainer.evaluation.page import PageContent, build_evaluation_page
 from llava_trainer.evaluation.questions import Question, ask_prompts, ask_samples, images_dir
-from llava_trainer.evaluation.report import Report, build_report
-from llava_trainer.evaluation.results import Answer, Metrics, score_answers
+from llava_trainer.evaluation.scores import Answer, Metrics, score_answers
 from llava_trainer.evaluation.settings import list_settings
 from llava_trainer.files import begin_folder, publish_folder, sha256_file, write_whole
 from llava_trainer.outcome import StageOutput
 from llava_trainer.reporting import Reporter
+from llava_trainer.training.curve import find_curve
 
 _LIBRARIES = ("torch", "transformers", "peft", "deepspeed")
 
@@ -42,16 +42,16 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
     Progress counts every answer of both models.
 
     Raises:
-        StageError: a prompt's picture cannot be opened, or the GPU's memory does not suffice.
+        StageError: a prompt's image cannot be opened, or the GPU's memory does not suffice.
     """
     questions = [*_ask_dataset(config), *ask_prompts(config)]
-    processing = load_processing(config.model_dir, config.dataset.image_aspect_ratio)
+    processor = load_processor(config.model_dir, config.dataset.image_aspect_ratio)
     progress = _Progress(reporter=reporter, total=2 * len(questions))
     clock = _Clock()
     with clock.phase("answers_of_base"):
-        base = _answer_all(config, config.model_dir, questions, processing, progress)
+        base = _answer_all(config, config.model_dir, questions, processor, progress)
     with clock.phase("answers_of_tuned"):
-        tuned = _answer_all(config, config.volume.merged_dir, questions, processing, progress)
+        tuned = _answer_all(config, config.volume.merged_dir, questions, processor, progress)
     answers = [Answer.of(*row) for row in zip(questions, base, tuned, strict=True)]
     dataset = DatasetReport.model_validate_json(config.volume.dataset_report_json.read_bytes())
     metrics = _measure(config, dataset, answers, clock.seconds)
@@ -113,16 +113,16 @@ def _ask_dataset(config: RunConfig) -> list[Question]:
 
 
 def _answer_all(
-    config: RunConfig, model_dir: Path, questions: list[Question], processing: Processing, progress: _Progress
+    config: RunConfig, model_dir: Path, questions: list[Question], processor: Processor, progress: _Progress
 ) -> list[str]:
     """Answers of the model in ``model_dir``, in the questions' order: the dataset's first, the prompts' last."""
     device, dtype = _device(config)
     generation = config.evaluation.generation
     folder = images_dir(config)
-    encoded = [encode_question(question, processing, folder) for question in questions]
+    encoded = [encode_question(question, processor, folder) for question in questions]
     num_scored = sum(question.expected is not None for question in questions)
     try:
-        with load_answerer(model_dir, processing, device, dtype) as answerer:
+        with load_answerer(model_dir, processor, device, dtype) as answerer:
             answers = answerer.answer_greedily(encoded[:num_scored], generation.max_new_tokens, progress.add)
             for prompt in encoded[num_scored:]:
                 answers.append(answerer.answer_as_told(prompt, generation))
@@ -151,7 +151,7 @@ def _measure(config: RunConfig, dataset: DatasetReport, answers: list[Answer], s
         scores=score_answers(answers),
         prompts=len(config.evaluation.prompts),
         generation=config.evaluation.generation,
-        dataset=numbers_of(dataset),
+        dataset=summarise(dataset),
         seconds=seconds,
         versions={name: version(name) for name in _LIBRARIES},
     )
@@ -159,13 +159,13 @@ def _measure(config: RunConfig, dataset: DatasetReport, answers: list[Answer], s
 
 def _build_page(config: RunConfig, dataset: DatasetReport, answers: list[Answer], metrics: Metrics) -> str:
     folder = images_dir(config)
-    return build_report(
-        Report(
+    return build_evaluation_page(
+        PageContent(
             metrics=metrics,
             dataset=dataset,
             answers=answers,
             curve=find_curve(config.volume),
             settings=list_settings(config),
-            load_picture=lambda path: open_image(folder / path),
+            load_image=lambda path: open_image(folder / path),
         )
     )

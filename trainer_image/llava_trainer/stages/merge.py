@@ -9,14 +9,13 @@ from functools import partial
 
 from llava_api.report import MergeNumbers
 from llava_api.run_config import RunConfig
-from llava_trainer.data.processing import load_processing, save_processing
+from llava_trainer.data.processor import load_processor, save_processor
 from llava_trainer.files import begin_folder, publish_folder, sha256_folder
-from llava_trainer.memory import peak_resident_bytes, resident_bytes
+from llava_trainer.host_memory import peak_resident_bytes, resident_bytes
+from llava_trainer.merging.changes import read_changes
 from llava_trainer.merging.folder import write_config
-from llava_trainer.merging.proof import prove_merge
-from llava_trainer.merging.samples import proof_batches
-from llava_trainer.merging.trained import load_reference, read_changes
-from llava_trainer.merging.weights import merge_weights, torch_dtype
+from llava_trainer.merging.proof import load_reference, proof_batches, prove_merge
+from llava_trainer.merging.recipes import merge_weights, torch_dtype
 from llava_trainer.outcome import StageOutput
 from llava_trainer.reporting import Reporter
 
@@ -32,7 +31,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         StageError: base and what was trained do not fit together, or the proof fails; no merged model is left then.
     """
     volume = config.volume
-    processing = load_processing(config.model_dir, config.dataset.image_aspect_ratio)
+    processor = load_processor(config.model_dir, config.dataset.image_aspect_ratio)
     changes = read_changes(config)
     aside = begin_folder(volume.merged_dir)
     resident_before = resident_bytes()
@@ -49,11 +48,11 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         merged.num_tensors, merged.num_merged, peak / 1e6,
     )  # fmt: skip
     write_config(config.model_dir, aside, config.merge)
-    save_processing(processing, aside)
+    save_processor(processor, aside)
     proof = prove_merge(
         partial(load_reference, config),
         aside,
-        proof_batches(config, processing),
+        proof_batches(config, processor),
         on_tensor=lambda done: reporter.update(
             merged.num_tensors + done, 2 * merged.num_tensors, message="comparing with what was trained"
         ),

@@ -16,12 +16,12 @@ from llava_api.report import MicroBatch
 from llava_api.run_config import RUN_CONFIG_VERSION, RunConfig
 from llava_api.text import show
 from llava_trainer.data.dataset import PreparedDataset, compare_phases, prepare_dataset
+from llava_trainer.data.dataset_page import build_dataset_page
+from llava_trainer.data.dataset_report import build_dataset_report, summarise
 from llava_trainer.data.findings import LEFT_OUT, Findings, Kind
 from llava_trainer.data.model_facts import read_model_facts
 from llava_trainer.data.model_files import check_weights
-from llava_trainer.data.processing import load_processing
-from llava_trainer.data.report import build_report, numbers_of
-from llava_trainer.data.report_page import build_page
+from llava_trainer.data.processor import load_processor
 from llava_trainer.data.request import DatasetRequest, alignment_request, training_request
 from llava_trainer.data.sample_file import SampleSizes
 from llava_trainer.data.samples import write_lines
@@ -31,8 +31,8 @@ from llava_trainer.inputs import provide_inputs, read_inputs
 from llava_trainer.model.flash import has_flash_attention
 from llava_trainer.outcome import StageOutput
 from llava_trainer.reporting import Reporter
+from llava_trainer.training.batch_plan import make_plan
 from llava_trainer.training.phase import phase_of
-from llava_trainer.training.plan import make_plan
 
 ENTRIES_TOLD = 10
 """Offending entries in the failure's message; the dataset report holds more."""
@@ -69,10 +69,10 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         dataset, alignment = phases[0], phases[1] if len(phases) > 1 else None
         if alignment is not None:
             compare_phases(alignment, dataset)
-        report = build_report(dataset, alignment)
+        report = build_dataset_report(dataset, alignment)
         reporter.fence.check()
         write_whole(config.volume.dataset_report_json, report.model_dump_json(indent=2) + "\n")
-        write_whole(config.volume.dataset_report_html, build_page(config.run.name, phases, report))
+        write_whole(config.volume.dataset_report_html, build_dataset_page(config.run.name, phases, report))
         for phase in phases:
             _log(phase)
         if not report.accepted:
@@ -87,14 +87,14 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
             "model": facts,
             "config_version": RUN_CONFIG_VERSION,
         }
-    return StageOutput(numbers=numbers_of(report).model_copy(update=found), digests=digests)
+    return StageOutput(numbers=summarise(report).model_copy(update=found), digests=digests)
 
 
 def _check(config: RunConfig, request: DatasetRequest, reporter: Reporter) -> PreparedDataset:
     source = show(request.dataset.source)
     return prepare_dataset(
         request,
-        load_processing(config.model_dir, request.dataset.image_aspect_ratio),
+        load_processor(config.model_dir, request.dataset.image_aspect_ratio),
         config.volume.train_file.with_name(f".{request.template}.spool"),
         lambda done, total: reporter.update(done, total, message=f"checking samples of {source}"),
     )
@@ -111,7 +111,7 @@ def _find_largest(config: RunConfig, dataset: PreparedDataset, stage: StageName)
     table, trained = dataset.table, ~dataset.held_out
     sizes = SampleSizes(
         tokens=np.minimum(table.tokens[trained].astype(np.int64), config.training.max_length),
-        pictures=table.num_pictures[trained],
+        images=table.num_images[trained],
         supervised=table.supervised[trained],
     )
     plan = make_plan(phase_of(config, stage), sizes, config.workers.world_size)

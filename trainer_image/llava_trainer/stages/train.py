@@ -1,4 +1,4 @@
-"""The train stage: one launcher a pod, and under it one process a GPU (or one a pod on a CPU). So is align."""
+"""The train stage: one launcher a pod, and under it one rank a GPU (or one a pod on a CPU). So is align."""
 
 import os
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from llava_api.report import StageFailure, TrainNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.attempts.finished import read_result
 from llava_trainer.files import sha256_folder
-from llava_trainer.launcher import launch, node_rank
+from llava_trainer.gang.launcher import Worker, launch, node_rank
+from llava_trainer.gang.rendezvous import Patience, Rendezvous
+from llava_trainer.gang.signing import make_signer
 from llava_trainer.outcome import Interrupted, StageOutput
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.meeting import Meeting, Patience
-from llava_trainer.training.ranks import numbers_file
-from llava_trainer.training.signing import make_signer
+from llava_trainer.training.curve import find_last_step, read_numbers
 
 _REMEMBERED_OPERATIONS = "1000"
-"""By torch's flight recorder in each process, for when one of them stands still (``training.flight``)."""
+"""By torch's flight recorder in each rank, for when one of them stands still (``gang.flight``)."""
 _ALLOCATOR = "expandable_segments:True,pinned_max_round_threshold_mb:1"
 """Batches of other lengths every step would leave gaps in the GPU's memory; in segments that grow there are none. And
 PyTorch rounds memory that the GPU copies to up to a power of two, tensor by tensor: copies of the optimiser for
@@ -35,7 +35,7 @@ class Outcome(Strict):
 
 
 def run(config: RunConfig, reporter: Reporter) -> StageOutput:
-    """Train; see ``llava_trainer.launcher`` and ``llava_trainer.training``.
+    """Train; see ``llava_trainer.gang.launcher`` and ``llava_trainer.training``.
 
     Args:
         config: the run configuration.
@@ -63,18 +63,18 @@ def run_phase(config: RunConfig, *, artifact: str, folder: Path) -> StageOutput:
     _set_environment(config)
     patience = Patience()
     workers = config.workers
-    with Meeting(
+    with Rendezvous(
         workers.rendezvous_host, workers.rendezvous_port, node=node_rank(), num_nodes=workers.num_nodes,
         signer=make_signer(config), patience=patience,
-    ) as meeting:  # fmt: skip
+    ) as rendezvous:  # fmt: skip
         try:
-            _share_finished(config, meeting)
-            meeting.await_all()
-            if meeting.find_result() is None:
-                launch(config, meeting, patience)
-            outcome = _settle(config, meeting, artifact, folder)
+            _announce_finished(config, rendezvous)
+            rendezvous.await_all()
+            if rendezvous.find_result() is None:
+                launch(config, rendezvous, patience, _worker(config))
+            outcome = _settle(config, rendezvous, artifact, folder)
         except Interrupted:
-            meeting.report_failure(
+            rendezvous.report_failure(
                 StageFailure(
                     reason=Reason.INTERRUPTED, message=f"training pod {node_rank()} was asked to stop (SIGTERM)"
                 )
@@ -83,8 +83,13 @@ def run_phase(config: RunConfig, *, artifact: str, folder: Path) -> StageOutput:
     return StageOutput(numbers=outcome.numbers, digests=outcome.digests)
 
 
+def _worker(config: RunConfig) -> Worker:
+    curve = config.volume.history_file(config.run.stage, config.run.attempt)
+    return Worker(module="llava_trainer.training.worker", find_step=lambda: find_last_step(curve))
+
+
 def _set_environment(config: RunConfig) -> None:
-    """What the training processes inherit."""
+    """What the ranks inherit."""
     # DeepSpeed would look for accelerators that the run was not given.
     os.environ.setdefault("DS_ACCELERATOR", config.workers.device)
     if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
@@ -97,22 +102,22 @@ def _set_environment(config: RunConfig) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def _share_finished(config: RunConfig, meeting: Meeting) -> None:
+def _announce_finished(config: RunConfig, rendezvous: Rendezvous) -> None:
     """Before anybody waits for this pod: tell the others if an earlier attempt had finished, so that nobody trains."""
     finished = read_result(config) if node_rank() == 0 else None
     if finished is not None:
         numbers = finished.align or finished.train
         assert numbers is not None, finished.stage
-        meeting.share_result(Outcome(numbers=numbers, digests=finished.digests).model_dump_json())
+        rendezvous.announce_result(Outcome(numbers=numbers, digests=finished.digests).model_dump_json())
 
 
-def _settle(config: RunConfig, meeting: Meeting, artifact: str, folder: Path) -> Outcome:
+def _settle(config: RunConfig, rendezvous: Rendezvous, artifact: str, folder: Path) -> Outcome:
     """What came out: the first pod looks, the others are told."""
     if node_rank() != 0:
-        return Outcome.model_validate_json(meeting.await_result())
-    if (shared := meeting.find_result()) is not None:
+        return Outcome.model_validate_json(rendezvous.await_result())
+    if (shared := rendezvous.find_result()) is not None:
         return Outcome.model_validate_json(shared)
-    numbers = TrainNumbers.model_validate_json(numbers_file(config).read_bytes())
+    numbers = read_numbers(config)
     outcome = Outcome(numbers=numbers, digests={artifact: sha256_folder(folder)})
-    meeting.share_result(outcome.model_dump_json())
+    rendezvous.announce_result(outcome.model_dump_json())
     return outcome

@@ -1,1 +1,1 @@
-"""The training loop and what it stands on. One process is one rank; ``llava_trainer.launcher`` starts them."""
+"""The training loop and what it stands on. One process is one rank; ``llava_trainer.gang.launcher`` starts them."""

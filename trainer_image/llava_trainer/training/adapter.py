@@ -13,7 +13,7 @@ from llava_trainer.files import begin_folder, make_folder, publish_folder
 from llava_trainer.inputs import BaseModel
 from llava_trainer.model.lora import is_lora_b, projector_tensors
 from llava_trainer.model.partition import whole
-from llava_trainer.training.tensors import save_tensors
+from llava_trainer.tensors.writing import save_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -21,7 +21,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 def collect_adapter(tuned: PeftModel) -> dict[str, torch.Tensor]:
     """Copies of the LoRA matrices and the projector in the node's memory, under the names that PEFT gives them.
 
-    Every process calls it where ZeRO-3 shares parameters out: PEFT's own saving would write empty tensors there.
+    Every rank calls it where ZeRO-3 shares parameters out: PEFT's own saving would write empty tensors there.
     """
     learning = {name: parameter for name, parameter in tuned.named_parameters() if parameter.requires_grad}
     with whole(learning.values()):
@@ -54,7 +54,7 @@ def publish_adapter(
     Args:
         tuned: what was trained.
         folder: where it goes.
-        is_first: whether this process writes for all; every process calls it.
+        is_first: whether this rank writes for all; every rank calls it.
         check: called before the result is completed; raises if this attempt does not count any more.
 
     Raises:

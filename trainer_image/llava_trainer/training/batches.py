@@ -1,4 +1,4 @@
-"""Micro-batches of one process: samples read, encoded and laid side by side, ahead of the loop."""
+"""Micro-batches of one rank: samples read, encoded and laid side by side, ahead of the loop."""
 
 import os
 import time
@@ -14,15 +14,15 @@ import torch
 from llava_trainer.data.collate import Batch, Item, collate, collate_packed
 from llava_trainer.data.encode import IGNORED, encode
 from llava_trainer.data.images import open_image, pixel_values
-from llava_trainer.data.processing import Processing
+from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample
 from llava_trainer.data.template import Template
-from llava_trainer.training.plan import Plan
-from llava_trainer.training.sharing import Rows
+from llava_trainer.training.batch_plan import BatchPlan
+from llava_trainer.training.rank_batches import Rows
 
 _STEPS_AHEAD = 1
 """Steps that are loaded while one is learned from. Loading takes a small part of a step, and more would take memory: a
-picture of 336 px has 1.4 MB."""
+image of 336 px has 1.4 MB."""
 _MAX_THREADS = 4
 
 
@@ -37,7 +37,7 @@ class MicroBatch:
     """Real (not padding) tokens."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
-        """The tensors on ``device``, pictures in the model's number format."""
+        """The tensors on ``device``, images in the model's number format."""
         return {
             name: None if tensor is None else tensor.to(device, dtype if tensor.is_floating_point() else None)
             for name, tensor in self.tensors.items()
@@ -53,23 +53,23 @@ class Samples(Protocol):
 class BatchLoader:
     """Loads the micro-batches of a step; those of the next steps are loaded in threads meanwhile.
 
-    Threads, not processes: reading, decoding and resizing pictures let go of Python's lock, and nothing has to be
-    copied from one process into another.
+    Threads, not processes: reading, decoding and resizing images let go of Python's lock, and nothing has to be
+    copied from one rank into another.
     """
 
     def __init__(
         self,
         samples: Samples,
-        processing: Processing,
+        processor: Processor,
         *,
         images: Path,
         max_length: int,
-        plan: Plan,
+        plan: BatchPlan,
         rank: int,
         template: Template = "v1",
     ) -> None:
         self._samples = samples
-        self._processing = processing
+        self._processing = processor
         self._images = images
         self._max_length = max_length
         self._plan = plan
@@ -92,7 +92,7 @@ class BatchLoader:
         """Micro-batches of ``step``, in order.
 
         Raises:
-            PictureError, PictureCutError, OSError: a sample cannot be loaded any more; prepare could.
+            ImageError, ImageCutError, OSError: a sample cannot be loaded any more; prepare could.
         """
         began = time.perf_counter()
         self._look_ahead(step)
@@ -105,7 +105,7 @@ class BatchLoader:
         """A micro-batch of these samples.
 
         Raises:
-            PictureError, PictureCutError, OSError: as ``load``.
+            ImageError, ImageCutError, OSError: as ``load``.
         """
         if not rows:
             return _nothing(self._processing.pad_token_id)
@@ -128,8 +128,8 @@ class BatchLoader:
                 future.cancel()
         last = min(step + _STEPS_AHEAD, self._plan.total_steps - 1)
         for wanted in range(self._ahead[-1][0] + 1 if self._ahead else step, last + 1):
-            shares = self._plan.share(wanted, self._rank)
-            self._ahead.append((wanted, [self._threads.submit(self.load_rows, rows) for rows in shares]))
+            rank_batch = self._plan.rank_batch(wanted, self._rank)
+            self._ahead.append((wanted, [self._threads.submit(self.load_rows, rows) for rows in rank_batch]))
 
     def _load_sample(self, sample: Sample) -> Item:
         pixels = [pixel_values(open_image(self._images / name), self._processing) for name in sample.images]

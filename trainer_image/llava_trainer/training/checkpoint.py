@@ -1,10 +1,10 @@
 """Checkpoints as files: whole or not there, each file's digest beside it, nothing pickled.
 
-A folder ``step-NNNNNNNN`` holds ``rank-NNNNN.safetensors`` (the slices of the optimiser that one process updated: fp32
-originals and Adam's moments, by parameter and position, so that any number of processes can read them), what can be
+A folder ``step-NNNNNNNN`` holds ``rank-NNNNN.safetensors`` (the slices of the optimiser that one rank updated: fp32
+originals and Adam's moments, by parameter and position, so that any number of ranks can read them), what can be
 served of it (``adapter/`` or ``projector/``), ``state.json``, and ``manifest.json`` with the sha256 of every other
 file, which is written last. The folder is written aside and renamed when all of it is on the disk. Random state and the
-position in the data follow from seed and step. Knows neither DeepSpeed nor other processes.
+position in the data follow from seed and step. Knows neither DeepSpeed nor other ranks.
 """
 
 import errno
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from llava_trainer.files import sha256_file, write_whole
 from llava_trainer.retrying import Rereading
-from llava_trainer.training.tensors import write_hashed
+from llava_trainer.tensors.writing import write_hashed
 
 _STATE_FILE = "state.json"
 _MANIFEST_FILE = "manifest.json"
@@ -42,7 +42,7 @@ class CheckpointState:
     """Optimiser steps done."""
     total_steps: int
     world_size: int
-    """Number of processes, and so of ``rank-*`` files."""
+    """Number of ranks, and so of ``rank-*`` files."""
     seed: int
     parameters: Mapping[str, Sequence[int]]
     """Shape of everything that is trained, by name."""
@@ -67,7 +67,7 @@ def checkpoint_dir(checkpoints: Path, step: int) -> Path:
 
 
 def rank_file(folder: Path, rank: int) -> Path:
-    """File with one process's tensors."""
+    """File with one rank's tensors."""
     return folder / f"rank-{rank:05d}.safetensors"
 
 
@@ -79,7 +79,7 @@ def piece_key(part: str, name: str, start: int) -> str:
 def write_rank(
     folder: Path, rank: int, pieces: Mapping[str, torch.Tensor], on_tensor: Callable[[], None] = lambda: None
 ) -> bytes:
-    """Write one process's tensors, named by ``piece_key``; returns the file's sha256 digest.
+    """Write one rank's tensors, named by ``piece_key``; returns the file's sha256 digest.
 
     Raises:
         OSError: it cannot be written.
@@ -163,14 +163,14 @@ def find_missing(folder: Path, manifest: Manifest) -> str | None:
 
 
 def verify_files(
-    folder: Path, manifest: Manifest, share: int = 0, num_shares: int = 1, rereading: Rereading | None = None
+    folder: Path, manifest: Manifest, shard: int = 0, num_shards: int = 1, rereading: Rereading | None = None
 ) -> None:
-    """Compare the files of a checkpoint with its manifest, or one share of them: processes do it together.
+    """Compare the files of a checkpoint with its manifest, or one shard of them: ranks do it together.
 
     Raises:
         DamagedCheckpointError: naming the file.
     """
-    for name in sorted(manifest.files)[share::num_shares]:
+    for name in sorted(manifest.files)[shard::num_shards]:
         _verify(folder, name, manifest, rereading or Rereading())
 
 

@@ -1,14 +1,14 @@
-"""When training must not go on: each check ends it with a reason of its own, the same in every process."""
+"""When training must not go on: each check ends it with a reason of its own, the same in every rank."""
 
 import math
 from collections.abc import Sequence
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.training.processes import Processes
+from llava_trainer.gang.world import World
+from llava_trainer.training.model_under_training import ModelUnderTraining
 from llava_trainer.training.slices import list_slices
 from llava_trainer.training.step import BatchTotals, StepOutcome
-from llava_trainer.training.trainee import Trainee
 
 _LISTED = 5
 
@@ -44,20 +44,20 @@ def check_supervised(totals: BatchTotals, step: int, samples: Sequence[int]) -> 
     )
 
 
-def check_gradient(trainee: Trainee, processes: Processes, step: int) -> None:
-    """Make sure that the main thing to train has received a gradient; every process calls it after a step.
+def check_gradient(model: ModelUnderTraining, world: World, step: int) -> None:
+    """Make sure that the main thing to train has received a gradient; every rank calls it after a step.
 
     Adam's first moments tell: they are zero for good where every gradient was.
 
     Raises:
         StageError: ZeroGradient.
     """
-    main = {id(parameter) for parameter in trainee.groups[0].parameters}
-    named = {name: parameter for name, parameter in trainee.named_trainable().items() if id(parameter) in main}
-    moved = sum(bool(slice_.parts["exp_avg"].any()) for slice_ in list_slices(trainee.engine, named))
-    if processes.sum(moved)[0] == 0:
+    main = {id(parameter) for parameter in model.groups[0].parameters}
+    named = {name: parameter for name, parameter in model.named_trainable().items() if id(parameter) in main}
+    moved = sum(bool(slice_.parts["exp_avg"].any()) for slice_ in list_slices(model.engine, named))
+    if world.sum(moved)[0] == 0:
         raise StageError(
             Reason.ZERO_GRADIENT,
-            f"after step {step} none of the {len(named)} tensors of the {trainee.groups[0].name} has received a "
+            f"after step {step} none of the {len(named)} tensors of the {model.groups[0].name} has received a "
             "gradient, so nothing would be learned",
         )

@@ -30,7 +30,7 @@ def check_device(phase: Phase, device: torch.device) -> None:
         built_for=torch.cuda.get_arch_list(),
         has_flash=has_flash_attention(),
     )
-    if fault is None and phase.attention == "flash_attention_2":
+    if fault is None and phase.training.attention == "flash_attention_2":
         fault = find_flash_refusal(device)
     if fault is not None:
         raise StageError(Reason.UNSUPPORTED_DEVICE, f"{torch.cuda.get_device_name(device)}: {fault}")
@@ -60,17 +60,17 @@ def find_fault(phase: Phase, capability: Capability, *, built_for: Sequence[str]
     oldest = min((_capability_of(name) for name in built_for if name.startswith("sm_")), default=capability)
     if capability < oldest:
         return f"{has} is older than what this image's PyTorch is built for ({oldest[0]}.{oldest[1]}): take newer GPUs"
-    if phase.attention == "flash_attention_2" and not has_flash:
+    if phase.training.attention == "flash_attention_2" and not has_flash:
         return "training.attention is flash_attention_2, but flash-attn is not in this image: set it to sdpa or auto"
-    if phase.attention == "flash_attention_2" and phase.precision == "fp32":
+    if phase.training.attention == "flash_attention_2" and phase.training.precision == "fp32":
         return (
             "training.attention is flash_attention_2, which computes in bf16, and training.precision is fp32: set "
             "attention to sdpa, or precision to bf16 on GPUs of compute capability 8.0 or more"
         )
     if capability >= AMPERE:
         return None
-    if phase.precision != "fp32":
-        return f"training.precision is {phase.precision}, and {has} has no bf16: set it to fp32"
+    if phase.training.precision != "fp32":
+        return f"training.precision is {phase.training.precision}, and {has} has no bf16: set it to fp32"
     return None
 
 

@@ -37,7 +37,7 @@ def build_engine(
         module: what the engine calls; its frozen parameters are left alone, but ZeRO-3 shares them out, too.
         groups: what is learned.
         zero: what the processes share out among each other.
-        device: this process's.
+        device: this rank's.
         dtype: number format of the module; with bf16 DeepSpeed keeps the originals and gradients in fp32.
         per_device_batch: samples of a micro-batch (DeepSpeed only counts with it).
 
@@ -91,10 +91,10 @@ def resolve_stage(zero: Zero, dtype: torch.dtype) -> int:
 
 
 @contextmanager
-def models_shared_out(zero: Zero, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+def models_sharded(zero: Zero, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     """With ZeRO-3, share each parameter of a model that is loaded inside the context out as soon as it is there.
 
-    Only the first process reads a checkpoint then, and none ever holds more than its share and one layer.
+    Only the first rank reads a checkpoint then, and none ever holds more than its share and one layer.
     """
     if zero.stage < 3:
         yield

@@ -38,11 +38,11 @@ def identify_training(config: RunConfig, phase: Phase) -> dict[str, str]:
     part = "alignment" if phase.stage is StageName.ALIGN else "training"
     settings: dict[str, object] = {
         "training.method": phase.method,
-        "training.seed": phase.seed,
-        f"{part}.batch.global": phase.batch.global_,
-        f"{part}.epochs": phase.epochs,
-        "training.grouping": phase.grouping,
-        "training.maxLength": phase.max_length,
+        "training.seed": phase.training.seed,
+        f"{part}.batch.global": phase.training.batch.global_,
+        f"{part}.epochs": phase.training.epochs,
+        "training.grouping": phase.training.grouping,
+        "training.maxLength": phase.training.max_length,
     }
     folders = [config.model_dir]
     if phase.stage is StageName.TRAIN and config.alignment is not None:

@@ -26,13 +26,13 @@ class Progress:
         self.step = step
 
     def finish_step(self, step: int, seconds: float) -> None:
-        """One more is done, ``step`` in all; it took this process so many seconds."""
+        """One more is done, ``step`` in all; it took this rank so many seconds."""
         self.step = step
         self.attempt_steps += 1
         self.last_step_s = seconds
 
     def measure(self, seconds: float) -> None:
-        """Note how long a step took. Every process is told the first one's number, so that all conclude the same."""
+        """Note how long a step took. Every rank is told the first one's number, so that all conclude the same."""
         self._seconds.append(seconds)
 
     @property

@@ -1,12 +1,12 @@
-"""What the first process tells the world about training: the curve on the volume, and progress reports."""
+"""What the first rank tells the world about training: the curve on the volume, and progress reports."""
 
 import logging
 import time
 from collections.abc import Sequence
 
 from llava_trainer.reporting import Measures, Reporter
-from llava_trainer.training.history import Entry, History
-from llava_trainer.training.plan import Plan
+from llava_trainer.training.batch_plan import BatchPlan
+from llava_trainer.training.curve import Curve, CurvePoint
 from llava_trainer.training.step import StepOutcome
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ _LOG_INTERVAL_S = 10.0
 class Recorder:
     """Records every step. Speeds are those of the step itself, data loading and checkpoints included."""
 
-    def __init__(self, history: History, reporter: Reporter, plan: Plan, *, first_step: int = 0) -> None:
+    def __init__(self, history: Curve, reporter: Reporter, plan: BatchPlan, *, first_step: int = 0) -> None:
         """Record what comes after ``first_step`` steps, of which there is a checkpoint if there are any."""
         self._history = history
         self._reporter = reporter
@@ -27,7 +27,7 @@ class Recorder:
         self._checkpoint_step: int | None = first_step or None
         self._skipped = ""
         self._peak_gpu_memory_bytes = 0
-        self._last_entry: Entry | None = None
+        self._last_entry: CurvePoint | None = None
         self._last_time = time.monotonic()
         self._last_logged = -_LOG_INTERVAL_S
 
@@ -46,7 +46,7 @@ class Recorder:
         self._peak_gpu_memory_bytes = peak_gpu_memory_bytes
         now = time.monotonic()
         seconds, self._last_time = max(now - self._last_time, 1e-9), now
-        entry = Entry(
+        entry = CurvePoint(
             step=step,
             epoch=self._plan.epoch_at(step),
             loss=outcome.loss,
@@ -77,7 +77,7 @@ class Recorder:
         """Have every report tell that damaged checkpoints were passed over."""
         self._skipped = ", ".join(skipped)
 
-    def _report(self, entry: Entry) -> None:
+    def _report(self, entry: CurvePoint) -> None:
         measures = Measures(
             epoch=entry.epoch,
             loss=entry.loss,

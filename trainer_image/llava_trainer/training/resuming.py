@@ -1,6 +1,6 @@
-"""Resuming over all processes: which checkpoint everyone goes back to, and what each takes from it.
+"""Resuming over all ranks: which checkpoint everyone goes back to, and what each takes from it.
 
-The first process alone looks for checkpoints. It names one by its folder and its manifest's digest, and the others
+The first rank alone looks for checkpoints. It names one by its folder and its manifest's digest, and the others
 wait until they see that very one: two nodes that share a network file system may list different ones for a minute.
 """
 
@@ -17,6 +17,7 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.volume import RunVolume
 from llava_trainer.errors import StageError
+from llava_trainer.gang.world import World
 from llava_trainer.retrying import OF_ANOTHER_NODE, Rereading
 from llava_trainer.training.checkpoint import (
     CheckpointState,
@@ -28,7 +29,6 @@ from llava_trainer.training.checkpoint import (
     verify_files,
 )
 from llava_trainer.training.identity import find_differences
-from llava_trainer.training.processes import Processes
 from llava_trainer.training.retention import find_checkpoints
 from llava_trainer.training.slices import PARTS, list_slices, resume_slices
 from llava_trainer.training.taking_up import take_up_checkpoints
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beginning:
+class ResumePoint:
     """Where training begins."""
 
     step: int = 0
@@ -47,12 +47,12 @@ class Beginning:
     passed_over: tuple[Path, ...] = ()
     """Checkpoints that could not be read."""
     found: tuple[Path, ...] = ()
-    """All that there were, best first. Only in the first process."""
+    """All that there were, best first. Only in the first rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Offer:
-    """A checkpoint that the first process has found in order as far as it has looked."""
+    """A checkpoint that the first rank has found in order as far as it has looked."""
 
     place: str
     """Its folder below the volume, which need not be mounted at the same place everywhere."""
@@ -63,18 +63,18 @@ class _Offer:
 def resume(
     engine: Any,
     named: Mapping[str, nn.Parameter],
-    processes: Processes,
+    world: World,
     volume: RunVolume,
     stage: StageName,
     attempt: int,
     training: Mapping[str, str],
-) -> Beginning:
-    """Load the newest checkpoint that is whole, whoever wrote it. Every process calls it, and all load the same one.
+) -> ResumePoint:
+    """Load the newest checkpoint that is whole, whoever wrote it. Every rank calls it, and all load the same one.
 
     Args:
         engine: of what is trained.
         named: what is learned, by name.
-        processes: all of them.
+        world: all of them.
         volume: the run's.
         stage: align or train.
         attempt: number of this one.
@@ -83,22 +83,22 @@ def resume(
     Raises:
         StageError: CheckpointMismatch; the checkpoint was made by another training than this one.
     """
-    found = tuple(_find(volume, stage, attempt, training)) if processes.is_first else ()
+    found = tuple(_find(volume, stage, attempt, training)) if world.is_first else ()
     offers, passed_over = _list_offers(volume, found), []
-    while (offer := processes.tell(next(offers, None))) is not None:
+    while (offer := world.broadcast(next(offers, None))) is not None:
         folder = volume.root / offer.place
-        state = _verify(folder, offer, processes)
+        state = _verify(folder, offer, world)
         if state is None:
             passed_over.append(folder)
             continue
         _check_same_training(folder, state, training)
         _check_same_parameters(folder, state, shapes_of(named))
-        _load(engine, named, folder, state, _rereading(processes))
-        if processes.is_first:
+        _load(engine, named, folder, state, _rereading(world))
+        if world.is_first:
             logger.info("resuming from %s, after step %d of %d", folder, state.step, state.total_steps)
             passed_over = list(found[: found.index(folder)])
-        return Beginning(step=state.step, folder=folder, passed_over=tuple(passed_over), found=found)
-    return Beginning(passed_over=found, found=found)
+        return ResumePoint(step=state.step, folder=folder, passed_over=tuple(passed_over), found=found)
+    return ResumePoint(passed_over=found, found=found)
 
 
 def _find(volume: RunVolume, stage: StageName, attempt: int, training: Mapping[str, str]) -> list[Path]:
@@ -130,24 +130,24 @@ def _list_offers(volume: RunVolume, found: tuple[Path, ...]) -> Iterator[_Offer]
             yield _Offer(place=folder.relative_to(volume.root).as_posix(), digest=manifest.digest)
 
 
-def _verify(folder: Path, offer: _Offer, processes: Processes) -> CheckpointState | None:
-    """The state of a checkpoint that every process finds in order: each looks at its share of the files."""
-    state, rereading = None, _rereading(processes)
+def _verify(folder: Path, offer: _Offer, world: World) -> CheckpointState | None:
+    """The state of a checkpoint that every rank finds in order: each looks at its share of the files."""
+    state, rereading = None, _rereading(world)
     try:
         manifest = read_manifest(folder, expected=offer.digest, rereading=rereading)
         state = read_state(folder, manifest, rereading)
-        verify_files(folder, manifest, processes.rank, processes.world_size, rereading)
+        verify_files(folder, manifest, world.rank, world.world_size, rereading)
         with StoredOptimizer(folder, state, rereading) as stored:
             stored.check_whole(PARTS)
     except DamagedCheckpointError as error:
         state = None
         _tell_passed_over(folder, error)
-    return state if processes.all_agree(state is not None) else None
+    return state if world.all_agree(state is not None) else None
 
 
-def _rereading(processes: Processes) -> Rereading:
-    """The first process has seen what it offers; the others may not see it yet."""
-    return Rereading() if processes.is_first else OF_ANOTHER_NODE
+def _rereading(world: World) -> Rereading:
+    """The first rank has seen what it offers; the others may not see it yet."""
+    return Rereading() if world.is_first else OF_ANOTHER_NODE
 
 
 def _tell_passed_over(folder: Path, error: DamagedCheckpointError) -> None:

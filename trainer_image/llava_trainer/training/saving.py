@@ -20,6 +20,8 @@ import torch.distributed as dist
 
 from llava_api.quantities import format_gib
 from llava_trainer.files import aside_of, begin_folder, publish_folder
+from llava_trainer.gang.flight import CHECKPOINT_GROUP
+from llava_trainer.gang.world import CONTROL_TIMEOUT, LostPeerError, World
 from llava_trainer.retrying import OF_ANOTHER_NODE
 from llava_trainer.training.checkpoint import (
     CheckpointState,
@@ -29,9 +31,7 @@ from llava_trainer.training.checkpoint import (
     write_manifest,
     write_rank,
 )
-from llava_trainer.training.flight import CHECKPOINT_GROUP
 from llava_trainer.training.pinned import allocating_on_node
-from llava_trainer.training.processes import CONTROL_TIMEOUT, LostPeerError, Processes
 from llava_trainer.training.retention import prune_checkpoints
 from llava_trainer.training.slices import Slice
 
@@ -45,11 +45,11 @@ logger = logging.getLogger(__name__)
 
 
 class Saver:
-    """Writes one checkpoint at a time. Every process has one, and calls the same in the same steps."""
+    """Writes one checkpoint at a time. Every rank has one, and calls the same in the same steps."""
 
     def __init__(
         self,
-        processes: Processes,
+        world: World,
         checkpoints: Path,
         *,
         keep: int,
@@ -59,20 +59,20 @@ class Saver:
         saving_time_s: float = math.inf,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Get ready; every process calls it.
+        """Get ready; every rank calls it.
 
         Args:
-            processes: all of them.
+            world: all of them.
             checkpoints: folder of this attempt's checkpoints.
             keep: newest ones to keep.
-            write_servable: called in the first process.
+            write_servable: called in the first rank.
             earlier: checkpoints of earlier attempts, best first, which count among those to keep.
             passed_over: those that could not be read when training went on, whoever wrote them.
             saving_time_s: how long one may take when the pod is asked to stop.
             check: called before a checkpoint is completed and before one is deleted; raises if this attempt does not
                 count any more.
         """
-        self._processes = processes
+        self._world = world
         self._checkpoints = checkpoints
         self._keep = keep
         self._earlier = tuple(earlier)
@@ -81,7 +81,7 @@ class Saver:
         self._write_servable = write_servable
         self._check = check
         self._group = None
-        if processes.world_size > 1:
+        if world.world_size > 1:
             self._group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT, group_desc=CHECKPOINT_GROUP)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._writing: Future[int] | None = None
@@ -95,7 +95,7 @@ class Saver:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # Not waiting: after a failure of another process this one's thread may wait for it for long.
+        # Not waiting: after a failure of another rank this one's thread may wait for it for long.
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def begin(self, slices: Sequence[Slice], state: CheckpointState) -> None:
@@ -104,14 +104,14 @@ class Saver:
         Raises:
             StageError: OutOfMemory; the node has no memory for the copy.
             OSError: the one before could not be written (a full disk, say).
-            LostPeerError: another process could not write its part.
+            LostPeerError: another rank could not write its part.
         """
         self.finish()
         began = time.monotonic()
         pieces = self._copy(slices)
         self.begun_step = state.step
         self._writing = self._thread.submit(self._write, pieces, state)
-        if self._processes.is_first:
+        if self._world.is_first:
             logger.info("checkpoint of step %d: training stood still for %.3f s", state.step, time.monotonic() - began)
 
     def check(self) -> int | None:
@@ -145,20 +145,20 @@ class Saver:
                     if key not in self._copies:
                         self._copies[key] = torch.empty(tensor.shape, pin_memory=tensor.device.type == "cuda")
                     pieces[key] = self._copies[key].copy_(tensor, non_blocking=True)
-        if self._processes.device.type == "cuda":
-            torch.cuda.synchronize(self._processes.device)
+        if self._world.device.type == "cuda":
+            torch.cuda.synchronize(self._world.device)
         return pieces
 
     def _write(self, pieces: Mapping[str, torch.Tensor], state: CheckpointState) -> int:
         began = time.monotonic()
-        folder, is_first = checkpoint_dir(self._checkpoints, state.step), self._processes.is_first
+        folder, is_first = checkpoint_dir(self._checkpoints, state.step), self._world.is_first
         aside = aside_of(folder)
         if is_first:
             self._together(lambda: begin_folder(folder))
         else:
             self._together()
-        # Another node may not see the folder yet that the first process has just made.
-        write = partial(write_rank, aside, self._processes.rank, pieces)
+        # Another node may not see the folder yet that the first rank has just made.
+        write = partial(write_rank, aside, self._world.rank, pieces)
         digests = self._together(write if is_first else partial(OF_ANOTHER_NODE.read, write))
         if is_first:
             self._together(lambda: self._commit(folder, state, digests))
@@ -189,13 +189,13 @@ class Saver:
         publish_folder(folder)
 
     def _together(self, action: Callable[[], object] = lambda: None) -> list[bytes]:
-        """Do this process's part, and wait until every process has done its own.
+        """Do this rank's part, and wait until every rank has done its own.
 
         Returns:
             What the parts gave where that was a digest, by rank.
 
         Raises:
-            OSError: this process's part failed.
+            OSError: this rank's part failed.
             LostPeerError: another one's did.
         """
         trouble = None
@@ -216,6 +216,6 @@ class Saver:
             return [digest]
         assert isinstance(self._group, dist.ProcessGroup)
         mine = torch.tensor(list(digest), dtype=torch.uint8)
-        everyones = [torch.empty_like(mine) for _ in range(self._processes.world_size)]
+        everyones = [torch.empty_like(mine) for _ in range(self._world.world_size)]
         dist.all_gather(everyones, mine, group=self._group)
         return [bytes(other.tolist()) for other in everyones]

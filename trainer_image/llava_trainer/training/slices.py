@@ -1,7 +1,7 @@
-"""What each process keeps of the optimiser, by parameter name: the one place that knows the inside of DeepSpeed.
+"""What each rank keeps of the optimiser, by parameter name: the one place that knows the inside of DeepSpeed.
 
 It reaches into private attributes of DeepSpeed 0.19.8, which is pinned for that reason. DeepSpeed's own checkpoints are
-pickles, and reading one runs whatever somebody put into it; they also fit one number of processes and one ZeRO stage.
+pickles, and reading one runs whatever somebody put into it; they also fit one number of ranks and one ZeRO stage.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ PARTS = ("original", *MOMENTS)
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """A part of one parameter that this process updates. The tensors are the optimiser's own, not copies."""
+    """A part of one parameter that this rank updates. The tensors are the optimiser's own, not copies."""
 
     name: str
     """The parameter's."""
@@ -46,9 +46,9 @@ class _Place:
 
 
 def list_slices(engine: Any, named: Mapping[str, nn.Parameter]) -> list[Slice]:
-    """Every slice that this process updates, in the order of ``named``; together the processes' are everything.
+    """Every slice that this rank updates, in the order of ``named``; together the processes' are everything.
 
-    Without ZeRO every process updates everything, and each slice is a whole parameter.
+    Without ZeRO every rank updates everything, and each slice is a whole parameter.
     """
     slices = []
     for name, place in _locate_all(engine, named):
@@ -65,8 +65,8 @@ def make_moments(engine: Any) -> None:
         _state_of(engine, flat)
 
 
-def share_of(slices: list[Slice], engine: Any) -> list[Slice]:
-    """The slices that this process saves: all of its own, or where all have the same ones, its share of them."""
+def slices_to_save(slices: list[Slice], engine: Any) -> list[Slice]:
+    """The slices that this rank saves: all of its own, or where all have the same ones, its shard of them."""
     if engine.zero_optimization_stage() == 0:
         return slices[dist.get_rank() :: dist.get_world_size()]
     return slices
@@ -75,7 +75,7 @@ def share_of(slices: list[Slice], engine: Any) -> list[Slice]:
 def resume_slices(engine: Any, step: int) -> None:
     """Take over what was written into the slices: Adam has done ``step`` steps, and the model's weights are made anew.
 
-    Every process calls it.
+    Every rank calls it.
     """
     for flat in _flats(engine):
         count = _state_of(engine, flat)["step"]

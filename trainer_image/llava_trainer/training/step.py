@@ -11,32 +11,32 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from llava_trainer.gang.stopping import StopAgreement
+from llava_trainer.gang.watchdog import Beat, Doing
+from llava_trainer.gang.world import World
 from llava_trainer.training.batches import MicroBatch
 from llava_trainer.training.engine import set_learning_rates
-from llava_trainer.training.processes import Processes
-from llava_trainer.training.stopping import StopAgreement
-from llava_trainer.training.trainee import Trainee
-from llava_trainer.training.watchdog import Beat, Doing
+from llava_trainer.training.model_under_training import ModelUnderTraining
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchTotals:
-    """Counts over the whole global batch, the same in every process."""
+    """Counts over the whole global batch, the same in every rank."""
 
     supervised: int
     tokens: int
     """Real (not padding) tokens."""
     stop: bool
-    """Whether any process was asked to stop."""
+    """Whether any rank was asked to stop."""
     last_step_s: float
-    """How long the step before took, as the first process has measured it; 0 if there was none."""
+    """How long the step before took, as the first rank has measured it; 0 if there was none."""
     peak_gpu_memory_bytes: int = 0
-    """Most memory that torch has reserved on any process's GPU before this step; 0 without GPUs."""
+    """Most memory that torch has reserved on any rank's GPU before this step; 0 without GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """What one step did, the same in every process."""
+    """What one step did, the same in every rank."""
 
     loss: float
     """Per supervised token."""
@@ -48,21 +48,19 @@ class StepOutcome:
     samples: int
 
 
-def count_batch(
-    micro_batches: Sequence[MicroBatch], stop: bool, processes: Processes, last_step_s: float = 0.0
-) -> BatchTotals:
-    """Count over all processes what each one's micro-batches hold, and whether any was asked to stop.
+def count_batch(micro_batches: Sequence[MicroBatch], stop: bool, world: World, last_step_s: float = 0.0) -> BatchTotals:
+    """Count over all ranks what each one's micro-batches hold, and whether any was asked to stop.
 
-    The first process's ``last_step_s`` is told to all.
+    The first rank's ``last_step_s`` is told to all.
     """
-    # A sum in which each process has a place of its own tells all of them, and is no operation more.
-    peaks = [0.0] * processes.world_size
-    peaks[processes.rank] = processes.peak_gpu_memory_bytes
-    supervised, tokens, stops, seconds, *peaks = processes.sum(
+    # A sum in which each rank has a place of its own tells all of them, and is no operation more.
+    peaks = [0.0] * world.world_size
+    peaks[world.rank] = world.peak_gpu_memory_bytes
+    supervised, tokens, stops, seconds, *peaks = world.sum(
         sum(micro_batch.num_supervised for micro_batch in micro_batches),
         sum(micro_batch.num_tokens for micro_batch in micro_batches),
         stop,
-        last_step_s if processes.is_first else 0.0,
+        last_step_s if world.is_first else 0.0,
         *peaks,
     )
     return BatchTotals(
@@ -75,8 +73,8 @@ def count_batch(
 
 
 def run_step(
-    trainee: Trainee,
-    processes: Processes,
+    model: ModelUnderTraining,
+    world: World,
     micro_batches: Sequence[MicroBatch],
     totals: BatchTotals,
     *,
@@ -89,9 +87,9 @@ def run_step(
     """Learn from one global batch.
 
     Args:
-        trainee: what learns.
-        processes: all of them; each calls this with micro-batches of its own.
-        micro_batches: this process's share; every process has the same number.
+        model: what learns.
+        world: all of them; each calls this with micro-batches of its own.
+        micro_batches: this rank's share; every rank has the same number.
         totals: of the global batch; something of it is supervised.
         factor: of the peak learning rates.
         samples: in the global batch.
@@ -103,13 +101,13 @@ def run_step(
         What was done. Where loss or gradient norm is not finite, the weights are not to be used any more.
 
     Raises:
-        AskedToStopError: before a micro-batch, in every process. Weights and optimiser are as the last step left them;
+        AskedToStopError: before a micro-batch, in every rank. Weights and optimiser are as the last step left them;
             gradients that were added up since are to be dropped.
     """
-    engine = trainee.engine
-    # DeepSpeed divides the sum of all processes' gradients by their number.
-    scale = processes.world_size / totals.supervised
-    loss_sum = torch.zeros((), dtype=torch.float32, device=processes.device)
+    engine = model.engine
+    # DeepSpeed divides the sum of all ranks' gradients by their number.
+    scale = world.world_size / totals.supervised
+    loss_sum = torch.zeros((), dtype=torch.float32, device=world.device)
     for number, (micro_batch, seed) in enumerate(zip(micro_batches, seeds, strict=True), start=1):
         if number > 1:
             beat(Doing.WAITING)
@@ -119,16 +117,16 @@ def run_step(
             agreement.ask()
         beat(Doing.COMPUTING)
         torch.manual_seed(seed)
-        loss = engine(**micro_batch.to(processes.device, trainee.dtype))
+        loss = engine(**micro_batch.to(world.device, model.dtype))
         engine.backward(loss * scale, scale_wrt_gas=False)
         loss_sum += loss.detach()
-    set_learning_rates(engine, trainee.groups, factor)
+    set_learning_rates(engine, model.groups, factor)
     engine.step()
-    (total_loss,) = processes.sum(loss_sum.item())
+    (total_loss,) = world.sum(loss_sum.item())
     return StepOutcome(
         loss=total_loss / totals.supervised,
         grad_norm=float(engine.get_global_grad_norm()),
-        learning_rate=trainee.groups[0].learning_rate * factor,
+        learning_rate=model.groups[0].learning_rate * factor,
         tokens=totals.tokens,
         samples=samples,
     )

@@ -1,6 +1,6 @@
-"""One training process, as the launcher starts it: ``python -m llava_trainer.training.worker --config FILE``.
+"""One rank of training, as the launcher starts it: ``python -m llava_trainer.training.worker --config FILE``.
 
-It leaves word why it ends (``ranks``) and ends with the exit code of ``llava_api.failures``.
+It records why it ends (``gang.failures``) and ends with the exit code of ``llava_api.failures``.
 """
 
 import argparse
@@ -21,17 +21,18 @@ from llava_api.run_config import RunConfig
 from llava_trainer.attempts.folder import Fence
 from llava_trainer.device_faults import explain_device_fault
 from llava_trainer.errors import LOST_CONNECTION_SIGN, StageError
+from llava_trainer.gang.failures import RankFailure, clear_evidence, write_rank_failure
+from llava_trainer.gang.flight import write_evidence
+from llava_trainer.gang.nccl import explain_nccl_fault
+from llava_trainer.gang.stopping import StopRequest
+from llava_trainer.gang.watchdog import Doing, Watchdog, stall_limit_s
+from llava_trainer.gang.world import LostPeerError, World, join
 from llava_trainer.logs import ProcessLog
 from llava_trainer.outcome import explain
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.flight import write_evidence
+from llava_trainer.training.curve import write_numbers
 from llava_trainer.training.loop import train
-from llava_trainer.training.nccl import explain_nccl_fault
-from llava_trainer.training.processes import LostPeerError, Processes, join
 from llava_trainer.training.progress import Progress
-from llava_trainer.training.ranks import RankFailure, clear_evidence, write_numbers, write_rank_failure
-from llava_trainer.training.stopping import StopRequest
-from llava_trainer.training.watchdog import Doing, Watchdog, stall_limit_s
 
 _MEMORY_SIGNS = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Cuda failure 2 ")
 """How PyTorch, CUDA, cuBLAS and NCCL say that the GPU's memory does not suffice."""
@@ -45,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Train as one process of many; returns the exit code."""
+    """Train as one rank of many; returns the exit code."""
     parser = argparse.ArgumentParser(description="One training process; the train stage starts it.")
     parser.add_argument("--config", type=Path, required=True)
     config = RunConfig.model_validate_json(parser.parse_args().config.read_bytes())
@@ -99,7 +100,7 @@ def explain_rank_failure(error: Exception, rank: int, log: ProcessLog, progress:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an operation failed because another process has gone; gloo's errors have no type of their own."""
+    """Whether an operation failed because another rank has gone; gloo's errors have no type of their own."""
     return isinstance(error, dist.DistError | LostPeerError) or (
         isinstance(error, RuntimeError) and LOST_CONNECTION_SIGN in str(error)
     )
@@ -130,8 +131,8 @@ def _steps_of(progress: Progress) -> dict[str, int | None]:
 
 
 def _run(config: RunConfig, stop: StopRequest, progress: Progress) -> None:
-    processes = join(config.workers.device)
-    stalling = _Stalling(config=config, processes=processes, progress=progress)
+    world = join(config.workers.device)
+    stalling = _Stalling(config=config, world=world, progress=progress)
     try:
         with (
             Reporter(config) as reporter,
@@ -139,10 +140,10 @@ def _run(config: RunConfig, stop: StopRequest, progress: Progress) -> None:
                 lambda: stalling.limit_s, stalling.give_up, stalling.leave_evidence, stalling.take_back
             ) as watchdog,
         ):
-            numbers = train(config, processes, reporter, stop, watchdog.beat, progress)
+            numbers = train(config, world, reporter, stop, watchdog.beat, progress)
         if numbers:
             write_numbers(config, numbers)
-        processes.barrier()
+        world.barrier()
     finally:
         if sys.exc_info()[0] is None:
             dist.destroy_process_group()
@@ -153,7 +154,7 @@ class _Stalling:
     """What this process does about standing still."""
 
     config: RunConfig
-    processes: Processes
+    world: World
     progress: Progress
     is_superseded: bool = False
 
@@ -162,9 +163,9 @@ class _Stalling:
         return stall_limit_s(self.progress.slowest_step_s, self.config.workers.stall_limit_seconds)
 
     def leave_evidence(self, doing: Doing) -> None:
-        rank, limit_s = self.processes.rank, self.limit_s
+        rank, limit_s = self.world.rank, self.limit_s
         logger.warning("process %d has not gone on for %.0f s: it %s", rank, limit_s / 2, doing)
-        if self.processes.world_size == 1:
+        if self.world.world_size == 1:
             return
         try:
             write_evidence(self.config, rank, doing, limit_s)
@@ -173,12 +174,12 @@ class _Stalling:
 
     def take_back(self) -> None:
         try:
-            clear_evidence(self.config, self.processes.rank)
+            clear_evidence(self.config, self.world.rank)
         except OSError as error:
-            logger.warning("what process %d has left as evidence stays: %s", self.processes.rank, error)
+            logger.warning("what process %d has left as evidence stays: %s", self.world.rank, error)
 
     def give_up(self, doing: Doing) -> None:
-        word = explain_stall(self.processes.rank, doing, self.limit_s, self.progress)
+        word = explain_stall(self.world.rank, doing, self.limit_s, self.progress)
         # The volume, where log and word go to, may be what hangs.
         telling = threading.Thread(target=self._tell, args=(word,), daemon=True)
         telling.start()
@@ -187,7 +188,7 @@ class _Stalling:
         os._exit(exit_code_of(Reason.SUPERSEDED if self.is_superseded else word.failure.reason))
 
     def _tell(self, word: RankFailure) -> None:
-        rank = self.processes.rank
+        rank = self.world.rank
         if Fence(self.config).find_reason() is not None:
             # The attempt is over: its folder is another one's, and so is the log.
             self.is_superseded = True

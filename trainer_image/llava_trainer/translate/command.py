@@ -15,7 +15,7 @@ EXIT_OPTION_MISSING = 3
 """An option is needed that the message names. (2 is argparse's: a wrong option.)"""
 
 _MAX_TEXT = 2_000_000
-"""Characters; a notebook with its pictures is longer than a script."""
+"""Characters; a notebook with its images is longer than a script."""
 _MAX_FILE_BYTES = 1_000_000
 _EPILOG = """\
 Exit codes: 0 translated (warnings go to standard error and, as comments, into the manifest); 1 the text cannot be

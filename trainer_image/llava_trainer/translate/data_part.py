@@ -48,9 +48,9 @@ def write_dataset(draft: Draft, place: str, flags: Flags, claim: Claim, *, liter
 
 
 def _say_what_lies_there(draft: Draft, place: str, claim: Claim, flags: Flags, folder: DataFolder) -> None:
-    pictures = f" and {folder.images or 'the pictures themselves'}" if flags.has("image_folder") else ""
+    images = f" and {folder.images or 'the pictures themselves'}" if flags.has("image_folder") else ""
     on_machine = " and ".join(filter(None, (flags.text("data_path"), flags.text("image_folder"))))
-    what = f"{folder.file}{pictures} in it: {on_machine} of the machine that the command was written for"
+    what = f"{folder.file}{images} in it: {on_machine} of the machine that the command was written for"
     if claim.is_placeholder:
         draft.warn(
             f"{place}.source",

@@ -112,7 +112,7 @@ def _images(block: EvalArguments) -> list[str]:
 
 
 def _place_image(draft: Draft, image: str, image_folder: str | None) -> str:
-    """A picture's path below ``dataset.images``."""
+    """An image's path below ``dataset.images``."""
     inside = (
         posixpath.relpath(image, image_folder)
         if image_folder and "://" not in image and (image.startswith("/") == image_folder.startswith("/"))

@@ -63,18 +63,18 @@ def tidy(path: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class DataFolder:
-    """A folder that holds both the annotations and the pictures."""
+    """A folder that holds both the annotations and the images."""
 
     base: str
     """As the command has it; empty where the two have nothing in common."""
     file: str
     """Annotations, relative to it."""
     images: str
-    """Folder of the pictures, relative to it."""
+    """Folder of the images, relative to it."""
 
 
 def common_folder(data_path: str, image_folder: str | None) -> DataFolder:
-    """The deepest folder that holds annotations and pictures."""
+    """The deepest folder that holds annotations and images."""
     if image_folder is None:
         return DataFolder(base=posixpath.dirname(data_path), file=tidy(posixpath.basename(data_path)), images="")
     data, images = posixpath.normpath(data_path), posixpath.normpath(image_folder)

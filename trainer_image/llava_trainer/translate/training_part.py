@@ -10,7 +10,7 @@ from llava_trainer.translate.flags import Flags
 from llava_trainer.translate.launches import Gpus, ReadFile
 
 _SHORTEST_USEFUL = 640
-"""Tokens; a picture of the 336 px tower alone takes 576."""
+"""Tokens; an image of the 336 px tower alone takes 576."""
 _NEVER = 5000
 """Steps; LLaVA's 665 thousand samples are 5,197 steps of 128."""
 _EVERY_STEPS = 200

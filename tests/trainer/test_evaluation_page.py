@@ -1,0 +1,248 @@
+"""The report as a browser reads it: whole, self-contained, and with nothing of the data's in its markup."""
+
+import math
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from llava_api.constants import StageName
+from llava_api.run_config import RunIdentity
+from llava_api.spec import Generation
+from llava_trainer.data.dataset_report import Note, summarise
+from llava_trainer.data.samples import Turn
+from llava_trainer.evaluation.page import PageContent, build_evaluation_page
+from llava_trainer.evaluation.page_answers import MAX_QUESTIONS_SHOWN
+from llava_trainer.evaluation.questions import Question, Split
+from llava_trainer.evaluation.scores import Answer, Metrics, score_answers
+from llava_trainer.html import Curve, Html, el, join, line_chart, page, round_ticks, thumbnail
+from llava_trainer.training.curve import CurvePoint
+from tests.trainer.runs import dataset_report
+
+NASTY = """<script>alert(1)</script>"><img src=x onerror='alert(2)'></td></table>&amp;"""
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; complains of tags that do not fit."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in {"img", "input", "meta", "br", "hr", "col"}:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def all(self, tag: str, cls: str | None = None) -> list[dict[str, str | None]]:
+        return [a for name, a in self.tags if name == tag and (cls is None or cls in (a.get("class") or "").split())]
+
+
+def make_answer(
+    sample: str, number: int = 1, *, split: Split = "validation", expected: str | None = "yes", base: str = "no",
+    tuned: str = "yes", text: str = "Is it?", image: str | None = "a.png",
+) -> Answer:  # fmt: skip
+    question = Question(
+        split=split, sample=sample, number=number, images=(image,) if image else (),
+        turns=(Turn(role="user", text=text),), image_turns=(0,) if image else (), expected=expected,
+    )  # fmt: skip
+    return Answer.of(question, base, tuned)
+
+
+def make_entry(step: int, loss: float = 1.0) -> CurvePoint:
+    return CurvePoint(
+        step=step, epoch=1.0, loss=loss, learning_rate=2e-4, grad_norm=1.0, tokens=1, samples_per_second=1.0,
+        tokens_per_second=1.0,
+    )  # fmt: skip
+
+
+def render(
+    answers: Sequence[Answer],
+    curve: Sequence[CurvePoint] = (),
+    name: str = "invoices",
+    size: int = 900,
+    notes: tuple[Note, ...] = (),
+) -> str:
+    dataset = dataset_report(held_out=50, trained_on=1234, notes=notes)
+    metrics = Metrics(
+        run=RunIdentity(namespace="team-a", name=name, uid="0c6f", stage=StageName.EVALUATE, attempt=2),
+        finished_at="2026-11-24T10:00:00Z",
+        device="CPU",
+        dtype="float32",
+        scores=score_answers(answers),
+        prompts=sum(answer.split == "prompt" for answer in answers),
+        generation=Generation(),
+        dataset=summarise(dataset),
+        seconds={"answers_of_base": 1.5},
+        versions={"torch": "2.15.0"},
+    )
+    report = PageContent(
+        metrics=metrics,
+        dataset=dataset,
+        answers=answers,
+        curve=curve,
+        settings=[("Epochs", "1")],
+        load_image=lambda path: Image.effect_noise((size, size // 2), 80),
+    )
+    return build_evaluation_page(report)
+
+
+def test_whatever_data_and_models_say_stays_text() -> None:
+    answers = [
+        make_answer(NASTY, text=NASTY, expected=NASTY, base=NASTY, tuned=NASTY, image=NASTY),
+        make_answer("1", split="prompt", expected=None, text=NASTY, base=NASTY, tuned=NASTY, image=NASTY),
+    ]
+    read = Page(render(answers, name=NASTY))
+    assert len(read.all("script")) == 1
+    assert {a["src"][:23] for a in read.all("img")} == {"data:image/jpeg;base64,"}
+    assert not [name for _, attributes in read.tags for name in attributes if name.startswith("on")]
+    assert "".join(read.texts).count(NASTY) == 1 + 1 + 5 + 4  # title, heading, held-out question, prompt
+
+
+def test_nothing_is_loaded_from_elsewhere() -> None:
+    text = render([make_answer("1")], [make_entry(1), make_entry(2)])
+    read = Page(text)
+    for tag, attributes in read.tags:
+        assert tag not in {"link", "iframe", "object", "embed", "base", "a"}
+        assert (attributes.get("src") or "data:").startswith("data:")
+        assert "href" not in attributes
+    assert "url(" not in text
+    assert "@import" not in text
+    assert not re.findall(r"https?://", text)
+    policy = next(a["content"] for a in read.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_each_row_is_marked_and_can_be_filtered() -> None:
+    rows = {
+        "improved": make_answer("1", base="no", tuned="yes"),
+        "worse": make_answer("2", base="yes", tuned="no"),
+        "both right": make_answer("3", base="yes", tuned="yes"),
+        "both wrong": make_answer("4", base="no", tuned="maybe"),
+    }
+    read = Page(render(list(rows.values())))
+    kinds = [a["data-kind"] for a in read.all("tr") if "data-kind" in a]
+    assert kinds == ["right improved", "wrong worse", "right", "wrong"]
+    assert (len(read.all("td", "ok")), len(read.all("td", "not"))) == (4, 4)
+    assert "".join(read.texts).count("✓") == 4
+    shown = {a["data-show"] for a in read.all("button")}
+    assert shown == {"all", "improved", "worse", "right", "wrong"}
+
+
+def test_without_javascript_every_answer_is_there_and_the_filters_are_not() -> None:
+    read = Page(render([make_answer(str(number)) for number in range(5)]))
+    assert "hidden" in read.all("div", "filters")[0]
+    assert not [a for a in read.all("tr") + read.all("article") if "hidden" in a]
+
+
+def test_questions_about_one_image_share_it_and_all_159_are_shown() -> None:
+    """The size of a small real dataset: 40 images with 4 questions each, but for one."""
+    answers = [make_answer(str(s), n, image=f"{s}.jpg") for s in range(40) for n in range(1, 5)][:-1]
+    text = render(answers)
+    read = Page(text)
+    assert len([a for a in read.all("tr") if "data-kind" in a]) == 159
+    assert len(read.all("img")) == 40
+    assert "answers.jsonl" not in text
+    assert len(text) < 40 * 40_000, "noise is the worst case for JPEG: a photograph takes a quarter of it"
+
+
+def test_a_large_held_out_set_is_cut_off_and_says_so() -> None:
+    answers = [make_answer(str(number)) for number in range(MAX_QUESTIONS_SHOWN + 50)]
+    answers += [make_answer(str(number), split="train") for number in range(3)]
+    read = Page(render(answers, size=20))
+    assert len([a for a in read.all("tr") if "data-kind" in a]) == MAX_QUESTIONS_SHOWN + 3
+    text = "".join(read.texts)
+    assert "250 questions about 250 samples. The first 200 are shown here; answers.jsonl" in text
+    assert f"{MAX_QUESTIONS_SHOWN + 3} of {MAX_QUESTIONS_SHOWN + 3} shown" in text
+
+
+def test_scores_say_how_many_and_how_sure() -> None:
+    read = Page(render([make_answer(str(number), base="yes" if number < 2 else "no") for number in range(8)]))
+    text = "".join(read.texts).replace("\u202f", " ")
+    for part in ("25.0 %", "100.0 %", "+75.0 points", "2 of 8 right", "8 of 8 right", "8 questions. Set aside"):
+        assert part in text
+    assert [a["style"] for a in read.all("div", "fill")] == ["width: 25.00%", "width: 100.00%"]
+    assert [a["style"] for a in read.all("div", "range")] == [
+        "left: 7.15%; width: 51.92%",
+        "left: 67.56%; width: 32.44%",
+    ]
+
+
+def test_a_held_out_set_that_training_asks_too_is_cautioned_against() -> None:
+    note = Note(kind="overlap", title="validation questions that training asks", count=7, examples=())
+    answers = [make_answer("1"), make_answer("2", split="train")]
+    assert "7 of them are asked in training as well" in render(answers, notes=(note,))
+    assert render(answers, notes=(note,)).count("asked in training as well") == 1
+    assert "asked in training as well" not in render(answers)
+
+
+def test_facts_of_the_dataset_are_listed_with_what_prepare_noted() -> None:
+    note = Note(kind="overlong", title="samples cut off at training.maxLength", count=3, examples=())
+    text = " ".join(Page(render([make_answer("1")], notes=(note,))).texts)
+    for part in ("1,234 samples, 1,234 questions", "50 samples", "Samples cut off at training.maxLength 3", "Epochs 1"):
+        assert part in text
+
+
+def test_parts_without_content_are_left_out() -> None:
+    text = render([])
+    assert "No question was scored" in text
+    for title in ("Training", "Prompts", "Every question and answer"):
+        assert f"<h2>{title}</h2>" not in text
+    full = render([make_answer("1"), make_answer("2", split="prompt", expected=None)], [make_entry(1)])
+    for title in ("Training", "Prompts", "Every question and answer", "Dataset", "Settings", "This evaluation"):
+        assert f"<h2>{title}</h2>" in full
+    assert "(nothing)" in render([make_answer("1", base=" ")])
+
+
+def test_a_curve_leaves_out_what_is_no_number_and_thins_out_the_rest() -> None:
+    xs = list(range(1, 30_001))
+    ys = [math.nan if x == 5 else 1e-4 * x / 30_000 for x in xs]
+    drawn = line_chart(Curve(label="Rate", xs=xs, ys=ys), x_label="step")
+    path = Page(drawn).all("path")[0]["d"]
+    assert path is not None
+    assert len(path.split("L")) == 1000
+    assert "nan" not in drawn
+    assert "×10⁻⁴" in drawn
+    assert path.endswith("546.0,22.0"), "the last point is the highest, at the right upper corner"
+    assert "no points" in line_chart(Curve(label="Loss", xs=[1], ys=[math.nan]), x_label="step")
+    Page(line_chart(Curve(label="Loss", xs=[7], ys=[0.0]), x_label="step"))
+
+
+@pytest.mark.parametrize("highest", [0.0, 1e-7, 0.0002, 0.3, 1.0, 2.0000001, 9.99, 10, 17, 12345.0])
+def test_ticks_are_round_few_and_reach_the_highest_value(highest: float) -> None:
+    ticks = round_ticks(highest)
+    assert 2 <= len(ticks) <= 5
+    assert ticks[0] == 0
+    assert ticks[-1] >= highest * (1 - 1e-9)
+    assert ticks[-2] < highest or highest == 0
+
+
+def test_thumbnails_are_small_jpegs_whatever_the_image() -> None:
+    for image in (Image.new("RGBA", (4000, 100)), Image.new("P", (30, 20)), Image.effect_noise((900, 2000), 90)):
+        source = thumbnail(image)
+        assert source.startswith("data:image/jpeg;base64,/9j/")
+        assert len(source) < 60_000
+
+
+def test_only_markup_is_taken_as_markup() -> None:
+    assert el("p", "a < b", Html("<b>c</b>"), None, 5, [el("i", "&")]) == "<p>a &lt; b<b>c</b>5<i>&amp;</i></p>"
+    assert (
+        el("p", class_='"x"', hidden=True, title=None, data_kind="a")
+        == '<p class="&quot;x&quot;" hidden data-kind="a"></p>'
+    )
+    assert el("br") == "<br>"
+    assert join("<", ["&"]) == "&lt;&amp;"
+    assert page("a & b", "<i>").startswith('<!doctype html>\n<html lang="en"><head>')

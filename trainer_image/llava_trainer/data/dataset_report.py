@@ -1,0 +1,217 @@
+"""The dataset report's facts: ``data/report.json``, written whether the data is accepted or not.
+
+It holds no times and no paths of this machine, so that the same data gives the same file.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from llava_api.base import Lenient
+from llava_api.report import PrepareNumbers
+from llava_trainer.data.dataset import PreparedDataset
+from llava_trainer.data.findings import Finding, Kind
+
+HISTOGRAM_BARS = 24
+
+
+class Bar(Lenient):
+    """One bar of a histogram: samples of ``from_tokens`` to below ``to_tokens``."""
+
+    from_tokens: int
+    to_tokens: int
+    samples: int
+
+
+class Side(Lenient):
+    """One side of the split."""
+
+    samples: int
+    pairs: int
+    """Questions with their answers."""
+    pictures: int
+    """Different image files."""
+    supervised_tokens: int
+
+
+class ImageSummary(Lenient):
+    """The images of usable samples."""
+
+    files: int
+    different: int
+    """Files that differ in their pixels."""
+    tokens_each: int
+    aspect_ratio: str
+    smallest_px: tuple[int, int] | None
+    """Width and height of the image with the fewest pixels."""
+    largest_px: tuple[int, int] | None
+
+
+class Lengths(Lenient):
+    """Lengths of usable samples in tokens, image tokens included, before cutting off."""
+
+    longest: int
+    median: float
+    total: int
+    max_length: int
+    """training.maxLength."""
+    overlong: int
+    histogram: tuple[Bar, ...]
+
+
+class Supervised(Lenient):
+    """Tokens that are learned, of usable samples, after cutting off."""
+
+    fewest: int = 0
+    median: float = 0
+    most: int = 0
+    histogram: tuple[Bar, ...] = ()
+
+
+class Told(Lenient):
+    """One finding."""
+
+    where: str
+    message: str
+
+
+class Note(Lenient):
+    """Findings of one kind."""
+
+    kind: str
+    title: str
+    count: int
+    examples: tuple[Told, ...]
+
+
+class DatasetReport(Lenient):
+    """Everything that prepare found."""
+
+    version: Literal[1] = 1
+    accepted: bool
+    format: str
+    file: str
+    samples_read: int
+    train: Side
+    validation: Side
+    pictures: ImageSummary
+    lengths: Lengths
+    supervised: Supervised = Supervised()
+    left_out: int = 0
+    """Samples that are not trained on, since nothing to learn is left of them or the model would misread them."""
+    refused_count: int
+    refused: tuple[Told, ...]
+    notes: tuple[Note, ...]
+    alignment: "DatasetReport | None" = None
+    """The same about the dataset of phase 1."""
+
+
+def build_dataset_report(dataset: PreparedDataset, alignment: PreparedDataset | None = None) -> DatasetReport:
+    """Sum up what was found."""
+    findings = dataset.findings
+    notes = tuple(
+        Note(kind=kind.name.lower(), title=kind.value, count=findings.counts[kind], examples=_told(findings.kept[kind]))
+        for kind in Kind
+        if kind is not Kind.REFUSED and findings.counts[kind]
+    )
+    phase_1 = build_dataset_report(alignment) if alignment is not None else None
+    return DatasetReport(
+        accepted=findings.num_refused == 0 and (phase_1 is None or phase_1.accepted),
+        format=dataset.request.dataset.format,
+        file=dataset.request.dataset.file,
+        samples_read=dataset.num_read,
+        train=_describe_side(dataset, held_out=False),
+        validation=_describe_side(dataset, held_out=True),
+        pictures=_describe_images(dataset),
+        lengths=_describe_lengths(dataset),
+        supervised=_describe_supervised(dataset),
+        left_out=findings.num_left_out,
+        refused_count=findings.num_refused,
+        refused=_told(findings.kept.get(Kind.REFUSED, [])),
+        notes=notes,
+        alignment=phase_1,
+    )
+
+
+def summarise(report: DatasetReport) -> PrepareNumbers:
+    """What of it travels to the resource's status."""
+    return PrepareNumbers(
+        samples_train=report.train.samples,
+        samples_validation=report.validation.samples,
+        pairs_train=report.train.pairs,
+        pairs_validation=report.validation.pairs,
+        images=report.pictures.files,
+        supervised_tokens=report.train.supervised_tokens,
+        longest_sample_tokens=report.lengths.longest,
+        overlong_samples=report.lengths.overlong,
+        unsupervised_samples=report.left_out,
+        samples_alignment=report.alignment.train.samples if report.alignment else 0,
+    )
+
+
+def _told(findings: Sequence[Finding]) -> tuple[Told, ...]:
+    return tuple(Told(where=finding.where, message=finding.message) for finding in findings)
+
+
+def _describe_side(dataset: PreparedDataset, *, held_out: bool) -> Side:
+    table = dataset.table
+    chosen = dataset.held_out == held_out
+    shown_by, shown = table.shown
+    return Side(
+        samples=int(chosen.sum()),
+        pairs=int(table.num_pairs[chosen].sum()),
+        pictures=len(np.unique(shown[chosen[shown_by]])),
+        supervised_tokens=int(table.supervised[chosen].sum()),
+    )
+
+
+def _describe_images(dataset: PreparedDataset) -> ImageSummary:
+    sizes = sorted((facts.width_px, facts.height_px) for facts in dataset.images.values())
+    return ImageSummary(
+        files=len(dataset.images),
+        different=len({facts.digest for facts in dataset.images.values()}),
+        tokens_each=dataset.processor.tokens_per_image,
+        aspect_ratio=dataset.processor.aspect_ratio,
+        smallest_px=min(sizes, key=lambda size: size[0] * size[1], default=None),
+        largest_px=max(sizes, key=lambda size: size[0] * size[1], default=None),
+    )
+
+
+def _describe_lengths(dataset: PreparedDataset) -> Lengths:
+    tokens = dataset.table.tokens
+    max_length = dataset.request.max_length
+    return Lengths(
+        longest=int(tokens.max(initial=0)),
+        median=float(np.median(tokens)) if len(tokens) else 0,
+        total=int(tokens.sum()),
+        max_length=max_length,
+        overlong=int((tokens > max_length).sum()),
+        histogram=build_histogram(tokens),
+    )
+
+
+def _describe_supervised(dataset: PreparedDataset) -> Supervised:
+    tokens = dataset.table.supervised
+    if not len(tokens):
+        return Supervised()
+    return Supervised(
+        fewest=int(tokens.min()),
+        median=float(np.median(tokens)),
+        most=int(tokens.max()),
+        histogram=build_histogram(tokens),
+    )
+
+
+def build_histogram(lengths: Sequence[int] | np.ndarray, num_bars: int = HISTOGRAM_BARS) -> tuple[Bar, ...]:
+    """At most ``num_bars`` bars of one width from the shortest to the longest; empty without lengths."""
+    values = np.asarray(lengths, dtype=np.int64)
+    if not len(values):
+        return ()
+    shortest, longest = int(values.min()), int(values.max())
+    width = max(1, -(-(longest - shortest + 1) // num_bars))
+    counts = np.bincount((values - shortest) // width)
+    return tuple(
+        Bar(from_tokens=shortest + index * width, to_tokens=shortest + (index + 1) * width, samples=int(count))
+        for index, count in enumerate(counts)
+    )

@@ -1,0 +1,1 @@
+"""Tensors in files: found by their headers, read, made by recipes and written one at a time. Knows no model."""

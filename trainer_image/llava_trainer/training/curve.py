@@ -1,0 +1,140 @@
+"""What training leaves of its course: the curve, one JSON object a logged step, and the numbers at its end.
+
+Imports neither torch nor DeepSpeed: the launcher reads it too.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from llava_api.constants import StageName
+from llava_api.report import LOSSES_KEPT, TrainNumbers
+from llava_api.run_config import RunConfig
+from llava_api.volume import RunVolume
+from llava_trainer.files import make_folder, write_whole
+from llava_trainer.gang.failures import ranks_dir
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """One optimiser step."""
+
+    step: int
+    """Counted from 1."""
+    epoch: float
+    loss: float
+    """Per supervised token, over the whole global batch."""
+    learning_rate: float
+    """Of the adapter."""
+    grad_norm: float
+    """Before clipping."""
+    tokens: int
+    """Real (not padding) tokens of the batch."""
+    samples_per_second: float
+    tokens_per_second: float
+
+
+class Curve:
+    """Appends to the curve. After a restart it goes on behind the step that training resumes from.
+
+    Each line is handed to the kernel as it is written: a process killed with SIGKILL loses none. Leaving the context
+    closes the file.
+    """
+
+    def __init__(self, file: Path, *, resumed_from: Path | None = None, resumed_step: int = 0) -> None:
+        """Open ``file``.
+
+        Args:
+            file: the curve of this attempt.
+            resumed_from: curve of the attempt whose checkpoint is resumed, which may be ``file`` itself.
+            resumed_step: last step to take over from there; what was logged beyond it is computed again.
+        """
+        carried = [] if resumed_from is None else [e for e in read_curve(resumed_from) if e.step <= resumed_step]
+        self._losses = [entry.loss for entry in carried]
+        self._tokens = sum(entry.tokens for entry in carried)
+        make_folder(file.parent)
+        self._stream = file.open("w", encoding="utf-8")
+        for entry in carried:
+            self._write(entry)
+
+    @property
+    def recent_losses(self) -> tuple[float, ...]:
+        """Losses of the last logged steps, oldest first."""
+        return tuple(self._losses[-LOSSES_KEPT:])
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens trained on so far."""
+        return self._tokens
+
+    def append(self, entry: CurvePoint) -> None:
+        """Log one step."""
+        self._losses.append(entry.loss)
+        self._tokens += entry.tokens
+        self._write(entry)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+    def _write(self, entry: CurvePoint) -> None:
+        self._stream.write(json.dumps(asdict(entry)) + "\n")
+        self._stream.flush()
+
+
+def read_curve(file: Path) -> list[CurvePoint]:
+    """Read a curve; a last line that was cut off when training was killed is left out."""
+    if not file.is_file():
+        return []
+    entries = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            fields = json.loads(line)
+        except ValueError:
+            break
+        entries.append(CurvePoint(**fields))
+    return entries
+
+
+def find_curve(volume: RunVolume) -> list[CurvePoint]:
+    """Curve of the training attempt that made what was merged.
+
+    A run that only aligns shows alignment's. Empty without any.
+    """
+    for stage in (StageName.TRAIN, StageName.ALIGN):
+        attempt = (volume.results or {}).get(stage)
+        entries = read_curve(volume.history_file(stage, attempt)) if attempt is not None else []
+        if entries:
+            return entries
+    return []
+
+
+def find_last_step(file: Path) -> int | None:
+    """The last step of a curve; None if there is none, or it is damaged."""
+    try:
+        entries = read_curve(file)
+    except (OSError, ValueError, TypeError):
+        # Asked for beside a failure, of which a damaged curve must not take the place.
+        return None
+    return entries[-1].step if entries else None
+
+
+def write_numbers(config: RunConfig, numbers: TrainNumbers) -> None:
+    """Record what training reached; the first rank's part."""
+    write_whole(_numbers_file(config), numbers.model_dump_json())
+
+
+def read_numbers(config: RunConfig) -> TrainNumbers:
+    """What training reached."""
+    return TrainNumbers.model_validate_json(_numbers_file(config).read_bytes())
+
+
+def _numbers_file(config: RunConfig) -> Path:
+    return ranks_dir(config) / "numbers.json"

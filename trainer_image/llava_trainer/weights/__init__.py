@@ -1,1 +1,0 @@
-"""Weights files: tensors found by their headers, read one at a time, written one at a time. Knows no model."""
