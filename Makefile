@@ -95,7 +95,7 @@ bench-reporting: setup ## What a flood of connections costs the operator and the
 lint: setup ## Style, types and layers
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
-	$(RUN)/mypy -p llava_api -p llava_operator -p llava_trainer
+	$(RUN)/mypy -p llava_api -p llava_operator -p llava_notifier -p llava_trainer
 	$(RUN)/mypy tests/localcluster tests/demo tests/tiny tests/kubectl.py tests/rendering.py tests/prepare.py
 	$(RUN)/lint-imports
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from llava_api.base import Lenient
-from llava_api.constants import Condition, Phase, StageName
+from llava_api.constants import MAX_NOTIFICATION_NAME, Condition, Phase, StageName
 from llava_api.model_facts import ModelFacts
 from llava_api.report import LOSSES_KEPT, MicroBatch
 
@@ -377,6 +377,43 @@ class ApiTrouble(Lenient):
     time: Annotated[Time, Field(description="When that was first told.")]
 
 
+NOTIFICATIONS_KEPT = 32
+"""Notifications that a status tells of, the newest."""
+
+
+class NotificationState(StrEnum):
+    """How far a notification is."""
+
+    PENDING = "Pending"
+    """Owed: its Job is to be made, or under way."""
+    DELIVERED = "Delivered"
+    """The receiver has taken it."""
+    UNDELIVERED = "Undelivered"
+    """It was given up."""
+
+
+class NotificationStatus(Lenient):
+    """One event that one receiver is told of. It is written with what it tells of, and sent on the word of it."""
+
+    name: Annotated[str, Field(max_length=MAX_NOTIFICATION_NAME, description="Which of spec.notifications.")]
+    id: Annotated[Short, Field(description="Id of the event: the same for every receiver and over all tries.")]
+    event: Annotated[Short, Field(description="What has happened.")]
+    time: Annotated[Time, Field(description="When that was seen.")]
+    stage: Annotated[StageName | None, Field(description="Stage that it is about.")] = None
+    attempt: Annotated[Count, Field(description="Attempt of that stage; 0 before the first.")] = 0
+    reason: Annotated[Short, Field(description="Why, in one CamelCase word.")] = ""
+    message: Annotated[Short, Field(description="The same for a person.")] = ""
+    restarts: Annotated[Count, Field(description="How often the run had been restarted by then.")] = 0
+    state: Annotated[NotificationState, Field(description="How far it is.")] = NotificationState.PENDING
+    outcome: Annotated[Short, Field(description="Why it is not delivered, or not yet.")] = ""
+    completion_time: Annotated[Time | None, Field(description="When it was delivered, or given up.")] = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is still to be delivered."""
+        return self.state is NotificationState.PENDING
+
+
 class Accounting(Lenient):
     """What a run has taken, over all attempts that are over."""
 
@@ -450,3 +487,16 @@ class Status(Lenient):
     artifacts: Annotated[Artifacts | None, Field(description="Where the results are.")] = None
     failure: Annotated[FailureStatus | None, Field(description="Why the run failed.")] = None
     api_trouble: Annotated[ApiTrouble | None, Field(description="Errors that the API server keeps answering.")] = None
+    notifications: Annotated[
+        tuple[NotificationStatus, ...],
+        Field(
+            max_length=NOTIFICATIONS_KEPT,
+            description="Whom of spec.notifications the newest events were told, oldest first.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name", "id"]},
+        ),
+    ] = ()
+
+    @property
+    def open_notifications(self) -> tuple[NotificationStatus, ...]:
+        """Those that are still to be delivered."""
+        return tuple(notification for notification in self.notifications if notification.is_open)

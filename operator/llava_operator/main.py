@@ -18,6 +18,7 @@ from llava_api.constants import OLDEST_KUBERNETES, REPORT_PATH
 from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.nodes import Nodes
+from llava_operator.acting.notifying import Notifier
 from llava_operator.acting.reconcile import Reconciler
 from llava_operator.acting.report_authority import Authority
 from llava_operator.acting.troubles import Troubles
@@ -184,6 +185,7 @@ class Operator:
 
     def _reconciler(self) -> Reconciler:
         settings = self.settings
+        platform = self._platform()
         return Reconciler(
             kube=self.kube,
             children=self.children,
@@ -194,18 +196,28 @@ class Operator:
             authority=self.authority,
             troubles=Troubles(kube=self.kube, now=now),
             errors=ApiErrors(now=now),
-            platform=Platform(
-                trainer_image=settings.trainer_image,
-                report_url=f"https://{settings.report_host}:{settings.report_port}{REPORT_PATH}",
-                download=settings.download,
-                policy=settings.policy,
-                isolate_training=settings.isolate_training,
-                node_loss_s=settings.node_loss_seconds,
-                pod_labels=settings.stage_pod_labels,
-                pod_annotations=settings.stage_pod_annotations,
-                uses_xet=settings.download_xet,
+            notifier=Notifier(
+                kube=self.kube, children=self.children, platform=platform, now=now,
+                count=lambda event, outcome: self.metrics.notifications.labels(event, outcome).inc(),
             ),
+            platform=platform,
             now=now,
+        )  # fmt: skip
+
+    def _platform(self) -> Platform:
+        settings = self.settings
+        return Platform(
+            trainer_image=settings.trainer_image,
+            report_url=f"https://{settings.report_host}:{settings.report_port}{REPORT_PATH}",
+            download=settings.download,
+            policy=settings.policy,
+            isolate_training=settings.isolate_training,
+            node_loss_s=settings.node_loss_seconds,
+            pod_labels=settings.stage_pod_labels,
+            pod_annotations=settings.stage_pod_annotations,
+            notifier_image=settings.image,
+            notifier_pull_policy=settings.image_pull_policy,
+            uses_xet=settings.download_xet,
         )
 
     async def _report(self) -> None:

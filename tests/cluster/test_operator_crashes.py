@@ -14,6 +14,7 @@ from llava_api.constants import LABEL_ATTEMPT, LABEL_COMPLETION_INDEX, LABEL_RUN
 from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.nodes import Nodes
+from llava_operator.acting.notifying import Notifier
 from llava_operator.acting.reconcile import Reconciler
 from llava_operator.acting.report_authority import Authority
 from llava_operator.acting.troubles import Troubles
@@ -111,6 +112,7 @@ class Process:
     def __init__(self, kube: Kube) -> None:
         self.runs = Runs()
         self.children = Children(self.runs, SkippedObjects())
+        platform = Platform(trainer_image="trainer", report_url="https://report/", notifier_image="operator")
         self.reconciler = Reconciler(
             kube=kube,
             children=self.children,
@@ -119,7 +121,8 @@ class Process:
             nodes=Nodes(kube=kube, now=now),
             events=EventPublisher(kube, instance="test", now=now),
             authority=Authority(certificate="pem"),
-            platform=Platform(trainer_image="trainer", report_url="https://report/"),
+            notifier=Notifier(kube=kube, children=self.children, platform=platform, now=hurried),
+            platform=platform,
             troubles=Troubles(kube=kube, now=hurried),
             errors=ApiErrors(now=hurried),
             now=hurried,

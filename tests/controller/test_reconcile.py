@@ -15,6 +15,7 @@ from llava_api.status import Progress, Status
 from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.nodes import Nodes
+from llava_operator.acting.notifying import Notifier
 from llava_operator.acting.reconcile import UNREPORTED, Reconciler, StatusPrunedError
 from llava_operator.acting.report_authority import Authority
 from llava_operator.acting.troubles import ASKED_AFTER_S, Troubles
@@ -149,14 +150,21 @@ class Operator:
         self.server = server
         self.now = NOW
         self.policy = Policy()
+        self.notifier_image = "operator"
+        self.counted: list[tuple[str, str]] = []
+        """Event and outcome of notifications."""
         self.authority = Authority(certificate="PEM")
         self.new_process()
 
     def new_process(self) -> None:
         self.runs, self.progress = Runs(), ProgressBook(interval_s=15, writes_per_s=5)
+        children = self.children = Children(self.runs, SkippedObjects())
+        platform = Platform(
+            trainer_image="t", report_url="https://r/", policy=self.policy, notifier_image=self.notifier_image
+        )
         self.reconciler = Reconciler(
             kube=self.server,  # type: ignore[arg-type]
-            children=Children(self.runs, SkippedObjects()),
+            children=children,
             nodes=Nodes(kube=self.server, now=lambda: self.now),  # type: ignore[arg-type]
             runs=self.runs,
             progress=self.progress,
@@ -164,9 +172,13 @@ class Operator:
             authority=self.authority,
             troubles=Troubles(kube=self.server, now=lambda: self.now),  # type: ignore[arg-type]
             errors=ApiErrors(now=lambda: self.now),
-            platform=Platform(trainer_image="t", report_url="https://r/", policy=self.policy),
+            notifier=Notifier(
+                kube=self.server, children=children, platform=platform, now=lambda: self.now,  # type: ignore[arg-type]
+                count=lambda event, outcome: self.counted.append((event, outcome)),
+            ),
+            platform=platform,
             now=lambda: self.now,
-        )
+        )  # fmt: skip
 
     async def step(self) -> float | None:
         return await self.reconciler.reconcile(KEY)

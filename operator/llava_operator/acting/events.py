@@ -14,7 +14,17 @@ from typing import Literal
 
 from llava_api.constants import API_VERSION, GROUP, KIND, Phase
 from llava_api.failures import Reason
-from llava_api.status import SUCCEEDED, AttemptSettings, AttemptStatus, Progress, StageState, StageStatus, Status, Time
+from llava_api.status import (
+    SUCCEEDED,
+    AttemptSettings,
+    AttemptStatus,
+    NotificationState,
+    Progress,
+    StageState,
+    StageStatus,
+    Status,
+    Time,
+)
 from llava_api.text import show
 from llava_operator.clock import from_time, to_micro_time
 from llava_operator.kube.client import AlreadyExistsError, InvalidError, Kube, NotFoundError
@@ -27,6 +37,8 @@ logger = logging.getLogger(__name__)
 CONTROLLER = f"{GROUP}/operator"
 MAX_NOTE_BYTES = 1024
 """The API server refuses a longer note, counted in UTF-8."""
+UNDELIVERED = "NotificationUndelivered"
+"""Reason of the Event when a receiver of notifications could not be told of something."""
 RECENT = timedelta(minutes=10)
 """Older transitions are history: their Events may have expired, and must not come back after a restart."""
 
@@ -58,6 +70,12 @@ def list_transitions(status: Status) -> Iterator[Transition]:
             time=status.silent_since, type="Warning", reason="Silent", action="Report", about="run",
             note=f"training has reported nothing since {status.silent_since}; it may be at work all the same",
         )  # fmt: skip
+    for told in status.notifications:
+        if told.state is NotificationState.UNDELIVERED and told.completion_time is not None:
+            yield Transition(
+                time=told.completion_time, type="Warning", reason=UNDELIVERED, action="Notify",
+                note=f"{told.name} was not told of {told.event}: {told.outcome}", about=f"{told.name}-{told.id}",
+            )  # fmt: skip
     if status.completion_time is None:
         return
     if status.phase is Phase.SUCCEEDED:

@@ -120,6 +120,9 @@ class OperatorMetrics:
             "llava_operator_reports", "Progress reports by the status code of the answer.", ["code"],
             registry=registry,
         )  # fmt: skip
+        self.notifications = Counter(
+            "llava_operator_notifications", "Notifications by outcome.", ["event", "outcome"], registry=registry
+        )
         self.closed = Counter(
             "llava_operator_connections_closed", "Connections that were turned away or ended for what they took.",
             ["endpoint", "reason"], registry=registry,
