@@ -1,5 +1,6 @@
 """What is sent, where and by which way out: the delivery with what is in the files beside it, all of it checked."""
 
+import base64
 import re
 import ssl
 from dataclasses import dataclass, field
@@ -34,8 +35,8 @@ class Proxy:
     """A proxy, and who we are to it."""
 
     url: str = field(repr=False)
-    user: str | None = field(default=None, repr=False)
-    password: str = field(default="", repr=False)
+    authorization: str = field(default="", repr=False)
+    """Value of the header; empty where it wants none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +116,11 @@ def _choose_proxy(url: str, delivery: Delivery, secret: Path) -> Proxy | None:
     if not place or not found.hostname:
         # Not the value: it may hold a password.
         raise SetupError(f"spec.download.{key}, or the key {key} of its Secret, must be http://HOST:PORT")
-    return Proxy(
-        url=f"{found.scheme}://{place}", user=unquote(found.username) if found.username else None,
-        password=unquote(found.password or ""),
-    )  # fmt: skip
+    authorization = ""
+    if found.username:
+        credentials = f"{unquote(found.username)}:{unquote(found.password or '')}"
+        authorization = f"Basic {base64.b64encode(credentials.encode()).decode()}"
+    return Proxy(url=f"{found.scheme}://{place}", authorization=authorization)
 
 
 def _build_context(authorities: Path) -> ssl.SSLContext:

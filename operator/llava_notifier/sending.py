@@ -68,10 +68,11 @@ async def _try(request: Request, patience: Patience) -> _Answer:
     headers = dict(request.headers)
     if request.signing_key is not None:
         headers |= sign(request.signing_key, request.event_id, int(time.time()), request.body)
-    proxy, auth = None, None
-    if request.proxy is not None:
-        proxy = request.proxy.url
-        auth = aiohttp.BasicAuth(request.proxy.user, request.proxy.password) if request.proxy.user else None
+    proxy = request.proxy
+    for_proxy = {"Proxy-Authorization": proxy.authorization} if proxy is not None and proxy.authorization else {}
+    if request.host.startswith("http://"):
+        # Such a request goes to the proxy itself.
+        headers |= for_proxy
     try:
         async with (
             aiohttp.ClientSession(
@@ -83,7 +84,12 @@ async def _try(request: Request, patience: Patience) -> _Answer:
                 trust_env=False,
             ) as session,
             session.post(
-                request.url, data=request.body, headers=headers, allow_redirects=False, proxy=proxy, proxy_auth=auth
+                request.url,
+                data=request.body,
+                headers=headers,
+                allow_redirects=False,
+                proxy=proxy.url if proxy is not None else None,
+                proxy_headers=for_proxy,
             ) as response,
         ):
             answer = _judge(request.host, response)

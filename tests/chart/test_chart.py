@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from llava_api import addresses
 from llava_api.crd import build_crd
 from llava_api.spec import Spec
 from llava_operator.deciding import policy
@@ -231,8 +232,11 @@ def test_admission_policy_reads_images_and_addresses_as_the_operator_does(helm: 
     (tmp_path / "values.json").write_text(json.dumps(INSTALLATIONS["strict"]))
     rendered = objects(helm, "--values", str(tmp_path / "values.json"), "--set", "policy.admission=true")
     text = json.dumps(rendered["ValidatingAdmissionPolicy", "", "llava-finetune-operator"])
-    for pattern in (policy.IMAGE, policy.REPOSITORY, policy.HAS_REGISTRY, policy.ADDRESS, policy.ADDRESS_HOST,
-                    policy.SHOWABLE, policy.SHOWABLE_ADDRESS, policy.HIDDEN):  # fmt: skip
+    patterns = (
+        policy.IMAGE, policy.REPOSITORY, policy.HAS_REGISTRY, policy.SHOWABLE, policy.SHOWABLE_ADDRESS, policy.HIDDEN,
+        addresses.ADDRESS, addresses.ADDRESS_HOST, addresses.ANY_ADDRESS, addresses.ANY_HOST,
+    )  # fmt: skip
+    for pattern in patterns:
         assert pattern in text
 
 
