@@ -184,13 +184,16 @@ def test_rules_for_runs_are_by_default_those_of_the_operator(helm: Path) -> None
         "caConfigMaps": default.policy_ca_config_maps,
         "hubTokenHosts": default.policy_hub_token_hosts,
         "webCredentialHosts": default.policy_web_credential_hosts,
+        "notificationHosts": default.policy_notification_hosts,
+        "insecureNotifications": default.policy_insecure_notifications,
         "tolerations": default.policy_tolerations,
         "serviceAccountNames": default.policy_service_account_names,
     }
 
 
 @pytest.mark.parametrize(
-    "key", ["imageRepositories", "secretNames", "caConfigMaps", "hubTokenHosts", "serviceAccountNames"]
+    "key",
+    ["imageRepositories", "secretNames", "caConfigMaps", "hubTokenHosts", "notificationHosts", "serviceAccountNames"],
 )
 def test_a_list_that_is_taken_away_allows_nothing(helm: Path, key: str) -> None:
     environment = environment_of(objects(helm, "--set", f"policy.{key}=null"))

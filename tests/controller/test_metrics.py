@@ -23,6 +23,7 @@ from tests.controller.makers import (
 
 FROZEN = {
     "llava_operator_connections_closed_total": "counter",
+    "llava_operator_notifications_total": "counter",
     "llava_operator_leader": "gauge",
     "llava_operator_objects_skipped_total": "counter",
     "llava_operator_pass_duration_seconds": "histogram",

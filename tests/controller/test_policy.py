@@ -79,7 +79,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         "spec.download.secretRef.name", "spec.download.caConfigMap", "spec.download.hubEndpoint", "spec.dataset.source",
         "spec.imagePullSecrets", "spec.imagePullSecrets", "spec.scheduling.tolerations",
         "spec.scheduling.serviceAccountName", "spec.notifications.webhook.secretRef.name",
-        "spec.notifications.webhook.url", "spec.notifications.slack.secretRef.name", "spec.notifications.webhook.url",
+        "spec.notifications.slack.secretRef.name", "spec.notifications.webhook.url", "spec.notifications.webhook.url",
     ]  # fmt: skip
     assert describe_violations(found) == "; ".join(violation.message for violation in found)
 

@@ -17,7 +17,7 @@ from llava_operator.cache.children import Children
 from llava_operator.cache.views import ForeignError, JobView, Termination, parse_pod
 from llava_operator.deciding.notifications import find_wanted, job_of
 from llava_operator.deciding.observation import DeliverySight, ObstacleKind
-from llava_operator.deciding.policy import describe_violations, judge_notification
+from llava_operator.deciding.policy import describe_violations, judge_notifications
 from llava_operator.kube.client import Kube, KubeError
 from llava_operator.kube.kinds import JOBS, PODS
 from llava_operator.kube.objects import Key, Object
@@ -141,7 +141,7 @@ class Notifier:
             raise _NotSentError(f"spec.notifications has no {told.name} any more")
         if not self.platform.notifier_image:
             raise _NotSentError("this installation names no image that sends notifications (LLAVA_OPERATOR_IMAGE)")
-        if violations := tuple(judge_notification(wanted, self.platform.policy)):
+        if violations := tuple(judge_notifications((wanted,), self.platform.policy)):
             raise _NotSentError(f"not allowed: {describe_violations(violations)}")
         return await create_child(self.kube, run, JOBS, build_notification_job(run, wanted, told, self.platform))
 

@@ -91,7 +91,7 @@ def find_violations(spec: Spec, policy: Policy, stage: Stage) -> tuple[Violation
     for judge in (_judge_pull_secrets, _judge_tolerations, _judge_service_account):
         found += judge(spec, policy)
     if stage.fetches:
-        found += (fault for one in spec.notifications for fault in judge_notification(one, policy))
+        found += judge_notifications(spec.notifications, policy)
     return tuple(found)
 
 
@@ -285,23 +285,24 @@ def _judge_service_account(spec: Spec, policy: Policy) -> Iterator[Violation]:
         )  # fmt: skip
 
 
-def judge_notification(notification: Notification, policy: Policy) -> Iterator[Violation]:
-    """What of one notification goes beyond what is allowed.
+def judge_notifications(notifications: Sequence[Notification], policy: Policy) -> Iterator[Violation]:
+    """What of notifications goes beyond what is allowed, rule by rule.
 
     An address in a Secret is the sending pod's to judge, by the same rules (``Delivery``).
     """
-    url = notification.url
-    if notification.secret is not None:
-        field = f"spec.notifications.{'slack' if notification.slack else 'webhook'}.secretRef.name"
-        yield from _judge_secret(field, notification.secret, policy)
-    if url is None:
-        return
-    if url.startswith("http://") and not policy.insecure_notifications:
+    for kind in ("webhook", "slack"):
+        for one in notifications:
+            if one.secret is not None and getattr(one, kind) is not None:
+                yield from _judge_secret(f"spec.notifications.{kind}.secretRef.name", one.secret, policy)
+    urls = [one.url for one in notifications if one.url is not None]
+    in_clear = [url for url in urls if url.startswith("http://") and not policy.insecure_notifications]
+    for url in in_clear:
         yield _about_address(url, "sends notifications by https only (policy.insecureNotifications)")
-    elif not is_receiver(url, policy.notification_hosts, insecure=policy.insecure_notifications):
-        hosts = ", ".join(policy.notification_hosts)
-        allowed = f"only to {hosts}" if hosts else "to no host"
-        yield _about_address(url, f"sends notifications {allowed} (policy.notificationHosts)")
+    hosts = ", ".join(policy.notification_hosts)
+    allowed = f"only to {hosts}" if hosts else "to no host"
+    for url in urls:
+        if url not in in_clear and not is_receiver(url, policy.notification_hosts, insecure=True):
+            yield _about_address(url, f"sends notifications {allowed} (policy.notificationHosts)")
 
 
 def _about_address(url: str, rule: str) -> Violation:
