@@ -11,7 +11,8 @@ from pydantic import ConfigDict, Field
 
 from llava_api.base import Lenient
 from llava_api.constants import NotificationEvent, Phase, StageName
-from llava_api.status import Count, Metric, Short, Text, Time
+from llava_api.status import Metric, Time
+from llava_api.status.values import Count, Short, Text
 
 CONTENT_TYPE = "application/cloudevents+json"
 VERSION = 1

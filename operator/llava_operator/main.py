@@ -28,7 +28,8 @@ from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.runs import Runs
 from llava_operator.cache.skipped import SkippedObjects
 from llava_operator.clock import now
-from llava_operator.kube.client import ForbiddenError, Kube, KubeError, NotFoundError, connect
+from llava_operator.kube.client import Kube, connect
+from llava_operator.kube.errors import ForbiddenError, KubeError, NotFoundError
 from llava_operator.kube.kinds import RUNS
 from llava_operator.kube.leader import LeadershipLostError, Lease, LeaseTimes
 from llava_operator.kube.objects import Key

@@ -5,8 +5,9 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 
-from llava_operator.kube.client import Kind, Kube, KubeError
-from llava_operator.kube.kinds import LEASES, PODS
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import KubeError
+from llava_operator.kube.kinds import LEASES, PODS, Kind
 from llava_operator.kube.objects import Object
 from tests.cluster.worlds import ended
 

@@ -16,8 +16,8 @@ from llava_api.failures import BY_REASON, DISRUPTIONS, Reason
 from llava_api.report import StageFailure, StageResult
 from llava_api.status import Progress
 from llava_operator.clock import now, to_time
-from llava_operator.kube.client import Kind, Kube
-from llava_operator.kube.kinds import CHILD_SELECTOR, JOBS, PODS, RUNS
+from llava_operator.kube.client import Kube
+from llava_operator.kube.kinds import CHILD_SELECTOR, JOBS, PODS, RUNS, Kind
 from llava_operator.kube.objects import Key, Object
 from tests.cluster.nodes import GPU, NODES, Nodes, playing, provide
 from tests.cluster.operators import OperatorProcess, running

@@ -29,8 +29,9 @@ from llava_api.constants import (
     StageName,
 )
 from llava_api.report import StageResult
-from llava_operator.kube.client import Kind, Kube, KubeError
-from llava_operator.kube.kinds import CONFIG_MAPS, JOBS, PODS, RUNS
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import KubeError
+from llava_operator.kube.kinds import CONFIG_MAPS, JOBS, PODS, RUNS, Kind
 from llava_operator.kube.objects import Object
 from tests.cluster.operators import OperatorProcess, running
 from tests.cluster.worlds import NAMESPACES, RESULTS, FakeKubelet, connect, ended, is_true, make_run, succeed, until

@@ -16,7 +16,8 @@ import pytest
 from llava_api.constants import LABEL_RUN, LABEL_RUN_UID, LABEL_STAGE, StageName
 from llava_api.failures import Reason, exit_code_of
 from llava_api.report import StageFailure, StageResult
-from llava_operator.kube.client import Kube, KubeError, NotFoundError
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import KubeError, NotFoundError
 from llava_operator.kube.kinds import CHILD_SELECTOR, CONFIG_MAPS, JOBS, NODES, PODS, RUNS, SERVICES, VOLUME_CLAIMS
 from llava_operator.kube.objects import Object
 from tests.cluster.operators import OperatorProcess

@@ -18,7 +18,8 @@ from llava_api.constants import LABEL_ATTEMPT, LABEL_COMPLETION_INDEX, LABEL_STA
 from llava_api.failures import Reason
 from llava_api.report import ProgressReport, StageFailure, StageResult
 from llava_operator.build.network_policy import build_network_policy
-from llava_operator.kube.client import Kind, Kube, NotFoundError
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import NotFoundError
 from llava_operator.kube.kinds import (
     CONFIG_MAPS,
     EVENTS,
@@ -30,6 +31,7 @@ from llava_operator.kube.kinds import (
     SECRETS,
     SERVICES,
     VOLUME_CLAIMS,
+    Kind,
 )
 from llava_operator.kube.objects import Object
 from llava_operator.run import parse_run

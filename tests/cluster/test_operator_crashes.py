@@ -24,8 +24,9 @@ from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.runs import Runs
 from llava_operator.cache.skipped import SkippedObjects
 from llava_operator.clock import now
-from llava_operator.kube.client import Kind, Kube, KubeError
-from llava_operator.kube.kinds import CHILD_SELECTOR, EVENTS, JOBS, PODS, RUNS, VOLUME_CLAIMS
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import KubeError
+from llava_operator.kube.kinds import CHILD_SELECTOR, EVENTS, JOBS, PODS, RUNS, VOLUME_CLAIMS, Kind
 from llava_operator.kube.objects import Key, Object
 from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, ended, is_true, make_run, succeed
 from tests.cluster.worlds import running as pod_runs

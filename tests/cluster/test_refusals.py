@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from llava_operator.kube.client import Kind, Kube, KubeError
-from llava_operator.kube.kinds import CONFIG_MAPS, EVENTS, JOBS, RUNS
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import KubeError
+from llava_operator.kube.kinds import CONFIG_MAPS, EVENTS, JOBS, RUNS, Kind
 from llava_operator.kube.objects import Object
 from llava_operator.reporting.authority_secret import ServerCertificate
 from llava_operator.reporting.certificates import make_authority, read_issuer

@@ -14,8 +14,7 @@ import pytest
 
 from llava_api.constants import LABEL_STAGE
 from llava_api.failures import Reason
-from llava_operator.kube.client import Kind
-from llava_operator.kube.kinds import JOBS, PODS
+from llava_operator.kube.kinds import JOBS, PODS, Kind
 from llava_operator.kube.objects import Object
 from tests.cluster.operators import OperatorProcess, running
 from tests.cluster.waits import PlayedNode, World, now, waiting, world_of

@@ -13,8 +13,8 @@ from typing import Any
 
 from llava_api.constants import STAGE_CONTAINER
 from llava_api.failures import Reason
-from llava_operator.kube.client import Kind, Kube
-from llava_operator.kube.kinds import EVENTS, PODS, RUNS, VOLUME_CLAIMS
+from llava_operator.kube.client import Kube
+from llava_operator.kube.kinds import EVENTS, PODS, RUNS, VOLUME_CLAIMS, Kind
 from llava_operator.kube.objects import Object
 from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, is_true, make_run, succeed, until
 from tests.kubectl import Kubectl

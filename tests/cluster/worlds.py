@@ -18,8 +18,9 @@ from kubernetes.aio.config import load_kube_config
 
 from llava_api.constants import API_VERSION, KIND, LABEL_ATTEMPT, LABEL_STAGE, STAGE_CONTAINER, StageName
 from llava_api.report import EvaluateNumbers, MergeNumbers, PrepareNumbers, Score, StageResult, TrainNumbers
-from llava_operator.kube.client import Kind, Kube, KubeError
-from llava_operator.kube.kinds import CHILD_SELECTOR, PODS
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import KubeError
+from llava_operator.kube.kinds import CHILD_SELECTOR, PODS, Kind
 from llava_operator.kube.objects import Object
 
 T = TypeVar("T")

@@ -20,8 +20,8 @@ from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.runs import Runs
 from llava_operator.cache.skipped import SkippedObjects
 from llava_operator.deciding.status import dump_status
-from llava_operator.kube.client import Kind, RetryableError
-from llava_operator.kube.kinds import TOKEN_REVIEWS
+from llava_operator.kube.errors import RetryableError
+from llava_operator.kube.kinds import TOKEN_REVIEWS, Kind
 from llava_operator.kube.objects import Key, Object
 from llava_operator.loop.workqueue import WorkQueue
 from llava_operator.reporting.acceptance import ReportDesk

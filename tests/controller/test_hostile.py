@@ -15,7 +15,8 @@ from prometheus_client.exposition import generate_latest
 from llava_api.constants import STAGES, StageName
 from llava_api.report import StageResult
 from llava_api.status import Status
-from llava_operator.acting.events import build_event, list_transitions
+from llava_operator.acting.events import build_event
+from llava_operator.acting.transitions import list_transitions
 from llava_operator.cache.runs import Runs
 from llava_operator.cache.views import Termination
 from llava_operator.deciding.decide import Commit, decide

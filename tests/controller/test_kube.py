@@ -11,16 +11,13 @@ from aiohttp import web
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
-from llava_operator.kube.client import (
-    CHUNK_BYTES,
+from llava_operator.kube.client import CHUNK_BYTES, MAX_LIST_BYTES, Kube
+from llava_operator.kube.errors import (
     LAST_RETRY_AFTER_S,
-    MAX_LIST_BYTES,
     AlreadyExistsError,
     ConflictError,
     ForbiddenError,
     InvalidError,
-    Kind,
-    Kube,
     KubeError,
     NotFoundError,
     RefusedError,
@@ -28,7 +25,7 @@ from llava_operator.kube.client import (
     TooLongError,
     error_of,
 )
-from llava_operator.kube.kinds import JOBS, PODS, RUNS
+from llava_operator.kube.kinds import JOBS, PODS, RUNS, Kind
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from llava_operator.kube.client import AlreadyExistsError, ConflictError, Kind, KubeError, NotFoundError, RetryableError
+from llava_operator.kube.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    KubeError,
+    NotFoundError,
+    RetryableError,
+)
+from llava_operator.kube.kinds import Kind
 from llava_operator.kube.leader import LeadershipLostError, Lease, LeaseTimes
 from llava_operator.kube.objects import Key, Object
 from llava_operator.loop.health import Health

@@ -13,8 +13,8 @@ from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.skipped import SkippedObjects
 from llava_operator.deciding.cards import NodeGpus
 from llava_operator.deciding.decide import Observation
-from llava_operator.kube.client import ForbiddenError, Kind, RetryableError
-from llava_operator.kube.kinds import NODES
+from llava_operator.kube.errors import ForbiddenError, RetryableError
+from llava_operator.kube.kinds import NODES, Kind
 from llava_operator.kube.objects import Object
 from tests.controller.makers import KEY, NOW, KnownRuns, commit, make_run
 

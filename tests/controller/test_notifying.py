@@ -12,7 +12,7 @@ from llava_operator.acting.notifying import LAST_RETRY_S
 from llava_operator.deciding.notifications import GIVEN_UP_AFTER
 from llava_operator.deciding.policy import Policy
 from llava_operator.deciding.status import dump_status
-from llava_operator.kube.client import ForbiddenError, InvalidError, KubeError, RetryableError
+from llava_operator.kube.errors import ForbiddenError, InvalidError, KubeError, RetryableError
 from llava_operator.kube.kinds import EVENTS, JOBS, PODS, RUNS
 from llava_operator.kube.objects import Object
 from llava_operator.run import parse_run

@@ -11,8 +11,8 @@ from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.skipped import SkippedObjects
 from llava_operator.deciding.observation import Observation
-from llava_operator.kube.client import Kind, NotFoundError
-from llava_operator.kube.kinds import JOBS, PODS
+from llava_operator.kube.errors import NotFoundError
+from llava_operator.kube.kinds import JOBS, PODS, Kind
 from llava_operator.kube.objects import Object
 from tests.controller.makers import KEY, NOW, RUN_UID, KnownRuns, begun, make_run
 from tests.controller.test_views import raw_job, raw_pod

@@ -11,8 +11,8 @@ from llava_api.constants import Phase
 from llava_operator.cache.children import Children
 from llava_operator.cache.runs import Runs
 from llava_operator.cache.skipped import SkippedObjects
-from llava_operator.kube.client import ForbiddenError, Kind, KubeError, RetryableError
-from llava_operator.kube.kinds import RUNS
+from llava_operator.kube.errors import ForbiddenError, KubeError, RetryableError
+from llava_operator.kube.kinds import RUNS, Kind
 from llava_operator.kube.objects import Key, Object
 from llava_operator.loop.health import HEARTBEAT, MISSED_BEATS, Health
 from llava_operator.loop.passes import Passes, Resync

@@ -9,7 +9,7 @@ from llava_api.constants import Condition, Phase, StageName
 from llava_api.failures import Reason
 from llava_api.report import PrepareNumbers, StageFailure, StageResult
 from llava_api.status import Progress, StageState, Status
-from llava_operator.acting.events import list_transitions
+from llava_operator.acting.transitions import list_transitions
 from llava_operator.deciding.decide import Observation
 from llava_operator.run import stage_of
 from tests.controller.makers import (

@@ -16,8 +16,9 @@ from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.nodes import Nodes
 from llava_operator.acting.notifying import Notifier
-from llava_operator.acting.reconcile import UNREPORTED, Reconciler, StatusPrunedError
+from llava_operator.acting.reconcile import Reconciler, StatusPrunedError
 from llava_operator.acting.report_authority import Authority
+from llava_operator.acting.transitions import UNREPORTED
 from llava_operator.acting.troubles import ASKED_AFTER_S, Troubles
 from llava_operator.acting.unreadable import UNREADABLE
 from llava_operator.build.common import Platform
@@ -29,19 +30,18 @@ from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.policy import Policy
 from llava_operator.deciding.status import dump_status
 from llava_operator.deciding.waiting import TOLD_AFTER_S
-from llava_operator.kube.client import (
+from llava_operator.kube.errors import (
     AlreadyExistsError,
     ConflictError,
     ForbiddenError,
     InvalidError,
-    Kind,
     KubeError,
     NotFoundError,
     RefusedError,
     RetryableError,
     error_of,
 )
-from llava_operator.kube.kinds import CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIES, RUNS, VOLUME_CLAIMS
+from llava_operator.kube.kinds import CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIES, RUNS, VOLUME_CLAIMS, Kind
 from llava_operator.kube.objects import Object
 from llava_operator.run import current_stage, parse_status
 from tests.controller.makers import KEY, NOW, NOW_TEXT, RUN_UID, begun, commit, make_run, make_spec

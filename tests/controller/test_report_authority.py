@@ -16,8 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 
 from llava_operator.acting.report_authority import Authority
-from llava_operator.kube.client import AlreadyExistsError, ConflictError, Kind, NotFoundError, RetryableError
-from llava_operator.kube.kinds import SECRETS, SERVICES
+from llava_operator.kube.errors import AlreadyExistsError, ConflictError, NotFoundError, RetryableError
+from llava_operator.kube.kinds import SECRETS, SERVICES, Kind
 from llava_operator.kube.objects import Object
 from llava_operator.reporting.authority_secret import AuthorityError, ServerCertificate, ensure_authority
 from llava_operator.reporting.certificates import (

@@ -8,7 +8,7 @@ import pytest
 from llava_api.constants import Condition, StageName
 from llava_api.failures import Reason
 from llava_api.status import AttemptState, Progress, Status
-from llava_operator.acting.events import list_transitions
+from llava_operator.acting.transitions import list_transitions
 from llava_operator.cache.views import PodView
 from llava_operator.clock import to_time
 from llava_operator.deciding.decide import Commit, Stop, Wait, decide

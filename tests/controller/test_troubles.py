@@ -10,7 +10,7 @@ from llava_api.text import ELLIPSIS
 from llava_operator.acting.api_errors import TOLD_AFTER, ApiErrors
 from llava_operator.acting.troubles import ASKED_AFTER_S, MAX_EVENTS, read_trouble
 from llava_operator.clock import to_time
-from llava_operator.kube.client import ForbiddenError, NotFoundError, RetryableError
+from llava_operator.kube.errors import ForbiddenError, NotFoundError, RetryableError
 from llava_operator.kube.kinds import EVENTS, JOBS, RUNS, VOLUME_CLAIMS
 from llava_operator.kube.objects import Object
 from tests.controller.makers import KEY, NOW

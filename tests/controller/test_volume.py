@@ -10,7 +10,13 @@ from llava_api.status import StageState, Status
 from llava_operator.cache.runs import Runs
 from llava_operator.deciding.status import complete_status, dump_status
 from llava_operator.deciding.waiting import TOLD_AFTER_S
-from llava_operator.kube.client import ConflictError, ForbiddenError, KubeError, NotFoundError, RetryableError
+from llava_operator.kube.errors import (
+    ConflictError,
+    ForbiddenError,
+    KubeError,
+    NotFoundError,
+    RetryableError,
+)
 from llava_operator.kube.kinds import JOBS, PODS, RUNS, VOLUME_CLAIMS
 from llava_operator.kube.objects import Object
 from tests.controller.makers import KEY, NOW, NOW_TEXT, RESULTS, RUN_UID, begun

@@ -9,7 +9,8 @@ import pytest
 from llava_api.constants import Condition, StageName
 from llava_api.failures import Reason
 from llava_api.status import ApiTrouble
-from llava_operator.acting.events import build_event, list_transitions
+from llava_operator.acting.events import build_event
+from llava_operator.acting.transitions import list_transitions
 from llava_operator.cache.views import PodView
 from llava_operator.clock import from_time, to_time
 from llava_operator.deciding.decide import Wait, decide

@@ -15,7 +15,8 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.report import StageResult
 from llava_api.run_config import Reporting
-from llava_operator.acting.events import build_event, list_transitions
+from llava_operator.acting.events import build_event
+from llava_operator.acting.transitions import list_transitions
 from llava_operator.cache.runs import RunView
 from llava_operator.deciding.status import dump_status
 from llava_operator.telemetry.metrics import RunCollector

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from llava_api.status import MAX_TEXT, ApiTrouble
 from llava_api.text import show
 from llava_operator.clock import to_time
-from llava_operator.kube.client import KubeError
+from llava_operator.kube.errors import KubeError
 from llava_operator.kube.objects import Key
 
 TOLD_FROM = 3

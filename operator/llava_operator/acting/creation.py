@@ -6,16 +6,15 @@ from llava_api.status import MAX_TEXT
 from llava_api.text import show
 from llava_operator.deciding.observation import ObstacleKind
 from llava_operator.deciding.reasons import read_reason
-from llava_operator.kube.client import (
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import (
     AlreadyExistsError,
     InvalidError,
-    Kind,
-    Kube,
     KubeError,
     NotFoundError,
     is_from_webhook,
 )
-from llava_operator.kube.kinds import VOLUME_CLAIMS
+from llava_operator.kube.kinds import VOLUME_CLAIMS, Kind
 from llava_operator.kube.objects import Object
 from llava_operator.run import Run
 

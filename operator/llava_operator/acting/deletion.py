@@ -2,7 +2,8 @@
 
 from llava_api.names import volume_claim_name
 from llava_operator.acting.creation import judge_refusal
-from llava_operator.kube.client import ConflictError, Kube, KubeError, NotFoundError
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import ConflictError, KubeError, NotFoundError
 from llava_operator.kube.kinds import RUNS, VOLUME_CLAIMS
 from llava_operator.run import Run
 

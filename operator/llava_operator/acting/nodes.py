@@ -10,7 +10,8 @@ from datetime import datetime, timedelta
 
 from llava_operator.cache.views import parse_node_labels
 from llava_operator.deciding.cards import MIB, NodeGpus
-from llava_operator.kube.client import ForbiddenError, Kube
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import ForbiddenError
 from llava_operator.kube.kinds import NODES
 
 logger = logging.getLogger(__name__)

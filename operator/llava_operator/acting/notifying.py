@@ -18,7 +18,8 @@ from llava_operator.cache.views import ForeignError, JobView, Termination, parse
 from llava_operator.deciding.notifications import find_wanted, job_of
 from llava_operator.deciding.observation import DeliverySight, ObstacleKind
 from llava_operator.deciding.policy import describe_violations, judge_notifications
-from llava_operator.kube.client import Kube, KubeError
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import KubeError
 from llava_operator.kube.kinds import JOBS, PODS
 from llava_operator.kube.objects import Key, Object
 from llava_operator.run import Run

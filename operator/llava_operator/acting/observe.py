@@ -12,7 +12,8 @@ from llava_operator.cache.views import ForeignError, ForeignReason, JobView, Pod
 from llava_operator.deciding.cards import NodeGpus, is_asked_of_nodes
 from llava_operator.deciding.decide import why_stop
 from llava_operator.deciding.observation import Observation
-from llava_operator.kube.client import Kube, NotFoundError, RetryableError
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import NotFoundError, RetryableError
 from llava_operator.kube.kinds import JOBS, PODS, RUNS
 from llava_operator.kube.objects import Key, Object
 from llava_operator.run import Run, current_stage

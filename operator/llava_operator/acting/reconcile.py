@@ -1,34 +1,36 @@
 """One pass over one run: observe, decide, and commit an intent or act on one that is committed."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from llava_api.constants import StageName
 from llava_api.spec import Spec
 from llava_api.status import ApiTrouble, StageStatus, Status
 from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.creation import ObstacleError
 from llava_operator.acting.deletion import delete_run, keep_volume
-from llava_operator.acting.events import EventPublisher, Transition
+from llava_operator.acting.events import EventPublisher
+from llava_operator.acting.memory import LAST_RETRY_S, Memory
 from llava_operator.acting.nodes import Nodes
 from llava_operator.acting.notifying import Notifier
 from llava_operator.acting.observe import Observer
 from llava_operator.acting.report_authority import Authority, write_authority
 from llava_operator.acting.starting import start_attempt
+from llava_operator.acting.transitions import undeleted, unreadable, unreported
 from llava_operator.acting.troubles import Troubles
-from llava_operator.acting.unreadable import UNREADABLE, build_unreadable_patch
+from llava_operator.acting.unreadable import build_unreadable_patch
 from llava_operator.build.common import Platform
 from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.runs import Runs
 from llava_operator.deciding.decide import Commit, Delete, KeepVolume, Start, Stop, Wait, decide
-from llava_operator.deciding.observation import Observation, Obstacle
+from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.policy import find_violations
 from llava_operator.deciding.status import complete_status, dump_status, merge_patch, without_texts
 from llava_operator.deciding.stillness import note_step
-from llava_operator.kube.client import ConflictError, Kube, KubeError, NotFoundError
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import ConflictError, KubeError, NotFoundError
 from llava_operator.kube.kinds import JOBS, RUNS
 from llava_operator.kube.objects import Key, Object
 from llava_operator.run import Run, UnreadableError, attempt_of, current_stage, parse_run, stage_of
@@ -40,30 +42,10 @@ MAX_ROUNDS = 6
 """Steps of one pass: a begin or an end commits an intent, acts on it, and notes what that has made."""
 SHORTEST_WAIT_S = 0.05
 """Before a run is looked at again for nothing but the time: whatever was calculated, no pass follows at once."""
-LAST_RETRY_S = 60.0
-"""Longest wait before a child that was refused for the time being is tried again."""
 
 
 class StatusPrunedError(KubeError):
     """The API server took a status and kept nothing of what was new in it: the CRD does not know these fields."""
-
-
-@dataclass(kw_only=True)
-class _Memory:
-    """What a pass leaves to the next one over the same run. All of it can be lost."""
-
-    uid: str
-    generation: int = 0
-    """Generation of the spec that the obstacle was met with."""
-    obstacle: Obstacle | None = None
-    volume_obstacle: Obstacle | None = None
-    is_volume_kept: bool = False
-    num_refusals: int = 0
-    tried: tuple[StageName, int] | None = None
-    """Attempt whose Job was last tried to be made, well or not."""
-    published_ca: str | None = None
-    written_at: datetime | None = None
-    """When its status was last written."""
 
 
 @dataclass(kw_only=True)
@@ -82,7 +64,7 @@ class Reconciler:
     notifier: Notifier
     platform: Platform
     now: Callable[[], datetime]
-    _memories: dict[Key, _Memory] = field(default_factory=dict)
+    _memories: dict[Key, Memory] = field(default_factory=dict)
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring one run as far as it goes without an event.
@@ -150,7 +132,7 @@ class Reconciler:
         told = complete_status(told, before=before, generation=generation, now=self.now())
         if without_texts(told) != without_texts(before):
             await self._commit(Observation(run=run, now=self.now()), told)
-        await self._publish_events(replace(run, status=told))
+        await self.events.publish_status(run.key, run.uid, told)
 
     def forget_errors(self, key: Key) -> bool:
         """A pass has ended well; returns whether another one has to take back what was told of those before."""
@@ -166,13 +148,7 @@ class Reconciler:
         stage = current_stage(run.status)
         was_tried = stage is not None and memory.tried == (stage.name, stage.attempt)
         seen = await self._observer.observe_children(run, now, was_tried=was_tried)
-        if memory.generation != run.generation:
-            # What the person has changed may be the way out.
-            memory.obstacle, memory.generation = None, run.generation
-        if seen.job is not None:
-            # Whatever stood in its way: it is there, and the next attempt has met nothing yet.
-            memory.obstacle = None
-            memory.num_refusals = memory.num_refusals if memory.volume_obstacle else 0
+        memory.drop_obstacle(run.generation, has_job=seen.job is not None)
         violations = (
             find_violations(_judged_spec(run), self.platform.policy, STAGES[stage.name])
             if stage and seen.job is None
@@ -188,11 +164,11 @@ class Reconciler:
             api_trouble=self.errors.trouble_of(run.key), deliveries=deliveries,
         )  # fmt: skip
 
-    def _memory(self, run: Run) -> _Memory:
+    def _memory(self, run: Run) -> Memory:
         memory = self._memories.get(run.key)
         if memory is None or memory.uid != run.uid:
             self._forget(run.key)
-            memory = self._memories[run.key] = _Memory(uid=run.uid)
+            memory = self._memories[run.key] = Memory(uid=run.uid)
         return memory
 
     def _forget(self, key: Key) -> None:
@@ -204,7 +180,7 @@ class Reconciler:
     async def _wait(self, run: Run, until: datetime | None, now: datetime) -> float | None:
         if run.deleting:
             return None
-        are_published = await self._publish_events(run)
+        are_published = await self.events.publish_status(run.key, run.uid, run.status)
         send_at = await self.notifier.send(run)
         if (stage := current_stage(run.status)) is not None:
             await self._hand_out_authority(run, stage, is_new=False)
@@ -260,25 +236,18 @@ class Reconciler:
                 self.kube, attempt_of(run, stage), self.platform, is_new=is_new, hand_out=hand_out
             )
         except ObstacleError as error:
-            memory.obstacle = self._meet(run, error)
+            logger.warning("%s: %s", run.key, error)
+            memory.obstacle = memory.meet(error, self.now())
             return
         self.children.note_job(job)
-
-    def _meet(self, run: Run, error: ObstacleError) -> Obstacle:
-        """An obstacle, to be tried again later and later."""
-        memory = self._memory(run)
-        memory.num_refusals += 1
-        delay_s = min(LAST_RETRY_S, 2.0 ** min(memory.num_refusals - 1, 16))
-        retry_at = self.now() + timedelta(seconds=max(delay_s, error.retry_after_s))
-        logger.warning("%s: %s", run.key, error)
-        return Obstacle(kind=error.kind, reason=error.reason, message=str(error), retry_at=retry_at)
 
     async def _keep_volume(self, run: Run) -> None:
         memory = self._memory(run)
         try:
             await keep_volume(self.kube, run)
         except ObstacleError as error:
-            memory.volume_obstacle = self._meet(run, error)
+            logger.warning("%s: %s", run.key, error)
+            memory.volume_obstacle = memory.meet(error, self.now())
             return
         memory.volume_obstacle, memory.is_volume_kept = None, True
 
@@ -298,7 +267,7 @@ class Reconciler:
 
     async def _delete(self, run: Run) -> float | None:
         """Delete a run that has ended. Where that is refused an Event says so, and a later pass tries again."""
-        await self._publish_events(run)
+        await self.events.publish_status(run.key, run.uid, run.status)
         try:
             await delete_run(self.kube, run)
         except ConflictError:
@@ -306,13 +275,7 @@ class Reconciler:
             return 0.0
         except ObstacleError as error:
             logger.warning("%s cannot be deleted: %s", run.key, error)
-            ended = run.status.completion_time
-            assert ended is not None, "its time is counted from there"
-            transition = Transition(
-                time=ended, type="Warning", reason=UNDELETED, action="Delete", about="run",
-                note=f"spec.ttlSecondsAfterFinished is over, but the run cannot be deleted: {error}",
-            )  # fmt: skip
-            await self._publish(run.key, run.uid, transition)
+            await self.events.publish(run.key, run.uid, undeleted(run, error))
             return max(LAST_RETRY_S, error.retry_after_s)
         logger.info("%s is deleted, %s s after its end", run.key, run.spec.ttl_seconds_after_finished)
         self._forget(run.key)
@@ -331,53 +294,18 @@ class Reconciler:
             memory.published_ca = certificate
         except (KubeError, ObstacleError) as error:
             logger.warning("%s: its progress cannot be reported for now: %s", run.key, error)
-            await self._publish_unreported(run, stage, str(error))
-
-    async def _publish_unreported(self, run: Run, stage: StageStatus, why: str) -> None:
-        started = stage.start_time
-        assert started is not None, "a stage that runs has been begun"
-        transition = Transition(
-            time=started, type="Warning", reason=UNREPORTED, action="Report", about=f"{stage.name}-{stage.attempt}",
-            note=f"{stage.name} runs, but its progress cannot be reported: {why}",
-        )  # fmt: skip
-        await self._publish(run.key, run.uid, transition)
-
-    async def _publish(self, key: Key, uid: str, transition: Transition) -> bool:
-        return await self._tell(key, self.events.publish(key, uid, transition))
-
-    async def _publish_events(self, run: Run) -> bool:
-        return await self._tell(run.key, self.events.publish_status(run.key, run.uid, run.status))
-
-    async def _tell(self, key: Key, publishing: Awaitable[None]) -> bool:
-        """Whether Events could be made. They are for people: the run goes on without, and a later pass tries again."""
-        try:
-            await publishing
-        except KubeError as error:
-            logger.warning("%s: an Event could not be created: %s", key, error)
-            return False
-        return True
+            await self.events.publish(run.key, run.uid, unreported(stage, error))
 
     async def _report_unreadable(self, key: Key, raw: Object, message: str) -> float | None:
         """Say that a run is none that this version understands. It is left alone until it changes."""
         logger.error("%s cannot be read by this version of the operator: %s", key, message)
-        meta = raw["metadata"]
-        transition = Transition(
-            time=meta["creationTimestamp"], type="Warning", reason=UNREADABLE, action="Read", note=message,
-            about=f"generation-{meta.get('generation', 1)}",
-        )  # fmt: skip
-        delay_s = None if await self._publish(key, meta["uid"], transition) else LAST_RETRY_S
+        is_told = await self.events.publish(key, raw["metadata"]["uid"], unreadable(raw, message))
         if patch := build_unreadable_patch(raw, message, self.now()):
             await self.kube.patch(RUNS, key.namespace, key.name, patch, subresource="status")
-        return delay_s
+        return None if is_told else LAST_RETRY_S
 
 
 def _judged_spec(run: Run) -> Spec:
     """What is held against the installation's rules. Once anything runs, no notification holds it up any more."""
     has_begun = any(attempt.job_uid for stage in run.status.stages for attempt in stage.attempts)
     return run.spec.model_copy(update={"notifications": ()}) if has_begun else run.spec
-
-
-UNDELETED = "NotDeleted"
-"""Reason of the Event when a run outlives its ``ttlSecondsAfterFinished``."""
-UNREPORTED = "ProgressUnreported"
-"""Reason of the Event when a run's progress cannot be reported."""

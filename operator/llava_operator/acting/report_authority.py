@@ -6,7 +6,8 @@ from llava_api.failures import Reason
 from llava_operator.acting.creation import ObstacleError, create_child, is_controlled_by
 from llava_operator.build.config import build_report_ca
 from llava_operator.deciding.observation import ObstacleKind
-from llava_operator.kube.client import Kube, NotFoundError
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import NotFoundError
 from llava_operator.kube.kinds import CONFIG_MAPS
 from llava_operator.kube.objects import Object
 from llava_operator.run import Run

@@ -19,7 +19,8 @@ from llava_operator.cache.views import MAX_REASON, MAX_TEXT, JobView, PodView
 from llava_operator.deciding.reasons import NO_VOLUME, UNBOUND, read_reason
 from llava_operator.deciding.references import list_claims
 from llava_operator.deciding.waiting import Trouble, unstarted, waiting_since
-from llava_operator.kube.client import ForbiddenError, Kube, KubeError, NotFoundError
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import ForbiddenError, KubeError, NotFoundError
 from llava_operator.kube.kinds import EVENTS, VOLUME_CLAIMS
 from llava_operator.kube.objects import Object
 from llava_operator.run import Run, attempt_of, current_stage

@@ -9,15 +9,14 @@ import os
 import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from urllib.parse import quote
 
 import aiohttp
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import load_incluster_config, load_kube_config
-from pydantic import BaseModel, ValidationError
 
-from llava_api.text import show
+from llava_operator.kube.errors import RetryableError, TooLongError, error_of
+from llava_operator.kube.kinds import Kind
 from llava_operator.kube.objects import Object
 
 FIRST_CHUNK = 10
@@ -28,128 +27,6 @@ CHUNK_BYTES = 2 * 2**20
 """Bytes that the answers to come are aimed at, by what the objects so far have taken."""
 MAX_LIST_BYTES = 16 * 2**20
 """Longest answer to a list that is read; one that is longer is asked for again in smaller pieces."""
-MAX_TEXT = 4096
-"""Longest message that is kept of a refusal: webhooks write them, too."""
-LAST_RETRY_AFTER_S = 300.0
-"""Longest wait that an answer may ask for."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of objects: where it is served."""
-
-    api: str
-    """``api/v1`` or ``apis/GROUP/VERSION``."""
-    plural: str
-
-    def path(self, namespace: str | None = None, name: str | None = None, subresource: str = "") -> str:
-        """Path of one object, of a namespace's collection, or of the whole cluster's.
-
-        Raises:
-            ValueError: namespace or name would lead to another path: an empty name to the whole collection.
-        """
-        scope = ["namespaces", _segment(namespace)] if namespace is not None else []
-        one = [_segment(name)] if name is not None else []
-        return "/" + "/".join(filter(None, [self.api, *scope, self.plural, *one, subresource]))
-
-
-def _segment(name: str) -> str:
-    if name in ("", ".", ".."):
-        raise ValueError(f"{name!r} is no name of an object or of a namespace")
-    return quote(name, safe="")
-
-
-class KubeError(Exception):
-    """The API server refused, or could not be reached (``status`` 0)."""
-
-    def __init__(self, message: str, *, status: int = 0, reason: str = "", retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.reason = reason
-        self.retry_after_s = retry_after_s
-
-
-class RetryableError(KubeError):
-    """The same request may succeed later: timeout, overload, server error, expired credentials."""
-
-
-class TooLongError(RetryableError):
-    """An answer is longer than what the operator reads."""
-
-
-class ConflictError(KubeError):
-    """The object changed since it was read: the pass that read it is void."""
-
-
-class AlreadyExistsError(KubeError):
-    """An object of this name is there already."""
-
-
-class NotFoundError(KubeError):
-    """There is no such object."""
-
-
-class ForbiddenError(KubeError):
-    """Authorisation or an admission plug-in refused; the message says which. Both may think otherwise tomorrow."""
-
-
-class RefusedError(KubeError):
-    """Refused, and nothing says that it is for good: by an admission policy (422) or a webhook (400), for example."""
-
-
-class InvalidError(KubeError):
-    """Fields of the object itself are refused, by the API server's own validation: it will never be accepted."""
-
-
-def error_of(status: int, body: bytes, retry_after: str | None) -> KubeError:
-    """The typed error of an answer that is none of 2xx."""
-    try:
-        answer = _Refusal.model_validate_json(body)
-    except ValidationError:
-        # A proxy before the API server may answer with anything.
-        answer = _Refusal(message=body[:256].decode(errors="replace"))
-    message = show(answer.message or f"the API server answered {status}", max_chars=MAX_TEXT)
-    after = None
-    if retry_after and retry_after.isascii() and retry_after.isdecimal():
-        after = min(LAST_RETRY_AFTER_S, float(retry_after))
-    return _error_type(status, answer)(message, status=status, reason=answer.reason, retry_after_s=after)
-
-
-def is_from_webhook(message: str) -> bool:
-    """Whether a refusal is an admission webhook's, which may answer with any code, reason and details."""
-    return message.startswith('admission webhook "')
-
-
-class _Cause(BaseModel):
-    field: str | None = None
-
-
-class _Details(BaseModel):
-    causes: list[_Cause] | None = None
-
-
-class _Refusal(BaseModel):
-    """What is used of Kubernetes' ``Status``."""
-
-    reason: str = ""
-    message: str = ""
-    details: _Details | None = None
-
-    @property
-    def names_fields(self) -> bool:
-        """Whether there are causes, and each names a field; a webhook's may as well, but tomorrow it may not mind."""
-        causes = (self.details and self.details.causes) or []
-        return bool(causes) and all(cause.field for cause in causes) and not is_from_webhook(self.message)
-
-
-def _error_type(status: int, answer: _Refusal) -> type[KubeError]:
-    if status == 409:
-        return AlreadyExistsError if answer.reason == "AlreadyExists" else ConflictError
-    if status in (401, 408, 429) or status >= 500:
-        return RetryableError
-    if status == 422 and answer.names_fields:
-        return InvalidError
-    return {403: ForbiddenError, 404: NotFoundError}.get(status, RefusedError)
 
 
 class Kube:
@@ -207,7 +84,7 @@ class Kube:
 
         Raises:
             AlreadyExistsError: its name is taken.
-                InvalidError: fields of it are refused for good.
+            InvalidError: fields of it are refused for good.
             KubeError: any other refusal.
         """
         return await self._request("POST", kind.path(namespace, subresource=subresource), body=body)

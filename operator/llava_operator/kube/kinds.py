@@ -1,7 +1,35 @@
 """The kinds that the operator reads and writes; together they are its RBAC rules."""
 
+from dataclasses import dataclass
+from urllib.parse import quote
+
 from llava_api.constants import GROUP, LABEL_MANAGED_BY, MANAGER, PLURAL, VERSION
-from llava_operator.kube.client import Kind
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of objects: where it is served."""
+
+    api: str
+    """``api/v1`` or ``apis/GROUP/VERSION``."""
+    plural: str
+
+    def path(self, namespace: str | None = None, name: str | None = None, subresource: str = "") -> str:
+        """Path of one object, of a namespace's collection, or of the whole cluster's.
+
+        Raises:
+            ValueError: namespace or name would lead to another path: an empty name to the whole collection.
+        """
+        scope = ["namespaces", _segment(namespace)] if namespace is not None else []
+        one = [_segment(name)] if name is not None else []
+        return "/" + "/".join(filter(None, [self.api, *scope, self.plural, *one, subresource]))
+
+
+def _segment(name: str) -> str:
+    if name in ("", ".", ".."):
+        raise ValueError(f"{name!r} is no name of an object or of a namespace")
+    return quote(name, safe="")
+
 
 RUNS = Kind(f"apis/{GROUP}/{VERSION}", PLURAL)
 JOBS = Kind("apis/batch/v1", "jobs")

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from llava_operator.clock import to_micro_time
-from llava_operator.kube.client import AlreadyExistsError, ConflictError, Kube, KubeError, NotFoundError
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import AlreadyExistsError, ConflictError, KubeError, NotFoundError
 from llava_operator.kube.kinds import LEASES
 from llava_operator.kube.objects import Key, Object
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from llava_operator.acting.reconcile import Reconciler
 from llava_operator.cache.children import Children
 from llava_operator.cache.runs import Runs
-from llava_operator.kube.client import ForbiddenError, Kube, KubeError, RetryableError
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import ForbiddenError, KubeError, RetryableError
 from llava_operator.kube.objects import Key
 from llava_operator.loop.health import HEARTBEAT, Health
 from llava_operator.loop.workqueue import WorkQueue

@@ -20,7 +20,7 @@ from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.runs import Runs, RunView
 from llava_operator.cache.views import PodView
 from llava_operator.clock import to_time
-from llava_operator.kube.client import KubeError
+from llava_operator.kube.errors import KubeError
 from llava_operator.kube.objects import Key
 from llava_operator.loop.workqueue import WorkQueue
 from llava_operator.reporting.claims import Speaker, read_claims

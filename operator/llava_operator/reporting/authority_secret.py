@@ -6,7 +6,8 @@ import logging
 import ssl
 from datetime import datetime, timedelta
 
-from llava_operator.kube.client import ConflictError, Kube
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import ConflictError
 from llava_operator.kube.kinds import SECRETS
 from llava_operator.kube.objects import Object
 from llava_operator.reporting.certificates import (

@@ -1,6 +1,7 @@
 """What makes the endpoint reachable: the EndpointSlice that leads its Service to the pod that leads."""
 
-from llava_operator.kube.client import AlreadyExistsError, Kube
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import AlreadyExistsError
 from llava_operator.kube.kinds import ENDPOINT_SLICES, SERVICES
 from llava_operator.kube.objects import Object
 from llava_operator.settings import Settings

@@ -11,7 +11,8 @@ from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.runs import Runs
 from llava_operator.clock import now
-from llava_operator.kube.client import Kube, KubeError
+from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import KubeError
 from llava_operator.kube.objects import Key
 from llava_operator.loop.workqueue import WorkQueue
 from llava_operator.reporting.acceptance import ReportDesk

@@ -1,0 +1,48 @@
+"""The status of a LlavaFineTune: written by the operator only, read by people, ``kubectl wait`` and the metrics."""
+
+from llava_api.status.accounting import Accounting
+from llava_api.status.notifications import NOTIFICATIONS_KEPT, NotificationState, NotificationStatus
+from llava_api.status.outcome import Artifacts, EvaluationStatus, FailureStatus, Metric
+from llava_api.status.plan import Data, Plan, PlanTerm
+from llava_api.status.progress import Progress
+from llava_api.status.root import UNOBSERVED, ApiTrouble, ConditionStatus, Status, Summary, Trainer
+from llava_api.status.stages import (
+    ATTEMPTS_KEPT,
+    SUCCEEDED,
+    AttemptSettings,
+    AttemptState,
+    AttemptStatus,
+    StageState,
+    StageStatus,
+)
+from llava_api.status.values import MAX_TEXT, Time
+
+__all__ = [
+    "ATTEMPTS_KEPT",
+    "MAX_TEXT",
+    "NOTIFICATIONS_KEPT",
+    "SUCCEEDED",
+    "UNOBSERVED",
+    "Accounting",
+    "ApiTrouble",
+    "Artifacts",
+    "AttemptSettings",
+    "AttemptState",
+    "AttemptStatus",
+    "ConditionStatus",
+    "Data",
+    "EvaluationStatus",
+    "FailureStatus",
+    "Metric",
+    "NotificationState",
+    "NotificationStatus",
+    "Plan",
+    "PlanTerm",
+    "Progress",
+    "StageState",
+    "StageStatus",
+    "Status",
+    "Summary",
+    "Time",
+    "Trainer",
+]

@@ -1,0 +1,66 @@
+"""What has come of a run: scores, results, or why it failed."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from llava_api.base import Lenient
+from llava_api.constants import StageName
+from llava_api.status.values import Count, Short, Text
+
+
+class Metric(Lenient):
+    """One score, base against tuned."""
+
+    name: Annotated[Short, Field(description="Metric, like exact_match.")]
+    split: Annotated[Short, Field(description="validation (held out) or train (seen in training).")]
+    base: Annotated[float, Field(description="Score of the base model.")]
+    tuned: Annotated[float, Field(description="Score of the tuned model.")]
+    gain: Annotated[float, Field(description="tuned - base.")]
+    samples: Annotated[Count, Field(description="Questions scored.")]
+
+
+class EvaluationStatus(Lenient):
+    """What evaluation measured."""
+
+    metrics: Annotated[tuple[Metric, ...], Field(max_length=16, description="Scores of both models.")] = ()
+
+
+class Artifacts(Lenient):
+    """Where things lie on the run's volume, and what they are."""
+
+    volume_claim: Annotated[Short | None, Field(description="PersistentVolumeClaim that holds them.")] = None
+    access_modes: Annotated[
+        tuple[Short, ...], Field(max_length=4, description="Access modes that it was asked for with.")
+    ] = ()
+    dataset_report: Annotated[Text | None, Field(description="Path of the dataset report (HTML).")] = None
+    projector: Annotated[Text | None, Field(description="Path of the projector that phase 1 made.")] = None
+    adapter: Annotated[
+        Text | None, Field(description="Path of the adapter and the trained projector, with methods lora and qlora.")
+    ] = None
+    weights: Annotated[
+        Text | None, Field(description="Path of the trained language model and projector, with method full.")
+    ] = None
+    merged: Annotated[Text | None, Field(description="Path of the merged model, in hub layout.")] = None
+    report: Annotated[Text | None, Field(description="Path of the evaluation report (HTML).")] = None
+    digests: Annotated[
+        dict[Annotated[str, Field(max_length=63)], Short],
+        Field(max_length=16, description="sha256 of each, by name."),
+    ] = {}
+
+
+class FailureStatus(Lenient):
+    """Why the run failed."""
+
+    reason: Annotated[Short, Field(description="Why, in one CamelCase word.")]
+    message: Annotated[Text, Field(description="What happened.")] = ""
+    hint: Annotated[Text, Field(description="What can be done about it.")] = ""
+    stage: Annotated[StageName | None, Field(description="Stage that failed.")] = None
+    attempt: Annotated[Count, Field(description="Its attempt.")] = 0
+    pod: Annotated[Short | None, Field(description="Pod that failed first.")] = None
+    node: Annotated[Short | None, Field(description="Node of that pod.")] = None
+    rank: Annotated[int | None, Field(description="Global rank of the process that failed first.")] = None
+    exit_code: Annotated[int | None, Field(description="Exit code of its container.")] = None
+    step: Annotated[Count | None, Field(description="Steps of training that were done by then.")] = None
+    attempt_steps: Annotated[Count | None, Field(description="Those of them that the attempt has done.")] = None
+    log_tail: Annotated[Text, Field(description="Last lines of its log.")] = ""

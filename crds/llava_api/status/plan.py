@@ -1,0 +1,90 @@
+"""What prepare found, and what training will take by that."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from llava_api.base import Lenient
+from llava_api.report import MicroBatch
+from llava_api.status.values import Count, Short, Text
+
+
+class Data(Lenient):
+    """What prepare found."""
+
+    samples_train: Annotated[Count, Field(description="Samples to train on.")]
+    samples_validation: Annotated[Count, Field(description="Samples held out.")]
+    pairs_train: Annotated[Count, Field(description="Questions with an answer to train on.")]
+    pairs_validation: Annotated[Count, Field(description="Questions with an answer held out.")]
+    images: Annotated[Count, Field(description="Different pictures.")]
+    supervised_tokens: Annotated[Count, Field(description="Tokens that training learns from, over one epoch.")]
+    longest_sample_tokens: Annotated[Count, Field(description="Tokens of the longest sample, image tokens included.")]
+    overlong_samples: Annotated[Count, Field(description="Samples cut off at spec.training.maxLength.")]
+    unsupervised_samples: Annotated[
+        Count, Field(description="Samples left out because nothing could be learned from them.")
+    ] = 0
+    samples_alignment: Annotated[Count, Field(description="Samples of phase 1.")] = 0
+    largest: Annotated[
+        MicroBatch | None, Field(description="The most that a training process holds at a time; unknown if left out.")
+    ] = None
+    largest_alignment: Annotated[MicroBatch | None, Field(description="The same, in phase 1.")] = None
+    free_bytes: Annotated[Count | None, Field(description="Free on the volume after prepare; unknown if left out.")] = (
+        None
+    )
+    flash_attention: Annotated[
+        bool | None, Field(description="Whether flash-attn is in the trainer image; unknown if left out.")
+    ] = None
+
+
+class PlanTerm(Lenient):
+    """One part of the memory that training takes."""
+
+    name: Annotated[Short, Field(description="weights, gradients, optimizer, activations, head, ...")]
+    gibibytes: Annotated[float, Field(description="Memory on one GPU, or of one pod, in GiB.")]
+
+
+class Plan(Lenient):
+    """What training will take, calculated before any GPU is taken."""
+
+    device_memory: Annotated[Short, Field(description="Peak memory of one GPU, like 61.3Gi.")]
+    device_memory_available: Annotated[
+        Short | None,
+        Field(description="Memory that the GPUs have, or the largest of different ones; unknown if left out."),
+    ] = None
+    terms: Annotated[tuple[PlanTerm, ...], Field(max_length=16, description="What the memory is taken by.")] = ()
+    pod_memory: Annotated[
+        Short | None, Field(description="Peak memory of one training pod, without /dev/shm and caches, like 24.3Gi.")
+    ] = None
+    pod_memory_available: Annotated[
+        Short | None, Field(description="What spec.workers.resources gives a pod, without /dev/shm.")
+    ] = None
+    pod_terms: Annotated[
+        tuple[PlanTerm, ...], Field(max_length=16, description="What the pod's memory is taken by.")
+    ] = ()
+    per_device_batch: Annotated[Count, Field(description="Samples that one process holds at a time.")]
+    accumulation: Annotated[Count, Field(description="Micro-batches that a process runs for one step.")]
+    total_steps: Annotated[Count, Field(description="Optimiser steps of training.")]
+    alignment_steps: Annotated[Count | None, Field(description="Optimiser steps of alignment.")] = None
+    checkpoint_size: Annotated[
+        Short | None, Field(description="What one checkpoint takes on the volume, like 4.4Gi.")
+    ] = None
+    checkpoint_seconds: Annotated[
+        Count | None,
+        Field(description="Seconds in which a checkpoint is expected to be on the volume, at 125 MiB a second."),
+    ] = None
+    checkpoints_size: Annotated[
+        Short | None,
+        Field(description="What all that lie there at a time take: checkpoint.keep, and the one being written."),
+    ] = None
+    storage: Annotated[
+        Short | None,
+        Field(description="The most that checkpoints, results and merged model take on the volume at any time."),
+    ] = None
+    storage_available: Annotated[
+        Short | None,
+        Field(description="What was free on the volume after prepare; spec.storage.size where that is unknown."),
+    ] = None
+    warnings: Annotated[
+        tuple[Text, ...],
+        Field(max_length=8, description="What does not stand against training, but may cost something."),
+    ] = ()

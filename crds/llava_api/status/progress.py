@@ -1,0 +1,44 @@
+"""The progress report as the status keeps it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from llava_api.base import Lenient
+from llava_api.constants import StageName
+from llava_api.report import LOSSES_KEPT
+from llava_api.status.values import Count, Short, Time
+
+
+class Progress(Lenient):
+    """The last progress report that was accepted."""
+
+    stage: Annotated[StageName, Field(description="Stage that reported.")]
+    attempt: Annotated[Count, Field(description="Its attempt.")]
+    pod_uid: Annotated[Short, Field(description="UID of the pod that reported.")]
+    step: Annotated[Count, Field(description="Steps done: optimiser steps in train, samples in prepare and evaluate, "
+                                             "tensors in merge.")]  # fmt: skip
+    total_steps: Annotated[Count, Field(description="Steps in all; 0 while unknown.")]
+    unit: Annotated[
+        Literal["steps", "bytes"], Field(description="What step and totalSteps count; bytes while sources are fetched.")
+    ] = "steps"
+    message: Annotated[Short, Field(description="What the stage is doing, where it says so.")] = ""
+    eta_seconds: Annotated[Count | None, Field(description="Estimated seconds to the stage's end.")] = None
+    epoch: Annotated[float | None, Field(description="Passes through the dataset so far.")] = None
+    loss: Annotated[float | None, Field(description="Loss of the last step, per supervised token.")] = None
+    learning_rate: Annotated[float | None, Field(description="Current learning rate of the adapter.")] = None
+    grad_norm: Annotated[float | None, Field(description="Norm of the last step's gradient.")] = None
+    samples_per_second: Annotated[float | None, Field(description="Samples per second over all processes.")] = None
+    tokens_per_second: Annotated[float | None, Field(description="Real tokens per second over all processes.")] = None
+    checkpoint_step: Annotated[Count | None, Field(description="Step of the newest complete checkpoint.")] = None
+    resumed_step: Annotated[Count | None, Field(description="Step that the attempt went on from.")] = None
+    skipped_checkpoints: Annotated[
+        Short, Field(description="Checkpoints that were damaged, so that training went on from one before.")
+    ] = ""
+    losses: Annotated[
+        tuple[float, ...], Field(max_length=LOSSES_KEPT, description="Losses of the last logged steps, oldest first.")
+    ] = ()
+    last_update_time: Annotated[Time, Field(description="When the report came.")]
+    step_time: Annotated[
+        Time | None, Field(description="When the first report of this step came, if there were several.")
+    ] = None
