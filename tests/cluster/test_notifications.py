@@ -115,7 +115,7 @@ async def test_each_receiver_is_told_of_each_event_once(
             await world.delete(RUNS, "run")
 
             async def gone() -> bool:
-                left = [one async for kind in (JOBS, PODS) async for one in world.kube.list(kind, world.namespace)]
+                left = [one for kind in (JOBS, PODS) async for one in world.kube.list(kind, world.namespace)]
                 return not [one for one in left if one["metadata"]["labels"].get(LABEL_RUN) == "run"]
 
             # Nobody ends the pods of nodes that are played but their kubelet: those that have ended go at once.

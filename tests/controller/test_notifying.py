@@ -1,5 +1,6 @@
 """Messages against an API server in memory: one Job each, whatever stands in its way, and what is made of its end."""
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -264,12 +265,15 @@ async def test_the_job_is_small_restricted_and_alone(server: ApiServer, operator
     """Compared whole: what is not here is not in it."""
     server.objects[RUNS, KEY.name]["spec"]["notifications"][0]["webhook"]["secretRef"] = {"name": "llava-hooks"}
     server.objects[RUNS, KEY.name]["spec"]["download"] = {"noProxy": ".svc"}
+    # The kubelet would put a variable's value there.
+    server.objects[RUNS, KEY.name]["status"]["notifications"][0]["message"] = "costs $(LLAVA_DELIVERY)"
     await operator.settle()
     job = the_job(server)
     [container] = job["spec"]["template"]["spec"].pop("containers")
     [handed] = container.pop("env")
     assert "$" not in handed["value"]
     delivery = Delivery.model_validate_json(handed["value"])
+    assert json.loads(delivery.body)["data"]["message"] == "costs $(LLAVA_DELIVERY)"
     assert (delivery.url, delivery.is_signed, delivery.no_proxy) == ("https://h.example", True, ".svc")
     assert (delivery.allowed_hosts, delivery.insecure) == (("*",), False)
     lost = [
