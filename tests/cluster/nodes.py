@@ -41,7 +41,7 @@ class Nodes:
             await self.kube._request("DELETE", NODES.path(None, name))
         await self.kube.create(NODES, None, body)
         status = {"status": {"capacity": resources, "allocatable": resources, "conditions": conditions}}
-        await self.kube.patch(NODES, None, name, status, subresource="status")  # type: ignore[arg-type]
+        await self.kube.patch(NODES, None, name, status, subresource="status")
         self.names.append(name)
 
     async def live(self) -> None:
@@ -61,7 +61,7 @@ class Nodes:
     async def _beat(self, name: str) -> None:
         conditions = [{"type": "Ready", "status": "True", "reason": "Played", "lastHeartbeatTime": _now()}]
         status = {"status": {"conditions": conditions}}
-        await self.kube.patch(NODES, None, name, status, subresource="status")  # type: ignore[arg-type]
+        await self.kube.patch(NODES, None, name, status, subresource="status")
         lease = {"metadata": {"name": name}, "spec": {"holderIdentity": name, "renewTime": _micro()}}
         with contextlib.suppress(KubeError):
             await self.kube.create(LEASES, "kube-node-lease", lease)

@@ -144,7 +144,7 @@ async def disturb(kube: Kube, operator: OperatorProcess, api_server: Kubectl) ->
     await kube._request("POST", f"{PODS.path(NAMESPACE, pod['metadata']['name'])}/eviction", body=eviction)
     pod = await training_pod(kube, "lost")
     taint = {"key": "gone", "effect": "NoExecute"}
-    await kube.patch(NODES, None, pod["spec"]["nodeName"], {"spec": {"taints": [taint]}})  # type: ignore[arg-type]
+    await kube.patch(NODES, None, pod["spec"]["nodeName"], {"spec": {"taints": [taint]}})
     pod = await training_pod(kube, "preempted")
     await kube.create(PRIORITIES, None, {"metadata": {"name": "important"}, "value": 1000})
     limits = {"limits": {GPU: "1"}}
@@ -190,7 +190,7 @@ async def test_what_happens_to_a_run_has_its_reason_and_its_price(
             # What is in their way goes, and they find a place again.
             api_server.run("-n", NAMESPACE, "delete", "pod", "rival", "--grace-period=0", "--force")
             for number in range(2):
-                await kube.patch(NODES, None, f"lost-{number}", {"spec": {"taints": []}})  # type: ignore[arg-type]
+                await kube.patch(NODES, None, f"lost-{number}", {"spec": {"taints": []}})
             for reason, name in DISTURBED.items():
                 status = await over(kube, name)
                 assert is_true(status, "Complete"), (name, status["failure"])

@@ -135,7 +135,7 @@ async def test_two_gangs_that_each_hold_half_of_what_both_need_both_finish(
         return (await placed(kube, "first"), await placed(kube, "second")) == (1, 1)
 
     await until("two halves", both_have_half, timeout_s=60)
-    await kube.patch(NODES, None, "node-b", {"spec": {"taints": []}})  # type: ignore[arg-type]
+    await kube.patch(NODES, None, "node-b", {"spec": {"taints": []}})
     for run in ("first", "second"):
         await finished(kube, run)
     reasons = [[one["because"] for one in (await train_of(kube, run))["attempts"]] for run in ("first", "second")]

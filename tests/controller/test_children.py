@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from llava_api.constants import API_VERSION, KIND, LABEL_COMPLETION_INDEX, LABEL_RUN
 from llava_operator.cache.children import Children
 from llava_operator.cache.skipped import SkippedObjects
-from llava_operator.cache.views import ForeignError, ForeignReason, parse_job
+from llava_operator.cache.views import parse_job
+from llava_operator.cache.wire import ForeignError, ForeignReason
 from llava_operator.kube.kinds import JOBS
 from llava_operator.kube.objects import Key, Object
 from llava_operator.recent import MAX_KEPT

@@ -7,11 +7,15 @@ import pytest
 
 from llava_api.constants import Condition, Phase, StageName
 from llava_api.failures import Reason
-from llava_api.status import StageState, Status
-from llava_operator.deciding.cards import NodeGpus
+from llava_api.model_facts import ModelFacts
+from llava_api.spec import Spec
+from llava_api.status import Data, StageState, Status
+from llava_operator.deciding import beginning, moves
+from llava_operator.deciding.cards import Cards, NodeGpus
 from llava_operator.deciding.decide import Wait, decide
 from llava_operator.deciding.observation import Observation
-from llava_operator.run import _check_running, current_stage
+from llava_operator.deciding.planning import Planned, plan_training
+from llava_operator.run import _check_running, current_stage, stage_of
 from tests.api.test_memory import make_7b
 from tests.controller.makers import FROM_SCRATCH, NOW, RESULTS, commit, make_job, make_run, succeeded
 
@@ -35,6 +39,20 @@ def test_the_plan_is_written_with_the_intent_to_train() -> None:
     assert current_stage(status).name is StageName.TRAIN
     assert (status.plan.per_device_batch, status.plan.accumulation, status.plan.total_steps) == (16, 2, 1)
     assert status.model == make_7b()
+
+
+def test_the_pass_that_ends_prepare_plans_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Data] = []
+
+    def plan(spec: Spec, found: Data, model: ModelFacts | None, cards: Cards) -> Planned:
+        planned.append(found)
+        return plan_training(spec, found, model, cards)
+
+    for module in (moves, beginning):
+        monkeypatch.setattr(module, "plan_training", plan)
+    status = end_prepare(frozenset())
+    assert stage_of(status, StageName.TRAIN).attempt == 1
+    assert planned == [status.data]
 
 
 def test_a_plan_that_does_not_fit_ends_the_run_before_anything_of_training_exists() -> None:

@@ -17,9 +17,9 @@ from llava_operator.kube.errors import ForbiddenError, InvalidError, KubeError, 
 from llava_operator.kube.kinds import EVENTS, JOBS, PODS, RUNS
 from llava_operator.kube.objects import Object
 from llava_operator.run import parse_run
+from tests.controller.in_memory import ApiServer, Operator
 from tests.controller.makers import KEY, NOW, RUN_UID
 from tests.controller.test_notifications import run_through, told
-from tests.controller.test_reconcile import ApiServer, Operator
 
 
 @pytest.fixture
@@ -29,11 +29,6 @@ def server() -> ApiServer:
     spec = told()
     made.put_run(**spec)["status"] = dump_status(run_through(spec))
     return made
-
-
-@pytest.fixture
-def operator(server: ApiServer) -> Operator:
-    return Operator(server)
 
 
 def jobs(server: ApiServer) -> list[Object]:

@@ -13,8 +13,8 @@ from llava_operator.clock import to_time
 from llava_operator.kube.errors import ForbiddenError, NotFoundError, RetryableError
 from llava_operator.kube.kinds import EVENTS, JOBS, RUNS, VOLUME_CLAIMS
 from llava_operator.kube.objects import Object
+from tests.controller.in_memory import ApiServer, Operator
 from tests.controller.makers import KEY, NOW
-from tests.controller.test_reconcile import ApiServer, Operator
 
 ASKED = timedelta(seconds=ASKED_AFTER_S)
 
@@ -79,18 +79,6 @@ def test_forged_texts_are_made_fit_to_show() -> None:
         {"reason": "FailedMount", "note": "n", "eventTime": time} for time in ("0001-01-01T00:00:00", "9999-12-31")
     ]
     assert read_trouble(times) == "FailedMount: n"
-
-
-@pytest.fixture
-def server() -> ApiServer:
-    server = ApiServer()
-    server.put_run()
-    return server
-
-
-@pytest.fixture
-def operator(server: ApiServer) -> Operator:
-    return Operator(server)
 
 
 async def started(operator: Operator) -> str:

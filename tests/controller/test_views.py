@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from llava_operator.cache.views import ForeignError, JobEnd, Termination, parse_job, parse_pod
+from llava_operator.cache.views import JobEnd, Termination, parse_job, parse_pod
+from llava_operator.cache.wire import ForeignError
 from llava_operator.kube.objects import Key, Object
 
 TIME = "2026-11-01T12:00:00Z"

@@ -19,23 +19,11 @@ from llava_operator.kube.errors import (
 )
 from llava_operator.kube.kinds import JOBS, PODS, RUNS, VOLUME_CLAIMS
 from llava_operator.kube.objects import Object
+from tests.controller.in_memory import ApiServer, Operator
 from tests.controller.makers import KEY, NOW, NOW_TEXT, RESULTS, RUN_UID, begun
-from tests.controller.test_reconcile import ApiServer, Operator
 
 CLAIM = (VOLUME_CLAIMS, "invoices-run")
 FIRST_JOB = (JOBS, "invoices-prepare-1")
-
-
-@pytest.fixture
-def server() -> ApiServer:
-    made = ApiServer()
-    made.put_run()
-    return made
-
-
-@pytest.fixture
-def operator(server: ApiServer) -> Operator:
-    return Operator(server)
 
 
 def claim_of(uid: str, **metadata: Any) -> Object:

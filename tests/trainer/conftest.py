@@ -4,7 +4,6 @@ What needs torch is imported when it is asked for: tests of the frame and of rep
 """
 
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,9 +74,7 @@ def process_group() -> Iterator[tuple["Processes", int]]:
     from llava_trainer.training.processes import join
     from tests.trainer.trainings import environment_of_one
 
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
+    port = free_port()
     with environment_of_one(port):
         processes = join("cpu")
     yield processes, port

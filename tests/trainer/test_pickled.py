@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
-from llava_trainer.weights import pickled
-from llava_trainer.weights.pickled import STORAGES, PickledTensor, PickleError, read_pickle
+from llava_trainer.weights import unpickler
+from llava_trainer.weights.pickled import PickledTensor, read_pickle
 from llava_trainer.weights.stored import find_stored
+from llava_trainer.weights.unpickler import STORAGES, PickleError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -224,7 +225,7 @@ def test_programs_that_describe_something_else(tmp_path: Path, program: bytes, t
 
 
 def test_stream_whose_beginning_is_endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pickled, "MAX_PROGRAM_BYTES", 1000)
+    monkeypatch.setattr(unpickler, "MAX_PROGRAM_BYTES", 1000)
     (tmp_path / "w.bin").write_bytes(b"\x80\x04X\xff\xff\xff\x00" + bytes(5000))
     assert "more than 1,000 bytes before its tensors" in refusal(tmp_path / "w.bin")
 

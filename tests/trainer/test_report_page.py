@@ -14,7 +14,8 @@ from llava_api.spec import Generation
 from llava_trainer.data.report import Note, numbers_of
 from llava_trainer.data.samples import Turn
 from llava_trainer.evaluation.questions import Question, Split
-from llava_trainer.evaluation.report import MAX_QUESTIONS_SHOWN, Report, build_report
+from llava_trainer.evaluation.report import Report, build_report
+from llava_trainer.evaluation.report_answers import MAX_QUESTIONS_SHOWN
 from llava_trainer.evaluation.results import Answer, Metrics, score_answers
 from llava_trainer.html import Curve, Html, el, join, line_chart, page, round_ticks, thumbnail
 from llava_trainer.training.history import Entry

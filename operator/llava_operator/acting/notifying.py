@@ -14,7 +14,8 @@ from llava_operator.acting.creation import ObstacleError, create_child
 from llava_operator.build.common import Platform
 from llava_operator.build.notification import build_notification_job
 from llava_operator.cache.children import Children
-from llava_operator.cache.views import ForeignError, JobView, Termination, parse_pod
+from llava_operator.cache.views import JobView, Termination, parse_pod
+from llava_operator.cache.wire import ForeignError
 from llava_operator.deciding.notifications import find_wanted, job_of
 from llava_operator.deciding.observation import DeliverySight, ObstacleKind
 from llava_operator.deciding.policy import describe_violations, judge_notifications

@@ -8,7 +8,8 @@ from llava_api.status import AttemptState, AttemptStatus, StageStatus
 from llava_operator.acting.nodes import Nodes
 from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
-from llava_operator.cache.views import ForeignError, ForeignReason, JobView, PodView, parse_job, parse_pod
+from llava_operator.cache.views import JobView, PodView, parse_job, parse_pod
+from llava_operator.cache.wire import ForeignError, ForeignReason
 from llava_operator.deciding.cards import NodeGpus, is_asked_of_nodes
 from llava_operator.deciding.decide import why_stop
 from llava_operator.deciding.observation import Observation

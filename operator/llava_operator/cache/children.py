@@ -13,7 +13,8 @@ from typing import Protocol
 
 from llava_api.constants import LABEL_RUN
 from llava_operator.cache.skipped import SkippedObjects
-from llava_operator.cache.views import ForeignError, ForeignReason, JobView, PodView, parse_job, parse_pod
+from llava_operator.cache.views import JobView, PodView, parse_job, parse_pod
+from llava_operator.cache.wire import ForeignError, ForeignReason
 from llava_operator.kube.client import Kube
 from llava_operator.kube.kinds import CHILD_SELECTOR, JOBS, PODS
 from llava_operator.kube.objects import Key, Object

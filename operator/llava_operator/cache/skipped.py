@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from llava_operator.cache.views import ForeignError
+from llava_operator.cache.wire import ForeignError
 from llava_operator.kube.objects import Object
 from llava_operator.recent import Recent
 

@@ -1,30 +1,27 @@
 """What the operator keeps of a run, a Job and a pod: the fields it uses, and nothing else.
 
-Objects are parsed here once; everything behind works on these values. A pod of 20 KB becomes about 1 KB.
-
-Whoever may create pods can put our label on them and anything else into them, in every namespace. What cannot be
+Objects are parsed here once; everything behind works on these values. A pod of 20 KB becomes about 1 KB. What cannot be
 parsed, or names no owner that it could have from us, is a ``ForeignError`` and never another exception.
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated, Literal, TypeVar
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic.alias_generators import to_camel
-
-from llava_api.constants import (
-    API_VERSION,
-    KIND,
-    LABEL_COMPLETION_INDEX,
-    LABEL_RUN,
-    NOTIFIER_CONTAINER,
-    STAGE_CONTAINER,
-)
+from llava_api.constants import API_VERSION, KIND, LABEL_COMPLETION_INDEX, NOTIFIER_CONTAINER, STAGE_CONTAINER
 from llava_api.text import show
+from llava_operator.cache.wire import (
+    Condition,
+    ContainerState,
+    ForeignError,
+    ForeignReason,
+    Job,
+    Node,
+    Pod,
+    Terminated,
+    parse,
+)
 from llava_operator.clock import from_time
 from llava_operator.kube.objects import Key, Object
-from llava_operator.validation_errors import describe_faults
 
 MAX_TEXT = 1024
 """Longest text kept of what Kubernetes says about a pod."""
@@ -38,27 +35,6 @@ _CONTAINERS = (STAGE_CONTAINER, NOTIFIER_CONTAINER)
 """Containers of ours; a pod has one of them."""
 MAX_INDEX_DIGITS = 9
 """Digits of a completion index: Kubernetes' are below 2**31."""
-
-
-class ForeignReason(StrEnum):
-    """Why an object that carries our label is none of ours."""
-
-    UNREADABLE = "unreadable"
-    """It is not what its kind looks like."""
-    UNLABELLED = "unlabelled"
-    """It names no run."""
-    UNOWNED = "unowned"
-    """No run, and no Job of a run, that is known in its namespace controls it."""
-    GONE = "gone"
-    """What controls it was a run's until a moment ago: no stranger, and not to be told of."""
-
-
-class ForeignError(Exception):
-    """An object that carries our label is none of ours. Nothing of it may be used."""
-
-    def __init__(self, reason: ForeignReason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,137 +121,13 @@ class PodView:
         return self.phase == "Failed" or (self.ended is not None and self.ended.exit_code != 0)
 
 
-def _empty_for_none(value: object) -> object:
-    return "" if value is None else value
-
-
-_Text = Annotated[str, BeforeValidator(_empty_for_none)]
-
-
-class _Wire(BaseModel):
-    model_config = ConfigDict(extra="ignore", alias_generator=to_camel, frozen=True)
-
-
-class _Owner(_Wire):
-    api_version: _Text = ""
-    kind: _Text = ""
-    name: _Text = ""
-    uid: str
-    controller: bool | None = None
-
-
-class _Meta(_Wire):
-    namespace: str
-    name: str
-    uid: str
-    labels: dict[str, str] = {}
-    owner_references: list[_Owner] = []
-    deletion_timestamp: str | None = None
-
-    @property
-    def key(self) -> Key:
-        return Key(self.namespace, self.name)
-
-    def controller(self, api_version: str, kind: str) -> _Owner:
-        for owner in self.owner_references:
-            if owner.controller and (owner.api_version, owner.kind) == (api_version, kind):
-                return owner
-        raise ForeignError(ForeignReason.UNOWNED, f"no {kind} is its controller")
-
-    @property
-    def run(self) -> str:
-        return self.labels.get(LABEL_RUN, "")
-
-
-class _Condition(_Wire):
-    type: str
-    status: str
-    reason: _Text = ""
-    message: _Text = ""
-    last_transition_time: _Text = ""
-
-
-class _JobStatus(_Wire):
-    conditions: list[_Condition] = []
-
-
-class _JobSpec(_Wire):
-    suspend: bool | None = None
-
-
-class _Job(_Wire):
-    metadata: _Meta
-    spec: _JobSpec = _JobSpec()
-    status: _JobStatus = _JobStatus()
-
-
-class _Waiting(_Wire):
-    reason: _Text = ""
-    message: _Text = ""
-
-
-class _Terminated(_Wire):
-    exit_code: int
-    reason: _Text = ""
-    message: _Text = ""
-    finished_at: _Text = ""
-
-
-class _ContainerState(_Wire):
-    waiting: _Waiting | None = None
-    running: dict[str, object] | None = None
-    terminated: _Terminated | None = None
-
-
-class _Container(_Wire):
-    name: str
-    image_id: Annotated[_Text, Field(alias="imageID")] = ""
-    state: _ContainerState = _ContainerState()
-
-
-class _PodStatus(_Wire):
-    phase: Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"] = "Pending"
-    reason: _Text = ""
-    message: _Text = ""
-    conditions: list[_Condition] = []
-    container_statuses: Annotated[list[_Container], Field(default_factory=list)]
-
-
-class _PodSpec(_Wire):
-    node_name: _Text = ""
-
-
-class _Pod(_Wire):
-    metadata: _Meta
-    spec: _PodSpec = _PodSpec()
-    status: Annotated[_PodStatus, Field(default_factory=_PodStatus)]
-
-
-class _NodeMeta(_Wire):
-    labels: dict[str, str] = {}
-
-
-class _Node(_Wire):
-    metadata: _NodeMeta
-
-
-_Parsed = TypeVar("_Parsed", bound=_Wire)
-
-
-def _parse(model: type[_Parsed], raw: Object) -> _Parsed:
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        raise ForeignError(ForeignReason.UNREADABLE, describe_faults(error)) from None
-
-
 def parse_node_labels(raw: Object) -> dict[str, str]:
     """The labels of a node; it has no namespace and no run.
 
     Raises:
         ForeignError: it is no node.
     """
-    return _parse(_Node, raw).metadata.labels
+    return parse(Node, raw).metadata.labels
 
 
 def parse_job(raw: Object) -> JobView:
@@ -284,7 +136,7 @@ def parse_job(raw: Object) -> JobView:
     Raises:
         ForeignError: it is no Job, or none that a LlavaFineTune controls.
     """
-    job = _parse(_Job, raw)
+    job = parse(Job, raw)
     owner = job.metadata.controller(API_VERSION, KIND)
     held = {c.type: c for c in job.status.conditions if c.status == "True"}
     return JobView(
@@ -301,7 +153,7 @@ def parse_job(raw: Object) -> JobView:
     )
 
 
-def _job_end(condition: _Condition | None) -> JobEnd | None:
+def _job_end(condition: Condition | None) -> JobEnd | None:
     if condition is None:
         return None
     return JobEnd(
@@ -317,10 +169,10 @@ def parse_pod(raw: Object) -> PodView:
     Raises:
         ForeignError: it is no pod, or none that a Job controls.
     """
-    pod = _parse(_Pod, raw)
+    pod = parse(Pod, raw)
     meta, status = pod.metadata, pod.status
     container = next((c for c in status.container_statuses if c.name in _CONTAINERS), None)
-    state = container.state if container else _ContainerState()
+    state = container.state if container else ContainerState()
     held = {c.type: c for c in status.conditions if c.status == "True"}
     disrupted, scheduled = held.get("DisruptionTarget"), held.get("PodScheduled")
     return PodView(
@@ -359,7 +211,7 @@ def _parse_index(text: str | None) -> int | None:
     return int(text)
 
 
-def _termination(terminated: _Terminated | None) -> Termination | None:
+def _termination(terminated: Terminated | None) -> Termination | None:
     if terminated is None:
         return None
     return Termination(
@@ -370,7 +222,7 @@ def _termination(terminated: _Terminated | None) -> Termination | None:
     )
 
 
-def _waiting(pod: _Pod, state: _ContainerState) -> str:
+def _waiting(pod: Pod, state: ContainerState) -> str:
     if pod.status.phase != "Pending":
         return ""
     unscheduled = next((c for c in pod.status.conditions if c.type == "PodScheduled" and c.status == "False"), None)

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from llava_api.constants import Phase, StageName
 from llava_api.failures import Reason
-from llava_api.memory import accumulation, batch_of
+from llava_api.memory import batch_of
 from llava_api.names import MAX_ATTEMPTS
 from llava_api.report import MicroBatch
 from llava_api.spec import Spec
@@ -29,7 +29,7 @@ from llava_operator.deciding.cards import know_cards
 from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.planning import Refusal, plan_training
 from llava_operator.deciding.policy import describe_violations
-from llava_operator.deciding.restarts import begin_attempt, next_settings
+from llava_operator.deciding.restarts import begin_attempt, next_settings, size_of
 from llava_operator.deciding.status import first_stages, replace_stage
 from llava_operator.deciding.verdict import failed_by_operator
 from llava_operator.deciding.volume import locate_volume
@@ -139,7 +139,8 @@ def _resume(status: Status, seen: Observation) -> Status:
 
 def _plan_again(seen: Observation, status: Status, stage: StageStatus) -> Status | FailureStatus | None:
     """Hold what training takes against what there is, for a size or a cluster that may have changed."""
-    if status.data is None:
+    if status.data is None or seen.run.status.data is None:
+        # There is nothing to plan by; or prepare has ended in this very pass, which has planned already.
         return None
     data = _scale(status.data, seen.run.spec, status.plan, stage)
     planned = plan_training(seen.run.spec, data, status.model, know_cards(seen.run.spec, seen.nodes))
@@ -171,18 +172,12 @@ def refuse(stage: StageStatus, refusal: Refusal) -> FailureStatus:
 
 def _wanted_settings(seen: Observation, status: Status, stage: Stage) -> AttemptSettings:
     spec, trainer = seen.run.spec, status.trainer or Trainer()
-    size: dict[str, object] = {}
-    if stage.is_gang:
-        size = {
-            "per_device_batch": batch_of(spec, stage.name).per_device, "accumulation": accumulation(spec, stage.name),
-        }  # fmt: skip
-    return AttemptSettings(
-        replicas=stage.num_pods(spec),
-        gpus=stage.gpus(spec),
-        image=trainer.image or spec.image.reference or seen.default_image,
-        config_version=trainer.config_version if status.data is not None else 1,
-        queue=spec.scheduling.queue_name,
-    ).model_copy(update=size)
+    update = {
+        "image": trainer.image or spec.image.reference or seen.default_image,
+        "config_version": trainer.config_version if status.data is not None else 1,
+        "queue": spec.scheduling.queue_name,
+    }
+    return size_of(spec, stage).model_copy(update=update)
 
 
 def _kept_step(status: Status, stage: StageStatus) -> int | None:

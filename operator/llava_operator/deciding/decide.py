@@ -11,7 +11,6 @@ from datetime import datetime
 
 from llava_api.constants import StageName
 from llava_api.failures import Reason
-from llava_api.memory import batch_of
 from llava_api.names import job_name
 from llava_api.status import MAX_TEXT, AttemptState, AttemptStatus, FailureStatus, StageStatus, Status
 from llava_api.text import show
@@ -22,7 +21,7 @@ from llava_operator.deciding.beginning import Hold, begin_next, begin_run, judge
 from llava_operator.deciding.notifications import note_notifications, notifications_due
 from llava_operator.deciding.observation import Observation, ObstacleKind
 from llava_operator.deciding.status import complete_status, replace_stage, without_texts
-from llava_operator.deciding.stillness import find_still, note_silence, note_step
+from llava_operator.deciding.stillness import find_standstill, note_silence, note_step
 from llava_operator.deciding.verdict import failed_by_operator
 from llava_operator.deciding.volume import (
     deletion_time,
@@ -33,7 +32,6 @@ from llava_operator.deciding.volume import (
 )
 from llava_operator.deciding.waiting import told_from, waiting_since
 from llava_operator.run import Run, attempt_of, current_stage, stage_of
-from llava_operator.stages import STAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +221,7 @@ def _follow(seen: Observation, status: Status, stage: StageStatus) -> _Plan:
     if newest.state is not AttemptState.STOPPING and move not in _LAST_WORDS:
         if (why := why_stop(seen.run, seen.now)) is not None:
             return _Plan(status=_stop(seen, status, stage, sight, failed_by_operator(stage, *why)), act=Wait())
-        if (failure := _find_standstill(seen, status, stage)) is not None:
+        if (failure := find_standstill(seen, status, stage)) is not None:
             return _Plan(status=moves.stop(seen, status, stage, failure), act=Wait())
     match move:
         case Move.START:
@@ -237,31 +235,6 @@ def _follow(seen: Observation, status: Status, stage: StageStatus) -> _Plan:
             return _await(seen, status, stage, newest)
     until = half_placed_until(seen.pods, attempt_of(seen.run, stage).spec.scheduling.gang_timeout_seconds)
     return _Plan(status=_MOVES[move](seen, status, stage), act=Wait(until=until))
-
-
-def _find_standstill(seen: Observation, status: Status, stage: StageStatus) -> FailureStatus | None:
-    """Why an attempt of which nothing has failed will come to nothing, or seems to."""
-    timeout_s = attempt_of(seen.run, stage).spec.scheduling.gang_timeout_seconds
-    until = half_placed_until(seen.pods, timeout_s)
-    if until is not None and until <= seen.now:
-        placed = sum(bool(pod.scheduled_at) for pod in seen.pods)
-        message = (
-            f"{placed} of {len(seen.pods)} pods of {stage.name} had a place for {timeout_s} s, and the others none "
-            "(spec.scheduling.gangTimeoutSeconds): they give it back"
-        )
-        return failed_by_operator(stage, Reason.GANG_NOT_SCHEDULED, message)
-    if _is_resized(seen.run, stage):
-        return failed_by_operator(stage, Reason.SUSPENDED, "suspended for a moment, and to go on at another size")
-    return find_still(seen, status, stage)
-
-
-def _is_resized(run: Run, stage: StageStatus) -> bool:
-    """Whether the spec asks for another size than the attempt runs with: it was suspended, and nobody has seen it."""
-    newest, traits = stage.newest, STAGES[stage.name]
-    if newest is None or newest.settings.asked_batch is None or not traits.is_gang:
-        return False
-    size = (newest.settings.replicas, newest.settings.gpus, newest.settings.asked_batch)
-    return size != (traits.num_pods(run.spec), traits.gpus(run.spec), batch_of(run.spec, stage.name).per_device)
 
 
 _LAST_WORDS = frozenset({Move.SUCCEED, Move.END, Move.LOSE})

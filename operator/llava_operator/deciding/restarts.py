@@ -4,6 +4,7 @@ import hashlib
 from datetime import datetime, timedelta
 
 from llava_api.failures import BY_REASON, FAILURES, Reason
+from llava_api.memory import accumulation, batch_of
 from llava_api.spec import Spec
 from llava_api.status import (
     ATTEMPTS_KEPT,
@@ -150,7 +151,7 @@ def next_settings(stage: StageStatus, wanted: AttemptSettings, failure: FailureS
     update: dict[str, object] = {
         "avoided_nodes": list_avoided_nodes(stage), "asked_batch": wanted.per_device_batch,
     }  # fmt: skip
-    if newest is not None and _is_same_size(newest.settings, wanted):
+    if newest is not None and is_same_size(newest.settings, wanted):
         # What an earlier attempt had to be made smaller for still holds.
         update |= {
             "per_device_batch": newest.settings.per_device_batch, "accumulation": newest.settings.accumulation,
@@ -163,7 +164,18 @@ def next_settings(stage: StageStatus, wanted: AttemptSettings, failure: FailureS
     return wanted.model_copy(update=update)
 
 
-def _is_same_size(before: AttemptSettings, wanted: AttemptSettings) -> bool:
+def size_of(spec: Spec, traits: Stage) -> AttemptSettings:
+    """The size that a spec asks for: pods, GPUs, and in training the batch."""
+    size = AttemptSettings(replicas=traits.num_pods(spec), gpus=traits.gpus(spec))
+    if not traits.is_gang:
+        return size
+    update = {
+        "per_device_batch": batch_of(spec, traits.name).per_device, "accumulation": accumulation(spec, traits.name),
+    }  # fmt: skip
+    return size.model_copy(update=update)
+
+
+def is_same_size(before: AttemptSettings, wanted: AttemptSettings) -> bool:
     """Whether the spec still asks for what it asked for when the earlier attempt was begun."""
     asked = before.per_device_batch if before.asked_batch is None else before.asked_batch
     return (before.replicas, before.gpus, asked) == (wanted.replicas, wanted.gpus, wanted.per_device_batch)

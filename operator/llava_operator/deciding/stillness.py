@@ -1,4 +1,4 @@
-"""Attempts that say nothing, or the same again and again. Pure.
+"""Attempts that say nothing, or the same again and again, or come to nothing as they are. Pure.
 
 Training judges itself, in its pods. From outside only reports that keep coming with the same step end an attempt; one
 that says nothing may be at work behind a network that is not, since reporting never stops a run.
@@ -10,8 +10,11 @@ from llava_api.failures import Reason
 from llava_api.report import MAX_NEXT_REPORT_S
 from llava_api.status import AttemptState, FailureStatus, Progress, StageStatus, Status
 from llava_operator.clock import from_time, to_time
+from llava_operator.deciding.attempts import half_placed_until
 from llava_operator.deciding.observation import Observation
+from llava_operator.deciding.restarts import is_same_size, size_of
 from llava_operator.deciding.verdict import failed_by_operator
+from llava_operator.run import Run, attempt_of
 from llava_operator.stages import STAGES
 
 SILENT_S = 2 * MAX_NEXT_REPORT_S
@@ -40,7 +43,31 @@ def newest_report(seen: Observation, status: Status, stage: StageStatus) -> Prog
     return None
 
 
-def find_still(seen: Observation, status: Status, stage: StageStatus) -> FailureStatus | None:
+def find_standstill(seen: Observation, status: Status, stage: StageStatus) -> FailureStatus | None:
+    """Why an attempt of which nothing has failed will come to nothing, or seems to; None if it goes on."""
+    timeout_s = attempt_of(seen.run, stage).spec.scheduling.gang_timeout_seconds
+    until = half_placed_until(seen.pods, timeout_s)
+    if until is not None and until <= seen.now:
+        placed = sum(bool(pod.scheduled_at) for pod in seen.pods)
+        message = (
+            f"{placed} of {len(seen.pods)} pods of {stage.name} had a place for {timeout_s} s, and the others none "
+            "(spec.scheduling.gangTimeoutSeconds): they give it back"
+        )
+        return failed_by_operator(stage, Reason.GANG_NOT_SCHEDULED, message)
+    if _is_resized(seen.run, stage):
+        return failed_by_operator(stage, Reason.SUSPENDED, "suspended for a moment, and to go on at another size")
+    return _find_still(seen, status, stage)
+
+
+def _is_resized(run: Run, stage: StageStatus) -> bool:
+    """Whether the spec asks for another size than the attempt runs with: it was suspended, and nobody has seen it."""
+    newest, traits = stage.newest, STAGES[stage.name]
+    if newest is None or newest.settings.asked_batch is None or not traits.is_gang:
+        return False
+    return not is_same_size(newest.settings, size_of(run.spec, traits))
+
+
+def _find_still(seen: Observation, status: Status, stage: StageStatus) -> FailureStatus | None:
     """Why an attempt that runs should be stopped for reporting the same step again and again; None if it should not."""
     attempt, progress = stage.newest, newest_report(seen, status, stage)
     if attempt is None or attempt.running_time is None or progress is None or not STAGES[stage.name].is_gang:

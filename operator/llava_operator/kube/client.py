@@ -89,7 +89,9 @@ class Kube:
         """
         return await self._request("POST", kind.path(namespace, subresource=subresource), body=body)
 
-    async def patch(self, kind: Kind, namespace: str, name: str, body: Object, *, subresource: str = "") -> Object:
+    async def patch(
+        self, kind: Kind, namespace: str | None, name: str, body: Object, *, subresource: str = ""
+    ) -> Object:
         """Apply a JSON merge patch; with ``metadata.resourceVersion`` in it only to that very version.
 
         Raises:

@@ -3,32 +3,16 @@
 Values in, markup out; pictures come through ``load_picture``, so that nothing here knows where they lie.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Literal
 
-from PIL import Image
-
 from llava_trainer.data.report import DatasetReport, Side
+from llava_trainer.evaluation.report_answers import SPLIT_TITLES, LoadPicture, show_prompts, show_questions
 from llava_trainer.evaluation.results import Answer, Metrics, ModelScore, SplitScore
-from llava_trainer.html import (
-    Curve,
-    Html,
-    definition_list,
-    el,
-    join,
-    line_chart,
-    page,
-    script_asset,
-    thumbnail,
-)
+from llava_trainer.html import Curve, Html, definition_list, el, join, line_chart, page, script_asset
 from llava_trainer.training.history import Entry
 
-MAX_QUESTIONS_SHOWN = 200
-"""Questions of each split that are shown; pictures make a report heavy. All of them are in answers.jsonl."""
-
-_SPLIT_TITLES = {"validation": "Held-out questions", "train": "Training questions"}
 _SPLIT_NOTES = {
     "validation": "Set aside from training.",
     "train": "Seen in training: how much was learned by heart.",
@@ -49,8 +33,7 @@ class Report:
     """Logged steps of training; may be empty."""
     settings: Sequence[tuple[str, str]]
     """Names and values, in order."""
-    load_picture: Callable[[str], Image.Image]
-    """Opens a picture by its path relative to the dataset's image folder."""
+    load_picture: LoadPicture
 
 
 def build_report(report: Report) -> str:
@@ -62,8 +45,8 @@ def build_report(report: Report) -> str:
         _top(metrics),
         _scores(metrics.scores, report.dataset),
         _training(report.curve),
-        _prompts(prompts, report.load_picture),
-        _questions(report),
+        show_prompts(prompts, report.load_picture),
+        show_questions(report.answers, metrics.scores, report.load_picture),
         _facts("Dataset", _dataset(report.dataset)),
         _facts("Settings", report.settings),
         _facts("This evaluation", _circumstances(metrics)),
@@ -105,7 +88,7 @@ def _caution(score: SplitScore, dataset: DatasetReport) -> Html | None:
 def _score_card(score: SplitScore, caution: Html | None) -> Html:
     return el(
         "div",
-        el("h3", f"{_SPLIT_TITLES[score.split]} · {_METRIC_TITLES.get(score.metric, score.metric)}"),
+        el("h3", f"{SPLIT_TITLES[score.split]} · {_METRIC_TITLES.get(score.metric, score.metric)}"),
         el(
             "div",
             el("span", _percent(score.base.value), class_="figure base", title="base"),
@@ -172,130 +155,6 @@ def _training(curve: Sequence[Entry]) -> Html | None:
             class_="columns",
         ),
     )
-
-
-def _prompts(prompts: Sequence[Answer], load_picture: Callable[[str], Image.Image]) -> Html | None:
-    if not prompts:
-        return None
-    return el("section", el("h2", "Prompts"), (_prompt(answer, load_picture) for answer in prompts))
-
-
-def _prompt(answer: Answer, load_picture: Callable[[str], Image.Image]) -> Html:
-    shown = _side_by_side(_picture(image, load_picture, max_px=400) for image in answer.images)
-    said = el(
-        "div",
-        el("p", answer.question, class_="question"),
-        el("div", _said("base", answer.base), _said("tuned", answer.tuned), class_="columns"),
-    )
-    return el("article", shown, said, class_="card prompt" if shown else "card prompt plain")
-
-
-def _side_by_side(pictures: Iterable[Html]) -> Html | None:
-    shown = list(pictures)
-    return shown[0] if len(shown) == 1 else el("div", shown) if shown else None
-
-
-def _said(model: Literal["base", "tuned"], text: str) -> Html:
-    return el("div", el("div", model, class_="who"), el("div", _text(text), class_="said"), class_=f"answer {model}")
-
-
-def _questions(report: Report) -> Html | None:
-    scored = [answer for answer in report.answers if answer.expected is not None]
-    if not scored:
-        return None
-    sections = [
-        _split(split, list(answers), report.load_picture)
-        for split, answers in groupby(scored, key=lambda answer: answer.split)
-    ]
-    shown = sum(min(score.samples, MAX_QUESTIONS_SHOWN) for score in report.metrics.scores)
-    return join(
-        el("h2", "Every question and answer"),
-        _filters(scored, shown),
-        sections,
-    )
-
-
-def _filters(answers: Sequence[Answer], shown: int) -> Html:
-    kinds = {"all": "All", "improved": "Improved", "worse": "Worse", "right": "Tuned right", "wrong": "Tuned wrong"}
-    return el(
-        "div",
-        (
-            el("button", label, type="button", data_show=kind, aria_pressed="true" if kind == "all" else "false")
-            for kind, label in kinds.items()
-        ),
-        el("input", type="search", placeholder="Search questions, answers, picture names", aria_label="Search"),
-        el("span", el("span", shown, data_count=True), f" of {shown} shown", class_="muted small", role="status"),
-        class_="filters",
-        hidden=True,
-    )
-
-
-def _split(split: str, answers: Sequence[Answer], load_picture: Callable[[str], Image.Image]) -> Html:
-    visible = answers[:MAX_QUESTIONS_SHOWN]
-    samples = [list(rows) for _, rows in groupby(visible, key=lambda answer: answer.sample)]
-    note = f"{len(answers):,} questions about {len({answer.sample for answer in answers}):,} samples."
-    if len(visible) < len(answers):
-        note += f" The first {len(visible)} are shown here; answers.jsonl beside this file holds all of them."
-    return el(
-        "section",
-        el("h3", _SPLIT_TITLES[split], style="margin-top: 20px"),
-        el("p", note, class_="muted small"),
-        el("div", _heads(), (_sample(rows, load_picture) for rows in samples), class_="card samples"),
-    )
-
-
-def _heads() -> Html:
-    names = ("Question", "Expected", "Base", "Tuned")
-    return el(
-        "div",
-        el("span", "Picture"),
-        el("table", el("tr", (el("th", name) for name in names)), class_="answers"),
-        class_="heads",
-        aria_hidden="true",
-    )
-
-
-def _sample(rows: Sequence[Answer], load_picture: Callable[[str], Image.Image]) -> Html:
-    images = dict.fromkeys(image for answer in rows for image in answer.images)
-    pictures = _side_by_side(_picture(image, load_picture) for image in images)
-    shown = pictures or el("span", "no picture", class_="empty small")
-    return el("article", shown, el("table", (_row(answer) for answer in rows), class_="answers"), class_="sample")
-
-
-def _row(answer: Answer) -> Html:
-    return el(
-        "tr",
-        el("td", answer.question),
-        el("td", _text(answer.expected or "")),
-        _judged("base", answer.base, answer.base_right),
-        _judged("tuned", answer.tuned, answer.tuned_right),
-        data_kind=" ".join(_kinds(answer)),
-    )
-
-
-def _kinds(answer: Answer) -> list[str]:
-    kinds = ["right" if answer.tuned_right else "wrong"]
-    if answer.base_right != answer.tuned_right:
-        kinds.append("improved" if answer.tuned_right else "worse")
-    return kinds
-
-
-def _judged(model: str, text: str, right: bool | None) -> Html:
-    sign, word = ("✓", "right") if right else ("✗", "wrong")
-    mark = join(
-        el("span", sign, class_="mark", title=f"{model} is {word}", aria_hidden="true"),
-        el("span", f"{model}, {word}: ", class_="only-spoken"),
-    )
-    return el("td", mark, _text(text), class_="ok" if right else "not")
-
-
-def _picture(path: str, load_picture: Callable[[str], Image.Image], max_px: int = 240) -> Html:
-    source = thumbnail(load_picture(path), max_px=max_px)
-    return el("figure", el("img", src=source, alt="", loading="lazy"), el("figcaption", path), class_="picture")
-
-
-def _text(text: str) -> Html:
-    return join(text) if text.strip() else el("span", "(nothing)", class_="empty")
 
 
 def _facts(title: str, rows: Sequence[tuple[str, str]]) -> Html | None:

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from llava_api.failures import Reason
 from llava_api.text import show
 from llava_trainer.errors import StageError
-from llava_trainer.weights.pickled import PickledTensor, PickleError, read_pickle
+from llava_trainer.weights.pickled import PickledTensor, read_pickle
+from llava_trainer.weights.unpickler import PickleError
 
 # safetensors' names of number formats; floating ones are converted, the others kept.
 DTYPES: dict[str, torch.dtype] = {
