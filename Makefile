@@ -101,7 +101,7 @@ bench-metrics: setup ## What a scrape at 10,000 runs costs, and how late the ope
 lint: setup ## Style, types and layers
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
-	$(RUN)/mypy -p llava_api -p llava_operator -p llava_trainer -p llava_monitoring
+	$(RUN)/mypy -p llava_api -p llava_operator -p llava_notifier -p llava_trainer -p llava_monitoring
 	$(RUN)/mypy tests/localcluster tests/demo tests/tiny tests/kubectl.py tests/rendering.py tests/prepare.py
 	$(RUN)/lint-imports
 

@@ -18,7 +18,8 @@ EVERYTHING: dict[str, Any] = {
     **_OWN_IMAGE,
     "policy": {
         "imageRepositories": ["*"], "secretNames": ["*"], "caConfigMaps": ["*"], "hubTokenHosts": ["*"],
-        "webCredentialHosts": ["*"], "tolerations": True, "serviceAccountNames": ["*"],
+        "webCredentialHosts": ["*"], "notificationHosts": ["*"], "insecureNotifications": True, "tolerations": True,
+        "serviceAccountNames": ["*"],
     },
 }  # fmt: skip
 INSTALLATIONS: dict[str, dict[str, Any]] = {
@@ -34,6 +35,7 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
             "caConfigMaps": ["corporate"],
             "hubTokenHosts": ["huggingface.co", "hub.example:8443"],
             "webCredentialHosts": ["files.example"],
+            "notificationHosts": ["hooks.example", "hooks.example:8443"],
             "tolerations": False,
             "serviceAccountNames": ["llava-*"],
         },
@@ -42,13 +44,17 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
         **_OWN_IMAGE,
         "policy": {
             "imageRepositories": [], "secretNames": [], "caConfigMaps": [], "hubTokenHosts": [],
-            "webCredentialHosts": [], "tolerations": False, "serviceAccountNames": [],
+            "webCredentialHosts": [], "notificationHosts": [], "tolerations": False, "serviceAccountNames": [],
         },
     },
     "mirror": {
         **_OWN_IMAGE,
         "download": {"hubEndpoint": "http://hub.svc:8080"},
         "policy": {"hubTokenHosts": ["other.example"], "webCredentialHosts": []},
+    },
+    "plain": {
+        **_OWN_IMAGE,
+        "policy": {"notificationHosts": ["hooks.svc", "hooks.svc:8080"], "insecureNotifications": True},
     },
     # As much to compare as there may be, all of it in vain.
     "large": {
@@ -59,6 +65,7 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
             "caConfigMaps": [f"{'a*' * 98}{n:03}" for n in range(16)],
             "hubTokenHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
             "webCredentialHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
+            "notificationHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
             "tolerations": False,
             "serviceAccountNames": [f"{'a*' * 98}{n:03}" for n in range(16)],
         },
@@ -149,6 +156,14 @@ def _web(source: str) -> dict[str, Any]:
     return {"dataset": {"source": source, **_secret("llava-web")}}
 
 
+def _told(*urls: str | None, webhook: str | None = None, slack: str | None = None) -> dict[str, Any]:
+    """A run with a notification for each address, and for each Secret."""
+    receivers: list[dict[str, Any]] = [{"webhook": {"url": url}} for url in urls]
+    receivers += [{"webhook": _secret(webhook)}] if webhook else []
+    receivers += [{"slack": _secret(slack)}] if slack else []
+    return {"notifications": [{"name": f"n{n}", **receiver} for n, receiver in enumerate(receivers)]}
+
+
 def _cases(installation: str, kind: str, cases: Mapping[str, tuple[dict[str, Any], str | None]]) -> list[Case]:
     return [Case(installation=installation, name=f"{kind}-{name}", spec=spec, refusal=refusal)
             for name, (spec, refusal) in cases.items()]  # fmt: skip
@@ -209,6 +224,10 @@ CASES: tuple[Case, ...] = (
         "no-account": ({"scheduling": {"serviceAccountName": None}}, None),
         "account": (_account("default"), "spec.scheduling.serviceAccountName is default, but this installation allows "
                     "no ServiceAccounts (policy.serviceAccountNames): name an allowed one, or none"),
+        "told": (_told("https://any.example:1/x?y", webhook="any", slack="other"), None),
+        "told-in-clear": (_told("https://any.example", "http://any.example:80/x"), "spec.notifications.webhook.url is "
+                          "at http://any.example:80, but this installation sends notifications by https only "
+                          "(policy.insecureNotifications): use an allowed address, or leave the notification out"),
         "mirror-without-token": ({"model": {"source": "hf://a/b"}, "download": {"hubEndpoint": "http://m"}}, None),
     }),
     *_cases("strict", "image", {f"ok-{n}": (_image(one), None) for n, one in enumerate(_ALLOWED_IMAGES)}),
@@ -278,6 +297,28 @@ CASES: tuple[Case, ...] = (
         "no": (_account("x-llava-s3"), "spec.scheduling.serviceAccountName is x-llava-s3, but this installation allows "
                "only ServiceAccounts named llava-* (policy.serviceAccountNames): "),
     }),
+    *_cases("strict", "told", {
+        "ok": (_told("https://hooks.example", "https://HOOKS.example:443/a@b?c", "https://hooks.example:8443/",
+                     webhook="llava-w", slack="llava-s"), None),
+        "webhook": (_told(webhook="other", slack="another"), "spec.notifications.webhook.secretRef.name is other, but "
+                    "this installation allows only Secrets named llava-*, registry.pull (policy.secretNames): "),
+        "slack": (_told(webhook="llava-w", slack="other"), "spec.notifications.slack.secretRef.name is other, but"),
+        "host": (_told("https://hooks.example/", "https://evil.example/hooks.example?token"),
+                 "spec.notifications.webhook.url is at https://evil.example, but this installation sends notifications "
+                 "only to hooks.example, hooks.example:8443 (policy.notificationHosts): use an allowed address, or "),
+        "port": (_told("https://hooks.example:444"), "spec.notifications.webhook.url is at https://hooks.example:444,"),
+        "below": (_told("https://hooks.example.e"), "spec.notifications.webhook.url is at https://hooks.example.e,"),
+        "in-clear": (_told("http://hooks.example"), "spec.notifications.webhook.url is at http://hooks.example, but "
+                     "this installation sends notifications by https only"),
+        "null": ({"notifications": [{"name": "a", "slack": None, "webhook": {"url": "https://hooks.example",
+                                                                             "secretRef": None}}]}, None),
+    }),
+    *_cases("plain", "told", {
+        "ok": (_told("http://hooks.svc/x", "http://hooks.svc:80", "http://hooks.svc:8080/", "https://hooks.svc:443"),
+               None),
+        "port": (_told("http://hooks.svc:443"), "spec.notifications.webhook.url is at http://hooks.svc:443, but"),
+        "host": (_told("http://hooks.svc.e"), "spec.notifications.webhook.url is at http://hooks.svc.e, but"),
+    }),
     *_cases("strict", "nothing", {
         "null": ({"model": {"secretRef": None, "base": None}, "dataset": {"secretRef": None}, "alignment": None,
                   "image": {"reference": None},
@@ -291,6 +332,9 @@ CASES: tuple[Case, ...] = (
         "secret": ({"model": _secret("x")}, "spec.model.secretRef.name is x, but this installation allows no Secret"),
         "pull": ({"imagePullSecrets": [{"name": "x"}]}, "spec.imagePullSecrets is x, but this installation allows no "),
         "ca": ({"download": {"caConfigMap": "x"}}, "spec.download.caConfigMap is x, but this installation allows no "),
+        "told": (_told("https://x/y"), "spec.notifications.webhook.url is at https://x, but this installation sends "
+                 "notifications to no host (policy.notificationHosts): "),
+        "told-slack": (_told(slack="x"), "spec.notifications.slack.secretRef.name is x, but this installation allows "),
         "hub-without-token": ({"model": {"source": "hf://a/b"}, "download": {"hubEndpoint": "http://x"}}, None),
     }),
     *_cases("mirror", "hub", {
@@ -321,5 +365,8 @@ CASES: tuple[Case, ...] = (
         "pulls": ({"imagePullSecrets": [{"name": "a" * 253}] * 8}, "spec.imagePullSecrets is aaa"),
         "ca": ({"download": {"caConfigMap": "a" * 253}}, "spec.download.caConfigMap is aaa"),
         "account": (_account("a" * 253), "spec.scheduling.serviceAccountName is aaa"),
+        "told": (_told(*[f"https://{'a' * 900}.example/x"] * 6, webhook="a" * 253, slack="a" * 253),
+                 "spec.notifications.webhook.secretRef.name is aaa"),
+        "told-host": (_told(*[f"https://{'a' * 900}.example/x"] * 8), "spec.notifications.webhook.url is at https://aaa"),
     }),
 )  # fmt: skip

@@ -38,6 +38,8 @@ LABEL_RUN_UID = f"{GROUP}/run-uid"
 """The run's UID, on its claim. It says whose a claim is: one that is retained has no owner reference."""
 LABEL_STAGE = f"{GROUP}/stage"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_NOTIFICATION = f"{GROUP}/notification"
+"""Name of the notification that a Job and its pod send; no stage's Job has it, and these have no stage."""
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 """Kueue's, on the Jobs that it lets start."""
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
@@ -67,6 +69,12 @@ SECRET_KEYS: Final[dict[str, tuple[str, ...]]] = {
 PROXY_KEYS: Final = ("httpProxy", "httpsProxy")
 """The same, of the Secret with proxies."""
 DOWNLOAD_CA_PATH = "/etc/llava-download/ca.crt"
+NOTIFICATION_SECRET_PATH = "/llava/notification"
+"""The Secret of a notification is mounted here, one file a key."""
+NOTIFICATION_KEYS: Final = {"url": "url", "signing": "signingKey", "bearer": "bearer"}
+"""Keys of that Secret. Others are not mounted."""
+ENV_DELIVERY = "LLAVA_DELIVERY"
+"""What the sending pod sends, and how: a ``Delivery`` as JSON."""
 RUN_VOLUME_PATH = "/llava/run"
 INPUTS_PATH = "/llava/inputs"
 """``pvc://CLAIM/...`` inputs are mounted read-only at INPUTS_PATH/CLAIM."""
@@ -80,6 +88,8 @@ REPORT_PATH = "/v1/progress"
 RENDEZVOUS_PORT = 29400
 
 STAGE_CONTAINER = "stage"
+NOTIFIER_CONTAINER = "notifier"
+MAX_NOTIFICATION_NAME = 20
 
 
 class SecretRole(StrEnum):
@@ -130,3 +140,13 @@ class Phase(StrEnum):
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+
+
+class NotificationEvent(StrEnum):
+    """What somebody may be told of a run. ``llava_operator.deciding.occurrences`` says when each has happened."""
+
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    WAITING_TOO_LONG = "WaitingTooLong"
+    RESTARTED = "Restarted"
+    SUSPENDED = "Suspended"

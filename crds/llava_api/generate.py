@@ -12,6 +12,7 @@ from llava_api.constants import GROUP, PLURAL
 from llava_api.crd import build_crd
 from llava_api.failures_page import build_failures_page
 from llava_api.reference import build_reference
+from llava_api.run_event import VERSION, build_event_schema
 
 _HEADER = "# Made from crds/llava_api by `make generate`: change the types, not this file.\n"
 
@@ -24,6 +25,7 @@ def build_files() -> dict[Path, str]:
         Path("charts/llava-finetune-operator/files/crd.yaml"): crd,
         Path("docs/api.md"): build_reference(),
         Path("docs/failures.md"): build_failures_page(),
+        Path(f"docs/run-event.v{VERSION}.json"): build_event_schema(),
     }
 
 

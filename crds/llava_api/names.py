@@ -3,6 +3,8 @@
 Children are created by POST under these names and nothing else, so that creating one twice is impossible.
 """
 
+import hashlib
+
 from llava_api.constants import STAGES, TRAINING_STAGES, StageName
 
 MAX_DNS_LABEL = 63
@@ -30,6 +32,12 @@ def report_ca_name(run: str) -> str:
     return f"{run}-report-ca"
 
 
+def notification_job_name(run: str, event_id: str, notification: str) -> str:
+    """Name of the Job that tells one receiver of one event."""
+    digest = hashlib.sha256(f"{event_id}/{notification}".encode()).hexdigest()
+    return f"{run}-notify-{digest[:10]}"
+
+
 def pod_hostname(run: str, stage: StageName, attempt: int, index: int) -> str:
     """Hostname that Kubernetes gives pod ``index`` of an Indexed Job."""
     return f"{job_name(run, stage, attempt)}-{index}"
@@ -38,6 +46,7 @@ def pod_hostname(run: str, stage: StageName, attempt: int, index: int) -> str:
 MAX_RUN_NAME = MAX_DNS_LABEL - max(
     len(volume_claim_name("")),
     len(report_ca_name("")),
+    len(notification_job_name("", "", "")),
     *(len(rendezvous_service_name("", stage)) for stage in TRAINING_STAGES),
     *(len(pod_hostname("", stage, MAX_ATTEMPTS, MAX_REPLICAS - 1)) for stage in STAGES),
 )

@@ -17,10 +17,12 @@ import kopf
 from kubernetes.aio.client.api_client import ApiClient
 from prometheus_client import CollectorRegistry
 
-from llava_api.constants import REPORT_PATH
+from llava_api.constants import REPORT_PATH, NotificationEvent
+from llava_api.status import NotificationState
 from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.nodes import Nodes
+from llava_operator.acting.notifying import Notifier
 from llava_operator.acting.reconcile import Reconciler
 from llava_operator.acting.report_authority import Authority
 from llava_operator.acting.troubles import Troubles
@@ -96,6 +98,9 @@ class Operator:
             self.metrics.expect("reports_refused_total", why)
         for outcome in Relisted:
             self.metrics.expect("relists_total", outcome)
+        for event in NotificationEvent:
+            for state in (NotificationState.DELIVERED, NotificationState.UNDELIVERED):
+                self.metrics.expect("notifications_total", event, state.lower())
         for watched in (RUNS, JOBS, PODS):
             self.metrics.expect("watch_failures_total", watched.plural)
         self.kube = Kube(self.api, timeout_s=self.settings.request_timeout_seconds, note=self.metrics.note_request)
@@ -198,6 +203,7 @@ class Operator:
 
     def _reconciler(self) -> Reconciler:
         settings = self.settings
+        platform = self._platform()
         return Reconciler(
             kube=self.kube,
             children=self.children,
@@ -208,19 +214,26 @@ class Operator:
             authority=self.authority,
             troubles=Troubles(kube=self.kube, now=now),
             errors=ApiErrors(now=now),
-            platform=Platform(
-                trainer_image=settings.trainer_image,
-                report_url=f"https://{settings.report_host}:{settings.report_port}{REPORT_PATH}",
-                download=settings.download,
-                policy=settings.policy,
-                isolate_training=settings.isolate_training,
-                node_loss_s=settings.node_loss_seconds,
-                pod_labels=settings.stage_pod_labels,
-                pod_annotations=settings.stage_pod_annotations,
-                uses_xet=settings.download_xet,
-            ),
+            notifier=Notifier(kube=self.kube, children=self.children, platform=platform, now=now),
+            platform=platform,
             now=now,
             note_written=self.metrics.note_written,
+        )
+
+    def _platform(self) -> Platform:
+        settings = self.settings
+        return Platform(
+            trainer_image=settings.trainer_image,
+            report_url=f"https://{settings.report_host}:{settings.report_port}{REPORT_PATH}",
+            download=settings.download,
+            policy=settings.policy,
+            isolate_training=settings.isolate_training,
+            node_loss_s=settings.node_loss_seconds,
+            pod_labels=settings.stage_pod_labels,
+            pod_annotations=settings.stage_pod_annotations,
+            notifier_image=settings.image,
+            notifier_pull_policy=settings.image_pull_policy,
+            uses_xet=settings.download_xet,
         )
 
     async def _report(self) -> None:

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from llava_api.addresses import ANYTHING
 from llava_api.spec import Download, SecretRef
 from llava_operator.cache.runs import TEAM_LABEL
 from llava_operator.deciding.policy import (
     ALLOWED_HOST,
     ALLOWED_NAME,
     ALLOWED_REPOSITORY,
-    ANYTHING,
     MAX_ENTRIES,
     MAX_ENTRY,
     PUBLIC_HUB,
@@ -63,6 +63,13 @@ class Settings(BaseModel):
     trainer_image: Annotated[
         str, Field(min_length=1, max_length=512, description="Image of runs that name none in spec.image.reference.")
     ]
+    image: Annotated[
+        str,
+        Field(max_length=512, description="The operator's own image, from which notifications are sent; empty = none."),
+    ] = ""
+    image_pull_policy: Annotated[
+        Literal["IfNotPresent", "Always", "Never"], Field(description="When pods that send notifications pull it.")
+    ] = "IfNotPresent"
     name: Annotated[
         str, Field(min_length=1, max_length=50, description="Name of the installation; Lease, Secret, Service follow.")
     ] = "llava-finetune-operator"
@@ -216,6 +223,12 @@ class Settings(BaseModel):
     policy_web_credential_hosts: Annotated[
         tuple[str, ...], _HOSTS, Field(description="Hosts to which credentials of https:// sources may be sent.")
     ] = (ANYTHING,)  # fmt: skip
+    policy_notification_hosts: Annotated[
+        tuple[str, ...], _HOSTS, Field(description="Hosts to which notifications may be sent.")
+    ] = (ANYTHING,)
+    policy_insecure_notifications: Annotated[
+        bool, Field(description="Whether notifications may be sent by plain HTTP.")
+    ] = False
     policy_tolerations: Annotated[bool, Field(description="Whether runs may tolerate taints.")] = True
     policy_service_account_names: Annotated[
         tuple[str, ...], _NAMES, Field(description="Names of the ServiceAccounts that pods of runs may run as.")
@@ -233,6 +246,7 @@ class Settings(BaseModel):
         "policy_ca_config_maps",
         "policy_hub_token_hosts",
         "policy_web_credential_hosts",
+        "policy_notification_hosts",
         "policy_service_account_names",
         mode="before",
     )
@@ -263,6 +277,8 @@ class Settings(BaseModel):
             ca_config_maps=self.policy_ca_config_maps,
             hub_token_hosts=self.policy_hub_token_hosts,
             web_credential_hosts=self.policy_web_credential_hosts,
+            notification_hosts=self.policy_notification_hosts,
+            insecure_notifications=self.policy_insecure_notifications,
             tolerations=self.policy_tolerations,
             service_account_names=self.policy_service_account_names,
         )

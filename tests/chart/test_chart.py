@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from llava_api import addresses
 from llava_api.crd import build_crd
 from llava_api.spec import Spec
 from llava_operator.deciding import policy
@@ -183,13 +184,16 @@ def test_rules_for_runs_are_by_default_those_of_the_operator(helm: Path) -> None
         "caConfigMaps": default.policy_ca_config_maps,
         "hubTokenHosts": default.policy_hub_token_hosts,
         "webCredentialHosts": default.policy_web_credential_hosts,
+        "notificationHosts": default.policy_notification_hosts,
+        "insecureNotifications": default.policy_insecure_notifications,
         "tolerations": default.policy_tolerations,
         "serviceAccountNames": default.policy_service_account_names,
     }
 
 
 @pytest.mark.parametrize(
-    "key", ["imageRepositories", "secretNames", "caConfigMaps", "hubTokenHosts", "serviceAccountNames"]
+    "key",
+    ["imageRepositories", "secretNames", "caConfigMaps", "hubTokenHosts", "notificationHosts", "serviceAccountNames"],
 )
 def test_a_list_that_is_taken_away_allows_nothing(helm: Path, key: str) -> None:
     environment = environment_of(objects(helm, "--set", f"policy.{key}=null"))
@@ -231,8 +235,11 @@ def test_admission_policy_reads_images_and_addresses_as_the_operator_does(helm: 
     (tmp_path / "values.json").write_text(json.dumps(INSTALLATIONS["strict"]))
     rendered = objects(helm, "--values", str(tmp_path / "values.json"), "--set", "policy.admission=true")
     text = json.dumps(rendered["ValidatingAdmissionPolicy", "", "llava-finetune-operator"])
-    for pattern in (policy.IMAGE, policy.REPOSITORY, policy.HAS_REGISTRY, policy.ADDRESS, policy.ADDRESS_HOST,
-                    policy.SHOWABLE, policy.SHOWABLE_ADDRESS, policy.HIDDEN):  # fmt: skip
+    patterns = (
+        policy.IMAGE, policy.REPOSITORY, policy.HAS_REGISTRY, policy.SHOWABLE, policy.SHOWABLE_ADDRESS, policy.HIDDEN,
+        addresses.ADDRESS, addresses.ADDRESS_HOST, addresses.ANY_ADDRESS, addresses.ANY_HOST,
+    )  # fmt: skip
+    for pattern in patterns:
         assert pattern in text
 
 

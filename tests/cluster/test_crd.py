@@ -103,6 +103,49 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
             "spec.ttlSecondsAfterFinished",
             "would delete the only copy of the model",
         ),
+        ({"notifications": [{"name": "a"}]}, "spec.notifications[0]", "set either webhook (CloudEvents) or slack"),
+        (
+            {"notifications": [{"name": "a", "webhook": {"url": "https://h"}, "slack": {"secretRef": {"name": "s"}}}]},
+            "spec.notifications[0]",
+            "two receivers are two notifications",
+        ),
+        ({"notifications": [{"name": "a", "webhook": {}}]}, "spec.notifications[0].webhook", "needs url, or secretRef"),
+        ({"notifications": [{"name": "a", "slack": {}}]}, "spec.notifications[0].slack.secretRef", "Required"),
+        *(
+            (
+                {"notifications": [{"name": "a", "webhook": {"url": url}}]},
+                "spec.notifications[0].webhook.url",
+                "belongs in a Secret (secretRef)",
+            )
+            for url in (
+                "https://me:secret@hooks.example/",
+                "https://h@evil.example",
+                "ftp://h.example",
+                "https://h.example#x",
+                "https://h.example/a#b",
+                "https://h.example/ü",
+                "https://h.example\n",
+                "https://[::1]/",
+                "https://h.example:x/",
+                "//h.example",
+            )
+        ),
+        ({"notifications": [{"name": "a", "webhook": {"url": "https://h"}}] * 2}, "spec.notifications[1]", "Duplicate"),
+        (
+            {"notifications": [{"name": f"a{n}", "webhook": {"url": "https://h"}} for n in range(9)]},
+            "spec.notifications",
+            "must have at most 8 items",
+        ),
+        (
+            {"notifications": [{"name": "a", "events": ["Promoted"], "webhook": {"url": "https://h"}}]},
+            "spec.notifications[0].events[0]",
+            '"WaitingTooLong"',
+        ),
+        (
+            {"notifications": [{"name": "a", "true": ["Failed"], "webhook": {"url": "https://h"}}]},
+            "spec.notifications[0].true",
+            "unknown field",
+        ),
         ({"ttlSecondsAfterFinished": -1}, "spec.ttlSecondsAfterFinished", "greater than or equal to 0"),
         ({"ttlSecondsAfterFinished": 10**8}, "spec.ttlSecondsAfterFinished", "less than or equal to 31536000"),
         ({"scheduling__priorityClassName": "High!"}, "spec.scheduling.priorityClassName", "should match"),
@@ -443,6 +486,7 @@ def test_size_changes_only_while_suspended(kubectl: Kubectl, changes: dict[str, 
         {"suspend": True},
         {"retry": 1},
         {"ttlSecondsAfterFinished": 60},
+        {"notifications": [{"name": "a", "events": ["Suspended"], "webhook": {"url": "https://hooks.example/a@b?c"}}]},
     ],
 )
 def test_what_may_change_at_any_time(kubectl: Kubectl, changes: dict[str, Any]) -> None:

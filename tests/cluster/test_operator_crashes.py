@@ -10,10 +10,18 @@ from typing import Any
 import pytest
 from kubernetes.aio.client.api_client import ApiClient
 
-from llava_api.constants import LABEL_ATTEMPT, LABEL_COMPLETION_INDEX, LABEL_RUN, LABEL_STAGE, StageName
+from llava_api.constants import (
+    LABEL_ATTEMPT,
+    LABEL_COMPLETION_INDEX,
+    LABEL_NOTIFICATION,
+    LABEL_RUN,
+    LABEL_STAGE,
+    StageName,
+)
 from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.nodes import Nodes
+from llava_operator.acting.notifying import Notifier
 from llava_operator.acting.reconcile import Reconciler
 from llava_operator.acting.report_authority import Authority
 from llava_operator.acting.troubles import Troubles
@@ -27,7 +35,7 @@ from llava_operator.kube.client import Kube
 from llava_operator.kube.errors import KubeError
 from llava_operator.kube.kinds import CHILD_SELECTOR, EVENTS, JOBS, PODS, RUNS, VOLUME_CLAIMS, Kind
 from llava_operator.kube.objects import Key, Object
-from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, ended, is_true, make_run, succeed
+from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, deliver, ended, is_true, make_run, succeed
 from tests.cluster.worlds import running as pod_runs
 from tests.kubectl import Kubectl
 
@@ -37,6 +45,13 @@ NAMESPACE = "crashes"
 TICK_S = 0.25
 TIMEOUT_S = 300
 STORAGE = {"size": "1Gi", "retain": "OnSuccess"}
+RECEIVERS = [
+    {
+        "name": "team", "events": ["Succeeded", "Failed", "Restarted", "Suspended"],
+        "webhook": {"url": "https://hooks.example"},
+    }
+]  # fmt: skip
+"""That somebody is told of what happens is a write with it, one that makes a Job, and one when the Job has ended."""
 PERIOD = 5
 
 
@@ -112,6 +127,7 @@ class Process:
     def __init__(self, kube: Kube) -> None:
         self.runs = Runs()
         self.children = Children(self.runs, SkippedObjects())
+        platform = Platform(trainer_image="trainer", report_url="https://report/", notifier_image="operator")
         self.reconciler = Reconciler(
             kube=kube,
             children=self.children,
@@ -120,7 +136,8 @@ class Process:
             nodes=Nodes(kube=kube, now=now),
             events=EventPublisher(kube, instance="test", now=now),
             authority=Authority(certificate="pem"),
-            platform=Platform(trainer_image="trainer", report_url="https://report/"),
+            notifier=Notifier(kube=kube, children=self.children, platform=platform, now=hurried),
+            platform=platform,
             troubles=Troubles(kube=kube, now=hurried),
             errors=ApiErrors(now=hurried),
             now=hurried,
@@ -167,11 +184,15 @@ class Life:
 
 @contextlib.asynccontextmanager
 async def kubelet(kube: Kube, behave: Behaviour = succeed) -> AsyncIterator[None]:
-    task = asyncio.create_task(FakeKubelet(kube, NAMESPACE, behave).run())
+    tasks = [
+        asyncio.create_task(FakeKubelet(kube, NAMESPACE, behave).run()),
+        asyncio.create_task(FakeKubelet(kube, NAMESPACE, deliver, LABEL_NOTIFICATION).run()),
+    ]
     yield
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    for task in tasks:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 def of_run(children: list[Object], life: Life) -> list[Object]:
@@ -182,7 +203,7 @@ async def live(kube: Kube, lives: list[Life], meddle: Meddle | None = None) -> d
     """Let every run live until it has ended; their last states by name. ``meddle`` may change things."""
     for life in lives:
         # That the claim loses its owner is a write, too.
-        await kube.create(RUNS, NAMESPACE, make_run(life.key.name, NAMESPACE, storage=STORAGE))
+        await kube.create(RUNS, NAMESPACE, make_run(life.key.name, NAMESPACE, storage=STORAGE, notifications=RECEIVERS))
     mine = {life.key.name for life in lives}
     ended: dict[str, Object] = {}
     async with asyncio.timeout(TIMEOUT_S):
@@ -201,6 +222,7 @@ async def live(kube: Kube, lives: list[Life], meddle: Meddle | None = None) -> d
             async for run in kube.list(RUNS, NAMESPACE):
                 name, status = run["metadata"]["name"], run.get("status", {})
                 is_over = is_true(status, "Complete") or (is_true(status, "Failed") and not meddle)
+                is_over = is_over and all(one["state"] != "Pending" for one in status["notifications"])
                 if name in mine and is_over:
                     ended[name] = run
             await asyncio.sleep(TICK_S)
@@ -216,7 +238,7 @@ def timeless(value: Any, name: str) -> Any:
     if isinstance(value, dict):
         different = (
             "startTime", "runningTime", "completionTime", "lastTransitionTime", "jobUid",
-            "productiveSeconds", "lostSeconds",
+            "productiveSeconds", "lostSeconds", "id", "time",
         )  # fmt: skip
         return {key: timeless(item, name) for key, item in value.items() if key not in different}
     if isinstance(value, list):
@@ -248,6 +270,7 @@ async def test_a_crash_after_any_write_changes_nothing(kube: Kube) -> None:
         ended = await live(kube, [undisturbed, *lives])
     expected = ended["undisturbed"]["status"]
     assert is_true(expected, "Complete")
+    assert told(ended["undisturbed"]) == [("Succeeded", "Delivered")]
     expected_events = await events_of(kube, "undisturbed")
     for life in lives:
         name = life.key.name
@@ -310,7 +333,12 @@ def story(run: Object) -> Any:
         for stage in status["stages"]
     ]  # fmt: skip
     conditions = [(held["type"], held["status"], held["reason"]) for held in status["conditions"]]
-    return stages, conditions, status["accounting"]["restartsByReason"], status["retry"]
+    return stages, conditions, status["accounting"]["restartsByReason"], status["retry"], told(run)
+
+
+def told(run: Object) -> list[tuple[str, str]]:
+    """What somebody was told of, and whether it was taken."""
+    return [(one["event"], one["state"]) for one in run["status"]["notifications"]]
 
 
 async def test_a_crash_after_any_write_of_a_run_in_trouble_changes_nothing(kube: Kube) -> None:
@@ -326,6 +354,7 @@ async def test_a_crash_after_any_write_of_a_run_in_trouble_changes_nothing(kube:
             (4, "Gone", "LossNotFinite", True), (5, "Gone", "Succeeded", False),
         ],
     )  # fmt: skip
+    assert expected[-1] == [(event, "Delivered") for event in ("Restarted", "Suspended", "Failed", "Succeeded")]
     for life in lives:
         assert story(over[life.key.name]) == expected, life.key.name
         assert set(life.ledger.created.values()) == {1}, f"{life.key.name} made a child twice: {life.ledger.created}"

@@ -11,7 +11,7 @@ import yaml
 from llava_api.constants import STAGES, TOKEN_AUDIENCE, StageName
 from llava_operator.build.job import build_job
 from tests.controller.makers import make_attempt, make_run
-from tests.controller.test_build_security import PLATFORM, SPECS
+from tests.controller.test_build_security import PLATFORM, SPECS, notifications
 from tests.kubectl import Kubectl, KubectlError
 
 pytestmark = pytest.mark.cluster
@@ -29,12 +29,15 @@ def kubectl(api_server: Kubectl) -> Iterator[Kubectl]:
 
 
 def make_pods(**changes: Any) -> list[dict[str, Any]]:
-    """A pod of every stage of every kind of run, as the Job controller makes it."""
+    """A pod of every stage and notification of every kind of run, as the Job controller makes it."""
     templates = {
         f"{name}-{stage}": build_job(make_attempt(make_run(**spec), stage, 1), PLATFORM)["spec"]["template"]["spec"]
         for name, spec in SPECS.items()
         for stage in STAGES
     }
+    for name, spec in SPECS.items():
+        for receiver, job in notifications(make_run(**spec)).items():
+            templates[f"{name}-{receiver}"] = job["spec"]["template"]["spec"]
     return [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {**pod, **changes}}
             for name, pod in templates.items()]  # fmt: skip
 
@@ -45,7 +48,7 @@ def create(kubectl: Kubectl, pods: list[dict[str, Any]]) -> str:
 
 def test_pods_of_every_stage_pass_the_restricted_profile(kubectl: Kubectl) -> None:
     pods = make_pods()
-    assert create(kubectl, pods).count("created (server dry run)") == len(pods) == 2 * len(StageName)
+    assert create(kubectl, pods).count("created (server dry run)") == len(pods) == 2 * len(StageName) + 3
     with pytest.raises(KubectlError, match="violates PodSecurity"):
         create(kubectl, make_pods(hostNetwork=True)[:1])
 

@@ -136,6 +136,11 @@ def succeed(pod: Object) -> Object | None:
     return ended(0, result.to_termination_message())
 
 
+def deliver(pod: Object) -> Object:
+    """Behaviour of the pod of a notification that is taken."""
+    return ended(0, "https://hooks.example answers 202")
+
+
 @dataclass
 class FakeKubelet:
     """Gives every pod of ours the status that ``behave`` says, until it has ended."""
@@ -143,11 +148,12 @@ class FakeKubelet:
     kube: Kube
     namespace: str
     behave: Callable[[Object], Object | None] = succeed
+    selector: str = CHILD_SELECTOR
 
     async def run(self) -> None:
         """Do so for ever."""
         while True:
-            pods = [pod async for pod in self.kube.list(PODS, self.namespace, CHILD_SELECTOR)]
+            pods = [pod async for pod in self.kube.list(PODS, self.namespace, self.selector)]
             await asyncio.gather(*(self._look_after(pod) for pod in pods))
             await asyncio.sleep(0.1)
 

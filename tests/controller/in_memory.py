@@ -10,6 +10,7 @@ from llava_api.status import Status
 from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.nodes import Nodes
+from llava_operator.acting.notifying import Notifier
 from llava_operator.acting.reconcile import Reconciler
 from llava_operator.acting.report_authority import Authority
 from llava_operator.acting.troubles import Troubles
@@ -26,8 +27,9 @@ from llava_operator.kube.errors import (
     NotFoundError,
 )
 from llava_operator.kube.kinds import EVENTS, RUNS, Kind
-from llava_operator.kube.objects import Object
+from llava_operator.kube.objects import Key, Object
 from llava_operator.run import parse_status
+from llava_operator.telemetry.transitions import compare
 from tests.controller.makers import KEY, NOW, NOW_TEXT, RUN_UID, make_spec
 
 
@@ -134,14 +136,21 @@ class Operator:
         self.server = server
         self.now = NOW
         self.policy = Policy()
+        self.notifier_image = "operator"
+        self.counted: list[tuple[str, str]] = []
+        """Event and outcome of notifications."""
         self.authority = Authority(certificate="PEM")
         self.new_process()
 
     def new_process(self) -> None:
         self.runs, self.progress = Runs(), ProgressBook(interval_s=15, writes_per_s=5)
+        children = self.children = Children(self.runs, SkippedObjects())
+        platform = Platform(
+            trainer_image="t", report_url="https://r/", policy=self.policy, notifier_image=self.notifier_image
+        )
         self.reconciler = Reconciler(
             kube=self.server,  # type: ignore[arg-type]
-            children=Children(self.runs, SkippedObjects()),
+            children=children,
             nodes=Nodes(kube=self.server, now=lambda: self.now),  # type: ignore[arg-type]
             runs=self.runs,
             progress=self.progress,
@@ -149,9 +158,16 @@ class Operator:
             authority=self.authority,
             troubles=Troubles(kube=self.server, now=lambda: self.now),  # type: ignore[arg-type]
             errors=ApiErrors(now=lambda: self.now),
-            platform=Platform(trainer_image="t", report_url="https://r/", policy=self.policy),
+            notifier=Notifier(
+                kube=self.server, children=children, platform=platform, now=lambda: self.now,  # type: ignore[arg-type]
+            ),
+            platform=platform,
             now=lambda: self.now,
-        )
+            note_written=self._note_written,
+        )  # fmt: skip
+
+    def _note_written(self, key: Key, before: Status, after: Status) -> None:
+        self.counted += [(one.event, one.state.lower()) for one in compare(before, after).notifications]
 
     async def step(self) -> float | None:
         return await self.reconciler.reconcile(KEY)

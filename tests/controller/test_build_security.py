@@ -7,18 +7,21 @@ import pytest
 
 from llava_api.constants import STAGES, TRAINING_STAGES, StageName
 from llava_api.spec import Download, SecretRef
+from llava_api.status import NotificationStatus
 from llava_operator.build.common import Platform
 from llava_operator.build.config import build_config_map, build_report_ca
 from llava_operator.build.job import build_job
+from llava_operator.build.notification import build_notification_job
 from llava_operator.build.service import build_rendezvous_service
 from llava_operator.build.volume import build_volume_claim
 from llava_operator.kube.objects import Object
 from llava_operator.run import Run
-from tests.controller.makers import KEY, make_attempt, make_run
+from tests.controller.makers import KEY, NOW_TEXT, make_attempt, make_run
 
 PLATFORM = Platform(
-    trainer_image="t", report_url="https://r/", download=Download(ca_config_map="c", secret_ref=SecretRef(name="s"))
-)
+    trainer_image="t", report_url="https://r/", download=Download(ca_config_map="c", secret_ref=SecretRef(name="s")),
+    notifier_image="o",
+)  # fmt: skip
 DEMANDING: dict[str, Any] = {
     "model": {"languageModel": "pvc://vicuna/7b", "visionTower": "hf://a/b", "projector": "https://h/p.bin",
               "secretRef": {"name": "hub"}},
@@ -33,6 +36,11 @@ DEMANDING: dict[str, Any] = {
     "download": {"caConfigMap": "corporate", "secretRef": {"name": "proxies"}},
     "image": {"reference": "evil.example/x"},
     "imagePullSecrets": [{"name": "registry"}],
+    "notifications": [
+        {"name": "hook", "webhook": {"url": "https://h", "secretRef": {"name": "hooks"}}},
+        {"name": "hidden", "webhook": {"secretRef": {"name": "hooks"}}},
+        {"name": "slack", "slack": {"secretRef": {"name": "slack"}}},
+    ],
 }  # fmt: skip
 """Everything that a spec can ask for."""
 SPECS = {"plain": {}, "demanding": DEMANDING}
@@ -47,7 +55,15 @@ def pods(run: Run) -> dict[StageName, Object]:
     return {stage: build_job(make_attempt(run, stage, 1), PLATFORM)["spec"]["template"]["spec"] for stage in STAGES}
 
 
+def notifications(run: Run) -> dict[str, Object]:
+    """Jobs that tell every receiver of something, by the receiver."""
+    told = {one.name: NotificationStatus(name=one.name, id="i", event="Failed", time=NOW_TEXT) for one in
+            run.spec.notifications}  # fmt: skip
+    return {one.name: build_notification_job(run, one, told[one.name], PLATFORM) for one in run.spec.notifications}
+
+
 def children(run: Run) -> Iterator[Object]:
+    yield from notifications(run).values()
     yield build_volume_claim(run)
     yield build_report_ca(run, "PEM")
     for stage in STAGES:
@@ -100,6 +116,21 @@ def test_pods_ask_nothing_of_the_host(run: Run) -> None:
         assert container["securityContext"] == {
             "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
         }  # fmt: skip
+
+
+def test_pods_of_notifications_are_given_their_secret_and_the_way_out_alone(run: Run) -> None:
+    for name, job in notifications(run).items():
+        pod = job["spec"]["template"]["spec"]
+        assert pod["automountServiceAccountToken"] is False
+        assert "serviceAccountName" not in pod
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        assert volumes == {"notification", "secret-download", "download-ca"}, name
+        mounts = pod["containers"][0]["volumeMounts"]
+        assert {mount["name"] for mount in mounts} == volumes
+        assert all(mount["readOnly"] for mount in mounts)
+        named = {source["secret"]["name"] for volume in pod["volumes"]
+                 for source in volume.get("projected", {}).get("sources", [])}  # fmt: skip
+        assert named == {"proxies", "slack" if name == "slack" else "hooks"}
 
 
 def test_every_claim_but_the_runs_own_is_read_only(run: Run) -> None:

@@ -5,16 +5,14 @@ from importlib import metadata
 import pytest
 from prometheus_client import CollectorRegistry
 
-from llava_api.constants import StageName
-from llava_api.status import Accounting, Status
+from llava_api.constants import NotificationEvent, StageName
+from llava_api.status import Accounting, NotificationState, NotificationStatus, Status
 from llava_operator.kube.kinds import JOBS, KINDS, PODS, RUNS
 from llava_operator.kube.requests import OTHER, Answered, read_request
 from llava_operator.telemetry.contract import OPERATOR_FAMILIES, Kind
 from llava_operator.telemetry.operator_metrics import OperatorMetrics
 from llava_operator.telemetry.text_format import list_slices
-from tests.controller.makers import KEY, ONCE, begun, commit, failed, job_end, make_job, see
-
-BY_NOBODY_YET = {"llava_operator_notifications_total"}
+from tests.controller.makers import KEY, NOW_TEXT, ONCE, begun, commit, failed, job_end, make_job, see
 
 
 def make() -> tuple[OperatorMetrics, CollectorRegistry]:
@@ -31,6 +29,9 @@ def note_everything(metrics: OperatorMetrics) -> None:
     over = commit(see(running, spec=ONCE, job=make_job(running, failed=job_end()), pods=(failed(exit_code=67),)))
     spent = Accounting(productive_gpu_seconds=60, lost_gpu_seconds=6)
     metrics.note_written(KEY, running, over.model_copy(update={"accounting": spent}))
+    told = NotificationStatus(name="team", id="1", event=NotificationEvent.FAILED, time=NOW_TEXT)
+    sent = told.model_copy(update={"state": NotificationState.DELIVERED})
+    metrics.note_written(KEY, Status(notifications=(told,)), Status(notifications=(sent,)))
     metrics.note_leading()
     metrics.note_wait(0.1)
     metrics.note_retry()
@@ -57,7 +58,7 @@ def test_families_are_those_of_the_contract_and_each_is_filled_in() -> None:
         assert f"# HELP {family.name} {family.help}" in lines
         series = f"{family.name}_bucket" if family.kind is Kind.HISTOGRAM else family.name
         samples = [line for line in lines if line.startswith((f"{series}{{", f"{series} "))]
-        assert bool(samples) is (family.name not in BY_NOBODY_YET), family.name
+        assert samples, family.name
         for label in family.labels:
             assert all(f'{label}="' in line for line in samples), (family.name, label)
     made = {line.split()[2] for line in lines if line.startswith("# TYPE llava_")}

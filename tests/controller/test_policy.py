@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llava_api.addresses import ANYTHING
 from llava_api.constants import StageName
 from llava_api.resource import LlavaFineTune
 from llava_api.schema import build_schema
 from llava_api.spec import Spec
-from llava_operator.deciding.policy import ANYTHING, Policy, Violation, describe_violations, find_violations
+from llava_operator.deciding.policy import Policy, Violation, describe_violations, find_violations
 from llava_operator.stages import STAGES
 from tests.policies import CASES, EVERYTHING, INSTALLATIONS, Case, make_spec, policy_of
 
@@ -52,7 +53,7 @@ def test_every_place_in_a_spec_that_names_a_secret_or_a_config_map_has_a_rule() 
     fields = {case.refusal.split()[0].removesuffix(".name") for case in CASES if case.refusal}
     found = set(named_objects(build_schema(LlavaFineTune)["properties"]["spec"]))
     assert found == {field for field in fields if re.search("(secret|configmap)", field, re.IGNORECASE)}
-    assert len(found) == 6
+    assert len(found) == 8
 
 
 EVERY_WAY: dict[str, Any] = {
@@ -62,6 +63,11 @@ EVERY_WAY: dict[str, Any] = {
     "download": {"hubEndpoint": "https://e", "caConfigMap": "c", "secretRef": {"name": "d"}},
     "imagePullSecrets": [{"name": "e"}, {"name": "f"}],
     "scheduling": {"tolerations": [{"operator": "Exists"}], "serviceAccountName": "any"},
+    "notifications": [
+        {"name": "a", "webhook": {"url": "http://e/x", "secretRef": {"name": "g"}}},
+        {"name": "b", "slack": {"secretRef": {"name": "h"}}},
+        {"name": "c", "webhook": {"url": "https://e/x"}},
+    ],
 }
 
 
@@ -72,7 +78,8 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         "spec.image.reference", "spec.model.secretRef.name", "spec.dataset.secretRef.name",
         "spec.download.secretRef.name", "spec.download.caConfigMap", "spec.download.hubEndpoint", "spec.dataset.source",
         "spec.imagePullSecrets", "spec.imagePullSecrets", "spec.scheduling.tolerations",
-        "spec.scheduling.serviceAccountName",
+        "spec.scheduling.serviceAccountName", "spec.notifications.webhook.secretRef.name",
+        "spec.notifications.slack.secretRef.name", "spec.notifications.webhook.url", "spec.notifications.webhook.url",
     ]  # fmt: skip
     assert describe_violations(found) == "; ".join(violation.message for violation in found)
 
@@ -87,9 +94,9 @@ def test_later_stages_are_held_to_what_their_pods_are_given(stage: StageName) ->
     ]  # fmt: skip
 
 
-def test_defaults_restrict_hub_tokens_and_service_accounts_and_nothing_else() -> None:
+def test_defaults_restrict_hub_tokens_accounts_and_plain_http_and_nothing_else() -> None:
     assert [violation.field for violation in judge(EVERY_WAY, Policy())] == [
-        "spec.download.hubEndpoint", "spec.scheduling.serviceAccountName",
+        "spec.download.hubEndpoint", "spec.scheduling.serviceAccountName", "spec.notifications.webhook.url",
     ]  # fmt: skip
 
 
@@ -139,6 +146,6 @@ def test_no_image_reference_is_too_odd_to_judge(image: dict[str, str]) -> None:
 def test_a_star_alone_is_everything_also_beside_others() -> None:
     policy = replace(
         Policy(), image_repositories=("ghcr.io", ANYTHING), hub_token_hosts=(ANYTHING,),
-        service_account_names=("x", ANYTHING),
+        service_account_names=("x", ANYTHING), notification_hosts=("x", ANYTHING), insecure_notifications=True,
     )  # fmt: skip
     assert judge(EVERY_WAY, policy) == ()

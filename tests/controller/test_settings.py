@@ -85,7 +85,9 @@ def test_what_is_no_pattern_of_names_is_refused(variable: str, value: str) -> No
 
 
 @pytest.mark.parametrize("value", WRONG_HOSTS)
-@pytest.mark.parametrize("variable", ["POLICY_HUB_TOKEN_HOSTS", "POLICY_WEB_CREDENTIAL_HOSTS"])
+@pytest.mark.parametrize(
+    "variable", ["POLICY_HUB_TOKEN_HOSTS", "POLICY_WEB_CREDENTIAL_HOSTS", "POLICY_NOTIFICATION_HOSTS"]
+)
 def test_what_is_no_host_is_refused(variable: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"{variable}: .*must be HOST or HOST:PORT in lower case"):
         read(**{variable: value})

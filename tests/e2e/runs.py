@@ -36,19 +36,29 @@ class Runs:
 
     kubectl: Kubectl
 
-    def start(self, name: str, *, data: str = "data", epochs: int | None = None, **changes: dict[str, Any]) -> None:
+    def start(
+        self,
+        name: str,
+        *,
+        data: str = "data",
+        epochs: int | None = None,
+        top: dict[str, Any] | None = None,
+        **changes: dict[str, Any],
+    ) -> None:
         """Apply the sample under another name, on other data, shorter or longer.
 
         Args:
             name: of the run.
             data: folder of the dataset in the inputs' claim.
             epochs: of training.
+            top: fields of the spec itself.
             changes: fields to set, by the part of the spec that they are in (``evaluation={"gpus": 0}``); None
                 takes a field out.
         """
         manifest: dict[str, Any] = yaml.safe_load(SAMPLE.read_text())
         manifest["metadata"]["name"] = name
         manifest["spec"]["dataset"]["source"] = f"pvc://tiny-inputs/{data}"
+        manifest["spec"] |= top or {}
         for part, fields in changes.items():
             merged = manifest["spec"].get(part, {}) | fields
             manifest["spec"][part] = {field: value for field, value in merged.items() if value is not None}

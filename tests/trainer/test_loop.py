@@ -407,9 +407,7 @@ def test_nothing_to_train_on_is_refused(tmp_path: Path, toy_model_dir: Path, wor
     assert caught.value.reason is Reason.INVALID_DATA
 
 
-def test_a_full_run_reports_and_leaves_nothing_aside(
-    config: RunConfig, world: World, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_full_run_reports_and_leaves_nothing_aside(config: RunConfig, world: World, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(World, "peak_gpu_memory_bytes", 7)
 
     class Kept(Reporter):

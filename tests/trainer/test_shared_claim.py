@@ -21,7 +21,7 @@ from llava_trainer.attempts.other_runs import link_file, link_folder, list_attem
 from llava_trainer.data.samples import write_samples
 from llava_trainer.files import make_folder
 from llava_trainer.sources.journal import Fetched, Journal
-from llava_trainer.training.history import read_entries
+from llava_trainer.training.curve import read_curve
 from llava_trainer.training.retention import list_checkpoints, step_of
 from tests.ports import free_port
 from tests.trainer.attempts import begin
@@ -73,14 +73,14 @@ def test_a_later_run_goes_on_from_the_same_training_and_leaves_every_other_alone
     end_well(first)
     made = list_contents(first.volume.attempts_dir)
     steps = [step_of(folder) for folder in list_checkpoints(first.volume.checkpoints_dir(TRAIN, 1))]
-    curve = read_entries(first.volume.history_file(TRAIN, 1))
+    curve = read_curve(first.volume.history_file(TRAIN, 1))
 
     log = end_well(same)
     taken_up = first.volume.checkpoints_dir(TRAIN, 1) / f"step-{steps[-1]:08d}"
     assert f"{taken_up}, which another run has made of the same training, is taken up" in log
     assert f"after step {steps[-1]} of {curve[-1].step}" in log
     # The curve goes on where that one was, and comes to the same.
-    again = read_entries(same.volume.history_file(TRAIN, 1))
+    again = read_curve(same.volume.history_file(TRAIN, 1))
     assert [entry.step for entry in again] == [one.step for one in curve]
     assert again[-1].loss == pytest.approx(curve[-1].loss, rel=1e-5)
     assert (same.volume_root / "adapter").resolve() == same.volume.attempt_dir(TRAIN, 1) / "adapter"

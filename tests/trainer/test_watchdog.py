@@ -130,11 +130,11 @@ def count(world: World) -> BatchTotals:
     return count_batch([], False, world, last_step_s=10.0 + world.rank)
 
 
-def count_memory(processes: Processes) -> BatchTotals:
+def count_memory(world: World) -> BatchTotals:
     peaks = property(lambda self: 80 - self.rank)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Processes, "peak_gpu_memory_bytes", peaks)
-        return count(processes)
+        patch.setattr(World, "peak_gpu_memory_bytes", peaks)
+        return count(world)
 
 
 def test_the_most_memory_of_any_gpu_comes_with_the_count():

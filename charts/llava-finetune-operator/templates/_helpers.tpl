@@ -90,6 +90,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $made | toJson -}}
 {{- end -}}
 
+{{/* CEL: the same of notifications, which may go by plain HTTP (where policy.insecureNotifications says so). */}}
+{{- define "policy.receivers" -}}
+{{- $made := list -}}
+{{- range . }}{{ $made = concat $made (list (printf "https://%s" (trimSuffix ":443" .)) (printf "http://%s" (trimSuffix ":80" .))) }}{{ end -}}
+{{- $made | toJson -}}
+{{- end -}}
+
 {{/* What is said of a name that is not allowed. */}}
 {{- define "policy.nameRule" -}}
 but this installation {{ if .allowed }}allows only {{ .kind }} named {{ join ", " .allowed }}{{ else }}allows no {{ .kind }}{{ end }} ({{ .setting }}): name an allowed one, or none

@@ -6,6 +6,7 @@ docs/api.md. A field stands here only if something acts on it.
 
 from llava_api.spec.dataset import DataLimits, Dataset, Ubiai, Validation
 from llava_api.spec.evaluation import Evaluation, Generation, Prompt
+from llava_api.spec.notifications import MAX_NOTIFICATIONS, Notification, SlackWebhook, Webhook
 from llava_api.spec.pods import (
     Image,
     ImagePullSecret,
@@ -33,6 +34,7 @@ from llava_api.spec.training import (
 from llava_api.spec.values import QUANTITY_PATTERN, Quantity, RelativePath, Resources, SecretRef
 
 __all__ = [
+    "MAX_NOTIFICATIONS",
     "MAY_CHANGE",
     "MAY_CHANGE_SUSPENDED",
     "QUANTITY_PATTERN",
@@ -50,6 +52,7 @@ __all__ = [
     "Merge",
     "Model",
     "Network",
+    "Notification",
     "Offload",
     "Prepare",
     "Prompt",
@@ -59,6 +62,7 @@ __all__ = [
     "Resources",
     "Scheduling",
     "SecretRef",
+    "SlackWebhook",
     "Source",
     "Spec",
     "Storage",
@@ -67,6 +71,7 @@ __all__ = [
     "Training",
     "Ubiai",
     "Validation",
+    "Webhook",
     "Workers",
     "Zero",
 ]

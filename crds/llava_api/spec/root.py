@@ -9,6 +9,7 @@ from llava_api.base import Strict
 from llava_api.rules import fixed, fixed_presence, fixed_unless_suspended, rule, rules
 from llava_api.spec.dataset import Dataset
 from llava_api.spec.evaluation import Evaluation
+from llava_api.spec.notifications import MAX_NOTIFICATIONS, Notification
 from llava_api.spec.pods import Image, ImagePullSecret, Merge, Prepare, Scheduling, Storage, Workers
 from llava_api.spec.sources import Download, Model
 from llava_api.spec.training import Alignment, AlignmentBatch, Batch, Training
@@ -127,7 +128,9 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
 )
 
 
-MAY_CHANGE = ("suspend", "retry", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "training.maxRestarts")
+MAY_CHANGE = (
+    "suspend", "retry", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "training.maxRestarts", "notifications",
+)  # fmt: skip
 """Fields that may always change."""
 MAY_CHANGE_SUSPENDED = (
     "workers.replicas", "workers.gpus", "workers.resources", "training.batch.perDevice", "alignment.batch.perDevice",
@@ -226,9 +229,20 @@ class Spec(Strict):
             le=31_536_000,
             description="Seconds after its end when the operator deletes the run. It needs storage.retain Always or "
             "OnSuccess, or storage.existingClaim: no timer takes a model along. With OnSuccess a run that has failed "
-            "is not deleted. Left out: runs stay until somebody deletes them.",
+            "is not deleted. Notifications that are under way are waited for. Left out: runs stay until somebody "
+            "deletes them.",
         ),
     ] = None
+    notifications: Annotated[
+        tuple[Notification, ...],
+        Field(
+            max_length=MAX_NOTIFICATIONS,
+            description="Who is told of what becomes of the run; they may change at any time, and hold for what "
+            "happens from then on. Each message is sent by a pod of its own in the run's namespace, by the proxies and "
+            "authorities of download. None of them holds the run up.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ] = ()
     image_pull_secrets: Annotated[
         tuple[ImagePullSecret, ...], Field(max_length=8, description="Secrets with registry credentials.")
     ] = ()

@@ -1,6 +1,7 @@
 """The status of a LlavaFineTune: written by the operator only, read by people, ``kubectl wait`` and the metrics."""
 
 from llava_api.status.accounting import Accounting
+from llava_api.status.notifications import NOTIFICATIONS_KEPT, NotificationState, NotificationStatus
 from llava_api.status.outcome import Artifacts, EvaluationStatus, FailureStatus, Metric
 from llava_api.status.plan import Data, Plan, PlanTerm
 from llava_api.status.progress import Progress
@@ -19,6 +20,7 @@ from llava_api.status.values import MAX_TEXT, Time
 __all__ = [
     "ATTEMPTS_KEPT",
     "MAX_TEXT",
+    "NOTIFICATIONS_KEPT",
     "SUCCEEDED",
     "UNOBSERVED",
     "Accounting",
@@ -32,6 +34,8 @@ __all__ = [
     "EvaluationStatus",
     "FailureStatus",
     "Metric",
+    "NotificationState",
+    "NotificationStatus",
     "Plan",
     "PlanTerm",
     "Progress",

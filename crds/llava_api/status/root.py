@@ -8,6 +8,7 @@ from llava_api.base import Lenient
 from llava_api.constants import Condition, Phase
 from llava_api.model_facts import ModelFacts
 from llava_api.status.accounting import Accounting
+from llava_api.status.notifications import NOTIFICATIONS_KEPT, NotificationStatus
 from llava_api.status.outcome import Artifacts, EvaluationStatus, FailureStatus
 from llava_api.status.plan import Data, Plan
 from llava_api.status.progress import Progress
@@ -104,3 +105,16 @@ class Status(Lenient):
     artifacts: Annotated[Artifacts | None, Field(description="Where the results are.")] = None
     failure: Annotated[FailureStatus | None, Field(description="Why the run failed.")] = None
     api_trouble: Annotated[ApiTrouble | None, Field(description="Errors that the API server keeps answering.")] = None
+    notifications: Annotated[
+        tuple[NotificationStatus, ...],
+        Field(
+            max_length=NOTIFICATIONS_KEPT,
+            description="Whom of spec.notifications the newest events were told, oldest first.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name", "id"]},
+        ),
+    ] = ()
+
+    @property
+    def open_notifications(self) -> tuple[NotificationStatus, ...]:
+        """Those that are still to be delivered."""
+        return tuple(notification for notification in self.notifications if notification.is_open)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from llava_api.constants import StageName
+from llava_api.spec import Spec
 from llava_api.status import ApiTrouble, StageStatus, Status
 from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.creation import ObstacleError
@@ -13,6 +14,7 @@ from llava_operator.acting.deletion import delete_run, keep_volume, remove_attem
 from llava_operator.acting.events import EventPublisher
 from llava_operator.acting.memory import LAST_RETRY_S, Memory
 from llava_operator.acting.nodes import Nodes
+from llava_operator.acting.notifying import Notifier
 from llava_operator.acting.observe import Observer
 from llava_operator.acting.report_authority import Authority, write_authority
 from llava_operator.acting.starting import start_attempt
@@ -60,6 +62,7 @@ class Reconciler:
     authority: Authority
     troubles: Troubles
     errors: ApiErrors
+    notifier: Notifier
     platform: Platform
     now: Callable[[], datetime]
     note_written: Callable[[Key, Status, Status], None] = lambda key, before, after: None
@@ -154,15 +157,18 @@ class Reconciler:
         seen = await self._observer.observe_children(run, now, was_tried=was_tried)
         memory.drop_obstacle(run.generation, has_job=seen.job is not None)
         violations = (
-            find_violations(run.spec, self.platform.policy, STAGES[stage.name]) if stage and seen.job is None else ()
+            find_violations(_judged_spec(run), self.platform.policy, STAGES[stage.name])
+            if stage and seen.job is None
+            else ()
         )
+        deliveries = await self.notifier.look(run)
         trouble, trouble_due = await self.troubles.look(run, seen.job, seen.pods)
         text_due = memory.written_at and memory.written_at + timedelta(seconds=self.progress.interval_s)
         return replace(
             seen, obstacle=memory.obstacle, is_volume_kept=memory.is_volume_kept,
             removed=memory.removed, volume_obstacle=memory.volume_obstacle, violations=violations, text_due_at=text_due,
             default_image=self.platform.trainer_image, trouble=trouble, trouble_due_at=trouble_due,
-            api_trouble=self.errors.trouble_of(run.key),
+            api_trouble=self.errors.trouble_of(run.key), deliveries=deliveries,
         )  # fmt: skip
 
     def _memory(self, run: Run) -> Memory:
@@ -176,16 +182,18 @@ class Reconciler:
         if memory := self._memories.pop(key, None):
             self.progress.forget(memory.uid)
             self.troubles.forget(memory.uid)
+            self.notifier.forget(memory.uid)
 
     async def _wait(self, run: Run, until: datetime | None, now: datetime) -> float | None:
         if run.deleting:
             return None
         are_published = await self.events.publish_status(run.key, run.uid, run.status)
+        send_at = await self.notifier.send(run)
         if (stage := current_stage(run.status)) is not None:
             await self._hand_out_authority(run, stage, is_new=False)
-        else:
+        elif not run.status.open_notifications:
             self._forget(run.key)
-        delays = [] if until is None else [max(SHORTEST_WAIT_S, (until - now).total_seconds())]
+        delays = [max(SHORTEST_WAIT_S, (instant - now).total_seconds()) for instant in (until, send_at) if instant]
         # Nothing else may ever come of a run that has ended.
         return min([*delays, *([] if are_published else [LAST_RETRY_S])], default=None)
 
@@ -319,3 +327,9 @@ class Reconciler:
         if patch := build_unreadable_patch(raw, message, self.now()):
             await self.kube.patch(RUNS, key.namespace, key.name, patch, subresource="status")
         return None if is_told else LAST_RETRY_S
+
+
+def _judged_spec(run: Run) -> Spec:
+    """What is held against the installation's rules. Once anything runs, no notification holds it up any more."""
+    has_begun = any(attempt.job_uid for stage in run.status.stages for attempt in stage.attempts)
+    return run.spec.model_copy(update={"notifications": ()}) if has_begun else run.spec

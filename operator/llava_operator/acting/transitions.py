@@ -10,7 +10,17 @@ from typing import Literal
 
 from llava_api.constants import Phase
 from llava_api.failures import Reason
-from llava_api.status import SUCCEEDED, AttemptSettings, AttemptStatus, Progress, StageState, StageStatus, Status, Time
+from llava_api.status import (
+    SUCCEEDED,
+    AttemptSettings,
+    AttemptStatus,
+    NotificationState,
+    Progress,
+    StageState,
+    StageStatus,
+    Status,
+    Time,
+)
 from llava_operator.acting.unreadable import UNREADABLE
 from llava_operator.kube.objects import Object
 from llava_operator.run import Run
@@ -20,6 +30,8 @@ UNDELETED = "NotDeleted"
 """Reason when a run outlives its ``ttlSecondsAfterFinished``."""
 UNREPORTED = "ProgressUnreported"
 """Reason when a run's progress cannot be reported."""
+UNDELIVERED = "NotificationUndelivered"
+"""Reason when a receiver of notifications could not be told of something."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +61,12 @@ def list_transitions(status: Status) -> Iterator[Transition]:
             time=status.silent_since, type="Warning", reason="Silent", action="Report", about="run",
             note=f"training has reported nothing since {status.silent_since}; it may be at work all the same",
         )  # fmt: skip
+    for told in status.notifications:
+        if told.state is NotificationState.UNDELIVERED and told.completion_time is not None:
+            yield Transition(
+                time=told.completion_time, type="Warning", reason=UNDELIVERED, action="Notify",
+                note=f"{told.name} was not told of {told.event}: {told.outcome}", about=f"{told.name}-{told.id}",
+            )  # fmt: skip
     if status.completion_time is None:
         return
     if status.phase is Phase.SUCCEEDED:

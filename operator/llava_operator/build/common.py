@@ -36,6 +36,9 @@ class Platform:
     pod_labels: Mapping[str, str] = field(default_factory=dict)
     """Labels that pods of runs get besides ours."""
     pod_annotations: Mapping[str, str] = field(default_factory=dict)
+    notifier_image: str = ""
+    """Image of the pods that send notifications: the operator's own. Empty: none can be sent."""
+    notifier_pull_policy: str = "IfNotPresent"
     uses_xet: bool = False
     """Whether prepare may read hub files by Xet's client."""
 

@@ -24,7 +24,7 @@ from llava_operator.stages import Stage
 
 _IN_SECRET = frozenset({"http_proxy", "https_proxy"})
 """What ``spec.download.secretRef`` may hold."""
-_SECRET_MODE = 0o440
+SECRET_MODE = 0o440
 """Readable by the pod's group only, which the volume gets."""
 _KNOWN_KEYS = "known~keys"
 """Folder of a Secret's volume that is all that the container sees. No key may have a ~, so it is nobody's key."""
@@ -111,8 +111,17 @@ def build_inputs(spec: Spec, stage: Stage, default: Download) -> list[Mounted]:
     ]
     if not stage.fetches:
         return mounted
-    mounted += [_mount_secret(role, secret) for role, secret in secrets_of(spec).items()]
-    if spec.download.secret_ref is None and default.secret_ref is not None:
+    credentials = {role: secret for role, secret in secrets_of(spec).items() if role is not SecretRole.DOWNLOAD}
+    mounted += [_mount_secret(role, secret) for role, secret in credentials.items()]
+    return mounted + build_way_out(spec, default)
+
+
+def build_way_out(spec: Spec, default: Download) -> list[Mounted]:
+    """What is needed to reach others, read-only: proxies with their passwords, and further authorities."""
+    mounted = []
+    if (own := secrets_of(spec).get(SecretRole.DOWNLOAD)) is not None:
+        mounted.append(_mount_secret(SecretRole.DOWNLOAD, own))
+    elif default.secret_ref is not None:
         mounted.append(_mount_optional_secret(SecretRole.DOWNLOAD, SecretUse(default.secret_ref.name, PROXY_KEYS)))
     authorities = complete_download(spec.download, default).ca_config_map
     if authorities is not None:
@@ -134,14 +143,14 @@ def _mount_secret(role: SecretRole, secret: SecretUse) -> Mounted:
     own: with two, the one that waits could be ready after the other was found empty.
     """
     known = _list_keys(secret, f"{_KNOWN_KEYS}/")
-    projected = {"defaultMode": _SECRET_MODE, "sources": [{"secret": {"name": secret.name}}, {"secret": known}]}
+    projected = {"defaultMode": SECRET_MODE, "sources": [{"secret": {"name": secret.name}}, {"secret": known}]}
     made = _mount(f"secret-{role}", {"projected": projected}, f"{SECRETS_PATH}/{role}")
     return Mounted(volume=made.volume, mount={**made.mount, "subPath": _KNOWN_KEYS})
 
 
 def _mount_optional_secret(role: SecretRole, secret: SecretUse) -> Mounted:
     """The known keys of the installation's Secret: not every namespace needs to have it."""
-    projected = {"defaultMode": _SECRET_MODE, "sources": [{"secret": _list_keys(secret)}]}
+    projected = {"defaultMode": SECRET_MODE, "sources": [{"secret": _list_keys(secret)}]}
     return _mount(f"secret-{role}", {"projected": projected}, f"{SECRETS_PATH}/{role}")
 
 

@@ -18,11 +18,11 @@ from llava_operator.build.common import Platform, build_labels, build_metadata
 from llava_operator.build.environment import build_environment
 from llava_operator.build.inputs import build_inputs
 from llava_operator.build.resources import build_resources
+from llava_operator.build.security import build_container_security, build_pod_security
 from llava_operator.build.tolerations import build_tolerations
 from llava_operator.kube.objects import Object
 from llava_operator.run import Attempt
 
-UID = 65532
 TMP_SIZE = "10Gi"
 """Most that caches and temporary files may take on the node."""
 SHM_SIZE = "1Gi"
@@ -87,15 +87,7 @@ def _build_pod(attempt: Attempt, platform: Platform, labels: Mapping[str, str]) 
         "tolerations": build_tolerations(spec.scheduling.tolerations, platform.node_loss_s),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": UID,
-            "runAsGroup": UID,
-            "fsGroup": UID,
-            # Without it the kubelet walks a checkpoint volume of millions of files before every start.
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": build_pod_security(),
         "containers": [_build_container(attempt, platform)],
         "volumes": _build_volumes(attempt, platform),
     }
@@ -136,11 +128,7 @@ def _build_container(attempt: Attempt, platform: Platform) -> Object:
         "command": ["llava-trainer", str(attempt.stage.name), "--config", CONFIG_PATH],
         "env": build_environment(attempt, uses_xet=platform.uses_xet),
         "resources": build_resources(attempt),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": build_container_security(),
         # A process that was killed before it could write leaves its log's last lines.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": _build_mounts(attempt, platform),

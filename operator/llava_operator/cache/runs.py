@@ -107,8 +107,8 @@ class Runs:
     async def relist(self, kube: Kube, namespace: str | None) -> set[Key]:
         """Take in every run of a namespace, or (None) of all; returns those that are to be looked at.
 
-        They are all that are not finished, those whose time after that is over, and those that were known and are no
-        more: the pass over such a key reads it live, and drops it.
+        They are all that are not finished, those whose time after that is over or of which somebody is still to be
+        told, and those that were known and are no more: the pass over such a key reads it live, and drops it.
 
         Raises:
             KubeError: the list could not be read.
@@ -118,7 +118,9 @@ class Runs:
         return (known - listed) | {key for key in listed if (view := self.get(key)) and self._is_due(view)}
 
     def _is_due(self, view: RunView) -> bool:
-        return not view.is_finished or (view.expires_at is not None and view.expires_at <= self._now())
+        if not view.is_finished or view.status.open_notifications:
+            return True
+        return view.expires_at is not None and view.expires_at <= self._now()
 
 
 def _expiry(raw: Object, status: Status) -> datetime | None:

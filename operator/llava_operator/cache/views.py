@@ -7,7 +7,7 @@ parsed, or names no owner that it could have from us, is a ``ForeignError`` and 
 from dataclasses import dataclass
 from typing import Literal
 
-from llava_api.constants import API_VERSION, KIND, LABEL_COMPLETION_INDEX, STAGE_CONTAINER
+from llava_api.constants import API_VERSION, KIND, LABEL_COMPLETION_INDEX, NOTIFIER_CONTAINER, STAGE_CONTAINER
 from llava_api.text import show
 from llava_operator.cache.wire import (
     Condition,
@@ -31,6 +31,8 @@ MAX_NAME = 253
 """Characters of the longest name that Kubernetes takes."""
 FIRST_YEAR, LAST_YEAR = 1970, 9000
 """Instants outside are nobody's clock's, and calculating with them may go beyond what Python can hold."""
+_CONTAINERS = (STAGE_CONTAINER, NOTIFIER_CONTAINER)
+"""Containers of ours; a pod has one of them."""
 MAX_INDEX_DIGITS = 9
 """Digits of a completion index: Kubernetes' are below 2**31."""
 
@@ -169,7 +171,7 @@ def parse_pod(raw: Object) -> PodView:
     """
     pod = parse(Pod, raw)
     meta, status = pod.metadata, pod.status
-    container = next((c for c in status.container_statuses if c.name == STAGE_CONTAINER), None)
+    container = next((c for c in status.container_statuses if c.name in _CONTAINERS), None)
     state = container.state if container else ContainerState()
     held = {c.type: c for c in status.conditions if c.status == "True"}
     disrupted, scheduled = held.get("DisruptionTarget"), held.get("PodScheduled")

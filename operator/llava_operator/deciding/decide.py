@@ -18,6 +18,7 @@ from llava_operator.deciding import moves
 from llava_operator.deciding.accounting import active_until
 from llava_operator.deciding.attempts import TABLE, Move, Sight, awaited_until, half_placed_until, read_sight
 from llava_operator.deciding.beginning import Hold, begin_next, begin_run, judge_violations, take_up_retry
+from llava_operator.deciding.notifications import note_notifications, notifications_due
 from llava_operator.deciding.observation import Observation, ObstacleKind
 from llava_operator.deciding.restarts import list_outdated
 from llava_operator.deciding.status import complete_status, replace_stage, without_texts
@@ -112,17 +113,18 @@ def decide(seen: Observation) -> Decision:
         wanted, silent_at = note_silence(seen, wanted, stage)
     wanted = wanted.model_copy(update={"api_trouble": seen.api_trouble if stage else None})
     wanted = complete_status(wanted, before=run.status, generation=run.generation, now=seen.now)
+    wanted = note_notifications(seen, wanted)
     text_due = _text_due(seen)
     is_text = wanted != run.status and without_texts(wanted) == without_texts(run.status)
     if wanted != run.status and not (is_text and text_due):
         return Commit(status=wanted)
-    if isinstance(plan.act, Wait) and current_stage(run.status) is not None:
+    if not isinstance(plan.act, Wait):
+        return plan.act
+    instants = [plan.act.until, notifications_due(run, seen.now), text_due if is_text else None]
+    if current_stage(run.status) is not None:
         due = seen.progress_due_at if seen.progress else None
-        text_due = text_due if is_text else None
-        return Wait(
-            until=_first(plan.act.until, due, _next_deadline(run, seen.now), text_due, _told_at(seen), silent_at)
-        )
-    return plan.act
+        instants += [due, _next_deadline(run, seen.now), _told_at(seen), silent_at]
+    return Wait(until=_first(*instants))
 
 
 def _keep_volume(seen: Observation) -> _Plan:
@@ -190,7 +192,10 @@ def _plan(seen: Observation) -> _Plan:
     stage = current_stage(status)
     if stage is None:
         due = deletion_time(seen.run)
-        return _Plan(status=status, act=Delete() if due is not None and due <= seen.now else Wait(until=due))
+        if due is None or due > seen.now:
+            return _Plan(status=status, act=Wait(until=due))
+        # Its messages would go with it; each is given up some day.
+        return _Plan(status=status, act=Wait() if status.open_notifications else Delete())
     plan = _Plan(status=status, act=Wait())
     if _is_live(stage):
         plan = _follow(seen, status, stage)

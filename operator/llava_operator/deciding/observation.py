@@ -1,12 +1,13 @@
 """Everything that a decision depends on. Values only."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
 from llava_api.constants import StageName
 from llava_api.failures import Reason
-from llava_api.status import ApiTrouble, Progress
+from llava_api.status import ApiTrouble, NotificationState, Progress
 from llava_operator.cache.views import JobView, PodView
 from llava_operator.deciding.cards import NodeGpus
 from llava_operator.deciding.policy import Violation
@@ -33,6 +34,17 @@ class Obstacle:
     reason: Reason
     message: str
     retry_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliverySight:
+    """What there is to see of a message that is owed."""
+
+    state: NotificationState
+    has_job: bool = False
+    """Whether its Job is there."""
+    message: str = ""
+    """Why it is not delivered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,4 +81,6 @@ class Observation:
     """When Events are asked for next, if the attempt still waits then."""
     api_trouble: ApiTrouble | None = None
     """What the API server has answered to the last passes, again and again."""
+    deliveries: Mapping[str, DeliverySight] = field(default_factory=dict)
+    """Of messages that are owed, by the names of their Jobs; of those that nothing is known of there is none."""
     now: datetime

@@ -1,8 +1,8 @@
 """What an installation lets runs ask for, and what of a run goes beyond it. Pure.
 
 The chart's ValidatingAdmissionPolicy says the same in CEL, word for word; one table of cases (``tests/policies.py``)
-drives both. Neither reads an address or an image reference by a library: two libraries disagree about what is odd, and
-what is odd is refused here. No pattern needs a backslash: CEL, whose engine is another one, takes them as they are.
+drives both. Image references are read as addresses are (``llava_api.addresses``): by no library, and with patterns that
+CEL takes, too.
 """
 
 import re
@@ -10,34 +10,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from llava_api.spec import SecretRef, Spec
+from llava_api.addresses import ADDRESS_HOST, ANY_HOST, ANYTHING, PORT, is_at, is_receiver, matches
+from llava_api.spec import Notification, SecretRef, Spec
 from llava_operator.stages import Stage
 
-ANYTHING = "*"
-"""Entry of a list that allows everything."""
 PUBLIC_HUB = "huggingface.co"
 MAX_ENTRIES = 16
 MAX_ENTRY = 200
 """Longest entry. A message names all of them, and the API server gives up on one of more than 5 KiB."""
 
-_PORT = "(:[0-9]+)?"
 _COMPONENT = "[a-z0-9]+([._-]+[a-z0-9]+)*"
-REPOSITORY = f"^[a-z0-9.-]+{_PORT}(/{_COMPONENT})+"
+REPOSITORY = f"^[a-z0-9.-]+{PORT}(/{_COMPONENT})+"
 """Registry and path at the beginning of an image reference."""
 IMAGE = f"{REPOSITORY}(:[A-Za-z0-9_][A-Za-z0-9._-]*)?(@[a-z0-9+._-]+:[0-9a-f]+)?$"
 HAS_REGISTRY = "^([^/]*[.:][^/]*|localhost)/"
 """As container runtimes decide whether the first part of a reference is a registry."""
-ADDRESS_HOST = f"^https://[A-Za-z0-9.-]+{_PORT}"
-ADDRESS = f"{ADDRESS_HOST}(/[!-~]*)?$"
 NAME = "^[a-z0-9.-]*$"
 SHOWABLE = "^[!-~]+$"
 SHOWABLE_ADDRESS = "^[!-?A-~]+$"
 """Without @, before which a password may stand."""
 HIDDEN = "a value that is not shown"
 
-ALLOWED_REPOSITORY = f"^([*]|([a-z0-9-]+([.][a-z0-9-]+)+{_PORT}|[a-z0-9-]+:[0-9]+|localhost)(/{_COMPONENT})*)$"
+ALLOWED_REPOSITORY = f"^([*]|([a-z0-9-]+([.][a-z0-9-]+)+{PORT}|[a-z0-9-]+:[0-9]+|localhost)(/{_COMPONENT})*)$"
 ALLOWED_NAME = "^[a-z0-9.*-]+$"
-ALLOWED_HOST = f"^([*]|[a-z0-9.-]+{_PORT})$"
+ALLOWED_HOST = f"^([*]|[a-z0-9.-]+{PORT})$"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +54,10 @@ class Policy:
     """HOST or HOST:PORT, reached by TLS."""
     web_credential_hosts: tuple[str, ...] = (ANYTHING,)
     """The same, for credentials of https:// sources."""
+    notification_hosts: tuple[str, ...] = (ANYTHING,)
+    """The same, for notifications."""
+    insecure_notifications: bool = False
+    """Whether notifications may go by plain HTTP."""
     tolerations: bool = True
     service_account_names: tuple[str, ...] = ()
     """Names as of Secrets; none by default, since pods act as whom they name."""
@@ -90,6 +90,8 @@ def find_violations(spec: Spec, policy: Policy, stage: Stage) -> tuple[Violation
             found += judge(spec, policy)
     for judge in (_judge_pull_secrets, _judge_tolerations, _judge_service_account):
         found += judge(spec, policy)
+    if stage.fetches:
+        found += judge_notifications(spec.notifications, policy)
     return tuple(found)
 
 
@@ -122,7 +124,7 @@ def _add_registry(reference: str) -> str:
 
 def _is_of_repository(reference: str, allowed: Sequence[str]) -> bool:
     found = re.match(REPOSITORY, reference)
-    if found is None or not _matches(IMAGE, reference):
+    if found is None or not matches(IMAGE, reference):
         return False
     return any(found[0] == one or found[0].startswith(f"{one}/") for one in allowed)
 
@@ -204,7 +206,7 @@ def _is_named(name: str, pattern: str) -> bool:
         if position < 0:
             return False
         position += len(part)
-    return _matches(NAME, name)
+    return matches(NAME, name)
 
 
 def _judge_hub(spec: Spec, policy: Policy) -> Iterator[Violation]:
@@ -219,7 +221,7 @@ def _judge_hub(spec: Spec, policy: Policy) -> Iterator[Violation]:
     own, said = policy.hub_endpoint or public, spec.download.hub_endpoint
     # A run that says an empty one gets the public hub, whatever the installation has.
     hub = own if said is None else said or public
-    if hub != own and not _is_at(hub, policy.hub_token_hosts):
+    if hub != own and not is_at(hub, policy.hub_token_hosts):
         hosts = "".join(f", https://{host}" for host in policy.hub_token_hosts)
         yield Violation(
             field="spec.download.hubEndpoint",
@@ -242,7 +244,7 @@ def _judge_web(spec: Spec, policy: Policy) -> Iterator[Violation]:
         return
     allowed = f"only to {', '.join(f'https://{host}' for host in hosts)}" if hosts else "to no host"
     for field, source in _credentials_for("https://", spec):
-        if not _is_at(source, hosts):
+        if not is_at(source, hosts):
             # Only the host: a query may be a secret itself.
             host = re.match(ADDRESS_HOST, source)
             yield Violation(
@@ -264,13 +266,6 @@ def _credentials_for(scheme: str, spec: Spec) -> list[tuple[str, str]]:
     ]
 
 
-def _is_at(address: str, hosts: Sequence[str]) -> bool:
-    found = re.match(ADDRESS_HOST, address)
-    if found is None or not _matches(ADDRESS, address):
-        return False
-    return found[0].lower().removesuffix(":443") in {f"https://{host}".removesuffix(":443") for host in hosts}
-
-
 def _judge_tolerations(spec: Spec, policy: Policy) -> Iterator[Violation]:
     if spec.scheduling.tolerations and not policy.tolerations:
         yield Violation(
@@ -290,10 +285,34 @@ def _judge_service_account(spec: Spec, policy: Policy) -> Iterator[Violation]:
         )  # fmt: skip
 
 
-def _matches(pattern: str, value: str) -> bool:
-    # re.match would let a newline follow a $, which CEL's engine does not.
-    return re.fullmatch(pattern, value) is not None
+def judge_notifications(notifications: Sequence[Notification], policy: Policy) -> Iterator[Violation]:
+    """What of notifications goes beyond what is allowed, rule by rule.
+
+    An address in a Secret is the sending pod's to judge, by the same rules (``Delivery``).
+    """
+    for kind in ("webhook", "slack"):
+        for one in notifications:
+            if one.secret is not None and getattr(one, kind) is not None:
+                yield from _judge_secret(f"spec.notifications.{kind}.secretRef.name", one.secret, policy)
+    urls = [one.url for one in notifications if one.url is not None]
+    in_clear = [url for url in urls if url.startswith("http://") and not policy.insecure_notifications]
+    for url in in_clear:
+        yield _about_address(url, "sends notifications by https only (policy.insecureNotifications)")
+    hosts = ", ".join(policy.notification_hosts)
+    allowed = f"only to {hosts}" if hosts else "to no host"
+    for url in urls:
+        if url not in in_clear and not is_receiver(url, policy.notification_hosts, insecure=True):
+            yield _about_address(url, f"sends notifications {allowed} (policy.notificationHosts)")
+
+
+def _about_address(url: str, rule: str) -> Violation:
+    # Only the host: a path may be a secret itself.
+    host = re.match(ANY_HOST, url)
+    return Violation(
+        field="spec.notifications.webhook.url", value=f"at {host[0]}" if host else HIDDEN, rule=rule,
+        fix="use an allowed address, or leave the notification out",
+    )  # fmt: skip
 
 
 def _show(value: str, pattern: str = SHOWABLE) -> str:
-    return value if _matches(pattern, value) else HIDDEN
+    return value if matches(pattern, value) else HIDDEN

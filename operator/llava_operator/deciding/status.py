@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from llava_api.constants import StageName
-from llava_api.status import Metric, Progress, StageState, StageStatus, Status, Summary, Time
+from llava_api.status import Metric, NotificationState, Progress, StageState, StageStatus, Status, Summary, Time
 from llava_operator.clock import to_time
 from llava_operator.deciding.conditions import build_conditions
 from llava_operator.kube.objects import Object
@@ -117,7 +117,11 @@ def without_texts(status: Status) -> Status:
     stages = tuple(stage.model_copy(update={"message": ""}) for stage in status.stages)
     conditions = tuple(held.model_copy(update={"message": ""}) for held in status.conditions)
     trouble = status.api_trouble and status.api_trouble.model_copy(update={"message": ""})
-    return status.model_copy(update={"stages": stages, "conditions": conditions, "api_trouble": trouble})
+    # That one is owed is no text; that it was delivered can wait.
+    settled = {"state": NotificationState.PENDING, "outcome": "", "completion_time": None}
+    notifications = tuple(one.model_copy(update=settled) for one in status.notifications)
+    update = {"stages": stages, "conditions": conditions, "api_trouble": trouble, "notifications": notifications}
+    return status.model_copy(update=update)
 
 
 def dump_status(status: Status) -> Object:

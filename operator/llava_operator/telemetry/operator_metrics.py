@@ -100,6 +100,8 @@ class OperatorMetrics:
             self._histogram("stage_duration_seconds", stage.stage, stage.state).observe(stage.seconds)
         for attempt in ended.attempts:
             self._counter("attempts_ended_total", run.namespace, attempt.stage, attempt.reason).inc()
+        for told in ended.notifications:
+            self._counter("notifications_total", told.event, told.state.lower()).inc()
         self._counter("gpu_seconds_total", run.namespace, "productive").inc(ended.productive_gpu_seconds)
         self._counter("gpu_seconds_total", run.namespace, "lost").inc(ended.lost_gpu_seconds)
 

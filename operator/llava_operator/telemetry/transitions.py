@@ -4,16 +4,18 @@ Each transition is in exactly one write, so whoever compares the two sides of ev
 other, has each once, whatever was restarted in between.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llava_api.constants import Phase, StageName
+from llava_api.constants import NotificationEvent, Phase, StageName
 from llava_api.reasons import Reason
-from llava_api.status import SUCCEEDED, Accounting, AttemptState, StageState, StageStatus, Status
+from llava_api.status import SUCCEEDED, Accounting, AttemptState, NotificationState, StageState, StageStatus, Status
 from llava_operator.clock import from_time
 
 OTHER = "Other"
 """Reason in place of one that this version does not know: an older or newer operator has written it."""
 _REASONS = frozenset(Reason)
+_EVENTS = frozenset(NotificationEvent)
 _FINISHED = frozenset((Phase.SUCCEEDED, Phase.FAILED))
 _OVER = frozenset((StageState.SUCCEEDED, StageState.FAILED))
 
@@ -45,12 +47,21 @@ class RunEnd:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NotificationEnd:
+    """A notification that was delivered or given up."""
+
+    event: str
+    state: NotificationState
+
+
+@dataclass(frozen=True, kw_only=True)
 class Transitions:
     """What one write has ended."""
 
     run: RunEnd | None = None
     stages: tuple[StageEnd, ...] = ()
     attempts: tuple[AttemptEnd, ...] = ()
+    notifications: tuple[NotificationEnd, ...] = ()
     productive_gpu_seconds: int = 0
     lost_gpu_seconds: int = 0
 
@@ -64,6 +75,7 @@ def compare(before: Status, after: Status) -> Transitions:
         run=_end_of_run(before, after),
         stages=tuple(end for pair in pairs if (end := _end_of_stage(*pair))),
         attempts=tuple(end for pair in pairs for end in _ends_of_attempts(*pair)),
+        notifications=tuple(_ends_of_notifications(before, after)),
         productive_gpu_seconds=max(0, spent.productive_gpu_seconds - known.productive_gpu_seconds),
         lost_gpu_seconds=max(0, spent.lost_gpu_seconds - known.lost_gpu_seconds),
     )
@@ -94,6 +106,15 @@ def _ends_of_attempts(before: StageStatus | None, after: StageStatus) -> list[At
         for one in after.attempts
         if one.state is AttemptState.GONE and one.number not in gone and one.because != SUCCEEDED
     ]
+
+
+def _ends_of_notifications(before: Status, after: Status) -> Iterator[NotificationEnd]:
+    known = {(one.name, one.id): one.state for one in after.notifications}
+    for one in before.open_notifications:
+        # One that is there no more was given up for want of space.
+        state = known.get((one.name, one.id), NotificationState.UNDELIVERED)
+        if state is not NotificationState.PENDING:
+            yield NotificationEnd(event=one.event if one.event in _EVENTS else OTHER, state=state)
 
 
 def _known(reason: str) -> str:

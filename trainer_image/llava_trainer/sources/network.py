@@ -6,7 +6,6 @@ the server, headers included; idle connections and a slow disk do not count. It 
 limit for each read only.
 """
 
-import ipaddress
 import logging
 import ssl
 import time
@@ -19,6 +18,7 @@ import certifi
 import httpcore
 import httpx
 
+from llava_api.addresses import is_spared
 from llava_api.constants import PROXY_KEYS
 from llava_api.spec import Download
 from llava_trainer.sources.credentials import read_key
@@ -138,30 +138,9 @@ def _build_transport(context: ssl.SSLContext, proxy: httpx.Proxy | None) -> http
 
 
 def choose_proxy(network: Network, scheme: str, host: str, port: int | None) -> str | None:
-    """The proxy for an address; None is the direct way.
-
-    ``no_proxy`` is read as most programs do: hosts (with or without a port), domains (``.svc`` or ``svc`` for all
-    below), addresses, networks (10.0.0.0/8), and ``*``.
-    """
+    """The proxy for an address; None is the direct way."""
     proxy = network.https_proxy if scheme == "https" else network.http_proxy
-    if proxy is None:
-        return None
-    entries = (entry.strip().lower() for entry in network.no_proxy.split(","))
-    return None if any(_is_spared(entry, host.lower(), port) for entry in entries if entry) else proxy
-
-
-def _is_spared(entry: str, host: str, port: int | None) -> bool:
-    if entry == "*":
-        return True
-    try:
-        return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
-    except ValueError:
-        pass
-    name, _, wanted_port = entry.partition(":")
-    if wanted_port and wanted_port != str(port):
-        return False
-    domain = name.removeprefix("*").removeprefix(".")
-    return host == domain or host.endswith(f".{domain}")
+    return None if proxy is None or is_spared(network.no_proxy, host, port) else proxy
 
 
 def _parse_proxy(proxy: str | None, context: ssl.SSLContext) -> httpx.Proxy | None:
