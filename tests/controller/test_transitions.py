@@ -205,17 +205,19 @@ async def test_a_write_whose_answer_was_lost_is_noted_once() -> None:
 async def test_a_conflict_ends_nothing() -> None:
     server, operator = about_to_fail()
     noted = Noted(operator)
-    real = server.patch
+    real, met = server.patch, list[str]()
 
     async def interfere(*args: Any, **kwargs: Any) -> Object:
-        server.version += 1
-        server.objects[args[0], args[2]]["metadata"]["resourceVersion"] = str(server.version)
+        if args[3].get("status", {}).get("phase") == Phase.FAILED:
+            met.append("the end")
+            server.version += 1
+            server.objects[args[0], args[2]]["metadata"]["resourceVersion"] = str(server.version)
         return await real(*args, **kwargs)
 
     server.patch = interfere  # type: ignore[method-assign]
     for _ in range(3):
         assert await operator.step() == 0.0
-    assert ends(noted) == []
+    assert (ends(noted), len(met)) == ([], 3)
     server.patch = real  # type: ignore[method-assign]
     await operator.settle()
     assert ends(noted) == [NOT_ALLOWED]
