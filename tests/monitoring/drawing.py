@@ -35,7 +35,7 @@ _COLORS = {"red": "#E02F44", "yellow": "#E0A000", "green": "#37872D", "blue": "#
 _MAX_COLORS = 128
 _MAX_LEGEND = 8
 _MAX_TICKS = 5
-_AXIS_PX = 58
+_AXIS_PX = 66
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ _TO_RUN = (
 )
 _HOURS = " / 3600"
 _PRICE = " * $price"
+_NOT_SUSPENDED = 'reason!="Suspended"'
 
 
 def _of(metric: str, *matchers: str) -> str:
@@ -51,8 +52,10 @@ def _ended(phase: str) -> str:
 
 
 def _waiting(*labels: str) -> str:
-    """Seconds for which runs have been waiting."""
-    return with_team(each_run(f"time() - {_of('llava_run_waiting_timestamp_seconds')}", "reason", *labels))
+    """Seconds for which runs have been waiting; suspended ones wait for nobody but a person, and are counted apart."""
+    return with_team(
+        each_run(f"time() - {_of('llava_run_waiting_timestamp_seconds', _NOT_SUSPENDED)}", "reason", *labels)
+    )
 
 
 def _spent(metric: str, *, by_stage: bool = False) -> str:
@@ -115,7 +118,7 @@ def _runs() -> Panel:
         Column("Stage done", "Value #B", RATIO),
         Column("Time left in the stage", "Value #C", SECONDS),
         Column("GPUs", "Value #D"),
-        Column("Restarts", "Value #E"),
+        Column("Own failures", "Value #E"),
         Column("Age", "Value #F", SECONDS),
     ]
     return rows_of("Runs", "Every run that the operator tells of. A run's name leads to its own dashboard.",

@@ -57,8 +57,8 @@ def _stands() -> Row:
         number("Age of the newest checkpoint", "What a failure would cost at most. A run that has ended needs none.",
                SECONDS, Query(f"time() - {_of('llava_run_checkpoint_timestamp_seconds')}"),
                steps=[(None, GREEN), (3600, YELLOW), (7200, RED)], absent="-"),
-        number("Restarts", "Attempts that ended by a failure of the run's own; spec.training.maxRestarts bounds them. "
-               "Drains, preemption and lost nodes do not count.", COUNT,
+        number("Own failures", "Attempts that ended by a failure of the run's own; spec.training.maxRestarts bounds "
+               "them. Drains, preemption and lost nodes do not count.", COUNT,
                Query(f"sum({_of('llava_run_restarts', 'stage')})"), steps=[(None, GREEN), (1, YELLOW), (3, RED)]),
         rows_of("Stages", "Every stage that was begun: its newest attempt, its own failures and how long it has taken.",
                 [Query(f"{_of('llava_run_stage_state', 'stage', 'state')} == 1"),
