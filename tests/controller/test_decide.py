@@ -194,6 +194,7 @@ def test_last_success_completes_the_run() -> None:
     assert after.artifacts.model_dump(by_alias=False) == {
         "volume_claim": "invoices-run",
         "access_modes": ("ReadWriteMany",),
+        "volume_folder": None,
         "dataset_report": "data/report.html",
         "projector": None,
         "adapter": "adapter",
