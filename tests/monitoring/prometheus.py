@@ -16,6 +16,8 @@ from tests.localcluster import debian, processes
 from tests.localcluster.instance import Instance
 from tests.localcluster.pki import Authority
 from tests.localcluster.shell import wait_until
+from tests.monitoring import discovery
+from tests.monitoring.discovery import ensure_discovery
 
 PORT = 9090
 SCRAPE_INTERVAL_S = 5
@@ -116,12 +118,13 @@ def ensure_prometheus(instance: Instance, *, operator_namespace: str, exporters:
     """
     server = Prometheus(f"http://{instance.loopback}:{PORT}")
     folder = instance.state_dir / _PROGRAM
-    config = json.dumps(_configure(instance, operator_namespace, exporters), indent=1)
+    config = json.dumps(_configure(instance, exporters), indent=1)
     running = [one for one in processes.recorded(instance.state_dir) if one.name == _PROGRAM and one.is_alive()]
     if running and (folder / "prometheus.yml").read_text() == config:
         return server
     processes.stop(running)
     folder.mkdir(exist_ok=True)
+    ensure_discovery(instance, folder, operator_namespace)
     # YAML is what it reads, and JSON is YAML.
     (folder / "prometheus.yml").write_text(config)
     process = processes.start(_PROGRAM, _command(instance, folder), state_dir=instance.state_dir)
@@ -149,11 +152,11 @@ def _command(instance: Instance, folder: Path) -> list[str | Path]:
     ]
 
 
-def _configure(instance: Instance, operator_namespace: str, exporters: Mapping[str, str]) -> dict[str, Any]:
+def _configure(instance: Instance, exporters: Mapping[str, str]) -> dict[str, Any]:
     return {
         "global": {"scrape_interval": f"{SCRAPE_INTERVAL_S}s", "scrape_timeout": f"{SCRAPE_INTERVAL_S}s"},
         "scrape_configs": [
-            _scrape_operator(instance, operator_namespace),
+            _scrape_operator(instance),
             _scrape_kubelets(instance),
             *(
                 {"job_name": job, "honor_labels": True, "static_configs": [{"targets": [address]}]}
@@ -163,7 +166,7 @@ def _configure(instance: Instance, operator_namespace: str, exporters: Mapping[s
     }
 
 
-def _scrape_operator(instance: Instance, namespace: str) -> dict[str, Any]:
+def _scrape_operator(instance: Instance) -> dict[str, Any]:
     """As the Prometheus operator makes it of a ServiceMonitor with honorLabels."""
     attached = {
         "namespace": "__meta_kubernetes_namespace",
@@ -176,7 +179,7 @@ def _scrape_operator(instance: Instance, namespace: str) -> dict[str, Any]:
     return {
         "job_name": "operator",
         "honor_labels": True,
-        "kubernetes_sd_configs": [_discover(instance, "endpoints", namespaces={"names": [namespace]})],
+        "file_sd_configs": [_discover(instance, discovery.ENDPOINTS_FILE)],
         "relabel_configs": [
             {"source_labels": ["__meta_kubernetes_endpoint_port_name"], "regex": "metrics", "action": "keep"},
             *({"source_labels": [source], "target_label": label} for label, source in attached.items()),
@@ -196,7 +199,7 @@ def _scrape_kubelets(instance: Instance) -> dict[str, Any]:
             "cert_file": str(authority.certificate_of("admin")),
             "key_file": str(authority.key_of("admin")),
         },
-        "kubernetes_sd_configs": [_discover(instance, "node")],
+        "file_sd_configs": [_discover(instance, discovery.NODES_FILE)],
         "relabel_configs": [
             {
                 "source_labels": ["__meta_kubernetes_node_name"],
@@ -210,5 +213,5 @@ def _scrape_kubelets(instance: Instance) -> dict[str, Any]:
     }
 
 
-def _discover(instance: Instance, role: str, **more: Any) -> dict[str, Any]:
-    return {"role": role, "kubeconfig_file": str(instance.kubeconfig), **more}
+def _discover(instance: Instance, file: str) -> dict[str, Any]:
+    return {"files": [str(instance.state_dir / _PROGRAM / file)], "refresh_interval": f"{SCRAPE_INTERVAL_S}s"}
