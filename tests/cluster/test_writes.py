@@ -85,8 +85,9 @@ async def test_a_stage_costs_few_writes(api_server: Kubectl, installation: Path,
 
             for stage in ("prepare", "train", "merge", "evaluate"):
                 await until(f"{stage} to begin", lambda name=stage: begun(world, name))
-                before = before or await count(world)
                 await asyncio.sleep(2)
+                # With the Event that says so, which comes after the Job.
+                before = before or await count(world)
                 stages.starts.add(stage)
                 await until(f"{stage} to run", lambda name=stage: runs(world, name))
                 await asyncio.sleep(2)

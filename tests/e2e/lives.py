@@ -87,7 +87,13 @@ def ask_for_a_gpu(runs: Runs) -> None:
     """Begin a run whose training asks for a GPU that there is not."""
     runs.start(
         GPU_RUN,
-        workers={"replicas": 1, "gpus": 1, "gpuMemory": "80Gi"},
+        # Processes that use a GPU take more memory than others: with less it is not begun.
+        workers={
+            "replicas": 1,
+            "gpus": 1,
+            "gpuMemory": "80Gi",
+            "resources": {"requests": {"cpu": "500m", "memory": "6Gi"}, "limits": {"memory": "6Gi"}},
+        },
         training={"maxRestarts": 0, "precision": "fp32"},
     )
     runs.kubectl.run("label", "lft", GPU_RUN, f"{TEAM_LABEL}=vision", "--overwrite")
