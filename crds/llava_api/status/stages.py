@@ -132,7 +132,8 @@ class StageStatus(Lenient):
     @classmethod
     def _read_older(cls, value: object) -> object:
         """Statuses of operators that knew one attempt a stage have it in the stage itself."""
-        if not isinstance(value, dict) or "attempts" in value or not value.get("attempt"):
+        # The API server puts the defaults of today's CRD into them: no attempts, in place of a field that is not there.
+        if not isinstance(value, dict) or value.get("attempts") or not value.get("attempt"):
             return value
         state = {"Running": "Starting"}.get(value.get("state", ""), "Gone")
         attempt = {"number": value["attempt"], "state": state, "jobUid": value.get("jobUid")}
