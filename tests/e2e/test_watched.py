@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 
+from llava_monitoring.alerts.alert import Alert
+from llava_monitoring.alerts.limits import fill
+from llava_monitoring.alerts.rules import ALERTS
 from llava_monitoring.generate import build_dashboards
-from llava_monitoring.reading import queries_of
+from llava_monitoring.promql import metrics_of
+from llava_monitoring.reading import Asked, queries_of
 from tests.demo.target import OPERATOR_NAMESPACE
 from tests.e2e.lives import (
     GPU_RUN,
@@ -37,10 +41,7 @@ MAX_PICTURE_BYTES = 200_000
 BOARDS: dict[str, dict[str, Any]] = {
     Path(name).stem: json.loads(content) for name, content in build_dashboards().items()
 }
-EXCEPTIONS = (
-    Missing("panel 'Memory of a GPU', A", "torch reserves memory of a GPU on a GPU alone"),
-    Missing("panel 'Notifications'", "no run of these tests notifies anybody"),
-)
+EXCEPTIONS = (Missing("panel 'Memory of a GPU', A", "torch reserves memory of a GPU on a GPU alone"),)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,16 @@ def test_every_query_finds_something(
     faults = find_faults(watching.prometheus, queries, watching.span(), choices[board], exceptions)
     assert not faults, "\n".join(faults)
     record_property("queries", len(queries))
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
+def test_every_series_that_an_alert_looks_at_is_there(alert: Alert, eventful: str, watching: Watching) -> None:
+    """That it fires when it should is told by promtool's unit tests; that such series are scraped, by this."""
+    names = sorted(metrics_of(fill(alert.expression)))
+    assert names
+    queries = [Asked(where=f"alert {alert.name}, {name}", expression=name) for name in names]
+    faults = find_faults(watching.prometheus, queries, watching.span(), [{}], [])
+    assert not faults, "\n".join(faults)
 
 
 def test_every_exception_is_about_a_query() -> None:
