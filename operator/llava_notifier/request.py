@@ -102,20 +102,23 @@ def _read_signing_key(folder: Path) -> bytes:
 def _choose_proxy(url: str, delivery: Delivery, secret: Path) -> Proxy | None:
     """The proxy for an address, as for sources; the run's own word comes before the Secret's."""
     parts = urlsplit(url)
+    try:
+        port = parts.port or _DEFAULT_PORTS[parts.scheme]
+    except ValueError:
+        raise SetupError("the address of the notification has a port that is none") from None
     http_key, https_key = PROXY_KEYS
     said, key = (delivery.https_proxy, https_key) if parts.scheme == "https" else (delivery.http_proxy, http_key)
     proxy = said or _read_text(secret / key)
-    port = parts.port or _DEFAULT_PORTS[parts.scheme]
     if not proxy or is_spared(delivery.no_proxy, parts.hostname or "", port):
         return None
-    found = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     try:
+        found = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         place = f"{found.hostname}:{found.port or _DEFAULT_PORTS[found.scheme]}"
     except (ValueError, KeyError):
-        place = ""
-    if not place or not found.hostname:
+        found = None
+    if found is None or not found.hostname:
         # Not the value: it may hold a password.
-        raise SetupError(f"spec.download.{key}, or the key {key} of its Secret, must be http://HOST:PORT")
+        raise SetupError(f"spec.download.{key}, or the key {key} of its Secret, must be http://HOST:PORT") from None
     authorization = ""
     if found.username:
         credentials = f"{unquote(found.username)}:{unquote(found.password or '')}"

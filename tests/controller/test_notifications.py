@@ -67,6 +67,11 @@ def test_success_is_owed_with_the_write_that_says_so() -> None:
     assert len(one.id) == 32
 
 
+def test_an_event_that_is_asked_for_twice_is_owed_once() -> None:
+    """The status is a map: twice, the API server would refuse the write that says that the run has ended."""
+    assert events_of(run_through(told("Succeeded", "Succeeded"))) == [("team", "Succeeded")]
+
+
 def test_nothing_is_owed_to_nobody() -> None:
     assert run_through({}).notifications == ()
     assert run_through(told("Failed", "Suspended")).notifications == ()

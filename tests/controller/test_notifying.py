@@ -216,6 +216,53 @@ async def test_a_rule_that_came_later_stops_the_message_and_not_the_run(server: 
     assert jobs(server) == []
 
 
+@pytest.mark.parametrize(
+    ("spec", "policy", "field"),
+    [
+        ({"download": {"caConfigMap": "own"}}, Policy(ca_config_maps=("corp",)), "spec.download.caConfigMap"),
+        ({"download": {"secretRef": {"name": "own"}}}, Policy(secret_names=("corp",)), "spec.download.secretRef.name"),
+        ({"imagePullSecrets": [{"name": "own"}]}, Policy(secret_names=("corp",)), "spec.imagePullSecrets"),
+        ({"scheduling": {"tolerations": [{"operator": "Exists"}]}}, Policy(tolerations=False), "spec.scheduling"),
+    ],
+)
+async def test_a_refused_run_gets_nothing_with_its_message_either(
+    server: ApiServer, operator: Operator, spec: dict[str, Any], policy: Policy, field: str
+) -> None:
+    server.objects[RUNS, KEY.name]["spec"].update(spec)
+    operator.policy = policy
+    operator.new_process()
+    await operator.settle()
+    operator.now += timedelta(minutes=1)
+    await operator.settle()
+    [one] = server.status.notifications
+    assert one.outcome.startswith(f"not allowed: {field}")
+    assert jobs(server) == []
+
+
+async def test_a_proxy_of_the_runs_own_reads_no_message(server: ApiServer, operator: Operator) -> None:
+    spec = told(webhook={"url": "http://h.example"})
+    server.objects[RUNS, KEY.name]["spec"].update(spec, download={"httpProxy": "http://own.example:3128"})
+    operator.policy = Policy(notification_hosts=("h.example",), insecure_notifications=True)
+    operator.new_process()
+    await operator.settle()
+    operator.now += timedelta(minutes=1)
+    await operator.settle()
+    [one] = server.status.notifications
+    assert "through no proxy of a run's own" in one.outcome
+    assert jobs(server) == []
+
+
+async def test_what_somebody_else_has_written_into_the_status_ends_no_pass(
+    server: ApiServer, operator: Operator
+) -> None:
+    server.objects[RUNS, KEY.name]["status"]["notifications"][0]["event"] = "Foo"
+    await operator.settle()
+    operator.now += timedelta(minutes=1)
+    await operator.settle()
+    [one] = server.status.notifications
+    assert one.outcome == "status.notifications holds what no operator has written"
+
+
 async def test_a_run_that_asks_for_what_is_not_allowed_from_the_start_is_refused() -> None:
     server = ApiServer()
     server.put_run(**told())
@@ -302,7 +349,7 @@ async def test_the_job_is_small_restricted_and_alone(server: ApiServer, operator
     }  # fmt: skip
     assert job["metadata"]["ownerReferences"][0]["uid"] == RUN_UID
     assert job["spec"] == {
-        "backoffLimit": 4, "activeDeadlineSeconds": 7200, "ttlSecondsAfterFinished": 3600,
+        "backoffLimit": 4, "activeDeadlineSeconds": 7200, "ttlSecondsAfterFinished": 86400,
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {
             "rules": [

@@ -4,7 +4,7 @@ from typing import Any
 
 from llava_api.constants import Phase, StageName
 from llava_api.failures import Reason
-from llava_api.status import Accounting, AttemptState, StageState, Status
+from llava_api.status import Accounting, AttemptState, FailureStatus, StageState, Status
 from llava_operator.deciding.policy import Policy
 from llava_operator.kube.errors import RetryableError
 from llava_operator.kube.objects import Key, Object
@@ -85,6 +85,14 @@ def test_seconds_of_gpus_are_what_has_come_to_the_account() -> None:
     assert compare(before, after) == Transitions(productive_gpu_seconds=60)
     assert compare(Status(), before) == Transitions(productive_gpu_seconds=100, lost_gpu_seconds=7)
     assert compare(after, before) == Transitions(), "a counter never falls"
+
+
+def test_one_that_is_tried_again_and_fails_at_once_has_failed_twice() -> None:
+    failure = FailureStatus(reason=Reason.DEADLINE_EXCEEDED)
+    first = Status(phase=Phase.FAILED, completion_time="2026-11-01T12:00:00Z", failure=failure)
+    again = first.model_copy(update={"completion_time": "2026-11-01T13:00:00Z"})
+    assert compare(first, first).run is None
+    assert compare(first, again).run == RunEnd(phase=Phase.FAILED, reason=Reason.DEADLINE_EXCEEDED)
 
 
 def test_reason_of_another_version_is_one_of_the_known() -> None:

@@ -64,6 +64,7 @@ async def test_claim_of_an_earlier_run_suspends_until_it_is_deleted(server: ApiS
     assert server.status.phase is Phase.SUSPENDED
     assert suspension(server) == ("True", "VolumeOfEarlierRun")
     [stage, *_] = server.status.stages
+    assert stage.reason == "VolumeOfEarlierRun"
     assert "persistentvolumeclaims invoices-run exists in namespace team and holds what an earlier run" in stage.message
     assert "Delete that claim, or take it over by naming it in spec.storage.existingClaim" in stage.message
     assert FIRST_JOB not in server.objects
@@ -94,6 +95,9 @@ async def test_claim_of_an_earlier_run_is_used_once_it_is_named(server: ApiServe
     assert FIRST_JOB in server.objects
     assert suspension(server) == ("False", "Pending")
     assert server.objects[CLAIM] == claim_of("earlier-uid"), "it is another's still"
+    assert server.status.artifacts is not None
+    assert server.status.artifacts.volume_folder == f"runs/{RUN_UID}", "not among what the earlier run has left"
+    assert server.status.stages[0].reason != "VolumeOfEarlierRun"
 
 
 async def test_another_obstacle_behind_that_claim_is_told_of_instead(server: ApiServer, operator: Operator) -> None:

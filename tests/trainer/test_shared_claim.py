@@ -149,6 +149,18 @@ def test_files_that_another_run_has_fetched_are_not_fetched_again(tmp_path: Path
     assert list_contents(first.config.volume_root) == made, "nothing of another run changes"
 
 
+def test_what_another_server_calls_the_same_is_not_taken_up(tmp_path: Path, authority: Authority, hub: HubServer):
+    """Addresses of the hub do not say which hub it was; what ours says of the content does."""
+    evil = {**MODEL, "model.safetensors": MODEL["model.safetensors"][::-1]}
+    with HubServer().run(authority) as other:
+        other.repositories["models", "llava-hf/tiny"] = HubRepository(
+            commits={COMMIT: evil}, revisions={"main": COMMIT}
+        )
+        assert_same(make_guest(tmp_path, authority, other, "first").fetch()["model"].path, evil, NEEDED)
+    assert_same(make_guest(tmp_path, authority, hub, "second").fetch()["model"].path, MODEL, NEEDED)
+    assert sent_files(hub) == ["model.safetensors"]
+
+
 def test_without_a_version_nobody_can_tell_what_is_old(tmp_path: Path, authority: Authority):
     folders = []
     for uid in ("first", "second"):

@@ -98,6 +98,7 @@ class Notification(Strict):
         Field(
             min_length=1,
             max_length=len(NotificationEvent),
+            json_schema_extra={"x-kubernetes-list-type": "set"},
             description="What it is told: that the run has succeeded or failed, has waited for longer than "
             "waitingSeconds, goes on after an attempt that was broken off (Restarted), or is suspended. The last but "
             "one and WaitingTooLong come once an hour at most.",

@@ -18,7 +18,7 @@ from llava_operator.cache.views import JobView, Termination, parse_pod
 from llava_operator.cache.wire import ForeignError
 from llava_operator.deciding.notifications import find_wanted, job_of
 from llava_operator.deciding.observation import DeliverySight, ObstacleKind
-from llava_operator.deciding.policy import describe_violations, judge_notifications
+from llava_operator.deciding.policy import describe_violations, judge_sending
 from llava_operator.kube.client import Kube
 from llava_operator.kube.errors import KubeError
 from llava_operator.kube.kinds import JOBS, PODS
@@ -132,9 +132,14 @@ class Notifier:
             raise _NotSentError(f"spec.notifications has no {told.name} any more")
         if not self.platform.notifier_image:
             raise _NotSentError("this installation names no image that sends notifications (LLAVA_OPERATOR_IMAGE)")
-        if violations := tuple(judge_notifications((wanted,), self.platform.policy)):
+        if violations := tuple(judge_sending(run.spec, wanted, self.platform.policy)):
             raise _NotSentError(f"not allowed: {describe_violations(violations)}")
-        return await create_child(self.kube, run, JOBS, build_notification_job(run, wanted, told, self.platform))
+        try:
+            job = build_notification_job(run, wanted, told, self.platform)
+        except ValueError:
+            # Whoever may write statuses wrote it.
+            raise _NotSentError("status.notifications holds what no operator has written") from None
+        return await create_child(self.kube, run, JOBS, job)
 
     async def _read_last_words(self, job: JobView) -> str:
         """What the Job's pods said at their end; empty where that cannot be known any more."""

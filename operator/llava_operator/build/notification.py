@@ -30,8 +30,8 @@ PODS = 5
 """Pods that try one after the other, each for a quarter of an hour; Kubernetes waits longer and longer in between."""
 DEADLINE_S = 7200
 """After which the Job ends, whatever its pods wait for: a Secret that is missing, a place, a quota."""
-KEPT_S = 3600
-"""For which a Job that has ended stays to be looked at. By then what has become of it stands in the status."""
+KEPT_S = 86_400
+"""For which a Job that has ended stays to be looked at: longer than a message is owed, whoever is down meanwhile."""
 GRACE_PERIOD_S = 5
 RESOURCES: Final[Object] = {
     "requests": {"cpu": "10m", "memory": "64Mi"},

@@ -93,7 +93,9 @@ def _list_owed(seen: Observation, status: Status) -> Iterator[NotificationStatus
             if happened is None:
                 continue
             made = _owe(seen, status, wanted, event, happened)
+            # An event may be asked for twice, but the status is a map: the API server refuses one entry twice.
             if (made.name, made.id) not in known:
+                known.add((made.name, made.id))
                 yield made
 
 

@@ -39,7 +39,9 @@ class Change:
 
     def becomes(self, phase: Phase) -> bool:
         """Whether the run is in this phase from now on."""
-        return self.after.phase is phase and self.before.phase is not phase
+        # One that is tried again may fail again in the same write.
+        is_same = self.before.phase is phase and self.before.completion_time == self.after.completion_time
+        return self.after.phase is phase and not is_same
 
     @property
     def quiet_until(self) -> datetime | None:

@@ -305,6 +305,24 @@ def judge_notifications(notifications: Sequence[Notification], policy: Policy) -
             yield _about_address(url, f"sends notifications {allowed} (policy.notificationHosts)")
 
 
+def judge_sending(spec: Spec, wanted: Notification, policy: Policy) -> Iterator[Violation]:
+    """What the pod that sends one notification would be given against the policy.
+
+    Runs that are refused are told of as well, and rules may have come after a run: it is judged each time, by all that
+    it takes from the run.
+    """
+    yield from judge_notifications((wanted,), policy)
+    if (secret := _name(spec.download.secret_ref)) is not None:
+        yield from _judge_secret("spec.download.secretRef.name", secret, policy)
+    for judge in (_judge_authorities, _judge_pull_secrets, _judge_tolerations):
+        yield from judge(spec, policy)
+    is_in_clear = wanted.url is not None and wanted.url.startswith("http://")
+    if is_in_clear and spec.download.http_proxy and ANYTHING not in policy.notification_hosts:
+        assert wanted.url is not None
+        # A proxy of the run's choice would read what only these hosts are to get.
+        yield _about_address(wanted.url, "sends notifications by plain HTTP through no proxy of a run's own")
+
+
 def _about_address(url: str, rule: str) -> Violation:
     # Only the host: a path may be a secret itself.
     host = re.match(ANY_HOST, url)

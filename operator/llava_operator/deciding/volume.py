@@ -12,7 +12,7 @@ from llava_operator.deciding.accounting import begin_suspension, end_suspension
 from llava_operator.deciding.observation import Observation, Obstacle, ObstacleKind
 from llava_operator.deciding.status import replace_stage
 from llava_operator.deciding.verdict import failed_by_operator
-from llava_operator.run import Run
+from llava_operator.run import Run, current_stage
 
 
 def locate_volume(status: Status, run: Run) -> Status:
@@ -23,7 +23,7 @@ def locate_volume(status: Status, run: Run) -> Status:
     storage, known = run.spec.storage, status.artifacts or Artifacts()
     modes = storage.modes_for(run.spec.workers.replicas) if storage.existing_claim is None else ()
     claim = storage.claim_for(run.key.name)
-    if known.volume_claim == claim:
+    if known.volume_claim == claim and not _is_named_now(status, run):
         return status
     folder = None if storage.existing_claim is None else run_folder(run.uid)
     update = {"volume_claim": claim, "volume_folder": folder, "access_modes": modes}
@@ -31,12 +31,20 @@ def locate_volume(status: Status, run: Run) -> Status:
     return status.model_copy(update={"artifacts": artifacts})
 
 
+def _is_named_now(status: Status, run: Run) -> bool:
+    """Whether the claim that the run would have made is named as one that was there before, and nothing has begun."""
+    known = status.artifacts or Artifacts()
+    has_begun = any(attempt.job_uid for stage in status.stages for attempt in stage.attempts)
+    # Without access modes it was one that was there before all along.
+    return run.spec.storage.existing_claim is not None and bool(known.access_modes) and not has_begun
+
+
 def suspend_for_volume(seen: Observation, status: Status, stage: StageStatus, obstacle: Obstacle) -> Status:
     """The claim holds what another run has made: nothing goes on until somebody says what becomes of it."""
     failure = failed_by_operator(stage, Reason.VOLUME_OF_EARLIER_RUN, obstacle.message)
     status = begin_suspension(status.model_copy(update={"phase": Phase.SUSPENDED, "failure": failure}), seen.now)
     message = show(f"{obstacle.message}. {failure.hint}", max_chars=MAX_TEXT)
-    return replace_stage(status, stage.model_copy(update={"message": message}))
+    return replace_stage(status, stage.model_copy(update={"message": message, "reason": failure.reason}))
 
 
 def resume_with_volume(seen: Observation, status: Status) -> Status:
@@ -47,6 +55,8 @@ def resume_with_volume(seen: Observation, status: Status) -> Status:
     )
     if not (status.phase is Phase.SUSPENDED and is_suspended and has_got_further):
         return status
+    if (stage := current_stage(status)) is not None:
+        status = replace_stage(status, stage.model_copy(update={"reason": ""}))
     return end_suspension(status.model_copy(update={"phase": Phase.PENDING, "failure": None}), seen.now)
 
 

@@ -82,7 +82,8 @@ def compare(before: Status, after: Status) -> Transitions:
 
 
 def _end_of_run(before: Status, after: Status) -> RunEnd | None:
-    if after.phase not in _FINISHED or before.phase in _FINISHED:
+    is_same = before.phase in _FINISHED and before.completion_time == after.completion_time
+    if after.phase not in _FINISHED or is_same:
         return None
     assert after.phase is not None, "no run is finished without a phase"
     has_failed = after.phase is Phase.FAILED

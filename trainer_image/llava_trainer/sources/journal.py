@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, BinaryIO, TypeVar
@@ -116,18 +116,22 @@ class Journal:
         with self._lock:
             return self._names.setdefault(*_pair_folded(name))
 
-    def find_whole(self, name: str, address: str, version: str = "") -> Fetched | None:
+    def find_whole(
+        self, name: str, address: str, version: str = "", *, is_promised: Callable[[Path], bool] = lambda _: True
+    ) -> Fetched | None:
         """The file of this name and address, if it is there and hashes to what it did when it was fetched.
 
         Args:
             name: relative to the folder.
             address: where it comes from.
             version: what the server tells of it now; another one than then means that it has changed. Empty: unknown.
+            is_promised: whether a file of another run is what this run's own source says: the other may have asked
+                another server for the same address.
         """
         known = self._look_up(name)
         if known is not None and _is_of(known, address, version) and _is_whole(self.folder, known):
             return known
-        return self._take_over(name, address, version) or self._take_up(name, address, version)
+        return self._take_over(name, address, version) or self._take_up(name, address, version, is_promised)
 
     def take_over_partial(self, name: str) -> None:
         """Copy what an earlier attempt has fetched of a file that it could not fetch whole, if this one has nothing."""
@@ -167,7 +171,7 @@ class Journal:
                 return known
         return None
 
-    def _take_up(self, name: str, address: str, version: str) -> Fetched | None:
+    def _take_up(self, name: str, address: str, version: str, is_promised: Callable[[Path], bool]) -> Fetched | None:
         """Link a file here that another run has fetched whole; without a version nobody can tell whether it is old."""
         for other in self._others if version else ():
             with self._lock:
@@ -178,6 +182,8 @@ class Journal:
                 continue
             # What cannot be taken up is fetched.
             with contextlib.suppress(OSError):
+                if not is_promised(other.folder / name):
+                    continue
                 make_folder((self.folder / name).parent)
                 link_file(other.folder / name, self.folder / name)
                 self.add(known)

@@ -84,7 +84,9 @@ class Downloader:
                 StorageFull, naming field, address and fix.
             StoppedError: ``stop`` was set.
         """
-        found = journal.find_whole(remote.name, remote.address, remote.version)
+        found = journal.find_whole(
+            remote.name, remote.address, remote.version, is_promised=lambda path: _is_as_listed(remote, path)
+        )
         if found is not None:
             self.progress.add(found.size, remote.name)
             return found
@@ -329,3 +331,12 @@ def _check_end(body: Body, size: int, whole: int | None) -> None:
         if size - body.begin < CHUNK_BYTES:
             raise TransientError(f"only {size - body.begin:,} bytes of the rest at a time")
         raise _PieceError
+
+
+def _is_as_listed(remote: RemoteFile, path: Path) -> bool:
+    """Whether a file has the size and the digest that the listing says, as far as it says any."""
+    checksum = Checksum(remote.digest, remote.size)
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            checksum.update(chunk)
+    return checksum.find_mismatch() is None

@@ -21,6 +21,11 @@ from llava_trainer.files import sha256_file
 from llava_trainer.training.phase import Phase
 
 _MODEL, _SAMPLES = "model", "samples"
+RECIPE = "recipe"
+"""Digest of all settings by which a training goes on. Another run's checkpoint has to agree in them; in a run's own
+they may become others: a newer image knows more of them."""
+_NO_RECIPE: Any = {"checkpoint": True, "zero": True, "max_restarts": True, "batch": {"per_device"}}
+"""How the work is shared out and kept."""
 _SHOWN_DIGITS = 19
 """Of a digest in a message: sha256: and twelve digits."""
 _ROWS = 3
@@ -52,7 +57,13 @@ def identify_training(config: RunConfig, phase: Phase) -> dict[str, str]:
         **{f"spec.{name}": str(value) for name, value in settings.items()},
         _MODEL: fingerprint_model(folders),
         _SAMPLES: sha256_file(phase.samples_file),
+        RECIPE: _digest_recipe(phase),
     }
+
+
+def _digest_recipe(phase: Phase) -> str:
+    settings = phase.training.model_dump(mode="json", exclude=_NO_RECIPE)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def find_differences(made_by: Mapping[str, str], training: Mapping[str, str]) -> list[str]:
@@ -63,7 +74,7 @@ def find_differences(made_by: Mapping[str, str], training: Mapping[str, str]) ->
     return [
         _describe(name, made_by[name], value)
         for name, value in training.items()
-        if name in made_by and made_by[name] != value
+        if name != RECIPE and name in made_by and made_by[name] != value
     ]
 
 

@@ -17,7 +17,7 @@ from llava_trainer.training.checkpoint import (
     read_manifest,
     read_state,
 )
-from llava_trainer.training.identity import find_differences
+from llava_trainer.training.identity import RECIPE, find_differences
 from llava_trainer.training.retention import list_checkpoints, step_of
 
 _TAKEN_UP = 2
@@ -63,12 +63,16 @@ def _list_same(attempt_dir: Path, training: Mapping[str, str]) -> list[Path]:
                 same.append(folder)
         except DamagedCheckpointError as error:
             logger.info("a checkpoint of another run is left: %s", error)
+        except Exception as error:
+            # Whatever another run has left there ends no training of this one.
+            logger.warning("a checkpoint of another run is left, which cannot be read: %r", error)
     return same
 
 
 def _is_same(state: CheckpointState, training: Mapping[str, str]) -> bool:
     """Whether a checkpoint says of itself all that this training is."""
-    return not find_differences(state.training, training) and training.keys() <= state.training.keys()
+    is_told = training.keys() <= state.training.keys()
+    return is_told and not find_differences(state.training, training) and state.training[RECIPE] == training[RECIPE]
 
 
 def _copy_history(folder: Path, file: Path) -> None:
