@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llava_api.constants import LABEL_ATTEMPT, LABEL_COMPLETION_INDEX, LABEL_RUN, LABEL_STAGE, StageName
-from llava_api.failures import BY_REASON, Reason
+from llava_api.failures import BY_REASON, DISRUPTIONS, Reason
 from llava_api.report import StageFailure, StageResult
 from llava_api.status import Progress
 from llava_operator.clock import now, to_time
@@ -209,7 +209,10 @@ async def check_first(kube: Kube, run: str, reason: Reason) -> None:
     stage = await stage_of(kube, run)
     row = BY_REASON[reason]
     first = stage["attempts"][0]
-    assert first["because"] == reason, json.dumps(first)
+    # A played kubelet lets go of a pod within a moment, at times before anybody has seen what was done to it; the Job
+    # knows of what kind it was.
+    told = (reason, Reason.POD_DISRUPTED) if reason in DISRUPTIONS.values() else (reason,)
+    assert first["because"] in told, json.dumps(first)
     assert first["counts"] == (row.counts and not row.first_is_free), json.dumps(first)
     assert stage["restarts"] == int(first["counts"]), run
     assert stage["attempts"][-1]["because"] == "Succeeded"
