@@ -8,6 +8,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -152,6 +153,11 @@ async def make_passes(operator: OperatorProcess, more: int = 12) -> None:
     await until(f"{more} more passes", look, timeout_s=60)
 
 
+def said(value: Any) -> Any:
+    """Without what the API server fills in by the CRD that it has now."""
+    return {name: one for name, one in value.items() if one not in ([], {}, "")} if isinstance(value, dict) else value
+
+
 async def test_pods_of_active_runs_are_left_alone_by_another_version(
     api_server: Kubectl, installation: Path, older: Path, tmp_path: Path
 ) -> None:
@@ -185,7 +191,7 @@ async def test_pods_of_active_runs_are_left_alone_by_another_version(
                 assert (attempt["number"], attempt["state"], attempt["jobUid"]) == (1, state, made[f"{run}-{stage}-1"])
             for run in ("finished", "failed"):
                 for field in ("phase", "completionTime", "artifacts", "failure", "evaluation"):
-                    assert taken_over[run].get(field) == told[run].get(field)
+                    assert said(taken_over[run].get(field)) == said(told[run].get(field))
 
             runs.is_held = False
             ended_well = await runs.end(**dict.fromkeys(HELD_AT, "Succeeded"), finished="Succeeded", failed="Failed")
