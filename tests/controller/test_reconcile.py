@@ -523,7 +523,8 @@ RUNS_NOW = {"number": 1, "startTime": NOW_TEXT}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"attempts": []}, "status.stages.prepare.attempt is 1, but its attempts are []"),
+        # With none it is what the API server makes of a status of the version before attempts; this is no number of one.
+        ({"attempts": [], "attempt": 10**9}, "status.stages.prepare.attempt is 1000000000, but"),
         ({"attempts": [{"number": 7}]}, "status.stages.prepare.attempt is 1, but its attempts are [7]"),
         ({"attempts": [{"number": 5}, {"number": 1}]}, "status.stages.prepare.attempts are numbered [5, 1]"),
         ({"attempts": [{"number": 0}, {"number": 1}]}, "status.stages.prepare.attempts has an attempt that runs"),
