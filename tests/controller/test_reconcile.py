@@ -523,7 +523,7 @@ RUNS_NOW = {"number": 1, "startTime": NOW_TEXT}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        # With none it is what the API server makes of a status of the version before attempts; this is no number of one.
+        # With none it is what the API server makes of a status of the version before; this is no number of one.
         ({"attempts": [], "attempt": 10**9}, "status.stages.prepare.attempt is 1000000000, but"),
         ({"attempts": [{"number": 7}]}, "status.stages.prepare.attempt is 1, but its attempts are [7]"),
         ({"attempts": [{"number": 5}, {"number": 1}]}, "status.stages.prepare.attempts are numbered [5, 1]"),
