@@ -904,7 +904,7 @@ def test_server_that_is_no_s3(world: World, authority: Authority) -> None:
         error = world.failure()
     assert error.reason is Reason.SOURCE_UNAVAILABLE
     assert error.message.startswith(f"spec.model.source: s3://bucket/m: {server.base} does not answer as S3 does (")
-    assert "look at key endpoint of spec.model.secretRef" in error.message
+    assert "look at key endpoint (or region) of spec.model.secretRef" in error.message
 
 
 @pytest.mark.parametrize("where", ["listing", "file"])

@@ -497,10 +497,13 @@ def test_what_may_pass_is_tried_again(fetch: Fetching, status: int) -> None:
         ({"Retry-After": "7"}, 7),
         ({"RateLimit": '"resolvers";r=0;t=123'}, 123),
         ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
-        ({"Retry-After": format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)}, 300),
+        ({"Retry-After": "in an hour"}, 300),
     ],
 )
 def test_server_says_how_long_to_wait(fetch: Fetching, headers: dict[str, str], asked_s: float) -> None:
+    if headers.get("Retry-After") == "in an hour":
+        # Said when the test runs: the whole suite may take longer than an hour from its collection.
+        headers = {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)}
     waits: list[float] = []
 
     class Watched(threading.Event):
