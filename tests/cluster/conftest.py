@@ -1,13 +1,14 @@
 """A real API server without nodes, for the whole tier."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from llava_api.crd import build_crd
 from tests.cluster.operators import installed
+from tests.cluster.worlds import World, namespace_of, world_of
 from tests.kubectl import Kubectl
 from tests.localcluster.cluster import LocalCluster
 
@@ -43,3 +44,10 @@ def crd(api_server: Kubectl) -> None:
     # Before a CRD has any condition, waiting for one is an error.
     for condition in ("jsonpath={.status.acceptedNames.kind}", "condition=Established"):
         api_server.run("wait", f"--for={condition}", "crd/llavafinetunes.finetune.llava.dev", "--timeout=30s")
+
+
+@pytest.fixture
+async def world(api_server: Kubectl, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """A namespace of the test's own, whose pods succeed unless told otherwise."""
+    async with world_of(api_server, namespace_of(request)) as made:
+        yield made

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 
@@ -9,10 +11,11 @@ from llava_operator.kube.client import Kube
 from llava_operator.kube.errors import KubeError
 from llava_operator.kube.kinds import LEASES, PODS, Kind
 from llava_operator.kube.objects import Object
-from tests.cluster.worlds import ended
+from tests.cluster.kubelets import ended, now
+from tests.cluster.worlds import VOLUMES, World, until
+from tests.kubectl import Kubectl
 
 NODES = Kind("api/v1", "nodes")
-VOLUMES = Kind("api/v1", "persistentvolumes")
 CLAIMS = Kind("api/v1", "persistentvolumeclaims")
 GPU = "nvidia.com/gpu"
 BEAT_S = 5
@@ -32,7 +35,7 @@ class Nodes:
 
     async def add(self, name: str, gpus: int, *taints: Object, **labels: str) -> None:
         resources = {"cpu": "64", "memory": "1Ti", "pods": "110", GPU: str(gpus)}
-        conditions = [{"type": "Ready", "status": "True", "reason": "Played", "lastHeartbeatTime": _now()}]
+        conditions = [{"type": "Ready", "status": "True", "reason": "Played", "lastHeartbeatTime": now()}]
         body = {
             "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, **labels}},
             "spec": {"taints": list(taints)},
@@ -48,8 +51,8 @@ class Nodes:
         """Beat for every node and look after its pods, for ever."""
         last = 0.0
         while True:
-            if (now := asyncio.get_running_loop().time()) - last > BEAT_S:
-                last = now
+            if (time := asyncio.get_running_loop().time()) - last > BEAT_S:
+                last = time
                 for name in self.names:
                     await self._beat(name)
             pods = [pod async for pod in self.kube.list(PODS, self.namespace)]
@@ -59,7 +62,7 @@ class Nodes:
             await asyncio.sleep(0.2)
 
     async def _beat(self, name: str) -> None:
-        conditions = [{"type": "Ready", "status": "True", "reason": "Played", "lastHeartbeatTime": _now()}]
+        conditions = [{"type": "Ready", "status": "True", "reason": "Played", "lastHeartbeatTime": now()}]
         status = {"status": {"conditions": conditions}}
         await self.kube.patch(NODES, None, name, status, subresource="status")
         lease = {"metadata": {"name": name}, "spec": {"holderIdentity": name, "renewTime": _micro()}}
@@ -83,10 +86,6 @@ class Nodes:
 
     async def _say(self, pod: str, status: Object) -> None:
         await self.kube.patch(PODS, self.namespace, pod, {"status": status}, subresource="status")
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _micro() -> str:
@@ -126,3 +125,40 @@ async def provide(kube: Kube, namespace: str, *claims: str) -> None:
         claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
         if name in claims:
             await kube.create(CLAIMS, namespace, {"metadata": {"name": name}, "spec": claim})
+
+
+class PlayedNode:
+    """A node as scheduler and controllers see one that is alive: ready, with CPUs and memory, at first without GPUs."""
+
+    name = "played"
+
+    def __init__(self, kubectl: Kubectl) -> None:
+        self.kubectl = kubectl
+        self.gpus = "0"
+
+    def beat(self) -> None:
+        """Say that it lives, as a kubelet does."""
+        ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": now()}
+        has = {"cpu": "64", "memory": "640Gi", "pods": "110", "nvidia.com/gpu": self.gpus}
+        status = {"status": {"capacity": has, "allocatable": has, "conditions": [ready]}}
+        patch = ("patch", "node", self.name, "--subresource=status", "--type=merge", "-p", json.dumps(status))
+        self.kubectl.run(*patch)
+
+    def stay_alive(self, stop: threading.Event) -> None:
+        """Do so until it is stopped."""
+        while not stop.wait(10):
+            self.beat()
+
+
+async def place_pod(world: World) -> Object:
+    """Bind the run's first pod to the played node, as the scheduler would if it found its claims."""
+
+    async def first() -> Object | None:
+        return next(iter(await world.pods()), None)
+
+    pod = await until("the pod", first)
+    name = pod["metadata"]["name"]
+    target = {"apiVersion": "v1", "kind": "Node", "name": PlayedNode.name}
+    binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
+    await world.kube._request("POST", PODS.path(world.namespace, name, "binding"), body=binding)
+    return pod

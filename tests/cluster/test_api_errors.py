@@ -12,8 +12,9 @@ from aiohttp import web
 
 from llava_api.failures import Reason
 from llava_operator.kube.kinds import JOBS
+from tests.cluster.kubelets import do_nothing
 from tests.cluster.operators import OperatorProcess
-from tests.cluster.waits import world_of
+from tests.cluster.worlds import world_of
 from tests.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster
@@ -75,7 +76,7 @@ async def test_errors_that_the_api_server_keeps_answering(
     path = JOBS.path(name)
     proxy.refuse = lambda request: code if (request.method, request.path) == ("POST", path) else None
     log = tmp_path / "operator.log"
-    async with proxy.serve(tmp_path) as kubeconfig, world_of(api_server, name) as world:
+    async with proxy.serve(tmp_path) as kubeconfig, world_of(api_server, name, do_nothing) as world:
         operator = OperatorProcess(pod_name=f"proxied-{code}", kubeconfig=kubeconfig, log=log)
         await asyncio.to_thread(operator.start)
         try:

@@ -19,11 +19,12 @@ from llava_operator.clock import now, to_time
 from llava_operator.kube.client import Kube
 from llava_operator.kube.kinds import CHILD_SELECTOR, JOBS, PODS, RUNS, Kind
 from llava_operator.kube.objects import Key, Object
+from tests.cluster.kubelets import ended, succeed
+from tests.cluster.kubelets import running as pod_runs
 from tests.cluster.nodes import GPU, NODES, Nodes, playing, provide
 from tests.cluster.operators import OperatorProcess, running
 from tests.cluster.test_operator_crashes import Process
-from tests.cluster.worlds import NAMESPACES, connect, ended, is_true, make_run, succeed, until
-from tests.cluster.worlds import running as pod_runs
+from tests.cluster.worlds import NAMESPACES, connect, is_true, make_run, until
 from tests.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster
@@ -62,7 +63,7 @@ async def kube(api_server: Kubectl, crd: None) -> AsyncIterator[Kube]:
         kube = Kube(api, timeout_s=20)
         await kube.create(NAMESPACES, None, {"metadata": {"name": NAMESPACE}})
         yield kube
-    api_server.run("delete", "namespace", NAMESPACE, "--timeout=60s")
+    api_server.run("delete", "namespace", NAMESPACE, "--timeout=180s", timeout_s=200)
     for name in ("models", "data", *(f"{name}-run" for name in names)):
         api_server.run("delete", "pv", name, "--ignore-not-found", "--wait=false")
 

@@ -14,10 +14,11 @@ from llava_api.constants import LABEL_ATTEMPT, LABEL_COMPLETION_INDEX, LABEL_RUN
 from llava_operator.kube.client import Kube
 from llava_operator.kube.kinds import JOBS, PODS, RUNS
 from llava_operator.kube.objects import Object
+from tests.cluster.kubelets import running as pod_runs
+from tests.cluster.kubelets import succeed
 from tests.cluster.nodes import NODES, Nodes, playing, provide
 from tests.cluster.operators import OperatorProcess, running
-from tests.cluster.worlds import NAMESPACES, connect, is_true, make_run, succeed, until
-from tests.cluster.worlds import running as pod_runs
+from tests.cluster.worlds import NAMESPACES, connect, is_true, make_run, until
 from tests.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster
@@ -56,7 +57,7 @@ async def kube(api_server: Kubectl) -> AsyncIterator[Kube]:
         kube = Kube(api, timeout_s=20)
         await kube.create(NAMESPACES, None, {"metadata": {"name": NAMESPACE}})
         yield kube
-    api_server.run("delete", "namespace", NAMESPACE, "--timeout=60s")
+    api_server.run("delete", "namespace", NAMESPACE, "--timeout=180s", timeout_s=200)
     for name in ("models", "data", "first-run", "second-run", "queued-run"):
         api_server.run("delete", "pv", name, "--ignore-not-found", "--wait=false")
 

@@ -33,9 +33,10 @@ from llava_operator.kube.client import Kube
 from llava_operator.kube.errors import KubeError
 from llava_operator.kube.kinds import CONFIG_MAPS, JOBS, PODS, RUNS, Kind
 from llava_operator.kube.objects import Object
+from tests.cluster.kubelets import RESULTS, FakeKubelet, ended, succeed
+from tests.cluster.kubelets import running as pod_runs
 from tests.cluster.operators import OperatorProcess, running
-from tests.cluster.worlds import NAMESPACES, RESULTS, FakeKubelet, connect, ended, is_true, make_run, succeed, until
-from tests.cluster.worlds import running as pod_runs
+from tests.cluster.worlds import NAMESPACES, connect, is_true, make_run, until
 from tests.kubectl import Kubectl, wait_for
 
 pytestmark = pytest.mark.cluster

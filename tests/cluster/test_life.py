@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,13 +15,13 @@ import pytest
 from llava_api.constants import LABEL_RUN, LABEL_RUN_UID, LABEL_STAGE, StageName
 from llava_api.failures import Reason, exit_code_of
 from llava_api.report import StageFailure, StageResult
-from llava_operator.kube.client import Kube
 from llava_operator.kube.errors import KubeError, NotFoundError
-from llava_operator.kube.kinds import CHILD_SELECTOR, CONFIG_MAPS, JOBS, NODES, PODS, RUNS, SERVICES, VOLUME_CLAIMS
+from llava_operator.kube.kinds import CHILD_SELECTOR, NODES, PODS, RUNS, VOLUME_CLAIMS
 from llava_operator.kube.objects import Object
+from tests.cluster.kubelets import FakeKubelet, ended, running, succeed
 from tests.cluster.operators import OperatorProcess
 from tests.cluster.operators import running as started
-from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, ended, is_true, make_run, running, succeed, until
+from tests.cluster.worlds import World, is_true, namespace_of, until, world_of
 from tests.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster
@@ -63,63 +62,26 @@ class Kubelet(FakeKubelet):
             await super()._look_after(pod)
 
 
-@dataclass
-class World:
-    """A namespace with a node of its own, and runs whose pods behave as their phase is called."""
+async def children_of(world: World, name: str) -> list[str]:
+    """But for its claim."""
+    return [one for one in await world.children(f"{LABEL_RUN}={name}") if not one.startswith(VOLUME_CLAIMS.plural)]
 
-    kube: Kube
-    namespace: str
 
-    async def create(self, name: str, **spec: object) -> None:
-        await self.kube.create(RUNS, self.namespace, make_run(name, self.namespace, **spec))
-
-    async def change(self, name: str, **spec: object) -> None:
-        await self.kube.patch(RUNS, self.namespace, name, {"spec": spec})
-
-    async def status(self, name: str) -> Object:
-        found: Object = (await self.kube.get(RUNS, self.namespace, name)).get("status", {})
-        return found
-
-    async def status_when(self, name: str, holds: Callable[[Object], object]) -> Object:
-        async def look() -> Object | None:
-            status = await self.status(name)
-            return status if holds(status) else None
-
-        return await until(f"{name} to be as wanted", look, timeout_s=60)
-
-    async def delete(self, name: str) -> None:
-        await self.kube._request("DELETE", RUNS.path(self.namespace, name))
-
-    async def children_of(self, name: str) -> list[str]:
-        """But for its claim."""
-        selector = f"{LABEL_RUN}={name}"
-        kinds = (JOBS, PODS, CONFIG_MAPS, SERVICES)
-        found = [(kind, one) for kind in kinds async for one in self.kube.list(kind, self.namespace, selector)]
-        return [f"{kind.plural}/{one['metadata']['name']}" for kind, one in found]
-
-    async def has_claim_of(self, name: str) -> bool:
-        try:
-            await self.kube.get(VOLUME_CLAIMS, self.namespace, f"{name}-run")
-        except NotFoundError:
-            return False
-        return True
+async def has_claim_of(world: World, name: str) -> bool:
+    try:
+        await world.kube.get(VOLUME_CLAIMS, world.namespace, f"{name}-run")
+    except NotFoundError:
+        return False
+    return True
 
 
 @pytest.fixture
 async def world(api_server: Kubectl, request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    assert api_server.kubeconfig is not None
-    name = request.node.name.replace("_", "-").replace("[", "-").replace("]", "")[:60].strip("-").lower()
-    async with connect(api_server.kubeconfig) as api:
-        kube = Kube(api, timeout_s=20)
-        await kube.create(NAMESPACES, None, {"metadata": {"name": name}})
-        await kube.create(NODES, None, {"metadata": {"name": name}})
-        kubelet = asyncio.create_task(Kubelet(kube, name, behave).run())
-        yield World(kube, name)
-        kubelet.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await kubelet
-        await kube._request("DELETE", NODES.path(None, name))
-    api_server.run("delete", "namespace", name, "--wait=false")
+    """One with a node of its own, and runs whose pods behave as their phase is called."""
+    name = namespace_of(request)
+    async with world_of(api_server, name, behave, kubelet=Kubelet) as made:
+        await made.put(NODES, {"metadata": {"name": name}}, everywhere=True)
+        yield made
 
 
 def behave(pod: Object) -> Object | None:
@@ -167,11 +129,11 @@ async def bring_to(world: World, phase: str, retain: str) -> str:
     """A run in this phase; one that is to be stopping, in training."""
     name = f"{phase}-{retain.lower()}"
     workers = {"replicas": 2, "gpus": 0, "gracePeriodSeconds": GRACE_S}
-    await world.create(name, storage={"size": "1Gi", "retain": retain}, workers=workers)
+    await world.create_run(name, storage={"size": "1Gi", "retain": retain}, workers=workers)
     if phase == "suspended":
-        await world.status_when(name, is_training)
-        await world.change(name, suspend=True)
-    await world.status_when(name, is_training if phase == "stopping" else PHASES[phase])
+        await world.status_when("training", is_training, name, timeout_s=60)
+        await world.change_run(name, suspend=True)
+    await world.status_when(phase, is_training if phase == "stopping" else PHASES[phase], name, timeout_s=60)
     return name
 
 
@@ -181,8 +143,8 @@ async def bring_to_all(world: World) -> list[str]:
     lasting.append(("succeeded", "Never"))
     names = await asyncio.gather(*(bring_to(world, *one) for one in lasting))
     stopping = [name for name in names if name.startswith("stopping")]
-    await asyncio.gather(*(world.change(name, suspend=True) for name in stopping))
-    await asyncio.gather(*(world.status_when(name, PHASES["stopping"]) for name in stopping))
+    await asyncio.gather(*(world.change_run(name, suspend=True) for name in stopping))
+    await asyncio.gather(*(world.status_when("stopping", PHASES["stopping"], name, timeout_s=60) for name in stopping))
     # Ten seconds, and thus last: stopping lasts for the whole grace period.
     return [*await asyncio.gather(*(bring_to(world, "backoff", retain) for retain in POLICIES)), *names]
 
@@ -197,10 +159,10 @@ async def test_deleted_in_every_phase_nothing_is_left_but_volumes(
     for name in names:
         status = await world.status(name)
         assert PHASES[name.partition("-")[0]](status), f"{name} has gone on: {json.dumps(status)}"
-        await world.delete(name)
+        await world.delete(RUNS, name)
 
     async def left() -> dict[str, list[str]]:
-        found = {name: await world.children_of(name) for name in names}
+        found = {name: await children_of(world, name) for name in names}
         return {name: children for name, children in found.items() if children}
 
     async def are_gone() -> bool:
@@ -213,7 +175,7 @@ async def test_deleted_in_every_phase_nothing_is_left_but_volumes(
     kept = {name for name in names if name.endswith("-always")} | {"succeeded-onsuccess"}
 
     async def are_claims_settled() -> bool:
-        return {name for name in names if await world.has_claim_of(name)} == kept
+        return {name for name in names if await has_claim_of(world, name)} == kept
 
     await until("the claims to be as their runs want it", are_claims_settled)
     if not is_up:
@@ -228,7 +190,7 @@ async def test_deleted_in_every_phase_nothing_is_left_but_volumes(
 async def test_timer_leaves_a_volume_that_no_namesake_takes_in_silence(world: World, operator: OperatorProcess) -> None:
     name = "succeeded"
     storage = {"size": "1Gi", "retain": "OnSuccess"}
-    await world.create(name, storage=storage, ttlSecondsAfterFinished=2)
+    await world.create_run(name, storage=storage, ttlSecondsAfterFinished=2)
 
     async def is_deleted() -> bool:
         try:
@@ -241,14 +203,14 @@ async def test_timer_leaves_a_volume_that_no_namesake_takes_in_silence(world: Wo
     claim = await world.kube.get(VOLUME_CLAIMS, world.namespace, f"{name}-run")
     assert "ownerReferences" not in claim["metadata"]
 
-    await world.create(name, storage=storage)
-    status = await world.status_when(name, lambda status: is_true(status, "Suspended"))
+    await world.create_run(name, storage=storage)
+    status = await world.status_when("suspended", lambda status: is_true(status, "Suspended"), name, timeout_s=60)
     [held] = [one for one in status["conditions"] if one["type"] == "Suspended"]
     assert held["reason"] == "VolumeOfEarlierRun"
     assert claim["metadata"]["labels"][LABEL_RUN_UID] in held["message"]
     assert not [pod async for pod in world.kube.list(PODS, world.namespace, CHILD_SELECTOR)
                 if "deletionTimestamp" not in pod["metadata"]]  # fmt: skip
-    await world.change(name, storage={"existingClaim": f"{name}-run"})
-    status = await world.status_when(name, lambda status: is_true(status, "Complete"))
+    await world.change_run(name, storage={"existingClaim": f"{name}-run"})
+    status = await world.ended(name, timeout_s=60)
     assert status["artifacts"]["volumeClaim"] == f"{name}-run"
     assert not is_true(status, "Suspended")

@@ -10,11 +10,11 @@ import pytest
 from llava_api.constants import LABEL_NOTIFICATION, LABEL_RUN
 from llava_operator.kube.kinds import JOBS, PODS, RUNS
 from llava_operator.kube.objects import Object
+from tests.cluster.kubelets import FakeKubelet, deliver, do_nothing, ended, succeed
+from tests.cluster.kubelets import running as pod_runs
 from tests.cluster.operators import OperatorProcess, running
 from tests.cluster.test_waiting import BINDINGS, POLICIES, QUOTAS
-from tests.cluster.waits import World, world_of
-from tests.cluster.worlds import FakeKubelet, deliver, ended, is_true, succeed, until
-from tests.cluster.worlds import running as pod_runs
+from tests.cluster.worlds import World, is_true, until, world_of
 from tests.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster
@@ -70,7 +70,7 @@ async def test_each_receiver_is_told_of_each_event_once(
     """With another operator after the first, and the finished run's messages found owed by the second."""
     log = tmp_path / "operator.log"
     operator = OperatorProcess(pod_name="op", kubeconfig=installation, log=log, extra={"IMAGE": "operator:test"})
-    async with world_of(api_server, "notified") as world, contextlib.AsyncExitStack() as playing:
+    async with world_of(api_server, "notified", do_nothing) as world, contextlib.AsyncExitStack() as playing:
         with running(operator):
             operator.wait_until_leader()
             receivers = [
@@ -136,7 +136,7 @@ async def test_a_run_ends_whose_messages_are_refused_and_they_are_sent_when_they
     }  # fmt: skip
     chosen = {"namespaceSelector": {"matchLabels": {"only": name}}}
     binding = {"policyName": name, "validationActions": ["Deny"], "matchResources": chosen}
-    async with world_of(api_server, name) as world:
+    async with world_of(api_server, name, do_nothing) as world:
         await world.put(POLICIES, {"metadata": {"name": name}, "spec": policy}, everywhere=True)
         await world.put(BINDINGS, {"metadata": {"name": name}, "spec": binding}, everywhere=True)
         # Room for the stages alone.

@@ -2,13 +2,11 @@
 
 import asyncio
 import base64
-import contextlib
 import json
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -18,37 +16,23 @@ from llava_api.constants import LABEL_ATTEMPT, LABEL_COMPLETION_INDEX, LABEL_STA
 from llava_api.failures import Reason
 from llava_api.report import ProgressReport, StageFailure, StageResult
 from llava_operator.build.network_policy import build_network_policy
-from llava_operator.kube.client import Kube
 from llava_operator.kube.errors import NotFoundError
 from llava_operator.kube.kinds import (
     CONFIG_MAPS,
-    EVENTS,
     JOBS,
     NETWORK_POLICIES,
     NODES,
-    PODS,
     RUNS,
     SECRETS,
-    SERVICES,
-    VOLUME_CLAIMS,
     Kind,
 )
 from llava_operator.kube.objects import Object
 from llava_operator.run import parse_run
 from tests.api.test_memory import make_7b
+from tests.cluster.kubelets import RESULTS, ended, holds, succeed
+from tests.cluster.kubelets import running as pod_runs
 from tests.cluster.operators import NAME, OperatorProcess, running
-from tests.cluster.worlds import (
-    NAMESPACES,
-    RESULTS,
-    FakeKubelet,
-    connect,
-    ended,
-    is_true,
-    make_run,
-    succeed,
-    until,
-)
-from tests.cluster.worlds import running as pod_runs
+from tests.cluster.worlds import World, is_true, make_run, until
 from tests.controller.authorities import Foreign
 from tests.kubectl import Kubectl, wait_for
 from tests.rendering import NAMESPACE as SYSTEM_NAMESPACE
@@ -57,8 +41,6 @@ pytestmark = pytest.mark.cluster
 
 QUOTAS = Kind("api/v1", "resourcequotas")
 SERVICE_ACCOUNTS = Kind("api/v1", "serviceaccounts")
-CHILDREN = (JOBS, PODS, CONFIG_MAPS, NETWORK_POLICIES, SERVICES, VOLUME_CLAIMS)
-Behaviour = Callable[[Object], Object | None]
 
 
 @pytest.fixture(scope="module")
@@ -91,95 +73,27 @@ def operator(replicas: tuple[OperatorProcess, OperatorProcess]) -> OperatorProce
     return wait_for("a leader", lambda: next(filter(lambda r: r.is_leader, replicas), None), timeout_s=30, poll_s=0.1)
 
 
-class World:
-    """A namespace with one run and pods that behave as told."""
+async def stage_message(world: World, stage: str, part: str) -> str:
+    """A stage's message once it contains ``part``."""
 
-    def __init__(self, kube: Kube, namespace: str) -> None:
-        self.kube = kube
-        self.namespace = namespace
-        self.behave: Behaviour = succeed
+    def message_of(status: Object) -> str:
+        return next((one["message"] for one in status.get("stages", []) if one["name"] == stage), "")
 
-    async def create_run(self, **spec: Any) -> None:
-        await self.kube.create(RUNS, self.namespace, make_run("run", self.namespace, **spec))
-
-    async def run(self) -> Object:
-        return await self.kube.get(RUNS, self.namespace, "run")
-
-    async def status(self) -> Object:
-        status: Object = (await self.run()).get("status", {})
-        return status
-
-    async def ended(self) -> Object:
-        """The status once the run has ended."""
-
-        async def look() -> Object | None:
-            status = await self.status()
-            return status if is_true(status, "Complete") or is_true(status, "Failed") else None
-
-        return await until("the run's end", look)
-
-    async def stage_message(self, stage: str, part: str) -> str:
-        """A stage's message once it contains ``part``."""
-
-        async def look() -> str | None:
-            stages = (await self.status()).get("stages", [])
-            message: str = next((s["message"] for s in stages if s["name"] == stage), "")
-            return message if part in message else None
-
-        return await until(f"{part!r} in the message of {stage}", look)
-
-    async def pods(self) -> list[Object]:
-        return [pod async for pod in self.kube.list(PODS, self.namespace)]
-
-    async def first_pod(self, stage: str) -> Object:
-        """The first pod of a stage, once it runs."""
-
-        async def look() -> Object | None:
-            for pod in await self.pods():
-                labels = pod["metadata"]["labels"]
-                is_first = labels.get(LABEL_COMPLETION_INDEX, "0") == "0"
-                if labels[LABEL_STAGE] == stage and is_first and pod["status"]["phase"] == "Running":
-                    return pod
-            return None
-
-        return await until(f"the first pod of {stage} to run", look)
-
-    async def children(self) -> list[str]:
-        found = [(kind, item) for kind in CHILDREN async for item in self.kube.list(kind, self.namespace)]
-        names = [f"{kind.plural}/{item['metadata']['name']}" for kind, item in found]
-        return sorted(name for name in names if name != "configmaps/kube-root-ca.crt")
-
-    async def events(self) -> list[tuple[str, str]]:
-        raw = [event async for event in self.kube.list(EVENTS, self.namespace)]
-        mine = [event for event in raw if event["regarding"]["kind"] == "LlavaFineTune"]
-        return [(event["type"], event["reason"]) for event in sorted(mine, key=lambda e: e["eventTime"])]
+    return message_of(await world.status_when(f"{part!r} in {stage}", lambda status: part in message_of(status)))
 
 
-@pytest.fixture
-async def world(api_server: Kubectl, request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    assert api_server.kubeconfig is not None
-    name = request.node.name.replace("_", "-").replace("[", "-").replace("]", "")[:60].strip("-").lower()
-    async with connect(api_server.kubeconfig) as api:
-        kube = Kube(api, timeout_s=20)
-        await kube.create(NAMESPACES, None, {"metadata": {"name": name}})
-        made = World(kube, name)
-        kubelet = asyncio.create_task(FakeKubelet(kube, name, lambda pod: made.behave(pod)).run())
-        yield made
-        kubelet.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await kubelet
-    api_server.run("delete", "namespace", name, "--wait=false")
+async def first_pod(world: World, stage: str) -> Object:
+    """The first pod of a stage, once it runs."""
 
+    async def look() -> Object | None:
+        for pod in await world.pods():
+            labels = pod["metadata"]["labels"]
+            is_first = labels.get(LABEL_COMPLETION_INDEX, "0") == "0"
+            if labels[LABEL_STAGE] == stage and is_first and pod["status"]["phase"] == "Running":
+                return pod
+        return None
 
-def holds(*stages: StageName) -> Behaviour:
-    """Pods of ``stages`` run and do not end; all others succeed."""
-
-    def behave(pod: Object) -> Object | None:
-        if pod["metadata"]["labels"][LABEL_STAGE] in stages:
-            return pod_runs() if pod["status"]["phase"] == "Pending" else None
-        return succeed(pod)
-
-    return behave
+    return await until(f"the first pod of {stage} to run", look)
 
 
 # --- a run from apply to the end
@@ -335,8 +249,8 @@ async def test_deleted_job_is_made_up_for_by_another_attempt(
 ) -> None:
     world.behave = holds(StageName.PREPARE)
     await world.create_run()
-    await world.first_pod("prepare")
-    await world.stage_message("prepare", "its pod runs")
+    await first_pod(world, "prepare")
+    await stage_message(world, "prepare", "its pod runs")
     api_server.run("-n", world.namespace, "delete", "job", "run-prepare-1", "--wait=false")
     world.behave = succeed
     status = await world.ended()
@@ -374,13 +288,10 @@ async def test_a_gang_restarts_as_one_from_what_a_worker_has_reported(world: Wor
 async def test_suspend_frees_everything_and_goes_on_at_another_size(
     world: World, operator: OperatorProcess, api_server: Kubectl
 ) -> None:
-    def change(**spec: Any) -> None:
-        api_server.run("-n", world.namespace, "patch", "lft", "run", "--type=merge", "-p", json.dumps({"spec": spec}))
-
     world.behave = holds(StageName.TRAIN)
     await world.create_run()
-    await world.stage_message("train", "2 pods run")
-    change(suspend=True)
+    await stage_message(world, "train", "2 pods run")
+    await world.change_run(suspend=True)
 
     async def is_free() -> bool:
         return not [pod for pod in await world.pods() if pod["status"]["phase"] in ("Pending", "Running")]
@@ -388,7 +299,7 @@ async def test_suspend_frees_everything_and_goes_on_at_another_size(
     await until("free workers", is_free)
     api_server.run("-n", world.namespace, "wait", "--for=condition=Suspended", "lft/run", "--timeout=10s")
     world.behave = succeed
-    change(suspend=False, workers={"replicas": 1})
+    await world.change_run(suspend=False, workers={"replicas": 1})
     status = await world.ended()
     assert is_true(status, "Complete")
     train = next(stage for stage in status["stages"] if stage["name"] == "train")
@@ -426,7 +337,7 @@ async def test_quota_is_waited_for(world: World, operator: OperatorProcess) -> N
 
     await until("the quota to be counted", is_counted)
     await world.create_run()
-    await world.stage_message("prepare", "exceeded quota")
+    await stage_message(world, "prepare", "exceeded quota")
     assert not is_true(await world.status(), "Failed")
     await world.kube.patch(QUOTAS, world.namespace, "none", {"spec": {"hard": {"count/jobs.batch": "9"}}})
     assert (await world.ended())["phase"] == "Succeeded"
@@ -435,7 +346,7 @@ async def test_quota_is_waited_for(world: World, operator: OperatorProcess) -> N
 async def test_waiting_pods_reason_is_in_the_status(world: World, operator: OperatorProcess) -> None:
     world.behave = lambda _: None
     await world.create_run()
-    message = await world.stage_message("prepare", "Unschedulable")
+    message = await stage_message(world, "prepare", "Unschedulable")
     assert "no nodes available" in message
     assert (await world.status())["phase"] == "Pending"
 
@@ -480,7 +391,7 @@ async def test_deleted_run_takes_its_children_along(
 ) -> None:
     world.behave = holds(StageName.TRAIN)
     await world.create_run()
-    await world.first_pod("train")
+    await first_pod(world, "train")
     if not is_up:
         for replica in replicas:
             replica.kill()
@@ -541,8 +452,8 @@ async def test_progress_reaches_the_status_and_only_from_the_first_pod_of_the_cu
 ) -> None:
     world.behave = holds(StageName.TRAIN)
     await world.create_run()
-    pod = await world.first_pod("train")
-    await world.stage_message("train", "2 pods run")
+    pod = await first_pod(world, "train")
+    await stage_message(world, "train", "2 pods run")
     uid = (await world.run())["metadata"]["uid"]
     ca = (await world.kube.get(CONFIG_MAPS, world.namespace, "run-report-ca"))["data"]["ca.crt"]
     reporter = Reporter(world, operator, ca)
@@ -603,8 +514,8 @@ async def test_an_authority_of_somebody_else_is_served_and_a_damaged_one_ends_no
 
     world.behave = holds(StageName.TRAIN)
     await world.create_run()
-    pod = await world.first_pod("train")
-    await world.stage_message("train", "2 pods run")
+    pod = await first_pod(world, "train")
+    await stage_message(world, "train", "2 pods run")
     uid = (await world.run())["metadata"]["uid"]
     good = (
         ProgressReport(run_uid=uid, stage=StageName.TRAIN, attempt=1, step=3, total_steps=12).model_dump_json().encode()
@@ -652,7 +563,7 @@ async def test_killed_leader_is_replaced_and_the_run_goes_on_untouched(
 ) -> None:
     world.behave = holds(StageName.TRAIN)
     await world.create_run()
-    pod = await world.first_pod("train")
+    pod = await first_pod(world, "train")
     standby = next(replica for replica in replicas if replica is not operator)
     assert standby.fetch("/readyz")[0] == 200
     assert not standby.is_leader
@@ -661,7 +572,7 @@ async def test_killed_leader_is_replaced_and_the_run_goes_on_untouched(
     assert not series_of_runs(standby)
     operator.kill()
     standby.wait_until_leader()
-    assert (await world.first_pod("train"))["metadata"]["uid"] == pod["metadata"]["uid"]
+    assert (await first_pod(world, "train"))["metadata"]["uid"] == pod["metadata"]["uid"]
     world.behave = succeed
     status = await world.ended()
     assert status["phase"] == "Succeeded"

@@ -35,8 +35,9 @@ from llava_operator.kube.client import Kube
 from llava_operator.kube.errors import KubeError
 from llava_operator.kube.kinds import CHILD_SELECTOR, EVENTS, JOBS, PODS, RUNS, VOLUME_CLAIMS, Kind
 from llava_operator.kube.objects import Key, Object
-from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, deliver, ended, is_true, make_run, succeed
-from tests.cluster.worlds import running as pod_runs
+from tests.cluster.kubelets import FakeKubelet, deliver, ended, succeed
+from tests.cluster.kubelets import running as pod_runs
+from tests.cluster.worlds import NAMESPACES, connect, is_true, make_run
 from tests.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster

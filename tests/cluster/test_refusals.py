@@ -1,6 +1,5 @@
 """What the API server, its policies and its webhooks refuse: who waits, who fails, and what is said meanwhile."""
 
-import asyncio
 import base64
 import contextlib
 from collections.abc import AsyncIterator, Iterator
@@ -10,14 +9,13 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from llava_operator.kube.client import Kube
 from llava_operator.kube.errors import KubeError
 from llava_operator.kube.kinds import CONFIG_MAPS, EVENTS, JOBS, RUNS, Kind
 from llava_operator.kube.objects import Object
 from llava_operator.tls.authority_secret import ServerCertificate
 from llava_operator.tls.certificates import make_authority, read_issuer
 from tests.cluster.operators import OperatorProcess, free_port, running
-from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, is_true, make_run, until
+from tests.cluster.worlds import World, condition_of, is_true, until
 from tests.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster
@@ -37,73 +35,30 @@ def operator(installation: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         yield process
 
 
-class World:
-    """A namespace whose pods succeed at once."""
+async def waits_for(world: World, *parts: str) -> Object:
+    """The status once the first stage's message contains ``parts``; the run has not failed."""
 
-    def __init__(self, kube: Kube, namespace: str) -> None:
-        self.kube = kube
-        self.namespace = namespace
+    def holds(status: Object) -> bool:
+        assert not is_true(status, "Failed"), status["failure"]
+        stages = status.get("stages", [])
+        return bool(stages) and all(part in stages[0]["message"] for part in parts)
 
-    async def create_run(self) -> None:
-        await self.kube.create(RUNS, self.namespace, make_run("run", self.namespace))
-
-    async def status(self) -> Object:
-        status: Object = (await self.kube.get(RUNS, self.namespace, "run")).get("status", {})
-        return status
-
-    async def waits_for(self, *parts: str) -> Object:
-        """The status once the first stage's message contains ``parts``; the run has not failed."""
-
-        async def look() -> Object | None:
-            status = await self.status()
-            assert not is_true(status, "Failed"), status["failure"]
-            stages = status.get("stages", [])
-            return status if stages and all(part in stages[0]["message"] for part in parts) else None
-
-        return await until(f"{parts} in the message", look)
-
-    async def ended(self) -> Object:
-        async def look() -> Object | None:
-            status = await self.status()
-            return status if is_true(status, "Complete") or is_true(status, "Failed") else None
-
-        return await until("the run's end", look)
-
-    async def refused(self) -> None:
-        """Wait until Jobs are refused in this namespace."""
-        job = {"metadata": {"generateName": "try-"}, "spec": {"template": {"spec": {
-            "restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}}}  # fmt: skip
-
-        async def look() -> bool:
-            try:
-                await self.kube._request("POST", JOBS.path(self.namespace), query={"dryRun": "All"}, body=job)
-            except KubeError:
-                return True
-            return False
-
-        await until("Jobs to be refused", look)
+    return await world.status_when(f"{parts} in the message", holds)
 
 
-def ready_of(status: Object) -> Object:
-    """The condition Ready."""
-    found: Object = next(condition for condition in status["conditions"] if condition["type"] == "Ready")
-    return found
+async def until_refused(world: World) -> None:
+    """Wait until Jobs are refused in the namespace."""
+    job = {"metadata": {"generateName": "try-"}, "spec": {"template": {"spec": {
+        "restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}}}  # fmt: skip
 
+    async def look() -> bool:
+        try:
+            await world.kube._request("POST", JOBS.path(world.namespace), query={"dryRun": "All"}, body=job)
+        except KubeError:
+            return True
+        return False
 
-@pytest.fixture
-async def world(api_server: Kubectl, request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    assert api_server.kubeconfig is not None
-    name = request.node.name.replace("_", "-")[:60].strip("-")
-    async with connect(api_server.kubeconfig) as api:
-        kube = Kube(api, timeout_s=20)
-        labels = {"only": name}
-        await kube.create(NAMESPACES, None, {"metadata": {"name": name, "labels": labels}})
-        kubelet = asyncio.create_task(FakeKubelet(kube, name).run())
-        yield World(kube, name)
-        kubelet.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await kubelet
-    api_server.run("delete", "namespace", name, "--wait=false")
+    await until("Jobs to be refused", look)
 
 
 @contextlib.asynccontextmanager
@@ -135,11 +90,11 @@ async def test_admission_policy_is_waited_for(world: World, operator: OperatorPr
     }
     async with object_of(world, POLICIES, policy):
         async with object_of(world, BINDINGS, binding):
-            await world.refused()
+            await until_refused(world)
             await world.create_run()
-            status = await world.waits_for("ValidatingAdmissionPolicy", message)
-            assert message in ready_of(status)["message"]
-            assert ready_of(status)["reason"] == "Refused"
+            status = await waits_for(world, "ValidatingAdmissionPolicy", message)
+            assert message in condition_of(status, "Ready")["message"]
+            assert condition_of(status, "Ready")["reason"] == "Refused"
         assert (await world.ended())["phase"] == "Succeeded"
 
 
@@ -163,10 +118,10 @@ async def test_webhook_that_denies_is_waited_for(world: World, operator: Operato
     try:
         bundle = base64.b64encode(authority.certificate).decode()
         async with object_of(world, WEBHOOKS, webhook(world, f"https://localhost:{port}/deny", caBundle=bundle)):
-            await world.refused()
+            await until_refused(world)
             await world.create_run()
-            status = await world.waits_for("admission webhook", "denied the request: not on a Sunday")
-            assert ready_of(status)["reason"] == "Refused"
+            status = await waits_for(world, "admission webhook", "denied the request: not on a Sunday")
+            assert condition_of(status, "Ready")["reason"] == "Refused"
         assert (await world.ended())["phase"] == "Succeeded"
     finally:
         await runner.cleanup()
@@ -175,10 +130,10 @@ async def test_webhook_that_denies_is_waited_for(world: World, operator: Operato
 async def test_webhook_that_does_not_answer_is_waited_for(world: World, operator: OperatorProcess) -> None:
     """The API server answers 500 then."""
     async with object_of(world, WEBHOOKS, webhook(world, f"https://localhost:{free_port()}/nobody")):
-        await world.refused()
+        await until_refused(world)
         await world.create_run()
-        status = await world.waits_for("failed calling webhook", "connection refused")
-        assert ready_of(status)["reason"] == "Refused"
+        status = await waits_for(world, "failed calling webhook", "connection refused")
+        assert condition_of(status, "Ready")["reason"] == "Refused"
     assert (await world.ended())["phase"] == "Succeeded"
 
 
@@ -218,6 +173,6 @@ async def test_run_that_is_created_again_waits_for_its_predecessors_children(
     api_server.run("-n", world.namespace, "patch", claim, "--type=merge", "-p", '{"metadata":{"finalizers":["a.b/c"]}}')
     await world.kube._request("DELETE", RUNS.path(world.namespace, "run"))
     await world.create_run()
-    await world.waits_for("persistentvolumeclaims run-run exists", "is being deleted with an earlier run")
+    await waits_for(world, "persistentvolumeclaims run-run exists", "is being deleted with an earlier run")
     api_server.run("-n", world.namespace, "patch", claim, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
     assert (await world.ended())["phase"] == "Succeeded"

@@ -16,9 +16,10 @@ from llava_api.constants import LABEL_STAGE
 from llava_operator.kube.client import Kube
 from llava_operator.kube.kinds import RUNS
 from llava_operator.kube.objects import Object
+from tests.cluster.kubelets import FakeKubelet, succeed
+from tests.cluster.kubelets import running as pod_runs
 from tests.cluster.operators import OperatorProcess, install, running
-from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, make_run, succeed, until
-from tests.cluster.worlds import running as pod_runs
+from tests.cluster.worlds import NAMESPACES, connect, make_run, until
 from tests.kubectl import Kubectl, wait_for
 
 pytestmark = pytest.mark.cluster

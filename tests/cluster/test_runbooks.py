@@ -24,11 +24,12 @@ from llava_operator.kube.client import Kind, Kube
 from llava_operator.kube.kinds import RUNS
 from llava_operator.kube.objects import Object
 from tests.cluster.alerting import alerting
+from tests.cluster.kubelets import ended, succeed
+from tests.cluster.kubelets import running as pod_runs
 from tests.cluster.nodes import CLAIMS, VOLUMES, playing
 from tests.cluster.operators import NAME as OPERATOR
 from tests.cluster.operators import SYSTEM_NAMESPACE, OperatorProcess, running
-from tests.cluster.worlds import NAMESPACES, connect, ended, make_run, succeed, until
-from tests.cluster.worlds import running as pod_runs
+from tests.cluster.worlds import NAMESPACES, connect, make_run, until
 from tests.kubectl import Kubectl
 from tests.localcluster.modules import PROMETHEUS_OPERATOR, PROMETHEUS_OPERATOR_CRDS, fetch_module
 from tests.localcluster.tools import HELM, ensure_tools
@@ -129,7 +130,7 @@ async def kube(api_server: Kubectl) -> AsyncIterator[Kube]:
         for name in ("models", "data"):
             await kube.create(CLAIMS, NAMESPACE, {"metadata": {"name": name}, "spec": CLAIM})
         yield kube
-    api_server.run("delete", "namespace", NAMESPACE, "--timeout=60s")
+    api_server.run("delete", "namespace", NAMESPACE, "--timeout=180s", timeout_s=200)
     api_server.run("delete", "pv", *volumes, "--ignore-not-found", "--wait=false")
     api_server.run("delete", "storageclass", CLASS)
 

@@ -20,9 +20,10 @@ from llava_api.report import StageFailure, StageResult
 from llava_operator.kube.client import Kube
 from llava_operator.kube.kinds import CHILD_SELECTOR, JOBS, PODS, RUNS, Kind
 from llava_operator.kube.objects import Object
+from tests.cluster.kubelets import FakeKubelet, ended, running, succeed
 from tests.cluster.operators import OperatorProcess
 from tests.cluster.operators import running as started
-from tests.cluster.worlds import NAMESPACES, FakeKubelet, connect, ended, make_run, running, succeed, until
+from tests.cluster.worlds import NAMESPACES, connect, make_run, until
 from tests.kubectl import Kubectl
 from tests.older import extract_older
 

@@ -16,9 +16,10 @@ from llava_api.constants import LABEL_STAGE
 from llava_api.failures import Reason
 from llava_operator.kube.kinds import JOBS, PODS, Kind
 from llava_operator.kube.objects import Object
+from tests.cluster.kubelets import do_nothing, now, succeed, waiting
+from tests.cluster.nodes import PlayedNode, place_pod
 from tests.cluster.operators import OperatorProcess, running
-from tests.cluster.waits import PlayedNode, World, now, waiting, world_of
-from tests.cluster.worlds import succeed, until
+from tests.cluster.worlds import World, until, world_of
 from tests.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster
@@ -43,7 +44,7 @@ def operator(installation: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.fixture
 async def world(api_server: Kubectl, request: pytest.FixtureRequest) -> AsyncIterator[World]:
     name = request.node.name.replace("_", "-").replace("[", "-").replace("]", "")[:60].strip("-").lower()
-    async with world_of(api_server, name) as made:
+    async with world_of(api_server, name, do_nothing) as made:
         yield made
 
 
@@ -65,7 +66,7 @@ def node(api_server: Kubectl) -> Iterator[PlayedNode]:
 
 async def test_image_that_cannot_be_pulled(world: World, operator: OperatorProcess, node: PlayedNode) -> None:
     await world.create_run()
-    await world.place_pod()
+    await place_pod(world)
     world.behave = lambda _: waiting("ErrImagePull", "manifest for trainer:test not found")
     await world.waits(Reason.IMAGE_CANNOT_BE_PULLED, "manifest for trainer:test not found")
     # As the kubelet does, in turns: one reason, one Event.
@@ -76,7 +77,7 @@ async def test_image_that_cannot_be_pulled(world: World, operator: OperatorProce
 
 async def test_container_that_cannot_be_started(world: World, operator: OperatorProcess, node: PlayedNode) -> None:
     await world.create_run()
-    await world.place_pod()
+    await place_pod(world)
     world.behave = lambda _: waiting("CreateContainerError", "context deadline exceeded")
     await world.waits(Reason.CONTAINER_NOT_STARTED, "context deadline exceeded")
     await world.goes_on()
@@ -132,7 +133,7 @@ async def test_what_only_events_tell(api_server: Kubectl, operator: OperatorProc
     """Side by side, since each waits until Events are asked for."""
     async with contextlib.AsyncExitStack() as stack:
         worlds = {
-            name: await stack.enter_async_context(world_of(api_server, name))
+            name: await stack.enter_async_context(world_of(api_server, name, do_nothing))
             for name in ("pods-over-quota", "pods-refused", "secret-missing", "not-mounted", "class-missing")
         }
         await asyncio.gather(
@@ -187,7 +188,7 @@ async def policy_that_refuses_pods(world: World) -> None:
 
 async def play_a_kubelet(world: World, reason: str, message: str) -> None:
     """Have the run's pod on a node that writes this Event about it, as a kubelet does."""
-    pod = await world.place_pod()
+    pod = await place_pod(world)
     name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
     world.behave = lambda _: waiting("ContainerCreating")
     about = {"apiVersion": "v1", "kind": "Pod", "namespace": world.namespace, "name": name, "uid": uid}
@@ -236,7 +237,7 @@ async def test_columns_of_kubectl_get(
     world: World, operator: OperatorProcess, api_server: Kubectl, node: PlayedNode
 ) -> None:
     await world.create_run()
-    await world.place_pod()
+    await place_pod(world)
     world.behave = lambda _: waiting("ErrImagePull", "no such image")
     await world.waits(Reason.IMAGE_CANNOT_BE_PULLED)
     narrow = api_server.run("-n", world.namespace, "get", "lft").splitlines()

@@ -11,11 +11,11 @@ import pytest
 from llava_api.constants import LABEL_STAGE
 from llava_operator.kube.kinds import EVENTS
 from llava_operator.kube.objects import Object
+from tests.cluster.kubelets import do_nothing, succeed
+from tests.cluster.kubelets import running as pod_runs
 from tests.cluster.operators import OperatorProcess, running
 from tests.cluster.test_restart import WRITES
-from tests.cluster.waits import World, world_of
-from tests.cluster.worlds import running as pod_runs
-from tests.cluster.worlds import succeed, until
+from tests.cluster.worlds import World, until, world_of
 from tests.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster
@@ -71,7 +71,7 @@ async def test_a_stage_costs_few_writes(api_server: Kubectl, installation: Path,
     costs: dict[str, Counter[str]] = {}
     with running(operator):
         operator.wait_until_leader()
-        async with world_of(api_server, "writes") as world:
+        async with world_of(api_server, "writes", do_nothing) as world:
             stages = Stages()
             world.behave = stages.behave
             await world.create_run()
