@@ -351,6 +351,6 @@ def test_nothing_fits_into_next_to_nothing():
 
 
 def test_the_plan_of_the_recipe_fits_the_card_that_it_was_made_for():
-    # LLaVA-1.5 7B was fine-tuned with LoRA at 16 samples a device on cards of 80 GB, and of 40 GB with fewer.
+    # LLaVA-1.5 7B was fine-tuned with LoRA at 16 samples a device on GPUs of 80 GB, and of 40 GB with fewer.
     assert total(make_spec()) < 80 * GIB
     assert total(make_spec(training={"batch": {"perDevice": 8, "global": 128}})) < 40 * GIB

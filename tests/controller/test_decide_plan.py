@@ -10,9 +10,9 @@ from llava_api.failures import Reason
 from llava_api.model_facts import ModelFacts
 from llava_api.spec import Spec
 from llava_api.status import Data, StageState, Status
-from llava_operator.deciding import beginning, moves
-from llava_operator.deciding.cards import Cards, NodeGpus
+from llava_operator.deciding import moves, next_attempt
 from llava_operator.deciding.decide import Wait, decide
+from llava_operator.deciding.gpus import KnownGpus, NodeGpus
 from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.planning import Planned, plan_training
 from llava_operator.run import _check_running, current_stage, stage_of
@@ -44,11 +44,11 @@ def test_the_plan_is_written_with_the_intent_to_train() -> None:
 def test_the_pass_that_ends_prepare_plans_once(monkeypatch: pytest.MonkeyPatch) -> None:
     planned: list[Data] = []
 
-    def plan(spec: Spec, found: Data, model: ModelFacts | None, cards: Cards) -> Planned:
+    def plan(spec: Spec, found: Data, model: ModelFacts | None, gpus: KnownGpus) -> Planned:
         planned.append(found)
-        return plan_training(spec, found, model, cards)
+        return plan_training(spec, found, model, gpus)
 
-    for module in (moves, beginning):
+    for module in (moves, next_attempt):
         monkeypatch.setattr(module, "plan_training", plan)
     status = end_prepare(frozenset())
     assert stage_of(status, StageName.TRAIN).attempt == 1

@@ -9,7 +9,7 @@ from llava_api.failures import Reason
 from llava_api.report import MicroBatch, PrepareNumbers
 from llava_api.spec import Spec
 from llava_api.status import Data
-from llava_operator.deciding.cards import Cards
+from llava_operator.deciding.gpus import KnownGpus
 from llava_operator.deciding.planning import Planned, plan_training
 from tests.api.test_memory import make_7b
 from tests.controller.makers import make_spec
@@ -37,16 +37,16 @@ def numbers(**changes: Any) -> PrepareNumbers:
     return PrepareNumbers(**{**found, **changes})
 
 
-def plan_for(spec: Spec, found: PrepareNumbers, known: Cards) -> Planned:
+def plan_for(spec: Spec, found: PrepareNumbers, known: KnownGpus) -> Planned:
     return plan_training(spec, Data.model_validate(found.model_dump()), found.model, known)
 
 
-def cards(gib: int) -> Cards:
-    return Cards(memory=gib * GIB, memory_from="spec.workers.gpuMemory")
+def gpus(gib: int) -> KnownGpus:
+    return KnownGpus(memory=gib * GIB, memory_from="spec.workers.gpuMemory")
 
 
 def test_a_plan_says_what_training_takes_and_how_long_it_is():
-    planned = plan_for(gpu_spec(), numbers(), cards(80))
+    planned = plan_for(gpu_spec(), numbers(), gpus(80))
     assert planned.refusal is None
     plan = planned.plan
     assert (plan.per_device_batch, plan.accumulation, plan.total_steps, plan.alignment_steps) == (16, 2, 24, None)
@@ -58,14 +58,14 @@ def test_a_plan_says_what_training_takes_and_how_long_it_is():
 
 def test_the_micro_batch_that_prepare_found_counts_and_without_it_all_that_is_allowed():
     def memory(**changes: Any) -> float:
-        plan = plan_for(gpu_spec(), numbers(**changes), Cards()).plan
+        plan = plan_for(gpu_spec(), numbers(**changes), KnownGpus()).plan
         return float(plan.device_memory.removesuffix("Gi"))
 
     assert memory(largest=micro_batch(16, 1000)) < memory() < memory(largest=None)
 
 
 def test_without_the_models_shape_there_is_no_plan_and_no_refusal():
-    planned = plan_for(gpu_spec(), numbers(model=None), cards(1))
+    planned = plan_for(gpu_spec(), numbers(model=None), gpus(1))
     assert (planned.plan, planned.refusal) == (None, None)
 
 
@@ -74,12 +74,12 @@ def memory(size: str) -> dict[str, Any]:
 
 
 def test_a_run_on_cpus_has_its_memory_planned_and_gpus_are_not_held_against_it():
-    planned = plan_for(gpu_spec(workers={"gpus": 0, "resources": memory("100Gi")}), numbers(), cards(1))
+    planned = plan_for(gpu_spec(workers={"gpus": 0, "resources": memory("100Gi")}), numbers(), gpus(1))
     assert planned.refusal is None
     terms = {term.name: term.gibibytes for term in planned.plan.pod_terms}
     # All that would be on a GPU, in fp32: the weights alone are 26 GiB.
     assert terms["training"] > 40
-    refusal = plan_for(gpu_spec(workers={"gpus": 0}), numbers(), cards(1)).refusal
+    refusal = plan_for(gpu_spec(workers={"gpus": 0}), numbers(), gpus(1)).refusal
     assert refusal.reason is Reason.PLAN_DOES_NOT_FIT
 
 
@@ -89,7 +89,7 @@ def full_spec(**workers: Any) -> Spec:
 
 
 def test_a_pod_that_its_first_checkpoint_would_kill_is_refused_before_training_with_the_number():
-    planned = plan_for(full_spec(), numbers(largest=micro_batch(4, 1800)), cards(80))
+    planned = plan_for(full_spec(), numbers(largest=micro_batch(4, 1800)), gpus(80))
     assert (planned.refusal.stage, planned.refusal.reason) == (StageName.TRAIN, Reason.PLAN_DOES_NOT_FIT)
     assert planned.refusal.message == (
         "train takes 104.0Gi of memory in each pod (most of it checkpoint copies 75.5Gi, processes 24.8Gi, pictures "
@@ -114,13 +114,13 @@ def test_a_pod_that_its_first_checkpoint_would_kill_is_refused_before_training_w
     ],
 )
 def test_what_a_pod_is_given_decides(workers: dict[str, Any], is_refused: bool):
-    refusal = plan_for(full_spec(**workers), numbers(largest=micro_batch(4, 1800)), cards(80)).refusal
+    refusal = plan_for(full_spec(**workers), numbers(largest=micro_batch(4, 1800)), gpus(80)).refusal
     assert (refusal is not None) is is_refused
 
 
 def test_a_checkpoint_that_is_not_written_before_a_pod_is_killed_is_warned_of():
     spec = full_spec(resources=memory("128Gi"))
-    planned = plan_for(spec, numbers(largest=micro_batch(4, 1800)), cards(80))
+    planned = plan_for(spec, numbers(largest=micro_batch(4, 1800)), gpus(80))
     assert planned.refusal is None
     assert planned.plan.checkpoint_seconds == 619
     (warning,) = planned.plan.warnings
@@ -129,18 +129,18 @@ def test_a_checkpoint_that_is_not_written_before_a_pod_is_killed_is_warned_of():
         "a pod that is asked to stop has 110 s for it: set spec.workers.gracePeriodSeconds to at least 629" in warning
     )
     patient = full_spec(resources=memory("128Gi"), gracePeriodSeconds=629)
-    assert plan_for(patient, numbers(largest=micro_batch(4, 1800)), cards(80)).plan.warnings == ()
-    assert plan_for(gpu_spec(), numbers(), cards(80)).plan.warnings == ()
+    assert plan_for(patient, numbers(largest=micro_batch(4, 1800)), gpus(80)).plan.warnings == ()
+    assert plan_for(gpu_spec(), numbers(), gpus(80)).plan.warnings == ()
 
 
 def test_gpus_of_unknown_memory_are_not_held_against_a_run():
-    planned = plan_for(gpu_spec(), numbers(), Cards())
+    planned = plan_for(gpu_spec(), numbers(), KnownGpus())
     assert planned.refusal is None
     assert planned.plan.device_memory_available is None
 
 
 def test_a_plan_that_does_not_fit_is_refused_with_what_does():
-    refusal = plan_for(gpu_spec(), numbers(), cards(24)).refusal
+    refusal = plan_for(gpu_spec(), numbers(), gpus(24)).refusal
     assert (refusal.stage, refusal.reason) == (StageName.TRAIN, Reason.PLAN_DOES_NOT_FIT)
     assert refusal.message.startswith("train takes 3")
     assert "a GPU has 24.0Gi (spec.workers.gpuMemory)" in refusal.message
@@ -162,7 +162,7 @@ def largest(flash_attention: bool | None) -> PrepareNumbers:
 
 def test_masks_count_where_the_image_has_no_flash_attn():
     def memory(flash_attention: bool | None) -> float:
-        plan = plan_for(without_checkpointing(), largest(flash_attention), Cards()).plan
+        plan = plan_for(without_checkpointing(), largest(flash_attention), KnownGpus()).plan
         return float(plan.device_memory.removesuffix("Gi"))
 
     # 32 masks of 2 x 2048 x 2048 numbers in bf16, and what PyTorch's allocator loses on them.
@@ -171,8 +171,8 @@ def test_masks_count_where_the_image_has_no_flash_attn():
 
 
 def test_a_run_that_flash_attn_makes_fit_is_refused_only_where_it_is_known_to_be_missing():
-    needed = plan_for(without_checkpointing(), largest(True), Cards()).plan.device_memory
-    known = Cards(memory=int((float(needed.removesuffix("Gi")) + 0.1) * GIB), memory_from="spec.workers.gpuMemory")
+    needed = plan_for(without_checkpointing(), largest(True), KnownGpus()).plan.device_memory
+    known = KnownGpus(memory=int((float(needed.removesuffix("Gi")) + 0.1) * GIB), memory_from="spec.workers.gpuMemory")
     assert plan_for(without_checkpointing(), largest(True), known).refusal is None
     assert plan_for(without_checkpointing(), largest(None), known).refusal is None
     refusal = plan_for(without_checkpointing(), largest(False), known).refusal
@@ -188,14 +188,14 @@ def test_an_older_image_tells_less_and_is_refused_only_what_no_data_would_make_f
     """It may prepare a run while the operator is upgraded: its report has no micro-batch and no word on flash-attn."""
     older = numbers(largest=None, largest_alignment=None)
     spec = gpu_spec(alignment=ALIGNMENT)
-    assert plan_for(spec, older, cards(24)).refusal is None
-    assert plan_for(spec, numbers(), cards(24)).refusal is not None
-    assert plan_for(spec, older, cards(12)).refusal.reason is Reason.PLAN_DOES_NOT_FIT
+    assert plan_for(spec, older, gpus(24)).refusal is None
+    assert plan_for(spec, numbers(), gpus(24)).refusal is not None
+    assert plan_for(spec, older, gpus(12)).refusal.reason is Reason.PLAN_DOES_NOT_FIT
 
 
 @pytest.mark.parametrize(("in_image", "is_refused"), [(False, True), (None, False), (True, False)])
 def test_flash_attn_that_is_not_in_the_image_is_refused_before_a_gpu_is_taken(in_image: bool | None, is_refused: bool):
-    refusal = plan_for(without_checkpointing(attention="flash_attention_2"), largest(in_image), Cards()).refusal
+    refusal = plan_for(without_checkpointing(attention="flash_attention_2"), largest(in_image), KnownGpus()).refusal
     assert (refusal is not None) is is_refused
     if refusal is not None:
         assert (refusal.stage, refusal.reason) == (StageName.TRAIN, Reason.UNSUPPORTED_DEVICE)
@@ -206,7 +206,7 @@ def test_a_plan_says_what_checkpoints_take_on_the_volume():
     spec = gpu_spec(
         training={"method": "full", "checkpoint": {"everySteps": 2}, "batch": {"perDevice": 1, "global": 4}}
     )
-    plan = plan_for(spec, numbers(free_bytes=500 * GIB), Cards()).plan
+    plan = plan_for(spec, numbers(free_bytes=500 * GIB), KnownGpus()).plan
     # 6.76 billion numbers in 12 bytes each; two are kept while the third is written.
     assert (plan.checkpoint_size, plan.checkpoints_size, plan.storage_available) == ("75.5Gi", "226.6Gi", "500.0Gi")
 
@@ -217,7 +217,7 @@ KEEPING_THREE = {"batch": {"perDevice": 16, "global": 128}, "checkpoint": {"ever
 @pytest.mark.parametrize(("free_gib", "lacking", "keep"), [(1, 40, ""), (38, 3, "2"), (33, 8, "1"), (30, 11, "")])
 def test_a_volume_that_would_fill_up_is_refused_before_training(free_gib: int, lacking: int, keep: str):
     spec = gpu_spec(storage={"size": "3Gi"}, training=KEEPING_THREE)
-    planned = plan_for(spec, numbers(free_bytes=free_gib * GIB), Cards())
+    planned = plan_for(spec, numbers(free_bytes=free_gib * GIB), KnownGpus())
     assert (planned.refusal.stage, planned.refusal.reason) == (StageName.TRAIN, Reason.STORAGE_FULL)
     assert planned.refusal.message == (
         f"training and merging put up to 40.3Gi on the run's volume (checkpoints of 4.4Gi each take up to 17.8Gi), "
@@ -229,31 +229,32 @@ def test_a_volume_that_would_fill_up_is_refused_before_training(free_gib: int, l
 
 def test_where_nobody_knows_what_is_free_the_size_is_told_and_nothing_refused():
     """The file systems of some networks do not tell, nor did older trainer images."""
-    planned = plan_for(gpu_spec(storage={"size": "3Gi"}, training=KEEPING_THREE), numbers(), Cards())
+    planned = plan_for(gpu_spec(storage={"size": "3Gi"}, training=KEEPING_THREE), numbers(), KnownGpus())
     assert (planned.refusal, planned.plan.storage_available) == (None, "3Gi")
 
 
 def test_a_volume_with_room_is_no_reason_to_refuse_whatever_its_size_was_asked_to_be():
     spec = gpu_spec(storage={"size": "3Gi"}, training={"checkpoint": {"everySteps": 1}})
-    assert plan_for(spec, numbers(free_bytes=10**12), Cards()).refusal is None
+    assert plan_for(spec, numbers(free_bytes=10**12), KnownGpus()).refusal is None
 
 
 def test_without_checkpoints_only_results_are_named():
     spec = gpu_spec(storage={"size": "3Gi"}, training={"checkpoint": {"everySteps": 1000}})
-    message = plan_for(spec, numbers(free_bytes=3 * GIB), Cards()).refusal.message
+    message = plan_for(spec, numbers(free_bytes=3 * GIB), KnownGpus()).refusal.message
     assert "checkpoint" not in message
     assert "training and merging put up to 26.9Gi on the run's volume, but 3.0Gi" in message
 
 
 def test_where_nothing_helps_that_is_said():
-    refusal = plan_for(gpu_spec(workers={"gpus": 4, "gpuMemory": "2Gi"}), numbers(), cards(2)).refusal
+    refusal = plan_for(gpu_spec(workers={"gpus": 4, "gpuMemory": "2Gi"}), numbers(), gpus(2)).refusal
     assert refusal.message.endswith("take GPUs with more memory, or more of them")
 
 
 @pytest.mark.parametrize(
-    ("known", "field"), [(cards(24), "gpuMemory"), (Cards(capability=(7, 5), capability_from="a"), "computeCapability")]
+    ("known", "field"),
+    [(gpus(24), "gpuMemory"), (KnownGpus(capability=(7, 5), capability_from="a"), "computeCapability")],
 )
-def test_a_refusal_by_labels_says_how_to_overrule_them(known: Cards, field: str):
+def test_a_refusal_by_labels_says_how_to_overrule_them(known: KnownGpus, field: str):
     by_labels = plan_for(gpu_spec(workers={"gpus": 4}), numbers(), known).refusal
     assert by_labels.message.endswith(f"set spec.workers.{field}")
     said = {"gpuMemory": "24Gi", "computeCapability": "7.5"}[field]
@@ -263,22 +264,22 @@ def test_a_refusal_by_labels_says_how_to_overrule_them(known: Cards, field: str)
 
 def test_alignment_is_planned_too_and_refused_by_its_own_name():
     spec = gpu_spec(alignment=ALIGNMENT)
-    planned = plan_for(spec, numbers(), cards(80))
+    planned = plan_for(spec, numbers(), gpus(80))
     assert (planned.plan.alignment_steps, planned.plan.total_steps) == (6, 24)
     # Of all that is trained, captions of 32,000 tokens take the most here.
-    large = plan_for(spec, numbers(largest_alignment=micro_batch(32, 2048), largest=micro_batch(16, 64)), cards(24))
+    large = plan_for(spec, numbers(largest_alignment=micro_batch(32, 2048), largest=micro_batch(16, 64)), gpus(24))
     assert large.refusal.stage is StageName.ALIGN
     assert "spec.alignment.batch.perDevice" in large.refusal.message
 
 
 def test_a_run_of_alignment_alone_has_its_batch_in_the_plan():
     spec = gpu_spec(alignment=ALIGNMENT, training={"method": "none"})
-    plan = plan_for(spec, numbers(largest=None), cards(80)).plan
+    plan = plan_for(spec, numbers(largest=None), gpus(80)).plan
     assert (plan.per_device_batch, plan.accumulation, plan.total_steps, plan.alignment_steps) == (32, 2, 0, 6)
 
 
 def test_what_the_cards_cannot_do_comes_before_what_does_not_fit():
-    old = Cards(memory=GIB, memory_from="labels", capability=(7, 5), capability_from="labels")
+    old = KnownGpus(memory=GIB, memory_from="labels", capability=(7, 5), capability_from="labels")
     planned = plan_for(gpu_spec(), numbers(), old)
     assert planned.refusal.reason is Reason.UNSUPPORTED_DEVICE
     assert "set it to fp32" in planned.refusal.message

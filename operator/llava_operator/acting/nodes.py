@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from llava_operator.cache.views import parse_node_labels
-from llava_operator.deciding.cards import MIB, NodeGpus
+from llava_operator.deciding.gpus import MIB, NodeGpus
 from llava_operator.kube.client import Kube
 from llava_operator.kube.errors import ForbiddenError
 from llava_operator.kube.kinds import NODES

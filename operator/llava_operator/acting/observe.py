@@ -10,8 +10,8 @@ from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.views import JobView, PodView, parse_job, parse_pod
 from llava_operator.cache.wire import ForeignError, ForeignReason
-from llava_operator.deciding.cards import NodeGpus, is_asked_of_nodes
 from llava_operator.deciding.decide import why_stop
+from llava_operator.deciding.gpus import NodeGpus, is_asked_of_nodes
 from llava_operator.deciding.observation import Observation
 from llava_operator.kube.client import Kube
 from llava_operator.kube.errors import NotFoundError, RetryableError

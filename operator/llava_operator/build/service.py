@@ -9,9 +9,9 @@ from llava_operator.run import Attempt, Run
 
 def rendezvous_host(attempt: Attempt) -> str:
     """DNS name of the first training pod; of the train stage for stages that do not train."""
-    run, meeting = attempt.run, attempt.stage.name if attempt.stage.is_gang else StageName.TRAIN
-    first = pod_hostname(run.key.name, meeting, attempt.number, 0)
-    return f"{first}.{rendezvous_service_name(run.key.name, meeting)}.{run.key.namespace}.svc"
+    run, gang = attempt.run, attempt.stage.name if attempt.stage.is_gang else StageName.TRAIN
+    first = pod_hostname(run.key.name, gang, attempt.number, 0)
+    return f"{first}.{rendezvous_service_name(run.key.name, gang)}.{run.key.namespace}.svc"
 
 
 def build_rendezvous_service(run: Run, stage: StageName) -> Object:

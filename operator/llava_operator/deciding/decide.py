@@ -17,7 +17,7 @@ from llava_api.text import show
 from llava_operator.deciding import moves
 from llava_operator.deciding.accounting import active_until
 from llava_operator.deciding.attempts import TABLE, Move, Sight, awaited_until, half_placed_until, read_sight
-from llava_operator.deciding.beginning import Hold, begin_next, begin_run, judge_violations, take_up_retry
+from llava_operator.deciding.next_attempt import Hold, begin_next, begin_run, judge_violations, take_up_retry
 from llava_operator.deciding.notifications import note_notifications, notifications_due
 from llava_operator.deciding.observation import Observation, ObstacleKind
 from llava_operator.deciding.restarts import list_outdated

@@ -22,9 +22,9 @@ from llava_api.status import (
 from llava_api.text import show
 from llava_operator.clock import to_time
 from llava_operator.deciding.accounting import account_for
-from llava_operator.deciding.beginning import open_stage, refuse
-from llava_operator.deciding.cards import know_cards
+from llava_operator.deciding.gpus import find_gpus
 from llava_operator.deciding.images import pin_image
+from llava_operator.deciding.next_attempt import open_stage, refuse
 from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.planning import plan_training
 from llava_operator.deciding.references import list_references
@@ -233,7 +233,7 @@ def _take(seen: Observation, status: Status, stage: StageStatus, result: StageRe
     status = account_for(take_result(status, result), stage.name, closed, progress)
     following = next_stage(status, stage.name)
     if result.prepare is not None and status.data is not None:
-        planned = plan_training(seen.run.spec, status.data, status.model, know_cards(seen.run.spec, seen.nodes))
+        planned = plan_training(seen.run.spec, status.data, status.model, find_gpus(seen.run.spec, seen.nodes))
         status = status.model_copy(update={"plan": planned.plan})
         if planned.refusal is not None and following is not None:
             # It is opened to be reopened by a retry, whichever of the stages to come does not fit.

@@ -31,7 +31,7 @@ from llava_api.report import MicroBatch
 from llava_api.spec import Spec
 from llava_api.stages import stages_of
 from llava_api.status import Data, Plan, PlanTerm
-from llava_operator.deciding.cards import Cards, find_shortcomings
+from llava_operator.deciding.gpus import KnownGpus, find_shortcomings
 
 SHOWN_TERMS = 3
 """Largest terms named in a refusal."""
@@ -63,14 +63,14 @@ class _Demand:
     host: HostPlan
 
 
-def plan_training(spec: Spec, found: Data, model: ModelFacts | None, cards: Cards) -> Planned:
+def plan_training(spec: Spec, found: Data, model: ModelFacts | None, gpus: KnownGpus) -> Planned:
     """Plan every training stage of a run.
 
     Args:
         spec: of the run.
         found: what prepare found.
         model: what it starts from; None where nothing is known of it.
-        cards: what is known of the GPUs.
+        gpus: what is known of the GPUs.
 
     Returns:
         The plan, with the memory of the stage that takes most; and the first reason not to begin.
@@ -80,18 +80,18 @@ def plan_training(spec: Spec, found: Data, model: ModelFacts | None, cards: Card
     storage = _plan_storage(spec, found, model) if model else None
     plan = None
     if storage is not None:
-        plan = _describe(spec, found, demands, cards, storage)
+        plan = _describe(spec, found, demands, gpus, storage)
     refusals = [
-        _refuse_device(spec, found, cards, stages[0]),
-        *(_refuse(spec, demand, found, model, cards) for demand in demands if model),
+        _refuse_device(spec, found, gpus, stages[0]),
+        *(_refuse(spec, demand, found, model, gpus) for demand in demands if model),
         *(_refuse_host(spec, demand, model) for demand in demands if model),
         _refuse_storage(spec, found, model, storage, stages[0]) if storage and model else None,
     ]
     return Planned(plan=plan, refusal=next(filter(None, refusals), None))
 
 
-def _refuse_device(spec: Spec, found: Data, cards: Cards, stage: StageName) -> Refusal | None:
-    shortcomings = find_shortcomings(spec, cards)
+def _refuse_device(spec: Spec, found: Data, gpus: KnownGpus, stage: StageName) -> Refusal | None:
+    shortcomings = find_shortcomings(spec, gpus)
     message = ""
     if shortcomings:
         message = "; ".join(shortcomings) + _describe_way_out(spec.workers.compute_capability, "computeCapability")
@@ -179,14 +179,14 @@ def _warn(spec: Spec, storage: StoragePlan) -> tuple[str, ...]:
     )
 
 
-def _describe(spec: Spec, found: Data, demands: list[_Demand], cards: Cards, storage: StoragePlan) -> Plan:
+def _describe(spec: Spec, found: Data, demands: list[_Demand], gpus: KnownGpus, storage: StoragePlan) -> Plan:
     largest = max(demands, key=lambda one: one.memory.total)
     host = max((one.host for one in demands), key=lambda one: one.total)
     trains = StageName.TRAIN in stages_of(spec)
     main = StageName.TRAIN if trains else StageName.ALIGN
     return Plan(
         device_memory=format_gib(largest.memory.total),
-        device_memory_available=format_gib(cards.memory) if cards.memory else None,
+        device_memory_available=format_gib(gpus.memory) if gpus.memory else None,
         terms=_describe_terms(largest.memory),
         pod_memory=format_gib(host.total),
         pod_memory_available=format_gib(memory_of_pod(spec.workers)),
@@ -213,8 +213,8 @@ def _name_largest(plan: MemoryPlan | HostPlan) -> str:
     return ", ".join(f"{term.name} {format_gib(term.size)}" for term in largest)
 
 
-def _refuse(spec: Spec, demand: _Demand, found: Data, model: ModelFacts, cards: Cards) -> Refusal | None:
-    available = cards.memory
+def _refuse(spec: Spec, demand: _Demand, found: Data, model: ModelFacts, gpus: KnownGpus) -> Refusal | None:
+    available = gpus.memory
     if available is None or spec.workers.gpus == 0 or demand.memory.total <= available:
         return None
     if _total_at_least(spec, demand, found, model) <= available:
@@ -226,7 +226,7 @@ def _refuse(spec: Spec, demand: _Demand, found: Data, model: ModelFacts, cards: 
         f"{demand.stage} takes {format_gib(demand.memory.total)} on each GPU (most of it "
         f"{_name_largest(demand.memory)}) with {batch_of(spec, demand.stage).per_device} samples a device, "
         f"but a GPU has {format_gib(available)} "
-        f"({cards.memory_from}). {_describe_remedies(remedies)}"
+        f"({gpus.memory_from}). {_describe_remedies(remedies)}"
         f"{_describe_flash(with_flash) if with_flash <= available else ''}"
         f"{_describe_way_out(spec.workers.gpu_memory, 'gpuMemory')}"
     )

@@ -25,7 +25,7 @@ from llava_api.status import (
 from llava_api.text import show
 from llava_operator.clock import from_time, to_time
 from llava_operator.deciding.accounting import account_for_idling, begin_suspension, end_suspension
-from llava_operator.deciding.cards import know_cards
+from llava_operator.deciding.gpus import find_gpus
 from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.planning import Refusal, plan_training
 from llava_operator.deciding.policy import describe_violations
@@ -143,7 +143,7 @@ def _plan_again(seen: Observation, status: Status, stage: StageStatus) -> Status
         # There is nothing to plan by; or prepare has ended in this very pass, which has planned already.
         return None
     data = _scale(status.data, seen.run.spec, status.plan, stage)
-    planned = plan_training(seen.run.spec, data, status.model, know_cards(seen.run.spec, seen.nodes))
+    planned = plan_training(seen.run.spec, data, status.model, find_gpus(seen.run.spec, seen.nodes))
     if planned.refusal is None:
         return None
     if not stage.attempts:

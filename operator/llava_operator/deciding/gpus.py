@@ -29,7 +29,7 @@ class NodeGpus:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cards:
+class KnownGpus:
     """What a run's GPUs have, as far as it is known; None where nothing is."""
 
     memory: int | None = None
@@ -46,7 +46,7 @@ def is_asked_of_nodes(spec: Spec) -> bool:
     return workers.gpus > 0 and (workers.gpu_memory is None or workers.compute_capability is None)
 
 
-def know_cards(spec: Spec, nodes: Iterable[NodeGpus]) -> Cards:
+def find_gpus(spec: Spec, nodes: Iterable[NodeGpus]) -> KnownGpus:
     """What the spec says, else the most that any node has which could hold a training pod.
 
     The most, because only what no node could carry out is refused: of different GPUs, the smaller ones may be tainted,
@@ -64,7 +64,7 @@ def know_cards(spec: Spec, nodes: Iterable[NodeGpus]) -> Cards:
         memory, memory_from = parse_bytes(workers.gpu_memory), "spec.workers.gpuMemory"
     if workers.compute_capability is not None:
         capability, capability_from = parse_capability(workers.compute_capability), "spec.workers.computeCapability"
-    return Cards(memory=memory, memory_from=memory_from, capability=capability, capability_from=capability_from)
+    return KnownGpus(memory=memory, memory_from=memory_from, capability=capability, capability_from=capability_from)
 
 
 def _labels_of(node: NodeGpus) -> str:
@@ -81,12 +81,12 @@ def parse_capability(text: str) -> Capability:
     return int(major), int(minor)
 
 
-def find_shortcomings(spec: Spec, cards: Cards) -> list[str]:
+def find_shortcomings(spec: Spec, gpus: KnownGpus) -> list[str]:
     """What a run asks for and its GPUs cannot do, each with the setting to change; nothing where they are unknown."""
-    capability, training = cards.capability, spec.training
+    capability, training = gpus.capability, spec.training
     if capability is None or spec.workers.gpus == 0:
         return []
-    has = f"has compute capability {capability[0]}.{capability[1]} ({cards.capability_from})"
+    has = f"has compute capability {capability[0]}.{capability[1]} ({gpus.capability_from})"
     if capability < OLDEST:
         return [f"the GPU {has}, and PyTorch in the trainer image needs 7.5 or newer: take newer GPUs"]
     if capability >= BFLOAT16:
