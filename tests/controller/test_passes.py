@@ -241,6 +241,7 @@ def make_passes(clock: Callable[[], float]) -> tuple[Passes, Health, CollectorRe
 def test_stuck_pass_is_given_up_and_counted() -> None:
     async def scenario() -> tuple[float, CollectorRegistry]:
         passes, _, registry = make_passes(lambda: 0)
+        assert registry.get_sample_value("llava_operator_pass_errors_total", {"error": "TimeoutError"}) == 0
         assert await passes.process(Key("ns", "fine")) == 5.0
         with pytest.raises(RetryableError, match="longer than 60 s"):
             await passes.process(Key("ns", "stuck"))

@@ -11,13 +11,24 @@ from llava_operator.acting.reconcile import Reconciler
 from llava_operator.cache.children import Children
 from llava_operator.cache.runs import Runs
 from llava_operator.kube.client import Kube
-from llava_operator.kube.errors import ForbiddenError, KubeError, RetryableError
+from llava_operator.kube.errors import (
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    KubeError,
+    RefusedError,
+    RetryableError,
+)
 from llava_operator.kube.objects import Key
 from llava_operator.loop.health import HEARTBEAT, Health
 from llava_operator.loop.workqueue import WorkQueue
 from llava_operator.telemetry.operator_metrics import OperatorMetrics
 
 logger = logging.getLogger(__name__)
+
+
+_EXPECTED_ERRORS = (TimeoutError, RetryableError, ConflictError, ForbiddenError, RefusedError, InvalidError)
+"""What a pass may end with in an ordinary life; their counters begin at 0, so that the first one is seen."""
 
 
 class Relisted(StrEnum):
@@ -35,6 +46,8 @@ class Passes:
         self._health = health
         self._metrics = metrics
         self._timeout_s = timeout_s
+        for expected in _EXPECTED_ERRORS:
+            metrics.expect("pass_errors_total", expected.__name__)
 
     async def process(self, key: Key) -> float | None:
         """Work on a key: a pass over a run, or the heartbeat.
