@@ -67,6 +67,14 @@ class ProgressReport(Lenient):
     checkpoint_step: Annotated[int | None, Field(ge=0, le=2**53)] = None
     resumed_step: Annotated[int | None, Field(ge=0, le=2**53)] = None
     """Step that this attempt went on from, in training; 0 where it began anew."""
+    validation_step: Annotated[int | None, Field(ge=0, le=2**53)] = None
+    """Step after which held-out samples were looked at last."""
+    validation_loss: float | None = None
+    """Held-out loss per supervised token then."""
+    validation_exact: Annotated[float | None, Field(ge=0, le=1)] = None
+    """Fraction of held-out answers that were exact then."""
+    best_step: Annotated[int | None, Field(ge=0, le=2**53)] = None
+    """Step that is the best so far by validation; None where nothing is selected."""
     peak_gpu_memory_bytes: Size = None
     """Most memory that torch has reserved on one GPU so far, of all ranks; None without GPUs."""
     volume_free_bytes: Size = None
@@ -161,6 +169,14 @@ class TrainNumbers(Lenient):
     world_size: int
     attention: str = ""
     """What ``attention: auto`` came to, or what was asked for."""
+    validation_loss: float | None = None
+    """Held-out loss per supervised token of what was taken; None without validation."""
+    validation_exact: float | None = None
+    """Fraction of held-out answers that it gives exactly."""
+    best_step: int | None = None
+    """Step whose weights were taken, where validation has selected; None for the last."""
+    stopped_early: bool = False
+    """Whether training ended before its last step."""
 
 
 class MergeNumbers(Lenient):

@@ -21,6 +21,9 @@ RUN_CONFIG_VERSION: Final = 2
 RunConfigVersion = Literal[1, 2]
 _SINCE_VERSION_2: Final = ("results", "training.maxRestarts")
 """Paths of fields that an image of version 1 would refuse."""
+_OPTIONAL_SINCE: Final = ("training.validation", "training.keepBest", "training.earlyStopping")
+"""Paths of fields that are written only where they are set: an image that does not know one then refuses the run that
+asks for it, and no other."""
 
 
 class RunIdentity(Strict):
@@ -91,12 +94,12 @@ class RunConfig(Strict):
     @model_serializer(mode="wrap")
     def _leave_out_what_is_newer(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialize(self)
-        if self.version == 1:
-            for path in _SINCE_VERSION_2:
-                *parents, name = path.split(".")
-                parent = fields
-                for step in parents:
-                    parent = parent[step]
+        for path in (*_OPTIONAL_SINCE, *(_SINCE_VERSION_2 if self.version == 1 else ())):
+            *parents, name = path.split(".")
+            parent = fields
+            for step in parents:
+                parent = parent[step]
+            if path not in _OPTIONAL_SINCE or parent.get(name) is None:
                 parent.pop(name, None)
         return fields
 

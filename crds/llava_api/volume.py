@@ -56,6 +56,11 @@ class RunVolume:
         return self.data_dir / "validation.jsonl"
 
     @property
+    def selection_file(self) -> Path:
+        """Held-out samples by which a step is selected, where one is; none of them is in ``validation_file``."""
+        return self.data_dir / "selection.jsonl"
+
+    @property
     def data_dir(self) -> Path:
         """Folder of the samples, and of the dataset report."""
         return self.result_dir(StageName.PREPARE) / "data"

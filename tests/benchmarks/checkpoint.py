@@ -22,7 +22,7 @@ from llava_trainer.gang.watchdog import Doing
 from llava_trainer.gang.world import join
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.checkpoint import checkpoint_dir
-from llava_trainer.training.loop import train
+from llava_trainer.training.train import train
 from tests.benchmarks.model import write_model
 from tests.tiny.tasks import corpus
 from tests.trainer.trainings import environment_of_one, make_dataset, make_training

@@ -22,7 +22,7 @@ from llava_trainer.gang import flight
 from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.loop import train
+from llava_trainer.training.train import train
 from tests.benchmarks.model import write_model
 from tests.tiny.tasks import corpus
 from tests.trainer.many import run_in_processes

@@ -13,7 +13,7 @@ from multiprocessing.queues import Queue
 from typing import Any
 
 DEADLINE_S = 240
-_PRELOADED = ("llava_trainer.training.loop", "tests.trainer.trainings")
+_PRELOADED = ("llava_trainer.training.train", "tests.trainer.trainings")
 
 
 def run_in_processes(number: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:

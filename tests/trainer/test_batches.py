@@ -18,7 +18,7 @@ from llava_trainer.errors import StageError
 from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
-from llava_trainer.training import loop
+from llava_trainer.training import train as training
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.curve import read_curve
 from llava_trainer.training.model_under_training import build_model
@@ -49,7 +49,7 @@ def open_loader(config: RunConfig, samples, processor: Processor, world_size: in
 
 def losses(config: RunConfig, world: World) -> list[tuple[float, float]]:
     with Reporter(config) as reporter:
-        loop.train(config, world, reporter, StopRequest())
+        training.train(config, world, reporter, StopRequest())
     entries = read_curve(config.volume.history_file(config.run.stage, config.run.attempt))
     return [(entry.loss, entry.grad_norm) for entry in entries]
 

@@ -19,7 +19,7 @@ from llava_trainer.gang.world import World
 from llava_trainer.model.projector import read_projector
 from llava_trainer.reporting import Reporter
 from llava_trainer.stages import evaluate, merge
-from llava_trainer.training.loop import train
+from llava_trainer.training.train import train
 from tests.trainer.runs import dataset_report
 from tests.trainer.trainings import make_dataset, make_training
 

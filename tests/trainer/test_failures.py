@@ -27,7 +27,7 @@ from llava_trainer.errors import StageError
 from llava_trainer.gang.world import World
 from llava_trainer.outcome import ENV_TERMINATION_LOG
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.loop import train
+from llava_trainer.training.train import train
 from tests.trainer.checkpoints import edit_weights
 from tests.trainer.exports import conversation, draw_image, prepare_config, write_json
 from tests.trainer.runs import make_adapter, make_random_base, run_config

@@ -18,7 +18,7 @@ from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.model.loading import load_model, load_tuned
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.loop import train
+from llava_trainer.training.train import train
 from tests.demo.inputs import cached_base
 from tests.trainer.trainings import make_dataset, make_training
 

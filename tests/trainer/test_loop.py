@@ -31,16 +31,16 @@ from llava_trainer.model.learning import group_parameters
 from llava_trainer.model.loading import load_model
 from llava_trainer.model.lora import add_adapter
 from llava_trainer.reporting import Reporter
-from llava_trainer.training import loop
+from llava_trainer.training import train as training
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.checkpoint import CheckpointState
 from llava_trainer.training.curve import CurvePoint, read_curve
-from llava_trainer.training.loop import train
 from llava_trainer.training.model_under_training import build_model
 from llava_trainer.training.phase import phase_of
 from llava_trainer.training.progress import Progress
 from llava_trainer.training.retention import find_checkpoints, list_checkpoints
 from llava_trainer.training.saving import Saver
+from llava_trainer.training.train import train
 from tests.trainer.trainings import StopAfter, StopWithin, change, configure, make_mixed_dataset, make_training, plan_of
 
 EPOCHS = 3
@@ -350,7 +350,7 @@ def test_a_loss_that_is_no_number_ends_training(
     config: RunConfig, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probed: bool
 ):
     if not probed:
-        monkeypatch.setattr(loop, "probe_largest", lambda *arguments: None)
+        monkeypatch.setattr(training, "probe_largest", lambda *arguments: None)
     broken = tmp_path / "broken"
     shutil.copytree(config.model_dir, broken)
     file = broken / "model.safetensors"

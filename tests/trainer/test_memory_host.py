@@ -20,7 +20,7 @@ from llava_api.spec import Spec
 from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.loop import train
+from llava_trainer.training.train import train
 from tests.benchmarks.model import IMAGE_PX, write_model
 from tests.tiny.tasks import corpus
 from tests.trainer.many import run_in_processes

@@ -37,10 +37,10 @@ from llava_trainer.tensors.writing import INDEX_FILE
 from llava_trainer.training import artifacts
 from llava_trainer.training.artifacts import publish_weights
 from llava_trainer.training.curve import read_curve
-from llava_trainer.training.loop import train
 from llava_trainer.training.model_under_training import ModelUnderTraining, build_model
 from llava_trainer.training.phase import phase_of
 from llava_trainer.training.retention import list_checkpoints
+from llava_trainer.training.train import train
 from tests.trainer.attempts import begin
 from tests.trainer.trainings import StopAfter, make_dataset, make_training
 

@@ -28,8 +28,8 @@ from llava_trainer.model.loading import load_model
 from llava_trainer.model.lora import add_adapter
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.curve import CurvePoint, read_curve
-from llava_trainer.training.loop import train
 from llava_trainer.training.phase import Phase, phase_of
+from llava_trainer.training.train import train
 from tests.benchmarks.plain import PlainItem, PlainSettings, PlainStep, add_plain_adapter, pad, train_plainly
 from tests.trainer.attempts import begin
 from tests.trainer.trainings import configure, make_dataset, make_training, plan_of, text_only

@@ -18,9 +18,9 @@ from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.model.partition import copy_whole, is_sharded, num_elements
 from llava_trainer.reporting import Reporter
-from llava_trainer.training.loop import train
 from llava_trainer.training.model_under_training import build_model
 from llava_trainer.training.phase import phase_of
+from llava_trainer.training.train import train
 from tests.trainer.attempts import begin
 from tests.trainer.many import run_in_processes
 from tests.trainer.trainings import make_dataset, make_training

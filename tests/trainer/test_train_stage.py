@@ -25,8 +25,8 @@ from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.curve import CurvePoint, read_curve
-from llava_trainer.training.loop import train
 from llava_trainer.training.retention import list_checkpoints
+from llava_trainer.training.train import train
 from tests.trainer.attempts import begin
 from tests.trainer.many import run_in_processes
 from tests.trainer.servers.authority import Authority

@@ -20,7 +20,7 @@ from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.curve import read_curve
-from llava_trainer.training.loop import train
+from llava_trainer.training.train import train
 from tests.trainer.attempts import begin
 from tests.trainer.trainings import make_dataset, make_training, text_only
 

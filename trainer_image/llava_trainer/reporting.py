@@ -40,6 +40,10 @@ class Measures(TypedDict, total=False):
     resumed_step: int
     peak_gpu_memory_bytes: int
     skipped_checkpoints: str
+    validation_step: int
+    validation_loss: float
+    validation_exact: float
+    best_step: int
     losses: tuple[float, ...]
     unit: Literal["steps", "bytes"]
     message: str

@@ -79,8 +79,13 @@ def _learning() -> Row:
     return row(
         "Training",
         graph("Loss", "Training loss of the last reported step, per supervised token of the whole global batch. After "
-              "a restart the steps since the newest checkpoint are done again.", "none",
-              Query(_of("llava_run_loss"), "loss"), width=12, least=None),
+              "a restart the steps since the newest checkpoint are done again. Held out: of samples that are not "
+              "learned from (spec.training.validation); where it rises for long, more training makes it worse.", "none",
+              Query(_of("llava_run_loss"), "loss"), Query(_of("llava_run_validation_loss"), "held out"),
+              width=12, least=None),
+        graph("Held-out answers that are exact", "Share of them that greedy decoding would give word for word. It often "
+              "rises while held-out loss does, too: spec.training.keepBest.by says which of the two decides.", RATIO,
+              Query(_of("llava_run_validation_exact_ratio"), "exact")),
         graph("Throughput", "Real (not padding) tokens a second over all processes. A step down that stays is a slow "
               "node or a slow volume.", COUNT, Query(_of("llava_run_tokens_per_second"), "tokens a second"), width=12),
         graph("Gradient norm", "Before it is clipped. A norm that climbs for long ends in a loss that does: lower the "
@@ -89,7 +94,8 @@ def _learning() -> Row:
               Query(_of("llava_run_learning_rate"), "learning rate")),
         graph("Steps", "Steps done, of how many, and the step that the newest complete checkpoint has.", COUNT,
               Query(_of("llava_run_step"), "done"), Query(_of("llava_run_planned_steps"), "planned"),
-              Query(_of("llava_run_checkpoint_step"), "in the newest checkpoint")),
+              Query(_of("llava_run_checkpoint_step"), "in the newest checkpoint"),
+              Query(_of("llava_run_best_step"), "best by validation")),
         graph("Epochs", "Passes through the dataset.", "none", Query(_of("llava_run_epoch"), "epochs")),
         graph("Samples", "Samples a second of the stage that reports: checked, trained on, or answered.", COUNT,
               Query(_of("llava_run_samples_per_second"), "samples a second")),

@@ -31,6 +31,7 @@ from llava_api.spec.training import (
     Training,
     Zero,
 )
+from llava_api.spec.validation import EarlyStopping, KeepBest, TrainingValidation
 from llava_api.spec.values import QUANTITY_PATTERN, Quantity, RelativePath, Resources, SecretRef
 
 __all__ = [
@@ -44,10 +45,12 @@ __all__ = [
     "DataLimits",
     "Dataset",
     "Download",
+    "EarlyStopping",
     "Evaluation",
     "Generation",
     "Image",
     "ImagePullSecret",
+    "KeepBest",
     "Lora",
     "Merge",
     "Model",
@@ -69,6 +72,7 @@ __all__ = [
     "Toleration",
     "TopologySpread",
     "Training",
+    "TrainingValidation",
     "Ubiai",
     "Validation",
     "Webhook",

@@ -83,6 +83,22 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
         field=".training.quantization",
     ),
     rule(
+        "has(self.training.validation) || !has(self.training.keepBest)",
+        "spec.training.keepBest needs spec.training.validation: set validation.everySteps to say how often is looked",
+        field=".training.keepBest",
+    ),
+    rule(
+        "has(self.training.validation) || !has(self.training.earlyStopping)",
+        "spec.training.earlyStopping needs spec.training.validation: set validation.everySteps to say how often is "
+        "looked",
+        field=".training.earlyStopping",
+    ),
+    rule(
+        "self.training.method != 'none' || !has(self.training.validation)",
+        "spec.training.validation is only read where something is trained after alignment: remove it or set method",
+        field=".training.validation",
+    ),
+    rule(
         "!self.training.zero.offload.optimizer || self.training.zero.stage >= 1",
         "spec.training.zero.offload.optimizer needs spec.training.zero.stage 1 or more: set stage to 2",
         field=".training.zero.offload.optimizer",

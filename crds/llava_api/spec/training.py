@@ -6,6 +6,7 @@ from pydantic import Field
 
 from llava_api.base import Strict
 from llava_api.spec.dataset import Dataset
+from llava_api.spec.validation import EarlyStopping, KeepBest, TrainingValidation
 
 
 class Lora(Strict):
@@ -145,6 +146,20 @@ class Training(Strict):
                           "`eager` takes much more memory: 12 bytes for each head and pair of tokens in a row."),
     ] = "auto"  # fmt: skip
     checkpoint: Annotated[Checkpoint, Field(description="When training saves its state.")] = Checkpoint()
+    validation: Annotated[
+        TrainingValidation | None,
+        Field(description="How held-out samples are looked at while it trains. Left out: only when it has ended."),
+    ] = None
+    keep_best: Annotated[
+        KeepBest | None,
+        Field(description="Take the best checkpoint by validation instead of the last step. What selects must not "
+                          "judge: half of the held-out groups then select, and the other half gives the scores."),
+    ] = None  # fmt: skip
+    early_stopping: Annotated[
+        EarlyStopping | None,
+        Field(description="End training when validation does not improve any more. Held-out groups are divided as "
+                          "with keepBest."),
+    ] = None  # fmt: skip
     max_restarts: Annotated[
         int,
         Field(
@@ -167,6 +182,11 @@ class Training(Strict):
             "picture or all without (LLaVA's recipe); `length`: of similar length; `none`: at random."
         ),
     ] = "modality"
+
+    @property
+    def selects(self) -> bool:
+        """Whether held-out samples decide which weights are taken; those must not give the scores."""
+        return self.keep_best is not None or self.early_stopping is not None
 
     @property
     def peak_learning_rate(self) -> float:

@@ -32,6 +32,14 @@ class Progress(Lenient):
     tokens_per_second: Annotated[float | None, Field(description="Real tokens per second over all processes.")] = None
     checkpoint_step: Annotated[Count | None, Field(description="Step of the newest complete checkpoint.")] = None
     checkpoint_time: Annotated[Time | None, Field(description="When that checkpoint was first reported.")] = None
+    validation_step: Annotated[
+        Count | None, Field(description="Step after which held-out samples were looked at last.")
+    ] = None
+    validation_loss: Annotated[float | None, Field(description="Held-out loss per supervised token then.")] = None
+    validation_exact: Annotated[
+        float | None, Field(description="Share of held-out answers that greedy decoding would have given exactly then.")
+    ] = None
+    best_step: Annotated[Count | None, Field(description="Best step so far by validation, where it selects.")] = None
     resumed_step: Annotated[Count | None, Field(description="Step that the attempt went on from.")] = None
     peak_gpu_memory_bytes: Annotated[
         Count | None, Field(description="Most memory that torch has reserved on one GPU so far, of all processes.")

@@ -32,15 +32,42 @@ def summed_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
     return loss
 
 
-def add_loss(head: nn.Linear) -> None:
-    """Make ``head(hidden, targets)`` the sum above; ``head(hidden)`` gives logits as ever.
+@torch.no_grad()
+def judge_tokens(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """How well each target is predicted; nothing is learned from it.
 
-    The loss is computed inside the head's own call because DeepSpeed's ZeRO-3 has its weight at hand only there.
+    Args:
+        hidden: (tokens, width).
+        weight: (vocabulary, width), the head's.
+        targets: (tokens,) ids.
+
+    Returns:
+        (tokens, 2) in fp32: -log p(target), and 1 where the target is the likeliest token, else 0. Of several that are
+        equally likely the first counts, as in greedy decoding.
+    """
+    size = max(1, CHUNK_ELEMENTS // weight.shape[0])
+    pieces = [hidden.new_zeros(0, 2, dtype=torch.float32)]
+    for begin in range(0, hidden.shape[0], size):
+        logits = (hidden[begin : begin + size] @ weight.T).float()
+        goals = targets[begin : begin + size]
+        loss = logits.logsumexp(dim=1) - logits.gather(1, goals[:, None]).squeeze(1)
+        pieces.append(torch.stack((loss, (logits.argmax(dim=1) == goals).float()), dim=1))
+    return torch.cat(pieces)
+
+
+def add_loss(head: nn.Linear) -> None:
+    """Make ``head(hidden, targets)`` the sum above, and ``head(hidden, targets, each=True)`` what is known of each.
+
+    ``head(hidden)`` gives logits as ever. The loss is computed inside the head's own call because DeepSpeed's ZeRO-3
+    has its weight at hand only there.
     """
     logits_of = head.forward
 
-    def forward(hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
-        return logits_of(hidden) if targets is None else summed_cross_entropy(hidden, head.weight, targets)
+    def forward(hidden: torch.Tensor, targets: torch.Tensor | None = None, *, each: bool = False) -> torch.Tensor:
+        if targets is None:
+            return logits_of(hidden)
+        compute = judge_tokens if each else summed_cross_entropy
+        return compute(hidden, head.weight, targets)
 
     head.forward = forward  # type: ignore[assignment]
 

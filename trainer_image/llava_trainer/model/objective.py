@@ -51,6 +51,7 @@ class SupervisedLoss(nn.Module):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         predicting: torch.Tensor | None = None,
+        each: bool = False,
     ) -> torch.Tensor:
         """Sum the loss of one micro-batch, padded or packed.
 
@@ -63,9 +64,11 @@ class SupervisedLoss(nn.Module):
                 then without ``attention_mask``: transformers tells samples apart by this, and only then.
             predicting: (supervised,) flat positions whose following token is learned; found here where left out,
                 for which a GPU has to be waited for.
+            each: judge each token instead of summing them up: without a graph, for validation.
 
         Returns:
-            Scalar in fp32: the sum over supervised tokens of -log p. Zero, with a graph, if there are none.
+            Scalar in fp32: the sum over supervised tokens of -log p. Zero, with a graph, if there are none. With
+            ``each``, (supervised, 2) in fp32 as ``head.judge_tokens`` has it.
         """
         llava = self._llava
         packed = {} if position_ids is None else {"position_ids": position_ids, **_flash_lengths(llava, position_ids)}
@@ -75,7 +78,12 @@ class SupervisedLoss(nn.Module):
         ).last_hidden_state  # fmt: skip
         if predicting is None:
             predicting = find_predicting(labels)
-        loss: torch.Tensor = llava.lm_head(hidden.flatten(0, 1)[predicting], labels.flatten()[predicting + 1])
+        targets = labels.flatten()[predicting + 1]
+        loss: torch.Tensor = llava.lm_head(
+            hidden.flatten(0, 1)[predicting], targets, **({"each": True} if each else {})
+        )
+        if each:
+            return loss
         if predicting.numel() == 0:
             # An empty selection has no graph to the parameters, yet every process must take part in every reduction.
             loss = loss + 0.0 * hidden.sum()

@@ -50,6 +50,44 @@ class Samples(Protocol):
     def __getitem__(self, index: int, /) -> Sample: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowLoader:
+    """Lays samples of a file side by side, as the model is fed."""
+
+    samples: Samples
+    processor: Processor
+    images: Path
+    """Folder that the samples' images are relative to."""
+    max_length: int
+    template: Template = "v1"
+    packing: bool = False
+
+    def load(self, rows: Rows) -> MicroBatch:
+        """A micro-batch of these samples.
+
+        Raises:
+            ImageError, ImageCutError, OSError: a sample cannot be loaded any more; prepare could.
+        """
+        pad_token_id = self.processor.pad_token_id
+        if not rows:
+            return _nothing(pad_token_id)
+        items = [[self._load_sample(self.samples[index]) for index in row] for row in rows]
+        if self.packing:
+            tensors = collate_packed(items, pad_token_id)
+        else:
+            tensors = collate([item for row in items for item in row], pad_token_id)
+        return MicroBatch(
+            tensors=tensors,
+            num_supervised=_count(tensors["predicting"]),
+            num_tokens=sum(encoded.num_tokens for row in items for encoded, _ in row),
+        )
+
+    def _load_sample(self, sample: Sample) -> Item:
+        pixels = [pixel_values(open_image(self.images / name), self.processor) for name in sample.images]
+        encoded = encode(sample, self.processor, self.max_length, self.template)
+        return encoded, np.stack(pixels) if pixels else None
+
+
 class BatchLoader:
     """Loads the micro-batches of a step; those of the next steps are loaded in threads meanwhile.
 
@@ -68,13 +106,12 @@ class BatchLoader:
         rank: int,
         template: Template = "v1",
     ) -> None:
-        self._samples = samples
-        self._processing = processor
-        self._images = images
-        self._max_length = max_length
+        self._rows = RowLoader(
+            samples=samples, processor=processor, images=images, max_length=max_length, template=template,
+            packing=plan.packing,
+        )  # fmt: skip
         self._plan = plan
         self._rank = rank
-        self._template: Template = template
         self._threads = ThreadPoolExecutor(
             max_workers=min(_MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="batches"
         )
@@ -107,19 +144,7 @@ class BatchLoader:
         Raises:
             ImageError, ImageCutError, OSError: as ``load``.
         """
-        if not rows:
-            return _nothing(self._processing.pad_token_id)
-        items = [[self._load_sample(self._samples[index]) for index in row] for row in rows]
-        pad_token_id = self._processing.pad_token_id
-        if self._plan.packing:
-            tensors = collate_packed(items, pad_token_id)
-        else:
-            tensors = collate([item for row in items for item in row], pad_token_id)
-        return MicroBatch(
-            tensors=tensors,
-            num_supervised=_count(tensors["predicting"]),
-            num_tokens=sum(encoded.num_tokens for row in items for encoded, _ in row),
-        )
+        return self._rows.load(rows)
 
     def _look_ahead(self, step: int) -> None:
         """Have ``step`` and those that follow it loaded or being loaded, and no others."""
@@ -130,11 +155,6 @@ class BatchLoader:
         for wanted in range(self._ahead[-1][0] + 1 if self._ahead else step, last + 1):
             rank_batch = self._plan.rank_batch(wanted, self._rank)
             self._ahead.append((wanted, [self._threads.submit(self.load_rows, rows) for rows in rank_batch]))
-
-    def _load_sample(self, sample: Sample) -> Item:
-        pixels = [pixel_values(open_image(self._images / name), self._processing) for name in sample.images]
-        encoded = encode(sample, self._processing, self._max_length, self._template)
-        return encoded, np.stack(pixels) if pixels else None
 
 
 def _count(tensor: torch.Tensor | None) -> int:

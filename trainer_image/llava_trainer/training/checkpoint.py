@@ -48,6 +48,8 @@ class CheckpointState:
     """Shape of everything that is trained, by name."""
     training: Mapping[str, str] = field(default_factory=dict)
     """What made it, by name (``identity``): another training must not go on from it."""
+    selection: Mapping[str, Any] = field(default_factory=dict)
+    """Which step validation has found to be the best so far (``selection``); empty without validation."""
     version: int = _FORMAT_VERSION
 
 

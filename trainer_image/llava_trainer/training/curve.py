@@ -33,6 +33,10 @@ class CurvePoint:
     """Real (not padding) tokens of the batch."""
     samples_per_second: float
     tokens_per_second: float
+    validation_loss: float | None = None
+    """Held-out loss per supervised token after this step; None where no validation followed it."""
+    validation_exact: float | None = None
+    """Fraction of held-out answers that were exact then."""
 
 
 class Curve:

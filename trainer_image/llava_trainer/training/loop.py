@@ -1,112 +1,38 @@
-"""The training loop: from the newest checkpoint, or from the beginning, to the adapter.
+"""The training loop: step after step, with checkpoints and validations between them.
 
-Every rank runs the same steps; what only one of them does (files for all, reports) asks ``is_first``.
+Every rank runs the same steps; what only one of them does (reports) asks whether there is a recorder.
 """
 
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NoReturn
 
 from llava_api.failures import Reason
-from llava_api.report import TrainNumbers
-from llava_api.run_config import RunConfig
 from llava_trainer.attempts.folder import Fence
-from llava_trainer.data.processor import load_processor
-from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.errors import StageError
-from llava_trainer.gang.stopping import AskedToStopError, StopAgreement, StopRequest, saving_time_s
+from llava_trainer.gang.stopping import AskedToStopError, StopAgreement, StopRequest
 from llava_trainer.gang.watchdog import Beat, Doing
 from llava_trainer.gang.world import World
-from llava_trainer.reporting import Reporter
-from llava_trainer.training.artifacts import publish_result
-from llava_trainer.training.batch_plan import BatchPlan, make_plan
+from llava_trainer.training.batch_plan import BatchPlan
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.checkpoint import CheckpointState
 from llava_trainer.training.checks import check_finite, check_gradient, check_supervised
-from llava_trainer.training.curve import Curve
-from llava_trainer.training.identity import identify_training
-from llava_trainer.training.model_under_training import ModelUnderTraining, build_model
-from llava_trainer.training.phase import Phase, phase_of
-from llava_trainer.training.probe import probe_largest
+from llava_trainer.training.model_under_training import ModelUnderTraining
+from llava_trainer.training.phase import Phase
 from llava_trainer.training.progress import Progress
 from llava_trainer.training.recorder import Recorder
-from llava_trainer.training.resuming import ResumePoint, resume, shapes_of
-from llava_trainer.training.retention import remove_unfinished
+from llava_trainer.training.resuming import shapes_of
 from llava_trainer.training.saving import Saver
 from llava_trainer.training.schedule import Schedule
-from llava_trainer.training.servable import write_servable
+from llava_trainer.training.selection import Selection
 from llava_trainer.training.slices import list_slices, slices_to_save
-from llava_trainer.training.step import count_batch, draw_seed, run_step
+from llava_trainer.training.step import BatchTotals, StepOutcome, count_batch, draw_seed, run_step
+from llava_trainer.training.validation import Validation, Validator
 
 
-def train(
-    config: RunConfig,
-    world: World,
-    reporter: Reporter,
-    stop: StopRequest,
-    beat: Beat = lambda doing: None,
-    progress: Progress | None = None,
-) -> TrainNumbers | None:
-    """Train to the end and write the result. ``beat`` is told what it does, ``progress`` how far it is.
-
-    Returns:
-        What was reached, in the first rank; None in the others.
-
-    Raises:
-        StageError: Interrupted (a checkpoint was saved before), Superseded, LossNotFinite, NothingSupervised,
-            ZeroGradient, AdapterUnchanged, CheckpointMismatch, OutOfDeviceMemory, InvalidModel, InvalidData,
-            InvalidConfig.
-        OSError: a checkpoint or the result could not be written.
-    """
-    progress = progress or Progress()
-    phase = phase_of(config)
-    processor = load_processor(config.model_dir, phase.image_aspect_ratio)
-    with ExitStack() as stack:
-        samples = stack.enter_context(SampleFile(phase.samples_file))
-        plan = make_plan(phase, samples.measure(processor, phase.template, phase.training.max_length), world.world_size)
-        model = build_model(config, phase, world)
-        identity = world.broadcast(identify_training(config, phase) if world.is_first else {})
-        resume_point = resume(
-            model.engine, model.named_trainable(), world, config.volume, phase.stage, config.run.attempt,
-            identity,
-        )  # fmt: skip
-        progress.begin(resume_point.step)
-        loader = stack.enter_context(
-            BatchLoader(
-                samples, processor, images=phase.images_dir, max_length=phase.training.max_length, plan=plan,
-                rank=world.rank, template=phase.template,
-            )
-        )  # fmt: skip
-        probe_largest(model, loader, plan, world)
-        saver = stack.enter_context(_open_saver(config, phase, model, world, resume_point, reporter.fence))
-        recorder = None
-        if world.is_first:
-            history = stack.enter_context(_open_history(config, resume_point))
-            recorder = Recorder(history, reporter, plan, first_step=resume_point.step)
-            recorder.record_skipped([f"{path.parent.parent.name}/{path.name}" for path in resume_point.passed_over])
-        Loop(
-            phase=phase, plan=plan, model=model, world=world, loader=loader, saver=saver,
-            recorder=recorder, stop=stop, beat=beat, progress=progress, first_step=resume_point.step, identity=identity,
-            fence=reporter.fence,
-        ).run()  # fmt: skip
-    publish_result(model, config.volume, world, reporter.fence.check)
-    world.barrier()
-    if recorder is None:
-        return None
-    return TrainNumbers(
-        steps=plan.total_steps,
-        final_loss=recorder.last_loss,
-        trainable_parameters=model.num_parameters,
-        tokens=recorder.tokens,
-        world_size=world.world_size,
-        attention=model.llava.config.text_config._attn_implementation,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Loop:
     """Runs the steps that are left."""
 
@@ -126,23 +52,72 @@ class Loop:
     """What this training is, to be told in its checkpoints."""
     fence: Fence
     """Asked in the first rank."""
+    validator: Validator | None = None
+    """None: nobody looks at held-out samples meanwhile."""
+    selection: Selection = field(default_factory=Selection)
+    """What validation has shown so far."""
+    last_validation: Validation | None = None
 
-    def run(self) -> None:
+    def run(self) -> int:
         """Run them.
+
+        Returns:
+            Steps that are done in all: fewer than planned where early stopping has ended it.
 
         Raises:
             StageError: Interrupted, Superseded, LossNotFinite, NothingSupervised, ZeroGradient.
             OSError: a checkpoint could not be written.
         """
-        for step in range(self.first_step, self.plan.total_steps):
-            self._run_step(step)
-            # After the last step comes the result itself.
-            if (step + 1) % self.phase.training.checkpoint.every_steps == 0 and step + 1 < self.plan.total_steps:
-                self._save(step + 1)
+        step, total_steps = self.first_step, self.plan.total_steps
+        if step and self.validator and self.validator.is_due(step, total_steps) and self._is_unseen(step):
+            # What was asked to stop in the middle of looking.
+            self._validate(step)
+        while step < total_steps and not self.selection.is_over(self.phase.training):
+            outcome, totals = self._run_step(step)
+            step += 1
+            validation = None
+            if self.validator and self.validator.is_due(step, total_steps):
+                validation = self._validate(step, outcome, totals)
+            self._record(step, outcome, totals, validation)
+            if self._is_to_be_saved(step):
+                self._save(step)
             self._note_saved(self.saver.check())
         self._finish_saving()
+        return step
 
-    def _run_step(self, step: int) -> None:
+    def _is_unseen(self, step: int) -> bool:
+        return self.selection.validated_step != step
+
+    def _is_to_be_saved(self, step: int) -> bool:
+        if step == self.plan.total_steps:
+            # After the last step comes the result itself.
+            return False
+        is_best = self.phase.training.keep_best is not None and self.selection.best_step == step
+        return is_best or step % self.phase.training.checkpoint.every_steps == 0
+
+    def _validate(self, step: int, outcome: StepOutcome | None = None, totals: BatchTotals | None = None) -> Validation:
+        """Look at held-out samples after ``step`` steps, and decide what that means; the first rank for all."""
+        assert self.validator is not None
+        try:
+            validation = self.validator.validate(self._agreement)
+        except AskedToStopError:
+            if outcome and totals:
+                self._record(step, outcome, totals)
+            self._stop_after(step)
+        self.last_validation = validation
+        self.selection = self.world.broadcast(self.selection.judge(step, validation, self.phase.training))
+        return validation
+
+    def _record(
+        self, step: int, outcome: StepOutcome, totals: BatchTotals, validation: Validation | None = None
+    ) -> None:
+        if self.recorder:
+            self.fence.check()
+            if self.phase.training.selects:
+                self.recorder.record_best(self.selection.best_step)
+            self.recorder.record(step, outcome, totals.peak_gpu_memory_bytes, validation)
+
+    def _run_step(self, step: int) -> tuple[StepOutcome, BatchTotals]:
         began = time.monotonic()
         self.beat(Doing.LOADING)
         micro_batches = self.loader.load(step)
@@ -166,9 +141,7 @@ class Loop:
         check_finite(outcome, step + 1)
         if step == self.first_step:
             check_gradient(self.model, self.world, step + 1)
-        if self.recorder:
-            self.fence.check()
-            self.recorder.record(step + 1, outcome, totals.peak_gpu_memory_bytes)
+        return outcome, totals
 
     @cached_property
     def _agreement(self) -> StopAgreement:
@@ -205,6 +178,7 @@ class Loop:
         state = CheckpointState(
             step=step, total_steps=self.plan.total_steps, world_size=self.world.world_size,
             seed=self.phase.training.seed, parameters=shapes_of(named), training=self.identity,
+            selection=self.selection.to_fields() if self.validator else {},
         )  # fmt: skip
         self.saver.begin(slices_to_save(list_slices(engine, named), engine), state)
 
@@ -216,29 +190,3 @@ class Loop:
     def _note_saved(self, step: int | None) -> None:
         if self.recorder and step is not None:
             self.recorder.record_checkpoint(step)
-
-
-def _open_saver(
-    config: RunConfig, phase: Phase, model: ModelUnderTraining, world: World, resume_point: ResumePoint, fence: Fence
-) -> Saver:
-    checkpoints = config.volume.checkpoints_dir(phase.stage, config.run.attempt)
-    if world.is_first:
-        remove_unfinished(config.volume, phase.stage, config.run.attempt)
-    return Saver(
-        world,
-        checkpoints,
-        keep=phase.training.checkpoint.keep,
-        write_servable=partial(write_servable, model),
-        earlier=[folder for folder in resume_point.found if folder.parent != checkpoints],
-        passed_over=resume_point.passed_over,
-        saving_time_s=saving_time_s(config.workers.grace_period_seconds),
-        check=fence.check,
-    )
-
-
-def _open_history(config: RunConfig, resume_point: ResumePoint) -> Curve:
-    file = config.volume.history_file(config.run.stage, config.run.attempt)
-    if resume_point.folder is None:
-        return Curve(file)
-    # The curve of the attempt that made the checkpoint: STAGE-N/checkpoints/step-M lies beside it.
-    return Curve(file, resumed_from=resume_point.folder.parent.parent / file.name, resumed_step=resume_point.step)

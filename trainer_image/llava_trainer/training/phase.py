@@ -29,6 +29,8 @@ class Phase:
     """How a sample becomes text."""
     samples_file: Path
     """What prepare made of this phase's dataset."""
+    held_out_file: Path | None
+    """What is looked at while it trains; None in phase 1, which holds nothing out."""
     images_dir: Path
     """Folder that the samples' images are relative to."""
     image_aspect_ratio: Literal["pad", "square"]
@@ -56,12 +58,17 @@ def _alignment(config: RunConfig) -> Phase:
         "batch": alignment.batch,
         "learning_rate": alignment.learning_rate,
         "projector_learning_rate": alignment.learning_rate,
+        # Nothing is held out of captions.
+        "validation": None,
+        "keep_best": None,
+        "early_stopping": None,
     }
     return Phase(
         stage=StageName.ALIGN,
         method="projector",
         template="plain",
         samples_file=config.volume.alignment_file,
+        held_out_file=None,
         images_dir=config.alignment_dir / alignment.dataset.images,
         image_aspect_ratio=alignment.dataset.image_aspect_ratio,
         training=config.training.model_copy(update=own),
@@ -77,6 +84,7 @@ def _training(config: RunConfig) -> Phase:
         method=training.method,
         template="v1",
         samples_file=config.volume.train_file,
+        held_out_file=config.volume.selection_file if training.selects else config.volume.validation_file,
         images_dir=config.dataset_dir / config.dataset.images,
         image_aspect_ratio=config.dataset.image_aspect_ratio,
         training=training,

@@ -8,6 +8,7 @@ from llava_trainer.reporting import Measures, Reporter
 from llava_trainer.training.batch_plan import BatchPlan
 from llava_trainer.training.curve import Curve, CurvePoint
 from llava_trainer.training.step import StepOutcome
+from llava_trainer.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,9 @@ class Recorder:
         self._skipped = ""
         self._peak_gpu_memory_bytes = 0
         self._last_entry: CurvePoint | None = None
+        self._validation: Validation | None = None
+        self._validation_step = 0
+        self._best_step: int | None = None
         self._last_time = time.monotonic()
         self._last_logged = -_LOG_INTERVAL_S
 
@@ -41,11 +45,23 @@ class Recorder:
         """Loss of the last step."""
         return self._history.recent_losses[-1]
 
-    def record(self, step: int, outcome: StepOutcome, peak_gpu_memory_bytes: int = 0) -> None:
-        """Record that ``step`` steps are done, and the most memory that any GPU has been seen to take; 0 without."""
+    def record(
+        self, step: int, outcome: StepOutcome, peak_gpu_memory_bytes: int = 0, validation: Validation | None = None
+    ) -> None:
+        """Record that ``step`` steps are done.
+
+        Args:
+            step: how many.
+            outcome: of the last one.
+            peak_gpu_memory_bytes: most memory that any GPU has been seen to take; 0 without.
+            validation: what followed the step. The time that it took is not the step's.
+        """
         self._peak_gpu_memory_bytes = peak_gpu_memory_bytes
         now = time.monotonic()
-        seconds, self._last_time = max(now - self._last_time, 1e-9), now
+        validating_s = 0.0
+        if validation:
+            validating_s, self._validation, self._validation_step = validation.seconds, validation, step
+        seconds, self._last_time = max(now - self._last_time - validating_s, 1e-9), now
         entry = CurvePoint(
             step=step,
             epoch=self._plan.epoch_at(step),
@@ -55,6 +71,8 @@ class Recorder:
             tokens=outcome.tokens,
             samples_per_second=outcome.samples / seconds,
             tokens_per_second=outcome.tokens / seconds,
+            validation_loss=validation.loss if validation else None,
+            validation_exact=validation.exact if validation else None,
         )
         self._history.append(entry)
         self._last_entry = entry
@@ -72,6 +90,10 @@ class Recorder:
             self._checkpoint_step = step
             if self._last_entry:
                 self._report(self._last_entry)
+
+    def record_best(self, step: int | None) -> None:
+        """Have every report tell which step is the best so far by validation."""
+        self._best_step = step
 
     def record_skipped(self, skipped: Sequence[str]) -> None:
         """Have every report tell that damaged checkpoints were passed over."""
@@ -92,6 +114,13 @@ class Recorder:
             measures["checkpoint_step"] = self._checkpoint_step
         if self._peak_gpu_memory_bytes:
             measures["peak_gpu_memory_bytes"] = self._peak_gpu_memory_bytes
+        if self._validation:
+            measures["validation_step"] = self._validation_step
+            measures["validation_loss"] = self._validation.loss
+            if self._validation.exact is not None:
+                measures["validation_exact"] = self._validation.exact
+        if self._best_step is not None:
+            measures["best_step"] = self._best_step
         if self._skipped:
             measures["skipped_checkpoints"] = self._skipped
         self._reporter.update(entry.step, self._plan.total_steps, **measures)

@@ -6,7 +6,7 @@ wait until they see that very one: two nodes that share a network file system ma
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from llava_trainer.training.checkpoint import (
     verify_files,
 )
 from llava_trainer.training.identity import find_differences
-from llava_trainer.training.retention import find_checkpoints
+from llava_trainer.training.retention import find_checkpoints, step_of
+from llava_trainer.training.selection import Selection
 from llava_trainer.training.slices import PARTS, list_slices, resume_slices
 from llava_trainer.training.taking_up import take_up_checkpoints
 
@@ -48,6 +49,8 @@ class ResumePoint:
     """Checkpoints that could not be read."""
     found: tuple[Path, ...] = ()
     """All that there were, best first. Only in the first rank."""
+    selection: Selection = field(default_factory=Selection)
+    """What validation had found until then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +100,51 @@ def resume(
         if world.is_first:
             logger.info("resuming from %s, after step %d of %d", folder, state.step, state.total_steps)
             passed_over = list(found[: found.index(folder)])
-        return ResumePoint(step=state.step, folder=folder, passed_over=tuple(passed_over), found=found)
+        selection = world.broadcast(_read_selection(state, found) if world.is_first else Selection())
+        return ResumePoint(
+            step=state.step, folder=folder, passed_over=tuple(passed_over), found=found, selection=selection
+        )
     return ResumePoint(passed_over=found, found=found)
+
+
+def go_back_to_best(
+    engine: Any,
+    named: Mapping[str, nn.Parameter],
+    world: World,
+    volume: RunVolume,
+    stage: StageName,
+    attempt: int,
+    step: int,
+) -> None:
+    """Load the weights that were the best: those of the checkpoint of ``step``. Every rank calls it.
+
+    Raises:
+        StageError: InternalError; it is not there any more, or damaged. Another attempt begins from the newest one
+            that is whole, and selects among what comes then.
+    """
+    found = find_checkpoints(volume, stage, attempt) if world.is_first else []
+    offers = _list_offers(volume, tuple(folder for folder in found if step_of(folder) == step))
+    while (offer := world.broadcast(next(offers, None))) is not None:
+        folder = volume.root / offer.place
+        state = _verify(folder, offer, world)
+        if state is not None:
+            _load(engine, named, folder, state, _rereading(world))
+            return
+    raise StageError(
+        Reason.INTERNAL_ERROR,
+        f"the checkpoint of step {step}, which was the best by validation, cannot be read any more",
+    )
+
+
+def _read_selection(state: CheckpointState, found: tuple[Path, ...]) -> Selection:
+    """What a checkpoint tells of validation; nothing where the best step's own checkpoint is not there any more."""
+    try:
+        selection = Selection.from_fields(state.selection)
+    except TypeError:
+        # A newer image's.
+        return Selection()
+    is_there = any(step_of(folder) == selection.best_step for folder in found)
+    return selection if is_there else Selection()
 
 
 def _find(volume: RunVolume, stage: StageName, attempt: int, training: Mapping[str, str]) -> list[Path]:

@@ -49,8 +49,9 @@ def prune_checkpoints(
     earlier: Sequence[Path] = (),
     passed_over: Collection[Path] = (),
     check: Callable[[], None] = lambda: None,
+    best_step: int | None = None,
 ) -> None:
-    """Delete all but the best ``keep`` checkpoints. One that cannot be deleted is left for the next time.
+    """Delete all but the newest ``keep`` checkpoints. One that cannot be deleted is left for the next time.
 
     Args:
         checkpoints: folder of this attempt's, the newest of which is whole.
@@ -58,9 +59,11 @@ def prune_checkpoints(
         earlier: checkpoints of earlier attempts, best first; they make room as this attempt's own take their places.
         passed_over: those, of this attempt or earlier ones, that could not be read when training went on.
         check: called before each is deleted; raises if it must not be.
+        best_step: what validation has found to be the best; its checkpoint stays, and is none of those ``keep``.
     """
     whole = [path for path in (*reversed(list_checkpoints(checkpoints)), *earlier) if path not in passed_over]
-    for folder in reversed(_order(whole, passed_over)[keep:]):
+    best = next((path for path in whole if step_of(path) == best_step), None)
+    for folder in reversed([path for path in _order(whole, passed_over) if path != best][keep:]):
         if folder.exists():
             check()
             _delete(folder)

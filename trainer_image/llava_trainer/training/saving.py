@@ -58,6 +58,7 @@ class Saver:
         passed_over: Sequence[Path] = (),
         saving_time_s: float = math.inf,
         check: Callable[[], None] = lambda: None,
+        keep_best: bool = False,
     ) -> None:
         """Get ready; every rank calls it.
 
@@ -71,6 +72,7 @@ class Saver:
             saving_time_s: how long one may take when the pod is asked to stop.
             check: called before a checkpoint is completed and before one is deleted; raises if this attempt does not
                 count any more.
+            keep_best: besides those, the checkpoint that a state calls the best so far.
         """
         self._world = world
         self._checkpoints = checkpoints
@@ -80,6 +82,7 @@ class Saver:
         self._saving_time_s = saving_time_s
         self._write_servable = write_servable
         self._check = check
+        self._keep_best = keep_best
         self._group = None
         if world.world_size > 1:
             self._group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT, group_desc=CHECKPOINT_GROUP)
@@ -164,7 +167,10 @@ class Saver:
             self._together(lambda: self._commit(folder, state, digests))
             # It may have taken the place of one of them.
             self._passed_over.discard(folder)
-            prune_checkpoints(self._checkpoints, self._keep, self._earlier, self._passed_over, self._check)
+            prune_checkpoints(
+                self._checkpoints, self._keep, self._earlier, self._passed_over, self._check,
+                best_step=state.selection.get("best_step") if self._keep_best else None,
+            )  # fmt: skip
             self._tell_written(folder, time.monotonic() - began)
         else:
             self._together()

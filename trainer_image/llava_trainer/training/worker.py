@@ -31,8 +31,8 @@ from llava_trainer.logs import ProcessLog
 from llava_trainer.outcome import explain
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.curve import write_numbers
-from llava_trainer.training.loop import train
 from llava_trainer.training.progress import Progress
+from llava_trainer.training.train import train
 
 _MEMORY_SIGNS = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Cuda failure 2 ")
 """How PyTorch, CUDA, cuBLAS and NCCL say that the GPU's memory does not suffice."""

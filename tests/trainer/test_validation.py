@@ -1,0 +1,293 @@
+"""Held-out samples while it trains: what is measured, on how many processes, and what follows from it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from llava_api.constants import StageName
+from llava_api.report import TrainNumbers
+from llava_api.run_config import RunConfig
+from llava_api.spec import Training
+from llava_trainer.data.collate import collate
+from llava_trainer.data.encode import encode, encode_prompt
+from llava_trainer.data.images import open_image, pixel_values
+from llava_trainer.data.processor import Processor, load_processor
+from llava_trainer.data.sample_file import SampleFile
+from llava_trainer.data.samples import Sample, Turn, write_samples
+from llava_trainer.errors import StageError
+from llava_trainer.files import sha256_file
+from llava_trainer.gang.stopping import StopAgreement, StopRequest
+from llava_trainer.gang.world import World
+from llava_trainer.model.head import CHUNK_ELEMENTS, judge_tokens
+from llava_trainer.model.loading import load_model, load_tuned
+from llava_trainer.reporting import Reporter
+from llava_trainer.training.batches import RowLoader
+from llava_trainer.training.curve import CurvePoint, read_curve
+from llava_trainer.training.model_under_training import build_model
+from llava_trainer.training.phase import phase_of
+from llava_trainer.training.retention import list_checkpoints, step_of
+from llava_trainer.training.selection import Selection
+from llava_trainer.training.train import train
+from llava_trainer.training.validation import Validation, Validator, count_exact, draw_samples
+from tests.trainer.attempts import begin
+from tests.trainer.many import run_in_processes
+from tests.trainer.trainings import StopAfter, make_dataset, make_training, text_only
+
+VALIDATION = {"everySteps": 2, "samples": 7}
+MAX_NEW_TOKENS = 40
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
+    """Images with one answer, with two, and without an image; the last one is cut off before its second answer."""
+    folder = tmp_path_factory.mktemp("dataset")
+    samples = make_dataset(folder)
+    return folder, samples
+
+
+def held_out_of(samples: list[Sample]) -> list[Sample]:
+    more = (Turn(role="user", text="And in other words?"), Turn(role="assistant", text="the tray of the code"))
+    twice = [
+        Sample(id=f"{s.id}-twice", images=s.images, image_turns=s.image_turns, turns=(*s.turns, *more), source=s.source)
+        for s in samples[:2]
+    ]
+    return [*samples[2:5], *twice, text_only(samples[5])]
+
+
+@pytest.fixture
+def configure(tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample]]):
+    folder, samples = dataset
+    (tmp_path / "dataset").symlink_to(folder)
+
+    def make(*, attempt: int = 1, held_out: list[Sample] | None = None, **training: Any) -> RunConfig:
+        own = {"validation": VALIDATION, "warmupRatio": 0.0} | training
+        config = make_training(tmp_path, toy_model_dir, samples[8:24], attempt=attempt, training=own)
+        write_samples(config.volume.validation_file, held_out_of(samples) if held_out is None else held_out)
+        write_samples(config.volume.selection_file, held_out_of(samples) if held_out is None else held_out)
+        return config
+
+    return make
+
+
+def run(config: RunConfig, world: World, stop: StopRequest | None = None) -> TrainNumbers:
+    begin(config)
+    with Reporter(config) as reporter:
+        numbers = train(config, world, reporter, stop or StopRequest())
+    assert numbers is not None
+    return numbers
+
+
+def curve(config: RunConfig) -> list[CurvePoint]:
+    return read_curve(config.volume.history_file(config.run.stage, config.run.attempt))
+
+
+def validate(world: World, config: RunConfig) -> Validation:
+    """What a validation of the untrained model shows."""
+    phase = phase_of(config)
+    assert phase.held_out_file is not None
+    assert phase.training.validation is not None
+    with SampleFile(phase.held_out_file) as samples:
+        validator = Validator(
+            settings=phase.training.validation, phase=phase, model=build_model(config, phase, world), world=world,
+            samples=samples, processor=load_processor(config.model_dir, "pad"), beat=lambda doing: None,
+        )  # fmt: skip
+        return validator.validate(StopAgreement(StopRequest(), world))
+
+
+# --- what is measured
+
+
+def test_each_token_is_judged_as_torch_judges_it() -> None:
+    torch.manual_seed(1)
+    weight = torch.randn(CHUNK_ELEMENTS // 100, 4)
+    hidden, targets = torch.randn(250, 4), torch.randint(0, len(weight), (250,))
+    targets[:100] = (hidden[:100] @ weight.T).argmax(dim=1)
+    losses, likeliest = judge_tokens(hidden, weight, targets).T
+    torch.testing.assert_close(losses, cross_entropy(hidden @ weight.T, targets, reduction="none"))
+    assert likeliest[:100].all()
+    assert not likeliest[100:].any()
+    assert judge_tokens(hidden[:0], weight, targets[:0]).shape == (0, 2)
+
+
+def test_loss_and_exact_answers_are_those_of_transformers(
+    configure, world: World, dataset: tuple[Path, list[Sample]], toy_processor: Processor
+) -> None:
+    """After some training, so that some answers are exact: the loss of its own forward pass, and what it generates."""
+    config = configure(epochs=25, learningRate=2e-2, validation={"everySteps": 1000, "samples": 100},
+                       held_out=[*held_out_of(dataset[1]), *dataset[1][8:14]])  # fmt: skip
+    numbers = run(config, world)
+    last = curve(config)[-1]
+    assert (last.validation_loss, last.validation_exact) == (numbers.validation_loss, numbers.validation_exact)
+    tuned = load_tuned(config.model_dir, config.volume.adapter_dir, torch.float32, "cpu").get_base_model()
+    loss, tokens, exact, answers = 0.0, 0, 0, 0
+    with SampleFile(config.volume.validation_file) as samples:
+        for sample in (samples[index] for index in range(len(samples))):
+            pixels = [pixel_values(open_image(dataset[0] / "images" / name), toy_processor) for name in sample.images]
+            encoded = encode(sample, toy_processor, 256)
+            batch = collate([(encoded, np.stack(pixels) if pixels else None)], toy_processor.pad_token_id)
+            labels, _ = batch.pop("labels"), batch.pop("predicting")
+            with torch.no_grad():
+                logits = tuned(**batch, use_cache=False).logits
+            loss += cross_entropy(logits[0, :-1], labels[0, 1:], reduction="sum").item()
+            tokens += encoded.num_supervised
+            for before, question, answer in sample.pairs():
+                ids = encode_prompt((*before, question), sample.image_turns, toy_processor)
+                generated = tuned.generate(
+                    input_ids=torch.tensor([ids]), max_new_tokens=MAX_NEW_TOKENS, do_sample=False,
+                    **({"pixel_values": batch["pixel_values"]} if pixels else {}),
+                )[0, len(ids) :]  # fmt: skip
+                said = toy_processor.tokenizer.decode(generated, skip_special_tokens=True).strip()
+                exact += said == answer.text
+                answers += 1
+    assert numbers.validation_loss == pytest.approx(loss / tokens, abs=1e-5)
+    assert numbers.validation_exact == pytest.approx(exact / answers)
+    assert 0 < exact < answers, "or it tells nothing"
+
+
+def test_only_whole_answers_count(dataset: tuple[Path, list[Sample]], toy_processor: Processor) -> None:
+    """The second answer of one is cut off; of two answers in a row one may be exact and the other not."""
+    [sample] = held_out_of(dataset[1])[3:4]
+    length = encode(sample, toy_processor, 10_000).full_length
+    for limit, whole in ((10_000, 2), (length - 1, 1)):
+        loader = RowLoader(
+            samples=[sample, sample], processor=toy_processor, images=dataset[0] / "images", max_length=limit
+        )
+        micro_batch = loader.load(((0,), (1,)))
+        likeliest = np.ones(micro_batch.num_supervised, dtype=bool)
+        assert count_exact(micro_batch, likeliest, toy_processor.eos_token_id) == (2 * whole, 2 * whole)
+        likeliest[0] = False
+        assert count_exact(micro_batch, likeliest, toy_processor.eos_token_id) == (2 * whole - 1, 2 * whole)
+    assert count_exact(loader.load(()), likeliest[:0], toy_processor.eos_token_id) == (0, 0)
+
+
+def test_samples_are_drawn_once_for_all() -> None:
+    assert draw_samples(5, 9, seed=1) == draw_samples(5, 5, seed=2) == (0, 1, 2, 3, 4)
+    drawn = draw_samples(1000, 50, seed=1)
+    assert drawn == draw_samples(1000, 50, seed=1) == tuple(sorted(set(drawn)))
+    assert drawn != draw_samples(1000, 50, seed=2)
+
+
+@pytest.mark.parametrize(("processes", "stage"), [(2, 2), (2, 3), (4, 0)])
+def test_the_same_from_the_same_weights_on_any_number_of_processes(
+    configure, world: World, processes: int, stage: int
+) -> None:
+    batch = {"perDevice": 2, "global": 8}
+    alone = validate(world, configure(batch=batch, zero={"stage": 0}))
+    assert alone.answers == 8
+    config = configure(batch=batch, zero={"stage": stage})
+    for shared in run_in_processes(processes, validate, config):
+        assert shared.loss == pytest.approx(alone.loss, abs=1e-6)
+        assert (shared.exact, shared.answers, shared.samples) == (alone.exact, alone.answers, alone.samples)
+
+
+def test_training_is_the_same_with_and_without(configure, world: World) -> None:
+    """Dropout, order and what is learned do not see it."""
+    dropout = {"rank": 4, "alpha": 8, "dropout": 0.1}
+    with_it = configure(attempt=1, epochs=2, lora=dropout)
+    run(with_it, world)
+    without = configure(attempt=2, epochs=2, lora=dropout, validation=None)
+    for folder in list_checkpoints(with_it.volume.checkpoints_dir(StageName.TRAIN, 1)):
+        raise AssertionError(folder)
+    run(without, world)
+    assert [e.loss for e in curve(with_it)] == [e.loss for e in curve(without)]
+    assert [e.step for e in curve(with_it) if e.validation_loss is not None] == [2, 4]
+    assert all(entry.validation_loss is None for entry in curve(without))
+    digest = [sha256_file(one.volume.adapter_dir / "adapter_model.safetensors") for one in (with_it, without)]
+    assert digest[0] == digest[1]
+
+
+# --- what follows
+
+
+def seen(loss: float, exact: float | None = None) -> Validation:
+    return Validation(loss=loss, exact=exact, answers=4, samples=4, seconds=0.0)
+
+
+def judge_all(training: dict[str, Any], *validations: Validation) -> Selection:
+    settings = Training.model_validate({"validation": VALIDATION, **training})
+    selection = Selection()
+    for step, validation in enumerate(validations, start=1):
+        selection = selection.judge(step, validation, settings)
+    return selection
+
+
+def test_the_best_is_the_first_of_the_best() -> None:
+    found = judge_all({"keepBest": {"by": "loss"}}, seen(2.0, 0.1), seen(1.0, 0.2), seen(1.0, 0.5), seen(3.0, 0.9))
+    assert (found.best_step, found.best_loss, found.without_improvement, found.validated_step) == (2, 1.0, 2, 4)
+    found = judge_all({"keepBest": {"by": "exact"}}, seen(2.0, 0.1), seen(1.0, 0.2), seen(1.0, 0.5), seen(3.0, 0.5))
+    assert (found.best_step, found.best_exact) == (3, 0.5)
+    assert judge_all({"keepBest": {"by": "exact"}}, seen(2.0), seen(1.0)).best_step == 1
+
+
+def test_patience_counts_what_is_no_improvement() -> None:
+    training = {"earlyStopping": {"patience": 2, "minimumDelta": 0.1}}
+    settings = Training.model_validate({"validation": VALIDATION, **training})
+    assert not judge_all(training, seen(1.0), seen(0.95)).is_over(settings)
+    assert judge_all(training, seen(1.0), seen(0.95), seen(0.91)).is_over(settings)
+    assert not judge_all(training, seen(1.0), seen(0.95), seen(0.9)).is_over(settings)
+    assert judge_all(training, seen(1.0), seen(math.nan), seen(math.nan)).is_over(settings)
+
+
+OVERFIT = {"epochs": 12, "learningRate": 3e-2, "keepBest": {"by": "loss"}, "validation": {"everySteps": 3, "samples": 9}}
+
+
+def mislabel(samples: list[Sample]) -> list[Sample]:
+    """Held-out samples whose answers are those of others: the more is learned, the worse they fit."""
+    answers = [sample.turns[-1] for sample in samples]
+    return [
+        Sample(id=s.id, images=s.images, image_turns=s.image_turns, turns=(*s.turns[:-1], answer), source=s.source)
+        for s, answer in zip(samples, [*answers[3:], *answers[:3]], strict=True)
+    ]
+
+
+@pytest.fixture
+def overfit(configure, dataset: tuple[Path, list[Sample]]):
+    def make(**changes: Any) -> RunConfig:
+        return configure(held_out=mislabel(dataset[1][8:17]), **OVERFIT | changes)
+
+    return make
+
+
+def test_the_best_weights_are_the_result_and_their_checkpoint_stays(overfit, world: World) -> None:
+    config = overfit(checkpoint={"everySteps": 4, "keep": 1})
+    numbers = run(config, world)
+    losses = {entry.step: entry.validation_loss for entry in curve(config) if entry.validation_loss is not None}
+    best = min(losses, key=lambda step: losses[step])
+    assert list(losses) == [3, 6, 9, 12, 15, 18, 21, 24]
+    assert best < 18, "it does not over-fit: the test tells nothing"
+    assert (numbers.best_step, numbers.validation_loss, numbers.steps) == (best, losses[best], 24)
+    kept = list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1))
+    assert best in [step_of(folder) for folder in kept]
+    assert len(kept) == 2, "the best, and the newest one"
+    best_folder = next(folder for folder in kept if step_of(folder) == best)
+    published = config.volume.adapter_dir / "adapter_model.safetensors"
+    assert sha256_file(published) == sha256_file(best_folder / "adapter" / published.name)
+
+
+def test_selection_survives_a_restart(overfit, world: World) -> None:
+    whole = run(overfit(attempt=1), world)
+    entire = curve(overfit(attempt=1))
+    (overfit(attempt=1).volume.root.parent / "again").mkdir()
+    first = overfit(attempt=2)
+    with pytest.raises(StageError, match="Interrupted"):
+        run(first, world, StopAfter(14))
+    second = overfit(attempt=3)
+    resumed = run(second, world)
+    assert (resumed.best_step, resumed.validation_loss) == (whole.best_step, whole.validation_loss)
+    assert [e.validation_loss for e in curve(second)] == [e.validation_loss for e in entire]
+
+
+def test_early_stopping_ends_training(overfit, world: World) -> None:
+    config = overfit(earlyStopping={"patience": 2}, keepBest=None)
+    numbers = run(config, world)
+    assert numbers.stopped_early
+    assert numbers.steps < 24
+    assert numbers.steps == len(curve(config))
+    assert numbers.best_step is None, "the last weights, where nobody asks for the best"
+    losses = [entry.validation_loss for entry in curve(config) if entry.validation_loss is not None]
+    assert min(losses) == losses[-3]

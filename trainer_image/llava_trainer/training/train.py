@@ -1,0 +1,152 @@
+"""Training from the newest checkpoint, or from the beginning, to the result: puts together what the loop runs.
+
+Every rank runs the same; what only one of them does (files for all, reports) asks ``is_first``.
+"""
+
+from contextlib import ExitStack
+from functools import partial
+
+from llava_api.report import TrainNumbers
+from llava_api.run_config import RunConfig
+from llava_trainer.attempts.folder import Fence
+from llava_trainer.data.processor import Processor, load_processor
+from llava_trainer.data.sample_file import SampleFile
+from llava_trainer.gang.stopping import StopRequest, saving_time_s
+from llava_trainer.gang.watchdog import Beat
+from llava_trainer.gang.world import World
+from llava_trainer.reporting import Reporter
+from llava_trainer.training.artifacts import publish_result
+from llava_trainer.training.batch_plan import make_plan
+from llava_trainer.training.batches import BatchLoader
+from llava_trainer.training.curve import Curve
+from llava_trainer.training.identity import identify_training
+from llava_trainer.training.loop import Loop
+from llava_trainer.training.model_under_training import ModelUnderTraining, build_model
+from llava_trainer.training.phase import Phase, phase_of
+from llava_trainer.training.probe import probe_largest
+from llava_trainer.training.progress import Progress
+from llava_trainer.training.recorder import Recorder
+from llava_trainer.training.resuming import ResumePoint, go_back_to_best, resume
+from llava_trainer.training.retention import remove_unfinished
+from llava_trainer.training.saving import Saver
+from llava_trainer.training.servable import write_servable
+from llava_trainer.training.validation import Validator
+
+
+def train(
+    config: RunConfig,
+    world: World,
+    reporter: Reporter,
+    stop: StopRequest,
+    beat: Beat = lambda doing: None,
+    progress: Progress | None = None,
+) -> TrainNumbers | None:
+    """Train to the end and write the result. ``beat`` is told what it does, ``progress`` how far it is.
+
+    Returns:
+        What was reached, in the first rank; None in the others.
+
+    Raises:
+        StageError: Interrupted (a checkpoint was saved before), Superseded, LossNotFinite, NothingSupervised,
+            ZeroGradient, AdapterUnchanged, CheckpointMismatch, OutOfDeviceMemory, InvalidModel, InvalidData,
+            InvalidConfig.
+        OSError: a checkpoint or the result could not be written.
+    """
+    progress = progress or Progress()
+    phase = phase_of(config)
+    processor = load_processor(config.model_dir, phase.image_aspect_ratio)
+    with ExitStack() as stack:
+        samples = stack.enter_context(SampleFile(phase.samples_file))
+        plan = make_plan(phase, samples.measure(processor, phase.template, phase.training.max_length), world.world_size)
+        model = build_model(config, phase, world)
+        identity = world.broadcast(identify_training(config, phase) if world.is_first else {})
+        resume_point = resume(
+            model.engine, model.named_trainable(), world, config.volume, phase.stage, config.run.attempt,
+            identity,
+        )  # fmt: skip
+        progress.begin(resume_point.step)
+        loader = stack.enter_context(
+            BatchLoader(
+                samples, processor, images=phase.images_dir, max_length=phase.training.max_length, plan=plan,
+                rank=world.rank, template=phase.template,
+            )
+        )  # fmt: skip
+        probe_largest(model, loader, plan, world)
+        saver = stack.enter_context(_open_saver(config, phase, model, world, resume_point, reporter.fence))
+        recorder = None
+        if world.is_first:
+            history = stack.enter_context(_open_history(config, resume_point))
+            recorder = Recorder(history, reporter, plan, first_step=resume_point.step)
+            recorder.record_skipped([f"{path.parent.parent.name}/{path.name}" for path in resume_point.passed_over])
+        loop = Loop(
+            phase=phase, plan=plan, model=model, world=world, loader=loader, saver=saver,
+            recorder=recorder, stop=stop, beat=beat, progress=progress, first_step=resume_point.step, identity=identity,
+            fence=reporter.fence, validator=_open_validator(phase, model, world, processor, beat, stack),
+            selection=resume_point.selection,
+        )  # fmt: skip
+        steps = loop.run()
+    best_step = loop.selection.best_step if phase.training.keep_best else None
+    if best_step not in (None, steps):
+        go_back_to_best(
+            model.engine, model.named_trainable(), world, config.volume, phase.stage, config.run.attempt, best_step
+        )
+    publish_result(model, config.volume, world, reporter.fence.check)
+    world.barrier()
+    if recorder is None:
+        return None
+    seen = loop.last_validation
+    return TrainNumbers(
+        steps=steps,
+        final_loss=recorder.last_loss,
+        trainable_parameters=model.num_parameters,
+        tokens=recorder.tokens,
+        world_size=world.world_size,
+        attention=model.llava.config.text_config._attn_implementation,
+        validation_loss=seen and (seen.loss if best_step is None else loop.selection.best_loss),
+        validation_exact=seen and (seen.exact if best_step is None else loop.selection.best_exact),
+        best_step=best_step,
+        stopped_early=steps < plan.total_steps,
+    )
+
+
+def _open_saver(
+    config: RunConfig, phase: Phase, model: ModelUnderTraining, world: World, resume_point: ResumePoint, fence: Fence
+) -> Saver:
+    checkpoints = config.volume.checkpoints_dir(phase.stage, config.run.attempt)
+    if world.is_first:
+        remove_unfinished(config.volume, phase.stage, config.run.attempt)
+    return Saver(
+        world,
+        checkpoints,
+        keep=phase.training.checkpoint.keep,
+        write_servable=partial(write_servable, model),
+        earlier=[folder for folder in resume_point.found if folder.parent != checkpoints],
+        passed_over=resume_point.passed_over,
+        saving_time_s=saving_time_s(config.workers.grace_period_seconds),
+        check=fence.check,
+        keep_best=phase.training.keep_best is not None,
+    )
+
+
+def _open_history(config: RunConfig, resume_point: ResumePoint) -> Curve:
+    file = config.volume.history_file(config.run.stage, config.run.attempt)
+    if resume_point.folder is None:
+        return Curve(file)
+    # The curve of the attempt that made the checkpoint: STAGE-N/checkpoints/step-M lies beside it.
+    return Curve(file, resumed_from=resume_point.folder.parent.parent / file.name, resumed_step=resume_point.step)
+
+
+def _open_validator(
+    phase: Phase, model: ModelUnderTraining, world: World, processor: Processor, beat: Beat,
+    stack: ExitStack,
+) -> Validator | None:  # fmt: skip
+    """What looks at held-out samples; None where nobody asks for it, or nothing was held out."""
+    settings = phase.training.validation
+    if settings is None or phase.held_out_file is None:
+        return None
+    samples = stack.enter_context(SampleFile(phase.held_out_file))
+    if len(samples) == 0:
+        return None
+    return Validator(
+        settings=settings, phase=phase, model=model, world=world, samples=samples, processor=processor, beat=beat
+    )
