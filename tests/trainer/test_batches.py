@@ -164,7 +164,7 @@ def test_the_probe_changes_no_loss_by_a_bit(
 ):
     settings = {"zero": {"stage": stage}, "lora": {"rank": 4, "alpha": 8, "dropout": 0.2}}
     probed = losses(change(config, attempt=1, **settings), world)
-    monkeypatch.setattr(loop, "probe_largest", lambda *arguments: None)
+    monkeypatch.setattr(training, "probe_largest", lambda *arguments: None)
     assert losses(change(config, attempt=2, **settings), world) == probed
 
 

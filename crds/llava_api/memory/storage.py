@@ -27,7 +27,8 @@ class StoragePlan:
     checkpoint: int
     """One checkpoint of the last phase."""
     checkpoints: int
-    """All of that phase that lie there at a time: the newest ``keep``, and the one that is being written."""
+    """All of that phase that lie there at a time: the newest ``keep``, the best where validation selects, and the one
+    that is being written."""
     largest_checkpoint: int
     """Of any phase."""
     total: int
@@ -50,13 +51,11 @@ def plan_storage(spec: Spec, model: ModelFacts, samples: Mapping[StageName, int]
         model: the model's shape.
         samples: how many each training stage learns from.
     """
-    keep, every = spec.training.checkpoint.keep, spec.training.checkpoint.every_steps
     lying = total = checkpoint = checkpoints = largest = 0
     for stage in (stage for stage in stages_of(spec) if stage in TRAINING_STAGES):
         work = workload_of(spec, stage, model, Prepared())
         trained = count_trained(model, work)
-        # Instead of one after the last step there is the result.
-        saved = max(0, num_steps(spec, stage, samples[stage]) - 1) // every
+        saved, keep = _count_checkpoints(spec, stage, samples[stage])
         checkpoint = _checkpoint_bytes(trained, work)
         largest = max(largest, checkpoint)
         checkpoints = min(saved, keep + 1) * checkpoint
@@ -68,6 +67,18 @@ def plan_storage(spec: Spec, model: ModelFacts, samples: Mapping[StageName, int]
     merged = count_parameters(model).model * (FLOAT if spec.merge.dtype == "float32" else 2)
     total = max(total, lying + 2 * merged)
     return StoragePlan(checkpoint=checkpoint, checkpoints=checkpoints, largest_checkpoint=largest, total=total)
+
+
+def _count_checkpoints(spec: Spec, stage: StageName, num_samples: int) -> tuple[int, int]:
+    """How many are made at most, and how many of them stay."""
+    training = spec.training
+    # Instead of one after the last step there is the result.
+    before_last = max(0, num_steps(spec, stage, num_samples) - 1)
+    saved, keep = before_last // training.checkpoint.every_steps, training.checkpoint.keep
+    if stage is StageName.TRAIN and training.keep_best and training.validation:
+        # The best one stays whenever it was made, and any validation may find a better one.
+        return saved + before_last // training.validation.every_steps, keep + 1
+    return saved, keep
 
 
 def _checkpoint_bytes(trained: int, work: Workload) -> int:

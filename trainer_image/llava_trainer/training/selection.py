@@ -35,12 +35,13 @@ class Selection:
             gain = self.best_loss - validation.loss
         else:
             gain = (validation.exact or 0.0) - (self.best_exact or 0.0)
-        if self.best_step is not None and (gain <= 0 or gain < delta):
-            return replace(self, validated_step=step, without_improvement=self.without_improvement + 1)
-        return replace(
-            self, validated_step=step, best_step=step, best_loss=validation.loss, best_exact=validation.exact,
-            without_improvement=0,
-        )  # fmt: skip
+        # What is no number is no improvement, and is compared with nothing.
+        if self.best_step is None or (gain > 0 and gain >= delta):
+            return replace(
+                self, validated_step=step, best_step=step, best_loss=validation.loss, best_exact=validation.exact,
+                without_improvement=0,
+            )  # fmt: skip
+        return replace(self, validated_step=step, without_improvement=self.without_improvement + 1)
 
     def is_over(self, training: Training) -> bool:
         """Whether early stopping ends training now."""
