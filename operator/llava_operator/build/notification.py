@@ -31,7 +31,7 @@ PODS = 5
 DEADLINE_S = 7200
 """After which the Job ends, whatever its pods wait for: a Secret that is missing, a place, a quota."""
 KEPT_S = 86_400
-"""For which a Job that has ended stays to be looked at: longer than a message is owed, whoever is down meanwhile."""
+"""For which a Job that has ended stays to be looked at: an operator that is away for longer sends the same again."""
 GRACE_PERIOD_S = 5
 RESOURCES: Final[Object] = {
     "requests": {"cpu": "10m", "memory": "64Mi"},
