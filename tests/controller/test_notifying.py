@@ -313,17 +313,18 @@ async def test_a_refused_run_gets_nothing_with_its_message_either(
     assert jobs(server) == []
 
 
-async def test_a_proxy_of_the_runs_own_reads_no_message(server: ApiServer, operator: Operator) -> None:
-    spec = told(webhook={"url": "http://h.example"})
-    server.objects[RUNS, KEY.name]["spec"].update(spec, download={"httpProxy": "http://own.example:3128"})
-    operator.policy = Policy(notification_hosts=("h.example",), insecure_notifications=True)
-    operator.new_process()
+@pytest.mark.parametrize(
+    ("download", "is_own"),
+    [({}, False), ({"httpsProxy": "http://own:1"}, False), ({"httpProxy": "http://own:1"}, True),
+     ({"secretRef": {"name": "own"}}, True)],
+)  # fmt: skip
+async def test_the_pod_is_told_whose_proxy_it_goes_by(
+    server: ApiServer, operator: Operator, download: dict[str, Any], is_own: bool
+) -> None:
+    server.objects[RUNS, KEY.name]["spec"]["download"] = download
     await operator.settle()
-    operator.now += timedelta(minutes=1)
-    await operator.settle()
-    [one] = server.status.notifications
-    assert "through no proxy of a run's own" in one.outcome
-    assert jobs(server) == []
+    handed = the_job(server)["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"]
+    assert Delivery.model_validate_json(handed).is_proxy_own is is_own
 
 
 async def test_what_somebody_else_has_written_into_the_status_ends_no_pass(
