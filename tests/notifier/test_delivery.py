@@ -363,9 +363,26 @@ def test_slack_gets_one_line_from_an_address_that_is_a_secret(sender: Sender) ->
     assert one.path == f"/services/{PATH_TOKEN}"
     assert one.headers["content-type"] == "application/json"
     assert not {name for name in one.headers if name.startswith("webhook-")}
-    assert json.loads(one.body)["text"] == (
-        "team/invoices: Failed OutOfMemory (train, attempt 2): a &lt;b&gt; &amp; $(PATH) ü"
-    )
+    assert json.loads(one.body) == {
+        "text": "`team/invoices: Failed OutOfMemory (train, attempt 2): a &lt;b&gt; &amp; $(PATH) ü`", "mrkdwn": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "@all @here", "<!channel> <@U123>", "` @channel `", "```\n@all\n```", "https://evil.example/x",
+        "![x](https://evil.example/x.png)", "[x](https://evil.example)", "\\` *x*", "`" * 2000,
+    ],
+)  # fmt: skip
+def test_nothing_that_others_wrote_calls_or_leads_anybody_anywhere(said: str) -> None:
+    """The line is a code span whose end is ours, and in which there is nobody to call."""
+    told = TOLD.model_copy(update={"message": said, "reason": f"@all\n{said[:100]}"})
+    body, _ = build_slack_body(build_event(make_run(begun()), told))
+    line = json.loads(body)["text"]
+    assert (line[0], line[-1]) == ("`", "`")
+    assert not set(line[1:-1]) & set("`@<>\n")
+    assert line.startswith("`team/invoices: Failed \uff20all\\n")
 
 
 @pytest.mark.parametrize(
