@@ -15,6 +15,7 @@ from llava_operator.deciding.decide import Wait, decide
 from llava_operator.deciding.observation import Obstacle, ObstacleKind
 from llava_operator.deciding.occurrences import QUIET
 from llava_operator.deciding.policy import Violation
+from llava_operator.deciding.waiting import Trouble
 from llava_operator.run import stage_of
 from tests.controller.makers import NOW, begun, commit, failed, job_end, make_job, make_pod, see
 from tests.controller.test_notifications import run_through, told
@@ -112,6 +113,25 @@ def test_a_gang_that_runs_whole_waits_for_nothing() -> None:
     pods = (make_pod(phase="Running", started=True), make_pod("pod-1", phase="Running", started=True))
     late = see(status, spec=spec, job=make_job(status), pods=pods, now=NOW + QUIET)
     assert commit(late).notifications == ()
+
+
+def test_a_gang_of_which_a_pod_has_vanished_waits_for_nothing() -> None:
+    """Its Job's end is yet to be seen."""
+    spec = told("WaitingTooLong", waitingSeconds=600)
+    status = run_through(spec, StageName.TRAIN)
+    pods = (make_pod(phase="Running", started=True),)
+    late = see(status, spec=spec, job=make_job(status), pods=pods, now=NOW + QUIET)
+    assert commit(late).notifications == ()
+
+
+def test_a_gang_whose_other_pods_cannot_be_made_waits() -> None:
+    spec = told("WaitingTooLong", waitingSeconds=600)
+    status = begin_in_part(begun(StageName.TRAIN), spec)
+    trouble = Trouble("FailedCreate: exceeded quota: pods")
+    pods = in_part(NOW)[:1]
+    late = see(status, spec=spec, job=make_job(status), pods=pods, trouble=trouble, now=NOW + timedelta(seconds=600))
+    [one] = commit(late).notifications
+    assert one.message == "has waited for more than 600 s: 1 of 2 pods run"
 
 
 @pytest.mark.parametrize("because", [Reason.GANG_NOT_SCHEDULED, Reason.QUEUE_EVICTED])

@@ -16,7 +16,7 @@ from llava_api.text import show
 from llava_operator.clock import from_time, to_time
 from llava_operator.deciding.observation import DeliverySight, Observation
 from llava_operator.deciding.occurrences import Change, Occurrence, count_restarts, find_occurrence
-from llava_operator.deciding.waiting import waiting_since
+from llava_operator.deciding.waiting import unstarted, waiting_since
 from llava_operator.run import Run, attempt_of, current_stage
 
 GIVEN_UP_AFTER = timedelta(hours=8)
@@ -120,8 +120,10 @@ def _is_short_of_pods(seen: Observation, status: Status) -> bool:
     stage = current_stage(status)
     if stage is None or stage.newest is None:
         return False
-    num_pods = attempt_of(seen.run, stage).num_pods
-    return waiting_since(stage, seen.job, seen.pods, num_pods) is not None
+    if waiting_since(stage, seen.job, seen.pods, attempt_of(seen.run, stage).num_pods) is None:
+        return False
+    # One that has run whole and has just lost a pod, which is seen before its Job's end is, waits for nothing.
+    return bool(unstarted(seen.pods)) or seen.trouble is not None
 
 
 def _id_of(run: Run, event: NotificationEvent, happened: Occurrence) -> str:
