@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -268,12 +269,16 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
         _on_open[0](args[0])
 
 
+@cache
+def _hook() -> None:
+    """For good: Python takes no hook away."""
+    sys.addaudithook(_watch)
+
+
 @contextmanager
 def before_each_open(action: Callable[[str], None]) -> Iterator[None]:
     """Call ``action`` with the path of each file that is about to be opened; those it opens itself are not told."""
-    if not hasattr(before_each_open, "is_hooked"):
-        sys.addaudithook(_watch)
-        before_each_open.is_hooked = True  # type: ignore[attr-defined]
+    _hook()
 
     def act(path: str) -> None:
         _on_open.clear()
