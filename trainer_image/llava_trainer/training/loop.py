@@ -71,7 +71,7 @@ def train(
         identity = world.broadcast(identify_training(config, phase) if world.is_first else {})
         resume_point = resume(
             model.engine, model.named_trainable(), world, config.volume, phase.stage, config.run.attempt,
-            identity,
+            identity, plan.total_steps,
         )  # fmt: skip
         progress.begin(resume_point.step)
         loader = stack.enter_context(

@@ -31,7 +31,7 @@ from llava_trainer.training.checkpoint import (
 from llava_trainer.training.identity import find_differences
 from llava_trainer.training.retention import find_checkpoints
 from llava_trainer.training.slices import PARTS, list_slices, resume_slices
-from llava_trainer.training.taking_up import take_up_checkpoints
+from llava_trainer.training.taking_up import Expected, take_up_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ def resume(
     stage: StageName,
     attempt: int,
     training: Mapping[str, str],
+    total_steps: int,
 ) -> ResumePoint:
     """Load the newest checkpoint that is whole, whoever wrote it. Every rank calls it, and all load the same one.
 
@@ -79,11 +80,15 @@ def resume(
         stage: align or train.
         attempt: number of this one.
         training: what this training is (``identify_training``).
+        total_steps: that it takes.
 
     Raises:
         StageError: CheckpointMismatch; the checkpoint was made by another training than this one.
     """
-    found = tuple(_find(volume, stage, attempt, training)) if world.is_first else ()
+    shapes = shapes_of(named)
+    if world.is_first and not find_checkpoints(volume, stage, attempt):
+        take_up_checkpoints(volume, stage, attempt, Expected(training, shapes, total_steps))
+    found = tuple(find_checkpoints(volume, stage, attempt)) if world.is_first else ()
     offers, passed_over = _list_offers(volume, found), []
     while (offer := world.broadcast(next(offers, None))) is not None:
         folder = volume.root / offer.place
@@ -92,22 +97,13 @@ def resume(
             passed_over.append(folder)
             continue
         _check_same_training(folder, state, training)
-        _check_same_parameters(folder, state, shapes_of(named))
+        _check_same_parameters(folder, state, shapes)
         _load(engine, named, folder, state, _rereading(world))
         if world.is_first:
             logger.info("resuming from %s, after step %d of %d", folder, state.step, state.total_steps)
             passed_over = list(found[: found.index(folder)])
         return ResumePoint(step=state.step, folder=folder, passed_over=tuple(passed_over), found=found)
     return ResumePoint(passed_over=found, found=found)
-
-
-def _find(volume: RunVolume, stage: StageName, attempt: int, training: Mapping[str, str]) -> list[Path]:
-    """Checkpoints to resume from, best first; where this run has made none, those of another of the same training."""
-    own = find_checkpoints(volume, stage, attempt)
-    if own:
-        return own
-    take_up_checkpoints(volume, stage, attempt, training)
-    return find_checkpoints(volume, stage, attempt)
 
 
 def shapes_of(named: Mapping[str, nn.Parameter]) -> dict[str, list[int]]:

@@ -33,7 +33,12 @@ def remove_unfinished(volume: RunVolume, stage: StageName, attempt: int) -> None
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
     """Checkpoints in a folder, oldest first."""
-    return sorted(path for path in checkpoints.glob("step-*") if _FOLDER_PATTERN.fullmatch(path.name))
+    return sorted(path for path in checkpoints.glob("step-*") if is_checkpoint(path.name))
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a checkpoint's folder is called so."""
+    return _FOLDER_PATTERN.fullmatch(name) is not None
 
 
 def step_of(folder: Path) -> int:
