@@ -43,4 +43,6 @@ class Delivery(Strict):
     http_proxy: str | None = None
     https_proxy: str | None = None
     no_proxy: str = ""
+    is_proxy_own: bool = False
+    """Whether the proxy for plain HTTP, in the Secret too, is the run's choice and not the installation's."""
     patience: Patience = Patience()

@@ -12,6 +12,7 @@ row for real: a stage's by the stage's own process, one of the operator's agains
 
 - **Retried**: another attempt follows by itself, from the newest whole checkpoint.
 - **Counts**: against `spec.training.maxRestarts`. What the cluster does to a run counts nothing.
+- **`attempts/`** lies at the root of the run's volume; with `storage.existingClaim` in `runs/UID/` of that claim.
 """
 _BY_A_STAGE = """## Ends of a stage
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from llava_api.addresses import is_receiver, is_spared, show_host
+from llava_api.addresses import ANYTHING, is_receiver, is_spared, show_host
 from llava_api.constants import NOTIFICATION_KEYS, PROXY_KEYS
 from llava_api.delivery import Delivery
 from llava_notifier.signature import SigningKeyError, read_key
@@ -80,12 +80,16 @@ def build_request(delivery: Delivery, files: Files) -> Request:
 
 def _refuse_address(url: str, delivery: Delivery) -> str:
     host = show_host(url)
-    where = "the notification's address" if delivery.url else "the address in the key url of the notification's Secret"
+    where = _name_address(delivery)
     if not host:
         return f"{where} must be https://HOST/PATH, without user name and password"
     if host.startswith("http://") and not delivery.insecure:
         return f"{where} is at {host}, but this installation sends notifications by https only"
     return f"{where} is at {host}, which this installation does not allow (policy.notificationHosts)"
+
+
+def _name_address(delivery: Delivery) -> str:
+    return "the notification's address" if delivery.url else "the address in the key url of the notification's Secret"
 
 
 def _read_signing_key(folder: Path) -> bytes:
@@ -105,15 +109,24 @@ def _choose_proxy(url: str, delivery: Delivery, secret: Path) -> Proxy | None:
     try:
         port = parts.port or _DEFAULT_PORTS[parts.scheme]
     except ValueError:
-        raise SetupError("the address of the notification has a port that is none") from None
+        raise SetupError(
+            f"{_name_address(delivery)} is at {show_host(url)}: its port must be a number up to 65535"
+        ) from None
     http_key, https_key = PROXY_KEYS
     said, key = (delivery.https_proxy, https_key) if parts.scheme == "https" else (delivery.http_proxy, http_key)
     proxy = said or _read_text(secret / key)
     if not proxy or is_spared(delivery.no_proxy, parts.hostname or "", port):
         return None
+    if parts.scheme == "http" and delivery.is_proxy_own and ANYTHING not in delivery.allowed_hosts:
+        # It would read what only these hosts are to get, and answer in their place.
+        raise SetupError(
+            f"{_name_address(delivery)} is at {show_host(url)}, but this installation sends notifications by plain "
+            "HTTP through no proxy of a run's own: use https, or leave out httpProxy and secretRef of spec.download"
+        )
     try:
         found = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        place = f"{found.hostname}:{found.port or _DEFAULT_PORTS[found.scheme]}"
+        host = f"[{found.hostname}]" if ":" in (found.hostname or "") else found.hostname
+        place = f"{host}:{found.port or _DEFAULT_PORTS[found.scheme]}"
     except (ValueError, KeyError):
         found = None
     if found is None or not found.hostname:

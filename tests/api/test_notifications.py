@@ -1,14 +1,16 @@
 """What receivers are told, its schema, and addresses that others wrote."""
 
+import ipaddress
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from llava_api.addresses import is_at, is_receiver, is_spared, show_host
-from llava_api.constants import NotificationEvent
+from llava_api.constants import LABEL_NOTIFICATION, NotificationEvent
 from llava_api.delivery import Delivery
 from llava_api.names import MAX_DNS_LABEL, MAX_RUN_NAME, notification_job_name
 from llava_api.run_event import TYPE_PREFIX, event_type
@@ -40,6 +42,20 @@ def test_the_page_shows_what_the_schema_has() -> None:
     assert shown["data"].keys() <= schema["$defs"]["EventData"]["properties"].keys()
     for event in NotificationEvent:
         assert f"| `{event}` |" in page
+
+
+def test_the_example_of_a_network_policy_is_about_their_pods_and_lets_them_reach_little() -> None:
+    policy = yaml.safe_load((ROOT / "manifests" / "network" / "notifications.yaml").read_text())
+    spec = policy["spec"]
+    assert spec["podSelector"] == {"matchExpressions": [{"key": LABEL_NOTIFICATION, "operator": "Exists"}]}
+    assert (spec["policyTypes"], spec["ingress"]) == (["Ingress", "Egress"], [])
+    dns, outside = spec["egress"]
+    assert {port["port"] for port in dns["ports"]} == {53}
+    assert outside["ports"] == [{"port": 443, "protocol": "TCP"}]
+    [to] = outside["to"]
+    closed = [ipaddress.ip_network(one) for one in to["ipBlock"]["except"]]
+    for address in ("169.254.169.254", "10.96.0.1", "192.168.0.1", "172.16.0.1", "100.64.0.1"):
+        assert any(ipaddress.ip_address(address) in network for network in closed), address
 
 
 def test_names_of_jobs_are_dns_labels_and_differ_by_receiver_and_event() -> None:

@@ -12,7 +12,7 @@ from llava_operator.kube.errors import KubeError
 from llava_operator.kube.kinds import LEASES, PODS, Kind
 from llava_operator.kube.objects import Object
 from tests.cluster.kubelets import ended, now
-from tests.cluster.worlds import VOLUMES, World, until
+from tests.cluster.worlds import World, until
 from tests.kubectl import Kubectl
 
 NODES = Kind("api/v1", "nodes")
@@ -112,19 +112,13 @@ async def playing(kube: Kube, namespace: str, behave: Behave) -> AsyncIterator[N
             await kube._request("DELETE", NODES.path(None, name))
 
 
-async def provide(kube: Kube, namespace: str, *claims: str) -> None:
-    """Volumes for claims, which the scheduler waits for."""
+async def provide(world: World, *claims: str) -> None:
+    """Volumes for claims, which the scheduler waits for; and those claims that no run makes."""
     for name in claims:
-        spec = {
-            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany", "ReadWriteOnce"],
-            "hostPath": {"path": "/tmp"},
-            "claimRef": {"namespace": namespace, "name": name}, "persistentVolumeReclaimPolicy": "Retain",
-        }  # fmt: skip
-        await kube.create(VOLUMES, None, {"metadata": {"name": name}, "spec": spec})
-    for name in ("models", "data"):
-        claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
-        if name in claims:
-            await kube.create(CLAIMS, namespace, {"metadata": {"name": name}, "spec": claim})
+        if name in ("models", "data"):
+            await world.make_claim(name)
+        else:
+            await world.bind(name)
 
 
 class PlayedNode:

@@ -16,7 +16,7 @@ from llava_api.failures import BY_REASON, DISRUPTIONS, Reason
 from llava_api.report import StageFailure, StageResult
 from llava_api.status import Progress
 from llava_operator.clock import now, to_time
-from llava_operator.kube.client import Kube
+from llava_operator.kube.errors import ForbiddenError
 from llava_operator.kube.kinds import CHILD_SELECTOR, JOBS, PODS, RUNS, Kind
 from llava_operator.kube.objects import Key, Object
 from tests.cluster.kubelets import ended, succeed
@@ -24,12 +24,11 @@ from tests.cluster.kubelets import running as pod_runs
 from tests.cluster.nodes import GPU, NODES, Nodes, playing, provide
 from tests.cluster.operators import OperatorProcess, running
 from tests.cluster.test_operator_crashes import Process
-from tests.cluster.worlds import NAMESPACES, connect, is_true, make_run, until
+from tests.cluster.worlds import World, is_true, make_run, namespace_of, until, world_of
 from tests.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster
 
-NAMESPACE = "failing"
 PRIORITIES = Kind("apis/scheduling.k8s.io/v1", "priorityclasses")
 DISTURBED = {
     Reason.PREEMPTED: "preempted",
@@ -56,16 +55,10 @@ def operator(installation: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture
-async def kube(api_server: Kubectl, crd: None) -> AsyncIterator[Kube]:
-    assert api_server.kubeconfig is not None
-    names = [*DISTURBED.values(), *OTHERS.values(), "still"]
-    async with connect(api_server.kubeconfig) as api:
-        kube = Kube(api, timeout_s=20)
-        await kube.create(NAMESPACES, None, {"metadata": {"name": NAMESPACE}})
-        yield kube
-    api_server.run("delete", "namespace", NAMESPACE, "--timeout=180s", timeout_s=200)
-    for name in ("models", "data", *(f"{name}-run" for name in names)):
-        api_server.run("delete", "pv", name, "--ignore-not-found", "--wait=false")
+async def world(api_server: Kubectl, crd: None, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """One whose pods are bound by the real scheduler, to nodes that are played."""
+    async with world_of(api_server, namespace_of(request), kubelet=None) as made:
+        yield made
 
 
 def behave(pod: Object, _: list[Object]) -> Object | None:
@@ -105,25 +98,25 @@ def behave(pod: Object, _: list[Object]) -> Object | None:
     return None
 
 
-async def training_pod(kube: Kube, run: str) -> Object:
+async def training_pod(world: World, run: str) -> Object:
     """The first pod of a run's training, once it runs and the operator knows."""
 
     async def look() -> Object | None:
         selector = f"{LABEL_RUN}={run},{LABEL_STAGE}=train,{LABEL_COMPLETION_INDEX}=0"
-        pods = [pod async for pod in kube.list(PODS, NAMESPACE, selector)]
-        attempts = (await stage_of(kube, run)).get("attempts", [])
+        pods = [pod async for pod in world.kube.list(PODS, world.namespace, selector)]
+        attempts = (await stage_of(world, run)).get("attempts", [])
         is_known = bool(attempts) and attempts[-1]["state"] == "Running"
         return pods[0] if pods and is_known and pods[0]["status"]["phase"] == "Running" else None
 
     return await until(f"the training of {run}", look, timeout_s=90)
 
 
-async def stage_of(kube: Kube, run: str) -> Object:
-    status = (await kube.get(RUNS, NAMESPACE, run)).get("status", {})
+async def stage_of(world: World, run: str) -> Object:
+    status = (await world.kube.get(RUNS, world.namespace, run)).get("status", {})
     return next((stage for stage in status.get("stages", []) if stage["name"] == "train"), {})
 
 
-async def create_runs(kube: Kube, nodes: Nodes) -> None:
+async def create_runs(world: World, nodes: Nodes) -> None:
     small = {"limits": {"cpu": "1", "memory": "1Gi"}}
     for name in (*DISTURBED.values(), *OTHERS.values()):
         # A place for each of its pods, and none to spare.
@@ -133,21 +126,21 @@ async def create_runs(kube: Kube, nodes: Nodes) -> None:
         spec = {"workers": workers, "scheduling": {"nodeSelector": {"pool": name}}}
         if name == "late":
             spec["activeDeadlineSeconds"] = 25
-        await kube.create(RUNS, NAMESPACE, make_run(name, NAMESPACE, **spec))
+        await world.create_run(name, **spec)
 
 
-async def disturb(kube: Kube, operator: OperatorProcess, api_server: Kubectl) -> None:
+async def disturb(world: World, operator: OperatorProcess, api_server: Kubectl) -> None:
     """Do to each run what it is named for."""
-    pod = await training_pod(kube, "deleted")
-    api_server.run("-n", NAMESPACE, "delete", "pod", pod["metadata"]["name"], "--wait=false")
-    pod = await training_pod(kube, "drained")
+    pod = await training_pod(world, "deleted")
+    api_server.run("-n", world.namespace, "delete", "pod", pod["metadata"]["name"], "--wait=false")
+    pod = await training_pod(world, "drained")
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod["metadata"]["name"]}}
-    await kube._request("POST", f"{PODS.path(NAMESPACE, pod['metadata']['name'])}/eviction", body=eviction)
-    pod = await training_pod(kube, "lost")
+    await world.kube._request("POST", f"{PODS.path(world.namespace, pod['metadata']['name'])}/eviction", body=eviction)
+    pod = await training_pod(world, "lost")
     taint = {"key": "gone", "effect": "NoExecute"}
-    await kube.patch(NODES, None, pod["spec"]["nodeName"], {"spec": {"taints": [taint]}})
-    pod = await training_pod(kube, "preempted")
-    await kube.create(PRIORITIES, None, {"metadata": {"name": "important"}, "value": 1000})
+    await world.kube.patch(NODES, None, pod["spec"]["nodeName"], {"spec": {"taints": [taint]}})
+    pod = await training_pod(world, "preempted")
+    await world.put(PRIORITIES, {"metadata": {"name": "important"}, "value": 1000}, everywhere=True)
     limits = {"limits": {GPU: "1"}}
     rival = {
         "metadata": {"name": "rival", "labels": {LABEL_STAGE: "none", LABEL_RUN: "none", LABEL_ATTEMPT: "1"}},
@@ -156,58 +149,62 @@ async def disturb(kube: Kube, operator: OperatorProcess, api_server: Kubectl) ->
             "containers": [{"name": "stage", "image": "i", "resources": limits}],
         },
     }  # fmt: skip
-    await kube.create(PODS, NAMESPACE, rival)
-    await training_pod(kube, "forgotten")
+
+    async def is_admitted() -> bool:
+        # The API server's own cache may not have the priority class yet.
+        with contextlib.suppress(ForbiddenError):
+            await world.kube.create(PODS, world.namespace, rival)
+            return True
+        return False
+
+    await until("the rival to be admitted", is_admitted)
+    await training_pod(world, "forgotten")
 
 
-async def lose_result(kube: Kube, operator: OperatorProcess, api_server: Kubectl) -> None:
+async def lose_result(world: World, operator: OperatorProcess, api_server: Kubectl) -> None:
     """Training ends well while no operator looks, and its pods are collected before one does."""
     operator.kill()
     selector = f"{LABEL_RUN}=forgotten,{LABEL_STAGE}=train"
-    pods = [pod["metadata"]["name"] async for pod in kube.list(PODS, NAMESPACE, selector)]
+    pods = [pod["metadata"]["name"] async for pod in world.kube.list(PODS, world.namespace, selector)]
     for name in pods:
-        await kube.patch(PODS, NAMESPACE, name, {"status": ended(0, "")}, subresource="status")
+        await world.kube.patch(PODS, world.namespace, name, {"status": ended(0, "")}, subresource="status")
 
     async def is_complete() -> bool:
-        job = await kube.get(JOBS, NAMESPACE, "forgotten-train-1")
+        job = await world.kube.get(JOBS, world.namespace, "forgotten-train-1")
         return is_true(job["status"], "Complete")
 
     await until("the Job to be complete", is_complete)
-    api_server.run("-n", NAMESPACE, "delete", "pod", *pods, "--grace-period=0", "--force")
+    api_server.run("-n", world.namespace, "delete", "pod", *pods, "--grace-period=0", "--force")
     operator.start()
     operator.wait_until_leader()
 
 
 async def test_what_happens_to_a_run_has_its_reason_and_its_price(
-    kube: Kube, operator: OperatorProcess, api_server: Kubectl
+    world: World, operator: OperatorProcess, api_server: Kubectl
 ) -> None:
-    async with playing(kube, NAMESPACE, behave) as nodes:
+    async with playing(world.kube, world.namespace, behave) as nodes:
         names = [*DISTURBED.values(), *OTHERS.values()]
-        await provide(kube, NAMESPACE, "models", "data", *(f"{name}-run" for name in names))
-        await create_runs(kube, nodes)
-        try:
-            await disturb(kube, operator, api_server)
-            await lose_result(kube, operator, api_server)
-            # What is in their way goes, and they find a place again.
-            api_server.run("-n", NAMESPACE, "delete", "pod", "rival", "--grace-period=0", "--force")
-            for number in range(2):
-                await kube.patch(NODES, None, f"lost-{number}", {"spec": {"taints": []}})
-            for reason, name in DISTURBED.items():
-                status = await over(kube, name)
-                assert is_true(status, "Complete"), (name, status["failure"])
-                await check_first(kube, name, reason)
-            for reason, name in OTHERS.items():
-                status = await over(kube, name)
-                assert status["failure"]["reason"] == reason, name
-                assert status["failure"]["hint"] == BY_REASON[reason].hint
-        finally:
-            with contextlib.suppress(Exception):
-                await kube._request("DELETE", PRIORITIES.path(None, "important"))
+        await provide(world, "models", "data", *(f"{name}-run" for name in names))
+        await create_runs(world, nodes)
+        await disturb(world, operator, api_server)
+        await lose_result(world, operator, api_server)
+        # What is in their way goes, and they find a place again.
+        api_server.run("-n", world.namespace, "delete", "pod", "rival", "--grace-period=0", "--force")
+        for number in range(2):
+            await world.kube.patch(NODES, None, f"lost-{number}", {"spec": {"taints": []}})
+        for reason, name in DISTURBED.items():
+            status = await over(world, name)
+            assert is_true(status, "Complete"), (name, status["failure"])
+            await check_first(world, name, reason)
+        for reason, name in OTHERS.items():
+            status = await over(world, name)
+            assert status["failure"]["reason"] == reason, name
+            assert status["failure"]["hint"] == BY_REASON[reason].hint
 
 
-async def check_first(kube: Kube, run: str, reason: Reason) -> None:
+async def check_first(world: World, run: str, reason: Reason) -> None:
     """The first attempt ended by ``reason``, at the price that the table names, and the second went on."""
-    stage = await stage_of(kube, run)
+    stage = await stage_of(world, run)
     row = BY_REASON[reason]
     first = stage["attempts"][0]
     # A played kubelet lets go of a pod within a moment, at times before anybody has seen what was done to it; the Job
@@ -219,42 +216,44 @@ async def check_first(kube: Kube, run: str, reason: Reason) -> None:
     assert stage["attempts"][-1]["because"] == "Succeeded"
 
 
-async def over(kube: Kube, run: str) -> Object:
+async def over(world: World, run: str) -> Object:
     async def look() -> Object | None:
-        status = (await kube.get(RUNS, NAMESPACE, run)).get("status", {})
+        status = (await world.kube.get(RUNS, world.namespace, run)).get("status", {})
         return status if is_true(status, "Complete") or is_true(status, "Failed") else None
 
     return await until(f"the end of {run}", look, timeout_s=120)
 
 
-async def test_the_same_step_for_longer_than_can_be(kube: Kube) -> None:
+async def test_the_same_step_for_longer_than_can_be(world: World) -> None:
     """With a clock that makes an hour of every second, and reports as the endpoint takes them."""
     begun = now()
 
     def hurried() -> datetime:
         return begun + (now() - begun) * 3600
 
-    await provide(kube, NAMESPACE, "models", "data")
-    process = Process(kube)
+    await provide(world, "models", "data")
+    process = Process(world.kube)
     process.reconciler.now = hurried
-    await kube.create(RUNS, NAMESPACE, make_run("still", NAMESPACE, workers={"replicas": 1, "gpus": 0}))
-    async with playing(kube, NAMESPACE, behave) as nodes:
+    await world.kube.create(
+        RUNS, world.namespace, make_run("still", world.namespace, workers={"replicas": 1, "gpus": 0})
+    )
+    async with playing(world.kube, world.namespace, behave) as nodes:
         await nodes.add("still-0", 0)
-        await provide(kube, NAMESPACE, "still-run")
+        await provide(world, "still-run")
 
         async def look() -> Object | None:
-            run = await kube.get(RUNS, NAMESPACE, "still")
+            run = await world.kube.get(RUNS, world.namespace, "still")
             process.runs.note(run)
-            async for job in kube.list(JOBS, NAMESPACE, CHILD_SELECTOR):
+            async for job in world.kube.list(JOBS, world.namespace, CHILD_SELECTOR):
                 process.children.note_job(job)
-            async for pod in kube.list(PODS, NAMESPACE, CHILD_SELECTOR):
+            async for pod in world.kube.list(PODS, world.namespace, CHILD_SELECTOR):
                 process.children.note_pod(pod)
-            if (await stage_of(kube, "still")).get("attempt") == 1:
+            if (await stage_of(world, "still")).get("attempt") == 1:
                 progress = Progress(stage=StageName.TRAIN, attempt=1, pod_uid="u", step=3, total_steps=9,
                                     last_update_time=to_time(hurried()))  # fmt: skip
                 process.reconciler.progress.put(run["metadata"]["uid"], progress, hurried() - timedelta(minutes=1))
-            await process.reconciler.reconcile(Key(NAMESPACE, "still"))
-            attempts = (await stage_of(kube, "still")).get("attempts", [])
+            await process.reconciler.reconcile(Key(world.namespace, "still"))
+            attempts = (await stage_of(world, "still")).get("attempts", [])
             return attempts[0] if attempts and attempts[0].get("because") else None
 
         first = await until("the end of the attempt", look, timeout_s=60)

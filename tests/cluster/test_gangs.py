@@ -11,19 +11,16 @@ from typing import Any
 import pytest
 
 from llava_api.constants import LABEL_ATTEMPT, LABEL_COMPLETION_INDEX, LABEL_RUN, LABEL_STAGE, StageName
-from llava_operator.kube.client import Kube
 from llava_operator.kube.kinds import JOBS, PODS, RUNS
 from llava_operator.kube.objects import Object
 from tests.cluster.kubelets import running as pod_runs
 from tests.cluster.kubelets import succeed
 from tests.cluster.nodes import NODES, Nodes, playing, provide
 from tests.cluster.operators import OperatorProcess, running
-from tests.cluster.worlds import NAMESPACES, connect, is_true, make_run, until
+from tests.cluster.worlds import World, is_true, make_run, namespace_of, until, world_of
 from tests.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster
-
-NAMESPACE = "gangs"
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +48,10 @@ def has_ended(pods: list[Object], pod: Object) -> bool:
 
 
 @pytest.fixture
-async def kube(api_server: Kubectl) -> AsyncIterator[Kube]:
-    assert api_server.kubeconfig is not None
-    async with connect(api_server.kubeconfig) as api:
-        kube = Kube(api, timeout_s=20)
-        await kube.create(NAMESPACES, None, {"metadata": {"name": NAMESPACE}})
-        yield kube
-    api_server.run("delete", "namespace", NAMESPACE, "--timeout=180s", timeout_s=200)
-    for name in ("models", "data", "first-run", "second-run", "queued-run"):
-        api_server.run("delete", "pv", name, "--ignore-not-found", "--wait=false")
+async def world(api_server: Kubectl, crd: None, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """One whose pods are bound by the real scheduler, to nodes that are played."""
+    async with world_of(api_server, namespace_of(request), kubelet=None) as made:
+        yield made
 
 
 class Gang:
@@ -84,89 +76,89 @@ def gang() -> Gang:
 
 
 @pytest.fixture
-async def nodes(kube: Kube, gang: Gang) -> AsyncIterator[Nodes]:
-    async with playing(kube, NAMESPACE, gang.behave) as made:
+async def nodes(world: World, gang: Gang) -> AsyncIterator[Nodes]:
+    async with playing(world.kube, world.namespace, gang.behave) as made:
         yield made
 
 
-async def create_run(kube: Kube, name: str, **spec: Any) -> None:
+async def create_run(world: World, name: str, **spec: Any) -> None:
     small = {"limits": {"cpu": "1", "memory": "1Gi"}}
     workers = {"replicas": 2, "gpus": 1, "gracePeriodSeconds": 15, "resources": small, "shmSize": "1Gi"}
-    await kube.create(RUNS, NAMESPACE, make_run(name, NAMESPACE, **{"workers": workers, **spec}))
+    await world.kube.create(RUNS, world.namespace, make_run(name, world.namespace, **{"workers": workers, **spec}))
 
 
-async def train_of(kube: Kube, run: str) -> Object:
-    status = (await kube.get(RUNS, NAMESPACE, run)).get("status", {})
+async def train_of(world: World, run: str) -> Object:
+    status = (await world.kube.get(RUNS, world.namespace, run)).get("status", {})
     return next((stage for stage in status.get("stages", []) if stage["name"] == "train"), {})
 
 
-async def finished(kube: Kube, run: str, *, timeout_s: float = 120) -> Object:
+async def finished(world: World, run: str, *, timeout_s: float = 120) -> Object:
     async def look() -> Object | None:
-        status = (await kube.get(RUNS, NAMESPACE, run)).get("status", {})
+        status = (await world.kube.get(RUNS, world.namespace, run)).get("status", {})
         assert not is_true(status, "Failed"), status["failure"]
         return status if is_true(status, "Complete") else None
 
     return await until(f"the end of {run}", look, timeout_s=timeout_s)
 
 
-async def placed(kube: Kube, run: str) -> int:
-    pods = [pod async for pod in kube.list(PODS, NAMESPACE, f"{LABEL_RUN}={run},{LABEL_STAGE}=train")]
+async def placed(world: World, run: str) -> int:
+    pods = [pod async for pod in world.kube.list(PODS, world.namespace, f"{LABEL_RUN}={run},{LABEL_STAGE}=train")]
     live = [pod for pod in pods if pod["status"]["phase"] in ("Pending", "Running")]
     return sum(bool(pod["spec"].get("nodeName")) for pod in live)
 
 
 async def test_two_gangs_that_each_hold_half_of_what_both_need_both_finish(
-    kube: Kube, nodes: Nodes, operator: OperatorProcess
+    world: World, nodes: Nodes, operator: OperatorProcess
 ) -> None:
-    await provide(kube, NAMESPACE, "models", "data", "first-run", "second-run")
+    await provide(world, "models", "data", "first-run", "second-run")
     taint = {"key": "only", "value": "second", "effect": "NoSchedule"}
     await nodes.add("node-a", 1)
     await nodes.add("node-b", 1, taint)
     patience = {"gangTimeoutSeconds": 10}
-    await create_run(kube, "first", scheduling=patience)
+    await create_run(world, "first", scheduling=patience)
 
     async def first_has_half() -> bool:
-        return await placed(kube, "first") == 1
+        return await placed(world, "first") == 1
 
     await until("half a gang", first_has_half, timeout_s=60)
     tolerations = [{"key": "only", "operator": "Exists"}]
-    await create_run(kube, "second", scheduling={**patience, "tolerations": tolerations})
+    await create_run(world, "second", scheduling={**patience, "tolerations": tolerations})
 
     async def both_have_half() -> bool:
-        return (await placed(kube, "first"), await placed(kube, "second")) == (1, 1)
+        return (await placed(world, "first"), await placed(world, "second")) == (1, 1)
 
     await until("two halves", both_have_half, timeout_s=60)
-    await kube.patch(NODES, None, "node-b", {"spec": {"taints": []}})
+    await world.kube.patch(NODES, None, "node-b", {"spec": {"taints": []}})
     for run in ("first", "second"):
-        await finished(kube, run)
-    reasons = [[one["because"] for one in (await train_of(kube, run))["attempts"]] for run in ("first", "second")]
+        await finished(world, run)
+    reasons = [[one["because"] for one in (await train_of(world, run))["attempts"]] for run in ("first", "second")]
     assert any("GangNotScheduled" in of_run for of_run in reasons), reasons
-    assert [(await train_of(kube, run)).get("restarts", 0) for run in ("first", "second")] == [0, 0]
+    assert [(await train_of(world, run)).get("restarts", 0) for run in ("first", "second")] == [0, 0]
 
 
 async def test_a_queue_admits_evicts_and_admits_again(
-    kube: Kube, nodes: Nodes, gang: Gang, operator: OperatorProcess
+    world: World, nodes: Nodes, gang: Gang, operator: OperatorProcess
 ) -> None:
     """The test plays Kueue: it lets suspended Jobs go, and suspends one that runs."""
-    await provide(kube, NAMESPACE, "models", "data", "queued-run")
+    await provide(world, "models", "data", "queued-run")
     await nodes.add("node-a", 1)
     await nodes.add("node-b", 1)
     gang.may_end = False
-    await create_run(kube, "queued", scheduling={"queueName": "gpus"})
+    await create_run(world, "queued", scheduling={"queueName": "gpus"})
 
     async def let_go(job: str) -> None:
         async def look() -> Object | None:
-            found = [one async for one in kube.list(JOBS, NAMESPACE) if one["metadata"]["name"] == job]
+            found = [one async for one in world.kube.list(JOBS, world.namespace) if one["metadata"]["name"] == job]
             return found[0] if found else None
 
         made = await until(f"Job {job}", look, timeout_s=60)
         assert made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
         assert made["spec"]["suspend"] is True
-        await kube.patch(JOBS, NAMESPACE, job, {"spec": {"suspend": False}})
+        await world.kube.patch(JOBS, world.namespace, job, {"spec": {"suspend": False}})
 
     async def attempt(number: int, state: str) -> Object:
         async def look() -> Object | None:
-            attempts = (await train_of(kube, "queued")).get("attempts", [])
+            attempts = (await train_of(world, "queued")).get("attempts", [])
             return next((one for one in attempts if (one["number"], one["state"]) == (number, state)), None)
 
         return await until(f"attempt {number} to be {state}", look, timeout_s=60)
@@ -174,18 +166,18 @@ async def test_a_queue_admits_evicts_and_admits_again(
     await let_go("queued-prepare-1")
     queued = await attempt(1, "Queued")
     assert queued["settings"]["queue"] == "gpus"
-    assert not [pod async for pod in kube.list(PODS, NAMESPACE, f"{LABEL_STAGE}=train")]
+    assert not [pod async for pod in world.kube.list(PODS, world.namespace, f"{LABEL_STAGE}=train")]
     await let_go("queued-train-1")
     assert (await attempt(1, "Running"))["admittedTime"]
-    await kube.patch(JOBS, NAMESPACE, "queued-train-1", {"spec": {"suspend": True}})
+    await world.kube.patch(JOBS, world.namespace, "queued-train-1", {"spec": {"suspend": True}})
     evicted = await attempt(1, "Gone")
     assert (evicted["because"], evicted["counts"]) == ("QueueEvicted", False)
     gang.may_end = True
     await attempt(2, "Queued")
     for job in ("queued-train-2", "queued-merge-1", "queued-evaluate-1"):
         await let_go(job)
-    status = await finished(kube, "queued")
+    status = await finished(world, "queued")
     assert status["accounting"]["restartsByReason"] == {"QueueEvicted": 1}
     assert json.dumps(status["stages"]).count("QueueEvicted") == 1
-    jobs = [job["metadata"]["labels"][LABEL_ATTEMPT] async for job in kube.list(JOBS, NAMESPACE)]
+    jobs = [job["metadata"]["labels"][LABEL_ATTEMPT] async for job in world.kube.list(JOBS, world.namespace)]
     assert sorted(jobs) == ["1", "1", "1", "2"], "the evicted Job is gone"

@@ -226,21 +226,25 @@ def namespace_of(request: Any) -> str:
 
 @contextlib.asynccontextmanager
 async def world_of(
-    api_server: Kubectl, name: str, behave: Behaviour = succeed, *, kubelet: type[FakeKubelet] = FakeKubelet
+    api_server: Kubectl, name: str, behave: Behaviour = succeed, *, kubelet: type[FakeKubelet] | None = FakeKubelet
 ) -> AsyncIterator[World]:
-    """A namespace as long as the context, labelled ``only`` with its name, so that policies can be held to it."""
+    """A namespace as long as the context, labelled ``only`` with its name, so that policies can be held to it.
+
+    Its pods are looked after by a ``kubelet``, or by nobody.
+    """
     assert api_server.kubeconfig is not None
     async with connect(api_server.kubeconfig) as api:
         kube = Kube(api, timeout_s=20)
         await kube.create(NAMESPACES, None, {"metadata": {"name": name, "labels": {"only": name}}})
         made = World(kube, name, behave)
-        playing = asyncio.create_task(kubelet(kube, name, lambda pod: made.behave(pod)).run())
+        playing = kubelet and asyncio.create_task(kubelet(kube, name, lambda pod: made.behave(pod)).run())
         try:
             yield made
         finally:
-            playing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await playing
+            if playing:
+                playing.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await playing
             await made.clear()
             # Nobody else ends pods on a node without a kubelet.
             api_server.run("-n", name, "delete", "pods", "--all", "--force", "--grace-period=0", "--wait=false")

@@ -54,6 +54,8 @@ class ApiServer:
     """Field selectors that were asked for."""
     writes: list[str] = field(default_factory=list)
     version: int = 1
+    made_at: str = NOW_TEXT
+    """When it makes objects, by its own clock."""
     pruned: tuple[str, ...] = ()
     """Fields of a status that the schema does not know."""
 
@@ -72,6 +74,7 @@ class ApiServer:
         made["metadata"]["uid"] = f"{name}-uid"
         made["metadata"].setdefault("namespace", namespace)
         made["metadata"].setdefault("resourceVersion", "1")
+        made["metadata"].setdefault("creationTimestamp", self.made_at)
         self.objects[kind, name] = made
         self.writes.append(f"create {kind.plural} {name}" if kind != EVENTS else f"event {body['reason']}")
         return made

@@ -133,6 +133,13 @@ def test_pods_of_notifications_are_given_their_secret_and_the_way_out_alone(run:
         assert named == {"proxies", "slack" if name == "slack" else "hooks"}
 
 
+def test_secrets_of_notifications_are_in_the_pods_that_send_them_alone(run: Run) -> None:
+    of_notifications = {one.secret for one in run.spec.notifications}
+    for pod in pods(run).values():
+        sources = [source for volume in pod["volumes"] for source in volume.get("projected", {}).get("sources", [])]
+        assert not of_notifications & {source["secret"]["name"] for source in sources if "secret" in source}
+
+
 def test_every_claim_but_the_runs_own_is_read_only(run: Run) -> None:
     for pod in pods(run).values():
         volumes = {volume["name"]: volume for volume in pod["volumes"]}

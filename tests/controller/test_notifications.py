@@ -11,7 +11,7 @@ from llava_api.failures import Reason
 from llava_api.names import notification_job_name
 from llava_api.status import NOTIFICATIONS_KEPT, NotificationState, NotificationStatus, Status
 from llava_operator.clock import from_time, to_time
-from llava_operator.deciding.decide import Commit, Delete, Wait, decide
+from llava_operator.deciding.decide import Delete, Wait, decide
 from llava_operator.deciding.notifications import GIVEN_UP_AFTER
 from llava_operator.deciding.observation import DeliverySight, Obstacle, ObstacleKind
 from llava_operator.deciding.occurrences import OCCURRENCES, QUIET, count_restarts
@@ -110,6 +110,13 @@ def test_a_run_that_is_not_allowed_tells_so() -> None:
     assert (status.phase, events_of(status)) == (Phase.FAILED, [("team", "Failed")])
 
 
+def fall_asleep(status: Status, spec: dict[str, Any], now: datetime = NOW) -> Status:
+    """What runs is stopped, and the run suspended."""
+    asked = {**spec, "suspend": True}
+    stopping = commit(see(status, spec=asked, job=make_job(status), now=now))
+    return commit(see(stopping, spec=asked, now=now))
+
+
 def test_suspension_is_owed_once_it_is_reached_and_resuming_is_no_restart() -> None:
     spec = told()
     status = run_through(spec, StageName.TRAIN)
@@ -121,9 +128,53 @@ def test_suspension_is_owed_once_it_is_reached_and_resuming_is_no_restart() -> N
     awake = commit(see(asleep, spec=spec, now=NOW + timedelta(minutes=1)))
     assert stage_of(awake, StageName.TRAIN).attempt == 2
     assert events_of(awake) == [("team", "Suspended")]
-    asleep = commit(see(awake, spec=asked, now=NOW + timedelta(minutes=2)))
+    asleep = fall_asleep(awake, spec, NOW + QUIET)
     assert [event for _, event in events_of(asleep)] == ["Suspended", "Suspended"]
     assert len({one.id for one in asleep.notifications}) == 2
+
+
+def test_one_who_suspends_and_resumes_again_and_again_is_told_of_once_an_hour() -> None:
+    spec = told("Suspended")
+    asleep = fall_asleep(run_through(spec, StageName.TRAIN), spec)
+    for minutes in (10, 20, 30):
+        now = NOW + timedelta(minutes=minutes)
+        awake = commit(see(asleep, spec=spec, now=now))
+        asleep = fall_asleep(awake, spec, now)
+        assert events_of(asleep) == [("team", "Suspended")]
+    asked, quiet_until = {**spec, "suspend": True}, NOW + QUIET
+    # It is suspended still when that may be told again.
+    assert decide(see(asleep, spec=asked, now=quiet_until - SECOND)) == Wait(until=quiet_until)
+    asleep = commit(see(asleep, spec=asked, now=quiet_until))
+    assert [one.time for one in asleep.notifications] == [to_time(NOW), to_time(quiet_until)]
+    assert decide(see(asleep, spec=asked, now=quiet_until + 3 * QUIET)) == Wait()
+    # One that is over by then is not told of.
+    awake = commit(see(asleep, spec=spec, now=quiet_until + SECOND))
+    awake = commit(see(fall_asleep(awake, spec, quiet_until + 2 * SECOND), spec=spec, now=quiet_until + 3 * SECOND))
+    job, pods = make_job(awake), (make_pod(phase="Running", started=True),) * 2
+    assert len(commit(see(awake, spec=spec, job=job, pods=pods, now=quiet_until + QUIET)).notifications) == 2
+
+
+def test_a_suspended_run_tells_of_all_its_restarts() -> None:
+    spec = told("Suspended")
+    status = break_off(run_through(spec, StageName.TRAIN), spec, NOW)
+    for number, now in ((1, NOW + QUIET), (2, NOW + 3 * QUIET)):
+        asleep = fall_asleep(status, spec, now)
+        assert [one.restarts for one in asleep.notifications] == [1] * number
+        status = commit(see(asleep, spec=spec, now=now + QUIET))
+        assert count_restarts(status) == 1
+    status = break_off(status, spec, NOW + 5 * QUIET)
+    assert count_restarts(status) == 2
+
+
+@pytest.mark.parametrize("event", ["Suspended", "Restarted"])
+def test_a_clock_that_is_set_back_mutes_nothing(event: str) -> None:
+    spec = told(event)
+    status = run_through(spec, StageName.TRAIN)
+    # It was told a day ahead of today.
+    ahead = owed(event=event, time=to_time(NOW + timedelta(days=1)), state="Delivered")
+    status = status.model_copy(update={"notifications": (ahead,)})
+    happened = fall_asleep(status, spec) if event == "Suspended" else break_off(status, spec, NOW)
+    assert [one.event for one in happened.notifications] == [event, event]
 
 
 def test_restarts_come_once_an_hour_and_the_next_tells_of_those_between() -> None:
@@ -157,46 +208,6 @@ def test_a_receiver_that_comes_later_is_not_told_of_what_was() -> None:
     assert [event for _, event in events_of(commit(see(asleep, spec=spec)))] == ["Suspended"]
 
 
-def test_waiting_too_long_is_told_when_its_time_has_come_and_once_an_attempt() -> None:
-    spec = told(waitingSeconds=600)
-    status = commit(see(spec=spec))
-    pods = (make_pod(waiting="Unschedulable: 0/3 nodes"),)
-    due = NOW + timedelta(seconds=600)
-    early = see(status, spec=spec, job=make_job(status), pods=pods, now=due - SECOND)
-    status = commit(early)
-    assert status.notifications == ()
-    until = decide(replace(early, run=replace(early.run, status=status)))
-    assert until == Wait(until=due)
-    status = commit(replace(early, run=replace(early.run, status=status), now=due))
-    [one] = status.notifications
-    assert (one.event, one.stage, one.attempt, one.reason) == ("WaitingTooLong", "prepare", 1, "Unschedulable")
-    assert one.message.startswith("has waited for more than 600 s: ")
-    assert isinstance(decide(replace(early, run=replace(early.run, status=status), now=due + 9 * QUIET)), Commit)
-    given_up = commit(replace(early, run=replace(early.run, status=status), now=due + 9 * QUIET))
-    assert [one.state for one in given_up.notifications] == ["Undelivered"]
-
-
-def test_waiting_for_what_keeps_the_job_from_being_made_counts() -> None:
-    spec = told(waitingSeconds=60)
-    status = commit(see(spec=spec))
-    obstacle = Obstacle(
-        kind=ObstacleKind.BLOCKED, reason=Reason.QUOTA_EXCEEDED, message="exceeded quota", retry_at=NOW + QUIET
-    )
-    status = commit(see(status, spec=spec, obstacle=obstacle))
-    status = commit(see(status, spec=spec, obstacle=obstacle, now=NOW + timedelta(seconds=60)))
-    assert [(one.event, one.reason) for one in status.notifications] == [("WaitingTooLong", "QuotaExceeded")]
-
-
-def test_the_time_between_two_tries_is_no_waiting() -> None:
-    spec = told("WaitingTooLong", waitingSeconds=60)
-    status = run_through(spec, StageName.TRAIN)
-    waiting = commit(see(status, spec=spec, job=make_job(status, failed=job_end()), pods=(failed(exit_code=71),)))
-    due = stage_of(waiting, StageName.TRAIN).next_attempt_time
-    later = decide(see(waiting, spec=spec, now=NOW + 2 * SECOND))
-    assert due is not None
-    assert later == Wait(until=from_time(due))
-
-
 def owed(number: int = 0, **changes: Any) -> NotificationStatus:
     return NotificationStatus(
         **{"name": "team", "id": f"id-{number}", "event": "Restarted", "time": to_time(NOW), **changes}
@@ -209,10 +220,12 @@ def finished(*notifications: NotificationStatus, **spec: Any) -> tuple[Status, d
     return status.model_copy(update={"notifications": notifications or status.notifications}), given
 
 
-def sight(status: Status, state: NotificationState, message: str = "", *, has_job: bool = True) -> dict[str, Any]:
+def sight(
+    status: Status, state: NotificationState, message: str = "", *, has_job: bool = True, made_at: str = ""
+) -> dict[str, Any]:
     [one] = status.notifications
     job = notification_job_name(KEY.name, one.id, one.name)
-    return {job: DeliverySight(state=state, has_job=has_job, message=message)}
+    return {job: DeliverySight(state=state, has_job=has_job, made_at=made_at, message=message)}
 
 
 @pytest.mark.parametrize("state", [NotificationState.DELIVERED, NotificationState.UNDELIVERED])
@@ -253,13 +266,38 @@ def test_what_stands_in_its_way_is_told_once() -> None:
     assert isinstance(decide(see(first, spec=spec, deliveries=other)), Wait)
 
 
-def test_it_is_given_up_some_day() -> None:
+def test_it_is_given_up_some_day_after_its_first_try() -> None:
     status, spec = finished()
-    due = NOW + GIVEN_UP_AFTER
-    assert decide(see(status, spec=spec)) == Wait(until=due)
+    back = NOW + timedelta(days=2)
+    # Whoever comes back has not tried it.
+    assert decide(see(status, spec=spec, now=back)) == Wait()
     deliveries = sight(status, NotificationState.PENDING, "exceeded quota", has_job=False)
-    [one] = commit(see(status, spec=spec, deliveries=deliveries, now=due)).notifications
+    tried = commit(see(status, spec=spec, deliveries=deliveries, now=back))
+    [one] = tried.notifications
+    assert (one.first_try_time, one.outcome) == (to_time(back), "exceeded quota")
+    due = back + GIVEN_UP_AFTER
+    assert decide(see(tried, spec=spec, deliveries=deliveries, now=back + SECOND)) == Wait(until=due)
+    # And whoever comes back after that tries it once as well.
+    assert decide(see(tried, spec=spec, now=due + QUIET)) == Wait()
+    [one] = commit(see(tried, spec=spec, deliveries=deliveries, now=due)).notifications
     assert (one.state, one.outcome) == ("Undelivered", "given up after 8 h: exceeded quota")
+
+
+def test_a_job_that_never_ends_is_given_up_too() -> None:
+    status, spec = finished()
+    made_at = NOW + timedelta(days=2)
+    deliveries = sight(status, NotificationState.PENDING, made_at=to_time(made_at))
+    due = made_at + GIVEN_UP_AFTER
+    assert decide(see(status, spec=spec, deliveries=deliveries, now=due - SECOND)) == Wait(until=due)
+    [one] = commit(see(status, spec=spec, deliveries=deliveries, now=due)).notifications
+    assert (one.state, one.outcome) == ("Undelivered", "given up after 8 h: its Job has not ended")
+
+
+def test_a_first_try_before_the_clock_was_set_back_is_one_of_now() -> None:
+    status, spec = finished()
+    deliveries = sight(status, NotificationState.PENDING, "exceeded quota", has_job=False)
+    ahead = commit(see(status, spec=spec, deliveries=deliveries, now=NOW + timedelta(days=1)))
+    assert commit(see(ahead, spec=spec, deliveries=deliveries)).notifications[0].first_try_time == to_time(NOW)
 
 
 def test_a_receiver_that_is_gone_from_the_spec_is_not_told() -> None:
@@ -272,7 +310,7 @@ def test_a_receiver_that_is_gone_from_the_spec_is_not_told() -> None:
 
 def test_a_run_is_deleted_when_its_messages_are_settled() -> None:
     status, spec = finished(ttlSecondsAfterFinished=0, storage={"retain": "Always"})
-    assert decide(see(status, spec=spec)) == Wait(until=NOW + GIVEN_UP_AFTER)
+    assert decide(see(status, spec=spec)) == Wait()
     settled = commit(see(status, spec=spec, deliveries=sight(status, NotificationState.DELIVERED)))
     assert decide(see(settled, spec=spec)) == Delete()
 

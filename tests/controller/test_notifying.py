@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from llava_api.constants import LABEL_NOTIFICATION, LABEL_RUN, LABEL_STAGE, Phase
+from llava_api.constants import LABEL_NOTIFICATION, LABEL_RUN, LABEL_STAGE, Phase, StageName
 from llava_api.delivery import EXIT_REFUSED, Delivery
 from llava_api.status import NotificationState
 from llava_operator.acting.notifying import LAST_RETRY_S
+from llava_operator.clock import from_time, to_time
 from llava_operator.deciding.notifications import GIVEN_UP_AFTER
 from llava_operator.deciding.policy import Policy
 from llava_operator.deciding.status import dump_status
@@ -18,7 +19,7 @@ from llava_operator.kube.kinds import EVENTS, JOBS, PODS, RUNS
 from llava_operator.kube.objects import Object
 from llava_operator.run import parse_run
 from tests.controller.in_memory import ApiServer, Operator
-from tests.controller.makers import KEY, NOW, RUN_UID
+from tests.controller.makers import KEY, RUN_UID, make_spec
 from tests.controller.test_notifications import run_through, told
 
 
@@ -132,11 +133,74 @@ async def test_what_is_refused_for_now_is_tried_later_and_later_and_then_given_u
     # Its reason was written once, and its end is.
     patches = [write for write in server.writes if write.startswith("patch")]
     assert len(patches) == 1
-    operator.now = NOW + GIVEN_UP_AFTER
+    assert one.first_try_time is not None
+    operator.now = from_time(one.first_try_time) + GIVEN_UP_AFTER
     await operator.settle()
     assert server.status.notifications[0].outcome == "given up after 8 h: exceeded quota: pods"
     assert operator.counted == [("Succeeded", "undelivered")]
     assert await operator.settle() is None
+
+
+def come_back(server: ApiServer, operator: Operator) -> None:
+    """Another process, after all of the operator has been away for days."""
+    operator.new_process()
+    operator.now += timedelta(days=2)
+    server.made_at = to_time(operator.now)
+
+
+async def test_an_operator_that_was_away_for_days_sends_what_is_owed(server: ApiServer, operator: Operator) -> None:
+    come_back(server, operator)
+    await operator.settle()
+    operator.now += timedelta(minutes=1)
+    await operator.settle()
+    end(server, operator, "Complete")
+    await operator.settle()
+    assert server.status.notifications[0].state is NotificationState.DELIVERED
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+async def test_one_that_was_refused_before_that_is_tried_once_more(
+    server: ApiServer, operator: Operator, is_refused: bool
+) -> None:
+    server.refuse[JOBS] = ForbiddenError("exceeded quota: pods", status=403)
+    await operator.settle()
+    operator.now += timedelta(seconds=1)
+    await operator.settle()
+    if not is_refused:
+        del server.refuse[JOBS]
+    come_back(server, operator)
+    await operator.settle()
+    assert server.status.notifications[0].state is NotificationState.PENDING
+    operator.now += timedelta(seconds=1)
+    await operator.settle()
+    assert (server.status.notifications[0].state is NotificationState.UNDELIVERED) is is_refused
+    assert len(jobs(server)) == (not is_refused)
+
+
+async def test_a_clock_that_is_set_back_holds_no_message_up(server: ApiServer, operator: Operator) -> None:
+    server.refuse[JOBS] = ForbiddenError("exceeded quota: pods", status=403)
+    await operator.settle()
+    del server.refuse[JOBS]
+    operator.now -= timedelta(days=1)
+    await operator.settle()
+    assert len(jobs(server)) == 1
+
+
+async def test_of_messages_that_are_settled_nothing_is_kept(server: ApiServer, operator: Operator) -> None:
+    """A run that goes on may owe one after the other for weeks."""
+    running = run_through(told(), StageName.TRAIN)
+    status = dump_status(running.model_copy(update={"notifications": server.status.notifications}))
+    server.objects[RUNS, KEY.name] |= {"status": status, "spec": make_spec(**told("Succeeded")).model_dump(mode="json")}
+    await operator.settle()
+    job = next(job for job in jobs(server) if LABEL_NOTIFICATION in job["metadata"]["labels"])
+    job["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+    operator.children.note_job(job)
+    for _ in range(3):
+        operator.now += timedelta(minutes=1)
+        await operator.settle()
+    assert server.status.notifications[0].state is NotificationState.DELIVERED
+    assert server.status.phase is Phase.RUNNING
+    assert operator.reconciler.notifier._tries == {}
 
 
 async def test_a_refusal_that_passes_is_told_after_all(server: ApiServer, operator: Operator) -> None:
@@ -192,6 +256,16 @@ async def test_a_job_that_somebody_deletes_is_made_again_but_not_in_a_loop(
         operator.now += timedelta(seconds=delay_s)
         await operator.settle()
         assert len(jobs(server)) == 1
+        assert server.status.notifications[0].outcome == "its Job was deleted before it had ended"
+    # Nor for ever.
+    job = the_job(server)
+    del server.objects[JOBS, job["metadata"]["name"]]
+    operator.children.note_job(job, deleted=True)
+    operator.now += GIVEN_UP_AFTER
+    await operator.settle()
+    [one] = server.status.notifications
+    assert one.outcome == "given up after 8 h: its Job was deleted before it had ended"
+    assert jobs(server) == []
 
 
 async def test_without_an_image_nothing_is_sent(server: ApiServer, operator: Operator) -> None:
@@ -239,17 +313,18 @@ async def test_a_refused_run_gets_nothing_with_its_message_either(
     assert jobs(server) == []
 
 
-async def test_a_proxy_of_the_runs_own_reads_no_message(server: ApiServer, operator: Operator) -> None:
-    spec = told(webhook={"url": "http://h.example"})
-    server.objects[RUNS, KEY.name]["spec"].update(spec, download={"httpProxy": "http://own.example:3128"})
-    operator.policy = Policy(notification_hosts=("h.example",), insecure_notifications=True)
-    operator.new_process()
+@pytest.mark.parametrize(
+    ("download", "is_own"),
+    [({}, False), ({"httpsProxy": "http://own:1"}, False), ({"httpProxy": "http://own:1"}, True),
+     ({"secretRef": {"name": "own"}}, True)],
+)  # fmt: skip
+async def test_the_pod_is_told_whose_proxy_it_goes_by(
+    server: ApiServer, operator: Operator, download: dict[str, Any], is_own: bool
+) -> None:
+    server.objects[RUNS, KEY.name]["spec"]["download"] = download
     await operator.settle()
-    operator.now += timedelta(minutes=1)
-    await operator.settle()
-    [one] = server.status.notifications
-    assert "through no proxy of a run's own" in one.outcome
-    assert jobs(server) == []
+    handed = the_job(server)["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"]
+    assert Delivery.model_validate_json(handed).is_proxy_own is is_own
 
 
 async def test_what_somebody_else_has_written_into_the_status_ends_no_pass(

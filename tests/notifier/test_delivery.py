@@ -27,6 +27,7 @@ from llava_api.constants import ENV_DELIVERY, NotificationEvent, StageName
 from llava_api.delivery import EXIT_REFUSED, EXIT_UNREACHED, Delivery, Patience
 from llava_api.status import NotificationStatus
 from llava_notifier.main import main
+from llava_notifier.request import Files, build_request
 from llava_operator.build.event import build_event, build_slack_body, build_webhook_body
 from tests.controller.makers import NOW_TEXT, begun, make_run
 from tests.notifier.receivers import ENDLESS_HEAD, Receiver, receiving, saying
@@ -308,6 +309,50 @@ def test_by_the_proxy_unless_the_host_is_spared(sender: Sender, authority: Autho
     assert len(receiver.received) == 3
 
 
+@pytest.mark.parametrize("is_in_secret", [False, True])
+def test_by_plain_http_no_proxy_of_the_runs_own_gets_what_is_for_certain_hosts(
+    sender: Sender, is_in_secret: bool
+) -> None:
+    """Wherever address and proxy stand: such a proxy could read and answer what only these hosts are to get."""
+    with receiving(200) as receiver, receiving(200) as proxy:
+        changes: dict[str, Any] = {
+            "allowed_hosts": (f"127.0.0.1:{receiver.port}",), "is_proxy_own": True, "http_proxy": proxy.url(""),
+        }  # fmt: skip
+        url: str | None = receiver.url(f"/{PATH_TOKEN}")
+        if is_in_secret:
+            sender.put(url=receiver.url(f"/{PATH_TOKEN}"))
+            (sender.folder / "proxies" / "httpProxy").write_text(proxy.url(""))
+            url, changes["http_proxy"] = None, None
+        refused = sender.send(url, **changes)
+        assert (refused.code, receiver.received, proxy.received) == (EXIT_REFUSED, [], [])
+        where = (
+            "the address in the key url of the notification's Secret" if is_in_secret else "the notification's address"
+        )
+        assert refused.said.startswith(f"{where} is at http://127.0.0.1:{receiver.port}, but this installation sends ")
+        # By the installation's proxy, by none, and where every host may get it, it is sent.
+        assert sender.send(url, **changes, no_proxy="127.0.0.1").code == 0
+        assert len(receiver.received) == 1
+        assert sender.send(url, **{**changes, "is_proxy_own": False}).code == 0
+        assert sender.send(url, **{**changes, "allowed_hosts": ("*",)}).code == 0
+        assert len(proxy.received) == 2
+
+
+@pytest.mark.parametrize(
+    ("proxy", "place"),
+    [
+        ("http://[::1]:3128", "http://[::1]:3128"),
+        ("proxy:3128", "http://proxy:3128"),
+        ("https://proxy", "https://proxy:443"),
+    ],
+)
+def test_a_proxy_may_be_written_as_others_take_it(sender: Sender, proxy: str, place: str) -> None:
+    delivery = sender.delivery.model_copy(update={"url": "https://h.example/", "https_proxy": proxy})
+    files = Files(**{name: sender.folder / name for name in ("secret", "proxies", "authorities")})
+    found = build_request(delivery, files).proxy
+    assert found is not None
+    assert found.url == place
+
+
 def test_slack_gets_one_line_from_an_address_that_is_a_secret(sender: Sender) -> None:
     body, content_type = build_slack_body(build_event(make_run(begun()), TOLD))
     with receiving(200) as receiver:
@@ -318,9 +363,26 @@ def test_slack_gets_one_line_from_an_address_that_is_a_secret(sender: Sender) ->
     assert one.path == f"/services/{PATH_TOKEN}"
     assert one.headers["content-type"] == "application/json"
     assert not {name for name in one.headers if name.startswith("webhook-")}
-    assert json.loads(one.body)["text"] == (
-        "team/invoices: Failed OutOfMemory (train, attempt 2): a &lt;b&gt; &amp; $(PATH) ü"
-    )
+    assert json.loads(one.body) == {
+        "text": "`team/invoices: Failed OutOfMemory (train, attempt 2): a &lt;b&gt; &amp; $(PATH) ü`", "mrkdwn": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "@all @here", "<!channel> <@U123>", "` @channel `", "```\n@all\n```", "https://evil.example/x",
+        "![x](https://evil.example/x.png)", "[x](https://evil.example)", "\\` *x*", "`" * 2000,
+    ],
+)  # fmt: skip
+def test_nothing_that_others_wrote_calls_or_leads_anybody_anywhere(said: str) -> None:
+    """The line is a code span whose end is ours, and in which there is nobody to call."""
+    told = TOLD.model_copy(update={"message": said, "reason": f"@all\n{said[:100]}"})
+    body, _ = build_slack_body(build_event(make_run(begun()), told))
+    line = json.loads(body)["text"]
+    assert (line[0], line[-1]) == ("`", "`")
+    assert not set(line[1:-1]) & set("`@<>\n")
+    assert line.startswith("`team/invoices: Failed \uff20all\\n")
 
 
 @pytest.mark.parametrize(
@@ -338,7 +400,13 @@ def test_slack_gets_one_line_from_an_address_that_is_a_secret(sender: Sender) ->
         ({"url": f"https://evil.example/{PATH_TOKEN}"}, {"url": None, "allowed_hosts": ("hooks.example",)},
          "is at https://evil.example, which this installation does not allow (policy.notificationHosts)"),
         ({}, {"http_proxy": "ftp://me:hunter2@proxy"}, "spec.download.httpProxy, or the key httpProxy of its Secret"),
-        ({}, {"http_proxy": "http://me:hunter2@proxy:port"}, "spec.download.httpProxy, or the key httpProxy"),
+        *(({}, {"http_proxy": proxy}, "spec.download.httpProxy, or the key httpProxy of its Secret, must be http://HOST")
+          for proxy in ("http://me:hunter2@proxy:port", "http://me:hunter2@proxy:65536", "http://me:hunter2@:3128",
+                        "http://me:hunter2@[::1")),
+        ({}, {"url": f"http://127.0.0.1:65536/{PATH_TOKEN}"}, "the notification's address is at "
+         "http://127.0.0.1:65536: its port must be a number up to 65535"),
+        ({"url": f"https://127.0.0.1:99999/{PATH_TOKEN}"}, {"url": None}, "the address in the key url of the "
+         "notification's Secret is at https://127.0.0.1:99999: its port must be"),
     ],
 )  # fmt: skip
 def test_what_is_set_wrongly_is_named_and_not_shown(

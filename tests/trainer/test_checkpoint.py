@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from llava_api.constants import StageName
 from llava_api.volume import RunVolume
@@ -143,6 +143,42 @@ def test_a_file_that_is_no_safetensors_is_damage_even_if_its_digest_is_right(tmp
         rank_file(folder, 1).write_bytes(content)
     with pytest.raises(DamagedCheckpointError, match="cannot be read"), StoredOptimizer(folder, STATE):
         pass
+
+
+@pytest.mark.parametrize("shape", [(), (3, 4)], ids=["a number", "a matrix"])
+def test_slices_that_do_not_lie_flat_are_damage(tmp_path: Path, shape: tuple[int, ...]):
+    folder = write_checkpoint(tmp_path)
+    save_file({piece_key("original", "weight", 0): torch.zeros(shape)}, rank_file(folder, 1))
+    with pytest.raises(DamagedCheckpointError, match="cannot be read"), StoredOptimizer(folder, STATE):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b"[" * 200_000], ids=["a list", "cut", "no text", "deep"])
+def test_a_state_that_is_none_is_damage_even_if_its_digest_is_right(tmp_path: Path, content: bytes):
+    folder = write_checkpoint(tmp_path)
+    (folder / "state.json").write_bytes(content)
+    manifest = dataclasses.replace(read_manifest(folder), files=digests_of(folder))
+    with pytest.raises(DamagedCheckpointError, match=r"state\.json cannot be read|has format None"):
+        read_state(folder, manifest)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("step", "20"), ("step", True), ("world_size", None), ("parameters", 7), ("training", [])]
+)
+def test_a_state_of_other_kinds_of_values_is_damage(tmp_path: Path, field: str, value: object):
+    folder = write_checkpoint(tmp_path)
+    state = folder / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {field: value}))
+    manifest = dataclasses.replace(read_manifest(folder), files=digests_of(folder))
+    with pytest.raises(DamagedCheckpointError, match=f"is not what this version writes: {field}"):
+        read_state(folder, manifest)
+
+
+def test_a_manifest_deeper_than_any_is_damage(tmp_path: Path):
+    folder = write_checkpoint(tmp_path)
+    (folder / "manifest.json").write_bytes(b"[" * 200_000)
+    with pytest.raises(DamagedCheckpointError, match="cannot be verified"):
+        read_manifest(folder)
 
 
 def test_a_tensor_file_that_cannot_be_written_has_an_error_number(tmp_path: Path):

@@ -12,7 +12,8 @@ import pytest
 
 from llava_api.constants import StageName
 from llava_trainer.inputs import find_damaged_input
-from llava_trainer.sources.journal import Journal, find_damaged, state_of
+from llava_trainer.sources.fetched import state_of
+from llava_trainer.sources.journal import Journal, find_damaged
 from tests.trainer.pods import list_contents
 from tests.trainer.servers.authority import Authority
 from tests.trainer.servers.files import Fault, FileServer

@@ -1,6 +1,7 @@
 """The learning rate's course and the training curve."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,35 @@ def test_a_curve_has_a_line_for_each_step(tmp_path: Path):
     file = tmp_path / "attempts" / "history.jsonl"
     write_history(file, range(1, 4))
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 3]
+    assert read_curve(file) == [make_entry(step) for step in (1, 2, 3)]
+
+
+def test_what_a_newer_image_tells_besides_is_passed_over(tmp_path: Path):
+    file = tmp_path / "history.jsonl"
+    write_history(file, range(1, 4))
+    lines = [json.loads(line) | {"invented": {"by": "a newer one"}} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_curve(file) == [make_entry(step) for step in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_read_as_it_was_written(tmp_path: Path, loss: float):
+    with Curve(tmp_path / "h.jsonl") as history:
+        history.append(make_entry(1, loss=loss))
+    (entry,) = read_curve(tmp_path / "h.jsonl")
+    assert repr(entry.loss) == repr(loss)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"[1]", b"{}", b"\xff", b"[" * 100_000, b'{"step": 4}', b""],
+    ids=["a list", "nothing", "no text", "deep", "a part", "empty"],
+)
+def test_a_curve_is_read_up_to_what_is_none(tmp_path: Path, line: bytes):
+    file = tmp_path / "history.jsonl"
+    write_history(file, range(1, 4))
+    with file.open("ab") as stream:
+        stream.write(line + b"\n")
     assert read_curve(file) == [make_entry(step) for step in (1, 2, 3)]
 
 

@@ -22,8 +22,10 @@ from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.retrying import Patience, StoppedError
 from llava_trainer.sources import journal, network, transfer
-from llava_trainer.sources.journal import JOURNAL, Journal, state_of
+from llava_trainer.sources.fetched import JOURNAL, state_of
+from llava_trainer.sources.journal import Journal
 from llava_trainer.sources.network import Network, build_client
+from llava_trainer.sources.partial_file import PartialFile
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import MissingError
 from llava_trainer.sources.remote import Digest, RemoteFile, check_name
@@ -183,9 +185,9 @@ def test_partial_file_that_shrinks_before_it_is_read_again_is_not_continued(
     """What follows would be written in the wrong place, and without a digest nothing would tell."""
     tag = f'"{hashlib.sha1(CONTENT).hexdigest()}"'
     leave_partial(fetch, CONTENT[:HALF], tag)
-    find = transfer._Transfer._find_partial
+    find = PartialFile.find
     found = [(HALF + 1000, tag)]
-    monkeypatch.setattr(transfer._Transfer, "_find_partial", lambda self: found.pop() if found else find(self))
+    monkeypatch.setattr(PartialFile, "find", lambda self, **how: found.pop() if found else find(self, **how))
     assert fetch().read_bytes() == CONTENT
     assert fetch.server.asked("/big.bin") == [f"bytes={HALF + 1000}-", f"bytes={HALF - 1}-"]
 
@@ -211,13 +213,13 @@ def test_crash_after_the_file_is_cut_leaves_no_old_bytes_under_the_new_version(
 
 def test_long_file_is_synced_and_noted_while_it_comes(fetch: Fetching, monkeypatch: pytest.MonkeyPatch) -> None:
     noted: list[int] = []
-    keep = transfer._Transfer._keep
+    keep = PartialFile.keep
 
-    def note(self: transfer._Transfer, stream: BinaryIO, version: str, size: int) -> None:
+    def note(self: PartialFile, stream: BinaryIO, version: str, size: int) -> None:
         noted.append(size)
         keep(self, stream, version, size)
 
-    monkeypatch.setattr(transfer._Transfer, "_keep", note)
+    monkeypatch.setattr(PartialFile, "keep", note)
     monkeypatch.setattr(transfer, "_SYNC_BYTES", 2 << 20)
     fetch()
     assert len(noted) >= 3

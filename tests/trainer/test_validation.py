@@ -303,6 +303,32 @@ def test_selection_survives_a_restart(overfit, world: World) -> None:
     assert [e.validation_loss for e in curve(second)] == [e.validation_loss for e in entire]
 
 
+def test_patience_survives_a_restart_where_no_best_is_kept(overfit, world: World) -> None:
+    """Nobody keeps the checkpoint of the best step then."""
+    patient = {"earlyStopping": {"patience": 4}, "keepBest": None, "checkpoint": {"everySteps": 6, "keep": 1}}
+    whole = overfit(attempt=1, **patient)
+    steps = run(whole, world).steps
+    assert 36 < steps < 60
+    remove_folder(whole.volume.root / "attempts" / "train-1")
+    with pytest.raises(StageError, match="Interrupted"):
+        run(overfit(attempt=2, **patient), world, StopAfter(37))
+    assert run(overfit(attempt=3, **patient), world).steps == steps
+
+
+def test_a_best_checkpoint_that_is_damaged_is_not_taken_for_the_last(overfit, world: World) -> None:
+    """The attempt fails, and the next one selects among what comes then."""
+    with pytest.raises(StageError, match="Interrupted"):
+        run(overfit(attempt=1), world, StopAfter(56))
+    best, *_ = list_checkpoints(overfit(attempt=1).volume.checkpoints_dir(StageName.TRAIN, 1))
+    damaged = best / "rank-00000.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with pytest.raises(StageError, match=f"the checkpoint of step {step_of(best)}, which was the best"):
+        run(overfit(attempt=2), world)
+    assert not best.exists()
+    numbers = run(overfit(attempt=3), world)
+    assert numbers.best_step == 60
+
+
 def test_early_stopping_ends_training(overfit, world: World) -> None:
     config = overfit(earlyStopping={"patience": 2}, keepBest=None)
     numbers = run(config, world)

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,7 +105,10 @@ def publish_folder(folder: Path, *, at_once: bool = False) -> None:
     """
     aside = aside_of(folder)
     for path in aside.rglob("*"):
-        path.chmod(_READABLE_FOLDER if path.is_dir() else _READABLE_FILE)
+        mode = _READABLE_FOLDER if path.is_dir() else _READABLE_FILE
+        # Of a file that is linked from another run, somebody else may be the owner.
+        if stat.S_IMODE(path.stat().st_mode) != mode:
+            path.chmod(mode)
         if not at_once:
             sync(path)
     aside.chmod(_READABLE_FOLDER)

@@ -114,7 +114,8 @@ def find_damaged_input(attempt_dir: Path) -> str | None:
     What was unpacked of archives is not compared: it was read, image by image, when it was checked.
     """
     from llava_trainer.sources.archive import ARCHIVE_SUFFIX, MARKER
-    from llava_trainer.sources.journal import JOURNAL, find_damaged
+    from llava_trainer.sources.fetched import JOURNAL
+    from llava_trainer.sources.journal import find_damaged
 
     downloads = attempt_dir / "inputs" / "downloads"
     for archive in (marker.parent for marker in downloads.glob(f"*{ARCHIVE_SUFFIX}/{MARKER}")):

@@ -100,8 +100,8 @@ class Notification(Strict):
             max_length=len(NotificationEvent),
             json_schema_extra={"x-kubernetes-list-type": "set"},
             description="What it is told: that the run has succeeded or failed, has waited for longer than "
-            "waitingSeconds, goes on after an attempt that was broken off (Restarted), or is suspended. The last but "
-            "one and WaitingTooLong come once an hour at most.",
+            "waitingSeconds, goes on after an attempt that was broken off (Restarted), or is suspended. The last "
+            "three come once an hour at most, each.",
         ),
     ] = (NotificationEvent.SUCCEEDED, NotificationEvent.FAILED)
     waiting_seconds: Annotated[
@@ -110,7 +110,7 @@ class Notification(Strict):
             ge=60,
             le=604_800,
             description="Seconds for which a stage waits before WaitingTooLong is sent: for GPUs, quota, a queue, a "
-            "volume, an image.",
+            "volume, an image, or the rest of its pods.",
         ),
     ] = 1800
     webhook: Annotated[Webhook | None, Field(description="A receiver of CloudEvents 1.0 (docs/notifications.md).")] = (

@@ -150,11 +150,11 @@ class Storage(Strict):
         ObjectName | None,
         Field(
             description="Claim of the run's namespace to use as the run's volume. Everything of the run lies in its "
-            "folder runs/UID. Files that other runs have fetched there are not fetched again, and training goes on "
-            "from a checkpoint of one that trained the same (model, samples, method, seed, batch.global, epochs, "
-            "grouping, maxLength); what is theirs stays as it is. No claim is made then, size, storageClassName, "
-            "accessModes and retain say nothing, and the operator never deletes it. It can be named later only while "
-            "the run is suspended as VolumeOfEarlierRun. Left out: a claim NAME-run is made.",
+            "folder runs/UID, the results too. Files that other runs have fetched there are not fetched again, and "
+            "training goes on from a checkpoint of one that trained the same (model, samples, and every setting but "
+            "checkpoint, zero, maxRestarts and batch.perDevice); what is theirs stays as it is. No claim is made then, "
+            "size, storageClassName, accessModes and retain say nothing, and the operator never deletes it. It can be "
+            "named later only while the run is suspended as VolumeOfEarlierRun. Left out: a claim NAME-run is made.",
         ),
     ] = None
 

@@ -108,8 +108,9 @@ class Download(Strict):
     secret_ref: Annotated[
         SecretRef | None,
         Field(
-            description="Proxies whose addresses hold a password, mounted as files in prepare only. Keys: httpProxy, "
-            "httpsProxy, each as the field of that name, which comes first where both are set."
+            description="Proxies whose addresses hold a password, mounted as files in prepare and in pods that send "
+            "notifications only. Keys: httpProxy, httpsProxy, each as the field of that name, which comes first where "
+            "both are set."
         ),
     ] = None
 

@@ -38,6 +38,9 @@ class NotificationStatus(Lenient):
     restarts: Annotated[Count, Field(description="How often the run had been restarted by then.")] = 0
     state: Annotated[NotificationState, Field(description="How far it is.")] = NotificationState.PENDING
     outcome: Annotated[Short, Field(description="Why it is not delivered, or not yet.")] = ""
+    first_try_time: Annotated[
+        Time | None, Field(description="When no Job could be made for it for the first time: it is given up 8 h later.")
+    ] = None
     completion_time: Annotated[Time | None, Field(description="When it was delivered, or given up.")] = None
 
     @property

@@ -74,8 +74,10 @@ class Plan(Lenient):
     ] = None
     checkpoints_size: Annotated[
         Short | None,
-        Field(description="What all that lie there at a time take: checkpoint.keep, the best one where keepBest is "
-                                "set, and the one being written."),
+        Field(
+            description="What all that lie there at a time take: checkpoint.keep, the best one where keepBest is "
+            "set, and the one being written."
+        ),
     ] = None
     storage: Annotated[
         Short | None,

@@ -39,9 +39,17 @@ class _Try:
     """What this process knows of the Job of one message. All of it can be lost."""
 
     num: int = 0
-    next_at: datetime
+    tried_at: datetime | None = None
+    delay_s: float = 0.0
     message: str = ""
     is_final: bool = False
+
+    def next_at(self, now: datetime) -> datetime:
+        """When it is tried next."""
+        # One that lies ahead was before the clock was set back.
+        if self.tried_at is None or self.tried_at > now:
+            return now
+        return self.tried_at + timedelta(seconds=self.delay_s)
 
 
 @dataclass(kw_only=True)
@@ -58,6 +66,7 @@ class Notifier:
     async def look(self, run: Run) -> Mapping[str, DeliverySight]:
         """What there is to see of the messages that a run owes."""
         found = {}
+        self._forget_settled(run)
         for told in run.status.open_notifications:
             name = job_of(run, told)
             sight = await self._look_at(run, name)
@@ -67,23 +76,30 @@ class Notifier:
 
     async def send(self, run: Run) -> datetime | None:
         """Make the Jobs of what is owed; returns when to try again what could not be made."""
-        instants = []
+        instants, now = [], self.now()
         for told in run.status.open_notifications:
             name = job_of(run, told)
             if self._find_job(run, name) is not None:
                 continue
-            known = self._tries.setdefault(run.uid, {}).setdefault(name, _Try(next_at=self.now()))
+            known = self._tries.setdefault(run.uid, {}).setdefault(name, _Try())
             if known.is_final:
                 continue
-            if known.next_at <= self.now():
+            if known.next_at(now) <= now:
                 await self._try(run, told, known)
             # What has come to nothing for good is settled by the next pass.
-            instants.append(self.now() if known.is_final else known.next_at)
+            instants.append(now if known.is_final else known.next_at(now))
         return min(instants, default=None)
 
     def forget(self, run_uid: str) -> None:
         """Drop what is known of a run."""
         self._tries.pop(run_uid, None)
+
+    def _forget_settled(self, run: Run) -> None:
+        """A run may owe one message after the other for weeks: what is known of those before goes."""
+        owed = {job_of(run, told) for told in run.status.open_notifications}
+        known = {name: one for name, one in self._tries.pop(run.uid, {}).items() if name in owed}
+        if known:
+            self._tries[run.uid] = known
 
     def _find_job(self, run: Run, name: str) -> JobView | None:
         job = self.children.job(Key(run.key.namespace, name))
@@ -96,16 +112,17 @@ class Notifier:
             if known is None:
                 return None
             state = NotificationState.UNDELIVERED if known.is_final else NotificationState.PENDING
-            return DeliverySight(state=state, message=known.message)
+            return DeliverySight(state=state, message=known.message or "its Job was deleted before it had ended")
         if job.complete:
             return DeliverySight(state=NotificationState.DELIVERED, has_job=True)
         if job.failed is not None:
             message = await self._read_last_words(job) or f"{job.failed.reason}: {job.failed.message}"
             return DeliverySight(state=NotificationState.UNDELIVERED, has_job=True, message=message)
-        return DeliverySight(state=NotificationState.PENDING, has_job=True)
+        return DeliverySight(state=NotificationState.PENDING, has_job=True, made_at=job.made_at)
 
     async def _try(self, run: Run, told: NotificationStatus, known: _Try) -> None:
         known.num += 1
+        known.tried_at = self.now()
         delay_s = min(LAST_RETRY_S, 2.0 ** min(known.num - 1, 16))
         try:
             job = await self._make_job(run, told)
@@ -122,7 +139,7 @@ class Notifier:
             self.children.note_job(job)
             known.message = ""
         # One that is deleted by somebody as soon as it is made is not made at once again.
-        known.next_at = self.now() + timedelta(seconds=delay_s)
+        known.delay_s = delay_s
         if known.message:
             logger.warning("%s: %s is not told of %s: %s", run.key, told.name, told.event, known.message)
 

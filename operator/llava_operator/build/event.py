@@ -5,13 +5,15 @@ import json
 from llava_api.constants import API_VERSION, NotificationEvent, Phase
 from llava_api.run_event import CONTENT_TYPE, EventArtifacts, EventData, EventRun, RunEvent, event_type
 from llava_api.status import MAX_TEXT, NotificationStatus
-from llava_api.text import cut, show
+from llava_api.text import cut, escape, show
 from llava_operator.run import Run
 
 MAX_SLACK = 1500
 """Characters of a line for Slack, before they are escaped: it shows some thousands, and nobody reads them."""
 SLACK_CONTENT_TYPE = "application/json"
-_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+_VERBATIM = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "`": "'", "@": "\N{FULLWIDTH COMMERCIAL AT}"})
+"""What ends a code span, or is read within one: Slack's control sequences, for which it has these entities, and names
+behind an @, which Rocket.Chat calls from anywhere."""
 
 
 def build_event(run: Run, told: NotificationStatus) -> RunEvent:
@@ -26,7 +28,7 @@ def build_event(run: Run, told: NotificationStatus) -> RunEvent:
         phase=status.phase or Phase.PENDING,
         stage=told.stage,
         attempt=told.attempt or None,
-        reason=told.reason,
+        reason=show(told.reason),
         # The status has room for its beginning only.
         message=show(failure.message if failure and failure.message else told.message, max_chars=MAX_TEXT),
         hint=show(failure.hint if failure else "", max_chars=MAX_TEXT),
@@ -52,11 +54,15 @@ def build_webhook_body(event: RunEvent) -> tuple[str, str]:
 
 
 def build_slack_body(event: RunEvent) -> tuple[str, str]:
-    """Body and content type for Slack: nothing in it is a link, a mention or markup but ours."""
+    """Body and content type for Slack and what understands the same.
+
+    The line is one code span: Slack, Mattermost and Rocket.Chat make no link, picture or markup of what is in one, and
+    fetch no preview. Nothing that is in it may end it, or is read in spite of it.
+    """
     data = event.data
     where = f" ({data.stage}, attempt {data.attempt})" if data.stage and data.attempt else ""
     reason = f" {data.reason}" if data.reason and data.reason != data.event else ""
     said = " ".join(filter(None, [data.message, data.hint]))
     line = f"{data.run.namespace}/{data.run.name}: {data.event}{reason}{where}" + (f": {said}" if said else "")
-    text = cut(line, max_chars=MAX_SLACK).translate(_ENTITIES)
-    return json.dumps({"text": text, "mrkdwn": False}), SLACK_CONTENT_TYPE
+    text = cut(escape(line), max_chars=MAX_SLACK).translate(_VERBATIM)
+    return json.dumps({"text": f"`{text}`", "mrkdwn": True}), SLACK_CONTENT_TYPE

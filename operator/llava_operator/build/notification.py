@@ -31,7 +31,7 @@ PODS = 5
 DEADLINE_S = 7200
 """After which the Job ends, whatever its pods wait for: a Secret that is missing, a place, a quota."""
 KEPT_S = 86_400
-"""For which a Job that has ended stays to be looked at: longer than a message is owed, whoever is down meanwhile."""
+"""For which a Job that has ended stays to be looked at: an operator that is away for longer sends the same again."""
 GRACE_PERIOD_S = 5
 RESOURCES: Final[Object] = {
     "requests": {"cpu": "10m", "memory": "64Mi"},
@@ -84,7 +84,7 @@ def build_delivery(run: Run, wanted: Notification, told: NotificationStatus, pla
     """What the pod is handed."""
     event = build_event(run, told)
     body, content_type = build_slack_body(event) if wanted.slack else build_webhook_body(event)
-    way_out = complete_download(run.spec.download, platform.download)
+    own, way_out = run.spec.download, complete_download(run.spec.download, platform.download)
     return Delivery(
         kind="slack" if wanted.slack else "webhook",
         id=told.id,
@@ -97,6 +97,7 @@ def build_delivery(run: Run, wanted: Notification, told: NotificationStatus, pla
         http_proxy=way_out.http_proxy,
         https_proxy=way_out.https_proxy,
         no_proxy=way_out.no_proxy or "",
+        is_proxy_own=own.http_proxy is not None or own.secret_ref is not None,
     )
 
 

@@ -58,6 +58,8 @@ class JobView:
     """UID of that run."""
     labelled: str = ""
     """Name of the run in the label, which anybody can change; empty where there is none."""
+    made_at: str = ""
+    """When it was made, by the API server's clock."""
     deleting_since: str = ""
     """When its deletion was asked for; empty while it was not."""
     suspended: bool = False
@@ -145,6 +147,7 @@ def parse_job(raw: Object) -> JobView:
         run=owner.name,
         owner_uid=owner.uid,
         labelled=job.metadata.run,
+        made_at=_instant(job.metadata.creation_timestamp),
         deleting_since=_instant(job.metadata.deletion_timestamp) if job.metadata.deletion_timestamp else "",
         suspended=bool(job.spec.suspend),
         complete="Complete" in held,

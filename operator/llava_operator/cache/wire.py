@@ -64,6 +64,7 @@ class Meta(_Wire):
     uid: str
     labels: dict[str, str] = {}
     owner_references: list[Owner] = []
+    creation_timestamp: _Text = ""
     deletion_timestamp: str | None = None
 
     @property

@@ -120,7 +120,7 @@ def decide(seen: Observation) -> Decision:
         return Commit(status=wanted)
     if not isinstance(plan.act, Wait):
         return plan.act
-    instants = [plan.act.until, notifications_due(run, seen.now), text_due if is_text else None]
+    instants = [plan.act.until, notifications_due(seen), text_due if is_text else None]
     if current_stage(run.status) is not None:
         due = seen.progress_due_at if seen.progress else None
         instants += [due, _next_deadline(run, seen.now), _told_at(seen), silent_at]

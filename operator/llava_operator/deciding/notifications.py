@@ -14,12 +14,14 @@ from llava_api.spec import Notification
 from llava_api.status import NOTIFICATIONS_KEPT, NotificationState, NotificationStatus, Status
 from llava_api.text import show
 from llava_operator.clock import from_time, to_time
-from llava_operator.deciding.observation import Observation
-from llava_operator.deciding.occurrences import OCCURRENCES, Change, Occurrence, count_restarts, waiting_due
-from llava_operator.run import Run, current_stage
+from llava_operator.deciding.observation import DeliverySight, Observation
+from llava_operator.deciding.occurrences import Change, Occurrence, count_restarts, find_occurrence
+from llava_operator.deciding.waiting import unstarted, waiting_since
+from llava_operator.run import Run, attempt_of, current_stage
 
 GIVEN_UP_AFTER = timedelta(hours=8)
-"""After its event, whatever has become of a message until then: a run that is to be deleted waits no longer."""
+"""After a message was first tried, or its Job made: a run that is to be deleted waits no longer. Not after its event:
+the operator may have been away for as long, and whoever comes back tries at least once."""
 _MAX_TEXT = 256
 
 
@@ -46,62 +48,86 @@ def find_wanted(run: Run, name: str) -> Notification | None:
     return next((one for one in run.spec.notifications if one.name == name), None)
 
 
-def notifications_due(run: Run, now: datetime) -> datetime | None:
+def notifications_due(seen: Observation) -> datetime | None:
     """When a run has to be looked at again for its notifications' sake, if nothing happens before."""
-    status = run.status
-    instants = [from_time(one.time) + GIVEN_UP_AFTER for one in status.open_notifications]
-    for wanted in run.spec.notifications:
-        for event in wanted.events:
-            change = _change(wanted, event, status, status, now)
-            if event is NotificationEvent.WAITING_TOO_LONG:
-                instants += [due] if (due := waiting_due(change)) else []
-            elif event is NotificationEvent.RESTARTED and change.last and change.quiet_until:
-                # Whoever was told of the first of several is told of the others later.
-                is_behind = current_stage(status) is not None and count_restarts(status) > change.last.restarts
-                instants += [change.quiet_until] if is_behind else []
-    return min((instant for instant in instants if instant > now), default=None)
+    status = seen.run.status
+    instants = [_given_up_at(one, _sight_of(one, seen)) for one in status.open_notifications]
+    instants += [happened.due for _, _, happened in _list_untold(seen, status)]
+    return min((instant for instant in instants if instant is not None and instant > seen.now), default=None)
+
+
+def _sight_of(told: NotificationStatus, seen: Observation) -> DeliverySight | None:
+    return seen.deliveries.get(job_of(seen.run, told))
+
+
+def _given_up_at(told: NotificationStatus, sight: DeliverySight | None) -> datetime | None:
+    """When a message is given up that is still owed then; None while it has not been tried."""
+    if sight is None:
+        # By this process: what an earlier one has met may be long ago.
+        return None
+    begun = sight.made_at if sight.has_job else told.first_try_time
+    return from_time(begun) + GIVEN_UP_AFTER if begun else None
 
 
 def _settle(told: NotificationStatus, seen: Observation) -> NotificationStatus:
     """A message that was owed, with what has become of it."""
-    sight = seen.deliveries.get(job_of(seen.run, told))
+    sight = _sight_of(told, seen)
     state, outcome = (sight.state, sight.message) if sight else (NotificationState.PENDING, "")
-    if (
-        state is NotificationState.PENDING
-        and find_wanted(seen.run, told.name) is None
-        and not (sight and sight.has_job)
-    ):
+    has_job = sight is not None and sight.has_job
+    given_up_at = _given_up_at(told, sight)
+    if state is NotificationState.PENDING and find_wanted(seen.run, told.name) is None and not has_job:
         state, outcome = NotificationState.UNDELIVERED, f"spec.notifications has no {told.name} any more"
-    elif state is NotificationState.PENDING and seen.now >= from_time(told.time) + GIVEN_UP_AFTER:
+    elif state is NotificationState.PENDING and given_up_at is not None and seen.now >= given_up_at:
         hours = GIVEN_UP_AFTER // timedelta(hours=1)
         state, outcome = (
             NotificationState.UNDELIVERED,
             f"given up after {hours} h: {outcome or 'its Job has not ended'}",
         )
-    if state is NotificationState.PENDING:
+    update: dict[str, object] = {"outcome": show(outcome, max_chars=_MAX_TEXT)}
+    if state is not NotificationState.PENDING:
+        return told.model_copy(update={**update, "state": state, "completion_time": to_time(seen.now)})
+    if not outcome or (told.first_try_time and from_time(told.first_try_time) <= seen.now):
         # What stands in its way is told once: each change of the words would be a write.
-        return told if told.outcome else told.model_copy(update={"outcome": show(outcome, max_chars=_MAX_TEXT)})
-    update = {"state": state, "outcome": show(outcome, max_chars=_MAX_TEXT), "completion_time": to_time(seen.now)}
-    return told.model_copy(update=update)
+        return told
+    return told.model_copy(update={**update, "first_try_time": to_time(seen.now)})
 
 
 def _list_owed(seen: Observation, status: Status) -> Iterator[NotificationStatus]:
+    for wanted, event, happened in _list_untold(seen, status):
+        if happened.due is None or happened.due <= seen.now:
+            yield _owe(seen, status, wanted, event, happened)
+
+
+def _list_untold(seen: Observation, status: Status) -> Iterator[tuple[Notification, NotificationEvent, Occurrence]]:
+    """What has happened until ``status`` that somebody is to be told of, now or later."""
     known = {(one.name, one.id) for one in status.notifications}
+    is_short = _is_short_of_pods(seen, status)
     for wanted in seen.run.spec.notifications:
         for event in wanted.events:
-            happened = OCCURRENCES[event](_change(wanted, event, seen.run.status, status, seen.now))
-            if happened is None:
-                continue
-            made = _owe(seen, status, wanted, event, happened)
+            told = [one for one in status.notifications if (one.name, one.event) == (wanted.name, event)]
+            change = Change(
+                before=seen.run.status, after=status, now=seen.now, wanted=wanted, last=told[-1] if told else None,
+                is_short_of_pods=is_short,
+            )  # fmt: skip
+            happened = find_occurrence(event, change)
             # An event may be asked for twice, but the status is a map: the API server refuses one entry twice.
-            if (made.name, made.id) not in known:
-                known.add((made.name, made.id))
-                yield made
+            if happened is not None and (one := (wanted.name, _id_of(seen.run, event, happened))) not in known:
+                known.add(one)
+                yield wanted, event, happened
 
 
-def _change(wanted: Notification, event: str, before: Status, after: Status, now: datetime) -> Change:
-    told = [one for one in after.notifications if (one.name, one.event) == (wanted.name, event)]
-    return Change(before=before, after=after, now=now, wanted=wanted, last=told[-1] if told else None)
+def _is_short_of_pods(seen: Observation, status: Status) -> bool:
+    stage = current_stage(status)
+    if stage is None or stage.newest is None:
+        return False
+    if waiting_since(stage, seen.job, seen.pods, attempt_of(seen.run, stage).num_pods) is None:
+        return False
+    # One that has run whole and has just lost a pod, which is seen before its Job's end is, waits for nothing.
+    return bool(unstarted(seen.pods)) or seen.trouble is not None
+
+
+def _id_of(run: Run, event: NotificationEvent, happened: Occurrence) -> str:
+    return hashlib.sha256(f"{run.uid}/{event}/{happened.key}".encode()).hexdigest()[:32]
 
 
 def _owe(
@@ -109,7 +135,7 @@ def _owe(
 ) -> NotificationStatus:
     return NotificationStatus(
         name=wanted.name,
-        id=hashlib.sha256(f"{seen.run.uid}/{event}/{happened.key}".encode()).hexdigest()[:32],
+        id=_id_of(seen.run, event, happened),
         event=event,
         time=to_time(seen.now),
         stage=happened.stage,

@@ -43,6 +43,8 @@ class DeliverySight:
     state: NotificationState
     has_job: bool = False
     """Whether its Job is there."""
+    made_at: str = ""
+    """When that was made; empty without one."""
     message: str = ""
     """Why it is not delivered."""
 

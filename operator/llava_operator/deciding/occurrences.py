@@ -1,18 +1,25 @@
 """What has happened to a run that somebody may want to be told of: one row an event. Pure."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from llava_api.constants import NotificationEvent, Phase, StageName
 from llava_api.failures import Reason
 from llava_api.spec import Notification
-from llava_api.status import AttemptState, NotificationStatus, StageStatus, Status
-from llava_operator.clock import from_time
+from llava_api.status import AttemptState, AttemptStatus, NotificationStatus, Status
+from llava_operator.clock import from_time, to_time
+from llava_operator.deciding.restarts import DISTURBED_DELAY_S, has_done_a_step
 from llava_operator.run import current_stage, stage_of
+from llava_operator.stages import STAGES
 
 QUIET = timedelta(hours=1)
 """Between two messages of an event that may come again and again: the later one tells of all that came between."""
+_RECURRING = frozenset({NotificationEvent.SUSPENDED, NotificationEvent.RESTARTED, NotificationEvent.WAITING_TOO_LONG})
+_TAKEN_BACK = frozenset({Reason.GANG_NOT_SCHEDULED, Reason.QUEUE_EVICTED})
+"""Why an attempt ended that had places in part, or for a moment: what it waited for, the next one waits for."""
+_SOON = timedelta(seconds=2 * DISTURBED_DELAY_S)
+"""Within which the next attempt follows, unless something else has come between: a suspension, say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +32,8 @@ class Occurrence:
     attempt: int = 0
     reason: str = ""
     message: str = ""
+    due: datetime | None = None
+    """From when on it is told; None: at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +45,8 @@ class Change:
     now: datetime
     wanted: Notification
     last: NotificationStatus | None = None
+    is_short_of_pods: bool = False
+    """Whether pods of the newest attempt have not started yet."""
 
     def becomes(self, phase: Phase) -> bool:
         """Whether the run is in this phase from now on."""
@@ -46,26 +57,72 @@ class Change:
     @property
     def quiet_until(self) -> datetime | None:
         """Until when the receiver is not told of the event again; None if nothing speaks against it."""
-        until = from_time(self.last.time) + QUIET if self.last else None
-        return until if until is not None and until > self.now else None
+        if self.last is None:
+            return None
+        told = from_time(self.last.time)
+        # One that lies ahead was told before the clock was set back: it mutes nothing, however far ahead it lies.
+        return told + QUIET if told <= self.now < told + QUIET else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standby:
+    """A time in which a stage waits for anything but its own next try."""
+
+    since: datetime
+    attempt: int
+    """Number of the first attempt that has waited, or is waited for."""
+
+
+def find_occurrence(event: NotificationEvent, change: Change) -> Occurrence | None:
+    """What has happened of a kind, with when it is told; the receiver may have been told of it already."""
+    happened = OCCURRENCES[event](change)
+    if happened is None or event not in _RECURRING or change.quiet_until is None:
+        return happened
+    return replace(happened, due=max(happened.due or change.now, change.quiet_until))
 
 
 def count_restarts(status: Status) -> int:
     """How often a stage was begun anew after an attempt that had not succeeded, those that were suspended left out."""
     suspended = (status.accounting.restarts_by_reason if status.accounting else {}).get(Reason.SUSPENDED, 0)
-    return max(0, sum(max(0, stage.attempt - 1) for stage in status.stages) - suspended)
+    # None has been begun yet after one that has just been suspended.
+    resting = sum(
+        stage.newest is not None
+        and stage.newest.state is AttemptState.GONE
+        and stage.newest.because == Reason.SUSPENDED
+        for stage in status.stages
+    )
+    return max(0, sum(max(0, stage.attempt - 1) for stage in status.stages) - max(0, suspended - resting))
 
 
-def waits_since(status: Status) -> datetime | None:
-    """Since when the run waits for anything but its own next try; None if it does not."""
+def find_standby(status: Status, *, is_short_of_pods: bool) -> Standby | None:
+    """Since when the run waits, as far back as the status tells of attempts; None if it does not."""
     stage = current_stage(status)
     if stage is None or status.phase is Phase.SUSPENDED:
         return None
     newest = stage.newest
-    if newest is not None and newest.state in (AttemptState.QUEUED, AttemptState.STARTING):
-        return from_time(newest.start_time) if newest.start_time else None
-    is_between = newest is None or (newest.state is AttemptState.GONE and stage.reason != newest.because)
-    return from_time(stage.reason_time) if is_between and stage.reason and stage.reason_time else None
+    if newest is None or newest.state is AttemptState.GONE:
+        is_next_try = newest is not None and stage.reason == newest.because
+        if is_next_try or not stage.reason or stage.reason_time is None:
+            return None
+        return Standby(since=from_time(stage.reason_time), attempt=stage.attempt + 1)
+    waits = newest.state in (AttemptState.QUEUED, AttemptState.STARTING)
+    if not waits and not (newest.state is AttemptState.RUNNING and is_short_of_pods):
+        return None
+    first = newest
+    for earlier in reversed(stage.attempts[:-1]):
+        if not (STAGES[stage.name].is_gang and _is_continued(earlier, first)):
+            break
+        first = earlier
+    return Standby(since=from_time(first.start_time), attempt=first.number) if first.start_time else None
+
+
+def _is_continued(attempt: AttemptStatus, following: AttemptStatus) -> bool:
+    """Whether the next attempt only goes on with what this one has waited for."""
+    if attempt.because not in _TAKEN_BACK or has_done_a_step(attempt):
+        return False
+    if attempt.start_time is None or attempt.completion_time is None or following.start_time is None:
+        return False
+    return from_time(following.start_time) - from_time(attempt.completion_time) <= _SOON
 
 
 def _succeeded(change: Change) -> Occurrence | None:
@@ -88,7 +145,9 @@ def _failed(change: Change) -> Occurrence | None:
 
 def _suspended(change: Change) -> Occurrence | None:
     stage = current_stage(change.after)
-    if not change.becomes(Phase.SUSPENDED) or stage is None:
+    # Whoever was told of an earlier one, and not of this because that was a moment ago, is told while it lasts.
+    is_behind = change.last is not None and change.after.phase is Phase.SUSPENDED
+    if stage is None or not (is_behind or change.becomes(Phase.SUSPENDED)):
         return None
     failure = change.after.failure
     reason = failure.reason if failure else Reason.SUSPENDED
@@ -100,7 +159,7 @@ def _suspended(change: Change) -> Occurrence | None:
 
 def _restarted(change: Change) -> Occurrence | None:
     stage = current_stage(change.after)
-    if stage is None or stage.newest is None or stage.newest.state is AttemptState.GONE or change.quiet_until:
+    if stage is None or stage.newest is None or stage.newest.state is AttemptState.GONE:
         return None
     total = count_restarts(change.after)
     has_just_begun = stage_of(change.before, stage.name).attempt < stage.attempt
@@ -118,33 +177,20 @@ def _restarted(change: Change) -> Occurrence | None:
 
 
 def _waiting_too_long(change: Change) -> Occurrence | None:
-    due = waiting_due(change)
-    stage = current_stage(change.after)
-    if due is None or due > change.now or stage is None:
+    standby = find_standby(change.after, is_short_of_pods=change.is_short_of_pods)
+    stage, told = current_stage(change.after), change.last
+    if standby is None or stage is None:
         return None
-    attempt = _awaited_attempt(stage)
-    return Occurrence(
-        key=f"{stage.name}-{attempt}", stage=stage.name, attempt=attempt, reason=stage.reason,
-        message=f"has waited for more than {change.wanted.waiting_seconds} s: {stage.message}",
-    )  # fmt: skip
-
-
-def waiting_due(change: Change) -> datetime | None:
-    """When the receiver is to be told that the run waits too long; None if it does not wait, or that was told."""
-    since, stage = waits_since(change.after), current_stage(change.after)
-    if since is None or stage is None:
+    is_about_it = told is not None and told.stage is stage.name and told.attempt >= standby.attempt
+    if told is not None and is_about_it and from_time(told.time) >= standby.since:
         return None
-    told = change.last
-    if told is not None and (told.stage, told.attempt) == (stage.name, _awaited_attempt(stage)):
-        return None
-    due = since + timedelta(seconds=change.wanted.waiting_seconds)
-    return max(due, change.quiet_until) if change.quiet_until else due
-
-
-def _awaited_attempt(stage: StageStatus) -> int:
-    """Number of the attempt that waits, or is waited for."""
     is_between = stage.newest is None or stage.newest.state is AttemptState.GONE
-    return stage.attempt + 1 if is_between else stage.attempt
+    return Occurrence(
+        key=f"{stage.name}-{standby.attempt}-{to_time(standby.since)}", stage=stage.name,
+        attempt=stage.attempt + is_between, reason=stage.reason,
+        message=f"has waited for more than {change.wanted.waiting_seconds} s: {stage.message}",
+        due=standby.since + timedelta(seconds=change.wanted.waiting_seconds),
+    )  # fmt: skip
 
 
 OCCURRENCES: dict[NotificationEvent, Callable[[Change], Occurrence | None]] = {
@@ -154,4 +200,4 @@ OCCURRENCES: dict[NotificationEvent, Callable[[Change], Occurrence | None]] = {
     NotificationEvent.RESTARTED: _restarted,
     NotificationEvent.WAITING_TOO_LONG: _waiting_too_long,
 }
-"""Whether an event has happened between two statuses, by event."""
+"""What has happened between two statuses, by event; whether it is too soon to tell is not asked here."""

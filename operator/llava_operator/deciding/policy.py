@@ -288,7 +288,8 @@ def _judge_service_account(spec: Spec, policy: Policy) -> Iterator[Violation]:
 def judge_notifications(notifications: Sequence[Notification], policy: Policy) -> Iterator[Violation]:
     """What of notifications goes beyond what is allowed, rule by rule.
 
-    An address in a Secret is the sending pod's to judge, by the same rules (``Delivery``).
+    An address in a Secret is the sending pod's to judge, by the same rules (``Delivery``); and so is the proxy that an
+    address is reached by, which may be in a Secret, too.
     """
     for kind in ("webhook", "slack"):
         for one in notifications:
@@ -316,11 +317,6 @@ def judge_sending(spec: Spec, wanted: Notification, policy: Policy) -> Iterator[
         yield from _judge_secret("spec.download.secretRef.name", secret, policy)
     for judge in (_judge_authorities, _judge_pull_secrets, _judge_tolerations):
         yield from judge(spec, policy)
-    is_in_clear = wanted.url is not None and wanted.url.startswith("http://")
-    if is_in_clear and spec.download.http_proxy and ANYTHING not in policy.notification_hosts:
-        assert wanted.url is not None
-        # A proxy of the run's choice would read what only these hosts are to get.
-        yield _about_address(wanted.url, "sends notifications by plain HTTP through no proxy of a run's own")
 
 
 def _about_address(url: str, rule: str) -> Violation:

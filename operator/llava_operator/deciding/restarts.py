@@ -108,20 +108,20 @@ def delay_s(stage: StageStatus, run_uid: str) -> float:
 def is_disturbed(stage: StageStatus) -> bool:
     """Whether so many attempts in a row were ended by others, before a step, that a person should look."""
     over = [attempt for attempt in stage.attempts if attempt.state is AttemptState.GONE][-MAX_DISTURBED:]
-    return len(over) == MAX_DISTURBED and not any(one.counts or _has_done_a_step(one) for one in over)
+    return len(over) == MAX_DISTURBED and not any(one.counts or has_done_a_step(one) for one in over)
 
 
 def _count_idle(stage: StageStatus) -> int:
     """Attempts in a row, up to the newest, that have done no step."""
     idle = 0
     for attempt in reversed(stage.attempts):
-        if _has_done_a_step(attempt):
+        if has_done_a_step(attempt):
             break
         idle += 1
     return idle
 
 
-def _has_done_a_step(attempt: AttemptStatus) -> bool:
+def has_done_a_step(attempt: AttemptStatus) -> bool:
     """Whether it came further, or was ended by who knew what he did."""
     return (attempt.to_step or 0) > (attempt.from_step or 0) or attempt.because in (SUCCEEDED, Reason.SUSPENDED)
 

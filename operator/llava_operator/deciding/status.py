@@ -118,7 +118,7 @@ def without_texts(status: Status) -> Status:
     conditions = tuple(held.model_copy(update={"message": ""}) for held in status.conditions)
     trouble = status.api_trouble and status.api_trouble.model_copy(update={"message": ""})
     # That one is owed is no text; that it was delivered can wait.
-    settled = {"state": NotificationState.PENDING, "outcome": "", "completion_time": None}
+    settled = {"state": NotificationState.PENDING, "outcome": "", "first_try_time": None, "completion_time": None}
     notifications = tuple(one.model_copy(update=settled) for one in status.notifications)
     update = {"stages": stages, "conditions": conditions, "api_trouble": trouble, "notifications": notifications}
     return status.model_copy(update=update)

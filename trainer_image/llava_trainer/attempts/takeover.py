@@ -12,7 +12,7 @@ from llava_api.run_config import RunConfig
 from llava_api.volume import find_attempt_dir, parse_attempt
 from llava_trainer.files import make_folder, sync
 
-_BEFORE = "before"
+BEFORE = "before"
 _LOGS = "logs"
 
 logger = logging.getLogger(__name__)
@@ -28,26 +28,26 @@ def take_over(config: RunConfig) -> None:
     own = volume.attempt_dir(run.stage, run.attempt)
     for folder in _list_attempts(volume.attempts_dir):
         stage, number = _number_of(folder)
-        target = own / _BEFORE / folder.name
+        target = own / BEFORE / folder.name
         if stage != run.stage or number >= run.attempt or target.exists():
             continue
         make_folder(target.parent)
         folder.rename(target)
         sync(volume.attempts_dir)
-        _lift_up(target, own / _BEFORE)
+        _lift_up(target, own / BEFORE)
         logger.info("attempt %d of %s is taken over: %s", number, stage, target)
 
 
 def _lift_up(taken: Path, before: Path) -> None:
     """Put what an attempt had taken over itself beside it: folders in folders would have no end."""
-    for folder in _list_attempts(taken / _BEFORE):
+    for folder in _list_attempts(taken / BEFORE):
         if not (before / folder.name).exists():
             folder.rename(before / folder.name)
 
 
 def list_earlier(own: Path) -> list[Path]:
     """Folders of earlier attempts in an attempt's folder, newest first; each may hold some that it has taken over."""
-    found = sorted(_list_attempts(own / _BEFORE), key=lambda folder: _number_of(folder)[1], reverse=True)
+    found = sorted(_list_attempts(own / BEFORE), key=lambda folder: _number_of(folder)[1], reverse=True)
     return [one for folder in found for one in (folder, *list_earlier(folder))]
 
 
@@ -79,7 +79,7 @@ def remove_earlier(own: Path) -> None:
             # Copies: an old pod may still have the files open.
             shutil.copytree(folder / _LOGS, own / _LOGS / folder.name, dirs_exist_ok=True)
     try:
-        shutil.rmtree(own / _BEFORE)
+        shutil.rmtree(own / BEFORE)
     except FileNotFoundError:
         return
     except OSError as error:

@@ -23,7 +23,8 @@ from typing import IO, Any, Self, cast
 from llava_api.base import Lenient
 from llava_trainer.attempts.takeover import earlier_of, take_over_folder
 from llava_trainer.files import begin_folder, check_space, make_folder, publish_folder, write_whole
-from llava_trainer.sources.journal import Journal, read_note
+from llava_trainer.sources.fetched import read_note
+from llava_trainer.sources.journal import Journal
 from llava_trainer.sources.refusals import refused
 from llava_trainer.sources.remote import RemoteFile, check_name
 from llava_trainer.sources.transfer import CHUNK_BYTES, Downloader

@@ -24,9 +24,10 @@ from llava_trainer.sources.archive import ARCHIVE_SUFFIX, fetch_and_unpack
 from llava_trainer.sources.bucket import Bucket
 from llava_trainer.sources.claims import check_claim
 from llava_trainer.sources.credentials import Credentials, read_credentials, web_headers
+from llava_trainer.sources.fetched import read_note, state_of
 from llava_trainer.sources.gathering import Catalogue, Gatherer, make_catalogue
 from llava_trainer.sources.hub import Repository
-from llava_trainer.sources.journal import Journal, read_note, state_of
+from llava_trainer.sources.journal import Journal
 from llava_trainer.sources.network import Network, build_client, read_network
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import secret_field

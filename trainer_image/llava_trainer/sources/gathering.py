@@ -99,7 +99,7 @@ class Gatherer:
             wanted.append(name)
             if remote.size is not None:
                 total += remote.size
-                there += min(remote.size, self.journal.size_of(name))
+                there += min(remote.size, self.journal.size_of(remote))
         what = f"{self.downloader.field} {self.catalogue.address}"
         self.downloader.progress.begin(what, total)
         check_space(self.downloader.volume, total - there, what)

@@ -6,50 +6,22 @@ import os
 import shutil
 import threading
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, BinaryIO, TypeVar
+from typing import BinaryIO
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from llava_api.base import Lenient
-from llava_trainer.attempts.other_runs import link_file, others_of
 from llava_trainer.attempts.takeover import earlier_of
 from llava_trainer.files import make_folder, sha256_file, sync_file_system
+from llava_trainer.sources.fetched import JOURNAL, Fetched, state_of
+from llava_trainer.sources.other_journals import OtherJournals
+from llava_trainer.sources.remote import RemoteFile
 
-JOURNAL = "fetched.jsonl"
 _PARTIAL = "partial"
+_TAKEN = ".taken"
 _NAME_DIGITS = 40
-_Note = TypeVar("_Note", bound=Lenient)
-
-
-class Fetched(Lenient):
-    """One file that came in whole; one line of the journal."""
-
-    name: str
-    address: str
-    size: Annotated[int, Field(ge=0)]
-    sha256: str
-    """Hex."""
-    version: str = ""
-    """Commit, ETag or time of change, as the server told it; empty if it did not."""
-
-
-def state_of(folder: Path) -> Path:
-    """Where it stands what has been fetched into ``folder``, and where files lie until they are whole.
-
-    Beside it, so that no file of a source takes the place of ours, whatever its name.
-    """
-    return folder.with_name(f".{folder.name}.state")
-
-
-def read_note(file: Path, kind: type[_Note]) -> _Note | None:
-    """What an earlier attempt wrote down in a file of its own; None if it did not, or if that is damaged."""
-    try:
-        return kind.model_validate_json(file.read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
 
 
 class Journal:
@@ -60,7 +32,7 @@ class Journal:
 
     What earlier attempts of the stage have fetched is taken over file by file, when its turn comes: whole files are
     moved, what has come in of others is copied, since an old pod may still be writing there. Whole files that another
-    run has fetched are linked, where the server names the version and it is the same.
+    run has fetched are linked (``OtherJournals``).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -72,7 +44,7 @@ class Journal:
         # Where the line of a file begins: what a million of them say would fill the memory.
         self._known = dict(_read(self._file))
         self._earlier = [_EarlierJournal(one) for one in earlier_of(folder) if (state_of(one) / JOURNAL).exists()]
-        self._others = [_EarlierJournal(one) for one in others_of(folder) if (state_of(one) / JOURNAL).exists()]
+        self._others = OtherJournals(folder)
         # Files by their names without capitals, where the volume does not tell them.
         self._names = dict(map(_pair_folded, self._known)) if _is_caseless(self._state) else None
         self._lock = threading.Lock()
@@ -88,7 +60,8 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._lock, self._stream, contextlib.ExitStack() as stack:
-            for earlier in (*self._earlier, *self._others):
+            stack.enter_context(self._others)
+            for earlier in self._earlier:
                 stack.enter_context(earlier.stream)
             self._stream.flush()
             if error is None:
@@ -116,22 +89,15 @@ class Journal:
         with self._lock:
             return self._names.setdefault(*_pair_folded(name))
 
-    def find_whole(
-        self, name: str, address: str, version: str = "", *, is_promised: Callable[[Path], bool] = lambda _: True
-    ) -> Fetched | None:
-        """The file of this name and address, if it is there and hashes to what it did when it was fetched.
+    def find_whole(self, remote: RemoteFile) -> Fetched | None:
+        """The file, if it is there and hashes to what it did when it was fetched.
 
-        Args:
-            name: relative to the folder.
-            address: where it comes from.
-            version: what the server tells of it now; another one than then means that it has changed. Empty: unknown.
-            is_promised: whether a file of another run is what this run's own source says: the other may have asked
-                another server for the same address.
+        Where its version is known, another one than then means that it has changed.
         """
-        known = self._look_up(name)
-        if known is not None and _is_of(known, address, version) and _is_whole(self.folder, known):
+        known = self._look_up(remote.name)
+        if known is not None and _is_of(known, remote) and _is_whole(self.folder, known):
             return known
-        return self._take_over(name, address, version) or self._take_up(name, address, version, is_promised)
+        return self._take_over(remote) or self._take_up(remote)
 
     def take_over_partial(self, name: str) -> None:
         """Copy what an earlier attempt has fetched of a file that it could not fetch whole, if this one has nothing."""
@@ -147,52 +113,54 @@ class Journal:
                 own.with_suffix(".json").write_bytes(state)
                 return
 
-    def size_of(self, name: str) -> int:
-        """Bytes that the volume holds already under the name of a file, here or of an earlier attempt."""
-        return max(_size_of(folder / name) for folder in (self.folder, *(one.folder for one in self._earlier)))
+    def size_of(self, remote: RemoteFile) -> int:
+        """Bytes of a file that the volume holds already.
+
+        They lie here, or in an earlier attempt; or all of them in another run, where the volume has links.
+        """
+        if remote.size is not None and self._others.can_link(remote):
+            return remote.size
+        return max(_size_of(folder / remote.name) for folder in (self.folder, *(one.folder for one in self._earlier)))
 
     def _look_up(self, name: str) -> Fetched | None:
         with self._lock:
             return _read_line(self._stream, self._known.get(name))
 
-    def _take_over(self, name: str, address: str, version: str) -> Fetched | None:
+    def _take_over(self, remote: RemoteFile) -> Fetched | None:
         """Move a file here that an earlier attempt has fetched whole; what is in the way is the caller's to tell."""
         for earlier in self._earlier:
             with self._lock:
-                known = _read_line(earlier.stream, earlier.known.get(name))
-            if known is None or not _is_of(known, address, version) or not _is_whole(earlier.folder, known):
-                continue
-            if self.claim(name) != name:
-                return None
-            with contextlib.suppress(FileExistsError, NotADirectoryError, IsADirectoryError):
-                make_folder((self.folder / name).parent)
-                (earlier.folder / name).rename(self.folder / name)
-                self.add(known)
-                return known
+                known = _read_line(earlier.stream, earlier.known.get(remote.name))
+            if known is not None and _is_of(known, remote) and _is_whole(earlier.folder, known):
+                return known if self._move_in(earlier.folder / remote.name, known) else None
         return None
 
-    def _take_up(self, name: str, address: str, version: str, is_promised: Callable[[Path], bool]) -> Fetched | None:
-        """Link a file here that another run has fetched whole; without a version nobody can tell whether it is old."""
-        for other in self._others if version else ():
-            with self._lock:
-                known = _read_line(other.stream, other.known.get(name))
-            if known is None or (known.address, known.version) != (address, version):
-                continue
-            if not _is_whole(other.folder, known) or self.claim(name) != name:
-                continue
-            # What cannot be taken up is fetched.
-            with contextlib.suppress(OSError):
-                if not is_promised(other.folder / name):
-                    continue
-                make_folder((self.folder / name).parent)
-                link_file(other.folder / name, self.folder / name)
-                self.add(known)
-                return known
-        return None
+    def _take_up(self, remote: RemoteFile) -> Fetched | None:
+        """Link a file here that another run has fetched whole. What cannot be taken up is fetched."""
+        aside = self.partial_of(remote.name).with_suffix(_TAKEN)
+        known = self._others.take_up(remote, aside)
+        if known is None:
+            return None
+        try:
+            return known if self._move_in(aside, known) else None
+        finally:
+            # Two names of one file are left as they are when one is to take the place of the other.
+            aside.unlink(missing_ok=True)
+
+    def _move_in(self, file: Path, known: Fetched) -> bool:
+        """Give a whole file its name here, and note it; not where another has that name."""
+        if self.claim(known.name) != known.name:
+            return False
+        with contextlib.suppress(FileExistsError, NotADirectoryError, IsADirectoryError):
+            make_folder((self.folder / known.name).parent)
+            file.rename(self.folder / known.name)
+            self.add(known)
+            return True
+        return False
 
 
 class _EarlierJournal:
-    """What an earlier attempt, or another run, has fetched into a folder; only read."""
+    """What an earlier attempt has fetched into a folder; only read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -212,8 +180,8 @@ def find_damaged(folder: Path) -> str | None:
     return None
 
 
-def _is_of(known: Fetched, address: str, version: str) -> bool:
-    return known.address == address and not (version and known.version != version)
+def _is_of(known: Fetched, remote: RemoteFile) -> bool:
+    return known.address == remote.address and not (remote.version and known.version != remote.version)
 
 
 def _is_whole(folder: Path, known: Fetched) -> bool:

@@ -1,23 +1,19 @@
 """One file from a server to the volume: in pieces where it broke off, checked, renamed.
 
-A file that is being fetched lies aside; beside it stands which version of it that is and how much of it is on the disk
-for sure, so that another try, or another attempt of the stage, asks for the rest only: after a crash of the node what
-was written last may be anything. Memory: one chunk.
+A file that is being fetched lies aside (``partial_file``), so that another try, or another attempt of the stage, asks
+for the rest only. Memory: one chunk.
 """
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import BinaryIO
 
 import httpx
-from pydantic import Field
 
-from llava_api.base import Lenient
-from llava_trainer.files import check_space, make_folder, write_whole
+from llava_trainer.files import check_space, make_folder
 from llava_trainer.retrying import Patience, Retrier, StoppedError, TransientError
 from llava_trainer.sources.exchange import (
     Body,
@@ -29,7 +25,9 @@ from llava_trainer.sources.exchange import (
     read_body_headers,
     version_of,
 )
-from llava_trainer.sources.journal import Fetched, Journal, read_note
+from llava_trainer.sources.fetched import Fetched
+from llava_trainer.sources.journal import Journal
+from llava_trainer.sources.partial_file import PartialFile
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import refused, unavailable
 from llava_trainer.sources.remote import Checksum, Digest, RemoteFile, bare_etag
@@ -43,15 +41,6 @@ _GAIN_BYTES = 16 << 20
 """A try that got so much further is no failure in a row."""
 _SPACE_BYTES = 64 << 20
 """How often the volume's free space is looked at while a file of unknown length comes in."""
-
-
-class _Partial(Lenient):
-    """What stands beside a file that is not whole."""
-
-    version: str
-    """As the server told it; empty if it did not."""
-    size: Annotated[int, Field(ge=0)]
-    """Bytes that have been synced."""
 
 
 class _PieceError(Exception):
@@ -84,9 +73,7 @@ class Downloader:
                 StorageFull, naming field, address and fix.
             StoppedError: ``stop`` was set.
         """
-        found = journal.find_whole(
-            remote.name, remote.address, remote.version, is_promised=lambda path: _is_as_listed(remote, path)
-        )
+        found = journal.find_whole(remote)
         if found is not None:
             self.progress.add(found.size, remote.name)
             return found
@@ -102,7 +89,7 @@ class Downloader:
         except (FileExistsError, NotADirectoryError) as error:
             raise refused(f"{what} needs a folder where the source has a file: {error}") from error
         journal.take_over_partial(remote.name)
-        transfer = _Transfer(self, remote, path, journal.partial_of(remote.name))
+        transfer = _Transfer(self, remote, path, PartialFile(journal.partial_of(remote.name)))
         fetched = self.retrier(remote.address)(transfer.attempt, transfer.take_gain)
         journal.add(fetched)
         return fetched
@@ -115,13 +102,12 @@ class Downloader:
 class _Transfer:
     """The tries of one file."""
 
-    def __init__(self, downloader: Downloader, remote: RemoteFile, path: Path, partial: Path) -> None:
+    def __init__(self, downloader: Downloader, remote: RemoteFile, path: Path, partial: PartialFile) -> None:
         self._by = downloader
         self._remote = remote
         self._what = f"{downloader.field}: {remote.address}"
         self._path = path
         self._partial = partial
-        self._state_file = partial.with_suffix(".json")
         self._num_mismatches = 0
         self._gained = 0
         self._counted = 0
@@ -143,7 +129,7 @@ class _Transfer:
                 return self._ask()
 
     def _ask(self) -> Fetched:
-        offset, version = self._find_partial()
+        offset, version = self._partial.find(has_digest=self._remote.digest is not None)
         if self._remote.read is not None:
             return self._read(self._remote.read, offset if version == self._remote.version else 0)
         headers = {"Accept-Encoding": "identity"}
@@ -168,7 +154,7 @@ class _Transfer:
         version = version_of(response)
         told = bare_etag(response.headers.get("ETag", ""))
         if self._remote.etag and told and told != self._remote.etag:
-            self._discard()
+            self._partial.discard()
             raise unavailable(
                 f"{self._what} has changed since it was listed (ETag {told} instead of {self._remote.etag}): create "
                 "the run again when nobody writes there any more"
@@ -183,12 +169,9 @@ class _Transfer:
     ) -> Fetched:  # fmt: skip
         self._check_space(size - body.begin if size is not None else 0)
         resumable = size is None or size >= RESUMABLE_BYTES
-        if not body.begin:
-            # Before the file is cut: a crash in between must not leave the old bytes under the new version.
-            self._state_file.unlink(missing_ok=True)
         come = Checksum(digest, size)
         self._count(body.begin - self._counted)
-        with self._partial.open("r+b" if body.begin else "w+b") as stream:
+        with self._partial.open(body.begin) as stream:
             while chunk := stream.read(min(CHUNK_BYTES, body.begin - come.size)):
                 come.update(chunk)
             if come.size < body.begin:
@@ -198,8 +181,8 @@ class _Transfer:
                 self._write(chunks, stream, come, body.end if size is None else size, version if resumable else None)
                 _check_end(body, come.size, size)
             except BaseException:
-                if resumable and self._partial.exists():
-                    self._keep(stream, version, come.size)
+                if resumable and self._partial.path.exists():
+                    self._partial.keep(stream, version, come.size)
                 raise
         return self._finish(come, version)
 
@@ -222,39 +205,21 @@ class _Transfer:
             self._count(len(chunk))
             unsynced += len(chunk)
             if unsynced >= _SYNC_BYTES and version is not None:
-                self._keep(stream, version, come.size)
+                self._partial.keep(stream, version, come.size)
                 unsynced = 0
-
-    def _keep(self, stream: BinaryIO, version: str, size: int) -> None:
-        """Note how much of the file is on the disk for sure, and of which version."""
-        stream.flush()
-        os.fdatasync(stream.fileno())
-        write_whole(self._state_file, _Partial(version=version, size=size).model_dump_json())
 
     def _finish(self, come: Checksum, version: str) -> Fetched:
         problem = come.find_mismatch()
         if problem is not None:
             raise self._mismatch(problem)
-        self._partial.chmod(0o644)
         try:
-            self._partial.rename(self._path)
+            self._partial.publish(self._path)
         except IsADirectoryError as error:
             raise refused(f"{self._what} is a file where the source has a folder too") from error
-        self._state_file.unlink(missing_ok=True)
         return Fetched(
             name=self._remote.name, address=self._remote.address, size=come.size, sha256=come.sha256,
             version=self._remote.version or version,
         )  # fmt: skip
-
-    def _find_partial(self) -> tuple[int, str]:
-        """Bytes that are there already, and of which version; 0 if it has to be begun anew."""
-        known = read_note(self._state_file, _Partial)
-        # Without a version the digest will tell whether the pieces fit together. The last byte is asked for again: a
-        # file that was all there would have no rest to ask for.
-        if known is None or not (known.version or self._remote.digest):
-            return 0, ""
-        is_there = self._partial.exists() and self._partial.stat().st_size >= known.size
-        return (max(0, known.size - 1), known.version) if is_there else (0, "")
 
     def _accept(self, response: httpx.Response, offset: int, version: str) -> Body:
         """What the body that follows holds.
@@ -269,24 +234,24 @@ class _Transfer:
             # Servers that know no If-Range answer with a piece of whatever there is now.
             if body is not None and (not body.begin or not version or told in ("", version)):
                 return body
-            self._discard()
+            self._partial.discard()
             raise TransientError("the file changed while it was fetched, or the server sent another part of it")
         if response.status_code == 416 and offset:
-            self._discard()
+            self._partial.discard()
             raise TransientError("the file is shorter than what had been fetched of it")
         raise explain_answer(response, self._by.field, self._remote.address, role=self._remote.role)
 
     def _expected_size(self, body: Body) -> int | None:
         """Of the whole, by the server's word and the listing's; None where nobody tells."""
         if self._remote.size is not None and body.total is not None and body.total != self._remote.size:
-            self._discard()
+            self._partial.discard()
             raise TransientError(f"{body.total:,} bytes are offered instead of {self._remote.size:,}")
         size = self._remote.size if body.total is None else body.total
         if size is not None or self._remote.digest is not None:
             return size
         if body.begin:
             # bytes 5-9/*: the end of this piece may be the file's or not. Asked for as a whole, it tells.
-            self._discard()
+            self._partial.discard()
             raise TransientError("the server does not tell how long the file is")
         if not body.has_end:
             raise refused(
@@ -298,7 +263,7 @@ class _Transfer:
 
     def _mismatch(self, problem: str) -> Exception:
         """Not what it should be: once it may be an accident."""
-        self._discard()
+        self._partial.discard()
         self._num_mismatches += 1
         if self._num_mismatches > 1:
             return refused(
@@ -312,10 +277,6 @@ class _Transfer:
     def _count(self, num_bytes: int) -> None:
         self._counted += num_bytes
         self._by.progress.add(num_bytes, self._remote.name)
-
-    def _discard(self) -> None:
-        self._partial.unlink(missing_ok=True)
-        self._state_file.unlink(missing_ok=True)
 
 
 def _check_end(body: Body, size: int, whole: int | None) -> None:
@@ -331,12 +292,3 @@ def _check_end(body: Body, size: int, whole: int | None) -> None:
         if size - body.begin < CHUNK_BYTES:
             raise TransientError(f"only {size - body.begin:,} bytes of the rest at a time")
         raise _PieceError
-
-
-def _is_as_listed(remote: RemoteFile, path: Path) -> bool:
-    """Whether a file has the size and the digest that the listing says, as far as it says any."""
-    checksum = Checksum(remote.digest, remote.size)
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            checksum.update(chunk)
-    return checksum.find_mismatch() is None

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from llava_trainer.files import sha256_file, write_whole
 from llava_trainer.retrying import Rereading
 from llava_trainer.tensors.writing import write_hashed
 
-_STATE_FILE = "state.json"
-_MANIFEST_FILE = "manifest.json"
+STATE_FILE = "state.json"
+MANIFEST_FILE = "manifest.json"
 _FORMAT_VERSION = 3
 _READABLE_VERSIONS = (2, _FORMAT_VERSION)
 """Version 2 does not tell ``training``: what it was made by is not compared."""
@@ -37,6 +38,8 @@ class DamagedCheckpointError(Exception):
 @dataclass(frozen=True, kw_only=True)
 class CheckpointState:
     """What all processes share. The data position follows from the step, random state from seed and step."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
 
     step: int
     """Optimiser steps done."""
@@ -51,6 +54,9 @@ class CheckpointState:
     selection: Mapping[str, Any] = field(default_factory=dict)
     """Which step validation has found to be the best so far (``selection``); empty without validation."""
     version: int = _FORMAT_VERSION
+
+
+_STATE = TypeAdapter(CheckpointState)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +97,13 @@ def write_rank(
 
 def write_manifest(folder: Path, state: CheckpointState, rank_digests: Sequence[bytes]) -> None:
     """Write what is shared, and the digests of everything; the ranks' own are known from ``write_rank``."""
-    write_whole(folder / _STATE_FILE, json.dumps(asdict(state), indent=2) + "\n")
+    write_whole(folder / STATE_FILE, json.dumps(asdict(state), indent=2) + "\n")
     digests = {rank_file(folder, rank).name: f"sha256:{digest.hex()}" for rank, digest in enumerate(rank_digests)}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in digests:
             digests[name] = sha256_file(path)
-    write_whole(folder / _MANIFEST_FILE, json.dumps(digests, indent=2, sort_keys=True) + "\n")
+    write_whole(folder / MANIFEST_FILE, json.dumps(digests, indent=2, sort_keys=True) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +129,7 @@ def read_manifest(folder: Path, *, expected: str | None = None, rereading: Rerea
     """
 
     def read() -> tuple[bytes, str]:
-        content = (folder / _MANIFEST_FILE).read_bytes()
+        content = (folder / MANIFEST_FILE).read_bytes()
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         if expected is not None and digest != expected:
             raise OSError(errno.ESTALE, f"its manifest is {digest} on this node and {expected} on the first one")
@@ -132,7 +138,7 @@ def read_manifest(folder: Path, *, expected: str | None = None, rereading: Rerea
     try:
         content, digest = (rereading or Rereading()).read(read)
         files: dict[str, str] = json.loads(content)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedCheckpointError(f"{folder} cannot be verified: {error}") from error
     if not isinstance(files, dict):
         raise DamagedCheckpointError(f"{folder} cannot be verified: its manifest lists no files")
@@ -145,14 +151,19 @@ def read_state(folder: Path, manifest: Manifest, rereading: Rereading | None = N
     Raises:
         DamagedCheckpointError: it is missing, damaged, or written by another version.
     """
-    _verify(folder, _STATE_FILE, manifest, rereading or Rereading())
-    fields = json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
-    if fields.get("version") not in _READABLE_VERSIONS:
-        raise DamagedCheckpointError(f"{folder} has format {fields.get('version')}, not {_FORMAT_VERSION}")
+    _verify(folder, STATE_FILE, manifest, rereading or Rereading())
+    file = folder / STATE_FILE
     try:
-        state = CheckpointState(**fields)
-    except TypeError as error:
-        raise DamagedCheckpointError(f"{folder / _STATE_FILE} is not what this version writes: {error}") from error
+        content = file.read_bytes()
+        fields = json.loads(content)
+        version = fields.get("version") if isinstance(fields, dict) else None
+        if version not in _READABLE_VERSIONS:
+            raise DamagedCheckpointError(f"{folder} has format {version!r:.20}, not {_FORMAT_VERSION}")
+        state = _STATE.validate_json(content)
+    except ValidationError as error:
+        raise DamagedCheckpointError(f"{file} is not what this version writes: {_first_of(error)}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedCheckpointError(f"{file} cannot be read: {error}") from error
     for rank in range(state.world_size):
         if rank_file(folder, rank).name not in manifest.files:
             raise DamagedCheckpointError(f"{folder} lacks {rank_file(folder, rank).name}")
@@ -239,12 +250,18 @@ class StoredOptimizer:
             )
             for key in stored.keys():  # noqa: SIM118
                 part, start, name = key.split(":", 2)
-                stop = int(start) + stored.get_slice(key).get_shape()[0]
+                (length,) = stored.get_slice(key).get_shape()
+                stop = int(start) + length
                 pieces = self._pieces.setdefault((part, name), [])
                 pieces.append(Piece(start=int(start), stop=stop, file=file, key=key))
                 pieces.sort(key=lambda piece: piece.start)
         except (OSError, SafetensorError, ValueError) as error:
             raise DamagedCheckpointError(f"{file} cannot be read: {error}") from error
+
+
+def _first_of(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])):.100}: {first['msg']}"
 
 
 def _verify(folder: Path, name: str, manifest: Manifest, rereading: Rereading) -> None:

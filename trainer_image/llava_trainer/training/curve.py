@@ -4,23 +4,28 @@ Imports neither torch nor DeepSpeed: the launcher reads it too.
 """
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from llava_api.constants import StageName
-from llava_api.report import LOSSES_KEPT, TrainNumbers
+from llava_api.report import LOSSES_KEPT, MAX_SIZE, TrainNumbers
 from llava_api.run_config import RunConfig
 from llava_api.volume import RunVolume
 from llava_trainer.files import make_folder, write_whole
 from llava_trainer.gang.failures import ranks_dir
+
+_Count = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
     """One optimiser step."""
 
-    step: int
+    step: _Count
     """Counted from 1."""
     epoch: float
     loss: float
@@ -29,7 +34,7 @@ class CurvePoint:
     """Of the adapter."""
     grad_norm: float
     """Before clipping."""
-    tokens: int
+    tokens: _Count
     """Real (not padding) tokens of the batch."""
     samples_per_second: float
     tokens_per_second: float
@@ -37,6 +42,9 @@ class CurvePoint:
     """Held-out loss per supervised token after this step; None where no validation followed it."""
     validation_exact: float | None = None
     """Fraction of held-out answers that were exact then."""
+
+
+_POINT = TypeAdapter(CurvePoint)
 
 
 class Curve:
@@ -94,17 +102,23 @@ class Curve:
 
 
 def read_curve(file: Path) -> list[CurvePoint]:
-    """Read a curve; a last line that was cut off when training was killed is left out."""
+    """Read a curve, as far as it is one."""
     if not file.is_file():
         return []
-    entries = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    with file.open("rb") as stream:
+        return list(read_points(stream))
+
+
+def read_points(lines: Iterable[bytes]) -> Iterator[CurvePoint]:
+    """The points of a curve's lines, up to one that is none: it was cut off when training was killed, mostly.
+
+    What a newer image tells of a step besides is passed over.
+    """
+    for line in lines:
         try:
-            fields = json.loads(line)
-        except ValueError:
-            break
-        entries.append(CurvePoint(**fields))
-    return entries
+            yield _POINT.validate_json(line)
+        except ValidationError:
+            return
 
 
 def find_curve(volume: RunVolume) -> list[CurvePoint]:
@@ -121,10 +135,10 @@ def find_curve(volume: RunVolume) -> list[CurvePoint]:
 
 
 def find_last_step(file: Path) -> int | None:
-    """The last step of a curve; None if there is none, or it is damaged."""
+    """The last step of a curve; None if there is none, or it cannot be read."""
     try:
         entries = read_curve(file)
-    except (OSError, ValueError, TypeError):
+    except OSError:
         # Asked for beside a failure, of which a damaged curve must not take the place.
         return None
     return entries[-1].step if entries else None

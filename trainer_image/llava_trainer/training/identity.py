@@ -21,7 +21,7 @@ from llava_trainer.files import sha256_file
 from llava_trainer.training.phase import Phase
 
 _MODEL, _SAMPLES = "model", "samples"
-RECIPE = "recipe"
+_RECIPE = "recipe"
 """Digest of all settings by which a training goes on. Another run's checkpoint has to agree in them; in a run's own
 they may become others: a newer image knows more of them."""
 _NO_RECIPE: Any = {"checkpoint": True, "zero": True, "max_restarts": True, "batch": {"per_device"}}
@@ -57,7 +57,7 @@ def identify_training(config: RunConfig, phase: Phase) -> dict[str, str]:
         **{f"spec.{name}": str(value) for name, value in settings.items()},
         _MODEL: fingerprint_model(folders),
         _SAMPLES: sha256_file(phase.samples_file),
-        RECIPE: _digest_recipe(phase),
+        _RECIPE: _digest_recipe(phase),
     }
 
 
@@ -74,7 +74,7 @@ def find_differences(made_by: Mapping[str, str], training: Mapping[str, str]) ->
     return [
         _describe(name, made_by[name], value)
         for name, value in training.items()
-        if name != RECIPE and name in made_by and made_by[name] != value
+        if name != _RECIPE and name in made_by and made_by[name] != value
     ]
 
 

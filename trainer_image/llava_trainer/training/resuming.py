@@ -29,10 +29,10 @@ from llava_trainer.training.checkpoint import (
     verify_files,
 )
 from llava_trainer.training.identity import find_differences
-from llava_trainer.training.retention import find_checkpoints, step_of
+from llava_trainer.training.retention import delete_checkpoint, find_checkpoints, step_of
 from llava_trainer.training.selection import Selection
 from llava_trainer.training.slices import PARTS, list_slices, resume_slices
-from llava_trainer.training.taking_up import take_up_checkpoints
+from llava_trainer.training.taking_up import Expected, take_up_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ def resume(
     stage: StageName,
     attempt: int,
     training: Mapping[str, str],
+    total_steps: int,
 ) -> ResumePoint:
     """Load the newest checkpoint that is whole, whoever wrote it. Every rank calls it, and all load the same one.
 
@@ -82,11 +83,15 @@ def resume(
         stage: align or train.
         attempt: number of this one.
         training: what this training is (``identify_training``).
+        total_steps: that it takes.
 
     Raises:
         StageError: CheckpointMismatch; the checkpoint was made by another training than this one.
     """
-    found = tuple(_find(volume, stage, attempt, training)) if world.is_first else ()
+    shapes = shapes_of(named)
+    if world.is_first and not find_checkpoints(volume, stage, attempt):
+        take_up_checkpoints(volume, stage, attempt, Expected(training, shapes, total_steps))
+    found = tuple(find_checkpoints(volume, stage, attempt)) if world.is_first else ()
     offers, passed_over = _list_offers(volume, found), []
     while (offer := world.broadcast(next(offers, None))) is not None:
         folder = volume.root / offer.place
@@ -95,15 +100,15 @@ def resume(
             passed_over.append(folder)
             continue
         _check_same_training(folder, state, training)
-        _check_same_parameters(folder, state, shapes_of(named))
+        _check_same_parameters(folder, state, shapes)
         _load(engine, named, folder, state, _rereading(world))
         if world.is_first:
             logger.info("resuming from %s, after step %d of %d", folder, state.step, state.total_steps)
             passed_over = list(found[: found.index(folder)])
-        selection = world.broadcast(_read_selection(state, found) if world.is_first else Selection())
         return ResumePoint(
-            step=state.step, folder=folder, passed_over=tuple(passed_over), found=found, selection=selection
-        )
+            step=state.step, folder=folder, passed_over=tuple(passed_over), found=found,
+            selection=_read_selection(state),
+        )  # fmt: skip
     return ResumePoint(passed_over=found, found=found)
 
 
@@ -119,41 +124,32 @@ def go_back_to_best(
     """Load the weights that were the best: those of the checkpoint of ``step``. Every rank calls it.
 
     Raises:
-        StageError: InternalError; it is not there any more, or damaged. Another attempt begins from the newest one
-            that is whole, and selects among what comes then.
+        StageError: InternalError; it is not there any more, or damaged, and then deleted: another attempt goes on from
+            the newest one that is whole, and selects among what comes then.
     """
-    found = find_checkpoints(volume, stage, attempt) if world.is_first else []
-    offers = _list_offers(volume, tuple(folder for folder in found if step_of(folder) == step))
+    every = find_checkpoints(volume, stage, attempt) if world.is_first else []
+    found = tuple(folder for folder in every if step_of(folder) == step)
+    offers = _list_offers(volume, found)
     while (offer := world.broadcast(next(offers, None))) is not None:
         folder = volume.root / offer.place
         state = _verify(folder, offer, world)
         if state is not None:
             _load(engine, named, folder, state, _rereading(world))
             return
+    for folder in found:
+        delete_checkpoint(folder)
     raise StageError(
         Reason.INTERNAL_ERROR,
         f"the checkpoint of step {step}, which was the best by validation, cannot be read any more",
     )
 
 
-def _read_selection(state: CheckpointState, found: tuple[Path, ...]) -> Selection:
-    """What a checkpoint tells of validation; nothing where the best step's own checkpoint is not there any more."""
+def _read_selection(state: CheckpointState) -> Selection:
+    """What a checkpoint tells of validation; nothing where a newer image has written it in another way."""
     try:
-        selection = Selection.from_fields(state.selection)
+        return Selection.from_fields(state.selection)
     except TypeError:
-        # A newer image's.
         return Selection()
-    is_there = any(step_of(folder) == selection.best_step for folder in found)
-    return selection if is_there else Selection()
-
-
-def _find(volume: RunVolume, stage: StageName, attempt: int, training: Mapping[str, str]) -> list[Path]:
-    """Checkpoints to resume from, best first; where this run has made none, those of another of the same training."""
-    own = find_checkpoints(volume, stage, attempt)
-    if own:
-        return own
-    take_up_checkpoints(volume, stage, attempt, training)
-    return find_checkpoints(volume, stage, attempt)
 
 
 def shapes_of(named: Mapping[str, nn.Parameter]) -> dict[str, list[int]]:

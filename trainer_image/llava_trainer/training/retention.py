@@ -28,12 +28,17 @@ def remove_unfinished(volume: RunVolume, stage: StageName, attempt: int) -> None
     """Remove what killed processes have left of checkpoints that they were writing: each may be as large as a whole."""
     for checkpoints in _folders_so_far(volume, stage, attempt):
         for aside in checkpoints.glob(aside_of(Path("step-*")).name):
-            _delete(aside)
+            delete_checkpoint(aside)
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
     """Checkpoints in a folder, oldest first."""
-    return sorted(path for path in checkpoints.glob("step-*") if _FOLDER_PATTERN.fullmatch(path.name))
+    return sorted(path for path in checkpoints.glob("step-*") if is_checkpoint(path.name))
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a checkpoint's folder is called so."""
+    return _FOLDER_PATTERN.fullmatch(name) is not None
 
 
 def step_of(folder: Path) -> int:
@@ -66,7 +71,7 @@ def prune_checkpoints(
     for folder in reversed([path for path in _order(whole, passed_over) if path != best][keep:]):
         if folder.exists():
             check()
-            _delete(folder)
+            delete_checkpoint(folder)
 
 
 def _order(whole: Sequence[Path], passed_over: Collection[Path]) -> list[Path]:
@@ -88,7 +93,8 @@ def _folders_so_far(volume: RunVolume, stage: StageName, attempt: int) -> list[P
     return [own, *(folder / own.name for folder in list_earlier(own.parent))]
 
 
-def _delete(folder: Path) -> None:
+def delete_checkpoint(folder: Path) -> None:
+    """Delete one; where that fails, it is left for the next time."""
     try:
         remove_folder(folder)
     except OSError as error:

@@ -27,8 +27,9 @@ from llava_trainer.training.probe import probe_largest
 from llava_trainer.training.progress import Progress
 from llava_trainer.training.recorder import Recorder
 from llava_trainer.training.resuming import ResumePoint, go_back_to_best, resume
-from llava_trainer.training.retention import remove_unfinished
+from llava_trainer.training.retention import remove_unfinished, step_of
 from llava_trainer.training.saving import Saver
+from llava_trainer.training.selection import Selection
 from llava_trainer.training.servable import write_servable
 from llava_trainer.training.validation import Validator
 
@@ -62,7 +63,7 @@ def train(
         identity = world.broadcast(identify_training(config, phase) if world.is_first else {})
         resume_point = resume(
             model.engine, model.named_trainable(), world, config.volume, phase.stage, config.run.attempt,
-            identity,
+            identity, plan.total_steps,
         )  # fmt: skip
         progress.begin(resume_point.step)
         loader = stack.enter_context(
@@ -82,7 +83,7 @@ def train(
             phase=phase, plan=plan, model=model, world=world, loader=loader, saver=saver,
             recorder=recorder, stop=stop, beat=beat, progress=progress, first_step=resume_point.step, identity=identity,
             fence=reporter.fence, validator=_open_validator(phase, model, world, processor, beat, stack),
-            selection=resume_point.selection,
+            selection=_known_selection(phase, resume_point, world),
         )  # fmt: skip
         steps = loop.run()
     best_step = loop.selection.best_step if phase.training.keep_best else None
@@ -134,6 +135,16 @@ def _open_history(config: RunConfig, resume_point: ResumePoint) -> Curve:
         return Curve(file)
     # The curve of the attempt that made the checkpoint: STAGE-N/checkpoints/step-M lies beside it.
     return Curve(file, resumed_from=resume_point.folder.parent.parent / file.name, resumed_step=resume_point.step)
+
+
+def _known_selection(phase: Phase, resume_point: ResumePoint, world: World) -> Selection:
+    """What validation had found; nothing where the best step's checkpoint, which would be taken, is not there."""
+    best_step = resume_point.selection.best_step
+    if phase.training.keep_best is None or best_step is None:
+        return resume_point.selection
+    usable = set(resume_point.found) - set(resume_point.passed_over)
+    is_there = any(step_of(folder) == best_step for folder in usable)
+    return resume_point.selection if world.broadcast(is_there) else Selection()
 
 
 def _open_validator(
