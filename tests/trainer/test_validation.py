@@ -319,7 +319,7 @@ def test_a_best_checkpoint_that_is_damaged_is_not_taken_for_the_last(overfit, wo
     """The attempt fails, and the next one selects among what comes then."""
     with pytest.raises(StageError, match="Interrupted"):
         run(overfit(attempt=1), world, StopAfter(56))
-    best, *_ = list_checkpoints(overfit(attempt=1).volume.checkpoints_dir(StageName.TRAIN, 1))
+    _, best, _ = list_checkpoints(overfit(attempt=1).volume.checkpoints_dir(StageName.TRAIN, 1))
     damaged = best / "rank-00000.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     with pytest.raises(StageError, match=f"the checkpoint of step {step_of(best)}, which was the best"):
