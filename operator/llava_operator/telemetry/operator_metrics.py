@@ -15,7 +15,7 @@ from llava_api.status import Status
 from llava_operator.kube.objects import Key
 from llava_operator.kube.requests import Answered, read_request
 from llava_operator.telemetry.contract import OPERATOR_FAMILIES, PREFIX_OPERATOR, Family, Kind
-from llava_operator.telemetry.transitions import compare
+from llava_operator.telemetry.endings import compare
 
 
 class OperatorMetrics:
