@@ -190,6 +190,8 @@ async def test_who_gets_metrics_and_who_does_not(
         'cached_objects{resource="llavafinetunes"}',
         'reports_refused_total{reason="busy"} 0.0',
         'watch_failures_total{resource="pods"} 0.0',
+        'certificate_not_after_timestamp_seconds{certificate="authority"}',
+        'certificate_not_after_timestamp_seconds{certificate="metrics"}',
         "info{version=",
     ):
         assert PREFIX_OPERATOR + expected in text
