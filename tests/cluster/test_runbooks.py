@@ -285,7 +285,7 @@ async def look(kube: Kube, run: str, command: str, done: Any) -> list[str]:
         await until(f"{run} to take the claim over", lambda: _has_claim(kube, run, EARLIER), timeout_s=60)
     if "delete pvc" in command:
         uid = (await kube.get(RUNS, NAMESPACE, run))["metadata"]["uid"]
-        await until(f"{run} to make a claim of its own", lambda: _has_claim(kube, run, uid), timeout_s=60)
+        await until(f"{run} to make a claim of its own", lambda: _has_claim(kube, run, uid), timeout_s=120)
     if '"tls.crt": null' in command:
         await until("the operator to make an authority", lambda: _has_authority(kube), timeout_s=60)
     shows = any(part in command for part in (" get lft", "get pods -l finetune", "get pvc", "get nodes"))
