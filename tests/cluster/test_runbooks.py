@@ -208,7 +208,9 @@ async def test_rule_is_what_prometheus_operator_takes(api_server: Kubectl, helm:
     # Too large for the annotation that a client's apply leaves.
     api_server.run("apply", "--server-side", "-f", str(definition))
     try:
-        api_server.run("wait", "--for=condition=Established", "-f", str(definition), "--timeout=30s")
+        # Before a CRD has any condition, waiting for one is an error.
+        for condition in ("jsonpath={.status.acceptedNames.kind}", "condition=Established"):
+            api_server.run("wait", f"--for={condition}", "-f", str(definition), "--timeout=30s")
         [rule] = [
             one
             for one in yaml.safe_load_all(render(helm, "--set", "alerts.enabled=true"))
@@ -281,6 +283,9 @@ async def look(kube: Kube, run: str, command: str, done: Any) -> list[str]:
         await until(f"{run} to be suspended", lambda: _has_reason(kube, run, "Suspended"), timeout_s=60)
     if '"suspend": false' in command:
         await until(f"{run} to go on", lambda: _has_not_reason(kube, run, "Suspended"), timeout_s=60)
+    if "rollout restart" in command:
+        # kubectl refuses another one within the same second, and several pages have it.
+        await asyncio.sleep(1)
     if "existingClaim" in command:
         await until(f"{run} to take the claim over", lambda: _has_claim(kube, run, EARLIER), timeout_s=60)
     if "delete pvc" in command:
@@ -295,12 +300,13 @@ async def look(kube: Kube, run: str, command: str, done: Any) -> list[str]:
 
 
 async def _has_claim(kube: Kube, run: str, owner: str) -> bool:
-    """Whether a run goes on with the claim of this label."""
+    """Whether a run goes on with the claim NAME-run, and that is the one of this label."""
     try:
         claim = await kube.get(CLAIMS, NAMESPACE, f"{run}-run")
     except NotFoundError:
         return False
-    is_wanted: bool = claim["metadata"]["labels"][LABEL_RUN_UID] == owner
+    used = (await kube.get(RUNS, NAMESPACE, run))["status"]["artifacts"]["volumeClaim"]
+    is_wanted: bool = (used, claim["metadata"]["labels"][LABEL_RUN_UID]) == (f"{run}-run", owner)
     return is_wanted and await ready_reason(kube, run) != "VolumeOfEarlierRun"
 
 
