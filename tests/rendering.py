@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from llava_api.generated import write_files
+
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "llava-finetune-operator"
 BASE = ROOT / "manifests" / "base"
@@ -67,9 +69,7 @@ def main() -> None:
     """Write the kustomize base."""
     from tests.localcluster.tools import HELM, ensure_tools
 
-    for path, content in render_base(ensure_tools((HELM,)).path("helm")).items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
+    write_files(render_base(ensure_tools((HELM,)).path("helm")))
 
 
 if __name__ == "__main__":

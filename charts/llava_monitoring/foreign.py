@@ -24,7 +24,8 @@ TARGET_LABELS = ("namespace", "pod", "service", "container", "endpoint", "job", 
 _KSM, _CADVISOR, _DCGM, _PROCESS = "kube-state-metrics", "cAdvisor", "DCGM", "the operator's process"
 _CONTAINER = ("namespace", "pod", "container", "id", "image", "name")
 _RESOURCE = ("namespace", "pod", "uid", "container", "node", "resource", "unit")
-_GPU = ("gpu", "UUID", "device", "modelName", "Hostname", "namespace", "pod", "container")
+# The node's name is left out: `Hostname` until version 4.5.3 of the exporter, and `hostname` after that.
+_GPU = ("gpu", "UUID", "device", "modelName", "namespace", "pod", "container")
 
 FOREIGN = (
     Foreign(name="kube_pod_status_phase", exporter=_KSM, labels=("namespace", "pod", "uid", "phase")),

@@ -1,8 +1,8 @@
 """``python -m llava_monitoring.generate``: writes every file that is made from this package."""
 
-import sys
 from pathlib import Path
 
+from llava_api.generated import write_files
 from llava_monitoring.alerts import rules
 from llava_monitoring.dashboards.fleet import build_fleet
 from llava_monitoring.dashboards.operator import build_operator
@@ -34,12 +34,8 @@ def build_files() -> dict[Path, str]:
 
 
 def main() -> None:
-    """Write the files below the folder named as the only argument, or the current one."""
-    root = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
-    for path, content in build_files().items():
-        target = root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(content)
+    """Write them."""
+    write_files(build_files())
 
 
 if __name__ == "__main__":

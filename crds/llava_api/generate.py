@@ -3,7 +3,6 @@
 It needs PyYAML, which only development environments have.
 """
 
-import sys
 from pathlib import Path
 
 import yaml
@@ -11,6 +10,7 @@ import yaml
 from llava_api.constants import GROUP, PLURAL
 from llava_api.crd import build_crd
 from llava_api.failures_page import build_failures_page
+from llava_api.generated import write_files
 from llava_api.reference import build_reference
 from llava_api.run_event import VERSION, build_event_schema
 
@@ -30,12 +30,8 @@ def build_files() -> dict[Path, str]:
 
 
 def main() -> None:
-    """Write the files below the folder named as the only argument, or the current one."""
-    root = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
-    for path, content in build_files().items():
-        target = root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(content)
+    """Write them."""
+    write_files(build_files())
 
 
 if __name__ == "__main__":

@@ -141,7 +141,9 @@ class Operator:
             if settings.metrics_secure:
                 count = partial(self.metrics.note_closed, "metrics")
                 handler = partial(expose, exposition=self.exposition)
-                keeping = keep_metrics(self.kube, settings, handler, count_closed=count)
+                keeping = keep_metrics(
+                    self.kube, settings, handler, count_closed=count, note_validity=self.metrics.note_validity
+                )
                 served.push_async_callback(_end, asyncio.create_task(keeping))
             yield
 
@@ -241,6 +243,7 @@ class Operator:
             self.kube, self.settings, self.authority,
             runs=self.runs, children=self.children, progress=self.progress, queue=self.queue,
             count_report=self.metrics.note_report, count_closed=partial(self.metrics.note_closed, "report"),
+            note_validity=self.metrics.note_validity,
         )  # fmt: skip
 
 

@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
+from llava_api import generate
 from llava_api.crd import PRINTER_COLUMNS, WIDE_COLUMNS, build_crd
 from llava_api.generate import build_files
 from llava_api.reference import build_reference
 from llava_api.rules import RULES_KEY, rule, rules
 from llava_api.schema import build_schema
+from llava_monitoring import generate as monitoring
 from llava_operator.telemetry import metrics_page
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +46,20 @@ FILES = build_files() | metrics_page.build_files()
 @pytest.mark.parametrize(("path", "content"), FILES.items(), ids=lambda value: str(value)[:60])
 def test_generated_files_are_fresh(path: Path, content: str) -> None:
     assert (ROOT / path).read_text() == content, f"{path} is stale: run `make generate`"
+
+
+@pytest.mark.parametrize("program", [generate, monitoring, metrics_page], ids=lambda program: str(program.__name__))
+def test_what_is_made_is_written_below_the_folder_that_is_named(
+    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("sys.argv", ["generate", str(there)])
+    program.main()
+    written = {path.relative_to(there): path.read_text() for path in there.rglob("*") if path.is_file()}
+    assert written == program.build_files()
+    assert not list(here.iterdir())
 
 
 def test_crd_is_small_enough() -> None:

@@ -62,8 +62,10 @@ class Proxy:
             cluster["server"] = f"http://127.0.0.1:{runner.addresses[0][1]}"
             path = folder / "proxied.kubeconfig"
             path.write_text(yaml.safe_dump(self.config))
-            yield path
-            await runner.cleanup()
+            try:
+                yield path
+            finally:
+                await runner.cleanup()
 
 
 @pytest.mark.parametrize("code", [429, 503])

@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 import yaml
 
-from llava_api.constants import LABEL_RUN, LABEL_STAGE, StageName
+from llava_api.constants import LABEL_RUN, LABEL_RUN_UID, LABEL_STAGE, StageName
 from llava_monitoring.alerts.rules import ALERTS
 from llava_operator.kube.client import Kind, Kube
-from llava_operator.kube.kinds import RUNS
+from llava_operator.kube.errors import NotFoundError
+from llava_operator.kube.kinds import RUNS, SECRETS
 from llava_operator.kube.objects import Object
 from tests.cluster.alerting import alerting
 from tests.cluster.kubelets import ended, succeed
@@ -43,6 +44,9 @@ NAMESPACE = "runbooks"
 CLASS = "runbooks"
 CLASSES = Kind("apis/storage.k8s.io/v1", "storageclasses")
 BLOCKED, WAITING, TRAINING, FAILED = "blocked", "waiting", "training", "failed"
+TAKING_OVER, MAKING_ANEW = "taking-over", "making-anew"
+"""Two runs whose claim an earlier one has left."""
+EARLIER = "3c0c5a3e-0000-4000-8000-000000000000"
 
 _STATES = {
     "LlavaRunBlocked": BLOCKED,
@@ -51,8 +55,11 @@ _STATES = {
     "LlavaRunsFailAlike": FAILED,
 }
 """Which run an alert's page is read for; of the others, one that trains."""
+_STATES_OF_COMMANDS = {"existingClaim": TAKING_OVER, "pvc NAME-run": MAKING_ANEW}
+"""Which run a command is for, by what is in it: ways out that exclude each other."""
 NOT_RUN = {
     r"kubectl .*\blogs ": "logs come from the kubelet of a node, and these are played",
+    r"kubectl .*\bexec ": "and so does what runs in their pods",
     r"kubectl .*\btop ": "metrics-server is no part of this cluster",
 }
 """Commands that are not run here, by a pattern, and why."""
@@ -119,7 +126,7 @@ def deployment(api_server: Kubectl, installation: Path, helm: Path) -> Iterator[
 @pytest.fixture
 async def kube(api_server: Kubectl) -> AsyncIterator[Kube]:
     assert api_server.kubeconfig is not None
-    volumes = ("models", "data", *(f"{run}-run" for run in (WAITING, TRAINING, FAILED)))
+    volumes = ("models", "data", *(f"{run}-run" for run in (WAITING, TRAINING, FAILED, TAKING_OVER, MAKING_ANEW)))
     async with connect(api_server.kubeconfig) as api:
         kube = Kube(api, timeout_s=20)
         await kube.create(NAMESPACES, None, {"metadata": {"name": NAMESPACE}})
@@ -129,6 +136,9 @@ async def kube(api_server: Kubectl) -> AsyncIterator[Kube]:
             await kube.create(VOLUMES, None, {"metadata": {"name": name}, "spec": volume_for(name)})
         for name in ("models", "data"):
             await kube.create(CLAIMS, NAMESPACE, {"metadata": {"name": name}, "spec": CLAIM})
+        for run in (TAKING_OVER, MAKING_ANEW):
+            metadata = {"name": f"{run}-run", "labels": {LABEL_RUN_UID: EARLIER}}
+            await kube.create(CLAIMS, NAMESPACE, {"metadata": metadata, "spec": CLAIM})
         yield kube
     api_server.run("delete", "namespace", NAMESPACE, "--timeout=180s", timeout_s=200)
     api_server.run("delete", "pv", *volumes, "--ignore-not-found", "--wait=false")
@@ -158,6 +168,8 @@ async def create_runs(kube: Kube) -> None:
         WAITING: {"workers": {**workers, "gpus": 1}},
         TRAINING: {"workers": {**workers, "gpus": 0}},
         FAILED: {"workers": {**workers, "gpus": 0}},
+        TAKING_OVER: {"workers": {**workers, "gpus": 0}},
+        MAKING_ANEW: {"workers": {**workers, "gpus": 0}},
     }.items():
         await kube.create(RUNS, NAMESPACE, make_run(name, NAMESPACE, storage=storage, **spec))
 
@@ -169,10 +181,12 @@ async def ready_reason(kube: Kube, run: str) -> str:
 
 async def wait_for_states(kube: Kube) -> None:
     async def all_there() -> bool:
-        reasons = [await ready_reason(kube, run) for run in (BLOCKED, WAITING, FAILED)]
+        reasons = [await ready_reason(kube, run) for run in (BLOCKED, WAITING, FAILED, TAKING_OVER, MAKING_ANEW)]
         training = (await kube.get(RUNS, NAMESPACE, TRAINING)).get("status", {}).get("stages", [])
         trains = any(stage["name"] == "train" and stage["state"] == "Running" for stage in training)
-        return trains and reasons == ["MissingObject", "Unschedulable", "InvalidData"]
+        return trains and reasons == [
+            "MissingObject", "Unschedulable", "InvalidData", "VolumeOfEarlierRun", "VolumeOfEarlierRun",
+        ]  # fmt: skip
 
     await until("a run in each state", all_there, timeout_s=240)
 
@@ -195,7 +209,9 @@ async def test_rule_is_what_prometheus_operator_takes(api_server: Kubectl, helm:
     # Too large for the annotation that a client's apply leaves.
     api_server.run("apply", "--server-side", "-f", str(definition))
     try:
-        api_server.run("wait", "--for=condition=Established", "-f", str(definition), "--timeout=30s")
+        # Before a CRD has any condition, waiting for one is an error.
+        for condition in ("jsonpath={.status.acceptedNames.kind}", "condition=Established"):
+            api_server.run("wait", f"--for={condition}", "-f", str(definition), "--timeout=30s")
         [rule] = [
             one
             for one in yaml.safe_load_all(render(helm, "--set", "alerts.enabled=true"))
@@ -236,6 +252,8 @@ async def _fires_what_should(server: Prometheus) -> bool:
     expected = {
         ("LlavaRunFailed", NAMESPACE, FAILED),
         ("LlavaRunBlocked", NAMESPACE, BLOCKED),
+        ("LlavaRunBlocked", NAMESPACE, TAKING_OVER),
+        ("LlavaRunBlocked", NAMESPACE, MAKING_ANEW),
         ("LlavaRunWaitingTooLong", NAMESPACE, WAITING),
     }
     assert told <= expected, "an alert that has no cause"
@@ -244,10 +262,11 @@ async def _fires_what_should(server: Prometheus) -> bool:
 
 async def try_commands(shell: Shell, kube: Kube, alert: str) -> AsyncIterator[str]:
     """What is wrong with a page's commands, as they are run one after the other."""
-    run = _STATES.get(alert, TRAINING)
     for command in commands(alert):
         if not_run(command):
             continue
+        named = (run for part, run in _STATES_OF_COMMANDS.items() if part in command)
+        run = next(named, _STATES.get(alert, TRAINING))
         # Columns have names, too.
         filled = re.sub(r"\bNAMESPACE\b(?!:)", NAMESPACE, command)
         filled = re.sub(r"\bNAME\b(?!:)", run, filled)
@@ -265,10 +284,36 @@ async def look(kube: Kube, run: str, command: str, done: Any) -> list[str]:
         await until(f"{run} to be suspended", lambda: _has_reason(kube, run, "Suspended"), timeout_s=60)
     if '"suspend": false' in command:
         await until(f"{run} to go on", lambda: _has_not_reason(kube, run, "Suspended"), timeout_s=60)
+    if "rollout restart" in command:
+        # kubectl refuses another one within the same second, and several pages have it.
+        await asyncio.sleep(1)
+    if "existingClaim" in command:
+        await until(f"{run} to take the claim over", lambda: _has_claim(kube, run, EARLIER), timeout_s=60)
+    if "delete pvc" in command:
+        uid = (await kube.get(RUNS, NAMESPACE, run))["metadata"]["uid"]
+        await until(f"{run} to make a claim of its own", lambda: _has_claim(kube, run, uid), timeout_s=120)
+    if '"tls.crt": null' in command:
+        await until("the operator to make an authority", lambda: _has_authority(kube), timeout_s=60)
     shows = any(part in command for part in (" get lft", "get pods -l finetune", "get pvc", "get nodes"))
     if shows and not done.stdout.strip() and not any(part in command for part in NOT_TOLD):
         wrong.append(f"{command} shows nothing")
     return wrong
+
+
+async def _has_claim(kube: Kube, run: str, owner: str) -> bool:
+    """Whether a run goes on with the claim NAME-run, and that is the one of this label."""
+    try:
+        claim = await kube.get(CLAIMS, NAMESPACE, f"{run}-run")
+    except NotFoundError:
+        return False
+    used = (await kube.get(RUNS, NAMESPACE, run))["status"]["artifacts"]["volumeClaim"]
+    is_wanted: bool = (used, claim["metadata"]["labels"][LABEL_RUN_UID]) == (f"{run}-run", owner)
+    return is_wanted and await ready_reason(kube, run) != "VolumeOfEarlierRun"
+
+
+async def _has_authority(kube: Kube) -> bool:
+    secret = await kube.get(SECRETS, SYSTEM_NAMESPACE, f"{OPERATOR}-report-ca")
+    return bool((secret.get("data") or {}).get("tls.crt"))
 
 
 async def _has_reason(kube: Kube, run: str, reason: str) -> bool:

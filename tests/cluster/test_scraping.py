@@ -185,11 +185,13 @@ async def test_who_gets_metrics_and_who_does_not(
     for family in OPERATOR_FAMILIES:
         assert any(line.startswith(f"# TYPE {family.name} ") for line in lines), family.name
     for expected in (
-        'api_requests_total{code="200",resource="leases",verb="get"}',
+        'api_requests_total{code="200",resource="secrets",verb="get"}',
         'relists_total{outcome="failed"} 0.0',
         'cached_objects{resource="llavafinetunes"}',
         'reports_refused_total{reason="busy"} 0.0',
         'watch_failures_total{resource="pods"} 0.0',
+        'certificate_not_after_timestamp_seconds{certificate="authority"}',
+        'certificate_not_after_timestamp_seconds{certificate="metrics"}',
         "info{version=",
     ):
         assert PREFIX_OPERATOR + expected in text
@@ -236,7 +238,10 @@ async def test_bad_tokens_cost_few_reviews_and_hold_up_no_reader(
         asked = served.asked[reviews] - before
         assert codes.keys() <= {401, 429}
         assert codes[429] > 0
-        assert STRANGERS <= asked <= STRANGERS + seconds + 1, "what strangers have together, and one a second"
+        # The reader was a stranger, too.
+        assert STRANGERS - 1 <= asked <= STRANGERS + seconds + 1, "what strangers have together, and one a second"
+        # On a quick machine the flood also takes what the door lets in a second, and this is about reviews.
+        await asyncio.sleep(1)
         assert (await served.get(reader))[0] == 200
         assert (await served.get(another))[0] == 200, "its address is known"
 
@@ -328,7 +333,9 @@ def monitors(api_server: Kubectl) -> Iterator[Kubectl]:
     crd = folder / "monitoring.coreos.com_servicemonitors.yaml"
     api_server.run("apply", "--server-side", "-f", str(crd))
     name = "crd/servicemonitors.monitoring.coreos.com"
-    api_server.run("wait", "--for=condition=Established", name, "--timeout=30s")
+    # Before a CRD has any condition, waiting for one is an error.
+    for condition in ("jsonpath={.status.acceptedNames.kind}", "condition=Established"):
+        api_server.run("wait", f"--for={condition}", name, "--timeout=30s")
     yield api_server
     api_server.run("delete", name)
 

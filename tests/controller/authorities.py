@@ -61,3 +61,18 @@ class Foreign:
 
 def name_of(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+@dataclass
+class Validities:
+    """What is told of certificates: the last of each."""
+
+    told: dict[str, tuple[datetime, datetime]] = field(default_factory=dict)
+
+    def note(self, which: str, not_before: datetime, not_after: datetime) -> None:
+        """As the operator's metrics."""
+        self.told[which] = (not_before, not_after)
+
+    def until(self, which: str, now: datetime) -> timedelta:
+        """How long it counts, to the hour."""
+        return timedelta(hours=round((self.told[which][1] - now) / timedelta(hours=1)))

@@ -29,7 +29,7 @@ from llava_operator.kube.errors import (
 from llava_operator.kube.kinds import EVENTS, RUNS, Kind
 from llava_operator.kube.objects import Key, Object
 from llava_operator.run import parse_status
-from llava_operator.telemetry.transitions import compare
+from llava_operator.telemetry.endings import compare
 from tests.controller.makers import KEY, NOW, NOW_TEXT, RUN_UID, make_spec
 
 

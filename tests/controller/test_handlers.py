@@ -3,7 +3,8 @@
 import itertools
 
 from llava_operator.kube.client import FIRST_CHUNK
-from llava_operator.loop.watches import LAST_BACKOFF_S, build_kopf_settings
+from llava_operator.loop.backoffs import LAST_BACKOFF_S
+from llava_operator.loop.watches import build_kopf_settings
 from llava_operator.settings import Settings
 
 

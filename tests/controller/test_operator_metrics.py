@@ -1,5 +1,6 @@
 """The metrics of the operator itself are those of the contract, each is filled in, and nobody makes series of them."""
 
+from datetime import timedelta
 from importlib import metadata
 
 import pytest
@@ -12,7 +13,7 @@ from llava_operator.kube.requests import OTHER, Answered, read_request
 from llava_operator.telemetry.contract import OPERATOR_FAMILIES, Kind
 from llava_operator.telemetry.operator_metrics import OperatorMetrics
 from llava_operator.telemetry.text_format import list_slices
-from tests.controller.makers import KEY, NOW_TEXT, ONCE, begun, commit, failed, job_end, make_job, see
+from tests.controller.makers import KEY, NOW, NOW_TEXT, ONCE, begun, commit, failed, job_end, make_job, see
 
 
 def make() -> tuple[OperatorMetrics, CollectorRegistry]:
@@ -45,6 +46,7 @@ def note_everything(metrics: OperatorMetrics) -> None:
     metrics.note_broken_watch(answered(watch=True))
     metrics.note_report(409, "not_current")
     metrics.note_closed("metrics", "rate")
+    metrics.note_validity("authority", NOW, NOW + timedelta(days=90))
 
 
 def test_families_are_those_of_the_contract_and_each_is_filled_in() -> None:
@@ -86,6 +88,8 @@ def test_values() -> None:
         ("attempts_ended_total", {**whose, "stage": "train", "reason": "LossNotFinite"}, 1),
         ("gpu_seconds_total", {**whose, "use": "productive"}, 60),
         ("gpu_seconds_total", {**whose, "use": "lost"}, 6),
+        ("certificate_not_before_timestamp_seconds", {"certificate": "authority"}, NOW.timestamp()),
+        ("certificate_not_after_timestamp_seconds", {"certificate": "authority"}, NOW.timestamp() + 7_776_000),
         ("reports_total", {"code": "409"}, 1),
         ("reports_refused_total", {"reason": "not_current"}, 1),
     ]:

@@ -27,12 +27,14 @@ from llava_operator.tls.authority_secret import AuthorityError, ServerCertificat
 from llava_operator.tls.certificates import (
     AUTHORITY_LIFE,
     AUTHORITY_RENEWAL,
+    LEAF_LIFE,
+    LEAF_RENEWAL,
     MAX_PEM,
     CertificateError,
     Issuer,
     make_leaf,
 )
-from tests.controller.authorities import Foreign, name_of
+from tests.controller.authorities import Foreign, Validities, name_of
 from tests.controller.desk import HOST, Client, Desk, make_issuer, make_report
 from tests.controller.makers import NOW
 from tests.ports import free_port
@@ -271,13 +273,13 @@ class Service:
     """The endpoint as the operator keeps it, with a Secret that changes under it."""
 
     def __init__(self, server: Any, port: int) -> None:
-        self.desk, self.server, self.authority = Desk(), server, Authority()
+        self.desk, self.server, self.authority, self.validities = Desk(), server, Authority(), Validities()
         self.settings = SETTINGS.model_copy(update={"report_port": port, "resync_seconds": 0.02})
         self.task = asyncio.create_task(
             keep_reporting(
                 server, self.settings, self.authority,
                 runs=self.desk.runs, children=self.desk.children, progress=self.desk.progress, queue=self.desk.queue,
-                count_report=self.desk._count_answer, count_closed=print,
+                count_report=self.desk._count_answer, count_closed=print, note_validity=self.validities.note,
             )
         )  # fmt: skip
 
@@ -369,6 +371,78 @@ async def test_a_port_in_use_is_told_and_tried_again(caplog: pytest.LogCaptureFi
         assert server.slices == []
     await service.rounds()
     assert service.authority.certificate is not None
+    await service.stop()
+
+
+# --- until when certificates count, which is watched
+
+
+async def told_of(server: SecretServer, now: datetime = NOW) -> list[tuple[datetime, datetime]]:
+    told: list[tuple[datetime, datetime]] = []
+    with suppress(AuthorityError, RetryableError):
+        await ensure_authority(server, SETTINGS, now, lambda *validity: told.append(validity))  # type: ignore[arg-type]
+    return told
+
+
+async def test_until_when_an_authority_of_its_own_counts_is_told_when_it_is_made_and_when_it_is_found() -> None:
+    server = SecretServer()
+    for _ in range(2):
+        [(not_before, not_after)] = await told_of(server)
+        assert not_before < NOW
+        assert not_after == NOW + AUTHORITY_LIFE
+    late = NOW + AUTHORITY_LIFE - AUTHORITY_RENEWAL
+    assert [until for _, until in await told_of(server, late)] == [NOW + AUTHORITY_LIFE, late + AUTHORITY_LIFE]
+
+
+async def test_an_authority_that_could_not_be_replaced_is_told_of_as_it_is() -> None:
+    class ReadOnly(SecretServer):
+        async def patch(self, kind: Kind, namespace: str, name: str, body: Object) -> Object:
+            raise RetryableError("read-only")
+
+    first = SecretServer()
+    await ensure(first)
+    late = NOW + AUTHORITY_LIFE - timedelta(days=20)
+    assert [until for _, until in await told_of(ReadOnly(data=first.data), late)] == [NOW + AUTHORITY_LIFE]
+
+
+@pytest.mark.parametrize(
+    ("authority", "root", "days"),
+    [
+        (Foreign(ends=timedelta(days=30)), None, 30),
+        (Foreign(name="issuing", parent=ROOT, ends=timedelta(days=30)), ROOT, 30),
+        (Foreign(name="issuing", parent=ROOT, ends=timedelta(days=300)), ROOT, 80),
+        (Foreign(starts=-timedelta(9), ends=-timedelta(1)), None, -1),
+    ],
+    ids=["itself its root", "before its root", "after its root", "over"],
+)
+async def test_until_when_others_authority_counts_is_told_of_whatever_ends_first(
+    authority: Foreign, root: Foreign | None, days: int
+) -> None:
+    now = datetime.now(UTC)
+    # A bundle, as while one root replaces another.
+    roots = Foreign(name="the one before", ends=timedelta(days=5)).pem + root.pem if root else b""
+    [(_, not_after)] = await told_of(SecretServer(data=authority.data(roots=roots)), now)
+    assert round((not_after - now) / timedelta(days=1)) == days
+
+
+async def test_renewal_is_told_and_a_certificate_that_is_kept_is_not() -> None:
+    ends: list[datetime] = []
+    certificate = ServerCertificate([HOST], lambda _, not_after: ends.append(not_after))
+    now = datetime.now().astimezone() - timedelta(hours=26)
+    issuer = make_issuer(now)
+    for hours in (0, 1, 23, 25):
+        certificate.renew(issuer, now + timedelta(hours=hours))
+    assert [round((end - now) / timedelta(hours=1)) for end in ends] == [7 * 24, 7 * 24 + 25]
+    assert timedelta(days=5) < LEAF_LIFE - LEAF_RENEWAL
+
+
+async def test_the_endpoint_tells_of_its_authority_and_of_what_it_presents() -> None:
+    service = Service(WatchedServer(), free_port())
+    now = datetime.now(UTC)
+    await service.rounds()
+    assert service.validities.until("report", now) == LEAF_LIFE
+    assert service.validities.until("authority", now) == AUTHORITY_LIFE
+    assert service.validities.told.keys() == {"authority", "report"}
     await service.stop()
 
 

@@ -35,7 +35,8 @@ from llava_operator.scraping.upkeep import keep_metrics
 from llava_operator.serving.connections import Closed
 from llava_operator.settings import Settings
 from llava_operator.tls.authority_secret import read_certificate
-from tests.controller.authorities import Foreign
+from llava_operator.tls.certificates import AUTHORITY_LIFE, LEAF_LIFE
+from tests.controller.authorities import Foreign, Validities
 from tests.controller.desk import Clock
 from tests.controller.virtual import run_virtually
 from tests.ports import free_port
@@ -263,6 +264,7 @@ class Endpoint:
              "metrics_secure": True, "metrics_port": free_port(), "resync_seconds": 0.02, **changes}
         )  # fmt: skip
         self.closed: list[Closed] = []
+        self.validities = Validities()
         self.asked = 0
 
     async def answer(self, _: web.Request) -> web.Response:
@@ -272,7 +274,8 @@ class Endpoint:
     @asynccontextmanager
     async def served(self) -> AsyncIterator[None]:
         server: Any = self.server
-        task = asyncio.create_task(keep_metrics(server, self.settings, self.answer, count_closed=self.closed.append))
+        counting: dict[str, Any] = {"count_closed": self.closed.append, "note_validity": self.validities.note}
+        task = asyncio.create_task(keep_metrics(server, self.settings, self.answer, **counting))
         try:
             await self.rounds()
             yield
@@ -438,6 +441,31 @@ async def test_certificate_that_cannot_be_presented_is_told_and_the_one_before_s
         assert "metrics are not served for now: Secret system/ours: " in caplog.text
         assert told in caplog.text
         assert (await endpoint.get(f"Bearer {READER}", trusted=trusted))[0] == 200
+
+
+async def test_until_when_the_installers_certificate_counts_is_told_and_of_the_one_that_is_presented() -> None:
+    server = ReviewServer()
+    fill(server, of_server("first", ends=timedelta(days=30)))
+    endpoint = Endpoint(server, metrics_certificate_secret="ours")
+    now = datetime.now(UTC)
+    async with endpoint.served():
+        assert endpoint.validities.until("metrics", now) == timedelta(days=30)
+        assert endpoint.validities.told.keys() == {"metrics"}, "no authority signs it"
+        fill(server, of_server("over", starts=timedelta(days=-9), ends=timedelta(days=-1)))
+        await endpoint.rounds()
+        assert endpoint.validities.until("metrics", now) == timedelta(days=30), "the one before is presented"
+        fill(server, of_server("second", ends=timedelta(days=90)))
+        await endpoint.rounds()
+        assert endpoint.validities.until("metrics", now) == timedelta(days=90)
+
+
+async def test_until_when_the_operators_own_certificates_count_is_told() -> None:
+    endpoint = Endpoint(ReviewServer())
+    now = datetime.now(UTC)
+    async with endpoint.served():
+        assert endpoint.validities.until("metrics", now) == LEAF_LIFE
+        assert endpoint.validities.until("authority", now) == AUTHORITY_LIFE
+    assert endpoint.validities.told.keys() == {"authority", "metrics"}
 
 
 async def test_secret_that_is_not_there_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:

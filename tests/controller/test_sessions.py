@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from llava_operator.cache.skipped import SkippedObjects
 from llava_operator.kube.kinds import JOBS, PODS, RUNS, Kind
 from llava_operator.kube.objects import Key
 from llava_operator.kube.requests import Answered, read_request
+from llava_operator.loop.backoffs import LAST_BACKOFF_S, LASTING_S
 from llava_operator.loop.sessions import WatchSessions
 from llava_operator.loop.watches import build_kopf_settings, build_registry
 from llava_operator.loop.workqueue import WorkQueue
@@ -78,10 +80,13 @@ class PlayedApiServer:
         self.watches = watches
         self.begun: Counter[str] = Counter()
         self.tokens: set[str] = set()
+        self.knows_nobody = False
         self.changed = asyncio.Event()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.tokens.add(request.headers.get("Authorization", ""))
+        if self.knows_nobody:
+            raise web.HTTPUnauthorized
         if request.path in DISCOVERED:
             return web.json_response(DISCOVERED[request.path])
         if "watch" not in request.query:
@@ -144,12 +149,29 @@ def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@dataclass
+class PlayedTime:
+    """Sleep that takes no time but the clock's; after so many waits, ``changed`` is called."""
+
+    after: int
+    changed: Callable[[], None]
+    now: float = 0.0
+    waits: list[float] = field(default_factory=list)
+
+    async def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
+        if len(self.waits) == self.after:
+            self.changed()
+
+
 class Noted:
-    def __init__(self) -> None:
+    def __init__(self, time: PlayedTime | None = None) -> None:
         self.requests: list[Answered] = []
         self.broken: list[Answered] = []
         self.changed = asyncio.Event()
-        self.sessions = WatchSessions(note_request=self._note, note_broken=self.broken.append)
+        played: dict[str, Any] = {"clock": lambda: time.now, "sleep": time.sleep} if time else {}
+        self.sessions = WatchSessions(note_request=self._note, note_broken=self.broken.append, **played)
 
     def _note(self, answered: Answered) -> None:
         self.requests.append(answered)
@@ -213,6 +235,37 @@ async def test_api_server_that_is_not_there_is_noted(kubeconfig: Path) -> None:
                 await session.get(f"http://127.0.0.1:9{JOBS.path()}", params=query)
     assert noted.answers(JOBS) == {("list", 0): 1, ("watch", 0): 1}
     assert [one.path for one in noted.broken] == [JOBS.path()]
+
+
+async def test_an_api_server_that_knows_the_operator_no_more_is_asked_less_and_less_often(kubeconfig: Path) -> None:
+    """kopf alone would log in, be refused, and log in again without pause."""
+    server = PlayedApiServer()
+    server.knows_nobody = True
+
+    def know_again() -> None:
+        server.knows_nobody = False
+
+    time = PlayedTime(after=24, changed=know_again)
+    noted = Noted(time)
+    async with asyncio.timeout(60), watching(server, kubeconfig, noted.sessions):
+        await server.has_begun(pods=1, jobs=1, llavafinetunes=1)
+    # Each login asks both: there is no service account here, which costs no wait.
+    assert time.waits[::2] == [0] * 12
+    assert time.waits[1::2] == [0, 1, 1, 2, 3, 5, 8, 13, 21, LAST_BACKOFF_S, LAST_BACKOFF_S, LAST_BACKOFF_S]
+
+
+async def test_a_token_that_was_good_for_long_is_renewed_at_once(kubeconfig: Path) -> None:
+    server = PlayedApiServer()
+    time = PlayedTime(after=0, changed=lambda: None)
+    noted = Noted(time)
+    async with watching(server, kubeconfig, noted.sessions):
+        await server.has_begun(pods=1, jobs=1, llavafinetunes=1)
+    for lasted_s, wait_s in [(LASTING_S, 0), (LASTING_S - 1, 1), (0, 1), (0, 2), (LASTING_S, 0), (0, 1)]:
+        time.now += lasted_s
+        session = await noted.sessions.login_with_kubeconfig(settings=kopf.OperatorSettings())
+        assert session is not None
+        await session.aiohttp_session.close()
+        assert time.waits[-1] == wait_s, (lasted_s, time.waits)
 
 
 async def test_where_there_is_nothing_to_log_in_with_others_are_asked(

@@ -124,6 +124,18 @@ def test_pod_stopped_by_the_job_controller_is_no_cause() -> None:
     assert judge(stopped, cause).pod == "cause"
 
 
+@pytest.mark.parametrize("exit_code", [143, 75])
+def test_pod_that_was_deleted_and_has_ended_before_anybody_looked(exit_code: int) -> None:
+    """Whether its process was killed or could still say that it was asked to stop."""
+    stopped = failed("stopped", exit_code=exit_code, after_s=0, deleting=True)
+    for end in (job_end(), None):
+        found = read_failure(STAGE, end, (stopped,), None)
+        assert (found.reason, found.message) == (Reason.POD_DELETED, "pod stopped was deleted while train ran")
+    later = failed("stopped", exit_code=143, after_s=5, deleting=True)
+    assert read_failure(STAGE, job_end(), (later,), None).reason == Reason.POD_FAILED, "the Job controller deleted it"
+    assert judge(stopped, failed("cause", exit_code=70, after_s=0)).pod == "cause"
+
+
 def test_pod_that_never_ran_gives_kubernetes_reason() -> None:
     refused = make_pod(phase="Failed", trouble="UnexpectedAdmissionError: no device")
     assert judge(refused).message == "pod pod-0 failed: UnexpectedAdmissionError: no device"

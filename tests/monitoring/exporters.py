@@ -1,4 +1,4 @@
-"""What a Prometheus is given besides the operator: kube-state-metrics for real, DCGM as a recorded exposition."""
+"""What a Prometheus is given besides the operator: kube-state-metrics for real, DCGM as a text written by hand."""
 
 import threading
 from collections.abc import Iterator

@@ -32,6 +32,8 @@ def test_what_exists_may_be_asked_for(query: str) -> None:
         ("sum by (team) (llava_run_step)", "no metric of this query has the label 'team'"),
         ("llava_run_step / on (nam) llava_run_planned_steps", "has the label 'nam'"),
         ("llava_run_step * on (name) group_left (method) llava_run_step", "has the label 'method'"),
+        # It has another name from one version of the exporter to the next.
+        ("max by (Hostname, gpu) (DCGM_FI_DEV_GPU_UTIL)", "has the label 'Hostname'"),
         ("rate(llava_run_step[5m])", "rate() of llava_run_step, which is a gauge"),
         ("increase(DCGM_FI_DEV_GPU_UTIL[5m])", "increase() of DCGM_FI_DEV_GPU_UTIL, which is a gauge"),
     ],

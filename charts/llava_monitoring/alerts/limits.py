@@ -23,7 +23,7 @@ class Limit:
         return f"$({self.name})"
 
 
-_HOUR, _WEEK = 3600, 604_800
+_HOUR, _DAY, _WEEK = 3600, 86_400, 604_800
 
 NO_PROGRESS = Limit(name="noProgressSeconds", default=1800, least=300, most=_WEEK)
 CHECKPOINT = Limit(name="checkpointSeconds", default=2 * _HOUR, least=300, most=_WEEK)
@@ -38,10 +38,13 @@ API_ERRORS = Limit(name="apiErrorRatio", default=0.1, least=0.001, most=1)
 REFUSED_REPORTS = Limit(name="refusedReportRatio", default=0.1, least=0.001, most=1)
 # The largest bucket of the histogram ends at 60 s: nothing is ever said to be above.
 QUEUE_WAIT = Limit(name="queueWaitSeconds", default=30, least=1, most=59)
+# An authority of the operator's own is replaced 90 days before its end, and nobody is to be told of it while it need
+# not be.
+CERTIFICATE = Limit(name="certificateSeconds", default=21 * _DAY, least=_HOUR, most=60 * _DAY)
 
 LIMITS = (
     NO_PROGRESS, CHECKPOINT, RESTARTS, RESTARTS_WITHIN, WAITING, BLOCKED, VOLUME_USED, FAILED, FAILED_ALIKE,
-    API_ERRORS, REFUSED_REPORTS, QUEUE_WAIT,
+    API_ERRORS, REFUSED_REPORTS, QUEUE_WAIT, CERTIFICATE,
 )  # fmt: skip
 
 

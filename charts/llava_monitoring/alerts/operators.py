@@ -4,7 +4,7 @@ Replicas stand by, so what is asked for is that one of them leads, and what all 
 """
 
 from llava_monitoring.alerts.alert import OF_OPERATOR, Alert, Severity
-from llava_monitoring.alerts.limits import API_ERRORS, FAILED, FAILED_ALIKE, QUEUE_WAIT, REFUSED_REPORTS
+from llava_monitoring.alerts.limits import API_ERRORS, CERTIFICATE, FAILED, FAILED_ALIKE, QUEUE_WAIT, REFUSED_REPORTS
 from llava_monitoring.queries import each_run, select
 
 
@@ -27,6 +27,8 @@ _REFUSED = (
 _RELISTED = _total(_rate("llava_operator_relists_total", 'outcome="ok"'))
 _WATCHES = _total(_rate(_REQUESTS, 'verb="watch"'), "resource")
 _UNDELIVERED = select("llava_operator_notifications_total", OF_OPERATOR, 'outcome="undelivered"')
+_ENDS = select("llava_operator_certificate_not_after_timestamp_seconds", OF_OPERATOR)
+_BEGAN = select("llava_operator_certificate_not_before_timestamp_seconds", OF_OPERATOR)
 _RUN_ENDED = each_run(select("llava_run_completion_timestamp_seconds", OF_OPERATOR))
 _RUN_FAILED = each_run(select("llava_run_failure", OF_OPERATOR), "reason")
 
@@ -117,6 +119,20 @@ OPERATOR_ALERTS = (
         summary="Progress reports are refused: {{ $labels.reason }}.",
         description="{{ $value | humanizePercentage }} of the progress reports are refused because of "
         "{{ $labels.reason }}. Runs train on all the same, unseen.",
+        of_runs=False,
+    ),
+    Alert(
+        name="LlavaOperatorCertificateExpiring",
+        # The fifth is for short lives: one of a week never has three weeks left. Who renews in time does so before: the
+        # operator after a seventh of that week, cert-manager after two thirds of whatever life.
+        expression=(
+            f"min by (job, certificate) ({_ENDS} - time() < {CERTIFICATE} "
+            f"and ({_ENDS} - time()) / ({_ENDS} - {_BEGAN}) < 0.2)"
+        ),
+        hold="15m",
+        summary="A certificate of the LLaVA operator is not renewed: {{ $labels.certificate }}.",
+        description="The certificate {{ $labels.certificate }} counts for {{ $value | humanizeDuration }} more, and "
+        "should have been renewed by now. After that no progress is seen, or no metrics are read.",
         of_runs=False,
     ),
     Alert(

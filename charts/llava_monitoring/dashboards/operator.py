@@ -136,9 +136,13 @@ def _callers() -> Row:
               Query(_rate("llava_operator_connections_closed_total", "endpoint", "reason"), "{{endpoint}} {{reason}}")),
         graph("Objects passed over", "Jobs and pods with the label of runs' children that are none, a second: the log "
               "names the first of a kind in each namespace.", _PER_SECOND,
-              Query(_rate("llava_operator_objects_skipped_total", "kind", "reason"), "{{kind}} {{reason}}"), width=12),
+              Query(_rate("llava_operator_objects_skipped_total", "kind", "reason"), "{{kind}} {{reason}}")),
         graph("Notifications", "Notifications of runs by outcome, a second.", _PER_SECOND,
-              Query(_rate("llava_operator_notifications_total", "outcome"), "{{outcome}}"), width=12),
+              Query(_rate("llava_operator_notifications_total", "outcome"), "{{outcome}}")),
+        graph("Certificates", "How long each still counts: authority signs the others and is replaced 90 days before "
+              "its end, report and metrics are renewed daily (where they are yours: when you do).", SECONDS,
+              Query(f"min by (certificate) ({_of('llava_operator_certificate_not_after_timestamp_seconds')} - time())",
+                    "{{certificate}}"), logarithmic=True),
     )  # fmt: skip
 
 

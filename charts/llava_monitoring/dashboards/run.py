@@ -157,7 +157,8 @@ def _resources() -> Row:
 
 def _gpus() -> Row:
     def gpus(metric: str, factor: str = "") -> Query:
-        return Query(f"max by (Hostname, gpu) ({_pods(metric)}){factor}", "{{Hostname}} GPU {{gpu}}")
+        # The node's name has another label in each version of the exporter; a pod is on one node.
+        return Query(f"max by (pod, gpu) ({_pods(metric)}){factor}", "{{pod}} GPU {{gpu}}")
 
     return row(
         "GPUs, where DCGM's exporter runs",

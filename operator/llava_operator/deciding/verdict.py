@@ -23,6 +23,8 @@ _KILLED_FOR_MEMORY = "OOMKilled"
 
 CONSEQUENCES = frozenset({Reason.RENDEZVOUS_FAILED, Reason.INTERRUPTED})
 """Reasons with which a pod usually fails because another one has."""
+_STOPPED = frozenset({Reason.POD_FAILED, Reason.POD_DELETED})
+"""What a pod ends with that is stopped and says nothing itself."""
 _EVICTED = "Evicted"
 """A pod's reason, with the condition DisruptionTarget where others were the cause, and without for its own limits."""
 DISRUPTED = "DisruptionTarget"
@@ -89,7 +91,7 @@ def read_failure(
         recorded: what an earlier pass made of it; pods that it saw may be gone by now.
     """
     pods = tuple(pods)
-    candidates = sorted(filter(None, (_candidate(stage, pod, pods) for pod in pods)), key=lambda found: found.rank)
+    candidates = sorted(filter(None, (_candidate(stage, pod, pods, job) for pod in pods)), key=lambda found: found.rank)
     best = candidates[0] if candidates else None
     if recorded is not None and (best is None or best.is_consequence or not _is_vague(recorded)):
         return recorded
@@ -146,7 +148,7 @@ def _failure_of_job(stage: StageStatus, job: JobEnd | None) -> FailureStatus:
     return _failure(stage, None, reason, f"the Job failed: {job.reason}: {job.message}")
 
 
-def _candidate(stage: StageStatus, pod: PodView, pods: Iterable[PodView]) -> _Candidate | None:
+def _candidate(stage: StageStatus, pod: PodView, pods: Iterable[PodView], job: JobEnd | None) -> _Candidate | None:
     ended = pod.ended
     if pod.disruption:
         return _Candidate(
@@ -157,7 +159,7 @@ def _candidate(stage: StageStatus, pod: PodView, pods: Iterable[PodView]) -> _Ca
         failure = _failure(stage, pod, Reason.EVICTED, f"pod {pod.key.name} was evicted: {pod.trouble}")
         return _Candidate(failure=failure, is_consequence=False, finished_at=ended.finished_at if ended else "")
     if ended is not None and ended.exit_code != 0:
-        return _ended_candidate(stage, pod, ended, pods)
+        return _ended_candidate(stage, pod, ended, pods, job)
     if pod.phase == "Failed":
         why = pod.trouble or "Kubernetes gives no reason"
         failure = _failure(stage, pod, Reason.POD_FAILED, f"pod {pod.key.name} failed: {why}")
@@ -165,14 +167,18 @@ def _candidate(stage: StageStatus, pod: PodView, pods: Iterable[PodView]) -> _Ca
     return None
 
 
-def _ended_candidate(stage: StageStatus, pod: PodView, ended: Termination, pods: Iterable[PodView]) -> _Candidate:
+def _ended_candidate(
+    stage: StageStatus, pod: PodView, ended: Termination, pods: Iterable[PodView], job: JobEnd | None
+) -> _Candidate:
     said = _read_said(ended.message)
     reason = _reason_of(ended, said)
     message = said.message if said else f"pod {pod.key.name} ended with exit code {ended.exit_code}"
     if ended.reason == _KILLED_FOR_MEMORY:
         message = f"pod {pod.key.name} went over its memory limit and was killed"
+    if _was_deleted(pod, ended, reason, job):
+        reason, message = Reason.POD_DELETED, f"pod {pod.key.name} was deleted while {stage.name} ran"
     failure = _failure(stage, pod, reason, message, said=said)
-    is_consequence = reason in CONSEQUENCES or (pod.deleting and reason is Reason.POD_FAILED)
+    is_consequence = reason in CONSEQUENCES or (pod.deleting and reason in _STOPPED)
     culprit = _index_of(stage, said)
     is_hearsay = culprit is not None and pod.index is not None and culprit != pod.index
     if is_hearsay:
@@ -182,6 +188,16 @@ def _ended_candidate(stage: StageStatus, pod: PodView, ended: Termination, pods:
     return _Candidate(
         failure=failure, is_consequence=is_consequence, finished_at=ended.finished_at, is_hearsay=is_hearsay
     )
+
+
+def _was_deleted(pod: PodView, ended: Termination, reason: Reason, job: JobEnd | None) -> bool:
+    """Whether somebody deleted a pod that has ended by that before anybody looked.
+
+    The Job controller deletes pods, too, once another one has failed: those end after the Job has begun to fail.
+    """
+    if not pod.deleting or reason not in (Reason.POD_FAILED, Reason.INTERRUPTED):
+        return False
+    return job is None or not job.time or ended.finished_at <= job.time
 
 
 def _index_of(stage: StageStatus, said: StageFailure | None) -> int | None:

@@ -2,10 +2,14 @@
 
 What stays unseen is why: of a watch that ends with an error, kopf says neither whether the connection was lost, nothing
 came for too long, or what it had seen last is no longer kept (410).
+
+kopf logs in again whenever a request is answered 401, and at once. It takes no credentials twice that were refused, but
+every session is new to it: an API server that knows the operator no more would be asked without pause. So logins wait.
 """
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace, TracebackType
 from typing import Any
 
@@ -14,25 +18,44 @@ import kopf
 from yarl import URL
 
 from llava_operator.kube.requests import NO_ANSWER, Answered
+from llava_operator.loop.backoffs import LoginBackoffs
 
 
 class WatchSessions:
     """Logs kopf in. It calls what is no coroutine in a thread, where no session can be opened."""
 
-    def __init__(self, *, note_request: Callable[[Answered], None], note_broken: Callable[[Answered], None]) -> None:
+    def __init__(
+        self,
+        *,
+        note_request: Callable[[Answered], None],
+        note_broken: Callable[[Answered], None],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         """Make one that calls ``note_request`` after each request, and ``note_broken`` after a watch with an error."""
         self._note_request = note_request
         self._note_broken = note_broken
+        self._sleep = sleep
+        self._of_service_account, self._of_kubeconfig = LoginBackoffs(clock=clock), LoginBackoffs(clock=clock)
 
     async def login_with_service_account(self, **kwargs: Any) -> kopf.AiohttpSession | None:
         """What a pod's service account gives; None outside of pods."""
-        info = kopf.login_with_service_account(**kwargs)
-        return self._open(info) if info else None
+        return await self._login(lambda: kopf.login_with_service_account(**kwargs), self._of_service_account)
 
     async def login_with_kubeconfig(self, **kwargs: Any) -> kopf.AiohttpSession | None:
         """What KUBECONFIG gives; None without one."""
-        info = kopf.login_with_kubeconfig(**kwargs)
-        return self._open(info) if info else None
+        return await self._login(lambda: kopf.login_with_kubeconfig(**kwargs), self._of_kubeconfig)
+
+    async def _login(
+        self, read: Callable[[], kopf.ConnectionInfo | None], backoffs: LoginBackoffs
+    ) -> kopf.AiohttpSession | None:
+        # Credentials are read after the wait: the kubelet may have renewed the token within it.
+        await self._sleep(backoffs.next_s())
+        info = read()
+        if info is None:
+            return None
+        backoffs.note()
+        return self._open(info)
 
     def _open(self, info: kopf.ConnectionInfo) -> kopf.AiohttpSession:
         session = aiohttp.ClientSession(

@@ -4,8 +4,6 @@ Only ``on.event`` handlers. Timers, daemons and change handlers would put a fina
 operator down no run could be deleted; an index keeps objects whose deletion was missed. kopf writes nothing.
 """
 
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import kopf
@@ -16,12 +14,10 @@ from llava_operator.cache.runs import Runs
 from llava_operator.kube.client import FIRST_CHUNK
 from llava_operator.kube.kinds import CHILD_SELECTOR
 from llava_operator.kube.objects import Key
+from llava_operator.loop.backoffs import EndlessBackoffs
 from llava_operator.loop.sessions import WatchSessions
 from llava_operator.loop.workqueue import WorkQueue
 from llava_operator.settings import Settings
-
-LAST_BACKOFF_S = 30.0
-"""Longest wait before a watch that was refused is tried again."""
 
 
 def build_registry(
@@ -48,13 +44,6 @@ def build_registry(
             queue.add(run)
 
     return registry
-
-
-class EndlessBackoffs:
-    """Seconds between tries, for ever. kopf's own come to an end, and with them the watch, without a word to anyone."""
-
-    def __iter__(self) -> Iterator[float]:
-        return itertools.chain((1, 1, 2, 3, 5, 8, 13, 21), itertools.repeat(LAST_BACKOFF_S))
 
 
 def build_kopf_settings(settings: Settings) -> kopf.OperatorSettings:

@@ -3,6 +3,7 @@
 import ssl
 import time
 from collections.abc import Callable
+from functools import partial
 
 from llava_operator.acting.report_authority import Authority
 from llava_operator.cache.children import Children
@@ -19,6 +20,7 @@ from llava_operator.serving.connections import Closed
 from llava_operator.settings import Settings
 from llava_operator.tls.authority_secret import ServerCertificate, ensure_authority
 from llava_operator.tls.upkeep import Endpoint, keep_up
+from llava_operator.tls.validity import NoteWatched, Watched
 
 
 async def keep_reporting(
@@ -32,6 +34,7 @@ async def keep_reporting(
     queue: WorkQueue[Key],
     count_report: Callable[[int, Refusal | None], None],
     count_closed: Callable[[Closed], None],
+    note_validity: NoteWatched,
 ) -> None:
     """Serve the endpoint and keep it reachable, for ever."""
     desk = ReportDesk(
@@ -39,12 +42,14 @@ async def keep_reporting(
         runs=runs, children=children, progress=progress, queue=queue, now=now, clock=time.monotonic,
         count=count_report,
     )  # fmt: skip
-    certificate = ServerCertificate([settings.report_host, f"{settings.report_host}.cluster.local"])
+    hosts = [settings.report_host, f"{settings.report_host}.cluster.local"]
+    note_authority = partial(note_validity, Watched.AUTHORITY)
+    certificate = ServerCertificate(hosts, partial(note_validity, Watched.REPORT))
     roots = b""
 
     async def renew() -> ssl.SSLContext:
         nonlocal roots
-        issuer = await ensure_authority(kube, settings, now())
+        issuer = await ensure_authority(kube, settings, now(), note_authority)
         certificate.renew(issuer, now())
         roots = issuer.roots
         return certificate.context

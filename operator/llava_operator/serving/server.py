@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
-from llava_operator.serving.connections import Closed, Connection, Door, Limits
+from llava_operator.serving.connections import Closed, Connection, Limits
+from llava_operator.serving.door import Door
 
 logger = logging.getLogger(__name__)
 

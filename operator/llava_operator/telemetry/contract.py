@@ -211,6 +211,16 @@ OPERATOR_FAMILIES = (
               "rate (turned away: too many new ones or requests a second), crowded (the oldest made room), "
               "handshake (no TLS in time), slow (no whole request in time, or its answer not read).",
               "rate(llava_operator_connections_closed_total[5m])", "endpoint", "reason"),
+    _operator("certificate_not_after_timestamp_seconds", "Until when a certificate counts (its notAfter), in seconds "
+              "since 1970: authority (in the Secret, which signs the others; of it and its root, the one that ends "
+              "first), report and metrics (what these endpoints present; metrics over TLS alone).",
+              "min by (certificate) (llava_operator_certificate_not_after_timestamp_seconds - time()) / 86400",
+              "certificate", kind=Kind.GAUGE, unit=_INSTANT),
+    _operator("certificate_not_before_timestamp_seconds", "From when that certificate counts (its notBefore), in "
+              "seconds since 1970.",
+              "llava_operator_certificate_not_after_timestamp_seconds - "
+              "llava_operator_certificate_not_before_timestamp_seconds",
+              "certificate", kind=Kind.GAUGE, unit=_INSTANT),
     _operator("notifications_total", "Notifications by outcome: delivered, or undelivered (given up).",
               'increase(llava_operator_notifications_total{outcome="undelivered"}[1h]) > 0', "event", "outcome"),
 )  # fmt: skip

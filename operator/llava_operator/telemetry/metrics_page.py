@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from llava_api.generated import write_files
 from llava_operator.telemetry.contract import OPERATOR_FAMILIES, RUN_FAMILIES, RUN_LABELS, Family, Kind
 
 PATH = Path("docs/metrics.md")
@@ -64,9 +65,8 @@ def build_files() -> dict[Path, str]:
 
 
 def main() -> None:
-    """Write it below the current folder."""
-    for path, content in build_files().items():
-        path.write_text(content)
+    """Write it."""
+    write_files(build_files())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ What others say (a reason, a path) gets into a label only where it is one of a k
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from datetime import datetime
 from importlib import metadata
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
@@ -15,7 +16,7 @@ from llava_api.status import Status
 from llava_operator.kube.objects import Key
 from llava_operator.kube.requests import Answered, read_request
 from llava_operator.telemetry.contract import OPERATOR_FAMILIES, PREFIX_OPERATOR, Family, Kind
-from llava_operator.telemetry.transitions import compare
+from llava_operator.telemetry.endings import compare
 
 
 class OperatorMetrics:
@@ -88,6 +89,11 @@ class OperatorMetrics:
     def note_closed(self, endpoint: str, reason: str) -> None:
         """A connection to report, http or metrics was ended."""
         self._counter("connections_closed_total", endpoint, reason).inc()
+
+    def note_validity(self, certificate: str, not_before: datetime, not_after: datetime) -> None:
+        """A certificate (authority, report or metrics) is the one in use from now on."""
+        self._gauge("certificate_not_before_timestamp_seconds", certificate).set(not_before.timestamp())
+        self._gauge("certificate_not_after_timestamp_seconds", certificate).set(not_after.timestamp())
 
     def note_written(self, run: Key, before: Status, after: Status) -> None:
         """A run's status was written: count what has ended by that."""

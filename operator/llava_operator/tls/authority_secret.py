@@ -26,6 +26,7 @@ from llava_operator.tls.certificates import (
     read_issuer,
     read_pair,
 )
+from llava_operator.tls.validity import NoteValidity, note_nothing, read_validity_of_issuer, read_validity_of_pair
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,8 @@ class AuthorityError(Exception):
     """What is in the Secret cannot be used, and is not the operator's to replace."""
 
 
-async def ensure_authority(kube: Kube, settings: Settings, now: datetime) -> Issuer:
-    """The authority in the Secret.
+async def ensure_authority(kube: Kube, settings: Settings, now: datetime, note: NoteValidity = note_nothing) -> Issuer:
+    """The authority in the Secret. ``note`` gets to know until when it counts, also where it does no more.
 
     A new one is made where the Secret is empty, and where the one in it was made here and has become useless or is
     about to expire. What somebody else has put there (cert-manager, a person) is used as it is, until it expires, and
@@ -51,7 +52,7 @@ async def ensure_authority(kube: Kube, settings: Settings, now: datetime) -> Iss
     """
     while True:
         secret = await kube.get(SECRETS, settings.namespace, settings.report_secret)
-        issuer = _find_issuer(secret, settings, now)
+        issuer = _find_issuer(secret, settings, now, note)
         if issuer is not None:
             return issuer
         made = make_authority(settings.report_service, now)
@@ -63,7 +64,9 @@ async def ensure_authority(kube: Kube, settings: Settings, now: datetime) -> Iss
             # Another process has written one in between: use that.
             continue
         logger.info("a new authority is in Secret %s/%s", settings.namespace, settings.report_secret)
-        return read_issuer(made.certificate, made.private_key)
+        issuer = read_issuer(made.certificate, made.private_key)
+        note(*read_validity_of_issuer(issuer))
+        return issuer
 
 
 async def read_certificate(kube: Kube, settings: Settings, name: str, now: datetime) -> KeyPair:
@@ -80,7 +83,7 @@ async def read_certificate(kube: Kube, settings: Settings, name: str, now: datet
         raise AuthorityError(f"Secret {settings.namespace}/{name}: {error}; correct it") from None
 
 
-def _find_issuer(secret: Object, settings: Settings, now: datetime) -> Issuer | None:
+def _find_issuer(secret: Object, settings: Settings, now: datetime, note: NoteValidity) -> Issuer | None:
     """What a Secret holds; None where a new authority belongs into it."""
     where = f"Secret {settings.namespace}/{settings.report_secret}"
     cure = f"correct it, or take {_CERTIFICATE} and {_KEY} out and one is made"
@@ -97,6 +100,7 @@ def _find_issuer(secret: Object, settings: Settings, now: datetime) -> Issuer | 
         if is_own:
             return None
         raise AuthorityError(f"{where}: {error}; {cure}") from None
+    note(*read_validity_of_issuer(issuer))
     if is_own:
         return issuer if is_valid(issuer.certificate, now, AUTHORITY_RENEWAL) else None
     if not is_valid(issuer.certificate, now):
@@ -131,17 +135,19 @@ def _encode(value: bytes) -> str:
 class ServerCertificate:
     """The TLS context of an endpoint; its certificate is renewed without anyone noticing."""
 
-    def __init__(self, hosts: list[str]) -> None:
+    def __init__(self, hosts: list[str], note: NoteValidity = note_nothing) -> None:
+        """Make one for ``hosts``; ``note`` gets to know until when what is presented counts."""
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self._hosts = hosts
+        self._note = note
         self._made: tuple[Issuer, datetime] | None = None
         self._presented: KeyPair | None = None
 
     def present(self, pair: KeyPair) -> None:
         """Present a certificate that somebody else has made."""
         if pair != self._presented:
-            load_into(self.context, pair)
+            self._load(pair)
             self._presented = pair
 
     def renew(self, issuer: Issuer, now: datetime) -> None:
@@ -156,5 +162,9 @@ class ServerCertificate:
                 return
         leaf = make_leaf(issuer, self._hosts, now)
         check_served(leaf, issuer.roots, self._hosts[0])
-        load_into(self.context, leaf)
+        self._load(leaf)
         self._made = (issuer, now)
+
+    def _load(self, pair: KeyPair) -> None:
+        load_into(self.context, pair)
+        self._note(*read_validity_of_pair(pair))

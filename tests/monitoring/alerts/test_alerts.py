@@ -12,10 +12,11 @@ import yaml
 from llava_api.failures import FAILURES
 from llava_api.reasons import Reason
 from llava_monitoring.alerts.alert import Alert
-from llava_monitoring.alerts.limits import LIMITS
+from llava_monitoring.alerts.limits import CERTIFICATE, FAILED, LIMITS
 from llava_monitoring.alerts.rules import ALERTS, PATH, build_file
 from llava_monitoring.alerts.runs import FOR_ROOM, FOR_SOMEBODY
 from llava_monitoring.promql import check_query
+from llava_operator.tls.certificates import AUTHORITY_RENEWAL, LEAF_LIFE, LEAF_RENEWAL
 from tests.monitoring.alerts.promtool import CASES, JOB, check_rules, load_cases, render_rules, run_cases
 from tests.rendering import CHART, NAMESPACE, ROOT, render
 
@@ -144,7 +145,8 @@ def test_limits_are_the_charts_values_with_bounds() -> None:
 def test_limits_reach_the_alerts_at_their_bounds(bound: str, helm: Path, promtool: Path, tmp_path: Path) -> None:
     """Prometheus takes the rules: large numbers are easily written as 1e+06, which is no duration."""
     values = {limit.name: getattr(limit, bound) for limit in LIMITS}
-    rules = render_rules(helm, "--set-json", f"alerts.limits={json.dumps(values)}")
+    shown = f"metrics.finishedRunSeconds={FAILED.most}"
+    rules = render_rules(helm, "--set-json", f"alerts.limits={json.dumps(values)}", "--set", shown)
     assert check_rules(promtool, tmp_path, rules).returncode == 0
     text, plain = json.dumps(rules), build_file()
     for limit in LIMITS:
@@ -168,6 +170,47 @@ def test_what_cannot_be_is_refused(setting: str, said: str, helm: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as caught:
         render(helm, *ON, "--set", setting)
     assert said in str(caught.value.stderr)
+
+
+SHORT = ("--set", "metrics.finishedRunSeconds=1800")
+
+
+@pytest.mark.parametrize(
+    ("disabled", "named"),
+    [
+        ([], "LlavaRunFailed and LlavaRunsFailAlike may end"),
+        (["LlavaRunFailed"], "before LlavaRunsFailAlike may end"),
+        (["LlavaRunsFailAlike"], "before LlavaRunFailed may end"),
+    ],
+)
+def test_alerts_about_failed_runs_are_not_cut_short_by_their_series(
+    disabled: list[str], named: str, helm: Path
+) -> None:
+    """These go with the run's series, long before their time or before they were ever seen."""
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        render(helm, *ON, *SHORT, "--set-json", f"alerts.disabled={json.dumps(disabled)}")
+    said = str(caught.value.stderr)
+    assert "metrics.finishedRunSeconds is 1800, and alerts.limits.failedSeconds is 3600" in said
+    assert "set metrics.finishedRunSeconds to 3600 or more, or alerts.limits.failedSeconds to 1800 or less" in said
+    assert named in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (*ON, *SHORT, "--set", "alerts.limits.failedSeconds=1800"),
+        (*ON, *SHORT, "--set", "alerts.disabled={LlavaRunFailed,LlavaRunsFailAlike}"),
+        SHORT,
+    ],
+    ids=["as long", "disabled", "no alerts"],
+)
+def test_series_may_go_early_where_no_alert_goes_by_them(arguments: tuple[str, ...], helm: Path) -> None:
+    assert render(helm, *arguments)
+
+
+def test_what_the_operator_renews_in_time_fires_nowhere() -> None:
+    assert CERTIFICATE.most < AUTHORITY_RENEWAL.total_seconds()
+    assert (LEAF_LIFE - LEAF_RENEWAL) / LEAF_LIFE > 0.2
 
 
 def test_labels_job_and_pages_are_the_installers(helm: Path) -> None:

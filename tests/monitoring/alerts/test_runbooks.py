@@ -31,6 +31,14 @@ def test_page_says_what_it_means_what_to_look_at_and_what_to_do(name: str) -> No
     assert queries(name)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_logs_are_asked_of_every_replica(name: str) -> None:
+    """kubectl takes one pod of a Deployment, which may be one that stands by and has nothing to say."""
+    asked = [command for command in commands(name) if " logs " in command]
+    assert not [command for command in asked if "deploy/" in command]
+    assert all(" -l " in command and " --prefix " in command for command in asked)
+
+
 @pytest.mark.parametrize("alert", ALERTS, ids=NAMES)
 def test_index_has_it_with_its_severity(alert: Alert) -> None:
     assert f"| [{alert.name}]({alert.name}.md) | {alert.severity} | " in INDEX.read_text()

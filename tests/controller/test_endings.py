@@ -9,7 +9,7 @@ from llava_operator.deciding.policy import Policy
 from llava_operator.kube.errors import RetryableError
 from llava_operator.kube.objects import Key, Object
 from llava_operator.run import stage_of
-from llava_operator.telemetry.transitions import AttemptEnd, RunEnd, StageEnd, Transitions, compare
+from llava_operator.telemetry.endings import AttemptEnd, Endings, RunEnd, StageEnd, compare
 from tests.controller.in_memory import ApiServer, Operator
 from tests.controller.makers import (
     KEY,
@@ -32,8 +32,8 @@ def fail(status: Status, spec: dict[str, Any] | None = None) -> Status:
 
 
 def test_nothing_ends_when_a_run_begins() -> None:
-    assert compare(Status(), begun()) == Transitions()
-    assert compare(begun(), begun()) == Transitions()
+    assert compare(Status(), begun()) == Endings()
+    assert compare(begun(), begun()) == Endings()
 
 
 def test_stage_and_run_end_with_the_last_result() -> None:
@@ -42,7 +42,7 @@ def test_stage_and_run_end_with_the_last_result() -> None:
     end = StageEnd(stage=StageName.EVALUATE, state=StageState.SUCCEEDED, seconds=0.0)
     ended = compare(status, done)
     assert (ended.run, ended.stages, ended.attempts) == (RunEnd(phase=Phase.SUCCEEDED, reason=""), (end,), ())
-    assert compare(done, done) == Transitions()
+    assert compare(done, done) == Endings()
 
 
 def test_attempt_that_is_followed_by_another_ends_no_stage() -> None:
@@ -82,9 +82,9 @@ def test_stage_that_was_never_begun_has_no_duration() -> None:
 def test_seconds_of_gpus_are_what_has_come_to_the_account() -> None:
     before = Status(accounting=Accounting(productive_gpu_seconds=100, lost_gpu_seconds=7))
     after = Status(accounting=Accounting(productive_gpu_seconds=160, lost_gpu_seconds=7))
-    assert compare(before, after) == Transitions(productive_gpu_seconds=60)
-    assert compare(Status(), before) == Transitions(productive_gpu_seconds=100, lost_gpu_seconds=7)
-    assert compare(after, before) == Transitions(), "a counter never falls"
+    assert compare(before, after) == Endings(productive_gpu_seconds=60)
+    assert compare(Status(), before) == Endings(productive_gpu_seconds=100, lost_gpu_seconds=7)
+    assert compare(after, before) == Endings(), "a counter never falls"
 
 
 def test_one_that_is_tried_again_and_fails_at_once_has_failed_twice() -> None:
@@ -119,7 +119,7 @@ class Noted:
     """What a reconciler has noted, in all its lives."""
 
     def __init__(self, operator: Operator) -> None:
-        self.ended: list[Transitions] = []
+        self.ended: list[Endings] = []
         self.operator = operator
         self.hook()
 
@@ -132,7 +132,7 @@ class Noted:
 
     def _note(self, key: Key, before: Status, after: Status) -> None:
         assert key == KEY
-        if (ended := compare(before, after)) != Transitions():
+        if (ended := compare(before, after)) != Endings():
             self.ended.append(ended)
 
 
@@ -233,7 +233,7 @@ async def test_a_conflict_ends_nothing() -> None:
 
 async def test_a_whole_run_is_noted_stage_by_stage() -> None:
     """The statuses of a run that succeeds, one after the other."""
-    seen: list[Transitions] = []
+    seen: list[Endings] = []
     status = Status()
     for name in (StageName.PREPARE, StageName.TRAIN, StageName.MERGE, StageName.EVALUATE):
         after = walk({}, name)

@@ -55,7 +55,7 @@ class NotificationEnd:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transitions:
+class Endings:
     """What one write has ended."""
 
     run: RunEnd | None = None
@@ -66,12 +66,12 @@ class Transitions:
     lost_gpu_seconds: int = 0
 
 
-def compare(before: Status, after: Status) -> Transitions:
+def compare(before: Status, after: Status) -> Endings:
     """What has ended between two statuses of a run."""
     earlier = {stage.name: stage for stage in before.stages}
     pairs = [(earlier.get(stage.name), stage) for stage in after.stages]
     spent, known = after.accounting or Accounting(), before.accounting or Accounting()
-    return Transitions(
+    return Endings(
         run=_end_of_run(before, after),
         stages=tuple(end for pair in pairs if (end := _end_of_stage(*pair))),
         attempts=tuple(end for pair in pairs for end in _ends_of_attempts(*pair)),
