@@ -82,12 +82,12 @@ def _learning() -> Row:
               "a restart the steps since the newest checkpoint are done again. Held out: of samples that are not "
               "learned from (spec.training.validation); where it rises for long, more training makes it worse.", "none",
               Query(_of("llava_run_loss"), "loss"), Query(_of("llava_run_validation_loss"), "held out"),
-              width=12, least=None),
+              least=None),
         graph("Held-out answers that are exact", "Share of them that greedy decoding would give word for word. It "
               "often rises while held-out loss rises, too: spec.training.keepBest.by says which of the two decides.",
               RATIO, Query(_of("llava_run_validation_exact_ratio"), "exact")),
         graph("Throughput", "Real (not padding) tokens a second over all processes. A step down that stays is a slow "
-              "node or a slow volume.", COUNT, Query(_of("llava_run_tokens_per_second"), "tokens a second"), width=12),
+              "node or a slow volume.", COUNT, Query(_of("llava_run_tokens_per_second"), "tokens a second")),
         graph("Gradient norm", "Before it is clipped. A norm that climbs for long ends in a loss that does: lower the "
               "learning rate.", "none", Query(_of("llava_run_gradient_norm"), "norm"), logarithmic=True),
         graph("Learning rate", "Warm-up and decay as they were planned.", "none",
