@@ -73,6 +73,8 @@ class ProgressReport(Lenient):
     """Held-out loss per supervised token then."""
     validation_exact: Annotated[float | None, Field(ge=0, le=1)] = None
     """Fraction of held-out answers that were exact then."""
+    lowest_validation_loss: float | None = None
+    """Lowest held-out loss so far."""
     best_step: Annotated[int | None, Field(ge=0, le=2**53)] = None
     """Step that is the best so far by validation; None where nothing is selected."""
     peak_gpu_memory_bytes: Size = None

@@ -46,7 +46,8 @@ def report(**changes: Any) -> Progress:
     known: dict[str, Any] = {
         "stage": TRAIN, "attempt": 2, "pod_uid": "u", "step": 120, "total_steps": 734, "eta_seconds": 2460,
         "epoch": 0.16, "loss": 1.5, "learning_rate": 2e-4, "grad_norm": 0.75, "validation_loss": 1.6,
-        "validation_exact": 0.4, "validation_step": 40, "best_step": 40, "samples_per_second": 12.5,
+        "validation_exact": 0.4, "validation_step": 40,
+        "lowest_validation_loss": 1.55, "best_step": 40, "samples_per_second": 12.5,
         "tokens_per_second": 8000.0, "checkpoint_step": 100, "checkpoint_time": to_time(NOW), "resumed_step": 100,
         "peak_gpu_memory_bytes": 60 * GIB, "volume_free_bytes": 150 * GIB, "volume_size_bytes": 200 * GIB,
         "losses": (1.5,) * LOSSES_KEPT, "last_update_time": to_time(NOW), "message": "trains",

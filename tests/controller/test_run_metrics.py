@@ -287,7 +287,7 @@ def test_series_of_runs_that_have_ended_go() -> None:
 
 @pytest.mark.parametrize(
     ("num_training", "num_ended", "ended_at", "num_series"),
-    [(1000, 0, NOW, 49_000), (50, 950, NOW, 2_450), (50, 950, HOUR, 54_700)],
+    [(1000, 0, NOW, 50_000), (50, 950, NOW, 2_500), (50, 950, HOUR, 55_700)],
     ids=["all train", "ended long ago", "ended just now"],
 )
 def test_series_at_a_thousand_runs(num_training: int, num_ended: int, ended_at: Any, num_series: int) -> None:

@@ -43,6 +43,7 @@ class Measures(TypedDict, total=False):
     validation_step: int
     validation_loss: float
     validation_exact: float
+    lowest_validation_loss: float
     best_step: int
     losses: tuple[float, ...]
     unit: Literal["steps", "bytes"]

@@ -32,6 +32,7 @@ RESTARTS_WITHIN = Limit(name="restartsWithinSeconds", default=_HOUR, least=600, 
 WAITING = Limit(name="waitingSeconds", default=4 * _HOUR, least=300, most=_WEEK)
 BLOCKED = Limit(name="blockedSeconds", default=900, least=60, most=_WEEK)
 VOLUME_USED = Limit(name="volumeUsedRatio", default=0.9, least=0.01, most=1)
+VALIDATION_LOSS = Limit(name="validationLossRatio", default=1.1, least=1.001, most=100)
 FAILED = Limit(name="failedSeconds", default=_HOUR, least=300, most=_WEEK)
 FAILED_ALIKE = Limit(name="failedAlike", default=3, least=2, most=1000)
 API_ERRORS = Limit(name="apiErrorRatio", default=0.1, least=0.001, most=1)
@@ -43,8 +44,8 @@ QUEUE_WAIT = Limit(name="queueWaitSeconds", default=30, least=1, most=59)
 CERTIFICATE = Limit(name="certificateSeconds", default=21 * _DAY, least=_HOUR, most=60 * _DAY)
 
 LIMITS = (
-    NO_PROGRESS, CHECKPOINT, RESTARTS, RESTARTS_WITHIN, WAITING, BLOCKED, VOLUME_USED, FAILED, FAILED_ALIKE,
-    API_ERRORS, REFUSED_REPORTS, QUEUE_WAIT, CERTIFICATE,
+    NO_PROGRESS, CHECKPOINT, RESTARTS, RESTARTS_WITHIN, WAITING, BLOCKED, VOLUME_USED, VALIDATION_LOSS, FAILED,
+    FAILED_ALIKE, API_ERRORS, REFUSED_REPORTS, QUEUE_WAIT, CERTIFICATE,
 )  # fmt: skip
 
 

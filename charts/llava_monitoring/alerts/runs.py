@@ -5,7 +5,7 @@ pod has told with what it told before, but what is known of the run. What is no 
 operator that is down) alerts nobody: LlavaOperatorDown does.
 """
 
-from llava_api.constants import TRAINING_STAGES
+from llava_api.constants import TRAINING_STAGES, StageName
 from llava_api.reasons import Reason
 from llava_monitoring.alerts.alert import OF_OPERATOR, Alert
 from llava_monitoring.alerts.limits import (
@@ -15,6 +15,7 @@ from llava_monitoring.alerts.limits import (
     NO_PROGRESS,
     RESTARTS,
     RESTARTS_WITHIN,
+    VALIDATION_LOSS,
     VOLUME_USED,
     WAITING,
 )
@@ -88,6 +89,19 @@ RUN_ALERTS = (
         summary=f"Run {_RUN} has saved no checkpoint for long.",
         description=f"Run {_RUN} trains, and its newest checkpoint (or the attempt's start, without one) is "
         "{{ $value | humanizeDuration }} old: that much is lost when a pod or its node is.",
+    ),
+    Alert(
+        name="LlavaRunHeldOutLossRising",
+        # Both are of the same report. A restart does steps again, and with them what was seen after them.
+        expression=(
+            f"{each_run(_series('llava_run_validation_loss'))} / {_SAME_RUN} "
+            f"{each_run(_series('llava_run_lowest_validation_loss'))} > {VALIDATION_LOSS} "
+            f"and {_SAME_RUN} {_running(_one_of('stage', StageName.TRAIN))}"
+        ),
+        hold="5m",
+        summary=f"Run {_RUN} gets worse on held-out samples.",
+        description=f"Held-out loss of run {_RUN} is {{{{ $value | humanize }}}} times its lowest: it learns its "
+        "training samples by heart. GPUs are spent on what makes the model worse.",
     ),
     Alert(
         name="LlavaRunRestartStorm",

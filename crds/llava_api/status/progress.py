@@ -39,6 +39,7 @@ class Progress(Lenient):
     validation_exact: Annotated[
         float | None, Field(description="Share of held-out answers that greedy decoding would have given exactly then.")
     ] = None
+    lowest_validation_loss: Annotated[float | None, Field(description="Lowest held-out loss so far.")] = None
     best_step: Annotated[Count | None, Field(description="Best step so far by validation, where it selects.")] = None
     resumed_step: Annotated[Count | None, Field(description="Step that the attempt went on from.")] = None
     peak_gpu_memory_bytes: Annotated[

@@ -226,6 +226,7 @@ def _to_progress(report: ProgressReport, pod_uid: str, now: datetime) -> Progres
         validation_step=report.validation_step,
         validation_loss=report.validation_loss,
         validation_exact=report.validation_exact,
+        lowest_validation_loss=report.lowest_validation_loss,
         best_step=report.best_step,
         resumed_step=report.resumed_step,
         peak_gpu_memory_bytes=report.peak_gpu_memory_bytes,

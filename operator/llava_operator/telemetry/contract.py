@@ -90,6 +90,8 @@ RUN_FAMILIES = (
          "avg_over_time(llava_run_loss[10m])"),
     _run("validation_loss", "Loss of held-out samples per supervised token, when they were looked at last.",
          "llava_run_validation_loss - llava_run_loss"),
+    _run("lowest_validation_loss", "Lowest of these losses in the run so far.",
+         "llava_run_validation_loss / llava_run_lowest_validation_loss > 1.1"),
     _run("validation_exact_ratio", "Share of held-out answers that greedy decoding would have given exactly then.",
          "max_over_time(llava_run_validation_exact_ratio[1d])", unit=_RATIO),
     _run("validation_step", "Step after which held-out samples were looked at last.",

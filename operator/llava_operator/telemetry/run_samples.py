@@ -216,6 +216,7 @@ SAMPLERS: Mapping[str, Sampler] = {
     "progress_timestamp_seconds": _progress_time,
     "loss": _reported("loss"),
     "validation_loss": _reported("validation_loss"),
+    "lowest_validation_loss": _reported("lowest_validation_loss"),
     "validation_exact_ratio": _reported("validation_exact"),
     "validation_step": _reported("validation_step"),
     "best_step": _reported("best_step"),

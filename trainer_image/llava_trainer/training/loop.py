@@ -113,8 +113,8 @@ class Loop:
     ) -> None:
         if self.recorder:
             self.fence.check()
-            if self.phase.training.selects:
-                self.recorder.record_best(self.selection.best_step)
+            selection, selects = self.selection, self.phase.training.selects
+            self.recorder.record_selection(selection.lowest_loss, selection.best_step if selects else None)
             self.recorder.record(step, outcome, totals.peak_gpu_memory_bytes, validation)
 
     def _run_step(self, step: int) -> tuple[StepOutcome, BatchTotals]:

@@ -31,6 +31,7 @@ class Recorder:
         self._last_entry: CurvePoint | None = None
         self._validation: Validation | None = None
         self._validation_step = 0
+        self._lowest_loss: float | None = None
         self._best_step: int | None = None
         self._last_time = time.monotonic()
         self._last_logged = -_LOG_INTERVAL_S
@@ -91,9 +92,9 @@ class Recorder:
             if self._last_entry:
                 self._report(self._last_entry)
 
-    def record_best(self, step: int | None) -> None:
-        """Have every report tell which step is the best so far by validation."""
-        self._best_step = step
+    def record_selection(self, lowest_loss: float | None, best_step: int | None) -> None:
+        """Have every report tell the lowest held-out loss so far, and the best step; None where nothing is selected."""
+        self._lowest_loss, self._best_step = lowest_loss, best_step
 
     def record_skipped(self, skipped: Sequence[str]) -> None:
         """Have every report tell that damaged checkpoints were passed over."""
@@ -119,6 +120,8 @@ class Recorder:
             measures["validation_loss"] = self._validation.loss
             if self._validation.exact is not None:
                 measures["validation_exact"] = self._validation.exact
+        if self._lowest_loss is not None:
+            measures["lowest_validation_loss"] = self._lowest_loss
         if self._best_step is not None:
             measures["best_step"] = self._best_step
         if self._skipped:

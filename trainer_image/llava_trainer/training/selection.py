@@ -3,6 +3,7 @@
 Kept in every checkpoint, so that it survives restarts, and decided by the first rank for all.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
@@ -23,6 +24,8 @@ class Selection:
     """What was seen after the best step."""
     without_improvement: int = 0
     """Validations since then."""
+    lowest_loss: float | None = None
+    """Lowest held-out loss so far, whatever is selected by."""
 
     def judge(self, step: int, validation: Validation, training: Training) -> Self:
         """What is known after another validation.
@@ -35,13 +38,13 @@ class Selection:
             gain = self.best_loss - validation.loss
         else:
             gain = (validation.exact or 0.0) - (self.best_exact or 0.0)
+        known = replace(self, validated_step=step, lowest_loss=_lower(self.lowest_loss, validation.loss))
         # What is no number is no improvement, and is compared with nothing.
         if self.best_step is None or (gain > 0 and gain >= delta):
             return replace(
-                self, validated_step=step, best_step=step, best_loss=validation.loss, best_exact=validation.exact,
-                without_improvement=0,
-            )  # fmt: skip
-        return replace(self, validated_step=step, without_improvement=self.without_improvement + 1)
+                known, best_step=step, best_loss=validation.loss, best_exact=validation.exact, without_improvement=0
+            )
+        return replace(known, without_improvement=self.without_improvement + 1)
 
     def is_over(self, training: Training) -> bool:
         """Whether early stopping ends training now."""
@@ -60,6 +63,12 @@ class Selection:
             TypeError: it is not what this version writes.
         """
         return cls(**fields)
+
+
+def _lower(so_far: float | None, loss: float) -> float | None:
+    if math.isnan(loss):
+        return so_far
+    return loss if so_far is None else min(so_far, loss)
 
 
 def selected_by(training: Training) -> str:
