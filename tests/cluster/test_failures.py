@@ -256,5 +256,5 @@ async def test_the_same_step_for_longer_than_can_be(world: World) -> None:
             attempts = (await stage_of(world, "still")).get("attempts", [])
             return attempts[0] if attempts and attempts[0].get("because") else None
 
-        first = await until("the end of the attempt", look, timeout_s=60)
+        first = await until("the end of the attempt", look, timeout_s=180)
     assert first["because"] == Reason.REPORTS_STAND_STILL, json.dumps(first)
