@@ -120,7 +120,7 @@ def test_numbers_progress_and_digests(tmp_path: Path, toy_model_dir: Path, monke
     assert output.numbers == PrepareNumbers(
         samples_train=len(train), samples_validation=len(validation), pairs_train=18, pairs_validation=6, images=12,
         supervised_tokens=report.train.supervised_tokens, longest_sample_tokens=report.lengths.longest,
-        overlong_samples=0, unsupervised_samples=0, samples_alignment=0,
+        overlong_samples=0, unsupervised_samples=0, samples_alignment=0, groups_validation=len(validation),
         largest=output.numbers.largest, free_bytes=12_345, flash_attention=False,
         model=read_model_facts(toy_model_dir), config_version=2,
     )  # fmt: skip
@@ -354,6 +354,79 @@ def test_images_that_are_shown_together_stay_on_one_side(tmp_path: Path, toy_mod
         assert not shown[0] & shown[1]
         sides.add("000.png" in shown[0])
     assert True in sides
+
+
+GROUPED = [f"patient-{index // 3}" for index in range(12)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_group_stays_on_one_side_and_every_sample_carries_its_own(seed: int, tmp_path: Path, toy_model_dir: Path):
+    named = [conversation(name, pairs, group=group) for (name, pairs), group in zip(receipts(), GROUPED, strict=True)]
+    # Joined by the picture that it shows, and by nothing else.
+    joined = conversation("000.png", [("And what else?", "A.")], group="another name")
+    text = conversation(None, [("What is a receipt?", "A paper.")], group="patient-3")
+    write_dataset(tmp_path, [*named, joined, text])
+    config = prepare_config(tmp_path, toy_model_dir, training={"maxLength": 512, "seed": seed})
+    run(config)
+    sides = both_sides(config)
+    groups = [{sample.group for sample in side} for side in sides]
+    assert not groups[0] & groups[1]
+    assert groups[0] | groups[1] == {*GROUPED, "another name"}
+    assert all(("another name" in side) == ("patient-0" in side) for side in groups)
+    keys: dict[str, set[str]] = {}
+    for sample in (*sides[0], *sides[1]):
+        keys.setdefault(sample.group.replace("another name", "patient-0"), set()).add(sample.group_key)
+    assert [len(found) for found in keys.values()] == [1] * 4
+    assert len(set.union(*keys.values())) == 4
+    report = report_of(config)
+    assert (report.train.groups + report.validation.groups, report.shared.groups) == (4, 0)
+
+
+def test_what_groups_are_called_does_not_change_what_is_held_out(tmp_path: Path, toy_model_dir: Path):
+    held_out = []
+    for prefix in (None, "a", "b"):
+        entries = [
+            conversation(name, pairs, group=None if prefix is None else f"{prefix}{name}") for name, pairs in receipts()
+        ]
+        write_dataset(tmp_path, entries)
+        config = prepare_config(tmp_path, toy_model_dir)
+        run(config)
+        held_out.append(pairs_of(both_sides(config)[1]))
+    assert held_out[0] == held_out[1] == held_out[2]
+
+
+def test_everything_of_one_group_cannot_be_split(tmp_path: Path, toy_model_dir: Path):
+    write_dataset(tmp_path, [conversation(name, pairs, group=1) for name, pairs in receipts()])
+    _, line = refusal(prepare_config(tmp_path, toy_model_dir))
+    assert line.startswith("export.json: every sample is about the same picture or of the same group")
+
+
+def test_a_ubiai_document_is_a_group(tmp_path: Path, toy_model_dir: Path):
+    entries = [document(None if index else name, pairs) for index, (name, pairs) in enumerate(receipts())]
+    write_dataset(tmp_path, entries)
+    write_json(tmp_path / "dataset" / "map.json", {str(index): f"{index:03}.png" for index in range(12)})
+    ubiai = {"ubiai": {"documents": "map.json", "samples": "pair"}}
+    config = prepare_config(tmp_path, toy_model_dir, format="ubiai", dataset=ubiai)
+    run(config)
+    groups = {sample.group for side in both_sides(config) for sample in side}
+    assert groups == {"000.png", *(f"export.json[{index}]" for index in range(1, 12))}
+
+
+def test_a_group_that_both_files_have_is_counted_and_told(
+    tmp_path: Path, toy_model_dir: Path, caplog: pytest.LogCaptureFixture
+):
+    entries = [conversation(name, pairs, group=group) for (name, pairs), group in zip(receipts(), GROUPED, strict=True)]
+    write_dataset(tmp_path, entries[:8])
+    # patient-2 has 006 and 007 in training, 008 held out; 009 to 011 are patient-3, whom training does not know.
+    write_json(tmp_path / "dataset" / "held.json", entries[8:])
+    config = prepare_config(tmp_path, toy_model_dir, dataset={"validation": {"file": "held.json"}})
+    numbers = run(config).numbers
+    assert (numbers.groups_validation, numbers.groups_shared, numbers.pairs_shared) == (2, 1, 3)
+    told = "group 'patient-2': 1 held-out and 2 training samples, like export.json[6]"
+    assert notes_of(config)["shared_group"] == [("held.json[0]", told)]
+    assert "export.json: held-out groups that training has samples of, too: 1" in caplog.messages
+    page = config.volume.dataset_report_html.read_text()
+    assert "3 in training, 2 held out, 1 on both sides (3 pairs)" in page
 
 
 def alignment_config(root: Path, model_dir: Path, captions: list[Any], **changes: Any) -> RunConfig:

@@ -85,15 +85,16 @@ class Validation(Strict):
         Field(
             gt=0,
             le=0.5,
-            description="Share of the question-answer pairs to hold out. All of one picture stay together, so the "
-            "share is met as nearly as that allows.",
+            description="Share of the question-answer pairs to hold out. All of one picture and of one group stay "
+            "together, so the share is met as nearly as that allows.",
         ),
     ] = None
     file: Annotated[
         RelativePath | None,
         Field(
             description="File with the held-out samples, relative to the source, in the same format as `file`. A "
-            "question in it that training asks about the same picture is refused."
+            "question in it that training asks about the same picture is refused; groups that are in both files are "
+            "counted, and told beside the score."
         ),
     ] = None
 
@@ -147,8 +148,10 @@ class Dataset(Strict):
         Field(
             description="`llava`: {id, image, conversations: [{from: human|gpt, value}]} entries as a JSON list or "
             "as JSON lines; image is a path or a list of paths, each shown by an `<image>` in a question; references "
-            "(further right answers to the last question) and question_type are optional. "
-            "`ubiai`: a UBIAI export: JSON with relations or with entities only, or the OCR archive."
+            "(further right answers to the last question), question_type, and group (a document, a patient: its "
+            "entries stay on one side of every split) are optional. "
+            "`ubiai`: a UBIAI export: JSON with relations or with entities only, or the OCR archive; a document is a "
+            "group."
         ),
     ]
     file: Annotated[

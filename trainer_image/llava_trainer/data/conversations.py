@@ -1,8 +1,8 @@
 """LLaVA's conversations to samples: a JSON list, or JSON lines.
 
 Entries are ``{id, image, conversations: [{from: human|gpt, value}]}``, where ``image`` is a path, a list of paths, or
-missing; ``references`` may name further right answers to the last question, and ``question_type`` its kind. Every
-``<image>`` is taken out of its turn; the template puts it back at the turn's beginning.
+missing; ``references`` may name further right answers to the last question, ``question_type`` its kind, and ``group``
+what the entry belongs to. Every ``<image>`` is taken out of its turn; the template puts it back where the turn begins.
 """
 
 from collections.abc import Iterator
@@ -35,6 +35,7 @@ class _Entry(BaseModel):
     conversations: list[_Turn]
     references: list[str] | None = None
     question_type: str | None = None
+    group: Any = None
 
 
 class _EntryError(ValueError):
@@ -88,7 +89,7 @@ def _convert(entry: _Entry, source: Source) -> Iterator[Sample | Finding]:
     _check_alternation(turns)
     image_turns = _find_image_turns(turns, num_images=len(images))
     sample = Sample(
-        id=_id_of(entry.id, source),
+        id=_name_of(entry.id, "id") or str(source),
         images=images,
         turns=tuple(
             Turn(role=_ROLES[turn.speaker], text=turn.value.replace(IMAGE_MARKER, "").strip()) for turn in turns
@@ -97,9 +98,10 @@ def _convert(entry: _Entry, source: Source) -> Iterator[Sample | Finding]:
         image_turns=image_turns,
         references=tuple(text.strip() for text in entry.references or ()),
         question_type=(entry.question_type or "").strip(),
+        group=_name_of(entry.group, "group").strip(),
     )
     texts = (turn.text for turn in sample.turns)
-    if not is_writable(sample.id, sample.question_type, *images, *sample.references, *texts):
+    if not is_writable(sample.id, sample.question_type, sample.group, *images, *sample.references, *texts):
         raise _EntryError("a text holds half a surrogate pair (a \\ud800 to \\udfff alone): correct the encoding")
     if opens_with_answer:
         yield noted(Kind.OPENING_ANSWER, source, "the conversation opens with an answer, which is left out")
@@ -126,12 +128,12 @@ def _images_of(image: Any) -> tuple[str, ...]:
     return tuple(images)
 
 
-def _id_of(given: Any, source: Source) -> str:
+def _name_of(given: Any, field: str) -> str:
     if given is None:
-        return str(source)
+        return ""
     if isinstance(given, str | int) and not isinstance(given, bool):
         return str(given)
-    raise _EntryError(f"id must be a string or a whole number (is {given!r:.60})")
+    raise _EntryError(f"{field} must be a string or a whole number (is {given!r:.60})")
 
 
 def _check_alternation(turns: list[_Turn]) -> None:

@@ -4,7 +4,7 @@ Samples go to the disk as they are checked; what stays in memory is a few number
 facts of each image, however long the texts are and however large the export is.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -13,7 +13,7 @@ import numpy as np
 
 from llava_api.spec import Ubiai
 from llava_trainer.data.check import Checked, Checker, Limits
-from llava_trainer.data.compare import Comparison
+from llava_trainer.data.compare import Comparison, find_shared_groups
 from llava_trainer.data.conversations import read_conversations
 from llava_trainer.data.entries import ReadingPosition
 from llava_trainer.data.findings import KEPT_PER_KIND, Finding, Findings, Kind, noted, refused
@@ -23,7 +23,7 @@ from llava_trainer.data.request import DatasetRequest
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.data.sample_table import SampleTable
 from llava_trainer.data.samples import Sample, format_sample
-from llava_trainer.data.split import SplitError, choose_held_out
+from llava_trainer.data.split import Group, SplitError, choose_held_out
 from llava_trainer.data.ubiai import read_ubiai
 from llava_trainer.files import make_folder, resolve_inside, tell_names
 
@@ -41,7 +41,8 @@ class PreparedDataset:
         samples: the usable samples, in the export's order, held-out files last.
         table: facts of each of them.
         held_out: bool [samples].
-        group_of: int64 [samples]: samples with the same number share images.
+        group_of: int64 [samples]: samples with the same number belong together and stay on one side.
+        group_keys: uint64 [groups]: what a group is called in the file of samples, the same for the same data.
         num_read: samples that the export holds, usable or not.
         images: facts of every usable image, by path.
         findings: everything found.
@@ -53,6 +54,7 @@ class PreparedDataset:
     table: SampleTable
     held_out: np.ndarray
     group_of: np.ndarray
+    group_keys: np.ndarray
     num_read: int
     images: dict[str, ImageFacts]
     findings: Findings
@@ -64,9 +66,15 @@ class PreparedDataset:
         self.samples.__exit__(*exception)
 
     def lines(self, *, held_out: bool) -> Iterator[bytes]:
-        """The samples of one side as lines of a file of samples."""
+        """The samples of one side as lines of a file of samples, with the keys of their groups."""
         for index in np.flatnonzero(self.held_out == held_out):
-            yield self.samples.read_line(int(index))
+            key = f"{int(self.group_keys[self.group_of[index]]):016x}"
+            yield format_sample(replace(self.samples[int(index)], group_key=key)).encode()
+
+    @property
+    def shared(self) -> np.ndarray:
+        """Bool [samples]: held out, of a group that training has samples of, too."""
+        return self.held_out & np.isin(self.group_of, find_shared_groups(self.group_of, self.held_out))
 
 
 def prepare_dataset(
@@ -93,8 +101,9 @@ def prepare_dataset(
     samples = reading.read_all(checker, spool)
     _check_unsupervised(reading, request, findings)
     _check_prompts(request, checker, findings)
-    group_of, held_out = _split(reading.table, request, findings)
-    Comparison(reading.table, held_out, samples.__getitem__, findings).compare()
+    group_of, groups = reading.table.groups()
+    held_out = _split(reading.table, group_of, groups, request, findings)
+    Comparison(reading.table, held_out, group_of, samples.__getitem__, findings).compare()
     return PreparedDataset(
         request=request,
         processor=processor,
@@ -102,6 +111,7 @@ def prepare_dataset(
         table=reading.table,
         held_out=held_out,
         group_of=group_of,
+        group_keys=np.array([group.key for group in groups], dtype=np.uint64),
         num_read=reading.num_read,
         images={path: facts for path, facts in checker.images.items()
                   if isinstance(facts, ImageFacts) and path in reading.used},
@@ -225,17 +235,18 @@ def _check_prompts(request: DatasetRequest, checker: Checker, findings: Findings
             findings.add(refused(f"evaluation.prompts[{index}]", f"picture {name} {problem}"))
 
 
-def _split(table: SampleTable, request: DatasetRequest, findings: Findings) -> tuple[np.ndarray, np.ndarray]:
-    """The group of each sample, and which are held out."""
-    group_of, groups = table.groups()
+def _split(
+    table: SampleTable, group_of: np.ndarray, groups: Sequence[Group], request: DatasetRequest, findings: Findings
+) -> np.ndarray:
+    """Which samples are held out, bool [samples]."""
     validation = request.dataset.validation
     nothing = np.zeros(len(table), dtype=bool)
     if not request.hold_out:
-        return group_of, nothing
+        return nothing
     if validation.file is not None:
-        return group_of, table.from_validation
+        return table.from_validation
     if validation.fraction is None or not len(table):
-        return group_of, nothing
+        return nothing
     sizes = {group.key: group.weight for group in groups}
     try:
         chosen = choose_held_out(sizes, fraction=validation.fraction, seed=request.seed)
@@ -243,5 +254,6 @@ def _split(table: SampleTable, request: DatasetRequest, findings: Findings) -> t
         # Entries that were refused may hold the other images: they are the thing to tell then.
         if not findings.num_refused:
             findings.add(refused(request.dataset.file, str(error)))
-        return group_of, nothing
-    return group_of, np.array([group.key in chosen for group in groups])[group_of]
+        return nothing
+    held_out: np.ndarray = np.array([group.key in chosen for group in groups])[group_of]
+    return held_out

@@ -111,6 +111,7 @@ def _facts(report: DatasetReport) -> Html:
     rows = (
         ("Training", _side(report.train)),
         ("Held out", _side(report.validation) if report.validation.samples else "nothing"),
+        ("Groups", _groups(report)),
         ("In the export", f"{report.samples_read:,} samples, {usable:,} of them usable"),
         ("Left out", f"{_number(report.left_out, 'sample')}" if report.left_out else "none"),
         ("Pictures", f"{images.files:,} files, {images.different:,} different ones"),
@@ -122,6 +123,12 @@ def _facts(report: DatasetReport) -> Html:
         ("Learned tokens, a sample", f"{supervised.fewest:,} to {supervised.most:,}, median {supervised.median:,.0f}"),
     )
     return el("section", el("h2", "What is in it"), el("div", definition_list(rows), class_="card"))
+
+
+def _groups(report: DatasetReport) -> str:
+    told = f"{report.train.groups:,} in training, {report.validation.groups:,} held out"
+    shared = report.shared
+    return f"{told}, {shared.groups:,} on both sides ({_number(shared.pairs, 'pair')})" if shared.groups else told
 
 
 def _side(side: Side) -> str:

@@ -39,6 +39,7 @@ class Kind(StrEnum):
     CONTRADICTION = "questions asked again on the same picture, with another answer"
     OVERLAP = "validation questions that training asks on the same picture"
     SHARED_PICTURE = "held-out pictures that training shows, too, with other questions"
+    SHARED_GROUP = "held-out groups that training has samples of, too"
     ALIGNMENT_OVERLAP = "held-out pictures that alignment shows with a caption"
 
 

@@ -36,7 +36,10 @@ class SampleTable:
             self._shown.append(content)
         if not contents:
             contents = [self._contents.number_of(_digest_of(b"text", sample.turns[0].text.encode()))]
-        self._contents.join(contents)
+        joined = contents
+        if sample.group:
+            joined = [*contents, self._contents.number_of(_digest_of(b"group", sample.group.encode()), named=True)]
+        self._contents.join(joined)
         self._content.append(contents[0])
         for key, answer in pair_keys(checked):
             self._pair_key.append(key)

@@ -2,7 +2,7 @@
 
 The form is told from what the file holds. One conversation a document with all of its questions, or one sample a
 question. No JSON export carries images: which one a document is about is told by ``documentName`` or by a mapping
-file; an OCR archive names them.
+file; an OCR archive names them. A document is a group: all that is asked about it stays on one side of a split.
 """
 
 import re
@@ -195,6 +195,8 @@ def _samples_of(
         yield image
         return
     name = document.name or str(source.index)
+    # Numbers of one file say nothing about documents of another one.
+    group = document.name or str(source)
     usable = []
     for pair in pairs:
         problem = _problem_of(pair, name, image)
@@ -203,18 +205,18 @@ def _samples_of(
         else:
             usable.append(pair)
     if settings.samples == "document" and usable:
-        yield _build_sample(name, usable, source, image)
+        yield _build_sample(name, usable, source, image, group)
     elif settings.samples == "pair":
         for pair in usable:
             where = Source(file=source.file, index=source.index, part=pair.part)
-            yield _build_sample(f"{name}:{pair.key}", [pair], where, image)
+            yield _build_sample(f"{name}:{pair.key}", [pair], where, image, group)
 
 
-def _build_sample(identity: str, pairs: Sequence[Pair], source: Source, image: str) -> Sample:
+def _build_sample(identity: str, pairs: Sequence[Pair], source: Source, image: str, group: str) -> Sample:
     turns: list[Turn] = []
     for pair in pairs:
         turns += [Turn(role="user", text=pair.question), Turn(role="assistant", text=pair.answer)]
-    return Sample(id=identity, images=(image,), turns=tuple(turns), source=source, image_turns=(0,))
+    return Sample(id=identity, images=(image,), turns=tuple(turns), source=source, image_turns=(0,), group=group)
 
 
 def _problem_of(pair: Pair, *others: str) -> str | None:

@@ -64,8 +64,8 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
     publish_folder(config.volume.evaluation_dir)
     for score in metrics.scores:
         logger.info(
-            "%s on %s: base %.3f, tuned %.3f (%d questions)",
-            score.metric, score.split, score.base.value, score.tuned.value, score.samples,
+            "%s on %s: base %.3f, tuned %.3f (%d questions, %d of groups that training has, too)",
+            score.metric, score.split, score.base.value, score.tuned.value, score.samples, score.samples_shared,
         )  # fmt: skip
     return StageOutput(
         numbers=EvaluateNumbers(
@@ -148,7 +148,7 @@ def _measure(config: RunConfig, dataset: DatasetReport, answers: list[Answer], s
         finished_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         device=torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})",
         dtype=str(dtype).removeprefix("torch."),
-        scores=score_answers(answers),
+        scores=score_answers(answers, num_shared=dataset.shared.pairs),
         prompts=len(config.evaluation.prompts),
         generation=config.evaluation.generation,
         dataset=summarise(dataset),
