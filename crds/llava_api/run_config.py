@@ -21,6 +21,9 @@ RUN_CONFIG_VERSION: Final = 2
 RunConfigVersion = Literal[1, 2]
 _SINCE_VERSION_2: Final = ("results", "training.maxRestarts")
 """Paths of fields that an image of version 1 would refuse."""
+_OF_FORMATS: Final = ("messages", "table")
+"""Fields of a dataset that go with one format. Written where they are set: an image that does not know them does not
+know the format either."""
 
 
 class RunIdentity(Strict):
@@ -98,6 +101,10 @@ class RunConfig(Strict):
                 for step in parents:
                     parent = parent[step]
                 parent.pop(name, None)
+        for dataset in (fields["dataset"], (fields["alignment"] or {}).get("dataset", {})):
+            for name in _OF_FORMATS:
+                if dataset.get(name, name) is None:
+                    del dataset[name]
         return fields
 
     @property

@@ -61,6 +61,11 @@ class RunVolume:
         return self.result_dir(StageName.PREPARE) / "data"
 
     @property
+    def embedded_images_dir(self) -> Path:
+        """Images that the dataset's own files hold, each named by its digest."""
+        return self.data_dir / "images"
+
+    @property
     def dataset_report_json(self) -> Path:
         """Counts, lengths and findings of prepare."""
         return self.data_dir / "report.json"

@@ -28,7 +28,7 @@ from llava_trainer.errors import StageError
 from llava_trainer.outcome import ENV_TERMINATION_LOG, StageOutput
 from llava_trainer.reporting import Reporter
 from llava_trainer.stages import prepare
-from tests.trainer.exports import conversation, document, draw_image, prepare_config, write_json
+from tests.trainer.exports import chat, conversation, document, draw_image, prepare_config, write_json
 
 QUESTIONS = ("Which company issued this?", "What is the date?", "What is the total?")
 
@@ -638,6 +638,13 @@ def test_an_unusable_model_is_told_before_the_data_is_looked_at(tmp_path: Path, 
     assert caught.value.reason is Reason.INVALID_MODEL
 
 
+def build_chat(name: str, pairs: Any) -> dict[str, Any]:
+    return chat(conversation(name, pairs), system="Be brief.")
+
+
+BUILD = {"llava": conversation, "messages": build_chat, "ubiai": document}
+
+
 def mutate(value: Any, rng: random.Random) -> Any:
     """``value`` with one random place replaced by something of another kind, or gone."""
     strange = (None, True, -1, 10**400, 1.5, float("nan"), "", "\ud800", "../x", "<image>", [], {}, [[]], {"a": None})
@@ -651,9 +658,9 @@ def mutate(value: Any, rng: random.Random) -> Any:
     return rng.choice(strange)
 
 
-@pytest.mark.parametrize("format", ["llava", "ubiai"])
+@pytest.mark.parametrize("format", ["llava", "messages", "ubiai"])
 def test_whatever_an_export_holds_it_is_accepted_or_said_why_not(format: str, tmp_path: Path, toy_processor: Processor):
-    build = conversation if format == "llava" else document
+    build = BUILD[format]
     request = training_request(prepare_config(tmp_path, toy_processor.model_dir, format=format))
     write_dataset(tmp_path, [])
     outcomes = set()

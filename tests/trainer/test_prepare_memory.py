@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava_trainer.data.check import MAX_SAMPLE_CHARACTERS, Checker, ImageFolder, Limits
+from llava_trainer.data.check import MAX_SAMPLE_CHARACTERS, Checker, Limits
 from llava_trainer.data.dataset import PreparedDataset, prepare_dataset
 from llava_trainer.data.findings import Findings
+from llava_trainer.data.image_folder import ImageFolder
 from llava_trainer.data.processor import Processor
 from llava_trainer.data.request import training_request
 from llava_trainer.data.samples import Sample, Source, Turn

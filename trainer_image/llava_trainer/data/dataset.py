@@ -6,25 +6,26 @@ facts of each image, however long the texts are and however large the export is.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from llava_api.spec import Ubiai
 from llava_trainer.data.check import Checked, Checker, Limits
 from llava_trainer.data.compare import Comparison, find_shared_groups
-from llava_trainer.data.conversations import read_conversations
 from llava_trainer.data.entries import ReadingPosition
 from llava_trainer.data.findings import KEPT_PER_KIND, Finding, Findings, Kind, noted, refused
+from llava_trainer.data.formats import read_export
+from llava_trainer.data.image_folder import keep_embedded
 from llava_trainer.data.images import ImageFacts
 from llava_trainer.data.processor import Processor
 from llava_trainer.data.request import DatasetRequest
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.data.sample_table import SampleTable
 from llava_trainer.data.samples import Sample, format_sample
+from llava_trainer.data.shards import find_shards
 from llava_trainer.data.split import Group, SplitError, choose_held_out
-from llava_trainer.data.ubiai import read_ubiai
 from llava_trainer.files import make_folder, resolve_inside, tell_names
 
 OnProgress = Callable[[int, int], None]
@@ -147,8 +148,8 @@ class _Reading:
         """Check every sample and keep the usable ones in a file without a name."""
         make_folder(spool.parent)
         with spool.open("w", encoding="utf-8") as stream:
-            for number, name in enumerate(self._request.files):
-                for checked in checker.check_all(self._count(name), self._tell):
+            for number, (field, pattern) in enumerate(self._request.files):
+                for checked in checker.check_all(self._read_shards(field, pattern), self._tell):
                     self._take_in(checked, from_validation=number > 0)
                     counted = replace(
                         checked.sample, num_tokens=checked.num_tokens, num_supervised=checked.num_supervised
@@ -159,10 +160,23 @@ class _Reading:
         spool.unlink()
         return samples
 
-    def _count(self, name: str) -> Iterator[Sample | Finding]:
+    def _read_shards(self, field: str, pattern: str) -> Iterator[Sample | Finding]:
+        root = self._request.root
+        try:
+            names = find_shards(root, pattern)
+        except (OSError, ValueError) as error:
+            yield refused(pattern, f"{error}: correct {field}")
+            return
+        if not names:
+            source = self._request.dataset.source
+            yield refused(pattern, f"fits no file (in {source}, which holds {tell_names(root)}): correct {field}")
+        for name in names:
+            yield from self._count(field, name)
+
+    def _count(self, field: str, name: str) -> Iterator[Sample | Finding]:
         num_before = self.num_read
         complained = False
-        for item in read_export(self._request, name, self._position):
+        for item in _read_file(self._request, field, name, self._position):
             self.num_read += isinstance(item, Sample)
             complained |= isinstance(item, Finding) and item.kind is Kind.REFUSED
             yield item
@@ -185,29 +199,19 @@ class _Reading:
                 self._findings.add(noted(Kind.SAME_PICTURE, path, f"same pixels as {first}"))
 
 
-def read_export(request: DatasetRequest, name: str, position: ReadingPosition) -> Iterator[Sample | Finding]:
-    """Read one file of a dataset in the dataset's format.
-
-    Args:
-        request: names format and folder.
-        name: the file, relative to the folder.
-        position: kept up to date.
-    """
+def _read_file(request: DatasetRequest, field: str, name: str, position: ReadingPosition) -> Iterator[Sample | Finding]:
+    """Read one file of a dataset, relative to its folder, that ``field`` of the spec names."""
     dataset = request.dataset
 
     def resolve(relative: str) -> Path:
         return resolve_inside(request.root, request.root, relative)
 
     try:
-        path = resolve(name)
+        resolve(name)
     except (OSError, ValueError) as error:
-        field = "dataset.file" if name == dataset.file else "dataset.validation.file"
         yield refused(name, f"{error} (in {dataset.source}, which holds {tell_names(request.root)}): correct {field}")
         return
-    if dataset.format == "llava":
-        yield from read_conversations(path, name, position)
-    else:
-        yield from read_ubiai(name, dataset.ubiai or Ubiai(), resolve, position)
+    yield from read_export(dataset, name, resolve, partial(keep_embedded, request.embedded), position)
 
 
 def _check_unsupervised(reading: _Reading, request: DatasetRequest, findings: Findings) -> None:

@@ -22,6 +22,7 @@ class Kind(StrEnum):
     OVERLONG = "samples cut off at training.maxLength"
     OPENING_ANSWER = "conversations whose opening answer was left out, as LLaVA does"
     BLANK_ANSWER = "blank answers, from which nothing is learned"
+    UNUSED_SYSTEM = "system messages that were left out: LLaVA's own text stands in their place"
     UNLINKED_QUESTION = "questions without a link to an answer, left out"
     UNLINKED_ANSWER = "answers without a link to a question, left out"
     SEVERAL_ANSWERS = "questions linked to several answers, one pair each"

@@ -121,12 +121,13 @@ def pair_keys(checked: Checked) -> Iterator[tuple[int, int]]:
     """For each pair a number for its question about its images, and one for its answer.
 
     Letter case and white space do not make another question. Without an image, what was said before belongs to the
-    question: "Why?" is another one after another answer.
+    question: "Why?" is another one after another answer. So does a system message of its own.
     """
     context = b"".join(sorted(image.digest for image in checked.images))
     for before, question, answer in checked.sample.pairs():
         history = () if context else tuple(_fold(turn.text) for turn in before)
-        key = _digest_of(context, *history, _fold(question.text))
+        system = (_fold(checked.sample.system),) if checked.sample.system else ()
+        key = _digest_of(context, *system, *history, _fold(question.text))
         yield int.from_bytes(key[:8], "little"), int.from_bytes(_digest_of(answer.text.encode())[:8], "little")
 
 

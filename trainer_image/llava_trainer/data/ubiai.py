@@ -5,7 +5,6 @@ question. No JSON export carries images: which one a document is about is told b
 file; an OCR archive names them. A document is a group: all that is asked about it stays on one side of a split.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ from llava_api.spec import Ubiai
 from llava_trainer.data.entries import ReadingPosition, read_entries
 from llava_trainer.data.findings import Finding, Kind, noted, refused
 from llava_trainer.data.json_file import JsonFileError, describe_mismatch, is_writable, read_json
+from llava_trainer.data.recognition import LOOKED_AT_BYTES, TAGGED_WORD
 from llava_trainer.data.samples import Sample, Source, Turn
 from llava_trainer.data.template import IMAGE_MARKER
 from llava_trainer.data.ubiai_document import Document, DocumentError, read_document
@@ -28,9 +28,6 @@ Resolve = Callable[[str], Path]
 _LABELS_SHOWN = 10
 _LABELS_COUNTED = 1000
 """Different labels that are remembered: a person has some dozens, and memory stays bounded whatever an export holds."""
-
-_LOOKED_AT_BYTES = 64 * 2**10
-_TAGGED_WORD = re.compile(rb"[^\t]*\t(O|[BI]-.+)")
 
 _MAPPING = TypeAdapter(dict[str, str], config=ConfigDict(strict=True))
 
@@ -100,11 +97,11 @@ def _looks_like_json(path: Path) -> bool:
     """
     try:
         with path.open("rb") as stream:
-            beginning = stream.read(_LOOKED_AT_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+            beginning = stream.read(LOOKED_AT_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError as error:
         raise JsonFileError(f"cannot be read: {error}") from error
     first_line = beginning.split(b"\n", 1)[0].rstrip()
-    if _TAGGED_WORD.fullmatch(first_line):
+    if TAGGED_WORD.fullmatch(first_line):
         return False
     if beginning[:1] in (b"[", b"{"):
         return True

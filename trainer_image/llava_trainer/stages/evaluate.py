@@ -17,13 +17,14 @@ from llava_api.failures import Reason
 from llava_api.report import EvaluateNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.data.dataset_report import DatasetReport, summarise
+from llava_trainer.data.image_folder import training_images
 from llava_trainer.data.images import open_image
 from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.data.samples import read_samples
 from llava_trainer.errors import StageError
 from llava_trainer.evaluation.models import encode_question, load_answerer
 from llava_trainer.evaluation.page import PageContent, build_evaluation_page
-from llava_trainer.evaluation.questions import Question, ask_prompts, ask_samples, images_dir
+from llava_trainer.evaluation.questions import Question, ask_prompts, ask_samples
 from llava_trainer.evaluation.scores import Answer, Metrics, score_answers
 from llava_trainer.evaluation.settings import list_settings
 from llava_trainer.files import begin_folder, publish_folder, sha256_file, write_whole
@@ -118,7 +119,7 @@ def _answer_all(
     """Answers of the model in ``model_dir``, in the questions' order: the dataset's first, the prompts' last."""
     device, dtype = _device(config)
     generation = config.evaluation.generation
-    folder = images_dir(config)
+    folder = training_images(config)
     encoded = [encode_question(question, processor, folder) for question in questions]
     num_scored = sum(question.expected is not None for question in questions)
     try:
@@ -158,7 +159,7 @@ def _measure(config: RunConfig, dataset: DatasetReport, answers: list[Answer], s
 
 
 def _build_page(config: RunConfig, dataset: DatasetReport, answers: list[Answer], metrics: Metrics) -> str:
-    folder = images_dir(config)
+    folder = training_images(config)
     return build_evaluation_page(
         PageContent(
             metrics=metrics,
@@ -166,6 +167,6 @@ def _build_page(config: RunConfig, dataset: DatasetReport, answers: list[Answer]
             answers=answers,
             curve=find_curve(config.volume),
             settings=list_settings(config),
-            load_image=lambda path: open_image(folder / path),
+            load_image=lambda path: open_image(folder.find(path)),
         )
     )

@@ -26,7 +26,7 @@ from llava_trainer.data.request import DatasetRequest, alignment_request, traini
 from llava_trainer.data.sample_file import SampleSizes
 from llava_trainer.data.samples import write_lines
 from llava_trainer.errors import StageError
-from llava_trainer.files import find_free_bytes, sha256_file, write_whole
+from llava_trainer.files import find_free_bytes, remove_folder, sha256_file, sync_file_system, write_whole
 from llava_trainer.inputs import provide_inputs, read_inputs
 from llava_trainer.model.flash import has_flash_attention
 from llava_trainer.outcome import StageOutput
@@ -60,6 +60,10 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         "model: %.1f GB of weights, %d tokens a picture of %d px",
         weights_bytes / 1e9, facts.tokens_per_image, facts.image_size_px,
     )  # fmt: skip
+    embedded = config.volume.embedded_images_dir
+    if embedded.exists():
+        # Of this very attempt, before its container was started again: nobody knows what of it is on the disk.
+        remove_folder(embedded)
     with contextlib.ExitStack() as stack:
         phases = [
             stack.enter_context(_check(config, request, reporter))
@@ -78,6 +82,8 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         if not report.accepted:
             told = (describe_refused(phase.findings) for phase in phases if phase.findings.num_refused)
             raise StageError(Reason.INVALID_DATA, "\n".join(told)[:_MESSAGE_CHARACTERS])
+        if embedded.exists():
+            sync_file_system(embedded)
         digests = _write(config, dataset, alignment)
         found = {
             "largest": None if config.training.method == "none" else _find_largest(config, dataset, StageName.TRAIN),

@@ -5,7 +5,6 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 
 from llava_trainer.data.collate import Batch, Item, collate, collate_packed
 from llava_trainer.data.encode import IGNORED, encode
+from llava_trainer.data.image_folder import ImageFolder
 from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample
@@ -62,7 +62,7 @@ class BatchLoader:
         samples: Samples,
         processor: Processor,
         *,
-        images: Path,
+        images: ImageFolder,
         max_length: int,
         plan: BatchPlan,
         rank: int,
@@ -132,7 +132,7 @@ class BatchLoader:
             self._ahead.append((wanted, [self._threads.submit(self.load_rows, rows) for rows in rank_batch]))
 
     def _load_sample(self, sample: Sample) -> Item:
-        pixels = [pixel_values(open_image(self._images / name), self._processing) for name in sample.images]
+        pixels = [pixel_values(open_image(self._images.find(name)), self._processing) for name in sample.images]
         encoded = encode(sample, self._processing, self._max_length, self._template)
         return encoded, np.stack(pixels) if pixels else None
 
