@@ -76,6 +76,11 @@ class RunVolume:
         return self.data_dir / "report.html"
 
     @property
+    def refused_entries_file(self) -> Path:
+        """Every entry of the datasets that cannot be used, and why, one JSON object a line."""
+        return self.data_dir / "refused.jsonl"
+
+    @property
     def alignment_file(self) -> Path:
         """Checked samples of phase 1, one JSON object a line."""
         return self.data_dir / "alignment.jsonl"

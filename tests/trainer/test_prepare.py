@@ -180,7 +180,14 @@ def test_the_first_ten_offending_entries_are_told_with_their_number(tmp_path: Pa
     write_dataset(tmp_path, entries)
     config = prepare_config(tmp_path, toy_model_dir)
     heading, *lines = refusal(config)
-    assert heading == "13 entries of the dataset cannot be used; the first 10 of them:"
+    where_all_are = "data/refused.jsonl on the volume has all"
+    assert heading == f"13 entries of the dataset cannot be used; the first 10 of them ({where_all_are}):"
+    listed = [json.loads(line) for line in config.volume.refused_entries_file.read_text().splitlines()]
+    assert [(entry["source"], entry["file"], entry["index"], entry["kind"]) for entry in listed] == [
+        ("pvc://receipts/", "export.json", index, "refused") for index in range(12, 25)
+    ]
+    assert listed[0]["problem"] == "picture images/missing.png does not exist"
+    assert '<a href="refused.jsonl" download="refused.jsonl">' in config.volume.dataset_report_html.read_text()
     assert lines == [f"export.json[{index}]: picture images/missing.png does not exist" for index in range(12, 22)]
     report = report_of(config)
     assert not report.accepted
@@ -285,6 +292,10 @@ def test_a_few_samples_without_anything_to_learn_are_left_out_counted_and_listed
     assert output.numbers.unsupervised_samples == 2
     assert output.numbers.samples_train + output.numbers.samples_validation == 10
     assert [where for where, _ in notes_of(config)["nothing_to_learn"]] == ["export.json[3]", "export.json[5]"]
+    listed = [json.loads(line) for line in config.volume.refused_entries_file.read_text().splitlines()]
+    assert [(entry["where"], entry["kind"]) for entry in listed] == [
+        ("export.json[3]", "left out"), ("export.json[5]", "left out"),
+    ]  # fmt: skip
     assert [where for where, _ in notes_of(config)["blank_answer"]] == ["export.json[3]", "export.json[7]"]
     assert report_of(config).left_out == 2
     page = config.volume.dataset_report_html.read_text()
@@ -616,7 +627,7 @@ def test_the_page_holds_everything_and_escapes_what_people_wrote(tmp_path: Path,
     page.feed(text)
     assert "script" not in page.tags
     assert page.tags.count("img") == 12
-    assert all(address.startswith("data:image/") for address in page.addresses)
+    assert all(address.startswith("data:image/") for address in page.addresses if address != "refused.jsonl")
     assert page.tags.count("mark") == 12
     assert "<mark> &lt;script&gt;alert(1)" in text
     assert page.tags.count("rect") >= 1

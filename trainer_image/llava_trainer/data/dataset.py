@@ -12,6 +12,7 @@ from typing import Self
 
 import numpy as np
 
+from llava_api.text import show
 from llava_trainer.data.check import Checked, Checker, Limits
 from llava_trainer.data.compare import Comparison, find_shared_groups
 from llava_trainer.data.entries import ReadingPosition
@@ -20,6 +21,7 @@ from llava_trainer.data.formats import read_export
 from llava_trainer.data.image_folder import keep_embedded
 from llava_trainer.data.images import ImageFacts
 from llava_trainer.data.processor import Processor
+from llava_trainer.data.refused_entries import RefusedEntries
 from llava_trainer.data.request import DatasetRequest
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.data.sample_table import SampleTable
@@ -65,6 +67,8 @@ class PreparedDataset:
 
     def __exit__(self, *exception: object) -> None:
         self.samples.__exit__(*exception)
+        if self.findings.listed is not None:
+            self.findings.listed.close()
 
     def lines(self, *, held_out: bool) -> Iterator[bytes]:
         """The samples of one side as lines of a file of samples, with the keys of their groups."""
@@ -94,8 +98,8 @@ def prepare_dataset(
         on_progress: told after each sample.
         num_decoders: threads that decode images; what is found does not depend on it.
     """
-    findings = Findings()
     dataset = request.dataset
+    findings = Findings(listed=RefusedEntries(show(dataset.source), spool.with_name(f"{spool.name}.refused")))
     limits = Limits(max_length=request.max_length, max_pixels=dataset.limits.image_pixels)
     checker = Checker(request.folder, processor, limits, findings, template=request.template, num_decoders=num_decoders)
     reading = _Reading(request, findings, on_progress)

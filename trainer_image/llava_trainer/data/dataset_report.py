@@ -113,6 +113,8 @@ class DatasetReport(Lenient):
     """Samples that are not trained on, since nothing to learn is left of them or the model would misread them."""
     refused_count: int
     refused: tuple[Told, ...]
+    listed_entries: int = 0
+    """Entries that refused.jsonl beside this file lists: those that were refused or left out."""
     notes: tuple[Note, ...]
     alignment: "DatasetReport | None" = None
     """The same about the dataset of phase 1."""
@@ -144,6 +146,7 @@ def build_dataset_report(dataset: PreparedDataset, alignment: PreparedDataset | 
         left_out=findings.num_left_out,
         refused_count=findings.num_refused,
         refused=_told(findings.kept.get(Kind.REFUSED, [])),
+        listed_entries=findings.listed.num_listed if findings.listed is not None else 0,
         notes=notes,
         alignment=phase_1,
     )

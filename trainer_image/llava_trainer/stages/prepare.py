@@ -7,6 +7,7 @@ the same files.
 
 import contextlib
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -77,6 +78,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         reporter.fence.check()
         write_whole(config.volume.dataset_report_json, report.model_dump_json(indent=2) + "\n")
         write_whole(config.volume.dataset_report_html, build_dataset_page(config.run.name, phases, report))
+        _list_refused(config, phases)
         for phase in phases:
             _log(phase)
         if not report.accepted:
@@ -106,6 +108,14 @@ def _check(config: RunConfig, request: DatasetRequest, reporter: Reporter) -> Pr
     )
 
 
+def _list_refused(config: RunConfig, phases: Sequence[PreparedDataset]) -> None:
+    listed = [phase.findings.listed for phase in phases if phase.findings.listed is not None]
+    if any(entries.num_listed for entries in listed):
+        write_lines(config.volume.refused_entries_file, (part for entries in listed for part in entries.lines()))
+    else:
+        config.volume.refused_entries_file.unlink(missing_ok=True)
+
+
 def _log(phase: PreparedDataset) -> None:
     for kind in Kind:
         if kind is not Kind.REFUSED and phase.findings.counts[kind]:
@@ -132,7 +142,7 @@ def describe_refused(findings: Findings) -> str:
     if findings.needed_length:
         heading += f"; training.maxLength must be at least {findings.needed_length} to keep all"
     if count > len(told):
-        heading += f"; the first {len(told)} of them"
+        heading += f"; the first {len(told)} of them (data/refused.jsonl on the volume has all)"
     left_out = [finding for kind in LEFT_OUT for finding in findings.first(kind, ENTRIES_TOLD)]
     lines = (
         text if len(text := str(entry)) <= _ENTRY_CHARACTERS else f"{text[:_ENTRY_CHARACTERS]}…"
