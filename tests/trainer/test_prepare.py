@@ -22,6 +22,7 @@ from llava_trainer.data.dataset_report import DatasetReport, build_dataset_repor
 from llava_trainer.data.encode import encode
 from llava_trainer.data.model_facts import read_model_facts
 from llava_trainer.data.processor import Processor, load_processor
+from llava_trainer.data.refused_entries import MAX_ENTRY_BYTES
 from llava_trainer.data.request import training_request
 from llava_trainer.data.samples import Sample, read_samples
 from llava_trainer.errors import StageError
@@ -187,12 +188,33 @@ def test_the_first_ten_offending_entries_are_told_with_their_number(tmp_path: Pa
         ("pvc://receipts/", "export.json", index, "refused") for index in range(12, 25)
     ]
     assert listed[0]["problem"] == "picture images/missing.png does not exist"
+    assert listed[0]["entry"] == entries[12]
     assert '<a href="refused.jsonl" download="refused.jsonl">' in config.volume.dataset_report_html.read_text()
     assert lines == [f"export.json[{index}]: picture images/missing.png does not exist" for index in range(12, 22)]
     report = report_of(config)
     assert not report.accepted
     assert report.refused_count == len(report.refused) == 13
     assert "Refused: 13 entries" in config.volume.dataset_report_html.read_text()
+
+
+def test_entries_are_listed_as_they_are_where_they_may_be(
+    tmp_path: Path, toy_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    odd = conversation("000.png", [("Q", "\ud83d")])
+    large = conversation("missing.png", [("Q", "x" * MAX_ENTRY_BYTES)])
+    write_dataset(tmp_path, [odd, large, conversation("missing.png", [("Q", "A")])])
+    config = prepare_config(tmp_path, toy_model_dir)
+    refusal(config)
+    text = config.volume.refused_entries_file.read_text(encoding="utf-8")
+    assert [json.loads(line)["entry"] for line in text.splitlines()] == [
+        odd, None, conversation("missing.png", [("Q", "A")]),
+    ]  # fmt: skip
+    monkeypatch.setattr("llava_trainer.data.refused_entries.MAX_LISTED", 2)
+    refusal(config)
+    assert len(config.volume.refused_entries_file.read_text().splitlines()) == 2
+    write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
+    run(config)
+    assert not config.volume.refused_entries_file.exists()
 
 
 def test_what_is_wrong_is_told_in_the_order_of_the_export(tmp_path: Path, toy_model_dir: Path):
@@ -498,6 +520,21 @@ def test_captions_of_held_out_images_are_told(tmp_path: Path, toy_model_dir: Pat
     assert {told.message for told in note.examples} == {f"shows {path}" for path in held_out}
 
 
+def test_captions_of_held_out_groups_are_told(tmp_path: Path, toy_model_dir: Path):
+    grouped = zip(receipts(), GROUPED, strict=True)
+    write_dataset(tmp_path, [conversation(name, pairs, group=group) for (name, pairs), group in grouped])
+    for index in range(4):
+        draw_image(tmp_path / "captions" / "images" / f"c{index}.png", seed=50 + index)
+    captions = [{**caption(f"c{index}.png", "A line."), "group": f"patient-{index}"} for index in range(4)]
+    config = alignment_config(tmp_path, toy_model_dir, captions)
+    run(config)
+    report = report_of(config)
+    assert report.alignment is not None
+    (note,) = [note for note in report.alignment.notes if note.kind == "alignment_overlap"]
+    (held_out,) = {sample.group for sample in both_sides(config)[1]}
+    assert [told.message for told in note.examples] == [f"shows c{held_out[-1]}.png, of group {held_out!r}"]
+
+
 def test_what_is_found_does_not_depend_on_the_number_of_decoders(tmp_path: Path, toy_model_dir: Path):
     entries = [conversation(name, pairs) for name, pairs in receipts()]
     entries += [conversation("missing.png", [("Q", "A")]), conversation("003.png", [("Q", "")])]
@@ -653,7 +690,13 @@ def build_chat(name: str, pairs: Any) -> dict[str, Any]:
     return chat(conversation(name, pairs), system="Be brief.")
 
 
-BUILD = {"llava": conversation, "messages": build_chat, "ubiai": document}
+def build_row(name: str, pairs: Any) -> dict[str, Any]:
+    turns = [{"user": question, "assistant": [{"type": "text", "text": answer}]} for question, answer in pairs]
+    return {"image": [{"path": name, "bytes": None}], "turns": turns, "references": ["9"], "group": name, "id": 1}
+
+
+BUILD = {"llava": conversation, "messages": build_chat, "table": build_row, "ubiai": document}
+COLUMNS = {"image": "image", "turns": "turns", "references": "references", "group": "group", "id": "id"}
 
 
 def mutate(value: Any, rng: random.Random) -> Any:
@@ -669,10 +712,11 @@ def mutate(value: Any, rng: random.Random) -> Any:
     return rng.choice(strange)
 
 
-@pytest.mark.parametrize("format", ["llava", "messages", "ubiai"])
+@pytest.mark.parametrize("format", BUILD)
 def test_whatever_an_export_holds_it_is_accepted_or_said_why_not(format: str, tmp_path: Path, toy_processor: Processor):
     build = BUILD[format]
-    request = training_request(prepare_config(tmp_path, toy_processor.model_dir, format=format))
+    table = {"table": COLUMNS} if format == "table" else {}
+    request = training_request(prepare_config(tmp_path, toy_processor.model_dir, format=format, dataset=table))
     write_dataset(tmp_path, [])
     outcomes = set()
     for seed in range(80):

@@ -2,6 +2,9 @@
 
 import json
 import os
+import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from llava_trainer.data.rows import TableError
 from llava_trainer.data.samples import Sample, Source, Turn
 from llava_trainer.data.shards import MAX_SHARDS, find_shards, fits, match_shards
 from llava_trainer.data.table import read_table
+from llava_trainer.host_memory import find_free_bytes
 
 SETTINGS = {"image": "image", "question": "question", "answer": "answer"}
 ALL = {**SETTINGS, "references": "others", "questionType": "kind", "group": "patient", "id": "key"}
@@ -303,6 +307,49 @@ def test_a_row_group_that_does_not_fit_is_refused_with_one_that_does(tmp_path: P
     assert len(list(read_parquet(whole, without, ReadingPosition(), free_bytes=1_000_000))) == 100
 
 
+@pytest.mark.parametrize("compression", ["snappy", "none"])
+def test_whatever_bytes_a_parquet_file_holds_it_is_read_or_said_why_not(compression: str, tmp_path: Path):
+    rows = [{"image": [{"bytes": b"x" * 300, "path": "a"}], "question": f"Q{n}", "answer": ["A"]} for n in range(60)]
+    whole = write_parquet(tmp_path / "t", rows, row_group_size=20, compression=compression).read_bytes()
+    complained = 0
+    for seed in range(150):
+        rng = random.Random(seed)
+        damaged = bytearray(whole)
+        for _ in range(rng.choice((1, 2, 8))):
+            # Most of it where names, types and sizes stand.
+            first = len(damaged) - 1200 if rng.random() < 0.6 else 4
+            damaged[rng.randrange(first, len(damaged) - 8)] = rng.randrange(256)
+        (tmp_path / "t").write_bytes(damaged)
+        complained += any(isinstance(found, Finding) for found in read(tmp_path / "t"))
+    assert 20 < complained < 150
+
+
+def test_one_row_group_of_everything_takes_what_is_told_beforehand(tmp_path: Path):
+    rows = [{"image": os.urandom(80_000)} for _ in range(500)]
+    # Everything in one page, too, which is the worst that a writer can do.
+    path = write_parquet(tmp_path / "t", rows, row_group_size=500, write_batch_size=500, compression="none")
+    program = (
+        "import sys, pyarrow\n"
+        "from pathlib import Path\n"
+        "from llava_trainer.data.entries import ReadingPosition\n"
+        "from llava_trainer.data.parquet import read_parquet\n"
+        "rows = read_parquet(Path(sys.argv[1]), {'image': ''}, ReadingPosition(), 10**9)\n"
+        "assert sum(len(row.values['image']) for row in rows) == 40_000_000\n"
+        "print(pyarrow.default_memory_pool().max_memory())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
+    assert 40_000_000 < int(done.stdout) < 2.5 * 40_000_000
+
+
+def test_free_memory_is_what_node_and_container_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "meminfo").write_text("MemTotal: 9000000 kB\nMemAvailable: 8000000 kB\n")
+    monkeypatch.setattr("llava_trainer.host_memory._MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr("llava_trainer.host_memory._LIMITS", (tmp_path / "none", tmp_path / "max"))
+    for limit, expected in (("max", 8_192_000_000), ("99000000000", 8_192_000_000), ("1000", 0)):
+        (tmp_path / "max").write_text(f"{limit}\n")
+        assert find_free_bytes() == expected
+
+
 def test_a_pattern_names_shards_in_their_order(tmp_path: Path):
     for name in ("data/train-1.parquet", "data/train-0.parquet", "data/test-0.parquet", "data/sub/train-2.parquet"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -325,6 +372,12 @@ def test_a_pattern_leads_nowhere_else(tmp_path: Path):
     (tmp_path / "dataset" / "link").symlink_to(tmp_path / "outside")
     for pattern in ("../outside/*.csv", "link/*.csv", "*/*.csv", f"{tmp_path}/outside/*.csv"):
         assert find_shards(tmp_path / "dataset", pattern) == []
+
+
+def test_a_shard_whose_name_no_file_of_samples_can_hold_is_refused(tmp_path: Path):
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.csv")).touch()
+    with pytest.raises(ValueError, match="fits a file whose name is not UTF-8: rename it"):
+        find_shards(tmp_path, "*.csv")
 
 
 def test_too_many_shards_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -99,7 +99,8 @@ def prepare_dataset(
         num_decoders: threads that decode images; what is found does not depend on it.
     """
     dataset = request.dataset
-    findings = Findings(listed=RefusedEntries(show(dataset.source), spool.with_name(f"{spool.name}.refused")))
+    unused = RefusedEntries(show(dataset.source), request.root, spool.with_name(f"{spool.name}.refused"))
+    findings = Findings(listed=unused)
     limits = Limits(max_length=request.max_length, max_pixels=dataset.limits.image_pixels)
     checker = Checker(request.folder, processor, limits, findings, template=request.template, num_decoders=num_decoders)
     reading = _Reading(request, findings, on_progress)
@@ -125,11 +126,13 @@ def prepare_dataset(
 
 
 def compare_phases(alignment: PreparedDataset, training: PreparedDataset) -> None:
-    """Tell alignment's images that training holds out: their captions may give answers away."""
-    shared = alignment.table.samples_that_show(training.table.contents_of(training.held_out))
+    """Tell alignment's images and groups that training holds out: their captions may give answers away."""
+    shared = alignment.table.samples_with(training.table.contents_of(training.held_out))
     for index in shared[:KEPT_PER_KIND]:
         found = alignment.samples[int(index)]
-        alignment.findings.add(noted(Kind.ALIGNMENT_OVERLAP, found.source, f"shows {', '.join(found.images)}"))
+        group = f", of group {found.group!r:.80}" if found.group else ""
+        message = f"shows {', '.join(found.images)}{group}"
+        alignment.findings.add(noted(Kind.ALIGNMENT_OVERLAP, found.source, message))
     alignment.findings.count(Kind.ALIGNMENT_OVERLAP, len(shared[KEPT_PER_KIND:]))
 
 

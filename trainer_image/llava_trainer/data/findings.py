@@ -43,7 +43,7 @@ class Kind(StrEnum):
     OVERLAP = "validation questions that training asks on the same picture"
     SHARED_PICTURE = "held-out pictures that training shows, too, with other questions"
     SHARED_GROUP = "held-out groups that training has samples of, too"
-    ALIGNMENT_OVERLAP = "held-out pictures that alignment shows with a caption"
+    ALIGNMENT_OVERLAP = "captions in alignment of held-out pictures and groups"
 
 
 LEFT_OUT = (Kind.NOTHING_TO_LEARN, Kind.SPECIAL_TOKEN)
@@ -122,4 +122,4 @@ def refused(where: object, message: str, *, needed_length: int = 0) -> Finding:
 def noted(kind: Kind, where: object, message: str, *, needed_length: int = 0) -> Finding:
     """Something worth telling that does not fail the run."""
     found = Finding(kind=kind, where=show(where), message=show(message), needed_length=needed_length)
-    return replace(found, file=show(where.file), index=where.index) if isinstance(where, Source) else found
+    return replace(found, file=where.file, index=where.index) if isinstance(where, Source) else found

@@ -59,7 +59,8 @@ def read_parquet(
                         yield Row(index=index, values=_read_row(batch, number))
                         index += 1
                 position.read_bytes += num_stored
-    except (pa.ArrowException, OSError) as error:
+    # The last is of a damaged name of a column.
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise TableError(f"is a Parquet file that cannot be read: {str(error)[:200]}") from error
 
 

@@ -46,16 +46,18 @@ def read_rows(path: Path, wanted: Mapping[str, str], position: ReadingPosition) 
     try:
         with path.open("rb") as stream:
             beginning = stream.read(LOOKED_AT_BYTES)
+        num_bytes = path.stat().st_size
     except OSError as error:
         raise TableError(f"cannot be read: {error}") from error
-    position.total_bytes += path.stat().st_size
+    is_json = beginning.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{")
+    # Who reads JSON counts its bytes as well.
+    position.total_bytes += 0 if is_json else num_bytes
     if beginning.startswith(PARQUET_MAGIC):
         # Here, and not above: whoever reads no Parquet does without its library.
         from llava_trainer.data.parquet import read_parquet
 
         yield from read_parquet(path, wanted, position)
-    elif beginning.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{"):
-        position.total_bytes -= path.stat().st_size
+    elif is_json:
         yield from _read_json(path, wanted, position)
     else:
         yield from _read_delimited(path, beginning, wanted, position)

@@ -22,6 +22,7 @@ class SampleTable:
         self._num_pairs, self._content, self._from_validation = array("I"), array("I"), array("B")
         self._pair_key, self._pair_answer = array("Q"), array("Q")
         self._shown_by, self._shown = array("I"), array("I")
+        self._belongs, self._named = array("I"), array("I")
         self._contents = Contents()
 
     def __len__(self) -> int:
@@ -38,7 +39,10 @@ class SampleTable:
             contents = [self._contents.number_of(_digest_of(b"text", sample.turns[0].text.encode()))]
         joined = contents
         if sample.group:
-            joined = [*contents, self._contents.number_of(_digest_of(b"group", sample.group.encode()), named=True)]
+            named = self._contents.number_of(_digest_of(b"group", sample.group.encode()), named=True)
+            joined = [*contents, named]
+            self._belongs.append(len(self))
+            self._named.append(named)
         self._contents.join(joined)
         self._content.append(contents[0])
         for key, answer in pair_keys(checked):
@@ -103,18 +107,25 @@ class SampleTable:
         """The group of each sample, int64 [samples], and the groups."""
         return self._contents.group(np.array(self._content, dtype=np.int64), self.num_pairs)
 
-    def contents_of(self, samples: np.ndarray) -> set[bytes]:
-        """Digests of the images that the chosen samples (bool [samples]) show."""
+    @property
+    def _ties(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images shown and groups named, two arrays of one length: the sample, and the number of the content."""
         shown_by, shown = self.shown
-        chosen = set(shown[samples[shown_by]].tolist())
+        belongs = np.array(self._belongs, dtype=np.uint32)
+        return np.concatenate((shown_by, belongs)), np.concatenate((shown, np.array(self._named, dtype=np.uint32)))
+
+    def contents_of(self, samples: np.ndarray) -> set[bytes]:
+        """Digests of the images that the chosen samples (bool [samples]) show, and of the groups that they name."""
+        owners, contents = self._ties
+        chosen = set(contents[samples[owners]].tolist())
         return {digest for digest, number in self._contents.numbers.items() if number in chosen}
 
-    def samples_that_show(self, contents: set[bytes]) -> np.ndarray:
-        """int64: numbers of the samples that show one of the images with these digests, in their order."""
+    def samples_with(self, contents: set[bytes]) -> np.ndarray:
+        """int64: numbers of the samples that show or name one of the contents with these digests, in their order."""
         known = self._contents.numbers
         numbers = np.array([number for digest, number in known.items() if digest in contents], dtype=np.uint32)
-        shown_by, shown = self.shown
-        return np.unique(shown_by[np.isin(shown, numbers)])
+        owners, found = self._ties
+        return np.unique(owners[np.isin(found, numbers)])
 
 
 def pair_keys(checked: Checked) -> Iterator[tuple[int, int]]:

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from llava_trainer.data.json_file import is_writable
+
 MAX_SHARDS = 10_000
 
 
@@ -29,7 +31,7 @@ def find_shards(root: Path, pattern: str) -> list[str]:
     """The files below ``root`` that fit a pattern, in the order of their names; a plain name is its own.
 
     Raises:
-        ValueError: they are more than MAX_SHARDS.
+        ValueError: they are more than MAX_SHARDS, or the name of one is not UTF-8.
         OSError: a folder cannot be read.
     """
     if not is_pattern(pattern):
@@ -40,6 +42,8 @@ def find_shards(root: Path, pattern: str) -> list[str]:
         if len(found) > MAX_SHARDS:
             raise ValueError(f"fits more than {MAX_SHARDS:,} files: join them, or name fewer")
     names = sorted(name.rstrip("/") for name in found)
+    if not is_writable(*names):
+        raise ValueError("fits a file whose name is not UTF-8: rename it")
     return [name for name in names if (root / name).is_file()]
 
 
