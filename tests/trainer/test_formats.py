@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from llava_api.constants import StageName
 from llava_trainer.data.encode import encode
 from llava_trainer.data.image_folder import training_images
 from llava_trainer.data.images import check_image
@@ -17,6 +18,7 @@ from llava_trainer.data.samples import Sample, read_samples
 from llava_trainer.data.template import SYSTEM
 from llava_trainer.evaluation.models import encode_question
 from llava_trainer.evaluation.questions import ask_samples
+from llava_trainer.training.phase import phase_of
 from tests.trainer.exports import chat, conversation, data_url, document, draw_image, prepare_config, write_json
 from tests.trainer.test_prepare import receipts, refusal, report_of, run
 
@@ -45,6 +47,7 @@ def test_images_within_messages_are_kept_on_the_volume(tmp_path: Path, toy_proce
     output = run(config)
     assert output.numbers.images == 12
     places = training_images(config)
+    assert phase_of(config, StageName.TRAIN).images == places
     for sample in samples_of(config):
         (image,) = sample.images
         assert image.startswith("embedded:")

@@ -143,6 +143,29 @@ def test_the_first_of_several_answers_is_learned_and_all_are_right(tmp_path: Pat
     assert (sample.turns[1].text, sample.references) == ("9.00", ("9.00", "9"))
 
 
+def test_rows_of_json_may_leave_out_what_is_empty(tmp_path: Path):
+    rows = [{"question": "Q", "answer": "A"}, {"image": "a.png", "question": "Q", "answer": "A", "patient": 7}]
+    first, second = read(write_lines(tmp_path / "t", rows), **SETTINGS, group="patient")
+    assert isinstance(first, Sample)
+    assert isinstance(second, Sample)
+    assert (first.images, first.group, second.images, second.group) == ((), "", ("a.png",), "7")
+    *_, found = read(write_lines(tmp_path / "t", rows), **SETTINGS, group="patiant")
+    assert isinstance(found, Finding)
+    assert (found.where, found.message) == (
+        "t", "has no row with a field 'patiant': correct dataset.table.group; the first row has answer, question"
+    )  # fmt: skip
+
+
+def test_a_whole_number_may_have_become_a_float(tmp_path: Path):
+    rows = [{**ROW, "patient": value} for value in (7.0, float("nan"), 7.5)]
+    first, second, third = read(write_parquet(tmp_path / "t", rows), **ALL)
+    assert isinstance(first, Sample)
+    assert isinstance(second, Sample)
+    assert isinstance(third, Finding)
+    assert (first.group, second.group) == ("7", "")
+    assert third.message == "patient must be a string or a whole number (is 7.5)"
+
+
 BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "an answer that is a number": ({"answer": 9.0}, "answer must be a text (is 9.0): write numbers as texts"),
     "a truth value": ({"answer": True}, "answer must be a text (is True)"),
@@ -214,7 +237,7 @@ def test_a_file_that_is_no_table_is_told(name: str, tmp_path: Path):
 def test_conversations_in_a_table_of_json_are_told(tmp_path: Path):
     (found,) = read(write_lines(tmp_path / "t", [{"conversations": []}]))
     assert isinstance(found, Finding)
-    assert "has no field 'image'" in found.message
+    assert "has no field 'question'" in found.message
     assert found.message.endswith("it looks like LLaVA's: set dataset.format to llava")
 
 

@@ -21,6 +21,8 @@ _AHEAD_CHARACTERS = 2 * 2**20
 """Text in them at most."""
 MAX_SAMPLE_CHARACTERS = 2**20
 """Text of a sample: no training.maxLength reaches so far, and tokenising it takes 200 bytes a token."""
+MAX_SAMPLE_IMAGES = 1024
+"""Images of a sample, for the same reason: each takes some hundred tokens."""
 _MAX_DECODERS = 4
 
 
@@ -111,7 +113,7 @@ class Checker:
         return found if isinstance(found, ImageError) else None
 
     def _begin_decoding(self, item: Sample | Finding, pool: ThreadPoolExecutor) -> None:
-        if isinstance(item, Finding):
+        if isinstance(item, Finding) or len(item.images) > MAX_SAMPLE_IMAGES:
             return
         for path in item.images:
             if path not in self.images and path not in self._coming:
@@ -132,6 +134,8 @@ class Checker:
             return ImageError(str(error))
 
     def _check(self, sample: Sample) -> Checked | Finding:
+        if len(sample.images) > MAX_SAMPLE_IMAGES:
+            return refused(sample.source, f"shows more than {MAX_SAMPLE_IMAGES:,} pictures: divide it")
         images = []
         for path in sample.images:
             found = self._facts_of(path)

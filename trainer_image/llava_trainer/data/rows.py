@@ -4,7 +4,7 @@ Memory is bounded by the largest row, of Parquet by the largest row group (``par
 """
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,13 +32,16 @@ class Row:
     values: Mapping[str, Any] | TableError
 
 
-def read_rows(path: Path, wanted: Mapping[str, str], position: ReadingPosition) -> Iterator[Row]:
+def read_rows(
+    path: Path, wanted: Mapping[str, str], position: ReadingPosition, *, may_lack: Collection[str] = ()
+) -> Iterator[Row]:
     """Read a table row by row.
 
     Args:
         path: the file.
         wanted: the columns to read, and the field of the spec that names each, for messages.
         position: kept up to date.
+        may_lack: columns that a row of JSON may leave out, as writers do with what is empty; some row must have them.
 
     Raises:
         TableError: the file cannot be read, or lacks a column; rows before the place have been yielded.
@@ -58,7 +61,7 @@ def read_rows(path: Path, wanted: Mapping[str, str], position: ReadingPosition) 
 
         yield from read_parquet(path, wanted, position)
     elif is_json:
-        yield from _read_json(path, wanted, position)
+        yield from _read_json(path, wanted, position, may_lack)
     else:
         yield from _read_delimited(path, beginning, wanted, position)
 
@@ -81,24 +84,39 @@ def check_columns(found: Iterator[str] | list[str], wanted: Mapping[str, str]) -
             raise TableError(f"has {count} columns {column!r:.60}, which {field} names: rename all but one")
 
 
-def _read_json(path: Path, wanted: Mapping[str, str], position: ReadingPosition) -> Iterator[Row]:
+def _read_json(
+    path: Path, wanted: Mapping[str, str], position: ReadingPosition, may_lack: Collection[str]
+) -> Iterator[Row]:
+    unseen = set(may_lack)
+    required = {column: field for column, field in wanted.items() if column not in may_lack}
+    names: list[str] = []
+    has_rows = False
     try:
         for entry in read_entries(path, position, max_characters=MAX_EMBEDDING_CHARACTERS):
-            yield Row(index=entry.index, values=_pick(entry.value, wanted))
+            if isinstance(entry.value, dict):
+                unseen -= entry.value.keys()
+                names = names or list(entry.value)
+            values = _pick(entry.value, wanted, required)
+            has_rows |= not isinstance(values, TableError)
+            yield Row(index=entry.index, values=values)
     except JsonFileError as error:
         raise TableError(str(error)) from error
+    for column in sorted(unseen) if has_rows else ():
+        raise TableError(
+            f"has no row with a field {column!r:.60}: correct {wanted[column]}; the first row has {tell_fields(names)}"
+        )
 
 
-def _pick(entry: Any, wanted: Mapping[str, str]) -> Mapping[str, Any] | TableError:
+def _pick(entry: Any, wanted: Mapping[str, str], required: Mapping[str, str]) -> Mapping[str, Any] | TableError:
     if isinstance(entry, JsonFileError):
         return TableError(str(entry))
     if not isinstance(entry, dict):
         return TableError(f"must be an object with a field for each column (is {entry!r:.60})")
     try:
-        check_columns(list(entry), wanted)
+        check_columns(list(entry), required)
     except TableError as error:
         return TableError(str(error).replace("column", "field"))
-    return {column: entry[column] for column in wanted}
+    return {column: entry.get(column) for column in wanted}
 
 
 def _read_delimited(

@@ -35,7 +35,9 @@ def read_table(
         A sample, or what is wrong with a row or the file, in the order of the file.
     """
     try:
-        for row in read_rows(path, _list_columns(settings), position):
+        columns = _list_columns(settings)
+        may_lack = columns.keys() - {settings.question, settings.answer, settings.turns}
+        for row in read_rows(path, columns, position, may_lack=may_lack):
             source = Source(file=name, index=row.index)
             if isinstance(row.values, TableError):
                 yield refused(source, str(row.values))
@@ -73,10 +75,10 @@ def _read_row(values: Mapping[str, Any], source: Source, settings: Table, keep: 
         turns=turns,
         images=images,
         speakers=("user", "assistant"),
-        id=name_of(cells[settings.id], settings.id or "id"),
+        id=cells.name(settings.id),
         references=references,
         question_type=cells.text(settings.question_type),
-        group=name_of(cells[settings.group], settings.group or "group"),
+        group=cells.name(settings.group),
     )
     yield from build_sample(dialogue, source)
 
@@ -121,6 +123,15 @@ class _Cells:
         """
         value = self[column]
         return "" if value is None else _text_of(value, str(column))
+
+    def name(self, column: str | None) -> str:
+        """A name, as text or as a whole number: pandas makes 7.0 of a 7 where another row has none.
+
+        Raises:
+            EntryError: it is neither.
+        """
+        value = self[column]
+        return name_of(int(value) if isinstance(value, float) and value.is_integer() else value, str(column))
 
     def texts(self, column: str | None, *, packed: bool = False) -> list[str]:
         """One text, or a list of them, which may be written as JSON where it is ``packed``.

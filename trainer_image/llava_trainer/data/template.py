@@ -44,7 +44,7 @@ _CHAT_TEMPLATE = (
     "{%- for part in content if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- endfor -%}"
     "{%- endif -%}"
     "{%- endmacro -%}"
-    "{{- text_of(system) + ' ' -}}"
+    "{{- text_of(system) | trim + ' ' -}}"
     "{%- for turn in turns -%}"
     "{%- set said = (pictures_of(turn['content']) + text_of(turn['content']) | trim) | trim -%}"
     "{%- set said = said | replace('<image>', '<image>GAP') -%}"

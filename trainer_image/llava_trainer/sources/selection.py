@@ -4,6 +4,7 @@ Of a model: configuration, tokenizer, weights; nothing that is code, and no form
 and then the images that they name.
 """
 
+import contextlib
 import json
 import logging
 import posixpath
@@ -172,11 +173,16 @@ def read_image_names(dataset: Dataset, folder: Path) -> Iterator[str]:
     def resolve(wanted: str) -> Path:
         return resolve_inside(folder, folder, wanted)
 
-    shards = (name for pattern in _sample_files(dataset) for name in find_shards(folder, pattern))
-    for name in shards:
+    for name in _list_shards(dataset, folder):
         items = read_export(dataset, name, resolve, overlook_embedded, ReadingPosition())
         samples = (item for item in items if isinstance(item, Sample))
         yield from (image for sample in samples for image in sample.images if not is_embedded(image))
+
+
+def _list_shards(dataset: Dataset, folder: Path) -> Iterator[str]:
+    for pattern in _sample_files(dataset):
+        with contextlib.suppress(OSError, ValueError):
+            yield from find_shards(folder, pattern)
 
 
 def _sample_files(dataset: Dataset) -> list[str]:
