@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from llava_api.spec import Table
+from llava_trainer.data.dialogue import EntryError
 from llava_trainer.data.entries import MAX_EMBEDDING_CHARACTERS, ReadingPosition
 from llava_trainer.data.findings import Finding, Kind
 from llava_trainer.data.parquet import read_parquet
 from llava_trainer.data.rows import TableError
 from llava_trainer.data.samples import Sample, Source, Turn
 from llava_trainer.data.shards import MAX_SHARDS, find_shards, fits, match_shards
-from llava_trainer.data.table import read_table
+from llava_trainer.data.table import _Cells, read_table
 from llava_trainer.host_memory import find_free_bytes
 
 SETTINGS = {"image": "image", "question": "question", "answer": "answer"}
@@ -202,6 +204,24 @@ def test_turns_that_are_none_are_refused(tmp_path: Path):
         (found,) = read(write_lines(tmp_path / "t", [{"images": None, "texts": texts}]), **TURNS)
         assert isinstance(found, Finding)
         assert message in found.message
+
+
+def test_a_table_whose_columns_nobody_names_is_refused(tmp_path: Path):
+    (found,) = read(write_lines(tmp_path / "t", [ROW]), question="question")
+    assert isinstance(found, Finding)
+    assert found.message == "dataset.table must name the columns question and answer, or turns"
+
+
+def test_a_picture_in_place_of_a_text_is_not_written_out(tmp_path: Path):
+    path = write_parquet(tmp_path / "t", [{"image": None, "question": b"x" * 20_000_000, "answer": "A"}])
+    (row,) = read_parquet(path, {"image": "", "question": "", "answer": ""}, ReadingPosition(), 10**9)
+    assert not isinstance(row.values, TableError)
+    tracemalloc.start()
+    with pytest.raises(EntryError, match=r"question must be a text \(is b'xxx"):
+        _Cells(row.values).text("question")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000
 
 
 BAD_FILES: dict[str, tuple[bytes, str]] = {

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from llava_trainer.data.dialogue import EntryError, Said
+from llava_trainer.data.dialogue import EntryError, Said, tell
 from llava_trainer.data.embedded import Keep, take_image
 from llava_trainer.data.samples import Role
 from llava_trainer.data.template import IMAGE_MARKER
@@ -57,7 +57,7 @@ def read_chat(turns: Sequence[Any], name: str) -> Chat:
     for index, turn in enumerate(turns):
         where = f"{name}[{index}]"
         if not isinstance(turn, Mapping):
-            raise EntryError(f"{where} must be an object with role and content (is {turn!r:.60})")
+            raise EntryError(f"{where} must be an object with role and content (is {tell(turn)})")
         pair = next((pair for pair in _PAIRS if turn.keys() >= set(pair)), None)
         if pair is not None:
             for key, role in zip(pair, ("user", "assistant"), strict=True):
@@ -140,17 +140,17 @@ def _read_content(content: Any, where: str, shown: list[tuple[str, Any]]) -> str
         shown += [(where, _NEXT)] * content.count(IMAGE_MARKER)
         return content
     if not isinstance(content, list):
-        raise EntryError(f"{where} must be a text or a list of parts (is {content!r:.60})")
+        raise EntryError(f"{where} must be a text or a list of parts (is {tell(content)})")
     texts = []
     for index, part in enumerate(content):
         place = f"{where}[{index}]"
         if not isinstance(part, Mapping):
-            raise EntryError(f"{place} must be an object with type (is {part!r:.60})")
+            raise EntryError(f"{place} must be an object with type (is {tell(part)})")
         kind = part.get("type")
         if kind in _TEXT_PARTS:
             text = part.get("text")
             if not isinstance(text, str):
-                raise EntryError(f"{place}.text must be a text (is {text!r:.60})")
+                raise EntryError(f"{place}.text must be a text (is {tell(text)})")
             shown += [(place, _NEXT)] * text.count(IMAGE_MARKER)
             texts.append(text)
         elif kind in _IMAGE_PARTS:

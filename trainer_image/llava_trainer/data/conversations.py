@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llava_trainer.data.dialogue import Dialogue, EntryError, Said, build_sample, name_of
+from llava_trainer.data.dialogue import Dialogue, EntryError, Said, build_sample, name_of, tell
 from llava_trainer.data.entries import Entry, ReadingPosition, read_entries
 from llava_trainer.data.findings import Finding, refused
 from llava_trainer.data.json_file import JsonFileError, describe_mismatch
@@ -91,7 +91,7 @@ def _images_of(image: Any) -> tuple[str, ...]:
     images = image if isinstance(image, list) else [] if image is None else [image]
     for path in images:
         if not isinstance(path, str) or not path:
-            raise EntryError(f"image must be a path (is {path!r:.60})")
+            raise EntryError(f"image must be a path (is {tell(path)})")
         if path[:5].lower() == "data:":
             raise EntryError("image is a data: URL, which is read with dataset.format messages: set it")
     return tuple(images)

@@ -84,6 +84,11 @@ def build_sample(dialogue: Dialogue, source: Source) -> Iterator[Sample | Findin
     yield sample
 
 
+def tell(value: Any) -> str:
+    """The beginning of a value, for messages: written out, a picture would take several times its size."""
+    return repr(value[:60] if isinstance(value, str | bytes | list) else value)[:60]
+
+
 def name_of(given: Any, field: str) -> str:
     """A name (an id, a group) that may be written as text or as a number; empty where there is none.
 
@@ -94,7 +99,7 @@ def name_of(given: Any, field: str) -> str:
         return ""
     if isinstance(given, str | int) and not isinstance(given, bool):
         return str(given)
-    raise EntryError(f"{field} must be a string or a whole number (is {given!r:.60})")
+    raise EntryError(f"{field} must be a string or a whole number (is {tell(given)})")
 
 
 def _check_alternation(turns: Sequence[Said], speakers: tuple[str, str]) -> None:

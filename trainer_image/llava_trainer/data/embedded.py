@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llava_trainer.data.dialogue import EntryError
+from llava_trainer.data.dialogue import EntryError, tell
 
 MAX_IMAGE_BYTES = 64 * 2**20
 """Largest image within a file: a camera's has 20 MB at most."""
@@ -43,10 +43,10 @@ def take_image(value: Any, keep: Keep, field: str) -> str:
                              "smaller")  # fmt: skip
         return keep(value)
     if not isinstance(value, str) or not value:
-        raise EntryError(f"{field} must be a path, a data: URL or bytes (is {value!r:.60})")
+        raise EntryError(f"{field} must be a path, a data: URL or bytes (is {tell(value)})")
     if scheme := _SCHEME.match(value):
         raise EntryError(
-            f"{field} is {value!r:.60}: pictures are not fetched by {scheme[1]} address; put them into the dataset and "
+            f"{field} is {tell(value)}: pictures are not fetched by {scheme[1]} address; put them into the dataset and "
             "name their paths, or write them as data: URLs"
         )
     return value
@@ -55,7 +55,7 @@ def take_image(value: Any, keep: Keep, field: str) -> str:
 def _decode_url(url: str, field: str) -> bytes:
     head = _DATA_URL.match(url)
     if head is None or not head[1].lower().startswith("image/") or not head[2].lower().endswith(";base64"):
-        raise EntryError(f"{field} is {url!r:.60}: a data: URL must begin with data:image/TYPE;base64,")
+        raise EntryError(f"{field} is {tell(url)}: a data: URL must begin with data:image/TYPE;base64,")
     text = url[head.end() :]
     if len(text) // 4 * 3 > MAX_IMAGE_BYTES + 2:
         raise EntryError(f"{field} holds a picture of more than {MAX_IMAGE_BYTES:,} bytes: make it smaller")

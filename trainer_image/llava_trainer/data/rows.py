@@ -4,11 +4,12 @@ Memory is bounded by the largest row, of Parquet by the largest row group (``par
 """
 
 import csv
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llava_trainer.data.dialogue import tell
 from llava_trainer.data.entries import MAX_EMBEDDING_CHARACTERS, ReadingPosition, read_entries
 from llava_trainer.data.json_file import JsonFileError
 from llava_trainer.data.recognition import LOOKED_AT_BYTES, PARQUET_MAGIC, looks_like, tell_fields
@@ -66,13 +67,12 @@ def read_rows(
         yield from _read_delimited(path, beginning, wanted, position)
 
 
-def check_columns(found: Iterator[str] | list[str], wanted: Mapping[str, str]) -> None:
+def check_columns(names: Sequence[str], wanted: Mapping[str, str]) -> None:
     """Make sure that every wanted column is there once.
 
     Raises:
         TableError: it is not, with the columns that there are and what to correct.
     """
-    names = list(found)
     for column, field in wanted.items():
         count = names.count(column)
         if count == 0:
@@ -111,7 +111,7 @@ def _pick(entry: Any, wanted: Mapping[str, str], required: Mapping[str, str]) ->
     if isinstance(entry, JsonFileError):
         return TableError(str(entry))
     if not isinstance(entry, dict):
-        return TableError(f"must be an object with a field for each column (is {entry!r:.60})")
+        return TableError(f"must be an object with a field for each column (is {tell(entry)})")
     try:
         check_columns(list(entry), required)
     except TableError as error:

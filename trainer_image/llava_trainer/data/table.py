@@ -11,7 +11,7 @@ from typing import Any
 
 from llava_api.spec import Table
 from llava_trainer.data.chat import place_images, read_chat
-from llava_trainer.data.dialogue import Dialogue, EntryError, build_sample, name_of
+from llava_trainer.data.dialogue import Dialogue, EntryError, build_sample, name_of, tell
 from llava_trainer.data.embedded import Keep
 from llava_trainer.data.entries import ReadingPosition
 from llava_trainer.data.findings import Finding, Kind, noted, refused
@@ -34,6 +34,9 @@ def read_table(
     Yields:
         A sample, or what is wrong with a row or the file, in the order of the file.
     """
+    if settings.turns is None and (settings.question is None or settings.answer is None):
+        yield refused(name, "dataset.table must name the columns question and answer, or turns")
+        return
     try:
         columns = _list_columns(settings)
         may_lack = columns.keys() - {settings.question, settings.answer, settings.turns}
@@ -112,7 +115,7 @@ class _Cells:
         """
         value = self.unpacked(column)
         if not isinstance(value, list):
-            raise EntryError(f"{column} must be a list of turns (is {value!r:.60})")
+            raise EntryError(f"{column} must be a list of turns (is {tell(value)})")
         return value
 
     def text(self, column: str | None) -> str:
@@ -150,5 +153,5 @@ def _text_of(value: Any, column: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise EntryError(
-        f"{column} must be a text (is {value!r:.60}): write numbers as texts, since 9.00 and 9.0 are the same number"
+        f"{column} must be a text (is {tell(value)}): write numbers as texts, since 9.00 and 9.0 are the same number"
     )
