@@ -156,8 +156,8 @@ BAD_ENTRIES: dict[str, tuple[Any, str]] = {
     "a picture that is a number": (chat(images=[5]), "images[0] must be a path, a data: URL or bytes (is 5)"),
     "a struct of nothing": (chat(images=[{"bytes": None, "path": None}]), "images[0] has neither bytes nor path"),
     "an address": (
-        chat([{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}, text("Q")]),
-        "messages[0].content[0].image_url.url is 'https://example.com/a.png': pictures are not fetched by https "
+        chat([{"type": "image_url", "image_url": {"url": "ftp://example.com/a.png"}}, text("Q")]),
+        "messages[0].content[0].image_url.url is 'ftp://example.com/a.png': pictures are not fetched by such an "
         "address; put them into the dataset and name their paths, or write them as data: URLs"),
     "another scheme": (chat(images=["file:///etc/passwd"]), "images[0] is 'file:///etc/passwd': pictures are not f"),
     "no base64": (chat(images=["data:image/png;base64,@@"]), "images[0] is a data: URL whose content is not base64"),

@@ -174,7 +174,7 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "an object for a question": ({"question": {}}, "question must be a text (is {})"),
     "a number in a list of answers": ({"answer": ["9", 9.5]}, "answer must be a text (is 9.5)"),
     "a picture that is a number": ({"image": 5}, "image[0] must be a path, a data: URL or bytes (is 5)"),
-    "an address": ({"image": "https://x/a.png"}, "image[0] is 'https://x/a.png': pictures are not fetched by https"),
+    "an address": ({"image": "s3://x/a.png"}, "image[0] is 's3://x/a.png': pictures are not fetched by such"),
     "a marker for nothing": ({"image": None, "question": "<image>Q"}, "stands 1 times for 0 pictures in image"),
     "two markers": ({"question": "<image><image>Q"}, "stands 2 times for 1 pictures in image"),
     "a marker in the answer": ({"answer": "<image>"}, "<image> stands in an answer"),

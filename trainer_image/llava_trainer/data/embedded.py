@@ -15,6 +15,7 @@ Keep = Callable[[bytes], str]
 """Keeps an image that the data holds; returns what samples call it."""
 
 _DATA_URL = re.compile(r"data:([^,;]*)((?:;[^,;]*)*),", re.IGNORECASE)
+_LINK = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]+)?/[!-~]+", re.IGNORECASE)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
@@ -22,7 +23,8 @@ def take_image(value: Any, keep: Keep, field: str) -> str:
     """What a sample calls the image that ``value`` names or holds.
 
     Args:
-        value: a path below dataset.images, a data: URL, bytes, or a struct of bytes and path of which one may be null.
+        value: a path below dataset.images, an http address, a data: URL, bytes, or a struct of bytes and path of which
+            one may be null.
         keep: keeps the content of those that have no path.
         field: where it stands, for messages.
 
@@ -44,9 +46,9 @@ def take_image(value: Any, keep: Keep, field: str) -> str:
         return keep(value)
     if not isinstance(value, str) or not value:
         raise EntryError(f"{field} must be a path, a data: URL or bytes (is {tell(value)})")
-    if scheme := _SCHEME.match(value):
+    if _SCHEME.match(value) and not _LINK.fullmatch(value):
         raise EntryError(
-            f"{field} is {tell(value)}: pictures are not fetched by {scheme[1]} address; put them into the dataset and "
+            f"{field} is {tell(value)}: pictures are not fetched by such an address; put them into the dataset and "
             "name their paths, or write them as data: URLs"
         )
     return value

@@ -1,12 +1,14 @@
-"""Where a dataset's images lie: files that it names, and those that its own files held, which prepare writes aside.
+"""Where a dataset's images lie: files that it names, and those that prepare keeps on the run's volume.
 
-An image of the second kind is called ``embedded:`` and the digest of its content. Whoever writes that as a path gets
-an image of the same dataset, or none.
+Kept are images that the dataset's own files held, which are called ``embedded:`` and the digest of their content, and
+those that are named by http address, under the digest of that. Whoever writes such a name as a path gets an image of
+the same dataset, or none.
 """
 
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +18,11 @@ from llava_trainer.data.images import ImageError, MissingImageError, resolve_ima
 from llava_trainer.files import ARCHIVES, aside_of, make_folder, tell_names
 
 _EMBEDDED = re.compile(r"embedded:([0-9a-f]{64})")
+_LINK = re.compile(r"https?://", re.IGNORECASE)
+_NOT_ASKED = (
+    "is named by address, and this installation fetches none (the chart's policy.pictureHosts): put it into the "
+    "dataset and name its path, or write it as a data: URL"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +32,19 @@ class ImageFolder:
     Attributes:
         root: the dataset; nothing outside it is read.
         name: folder that image paths are relative to, itself relative to ``root``; may be empty.
-        embedded: folder of the images that the dataset's files held, on the run's volume.
+        embedded: folder of the images that prepare keeps, on the run's volume.
+        unfetched: why images that are named by address are not there.
     """
 
     root: Path
     name: str = ""
     embedded: Path | None = None
+    unfetched: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, image: str) -> Path:
         """Where an image lies that prepare has checked."""
-        held = _EMBEDDED.fullmatch(image)
-        return self.root / self.name / image if held is None or self.embedded is None else self.embedded / held[1]
+        kept = name_kept(image)
+        return self.root / self.name / image if kept is None or self.embedded is None else self.embedded / kept
 
     def resolve(self, image: str) -> Path:
         """Where an image lies, looked at for the first time.
@@ -43,10 +52,10 @@ class ImageFolder:
         Raises:
             ImageError: it is not there, or outside the dataset.
         """
-        if _EMBEDDED.fullmatch(image):
-            path = self.find(image)
-            if path.is_file():
-                return path
+        if name_kept(image) is not None and (path := self.find(image)).is_file():
+            return path
+        if is_link(image):
+            raise ImageError(self.unfetched.get(image, _NOT_ASKED))
         try:
             return resolve_image(self.root, self.root / self.name, image)
         except MissingImageError as error:
@@ -57,6 +66,8 @@ class ImageFolder:
         held = _EMBEDDED.fullmatch(image)
         if held is not None:
             return f"in the entry ({held[1][:12]})"
+        if is_link(image):
+            return show_link(image)
         return f"{self.name.rstrip('/')}/{image}" if self.name else image
 
     @cached_property
@@ -76,9 +87,22 @@ class ImageFolder:
         return f"; {archives[0]} lies there: unpack it to a folder {target} and set dataset.images to {target}"
 
 
-def is_embedded(image: str) -> bool:
-    """Whether the dataset's file held the image, so that it has no path of its own."""
-    return _EMBEDDED.fullmatch(image) is not None
+def is_link(image: str) -> bool:
+    """Whether an image is named by http address."""
+    return _LINK.match(image) is not None
+
+
+def show_link(image: str) -> str:
+    """An address for messages: without a query, in which there may be a signature."""
+    return image.partition("?")[0]
+
+
+def name_kept(image: str) -> str | None:
+    """Name of the file that prepare keeps of an image; None where it lies in the dataset."""
+    held = _EMBEDDED.fullmatch(image)
+    if held is not None:
+        return held[1]
+    return hashlib.sha256(image.encode()).hexdigest() if is_link(image) else None
 
 
 def folder_of(config: RunConfig, dataset: Dataset, root: Path) -> ImageFolder:

@@ -1,7 +1,7 @@
 """What is to be read of a dataset, and how it will be used: by training, or by alignment."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llava_api.run_config import RunConfig
@@ -23,6 +23,7 @@ class DatasetRequest:
         hold_out: whether any samples are held out at all.
         embedded: folder on the run's volume for images that the dataset's files hold.
         prompts: evaluation's prompts, whose images lie in the same folder.
+        unfetched: why images that are named by address were not fetched.
     """
 
     dataset: Dataset
@@ -33,11 +34,12 @@ class DatasetRequest:
     embedded: Path
     hold_out: bool = True
     prompts: Sequence[Prompt] = ()
+    unfetched: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> ImageFolder:
         """Where its images lie."""
-        return ImageFolder(root=self.root, name=self.dataset.images, embedded=self.embedded)
+        return ImageFolder(root=self.root, name=self.dataset.images, embedded=self.embedded, unfetched=self.unfetched)
 
     @property
     def files(self) -> tuple[tuple[str, str], ...]:

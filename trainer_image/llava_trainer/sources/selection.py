@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from llava_api.spec import Dataset
 from llava_trainer.data.entries import ReadingPosition
 from llava_trainer.data.formats import read_export
-from llava_trainer.data.image_folder import is_embedded, overlook_embedded
+from llava_trainer.data.image_folder import is_link, name_kept, overlook_embedded
 from llava_trainer.data.samples import Sample
 from llava_trainer.data.shards import find_shards, fits, is_pattern, match_shards
 from llava_trainer.data.ubiai_ocr import BOX_SUFFIX, IMAGE_SUFFIX
@@ -165,7 +165,17 @@ def place_images(dataset: Dataset, images: Iterable[str]) -> list[str]:
 
 
 def read_image_names(dataset: Dataset, folder: Path) -> Iterator[str]:
-    """Images that the dataset's own files name, relative to its folder of images.
+    """Images that the dataset's own files name, relative to its folder of images."""
+    return (image for image in _read_images(dataset, folder) if name_kept(image) is None)
+
+
+def read_links(dataset: Dataset, folder: Path) -> Iterator[str]:
+    """Images that the dataset's own files name by http address."""
+    return filter(is_link, _read_images(dataset, folder))
+
+
+def _read_images(dataset: Dataset, folder: Path) -> Iterator[str]:
+    """Images of all kinds.
 
     What cannot be read is passed over here: the data's checks come later and tell all of it.
     """
@@ -176,7 +186,7 @@ def read_image_names(dataset: Dataset, folder: Path) -> Iterator[str]:
     for name in _list_shards(dataset, folder):
         items = read_export(dataset, name, resolve, overlook_embedded, ReadingPosition())
         samples = (item for item in items if isinstance(item, Sample))
-        yield from (image for sample in samples for image in sample.images if not is_embedded(image))
+        yield from (image for sample in samples for image in sample.images)
 
 
 def _list_shards(dataset: Dataset, folder: Path) -> Iterator[str]:

@@ -8,6 +8,7 @@ the same files.
 import contextlib
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from llava_trainer.inputs import provide_inputs, read_inputs
 from llava_trainer.model.flash import has_flash_attention
 from llava_trainer.outcome import StageOutput
 from llava_trainer.reporting import Reporter
+from llava_trainer.sources.links import fetch_links
 from llava_trainer.training.batch_plan import make_plan
 from llava_trainer.training.phase import phase_of
 
@@ -65,9 +67,10 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
     if embedded.exists():
         # Of this very attempt, before its container was started again: nobody knows what of it is on the disk.
         remove_folder(embedded)
+    unfetched = fetch_links(config, reporter)
     with contextlib.ExitStack() as stack:
         phases = [
-            stack.enter_context(_check(config, request, reporter))
+            stack.enter_context(_check(config, replace(request, unfetched=unfetched), reporter))
             for request in (training_request(config), alignment_request(config))
             if request is not None
         ]
