@@ -19,7 +19,7 @@ EVERYTHING: dict[str, Any] = {
     "policy": {
         "imageRepositories": ["*"], "secretNames": ["*"], "caConfigMaps": ["*"], "hubTokenHosts": ["*"],
         "webCredentialHosts": ["*"], "notificationHosts": ["*"], "insecureNotifications": True, "tolerations": True,
-        "serviceAccountNames": ["*"],
+        "serviceAccountNames": ["*"], "pictureHosts": ["*"],
     },
 }  # fmt: skip
 INSTALLATIONS: dict[str, dict[str, Any]] = {
@@ -36,6 +36,7 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
             "hubTokenHosts": ["huggingface.co", "hub.example:8443"],
             "webCredentialHosts": ["files.example"],
             "notificationHosts": ["hooks.example", "hooks.example:8443"],
+            "pictureHosts": ["pictures.example", "pictures.example:8443"],
             "tolerations": False,
             "serviceAccountNames": ["llava-*"],
         },

@@ -33,8 +33,8 @@ def is_at(address: str, hosts: Sequence[str]) -> bool:
     return found[0].lower().removesuffix(":443") in {f"https://{host}".removesuffix(":443") for host in hosts}
 
 
-def is_receiver(address: str, hosts: Sequence[str], *, insecure: bool) -> bool:
-    """Whether notifications may be sent to an address.
+def is_allowed_address(address: str, hosts: Sequence[str], *, insecure: bool) -> bool:
+    """Whether an address may be asked for (a picture) or sent to (a notification).
 
     Args:
         address: any text.

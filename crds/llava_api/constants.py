@@ -49,6 +49,8 @@ LABEL_COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 
 # Environment of a stage's container. Everything else is in the run configuration.
 ENV_POD_NAME = "LLAVA_POD_NAME"
+ENV_PICTURE_HOSTS = "LLAVA_PICTURE_HOSTS"
+"""Hosts, separated by commas, from which prepare may fetch pictures that a dataset names by address."""
 ENV_DISABLE_XET = "HF_HUB_DISABLE_XET"
 """The hub's library's own name; in prepare alone, and there nothing but 0 switches Xet on."""
 ENV_COMPLETION_INDEX = "JOB_COMPLETION_INDEX"

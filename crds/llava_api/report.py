@@ -148,6 +148,12 @@ class PrepareNumbers(Lenient):
     """Samples left out because nothing could be learned from them."""
     samples_alignment: int = 0
     """Samples of phase 1."""
+    groups_validation: Annotated[int, Field(ge=0)] = 0
+    """Groups that held-out samples belong to."""
+    groups_shared: Annotated[int, Field(ge=0)] = 0
+    """Those of them that training has samples of, too."""
+    pairs_shared: Annotated[int, Field(ge=0)] = 0
+    """Held-out questions of these: their score flatters."""
     largest: MicroBatch | None = None
     """Of training: what the memory plan counts with; None if unknown."""
     largest_alignment: MicroBatch | None = None
@@ -202,6 +208,8 @@ class Score(Lenient):
     base: float
     tuned: float
     samples: int
+    samples_shared: Annotated[int, Field(ge=0)] = 0
+    """Those of them whose group training has samples of, too."""
 
 
 class EvaluateNumbers(Lenient):

@@ -24,6 +24,9 @@ _SINCE_VERSION_2: Final = ("results", "training.maxRestarts")
 _OPTIONAL_SINCE: Final = ("training.validation", "training.keepBest", "training.earlyStopping")
 """Paths of fields that are written only where they are set: an image that does not know one then refuses the run that
 asks for it, and no other."""
+_OF_FORMATS: Final = ("messages", "table")
+"""Fields of a dataset that go with one format. Written where they are set: an image that does not know them does not
+know the format either."""
 
 
 class RunIdentity(Strict):
@@ -101,6 +104,10 @@ class RunConfig(Strict):
                 parent = parent[step]
             if path not in _OPTIONAL_SINCE or parent.get(name) is None:
                 parent.pop(name, None)
+        for dataset in (fields["dataset"], (fields["alignment"] or {}).get("dataset", {})):
+            for name in _OF_FORMATS:
+                if dataset.get(name, name) is None:
+                    del dataset[name]
         return fields
 
     @property

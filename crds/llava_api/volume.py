@@ -66,6 +66,11 @@ class RunVolume:
         return self.result_dir(StageName.PREPARE) / "data"
 
     @property
+    def embedded_images_dir(self) -> Path:
+        """Images that the dataset's own files hold, each named by its digest."""
+        return self.data_dir / "images"
+
+    @property
     def dataset_report_json(self) -> Path:
         """Counts, lengths and findings of prepare."""
         return self.data_dir / "report.json"
@@ -74,6 +79,11 @@ class RunVolume:
     def dataset_report_html(self) -> Path:
         """The same for a person to look at."""
         return self.data_dir / "report.html"
+
+    @property
+    def refused_entries_file(self) -> Path:
+        """Every entry of the datasets that cannot be used, and why, one JSON object a line."""
+        return self.data_dir / "refused.jsonl"
 
     @property
     def alignment_file(self) -> Path:

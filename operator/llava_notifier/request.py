@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from llava_api.addresses import ANYTHING, is_receiver, is_spared, show_host
+from llava_api.addresses import ANYTHING, is_allowed_address, is_spared, show_host
 from llava_api.constants import NOTIFICATION_KEYS, PROXY_KEYS
 from llava_api.delivery import Delivery
 from llava_notifier.signature import SigningKeyError, read_key
@@ -63,7 +63,7 @@ def build_request(delivery: Delivery, files: Files) -> Request:
     url = delivery.url or _read_text(files.secret / NOTIFICATION_KEYS["url"])
     if url is None:
         raise SetupError("the Secret of the notification has no key url")
-    if not is_receiver(url, delivery.allowed_hosts, insecure=delivery.insecure):
+    if not is_allowed_address(url, delivery.allowed_hosts, insecure=delivery.insecure):
         raise SetupError(_refuse_address(url, delivery))
     headers = {"Content-Type": delivery.content_type, "User-Agent": "llava-finetune-operator"}
     bearer = _read_text(files.secret / NOTIFICATION_KEYS["bearer"])

@@ -223,6 +223,11 @@ class Settings(BaseModel):
     policy_web_credential_hosts: Annotated[
         tuple[str, ...], _HOSTS, Field(description="Hosts to which credentials of https:// sources may be sent.")
     ] = (ANYTHING,)  # fmt: skip
+    policy_picture_hosts: Annotated[
+        tuple[str, ...],
+        _HOSTS,
+        Field(description="Hosts from which prepare may fetch pictures that a dataset names by http or https address."),
+    ] = ()
     policy_notification_hosts: Annotated[
         tuple[str, ...], _HOSTS, Field(description="Hosts to which notifications may be sent.")
     ] = (ANYTHING,)
@@ -246,6 +251,7 @@ class Settings(BaseModel):
         "policy_ca_config_maps",
         "policy_hub_token_hosts",
         "policy_web_credential_hosts",
+        "policy_picture_hosts",
         "policy_notification_hosts",
         "policy_service_account_names",
         mode="before",
@@ -277,6 +283,7 @@ class Settings(BaseModel):
             ca_config_maps=self.policy_ca_config_maps,
             hub_token_hosts=self.policy_hub_token_hosts,
             web_credential_hosts=self.policy_web_credential_hosts,
+            picture_hosts=self.policy_picture_hosts,
             notification_hosts=self.policy_notification_hosts,
             insecure_notifications=self.policy_insecure_notifications,
             tolerations=self.policy_tolerations,

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from llava_api.addresses import is_at, is_receiver, is_spared, show_host
+from llava_api.addresses import is_allowed_address, is_at, is_spared, show_host
 from llava_api.constants import LABEL_NOTIFICATION, NotificationEvent
 from llava_api.delivery import Delivery
 from llava_api.names import MAX_DNS_LABEL, MAX_RUN_NAME, notification_job_name
@@ -112,7 +112,7 @@ def test_a_delivery_survives_the_wire() -> None:
     ],
 )
 def test_where_notifications_may_go(address: str, hosts: tuple[str, ...], insecure: bool, allowed: bool) -> None:
-    assert is_receiver(address, hosts, insecure=insecure) is allowed
+    assert is_allowed_address(address, hosts, insecure=insecure) is allowed
 
 
 def test_of_an_address_the_host_alone_is_shown() -> None:

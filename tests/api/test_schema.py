@@ -1,10 +1,12 @@
 """The CRD's schema: structural, bounded, described; the public surface changes only on purpose."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+import yaml
 from pydantic import BaseModel, Field
 
 from llava_api import generate
@@ -13,6 +15,7 @@ from llava_api.generate import build_files
 from llava_api.reference import build_reference
 from llava_api.rules import RULES_KEY, rule, rules
 from llava_api.schema import build_schema
+from llava_api.spec import Dataset
 from llava_monitoring import generate as monitoring
 from llava_operator.telemetry import metrics_page
 
@@ -168,3 +171,10 @@ def test_the_reference_writes_fields_as_they_are_written_and_leaves_out_what_tel
     assert "`languageModel` needs visionTower" in reference
     assert "LanguageModel" not in reference
     assert str(2**40) not in reference
+
+
+def test_examples_of_the_data_page_are_specs() -> None:
+    text = (ROOT / "docs" / "data.md").read_text()
+    examples = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    formats = [Dataset.model_validate(yaml.safe_load(example)["dataset"]).format for example in examples]
+    assert formats == ["messages", "table", "table"]

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from llava_api.run_config import RunConfig
+from llava_trainer.data.image_folder import ImageFolder
 from llava_trainer.data.processor import load_processor
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.data.samples import Sample, Source, Turn, write_samples
@@ -48,7 +49,12 @@ def run_loading(config: RunConfig, world: World) -> tuple[float, float, int]:
     with (
         SampleFile(config.volume.train_file) as stored,
         BatchLoader(
-            stored, processor, images=config.dataset_dir / "images", max_length=plan.max_length, plan=plan, rank=0
+            stored,
+            processor,
+            images=ImageFolder(root=config.dataset_dir, name="images"),
+            max_length=plan.max_length,
+            plan=plan,
+            rank=0,
         ) as loader,
     ):
         for step in range(plan.total_steps):

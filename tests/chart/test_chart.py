@@ -184,6 +184,7 @@ def test_rules_for_runs_are_by_default_those_of_the_operator(helm: Path) -> None
         "caConfigMaps": default.policy_ca_config_maps,
         "hubTokenHosts": default.policy_hub_token_hosts,
         "webCredentialHosts": default.policy_web_credential_hosts,
+        "pictureHosts": default.policy_picture_hosts,
         "notificationHosts": default.policy_notification_hosts,
         "insecureNotifications": default.policy_insecure_notifications,
         "tolerations": default.policy_tolerations,

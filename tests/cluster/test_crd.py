@@ -192,6 +192,20 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ({"dataset__file": "../../etc/passwd"}, "spec.dataset.file", "relative to the source"),
         ({"dataset__file": "/etc/passwd"}, "spec.dataset.file", "relative to the source"),
         ({"dataset__ubiai": {}}, "spec.dataset.ubiai", "set format to ubiai"),
+        ({"dataset__messages": {}}, "spec.dataset.messages", "set format to messages"),
+        ({"dataset__format": "table"}, "spec.dataset.table", "set both or neither"),
+        ({"dataset__table": {"turns": "t"}}, "spec.dataset.table", "set both or neither"),
+        (
+            {"dataset__format": "table", "dataset__table": {"question": "q"}},
+            "spec.dataset.table",
+            "name either question and answer",
+        ),
+        (
+            {"dataset__format": "table", "dataset__table": {"question": "q", "answer": "a", "turns": "t"}},
+            "spec.dataset.table",
+            "name either question and answer",
+        ),
+        ({"dataset__format": "ubiai", "dataset__file": "*.json"}, "spec.dataset.file", "must name one file"),
         (
             {"dataset__format": "ubiai", "dataset__ubiai": {"questionLabel": "A", "answerLabel": "A"}},
             "spec.dataset.ubiai.answerLabel",

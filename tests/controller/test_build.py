@@ -19,6 +19,7 @@ from llava_operator.build.network_policy import build_network_policy
 from llava_operator.build.resources import build_resources
 from llava_operator.build.service import build_rendezvous_service
 from llava_operator.build.volume import build_volume_claim
+from llava_operator.deciding.policy import Policy
 from llava_operator.deciding.waiting import list_needs
 from llava_operator.stages import STAGES as STAGE_TABLE
 from tests.controller.makers import RUN_UID, STAGES, make_attempt, make_run
@@ -622,6 +623,18 @@ def test_xet_is_for_prepare_alone_and_no_part_of_the_configuration() -> None:
         )
         switch = {"name": "HF_HUB_DISABLE_XET", "value": "0"}
         assert [one for one in opted["env"] if one not in plain["env"]] == [switch] * (stage is StageName.PREPARE)
+        assert build_run_config(attempt, platform) == build_run_config(attempt, PLATFORM)
+
+
+def test_hosts_of_pictures_are_told_to_prepare_alone_and_are_no_part_of_the_configuration() -> None:
+    platform = replace(PLATFORM, policy=Policy(picture_hosts=("a.example", "b.example:8443")))
+    for stage in StageName:
+        attempt = make_attempt(make_run(**FROM_EVERYWHERE), stage, 1)
+        [plain], [told] = (
+            build_job(attempt, one)["spec"]["template"]["spec"]["containers"] for one in (PLATFORM, platform)
+        )
+        hosts = {"name": "LLAVA_PICTURE_HOSTS", "value": "a.example,b.example:8443"}
+        assert [one for one in told["env"] if one not in plain["env"]] == [hosts] * (stage is StageName.PREPARE)
         assert build_run_config(attempt, platform) == build_run_config(attempt, PLATFORM)
 
 

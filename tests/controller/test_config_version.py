@@ -46,6 +46,17 @@ def test_an_older_image_gets_no_field_that_it_does_not_know(version: int | None)
     assert "results" not in written
 
 
+def test_an_image_gets_the_fields_of_a_format_only_where_they_are_set() -> None:
+    written = write_config(walk({}, StageName.PREPARE), StageName.PREPARE)
+    assert not {"messages", "table"} & written["dataset"].keys()
+    written = write_config(walk(FROM_SCRATCH, StageName.PREPARE), StageName.PREPARE, **FROM_SCRATCH)
+    assert not {"messages", "table"} & written["alignment"]["dataset"].keys()
+    dataset = {"source": "pvc://data/", "format": "table", "file": "t.csv", "table": {"question": "q", "answer": "a"}}
+    spec = {"dataset": dataset}
+    written = write_config(walk(spec, StageName.PREPARE), StageName.PREPARE, **spec)
+    assert (written["dataset"]["table"]["question"], "messages" in written["dataset"]) == ("q", False)
+
+
 @pytest.mark.parametrize("version", [2, 7])
 def test_an_image_that_knows_how_is_told_which_attempts_count(version: int) -> None:
     status = retried(walk(FROM_SCRATCH, StageName.MERGE), StageName.TRAIN, 4)

@@ -7,12 +7,12 @@ import pytest
 
 from llava_api.constants import Condition, Phase, StageName
 from llava_api.failures import BY_REASON, Reason
-from llava_api.report import PrepareNumbers, Score, StageResult, TrainNumbers
+from llava_api.report import EvaluateNumbers, PrepareNumbers, Score, StageResult, TrainNumbers
 from llava_api.status import SUCCEEDED, AttemptState, Progress, StageState, Status
 from llava_operator.deciding.decide import Commit, Start, Wait, decide
 from llava_operator.deciding.observation import Obstacle, ObstacleKind
 from llava_operator.deciding.policy import Violation
-from llava_operator.deciding.results import describe_result
+from llava_operator.deciding.results import describe_result, take_result
 from llava_operator.deciding.waiting import told_from
 from llava_operator.run import stage_of
 from tests.controller.makers import (
@@ -287,6 +287,25 @@ def test_what_attention_came_to_is_told() -> None:
     numbers = TrainNumbers(steps=3, final_loss=0.5, trainable_parameters=1, tokens=1, world_size=1, attention="sdpa")
     result = StageResult(stage=StageName.TRAIN, attempt=1, train=numbers)
     assert describe_result(result) == "3 steps over 1 processes, final loss 0.5, attention sdpa"
+
+
+def test_groups_that_training_has_too_are_told_beside_the_score() -> None:
+    score = Score(metric="exact_match", split="validation", base=0.25, tuned=0.75, samples=8, samples_shared=3)
+    result = StageResult(stage=StageName.EVALUATE, attempt=1, evaluate=EvaluateNumbers(scores=(score,), prompts=0))
+    told = "exact_match 0.25→0.75 (validation, 8, 3 of groups that training has, too)"
+    assert describe_result(result) == told
+    evaluation = take_result(begun(StageName.EVALUATE), result).evaluation
+    assert evaluation is not None
+    assert evaluation.metrics[0].samples_shared == 3
+    found = PrepareNumbers(
+        samples_train=8, samples_validation=2, pairs_train=9, pairs_validation=3, images=10, supervised_tokens=99,
+        longest_sample_tokens=50, overlong_samples=0, groups_validation=2, groups_shared=1, pairs_shared=3,
+    )  # fmt: skip
+    prepared = StageResult(stage=StageName.PREPARE, attempt=1, prepare=found)
+    assert describe_result(prepared).endswith("; 1 of 2 held-out groups are in training, too, with 3 answers")
+    data = take_result(begun(StageName.PREPARE), prepared).data
+    assert data is not None
+    assert (data.groups_validation, data.groups_shared, data.pairs_shared) == (2, 1, 3)
 
 
 # --- a stage fails

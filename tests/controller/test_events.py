@@ -70,6 +70,19 @@ def test_checkpoints_that_were_passed_over_are_a_warning() -> None:
     assert "CheckpointSkipped" not in reasons(of_another)
 
 
+def test_groups_that_are_held_out_and_trained_on_are_a_warning() -> None:
+    status = begun(StageName.TRAIN)
+    assert status.data is not None
+    shared = {"groups_validation": 4, "groups_shared": 1, "pairs_shared": 2}
+    told = status.model_copy(update={"data": status.data.model_copy(update=shared)})
+    assert [reason for reason in reasons(told) if reason not in reasons(status)] == ["GroupsOnBothSides"]
+    (warning,) = (transition for transition in list_transitions(told) if transition.reason == "GroupsOnBothSides")
+    assert warning.type == "Warning"
+    assert warning.note.startswith(
+        "training has samples of 1 of 4 held-out groups, so that the score of 2 of 3 held-out answers flatters: "
+    )
+
+
 def test_event_whole() -> None:
     transition = next(iter(list_transitions(begun())))
     event = build_event(KEY, RUN_UID, transition, "op-0")

@@ -62,7 +62,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("command", choices=("up", "down"))
     parser.add_argument("--data", default="", help="folder with your own dataset (make demo DATA=FOLDER)")
-    parser.add_argument("--format", default="", help="its format: ubiai or llava (FORMAT=)")
+    parser.add_argument("--format", default="", help="its format: ubiai, llava or messages (FORMAT=)")
     parser.add_argument("--file", default="", help="its JSON file, relative to the folder (FILE=)")
     parser.add_argument("--images", default="", help="its folder of pictures, relative to the folder (IMAGES=)")
     parser.add_argument("--context", default="", help="kubectl context of your own cluster (CONTEXT=)")
@@ -80,8 +80,8 @@ def _own_data(arguments: argparse.Namespace) -> OwnData | None:
                 raise TargetError(f"{name.upper()}={getattr(arguments, name)} needs DATA=FOLDER")
         return None
     folder = Path(arguments.data).expanduser().resolve()
-    if arguments.format not in ("ubiai", "llava"):
-        raise TargetError(f"DATA needs FORMAT=ubiai or FORMAT=llava, not FORMAT={arguments.format!r}")
+    if arguments.format not in ("ubiai", "llava", "messages"):
+        raise TargetError(f"DATA needs FORMAT=ubiai, llava or messages, not FORMAT={arguments.format!r}")
     if not arguments.file:
         raise TargetError("DATA needs FILE=NAME, the dataset's JSON file in the folder")
     if not folder.is_dir():

@@ -50,7 +50,7 @@ def dataset(tmp_path: Path) -> Path:
     [
         (["--format=llava"], "FORMAT=llava needs DATA=FOLDER"),
         (["--file=x.json"], "FILE=x.json needs DATA=FOLDER"),
-        (["--data={}"], "FORMAT=ubiai or FORMAT=llava"),
+        (["--data={}"], "FORMAT=ubiai, llava or messages"),
         (["--data={}", "--format=csv", "--file=train.json"], "not FORMAT='csv'"),
         (["--data={}", "--format=llava"], "needs FILE=NAME"),
         (["--data={}/none", "--format=llava", "--file=train.json"], "is no folder"),

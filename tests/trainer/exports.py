@@ -1,5 +1,6 @@
 """Datasets as people have them: images, and the same questions and answers in both export formats."""
 
+import base64
 import json
 import random
 from collections.abc import Sequence
@@ -59,6 +60,24 @@ def document(name: str | None, pairs: Pairs, /, **changes: Any) -> dict[str, Any
     if name is not None:
         entry["documentName"] = name
     return entry | changes
+
+
+def chat(entry: dict[str, Any], /, **changes: Any) -> dict[str, Any]:
+    """A conversation (LLaVA's) with one image as OpenAI's fine-tuning has it."""
+    messages: list[dict[str, Any]] = []
+    for turn in entry["conversations"]:
+        content: Any = turn["value"]
+        if "<image>" in content:
+            image = {"type": "image_url", "image_url": {"url": entry["image"]}}
+            content = [image, {"type": "text", "text": content.replace("<image>", "").strip()}]
+        messages.append({"role": "user" if turn["from"] == "human" else "assistant", "content": content})
+    others = {name: value for name, value in entry.items() if name not in ("image", "conversations")}
+    return {"messages": messages, **others, **changes}
+
+
+def data_url(image: Path) -> str:
+    """An image file as a data: URL."""
+    return f"data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}"
 
 
 def write_json(path: Path, content: Any) -> Path:

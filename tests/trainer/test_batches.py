@@ -43,7 +43,7 @@ def open_loader(config: RunConfig, samples, processor: Processor, world_size: in
     phase = phase_of(config)
     plan = plan_of(config, processor, world_size)
     return BatchLoader(
-        samples, processor, images=phase.images_dir, max_length=phase.training.max_length, plan=plan, rank=rank
+        samples, processor, images=phase.images, max_length=phase.training.max_length, plan=plan, rank=rank
     )
 
 

@@ -129,6 +129,8 @@ BAD_ENTRIES: dict[str, tuple[Any, str]] = {
     "an empty path": (conversation("a.png", PAIR, image=""), "image must be a path (is '')"),
     "an object for an id": (conversation("a.png", PAIR, id={}), "id must be a string or a whole number (is {})"),
     "a truth value for an id": (conversation("a.png", PAIR, id=True), "id must be a string or a whole number"),
+    "an object for a group": (conversation("a.png", PAIR, group={}), "group must be a string or a whole number (is {"),
+    "half a surrogate pair in a group": (conversation("a.png", PAIR, group="\ud83d"), "half a surrogate pair"),
     "half a surrogate pair": (conversation("a.png", [("Q", "\ud83d")]), "half a surrogate pair"),
     "half a surrogate pair in a reference": (conversation("a.png", PAIR, references=["\ud83d"]), "half a surrogate"),
     "half a surrogate pair in a path": (conversation("\udc00.png", PAIR), "half a surrogate pair"),
@@ -189,6 +191,12 @@ def test_references_and_type_are_kept(tmp_path: Path):
     (sample,) = read(tmp_path, [conversation("a.png", PAIR, references=[" 9 ", "9.0"], question_type=" amount ")])
     assert sample.references == ("9", "9.0")
     assert sample.question_type == "amount"
+
+
+@pytest.mark.parametrize(("given", "group"), [(" patient 7 ", "patient 7"), (7, "7"), (None, ""), ("", "")])
+def test_what_an_entry_belongs_to_is_kept(given: Any, group: str, tmp_path: Path):
+    (sample,) = read(tmp_path, [conversation("a.png", PAIR, group=given)])
+    assert sample.group == group
 
 
 def test_a_byte_order_mark_is_passed_over(tmp_path: Path):

@@ -112,13 +112,12 @@ def test_lines_are_entries_and_a_broken_one_is_told_where_it_stands(tmp_path: Pa
 
 
 def test_an_entry_beyond_the_limit_is_refused_and_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(entries, "MAX_ENTRY_CHARACTERS", 100_000)
     monkeypatch.setattr(entries, "_CHUNK_BYTES", 10_000)
     for content in (b'["' + b"x" * 20_000_000 + b'"]', b'{"a": "' + b"x" * 20_000_000 + b'"}'):
         (tmp_path / "e.json").write_bytes(content)
         tracemalloc.start()
         with pytest.raises(JsonFileError, match="holds an entry of more than 100,000 characters"):
-            list(read_entries(tmp_path / "e.json", ReadingPosition()))
+            list(read_entries(tmp_path / "e.json", ReadingPosition(), max_characters=100_000))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 2_000_000

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from llava_api.spec import Generation
+from llava_trainer.data.image_folder import ImageFolder
 from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.data.samples import Turn
 from llava_trainer.evaluation import answering
@@ -59,7 +60,7 @@ def prompts(processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> l
             image_turns=(0,) if name else (),
             expected="",
         )
-        encoded.append(encode_question(question, processor, folder))
+        encoded.append(encode_question(question, processor, ImageFolder(root=folder)))
     return encoded
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from llava_api.constants import StageName
 from llava_api.run_config import RunIdentity
 from llava_api.spec import Generation
-from llava_trainer.data.dataset_report import Note, summarise
+from llava_trainer.data.dataset_report import Note, Shared, summarise
 from llava_trainer.data.samples import Turn
 from llava_trainer.evaluation.page import PageContent, build_evaluation_page
 from llava_trainer.evaluation.page_answers import MAX_QUESTIONS_SHOWN
@@ -21,6 +21,7 @@ from llava_trainer.html import Curve, Html, el, join, line_chart, page, round_ti
 from llava_trainer.training.curve import CurvePoint
 from tests.trainer.runs import dataset_report
 
+NO_GROUPS = Shared()
 NASTY = """<script>alert(1)</script>"><img src=x onerror='alert(2)'></td></table>&amp;"""
 
 
@@ -75,14 +76,17 @@ def render(
     name: str = "invoices",
     size: int = 900,
     notes: tuple[Note, ...] = (),
+    shared: Shared = NO_GROUPS,
 ) -> str:
     dataset = dataset_report(held_out=50, trained_on=1234, notes=notes)
+    held_out = dataset.validation.model_copy(update={"groups": 4})
+    dataset = dataset.model_copy(update={"shared": shared, "validation": held_out})
     metrics = Metrics(
         run=RunIdentity(namespace="team-a", name=name, uid="0c6f", stage=StageName.EVALUATE, attempt=2),
         finished_at="2026-11-24T10:00:00Z",
         device="CPU",
         dtype="float32",
-        scores=score_answers(answers),
+        scores=score_answers(answers, num_shared=shared.pairs),
         prompts=sum(answer.split == "prompt" for answer in answers),
         generation=Generation(),
         dataset=summarise(dataset),
@@ -179,6 +183,16 @@ def test_scores_say_how_many_and_how_sure() -> None:
         "left: 7.15%; width: 51.92%",
         "left: 67.56%; width: 32.44%",
     ]
+
+
+def test_questions_of_groups_that_training_has_too_are_told_beside_their_score() -> None:
+    answers = [make_answer("1"), make_answer("2"), make_answer("2", split="train")]
+    text = render(answers, shared=Shared(groups=1, pairs=2))
+    told = "2 of them are of groups that training has samples of, too (1 of 4): this score flatters."
+    assert text.count(told) == 1
+    assert "this score flatters" not in render(answers)
+    held_out, seen = score_answers(answers, num_shared=2)
+    assert (held_out.to_score().samples_shared, seen.to_score().samples_shared) == (2, 0)
 
 
 def test_a_held_out_set_that_training_asks_too_is_cautioned_against() -> None:

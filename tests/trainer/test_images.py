@@ -12,7 +12,7 @@ from PIL import Image
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from llava_trainer.data import images
-from llava_trainer.data.check import ImageFolder
+from llava_trainer.data.image_folder import ImageFolder
 from llava_trainer.data.images import (
     ImageError,
     check_image,

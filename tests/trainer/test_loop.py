@@ -95,15 +95,16 @@ def plain_pytorch(config: RunConfig, samples: list[Sample], processor: Processor
     )
     warmup = -(-plan.total_steps * 3 // 100)
     scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=warmup, num_training_steps=plan.total_steps)
-    images = phase.images_dir
     outcomes = []
     for step in range(plan.total_steps):
+        batch_samples = [samples[index] for index in plan.batch(step)]
+        paths = [phase.images.find(sample.images[0]) if sample.images else None for sample in batch_samples]
         items = [
             (
                 encode(sample, processor, phase.training.max_length),
-                pixel_values(open_image(images / sample.images[0]), processor)[None] if sample.images else None,
+                pixel_values(open_image(path), processor)[None] if path else None,
             )
-            for sample in (samples[index] for index in plan.batch(step))
+            for sample, path in zip(batch_samples, paths, strict=True)
         ]
         batch = collate(items, processor.pad_token_id)
         labels, _ = batch.pop("labels"), batch.pop("predicting")
@@ -292,7 +293,7 @@ def test_an_empty_share_of_the_last_batch_counts_for_nothing(
 ):
     # 21 samples in batches of 20: the second has 1, the first of two processes'.
     plan = dataclasses.replace(plan_of(config, toy_processor, 2), per_device_batch=10, global_batch=20)
-    images = config.dataset_dir / config.dataset.images
+    images = phase_of(config).images
     with BatchLoader(dataset[1], toy_processor, images=images, max_length=256, plan=plan, rank=1) as loader:
         full, (empty,) = loader.load(0), loader.load(1)
     assert sum(micro_batch.num_supervised for micro_batch in full) > 0

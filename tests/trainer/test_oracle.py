@@ -146,7 +146,7 @@ def plain_trajectory(config: RunConfig, samples: list[Sample], processor: Proces
         pad_token_id=processor.pad_token_id,
         seed=phase.training.seed,
     )
-    load = partial(load_item, phase.images_dir, processor, phase.training.max_length, phase.template)
+    load = partial(load_item, phase.images.find("."), processor, phase.training.max_length, phase.template)
     return train_plainly(
         plain_model(config, phase), lambda index: load(samples[index]), orders(config, processor), settings
     )

@@ -40,7 +40,7 @@ def test_phase_1_has_its_own_dataset_rate_and_sizes():
     phase = phase_of(configure(StageName.ALIGN, alignment=alignment, epochs=5, learningRate=2e-4, seed=7))
     assert (phase.stage, phase.method, phase.template) == (StageName.ALIGN, "projector", "plain")
     assert phase.samples_file == Path("/run/attempts/prepare-3/data/alignment.jsonl")
-    assert phase.images_dir == Path("/inputs/captions/pictures")
+    assert phase.images.find("a.png") == Path("/inputs/captions/pictures/a.png")
     assert phase.image_aspect_ratio == "square"
     assert (phase.training.epochs, phase.training.batch.per_device, phase.training.batch.global_) == (2, 16, 64)
     assert (phase.training.peak_learning_rate, phase.training.projector_learning_rate) == (1e-3, 1e-3)
@@ -52,7 +52,7 @@ def test_phase_2_takes_what_training_says(method: str, peak: float):
     phase = phase_of(configure(StageName.TRAIN, alignment={"dataset": CAPTIONS}, method=method, epochs=5))
     assert (phase.stage, phase.method, phase.template) == (StageName.TRAIN, method, "v1")
     assert phase.samples_file == Path("/run/attempts/prepare-3/data/train.jsonl")
-    assert phase.images_dir == Path("/inputs/trays/images")
+    assert phase.images.find("a.png") == Path("/inputs/trays/images/a.png")
     assert (phase.image_aspect_ratio, phase.training.epochs) == ("pad", 5)
     assert (phase.training.peak_learning_rate, phase.training.projector_learning_rate) == (peak, 2e-5)
 

@@ -22,13 +22,14 @@ from llava_trainer.data.dataset_report import DatasetReport, build_dataset_repor
 from llava_trainer.data.encode import encode
 from llava_trainer.data.model_facts import read_model_facts
 from llava_trainer.data.processor import Processor, load_processor
+from llava_trainer.data.refused_entries import MAX_ENTRY_BYTES
 from llava_trainer.data.request import training_request
 from llava_trainer.data.samples import Sample, read_samples
 from llava_trainer.errors import StageError
 from llava_trainer.outcome import ENV_TERMINATION_LOG, StageOutput
 from llava_trainer.reporting import Reporter
 from llava_trainer.stages import prepare
-from tests.trainer.exports import conversation, document, draw_image, prepare_config, write_json
+from tests.trainer.exports import chat, conversation, document, draw_image, prepare_config, write_json
 
 QUESTIONS = ("Which company issued this?", "What is the date?", "What is the total?")
 
@@ -120,7 +121,7 @@ def test_numbers_progress_and_digests(tmp_path: Path, toy_model_dir: Path, monke
     assert output.numbers == PrepareNumbers(
         samples_train=len(train), samples_validation=len(validation), pairs_train=18, pairs_validation=6, images=12,
         supervised_tokens=report.train.supervised_tokens, longest_sample_tokens=report.lengths.longest,
-        overlong_samples=0, unsupervised_samples=0, samples_alignment=0,
+        overlong_samples=0, unsupervised_samples=0, samples_alignment=0, groups_validation=len(validation),
         largest=output.numbers.largest, free_bytes=12_345, flash_attention=False,
         model=read_model_facts(toy_model_dir), config_version=2,
     )  # fmt: skip
@@ -180,12 +181,40 @@ def test_the_first_ten_offending_entries_are_told_with_their_number(tmp_path: Pa
     write_dataset(tmp_path, entries)
     config = prepare_config(tmp_path, toy_model_dir)
     heading, *lines = refusal(config)
-    assert heading == "13 entries of the dataset cannot be used; the first 10 of them:"
+    where_all_are = "data/refused.jsonl on the volume has all"
+    assert heading == f"13 entries of the dataset cannot be used; the first 10 of them ({where_all_are}):"
+    listed = [json.loads(line) for line in config.volume.refused_entries_file.read_text().splitlines()]
+    assert [(entry["source"], entry["file"], entry["index"], entry["kind"]) for entry in listed] == [
+        ("pvc://receipts/", "export.json", index, "refused") for index in range(12, 25)
+    ]
+    assert listed[0]["problem"] == "picture images/missing.png does not exist"
+    assert listed[0]["entry"] == entries[12]
+    assert '<a href="refused.jsonl" download="refused.jsonl">' in config.volume.dataset_report_html.read_text()
     assert lines == [f"export.json[{index}]: picture images/missing.png does not exist" for index in range(12, 22)]
     report = report_of(config)
     assert not report.accepted
     assert report.refused_count == len(report.refused) == 13
     assert "Refused: 13 entries" in config.volume.dataset_report_html.read_text()
+
+
+def test_entries_are_listed_as_they_are_where_they_may_be(
+    tmp_path: Path, toy_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    odd = conversation("000.png", [("Q", "\ud83d")])
+    large = conversation("missing.png", [("Q", "x" * MAX_ENTRY_BYTES)])
+    write_dataset(tmp_path, [odd, large, conversation("missing.png", [("Q", "A")])])
+    config = prepare_config(tmp_path, toy_model_dir)
+    refusal(config)
+    text = config.volume.refused_entries_file.read_text(encoding="utf-8")
+    assert [json.loads(line)["entry"] for line in text.splitlines()] == [
+        odd, None, conversation("missing.png", [("Q", "A")]),
+    ]  # fmt: skip
+    monkeypatch.setattr("llava_trainer.data.refused_entries.MAX_LISTED", 2)
+    refusal(config)
+    assert len(config.volume.refused_entries_file.read_text().splitlines()) == 2
+    write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
+    run(config)
+    assert not config.volume.refused_entries_file.exists()
 
 
 def test_what_is_wrong_is_told_in_the_order_of_the_export(tmp_path: Path, toy_model_dir: Path):
@@ -285,6 +314,10 @@ def test_a_few_samples_without_anything_to_learn_are_left_out_counted_and_listed
     assert output.numbers.unsupervised_samples == 2
     assert output.numbers.samples_train + output.numbers.samples_validation == 10
     assert [where for where, _ in notes_of(config)["nothing_to_learn"]] == ["export.json[3]", "export.json[5]"]
+    listed = [json.loads(line) for line in config.volume.refused_entries_file.read_text().splitlines()]
+    assert [(entry["where"], entry["kind"]) for entry in listed] == [
+        ("export.json[3]", "left out"), ("export.json[5]", "left out"),
+    ]  # fmt: skip
     assert [where for where, _ in notes_of(config)["blank_answer"]] == ["export.json[3]", "export.json[7]"]
     assert report_of(config).left_out == 2
     page = config.volume.dataset_report_html.read_text()
@@ -356,6 +389,79 @@ def test_images_that_are_shown_together_stay_on_one_side(tmp_path: Path, toy_mod
     assert True in sides
 
 
+GROUPED = [f"patient-{index // 3}" for index in range(12)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_group_stays_on_one_side_and_every_sample_carries_its_own(seed: int, tmp_path: Path, toy_model_dir: Path):
+    named = [conversation(name, pairs, group=group) for (name, pairs), group in zip(receipts(), GROUPED, strict=True)]
+    # Joined by the picture that it shows, and by nothing else.
+    joined = conversation("000.png", [("And what else?", "A.")], group="another name")
+    text = conversation(None, [("What is a receipt?", "A paper.")], group="patient-3")
+    write_dataset(tmp_path, [*named, joined, text])
+    config = prepare_config(tmp_path, toy_model_dir, training={"maxLength": 512, "seed": seed})
+    run(config)
+    sides = both_sides(config)
+    groups = [{sample.group for sample in side} for side in sides]
+    assert not groups[0] & groups[1]
+    assert groups[0] | groups[1] == {*GROUPED, "another name"}
+    assert all(("another name" in side) == ("patient-0" in side) for side in groups)
+    keys: dict[str, set[str]] = {}
+    for sample in (*sides[0], *sides[1]):
+        keys.setdefault(sample.group.replace("another name", "patient-0"), set()).add(sample.group_key)
+    assert [len(found) for found in keys.values()] == [1] * 4
+    assert len(set.union(*keys.values())) == 4
+    report = report_of(config)
+    assert (report.train.groups + report.validation.groups, report.shared.groups) == (4, 0)
+
+
+def test_what_groups_are_called_does_not_change_what_is_held_out(tmp_path: Path, toy_model_dir: Path):
+    held_out = []
+    for prefix in (None, "a", "b"):
+        entries = [
+            conversation(name, pairs, group=None if prefix is None else f"{prefix}{name}") for name, pairs in receipts()
+        ]
+        write_dataset(tmp_path, entries)
+        config = prepare_config(tmp_path, toy_model_dir)
+        run(config)
+        held_out.append(pairs_of(both_sides(config)[1]))
+    assert held_out[0] == held_out[1] == held_out[2]
+
+
+def test_everything_of_one_group_cannot_be_split(tmp_path: Path, toy_model_dir: Path):
+    write_dataset(tmp_path, [conversation(name, pairs, group=1) for name, pairs in receipts()])
+    _, line = refusal(prepare_config(tmp_path, toy_model_dir))
+    assert line.startswith("export.json: every sample is about the same picture or of the same group")
+
+
+def test_a_ubiai_document_is_a_group(tmp_path: Path, toy_model_dir: Path):
+    entries = [document(None if index else name, pairs) for index, (name, pairs) in enumerate(receipts())]
+    write_dataset(tmp_path, entries)
+    write_json(tmp_path / "dataset" / "map.json", {str(index): f"{index:03}.png" for index in range(12)})
+    ubiai = {"ubiai": {"documents": "map.json", "samples": "pair"}}
+    config = prepare_config(tmp_path, toy_model_dir, format="ubiai", dataset=ubiai)
+    run(config)
+    groups = {sample.group for side in both_sides(config) for sample in side}
+    assert groups == {"000.png", *(f"export.json[{index}]" for index in range(1, 12))}
+
+
+def test_a_group_that_both_files_have_is_counted_and_told(
+    tmp_path: Path, toy_model_dir: Path, caplog: pytest.LogCaptureFixture
+):
+    entries = [conversation(name, pairs, group=group) for (name, pairs), group in zip(receipts(), GROUPED, strict=True)]
+    write_dataset(tmp_path, entries[:8])
+    # patient-2 has 006 and 007 in training, 008 held out; 009 to 011 are patient-3, whom training does not know.
+    write_json(tmp_path / "dataset" / "held.json", entries[8:])
+    config = prepare_config(tmp_path, toy_model_dir, dataset={"validation": {"file": "held.json"}})
+    numbers = run(config).numbers
+    assert (numbers.groups_validation, numbers.groups_shared, numbers.pairs_shared) == (2, 1, 3)
+    told = "group 'patient-2': 1 held-out and 2 training samples, like export.json[6]"
+    assert notes_of(config)["shared_group"] == [("held.json[0]", told)]
+    assert "export.json: held-out groups that training has samples of, too: 1" in caplog.messages
+    page = config.volume.dataset_report_html.read_text()
+    assert "3 in training, 2 held out, 1 on both sides (3 pairs)" in page
+
+
 def alignment_config(root: Path, model_dir: Path, captions: list[Any], **changes: Any) -> RunConfig:
     """A run with an alignment over ``root``/captions beside its dataset."""
     write_json(root / "captions" / "captions.json", captions)
@@ -412,6 +518,21 @@ def test_captions_of_held_out_images_are_told(tmp_path: Path, toy_model_dir: Pat
     (note,) = [note for note in report.alignment.notes if note.kind == "alignment_overlap"]
     held_out = {sample.images[0] for sample in both_sides(config)[1]}
     assert {told.message for told in note.examples} == {f"shows {path}" for path in held_out}
+
+
+def test_captions_of_held_out_groups_are_told(tmp_path: Path, toy_model_dir: Path):
+    grouped = zip(receipts(), GROUPED, strict=True)
+    write_dataset(tmp_path, [conversation(name, pairs, group=group) for (name, pairs), group in grouped])
+    for index in range(4):
+        draw_image(tmp_path / "captions" / "images" / f"c{index}.png", seed=50 + index)
+    captions = [{**caption(f"c{index}.png", "A line."), "group": f"patient-{index}"} for index in range(4)]
+    config = alignment_config(tmp_path, toy_model_dir, captions)
+    run(config)
+    report = report_of(config)
+    assert report.alignment is not None
+    (note,) = [note for note in report.alignment.notes if note.kind == "alignment_overlap"]
+    (held_out,) = {sample.group for sample in both_sides(config)[1]}
+    assert [told.message for told in note.examples] == [f"shows c{held_out[-1]}.png, of group {held_out!r}"]
 
 
 def test_what_is_found_does_not_depend_on_the_number_of_decoders(tmp_path: Path, toy_model_dir: Path):
@@ -543,7 +664,7 @@ def test_the_page_holds_everything_and_escapes_what_people_wrote(tmp_path: Path,
     page.feed(text)
     assert "script" not in page.tags
     assert page.tags.count("img") == 12
-    assert all(address.startswith("data:image/") for address in page.addresses)
+    assert all(address.startswith("data:image/") for address in page.addresses if address != "refused.jsonl")
     assert page.tags.count("mark") == 12
     assert "<mark> &lt;script&gt;alert(1)" in text
     assert page.tags.count("rect") >= 1
@@ -565,6 +686,19 @@ def test_an_unusable_model_is_told_before_the_data_is_looked_at(tmp_path: Path, 
     assert caught.value.reason is Reason.INVALID_MODEL
 
 
+def build_chat(name: str, pairs: Any) -> dict[str, Any]:
+    return chat(conversation(name, pairs), system="Be brief.")
+
+
+def build_row(name: str, pairs: Any) -> dict[str, Any]:
+    turns = [{"user": question, "assistant": [{"type": "text", "text": answer}]} for question, answer in pairs]
+    return {"image": [{"path": name, "bytes": None}], "turns": turns, "references": ["9"], "group": name, "id": 1}
+
+
+BUILD = {"llava": conversation, "messages": build_chat, "table": build_row, "ubiai": document}
+COLUMNS = {"image": "image", "turns": "turns", "references": "references", "group": "group", "id": "id"}
+
+
 def mutate(value: Any, rng: random.Random) -> Any:
     """``value`` with one random place replaced by something of another kind, or gone."""
     strange = (None, True, -1, 10**400, 1.5, float("nan"), "", "\ud800", "../x", "<image>", [], {}, [[]], {"a": None})
@@ -578,10 +712,11 @@ def mutate(value: Any, rng: random.Random) -> Any:
     return rng.choice(strange)
 
 
-@pytest.mark.parametrize("format", ["llava", "ubiai"])
+@pytest.mark.parametrize("format", BUILD)
 def test_whatever_an_export_holds_it_is_accepted_or_said_why_not(format: str, tmp_path: Path, toy_processor: Processor):
-    build = conversation if format == "llava" else document
-    request = training_request(prepare_config(tmp_path, toy_processor.model_dir, format=format))
+    build = BUILD[format]
+    table = {"table": COLUMNS} if format == "table" else {}
+    request = training_request(prepare_config(tmp_path, toy_processor.model_dir, format=format, dataset=table))
     write_dataset(tmp_path, [])
     outcomes = set()
     for seed in range(80):

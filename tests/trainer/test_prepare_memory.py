@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava_trainer.data.check import MAX_SAMPLE_CHARACTERS, Checker, ImageFolder, Limits
+from llava_trainer.data.check import MAX_SAMPLE_CHARACTERS, MAX_SAMPLE_IMAGES, Checker, Limits
 from llava_trainer.data.dataset import PreparedDataset, prepare_dataset
 from llava_trainer.data.findings import Findings
+from llava_trainer.data.image_folder import ImageFolder
 from llava_trainer.data.processor import Processor
 from llava_trainer.data.request import training_request
 from llava_trainer.data.samples import Sample, Source, Turn
@@ -80,6 +81,17 @@ def test_a_sample_beyond_every_length_limit_is_refused_before_it_is_tokenised(
     with prepare("llava") as dataset:
         told = [str(finding) for finding in next(iter(dataset.findings.kept.values()))]
     assert told == ["export.json[0]: holds more than 1,048,576 characters: divide it"]
+
+
+def test_a_sample_of_more_images_than_any_length_limit_is_refused_before_they_are_looked_at(
+    tmp_path: Path, prepare: Callable[[str], PreparedDataset]
+):
+    count = MAX_SAMPLE_IMAGES + 1
+    entry = conversation(None, [("<image>" * count, "A")], image=[f"none-{index}.png" for index in range(count)])
+    write_json(tmp_path / "dataset" / "export.json", [entry, conversation("0.png", [("Q", "A")])])
+    with prepare("llava") as dataset:
+        told = [str(finding) for finding in next(iter(dataset.findings.kept.values()))]
+    assert told[0] == "export.json[0]: shows more than 1,024 pictures: divide it"
 
 
 def test_what_is_remembered_of_a_damaged_image_is_its_message(tmp_path: Path, toy_processor: Processor):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from llava_trainer.data.encode import encode, encode_prompt
 from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.model_files import check_weights
 from llava_trainer.data.processor import Processor, load_processor, save_processor
-from llava_trainer.data.template import SYSTEM
+from llava_trainer.data.template import SYSTEM, render
 from llava_trainer.errors import StageError
 from tests.trainer.exports import draw_image
 from tests.trainer.test_template import make_sample
@@ -214,6 +215,9 @@ def test_the_exported_template_lays_out_a_whole_conversation(exported: tuple[Pro
     assert tokenizer(text).input_ids == list(encode(sample, processor, 4096).input_ids)
     told = [{"role": "system", "content": "Be brief."}, *text_only[:1]]
     assert tokenizer.apply_chat_template(told, tokenize=False) == "Be brief. USER: Hello. "
+    whole = [{"role": "system", "content": [{"type": "text", "text": " Be brief.\n"}]}, *text_only]
+    with_system = replace(sample, system="Be brief.")
+    assert tokenizer.apply_chat_template(whole, tokenize=False) == render(with_system, gap=processor.gap).text
 
 
 def test_tokenizer_files_are_the_checkpoint_s_own(exported: tuple[Processor, Path], toy_model_dir: Path):

@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from llava_api.constants import SECRET_KEYS
@@ -309,6 +311,30 @@ def test_files_of_a_ubiai_export() -> None:
     assert list_companions(words) == ["ocr/X_box.txt", "ocr/X_image.txt"]
     assert may_be_needed(words, "ocr/X_box.txt")
     assert list_companions(make_dataset(format="ubiai", file="export.json")) == []
+
+
+def test_shards_that_a_pattern_names_are_needed() -> None:
+    dataset = make_dataset(
+        format="table", file="data/train-*.parquet", images="pics", table={"question": "q", "answer": "a"}
+    )
+    needed = ["data/train-0.parquet", "data/train-1.parquet", "pics/a.jpg"]
+    others = ["data/test-0.parquet", "data/train-0.parquet/x", "other/train-0.parquet"]
+    assert [name for name in [*needed, *others] if may_be_needed(dataset, name)] == needed
+
+
+def test_shards_name_their_images_and_those_that_they_hold_are_not_fetched(tmp_path: Path) -> None:
+    rows = [
+        [{"image": {"path": "a.jpg", "bytes": None}, "q": "Q", "a": "A"}],
+        [{"image": {"path": "b.jpg", "bytes": b"held"}, "q": "Q", "a": "A"}, {"image": None, "q": "Q", "a": "A"}],
+    ]
+    kind = pa.schema(
+        [("image", pa.struct([("path", pa.string()), ("bytes", pa.binary())])), ("q", pa.string()), ("a", pa.string())]
+    )
+    for number, shard in enumerate(rows):
+        pq.write_table(pa.Table.from_pylist(shard, kind), tmp_path / f"{number}.parquet")
+    columns = {"image": "image", "question": "q", "answer": "a"}
+    dataset = make_dataset(format="table", file="*.parquet", table=columns)
+    assert list(read_image_names(dataset, tmp_path)) == ["a.jpg"]
 
 
 def test_images_that_leave_the_source_are_left_to_the_checks() -> None:

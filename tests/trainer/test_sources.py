@@ -682,6 +682,46 @@ def test_https_that_lacks_the_dataset(world: World, web: FileServer) -> None:
     assert "/set/ does not hold train.json: correct spec.dataset.file or source" in error.message
 
 
+def lines(*images: str) -> bytes:
+    return "\n".join(json.dumps({"image": image, "q": "Q", "a": "A"}) for image in images).encode()
+
+
+SHARDS = {
+    "data/train-0.jsonl": lines("a.jpg"),
+    "data/train-1.jsonl": lines("sub/b ü#?.jpg", "data:image/png;base64,UE5H"),
+    "data/test-0.jsonl": lines("unnamed.jpg"),
+    **IMAGES,
+}
+SHARDED = {
+    "format": "table", "file": "data/train-*.jsonl", "validation": {"fraction": 0.1},
+    "table": {"image": "image", "question": "q", "answer": "a"},
+}  # fmt: skip
+
+
+def test_shards_of_the_hub_that_a_pattern_names(world: World, hub_server: HubServer) -> None:
+    hub_server.repositories["datasets", "me/set"].commits[COMMIT] = SHARDS
+    world.dataset |= {"source": "hf://me/set", **SHARDED}
+    fetched = sorted([*IMAGES, "data/train-0.jsonl", "data/train-1.jsonl"])
+    assert_same(world.fetch()["dataset"].path, SHARDS, fetched)
+    world.dataset["file"] = "data/valid-*.jsonl"
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert "does not hold data/valid-*.jsonl; it holds " in error.message
+
+
+def test_shards_in_an_archive_are_found_in_its_folder(world: World, web: FileServer) -> None:
+    web.add("/set.zip", make_zip({f"set/{path}": content for path, content in SHARDS.items()}))
+    world.dataset |= {"source": f"{web.base}/set.zip", **SHARDED}
+    assert world.fetch()["dataset"].path.name == "set"
+
+
+def test_shards_of_a_server_that_lists_nothing_are_refused(world: World, web: FileServer) -> None:
+    world.dataset |= {"source": f"{web.base}/set/", **SHARDED}
+    error = world.failure()
+    assert error.reason is Reason.SOURCE_REFUSED
+    assert "does not tell which files it holds, so that data/train-*.jsonl cannot be matched: name one" in error.message
+
+
 # --- what is sent to whom
 
 

@@ -1,5 +1,7 @@
 """The v1 conversation, character for character."""
 
+from dataclasses import replace
+
 from llava_trainer.data.samples import Sample, Source, Turn
 from llava_trainer.data.template import SYSTEM, render, render_prompt
 
@@ -36,6 +38,14 @@ def test_the_image_stands_at_the_beginning_of_the_turn_that_shows_it():
     later = render(make_sample("Hello.", "Hi.", "What is this?", "A cat.", image_turns=(2,)))
     assert later.text.endswith("USER: Hello. ASSISTANT: Hi.</s>USER: <image>\nWhat is this? ASSISTANT: A cat.</s>")
     assert "<image>" not in render(make_sample("Hello.", "Hi.", image_turns=())).text
+
+
+def test_a_system_message_stands_in_place_of_llavas_text():
+    sample = replace(make_sample("How much?", "9.00"), system="Be brief.")
+    conversation = render(sample)
+    assert conversation.text == "Be brief. USER: <image>\nHow much? ASSISTANT: 9.00</s>"
+    ((begin, _),) = conversation.supervised
+    assert render_prompt(sample.turns[:1], image_turns=(0,), system="Be brief.") == conversation.text[:begin]
 
 
 def test_a_prompt_is_what_training_has_before_the_answer():

@@ -62,12 +62,12 @@ def test_each_linked_pair_becomes_a_sample(tmp_path: Path):
     found = read(tmp_path, [document("a.png", PAIRS)])
     assert found == [
         Sample(
-            id="a.png:0-2", images=("a.png",), image_turns=(0,),
+            id="a.png:0-2", images=("a.png",), image_turns=(0,), group="a.png",
             turns=(Turn(role="user", text="How much?"), Turn(role="assistant", text="9.00")),
             source=Source(file="export.json", index=0, part=".relations[0]"),
         ),
         Sample(
-            id="a.png:3-6", images=("a.png",), image_turns=(0,),
+            id="a.png:3-6", images=("a.png",), image_turns=(0,), group="a.png",
             turns=(Turn(role="user", text="When was it?"), Turn(role="assistant", text="Today.")),
             source=Source(file="export.json", index=0, part=".relations[1]"),
         ),
@@ -266,6 +266,7 @@ def test_one_conversation_a_document_holds_all_of_its_questions(tmp_path: Path):
         ),
         source=Source(file="export.json", index=0),
         image_turns=(0,),
+        group="a.png",
     )
 
 

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+_MEMINFO = Path("/proc/meminfo")
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
 
 def resident_bytes() -> int:
     """Memory resident now."""
@@ -11,6 +14,20 @@ def resident_bytes() -> int:
 def peak_resident_bytes() -> int:
     """Most memory that was ever resident. Unlike ru_maxrss it does not count what ran before exec."""
     return _read("VmHWM")
+
+
+def find_free_bytes() -> int:
+    """Memory that this process may still take: what its container's limit and the node leave."""
+    available = next(
+        line for line in _MEMINFO.read_text(encoding="ascii").splitlines() if line.startswith("MemAvailable")
+    )
+    free = int(available.split()[1]) * 1024
+    for limit in _LIMITS:
+        # "max", or no such file: cgroups of the other version, or none.
+        text = limit.read_text(encoding="ascii").strip() if limit.exists() else "max"
+        if text.isdigit():
+            free = min(free, int(text) - resident_bytes())
+    return max(0, free)
 
 
 def _read(field: str) -> int:

@@ -4,7 +4,7 @@ Descriptions are written for the person who writes a manifest: they become the C
 docs/api.md. A field stands here only if something acts on it.
 """
 
-from llava_api.spec.dataset import DataLimits, Dataset, Ubiai, Validation
+from llava_api.spec.dataset import DataLimits, Dataset, Messages, Table, Ubiai, Validation
 from llava_api.spec.evaluation import Evaluation, Generation, Prompt
 from llava_api.spec.notifications import MAX_NOTIFICATIONS, Notification, SlackWebhook, Webhook
 from llava_api.spec.pods import (
@@ -53,6 +53,7 @@ __all__ = [
     "KeepBest",
     "Lora",
     "Merge",
+    "Messages",
     "Model",
     "Network",
     "Notification",
@@ -69,6 +70,7 @@ __all__ = [
     "Source",
     "Spec",
     "Storage",
+    "Table",
     "Toleration",
     "TopologySpread",
     "Training",

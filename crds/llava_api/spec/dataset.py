@@ -9,6 +9,8 @@ from llava_api.rules import rule, rules
 from llava_api.spec.sources import Source
 from llava_api.spec.values import RelativePath, SecretRef
 
+ColumnName = Annotated[str, Field(min_length=1, max_length=256)]
+
 
 class Ubiai(Strict):
     """How to read a UBIAI export."""
@@ -63,6 +65,67 @@ class Ubiai(Strict):
     ] = {}
 
 
+class Messages(Strict):
+    """How to read messages of a chat."""
+
+    system_message: Annotated[
+        Literal["ignore", "use"],
+        Field(
+            description="What becomes of system messages. `ignore`: LLaVA's own text stands in their place, as serving "
+            "has it unless it is told otherwise; they are counted in the dataset report. `use`: they replace it, in "
+            "training and in scores; whoever serves the model has to send the same one."
+        ),
+    ] = "ignore"
+
+
+class Table(Strict):
+    """Which column of a table is what."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "has(self.turns) ? !has(self.question) && !has(self.answer) : has(self.question) && has(self.answer)",
+                "name either question and answer (a row is a question), or turns (a row is a conversation)",
+            )
+        )
+    )
+
+    image: Annotated[
+        ColumnName | None,
+        Field(
+            description="Column with the picture, or a list of pictures: paths, data: URLs, bytes, or structs of bytes "
+            "and path. Left out: rows without pictures."
+        ),
+    ] = None
+    question: Annotated[ColumnName | None, Field(description="Column with the question.")] = None
+    answer: Annotated[
+        ColumnName | None,
+        Field(description="Column with the answer. Of a list of right answers the first is learned."),
+    ] = None
+    turns: Annotated[
+        ColumnName | None,
+        Field(
+            description="Instead of question and answer: column with a list of turns, each {user, assistant}, {role, "
+            "content} or {from, value}. In text files it is written as JSON."
+        ),
+    ] = None
+    references: Annotated[
+        ColumnName | None,
+        Field(description="Column with further right answers to the last question, a text or a list."),
+    ] = None
+    question_type: Annotated[
+        ColumnName | None, Field(description="Column with the kind of question, for scores by kind.")
+    ] = None
+    group: Annotated[
+        ColumnName | None,
+        Field(
+            description="Column with what a row belongs to (a document, a patient): all of it stays on one side of "
+            "every split."
+        ),
+    ] = None
+    id: Annotated[ColumnName | None, Field(description="Column with a name of the row, for reports.")] = None
+
+
 class Validation(Strict):
     """Which samples are held out from training, and scored by evaluation."""
 
@@ -85,15 +148,16 @@ class Validation(Strict):
         Field(
             gt=0,
             le=0.5,
-            description="Share of the question-answer pairs to hold out. All of one picture stay together, so the "
-            "share is met as nearly as that allows.",
+            description="Share of the question-answer pairs to hold out. All of one picture and of one group stay "
+            "together, so the share is met as nearly as that allows.",
         ),
     ] = None
     file: Annotated[
         RelativePath | None,
         Field(
             description="File with the held-out samples, relative to the source, in the same format as `file`. A "
-            "question in it that training asks about the same picture is refused."
+            "question in it that training asks about the same picture is refused; groups that are in both files are "
+            "counted, and told beside the score."
         ),
     ] = None
 
@@ -131,7 +195,23 @@ class Dataset(Strict):
                 "self.format == 'ubiai' || !has(self.ubiai)",
                 "ubiai is only read with format ubiai: remove it or set format to ubiai",
                 field=".ubiai",
-            )
+            ),
+            rule(
+                "self.format == 'messages' || !has(self.messages)",
+                "messages is only read with format messages: remove it or set format to messages",
+                field=".messages",
+            ),
+            rule(
+                "(self.format == 'table') == has(self.table)",
+                "format table goes with table, which names the columns: set both or neither",
+                field=".table",
+            ),
+            rule(
+                "self.format != 'ubiai' || !self.file.contains('*')",
+                "file must name one file with format ubiai: only other formats may be in several, like "
+                "data/train-*.parquet",
+                field=".file",
+            ),
         )
     )
 
@@ -143,20 +223,29 @@ class Dataset(Strict):
         ),
     ]
     format: Annotated[
-        Literal["llava", "ubiai"],
+        Literal["llava", "messages", "table", "ubiai"],
         Field(
             description="`llava`: {id, image, conversations: [{from: human|gpt, value}]} entries as a JSON list or "
             "as JSON lines; image is a path or a list of paths, each shown by an `<image>` in a question; references "
-            "(further right answers to the last question) and question_type are optional. "
-            "`ubiai`: a UBIAI export: JSON with relations or with entities only, or the OCR archive."
+            "(further right answers to the last question), question_type, and group (a document, a patient: its "
+            "entries stay on one side of every split) are optional. "
+            "`messages`: {messages: [{role, content}], images} entries as OpenAI's fine-tuning, TRL and LLaMA-Factory "
+            "have them, or ShareGPT's {conversations: [{from, value}], system}, as a JSON list or as JSON lines; "
+            "content is a text or a list of parts; pictures are paths or data: URLs in image_url parts, or stand in "
+            "images, each shown by an `<image>`, or all by the first question; references, question_type and group as "
+            "above. "
+            "`table`: CSV, TSV, JSON lines or Parquet, whose columns table names. "
+            "`ubiai`: a UBIAI export: JSON with relations or with entities only, or the OCR archive; a document is a "
+            "group."
         ),
     ]
     file: Annotated[
         RelativePath,
         Field(
             min_length=1,
-            description="The dataset's file, relative to the source. Of an OCR archive: the file with the words "
-            "(NAME.txt); NAME_box.txt and NAME_image.txt lie beside it.",
+            description="The dataset's file, relative to the source. A `*` stands for any part of a name: "
+            "data/train-*.parquet are all shards, in the order of their names. Of an OCR archive: the file with the "
+            "words (NAME.txt); NAME_box.txt and NAME_image.txt lie beside it.",
         ),
     ]
     images: Annotated[
@@ -174,6 +263,12 @@ class Dataset(Strict):
         ),
     ] = "pad"
     ubiai: Annotated[Ubiai | None, Field(description="How to read a UBIAI export. Only with format ubiai.")] = None
+    messages: Annotated[
+        Messages | None, Field(description="How to read messages of a chat. Only with format messages.")
+    ] = None
+    table: Annotated[
+        Table | None, Field(description="Which column of a table is what. With format table, and only then.")
+    ] = None
     validation: Annotated[Validation, Field(description="Which samples are held out.")] = Validation(fraction=0.05)
     limits: Annotated[DataLimits, Field(description="What is refused before a GPU is taken.")] = DataLimits()
     secret_ref: Annotated[

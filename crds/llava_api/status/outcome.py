@@ -18,6 +18,9 @@ class Metric(Lenient):
     tuned: Annotated[float, Field(description="Score of the tuned model.")]
     gain: Annotated[float, Field(description="tuned - base.")]
     samples: Annotated[Count, Field(description="Questions scored.")]
+    samples_shared: Annotated[
+        Count, Field(description="Those of them whose group training has samples of, too: the score flatters.")
+    ] = 0
 
 
 class EvaluationStatus(Lenient):

@@ -24,6 +24,11 @@ class Data(Lenient):
         Count, Field(description="Samples left out because nothing could be learned from them.")
     ] = 0
     samples_alignment: Annotated[Count, Field(description="Samples of phase 1.")] = 0
+    groups_validation: Annotated[Count, Field(description="Groups that held-out samples belong to.")] = 0
+    groups_shared: Annotated[
+        Count, Field(description="Held-out groups that training has samples of, too: scores of them flatter.")
+    ] = 0
+    pairs_shared: Annotated[Count, Field(description="Held-out questions of these groups.")] = 0
     largest: Annotated[
         MicroBatch | None, Field(description="The most that a training process holds at a time; unknown if left out.")
     ] = None

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from llava_api.constants import Phase
+from llava_api.constants import Phase, StageName
 from llava_api.failures import Reason
 from llava_api.status import (
     SUCCEEDED,
     AttemptSettings,
     AttemptStatus,
+    Data,
     NotificationState,
     Progress,
     StageState,
@@ -30,6 +31,8 @@ UNDELETED = "NotDeleted"
 """Reason when a run outlives its ``ttlSecondsAfterFinished``."""
 UNREPORTED = "ProgressUnreported"
 """Reason when a run's progress cannot be reported."""
+SHARED_GROUPS = "GroupsOnBothSides"
+"""Reason when training has samples of held-out groups."""
 UNDELIVERED = "NotificationUndelivered"
 """Reason when a receiver of notifications could not be told of something."""
 
@@ -90,6 +93,20 @@ def _stage_transitions(stage: StageStatus, status: Status) -> Iterator[Transitio
     if stage.completion_time and stage.state is StageState.SUCCEEDED:
         about = f"{stage.name}-{stage.attempt}"
         yield _normal(stage.completion_time, STAGES[stage.name].condition, "Finish", stage.message, about)
+        if stage.name is StageName.PREPARE:
+            yield from _shared_groups(stage.completion_time, status.data, about)
+
+
+def _shared_groups(time: Time, data: Data | None, about: str) -> Iterator[Transition]:
+    """That a score of held-out samples will flatter, told before anything is trained."""
+    if data is None or not data.groups_shared:
+        return
+    yield Transition(
+        time=time, type="Warning", reason=SHARED_GROUPS, action="Prepare", about=about,
+        note=f"training has samples of {data.groups_shared} of {data.groups_validation} held-out groups, so that the "
+        f"score of {data.pairs_shared} of {data.pairs_validation} held-out answers flatters: the dataset report names "
+        "them; take them out of one of the two files, or set dataset.validation.fraction",
+    )  # fmt: skip
 
 
 def _describe_size(settings: AttemptSettings) -> str:

@@ -1,18 +1,21 @@
 """Environment of a stage's container: where caches go, which GPUs it sees, how processes of different pods talk."""
 
-from llava_api.constants import ENV_DISABLE_XET, ENV_POD_NAME, StageName
+from collections.abc import Sequence
+
+from llava_api.constants import ENV_DISABLE_XET, ENV_PICTURE_HOSTS, ENV_POD_NAME, StageName
 from llava_api.spec import Network
 from llava_operator.kube.objects import Object
 from llava_operator.run import Attempt
 
 
-def build_environment(attempt: Attempt, *, uses_xet: bool = False) -> list[Object]:
+def build_environment(attempt: Attempt, *, uses_xet: bool = False, picture_hosts: Sequence[str] = ()) -> list[Object]:
     """Environment of a stage. Everything about the run itself is in the run configuration instead.
 
     Args:
         attempt: the stage's.
         uses_xet: whether prepare may read hub files by Xet's client. It is not in the run configuration, which an
             older trainer image would not read with a field that it does not know.
+        picture_hosts: hosts from which prepare may fetch pictures; not there either, for the same reason.
     """
     variables = {
         # The root file system is read-only, and caches are of no use to anyone later.
@@ -26,6 +29,8 @@ def build_environment(attempt: Attempt, *, uses_xet: bool = False) -> list[Objec
         variables["NVIDIA_VISIBLE_DEVICES"] = "void"
     if uses_xet and attempt.stage.name is StageName.PREPARE:
         variables[ENV_DISABLE_XET] = "0"
+    if picture_hosts and attempt.stage.name is StageName.PREPARE:
+        variables[ENV_PICTURE_HOSTS] = ",".join(picture_hosts)
     if attempt.stage.is_gang:
         variables |= _network_variables(attempt.spec.workers.network, has_gpus=attempt.num_gpus > 0)
     pod_name: Object = {"name": ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}

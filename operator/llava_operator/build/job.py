@@ -126,7 +126,7 @@ def _build_container(attempt: Attempt, platform: Platform) -> Object:
         "image": attempt.spec.image.reference or platform.trainer_image,
         "imagePullPolicy": attempt.spec.image.pull_policy,
         "command": ["llava-trainer", str(attempt.stage.name), "--config", CONFIG_PATH],
-        "env": build_environment(attempt, uses_xet=platform.uses_xet),
+        "env": build_environment(attempt, uses_xet=platform.uses_xet, picture_hosts=platform.policy.picture_hosts),
         "resources": build_resources(attempt),
         "securityContext": build_container_security(),
         # A process that was killed before it could write leaves its log's last lines.

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from llava_api.addresses import ADDRESS_HOST, ANY_HOST, ANYTHING, PORT, is_at, is_receiver, matches
+from llava_api.addresses import ADDRESS_HOST, ANY_HOST, ANYTHING, PORT, is_allowed_address, is_at, matches
 from llava_api.spec import Notification, SecretRef, Spec
 from llava_operator.stages import Stage
 
@@ -54,6 +54,9 @@ class Policy:
     """HOST or HOST:PORT, reached by TLS."""
     web_credential_hosts: tuple[str, ...] = (ANYTHING,)
     """The same, for credentials of https:// sources."""
+    picture_hosts: tuple[str, ...] = ()
+    """The same, for pictures that datasets name by address, by plain HTTP too. What they name only prepare knows, which
+    is told the hosts; none by default, since prepare may reach what nobody outside does."""
     notification_hosts: tuple[str, ...] = (ANYTHING,)
     """The same, for notifications."""
     insecure_notifications: bool = False
@@ -302,7 +305,7 @@ def judge_notifications(notifications: Sequence[Notification], policy: Policy) -
     hosts = ", ".join(policy.notification_hosts)
     allowed = f"only to {hosts}" if hosts else "to no host"
     for url in urls:
-        if url not in in_clear and not is_receiver(url, policy.notification_hosts, insecure=True):
+        if url not in in_clear and not is_allowed_address(url, policy.notification_hosts, insecure=True):
             yield _about_address(url, f"sends notifications {allowed} (policy.notificationHosts)")
 
 

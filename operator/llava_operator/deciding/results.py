@@ -36,8 +36,9 @@ def _metric(score: Score) -> Metric:
     # JSON has no NaN: the API server would get null and refuse the whole status.
     base, tuned = (_FINITE.validate_python(value) for value in (score.base, score.tuned))
     return Metric(
-        name=score.metric, split=score.split, base=base, tuned=tuned, gain=tuned - base, samples=score.samples
-    )
+        name=score.metric, split=score.split, base=base, tuned=tuned, gain=tuned - base, samples=score.samples,
+        samples_shared=score.samples_shared,
+    )  # fmt: skip
 
 
 def _take_artifacts(status: Status, result: StageResult) -> Artifacts:
@@ -65,11 +66,17 @@ def describe_result(result: StageResult) -> str:
     """What a stage found or made, in one line for a person."""
     if (found := result.prepare) is not None:
         overlong = f", {found.overlong_samples} cut off at maxLength" if found.overlong_samples else ""
+        shared = ""
+        if found.groups_shared:
+            shared = (
+                f"; {found.groups_shared} of {found.groups_validation} held-out groups are in training, too, with "
+                f"{found.pairs_shared} answers"
+            )
         aligned = f", {found.samples_alignment} to align on" if found.samples_alignment else ""
         return (
             f"{found.samples_train} samples ({found.pairs_train} answers) to train on and "
             f"{found.samples_validation} ({found.pairs_validation}) held out, "
-            f"{found.images} pictures{aligned}{overlong}"
+            f"{found.images} pictures{aligned}{overlong}{shared}"
         )
     if (trained := result.align or result.train) is not None:
         attention = f", attention {trained.attention}" if trained.attention else ""
@@ -78,6 +85,10 @@ def describe_result(result: StageResult) -> str:
     if (merged := result.merge) is not None:
         return f"{merged.tensors_merged} tensors merged, logits differ by at most {merged.max_logit_difference:.2g}"
     if (judged := result.evaluate) is not None:
-        scores = (f"{s.metric} {s.base:.2f}→{s.tuned:.2f} ({s.split}, {s.samples})" for s in judged.scores)
-        return ", ".join(scores) or "no scores"
+        return ", ".join(_describe_score(score) for score in judged.scores) or "no scores"
     return "succeeded"
+
+
+def _describe_score(score: Score) -> str:
+    shared = f", {score.samples_shared} of groups that training has, too" if score.samples_shared else ""
+    return f"{score.metric} {score.base:.2f}→{score.tuned:.2f} ({score.split}, {score.samples}{shared})"

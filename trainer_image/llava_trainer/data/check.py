@@ -6,16 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
 from llava_trainer.data.encode import ImageCutError, encode
 from llava_trainer.data.findings import Finding, Findings, Kind, noted, refused
-from llava_trainer.data.images import ImageError, ImageFacts, MissingImageError, check_image, resolve_image
+from llava_trainer.data.image_folder import ImageFolder
+from llava_trainer.data.images import ImageError, ImageFacts, check_image
 from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample
 from llava_trainer.data.template import Template, TemplateError
-from llava_trainer.files import ARCHIVES, tell_names
 
 _AHEAD = 128
 """Samples that are read before the one that is checked, so that decoders always have images to work on."""
@@ -23,51 +21,9 @@ _AHEAD_CHARACTERS = 2 * 2**20
 """Text in them at most."""
 MAX_SAMPLE_CHARACTERS = 2**20
 """Text of a sample: no training.maxLength reaches so far, and tokenising it takes 200 bytes a token."""
+MAX_SAMPLE_IMAGES = 1024
+"""Images of a sample, for the same reason: each takes some hundred tokens."""
 _MAX_DECODERS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageFolder:
-    """Where images lie.
-
-    Attributes:
-        root: the dataset; nothing outside it is read.
-        name: folder that image paths are relative to, itself relative to ``root``; may be empty.
-    """
-
-    root: Path
-    name: str = ""
-
-    def resolve(self, relative: str) -> Path:
-        """Where an image lies.
-
-        Raises:
-            ImageError: it is not there, or outside the dataset.
-        """
-        try:
-            return resolve_image(self.root, self.root / self.name, relative)
-        except MissingImageError as error:
-            raise ImageError(f"{error}{self._hint}") from error
-
-    def display_name(self, relative: str) -> str:
-        """What messages call an image: its path below the dataset."""
-        return f"{self.name.rstrip('/')}/{relative}" if self.name else relative
-
-    @cached_property
-    def _hint(self) -> str:
-        """Where images may be that are not there: in an archive that has not been unpacked, or in another folder."""
-        folder = self.root / self.name
-        if folder == self.root:
-            archives = sorted(path.name for path in self.root.glob("*") if path.name.lower().endswith(ARCHIVES))
-        else:
-            names = (f"{self.name.rstrip('/')}{ending}" for ending in ARCHIVES if not folder.exists())
-            archives = [name for name in names if (self.root / name).is_file()]
-        if not archives:
-            missing = f"; dataset.images is {self.name}, but the dataset holds {tell_names(self.root)}"
-            return "" if folder.is_dir() else missing
-        ending = next(ending for ending in ARCHIVES if archives[0].lower().endswith(ending))
-        target = archives[0][: -len(ending)]
-        return f"; {archives[0]} lies there: unpack it to a folder {target} and set dataset.images to {target}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +113,7 @@ class Checker:
         return found if isinstance(found, ImageError) else None
 
     def _begin_decoding(self, item: Sample | Finding, pool: ThreadPoolExecutor) -> None:
-        if isinstance(item, Finding):
+        if isinstance(item, Finding) or len(item.images) > MAX_SAMPLE_IMAGES:
             return
         for path in item.images:
             if path not in self.images and path not in self._coming:
@@ -178,6 +134,8 @@ class Checker:
             return ImageError(str(error))
 
     def _check(self, sample: Sample) -> Checked | Finding:
+        if len(sample.images) > MAX_SAMPLE_IMAGES:
+            return refused(sample.source, f"shows more than {MAX_SAMPLE_IMAGES:,} pictures: divide it")
         images = []
         for path in sample.images:
             found = self._facts_of(path)
@@ -186,7 +144,7 @@ class Checker:
             images.append(found)
         if _size_of(sample) > MAX_SAMPLE_CHARACTERS:
             return refused(sample.source, f"holds more than {MAX_SAMPLE_CHARACTERS:,} characters: divide it")
-        for text in (*(turn.text for turn in sample.turns), *sample.references):
+        for text in (sample.system, *(turn.text for turn in sample.turns), *sample.references):
             for token in self._special:
                 if token in text:
                     message = f"{text!r:.60} contains {token}, which means something else to the model: take it out"
@@ -245,4 +203,5 @@ def _size_of(item: Sample | Finding) -> int:
     """Characters of its text."""
     if isinstance(item, Finding):
         return len(item.message)
-    return sum(len(turn.text) for turn in item.turns) + sum(len(text) for text in item.references)
+    texts = (item.system, *(turn.text for turn in item.turns), *item.references)
+    return sum(len(text) for text in texts)

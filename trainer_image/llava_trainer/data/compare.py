@@ -2,8 +2,8 @@
 
 Repeated pairs are told; training on something twice is a choice. Where held-out samples come from a file of their own,
 a question that training asks about the same image fails the run: its score would tell what was learned by heart, and
-the cure is to delete an entry. Training on another question about a held-out image is told. The split that prepare
-makes itself goes by image, so that neither can happen there.
+the cure is to delete an entry. Training on another question about a held-out image, or on other samples of a held-out
+group, is told. The split that prepare makes itself goes by group and image, so that none of it can happen there.
 """
 
 from collections.abc import Callable
@@ -28,18 +28,25 @@ class Comparison:
     """Compares the samples of a table by the numbers in it, and tells what it finds by the samples themselves."""
 
     def __init__(
-        self, table: SampleTable, held_out: np.ndarray, load: Callable[[int], Sample], findings: Findings
+        self,
+        table: SampleTable,
+        held_out: np.ndarray,
+        group_of: np.ndarray,
+        load: Callable[[int], Sample],
+        findings: Findings,
     ) -> None:
         """Prepare to compare.
 
         Args:
             table: facts of all samples.
             held_out: bool [samples].
+            group_of: int64 [samples].
             load: reads a sample by its number.
             findings: what is found is added here.
         """
         self._table = table
         self._held_out = held_out
+        self._group_of = group_of
         self._load = load
         self._findings = findings
         self._keys = table.pair_keys
@@ -62,6 +69,7 @@ class Comparison:
         self._tell(Kind.REFUSED, shared.pairs[leaks], shared.others[leaks], _tell_leak)
         self._tell(Kind.OVERLAP, shared.pairs[~leaks], shared.others[~leaks], _tell_question)
         self._tell_shared_images(set(self._owners[shared.pairs].tolist()))
+        self._tell_shared_groups()
 
     def _find_repeats(self) -> _Repeats:
         """Pairs whose question the same side has asked before, with the first that asks it."""
@@ -97,6 +105,19 @@ class Comparison:
             self._findings.add(noted(Kind.SHARED_PICTURE, found.source, message))
         self._findings.count(Kind.SHARED_PICTURE, len(others[KEPT_PER_KIND:]))
 
+    def _tell_shared_groups(self) -> None:
+        shared = find_shared_groups(self._group_of, self._held_out)
+        for group in shared[:KEPT_PER_KIND]:
+            members = self._group_of == group
+            held_out, trained = np.flatnonzero(members & self._held_out), np.flatnonzero(members & ~self._held_out)
+            first, other = self._load(int(held_out[0])), self._load(int(trained[0]))
+            message = (
+                f"{_tell_group(first)}: {len(held_out):,} held-out and {len(trained):,} training samples, like "
+                f"{other.source}"
+            )
+            self._findings.add(noted(Kind.SHARED_GROUP, first.source, message))
+        self._findings.count(Kind.SHARED_GROUP, len(shared[KEPT_PER_KIND:]))
+
     def _tell(
         self,
         kind: Kind,
@@ -113,6 +134,17 @@ class Comparison:
     def _load_pair(self, pair: int) -> tuple[Sample, int]:
         owner = int(self._owners[pair])
         return self._load(owner), pair - int(self._firsts[owner])
+
+
+def find_shared_groups(group_of: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """int64: the groups that have samples on both sides."""
+    return np.intersect1d(group_of[held_out], group_of[~held_out])
+
+
+def _tell_group(sample: Sample) -> str:
+    if sample.group:
+        return f"group {sample.group!r:.80}"
+    return f"of {', '.join(sample.images)}" if sample.images else f"asked {sample.turns[0].text!r:.80}"
 
 
 def _in_order(pairs: np.ndarray, others: np.ndarray) -> _Repeats:

@@ -4,27 +4,30 @@ Samples go to the disk as they are checked; what stays in memory is a few number
 facts of each image, however long the texts are and however large the export is.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from llava_api.spec import Ubiai
+from llava_api.text import show
 from llava_trainer.data.check import Checked, Checker, Limits
-from llava_trainer.data.compare import Comparison
-from llava_trainer.data.conversations import read_conversations
+from llava_trainer.data.compare import Comparison, find_shared_groups
 from llava_trainer.data.entries import ReadingPosition
 from llava_trainer.data.findings import KEPT_PER_KIND, Finding, Findings, Kind, noted, refused
+from llava_trainer.data.formats import read_export
+from llava_trainer.data.image_folder import keep_embedded
 from llava_trainer.data.images import ImageFacts
 from llava_trainer.data.processor import Processor
+from llava_trainer.data.refused_entries import RefusedEntries
 from llava_trainer.data.request import DatasetRequest
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.data.sample_table import SampleTable
 from llava_trainer.data.samples import Sample, format_sample
-from llava_trainer.data.split import SplitError, choose_held_out
-from llava_trainer.data.ubiai import read_ubiai
+from llava_trainer.data.shards import find_shards
+from llava_trainer.data.split import Group, SplitError, choose_held_out
 from llava_trainer.files import make_folder, resolve_inside, tell_names
 
 OnProgress = Callable[[int, int], None]
@@ -41,7 +44,8 @@ class PreparedDataset:
         samples: the usable samples, in the export's order, held-out files last.
         table: facts of each of them.
         held_out: bool [samples].
-        group_of: int64 [samples]: samples with the same number share images.
+        group_of: int64 [samples]: samples with the same number belong together and stay on one side.
+        group_keys: uint64 [groups]: what a group is called in the file of samples, the same for the same data.
         num_read: samples that the export holds, usable or not.
         images: facts of every usable image, by path.
         findings: everything found.
@@ -53,6 +57,7 @@ class PreparedDataset:
     table: SampleTable
     held_out: np.ndarray
     group_of: np.ndarray
+    group_keys: np.ndarray
     num_read: int
     images: dict[str, ImageFacts]
     findings: Findings
@@ -62,11 +67,19 @@ class PreparedDataset:
 
     def __exit__(self, *exception: object) -> None:
         self.samples.__exit__(*exception)
+        if self.findings.listed is not None:
+            self.findings.listed.close()
 
     def lines(self, *, held_out: bool) -> Iterator[bytes]:
-        """The samples of one side as lines of a file of samples."""
+        """The samples of one side as lines of a file of samples, with the keys of their groups."""
         for index in np.flatnonzero(self.held_out == held_out):
-            yield self.samples.read_line(int(index))
+            key = f"{int(self.group_keys[self.group_of[index]]):016x}"
+            yield format_sample(replace(self.samples[int(index)], group_key=key)).encode()
+
+    @property
+    def shared(self) -> np.ndarray:
+        """Bool [samples]: held out, of a group that training has samples of, too."""
+        return self.held_out & np.isin(self.group_of, find_shared_groups(self.group_of, self.held_out))
 
 
 def prepare_dataset(
@@ -85,16 +98,18 @@ def prepare_dataset(
         on_progress: told after each sample.
         num_decoders: threads that decode images; what is found does not depend on it.
     """
-    findings = Findings()
     dataset = request.dataset
+    unused = RefusedEntries(show(dataset.source), request.root, spool.with_name(f"{spool.name}.refused"))
+    findings = Findings(listed=unused)
     limits = Limits(max_length=request.max_length, max_pixels=dataset.limits.image_pixels)
     checker = Checker(request.folder, processor, limits, findings, template=request.template, num_decoders=num_decoders)
     reading = _Reading(request, findings, on_progress)
     samples = reading.read_all(checker, spool)
     _check_unsupervised(reading, request, findings)
     _check_prompts(request, checker, findings)
-    group_of, held_out = _split(reading.table, request, findings)
-    Comparison(reading.table, held_out, samples.__getitem__, findings).compare()
+    group_of, groups = reading.table.groups()
+    held_out = _split(reading.table, group_of, groups, request, findings)
+    Comparison(reading.table, held_out, group_of, samples.__getitem__, findings).compare()
     return PreparedDataset(
         request=request,
         processor=processor,
@@ -102,6 +117,7 @@ def prepare_dataset(
         table=reading.table,
         held_out=held_out,
         group_of=group_of,
+        group_keys=np.array([group.key for group in groups], dtype=np.uint64),
         num_read=reading.num_read,
         images={path: facts for path, facts in checker.images.items()
                   if isinstance(facts, ImageFacts) and path in reading.used},
@@ -110,11 +126,13 @@ def prepare_dataset(
 
 
 def compare_phases(alignment: PreparedDataset, training: PreparedDataset) -> None:
-    """Tell alignment's images that training holds out: their captions may give answers away."""
-    shared = alignment.table.samples_that_show(training.table.contents_of(training.held_out))
+    """Tell alignment's images and groups that training holds out: their captions may give answers away."""
+    shared = alignment.table.samples_with(training.table.contents_of(training.held_out))
     for index in shared[:KEPT_PER_KIND]:
         found = alignment.samples[int(index)]
-        alignment.findings.add(noted(Kind.ALIGNMENT_OVERLAP, found.source, f"shows {', '.join(found.images)}"))
+        group = f", of group {found.group!r:.80}" if found.group else ""
+        message = f"shows {', '.join(found.images)}{group}"
+        alignment.findings.add(noted(Kind.ALIGNMENT_OVERLAP, found.source, message))
     alignment.findings.count(Kind.ALIGNMENT_OVERLAP, len(shared[KEPT_PER_KIND:]))
 
 
@@ -137,8 +155,8 @@ class _Reading:
         """Check every sample and keep the usable ones in a file without a name."""
         make_folder(spool.parent)
         with spool.open("w", encoding="utf-8") as stream:
-            for number, name in enumerate(self._request.files):
-                for checked in checker.check_all(self._count(name), self._tell):
+            for number, (field, pattern) in enumerate(self._request.files):
+                for checked in checker.check_all(self._read_shards(field, pattern), self._tell):
                     self._take_in(checked, from_validation=number > 0)
                     counted = replace(
                         checked.sample, num_tokens=checked.num_tokens, num_supervised=checked.num_supervised
@@ -149,10 +167,23 @@ class _Reading:
         spool.unlink()
         return samples
 
-    def _count(self, name: str) -> Iterator[Sample | Finding]:
+    def _read_shards(self, field: str, pattern: str) -> Iterator[Sample | Finding]:
+        root = self._request.root
+        try:
+            names = find_shards(root, pattern)
+        except (OSError, ValueError) as error:
+            yield refused(pattern, f"{error}: correct {field}")
+            return
+        if not names:
+            source = self._request.dataset.source
+            yield refused(pattern, f"fits no file (in {source}, which holds {tell_names(root)}): correct {field}")
+        for name in names:
+            yield from self._count(field, name)
+
+    def _count(self, field: str, name: str) -> Iterator[Sample | Finding]:
         num_before = self.num_read
         complained = False
-        for item in read_export(self._request, name, self._position):
+        for item in _read_file(self._request, field, name, self._position):
             self.num_read += isinstance(item, Sample)
             complained |= isinstance(item, Finding) and item.kind is Kind.REFUSED
             yield item
@@ -175,29 +206,19 @@ class _Reading:
                 self._findings.add(noted(Kind.SAME_PICTURE, path, f"same pixels as {first}"))
 
 
-def read_export(request: DatasetRequest, name: str, position: ReadingPosition) -> Iterator[Sample | Finding]:
-    """Read one file of a dataset in the dataset's format.
-
-    Args:
-        request: names format and folder.
-        name: the file, relative to the folder.
-        position: kept up to date.
-    """
+def _read_file(request: DatasetRequest, field: str, name: str, position: ReadingPosition) -> Iterator[Sample | Finding]:
+    """Read one file of a dataset, relative to its folder, that ``field`` of the spec names."""
     dataset = request.dataset
 
     def resolve(relative: str) -> Path:
         return resolve_inside(request.root, request.root, relative)
 
     try:
-        path = resolve(name)
+        resolve(name)
     except (OSError, ValueError) as error:
-        field = "dataset.file" if name == dataset.file else "dataset.validation.file"
         yield refused(name, f"{error} (in {dataset.source}, which holds {tell_names(request.root)}): correct {field}")
         return
-    if dataset.format == "llava":
-        yield from read_conversations(path, name, position)
-    else:
-        yield from read_ubiai(name, dataset.ubiai or Ubiai(), resolve, position)
+    yield from read_export(dataset, name, resolve, partial(keep_embedded, request.embedded), position)
 
 
 def _check_unsupervised(reading: _Reading, request: DatasetRequest, findings: Findings) -> None:
@@ -225,17 +246,18 @@ def _check_prompts(request: DatasetRequest, checker: Checker, findings: Findings
             findings.add(refused(f"evaluation.prompts[{index}]", f"picture {name} {problem}"))
 
 
-def _split(table: SampleTable, request: DatasetRequest, findings: Findings) -> tuple[np.ndarray, np.ndarray]:
-    """The group of each sample, and which are held out."""
-    group_of, groups = table.groups()
+def _split(
+    table: SampleTable, group_of: np.ndarray, groups: Sequence[Group], request: DatasetRequest, findings: Findings
+) -> np.ndarray:
+    """Which samples are held out, bool [samples]."""
     validation = request.dataset.validation
     nothing = np.zeros(len(table), dtype=bool)
     if not request.hold_out:
-        return group_of, nothing
+        return nothing
     if validation.file is not None:
-        return group_of, table.from_validation
+        return table.from_validation
     if validation.fraction is None or not len(table):
-        return group_of, nothing
+        return nothing
     sizes = {group.key: group.weight for group in groups}
     try:
         chosen = choose_held_out(sizes, fraction=validation.fraction, seed=request.seed)
@@ -243,5 +265,6 @@ def _split(table: SampleTable, request: DatasetRequest, findings: Findings) -> t
         # Entries that were refused may hold the other images: they are the thing to tell then.
         if not findings.num_refused:
             findings.add(refused(request.dataset.file, str(error)))
-        return group_of, nothing
-    return group_of, np.array([group.key in chosen for group in groups])[group_of]
+        return nothing
+    held_out: np.ndarray = np.array([group.key in chosen for group in groups])[group_of]
+    return held_out

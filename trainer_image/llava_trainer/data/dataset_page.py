@@ -9,6 +9,8 @@ from llava_trainer.data.findings import LEFT_OUT
 from llava_trainer.data.sample_grid import build_grid
 from llava_trainer.html import Html, definition_list, el, join, page
 
+REFUSED_ENTRIES = "refused.jsonl"
+"""Lies beside the page: it has too many entries to be within it."""
 _SHOWN_ENTRIES = 50
 _CHART_WIDTH, _CHART_HEIGHT, _MARGIN = 520, 190, 34
 _LEFT_OUT = frozenset(kind.name.lower() for kind in LEFT_OUT)
@@ -79,6 +81,7 @@ def _phase(title: str, dataset: PreparedDataset, report: DatasetReport) -> Html:
         _facts(report),
         _charts(report),
         _left_out(report),
+        _file_of_entries(report),
         _notes(report),
         build_grid(dataset),
     )
@@ -111,6 +114,7 @@ def _facts(report: DatasetReport) -> Html:
     rows = (
         ("Training", _side(report.train)),
         ("Held out", _side(report.validation) if report.validation.samples else "nothing"),
+        ("Groups", _groups(report)),
         ("In the export", f"{report.samples_read:,} samples, {usable:,} of them usable"),
         ("Left out", f"{_number(report.left_out, 'sample')}" if report.left_out else "none"),
         ("Pictures", f"{images.files:,} files, {images.different:,} different ones"),
@@ -124,12 +128,18 @@ def _facts(report: DatasetReport) -> Html:
     return el("section", el("h2", "What is in it"), el("div", definition_list(rows), class_="card"))
 
 
+def _groups(report: DatasetReport) -> str:
+    told = f"{report.train.groups:,} in training, {report.validation.groups:,} held out"
+    shared = report.shared
+    return f"{told}, {shared.groups:,} on both sides ({_number(shared.pairs, 'pair')})" if shared.groups else told
+
+
 def _side(side: Side) -> str:
     return f"{_number(side.samples, 'sample')}, {_number(side.pairs, 'pair')}, {_number(side.pictures, 'picture')}"
 
 
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def _number(count: int, what: str, several: str | None = None) -> str:
+    return f"{count:,} {what if count == 1 else several or what + 's'}"
 
 
 def _by(size: tuple[int, int]) -> str:
@@ -203,6 +213,14 @@ def _left_out(report: DatasetReport) -> Html | None:
         return None
     entries = (_entries(note.examples, note.count) for note in found)
     return el("section", el("h2", "Left out"), el("div", entries, class_="card"))
+
+
+def _file_of_entries(report: DatasetReport) -> Html | None:
+    if not report.listed_entries:
+        return None
+    link = el("a", REFUSED_ENTRIES, href=REFUSED_ENTRIES, download=REFUSED_ENTRIES)
+    told = f" lists {_number(report.listed_entries, 'entry', 'entries')} to work through, a line of JSON each."
+    return el("p", link, told, class_="muted")
 
 
 def _notes(report: DatasetReport) -> Html | None:

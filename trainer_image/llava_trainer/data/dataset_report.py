@@ -33,6 +33,16 @@ class Side(Lenient):
     pictures: int
     """Different image files."""
     supervised_tokens: int
+    groups: int = 0
+    """Groups that its samples belong to; samples without a group of their own are one by what they show."""
+
+
+class Shared(Lenient):
+    """What of the held-out side belongs to groups that training has samples of, too: its score flatters."""
+
+    groups: int = 0
+    pairs: int = 0
+    """Held-out questions of these groups."""
 
 
 class ImageSummary(Lenient):
@@ -95,6 +105,7 @@ class DatasetReport(Lenient):
     samples_read: int
     train: Side
     validation: Side
+    shared: Shared = Shared()
     pictures: ImageSummary
     lengths: Lengths
     supervised: Supervised = Supervised()
@@ -102,6 +113,8 @@ class DatasetReport(Lenient):
     """Samples that are not trained on, since nothing to learn is left of them or the model would misread them."""
     refused_count: int
     refused: tuple[Told, ...]
+    listed_entries: int = 0
+    """Entries that refused.jsonl beside this file lists: those that were refused or left out."""
     notes: tuple[Note, ...]
     alignment: "DatasetReport | None" = None
     """The same about the dataset of phase 1."""
@@ -123,12 +136,17 @@ def build_dataset_report(dataset: PreparedDataset, alignment: PreparedDataset | 
         samples_read=dataset.num_read,
         train=_describe_side(dataset, held_out=False),
         validation=_describe_side(dataset, held_out=True),
+        shared=Shared(
+            groups=len(np.unique(dataset.group_of[dataset.shared])),
+            pairs=int(dataset.table.num_pairs[dataset.shared].sum()),
+        ),
         pictures=_describe_images(dataset),
         lengths=_describe_lengths(dataset),
         supervised=_describe_supervised(dataset),
         left_out=findings.num_left_out,
         refused_count=findings.num_refused,
         refused=_told(findings.kept.get(Kind.REFUSED, [])),
+        listed_entries=findings.listed.num_listed if findings.listed is not None else 0,
         notes=notes,
         alignment=phase_1,
     )
@@ -141,6 +159,9 @@ def summarise(report: DatasetReport) -> PrepareNumbers:
         samples_validation=report.validation.samples,
         pairs_train=report.train.pairs,
         pairs_validation=report.validation.pairs,
+        groups_validation=report.validation.groups,
+        groups_shared=report.shared.groups,
+        pairs_shared=report.shared.pairs,
         images=report.pictures.files,
         supervised_tokens=report.train.supervised_tokens,
         longest_sample_tokens=report.lengths.longest,
@@ -163,6 +184,7 @@ def _describe_side(dataset: PreparedDataset, *, held_out: bool) -> Side:
         pairs=int(table.num_pairs[chosen].sum()),
         pictures=len(np.unique(shown[chosen[shown_by]])),
         supervised_tokens=int(table.supervised[chosen].sum()),
+        groups=len(np.unique(dataset.group_of[chosen])),
     )
 
 

@@ -90,15 +90,18 @@ def encode(sample: Sample, processor: Processor, max_length: int, template: Temp
     )
 
 
-def encode_prompt(turns: Sequence[Turn], image_turns: Sequence[int], processor: Processor) -> list[int]:
+def encode_prompt(
+    turns: Sequence[Turn], image_turns: Sequence[int], processor: Processor, *, system: str = ""
+) -> list[int]:
     """Token ids to generate an answer from: the same ids that training has before the answer.
 
     Args:
         turns: the conversation up to and including the question.
         image_turns: for each image, the index of the turn that shows it.
         processor: the checkpoint's.
+        system: replaces LLaVA's system text; empty where that stays.
     """
-    ids, _ = _tokenize(render_prompt(turns, image_turns, processor.gap), processor)
+    ids, _ = _tokenize(render_prompt(turns, image_turns, processor.gap, system=system), processor)
     expanded, _ = _expand_images(ids, [IGNORED] * len(ids), processor)
     return expanded
 

@@ -15,6 +15,8 @@ from llava_trainer.data.json_file import JsonFileError
 
 MAX_ENTRY_CHARACTERS = 4 * 2**20
 """Largest entry, in characters. A conversation has some thousands, a document of 100 pages 300,000."""
+MAX_EMBEDDING_CHARACTERS = 32 * 2**20
+"""The same where entries may hold images: 24 MB of them in base64."""
 _CHUNK_BYTES = 256 * 2**10
 _MAY_BE_CUT = 16
 """An error this near to the end of what was read may come from having read only so far: in ``true`` or ``\\ud83d``."""
@@ -36,12 +38,15 @@ class Entry:
     value: Any
 
 
-def read_entries(path: Path, position: ReadingPosition) -> Iterator[Entry]:
+def read_entries(
+    path: Path, position: ReadingPosition, *, max_characters: int = MAX_ENTRY_CHARACTERS
+) -> Iterator[Entry]:
     """Read an export entry by entry, in UTF-8 with or without a byte order mark.
 
     Args:
         path: a JSON list, or one JSON value a line.
         position: kept up to date.
+        max_characters: of the largest entry.
 
     Raises:
         JsonFileError: not readable, not UTF-8, not JSON or no list, with line and column where there is one; entries
@@ -50,7 +55,7 @@ def read_entries(path: Path, position: ReadingPosition) -> Iterator[Entry]:
     try:
         position.total_bytes += path.stat().st_size
         with path.open("rb") as stream:
-            text = _Text(stream, position)
+            text = _Text(stream, position, max_characters)
             first = text.peek()
             if first == "[":
                 yield from _read_list(text)
@@ -105,8 +110,9 @@ def _read_lines(text: "_Text") -> Iterator[Entry]:
 class _Text:
     """The characters of a file, of which only some are held, and the place in them."""
 
-    def __init__(self, stream: BinaryIO, position: ReadingPosition) -> None:
+    def __init__(self, stream: BinaryIO, position: ReadingPosition, max_characters: int) -> None:
         self._stream = stream
+        self._max_characters = max_characters
         self._position = position
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._json = json.JSONDecoder()
@@ -181,8 +187,8 @@ class _Text:
     def _grow(self) -> None:
         """Read on within one entry: as much as is held, so that trying again costs no more than reading."""
         held = len(self._held) - self._at
-        if held > MAX_ENTRY_CHARACTERS:
-            raise JsonFileError(f"holds an entry of more than {MAX_ENTRY_CHARACTERS:,} characters: divide it")
+        if held > self._max_characters:
+            raise JsonFileError(f"holds an entry of more than {self._max_characters:,} characters: divide it")
         self._fill(max(_CHUNK_BYTES, held))
 
     def _fill(self, num_bytes: int) -> None:

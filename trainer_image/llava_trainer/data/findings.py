@@ -1,10 +1,12 @@
 """What prepare has to tell about the data: what it refuses, and what it only notes."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from llava_api.text import show
+from llava_trainer.data.refused_entries import RefusedEntries
+from llava_trainer.data.samples import Source
 
 KEPT_PER_KIND = 100
 """Findings of one kind that are kept word for word; the others are counted."""
@@ -22,6 +24,7 @@ class Kind(StrEnum):
     OVERLONG = "samples cut off at training.maxLength"
     OPENING_ANSWER = "conversations whose opening answer was left out, as LLaVA does"
     BLANK_ANSWER = "blank answers, from which nothing is learned"
+    UNUSED_SYSTEM = "system messages that were left out: LLaVA's own text stands in their place"
     UNLINKED_QUESTION = "questions without a link to an answer, left out"
     UNLINKED_ANSWER = "answers without a link to a question, left out"
     SEVERAL_ANSWERS = "questions linked to several answers, one pair each"
@@ -39,7 +42,8 @@ class Kind(StrEnum):
     CONTRADICTION = "questions asked again on the same picture, with another answer"
     OVERLAP = "validation questions that training asks on the same picture"
     SHARED_PICTURE = "held-out pictures that training shows, too, with other questions"
-    ALIGNMENT_OVERLAP = "held-out pictures that alignment shows with a caption"
+    SHARED_GROUP = "held-out groups that training has samples of, too"
+    ALIGNMENT_OVERLAP = "captions in alignment of held-out pictures and groups"
 
 
 LEFT_OUT = (Kind.NOTHING_TO_LEARN, Kind.SPECIAL_TOKEN)
@@ -55,6 +59,10 @@ class Finding:
     message: str
     needed_length: int = 0
     """training.maxLength that would do, in tokens, where it is too short."""
+    file: str = ""
+    """The file that it was found in, where it is about an entry of one."""
+    index: int | None = None
+    """The entry's number in it, from 0."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}"
@@ -66,6 +74,8 @@ class Findings:
 
     counts: Counter[Kind] = field(default_factory=Counter)
     kept: dict[Kind, list[Finding]] = field(default_factory=dict)
+    listed: RefusedEntries | None = None
+    """Takes in every entry that cannot be used, if anything does."""
     needed_length: int = 0
     """Shortest training.maxLength, in tokens, with which no sample is refused for its length; 0 if none is."""
 
@@ -73,6 +83,13 @@ class Findings:
         """Take in one finding."""
         self.counts[finding.kind] += 1
         self.needed_length = max(self.needed_length, finding.needed_length)
+        if self.listed is not None and finding.kind in (Kind.REFUSED, *LEFT_OUT):
+            self.listed.add(
+                {
+                    "file": finding.file, "index": finding.index, "where": finding.where,
+                    "kind": "refused" if finding.kind is Kind.REFUSED else "left out", "problem": finding.message,
+                }
+            )  # fmt: skip
         kept = self.kept.setdefault(finding.kind, [])
         if len(kept) < KEPT_PER_KIND:
             kept.append(finding)
@@ -99,9 +116,10 @@ class Findings:
 
 def refused(where: object, message: str, *, needed_length: int = 0) -> Finding:
     """An entry that cannot be trained on."""
-    return Finding(kind=Kind.REFUSED, where=show(where), message=show(message), needed_length=needed_length)
+    return noted(Kind.REFUSED, where, message, needed_length=needed_length)
 
 
 def noted(kind: Kind, where: object, message: str, *, needed_length: int = 0) -> Finding:
     """Something worth telling that does not fail the run."""
-    return Finding(kind=kind, where=show(where), message=show(message), needed_length=needed_length)
+    found = Finding(kind=kind, where=show(where), message=show(message), needed_length=needed_length)
+    return replace(found, file=where.file, index=where.index) if isinstance(where, Source) else found

@@ -1,12 +1,12 @@
 """What is to be read of a dataset, and how it will be used: by training, or by alignment."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llava_api.run_config import RunConfig
 from llava_api.spec import Dataset, Prompt
-from llava_trainer.data.check import ImageFolder
+from llava_trainer.data.image_folder import ImageFolder
 from llava_trainer.data.template import Template
 
 
@@ -21,7 +21,9 @@ class DatasetRequest:
         max_length: training.maxLength.
         seed: of the split.
         hold_out: whether any samples are held out at all.
+        embedded: folder on the run's volume for images that the dataset's files hold.
         prompts: evaluation's prompts, whose images lie in the same folder.
+        unfetched: why images that are named by address were not fetched.
     """
 
     dataset: Dataset
@@ -29,19 +31,22 @@ class DatasetRequest:
     template: Template
     max_length: int
     seed: int
+    embedded: Path
     hold_out: bool = True
     prompts: Sequence[Prompt] = ()
+    unfetched: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> ImageFolder:
         """Where its images lie."""
-        return ImageFolder(root=self.root, name=self.dataset.images)
+        return ImageFolder(root=self.root, name=self.dataset.images, embedded=self.embedded, unfetched=self.unfetched)
 
     @property
-    def files(self) -> tuple[str, ...]:
-        """Files to read: training's, and that of held-out samples if there is one."""
+    def files(self) -> tuple[tuple[str, str], ...]:
+        """The fields that name files, and the files or patterns: training's, and held-out samples' if there are any."""
         held_out = self.dataset.validation.file if self.hold_out else None
-        return (self.dataset.file,) if held_out is None else (self.dataset.file, held_out)
+        training = ("dataset.file", self.dataset.file)
+        return (training,) if held_out is None else (training, ("dataset.validation.file", held_out))
 
 
 def training_request(config: RunConfig) -> DatasetRequest:
@@ -53,6 +58,7 @@ def training_request(config: RunConfig) -> DatasetRequest:
         max_length=config.training.max_length,
         seed=config.training.seed,
         prompts=config.evaluation.prompts,
+        embedded=config.volume.embedded_images_dir,
     )
 
 
@@ -69,5 +75,6 @@ def alignment_request(config: RunConfig) -> DatasetRequest | None:
         template="plain",
         max_length=config.training.max_length,
         seed=config.training.seed,
+        embedded=config.volume.embedded_images_dir,
         hold_out=False,
     )

@@ -22,6 +22,7 @@ class SampleTable:
         self._num_pairs, self._content, self._from_validation = array("I"), array("I"), array("B")
         self._pair_key, self._pair_answer = array("Q"), array("Q")
         self._shown_by, self._shown = array("I"), array("I")
+        self._belongs, self._named = array("I"), array("I")
         self._contents = Contents()
 
     def __len__(self) -> int:
@@ -36,7 +37,13 @@ class SampleTable:
             self._shown.append(content)
         if not contents:
             contents = [self._contents.number_of(_digest_of(b"text", sample.turns[0].text.encode()))]
-        self._contents.join(contents)
+        joined = contents
+        if sample.group:
+            named = self._contents.number_of(_digest_of(b"group", sample.group.encode()), named=True)
+            joined = [*contents, named]
+            self._belongs.append(len(self))
+            self._named.append(named)
+        self._contents.join(joined)
         self._content.append(contents[0])
         for key, answer in pair_keys(checked):
             self._pair_key.append(key)
@@ -100,30 +107,38 @@ class SampleTable:
         """The group of each sample, int64 [samples], and the groups."""
         return self._contents.group(np.array(self._content, dtype=np.int64), self.num_pairs)
 
-    def contents_of(self, samples: np.ndarray) -> set[bytes]:
-        """Digests of the images that the chosen samples (bool [samples]) show."""
+    @property
+    def _ties(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images shown and groups named, two arrays of one length: the sample, and the number of the content."""
         shown_by, shown = self.shown
-        chosen = set(shown[samples[shown_by]].tolist())
+        belongs = np.array(self._belongs, dtype=np.uint32)
+        return np.concatenate((shown_by, belongs)), np.concatenate((shown, np.array(self._named, dtype=np.uint32)))
+
+    def contents_of(self, samples: np.ndarray) -> set[bytes]:
+        """Digests of the images that the chosen samples (bool [samples]) show, and of the groups that they name."""
+        owners, contents = self._ties
+        chosen = set(contents[samples[owners]].tolist())
         return {digest for digest, number in self._contents.numbers.items() if number in chosen}
 
-    def samples_that_show(self, contents: set[bytes]) -> np.ndarray:
-        """int64: numbers of the samples that show one of the images with these digests, in their order."""
+    def samples_with(self, contents: set[bytes]) -> np.ndarray:
+        """int64: numbers of the samples that show or name one of the contents with these digests, in their order."""
         known = self._contents.numbers
         numbers = np.array([number for digest, number in known.items() if digest in contents], dtype=np.uint32)
-        shown_by, shown = self.shown
-        return np.unique(shown_by[np.isin(shown, numbers)])
+        owners, found = self._ties
+        return np.unique(owners[np.isin(found, numbers)])
 
 
 def pair_keys(checked: Checked) -> Iterator[tuple[int, int]]:
     """For each pair a number for its question about its images, and one for its answer.
 
     Letter case and white space do not make another question. Without an image, what was said before belongs to the
-    question: "Why?" is another one after another answer.
+    question: "Why?" is another one after another answer. So does a system message of its own.
     """
     context = b"".join(sorted(image.digest for image in checked.images))
     for before, question, answer in checked.sample.pairs():
         history = () if context else tuple(_fold(turn.text) for turn in before)
-        key = _digest_of(context, *history, _fold(question.text))
+        system = (_fold(checked.sample.system),) if checked.sample.system else ()
+        key = _digest_of(context, *system, *history, _fold(question.text))
         yield int.from_bytes(key[:8], "little"), int.from_bytes(_digest_of(answer.text.encode())[:8], "little")
 
 

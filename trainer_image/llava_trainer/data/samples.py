@@ -45,6 +45,10 @@ class Sample:
         image_turns: for each image, the index in ``turns`` of the user turn that shows it; never decreasing.
         references: right answers to the last question, where there is more than one.
         question_type: what kind of question it is, for scores by kind.
+        group: what it belongs to (a document, a patient), as the data names it; empty where it does not.
+        system: replaces LLaVA's system text; empty where that stays.
+        group_key: the same for all samples that must stay on one side of a split: those that name one group, show one
+            image or are joined by others that do. Set in the files that prepare hands on.
         num_tokens: tokens of the whole conversation, images expanded, before anything is cut off; prepare counts
             them once for training to group by. 0: not counted.
         num_supervised: tokens of it that are learned, after it is cut off; counted in the same way. 0: not counted.
@@ -60,6 +64,9 @@ class Sample:
     image_turns: tuple[int, ...] = ()
     references: tuple[str, ...] = ()
     question_type: str = ""
+    group: str = ""
+    system: str = ""
+    group_key: str = ""
     num_tokens: int = 0
     num_supervised: int = 0
 
@@ -138,6 +145,10 @@ def parse_sample(fields: dict[str, Any]) -> Sample:
         image_turns=tuple(fields["image_turns"]),
         references=tuple(fields["references"]),
         question_type=fields["question_type"],
+        # Older images knew neither groups nor system messages.
+        group=fields.get("group", ""),
+        group_key=fields.get("group_key", ""),
+        system=fields.get("system", ""),
         num_tokens=fields["num_tokens"],
         # Older images did not count them.
         num_supervised=fields.get("num_supervised", 0),

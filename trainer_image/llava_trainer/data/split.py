@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_LAST_KEY = int(np.iinfo(np.uint64).max)
+
 
 class SplitError(ValueError):
     """The samples cannot be split; the message names the fix."""
@@ -14,7 +16,9 @@ class SplitError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Samples that must stay on one side of a split, since they share images or, without any, their opening question.
+    """Samples that must stay on one side of a split.
+
+    They name the same group, or share images or, without any, their opening question; or others join them by that.
 
     Attributes:
         key: the same for the same content, whatever order or form the export is in.
@@ -26,18 +30,24 @@ class Group:
 
 
 class Contents:
-    """What samples show (images, or opening questions), numbered, and joined where one sample shows several."""
+    """What samples show (images, or opening questions) and belong to, numbered, and joined where one has several."""
 
     def __init__(self) -> None:
         self.numbers: dict[bytes, int] = {}
         self._keys, self._parents = array("Q"), array("I")
 
-    def number_of(self, digest: bytes) -> int:
-        """The content's number; a new one where it was not seen before."""
+    def number_of(self, digest: bytes, *, named: bool = False) -> int:
+        """The content's number; a new one where it was not seen before.
+
+        Args:
+            digest: of the content.
+            named: it is a name that joins samples and nothing that they show. What is held out does not follow from
+                names: the same data without them, or with others, gives the same split where it gives the same groups.
+        """
         number = self.numbers.setdefault(digest, len(self._parents))
         if number == len(self._parents):
             self._parents.append(number)
-            self._keys.append(int.from_bytes(digest[:8], "little"))
+            self._keys.append(_LAST_KEY if named else int.from_bytes(digest[:8], "little"))
         return number
 
     def join(self, numbers: Sequence[int]) -> None:
@@ -56,7 +66,7 @@ class Contents:
             The group of each sample, int64 [samples], and the groups.
         """
         roots = np.array([self._root(number) for number in range(len(self._parents))], dtype=np.int64)
-        keys = np.full(len(roots), np.iinfo(np.uint64).max, dtype=np.uint64)
+        keys = np.full(len(roots), _LAST_KEY, dtype=np.uint64)
         np.minimum.at(keys, roots, np.array(self._keys, dtype=np.uint64))
         used, group_of = np.unique(roots[shown], return_inverse=True)
         weights = np.bincount(group_of, weights=weights, minlength=len(used))
@@ -86,8 +96,8 @@ def choose_held_out(sizes: Mapping[int, int], *, fraction: float, seed: int) -> 
     """
     if len(sizes) < 2:
         raise SplitError(
-            "every sample is about the same picture, so that none can be held out: add samples of other pictures, or "
-            "name held-out samples in dataset.validation.file"
+            "every sample is about the same picture or of the same group, so that none can be held out: add samples of "
+            "other pictures and groups, or name held-out samples in dataset.validation.file"
         )
     return _choose(sizes, fraction * sum(sizes.values()), seed)
 

@@ -44,7 +44,7 @@ _CHAT_TEMPLATE = (
     "{%- for part in content if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- endfor -%}"
     "{%- endif -%}"
     "{%- endmacro -%}"
-    "{{- text_of(system) + ' ' -}}"
+    "{{- text_of(system) | trim + ' ' -}}"
     "{%- for turn in turns -%}"
     "{%- set said = (pictures_of(turn['content']) + text_of(turn['content']) | trim) | trim -%}"
     "{%- set said = said | replace('<image>', '<image>GAP') -%}"
@@ -95,7 +95,7 @@ def render(sample: Sample, template: Template = "v1", gap: str = "") -> Conversa
     """
     if template == "plain":
         return _render_caption(sample, gap)
-    text = SYSTEM + " "
+    text = (sample.system or SYSTEM) + " "
     supervised = []
     for index, turn in enumerate(sample.turns):
         begin = len(text)
@@ -105,16 +105,17 @@ def render(sample: Sample, template: Template = "v1", gap: str = "") -> Conversa
     return Conversation(text=text, supervised=tuple(supervised))
 
 
-def render_prompt(turns: Sequence[Turn], image_turns: Sequence[int], gap: str = "") -> str:
+def render_prompt(turns: Sequence[Turn], image_turns: Sequence[int], gap: str = "", *, system: str = "") -> str:
     """Lay out what a model answers to: turns that end with a question.
 
     Args:
         turns: beginning and ending with the user.
         image_turns: for each image, the index of the turn that shows it.
         gap: stands behind every ``<image>``.
+        system: replaces LLaVA's system text; empty where that stays.
     """
     said = (_say(turn, image_turns.count(index), gap) for index, turn in enumerate(turns))
-    return "".join((SYSTEM, " ", *said))
+    return "".join((system or SYSTEM, " ", *said))
 
 
 def _render_caption(sample: Sample, gap: str) -> Conversation:

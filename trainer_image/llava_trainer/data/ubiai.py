@@ -2,10 +2,9 @@
 
 The form is told from what the file holds. One conversation a document with all of its questions, or one sample a
 question. No JSON export carries images: which one a document is about is told by ``documentName`` or by a mapping
-file; an OCR archive names them.
+file; an OCR archive names them. A document is a group: all that is asked about it stays on one side of a split.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ from llava_api.spec import Ubiai
 from llava_trainer.data.entries import ReadingPosition, read_entries
 from llava_trainer.data.findings import Finding, Kind, noted, refused
 from llava_trainer.data.json_file import JsonFileError, describe_mismatch, is_writable, read_json
+from llava_trainer.data.recognition import LOOKED_AT_BYTES, TAGGED_WORD
 from llava_trainer.data.samples import Sample, Source, Turn
 from llava_trainer.data.template import IMAGE_MARKER
 from llava_trainer.data.ubiai_document import Document, DocumentError, read_document
@@ -28,9 +28,6 @@ Resolve = Callable[[str], Path]
 _LABELS_SHOWN = 10
 _LABELS_COUNTED = 1000
 """Different labels that are remembered: a person has some dozens, and memory stays bounded whatever an export holds."""
-
-_LOOKED_AT_BYTES = 64 * 2**10
-_TAGGED_WORD = re.compile(rb"[^\t]*\t(O|[BI]-.+)")
 
 _MAPPING = TypeAdapter(dict[str, str], config=ConfigDict(strict=True))
 
@@ -100,11 +97,11 @@ def _looks_like_json(path: Path) -> bool:
     """
     try:
         with path.open("rb") as stream:
-            beginning = stream.read(_LOOKED_AT_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+            beginning = stream.read(LOOKED_AT_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError as error:
         raise JsonFileError(f"cannot be read: {error}") from error
     first_line = beginning.split(b"\n", 1)[0].rstrip()
-    if _TAGGED_WORD.fullmatch(first_line):
+    if TAGGED_WORD.fullmatch(first_line):
         return False
     if beginning[:1] in (b"[", b"{"):
         return True
@@ -195,6 +192,8 @@ def _samples_of(
         yield image
         return
     name = document.name or str(source.index)
+    # Numbers of one file say nothing about documents of another one.
+    group = document.name or str(source)
     usable = []
     for pair in pairs:
         problem = _problem_of(pair, name, image)
@@ -203,18 +202,18 @@ def _samples_of(
         else:
             usable.append(pair)
     if settings.samples == "document" and usable:
-        yield _build_sample(name, usable, source, image)
+        yield _build_sample(name, usable, source, image, group)
     elif settings.samples == "pair":
         for pair in usable:
             where = Source(file=source.file, index=source.index, part=pair.part)
-            yield _build_sample(f"{name}:{pair.key}", [pair], where, image)
+            yield _build_sample(f"{name}:{pair.key}", [pair], where, image, group)
 
 
-def _build_sample(identity: str, pairs: Sequence[Pair], source: Source, image: str) -> Sample:
+def _build_sample(identity: str, pairs: Sequence[Pair], source: Source, image: str, group: str) -> Sample:
     turns: list[Turn] = []
     for pair in pairs:
         turns += [Turn(role="user", text=pair.question), Turn(role="assistant", text=pair.answer)]
-    return Sample(id=identity, images=(image,), turns=tuple(turns), source=source, image_turns=(0,))
+    return Sample(id=identity, images=(image,), turns=tuple(turns), source=source, image_turns=(0,), group=group)
 
 
 def _problem_of(pair: Pair, *others: str) -> str | None:

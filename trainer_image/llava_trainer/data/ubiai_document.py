@@ -13,8 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llava_trainer.data.json_file import describe_mismatch
-
-_KEYS_SHOWN = 8
+from llava_trainer.data.recognition import looks_like, tell_fields
 
 
 class DocumentError(ValueError):
@@ -123,11 +122,9 @@ def read_document(entry: Any) -> Document:
         DocumentError: it has neither shape, or a field of it is wrong.
     """
     if isinstance(entry, dict) and not {"tokens", "annotation"} & entry.keys():
-        keys = ", ".join(sorted(map(str, entry))[:_KEYS_SHOWN]) or "none"
-        hint = "; it looks like LLaVA's: set dataset.format to llava" if "conversations" in entry else ""
         raise DocumentError(
             "is of none of UBIAI's forms: neither tokens (with relations) nor annotation (entities only) are among its "
-            f"fields, which are {keys}{hint}"
+            f"fields, which are {tell_fields(entry)}{looks_like(entry, 'ubiai')}"
         )
     try:
         if isinstance(entry, dict) and "tokens" not in entry:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from llava_trainer.data.encode import encode_prompt
+from llava_trainer.data.image_folder import ImageFolder
 from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.processor import Processor
 from llava_trainer.evaluation.answering import Answerer, EncodedPrompt, Tokens
@@ -40,12 +41,12 @@ def load_answerer(folder: Path, processor: Processor, device: str, dtype: torch.
             torch.cuda.empty_cache()
 
 
-def encode_question(question: Question, processor: Processor, images_dir: Path) -> EncodedPrompt:
+def encode_question(question: Question, processor: Processor, folder: ImageFolder) -> EncodedPrompt:
     """A question as the model is fed; its images are only read when its turn comes."""
-    ids = encode_prompt(question.turns, question.image_turns, processor)
+    ids = encode_prompt(question.turns, question.image_turns, processor, system=question.system)
     if not question.images:
         return EncodedPrompt(ids=ids, load_pixels=None)
-    images = [images_dir / image for image in question.images]
+    images = [folder.find(image) for image in question.images]
     return EncodedPrompt(
         ids=ids,
         load_pixels=lambda: torch.stack(

@@ -78,11 +78,18 @@ def _scores(scores: Iterable[SplitScore], dataset: DatasetReport) -> Html:
 
 
 def _caution(score: SplitScore, dataset: DatasetReport) -> Html | None:
-    overlap = sum(note.count for note in dataset.notes if note.kind == _OVERLAP)
-    if score.split != "validation" or overlap == 0:
+    if score.split != "validation":
         return None
-    text = f"{overlap:,} of them are asked in training as well, about the same picture."
-    return el("p", text, class_="caution small")
+    overlap = sum(note.count for note in dataset.notes if note.kind == _OVERLAP)
+    told = []
+    if overlap:
+        told.append(f"{overlap:,} of them are asked in training as well, about the same picture.")
+    if score.samples_shared:
+        told.append(
+            f"{score.samples_shared:,} of them are of groups that training has samples of, too "
+            f"({dataset.shared.groups:,} of {dataset.validation.groups:,}): this score flatters."
+        )
+    return el("p", " ".join(told), class_="caution small") if told else None
 
 
 def _score_card(score: SplitScore, caution: Html | None) -> Html:

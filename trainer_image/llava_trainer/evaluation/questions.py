@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_api.spec import Prompt
-from llava_trainer.data.images import ImageError, open_image, resolve_image
+from llava_trainer.data.image_folder import training_images
+from llava_trainer.data.images import ImageError, open_image
 from llava_trainer.data.samples import Sample, Turn
 from llava_trainer.errors import StageError
 
@@ -35,6 +35,8 @@ class Question:
     """For each image, the index of the turn that shows it."""
     expected: str | None
     """The dataset's answer; None for prompts."""
+    system: str = ""
+    """Replaces LLaVA's system text; empty where that stays."""
 
     @property
     def text(self) -> str:
@@ -59,6 +61,7 @@ def ask_samples(samples: Iterable[Sample], split: Split) -> Iterator[Question]:
                 turns=turns,
                 image_turns=sample.image_turns[:num_shown],
                 expected=answer.text,
+                system=sample.system,
             )
 
 
@@ -71,15 +74,10 @@ def ask_prompts(config: RunConfig) -> list[Question]:
     return [_ask_prompt(index, prompt, config) for index, prompt in enumerate(config.evaluation.prompts)]
 
 
-def images_dir(config: RunConfig) -> Path:
-    """Folder that image paths are relative to."""
-    return config.dataset_dir / config.dataset.images
-
-
 def _ask_prompt(index: int, prompt: Prompt, config: RunConfig) -> Question:
     if prompt.image is not None:
         try:
-            open_image(resolve_image(config.dataset_dir, images_dir(config), prompt.image))
+            open_image(training_images(config).resolve(prompt.image))
         except ImageError as error:
             raise StageError(
                 Reason.INVALID_DATA,

@@ -63,6 +63,8 @@ class SplitScore(Lenient):
     split: Literal["validation", "train"]
     samples: int
     """Questions scored."""
+    samples_shared: int = 0
+    """Those of them whose group training has samples of, too."""
     base: ModelScore
     tuned: ModelScore
     gain: float
@@ -71,8 +73,9 @@ class SplitScore(Lenient):
     def to_score(self) -> Score:
         """As the operator is told."""
         return Score(
-            metric=self.metric, split=self.split, base=self.base.value, tuned=self.tuned.value, samples=self.samples
-        )
+            metric=self.metric, split=self.split, base=self.base.value, tuned=self.tuned.value, samples=self.samples,
+            samples_shared=self.samples_shared,
+        )  # fmt: skip
 
 
 class Metrics(Lenient):
@@ -95,23 +98,29 @@ class Metrics(Lenient):
     """Libraries' versions."""
 
 
-def score_answers(answers: Iterable[Answer]) -> tuple[SplitScore, ...]:
-    """Scores of each split that has questions, held-out ones first."""
+def score_answers(answers: Iterable[Answer], *, num_shared: int = 0) -> tuple[SplitScore, ...]:
+    """Scores of each split that has questions, held-out ones first.
+
+    Args:
+        answers: of both models.
+        num_shared: held-out questions whose group training has samples of, too.
+    """
     rows = list(answers)
     return tuple(
-        _score_split(split, [answer for answer in rows if answer.split == split])
+        _score_split(split, [answer for answer in rows if answer.split == split], num_shared)
         for split in ("validation", "train")
         if any(answer.split == split for answer in rows)
     )
 
 
-def _score_split(split: Literal["validation", "train"], answers: list[Answer]) -> SplitScore:
+def _score_split(split: Literal["validation", "train"], answers: list[Answer], num_shared: int) -> SplitScore:
     base = _model_score(sum(answer.base_right is True for answer in answers), len(answers))
     tuned = _model_score(sum(answer.tuned_right is True for answer in answers), len(answers))
     return SplitScore(
         metric=EXACT_MATCH,
         split=split,
         samples=len(answers),
+        samples_shared=num_shared if split == "validation" else 0,
         base=base,
         tuned=tuned,
         gain=tuned.value - base.value,

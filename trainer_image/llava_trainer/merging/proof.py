@@ -26,6 +26,7 @@ from transformers import AutoModelForImageTextToText, LlavaForConditionalGenerat
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_trainer.data.encode import Encoded, ImageCutError, encode
+from llava_trainer.data.image_folder import training_images
 from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample, read_samples
@@ -147,8 +148,8 @@ def _batch(encoded: Encoded, config: RunConfig, processor: Processor) -> Batch:
     ids = torch.tensor([encoded.input_ids])
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if encoded.images:
-        folder = config.dataset_dir / config.dataset.images
-        images = [pixel_values(open_image(folder / image), processor) for image in encoded.images]
+        folder = training_images(config)
+        images = [pixel_values(open_image(folder.find(image)), processor) for image in encoded.images]
         batch["pixel_values"] = torch.stack([torch.from_numpy(pixels) for pixels in images])
     return batch
 

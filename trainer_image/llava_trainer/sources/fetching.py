@@ -15,6 +15,7 @@ from llava_api.run_config import RunConfig
 from llava_api.spec import Dataset, Validation
 from llava_api.text import show
 from llava_trainer.attempts.takeover import earlier_of
+from llava_trainer.data.shards import find_shards, is_pattern
 from llava_trainer.files import make_folder, write_whole
 from llava_trainer.reporting import Reporter
 from llava_trainer.retrying import Patience
@@ -221,9 +222,17 @@ def _descend(folder: Path, wanted: str) -> Path:
 
     Others may stand beside it (macOS puts ``__MACOSX`` there), but no other that holds it, too.
     """
-    if (folder / wanted).exists():
+
+    def holds(place: Path) -> bool:
+        try:
+            return (place / wanted).exists() or (is_pattern(wanted) and bool(find_shards(place, wanted)))
+        except ValueError:
+            # Too many, or with odd names: the data's checks tell.
+            return True
+
+    if holds(folder):
         return folder
-    homes = [inside for inside in folder.iterdir() if inside.is_dir() and (inside / wanted).exists()]
+    homes = [inside for inside in folder.iterdir() if inside.is_dir() and holds(inside)]
     return homes[0] if len(homes) == 1 else folder
 
 

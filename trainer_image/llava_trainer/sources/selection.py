@@ -4,6 +4,7 @@ Of a model: configuration, tokenizer, weights; nothing that is code, and no form
 and then the images that they name.
 """
 
+import contextlib
 import json
 import logging
 import posixpath
@@ -12,12 +13,12 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from llava_api.spec import Dataset, Ubiai
-from llava_trainer.data.conversations import read_conversations
+from llava_api.spec import Dataset
 from llava_trainer.data.entries import ReadingPosition
-from llava_trainer.data.findings import Finding
+from llava_trainer.data.formats import read_export
+from llava_trainer.data.image_folder import is_link, name_kept, overlook_embedded
 from llava_trainer.data.samples import Sample
-from llava_trainer.data.ubiai import read_ubiai
+from llava_trainer.data.shards import find_shards, fits, is_pattern, match_shards
 from llava_trainer.data.ubiai_ocr import BOX_SUFFIX, IMAGE_SUFFIX
 from llava_trainer.files import resolve_inside
 from llava_trainer.sources.archive import ARCHIVE_SUFFIX, fetch_and_unpack
@@ -153,7 +154,8 @@ def may_be_needed(dataset: Dataset, name: str) -> bool:
     """Whether the dataset may need a file of the source: told before its own files have been read."""
     images = posixpath.normpath(dataset.images)
     own = (*list_own_files(dataset), *list_companions(dataset), name_packed_images(dataset))
-    return images == "." or name.startswith(f"{images}/") or name in own
+    is_own = any(name == one or (one is not None and fits(name, one)) for one in own)
+    return images == "." or name.startswith(f"{images}/") or is_own
 
 
 def place_images(dataset: Dataset, images: Iterable[str]) -> list[str]:
@@ -163,7 +165,17 @@ def place_images(dataset: Dataset, images: Iterable[str]) -> list[str]:
 
 
 def read_image_names(dataset: Dataset, folder: Path) -> Iterator[str]:
-    """Images that the dataset's own files name, relative to its folder of images.
+    """Images that the dataset's own files name, relative to its folder of images."""
+    return (image for image in _read_images(dataset, folder) if name_kept(image) is None)
+
+
+def read_links(dataset: Dataset, folder: Path) -> Iterator[str]:
+    """Images that the dataset's own files name by http address."""
+    return filter(is_link, _read_images(dataset, folder))
+
+
+def _read_images(dataset: Dataset, folder: Path) -> Iterator[str]:
+    """Images of all kinds.
 
     What cannot be read is passed over here: the data's checks come later and tell all of it.
     """
@@ -171,13 +183,16 @@ def read_image_names(dataset: Dataset, folder: Path) -> Iterator[str]:
     def resolve(wanted: str) -> Path:
         return resolve_inside(folder, folder, wanted)
 
-    for name in _sample_files(dataset):
-        items: Iterator[Sample | Finding]
-        if dataset.format == "llava":
-            items = read_conversations(resolve(name), name, ReadingPosition())
-        else:
-            items = read_ubiai(name, dataset.ubiai or Ubiai(), resolve, ReadingPosition())
-        yield from (image for item in items if isinstance(item, Sample) for image in item.images)
+    for name in _list_shards(dataset, folder):
+        items = read_export(dataset, name, resolve, overlook_embedded, ReadingPosition())
+        samples = (item for item in items if isinstance(item, Sample))
+        yield from (image for sample in samples for image in sample.images)
+
+
+def _list_shards(dataset: Dataset, folder: Path) -> Iterator[str]:
+    for pattern in _sample_files(dataset):
+        with contextlib.suppress(OSError, ValueError):
+            yield from find_shards(folder, pattern)
 
 
 def _sample_files(dataset: Dataset) -> list[str]:
@@ -198,13 +213,20 @@ def gather_dataset(gatherer: Gatherer, dataset: Dataset, images: tuple[str, ...]
     Raises:
         StageError: SourceRefused, if a file of its own is not there; what fetching raises.
     """
-    own = list_own_files(dataset)
+    patterns = list_own_files(dataset)
+    field = gatherer.downloader.field
+    if gatherer.catalogue.names is None and (unlisted := [name for name in patterns if is_pattern(name)]):
+        raise refused(
+            f"{field}: {gatherer.catalogue.address} does not tell which files it holds, so that {unlisted[0]} cannot "
+            f"be matched: name one file in {field.removesuffix('.source')}.file, or use an archive, hf:// or s3://"
+        )
+    shards = {pattern: match_shards(gatherer.catalogue.names or (), pattern) for pattern in patterns}
+    own = [name for pattern in patterns for name in shards[pattern]]
     gatherer.gather([*own, *list_companions(dataset)])
-    lacking = [name for name in own if name in gatherer.missing]
+    lacking = [name for name in own if name in gatherer.missing] + [name for name in patterns if not shards[name]]
     if lacking:
         names = sorted(gatherer.catalogue.names or ())[:_NAMES_SHOWN]
         there = f"; it holds {', '.join(names)}, ..." if names else ""
-        field = gatherer.downloader.field
         raise refused(
             f"{field}: {gatherer.catalogue.address} does not hold {', '.join(lacking)}{there}: correct "
             f"{field.removesuffix('.source')}.file or source"

@@ -17,13 +17,14 @@ from llava_api.failures import Reason
 from llava_api.report import EvaluateNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.data.dataset_report import DatasetReport, summarise
+from llava_trainer.data.image_folder import training_images
 from llava_trainer.data.images import open_image
 from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.data.samples import read_samples
 from llava_trainer.errors import StageError
 from llava_trainer.evaluation.models import encode_question, load_answerer
 from llava_trainer.evaluation.page import PageContent, build_evaluation_page
-from llava_trainer.evaluation.questions import Question, ask_prompts, ask_samples, images_dir
+from llava_trainer.evaluation.questions import Question, ask_prompts, ask_samples
 from llava_trainer.evaluation.scores import Answer, Metrics, score_answers
 from llava_trainer.evaluation.settings import list_settings
 from llava_trainer.files import begin_folder, publish_folder, sha256_file, write_whole
@@ -64,8 +65,8 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
     publish_folder(config.volume.evaluation_dir)
     for score in metrics.scores:
         logger.info(
-            "%s on %s: base %.3f, tuned %.3f (%d questions)",
-            score.metric, score.split, score.base.value, score.tuned.value, score.samples,
+            "%s on %s: base %.3f, tuned %.3f (%d questions, %d of groups that training has, too)",
+            score.metric, score.split, score.base.value, score.tuned.value, score.samples, score.samples_shared,
         )  # fmt: skip
     return StageOutput(
         numbers=EvaluateNumbers(
@@ -118,7 +119,7 @@ def _answer_all(
     """Answers of the model in ``model_dir``, in the questions' order: the dataset's first, the prompts' last."""
     device, dtype = _device(config)
     generation = config.evaluation.generation
-    folder = images_dir(config)
+    folder = training_images(config)
     encoded = [encode_question(question, processor, folder) for question in questions]
     num_scored = sum(question.expected is not None for question in questions)
     try:
@@ -148,7 +149,7 @@ def _measure(config: RunConfig, dataset: DatasetReport, answers: list[Answer], s
         finished_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         device=torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})",
         dtype=str(dtype).removeprefix("torch."),
-        scores=score_answers(answers),
+        scores=score_answers(answers, num_shared=dataset.shared.pairs),
         prompts=len(config.evaluation.prompts),
         generation=config.evaluation.generation,
         dataset=summarise(dataset),
@@ -158,7 +159,7 @@ def _measure(config: RunConfig, dataset: DatasetReport, answers: list[Answer], s
 
 
 def _build_page(config: RunConfig, dataset: DatasetReport, answers: list[Answer], metrics: Metrics) -> str:
-    folder = images_dir(config)
+    folder = training_images(config)
     return build_evaluation_page(
         PageContent(
             metrics=metrics,
@@ -166,6 +167,6 @@ def _build_page(config: RunConfig, dataset: DatasetReport, answers: list[Answer]
             answers=answers,
             curve=find_curve(config.volume),
             settings=list_settings(config),
-            load_image=lambda path: open_image(folder / path),
+            load_image=lambda path: open_image(folder.find(path)),
         )
     )

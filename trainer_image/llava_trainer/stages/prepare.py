@@ -7,6 +7,8 @@ the same files.
 
 import contextlib
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,11 +28,12 @@ from llava_trainer.data.request import DatasetRequest, alignment_request, traini
 from llava_trainer.data.sample_file import SampleSizes
 from llava_trainer.data.samples import write_lines
 from llava_trainer.errors import StageError
-from llava_trainer.files import find_free_bytes, sha256_file, write_whole
+from llava_trainer.files import find_free_bytes, remove_folder, sha256_file, sync_file_system, write_whole
 from llava_trainer.inputs import provide_inputs, read_inputs
 from llava_trainer.model.flash import has_flash_attention
 from llava_trainer.outcome import StageOutput
 from llava_trainer.reporting import Reporter
+from llava_trainer.sources.links import fetch_links
 from llava_trainer.training.batch_plan import make_plan
 from llava_trainer.training.phase import phase_of
 
@@ -60,9 +63,14 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         "model: %.1f GB of weights, %d tokens a picture of %d px",
         weights_bytes / 1e9, facts.tokens_per_image, facts.image_size_px,
     )  # fmt: skip
+    embedded = config.volume.embedded_images_dir
+    if embedded.exists():
+        # Of this very attempt, before its container was started again: nobody knows what of it is on the disk.
+        remove_folder(embedded)
+    unfetched = fetch_links(config, reporter)
     with contextlib.ExitStack() as stack:
         phases = [
-            stack.enter_context(_check(config, request, reporter))
+            stack.enter_context(_check(config, replace(request, unfetched=unfetched), reporter))
             for request in (training_request(config), alignment_request(config))
             if request is not None
         ]
@@ -73,11 +81,14 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         reporter.fence.check()
         write_whole(config.volume.dataset_report_json, report.model_dump_json(indent=2) + "\n")
         write_whole(config.volume.dataset_report_html, build_dataset_page(config.run.name, phases, report))
+        _list_refused(config, phases)
         for phase in phases:
             _log(phase)
         if not report.accepted:
             told = (describe_refused(phase.findings) for phase in phases if phase.findings.num_refused)
             raise StageError(Reason.INVALID_DATA, "\n".join(told)[:_MESSAGE_CHARACTERS])
+        if embedded.exists():
+            sync_file_system(embedded)
         digests = _write(config, dataset, alignment)
         found = {
             "largest": None if config.training.method == "none" else _find_largest(config, dataset, StageName.TRAIN),
@@ -98,6 +109,14 @@ def _check(config: RunConfig, request: DatasetRequest, reporter: Reporter) -> Pr
         config.volume.train_file.with_name(f".{request.template}.spool"),
         lambda done, total: reporter.update(done, total, message=f"checking samples of {source}"),
     )
+
+
+def _list_refused(config: RunConfig, phases: Sequence[PreparedDataset]) -> None:
+    listed = [phase.findings.listed for phase in phases if phase.findings.listed is not None]
+    if any(entries.num_listed for entries in listed):
+        write_lines(config.volume.refused_entries_file, (part for entries in listed for part in entries.lines()))
+    else:
+        config.volume.refused_entries_file.unlink(missing_ok=True)
 
 
 def _log(phase: PreparedDataset) -> None:
@@ -126,7 +145,7 @@ def describe_refused(findings: Findings) -> str:
     if findings.needed_length:
         heading += f"; training.maxLength must be at least {findings.needed_length} to keep all"
     if count > len(told):
-        heading += f"; the first {len(told)} of them"
+        heading += f"; the first {len(told)} of them (data/refused.jsonl on the volume has all)"
     left_out = [finding for kind in LEFT_OUT for finding in findings.first(kind, ENTRIES_TOLD)]
     lines = (
         text if len(text := str(entry)) <= _ENTRY_CHARACTERS else f"{text[:_ENTRY_CHARACTERS]}…"

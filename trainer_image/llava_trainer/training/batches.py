@@ -5,7 +5,6 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 
 from llava_trainer.data.collate import Batch, Item, collate, collate_packed
 from llava_trainer.data.encode import IGNORED, encode
+from llava_trainer.data.image_folder import ImageFolder
 from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample
@@ -56,8 +56,7 @@ class RowLoader:
 
     samples: Samples
     processor: Processor
-    images: Path
-    """Folder that the samples' images are relative to."""
+    images: ImageFolder
     max_length: int
     template: Template = "v1"
     packing: bool = False
@@ -83,7 +82,7 @@ class RowLoader:
         )
 
     def _load_sample(self, sample: Sample) -> Item:
-        pixels = [pixel_values(open_image(self.images / name), self.processor) for name in sample.images]
+        pixels = [pixel_values(open_image(self.images.find(name)), self.processor) for name in sample.images]
         encoded = encode(sample, self.processor, self.max_length, self.template)
         return encoded, np.stack(pixels) if pixels else None
 
@@ -100,7 +99,7 @@ class BatchLoader:
         samples: Samples,
         processor: Processor,
         *,
-        images: Path,
+        images: ImageFolder,
         max_length: int,
         plan: BatchPlan,
         rank: int,

@@ -12,6 +12,7 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_api.spec import Training
+from llava_trainer.data.image_folder import ImageFolder, folder_of, training_images
 from llava_trainer.errors import StageError
 
 Method = Literal["projector", "lora", "qlora", "full"]
@@ -31,8 +32,8 @@ class Phase:
     """What prepare made of this phase's dataset."""
     held_out_file: Path | None
     """What is looked at while it trains; None in phase 1, which holds nothing out."""
-    images_dir: Path
-    """Folder that the samples' images are relative to."""
+    images: ImageFolder
+    """Where the samples' images lie."""
     image_aspect_ratio: Literal["pad", "square"]
     training: Training
     """Settings as in ``spec.training``; in phase 1 with those of ``spec.alignment`` in place of what it has itself."""
@@ -69,7 +70,7 @@ def _alignment(config: RunConfig) -> Phase:
         template="plain",
         samples_file=config.volume.alignment_file,
         held_out_file=None,
-        images_dir=config.alignment_dir / alignment.dataset.images,
+        images=folder_of(config, alignment.dataset, config.alignment_dir),
         image_aspect_ratio=alignment.dataset.image_aspect_ratio,
         training=config.training.model_copy(update=own),
     )
@@ -85,7 +86,7 @@ def _training(config: RunConfig) -> Phase:
         template="v1",
         samples_file=config.volume.train_file,
         held_out_file=config.volume.selection_file if training.selects else config.volume.validation_file,
-        images_dir=config.dataset_dir / config.dataset.images,
+        images=training_images(config),
         image_aspect_ratio=config.dataset.image_aspect_ratio,
         training=training,
     )

@@ -68,7 +68,7 @@ def train(
         progress.begin(resume_point.step)
         loader = stack.enter_context(
             BatchLoader(
-                samples, processor, images=phase.images_dir, max_length=phase.training.max_length, plan=plan,
+                samples, processor, images=phase.images, max_length=phase.training.max_length, plan=plan,
                 rank=world.rank, template=phase.template,
             )
         )  # fmt: skip

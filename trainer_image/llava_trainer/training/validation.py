@@ -111,7 +111,7 @@ class Validator:
     @cached_property
     def _loader(self) -> RowLoader:
         return RowLoader(
-            samples=self.samples, processor=self.processor, images=self.phase.images_dir,
+            samples=self.samples, processor=self.processor, images=self.phase.images,
             max_length=self.phase.training.max_length, template=self.phase.template,
         )  # fmt: skip
 
