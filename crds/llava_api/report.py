@@ -139,6 +139,9 @@ class PrepareNumbers(Lenient):
     pairs_train: int
     """Questions with an answer; a sample has at least one."""
     pairs_validation: int
+    samples_selection: int = 0
+    """Held-out samples that select a step; none of them is one of ``samples_validation``."""
+    groups_selection: int = 0
     images: int
     supervised_tokens: int
     longest_sample_tokens: int

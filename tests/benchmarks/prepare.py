@@ -76,7 +76,7 @@ def compare_speed(root: Path, num_images: int) -> None:
                 with prepare_dataset(request, processor, root / "spool") as dataset:
                     assert not dataset.findings.num_refused, dataset.findings.kept
                     for held_out in (False, True):
-                        write_lines(root / f"side-{held_out}.jsonl", dataset.lines(held_out=held_out))
+                        write_lines(root / f"side-{held_out}.jsonl", dataset.lines(dataset.held_out == held_out))
             seconds[side] += time.perf_counter() - begin
             busy[side] += time.process_time() - begin_busy
     rates = {side: a_round * ROUNDS / taken for side, taken in seconds.items()}
@@ -179,7 +179,7 @@ def _measure(config_file: Path) -> dict[str, float]:
     begin = time.perf_counter()
     with peak, prepare_dataset(training_request(config), processor, config.volume_root / "spool") as dataset:
         samples = len(dataset.samples)
-        write_lines(config.volume.train_file, dataset.lines(held_out=False))
+        write_lines(config.volume.train_file, dataset.lines(dataset.trained))
     return {"peak": peak.bytes - before, "samples": samples, "seconds": time.perf_counter() - begin}
 
 

@@ -545,7 +545,7 @@ def test_what_is_found_does_not_depend_on_the_number_of_decoders(tmp_path: Path,
     for num_decoders in (1, 2, 7):
         request = training_request(config)
         with prepare_dataset(request, processor, tmp_path / "spool", num_decoders=num_decoders) as dataset:
-            lines = b"".join(dataset.lines(held_out=False))
+            lines = b"".join(dataset.lines(dataset.trained))
             reports.add((build_dataset_report(dataset).model_dump_json(), lines))
     assert len(reports) == 1
 

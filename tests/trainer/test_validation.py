@@ -15,6 +15,7 @@ from llava_api.run_config import RunConfig
 from llava_api.spec import Training
 from llava_trainer.data.collate import collate
 from llava_trainer.data.encode import encode, encode_prompt
+from llava_trainer.data.image_folder import ImageFolder
 from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.data.sample_file import SampleFile
@@ -99,9 +100,11 @@ def validate(world: World, config: RunConfig) -> Validation:
         return validator.validate(StopAgreement(StopRequest(), world))
 
 
-def look_at(tuned: Any, sample: Sample, images: Path, processor: Processor) -> tuple[float, int, torch.Tensor | None]:
+def look_at(
+    tuned: Any, sample: Sample, images: ImageFolder, processor: Processor
+) -> tuple[float, int, torch.Tensor | None]:
     """A sample's summed loss by transformers' own forward pass, its supervised tokens, and its pixels."""
-    pixels = [pixel_values(open_image(images / name), processor) for name in sample.images]
+    pixels = [pixel_values(open_image(images.find(name)), processor) for name in sample.images]
     encoded = encode(sample, processor, 256)
     batch = collate([(encoded, np.stack(pixels) if pixels else None)], processor.pad_token_id)
     labels, _ = batch.pop("labels"), batch.pop("predicting")
@@ -114,7 +117,7 @@ def look_at(tuned: Any, sample: Sample, images: Path, processor: Processor) -> t
 
 def loss_of(tuned: Any, config: RunConfig, processor: Processor) -> float:
     """Held-out loss a token, by transformers alone."""
-    held_out_file, images = phase_of(config).held_out_file, phase_of(config).images_dir
+    held_out_file, images = phase_of(config).held_out_file, phase_of(config).images
     assert held_out_file is not None
     with SampleFile(held_out_file) as samples:
         looked = [look_at(tuned, samples[index], images, processor) for index in range(len(samples))]
@@ -149,7 +152,7 @@ def test_loss_and_exact_answers_are_those_of_transformers(
     exact = answers = 0
     with SampleFile(config.volume.validation_file) as samples:
         for sample in (samples[index] for index in range(len(samples))):
-            pixels = look_at(tuned, sample, dataset[0] / "images", toy_processor)[2]
+            pixels = look_at(tuned, sample, phase_of(config).images, toy_processor)[2]
             for before, question, answer in sample.pairs():
                 ids = encode_prompt((*before, question), sample.image_turns, toy_processor)
                 generated = tuned.generate(
@@ -170,7 +173,10 @@ def test_only_whole_answers_count(dataset: tuple[Path, list[Sample]], toy_proces
     length = encode(sample, toy_processor, 10_000).full_length
     for limit, whole in ((10_000, 2), (length - 1, 1)):
         loader = RowLoader(
-            samples=[sample, sample], processor=toy_processor, images=dataset[0] / "images", max_length=limit
+            samples=[sample, sample],
+            processor=toy_processor,
+            images=ImageFolder(root=dataset[0], name="images"),
+            max_length=limit,
         )
         micro_batch = loader.load(((0,), (1,)))
         likeliest = np.ones(micro_batch.num_supervised, dtype=bool)

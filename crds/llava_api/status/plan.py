@@ -25,6 +25,10 @@ class Data(Lenient):
     ] = 0
     samples_alignment: Annotated[Count, Field(description="Samples of phase 1.")] = 0
     groups_validation: Annotated[Count, Field(description="Groups that held-out samples belong to.")] = 0
+    samples_selection: Annotated[
+        Count, Field(description="Further held-out samples, which select a step (training.keepBest, earlyStopping).")
+    ] = 0
+    groups_selection: Annotated[Count, Field(description="Groups that these belong to.")] = 0
     groups_shared: Annotated[
         Count, Field(description="Held-out groups that training has samples of, too: scores of them flatter.")
     ] = 0

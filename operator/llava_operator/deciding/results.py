@@ -72,10 +72,11 @@ def describe_result(result: StageResult) -> str:
                 f"; {found.groups_shared} of {found.groups_validation} held-out groups are in training, too, with "
                 f"{found.pairs_shared} answers"
             )
+        selecting = f", {found.samples_selection} more to select a step by" if found.samples_selection else ""
         aligned = f", {found.samples_alignment} to align on" if found.samples_alignment else ""
         return (
             f"{found.samples_train} samples ({found.pairs_train} answers) to train on and "
-            f"{found.samples_validation} ({found.pairs_validation}) held out, "
+            f"{found.samples_validation} ({found.pairs_validation}) held out{selecting}, "
             f"{found.images} pictures{aligned}{overlong}{shared}"
         )
     if (trained := result.align or result.train) is not None:

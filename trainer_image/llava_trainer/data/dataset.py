@@ -4,7 +4,7 @@ Samples go to the disk as they are checked; what stays in memory is a few number
 facts of each image, however long the texts are and however large the export is.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.data.sample_table import SampleTable
 from llava_trainer.data.samples import Sample, format_sample
 from llava_trainer.data.shards import find_shards
-from llava_trainer.data.split import Group, SplitError, choose_held_out
+from llava_trainer.data.sides import choose_sides
 from llava_trainer.files import make_folder, resolve_inside, tell_names
 
 OnProgress = Callable[[int, int], None]
@@ -43,7 +43,8 @@ class PreparedDataset:
         processor: the checkpoint's, with which tokens were counted.
         samples: the usable samples, in the export's order, held-out files last.
         table: facts of each of them.
-        held_out: bool [samples].
+        held_out: bool [samples]: not trained on.
+        selecting: bool [samples]: those of them that select a step; the others give the scores.
         group_of: int64 [samples]: samples with the same number belong together and stay on one side.
         group_keys: uint64 [groups]: what a group is called in the file of samples, the same for the same data.
         num_read: samples that the export holds, usable or not.
@@ -56,6 +57,7 @@ class PreparedDataset:
     samples: SampleFile
     table: SampleTable
     held_out: np.ndarray
+    selecting: np.ndarray
     group_of: np.ndarray
     group_keys: np.ndarray
     num_read: int
@@ -70,9 +72,20 @@ class PreparedDataset:
         if self.findings.listed is not None:
             self.findings.listed.close()
 
-    def lines(self, *, held_out: bool) -> Iterator[bytes]:
+    @property
+    def trained(self) -> np.ndarray:
+        """Bool [samples]: what is learned from."""
+        return ~self.held_out
+
+    @property
+    def judging(self) -> np.ndarray:
+        """Bool [samples]: what gives the scores."""
+        judging: np.ndarray = self.held_out & ~self.selecting
+        return judging
+
+    def lines(self, chosen: np.ndarray) -> Iterator[bytes]:
         """The samples of one side as lines of a file of samples, with the keys of their groups."""
-        for index in np.flatnonzero(self.held_out == held_out):
+        for index in np.flatnonzero(chosen):
             key = f"{int(self.group_keys[self.group_of[index]]):016x}"
             yield format_sample(replace(self.samples[int(index)], group_key=key)).encode()
 
@@ -108,14 +121,15 @@ def prepare_dataset(
     _check_unsupervised(reading, request, findings)
     _check_prompts(request, checker, findings)
     group_of, groups = reading.table.groups()
-    held_out = _split(reading.table, group_of, groups, request, findings)
-    Comparison(reading.table, held_out, group_of, samples.__getitem__, findings).compare()
+    sides = choose_sides(reading.table, group_of, groups, request, findings)
+    Comparison(reading.table, sides.held_out, group_of, samples.__getitem__, findings).compare()
     return PreparedDataset(
         request=request,
         processor=processor,
         samples=samples,
         table=reading.table,
-        held_out=held_out,
+        held_out=sides.held_out,
+        selecting=sides.selecting,
         group_of=group_of,
         group_keys=np.array([group.key for group in groups], dtype=np.uint64),
         num_read=reading.num_read,
@@ -244,27 +258,3 @@ def _check_prompts(request: DatasetRequest, checker: Checker, findings: Findings
         if problem is not None:
             name = request.folder.display_name(prompt.image)
             findings.add(refused(f"evaluation.prompts[{index}]", f"picture {name} {problem}"))
-
-
-def _split(
-    table: SampleTable, group_of: np.ndarray, groups: Sequence[Group], request: DatasetRequest, findings: Findings
-) -> np.ndarray:
-    """Which samples are held out, bool [samples]."""
-    validation = request.dataset.validation
-    nothing = np.zeros(len(table), dtype=bool)
-    if not request.hold_out:
-        return nothing
-    if validation.file is not None:
-        return table.from_validation
-    if validation.fraction is None or not len(table):
-        return nothing
-    sizes = {group.key: group.weight for group in groups}
-    try:
-        chosen = choose_held_out(sizes, fraction=validation.fraction, seed=request.seed)
-    except SplitError as error:
-        # Entries that were refused may hold the other images: they are the thing to tell then.
-        if not findings.num_refused:
-            findings.add(refused(request.dataset.file, str(error)))
-        return nothing
-    held_out: np.ndarray = np.array([group.key in chosen for group in groups])[group_of]
-    return held_out

@@ -110,10 +110,11 @@ def _facts(report: DatasetReport) -> Html:
     if images.smallest_px and images.largest_px:
         sizes = f"{_by(images.smallest_px)} to {_by(images.largest_px)} px"
     shape = "padded to a square" if images.aspect_ratio == "pad" else "cut to a square"
-    usable = report.train.samples + report.validation.samples
+    usable = report.train.samples + report.validation.samples + (report.selection.samples if report.selection else 0)
     rows = (
         ("Training", _side(report.train)),
         ("Held out", _side(report.validation) if report.validation.samples else "nothing"),
+        *([("To select a step by", _side(report.selection))] if report.selection else []),
         ("Groups", _groups(report)),
         ("In the export", f"{report.samples_read:,} samples, {usable:,} of them usable"),
         ("Left out", f"{_number(report.left_out, 'sample')}" if report.left_out else "none"),
@@ -130,6 +131,8 @@ def _facts(report: DatasetReport) -> Html:
 
 def _groups(report: DatasetReport) -> str:
     told = f"{report.train.groups:,} in training, {report.validation.groups:,} held out"
+    if report.selection:
+        told += f", {report.selection.groups:,} to select by"
     shared = report.shared
     return f"{told}, {shared.groups:,} on both sides ({_number(shared.pairs, 'pair')})" if shared.groups else told
 

@@ -105,6 +105,9 @@ class DatasetReport(Lenient):
     samples_read: int
     train: Side
     validation: Side
+    """What gives the scores."""
+    selection: Side | None = None
+    """What selects a step; None where nothing does."""
     shared: Shared = Shared()
     pictures: ImageSummary
     lengths: Lengths
@@ -134,8 +137,9 @@ def build_dataset_report(dataset: PreparedDataset, alignment: PreparedDataset | 
         format=dataset.request.dataset.format,
         file=dataset.request.dataset.file,
         samples_read=dataset.num_read,
-        train=_describe_side(dataset, held_out=False),
-        validation=_describe_side(dataset, held_out=True),
+        train=_describe_side(dataset, dataset.trained),
+        validation=_describe_side(dataset, dataset.judging),
+        selection=_describe_side(dataset, dataset.selecting) if dataset.request.selects else None,
         shared=Shared(
             groups=len(np.unique(dataset.group_of[dataset.shared])),
             pairs=int(dataset.table.num_pairs[dataset.shared].sum()),
@@ -160,6 +164,8 @@ def summarise(report: DatasetReport) -> PrepareNumbers:
         pairs_train=report.train.pairs,
         pairs_validation=report.validation.pairs,
         groups_validation=report.validation.groups,
+        samples_selection=report.selection.samples if report.selection else 0,
+        groups_selection=report.selection.groups if report.selection else 0,
         groups_shared=report.shared.groups,
         pairs_shared=report.shared.pairs,
         images=report.pictures.files,
@@ -175,9 +181,8 @@ def _told(findings: Sequence[Finding]) -> tuple[Told, ...]:
     return tuple(Told(where=finding.where, message=finding.message) for finding in findings)
 
 
-def _describe_side(dataset: PreparedDataset, *, held_out: bool) -> Side:
+def _describe_side(dataset: PreparedDataset, chosen: np.ndarray) -> Side:
     table = dataset.table
-    chosen = dataset.held_out == held_out
     shown_by, shown = table.shown
     return Side(
         samples=int(chosen.sum()),

@@ -21,6 +21,8 @@ class DatasetRequest:
         max_length: training.maxLength.
         seed: of the split.
         hold_out: whether any samples are held out at all.
+        validates: whether held-out samples are looked at while it trains.
+        selects: whether some of those select a step, so that others must give the scores.
         embedded: folder on the run's volume for images that the dataset's files hold.
         prompts: evaluation's prompts, whose images lie in the same folder.
         unfetched: why images that are named by address were not fetched.
@@ -33,6 +35,8 @@ class DatasetRequest:
     seed: int
     embedded: Path
     hold_out: bool = True
+    validates: bool = False
+    selects: bool = False
     prompts: Sequence[Prompt] = ()
     unfetched: Mapping[str, str] = field(default_factory=dict)
 
@@ -57,6 +61,8 @@ def training_request(config: RunConfig) -> DatasetRequest:
         template="v1",
         max_length=config.training.max_length,
         seed=config.training.seed,
+        validates=config.training.validation is not None,
+        selects=config.training.selects,
         prompts=config.evaluation.prompts,
         embedded=config.volume.embedded_images_dir,
     )

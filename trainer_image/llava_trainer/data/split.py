@@ -102,6 +102,43 @@ def choose_held_out(sizes: Mapping[int, int], *, fraction: float, seed: int) -> 
     return _choose(sizes, fraction * sum(sizes.values()), seed)
 
 
+LEAST_OF_EACH = 4
+"""Groups that select a step, and groups that give the scores, at least: fewer say nothing about others."""
+
+
+def choose_selecting(sizes: Mapping[int, int], *, seed: int) -> set[int]:
+    """Choose about half of the held-out groups, by weight, to select a step by; the others give the scores.
+
+    Args:
+        sizes: weight of each held-out group (its questions), as in ``choose_held_out``.
+        seed: of the order.
+
+    Raises:
+        SplitError: there are fewer than four groups for each side.
+    """
+    if len(sizes) < 2 * LEAST_OF_EACH:
+        raise SplitError(
+            f"{len(sizes)} groups are held out, and training.keepBest or earlyStopping needs {2 * LEAST_OF_EACH} at "
+            f"least: {LEAST_OF_EACH} that select and {LEAST_OF_EACH} that give the scores"
+        )
+    order = sorted(sizes, key=lambda group: (-sizes[group], hashlib.sha256(f"{seed}:{group}".encode()).digest()))
+    sides: tuple[list[int], list[int]] = ([], [])
+    for group in order:
+        # The heaviest first, to the lighter side; each side takes half of the groups, so that neither has too few.
+        weights = [sum(sizes[one] for one in side) for side in sides]
+        is_full = [len(side) >= -(-len(sizes) // 2) for side in sides]
+        sides[min((0, 1), key=lambda side: (is_full[side], weights[side]))].append(group)
+    return set(sides[0])
+
+
+def find_fraction(sizes: Mapping[int, int], *, wanted: int, seed: int) -> float | None:
+    """The smallest twentieth of the weight with which so many groups are held out; None if half is not enough."""
+    for twentieths in range(1, 11):
+        if len(choose_held_out(sizes, fraction=twentieths / 20, seed=seed)) >= wanted:
+            return twentieths / 20
+    return None
+
+
 def _choose(sizes: Mapping[int, int], target: float, seed: int) -> set[int]:
     order = sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
     chosen: set[int] = set()

@@ -175,6 +175,7 @@ def _dataset(dataset: DatasetReport) -> list[tuple[str, str]]:
     return [
         ("Training", _side(dataset.train)),
         ("Held out", _side(dataset.validation)),
+        *([("To select a step by", _side(dataset.selection))] if dataset.selection else []),
         ("Pictures", f"{dataset.pictures.files:,}, {dataset.pictures.tokens_each:,} tokens each"),
         ("Learned tokens, an epoch", f"{dataset.train.supervised_tokens:,}"),
         ("Sample length", f"median {lengths.median:,.0f}, longest {lengths.longest:,} tokens"),

@@ -127,14 +127,25 @@ def _log(phase: PreparedDataset) -> None:
 
 def _find_largest(config: RunConfig, dataset: PreparedDataset, stage: StageName) -> MicroBatch:
     """What a training process is going to hold at most in a phase."""
-    table, trained = dataset.table, ~dataset.held_out
+    table, trained = dataset.table, dataset.trained
     sizes = SampleSizes(
         tokens=np.minimum(table.tokens[trained].astype(np.int64), config.training.max_length),
         images=table.num_images[trained],
         supervised=table.supervised[trained],
     )
-    plan = make_plan(phase_of(config, stage), sizes, config.workers.world_size)
-    return plan.find_largest()
+    phase = phase_of(config, stage)
+    largest = make_plan(phase, sizes, config.workers.world_size).find_largest()
+    watched = dataset.selecting if dataset.request.selects else dataset.held_out
+    if phase.training.validation is None or not watched.any():
+        return largest
+    # Held-out samples go in rows of their own, by the same number at a time.
+    rows = phase.training.batch.per_device
+    return MicroBatch(
+        rows=max(largest.rows, rows),
+        tokens=max(largest.tokens, rows * min(int(table.tokens[watched].max()), config.training.max_length)),
+        pictures=max(largest.pictures, rows * int(table.num_images[watched].max())),
+        supervised=max(largest.supervised, rows * int(table.supervised[watched].max())),
+    )
 
 
 def describe_refused(findings: Findings) -> str:
@@ -156,12 +167,17 @@ def describe_refused(findings: Findings) -> str:
 
 def _write(config: RunConfig, dataset: PreparedDataset, alignment: PreparedDataset | None) -> dict[str, str]:
     volume = config.volume
-    sides = [("train", volume.train_file, dataset, False), ("validation", volume.validation_file, dataset, True)]
+    sides = [
+        ("train", volume.train_file, dataset, dataset.trained),
+        ("validation", volume.validation_file, dataset, dataset.judging),
+    ]
+    if dataset.request.selects:
+        sides.append(("selection", volume.selection_file, dataset, dataset.selecting))
     if alignment is not None:
-        sides.append(("alignment", volume.alignment_file, alignment, False))
+        sides.append(("alignment", volume.alignment_file, alignment, alignment.trained))
     digests = {}
-    for name, path, source, held_out in sides:
-        count = write_lines(path, source.lines(held_out=held_out))
+    for name, path, source, chosen in sides:
+        count = write_lines(path, source.lines(chosen))
         digests[name] = sha256_file(path)
         logger.info("%s: %d samples", path.name, count)
     return digests
