@@ -289,6 +289,23 @@ def test_what_attention_came_to_is_told() -> None:
     assert describe_result(result) == "3 steps over 1 processes, final loss 0.5, attention sdpa"
 
 
+def test_what_validation_has_shown_is_told() -> None:
+    def tell(**changes: object) -> str:
+        numbers = TrainNumbers(
+            steps=30,
+            final_loss=0.5,
+            trainable_parameters=1,
+            tokens=1,
+            world_size=1,
+            **{"validation_loss": 0.75, **changes},
+        )
+        return describe_result(StageResult(stage=StageName.TRAIN, attempt=1, train=numbers))
+
+    assert tell() == "30 steps over 1 processes, final loss 0.5, held-out loss 0.75"
+    told = tell(validation_exact=0.4, best_step=20, stopped_early=True)
+    assert told.endswith(", stopped early, held-out loss 0.75 of step 20, the best, 40% of the answers exact")
+
+
 def test_groups_that_training_has_too_are_told_beside_the_score() -> None:
     score = Score(metric="exact_match", split="validation", base=0.25, tuned=0.75, samples=8, samples_shared=3)
     result = StageResult(stage=StageName.EVALUATE, attempt=1, evaluate=EvaluateNumbers(scores=(score,), prompts=0))

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -260,3 +261,11 @@ def test_only_markup_is_taken_as_markup() -> None:
     assert el("br") == "<br>"
     assert join("<", ["&"]) == "&lt;&amp;"
     assert page("a & b", "<i>").startswith('<!doctype html>\n<html lang="en"><head>')
+
+
+def test_what_held_out_samples_showed_meanwhile_is_drawn_where_it_is_known() -> None:
+    seen = [replace(make_entry(step), validation_loss=2.0 - step / 10, validation_exact=0.0) for step in (5, 10)]
+    page = render([make_answer("1")], curve=[make_entry(1), seen[0], make_entry(7), seen[1]])
+    assert "Held-out loss over step, last value 1" in page
+    assert "Exact answers over step, last value 0" in page
+    assert "Held-out loss" not in render([make_answer("1")], curve=[make_entry(1)])

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import FiniteFloat, TypeAdapter
 
 from llava_api.constants import StageName
-from llava_api.report import Score, StageResult
+from llava_api.report import Score, StageResult, TrainNumbers
 from llava_api.status import Artifacts, Data, EvaluationStatus, Metric, Status, Trainer
 from llava_api.volume import RunVolume
 from llava_operator.run import stage_of
@@ -82,12 +82,23 @@ def describe_result(result: StageResult) -> str:
     if (trained := result.align or result.train) is not None:
         attention = f", attention {trained.attention}" if trained.attention else ""
         processes = f"{trained.world_size} processes"
-        return f"{trained.steps} steps over {processes}, final loss {trained.final_loss:.4g}{attention}"
+        told = f"{trained.steps} steps over {processes}, final loss {trained.final_loss:.4g}"
+        return f"{told}{_describe_validation(trained)}{attention}"
     if (merged := result.merge) is not None:
         return f"{merged.tensors_merged} tensors merged, logits differ by at most {merged.max_logit_difference:.2g}"
     if (judged := result.evaluate) is not None:
         return ", ".join(_describe_score(score) for score in judged.scores) or "no scores"
     return "succeeded"
+
+
+def _describe_validation(trained: TrainNumbers) -> str:
+    """What held-out samples have shown of the weights that were taken, and which those are."""
+    told = ", stopped early" if trained.stopped_early else ""
+    if trained.validation_loss is None:
+        return told
+    exact = "" if trained.validation_exact is None else f", {trained.validation_exact:.0%} of the answers exact"
+    taken = "" if trained.best_step is None else f" of step {trained.best_step}, the best"
+    return f"{told}, held-out loss {trained.validation_loss:.4g}{taken}{exact}"
 
 
 def _describe_score(score: Score) -> str:

@@ -144,24 +144,24 @@ def _bar(model: Literal["base", "tuned"], score: ModelScore, samples: int) -> Ht
 def _training(curve: Sequence[CurvePoint]) -> Html | None:
     if not curve:
         return None
-    steps = [entry.step for entry in curve]
-    loss = Curve(label="Loss", xs=steps, ys=[entry.loss for entry in curve])
-    rate = Curve(label="Learning rate", xs=steps, ys=[entry.learning_rate for entry in curve])
-    return el(
-        "section",
-        el("h2", "Training"),
-        el(
-            "div",
-            el("div", el("h3", "Loss per supervised token"), line_chart(loss, x_label="step"), class_="card"),
-            el(
-                "div",
-                el("h3", "Learning rate of the adapter"),
-                line_chart(rate, x_label="step", style="second"),
-                class_="card",
-            ),
-            class_="columns",
-        ),
-    )
+    drawn = [
+        ("Loss per supervised token", "Loss", "curve", "loss"),
+        ("Held-out loss per supervised token", "Held-out loss", "curve", "validation_loss"),
+        ("Share of held-out answers that are exact", "Exact answers", "second", "validation_exact"),
+        ("Learning rate of the adapter", "Learning rate", "second", "learning_rate"),
+    ]
+    cards = [_draw(curve, title, label, style, field) for title, label, style, field in drawn]
+    return el("section", el("h2", "Training"), el("div", cards, class_="columns"))
+
+
+def _draw(points: Sequence[CurvePoint], title: str, label: str, style: str, field: str) -> Html | None:
+    """One number over the steps at which it is known; nothing where it never is."""
+    known = [(point.step, value) for point in points if (value := getattr(point, field)) is not None]
+    if not known:
+        return None
+    steps, values = zip(*known, strict=True)
+    chart = line_chart(Curve(label=label, xs=list(steps), ys=list(values)), x_label="step", style=style)
+    return el("div", el("h3", title), chart, class_="card")
 
 
 def _facts(title: str, rows: Sequence[tuple[str, str]]) -> Html | None:
