@@ -20,7 +20,7 @@ class TrainingValidation(Strict):
             ge=1,
             le=1_000_000,
             description="Held-out samples that are looked at each time, the same ones drawn by training.seed; all of "
-            "them where there are fewer. Each takes about a third of the time that it takes in training.",
+            "them where there are fewer. Each costs a forward pass.",
         ),
     ] = 256
 
