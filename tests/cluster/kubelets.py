@@ -22,7 +22,7 @@ Behaviour = Callable[[Object], Object | None]
 RESULTS = {
     StageName.PREPARE: StageResult(
         stage=StageName.PREPARE, attempt=1,
-        prepare=PrepareNumbers(samples_train=8, samples_validation=2, pairs_train=9, pairs_validation=3, images=10,
+        prepare=PrepareNumbers(samples_train=800, samples_validation=2, pairs_train=900, pairs_validation=3, images=10,
                                supervised_tokens=99,
                                longest_sample_tokens=40, overlong_samples=0),
     ),

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from llava_api.constants import StageName
-from llava_api.status import Progress
+from llava_api.status import Plan, Progress
 from llava_operator.acting.events import RECENT, EventPublisher, build_event
 from llava_operator.acting.transitions import Transition, list_transitions
 from llava_operator.kube.errors import AlreadyExistsError, InvalidError, NotFoundError, RetryableError
@@ -81,6 +81,15 @@ def test_groups_that_are_held_out_and_trained_on_are_a_warning() -> None:
     assert warning.note.startswith(
         "training has samples of 1 of 4 held-out groups, so that the score of 2 of 3 held-out answers flatters: "
     )
+
+
+def test_what_the_plan_warns_of_is_told_when_prepare_has_ended() -> None:
+    status = begun(StageName.TRAIN)
+    plan = status.plan or Plan()
+    told = status.model_copy(update={"plan": plan.model_copy(update={"warnings": ("few steps", "slow volume")})})
+    warnings = [transition for transition in list_transitions(told) if transition.reason == "PlanWarning"]
+    assert [(one.type, one.note) for one in warnings] == [("Warning", "few steps"), ("Warning", "slow volume")]
+    assert len({one.about for one in warnings}) == 2
 
 
 def test_event_whole() -> None:

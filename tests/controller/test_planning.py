@@ -30,11 +30,16 @@ def micro_batch(rows: int, length: int) -> MicroBatch:
 
 def numbers(**changes: Any) -> PrepareNumbers:
     found = {
-        "samples_train": 1000, "samples_validation": 2, "pairs_train": 9, "pairs_validation": 3, "images": 10,
+        "samples_train": 10_000, "samples_validation": 2, "pairs_train": 9, "pairs_validation": 3, "images": 10,
         "supervised_tokens": 99, "longest_sample_tokens": 2000, "overlong_samples": 0, "samples_alignment": 600,
         "largest": micro_batch(16, 1800), "largest_alignment": micro_batch(32, 700), "model": make_7b(),
     }  # fmt: skip
     return PrepareNumbers(**{**found, **changes})
+
+
+def test_few_steps_are_warned_of():
+    (warning,) = plan_for(gpu_spec(), numbers(samples_train=40), gpus(80)).plan.warnings
+    assert warning.startswith("training takes 1 optimiser step on 40 samples")
 
 
 def plan_for(spec: Spec, found: PrepareNumbers, known: KnownGpus) -> Planned:

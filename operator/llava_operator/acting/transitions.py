@@ -16,6 +16,7 @@ from llava_api.status import (
     AttemptStatus,
     Data,
     NotificationState,
+    Plan,
     Progress,
     StageState,
     StageStatus,
@@ -33,6 +34,8 @@ UNREPORTED = "ProgressUnreported"
 """Reason when a run's progress cannot be reported."""
 SHARED_GROUPS = "GroupsOnBothSides"
 """Reason when training has samples of held-out groups."""
+PLAN_WARNING = "PlanWarning"
+"""Reason when the plan has something to warn of (``status.plan.warnings``)."""
 UNDELIVERED = "NotificationUndelivered"
 """Reason when a receiver of notifications could not be told of something."""
 
@@ -95,6 +98,7 @@ def _stage_transitions(stage: StageStatus, status: Status) -> Iterator[Transitio
         yield _normal(stage.completion_time, STAGES[stage.name].condition, "Finish", stage.message, about)
         if stage.name is StageName.PREPARE:
             yield from _shared_groups(stage.completion_time, status.data, about)
+            yield from _plan_warnings(stage.completion_time, status.plan, about)
 
 
 def _shared_groups(time: Time, data: Data | None, about: str) -> Iterator[Transition]:
@@ -107,6 +111,14 @@ def _shared_groups(time: Time, data: Data | None, about: str) -> Iterator[Transi
         f"score of {data.pairs_shared} of {data.pairs_validation} held-out answers flatters: the dataset report names "
         "them; take them out of one of the two files, or set dataset.validation.fraction",
     )  # fmt: skip
+
+
+def _plan_warnings(time: Time, plan: Plan | None, about: str) -> Iterator[Transition]:
+    """What may cost something, told before any GPU is taken."""
+    for number, warning in enumerate(plan.warnings if plan else (), start=1):
+        yield Transition(
+            time=time, type="Warning", reason=PLAN_WARNING, action="Plan", note=warning, about=f"{about}-plan-{number}"
+        )
 
 
 def _describe_size(settings: AttemptSettings) -> str:

@@ -31,6 +31,7 @@ from llava_api.report import MicroBatch
 from llava_api.spec import Spec
 from llava_api.stages import stages_of
 from llava_api.status import Data, Plan, PlanTerm
+from llava_operator.deciding.few_steps import describe_few_steps
 from llava_operator.deciding.gpus import KnownGpus, find_shortcomings
 
 SHOWN_TERMS = 3
@@ -166,16 +167,21 @@ def _refuse_host(spec: Spec, demand: _Demand, model: ModelFacts) -> Refusal | No
     return Refusal(stage=demand.stage, reason=Reason.PLAN_DOES_NOT_FIT, message=message)
 
 
-def _warn(spec: Spec, storage: StoragePlan) -> tuple[str, ...]:
-    """Not refused: the volume may be faster, and what is lost are the steps since the last checkpoint."""
+def _warn(spec: Spec, found: Data, storage: StoragePlan) -> tuple[str, ...]:
+    """What is not refused, since it may be meant so."""
+    return tuple(filter(None, (describe_few_steps(spec, found.samples_train), _warn_of_saving(spec, storage))))
+
+
+def _warn_of_saving(spec: Spec, storage: StoragePlan) -> str | None:
+    """The volume may be faster, and what is lost are the steps since the last checkpoint."""
     grace_s = spec.workers.grace_period_seconds
     if storage.saving_s <= grace_s - RESERVED_S:
-        return ()
+        return None
     return (
         f"a checkpoint of {format_gib(storage.largest_checkpoint)} is expected to take {storage.saving_s} s to be "
         f"written, and a pod that is asked to stop has {max(0, grace_s - RESERVED_S)} s for it: set "
         f"spec.workers.gracePeriodSeconds to at least {storage.saving_s + RESERVED_S}, or up to "
-        f"spec.training.checkpoint.everySteps ({spec.training.checkpoint.every_steps}) steps are done again",
+        f"spec.training.checkpoint.everySteps ({spec.training.checkpoint.every_steps}) steps are done again"
     )
 
 
@@ -200,7 +206,7 @@ def _describe(spec: Spec, found: Data, demands: list[_Demand], gpus: KnownGpus, 
         checkpoints_size=format_gib(storage.checkpoints),
         storage=format_gib(storage.total),
         storage_available=spec.storage.size if found.free_bytes is None else format_gib(found.free_bytes),
-        warnings=_warn(spec, storage),
+        warnings=_warn(spec, found, storage),
     )
 
 
