@@ -85,10 +85,10 @@ def test_groups_that_are_held_out_and_trained_on_are_a_warning() -> None:
 
 def test_what_the_plan_warns_of_is_told_when_prepare_has_ended() -> None:
     status = begun(StageName.TRAIN)
-    plan = status.plan or Plan()
-    told = status.model_copy(update={"plan": plan.model_copy(update={"warnings": ("few steps", "slow volume")})})
+    plan = Plan(device_memory="1Gi", per_device_batch=1, accumulation=1, total_steps=9, warnings=("few", "slow"))
+    told = status.model_copy(update={"plan": plan})
     warnings = [transition for transition in list_transitions(told) if transition.reason == "PlanWarning"]
-    assert [(one.type, one.note) for one in warnings] == [("Warning", "few steps"), ("Warning", "slow volume")]
+    assert [(one.type, one.note) for one in warnings] == [("Warning", "few"), ("Warning", "slow")]
     assert len({one.about for one in warnings}) == 2
 
 

@@ -30,7 +30,7 @@ def micro_batch(rows: int, length: int) -> MicroBatch:
 
 def numbers(**changes: Any) -> PrepareNumbers:
     found = {
-        "samples_train": 10_000, "samples_validation": 2, "pairs_train": 9, "pairs_validation": 3, "images": 10,
+        "samples_train": 1000, "samples_validation": 2, "pairs_train": 9, "pairs_validation": 3, "images": 10,
         "supervised_tokens": 99, "longest_sample_tokens": 2000, "overlong_samples": 0, "samples_alignment": 600,
         "largest": micro_batch(16, 1800), "largest_alignment": micro_batch(32, 700), "model": make_7b(),
     }  # fmt: skip
@@ -39,7 +39,7 @@ def numbers(**changes: Any) -> PrepareNumbers:
 
 def test_few_steps_are_warned_of():
     (warning,) = plan_for(gpu_spec(), numbers(samples_train=40), gpus(80)).plan.warnings
-    assert warning.startswith("training takes 1 optimiser step on 40 samples")
+    assert warning.startswith("training takes 3 optimiser steps on 40 samples")
 
 
 def plan_for(spec: Spec, found: PrepareNumbers, known: KnownGpus) -> Planned:
@@ -128,14 +128,15 @@ def test_a_checkpoint_that_is_not_written_before_a_pod_is_killed_is_warned_of():
     planned = plan_for(spec, numbers(largest=micro_batch(4, 1800)), gpus(80))
     assert planned.refusal is None
     assert planned.plan.checkpoint_seconds == 619
-    (warning,) = planned.plan.warnings
+    few_steps, warning = planned.plan.warnings
+    assert few_steps.startswith("training takes")
     assert "a checkpoint of 75.5Gi is expected to take 619 s" in warning
     assert (
         "a pod that is asked to stop has 110 s for it: set spec.workers.gracePeriodSeconds to at least 629" in warning
     )
     patient = full_spec(resources=memory("128Gi"), gracePeriodSeconds=629)
-    assert plan_for(patient, numbers(largest=micro_batch(4, 1800)), gpus(80)).plan.warnings == ()
-    assert plan_for(gpu_spec(), numbers(), gpus(80)).plan.warnings == ()
+    assert plan_for(patient, numbers(largest=micro_batch(4, 1800)), gpus(80)).plan.warnings[1:] == ()
+    assert plan_for(gpu_spec(), numbers(), gpus(80)).plan.warnings[1:] == ()
 
 
 def test_gpus_of_unknown_memory_are_not_held_against_a_run():
