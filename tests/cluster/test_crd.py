@@ -278,6 +278,17 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
             "quantised weights cannot be partitioned; use stage 2",
         ),
         ({"training__quantization": {"double": False}}, "spec.training.quantization", "qlora"),
+        ({"training__keepBest": {"by": "loss"}}, "spec.training.keepBest", "needs spec.training.validation"),
+        ({"training__earlyStopping": {"patience": 2}}, "spec.training.earlyStopping", "needs spec.training.validation"),
+        (
+            {
+                "training__method": "none",
+                "training__validation": {"everySteps": 5},
+                "alignment": {"dataset": CAPTIONS, "freshProjector": True},
+            },
+            "spec.training.validation",
+            "only read where something is trained after alignment",
+        ),
         (
             {"training__zero": {"stage": 2, "offload": {"parameters": True}}},
             "spec.training.zero.offload.parameters",
