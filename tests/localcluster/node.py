@@ -141,6 +141,8 @@ def start_node(instance: Instance, node: Node, tools: Tools, client: ApiClient) 
             f"--hostname-override={node.name}",
             f"--node-ip={node.address}",
             f"--root-dir={node.folder / 'kubelet'}",
+            # Where cAdvisor asks what is behind a cgroup: without an answer its metrics name no pod.
+            f"--containerd={node.containerd_socket}",
             f"--cert-dir={node.folder / 'kubelet-pki'}",
         ],
         state_dir=instance.state_dir,

@@ -169,9 +169,10 @@ def _ended() -> Row:
     return row(
         "What has ended in the time shown, deleted runs included",
         bars("Runs", "Runs that this operator has seen end, by phase and reason.", COUNT,
-             Query(_within("llava_operator_runs_ended_total", "phase", "reason"), "{{phase}} {{reason}}")),
+             Query(f"round({_within('llava_operator_runs_ended_total', 'phase', 'reason')})", "{{phase}} {{reason}}")),
         bars("Attempts without success", "By stage and reason (docs/failures.md).", COUNT,
-             Query(_within("llava_operator_attempts_ended_total", "stage", "reason"), "{{stage}} {{reason}}")),
+             Query(f"round({_within('llava_operator_attempts_ended_total', 'stage', 'reason')})",
+                   "{{stage}} {{reason}}")),
         bars("How long stages took", "Median, by stage, however they ended.", SECONDS,
              Query(f"histogram_quantile(0.5, {durations})", "{{stage}}")),
         bars("GPU-hours", "Of attempts that are over: productive, or lost because the work was done again or for "
