@@ -22,15 +22,15 @@ from llava_api.constants import LABEL_RUN, LABEL_RUN_UID, LABEL_STAGE, StageName
 from llava_monitoring.alerts.rules import ALERTS
 from llava_operator.kube.client import Kind, Kube
 from llava_operator.kube.errors import NotFoundError
-from llava_operator.kube.kinds import RUNS, SECRETS
+from llava_operator.kube.kinds import RUNS, SECRETS, VOLUME_CLAIMS
 from llava_operator.kube.objects import Object
 from tests.cluster.alerting import alerting
 from tests.cluster.kubelets import ended, succeed
 from tests.cluster.kubelets import running as pod_runs
-from tests.cluster.nodes import CLAIMS, VOLUMES, playing
+from tests.cluster.nodes import playing
 from tests.cluster.operators import NAME as OPERATOR
 from tests.cluster.operators import SYSTEM_NAMESPACE, OperatorProcess, running
-from tests.cluster.worlds import NAMESPACES, connect, make_run, until
+from tests.cluster.worlds import NAMESPACES, VOLUMES, connect, make_run, until
 from tests.kubectl import Kubectl
 from tests.localcluster.modules import PROMETHEUS_OPERATOR, PROMETHEUS_OPERATOR_CRDS, fetch_module
 from tests.localcluster.tools import HELM, ensure_tools
@@ -135,10 +135,10 @@ async def kube(api_server: Kubectl) -> AsyncIterator[Kube]:
         for name in volumes:
             await kube.create(VOLUMES, None, {"metadata": {"name": name}, "spec": volume_for(name)})
         for name in ("models", "data"):
-            await kube.create(CLAIMS, NAMESPACE, {"metadata": {"name": name}, "spec": CLAIM})
+            await kube.create(VOLUME_CLAIMS, NAMESPACE, {"metadata": {"name": name}, "spec": CLAIM})
         for run in (TAKING_OVER, MAKING_ANEW):
             metadata = {"name": f"{run}-run", "labels": {LABEL_RUN_UID: EARLIER}}
-            await kube.create(CLAIMS, NAMESPACE, {"metadata": metadata, "spec": CLAIM})
+            await kube.create(VOLUME_CLAIMS, NAMESPACE, {"metadata": metadata, "spec": CLAIM})
         yield kube
     api_server.run("delete", "namespace", NAMESPACE, "--timeout=180s", timeout_s=200)
     api_server.run("delete", "pv", *volumes, "--ignore-not-found", "--wait=false")
@@ -303,7 +303,7 @@ async def look(kube: Kube, run: str, command: str, done: Any) -> list[str]:
 async def _has_claim(kube: Kube, run: str, owner: str) -> bool:
     """Whether a run goes on with the claim NAME-run, and that is the one of this label."""
     try:
-        claim = await kube.get(CLAIMS, NAMESPACE, f"{run}-run")
+        claim = await kube.get(VOLUME_CLAIMS, NAMESPACE, f"{run}-run")
     except NotFoundError:
         return False
     used = (await kube.get(RUNS, NAMESPACE, run))["status"]["artifacts"]["volumeClaim"]

@@ -6,6 +6,7 @@ module is the last of its folder by name. RENEW_PICTURES=1 keeps the pictures th
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tests.e2e.runs import Runs
 from tests.kubectl import wait_for
 from tests.localcluster.cluster import LocalCluster
 from tests.monitoring.drawing import Drawing
+from tests.monitoring.prometheus import SCRAPE_INTERVAL_S
 from tests.monitoring.proof import Missing, find_faults
 from tests.rendering import ROOT
 
@@ -58,6 +60,8 @@ def eventful(runs: Runs, watching: Watching, cluster: LocalCluster) -> str:
     trouble_the_operator(runs, cluster)
     get_one_in_name(runs)
     wait_for("the failure to be scraped", lambda: has_failed(watching), timeout_s=60)
+    # A query over all of the time looks at an instant every few seconds: the last may lie before the failure.
+    time.sleep(2 * SCRAPE_INTERVAL_S)
     return name
 
 
