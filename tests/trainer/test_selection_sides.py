@@ -12,7 +12,7 @@ from llava_trainer.data.samples import read_samples
 from llava_trainer.data.split import SplitError, choose_selecting
 from llava_trainer.errors import StageError
 from llava_trainer.stages import prepare
-from tests.trainer.exports import conversation, prepare_config
+from tests.trainer.exports import conversation, prepare_config, write_json
 from tests.trainer.test_prepare import Recorder, receipts, write_dataset
 
 SELECTS = {"validation": {"everySteps": 5}, "keepBest": {"by": "exact"}}
@@ -108,3 +108,31 @@ def _prepared(config: RunConfig, file: Path) -> Any:
     if not file.exists():
         prepare.run(config, Recorder(config))
     return read_samples(file)
+
+
+def test_many_groups_are_divided_at_once() -> None:
+    """With sums made anew for each, half a million would take an hour."""
+    sizes = {group: 1 + group % 7 for group in range(200_000)}
+    assert len(choose_selecting(sizes, seed=1)) == 100_000
+
+
+def test_groups_on_both_sides_are_those_that_judge(tmp_path: Path, toy_model_dir: Path) -> None:
+    """What is told beside the scores is about the samples that they are of."""
+    names = receipts(30)
+    write_dataset(tmp_path, [conversation(name, pairs) | {"group": name} for name, pairs in names], images=30)
+    held_out = [conversation(name, [(f"{q} Again?", a) for q, a in pairs]) | {"group": name} for name, pairs in names]
+    write_json(tmp_path / "dataset" / "held-out.json", held_out)
+    config = prepare_config(
+        tmp_path, toy_model_dir, dataset={"validation": {"file": "held-out.json"}}, training=SELECTS
+    )
+    numbers = prepare.run(config, Recorder(config)).numbers
+    assert numbers.groups_shared == numbers.groups_validation == 15
+    assert numbers.pairs_shared == numbers.pairs_validation
+
+
+def test_a_file_is_not_learned_from_and_held_out(tmp_path: Path, toy_model_dir: Path) -> None:
+    write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts(12)])
+    write_json(tmp_path / "dataset" / "z.json", [conversation(name, pairs) for name, pairs in receipts(2)])
+    dataset = {"file": "*.json", "validation": {"file": "z.json"}}
+    config = prepare_config(tmp_path, toy_model_dir, dataset=dataset, training={"validation": None})
+    assert "z.json: is one of the files of dataset.file, too: correct dataset.file or" in refusal(config)

@@ -1,5 +1,6 @@
 """Held-out samples while it trains: what is measured, on how many processes, and what follows from it."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,13 @@ from llava_trainer.gang.world import World
 from llava_trainer.model.head import CHUNK_ELEMENTS, judge_tokens
 from llava_trainer.model.loading import load_trained, load_tuned
 from llava_trainer.reporting import Reporter
+from llava_trainer.training import resuming
 from llava_trainer.training.batches import RowLoader
+from llava_trainer.training.checkpoint import CheckpointState, DamagedCheckpointError, verify_files
 from llava_trainer.training.curve import CurvePoint, read_curve
 from llava_trainer.training.model_under_training import build_model
 from llava_trainer.training.phase import phase_of
+from llava_trainer.training.resuming import _read_selection
 from llava_trainer.training.retention import list_checkpoints, step_of
 from llava_trainer.training.selection import Selection
 from llava_trainer.training.train import train
@@ -238,11 +242,39 @@ def judge_all(training: dict[str, Any], *validations: Validation) -> Selection:
 
 
 def test_the_best_is_the_first_of_the_best() -> None:
-    found = judge_all({"keepBest": {"by": "loss"}}, seen(2.0, 0.1), seen(1.0, 0.2), seen(1.0, 0.5), seen(3.0, 0.9))
+    by_loss = {"keepBest": {"by": "loss"}}
+    found = judge_all(by_loss, seen(2.0, 0.1), seen(1.0, 0.2), seen(1.0, 0.5), seen(3.0, 0.9))
     assert (found.best_step, found.best_loss, found.without_improvement, found.validated_step) == (2, 1.0, 2, 4)
-    found = judge_all({"keepBest": {"by": "exact"}}, seen(2.0, 0.1), seen(1.0, 0.2), seen(1.0, 0.5), seen(3.0, 0.5))
+    by_exact = {"keepBest": {"by": "exact"}}
+    found = judge_all(by_exact, seen(2.0, 0.1), seen(1.0, 0.2), seen(1.0, 0.5), seen(3.0, 0.5))
     assert (found.best_step, found.best_exact) == (3, 0.5)
-    assert judge_all({"keepBest": {"by": "exact"}}, seen(2.0), seen(1.0)).best_step == 1
+    # Where no answer is ever exact, the loss decides: not the weights that have learned least.
+    assert judge_all(by_exact, seen(2.0), seen(1.0), seen(0.5)).best_step == 3
+    assert judge_all(by_exact, seen(2.0, 0.0), seen(0.5, 0.0), seen(1.0, 0.0)).best_step == 2
+    for training in (by_loss, by_exact):
+        assert judge_all(training, seen(math.nan, None), seen(2.0), seen(1.0)).best_step == 3, "NaN is no best"
+
+
+def test_the_best_is_the_best_whatever_counts_as_an_improvement() -> None:
+    training = {"keepBest": {"by": "loss"}, "earlyStopping": {"patience": 3, "minimumDelta": 0.01}}
+    found = judge_all(training, seen(1.0), seen(0.995), seen(0.991))
+    assert (found.best_step, found.best_loss, found.without_improvement) == (3, 0.991, 2)
+    assert judge_all(training, seen(1.0), seen(0.995), seen(0.989)).without_improvement == 0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"best_step": "3"}, {"best_loss": "x"}, {"without_improvement": None}, {"novelty": 1}, {"best_step": [1]}],
+)
+def test_a_selection_that_is_none_is_none(fields: dict[str, Any]) -> None:
+    """Another run's checkpoint, or a newer image's, may hold anything."""
+    state = CheckpointState(step=1, total_steps=2, world_size=1, seed=1, parameters={}, selection=fields)
+    assert _read_selection(state) == Selection()
+    known = judge_all({}, seen(2.0, 0.5), seen(1.0))
+    told = CheckpointState(
+        step=1, total_steps=2, world_size=1, seed=1, parameters={}, selection=json.loads(json.dumps(known.to_fields()))
+    )
+    assert _read_selection(told) == known
 
 
 def test_patience_counts_what_is_no_improvement() -> None:
@@ -333,6 +365,25 @@ def test_a_best_checkpoint_that_is_damaged_is_not_taken_for_the_last(overfit, wo
     assert not best.exists()
     numbers = run(overfit(attempt=3), world)
     assert numbers.best_step == 60
+
+
+def test_a_best_checkpoint_that_cannot_be_read_for_a_while_is_not_deleted(
+    overfit, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file server that is away says nothing about what it holds."""
+    with pytest.raises(StageError, match="Interrupted"):
+        run(overfit(attempt=1), world, StopAfter(56))
+    with monkeypatch.context() as patched:
+        patched.setattr(resuming, "verify_files", fail_at_step_24)
+        with pytest.raises(StageError, match="the checkpoint of step 24, which was the best"):
+            run(overfit(attempt=2), world)
+    assert run(overfit(attempt=3), world).best_step == 24
+
+
+def fail_at_step_24(folder: Path, *arguments: Any) -> None:
+    if folder.name == "step-00000024":
+        raise DamagedCheckpointError(f"{folder} cannot be verified: [Errno 110] Connection timed out")
+    verify_files(folder, *arguments)
 
 
 def test_early_stopping_ends_training(overfit, world: World) -> None:

@@ -207,9 +207,10 @@ class Dataset(Strict):
                 field=".table",
             ),
             rule(
-                "self.format != 'ubiai' || !self.file.contains('*')",
-                "file must name one file with format ubiai: only other formats may be in several, like "
-                "data/train-*.parquet",
+                "self.format != 'ubiai' || !self.file.contains('*') && "
+                "!(has(self.validation.file) && self.validation.file.contains('*'))",
+                "file and validation.file must name one file each with format ubiai: only other formats may be in "
+                "several, like data/train-*.parquet",
                 field=".file",
             ),
         )

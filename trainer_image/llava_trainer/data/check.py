@@ -199,9 +199,14 @@ def _read_ahead(
     yield from (item for item, _ in waiting)
 
 
+_BYTES_PER_NAME = 100
+"""What a text and two numbers take besides their characters."""
+
+
 def _size_of(item: Sample | Finding) -> int:
-    """Characters of its text."""
+    """About how many bytes it takes."""
     if isinstance(item, Finding):
         return len(item.message)
     texts = (item.system, *(turn.text for turn in item.turns), *item.references)
-    return sum(len(text) for text in texts)
+    # A name of an image is shared by none, and each has its place in the conversation beside it.
+    return sum(len(text) for text in texts) + sum(len(name) + _BYTES_PER_NAME for name in item.images)

@@ -92,7 +92,7 @@ class PreparedDataset:
     @property
     def shared(self) -> np.ndarray:
         """Bool [samples]: held out, of a group that training has samples of, too."""
-        return self.held_out & np.isin(self.group_of, find_shared_groups(self.group_of, self.held_out))
+        return self.judging & np.isin(self.group_of, find_shared_groups(self.group_of, self.held_out))
 
 
 def prepare_dataset(
@@ -159,6 +159,8 @@ class _Reading:
         self._on_progress = on_progress
         self._position = ReadingPosition()
         self._num_checked = 0
+        self._read_files: set[str] = set()
+        """Files that have been read."""
         self._first_path: dict[bytes, str] = {}
         self.num_read = 0
         self.table = SampleTable()
@@ -192,6 +194,10 @@ class _Reading:
             source = self._request.dataset.source
             yield refused(pattern, f"fits no file (in {source}, which holds {tell_names(root)}): correct {field}")
         for name in names:
+            if field != "dataset.file" and name in self._read_files:
+                yield refused(name, f"is one of the files of dataset.file, too: correct dataset.file or {field}")
+                continue
+            self._read_files.add(name)
             yield from self._count(field, name)
 
     def _count(self, field: str, name: str) -> Iterator[Sample | Finding]:

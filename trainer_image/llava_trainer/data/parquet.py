@@ -42,7 +42,8 @@ def read_parquet(
     """
     try:
         # Streamed by pages and by this thread: memory must not depend on the number of cores.
-        with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+        kept = _list_repeatable(pq.read_metadata(path), wanted)
+        with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False, read_dictionary=kept) as file:
             schema = file.schema_arrow
             check_columns(schema.names, wanted)
             for column, field in wanted.items():
@@ -64,6 +65,23 @@ def read_parquet(
         raise TableError(f"is a Parquet file that cannot be read: {str(error)[:200]}") from error
 
 
+def _list_repeatable(metadata: Any, wanted: Mapping[str, str]) -> list[str]:
+    """Leaves of the wanted columns whose values a file may hold once and name often: one picture with many questions.
+
+    They stay in their dictionary. Unpacked, each row would have a copy, of which the file's own sizes do not tell.
+    """
+    leaves = [metadata.schema.column(number) for number in range(metadata.num_columns)]
+    return [
+        leaf.path
+        for leaf in leaves
+        if leaf.physical_type == "BYTE_ARRAY" and leaf.max_repetition_level == 0 and _is_of(leaf.path, wanted)
+    ]
+
+
+def _is_of(path: str, wanted: Mapping[str, str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in wanted)
+
+
 def _read_row(batch: pa.RecordBatch, number: int) -> Mapping[str, Any] | TableError:
     values = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -83,7 +101,7 @@ def _measure(group: Any, wanted: Mapping[str, str]) -> tuple[int, int, int]:
         column = group.column(number)
         num_stored += column.total_compressed_size
         path = column.path_in_schema
-        if any(path == name or path.startswith(f"{name}.") for name in wanted):
+        if _is_of(path, wanted):
             num_bytes += column.total_uncompressed_size
     return group.num_rows, num_bytes, num_stored
 

@@ -71,9 +71,12 @@ class RefusedEntries:
         """The wanted entries, each as JSON, by file and number."""
         num_bytes = 0
         for name, indexes in wanted.items():
+            last = max(indexes)
             try:
                 path = resolve_inside(self._root, self._root, name)
                 for entry in read_entries(path, ReadingPosition(), max_characters=MAX_EMBEDDING_CHARACTERS):
+                    if entry.index > last:
+                        break
                     if entry.index not in indexes or isinstance(entry.value, JsonFileError):
                         continue
                     text = json.dumps(entry.value)

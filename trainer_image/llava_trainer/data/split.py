@@ -123,11 +123,13 @@ def choose_selecting(sizes: Mapping[int, int], *, seed: int) -> set[int]:
         )
     order = sorted(sizes, key=lambda group: (-sizes[group], hashlib.sha256(f"{seed}:{group}".encode()).digest()))
     sides: tuple[list[int], list[int]] = ([], [])
+    weights = [0, 0]
     for group in order:
         # The heaviest first, to the lighter side; each side takes half of the groups, so that neither has too few.
-        weights = [sum(sizes[one] for one in side) for side in sides]
         is_full = [len(side) >= -(-len(sizes) // 2) for side in sides]
-        sides[min((0, 1), key=lambda side: (is_full[side], weights[side]))].append(group)
+        lighter = min((0, 1), key=lambda side: (is_full[side], weights[side]))
+        sides[lighter].append(group)
+        weights[lighter] += sizes[group]
     return set(sides[0])
 
 

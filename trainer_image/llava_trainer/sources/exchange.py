@@ -45,6 +45,10 @@ def origin_of(url: str) -> Origin:
     return parts.scheme, parts.hostname, parts.port or _PORTS[parts.scheme]
 
 
+class WrongRedirectError(TransientError):
+    """A server sends on to where nobody follows. Servers do so while they are being set up; most do it for good."""
+
+
 @contextlib.contextmanager
 def open_response(
     client: httpx.Client, url: str, headers: Mapping[str, str], credential: Mapping[str, str]
@@ -59,7 +63,7 @@ def open_response(
             sends to its CDN), they stay behind.
 
     Raises:
-        TransientError: it leads to no answer.
+        WrongRedirectError: it leads to no answer.
         httpx.TransportError: see ``explain_transport``.
     """
     pinned = origin_of(url)
@@ -74,9 +78,9 @@ def open_response(
         finally:
             response.close()
         if urlsplit(url).scheme == "https" and following.url.scheme != "https":
-            raise TransientError("the server sends on from https to another protocol, which is not followed")
+            raise WrongRedirectError("the server sends on from https to another protocol, which is not followed")
         url = str(following.url.copy_with(username=None, password=None))
-    raise TransientError(f"the server sends on more than {_MAX_REDIRECTS} times")
+    raise WrongRedirectError(f"the server sends on more than {_MAX_REDIRECTS} times")
 
 
 def read_bounded(response: httpx.Response, most: int = MAX_ANSWER_BYTES) -> bytes:

@@ -23,7 +23,7 @@ from llava_trainer.data.image_folder import name_kept, show_link
 from llava_trainer.files import aside_of, make_folder
 from llava_trainer.reporting import Reporter
 from llava_trainer.retrying import Patience, Retrier, TransientError
-from llava_trainer.sources.exchange import explain_transport, open_response, parse_wait_s
+from llava_trainer.sources.exchange import WrongRedirectError, explain_transport, open_response, parse_wait_s
 from llava_trainer.sources.fetching import Surroundings
 from llava_trainer.sources.gathering import NUM_CONNECTIONS
 from llava_trainer.sources.network import build_client, read_network
@@ -176,6 +176,9 @@ class _Fetcher:
                     content += chunk
                     if len(content) > MAX_IMAGE_BYTES:
                         raise _NoPictureError(f"has more than {MAX_IMAGE_BYTES:,} bytes: make it smaller")
+        except WrongRedirectError as error:
+            # One entry's address must not hold up all others.
+            raise _NoPictureError(f"leads nowhere: {error}") from error
         except httpx.RequestError as error:
             raise explain_transport(error, field, shown) from error
         except (ValueError, httpx.InvalidURL) as error:

@@ -26,13 +26,17 @@ from llava_trainer.tensors.writing import write_hashed
 
 STATE_FILE = "state.json"
 MANIFEST_FILE = "manifest.json"
-_FORMAT_VERSION = 3
-_READABLE_VERSIONS = (2, _FORMAT_VERSION)
+_FORMAT_VERSION = 4
+_READABLE_VERSIONS = (2, 3, _FORMAT_VERSION)
 """Version 2 does not tell ``training``: what it was made by is not compared."""
 
 
 class DamagedCheckpointError(Exception):
     """A checkpoint cannot be trusted; the one before may be."""
+
+
+class WrongContentError(DamagedCheckpointError):
+    """A file was read, and is not what was written; it does not become so again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +271,6 @@ def _first_of(error: ValidationError) -> str:
 def _verify(folder: Path, name: str, manifest: Manifest, rereading: Rereading) -> None:
     try:
         if manifest.files.get(name) != rereading.read(lambda: sha256_file(folder / name)):
-            raise DamagedCheckpointError(f"{folder / name} is not what its manifest says")
+            raise WrongContentError(f"{folder / name} is not what its manifest says")
     except OSError as error:
         raise DamagedCheckpointError(f"{folder} cannot be verified: {error}") from error

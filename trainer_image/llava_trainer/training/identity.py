@@ -20,7 +20,7 @@ from llava_api.run_config import RunConfig
 from llava_trainer.files import sha256_file
 from llava_trainer.training.phase import Phase
 
-_MODEL, _SAMPLES = "model", "samples"
+_MODEL, _SAMPLES, _HELD_OUT = "model", "samples", "held-out samples"
 _RECIPE = "recipe"
 """Digest of all settings by which a training goes on. Another run's checkpoint has to agree in them; in a run's own
 they may become others: a newer image knows more of them."""
@@ -57,8 +57,16 @@ def identify_training(config: RunConfig, phase: Phase) -> dict[str, str]:
         **{f"spec.{name}": str(value) for name, value in settings.items()},
         _MODEL: fingerprint_model(folders),
         _SAMPLES: sha256_file(phase.samples_file),
+        **_identify_held_out(phase),
         _RECIPE: _digest_recipe(phase),
     }
+
+
+def _identify_held_out(phase: Phase) -> dict[str, str]:
+    """By what a step is selected: what others have shown does not compare."""
+    if phase.training.validation is None or phase.held_out_file is None:
+        return {}
+    return {_HELD_OUT: sha256_file(phase.held_out_file)}
 
 
 def _digest_recipe(phase: Phase) -> str:
@@ -117,9 +125,9 @@ def _describe(name: str, there: str, here: str) -> str:
             f"it was made from another model ({there[:_SHOWN_DIGITS]}… there, {here[:_SHOWN_DIGITS]}… here: give the "
             "run the one that it began with (spec.model))"
         )
-    if name == _SAMPLES:
+    if name in (_SAMPLES, _HELD_OUT):
         return (
-            f"it was made from other samples ({there[:_SHOWN_DIGITS]}… there, {here[:_SHOWN_DIGITS]}… here: give the "
+            f"it was made from other {name} ({there[:_SHOWN_DIGITS]}… there, {here[:_SHOWN_DIGITS]}… here: give the "
             "run the dataset that it began with)"
         )
     return f"it was made with {name} {there}, which is {here} now: set it back to {there}"

@@ -70,8 +70,10 @@ class Loop:
         """
         step, total_steps = self.first_step, self.plan.total_steps
         if step and self.validator and self.validator.is_due(step, total_steps) and self._is_unseen(step):
-            # What was asked to stop in the middle of looking.
-            self._validate(step)
+            # What was asked to stop in the middle of looking. Its line of the curve is written; reports tell of it.
+            looked = self._validate(step)
+            if self.recorder:
+                self.recorder.record_validation(step, looked)
         while step < total_steps and not self.selection.is_over(self.phase.training):
             outcome, totals = self._run_step(step)
             step += 1

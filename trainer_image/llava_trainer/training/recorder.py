@@ -61,7 +61,8 @@ class Recorder:
         now = time.monotonic()
         validating_s = 0.0
         if validation:
-            validating_s, self._validation, self._validation_step = validation.seconds, validation, step
+            validating_s = validation.seconds
+            self.record_validation(step, validation)
         seconds, self._last_time = max(now - self._last_time - validating_s, 1e-9), now
         entry = CurvePoint(
             step=step,
@@ -84,6 +85,10 @@ class Recorder:
                 "step %d of %d: loss %.4f, gradient norm %.3f, learning rate %.3g, %.0f tokens/s",
                 step, self._plan.total_steps, entry.loss, entry.grad_norm, entry.learning_rate, entry.tokens_per_second,
             )  # fmt: skip
+
+    def record_validation(self, step: int, validation: Validation) -> None:
+        """Have every report from now on tell what held-out samples have shown after ``step`` steps."""
+        self._validation, self._validation_step = validation, step
 
     def record_checkpoint(self, step: int) -> None:
         """Record that the checkpoint after ``step`` steps is on the disk."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from llava_api.constants import StageName
@@ -23,6 +24,7 @@ from llava_trainer.training.checkpoint import (
     CheckpointState,
     DamagedCheckpointError,
     StoredOptimizer,
+    WrongContentError,
     find_missing,
     read_manifest,
     read_state,
@@ -124,20 +126,20 @@ def go_back_to_best(
     """Load the weights that were the best: those of the checkpoint of ``step``. Every rank calls it.
 
     Raises:
-        StageError: InternalError; it is not there any more, or damaged, and then deleted: another attempt goes on from
-            the newest one that is whole, and selects among what comes then.
+        StageError: InternalError; it cannot be read now, or is damaged, and then deleted: another attempt goes on from
+            the newest one that is whole, and looks again, or selects among what comes then.
     """
     every = find_checkpoints(volume, stage, attempt) if world.is_first else []
-    found = tuple(folder for folder in every if step_of(folder) == step)
-    offers = _list_offers(volume, found)
+    offers = _list_offers(volume, tuple(folder for folder in every if step_of(folder) == step))
     while (offer := world.broadcast(next(offers, None))) is not None:
         folder = volume.root / offer.place
-        state = _verify(folder, offer, world)
+        state, is_wrong = _judge(folder, offer, world)
         if state is not None:
             _load(engine, named, folder, state, _rereading(world))
             return
-    for folder in found:
-        delete_checkpoint(folder)
+        # What only could not be read may be in order when the next attempt looks.
+        if is_wrong and world.is_first:
+            delete_checkpoint(folder)
     raise StageError(
         Reason.INTERNAL_ERROR,
         f"the checkpoint of step {step}, which was the best by validation, cannot be read any more",
@@ -148,7 +150,7 @@ def _read_selection(state: CheckpointState) -> Selection:
     """What a checkpoint tells of validation; nothing where a newer image has written it in another way."""
     try:
         return Selection.from_fields(state.selection)
-    except TypeError:
+    except ValidationError:
         return Selection()
 
 
@@ -173,8 +175,16 @@ def _list_offers(volume: RunVolume, found: tuple[Path, ...]) -> Iterator[_Offer]
 
 
 def _verify(folder: Path, offer: _Offer, world: World) -> CheckpointState | None:
-    """The state of a checkpoint that every rank finds in order: each looks at its share of the files."""
-    state, rereading = None, _rereading(world)
+    """The state of a checkpoint that every rank finds in order."""
+    return _judge(folder, offer, world)[0]
+
+
+def _judge(folder: Path, offer: _Offer, world: World) -> tuple[CheckpointState | None, bool]:
+    """The state of a checkpoint that every rank finds in order, each looking at its share of the files.
+
+    Else none, and whether any rank has read something else than was written; the same in every rank.
+    """
+    state, is_wrong, rereading = None, False, _rereading(world)
     try:
         manifest = read_manifest(folder, expected=offer.digest, rereading=rereading)
         state = read_state(folder, manifest, rereading)
@@ -182,9 +192,11 @@ def _verify(folder: Path, offer: _Offer, world: World) -> CheckpointState | None
         with StoredOptimizer(folder, state, rereading) as stored:
             stored.check_whole(PARTS)
     except DamagedCheckpointError as error:
-        state = None
+        state, is_wrong = None, isinstance(error, WrongContentError)
         _tell_passed_over(folder, error)
-    return state if world.all_agree(state is not None) else None
+    if world.all_agree(state is not None):
+        return state, False
+    return None, not world.all_agree(not is_wrong)
 
 
 def _rereading(world: World) -> Rereading:

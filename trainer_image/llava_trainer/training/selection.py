@@ -3,10 +3,13 @@
 Kept in every checkpoint, so that it survives restarts, and decided by the first rank for all.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
+
+from pydantic import ConfigDict, TypeAdapter
 
 from llava_api.spec import Training
 from llava_trainer.training.validation import Validation
@@ -16,12 +19,17 @@ from llava_trainer.training.validation import Validation
 class Selection:
     """What validations have shown so far."""
 
+    __pydantic_config__: ClassVar = ConfigDict(strict=True, extra="forbid")
+
     validated_step: int | None = None
     """Step after which was looked last; None before the first time."""
     best_step: int | None = None
     best_loss: float = 0.0
     best_exact: float | None = None
     """What was seen after the best step."""
+    reference_loss: float = 0.0
+    reference_exact: float | None = None
+    """What was seen at the last improvement, as early stopping counts them."""
     without_improvement: int = 0
     """Validations since then."""
     lowest_loss: float | None = None
@@ -30,19 +38,19 @@ class Selection:
     def judge(self, step: int, validation: Validation, training: Training) -> Self:
         """What is known after another validation.
 
-        An improvement is one by ``earlyStopping.minimumDelta`` at least, and by something where that is 0: of equal
-        ones the first is kept.
+        The best is the best, by however little; of equal shares of exact answers the one with the lower loss, and of
+        what is equal in both the first. An improvement, which early stopping waits for, is a better one by
+        ``earlyStopping.minimumDelta`` at least.
         """
-        delta = training.early_stopping.minimum_delta if training.early_stopping else 0.0
-        if selected_by(training) == "loss":
-            gain = self.best_loss - validation.loss
-        else:
-            gain = (validation.exact or 0.0) - (self.best_exact or 0.0)
         known = replace(self, validated_step=step, lowest_loss=_lower(self.lowest_loss, validation.loss))
-        # What is no number is no improvement, and is compared with nothing.
-        if self.best_step is None or (gain > 0 and gain >= delta):
+        by, delta = selected_by(training), training.early_stopping.minimum_delta if training.early_stopping else 0.0
+        value = _rank(validation.loss, validation.exact, by)
+        if self.best_step is None or value > _rank(self.best_loss, self.best_exact, by):
+            known = replace(known, best_step=step, best_loss=validation.loss, best_exact=validation.exact)
+        reference = _rank(self.reference_loss, self.reference_exact, by)
+        if self.best_step is None or (value > reference and value[0] - reference[0] >= delta):
             return replace(
-                known, best_step=step, best_loss=validation.loss, best_exact=validation.exact, without_improvement=0
+                known, reference_loss=validation.loss, reference_exact=validation.exact, without_improvement=0
             )
         return replace(known, without_improvement=self.without_improvement + 1)
 
@@ -60,9 +68,16 @@ class Selection:
         """From a checkpoint's state; nothing where it has none.
 
         Raises:
-            TypeError: it is not what this version writes.
+            ValidationError: it is not what this version writes.
         """
-        return cls(**fields)
+        # As JSON: strict about numbers, and a dataclass may come as a dict.
+        return TypeAdapter(cls).validate_json(json.dumps(dict(fields)))
+
+
+def _rank(loss: float, exact: float | None, by: str) -> tuple[float, float]:
+    """The larger, the better; what is no number is worse than any."""
+    lower = -math.inf if math.isnan(loss) else -loss
+    return (lower, 0.0) if by == "loss" else (exact or 0.0, lower)
 
 
 def _lower(so_far: float | None, loss: float) -> float | None:

@@ -103,8 +103,8 @@ def train(
         tokens=recorder.tokens,
         world_size=world.world_size,
         attention=model.llava.config.text_config._attn_implementation,
-        validation_loss=seen and (seen.loss if best_step is None else loop.selection.best_loss),
-        validation_exact=seen and (seen.exact if best_step is None else loop.selection.best_exact),
+        validation_loss=loop.selection.best_loss if best_step is not None else seen and seen.loss,
+        validation_exact=loop.selection.best_exact if best_step is not None else seen and seen.exact,
         best_step=best_step,
         stopped_early=steps < plan.total_steps,
     )
