@@ -123,6 +123,10 @@ FAULTS: dict[str, tuple[list[Fault], str]] = {
     "not there": ([Fault(status=404)], "is refused with HTTP 404: correct the address"),
     "not allowed": ([Fault(status=403)], "is refused with HTTP 403: correct the address"),
     "packed": ([Fault(headers={"Content-Encoding": "gzip"})], "comes packed, although it was asked for as it is"),
+    "a redirect to itself": (
+        [Fault(status=302, headers={"Location": "/003.png"})] * 9,
+        "leads nowhere: the server sends on",
+    ),
     "a bad redirect": ([Fault(status=302, headers={"Location": "https://u:p@127.0.0.1/x"})], "is at https://127.0.0.1"),
 }
 

@@ -161,6 +161,7 @@ BAD_ENTRIES: dict[str, tuple[Any, str]] = {
         "address; put them into the dataset and name their paths, or write them as data: URLs"),
     "another scheme": (chat(images=["file:///etc/passwd"]), "images[0] is 'file:///etc/passwd': pictures are not f"),
     "no base64": (chat(images=["data:image/png;base64,@@"]), "images[0] is a data: URL whose content is not base64"),
+    "a data: URL of semicolons": (chat(images=["data:" + ";" * 5_000_000]), "must begin with data:image/TYPE;base64,"),
     "a data: URL as text": (chat(images=["data:image/png,x"]), "must begin with data:image/TYPE;base64,"),
     "a data: URL of a page": (chat(images=["data:text/html;base64,eA=="]), "must begin with data:image/TYPE;base64,"),
     "an empty picture": (chat(images=["data:image/png;base64,"]), "images[0] holds a picture of 0 bytes"),

@@ -65,17 +65,24 @@ def read_parquet(
         raise TableError(f"is a Parquet file that cannot be read: {str(error)[:200]}") from error
 
 
+_MOST_IN_DICTIONARY = 64 * 2**20
+"""Bytes of a column in a row group, of which twice as much is no matter."""
+
+
 def _list_repeatable(metadata: Any, wanted: Mapping[str, str]) -> list[str]:
     """Leaves of the wanted columns whose values a file may hold once and name often: one picture with many questions.
 
     They stay in their dictionary. Unpacked, each row would have a copy, of which the file's own sizes do not tell.
+    Where none is repeated that takes twice as much as unpacking (measured), so it is done where there is little.
     """
-    leaves = [metadata.schema.column(number) for number in range(metadata.num_columns)]
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    leaves = [(number, metadata.schema.column(number)) for number in range(metadata.num_columns)]
     return [
         leaf.path
-        for leaf in leaves
+        for number, leaf in leaves
         if leaf.physical_type == "BYTE_ARRAY" and leaf.max_repetition_level == 0 and _is_of(leaf.path, wanted)
-    ]
+        and all(group.column(number).total_uncompressed_size <= _MOST_IN_DICTIONARY for group in groups)
+    ]  # fmt: skip
 
 
 def _is_of(path: str, wanted: Mapping[str, str]) -> bool:
