@@ -24,7 +24,7 @@ from tests.cluster.kubelets import running as pod_runs
 from tests.cluster.nodes import GPU, NODES, Nodes, playing, provide
 from tests.cluster.operators import OperatorProcess, running
 from tests.cluster.test_operator_crashes import Process
-from tests.cluster.worlds import World, is_true, make_run, namespace_of, until, world_of
+from tests.cluster.worlds import World, is_true, namespace_of, until, world_of
 from tests.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster
@@ -225,30 +225,31 @@ async def over(world: World, run: str) -> Object:
 
 
 async def test_the_same_step_for_longer_than_can_be(world: World) -> None:
-    """With a clock that makes an hour of every second, and reports as the endpoint takes them."""
-    begun = now()
+    """With a clock that makes an hour of every second once it trains, and reports as the endpoint takes them."""
+    trains_since: datetime | None = None
 
     def hurried() -> datetime:
-        return begun + (now() - begun) * 3600
+        return now() + (now() - trains_since) * 3600 if trains_since else now()
 
     await provide(world, "models", "data")
     process = Process(world.kube)
     process.reconciler.now = hurried
-    await world.kube.create(
-        RUNS, world.namespace, make_run("still", world.namespace, workers={"replicas": 1, "gpus": 0})
-    )
+    await world.create_run("still", workers={"replicas": 1, "gpus": 0})
     async with playing(world.kube, world.namespace, behave) as nodes:
         await nodes.add("still-0", 0)
         await provide(world, "still-run")
 
         async def look() -> Object | None:
+            nonlocal trains_since
             run = await world.kube.get(RUNS, world.namespace, "still")
             process.runs.note(run)
             async for job in world.kube.list(JOBS, world.namespace, CHILD_SELECTOR):
                 process.children.note_job(job)
             async for pod in world.kube.list(PODS, world.namespace, CHILD_SELECTOR):
                 process.children.note_pod(pod)
-            if (await stage_of(world, "still")).get("attempt") == 1:
+            attempts = (await stage_of(world, "still")).get("attempts", [])
+            if attempts and attempts[0]["state"] == "Running":
+                trains_since = trains_since or now()
                 progress = Progress(stage=StageName.TRAIN, attempt=1, pod_uid="u", step=3, total_steps=9,
                                     last_update_time=to_time(hurried()))  # fmt: skip
                 process.reconciler.progress.put(run["metadata"]["uid"], progress, hurried() - timedelta(minutes=1))
