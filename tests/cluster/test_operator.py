@@ -107,7 +107,7 @@ async def test_whole_run(world: World, operator: OperatorProcess, api_server: Ku
     assert all(stage["attempts"][0]["jobUid"] and stage["completionTime"] for stage in status["stages"])
     assert status["summary"]["score"] == "0.00→0.90"
     assert status["artifacts"]["digests"] == {"adapter": "sha256:a", "merged": "sha256:b", "report": "sha256:c"}
-    assert status["data"]["samplesTrain"] == 8
+    assert status["data"]["samplesTrain"] == 800
     api_server.run("-n", world.namespace, "wait", "--for=condition=Complete", "lft/run", "--timeout=5s")
 
     run = await world.run()
@@ -181,7 +181,7 @@ async def test_a_plan_that_fits_no_gpu_ends_the_run_before_training(
     assert status["failure"]["reason"] == "PlanDoesNotFit"
     assert "a GPU has 2.0Gi (labels of a node with Tiny)" in status["failure"]["message"]
     assert status["plan"]["deviceMemoryAvailable"] == "2.0Gi"
-    assert status["plan"]["totalSteps"] == 4
+    assert status["plan"]["totalSteps"] == 400
     assert [stage["state"] for stage in status["stages"]] == ["Succeeded", "Failed", "Pending", "Pending"]
     assert not any(name.startswith("jobs/run-train") for name in await world.children())
 

@@ -31,7 +31,7 @@ from tests.recovery import Recovery
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-EPOCHS = 28
+EPOCHS = 22
 CALM_STEPS = 60
 """Steps of the undisturbed run that the others are compared with."""
 
