@@ -43,7 +43,7 @@ class Watching:
 
 
 def find_eventful_run(watching: Watching) -> str | None:
-    """A run that Prometheus has seen restarted by a failure, suspended, and succeeded; the last by name of several."""
+    """A run that Prometheus has seen restarted by a failure, suspended, select a step and succeed; the last by name."""
     whole = f"[{watching.span().seconds}s]"
     seen = " and on (name) ".join(
         f"max by (name) ({series})"
@@ -51,6 +51,7 @@ def find_eventful_run(watching: Watching) -> str | None:
             f'max_over_time(llava_run_restarts{{stage="train"}}{whole}) > 0',
             f'last_over_time(llava_run_phase{{phase="Suspended"}}{whole})',
             f'last_over_time(llava_run_phase{{phase="Succeeded"}}{whole})',
+            f"last_over_time(llava_run_best_step{whole})",
         )
     )
     found = watching.prometheus.query(seen, time.time())
@@ -59,7 +60,12 @@ def find_eventful_run(watching: Watching) -> str | None:
 
 def live_eventfully(runs: Runs) -> str:
     """Make such a run: a training process is killed, later it is suspended and resumed, and it ends well."""
-    runs.start(OWN_RUN, epochs=_EPOCHS, training={"checkpoint": {"everySteps": 10, "keep": 2}, "maxRestarts": 3})
+    watched = {"validation": {"everySteps": 40, "samples": 8}, "earlyStopping": {"patience": 100}}
+    runs.start(
+        OWN_RUN,
+        epochs=_EPOCHS,
+        training={"checkpoint": {"everySteps": 10, "keep": 2}, "maxRestarts": 3, **watched},
+    )
     runs.wait_for_step(OWN_RUN, 30)
     runs.kill_trainer(OWN_RUN, rank=1)
     wait_for("the second attempt to go on", lambda: _attempt(runs) == 2 or None, timeout_s=_WAIT_S)
