@@ -47,6 +47,7 @@ from llava_operator.probes import LIMITS, build_web_app, expose
 from llava_operator.reporting.acceptance import Refusal
 from llava_operator.reporting.upkeep import keep_reporting
 from llava_operator.scraping.upkeep import keep_metrics
+from llava_operator.serving.connections import Closed
 from llava_operator.serving.server import SHUTDOWN_S, serve
 from llava_operator.settings import Settings, SettingsError
 from llava_operator.telemetry.exposition import Exposition
@@ -136,10 +137,10 @@ class Operator:
         settings = self.settings
         async with AsyncExitStack() as served:
             app = build_web_app(self.health, None if settings.metrics_secure else self.exposition)
-            count = partial(self.metrics.note_closed, "http")
+            count = self.metrics.count_closed("http", Closed)
             await served.enter_async_context(serve(app, settings.http_port, limits=LIMITS, count=count))
             if settings.metrics_secure:
-                count = partial(self.metrics.note_closed, "metrics")
+                count = self.metrics.count_closed("metrics", Closed)
                 handler = partial(expose, exposition=self.exposition)
                 keeping = keep_metrics(
                     self.kube, settings, handler, count_closed=count, note_validity=self.metrics.note_validity
@@ -242,7 +243,7 @@ class Operator:
         await keep_reporting(
             self.kube, self.settings, self.authority,
             runs=self.runs, children=self.children, progress=self.progress, queue=self.queue,
-            count_report=self.metrics.note_report, count_closed=partial(self.metrics.note_closed, "report"),
+            count_report=self.metrics.note_report, count_closed=self.metrics.count_closed("report", Closed),
             note_validity=self.metrics.note_validity,
         )  # fmt: skip
 

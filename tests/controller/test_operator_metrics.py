@@ -10,6 +10,7 @@ from llava_api.constants import NotificationEvent, StageName
 from llava_api.status import Accounting, NotificationState, NotificationStatus, Status
 from llava_operator.kube.kinds import JOBS, KINDS, PODS, RUNS
 from llava_operator.kube.requests import OTHER, Answered, read_request
+from llava_operator.serving.connections import Closed
 from llava_operator.telemetry.contract import OPERATOR_FAMILIES, Kind
 from llava_operator.telemetry.operator_metrics import OperatorMetrics
 from llava_operator.telemetry.text_format import list_slices
@@ -156,3 +157,20 @@ def test_request_in_the_words_of_rbac(method: str, path: str, verb: str, resourc
 def test_watch_is_a_verb_of_its_own() -> None:
     for kind in KINDS:
         assert read_request(answered("GET", kind.path("ns"), watch=True)) == ("watch", kind.plural)
+
+
+def test_ended_connections_are_counted_from_nothing() -> None:
+    """A rate does not see the first of a counter that begins at 1."""
+    registry = CollectorRegistry()
+    metrics = OperatorMetrics(registry, queue_depth=lambda: 0, cached={})
+    count = metrics.count_closed("report", Closed)
+    told = {
+        reason: registry.get_sample_value(
+            "llava_operator_connections_closed_total", {"endpoint": "report", "reason": reason}
+        )
+        for reason in Closed
+    }
+    assert set(told.values()) == {0}
+    count(Closed.SLOW)
+    slow = {"endpoint": "report", "reason": Closed.SLOW}
+    assert registry.get_sample_value("llava_operator_connections_closed_total", slow) == 1

@@ -3,9 +3,10 @@
 What others say (a reason, a path) gets into a label only where it is one of a known set: no tenant makes series.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import partial
 from importlib import metadata
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
@@ -85,6 +86,12 @@ class OperatorMetrics:
         self._counter("reports_total", str(code)).inc()
         if refused is not None:
             self._counter("reports_refused_total", refused).inc()
+
+    def count_closed(self, endpoint: str, reasons: Iterable[str]) -> Callable[[str], None]:
+        """What counts connections to an endpoint (report, http or metrics) that were ended, by each reason from 0."""
+        for reason in reasons:
+            self.expect("connections_closed_total", endpoint, reason)
+        return partial(self.note_closed, endpoint)
 
     def note_closed(self, endpoint: str, reason: str) -> None:
         """A connection to report, http or metrics was ended."""
