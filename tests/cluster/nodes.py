@@ -16,7 +16,6 @@ from tests.cluster.worlds import World, until
 from tests.kubectl import Kubectl
 
 NODES = Kind("api/v1", "nodes")
-CLAIMS = Kind("api/v1", "persistentvolumeclaims")
 GPU = "nvidia.com/gpu"
 BEAT_S = 5
 

@@ -69,7 +69,12 @@ class Loop:
             OSError: a checkpoint could not be written.
         """
         step, total_steps = self.first_step, self.plan.total_steps
-        if step and self.validator and self.validator.is_due(step, total_steps) and self._is_unseen(step):
+        if (
+            step
+            and self.validator
+            and self.validator.is_due(step, total_steps)
+            and self.selection.validated_step != step
+        ):
             # What was asked to stop in the middle of looking. Its line of the curve is written; reports tell of it.
             looked = self._validate(step)
             if self.recorder:
@@ -86,9 +91,6 @@ class Loop:
             self._note_saved(self.saver.check())
         self._finish_saving()
         return step
-
-    def _is_unseen(self, step: int) -> bool:
-        return self.selection.validated_step != step
 
     def _is_to_be_saved(self, step: int) -> bool:
         if step == self.plan.total_steps:

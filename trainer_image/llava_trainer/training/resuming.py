@@ -97,7 +97,7 @@ def resume(
     offers, passed_over = _list_offers(volume, found), []
     while (offer := world.broadcast(next(offers, None))) is not None:
         folder = volume.root / offer.place
-        state = _verify(folder, offer, world)
+        state, _ = _judge(folder, offer, world)
         if state is None:
             passed_over.append(folder)
             continue
@@ -172,11 +172,6 @@ def _list_offers(volume: RunVolume, found: tuple[Path, ...]) -> Iterator[_Offer]
             _tell_passed_over(folder, error)
         else:
             yield _Offer(place=folder.relative_to(volume.root).as_posix(), digest=manifest.digest)
-
-
-def _verify(folder: Path, offer: _Offer, world: World) -> CheckpointState | None:
-    """The state of a checkpoint that every rank finds in order."""
-    return _judge(folder, offer, world)[0]
 
 
 def _judge(folder: Path, offer: _Offer, world: World) -> tuple[CheckpointState | None, bool]:
