@@ -1,11 +1,12 @@
 """Whether the queries of dashboards, and of anything else, find what they ask for in a real Prometheus."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llava_monitoring.promql import expand
 from llava_monitoring.reading import Asked
-from tests.monitoring.prometheus import Prometheus, Span
+from tests.monitoring.prometheus import Prometheus, Series, Span
 
 RATE_INTERVAL = "1m"
 
@@ -32,16 +33,21 @@ def values_for(span: Span, **chosen: str) -> dict[str, str]:
 def finds(prometheus: Prometheus, asked: Asked, span: Span, choices: Iterable[Mapping[str, str]]) -> bool:
     """Whether a query returns anything in a piece of time, for at least one of the choices of variables.
 
-    What people see while a run goes on counts: a run that has ended has no time left.
+    What people see while a run goes on counts: a run that has ended has no time left. A series that never has a number
+    (a quantile of nothing is NaN) is nothing to see.
     """
     for chosen in choices:
         expression = expand(asked.expression, values_for(span, **chosen))
         if asked.label is not None:
             if prometheus.label_values(expression, asked.label, span):
                 return True
-        elif prometheus.query_range(expression, span):
+        elif any(_has_number(series) for series in prometheus.query_range(expression, span)):
             return True
     return False
+
+
+def _has_number(series: Series) -> bool:
+    return any(math.isfinite(value) for _, value in series.points)
 
 
 def find_faults(

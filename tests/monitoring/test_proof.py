@@ -21,9 +21,10 @@ class Only(Prometheus):
     """Knows one query, and one label's values."""
 
     known: tuple[str, ...] = ()
+    value: float = 1
 
     def query_range(self, expression: str, span: Span) -> list[Series]:
-        return [Series(labels={}, points=[(0, 1)])] if expression in self.known else []
+        return [Series(labels={}, points=[(0, self.value)])] if expression in self.known else []
 
     def label_values(self, selector: str, label: str, span: Span) -> list[str]:
         return ["x"] if f"{selector} {label}" in self.known else []
@@ -42,6 +43,14 @@ def test_a_query_that_finds_nothing_is_named_with_its_panel() -> None:
     found = faults([LOSS, NAMES], [])
     assert "panel 'Loss', A finds nothing: llava_run_loss" in found[0]
     assert "variable 'run' finds nothing" in found[1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_series_without_a_number_is_nothing(value: float) -> None:
+    """The median of a histogram that was never added to is NaN, and its panel is empty."""
+    prometheus = Only("", ('llava_run_loss{name="a"}[600s]',), value)
+    [fault] = find_faults(prometheus, [LOSS], SPAN, [{"run": "a"}], [])
+    assert "panel 'Loss', A finds nothing" in fault
 
 
 def test_an_exception_holds_as_long_as_nothing_is_found() -> None:

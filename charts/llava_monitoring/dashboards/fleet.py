@@ -195,7 +195,8 @@ def _results() -> Row:
         bars("Score gained", "What the tuned model scores above its base on samples that training has not seen, by "
              "run and metric.", RATIO, Query(_GAIN, "{{namespace}}/{{name}} {{metric}}"), width=12),
         bars("How long stages take", "Median of the stages that ended well in the time shown, all namespaces together.",
-             SECONDS, Query(f"histogram_quantile(0.5, {within})", "{{stage}}"), width=12),
+             # The median of nothing is NaN, which is no more than 0.
+             SECONDS, Query(f"histogram_quantile(0.5, {within}) > 0", "{{stage}}"), width=12),
     )  # fmt: skip
 
 

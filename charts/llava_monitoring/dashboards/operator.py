@@ -174,7 +174,8 @@ def _ended() -> Row:
              Query(f"round({_within('llava_operator_attempts_ended_total', 'stage', 'reason')})",
                    "{{stage}} {{reason}}")),
         bars("How long stages took", "Median, by stage, however they ended.", SECONDS,
-             Query(f"histogram_quantile(0.5, {durations})", "{{stage}}")),
+             # The median of nothing is NaN, which is no more than 0.
+             Query(f"histogram_quantile(0.5, {durations}) > 0", "{{stage}}")),
         bars("GPU-hours", "Of attempts that are over: productive, or lost because the work was done again or for "
              "nothing.",
              COUNT, Query(f"{_within('llava_operator_gpu_seconds_total', 'namespace', 'use')} / 3600",

@@ -39,8 +39,8 @@ class OperatorMetrics:
         ProcessCollector(registry=registry)
 
     def expect(self, name: str, *labels: str) -> None:
-        """Have a counter begin at 0: increase() and rate() do not see the first event of a series that begins at 1."""
-        self._counter(name, *labels)
+        """Have a counter or histogram begin at 0: increase() does not see the event that a series begins with."""
+        self._of(name, labels)
 
     def note_leading(self) -> None:
         """This process leads from now on."""
