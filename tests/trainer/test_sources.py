@@ -36,12 +36,12 @@ from llava_trainer.errors import StageError
 from llava_trainer.files import sync_file_system
 from llava_trainer.outcome import Interrupted
 from llava_trainer.retrying import Patience, Retrier
-from llava_trainer.sources import gathering, journal, network
+from llava_trainer.sources import downloads, journal, network
 from llava_trainer.sources.address import BucketAddress
 from llava_trainer.sources.bucket import Bucket
 from llava_trainer.sources.credentials import read_credentials
+from llava_trainer.sources.downloads import make_catalogue
 from llava_trainer.sources.fetching import Input, Surroundings, fetch_inputs
-from llava_trainer.sources.gathering import make_catalogue
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.remote import Listed, RemoteFile
@@ -1138,7 +1138,7 @@ def test_listing_of_a_size_that_cannot_be(size: int) -> None:
 
 
 def test_listing_that_has_too_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gathering, "MAX_FILES", 10)
+    monkeypatch.setattr(downloads, "MAX_FILES", 10)
     endless = (Listed(str(index), 1, b"") for index in itertools.count())
     with pytest.raises(StageError, match="holds more than 10 files: name a folder with fewer"):
         make_catalogue("s3://b", endless, lambda one: pytest.fail("nothing is asked for"), "spec.dataset.source")

@@ -24,9 +24,9 @@ from llava_api.text import show
 from llava_trainer.retrying import Retrier
 from llava_trainer.sources.address import BucketAddress
 from llava_trainer.sources.credentials import Credentials
-from llava_trainer.sources.exchange import explain_answer, explain_transport, origin_of, read_bounded
 from llava_trainer.sources.refusals import refused, secret_field, unavailable
 from llava_trainer.sources.remote import Digest, Listed, RemoteFile, bare_etag, check_name
+from llava_trainer.sources.responses import explain_answer, explain_transport, origin_of, read_bounded
 from llava_trainer.sources.web_identity import ACCOUNT_FIELD, WebIdentity, provide_keys
 
 DEFAULT_REGION = "us-east-1"

@@ -25,15 +25,15 @@ from llava_trainer.sources.archive import ARCHIVE_SUFFIX, fetch_and_unpack
 from llava_trainer.sources.bucket import Bucket
 from llava_trainer.sources.claims import check_claim
 from llava_trainer.sources.credentials import Credentials, read_credentials, web_headers
+from llava_trainer.sources.downloads import Catalogue, Downloads, make_catalogue
 from llava_trainer.sources.fetched import read_note, state_of
-from llava_trainer.sources.gathering import Catalogue, Gatherer, make_catalogue
 from llava_trainer.sources.hub import Repository
 from llava_trainer.sources.journal import Journal
 from llava_trainer.sources.network import Network, build_client, read_network
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import secret_field
 from llava_trainer.sources.remote import RemoteFile
-from llava_trainer.sources.selection import gather_dataset, gather_model, is_model_file, may_be_needed
+from llava_trainer.sources.selection import download_dataset, download_model, is_model_file, may_be_needed
 from llava_trainer.sources.transfer import Downloader
 from llava_trainer.sources.web_identity import read_web_identity
 
@@ -161,11 +161,11 @@ class _Errand:
             return self._fetch_one(role, address, web.whole_file(address, web_headers(credentials)), folder, downloader)
         catalogue = self._list(role, address, credentials, folder, downloader)
         with Journal(folder) as journal:
-            gatherer = Gatherer(catalogue=catalogue, downloader=downloader, journal=journal)
+            downloads = Downloads(catalogue=catalogue, downloader=downloader, journal=journal)
             if role.dataset is None:
-                gather_model(gatherer)
+                download_model(downloads)
             else:
-                gather_dataset(gatherer, role.dataset, role.images)
+                download_dataset(downloads, role.dataset, role.images)
         return Input(path=folder, origin=catalogue.address)
 
     def _list(

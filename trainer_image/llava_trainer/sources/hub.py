@@ -17,10 +17,10 @@ from huggingface_hub.hf_api import RepoFile
 from llava_api.text import show
 from llava_trainer.retrying import Retrier, TransientError
 from llava_trainer.sources.address import HubAddress
-from llava_trainer.sources.exchange import Origin, explain_transport, origin_of, parse_wait_s, read_bounded
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.refusals import MissingError, explain_failure, refused, secret_field, unavailable
 from llava_trainer.sources.remote import Digest, Listed, RemoteFile, check_name
+from llava_trainer.sources.responses import Origin, explain_transport, origin_of, parse_wait_s, read_bounded
 from llava_trainer.sources.xet import XetStore, is_valid_xet_hash
 
 RepositoryType = Literal["model", "dataset"]

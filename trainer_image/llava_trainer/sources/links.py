@@ -23,12 +23,12 @@ from llava_trainer.data.image_folder import name_kept, show_link
 from llava_trainer.files import aside_of, make_folder
 from llava_trainer.reporting import Reporter
 from llava_trainer.retrying import Patience, Retrier, TransientError
-from llava_trainer.sources.exchange import WrongRedirectError, explain_transport, open_response, parse_wait_s
+from llava_trainer.sources.downloads import NUM_CONNECTIONS
 from llava_trainer.sources.fetching import Surroundings
-from llava_trainer.sources.gathering import NUM_CONNECTIONS
 from llava_trainer.sources.network import build_client, read_network
 from llava_trainer.sources.progress import Progress
 from llava_trainer.sources.refusals import explain_failure, refused
+from llava_trainer.sources.responses import WrongRedirectError, explain_transport, open_response, parse_wait_s
 from llava_trainer.sources.selection import read_links
 
 MAX_LINKS = 1_000_000

@@ -112,7 +112,7 @@ def build_client(
     Args:
         network: the way out.
         through: what stands before it.
-        follow_redirects: by itself; whoever does not set it looks at each (``exchange``).
+        follow_redirects: by itself; whoever does not set it looks at each (``responses``).
     """
     # Its lines hold whole addresses, signatures included.
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -22,7 +22,7 @@ from llava_trainer.data.shards import find_shards, fits, is_pattern, match_shard
 from llava_trainer.data.ubiai_ocr import BOX_SUFFIX, IMAGE_SUFFIX
 from llava_trainer.files import resolve_inside
 from llava_trainer.sources.archive import ARCHIVE_SUFFIX, fetch_and_unpack
-from llava_trainer.sources.gathering import Gatherer
+from llava_trainer.sources.downloads import Downloads
 from llava_trainer.sources.refusals import refused
 
 SMALL_FILES = (
@@ -87,38 +87,38 @@ def shards_of(index: Path) -> list[str]:
     return sorted(name for name in names if is_model_file(name))
 
 
-def gather_model(gatherer: Gatherer) -> None:
+def download_model(downloads: Downloads) -> None:
     """Fetch a model's files.
 
     Raises:
         StageError: SourceRefused, if the source holds none; what fetching raises.
     """
-    names = gatherer.catalogue.names
+    names = downloads.catalogue.names
     if names is None:
-        _gather_by_name(gatherer)
+        _download_by_name(downloads)
         return
     chosen = choose_model_files(names)
     if not chosen:
         raise refused(
-            f"{gatherer.downloader.field}: {gatherer.catalogue.address} holds no file of a model (config.json, "
+            f"{downloads.downloader.field}: {downloads.catalogue.address} holds no file of a model (config.json, "
             "model.safetensors, ...): name the folder that does"
         )
-    gatherer.gather(chosen)
+    downloads.fetch(chosen)
 
 
-def _gather_by_name(gatherer: Gatherer) -> None:
+def _download_by_name(downloads: Downloads) -> None:
     """Fetch a model from a server that does not tell what it has."""
     indexes = {SAFETENSORS[0], PICKLES[0]}
-    gatherer.gather([*SMALL_FILES, *indexes, *(f"{part}.safetensors" for part in PARTS)])
-    gatherer.gather([f"{part}.bin" for part in PARTS if f"{part}.safetensors" in gatherer.missing])
+    downloads.fetch([*SMALL_FILES, *indexes, *(f"{part}.safetensors" for part in PARTS)])
+    downloads.fetch([f"{part}.bin" for part in PARTS if f"{part}.safetensors" in downloads.missing])
     for index, single in (SAFETENSORS, PICKLES):
-        shards = shards_of(gatherer.folder / index) if index not in gatherer.missing else [single]
-        gatherer.gather(shards)
-        if not gatherer.missing & set(shards):
+        shards = shards_of(downloads.folder / index) if index not in downloads.missing else [single]
+        downloads.fetch(shards)
+        if not downloads.missing & set(shards):
             return
-    if not any(gatherer.folder.glob("*.safetensors")) and not any(gatherer.folder.glob("*.bin")):
+    if not any(downloads.folder.glob("*.safetensors")) and not any(downloads.folder.glob("*.bin")):
         raise refused(
-            f"{gatherer.downloader.field}: {gatherer.catalogue.address} holds neither {SAFETENSORS[1]} nor "
+            f"{downloads.downloader.field}: {downloads.catalogue.address} holds neither {SAFETENSORS[1]} nor "
             f"{PICKLES[1]} nor a part of a model: name the folder that does"
         )
 
@@ -200,13 +200,13 @@ def _sample_files(dataset: Dataset) -> list[str]:
     return [dataset.file] if held_out is None else [dataset.file, held_out]
 
 
-def gather_dataset(gatherer: Gatherer, dataset: Dataset, images: tuple[str, ...]) -> None:
+def download_dataset(downloads: Downloads, dataset: Dataset, images: tuple[str, ...]) -> None:
     """Fetch a dataset's own files, and then the images that they name.
 
     An image that is not there is no error here: the data's checks tell which entries need it.
 
     Args:
-        gatherer: of the dataset's source.
+        downloads: of the dataset's source.
         dataset: its part of the spec.
         images: further ones that are needed, below its folder of images.
 
@@ -214,68 +214,68 @@ def gather_dataset(gatherer: Gatherer, dataset: Dataset, images: tuple[str, ...]
         StageError: SourceRefused, if a file of its own is not there; what fetching raises.
     """
     patterns = list_own_files(dataset)
-    field = gatherer.downloader.field
-    if gatherer.catalogue.names is None and (unlisted := [name for name in patterns if is_pattern(name)]):
+    field = downloads.downloader.field
+    if downloads.catalogue.names is None and (unlisted := [name for name in patterns if is_pattern(name)]):
         raise refused(
-            f"{field}: {gatherer.catalogue.address} does not tell which files it holds, so that {unlisted[0]} cannot "
+            f"{field}: {downloads.catalogue.address} does not tell which files it holds, so that {unlisted[0]} cannot "
             f"be matched: name one file in {field.removesuffix('.source')}.file, or use an archive, hf:// or s3://"
         )
-    shards = {pattern: match_shards(gatherer.catalogue.names or (), pattern) for pattern in patterns}
+    shards = {pattern: match_shards(downloads.catalogue.names or (), pattern) for pattern in patterns}
     own = [name for pattern in patterns for name in shards[pattern]]
-    gatherer.gather([*own, *list_companions(dataset)])
-    lacking = [name for name in own if name in gatherer.missing] + [name for name in patterns if not shards[name]]
+    downloads.fetch([*own, *list_companions(dataset)])
+    lacking = [name for name in own if name in downloads.missing] + [name for name in patterns if not shards[name]]
     if lacking:
-        names = sorted(gatherer.catalogue.names or ())[:_NAMES_SHOWN]
+        names = sorted(downloads.catalogue.names or ())[:_NAMES_SHOWN]
         there = f"; it holds {', '.join(names)}, ..." if names else ""
         raise refused(
-            f"{field}: {gatherer.catalogue.address} does not hold {', '.join(lacking)}{there}: correct "
+            f"{field}: {downloads.catalogue.address} does not hold {', '.join(lacking)}{there}: correct "
             f"{field.removesuffix('.source')}.file or source"
         )
-    if _unpack_images(gatherer, dataset):
+    if _unpack_images(downloads, dataset):
         return
-    wanted = place_images(dataset, [*read_image_names(dataset, gatherer.folder), *images])
-    gatherer.gather(wanted)
-    num_missing = len(gatherer.missing.intersection(wanted))
+    wanted = place_images(dataset, [*read_image_names(dataset, downloads.folder), *images])
+    downloads.fetch(wanted)
+    num_missing = len(downloads.missing.intersection(wanted))
     if not num_missing:
         return
-    where = f"{gatherer.downloader.field}: {gatherer.catalogue.address}"
-    hint = _hint_at_archive(gatherer, dataset)
+    where = f"{downloads.downloader.field}: {downloads.catalogue.address}"
+    hint = _hint_at_archive(downloads, dataset)
     if hint and num_missing == len(wanted):
         raise refused(f"{where} holds none of the {num_missing} pictures that {dataset.file} names; {hint}")
     logger.warning("%s lacks %d pictures; the checks name them%s", where, num_missing, hint and f"; {hint}")
 
 
-def _hint_at_archive(gatherer: Gatherer, dataset: Dataset) -> str:
+def _hint_at_archive(downloads: Downloads, dataset: Dataset) -> str:
     """What to set where the images may lie in an archive that nothing names; empty if there is none."""
-    names = gatherer.catalogue.names or ()
+    names = downloads.catalogue.names or ()
     folders = {name.partition("/")[0] for name in names if "/" in name}
     packed = sorted(name for name in names if "/" not in name and name.endswith(".zip"))
     packed = [name for name in packed if name.removesuffix(".zip") not in folders]
     if posixpath.normpath(dataset.images) != "." or not packed:
         return ""
-    images = f"{gatherer.downloader.field.removesuffix('.source')}.images"
+    images = f"{downloads.downloader.field.removesuffix('.source')}.images"
     return f"it holds {packed[0]}: set {images} to {packed[0].removesuffix('.zip')}, and it is unpacked"
 
 
-def _unpack_images(gatherer: Gatherer, dataset: Dataset) -> bool:
+def _unpack_images(downloads: Downloads, dataset: Dataset) -> bool:
     """Whether the images lie in one archive beside the dataset's file; they are unpacked then.
 
     So LLaVA's own datasets are on the hub: a JSON file and images.zip.
     """
     packed = name_packed_images(dataset)
-    names = gatherer.catalogue.names
+    names = downloads.catalogue.names
     if packed is None or names is None or packed not in names:
         return False
-    folder = gatherer.folder / PurePosixPath(packed).with_suffix("")
-    if any((gatherer.folder / name).is_relative_to(folder) for name in names):
+    folder = downloads.folder / PurePosixPath(packed).with_suffix("")
+    if any((downloads.folder / name).is_relative_to(folder) for name in names):
         return False
-    remote = gatherer.catalogue.find(packed)
+    remote = downloads.catalogue.find(packed)
     assert remote is not None, "the catalogue names it"
     fetch_and_unpack(
         replace(remote, name=PurePosixPath(packed).name),
         f"{remote.address} {remote.version}",
-        keep=gatherer.folder.with_name(f"{gatherer.folder.name}{ARCHIVE_SUFFIX}"),
+        keep=downloads.folder.with_name(f"{downloads.folder.name}{ARCHIVE_SUFFIX}"),
         folder=folder,
-        downloader=gatherer.downloader,
+        downloader=downloads.downloader,
     )
     return True

@@ -15,7 +15,13 @@ import httpx
 
 from llava_trainer.files import check_space, make_folder
 from llava_trainer.retrying import Patience, Retrier, StoppedError, TransientError
-from llava_trainer.sources.exchange import (
+from llava_trainer.sources.fetched import Fetched
+from llava_trainer.sources.journal import Journal
+from llava_trainer.sources.partial_file import PartialFile
+from llava_trainer.sources.progress import Progress
+from llava_trainer.sources.refusals import refused, unavailable
+from llava_trainer.sources.remote import Checksum, Digest, RemoteFile, bare_etag
+from llava_trainer.sources.responses import (
     Body,
     check_encoding,
     explain_answer,
@@ -25,12 +31,6 @@ from llava_trainer.sources.exchange import (
     read_body_headers,
     version_of,
 )
-from llava_trainer.sources.fetched import Fetched
-from llava_trainer.sources.journal import Journal
-from llava_trainer.sources.partial_file import PartialFile
-from llava_trainer.sources.progress import Progress
-from llava_trainer.sources.refusals import refused, unavailable
-from llava_trainer.sources.remote import Checksum, Digest, RemoteFile, bare_etag
 
 CHUNK_BYTES = 1 << 20
 RESUMABLE_BYTES = 8 << 20

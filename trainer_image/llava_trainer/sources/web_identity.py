@@ -25,8 +25,8 @@ from botocore.utils import FileWebIdentityTokenLoader
 
 from llava_api.text import show
 from llava_trainer.errors import StageError
-from llava_trainer.sources.exchange import read_bounded
 from llava_trainer.sources.refusals import refused, unavailable
+from llava_trainer.sources.responses import read_bounded
 
 _ROLE, _TOKEN_FILE = "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE"
 ACCOUNT_FIELD = "spec.scheduling.serviceAccountName"

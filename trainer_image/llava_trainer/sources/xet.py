@@ -19,9 +19,9 @@ from huggingface_hub.utils._xet import (
 
 from llava_api.text import show
 from llava_trainer.retrying import TransientError
-from llava_trainer.sources.exchange import origin_of
 from llava_trainer.sources.network import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 from llava_trainer.sources.refusals import refused
+from llava_trainer.sources.responses import origin_of
 
 __all__ = ["XetStore", "is_valid_xet_hash"]
 _MEBIBYTE = 1 << 20

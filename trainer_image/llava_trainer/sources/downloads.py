@@ -69,7 +69,7 @@ def make_catalogue(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gatherer:
+class Downloads:
     """Fetches files of one source into one folder."""
 
     catalogue: Catalogue
@@ -83,7 +83,7 @@ class Gatherer:
         """Where the files come to lie."""
         return self.journal.folder
 
-    def gather(self, names: Collection[str]) -> None:
+    def fetch(self, names: Collection[str]) -> None:
         """Fetch what the source has of these files; ``missing`` tells what it has not.
 
         Raises:
