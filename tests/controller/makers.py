@@ -19,7 +19,8 @@ from llava_api.spec import Spec
 from llava_api.stages import stages_of
 from llava_api.status import AttemptSettings, AttemptStatus, StageState, StageStatus, Status
 from llava_operator.cache.views import JobEnd, JobView, PodView, Termination
-from llava_operator.deciding.decide import Commit, Start, decide
+from llava_operator.deciding.decide import decide
+from llava_operator.deciding.decisions import Commit, Start
 from llava_operator.deciding.observation import Observation
 from llava_operator.kube.objects import Key
 from llava_operator.run import Attempt, Run, attempt_of, current_stage

@@ -13,7 +13,8 @@ from llava_api.status import ATTEMPTS_KEPT, AttemptSettings, AttemptState, Progr
 from llava_operator.cache.views import JobView, PodView
 from llava_operator.clock import from_time
 from llava_operator.deciding.attempts import TABLE, UNREACHABLE_S, Sight, read_sight
-from llava_operator.deciding.decide import Commit, Remove, Start, Stop, Wait, decide
+from llava_operator.deciding.decide import decide
+from llava_operator.deciding.decisions import Commit, Remove, Start, Stop, Wait
 from llava_operator.deciding.restarts import LAST_DELAY_S, MAX_DISTURBED
 from llava_operator.deciding.verdict import WORD_S
 from llava_operator.run import attempt_of, current_stage, stage_of

@@ -9,7 +9,8 @@ from llava_api.constants import Condition, Phase, StageName
 from llava_api.failures import BY_REASON, Reason
 from llava_api.report import EvaluateNumbers, PrepareNumbers, Score, StageResult, TrainNumbers
 from llava_api.status import SUCCEEDED, AttemptState, Progress, StageState, Status
-from llava_operator.deciding.decide import Commit, Start, Wait, decide
+from llava_operator.deciding.decide import decide
+from llava_operator.deciding.decisions import Commit, Start, Wait
 from llava_operator.deciding.observation import Obstacle, ObstacleKind
 from llava_operator.deciding.policy import Violation
 from llava_operator.deciding.results import describe_result, take_result

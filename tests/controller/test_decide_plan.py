@@ -11,7 +11,8 @@ from llava_api.model_facts import ModelFacts
 from llava_api.spec import Spec
 from llava_api.status import Data, StageState, Status
 from llava_operator.deciding import moves, next_attempt
-from llava_operator.deciding.decide import Wait, decide
+from llava_operator.deciding.decide import decide
+from llava_operator.deciding.decisions import Wait
 from llava_operator.deciding.gpus import KnownGpus, NodeGpus
 from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.planning import Planned, plan_training

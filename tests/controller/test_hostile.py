@@ -18,7 +18,8 @@ from llava_operator.acting.events import build_event
 from llava_operator.acting.transitions import list_transitions
 from llava_operator.cache.runs import Runs
 from llava_operator.cache.views import Termination
-from llava_operator.deciding.decide import Commit, decide
+from llava_operator.deciding.decide import decide
+from llava_operator.deciding.decisions import Commit
 from llava_operator.deciding.status import dump_status
 from llava_operator.run import UnreadableError, parse_status
 from tests.controller.exposed import expose

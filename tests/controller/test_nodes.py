@@ -11,8 +11,8 @@ from llava_operator.acting.observe import Observer
 from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.skipped import SkippedObjects
-from llava_operator.deciding.decide import Observation
 from llava_operator.deciding.gpus import NodeGpus
+from llava_operator.deciding.observation import Observation
 from llava_operator.kube.errors import ForbiddenError, RetryableError
 from llava_operator.kube.kinds import NODES, Kind
 from llava_operator.kube.objects import Object

@@ -11,7 +11,8 @@ from llava_api.failures import Reason
 from llava_api.names import notification_job_name
 from llava_api.status import NOTIFICATIONS_KEPT, NotificationState, NotificationStatus, Status
 from llava_operator.clock import from_time, to_time
-from llava_operator.deciding.decide import Delete, Wait, decide
+from llava_operator.deciding.decide import decide
+from llava_operator.deciding.decisions import Delete, Wait
 from llava_operator.deciding.notifications import GIVEN_UP_AFTER
 from llava_operator.deciding.observation import DeliverySight, Obstacle, ObstacleKind
 from llava_operator.deciding.occurrences import OCCURRENCES, QUIET, count_restarts

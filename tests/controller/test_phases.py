@@ -10,7 +10,7 @@ from llava_api.failures import Reason
 from llava_api.report import PrepareNumbers, StageFailure, StageResult
 from llava_api.status import Progress, StageState, Status
 from llava_operator.acting.transitions import list_transitions
-from llava_operator.deciding.decide import Observation
+from llava_operator.deciding.observation import Observation
 from llava_operator.run import stage_of
 from tests.controller.makers import (
     FROM_SCRATCH,

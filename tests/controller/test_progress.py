@@ -14,7 +14,8 @@ from llava_api.constants import StageName
 from llava_api.report import MAX_NEXT_REPORT_S
 from llava_api.status import Progress
 from llava_operator.cache.progress import LATE_S, SILENT_S, ProgressBook
-from llava_operator.deciding.decide import Commit, Wait, decide
+from llava_operator.deciding.decide import decide
+from llava_operator.deciding.decisions import Commit, Wait
 from llava_operator.deciding.observation import Observation
 from llava_operator.kube.objects import Key
 from llava_operator.loop.workqueue import WorkQueue

@@ -11,7 +11,7 @@ import pytest
 from llava_api.constants import KIND, Condition, Phase, StageName
 from llava_api.failures import Reason
 from llava_api.status import Progress, Status
-from llava_operator.acting.reconcile import StatusPrunedError
+from llava_operator.acting.status_writer import StatusPrunedError
 from llava_operator.acting.transitions import UNREPORTED
 from llava_operator.acting.troubles import ASKED_AFTER_S
 from llava_operator.acting.unreadable import UNREADABLE

@@ -11,7 +11,8 @@ from llava_api.status import AttemptState, Progress, Status
 from llava_operator.acting.transitions import list_transitions
 from llava_operator.cache.views import PodView
 from llava_operator.clock import to_time
-from llava_operator.deciding.decide import Commit, Stop, Wait, decide
+from llava_operator.deciding.decide import decide
+from llava_operator.deciding.decisions import Commit, Stop, Wait
 from llava_operator.deciding.stillness import SILENT_S, STILL_S, date_report
 from llava_operator.run import stage_of
 from tests.controller.makers import NOW, NOW_TEXT, begun, commit, make_job, make_pod, see

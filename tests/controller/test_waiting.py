@@ -13,7 +13,8 @@ from llava_operator.acting.events import build_event
 from llava_operator.acting.transitions import list_transitions
 from llava_operator.cache.views import PodView
 from llava_operator.clock import from_time, to_time
-from llava_operator.deciding.decide import Wait, decide
+from llava_operator.deciding.decide import decide
+from llava_operator.deciding.decisions import Wait
 from llava_operator.deciding.observation import Observation, Obstacle, ObstacleKind
 from llava_operator.deciding.policy import Violation
 from llava_operator.deciding.waiting import Trouble, describe_waiting, list_needs, told_from

@@ -11,7 +11,8 @@ from llava_api.failures import Reason
 from llava_api.status import AttemptState, Status
 from llava_operator.cache.views import PodView
 from llava_operator.clock import from_time, to_time
-from llava_operator.deciding.decide import Wait, decide
+from llava_operator.deciding.decide import decide
+from llava_operator.deciding.decisions import Wait
 from llava_operator.deciding.observation import Obstacle, ObstacleKind
 from llava_operator.deciding.occurrences import QUIET
 from llava_operator.deciding.policy import Violation

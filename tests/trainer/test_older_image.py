@@ -17,7 +17,8 @@ from llava_api.status import Status
 from llava_operator.build.common import Platform
 from llava_operator.build.config import CONFIG_KEY, build_config_map
 from llava_operator.cache.views import PodView, Termination
-from llava_operator.deciding.decide import Start, decide
+from llava_operator.deciding.decide import decide
+from llava_operator.deciding.decisions import Start
 from llava_operator.run import attempt_of, current_stage, stage_of
 from tests.controller.makers import commit, make_job, make_pod, make_run, see
 from tests.older import extract_older

@@ -18,6 +18,7 @@ from llava_operator.acting.notifying import Notifier
 from llava_operator.acting.observe import Observer
 from llava_operator.acting.report_authority import Authority, write_authority
 from llava_operator.acting.starting import start_attempt
+from llava_operator.acting.status_writer import StatusWriter
 from llava_operator.acting.transitions import undeleted, unreadable, unreported
 from llava_operator.acting.troubles import Troubles
 from llava_operator.acting.unreadable import build_unreadable_patch
@@ -25,16 +26,16 @@ from llava_operator.build.common import Platform
 from llava_operator.cache.children import Children
 from llava_operator.cache.progress import ProgressBook
 from llava_operator.cache.runs import Runs
-from llava_operator.deciding.decide import Commit, Delete, KeepVolume, Remove, Start, Stop, Wait, decide
+from llava_operator.deciding.decide import decide
+from llava_operator.deciding.decisions import Commit, Delete, KeepVolume, Remove, Start, Stop, Wait
 from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.policy import find_violations
-from llava_operator.deciding.status import complete_status, dump_status, merge_patch, without_texts
-from llava_operator.deciding.stillness import date_report
+from llava_operator.deciding.status import complete_status, without_texts
 from llava_operator.kube.client import Kube
 from llava_operator.kube.errors import ConflictError, KubeError, NotFoundError
 from llava_operator.kube.kinds import JOBS, RUNS
 from llava_operator.kube.objects import Key, Object
-from llava_operator.run import Run, UnreadableError, attempt_of, current_stage, parse_run, stage_of
+from llava_operator.run import Run, UnreadableError, attempt_of, current_stage, parse_run
 from llava_operator.stages import STAGES
 
 logger = logging.getLogger(__name__)
@@ -43,10 +44,6 @@ MAX_ROUNDS = 6
 """Steps of one pass: a begin or an end commits an intent, acts on it, and notes what that has made."""
 SHORTEST_WAIT_S = 0.05
 """Before a run is looked at again for nothing but the time: whatever was calculated, no pass follows at once."""
-
-
-class StatusPrunedError(KubeError):
-    """The API server took a status and kept nothing of what was new in it: the CRD does not know these fields."""
 
 
 @dataclass(kw_only=True)
@@ -92,11 +89,11 @@ class Reconciler:
                 run = parse_run(raw)
             except UnreadableError as error:
                 return await self._report_unreadable(key, raw, str(error))
-            self._settle(run)
+            self._writer.settle(run, self._memory(run))
             seen = await self._observe(run)
             match decide(seen):
                 case Commit(status=status):
-                    written = await self._commit(seen, status)
+                    written = await self._writer.write(seen, status, self._memory(run))
                     if written is None:
                         return 0.0
                     raw = written
@@ -130,7 +127,7 @@ class Reconciler:
             logger.info("%s: that its passes fail could not be told: %s", key, again)
 
     async def _tell_trouble(self, run: Run, trouble: ApiTrouble) -> None:
-        self._settle(run)
+        self._writer.settle(run, self._memory(run))
         if run.deleting or current_stage(run.status) is None:
             return
         told, before = run.status.model_copy(update={"api_trouble": trouble}), run.status
@@ -138,7 +135,7 @@ class Reconciler:
         generation = before.observed_generation or run.generation
         told = complete_status(told, before=before, generation=generation, now=self.now())
         if without_texts(told) != without_texts(before):
-            await self._commit(Observation(run=run, now=self.now()), told)
+            await self._writer.write(Observation(run=run, now=self.now()), told, self._memory(run))
         await self.events.publish_status(run.key, run.uid, told)
 
     def forget_errors(self, key: Key) -> bool:
@@ -148,6 +145,12 @@ class Reconciler:
     @property
     def _observer(self) -> Observer:
         return Observer(kube=self.kube, children=self.children, progress=self.progress, nodes=self.nodes)
+
+    @property
+    def _writer(self) -> StatusWriter:
+        return StatusWriter(
+            kube=self.kube, runs=self.runs, progress=self.progress, note_written=self.note_written
+        )  # fmt: skip
 
     async def _observe(self, run: Run) -> Observation:
         """What there is of a run, and what stood in its way before."""
@@ -196,44 +199,6 @@ class Reconciler:
         delays = [max(SHORTEST_WAIT_S, (instant - now).total_seconds()) for instant in (until, send_at) if instant]
         # Nothing else may ever come of a run that has ended.
         return min([*delays, *([] if are_published else [LAST_RETRY_S])], default=None)
-
-    async def _commit(self, seen: Observation, status: Status) -> Object | None:
-        """Write a status; None if the run has changed since it was read."""
-        run = seen.run
-        patch = merge_patch(dump_status(run.status), dump_status(status))
-        body = {"metadata": {"resourceVersion": run.resource_version, "uid": run.uid}, "status": patch}
-        memory = self._memory(run)
-        memory.unanswered = run.status
-        try:
-            written = await self.kube.patch(RUNS, run.key.namespace, run.key.name, body, subresource="status")
-        except ConflictError as error:
-            # What was decided may be wrong by now.
-            logger.info("pass over %s thrown away: %s", run.key, error)
-            return None
-        if written["metadata"]["resourceVersion"] == run.resource_version:
-            raise StatusPrunedError(
-                f"nothing new of {', '.join(sorted(patch))} was kept in the status of {run.key}: the CRD is older than "
-                "this operator; install the CRD of its version"
-            )
-        self.runs.note(written)
-        memory.written_at, memory.unanswered = seen.now, None
-        self.note_written(run.key, run.status, status)
-        self._log_transitions(run, status)
-        if seen.progress is not None and status.progress == date_report(run.status, seen.progress):
-            self.progress.note_written(run.uid, seen.progress, seen.now)
-        return written
-
-    def _settle(self, run: Run) -> None:
-        """Note a write whose answer was lost, if it was carried out: a status that is another now is our own."""
-        memory = self._memory(run)
-        before, memory.unanswered = memory.unanswered, None
-        if before is not None and before != run.status:
-            self.note_written(run.key, before, run.status)
-
-    def _log_transitions(self, run: Run, status: Status) -> None:
-        for stage in status.stages:
-            if stage.state is not stage_of(run.status, stage.name).state:
-                logger.info("%s: %s-%d is %s: %s", run.key, stage.name, stage.attempt, stage.state, stage.message)
 
     async def _start(self, seen: Observation) -> None:
         run, memory = seen.run, self._memory(seen.run)

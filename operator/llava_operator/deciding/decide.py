@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.names import job_name
 from llava_api.status import MAX_TEXT, AttemptState, AttemptStatus, FailureStatus, StageStatus, Status
@@ -17,6 +16,7 @@ from llava_api.text import show
 from llava_operator.deciding import moves
 from llava_operator.deciding.accounting import active_until
 from llava_operator.deciding.attempts import TABLE, Move, Sight, awaited_until, half_placed_until, read_sight
+from llava_operator.deciding.decisions import Commit, Decision, Delete, KeepVolume, Remove, Start, Stop, Wait
 from llava_operator.deciding.next_attempt import Hold, begin_next, begin_run, judge_violations, take_up_retry
 from llava_operator.deciding.notifications import note_notifications, notifications_due
 from llava_operator.deciding.observation import Observation, ObstacleKind
@@ -33,60 +33,6 @@ from llava_operator.deciding.volume import (
 )
 from llava_operator.deciding.waiting import told_from, waiting_since
 from llava_operator.run import Run, attempt_of, current_stage, stage_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class Commit:
-    """Write this status."""
-
-    status: Status
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """Create the children of an attempt that the status says is starting."""
-
-    stage: StageName
-    attempt: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stop:
-    """Delete the Job of an attempt that the status says is stopping; its pods go with it."""
-
-    job: str
-    uid: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Remove:
-    """Delete the children of an attempt that the status is about to forget: a run has those that it tells of alone.
-
-    The next attempt is written when that is done: a crash in between looks for them again.
-    """
-
-    stage: StageName
-    attempt: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeepVolume:
-    """Have the run's claim outlive it. Succeeded is written when that is done: a crash in between does it again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Delete:
-    """Delete the run: it ended long enough ago, and its volume outlives it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wait:
-    """Nothing to do before the next event, or before ``until``."""
-
-    until: datetime | None = None
-
-
-Decision = Commit | Start | Stop | Remove | KeepVolume | Delete | Wait
 
 
 @dataclass(frozen=True, kw_only=True)
