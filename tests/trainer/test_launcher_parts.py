@@ -41,7 +41,7 @@ from tests.trainer.trainings import configure
 
 HASTE = Patience(arrival_s=5.0, silence_s=0.3, farewell_s=5.0, interval_s=0.02)
 SIGNER = Signer(bytes(32), run_uid="0c6f", stage="train", attempt=1)
-KILLED = StageFailure(reason=Reason.WORKER_KILLED, message="training process 1 was killed by SIGKILL", rank=1)
+KILLED = StageFailure(reason=Reason.WORKER_KILLED, message="rank 1 was killed by SIGKILL", rank=1)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_words_of_an_earlier_run_of_the_pod_are_forgotten(config: RunConfig):
          False),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), Reason.OUT_OF_DEVICE_MEMORY,
          False),
-        (LostPeerError("process 0 could not write its part"), Reason.RENDEZVOUS_FAILED, True),
+        (LostPeerError("rank 0 could not write its part"), Reason.RENDEZVOUS_FAILED, True),
         (dist.DistNetworkError("gone"), Reason.RENDEZVOUS_FAILED, True),
         (RuntimeError("[/gloo/transport/tcp/pair.cc:456] Connection closed by peer"), Reason.RENDEZVOUS_FAILED, True),
         (RuntimeError("something else"), Reason.INTERNAL_ERROR, False),
@@ -134,7 +134,7 @@ def test_every_error_of_a_process_has_its_reason(error: Exception, reason: Reaso
         word = explain_rank_failure(error, 3, log, Progress(step=12, attempt_steps=2))
     assert (word.failure.reason, word.lost_peer, word.failure.rank) == (reason, lost_peer, 3)
     assert (word.failure.step, word.failure.attempt_steps) == (12, 2)
-    assert "process 3" in word.failure.log_tail
+    assert "rank 3" in word.failure.log_tail
 
 
 NCCL_ERROR = (

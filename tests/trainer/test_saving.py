@@ -81,7 +81,7 @@ def save_on_a_full_disk(world: World, checkpoints: Path) -> str:
 def test_what_one_process_cannot_write_every_process_hears_of(tmp_path: Path):
     first, second = run_in_processes(2, save_on_a_full_disk, tmp_path)
     assert first.startswith("OSError: [Errno 28] No space left on device")
-    assert second == "LostPeerError: process 0 could not write its part of a checkpoint"
+    assert second == "LostPeerError: rank 0 could not write its part of a checkpoint"
     assert list_checkpoints(tmp_path) == []
 
 

@@ -109,7 +109,7 @@ def test_where_all_wait_in_the_same_nobody_is_blamed():
     verdict = judge({0: computing(at(8)), 1: computing(gather), 2: computing(at(8))}, 3)
     assert verdict is not None
     assert verdict.finding == (
-        f"operation 8 of process group world is {REDUCE} in process 0 and nccl2:all_gather [[1]] in process 1"
+        f"operation 8 of process group world is {REDUCE} on rank 0 and nccl2:all_gather [[1]] on rank 1"
     )
 
 
@@ -181,7 +181,7 @@ def test_torch_numbers_what_processes_do(config: RunConfig, behind: int, silent:
     failure = explain_stall_of_all(config)
     assert failure is not None
     assert (failure.reason, failure.rank, failure.log_tail) == (Reason.WORKER_STALLED, behind, "its last words\n")
-    assert failure.message.startswith(f"training process {behind} has not gone on for 2 s: ")
+    assert failure.message.startswith(f"rank {behind} has not gone on for 2 s: ")
     assert "others wait in operation 2 of process group 0 (gloo:all_reduce [[3]])" in failure.message
     # What torch itself holds, for people.
     assert json.loads(flight_file(config, 0).read_text())["gloo"]["entries"]

@@ -124,7 +124,7 @@ def test_two_processes_killed_and_resumed_end_where_one_straight_run_ends(make_c
         failure = stage.result.failure
         assert stage.training_processes() == []
     assert (failure.reason, failure.rank) == (Reason.WORKER_KILLED, 1)
-    assert failure.message == "training process 1 was killed by SIGKILL"
+    assert failure.message == "rank 1 was killed by SIGKILL"
     assert failure.step >= 5
     assert list_checkpoints(killed.volume.checkpoints_dir(StageName.TRAIN, 2))
     assert not killed.volume.adapter_dir.exists()
@@ -157,7 +157,7 @@ def test_a_process_killed_in_one_pod_ends_all_pods(
         failures = [stage.result.failure for stage in (first, second)]
     assert codes == [exit_code_of(Reason.WORKER_KILLED)] * 2
     assert [(f.reason, f.rank, f.message) for f in failures] == [
-        (Reason.WORKER_KILLED, 1, "training process 1 was killed by SIGKILL")
+        (Reason.WORKER_KILLED, 1, "rank 1 was killed by SIGKILL")
     ] * 2
     # What two pods learned until then is what one rank learns.
     losses = [entry.loss for entry in curve(config)[:3]]
@@ -281,7 +281,7 @@ def test_a_process_that_hangs_is_named_and_leaves_its_stack(
         assert stage.wait() == exit_code_of(Reason.WORKER_STALLED) == 79, stage.output
         failure = stage.result.failure
     assert (failure.reason, failure.rank) == (Reason.WORKER_STALLED, 1)
-    assert failure.message.startswith("training process 1 has not gone on for 4 s: it loads samples, and while others ")
+    assert failure.message.startswith("rank 1 has not gone on for 4 s: it loads samples, and while others ")
     assert failure.message.endswith("; the stacks are in its log")
     assert "in open_image" in rank_log(config, 1)
 
@@ -301,7 +301,7 @@ def test_a_process_that_hangs_in_backward_is_named_whoever_says_so_first(
         failure = stage.result.failure
     assert (failure.reason, failure.rank) == (Reason.WORKER_STALLED, 1)
     told = re.fullmatch(
-        r"training process 1 has not gone on for (\d+) s: it computes, and while others wait in operation (\d+) of "
+        r"rank 1 has not gone on for (\d+) s: it computes, and while others wait in operation (\d+) of "
         r"process group \d \(gloo:\w+ \[.*\]\), it has begun (\d+); the stacks are in its log",
         failure.message,
     )

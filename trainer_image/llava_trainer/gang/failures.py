@@ -140,7 +140,7 @@ def _explain_exit(config: RunConfig, exit_: Exit) -> RankFailure:
         reason, how = known.reason, f"ended with exit code {exit_.code} ({known.reason}) and could not write why"
     else:
         reason, how = Reason.INTERNAL_ERROR, f"ended with exit code {exit_.code} without saying why"
-    message = f"training process {exit_.rank} {how}"
+    message = f"rank {exit_.rank} {how}"
     # That watchdog also ends a rank whose peer is gone, whatever NCCL makes of it.
     return RankFailure(
         failure=StageFailure(reason=reason, message=message, rank=exit_.rank, log_tail=tail),

@@ -46,12 +46,12 @@ def explain_stall_of_all(config: RunConfig) -> StageFailure | None:
     limit_s = _limit_s(config, evidence)
     if verdict.rank is None:
         message = (
-            f"no training process has gone on for {limit_s:.0f} s: {verdict.finding}; the stacks are in their logs"
+            f"no rank has gone on for {limit_s:.0f} s: {verdict.finding}; the stacks are in their logs"
         )
         return StageFailure(reason=Reason.WORKER_STALLED, message=message)
     return StageFailure(
         reason=Reason.WORKER_STALLED,
-        message=f"training process {verdict.rank} has not gone on for {limit_s:.0f} s: {verdict.finding}",
+        message=f"rank {verdict.rank} has not gone on for {limit_s:.0f} s: {verdict.finding}",
         rank=verdict.rank,
         log_tail=read_tail(rank_log(config, verdict.rank)),
     )
@@ -132,8 +132,8 @@ def _judge_alike(waiting: list[tuple[int, Group, GroupPosition]], num_ranks: int
         differing = next(rank for rank in sorted(kinds) if kinds[rank] != kinds[0])
         return Verdict(
             rank=None,
-            finding=f"operation {begun} of process group {group[1]} is {here[0].waits_in} in process 0 and "
-            f"{here[differing].waits_in} in process {differing}",
+            finding=f"operation {begun} of process group {group[1]} is {here[0].waits_in} on rank 0 and "
+            f"{here[differing].waits_in} on rank {differing}",
         )
     return None
 

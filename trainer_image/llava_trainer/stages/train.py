@@ -39,7 +39,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
 
     Args:
         config: the run configuration.
-        reporter: not used: the first training process reports with one of its own.
+        reporter: not used: the first rank reports with one of its own.
 
     Raises:
         StageError: what ended training.

@@ -214,7 +214,7 @@ class Saver:
         if trouble is not None:
             raise trouble
         if _FAILED in digests:
-            raise LostPeerError(f"process {digests.index(_FAILED)} could not write its part of a checkpoint")
+            raise LostPeerError(f"rank {digests.index(_FAILED)} could not write its part of a checkpoint")
         return digests
 
     def _gather(self, digest: bytes) -> list[bytes]:

@@ -65,7 +65,7 @@ def main() -> int:
                 write_rank_failure(config, rank, failure)
             except OSError as trouble:
                 # On a full volume, say; the exit code tells all the same.
-                logger.warning("process %d cannot leave word why it ends: %s", rank, trouble)
+                logger.warning("rank %d cannot leave word why it ends: %s", rank, trouble)
             return exit_code_of(failure.failure.reason)
     return 0
 
@@ -91,9 +91,9 @@ def explain_rank_failure(error: Exception, rank: int, log: ProcessLog, progress:
     elif lost_peer:
         error = StageError(Reason.RENDEZVOUS_FAILED, f"the connection to the other processes was lost: {error}")
     if isinstance(error, StageError) and error.reason is not Reason.INTERNAL_ERROR:
-        logger.error("process %d ends: %s: %s", rank, error.reason, error.message)
+        logger.error("rank %d ends: %s: %s", rank, error.reason, error.message)
     else:
-        logger.error("process %d failed", rank, exc_info=error)
+        logger.error("rank %d failed", rank, exc_info=error)
     particulars = {"rank": rank, "log_tail": log.tail(), **_steps_of(progress)}
     failure: StageFailure = explain(error, log.tail()).model_copy(update=particulars)
     return RankFailure(failure=failure, lost_peer=lost_peer)
@@ -117,7 +117,7 @@ def explain_stall(rank: int, doing: Doing, limit_s: float, progress: Progress) -
     """Say that this process does not get any further."""
     failure = StageFailure(
         reason=Reason.WORKER_STALLED,
-        message=f"training process {rank} has not gone on for {limit_s:.0f} s: it {doing}; the stacks are in its log",
+        message=f"rank {rank} has not gone on for {limit_s:.0f} s: it {doing}; the stacks are in its log",
         rank=rank,
         step=progress.step,
         attempt_steps=progress.attempt_steps,
@@ -164,19 +164,19 @@ class _Stalling:
 
     def leave_evidence(self, doing: Doing) -> None:
         rank, limit_s = self.world.rank, self.limit_s
-        logger.warning("process %d has not gone on for %.0f s: it %s", rank, limit_s / 2, doing)
+        logger.warning("rank %d has not gone on for %.0f s: it %s", rank, limit_s / 2, doing)
         if self.world.world_size == 1:
             return
         try:
             write_evidence(self.config, rank, doing, limit_s)
         except OSError as error:
-            logger.warning("how far process %d is could not be written down: %s", rank, error)
+            logger.warning("how far rank %d is could not be written down: %s", rank, error)
 
     def take_back(self) -> None:
         try:
             clear_evidence(self.config, self.world.rank)
         except OSError as error:
-            logger.warning("what process %d has left as evidence stays: %s", self.world.rank, error)
+            logger.warning("what rank %d has left as evidence stays: %s", self.world.rank, error)
 
     def give_up(self, doing: Doing) -> None:
         word = explain_stall(self.world.rank, doing, self.limit_s, self.progress)
@@ -193,7 +193,7 @@ class _Stalling:
             # The attempt is over: its folder is another one's, and so is the log.
             self.is_superseded = True
             return
-        logger.error("process %d ends: %s: %s", rank, word.failure.reason, word.failure.message)
+        logger.error("rank %d ends: %s: %s", rank, word.failure.reason, word.failure.message)
         write_rank_failure(self.config, rank, word)
 
 
