@@ -188,6 +188,8 @@ class TrainNumbers(Lenient):
     """Step whose weights were taken, where validation has selected; None for the last."""
     stopped_early: bool = False
     """Whether training ended before its last step."""
+    frozen_projector: bool = False
+    """Whether the projector is as it was before."""
 
 
 class MergeNumbers(Lenient):

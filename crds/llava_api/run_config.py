@@ -8,7 +8,7 @@ reports it (``PrepareNumbers.config_version``), and gets version 1 itself, becau
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
 from llava_api.base import Strict
 from llava_api.constants import RENDEZVOUS_PORT, StageName
@@ -21,9 +21,12 @@ RUN_CONFIG_VERSION: Final = 2
 RunConfigVersion = Literal[1, 2]
 _SINCE_VERSION_2: Final = ("results", "training.maxRestarts")
 """Paths of fields that an image of version 1 would refuse."""
-_OPTIONAL_SINCE: Final = ("training.validation", "training.keepBest", "training.earlyStopping")
-"""Paths of fields that are written only where they are set: an image that does not know one then refuses the run that
-asks for it, and no other."""
+_OPTIONAL_SINCE: Final = (
+    "training.validation", "training.keepBest", "training.earlyStopping", "training.projector", "training.lora.targets",
+    "training.lora.rsLora", "training.maxSteps", "training.minimumLearningRate", "training.optimizer",
+)  # fmt: skip
+"""Paths of fields that are written only where they are set to something else than their default: an image that does
+not know one then refuses the run that asks for it, and no other."""
 _OF_FORMATS: Final = ("messages", "table")
 """Fields of a dataset that go with one format. Written where they are set: an image that does not know them does not
 know the format either."""
@@ -102,7 +105,7 @@ class RunConfig(Strict):
             parent = fields
             for step in parents:
                 parent = parent[step]
-            if path not in _OPTIONAL_SINCE or parent.get(name) is None:
+            if path not in _OPTIONAL_SINCE or _has_default(self, path):
                 parent.pop(name, None)
         for dataset in (fields["dataset"], (fields["alignment"] or {}).get("dataset", {})):
             for name in _OF_FORMATS:
@@ -125,3 +128,17 @@ class RunConfig(Strict):
     def gradient_accumulation(self) -> int:
         """Micro-batches a process runs for one optimiser step: global / (perDevice x processes)."""
         return self.training.batch.global_ // (self.training.batch.per_device * self.workers.world_size)
+
+
+def _has_default(config: RunConfig, path: str) -> bool:
+    """Whether the field at ``path`` (like training.lora.rsLora) is as it is where nobody sets it."""
+    *parents, last = path.split(".")
+    part: BaseModel = config
+    for step in parents:
+        part = getattr(part, _name_of(type(part), step))
+    name = _name_of(type(part), last)
+    return bool(getattr(part, name) == type(part).model_fields[name].get_default())
+
+
+def _name_of(model: type[BaseModel], alias: str) -> str:
+    return next(name for name, field in model.model_fields.items() if (field.alias or name) == alias)

@@ -137,12 +137,12 @@ class RunVolume:
 
     @property
     def adapter_dir(self) -> Path:
-        """Final adapter in PEFT's layout, and the trained projector beside it."""
+        """Final adapter in PEFT's layout, and in it the projector where it was trained."""
         return self.result_dir(StageName.TRAIN) / "adapter"
 
     @property
     def weights_dir(self) -> Path:
-        """Trained weights of language model and projector, with method full: safetensors files under hub names."""
+        """What was trained whole, with method full: safetensors files under hub names."""
         return self.result_dir(StageName.TRAIN) / "weights"
 
     @property

@@ -12,6 +12,7 @@ from llava_api.memory import (
     accumulation,
     batch_of,
     count_lora,
+    count_trained,
     count_parameters,
     find_remedies,
     num_steps,
@@ -354,3 +355,20 @@ def test_the_plan_of_the_recipe_fits_the_card_that_it_was_made_for():
     # LLaVA-1.5 7B was fine-tuned with LoRA at 16 samples a device on GPUs of 80 GB, and of 40 GB with fewer.
     assert total(make_spec()) < 80 * GIB
     assert total(make_spec(training={"batch": {"perDevice": 8, "global": 128}})) < 40 * GIB
+
+
+def test_steps_that_are_given_count_in_place_of_epochs_but_not_in_alignment():
+    spec = make_spec(training={"maxSteps": 7, "epochs": 3}, alignment=ALIGNMENT)
+    assert [num_steps(spec, StageName.TRAIN, samples) for samples in (1, 10_000, 0)] == [7, 7, 0]
+    assert num_steps(spec, StageName.ALIGN, 257) == 2
+
+
+def test_an_adapter_on_fewer_layers_and_a_frozen_projector_are_planned_smaller():
+    def trained(**training: Any) -> int:
+        spec = make_spec(training=training)
+        return count_trained(make_7b(), workload_of(spec, StageName.TRAIN, make_7b(), Prepared()))
+
+    projector = 1024 * 4096 + 4096 + 4096 * 4096 + 4096
+    assert trained() - trained(projector="frozen") == projector
+    # 32 layers, rank 128, two squares of 4096.
+    assert trained(projector="frozen", lora={"targets": ["q_proj", "v_proj"]}) == 32 * 128 * 2 * (4096 + 4096)

@@ -42,6 +42,8 @@ class PlainSettings:
     gradient_checkpointing: bool = False
     bf16: bool = False
     loader_processes: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
     seed: int = 42
     max_steps: int = -1
     """Stop after so many optimiser steps; -1: at the end of the last epoch."""
@@ -216,7 +218,7 @@ def _optimizer(tuned: nn.Module, settings: PlainSettings) -> torch.optim.Optimiz
             ]
             if parameters:
                 groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
-    return torch.optim.AdamW(groups)
+    return torch.optim.AdamW(groups, betas=settings.betas, eps=settings.epsilon)
 
 
 def pad(items: Sequence[PlainItem], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -84,6 +84,17 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ({"training__epochs": "many"}, "spec.training.epochs", "integer"),
         ({"training__lora__rank": 0}, "spec.training.lora.rank", "greater than or equal to 1"),
         ({"training__lora__dropout": 1}, "spec.training.lora.dropout", "less than 1"),
+        ({"training__lora__targets": []}, "spec.training.lora.targets", "at least 1 items"),
+        ({"training__lora__targets": ["lm_head"]}, "spec.training.lora.targets[0]", '"q_proj"'),
+        ({"training__lora__targets": ["q_proj", "q_proj"]}, "spec.training.lora.targets[1]", "Duplicate value"),
+        ({"training__lora__rsLora": "yes"}, "spec.training.lora.rsLora", "boolean"),
+        ({"training__projector": "half"}, "spec.training.projector", '"frozen"'),
+        ({"training__maxSteps": 0}, "spec.training.maxSteps", "greater than or equal to 1"),
+        ({"training__maxSteps": 10**8}, "spec.training.maxSteps", "less than or equal to 10000000"),
+        ({"training__minimumLearningRate": -1e-6}, "spec.training.minimumLearningRate", "greater than or equal to 0"),
+        ({"training__optimizer": {"beta1": 1}}, "spec.training.optimizer.beta1", "less than 1"),
+        ({"training__optimizer": {"beta2": -0.1}}, "spec.training.optimizer.beta2", "greater than or equal to 0"),
+        ({"training__optimizer": {"epsilon": 0}}, "spec.training.optimizer.epsilon", "greater than 0"),
         ({"training__method": "magic"}, "spec.training.method", '"lora"'),
         ({"training__precision": "fp8"}, "spec.training.precision", '"bf16"'),
         ({"training__scheduler": "step"}, "spec.training.scheduler", '"cosine"'),
@@ -279,6 +290,40 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ),
         ({"training__quantization": {"double": False}}, "spec.training.quantization", "qlora"),
         ({"training__keepBest": {"by": "loss"}}, "spec.training.keepBest", "needs spec.training.validation"),
+        (
+            {
+                "training__method": "none",
+                "training__projector": "frozen",
+                "alignment": {"dataset": CAPTIONS, "freshProjector": True},
+            },
+            "spec.training.projector",
+            "only read where something is trained after alignment",
+        ),
+        (
+            {
+                "training__method": "none",
+                "training__maxSteps": 5,
+                "alignment": {"dataset": CAPTIONS, "freshProjector": True},
+            },
+            "spec.training.maxSteps",
+            "only read where something is trained after alignment",
+        ),
+        (
+            {"training__minimumLearningRate": 1e-5, "training__scheduler": "constant"},
+            "spec.training.minimumLearningRate",
+            "never falls",
+        ),
+        ({"training__minimumLearningRate": 3e-4}, "spec.training.minimumLearningRate", "at most"),
+        (
+            {"training__minimumLearningRate": 3e-5, "training__method": "full"},
+            "spec.training.minimumLearningRate",
+            "2e-5 with method full",
+        ),
+        (
+            {"training__minimumLearningRate": 2e-3, "training__learningRate": 1e-3},
+            "spec.training.minimumLearningRate",
+            "at most",
+        ),
         ({"training__earlyStopping": {"patience": 2}}, "spec.training.earlyStopping", "needs spec.training.validation"),
         (
             {
@@ -393,8 +438,22 @@ def test_every_kind_of_source_is_accepted(kubectl: Kubectl, source: str) -> None
         {"model": FROM_SCRATCH | {"projector": "pvc://first-run/projector"}},
         {"alignment": {"dataset": CAPTIONS, "freshProjector": True}, "training__method": "full"},
         {"training__method": "qlora", "training__quantization": {"computeDtype": "bf16"}},
+        {
+            "training__projector": "frozen",
+            "training__maxSteps": 500,
+            "training__minimumLearningRate": 2e-4,
+            "training__optimizer": {"beta2": 0.95},
+            "training__lora": {"targets": ["q_proj", "v_proj"], "rsLora": True},
+        },
     ],
-    ids=["both phases from scratch", "phase 1 alone", "phase 2 of an earlier phase 1", "a new projector", "qlora"],
+    ids=[
+        "both phases from scratch",
+        "phase 1 alone",
+        "phase 2 of an earlier phase 1",
+        "a new projector",
+        "qlora",
+        "all that is not the recipe",
+    ],
 )
 def test_every_way_through_the_phases_is_accepted(kubectl: Kubectl, changes: dict[str, Any]) -> None:
     manifest = make("phases", **changes)
@@ -453,6 +512,7 @@ def test_longest_name_is_accepted(kubectl: Kubectl) -> None:
     ("changes", "field"),
     [
         ({"training__epochs": 2}, "training"),
+        ({"training__projector": "frozen"}, "training.projector"),
         ({"model__source": "pvc://other/llava"}, "model"),
         ({"dataset__file": "other.json"}, "dataset"),
         ({"training__batch__global": 4}, "training.batch.global"),

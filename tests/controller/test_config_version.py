@@ -57,6 +57,23 @@ def test_an_image_gets_the_fields_of_a_format_only_where_they_are_set() -> None:
     assert (written["dataset"]["table"]["question"], "messages" in written["dataset"]) == ("q", False)
 
 
+def test_an_image_gets_a_newer_setting_only_where_it_is_not_the_default() -> None:
+    names = {"projector", "maxSteps", "minimumLearningRate", "optimizer"}
+    # As the API server fills them in.
+    defaults = {"projector": "train", "minimumLearningRate": 0.0, "optimizer": {"beta1": 0.9, "epsilon": 1e-8}}
+    written = write_config(walk({}, StageName.TRAIN), StageName.TRAIN, 2, training=defaults)["training"]
+    assert not names & written.keys()
+    assert written["lora"].keys() == {"rank", "alpha", "dropout"}
+    chosen = {
+        "projector": "frozen", "maxSteps": 7, "minimumLearningRate": 1e-6, "optimizer": {"beta2": 0.95},
+        "lora": {"targets": ["q_proj"], "rsLora": True},
+    }  # fmt: skip
+    written = write_config(walk({}, StageName.TRAIN), StageName.TRAIN, 2, training=chosen)["training"]
+    assert (written["projector"], written["maxSteps"], written["minimumLearningRate"]) == ("frozen", 7, 1e-6)
+    assert written["optimizer"]["beta2"] == 0.95
+    assert (written["lora"]["targets"], written["lora"]["rsLora"]) == (["q_proj"], True)
+
+
 @pytest.mark.parametrize("version", [2, 7])
 def test_an_image_that_knows_how_is_told_which_attempts_count(version: int) -> None:
     status = retried(walk(FROM_SCRATCH, StageName.MERGE), StageName.TRAIN, 4)

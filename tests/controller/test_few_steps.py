@@ -26,6 +26,15 @@ def test_fifty_are_enough_and_what_is_not_trained_needs_none() -> None:
     assert describe_few_steps(spec, 0) is None
 
 
+def test_steps_that_are_given_are_what_counts() -> None:
+    few = make_spec(**ONE_GPU, training={"maxSteps": 20})
+    assert (describe_few_steps(few, 100_000) or "").endswith(
+        "for about 100 set, in spec.training, maxSteps to 100 (is 20)"
+    )
+    assert "takes 20 optimiser steps on 100000 samples" in (describe_few_steps(few, 100_000) or "")
+    assert describe_few_steps(make_spec(**ONE_GPU, training={"maxSteps": FEW}), 1) is None
+
+
 @pytest.mark.parametrize("samples", [1, 3, 40, 100, 999, 5000])
 @pytest.mark.parametrize(
     "workers", [{"replicas": 1, "gpus": 1}, {"replicas": 2, "gpus": 8}, {"replicas": 3, "gpus": 0}]

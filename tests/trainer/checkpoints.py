@@ -80,11 +80,19 @@ def rename(name: str, layout: Layout) -> str:
 
 
 def make_adapter(
-    model: LlavaForConditionalGeneration, folder: Path, *, rank: int = 4, alpha: int = 12, seed: int = 1
+    model: LlavaForConditionalGeneration,
+    folder: Path,
+    *,
+    rank: int = 4,
+    alpha: int = 12,
+    seed: int = 1,
+    rs_lora: bool = False,
 ) -> PeftModel:
     """Wrap ``model`` in LoRA with random matrices and a random projector, and save the adapter as PEFT does."""
     torch.manual_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, modules_to_save=["multi_modal_projector"])
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, use_rslora=rs_lora, target_modules=TARGETS, modules_to_save=["multi_modal_projector"]
+    )
     tuned = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():

@@ -123,9 +123,10 @@ def build_module(model: ModelFacts, work: Workload) -> SupervisedLoss:
         _use_linear4bit(llava.model.language_model.layers)
     tuned = llava
     if work.has_adapter:
-        tuned = add_adapter(llava, Lora(rank=work.rank, alpha=2 * work.rank, dropout=work.dropout))
+        lora = Lora(rank=work.rank, alpha=2 * work.rank, dropout=work.dropout, targets=work.targets)
+        tuned = add_adapter(llava, lora, learns_projector=work.learns_projector)
     elif work.method == "full":
-        train_whole(llava)
+        train_whole(llava, learns_projector=work.learns_projector)
     else:
         train_projector(llava)
     return SupervisedLoss(tuned, gradient_checkpointing=work.gradient_checkpointing).train()

@@ -25,12 +25,24 @@ from tests.trainer.trainings import make_dataset, make_training
 
 CAPTIONS = {"source": "pvc://captions/", "format": "llava", "file": "export.json", "images": "images"}
 ALIGNMENT = {"dataset": CAPTIONS, "freshProjector": True, "batch": {"perDevice": 4, "global": 8}}
-CHAINS: dict[str, tuple[list[StageName], dict[str, Any]]] = {
-    "lora": ([StageName.TRAIN], {"method": "lora"}),
-    "qlora": ([StageName.TRAIN], {"method": "qlora"}),
-    "full": ([StageName.TRAIN], {"method": "full", "learningRate": 1e-3}),
-    "align and lora": ([StageName.ALIGN, StageName.TRAIN], {"method": "lora"}),
-    "align alone": ([StageName.ALIGN], {"method": "none"}),
+TRAIN, BOTH = [StageName.TRAIN], [StageName.ALIGN, StageName.TRAIN]
+FULL = {"method": "full", "learningRate": 1e-3}
+FROZEN = {"projector": "frozen"}
+FEW = {"rank": 4, "alpha": 4, "dropout": 0.0, "targets": ["q_proj", "down_proj"], "rsLora": True}
+# Stages, settings of training, tensors that differ from the base in the end.
+CHAINS: dict[str, tuple[list[StageName], dict[str, Any], int]] = {
+    "lora": (TRAIN, {"method": "lora"}, 3 * 7 + 4),
+    "qlora": (TRAIN, {"method": "qlora"}, 3 * 7 + 4),
+    "full": (TRAIN, FULL, 3 * 9 + 3 + 4),
+    "align and lora": (BOTH, {"method": "lora"}, 3 * 7 + 4),
+    "align alone": ([StageName.ALIGN], {"method": "none"}, 4),
+    "lora, projector frozen": (TRAIN, {"method": "lora", **FROZEN}, 3 * 7),
+    "qlora, projector frozen": (TRAIN, {"method": "qlora", **FROZEN}, 3 * 7),
+    "full, projector frozen": (TRAIN, FULL | FROZEN, 3 * 9 + 3),
+    # What alignment has made of the projector is in the result, though the adapter does not hold it.
+    "align and lora, projector frozen": (BOTH, {"method": "lora", **FROZEN}, 3 * 7 + 4),
+    "align and full, projector frozen": (BOTH, FULL | FROZEN, 3 * 9 + 3 + 4),
+    "rsLoRA on few layers": (TRAIN, {"method": "lora", "lora": FEW}, 3 * 2 + 4),
 }
 
 
@@ -44,7 +56,7 @@ def configure(root: Path, model_dir: Path, dataset: tuple[Path, list[Sample]], c
     folder, samples = dataset
     for link in ("dataset", "captions"):
         (root / link).symlink_to(folder)
-    stages, training = CHAINS[chain]
+    stages, training, _ = CHAINS[chain]
     config = make_training(
         root, model_dir, samples[:16], training=training | {"epochs": 2},
         evaluation={"gpus": 0, "generation": {"maxNewTokens": 4}}, merge={"dtype": "float32"},
@@ -67,19 +79,18 @@ def as_stage(config: RunConfig, stage: StageName) -> RunConfig:
 def test_what_was_trained_is_what_is_merged_and_evaluated(
     tmp_path: Path, toy_model_dir: Path, dataset: tuple[Path, list[Sample]], world: World, chain: str
 ):
-    stages, training = CHAINS[chain]
+    stages, _, changed = CHAINS[chain]
     config = configure(tmp_path, toy_model_dir, dataset, chain)
     for stage in stages:
         train(as_stage(config, stage), world, Reporter(config), StopRequest())
     merged = merge.run(as_stage(config, StageName.MERGE), Reporter(config)).numbers
     assert isinstance(merged, MergeNumbers)
-    changed = {"lora": 3 * 7 + 4, "qlora": 3 * 7 + 4, "full": 3 * 9 + 3 + 4, "none": 4}[training["method"]]
     assert merged.tensors_merged == changed
     assert merged.max_logit_difference < 1e-4
     base = load_file(toy_model_dir / "model.safetensors")
     made = load_file(config.volume.merged_dir / "model.safetensors")
     assert sum(not made[name].equal(base[name]) for name in base) == changed
-    if stages == [StageName.ALIGN]:
+    if stages == [StageName.ALIGN] or (StageName.ALIGN in stages and config.training.projector == "frozen"):
         assert all(made[name].equal(tensor) for name, tensor in read_projector(config.volume.projector_dir).items())
     numbers = evaluate.run(as_stage(config, StageName.EVALUATE), Reporter(config)).numbers
     assert isinstance(numbers, EvaluateNumbers)

@@ -1,6 +1,7 @@
 """What the evaluation's report says of a run's phases and method, and whose curve it draws."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,8 @@ from tests.trainer.runs import run_config
 CAPTIONS = {"source": "pvc://captions/", "format": "llava", "file": "captions.json"}
 
 
-def make(root: Path, method: str, *, aligned: bool = False) -> RunConfig:
-    config = run_config(root, StageName.EVALUATE, training={"method": method})
+def make(root: Path, method: str, *, aligned: bool = False, **training: Any) -> RunConfig:
+    config = run_config(root, StageName.EVALUATE, training={"method": method, **training})
     fields = config.model_dump(by_alias=True)
     if aligned:
         fields |= {"alignment": {"dataset": CAPTIONS, "epochs": 2}, "alignmentDir": root / "captions"}
@@ -35,6 +36,23 @@ def test_the_method_is_told_in_its_own_words(tmp_path: Path, method: str, descri
     assert settings["Method"] == described
     assert settings["Learning rate"] == ("2e-05" if method == "full" else "0.0002") + ", projector 2e-05"
     assert "Alignment" not in settings
+
+
+def test_what_is_not_the_recipe_is_told(tmp_path: Path):
+    few = {"rank": 4, "alpha": 12, "targets": ["v_proj", "q_proj"], "rsLora": True}
+    config = make(
+        tmp_path, "lora", projector="frozen", lora=few, maxSteps=1200, minimumLearningRate=1e-5,
+        optimizer={"beta2": 0.95},
+    )  # fmt: skip
+    settings = dict(list_settings(config))
+    assert settings["Method"] == (
+        "lora, rank 4, scaled by its root (rsLoRA), alpha 12, dropout 0.05, on v_proj, q_proj, projector frozen"
+    )
+    assert settings["Learning rate"] == "0.0002, down to 1e-05"
+    assert settings["AdamW"] == "betas 0.9 and 0.95, epsilon 1e-08"
+    assert (settings["Steps"], "Epochs" in settings) == ("1,200", False)
+    full = dict(list_settings(make(tmp_path, "full", projector="frozen")))
+    assert (full["Method"], full["Learning rate"]) == ("full: language model, projector frozen", "2e-05")
 
 
 def test_a_run_that_only_aligns_tells_nothing_of_a_training(tmp_path: Path):

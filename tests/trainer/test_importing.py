@@ -101,7 +101,7 @@ def delta(root: Path) -> Made:
     return ModelParts(source=source, base=write_language_model(root / "llama", base)), made
 
 
-def lora(root: Path, *, on_llava: bool = False) -> Made:
+def lora(root: Path, *, on_llava: bool = False, rs_lora: bool = False) -> Made:
     """An adapter of the original code beside what was trained whole, on Vicuna; the oracle is PEFT's own merging."""
     made, source = build(seed=7), root / "llava-lora"
     whole = build(seed=8).projector
@@ -113,7 +113,8 @@ def lora(root: Path, *, on_llava: bool = False) -> Made:
         write_language_model(base, made)
     tower = None if on_llava else write_tower(root / "clip", made)
     targets = ["q_proj", "v_proj", "o_proj", "down_proj"]
-    tuned = get_peft_model(made.llama, LoraConfig(r=4, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM"))
+    config = LoraConfig(r=8, lora_alpha=16, use_rslora=rs_lora, target_modules=targets, task_type="CAUSAL_LM")
+    tuned = get_peft_model(made.llama, config)
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
             if "lora_" in name:
@@ -129,6 +130,11 @@ def lora(root: Path, *, on_llava: bool = False) -> Made:
     return ModelParts(source=source, base=base, vision_tower=tower), dataclasses.replace(
         made, llama=merged.eval(), projector=whole
     )
+
+
+def rank_stabilised_lora(root: Path) -> Made:
+    """The same, scaled by alpha / sqrt(rank)."""
+    return lora(root, rs_lora=True)
 
 
 def lora_on_llava(root: Path) -> Made:
@@ -209,7 +215,8 @@ def write_projector(folder: Path, projector: nn.Sequential, **settings: object) 
 LAYOUTS: dict[Callable[[Path], Made], tuple[str, str]] = {
     original_7b: ("original", "<unk>"), original_13b: ("original", "<unk>"), all_features: ("original", "<unk>"),
     bigger_images: ("original", "<unk>"), projector_folder: ("original", "<pad>"), delta: ("original", "<unk>"),
-    lora: ("original", "<unk>"), lora_on_llava: ("original", "<unk>"), lora_on_hub: ("original", "<unk>"),
+    lora: ("original", "<unk>"), rank_stabilised_lora: ("original", "<unk>"),
+    lora_on_llava: ("original", "<unk>"), lora_on_hub: ("original", "<unk>"),
     assembled: ("assembled", "<unk>"), assembled_with_pickle: ("assembled", "<unk>"),
     assembled_with_projector: ("assembled", "<unk>"), hub_with_projector: ("hub", "<unk>"),
     hub_in_pickles: ("hub", "<unk>"),

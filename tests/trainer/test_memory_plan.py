@@ -50,6 +50,14 @@ GRID = [
     (make_small(), make_work("full", 2, 512, number_bytes=4)),
     (make_small(), make_work("projector", 1, 512, gradient_checkpointing=False)),
     (make_shape(2, key_value_heads=8), make_work("lora", 4, 1024)),
+    # A projector that is frozen, and adapters on some layers only.
+    (make_shape(2), make_work("lora", 4, 1024, learns_projector=False)),
+    (make_shape(2), make_work("full", 1, 512, learns_projector=False)),
+    (make_shape(2), make_work("qlora", 2, 1024, learns_projector=False, gradient_checkpointing=False)),
+    (make_shape(2), make_work("lora", 4, 1024, targets=("q_proj", "v_proj"))),
+    (make_shape(4), make_work("lora", 2, 1024, targets=("q_proj", "v_proj"), gradient_checkpointing=False)),
+    (make_shape(2), make_work("lora", 2, 1024, targets=("down_proj",), dropout=0.0, gradient_checkpointing=False)),
+    (make_shape(2), make_work("lora", 4, 1024, targets=("o_proj", "up_proj"), dropout=0.0)),
     # Eager attention: the last layer's MLP is the peak, its softmax, all layers together, and the tower's softmax.
     (make_shape(2), make_work("lora", 4, 1024, eager=True)),
     (make_shape(2), make_work("lora", 4, 2048, eager=True)),

@@ -97,6 +97,21 @@ def test_shards_keep_to_the_limit_and_load_as_one_model(tmp_path: Path, adapter_
     assert torch.equal(model.lm_head.weight, whole["language_model.lm_head.weight"].to(model.dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rank_stabilised_scaling_equals_peft(tmp_path: Path, dtype: torch.dtype) -> None:
+    make_adapter(build_llava(), tmp_path / "adapter", rank=8, rs_lora=True)
+    save_base(build_llava(), tmp_path / "base")
+    ours = load_all(merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "out", dtype))
+    theirs = merged_by_peft(torch.float32, tmp_path / "adapter", dtype)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_a_projector_that_nobody_trained_is_not_taken_from_an_adapter(tmp_path: Path, adapter_dir: Path) -> None:
+    with pytest.raises(StageError, match=r"holds multi_modal_projector\.\S+, which this run has not trained") as caught:
+        read_adapter(adapter_dir, learned=())
+    assert caught.value.reason is Reason.MERGE_MISMATCH
+
+
 def test_a_tensor_larger_than_a_shard_gets_one_of_its_own(tmp_path: Path, adapter_dir: Path) -> None:
     save_base(build_llava(), tmp_path / "base")
     cut = merge(tmp_path / "base", adapter_dir, tmp_path / "cut", max_shard_bytes=1)
@@ -125,7 +140,7 @@ def test_progress_counts_every_tensor(tmp_path: Path, adapter_dir: Path) -> None
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("use_dora", True), ("use_rslora", True), ("lora_bias", True), ("fan_in_fan_out", True), ("bias", "all"),
+        ("use_dora", True), ("use_rslora", 1), ("lora_bias", True), ("fan_in_fan_out", True), ("bias", "all"),
         ("rank_pattern", {"q_proj": 2}), ("alpha_pattern", {"q_proj": 2}), ("peft_type", "LOHA"),
         ("init_lora_weights", "pissa"), ("layer_replication", [[0, 1]]), ("target_parameters", ["x"]),
         ("trainable_token_indices", [1]), ("layers_to_transform", [0]), ("some_setting_of_tomorrow", 1),

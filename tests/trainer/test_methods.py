@@ -5,6 +5,7 @@ compared.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +20,13 @@ from safetensors.torch import load_file, save_file
 from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
-from llava_api.spec import Lora, Quantization
+from llava_api.spec import LORA_TARGETS, Lora, Quantization
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
 from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.importing import ModelParts, import_model
-from llava_trainer.model.layout import hub_name
+from llava_trainer.model.layout import PROJECTOR, hub_name
 from llava_trainer.model.loading import load_model
 from llava_trainer.model.lora import add_adapter
 from llava_trainer.model.objective import SupervisedLoss
@@ -184,6 +185,91 @@ def test_full_trains_everything_but_the_tower_and_leaves_all_of_it(make: Make, t
     assert not [name for name in trained if torch.equal(stored[name], base[name])]
     assert not config.volume.adapter_dir.exists()
     assert losses(config)[-1] < losses(config)[0] - 0.5
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_a_frozen_projector_learns_nothing_and_is_in_nothing_that_is_left(
+    make: Make, toy_model_dir: Path, world: World, method: str
+):
+    """Neither optimiser state nor a checkpoint nor the result; with an adapter just what PEFT makes by itself."""
+    config = make(method=method, projector="frozen", epochs=2, checkpoint={"everySteps": 2})
+    base = load_file(toy_model_dir / "model.safetensors")
+    model = build(config, world)
+    assert not [name for name in learning(model) if name.startswith(PROJECTOR)]
+    assert not [group.name for group in model.groups if "projector" in group.name]
+    run(config, world)
+    (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1))
+    state = json.loads((checkpoint / "state.json").read_text())
+    assert state["parameters"]
+    assert not [name for name in state["parameters"] if PROJECTOR in name]
+    if method == "full":
+        stored = load_file(config.volume.weights_dir / "model.safetensors")
+        assert stored.keys() == {name for name in base if name.startswith("language_model.")}
+        return
+    for folder in (checkpoint / "adapter", config.volume.adapter_dir):
+        stored = load_file(folder / "adapter_model.safetensors")
+        assert len(stored) == 2 * 3 * 7
+        assert all(".lora_A." in name or ".lora_B." in name for name in stored)
+        assert json.loads((folder / "adapter_config.json").read_text())["modules_to_save"] is None
+        assert {file.name for file in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    tuned = PeftModel.from_pretrained(load_model(toy_model_dir, torch.float32, "cpu"), str(config.volume.adapter_dir))
+    projector = projector_parameters(tuned.get_base_model())
+    assert all(torch.equal(parameter, base[name]) for name, parameter in projector.items())
+
+
+def test_phase_1_trains_a_projector_that_phase_2_leaves_alone(make: Make, world: World):
+    config = make(StageName.ALIGN, alignment=ALIGNMENT, projector="frozen", maxSteps=1, minimumLearningRate=1e-4)
+    run(config, world)
+    aligned = read_projector(config.volume.projector_dir)
+    assert len(losses(config)) == 2, "16 samples in batches of 8, once: alignment has epochs of its own"
+    assert phase_of(config).training.minimum_learning_rate == 0
+    again = make(alignment=ALIGNMENT, projector="frozen")
+    live = projector_parameters(build(again, world).llava)
+    assert all(torch.equal(live[name], aligned[name]) for name in aligned)
+    assert not any(parameter.requires_grad for parameter in live.values())
+
+
+@pytest.mark.parametrize(
+    ("targets", "pattern"),
+    [
+        (LORA_TARGETS, r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"),
+        (("v_proj", "q_proj"), r"self_attn\.(q|v)_proj"),
+        (("down_proj",), r"mlp\.(down)_proj"),
+        (("up_proj", "o_proj"), r"(self_attn\.(o)_proj|mlp\.(up)_proj)"),
+    ],
+)
+def test_an_adapter_is_where_it_is_asked_for(make: Make, world: World, targets: tuple[str, ...], pattern: str):
+    config = make(lora={"rank": 4, "alpha": 8, "targets": targets}, projector="frozen")
+    model = build(config, world)
+    assert model.tuned.active_peft_config.target_modules == rf"model\.language_model\.layers\.\d+\.{pattern}"
+    assert {name.rpartition(".")[2] for name in learning(model)} == set(targets)
+    assert len(learning(model)) == 3 * len(targets)
+
+
+def test_rank_stabilised_lora_is_scaled_by_the_root_of_the_rank_and_says_so(make: Make, world: World):
+    config = make(lora={"rank": 16, "alpha": 8, "dropout": 0.0, "rsLora": True})
+    run(config, world)
+    layer = build(config, world).llava.model.language_model.layers[0].mlp.up_proj
+    assert layer.scaling == {"default": 8 / 4}
+    told = json.loads((config.volume.adapter_dir / "adapter_config.json").read_text())
+    assert (told["use_rslora"], told["r"], told["lora_alpha"]) == (True, 16, 8)
+
+
+def test_training_ends_after_the_steps_that_are_given_and_goes_on_to_there(make: Make, world: World):
+    """5 steps of a dataset of 2: in the third epoch, at the end of the cosine, with or without a stop between."""
+    config = make(maxSteps=5, epochs=1, warmupRatio=0.0, minimumLearningRate=4e-3)
+    run(config, world)
+    whole = read_curve(config.volume.history_file(StageName.TRAIN, 1))
+    assert [(point.step, point.epoch) for point in whole] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0), (5, 2.5)]
+    assert whole[0].learning_rate == 1e-2
+    assert whole[-1].learning_rate == pytest.approx(4e-3 + 6e-3 * 0.5 * (1 + math.cos(math.pi * 4 / 5)))
+    shutil.rmtree(config.volume.attempt_dir(StageName.TRAIN, 1))
+    begin(config)
+    with pytest.raises(StageError, match="after step 3 of 5; the checkpoint of step 3 is on the volume"):
+        train(config, world, Reporter(config), StopAfter(3))
+    again = begin(config.model_copy(update={"run": config.run.model_copy(update={"attempt": 2})}))
+    run(again, world)
+    assert losses(again) == [point.loss for point in whole]
 
 
 def test_weights_in_several_files_are_all_there_and_read_back(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
@@ -44,7 +44,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample
     return folder, make_dataset(folder)
 
 
-@pytest.fixture(params=["projector", "lora", "full"])
+CHOICES = {
+    "projector": "frozen", "lora": {"rank": 4, "alpha": 4, "dropout": 0.0, "targets": ["q_proj", "v_proj", "up_proj"],
+                                    "rsLora": True},
+    "optimizer": {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-6}, "minimumLearningRate": 1e-3, "maxSteps": 7,
+}  # fmt: skip
+"""All that is not LLaVA's recipe: it ends after the first step of the third epoch."""
+
+
+@pytest.fixture(params=["projector", "lora", "full", "choices"])
 def method(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -87,8 +95,9 @@ def config(
     batch = {"perDevice": 2, "global": 8}
     shared = {"weightDecay": 0.01, "grouping": "none", "batch": batch, "epochs": EPOCHS}
     if method != "projector":
-        rate = {"lora": 5e-3, "full": 3e-4}[method]
-        return make_training(tmp_path, model_dir, samples, training={**shared, "method": method, "learningRate": rate})
+        rate = {"lora": 5e-3, "full": 3e-4, "choices": 5e-3}[method]
+        chosen = CHOICES if method == "choices" else {"method": method}
+        return make_training(tmp_path, model_dir, samples, training={**shared, **chosen, "learningRate": rate})
     fields = configure(tmp_path, model_dir, training=shared).model_dump(by_alias=True)
     fields["run"]["stage"] = StageName.ALIGN
     fields["alignmentDir"] = fields["datasetDir"]
@@ -127,9 +136,18 @@ def plain_model(config: RunConfig, phase: Phase) -> nn.Module:
     if phase.method == "full":
         model.model.vision_tower.requires_grad_(False)
         return model
-    tuned = add_plain_adapter(model, rank=phase.training.lora.rank, alpha=phase.training.lora.alpha)
+    lora, base = phase.training.lora, load_model(config.model_dir, torch.float32, "cpu")
+    if phase.learns_projector:
+        tuned = add_plain_adapter(model, rank=lora.rank, alpha=lora.alpha)
+    else:
+        tuned = get_peft_model(
+            model,
+            LoraConfig(
+                r=4, lora_alpha=4, use_rslora=True, target_modules=r"model\.language_model.*\.(q|v|up)_proj"
+            ),
+        )  # fmt: skip
     torch.manual_seed(phase.training.seed)
-    ours = add_adapter(load_model(config.model_dir, torch.float32, "cpu"), phase.training.lora)
+    ours = add_adapter(base, lora, learns_projector=phase.learns_projector)
     set_peft_model_state_dict(tuned, get_peft_model_state_dict(ours))
     return tuned
 
@@ -137,7 +155,13 @@ def plain_model(config: RunConfig, phase: Phase) -> nn.Module:
 def plain_trajectory(config: RunConfig, samples: list[Sample], processor: Processor) -> list[PlainStep]:
     phase = phase_of(config)
 
+    adam, floor = phase.training.optimizer, phase.training.minimum_learning_rate
     settings = PlainSettings(
+        betas=(adam.beta1, adam.beta2),
+        epsilon=adam.epsilon,
+        scheduler="cosine_with_min_lr" if floor else "cosine",
+        extra={"lr_scheduler_kwargs": {"min_lr_rate": floor / phase.training.peak_learning_rate}} if floor else {},
+        max_steps=phase.training.max_steps or -1,
         learning_rate=phase.training.peak_learning_rate,
         projector_learning_rate=phase.training.projector_learning_rate,
         weight_decay=phase.training.weight_decay,
@@ -174,8 +198,8 @@ def test_the_loop_and_trainer_go_the_same_way(
     )
     ours = our_trajectory(config, world)
     theirs = plain_trajectory(config, samples, toy_processor)
-    assert len(ours) == len(theirs) == EPOCHS * 3
-    learned = sum(step.loss for step in ours[:3]) - sum(step.loss for step in ours[6:])
+    assert len(ours) == len(theirs) == (7 if method == "choices" else EPOCHS * 3)
+    learned = sum(step.loss for step in ours[:3]) - sum(step.loss for step in ours[-3:])
     assert learned > 0.01, "ten thousand times what they may differ by"
     for mine, its in zip(ours, theirs, strict=True):
         assert mine.loss == pytest.approx(its.loss, abs=1e-6)

@@ -23,14 +23,16 @@ from llava_trainer.training.phase import phase_of
 from llava_trainer.training.train import train
 from tests.trainer.attempts import begin
 from tests.trainer.many import run_in_processes
-from tests.trainer.trainings import make_dataset, make_training
+from tests.trainer.trainings import make_dataset, make_training, text_only
 
-# Method, ZeRO stage of the two processes, folder of the result, tensors in it.
-RUNS: dict[str, tuple[str, int, str, int]] = {
-    "align": ("none", 3, "projector", 4),
-    "lora": ("lora", 3, "adapter", 2 * 3 * 7 + 4),
-    "qlora": ("qlora", 2, "adapter", 2 * 3 * 7 + 4),
-    "full": ("full", 3, "weights", 3 * 9 + 3 + 4),
+# Settings of training, ZeRO stage of the two processes, folder of the result, tensors in it.
+RUNS: dict[str, tuple[dict[str, str], int, str, int]] = {
+    "align": ({"method": "none"}, 3, "projector", 4),
+    "lora": ({"method": "lora"}, 3, "adapter", 2 * 3 * 7 + 4),
+    "qlora": ({"method": "qlora"}, 2, "adapter", 2 * 3 * 7 + 4),
+    "lora, projector frozen": ({"method": "lora", "projector": "frozen"}, 3, "adapter", 2 * 3 * 7),
+    "full, projector frozen": ({"method": "full", "projector": "frozen"}, 3, "weights", 3 * 9 + 3),
+    "full": ({"method": "full"}, 3, "weights", 3 * 9 + 3 + 4),
 }
 CAPTIONS = {"source": "pvc://captions/", "format": "llava", "file": "export.json", "images": "images"}
 ALIGNMENT = {"dataset": CAPTIONS, "freshProjector": True, "batch": {"perDevice": 2, "global": 4}}
@@ -56,9 +58,14 @@ def roots(tmp_path_factory: pytest.TempPathFactory, toy_model_dir: Path, world: 
     """Volumes of the same runs by one rank and by two, by the number of ranks."""
     folder = tmp_path_factory.mktemp("data")
     samples = make_dataset(folder)[:8]
+    # In a batch of two processes one may see no image; alignment has none without.
+    mixed = [*samples[:4], *(text_only(sample) for sample in samples[4:])]
     made = {number: tmp_path_factory.mktemp(f"by-{number}") for number in (1, 2)}
     configs = {
-        number: [configure(root / name, folder, toy_model_dir, samples, name, number) for name in RUNS]
+        number: [
+            configure(root / name, folder, toy_model_dir, samples if name == "align" else mixed, name, number)
+            for name in RUNS
+        ]
         for number, root in made.items()
     }
     learned = run_all(world, configs[1])["learned"]
@@ -75,8 +82,8 @@ def configure(
     root.mkdir()
     for link in ("dataset", "captions"):
         (root / link).symlink_to(folder)
-    method, zero_stage, _, _ = RUNS[name]
-    training = {"method": method, "learningRate": 1e-3, "warmupRatio": 0.0, "batch": {"perDevice": 2, "global": 4},
+    chosen, zero_stage, _, _ = RUNS[name]
+    training = {**chosen, "learningRate": 1e-3, "warmupRatio": 0.0, "batch": {"perDevice": 2, "global": 4},
                 "zero": {"stage": zero_stage if num_processes > 1 else 2}}  # fmt: skip
     config = make_training(root, model_dir, samples, training=training)
     if name != "align":

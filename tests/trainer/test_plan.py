@@ -205,3 +205,21 @@ def test_what_has_the_most_of_something_is_found_each_but_once():
     same = dataclasses.replace(sizes, images=np.array([3, 1, 0, 1]), supervised=np.array([46, 4, 45, 1]))
     (only,) = dataclasses.replace(plan, sizes=same).find_extremes()
     assert only.rows == ((0,),)
+
+
+@pytest.mark.parametrize(("max_steps", "epochs"), [(2, 2 / 3), (3, 1.0), (8, 8 / 3)])
+def test_steps_take_the_place_of_epochs(max_steps: int, epochs: float):
+    """They end within an epoch, or go through the dataset as often as it takes; what a step sees stays the same."""
+    plan, by_epochs = make_plan(max_steps=max_steps), make_plan(epochs=3)
+    assert (plan.total_steps, plan.epoch_at(plan.total_steps)) == (max_steps, epochs)
+    assert all(plan.batch(step) == by_epochs.batch(step) for step in range(max_steps))
+
+
+def test_nothing_behind_the_last_step_is_looked_at():
+    """What it would take need not fit."""
+    sizes = draw_sizes(240, seed=3)
+    plan = make_plan(sizes=sizes, grouping="none", max_steps=1)
+    seen = [index for rows in plan.list_micro_batches() for row in rows for index in row]
+    assert sorted(seen) == sorted(plan.batch(0))
+    whole = make_plan(sizes=sizes, grouping="none", epochs=1)
+    assert plan.find_largest().tokens < whole.find_largest().tokens

@@ -29,6 +29,26 @@ def test_the_learning_rate_takes_the_course_that_transformers_gives_it(kind, the
         scheduler.step()
 
 
+@pytest.mark.parametrize("warmup_ratio", [0.0, 0.03, 0.5])
+def test_a_cosine_with_a_floor_is_transformers_too(warmup_ratio: float):
+    schedule = Schedule(kind="cosine", total_steps=50, warmup_ratio=warmup_ratio, floor=0.1)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_scheduler(
+        "cosine_with_min_lr", optimizer, num_warmup_steps=schedule.warmup_steps,
+        num_training_steps=schedule.total_steps, scheduler_specific_kwargs={"min_lr_rate": 0.1},
+    )  # fmt: skip
+    for step in range(50):
+        assert schedule.factor(step) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_a_line_falls_to_its_floor_and_a_constant_has_none():
+    line = Schedule(kind="linear", total_steps=10, warmup_ratio=0.2, floor=0.5)
+    assert [line.factor(step) for step in (0, 1, 2, 6, 10)] == [0.0, 0.5, 1.0, 0.75, 0.5]
+    assert Schedule(kind="constant", total_steps=10, warmup_ratio=0.0, floor=0.5).factor(9) == 1.0
+
+
 def make_entry(step: int, loss: float = 1.0) -> CurvePoint:
     return CurvePoint(
         step=step, epoch=step / 10, loss=loss, learning_rate=1e-3, grad_norm=0.5, tokens=100, samples_per_second=8.0,

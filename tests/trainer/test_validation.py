@@ -26,6 +26,7 @@ from llava_trainer.files import remove_folder, sha256_file
 from llava_trainer.gang.stopping import StopAgreement, StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.model.head import CHUNK_ELEMENTS, judge_tokens
+from llava_trainer.model.learning import trained_whole
 from llava_trainer.model.loading import load_trained, load_tuned
 from llava_trainer.reporting import Reporter
 from llava_trainer.training import resuming
@@ -323,7 +324,8 @@ def test_the_best_weights_are_the_result_and_their_checkpoint_stays(
     assert best in [step_of(folder) for folder in kept]
     assert len(kept) == 2, "the best, and the newest one"
     assert losses[60] > losses[best] + 0.1, "the last weights would be seen to be others"
-    taken = load_trained(config.model_dir, config.volume.weights_dir, torch.float32, "cpu")
+    learned = trained_whole(config.training)
+    taken = load_trained(config.model_dir, config.volume.weights_dir, torch.float32, "cpu", learned=learned)
     assert loss_of(taken, config, toy_processor) == pytest.approx(losses[best], abs=1e-5)
 
 

@@ -7,17 +7,23 @@ inside a layer's MLP, ``b`` is the number of bytes of a number (2 in bf16), and 
 nothing else is said.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from llava_api.memory.eager import held_by_softmax, held_by_softmax_backward, kept_weights, pairs_of_text
-from llava_api.memory.parameters import CLASS_TOKENS, count_parameters, key_value_width, patches
+from llava_api.memory.parameters import CLASS_TOKENS, count_parameters, key_value_width, linear_widths, patches
 from llava_api.memory.workload import FLOAT, Workload
 from llava_api.model_facts import ModelFacts
+from llava_api.spec import LoraTarget
 
 HEAD_CHUNK_ELEMENTS = 2**24
 """Logits that the head holds at a time: ``CHUNK_ELEMENTS`` of llava_trainer.model.head."""
-_LORA_LINEARS_IN_STREAM = 6
-"""q, k, v, o, gate and up take a token of width h; down takes one of width I."""
+_INPUTS: dict[LoraTarget, str] = {
+    "q_proj": "first norm", "k_proj": "first norm", "v_proj": "first norm", "o_proj": "attention",
+    "gate_proj": "second norm", "up_proj": "second norm", "down_proj": "product",
+}  # fmt: skip
+"""What goes into each linear layer of a layer."""
+_BEFORE_ATTENTION: tuple[LoraTarget, ...] = ("q_proj", "k_proj", "v_proj")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +83,18 @@ def _saved_by_linears(model: ModelFacts, work: Workload) -> int:
         # Two norms keep what they scale by their weights; q, k, v share an input, so do gate and up; o's is the
         # attention's output, kept already; down's is the product.
         return b * (2 * h + 2 * h + inner)
-    low_rank = b * 7 * work.rank
+    return b * len(work.targets) * work.rank + _saved_inputs(model, work, work.targets)
+
+
+def _saved_inputs(model: ModelFacts, work: Workload, targets: Collection[LoraTarget]) -> int:
+    """What adapters on ``targets`` keep of what goes into them, for the gradients of their A matrices."""
+    b, widths = work.number_bytes, linear_widths(model.language_model)
     if work.dropout:
         # Every adapter drops out its own copy: the result, and one byte a number for what was dropped.
-        return low_rank + (b + 1) * (_LORA_LINEARS_IN_STREAM * h + inner)
-    return low_rank + b * (2 * h + inner)
+        return (b + 1) * sum(widths[target][0] for target in targets)
+    # Without dropout they share what goes into them: q, k, v one, gate and up another; o's is kept by attention.
+    inputs = {_INPUTS[target]: widths[target][0] for target in targets}
+    return b * sum(width for name, width in inputs.items() if name != "attention")
 
 
 def _mask_bias(work: Workload) -> int:
@@ -124,6 +137,9 @@ def _tower_states(model: ModelFacts, work: Workload) -> int:
 
 def _kept_of_pictures(model: ModelFacts, work: Workload) -> int:
     """The projector's two linear layers keep their inputs and GELU its own; the embeddings before pictures enter."""
+    if not work.learns_projector and work.method != "full":
+        # Nothing before the first layer learns.
+        return 0
     h, seen = model.language_model.hidden, model.vision_tower.hidden * len(model.feature_layer)
     projected = work.pictures * model.tokens_per_image * (seen + 2 * h)
     return work.number_bytes * (projected + work.tokens * h)
@@ -248,7 +264,8 @@ def _saved_before_attention(model: ModelFacts, work: Workload) -> int:
         return 0
     if work.method == "full":
         return 2 * b * h
-    return 3 * b * work.rank + (3 * (b + 1) * h if work.dropout else b * h)
+    before = [target for target in work.targets if target in _BEFORE_ATTENTION]
+    return b * len(before) * work.rank + _saved_inputs(model, work, before)
 
 
 def _dequantized(model: ModelFacts, work: Workload) -> int:

@@ -40,7 +40,12 @@ def accumulation(spec: Spec, stage: StageName) -> int:
 
 
 def num_steps(spec: Spec, stage: StageName, samples: int) -> int:
-    """Optimiser steps of a training stage; the last one of an epoch takes the samples that are left."""
+    """Optimiser steps of a training stage; the last one of an epoch takes the samples that are left.
+
+    ``maxSteps`` takes the place of epochs in phase 2, however many samples there are, as long as there is one.
+    """
+    if stage is StageName.TRAIN and spec.training.max_steps is not None:
+        return spec.training.max_steps if samples else 0
     epochs = _alignment(spec).epochs if stage is StageName.ALIGN else spec.training.epochs
     return math.ceil(samples / batch_of(spec, stage).global_) * epochs
 
@@ -68,8 +73,10 @@ def workload_of(spec: Spec, stage: StageName, model: ModelFacts, prepared: Prepa
         pictures=pictures,
         supervised=supervised,
         world_size=num_processes(spec),
+        learns_projector=stage is StageName.ALIGN or training.projector == "train",
         rank=training.lora.rank,
         dropout=training.lora.dropout,
+        targets=training.lora.targets,
         number_bytes=2 if _is_bf16(spec) else 4,
         double_quantization=training.quantization.double if training.quantization else True,
         gradient_checkpointing=training.gradient_checkpointing,

@@ -1,8 +1,10 @@
 """How many numbers a LLaVA is made of, part by part. Pure arithmetic on its shape."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from llava_api.model_facts import ModelFacts, TransformerShape
+from llava_api.spec import LORA_TARGETS, LoraTarget
 
 CLASS_TOKENS = 1
 """CLIP's tower has one token that is no patch."""
@@ -75,8 +77,21 @@ def patches(model: ModelFacts) -> int:
     return per_side * per_side
 
 
-def count_lora(shape: TransformerShape, rank: int) -> int:
-    """Numbers of an adapter on q, k, v, o, gate, up and down: (inputs + outputs) x rank each."""
+def linear_widths(shape: TransformerShape) -> dict[LoraTarget, tuple[int, int]]:
+    """Inputs and outputs of a layer's linear layers, by name."""
     width, inner, kv = shape.hidden, shape.intermediate, key_value_width(shape)
-    sums = 2 * (width + width) + 2 * (width + kv) + 3 * (width + inner)
-    return shape.layers * rank * sums
+    return {
+        "q_proj": (width, width),
+        "k_proj": (width, kv),
+        "v_proj": (width, kv),
+        "o_proj": (width, width),
+        "gate_proj": (width, inner),
+        "up_proj": (width, inner),
+        "down_proj": (inner, width),
+    }
+
+
+def count_lora(shape: TransformerShape, rank: int, targets: Collection[LoraTarget] = LORA_TARGETS) -> int:
+    """Numbers of an adapter: (inputs + outputs) x rank for each of its targets."""
+    widths = linear_widths(shape)
+    return shape.layers * rank * sum(sum(widths[target]) for target in targets)

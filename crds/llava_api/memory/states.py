@@ -7,7 +7,7 @@ DeepSpeed really allocates on one and two processes by tests/trainer/test_memory
 
 from dataclasses import dataclass
 
-from llava_api.memory.parameters import ParameterCounts, count_lora, count_parameters
+from llava_api.memory.parameters import ParameterCounts, count_lora, count_parameters, linear_widths
 from llava_api.memory.workload import FLOAT, Workload
 from llava_api.model_facts import ModelFacts
 
@@ -59,20 +59,24 @@ def count_trained(model: ModelFacts, work: Workload) -> int:
     counts = count_parameters(model)
     if work.method == "projector":
         return counts.projector
+    projector = counts.projector if work.learns_projector else 0
     if work.method == "full":
-        return counts.language_model + counts.projector
-    return count_lora(model.language_model, work.rank) + counts.projector
+        return counts.language_model + projector
+    return count_lora(model.language_model, work.rank, work.targets) + projector
 
 
 def count_largest(model: ModelFacts, work: Workload) -> int:
     """Numbers of the largest tensor that learns."""
     counts, text = count_parameters(model), model.language_model
-    projector = text.hidden * max(text.hidden, model.vision_tower.hidden * len(model.feature_layer))
+    projector = 0
+    if work.learns_projector:
+        projector = text.hidden * max(text.hidden, model.vision_tower.hidden * len(model.feature_layer))
     if work.method == "projector":
         return projector
     if work.method == "full":
         return max(counts.embedding, counts.largest_matrix, projector)
-    return max(work.rank * max(text.hidden, text.intermediate), projector)
+    widths = linear_widths(text)
+    return max(work.rank * max(max(widths[target]) for target in work.targets), projector)
 
 
 def plan_states(model: ModelFacts, work: Workload) -> States:
@@ -107,7 +111,7 @@ def _weights(model: ModelFacts, counts: ParameterCounts, work: Workload) -> int:
     numbers = counts.model
     if work.has_adapter:
         # PEFT keeps the projector's original beside the one that learns (modules_to_save).
-        numbers += count_lora(model.language_model, work.rank) + counts.projector
+        numbers += count_trained(model, work)
     if work.method != "qlora":
         return numbers * work.number_bytes
     quantized = model.language_model.layers * counts.layer

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from llava_api.spec import LORA_TARGETS, LoraTarget
+
 FLOAT = 4
 """Bytes of a number in fp32."""
 
@@ -24,8 +26,11 @@ class Workload:
     supervised: int
     """Tokens that are learned, in the whole micro-batch."""
     world_size: int = 1
+    learns_projector: bool = True
+    """Always in phase 1."""
     rank: int = 128
     dropout: float = 0.05
+    targets: tuple[LoraTarget, ...] = LORA_TARGETS
     number_bytes: Literal[2, 4] = 2
     """2 in bf16, 4 in fp32."""
     double_quantization: bool = True

@@ -22,11 +22,14 @@ from llava_api.spec.pods import (
 from llava_api.spec.root import MAY_CHANGE, MAY_CHANGE_SUSPENDED, Spec
 from llava_api.spec.sources import Download, Model, Source
 from llava_api.spec.training import (
+    LORA_TARGETS,
     Alignment,
     Batch,
     Checkpoint,
     Lora,
+    LoraTarget,
     Offload,
+    Optimizer,
     Quantization,
     Training,
     Zero,
@@ -35,6 +38,7 @@ from llava_api.spec.validation import EarlyStopping, KeepBest, TrainingValidatio
 from llava_api.spec.values import QUANTITY_PATTERN, Quantity, RelativePath, Resources, SecretRef
 
 __all__ = [
+    "LORA_TARGETS",
     "MAX_NOTIFICATIONS",
     "MAY_CHANGE",
     "MAY_CHANGE_SUSPENDED",
@@ -52,12 +56,14 @@ __all__ = [
     "ImagePullSecret",
     "KeepBest",
     "Lora",
+    "LoraTarget",
     "Merge",
     "Messages",
     "Model",
     "Network",
     "Notification",
     "Offload",
+    "Optimizer",
     "Prepare",
     "Prompt",
     "Quantity",

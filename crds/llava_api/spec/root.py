@@ -17,6 +17,9 @@ from llava_api.spec.training import Alignment, AlignmentBatch, Batch, Training
 _PROCESSES = "self.workers.replicas * (self.workers.gpus > 0 ? self.workers.gpus : 1)"
 _BATCH_UNIT = f"self.training.batch.perDevice * {_PROCESSES}"
 _CAPABILITY_UNKNOWN = "self.workers.gpus == 0 || !has(self.workers.computeCapability)"
+_PEAK_LEARNING_RATE = (
+    "(has(self.training.learningRate) ? self.training.learningRate : self.training.method == 'full' ? 2.0e-5 : 2.0e-4)"
+)
 _ALIGNMENT_UNIT = f"self.alignment.batch.perDevice * {_PROCESSES}"
 
 
@@ -97,6 +100,30 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
         "self.training.method != 'none' || !has(self.training.validation)",
         "spec.training.validation is only read where something is trained after alignment: remove it or set method",
         field=".training.validation",
+    ),
+    rule(
+        "self.training.method != 'none' || self.training.projector == 'train'",
+        "spec.training.projector frozen is only read where something is trained after alignment, which trains the "
+        "projector: remove it or set method",
+        field=".training.projector",
+    ),
+    rule(
+        "self.training.method != 'none' || !has(self.training.maxSteps)",
+        "spec.training.maxSteps is only read where something is trained after alignment, which goes by "
+        "alignment.epochs: remove it or set method",
+        field=".training.maxSteps",
+    ),
+    rule(
+        "self.training.minimumLearningRate == 0.0 || self.training.scheduler != 'constant'",
+        "spec.training.minimumLearningRate is not read with scheduler constant, which never falls: remove it or set "
+        "scheduler to cosine or linear",
+        field=".training.minimumLearningRate",
+    ),
+    rule(
+        f"self.training.minimumLearningRate <= {_PEAK_LEARNING_RATE}",
+        "spec.training.minimumLearningRate must be at most spec.training.learningRate, which is 2e-4 where it is left "
+        "out, and 2e-5 with method full",
+        field=".training.minimumLearningRate",
     ),
     rule(
         "!self.training.zero.offload.optimizer || self.training.zero.stage >= 1",

@@ -1,6 +1,6 @@
 """How to train, in both phases."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -8,15 +8,36 @@ from llava_api.base import Strict
 from llava_api.spec.dataset import Dataset
 from llava_api.spec.validation import EarlyStopping, KeepBest, TrainingValidation
 
+LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""A linear layer of each of the language model's layers, as transformers and PEFT name it."""
+LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
+
 
 class Lora(Strict):
-    """Low-rank adaptation of the language model's q, k, v, o, gate, up and down projections."""
+    """Low-rank adaptation of the language model's linear layers."""
 
     rank: Annotated[int, Field(ge=1, le=1024, description="Rank of the update matrices.")] = 128
     alpha: Annotated[int, Field(ge=1, le=4096, description="Scale: the update is multiplied by alpha / rank.")] = 256
     dropout: Annotated[
         float, Field(ge=0, lt=1, description="Share of the adapter's inputs that is dropped in training; 0 = off.")
     ] = 0.05
+    targets: Annotated[
+        tuple[LoraTarget, ...],
+        Field(
+            min_length=1,
+            max_length=len(LORA_TARGETS),
+            description="Which linear layers of each of the language model's layers get an adapter. Fewer take less "
+            "memory and learn less.",
+            json_schema_extra={"x-kubernetes-list-type": "set"},
+        ),
+    ] = LORA_TARGETS
+    rs_lora: Annotated[
+        bool,
+        Field(
+            description="Scale the update by alpha / sqrt(rank) instead (rank-stabilised LoRA), so that a large rank "
+            "is not scaled to nothing. With it alpha is chosen smaller: at rank 128, 22 scales as 256 does without."
+        ),
+    ] = False
 
 
 _PerDevice = Annotated[int, Field(ge=1, le=1024, description="Samples that one training process holds at a time.")]
@@ -84,6 +105,16 @@ class Zero(Strict):
     offload: Annotated[Offload, Field(description="What is kept in the node's memory.")] = Offload()
 
 
+class Optimizer(Strict):
+    """AdamW's constants. The defaults are PyTorch's, with which LLaVA trains."""
+
+    beta1: Annotated[float, Field(ge=0, lt=1, description="Decay of the running mean of gradients.")] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1, description="Decay of the running mean of their squares.")] = 0.999
+    epsilon: Annotated[
+        float, Field(gt=0, le=1, description="Added to the root of the latter, by which the former is divided.")
+    ] = 1.0e-8
+
+
 class Training(Strict):
     """How to train. The defaults are LLaVA v1.5's LoRA recipe."""
 
@@ -92,14 +123,32 @@ class Training(Strict):
         Field(
             description="`lora`: adapters on the language model; `qlora`: the same on a language model quantised to 4 "
             "bits; `full`: every weight of the language model; `none`: nothing after alignment. The projector is "
-            "trained whole with the first three, and the vision tower stays frozen always."
+            "trained whole with the first three unless it is frozen, and the vision tower stays frozen always."
         ),
     ] = "lora"
     lora: Annotated[Lora, Field(description="The adapter's shape.")] = Lora()
     quantization: Annotated[
         Quantization | None, Field(description="How the language model is quantised. Only with method qlora.")
     ] = None
+    projector: Annotated[
+        Literal["train", "frozen"],
+        Field(
+            description="Whether the projector learns beside the language model. With `frozen` the adapter holds "
+            "nothing but LoRA, as vLLM loads it; it refuses one that brings a projector. Alignment trains it in any "
+            "case."
+        ),
+    ] = "train"
     epochs: Annotated[int, Field(ge=1, le=1000, description="Times that training goes through the dataset.")] = 1
+    max_steps: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=10_000_000,
+            description="Optimiser steps that training takes, in place of epochs, which is not read then: it ends "
+            "within an epoch, or goes through the dataset as often as it takes. Left out: epochs. Alignment goes by "
+            "its own epochs.",
+        ),
+    ] = None
     learning_rate: Annotated[
         float | None,
         Field(
@@ -109,16 +158,29 @@ class Training(Strict):
             "with full.",
         ),
     ] = None
-    projector_learning_rate: Annotated[float, Field(gt=0, le=1, description="Peak learning rate of the projector.")] = (
-        2.0e-5
-    )
+    projector_learning_rate: Annotated[
+        float, Field(gt=0, le=1, description="Peak learning rate of the projector. Not read where it is frozen.")
+    ] = 2.0e-5
+    minimum_learning_rate: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Where a cosine or a line ends, instead of at 0; at most learningRate. The projector's rate "
+            "falls by the same share. Alignment's falls to 0.",
+        ),
+    ] = 0.0
+    optimizer: Annotated[Optimizer, Field(description="AdamW's constants, in alignment too.")] = Optimizer()
     weight_decay: Annotated[float, Field(ge=0, le=1, description="AdamW's decoupled weight decay; 0 = off.")] = 0.0
     warmup_ratio: Annotated[
         float, Field(ge=0, le=1, description="Share of the steps over which the learning rate rises from 0; 0 = off.")
     ] = 0.03
     scheduler: Annotated[
         Literal["cosine", "linear", "constant"],
-        Field(description="Course of the learning rate after warm-up: down to 0 by a cosine or a line, or constant."),
+        Field(
+            description="Course of the learning rate after warm-up: down to minimumLearningRate by a cosine or a line, "
+            "or constant."
+        ),
     ] = "cosine"
     max_length: Annotated[
         int,

@@ -43,10 +43,12 @@ class Artifacts(Lenient):
     dataset_report: Annotated[Text | None, Field(description="Path of the dataset report (HTML).")] = None
     projector: Annotated[Text | None, Field(description="Path of the projector that phase 1 made.")] = None
     adapter: Annotated[
-        Text | None, Field(description="Path of the adapter and the trained projector, with methods lora and qlora.")
+        Text | None,
+        Field(description="Path of the adapter, and in it the projector unless frozen, with methods lora and qlora."),
     ] = None
     weights: Annotated[
-        Text | None, Field(description="Path of the trained language model and projector, with method full.")
+        Text | None,
+        Field(description="Path of the trained language model, and the projector unless frozen, with method full."),
     ] = None
     merged: Annotated[Text | None, Field(description="Path of the merged model, in hub layout.")] = None
     report: Annotated[Text | None, Field(description="Path of the evaluation report (HTML).")] = None

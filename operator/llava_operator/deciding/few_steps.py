@@ -34,21 +34,26 @@ def describe_few_steps(spec: Spec, samples: int) -> str | None:
     steps = num_steps(spec, StageName.TRAIN, samples)
     if steps >= FEW:
         return None
-    found = propose(spec, samples)
-    batch = spec.training.batch
-    changes = [
-        f"{name} to {wanted} (is {has})"
-        for name, wanted, has in (
-            ("batch.perDevice", found.per_device, batch.per_device),
-            ("batch.global", found.global_, batch.global_),
-            ("epochs", found.epochs, spec.training.epochs),
-        )
-        if wanted != has
-    ]
+    changes = [f"{name} to {wanted} (is {has})" for name, wanted, has in _list_changes(spec, samples)]
     return (
         f"training takes {steps} optimiser {'step' if steps == 1 else 'steps'} on {samples} samples, and with fewer "
         f"than {FEW} most models answer as before: for about {ENOUGH} set, in spec.training, {', '.join(changes)}"
     )
+
+
+def _list_changes(spec: Spec, samples: int) -> list[tuple[str, int, int]]:
+    """What to set in spec.training: its name, what it should be, and what it is."""
+    training = spec.training
+    if training.max_steps is not None:
+        # Whatever the batch and the epochs are.
+        return [("maxSteps", ENOUGH, training.max_steps)]
+    found = propose(spec, samples)
+    compared = (
+        ("batch.perDevice", found.per_device, training.batch.per_device),
+        ("batch.global", found.global_, training.batch.global_),
+        ("epochs", found.epochs, training.epochs),
+    )
+    return [change for change in compared if change[1] != change[2]]
 
 
 def propose(spec: Spec, samples: int) -> Proposal:

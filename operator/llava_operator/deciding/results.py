@@ -83,7 +83,8 @@ def describe_result(result: StageResult) -> str:
         attention = f", attention {trained.attention}" if trained.attention else ""
         processes = f"{trained.world_size} processes"
         told = f"{trained.steps} steps over {processes}, final loss {trained.final_loss:.4g}"
-        return f"{told}{_describe_validation(trained)}{attention}"
+        frozen = ", projector frozen" if trained.frozen_projector else ""
+        return f"{told}{_describe_validation(trained)}{frozen}{attention}"
     if (merged := result.merge) is not None:
         return f"{merged.tensors_merged} tensors merged, logits differ by at most {merged.max_logit_difference:.2g}"
     if (judged := result.evaluate) is not None:

@@ -73,9 +73,16 @@ def notes_at(translation: Translation, place: str) -> str:
         ({"learning_rate": "2e-5"}, (), "training.learningRate", 2e-5, "LoRA's is 2e-4"),
         ({}, ("learning_rate",), "training.learningRate", 5e-5, "transformers' default"),
         ({"mm_projector_lr": "1e-5"}, (), "training.projectorLearningRate", 1e-5, ""),
-        ({"freeze_mm_mlp_adapter": "True"}, (), "training.projectorLearningRate", 2e-4, "is always trained"),
+        ({"freeze_mm_mlp_adapter": "True"}, (), "training.projector", "frozen", ""),
+        ({"freeze_mm_mlp_adapter": "True"}, (), "training.projectorLearningRate", None, ""),
+        ({"freeze_mm_mlp_adapter": "False"}, (), "training.projector", None, ""),
         ({"num_train_epochs": "1.5"}, (), "training.epochs", 2, "whole epochs only, so 2"),
-        ({"max_steps": "10"}, (), "training.epochs", 1, "not after steps"),
+        ({"max_steps": "10"}, (), "training.epochs", None, ""),
+        ({"max_steps": "10"}, (), "training.maxSteps", 10, "--num_train_epochs 1 has no effect beside it"),
+        ({"max_steps": "-1"}, (), "training.maxSteps", None, ""),
+        ({"adam_beta2": "0.95"}, (), "training.optimizer", {"beta2": 0.95}, ""),
+        ({"adam_beta1": "0.8", "adam_epsilon": "1e-6"}, (), "training.optimizer", {"beta1": 0.8, "epsilon": 1e-6}, ""),
+        ({}, (), "training.optimizer", None, ""),
         ({}, ("num_train_epochs",), "training.epochs", 3, "transformers' default"),
         ({"lr_scheduler_type": "constant", "warmup_ratio": "0.1"}, (), "training.warmupRatio", 0.0, ""),
         ({"lr_scheduler_type": "constant_with_warmup", "warmup_ratio": "0.1"}, (), "training.warmupRatio", 0.1, ""),
@@ -200,6 +207,8 @@ def test_literal_without_numbers_is_fp32():
         ({"model_name_or_path": "lmsys/vicuna-7b-v1.5"}, (), "nothing gives it an aligned projector"),
         ({"lora_r": "5000"}, (), "spec.training.lora.rank is 5000"),
         ({"per_device_train_batch_size": "0"}, (), "spec.training.batch.perDevice is 0"),
+        ({"adam_beta2": "1"}, (), "spec.training.optimizer.beta2 is 1"),
+        ({"adam_epsilon": "0"}, (), "spec.training.optimizer.epsilon is 0"),
     ],
 )
 def test_what_no_manifest_can_say_is_refused(changes: dict[str, str], without: tuple[str, ...], message: str):
@@ -217,6 +226,15 @@ def test_alignment_with_another_template_is_said():
     assert "with the plain template" in notes_at(made(ALIGN | {"version": "v1"}), "alignment")
     assert "recipe is 1e-3" in notes_at(made(ALIGN, without=("learning_rate",)), "alignment.learningRate")
     assert value_at(made(ALIGN, without=("vision_tower",)), "model.visionTower").endswith("336")
+
+
+def test_alignment_is_of_the_projector_and_goes_by_epochs():
+    translation = made(ALIGN | {"max_steps": "10", "freeze_mm_mlp_adapter": "True"})
+    assert "--max_steps 10: alignment ends after whole epochs" in notes_at(translation, "alignment.epochs")
+    assert "in LLaVA nothing would learn then" in notes_at(translation, "alignment")
+    training = value_at(translation, "training")
+    assert training["method"] == "none"
+    assert not {"maxSteps", "projector"} & training.keys()
 
 
 def test_two_phases_that_do_not_fit_together_are_said():

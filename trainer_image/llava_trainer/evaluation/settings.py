@@ -1,7 +1,7 @@
 """The run's settings as the report lists them."""
 
 from llava_api.run_config import RunConfig
-from llava_api.spec import Alignment, Training
+from llava_api.spec import LORA_TARGETS, Alignment, Training
 from llava_api.text import show
 
 Rows = list[tuple[str, str]]
@@ -41,18 +41,25 @@ def _alignment(alignment: Alignment) -> Rows:
 def _method(training: Training) -> str:
     if training.method == "none":
         return "the projector alone, by alignment"
+    frozen = training.projector == "frozen"
     if training.method == "full":
-        return "full: language model and projector"
-    lora = training.lora
-    return f"{training.method}, rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout:g}"
+        return f"full: language model{', projector frozen' if frozen else ' and projector'}"
+    lora, told = training.lora, ", projector frozen" if frozen else ""
+    scale = ", scaled by its root (rsLoRA)" if lora.rs_lora else ""
+    targets = "" if set(lora.targets) == set(LORA_TARGETS) else f", on {', '.join(lora.targets)}"
+    return f"{training.method}, rank {lora.rank}{scale}, alpha {lora.alpha}, dropout {lora.dropout:g}{targets}{told}"
 
 
 def _training(config: RunConfig) -> Rows:
-    training = config.training
+    training, adam = config.training, config.training.optimizer
+    length = ("Epochs", f"{training.epochs:,}") if training.max_steps is None else ("Steps", f"{training.max_steps:,}")
+    projector = f", projector {training.projector_learning_rate:g}" if training.projector == "train" else ""
+    floor = f", down to {training.minimum_learning_rate:g}" if training.minimum_learning_rate else ""
     return [
-        ("Epochs", f"{training.epochs:,}"),
-        ("Learning rate", f"{training.peak_learning_rate:g}, projector {training.projector_learning_rate:g}"),
+        length,
+        ("Learning rate", f"{training.peak_learning_rate:g}{projector}{floor}"),
         ("Schedule", f"{training.scheduler}, warm-up {training.warmup_ratio:.0%}"),
+        ("AdamW", f"betas {adam.beta1:g} and {adam.beta2:g}, epsilon {adam.epsilon:g}"),
         ("Weight decay", f"{training.weight_decay:g}"),
         ("Batch", f"{training.batch.global_:,} samples: {training.batch.per_device} x {config.workers.world_size} "
                   f"processes x {config.gradient_accumulation}"),

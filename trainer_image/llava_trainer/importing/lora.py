@@ -10,13 +10,13 @@ from llava_trainer.importing.folders import read_all
 from llava_trainer.importing.names import name_original, strip_peft
 from llava_trainer.importing.parts import ADAPTER_CONFIG, NON_LORA_PICKLE
 from llava_trainer.importing.recipes import Recipes, replace_all
-from llava_trainer.tensors.lora import LORA_A, LORA_B, LoraError, find_pairs, updated
+from llava_trainer.tensors.lora import LORA_A, LORA_B, LoraError, find_pairs, scale_of, updated
 from llava_trainer.tensors.stored import StoredTensor
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-# Settings with which the update is not plainly B A x alpha / rank.
+# Settings with which the update is not plainly B A times a scale.
 _PLAIN: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",), "bias": (None, "none"), "use_dora": (None, False), "use_rslora": (None, False),
+    "peft_type": ("LORA",), "bias": (None, "none"), "use_dora": (None, False), "use_rslora": (None, False, True),
     "fan_in_fan_out": (None, False), "modules_to_save": (None, []), "rank_pattern": (None, {}),
     "alpha_pattern": (None, {}),
 }  # fmt: skip
@@ -34,7 +34,7 @@ def apply_lora(base: Recipes, folder: Path) -> Recipes:
     file = _weights_file(folder)
     adapter = read_all([file])
     try:
-        pairs = find_pairs(adapter, rank=settings["r"], scale=settings["lora_alpha"] / settings["r"])
+        pairs = find_pairs(adapter, rank=settings["r"], scale=scale_of(settings))
         for layer, pair in pairs.items():
             target = f"{strip_peft(layer)}.weight"
             hub = next(iter(name_original({target: pair.a})))

@@ -6,15 +6,16 @@ Whatever adapter_config.json asks for beyond plain LoRA is refused by name, neve
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
-from llava_trainer.model.layout import LANGUAGE_MODEL, PROJECTOR, hub_name, module_name
-from llava_trainer.tensors.lora import LORA_A, LORA_B, LoraError, LoraPair, find_pairs
+from llava_trainer.model.layout import PROJECTOR, hub_name, module_name
+from llava_trainer.model.learning import trained_whole
+from llava_trainer.tensors.lora import LORA_A, LORA_B, LoraError, LoraPair, find_pairs, scale_of
 from llava_trainer.tensors.stored import StoredTensor, find_stored
 
 _PREFIX = "base_model.model."
@@ -31,6 +32,7 @@ _UNDERSTOOD = frozenset(
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
+    "use_rslora": (True, False),
     "init_lora_weights": (True, False, "gaussian"),
 }
 
@@ -71,26 +73,34 @@ def read_changes(config: RunConfig) -> Changes:
         StageError: MergeMismatch; what it left is incomplete, or more than merging understands. InvalidModel; a file of
             it is damaged.
     """
-    volume = config.volume
+    volume, learned = config.volume, trained_whole(config.training)
+    projector_dir = kept_projector_dir(config)
+    aligned = _list_tensors(projector_dir) if projector_dir else {}
+    kept = (f"{PROJECTOR}.",) if projector_dir else ()
     match config.training.method:
         case "full":
-            return Changes(
-                what="the folder of trained weights",
-                replaced=_list_tensors(volume.weights_dir),
-                whole=(f"{LANGUAGE_MODEL}.", f"{PROJECTOR}."),
-            )
+            replaced = _list_tensors(volume.weights_dir)
+            made = Changes(what="the folder of trained weights", replaced=replaced, whole=learned)
         case "none":
-            return Changes(
-                what="the aligned projector",
-                replaced=_list_tensors(volume.projector_dir),
-                whole=(f"{PROJECTOR}.",),
-            )
+            made = Changes(what="the aligned projector", replaced={}, whole=learned)
         case _:
-            return read_adapter(volume.adapter_dir)
+            made = read_adapter(volume.adapter_dir, learned)
+    return replace(made, replaced={**aligned, **made.replaced}, whole=kept + made.whole)
 
 
-def read_adapter(folder: Path) -> Changes:
+def kept_projector_dir(config: RunConfig) -> Path | None:
+    """Folder of the projector that alignment has made and nothing has trained since; None where there is none."""
+    training = config.training
+    is_kept = training.method == "none" or (config.alignment is not None and training.projector == "frozen")
+    return config.volume.projector_dir if is_kept else None
+
+
+def read_adapter(folder: Path, learned: tuple[str, ...] = (f"{PROJECTOR}.",)) -> Changes:
     """Read what the adapter in ``folder`` does.
+
+    Args:
+        folder: of the adapter.
+        learned: beginnings of the hub names of what was trained whole beside it.
 
     Raises:
         StageError: it is incomplete, holds tensors that nothing uses, or asks for more than plain LoRA.
@@ -106,10 +116,10 @@ def read_adapter(folder: Path) -> Changes:
     targets = config["target_modules"]
     return Changes(
         what="the adapter",
-        pairs=_find_pairs(stored, config["r"], config["lora_alpha"] / config["r"]),
-        replaced=_find_replaced(stored, tuple(config.get("modules_to_save") or ())),
+        pairs=_find_pairs(stored, config["r"], scale_of(config)),
+        replaced=_find_replaced(stored, tuple(config.get("modules_to_save") or ()), learned),
         targets=targets if isinstance(targets, str) else tuple(targets),
-        whole=(f"{PROJECTOR}.",),
+        whole=learned,
     )
 
 
@@ -133,17 +143,22 @@ def _find_pairs(stored: Mapping[str, StoredTensor], rank: int, scale: float) -> 
     return {hub_name(f"{_bare(layer)}.weight"): pair for layer, pair in pairs.items()}
 
 
-def _find_replaced(stored: Mapping[str, StoredTensor], modules: tuple[str, ...]) -> dict[str, StoredTensor]:
-    replaced = {}
+def _find_replaced(
+    stored: Mapping[str, StoredTensor], modules: tuple[str, ...], learned: tuple[str, ...]
+) -> dict[str, StoredTensor]:
+    found: dict[str, StoredTensor] = {}
     for name in stored:
         if name.endswith((LORA_A, LORA_B)):
             continue
         if not any(f".{module}." in name for module in modules):
             raise _mismatch(f"the adapter holds {name}, which belongs to no module of modules_to_save {list(modules)}")
-        replaced[hub_name(_bare(name))] = stored[name]
-    if not any(name.startswith(f"{PROJECTOR}.") for name in replaced):
+        found[hub_name(_bare(name))] = stored[name]
+    stray = sorted(name for name in found if not name.startswith(learned))
+    if stray:
+        raise _mismatch(f"the adapter holds {stray[0]}, which this run has not trained")
+    if learned and not found:
         raise _mismatch(f"the adapter holds no {PROJECTOR} tensor: the trained projector was not saved")
-    return replaced
+    return found
 
 
 def _bare(name: str) -> str:

@@ -31,8 +31,10 @@ from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample, read_samples
 from llava_trainer.errors import StageError
+from llava_trainer.merging.changes import kept_projector_dir
 from llava_trainer.merging.recipes import find_tensors
 from llava_trainer.model.layout import hub_name, is_derived
+from llava_trainer.model.learning import trained_whole
 from llava_trainer.model.loading import AS_DATA, PLAIN_ATTENTION, load_model, load_trained, load_tuned
 from llava_trainer.model.projector import load_projector
 from llava_trainer.tensors.stored import StoredTensor
@@ -115,16 +117,19 @@ def load_reference(config: RunConfig) -> PeftModel | LlavaForConditionalGenerati
     Raises:
         StageError: base or what was trained cannot be loaded, or do not belong together.
     """
-    volume = config.volume
+    volume, projector_dir = config.volume, kept_projector_dir(config)
     match config.training.method:
         case "full":
-            return load_trained(config.model_dir, volume.weights_dir, torch.float32, "cpu")
+            return load_trained(
+                config.model_dir, volume.weights_dir, torch.float32, "cpu", learned=trained_whole(config.training),
+                projector_dir=projector_dir,
+            )  # fmt: skip
         case "none":
             llava = load_model(config.model_dir, torch.float32, "cpu")
             load_projector(llava, volume.projector_dir)
             return llava
         case _:
-            return load_tuned(config.model_dir, volume.adapter_dir, torch.float32, "cpu")
+            return load_tuned(config.model_dir, volume.adapter_dir, torch.float32, "cpu", projector_dir=projector_dir)
 
 
 def proof_batches(config: RunConfig, processor: Processor) -> list[Batch]:

@@ -96,7 +96,7 @@ def find_tensors(base_dir: Path) -> dict[str, StoredTensor]:
 
 
 def _merge(name: str, tensor: StoredTensor, changes: Changes, dtype: torch.dtype) -> TensorRecipe:
-    """One merged tensor: ``(W.float() + B A x alpha / rank).to(dtype)``, rounded once."""
+    """One merged tensor: ``(W.float() + B A x scale).to(dtype)``, rounded once."""
     base = copied(name, tensor)
     is_kept = is_derived(name) or not tensor.dtype.is_floating_point
     return _rounded(_change(base, changes), tensor.dtype if is_kept else dtype)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
-from llava_trainer.model.layout import PROJECTOR
+from llava_api.spec import Training
+from llava_trainer.model.layout import LANGUAGE_MODEL, PROJECTOR
 from llava_trainer.model.projector import projector_of
 
 
@@ -25,10 +26,18 @@ def train_projector(llava: LlavaForConditionalGeneration) -> None:
     projector_of(llava).requires_grad_(True)
 
 
-def train_whole(llava: LlavaForConditionalGeneration) -> None:
-    """Make everything learn but the vision tower: language model with embedding and head, and projector."""
+def train_whole(llava: LlavaForConditionalGeneration, *, learns_projector: bool = True) -> None:
+    """Make everything learn but the vision tower, and a frozen projector: language model with embedding and head."""
     llava.requires_grad_(True)
     llava.model.vision_tower.requires_grad_(False)
+    projector_of(llava).requires_grad_(learns_projector)
+
+
+def trained_whole(training: Training) -> tuple[str, ...]:
+    """Beginnings of the hub names of all that is trained whole after alignment; an adapter is another matter."""
+    language_model = (f"{LANGUAGE_MODEL}.",) if training.method == "full" else ()
+    projector = (f"{PROJECTOR}.",) if training.method != "none" and training.projector == "train" else ()
+    return language_model + projector
 
 
 def group_parameters(

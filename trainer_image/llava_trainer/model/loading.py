@@ -19,8 +19,9 @@ from llava_api.spec import Quantization
 from llava_trainer.device_faults import explain_device_fault
 from llava_trainer.errors import LOST_CONNECTION_SIGN, StageError
 from llava_trainer.model.flash import find_flash_fault, has_flash_attention
-from llava_trainer.model.layout import PROJECTOR, VISION_TOWER, hub_name, is_derived
+from llava_trainer.model.layout import PROJECTOR, hub_name, is_derived
 from llava_trainer.model.lora import is_lora_b, projector_tensors
+from llava_trainer.model.projector import load_projector
 
 AS_DATA: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
 """How every model is loaded: from its folder, by transformers' own classes, without unpickling anything."""
@@ -130,8 +131,18 @@ def load_tuned(
     dtype: torch.dtype,
     device: torch.device | str,
     attention: Attention = "auto",
+    *,
+    projector_dir: Path | None = None,
 ) -> PeftModel:
-    """Load a checkpoint with an adapter and its projector on top.
+    """Load a checkpoint with an adapter, and its projector where that was trained, on top.
+
+    Args:
+        model_dir: as in ``load_model``.
+        adapter_dir: folder of the adapter.
+        dtype: as in ``load_model``.
+        device: as in ``load_model``.
+        attention: as in ``load_model``.
+        projector_dir: of a projector that the adapter was trained upon instead of the checkpoint's own.
 
     Returns:
         The model in evaluation mode, nothing merged.
@@ -140,6 +151,8 @@ def load_tuned(
         StageError: InvalidModel for the base; InternalError for an adapter that is not whole or changes nothing.
     """
     base = load_model(model_dir, dtype, device, attention)
+    if projector_dir is not None:
+        load_projector(base, projector_dir)
     try:
         tuned = PeftModel.from_pretrained(base, str(adapter_dir), autocast_adapter_dtype=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -152,18 +165,34 @@ def load_tuned(
 
 
 def load_trained(
-    model_dir: Path, weights_dir: Path, dtype: torch.dtype, device: torch.device | str
+    model_dir: Path,
+    weights_dir: Path,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    *,
+    learned: tuple[str, ...],
+    projector_dir: Path | None = None,
 ) -> LlavaForConditionalGeneration:
-    """Load a checkpoint with everything but its vision tower replaced by what was trained whole.
+    """Load a checkpoint with what was trained whole in its place.
+
+    Args:
+        model_dir: as in ``load_model``.
+        weights_dir: folder of what was trained.
+        dtype: as in ``load_model``.
+        device: as in ``load_model``.
+        learned: beginnings of the hub names of all that was trained (``trained_whole``).
+        projector_dir: as in ``load_tuned``.
 
     Raises:
-        StageError: InvalidModel for the base; InternalError for trained weights that are not whole.
+        StageError: InvalidModel for the base; InternalError for trained weights that are not whole, or more.
     """
     llava = load_model(model_dir, dtype, device)
+    if projector_dir is not None:
+        load_projector(llava, projector_dir)
     expected = {
         name: parameter
         for name, parameter in ((hub_name(name), parameter) for name, parameter in llava.named_parameters())
-        if not name.startswith(f"{VISION_TOWER}.")
+        if name.startswith(learned)
     }
     for file in sorted(weights_dir.glob("*.safetensors")):
         try:
@@ -199,7 +228,8 @@ def check_adapter_loaded(tuned: PeftModel, adapter_dir: Path) -> None:
     ]
     if not any(tensor.any() for name, tensor in expected.items() if is_lora_b(name)):
         problems.append("has no effect: every LoRA B matrix is zero")
-    if all(torch.equal(trained, original) for trained, original in projector_tensors(tuned)):
+    projector = list(projector_tensors(tuned))
+    if projector and all(torch.equal(trained, original) for trained, original in projector):
         problems.append("holds the base's own projector: it was not trained")
     if any(problems):
         raise StageError(Reason.INTERNAL_ERROR, f"the adapter in {adapter_dir} " + "; it ".join(filter(None, problems)))

@@ -1,23 +1,37 @@
-"""LoRA in the language model, and the projector trained whole beside it. The vision tower stays as it is."""
+"""LoRA in the language model, and the projector trained whole beside it, or frozen. The vision tower stays as it is."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlavaForConditionalGeneration
 
-from llava_api.spec import Lora
+from llava_api.spec import Lora, LoraTarget
 from llava_trainer.model.layout import PROJECTOR
 
-LANGUAGE_MODEL_LAYERS = r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
-"""Pattern for the whole module name. Endings such as ``q_proj`` would fit the vision tower's layers too."""
+_PARTS = {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}
+"""Linear layers of a layer, by the module that holds them."""
 _ADAPTER_NAME = "default"
 
 
-def add_adapter(model: LlavaForConditionalGeneration, lora: Lora) -> PeftModel:
-    """Add a fresh adapter to ``model`` and make it and the projector the only things that learn.
+def target_modules(targets: Collection[LoraTarget]) -> str:
+    """Pattern for the whole name of a module that gets an adapter.
 
-    The projector goes through PEFT's ``modules_to_save``: it is in every adapter that PEFT saves, and plain
+    Endings such as ``q_proj`` would fit the vision tower's layers too.
+    """
+    parts = []
+    for part, names in _PARTS.items():
+        chosen = "|".join(name for name in names if f"{name}_proj" in targets)
+        if chosen:
+            parts.append(rf"{part}\.({chosen})_proj")
+    found = parts[0] if len(parts) == 1 else f"({'|'.join(parts)})"
+    return rf"model\.language_model\.layers\.\d+\.{found}"
+
+
+def add_adapter(model: LlavaForConditionalGeneration, lora: Lora, *, learns_projector: bool = True) -> PeftModel:
+    """Add a fresh adapter to ``model`` and make it, and the projector unless it is frozen, the only things that learn.
+
+    A projector that learns goes through PEFT's ``modules_to_save``: it is in every adapter that PEFT saves, and plain
     ``PeftModel.from_pretrained`` brings it back. The adapter's weights are drawn from torch's global generator, in
     the number format of the model: DeepSpeed keeps the fp32 originals. PEFT's ``prepare_model_for_kbit_training`` is
     not for a quantised LLaVA: it would turn the frozen tower into fp32, and make it build a graph.
@@ -27,8 +41,9 @@ def add_adapter(model: LlavaForConditionalGeneration, lora: Lora) -> PeftModel:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         bias="none",
-        target_modules=LANGUAGE_MODEL_LAYERS,
-        modules_to_save=[PROJECTOR],
+        use_rslora=lora.rs_lora,
+        target_modules=target_modules(lora.targets),
+        modules_to_save=[PROJECTOR] if learns_projector else None,
     )
     tuned = get_peft_model(model, config, adapter_name=_ADAPTER_NAME, autocast_adapter_dtype=False)
     for parameter in tuned.parameters():
@@ -43,8 +58,10 @@ def is_lora_b(name: str) -> bool:
 
 
 def projector_tensors(tuned: PeftModel) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Every tensor of the projector as (trained, the base's own)."""
+    """Every tensor of the projector as (trained, the base's own); nothing where it is frozen."""
     wrapper = getattr(tuned.get_base_model().model, PROJECTOR)
+    if not hasattr(wrapper, "modules_to_save"):
+        return
     original = wrapper.original_module.state_dict()
     for name, trained in wrapper.modules_to_save[_ADAPTER_NAME].state_dict().items():
         yield trained, original[name]

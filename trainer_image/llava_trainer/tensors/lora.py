@@ -3,8 +3,10 @@
 PEFT is not asked here: it is the oracle that a merged model is proven against (``merging.proof``).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -26,11 +28,21 @@ class LoraPair:
     a: StoredTensor
     b: StoredTensor
     scale: float
-    """alpha / rank."""
+    """``scale_of`` the adapter."""
 
     def update(self) -> torch.Tensor:
         """The update B A x scale, in fp32; the order of operations is PEFT's, so that the bits agree."""
         return (read_exact(self.b) @ read_exact(self.a)).mul_(self.scale)
+
+
+def scale_of(settings: Mapping[str, Any]) -> float:
+    """What an update is multiplied by: alpha / rank, or alpha / sqrt(rank) with rsLoRA (Kalajdzievski 2023).
+
+    Args:
+        settings: adapter_config.json, checked: ``r`` and ``lora_alpha`` are numbers.
+    """
+    rank = settings["r"]
+    return float(settings["lora_alpha"] / (math.sqrt(rank) if settings.get("use_rslora") else rank))
 
 
 def find_pairs(tensors: Mapping[str, StoredTensor], *, rank: int, scale: float) -> dict[str, LoraPair]:

@@ -1,4 +1,4 @@
-"""Writing the adapter and the trained projector in PEFT's layout, and making sure that they arrived."""
+"""Writing the adapter, with the projector where it was trained, in PEFT's layout, and making sure that it arrived."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def collect_adapter(tuned: PeftModel) -> dict[str, torch.Tensor]:
-    """Copies of the LoRA matrices and the projector in the node's memory, under the names that PEFT gives them.
+    """Copies of the LoRA matrices, and a projector that learns, in the node's memory, under PEFT's names for them.
 
     Every rank calls it where ZeRO-3 shares parameters out: PEFT's own saving would write empty tensors there.
     """
@@ -88,7 +88,7 @@ def check_saved(live: Mapping[str, torch.Tensor], file: Path) -> None:
 
 
 def check_learned(tuned: PeftModel, weights: Mapping[str, torch.Tensor]) -> None:
-    """Make sure that the adapter does something, and that the projector has moved.
+    """Make sure that the adapter does something, and that a projector that learns has moved.
 
     Raises:
         StageError: AdapterUnchanged.
@@ -96,7 +96,8 @@ def check_learned(tuned: PeftModel, weights: Mapping[str, torch.Tensor]) -> None
     if not any(tensor.any() for name, tensor in weights.items() if is_lora_b(name)):
         raise StageError(Reason.ADAPTER_UNCHANGED, "every LoRA B matrix is zero at the end, so nothing was learned")
     with whole(parameter for name, parameter in tuned.named_parameters() if "multi_modal_projector" in name):
-        if all(torch.equal(trained, original) for trained, original in projector_tensors(tuned)):
+        projector = list(projector_tensors(tuned))
+        if projector and all(torch.equal(trained, original) for trained, original in projector):
             raise StageError(
                 Reason.ADAPTER_UNCHANGED, "the projector is as it was before training, so it did not learn"
             )

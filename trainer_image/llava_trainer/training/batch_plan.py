@@ -59,6 +59,8 @@ class BatchPlan:
     seed: int
     grouping: Grouping = "modality"
     packing: bool = False
+    max_steps: int | None = None
+    """Steps of the whole run, whatever ``epochs`` says; None to go by that."""
 
     @property
     def num_samples(self) -> int:
@@ -73,7 +75,7 @@ class BatchPlan:
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
-        return self.steps_per_epoch * self.epochs
+        return self.steps_per_epoch * self.epochs if self.max_steps is None else self.max_steps
 
     def epoch_at(self, step: int) -> float:
         """Passes through the dataset after ``step`` steps."""
@@ -124,8 +126,8 @@ class BatchPlan:
         An epoch holds the same samples as every other, in other company: with many steps all of them come near to the
         most that there can be, with few steps every epoch is looked at.
         """
-        epochs = max(1, min(self.epochs, LOOKED_THROUGH // self.steps_per_epoch))
-        for step in range(epochs * self.steps_per_epoch):
+        most = max(1, LOOKED_THROUGH // self.steps_per_epoch) * self.steps_per_epoch
+        for step in range(min(self.total_steps, most)):
             yield from (rows for batches in self._rank_batches(step) for rows in batches if rows)
 
     def _measure(self, rows: Rows) -> tuple[int, int, int]:
@@ -162,6 +164,7 @@ def make_plan(phase: Phase, sizes: SampleSizes, world_size: int) -> BatchPlan:
         seed=training.seed,
         grouping=training.grouping,
         packing=training.packing,
+        max_steps=training.max_steps,
     )
 
 

@@ -9,17 +9,17 @@ import torch
 from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-from llava_api.spec import Zero
+from llava_api.spec import Optimizer, Zero
 from llava_trainer.model.learning import ParameterGroup
 from llava_trainer.training.pinned import allocating_on_node
 
 MAX_GRAD_NORM = 1.0
 """Gradients are clipped to this norm, as in LLaVA (the default of transformers' Trainer)."""
+ADAMW = Optimizer()
+"""PyTorch's own constants, with which LLaVA trains."""
 _MAX_BUCKET_ELEMENTS = 50_000_000
 _PERSISTENT_ELEMENTS = 10_000
 """ZeRO-3 keeps parameters of at most so many numbers whole everywhere: biases and norms, which cost more to fetch."""
-_BETAS = (0.9, 0.999)
-_EPSILON = 1e-8
 
 
 def build_engine(
@@ -30,6 +30,7 @@ def build_engine(
     device: torch.device,
     dtype: torch.dtype,
     per_device_batch: int,
+    constants: Optimizer = ADAMW,
 ) -> Any:
     """Put ``module`` under DeepSpeed.
 
@@ -40,6 +41,7 @@ def build_engine(
         device: this rank's.
         dtype: number format of the module; with bf16 DeepSpeed keeps the originals and gradients in fp32.
         per_device_batch: samples of a micro-batch (DeepSpeed only counts with it).
+        constants: AdamW's.
 
     Returns:
         DeepSpeed's engine. ``backward`` may be called any number of times before ``step``.
@@ -54,8 +56,8 @@ def build_engine(
             {"params": list(group.parameters), "lr": group.learning_rate, "weight_decay": group.weight_decay}
             for group in groups
         ],
-        betas=_BETAS,
-        eps=_EPSILON,
+        betas=(constants.beta1, constants.beta2),
+        eps=constants.epsilon,
         fused=True,
     )
     stage = resolve_stage(zero, dtype)

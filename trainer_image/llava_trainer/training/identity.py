@@ -49,6 +49,9 @@ def identify_training(config: RunConfig, phase: Phase) -> dict[str, str]:
         "training.grouping": phase.training.grouping,
         "training.maxLength": phase.training.max_length,
     }
+    if phase.training.max_steps is not None:
+        # Not told otherwise: a checkpoint of before there was such a setting goes on counting as the same training.
+        settings["training.maxSteps"] = phase.training.max_steps
     folders = [config.model_dir]
     if phase.stage is StageName.TRAIN and config.alignment is not None:
         # What phase 1 has made of the model's projector.

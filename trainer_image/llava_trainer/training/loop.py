@@ -157,6 +157,7 @@ class Loop:
             kind=self.phase.training.scheduler,
             total_steps=self.plan.total_steps,
             warmup_ratio=self.phase.training.warmup_ratio,
+            floor=self.phase.training.minimum_learning_rate / self.phase.training.peak_learning_rate,
         )
 
     def _draw_seeds(self, step: int) -> list[int]:

@@ -95,6 +95,7 @@ def build_model(config: RunConfig, phase: Phase, world: World) -> ModelUnderTrai
         device=world.device,
         dtype=dtype,
         per_device_batch=training.batch.per_device,
+        constants=training.optimizer,
     )
     module.train()
     return ModelUnderTraining(
@@ -115,8 +116,11 @@ def unwrap(tuned: Tuned) -> LlavaForConditionalGeneration:
 
 
 def watched_parameters(llava: LlavaForConditionalGeneration, phase: Phase) -> dict[str, nn.Parameter]:
-    """Parameters, by hub name, that a training cannot leave as they are: the projector's, with ``full`` one more."""
-    watched = projector_parameters(llava)
+    """Parameters, by hub name, that a training cannot leave as they are.
+
+    Those of a projector that learns, and with ``full`` one of the language model's.
+    """
+    watched = projector_parameters(llava) if phase.learns_projector else {}
     if phase.method == "full":
         last = len(llava.model.language_model.layers) - 1
         projection = llava.model.language_model.layers[last].mlp.down_proj
@@ -148,9 +152,9 @@ def _init_projector(config: RunConfig, phase: Phase, llava: LlavaForConditionalG
 def _open(llava: LlavaForConditionalGeneration, phase: Phase) -> Tuned:
     """Make what the phase's method trains learn, and nothing else."""
     if phase.method in ("lora", "qlora"):
-        return add_adapter(llava, phase.training.lora)
+        return add_adapter(llava, phase.training.lora, learns_projector=phase.learns_projector)
     if phase.method == "full":
-        train_whole(llava)
+        train_whole(llava, learns_projector=phase.learns_projector)
     else:
         train_projector(llava)
     return llava

@@ -38,6 +38,11 @@ class Phase:
     training: Training
     """Settings as in ``spec.training``; in phase 1 with those of ``spec.alignment`` in place of what it has itself."""
 
+    @property
+    def learns_projector(self) -> bool:
+        """Whether the projector is trained."""
+        return self.training.projector == "train"
+
 
 def phase_of(config: RunConfig, stage: StageName | None = None) -> Phase:
     """The phase that the stage of ``config`` is, or ``stage``.
@@ -56,6 +61,9 @@ def _alignment(config: RunConfig) -> Phase:
         raise StageError(Reason.INVALID_CONFIG, "run.stage is align, but alignment and alignmentDir are not set")
     own = {
         "epochs": alignment.epochs,
+        "max_steps": None,
+        "minimum_learning_rate": 0.0,
+        "projector": "train",
         "batch": alignment.batch,
         "learning_rate": alignment.learning_rate,
         "projector_learning_rate": alignment.learning_rate,

@@ -107,6 +107,7 @@ def train(
         validation_exact=loop.selection.best_exact if best_step is not None else seen and seen.exact,
         best_step=best_step,
         stopped_early=steps < plan.total_steps,
+        frozen_projector=not phase.learns_projector,
     )
 
 

@@ -26,7 +26,7 @@ _AFTERWARDS = "the evaluation stage scores the held-out samples after training"
 _LOADER = "pictures are read and encoded ahead of the step as it is"
 _PROCESSES = "the operator starts the processes and tells them where the others are"
 _PRECISION = "precision is bf16 or fp32 all through"
-_FIXED_ADAM = "AdamW with betas 0.9 and 0.999 and epsilon 1e-8, torch's own"
+_ADAM = "the optimiser is torch's own AdamW, its constants are training.optimizer"
 _DEEPSPEED = "processes share out work by DeepSpeed's ZeRO: training.zero"
 _PUBLISH = "the results stay on the run's volume"
 _DEBUGGING = "a switch for debugging"
@@ -118,11 +118,11 @@ TRAINER_ARGUMENTS: dict[str, Flag] = {
     "include_inputs_for_metrics": Flag("bool", False, _AFTERWARDS),
     "label_names": Flag("str", None, _AFTERWARDS),
     "past_index": Flag("int", -1, _AFTERWARDS),
-    "adam_beta1": Flag("float", 0.9, _FIXED_ADAM),
-    "adam_beta2": Flag("float", 0.999, _FIXED_ADAM),
-    "adam_epsilon": Flag("float", 1e-8, _FIXED_ADAM),
-    "adafactor": Flag("bool", False, _FIXED_ADAM),
-    "optim_args": Flag("str", None, _FIXED_ADAM),
+    "adam_beta1": Flag("float", 0.9),
+    "adam_beta2": Flag("float", 0.999),
+    "adam_epsilon": Flag("float", 1e-8),
+    "adafactor": Flag("bool", False, _ADAM),
+    "optim_args": Flag("str", None, _ADAM),
     "lr_scheduler_kwargs": Flag("str", None, _NOT_OFFERED),
     "label_smoothing_factor": Flag("float", 0.0, _NOT_OFFERED),
     "neftune_noise_alpha": Flag("float", None, _NOT_OFFERED),

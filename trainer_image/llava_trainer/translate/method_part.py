@@ -96,6 +96,8 @@ def _rates(draft: Draft, flags: Flags, *, meant: bool) -> None:
         elif draft.get("training.method") != "full" and rate == _FULL_RATE:
             draft.warn(where, "2e-5 is the recipe of full fine-tuning; LoRA's is 2e-4")
     where = "training.projectorLearningRate"
+    if flags.is_on("freeze_mm_mlp_adapter"):
+        return
     if flags.has("mm_projector_lr"):
         draft.put(where, flags.number("mm_projector_lr"))
     elif meant:
@@ -110,8 +112,4 @@ def _frozen_parts(draft: Draft, flags: Flags) -> None:
     if flags.is_on("freeze_backbone"):
         draft.warn("training.method", f"{flags.written['freeze_backbone']}: not offered; the language model learns")
     if flags.is_on("freeze_mm_mlp_adapter"):
-        draft.warn(
-            "training.projectorLearningRate",
-            f"{flags.written['freeze_mm_mlp_adapter']}: the projector is always trained; lower this rate to keep it "
-            "near where it is",
-        )
+        draft.put("training.projector", "frozen")

@@ -19,7 +19,8 @@ _SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant", "
 
 def write_course(draft: Draft, flags: Flags, gpus: Gpus, read_file: ReadFile, *, literal: bool) -> None:
     """Decide what ``spec.training`` says besides method and learning rates."""
-    draft.put("training.epochs", _epochs(draft, "training.epochs", flags))
+    _length_of_training(draft, flags)
+    _optimizer(draft, flags)
     if flags.number("weight_decay"):
         draft.put("training.weightDecay", flags.number("weight_decay"))
     _schedule(draft, flags)
@@ -40,10 +41,20 @@ def write_course(draft: Draft, flags: Flags, gpus: Gpus, read_file: ReadFile, *,
 def write_alignment(draft: Draft, flags: Flags, gpus: Gpus) -> None:
     """Decide ``spec.alignment`` but for its dataset."""
     draft.put("alignment.epochs", _epochs(draft, "alignment.epochs", flags))
+    if flags.whole("max_steps") > 0:
+        draft.warn(
+            "alignment.epochs", f"{flags.written['max_steps']}: alignment ends after whole epochs, not after steps"
+        )
     draft.put("alignment.learningRate", flags.number("learning_rate"))
     if not flags.has("learning_rate"):
         draft.warn("alignment.learningRate", "no --learning_rate: transformers' default; the recipe is 1e-3")
     write_batch(draft, "alignment", flags, gpus)
+    if flags.is_on("freeze_mm_mlp_adapter"):
+        draft.warn(
+            "alignment",
+            f"{flags.written['freeze_mm_mlp_adapter']}: in LLaVA nothing would learn then; alignment trains the "
+            "projector",
+        )
     if (version := flags.text("version")) != "plain":
         said = f"--version {version}" if flags.has("version") else "no --version"
         draft.warn("alignment", f"{said}: phase 1 is trained on captions alone, with the plain template")
@@ -60,15 +71,29 @@ def write_batch(draft: Draft, part: str, flags: Flags, gpus: Gpus) -> None:
     draft.say(f"{part}.batch.global", f"{per_device} a process x {accumulation} accumulated x {processes} processes")
 
 
+def _length_of_training(draft: Draft, flags: Flags) -> None:
+    max_steps = flags.whole("max_steps")
+    if max_steps > 0 and draft.get("training.method") != "none":
+        draft.put("training.maxSteps", max_steps)
+        if flags.has("num_train_epochs"):
+            draft.say("training.maxSteps", f"{flags.written['num_train_epochs']} has no effect beside it, as in LLaVA")
+    else:
+        draft.put("training.epochs", _epochs(draft, "training.epochs", flags))
+
+
 def _epochs(draft: Draft, place: str, flags: Flags) -> int:
     epochs = flags.number("num_train_epochs")
     if not flags.has("num_train_epochs"):
         draft.warn(place, "no --num_train_epochs: transformers' default; LLaVA's recipe is 1")
     if epochs != int(epochs):
         draft.warn(place, f"{flags.written['num_train_epochs']}: whole epochs only, so {math.ceil(epochs)}")
-    if flags.whole("max_steps") > 0:
-        draft.warn(place, f"{flags.written['max_steps']}: training ends after whole epochs, not after steps")
     return max(1, math.ceil(epochs))
+
+
+def _optimizer(draft: Draft, flags: Flags) -> None:
+    for flag, name in (("adam_beta1", "beta1"), ("adam_beta2", "beta2"), ("adam_epsilon", "epsilon")):
+        if flags.has(flag):
+            draft.put(f"training.optimizer.{name}", flags.number(flag))
 
 
 def _schedule(draft: Draft, flags: Flags) -> None:
