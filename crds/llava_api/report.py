@@ -8,6 +8,7 @@ from llava_api.base import Lenient
 from llava_api.constants import TERMINATION_MESSAGE_MAX_BYTES, StageName
 from llava_api.failures import Reason
 from llava_api.model_facts import ModelFacts
+from llava_api.spec.training import MAX_GLOBAL_BATCH
 from llava_api.text import cut, show
 
 REPORT_VERSION: Final = 1
@@ -157,6 +158,8 @@ class PrepareNumbers(Lenient):
     """Those of them that training has samples of, too."""
     pairs_shared: Annotated[int, Field(ge=0)] = 0
     """Held-out questions of these: their score flatters."""
+    global_batch: Annotated[int | None, Field(ge=1, le=MAX_GLOBAL_BATCH)] = None
+    """What training.batch.global auto has come to; None where it was not asked for."""
     largest: MicroBatch | None = None
     """Of training: what the memory plan counts with; None if unknown."""
     largest_alignment: MicroBatch | None = None

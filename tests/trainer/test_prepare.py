@@ -1,5 +1,6 @@
 """The prepare stage on real folders: what it accepts, refuses, writes and says."""
 
+import html
 import json
 import random
 import shutil
@@ -765,3 +766,20 @@ def test_from_the_command_line(tmp_path: Path, toy_model_dir: Path):
     log = (config.volume.log_dir(StageName.PREPARE, 1) / "rank-0.log").read_text()
     assert log in done.stdout
     assert "train.jsonl: " in log
+
+
+def test_a_global_batch_by_the_data_is_chosen_told_and_measured_with(tmp_path: Path, toy_model_dir: Path):
+    write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
+    batch = {"perDevice": 8, "global": "auto"}
+    training = {"maxLength": 512, "epochs": 50, "batch": batch}
+    config = prepare_config(tmp_path, toy_model_dir, training=training, workers={"processesPerNode": 2})
+    numbers = run(config).numbers
+    assert numbers.samples_train == 8
+    # Two steps an epoch: 6 samples, three for each of the two processes, though it could hold eight.
+    assert (numbers.global_batch, numbers.largest.rows) == (6, 3)
+    report = report_of(config)
+    assert report.global_batch.samples == 6
+    assert report.global_batch.reason in html.unescape(config.volume.dataset_report_html.read_text())
+    fixed = prepare_config(tmp_path, toy_model_dir, training={**training, "batch": {"perDevice": 8, "global": 16}})
+    assert run(fixed).numbers.global_batch is None
+    assert report_of(fixed).global_batch is None

@@ -36,13 +36,13 @@ def batch_of(spec: Spec, stage: StageName) -> Batch:
 def accumulation(spec: Spec, stage: StageName) -> int:
     """Micro-batches that a process runs for one step."""
     batch = batch_of(spec, stage)
-    return batch.global_ // (batch.per_device * num_processes(spec))
+    return math.ceil(batch.num_samples / (batch.per_device * num_processes(spec)))
 
 
 def num_steps(spec: Spec, stage: StageName, samples: int) -> int:
     """Optimiser steps of a training stage; the last one of an epoch takes the samples that are left."""
     epochs = _alignment(spec).epochs if stage is StageName.ALIGN else spec.training.epochs
-    return math.ceil(samples / batch_of(spec, stage).global_) * epochs
+    return math.ceil(samples / batch_of(spec, stage).num_samples) * epochs
 
 
 def workload_of(spec: Spec, stage: StageName, model: ModelFacts, prepared: Prepared) -> Workload:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from llava_api.base import Lenient
 from llava_api.report import MicroBatch
+from llava_api.spec.training import MAX_GLOBAL_BATCH
 from llava_api.status.values import Count, Short, Text
 
 
@@ -33,6 +34,14 @@ class Data(Lenient):
         Count, Field(description="Held-out groups that training has samples of, too: scores of them flatter.")
     ] = 0
     pairs_shared: Annotated[Count, Field(description="Held-out questions of these groups.")] = 0
+    global_batch: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_GLOBAL_BATCH,
+            description="What training.batch.global auto has come to, for the whole run; left out without auto.",
+        ),
+    ] = None
     largest: Annotated[
         MicroBatch | None, Field(description="The most that a training process holds at a time; unknown if left out.")
     ] = None
@@ -72,6 +81,12 @@ class Plan(Lenient):
     ] = ()
     per_device_batch: Annotated[Count, Field(description="Samples that one process holds at a time.")]
     accumulation: Annotated[Count, Field(description="Micro-batches that a process runs for one step.")]
+    global_batch: Annotated[
+        Count | None, Field(description="Samples of one optimiser step over all processes, in training.")
+    ] = None
+    global_batch_reason: Annotated[
+        Text | None, Field(description="Why so many, where spec.training.batch.global is auto.")
+    ] = None
     total_steps: Annotated[Count, Field(description="Optimiser steps of training.")]
     alignment_steps: Annotated[Count | None, Field(description="Optimiser steps of alignment.")] = None
     checkpoint_size: Annotated[

@@ -26,12 +26,12 @@ from llava_api.memory import (
     workload_of,
 )
 from llava_api.model_facts import ModelFacts
+from llava_api.optimizer_steps import describe_choice, describe_few_steps
 from llava_api.quantities import GIB, format_gib
 from llava_api.report import MicroBatch
 from llava_api.spec import Spec
 from llava_api.stages import stages_of
 from llava_api.status import Data, Plan, PlanTerm
-from llava_operator.deciding.few_steps import describe_few_steps
 from llava_operator.deciding.gpus import KnownGpus, find_shortcomings
 
 SHOWN_TERMS = 3
@@ -68,7 +68,7 @@ def plan_training(spec: Spec, found: Data, model: ModelFacts | None, gpus: Known
     """Plan every training stage of a run.
 
     Args:
-        spec: of the run.
+        spec: of the run, with a number in ``training.batch.global``.
         found: what prepare found.
         model: what it starts from; None where nothing is known of it.
         gpus: what is known of the GPUs.
@@ -169,7 +169,8 @@ def _refuse_host(spec: Spec, demand: _Demand, model: ModelFacts) -> Refusal | No
 
 def _warn(spec: Spec, found: Data, storage: StoragePlan) -> tuple[str, ...]:
     """What is not refused, since it may be meant so."""
-    return tuple(filter(None, (describe_few_steps(spec, found.samples_train), _warn_of_saving(spec, storage))))
+    few_steps = describe_few_steps(spec, found.samples_train, is_chosen=found.global_batch is not None)
+    return tuple(filter(None, (few_steps, _warn_of_saving(spec, storage))))
 
 
 def _warn_of_saving(spec: Spec, storage: StoragePlan) -> str | None:
@@ -199,6 +200,8 @@ def _describe(spec: Spec, found: Data, demands: list[_Demand], gpus: KnownGpus, 
         pod_terms=_describe_terms(host),
         per_device_batch=batch_of(spec, main).per_device,
         accumulation=accumulation(spec, main),
+        global_batch=spec.training.batch.num_samples if trains else None,
+        global_batch_reason=_describe_global_batch(spec, found) if trains else None,
         total_steps=num_steps(spec, StageName.TRAIN, found.samples_train) if trains else 0,
         alignment_steps=num_steps(spec, StageName.ALIGN, found.samples_alignment) if spec.alignment else None,
         checkpoint_size=format_gib(storage.checkpoint),
@@ -208,6 +211,12 @@ def _describe(spec: Spec, found: Data, demands: list[_Demand], gpus: KnownGpus, 
         storage_available=spec.storage.size if found.free_bytes is None else format_gib(found.free_bytes),
         warnings=_warn(spec, found, storage),
     )
+
+
+def _describe_global_batch(spec: Spec, found: Data) -> str | None:
+    if found.global_batch is None:
+        return None
+    return describe_choice(found.global_batch, epochs=spec.training.epochs, samples=found.samples_train)
 
 
 def _describe_terms(plan: MemoryPlan | HostPlan) -> tuple[PlanTerm, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from llava_api.text import show
 from llava_trainer.data.dataset import PreparedDataset
-from llava_trainer.data.dataset_report import Bar, DatasetReport, Note, Side, Told
+from llava_trainer.data.dataset_report import Bar, DatasetReport, GlobalBatch, Note, Side, Told
 from llava_trainer.data.findings import LEFT_OUT
 from llava_trainer.data.sample_grid import build_grid
 from llava_trainer.html import Html, definition_list, el, join, page
@@ -125,8 +125,13 @@ def _facts(report: DatasetReport) -> Html:
         ("Cut off", f"{lengths.overlong:,} of {usable:,} samples, at {lengths.max_length:,} tokens"),
         ("Learned tokens, an epoch", f"{report.train.supervised_tokens:,}"),
         ("Learned tokens, a sample", f"{supervised.fewest:,} to {supervised.most:,}, median {supervised.median:,.0f}"),
+        *([("Global batch", _global_batch(report.global_batch))] if report.global_batch else []),
     )
     return el("section", el("h2", "What is in it"), el("div", definition_list(rows), class_="card"))
+
+
+def _global_batch(chosen: GlobalBatch) -> str:
+    return f"{_number(chosen.samples, 'sample')}, chosen by the data: {chosen.reason}"
 
 
 def _groups(report: DatasetReport) -> str:

@@ -95,6 +95,13 @@ class Note(Lenient):
     examples: tuple[Told, ...]
 
 
+class GlobalBatch(Lenient):
+    """What training.batch.global auto has come to."""
+
+    samples: int
+    reason: str
+
+
 class DatasetReport(Lenient):
     """Everything that prepare found."""
 
@@ -119,6 +126,8 @@ class DatasetReport(Lenient):
     listed_entries: int = 0
     """Entries that refused.jsonl beside this file lists: those that were refused or left out."""
     notes: tuple[Note, ...]
+    global_batch: GlobalBatch | None = None
+    """None where training.batch.global is a number."""
     alignment: "DatasetReport | None" = None
     """The same about the dataset of phase 1."""
 
@@ -173,6 +182,7 @@ def summarise(report: DatasetReport) -> PrepareNumbers:
         longest_sample_tokens=report.lengths.longest,
         overlong_samples=report.lengths.overlong,
         unsupervised_samples=report.left_out,
+        global_batch=report.global_batch.samples if report.global_batch else None,
         samples_alignment=report.alignment.train.samples if report.alignment else 0,
     )
 

@@ -54,6 +54,6 @@ def _training(config: RunConfig) -> Rows:
         ("Learning rate", f"{training.peak_learning_rate:g}, projector {training.projector_learning_rate:g}"),
         ("Schedule", f"{training.scheduler}, warm-up {training.warmup_ratio:.0%}"),
         ("Weight decay", f"{training.weight_decay:g}"),
-        ("Batch", f"{training.batch.global_:,} samples: {training.batch.per_device} x {config.workers.world_size} "
+        ("Batch", f"{training.batch.num_samples:,} samples: {training.batch.per_device} x {config.workers.world_size} "
                   f"processes x {config.gradient_accumulation}"),
     ]  # fmt: skip
