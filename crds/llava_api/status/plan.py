@@ -34,6 +34,28 @@ class Data(Lenient):
         Count, Field(description="Held-out groups that training has samples of, too: scores of them flatter.")
     ] = 0
     pairs_shared: Annotated[Count, Field(description="Held-out questions of these groups.")] = 0
+    sufficient_fraction: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=0.5,
+            description="spec.dataset.validation.fraction that would hold out enough groups for scores to tell two "
+            "models apart; left out where there are enough, or no fraction does.",
+        ),
+    ] = None
+    image_scale: Annotated[
+        float | None,
+        Field(gt=0, le=1e6, description="By how much the median picture is scaled for the vision tower."),
+    ] = None
+    text_height_px: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1e6,
+            description="Height of the median text at the vision tower's resolution, in pixels; left out where the "
+            "data does not tell where texts are.",
+        ),
+    ] = None
     global_batch: Annotated[
         int | None,
         Field(
