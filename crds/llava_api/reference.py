@@ -8,6 +8,7 @@ from llava_api.constants import API_VERSION, KIND
 from llava_api.resource import LlavaFineTune
 from llava_api.rules import RULES_KEY
 from llava_api.schema import Schema, build_schema
+from llava_api.spec.training import AUTO_PATTERN
 
 _GUARD = 2**40
 """Bounds from here on keep nonsense out, and tell nobody anything."""
@@ -49,6 +50,8 @@ def _rows(schema: Schema, path: str, said: dict[str, str]) -> Iterator[tuple[str
 
 
 def _type(schema: Schema) -> str:
+    if schema.get("pattern") == AUTO_PATTERN:
+        return "integer \\| `auto`"
     if schema.get("x-kubernetes-int-or-string"):
         return "quantity"
     if "enum" in schema:
@@ -71,7 +74,7 @@ def _default(schema: Schema) -> str:
 
 def _bounds(schema: Schema) -> Iterator[str]:
     """Bounds of numbers; those of strings and lists are generous and would only be noise."""
-    if schema.get("type") not in ("integer", "number"):
+    if schema.get("type") not in ("integer", "number") and schema.get("pattern") != AUTO_PATTERN:
         return
     low, high = schema.get("minimum"), schema.get("maximum")
     if low is not None:

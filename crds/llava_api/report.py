@@ -8,6 +8,7 @@ from llava_api.base import Lenient
 from llava_api.constants import TERMINATION_MESSAGE_MAX_BYTES, StageName
 from llava_api.failures import Reason
 from llava_api.model_facts import ModelFacts
+from llava_api.spec.training import MAX_GLOBAL_BATCH
 from llava_api.text import cut, show
 
 REPORT_VERSION: Final = 1
@@ -157,6 +158,15 @@ class PrepareNumbers(Lenient):
     """Those of them that training has samples of, too."""
     pairs_shared: Annotated[int, Field(ge=0)] = 0
     """Held-out questions of these: their score flatters."""
+    sufficient_fraction: Annotated[float | None, Field(gt=0, le=0.5)] = None
+    """dataset.validation.fraction that would hold out enough groups to tell two models apart; None where there are
+    enough, or no fraction does."""
+    image_scale: Annotated[float | None, Field(gt=0, le=1e6)] = None
+    """By how much the median picture is scaled for the vision tower; None if unknown."""
+    text_height_px: Annotated[float | None, Field(ge=0, le=1e6)] = None
+    """Height of the median text at the tower's resolution; None where the data does not tell."""
+    global_batch: Annotated[int | None, Field(ge=1, le=MAX_GLOBAL_BATCH)] = None
+    """What training.batch.global auto has come to; None where it was not asked for."""
     largest: MicroBatch | None = None
     """Of training: what the memory plan counts with; None if unknown."""
     largest_alignment: MicroBatch | None = None

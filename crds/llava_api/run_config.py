@@ -5,6 +5,7 @@ refuses fields that it does not know, so the operator writes the version that th
 reports it (``PrepareNumbers.config_version``), and gets version 1 itself, because nobody knows the image then.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -126,8 +127,9 @@ class RunConfig(Strict):
 
     @property
     def gradient_accumulation(self) -> int:
-        """Micro-batches a process runs for one optimiser step: global / (perDevice x processes)."""
-        return self.training.batch.global_ // (self.training.batch.per_device * self.workers.world_size)
+        """Micro-batches a process runs for one optimiser step: global / (perDevice x processes), rounded up."""
+        batch = self.training.batch
+        return math.ceil(batch.num_samples / (batch.per_device * self.workers.world_size))
 
 
 def _has_default(config: RunConfig, path: str) -> bool:

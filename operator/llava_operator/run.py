@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from llava_api.constants import PROXY_KEYS, RUN_VOLUME_PATH, SECRET_KEYS, SecretRole, StageName
 from llava_api.names import MAX_ATTEMPTS, MAX_REPLICAS, job_name
+from llava_api.optimizer_steps import settle_spec
 from llava_api.spec import Spec
 from llava_api.status import AttemptSettings, AttemptState, StageState, StageStatus, Status
 from llava_api.volume import run_folder
@@ -33,6 +34,7 @@ class Run:
     resource_version: str
     deleting: bool
     spec: Spec
+    """With the global batch that prepare has chosen, where that is auto."""
     status: Status
 
     @property
@@ -50,14 +52,16 @@ def parse_run(raw: Object) -> Run:
             written by an operator.
     """
     meta = raw["metadata"]
+    status = parse_status(raw)
+    spec = _parse(Spec, raw.get("spec", {}), "spec")
     run = Run(
         key=Key(meta["namespace"], meta["name"]),
         uid=meta["uid"],
         generation=meta.get("generation", 1),
         resource_version=meta["resourceVersion"],
         deleting="deletionTimestamp" in meta,
-        spec=_parse(Spec, raw.get("spec", {}), "spec"),
-        status=parse_status(raw),
+        spec=settle_spec(spec, status.data.global_batch if status.data else None),
+        status=status,
     )
     _check_running(run)
     return run

@@ -16,7 +16,7 @@ from llava_api.generate import build_files
 from llava_api.reference import build_reference
 from llava_api.rules import RULES_KEY, rule, rules
 from llava_api.schema import build_schema
-from llava_api.spec import Dataset
+from llava_api.spec import Dataset, Training
 from llava_monitoring import generate as monitoring
 from llava_operator.telemetry import metrics_page
 
@@ -178,5 +178,8 @@ def test_the_reference_writes_fields_as_they_are_written_and_leaves_out_what_tel
 def test_examples_of_the_data_page_are_specs() -> None:
     text = (ROOT / "docs" / "data.md").read_text()
     examples = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    formats = [Dataset.model_validate(yaml.safe_load(example)["dataset"]).format for example in examples]
+    parts = [yaml.safe_load(example) for example in examples]
+    formats = [Dataset.model_validate(part["dataset"]).format for part in parts if "dataset" in part]
     assert formats == ["messages", "table", "table"]
+    trainings = [Training.model_validate(part["training"]) for part in parts if "training" in part]
+    assert [training.batch.global_ for training in trainings] == ["auto"]

@@ -68,6 +68,11 @@ def test_smallest_manifest_is_accepted_and_gets_the_recipe(kubectl: Kubectl) -> 
     assert spec["workers"]["resources"]["limits"] == {"memory": "64Gi"}
 
 
+def test_a_global_batch_by_the_data_needs_to_be_no_multiple(kubectl: Kubectl) -> None:
+    kubectl.apply(make("auto", training__batch={"perDevice": 7, "global": "auto"}, workers__gpus=3))
+    assert kubectl.get("lft", "auto")["spec"]["training"]["batch"] == {"perDevice": 7, "global": "auto"}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "manifests" / "samples").glob("*.yaml")), ids=lambda path: path.name)
 def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
     kubectl.run("apply", "--dry-run=server", "-f", str(path))
@@ -358,6 +363,15 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
             "spec.training.batch.global",
             "is 20 but must be a multiple of 16",
         ),
+        *(
+            ({"training__batch__global": value}, "spec.training.batch.global", told)
+            for value, told in (
+                ("all", "should match"),
+                ("128", "should match"),
+                (0, "greater than or equal to 1"),
+                (65_600, "less than or equal to 65536"),
+            )
+        ),
         (
             {"workers__replicas": 2, "storage__accessModes": ["ReadWriteOnce"]},
             "spec.storage.accessModes",
@@ -516,6 +530,7 @@ def test_longest_name_is_accepted(kubectl: Kubectl) -> None:
         ({"model__source": "pvc://other/llava"}, "model"),
         ({"dataset__file": "other.json"}, "dataset"),
         ({"training__batch__global": 4}, "training.batch.global"),
+        ({"training__batch__global": "auto"}, "training.batch.global"),
         ({"workers__shmSize": "1Gi"}, "workers.shmSize"),
         ({"workers__gpuMemory": "80Gi"}, "workers.gpuMemory"),
         ({"alignment": {"dataset": {"source": "pvc://d/a", "format": "llava", "file": "a.json"}}}, "alignment"),

@@ -8,17 +8,22 @@ import pytest
 from llava_api.constants import Condition, Phase, StageName
 from llava_api.failures import Reason
 from llava_api.model_facts import ModelFacts
+from llava_api.report import MicroBatch
 from llava_api.spec import Spec
 from llava_api.status import Data, StageState, Status
+from llava_operator.build.common import Platform
+from llava_operator.build.config import build_run_config
 from llava_operator.deciding import moves, next_attempt
 from llava_operator.deciding.decide import decide
 from llava_operator.deciding.decisions import Wait
 from llava_operator.deciding.gpus import KnownGpus, NodeGpus
 from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.planning import Planned, plan_training
-from llava_operator.run import _check_running, current_stage, stage_of
+from llava_operator.run import Run, _check_running, attempt_of, current_stage, parse_run, stage_of
 from tests.api.test_memory import make_7b
-from tests.controller.makers import FROM_SCRATCH, NOW, RESULTS, commit, make_job, make_run, succeeded
+from tests.controller.makers import FROM_SCRATCH, NOW, RESULTS, commit, make_attempt, make_job, make_run, succeeded
+
+PLATFORM = Platform(trainer_image="registry/trainer:1", report_url="https://op-report.system.svc:8443/v1/progress")
 
 
 def planned_run(status: Status | None = None, *, retry: int = 0, **observed: Any) -> Observation:
@@ -156,3 +161,80 @@ def test_micro_batches_that_cannot_be_end_the_attempt_and_not_the_pass(largest: 
     pod = succeeded(StageName.PREPARE, json.dumps(said))
     after = commit(planned_run(status, job=make_job(status, complete=True), pods=(pod,)))
     assert after.stages[0].attempts[0].because == Reason.INTERNAL_ERROR
+
+
+AUTO: dict[str, Any] = {"training": {"batch": {"perDevice": 16, "global": "auto"}}, "workers": {"gpus": 4}}
+
+
+def end_prepare_by_the_data(chosen: int | None, spec: dict[str, Any] | None = None) -> Status:
+    """Status of a run whose prepare has found 1,000 samples, and chosen a global batch."""
+
+    def look(status: Status | None = None, **observed: Any) -> Observation:
+        return Observation(run=make_run(status, **(spec or AUTO)), now=NOW, **observed)
+
+    status = commit(look())
+    found = {"model": make_7b(), "samples_train": 1000, "global_batch": chosen}
+    numbers = RESULTS[StageName.PREPARE].prepare.model_copy(update=found)
+    result = RESULTS[StageName.PREPARE].model_copy(update={"prepare": numbers})
+    pod = succeeded(StageName.PREPARE, result.to_termination_message())
+    return commit(look(status, job=make_job(status, complete=True), pods=(pod,)))
+
+
+def read_again(status: Status, **changes: Any) -> Run:
+    """The run as the next pass reads it from the API server."""
+    spec = make_run(**{**AUTO, **changes}).spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    meta = {"namespace": "team", "name": "invoices", "uid": "run-uid", "resourceVersion": "8"}
+    return parse_run({"metadata": meta, "spec": spec, "status": status.model_dump(mode="json", exclude_none=True)})
+
+
+def test_a_global_batch_by_the_data_is_planned_with_and_its_reason_is_told() -> None:
+    status = end_prepare_by_the_data(8)
+    assert status.data.global_batch == 8
+    plan = status.plan
+    assert (plan.global_batch, plan.per_device_batch, plan.accumulation, plan.total_steps) == (8, 2, 1, 125)
+    assert plan.global_batch_reason.startswith("1,000 samples in 1 epoch make 125 optimiser steps with it")
+    assert plan.warnings == ()
+
+
+def test_a_number_needs_no_reason_and_a_choice_that_nobody_asked_for_is_left_out() -> None:
+    status = end_prepare_by_the_data(
+        8, {"training": {"batch": {"perDevice": 16, "global": 128}}, "workers": {"gpus": 4}}
+    )
+    assert status.data.global_batch is None
+    assert (status.plan.global_batch, status.plan.global_batch_reason) == (128, None)
+
+
+def test_an_image_that_tells_no_choice_has_it_made_by_the_same_rule() -> None:
+    assert end_prepare_by_the_data(None).data.global_batch == 8
+
+
+def test_every_later_attempt_trains_with_what_was_chosen_whatever_size_it_has() -> None:
+    status = end_prepare_by_the_data(8)
+    run = read_again(status)
+    assert (run.spec.training.batch.global_, run.spec.training.batch.per_device) == (8, 2)
+    config = build_run_config(attempt_of(read_again(status), stage_of(status, StageName.TRAIN)), PLATFORM)
+    assert config.training.batch.num_samples == 8
+    # On another number of GPUs it may come out uneven, and is the same.
+    for workers, per_device in (({"gpus": 3}, 3), ({"gpus": 1}, 8), ({"gpus": 16}, 1)):
+        resized = read_again(status, workers=workers)
+        assert (resized.spec.training.batch.global_, resized.spec.training.batch.per_device) == (8, per_device)
+        assert decide(Observation(run=resized, now=NOW)) is not None
+
+
+def test_prepare_is_told_auto() -> None:
+    run = make_run(**AUTO)
+    config = build_run_config(make_attempt(run, StageName.PREPARE), PLATFORM)
+    assert json.loads(config.model_dump_json())["training"]["batch"] == {"perDevice": 16, "global": "auto"}
+
+
+def test_a_remedy_is_found_where_the_chosen_batch_comes_out_uneven() -> None:
+    """40 samples over three processes: no number of rows divides them, and any may be taken."""
+    nodes = KnownGpus(memory=30 << 30, memory_from="spec.workers.gpuMemory")
+    status = end_prepare_by_the_data(40)
+    run = read_again(status, workers={"gpus": 3})
+    assert run.spec.training.batch.per_device == 14
+    largest = MicroBatch(rows=14, tokens=14 * 2048, pictures=14, supervised=14 * 1024)
+    data = status.data.model_copy(update={"largest": largest, "flash_attention": False})
+    refusal = plan_training(run.spec, data, status.model, nodes).refusal
+    assert refusal is not None
+    assert "spec.training.batch.perDevice" in refusal.message

@@ -42,6 +42,16 @@ def test_few_steps_are_warned_of():
     assert warning.startswith("training takes 3 optimiser steps on 40 samples")
 
 
+def test_what_cannot_be_read_or_decided_is_warned_of() -> None:
+    found = numbers(groups_validation=4, sufficient_fraction=0.3, image_scale=0.1, text_height_px=4.5)
+    few_groups, pictures, texts = plan_for(gpu_spec(), found, gpus(80)).plan.warnings[1:]
+    assert few_groups.endswith("set spec.dataset.validation.fraction to 0.3")
+    assert pictures.startswith(
+        "the median picture is scaled to 10% of its size for the vision tower, which sees 336 px"
+    )
+    assert texts.startswith("the median word is 4.5 px high")
+
+
 def plan_for(spec: Spec, found: PrepareNumbers, known: KnownGpus) -> Planned:
     return plan_training(spec, Data.model_validate(found.model_dump()), found.model, known)
 

@@ -1,5 +1,6 @@
 """The prepare stage on real folders: what it accepts, refuses, writes and says."""
 
+import html
 import json
 import random
 import shutil
@@ -122,6 +123,7 @@ def test_numbers_progress_and_digests(tmp_path: Path, toy_model_dir: Path, monke
         samples_train=len(train), samples_validation=len(validation), pairs_train=18, pairs_validation=6, images=12,
         supervised_tokens=report.train.supervised_tokens, longest_sample_tokens=report.lengths.longest,
         overlong_samples=0, unsupervised_samples=0, samples_alignment=0, groups_validation=len(validation),
+        sufficient_fraction=report.sufficient_fraction, image_scale=report.pictures.median_scale,
         largest=output.numbers.largest, free_bytes=12_345, flash_attention=False,
         model=read_model_facts(toy_model_dir), config_version=2,
     )  # fmt: skip
@@ -582,7 +584,7 @@ def test_repeated_and_contradicting_pairs_are_told(tmp_path: Path, toy_model_dir
     notes = notes_of(config)
     assert notes["repeated_pair"] == [("export.json[6]", "'Q?'")]
     assert notes["contradiction"] == [("export.json[7]", "'Q?': 'A' and 'B'")]
-    assert notes.keys() == {"repeated_pair", "contradiction"}
+    assert notes.keys() == {"repeated_pair", "contradiction", "too_few_groups"}
 
 
 def test_many_findings_are_counted_and_the_first_hundred_told(tmp_path: Path, toy_model_dir: Path):
@@ -590,8 +592,8 @@ def test_many_findings_are_counted_and_the_first_hundred_told(tmp_path: Path, to
     write_dataset(tmp_path, [*entries, conversation("001.png", [("Q?", "A")])])
     config = prepare_config(tmp_path, toy_model_dir)
     run(config)
-    (note,) = report_of(config).notes
-    assert (note.kind, note.count) == ("repeated_pair", 129)
+    note = next(note for note in report_of(config).notes if note.kind == "repeated_pair")
+    assert note.count == 129
     assert [told.where for told in note.examples] == [f"export.json[{index}]" for index in range(1, 101)]
     page = config.volume.dataset_report_html.read_text()
     assert "Pairs that repeat another one on the same picture: 129" in page
@@ -663,18 +665,19 @@ def test_the_page_holds_everything_and_escapes_what_people_wrote(tmp_path: Path,
     page = Collector()
     page.feed(text)
     assert "script" not in page.tags
-    assert page.tags.count("img") == 12
+    # Each as the tower gets it, and as it is.
+    assert page.tags.count("img") == 24
     assert all(address.startswith("data:image/") for address in page.addresses if address != "refused.jsonl")
     assert page.tags.count("mark") == 12
     assert "<mark> &lt;script&gt;alert(1)" in text
     assert page.tags.count("rect") >= 1
 
 
-def test_the_grid_shows_at_most_24_images(tmp_path: Path, toy_model_dir: Path):
+def test_the_grid_shows_at_most_24_samples(tmp_path: Path, toy_model_dir: Path):
     write_dataset(tmp_path, [conversation(f"{index:03}.png", [("Q", "A")]) for index in range(40)], images=40)
     config = prepare_config(tmp_path, toy_model_dir)
     run(config)
-    assert config.volume.dataset_report_html.read_text().count("<img ") == 24
+    assert config.volume.dataset_report_html.read_text().count("<img ") == 2 * 24
 
 
 def test_an_unusable_model_is_told_before_the_data_is_looked_at(tmp_path: Path, toy_model_dir: Path):
@@ -765,3 +768,20 @@ def test_from_the_command_line(tmp_path: Path, toy_model_dir: Path):
     log = (config.volume.log_dir(StageName.PREPARE, 1) / "rank-0.log").read_text()
     assert log in done.stdout
     assert "train.jsonl: " in log
+
+
+def test_a_global_batch_by_the_data_is_chosen_told_and_measured_with(tmp_path: Path, toy_model_dir: Path):
+    write_dataset(tmp_path, [conversation(name, pairs) for name, pairs in receipts()])
+    batch = {"perDevice": 8, "global": "auto"}
+    training = {"maxLength": 512, "epochs": 50, "batch": batch}
+    config = prepare_config(tmp_path, toy_model_dir, training=training, workers={"processesPerNode": 2})
+    numbers = run(config).numbers
+    assert numbers.samples_train == 8
+    # Two steps an epoch: 6 samples, three for each of the two processes, though it could hold eight.
+    assert (numbers.global_batch, numbers.largest.rows) == (6, 3)
+    report = report_of(config)
+    assert report.global_batch.samples == 6
+    assert report.global_batch.reason in html.unescape(config.volume.dataset_report_html.read_text())
+    fixed = prepare_config(tmp_path, toy_model_dir, training={**training, "batch": {"perDevice": 8, "global": 16}})
+    assert run(fixed).numbers.global_batch is None
+    assert report_of(fixed).global_batch is None

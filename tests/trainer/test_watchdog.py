@@ -73,9 +73,7 @@ def test_whoever_waits_is_not_the_cause():
     assert [word.lost_peer for word in told] == [False, True]
     assert {word.failure.reason for word in told} == {Reason.WORKER_STALLED}
     assert (told[0].failure.step, told[0].failure.attempt_steps) == (7, 2)
-    assert told[0].failure.message == (
-        "rank 3 has not gone on for 300 s: it loads samples; the stacks are in its log"
-    )
+    assert told[0].failure.message == ("rank 3 has not gone on for 300 s: it loads samples; the stacks are in its log")
 
 
 @pytest.mark.parametrize(

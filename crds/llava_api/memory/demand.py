@@ -36,7 +36,7 @@ def batch_of(spec: Spec, stage: StageName) -> Batch:
 def accumulation(spec: Spec, stage: StageName) -> int:
     """Micro-batches that a process runs for one step."""
     batch = batch_of(spec, stage)
-    return batch.global_ // (batch.per_device * num_processes(spec))
+    return math.ceil(batch.num_samples / (batch.per_device * num_processes(spec)))
 
 
 def num_steps(spec: Spec, stage: StageName, samples: int) -> int:
@@ -47,7 +47,7 @@ def num_steps(spec: Spec, stage: StageName, samples: int) -> int:
     if stage is StageName.TRAIN and spec.training.max_steps is not None:
         return spec.training.max_steps if samples else 0
     epochs = _alignment(spec).epochs if stage is StageName.ALIGN else spec.training.epochs
-    return math.ceil(samples / batch_of(spec, stage).global_) * epochs
+    return math.ceil(samples / batch_of(spec, stage).num_samples) * epochs
 
 
 def workload_of(spec: Spec, stage: StageName, model: ModelFacts, prepared: Prepared) -> Workload:

@@ -113,9 +113,11 @@ def _offload(training: Training, **changes: bool) -> Training:
 def _largest_batch(
     spec: Spec, stage: StageName, model: ModelFacts, prepared: Prepared, available: int
 ) -> tuple[Spec, int] | None:
-    batch = batch_of(spec, stage)
+    batch, processes = batch_of(spec, stage), num_processes(spec)
+    # One that was chosen by the data may not divide evenly once the run has another size; any rows do then.
+    is_even = batch.num_samples % processes == 0
     for rows in range(batch.per_device, 0, -1):
-        if batch.global_ % (rows * num_processes(spec)):
+        if is_even and batch.num_samples % (rows * processes):
             continue
         changed = _with_rows(spec, stage, rows)
         total = plan_memory(model, workload_of(changed, stage, model, prepared)).total

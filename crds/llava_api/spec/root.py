@@ -25,8 +25,8 @@ _ALIGNMENT_UNIT = f"self.alignment.batch.perDevice * {_PROCESSES}"
 
 _CONSISTENT: tuple[dict[str, Any], ...] = (
     rule(
-        f"self.training.batch.global % ({_BATCH_UNIT}) == 0",
-        "spec.training.batch.global must be a multiple of perDevice x workers.replicas x max(workers.gpus, 1)",
+        f"type(self.training.batch.global) != int || self.training.batch.global % ({_BATCH_UNIT}) == 0",
+        "spec.training.batch.global must be a multiple of perDevice x workers.replicas x max(workers.gpus, 1), or auto",
         message_expression=(
             "'spec.training.batch.global is %d but must be a multiple of %d, which is perDevice x workers.replicas x "
             f"max(workers.gpus, 1)'.format([self.training.batch.global, {_BATCH_UNIT}])"

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from llava_api.base import Strict
 from llava_api.spec.dataset import Dataset
@@ -41,30 +41,52 @@ class Lora(Strict):
 
 
 _PerDevice = Annotated[int, Field(ge=1, le=1024, description="Samples that one training process holds at a time.")]
-_Global = Annotated[
-    int,
-    Field(
-        alias="global",
-        ge=1,
-        le=65536,
-        description="Samples of one optimiser step over all processes; gradient accumulation follows from it. "
-        "Must be a multiple of perDevice x workers.replicas x max(workers.gpus, 1).",
-    ),
-]
+MAX_GLOBAL_BATCH = 65536
+AUTO_PATTERN = "^auto$"
+_NumSamples = Annotated[int, Field(ge=1, le=MAX_GLOBAL_BATCH)]
+_GLOBAL = (
+    "Samples of one optimiser step over all processes; gradient accumulation follows from it. Must be a multiple of "
+    "perDevice x workers.replicas x max(workers.gpus, 1)."
+)
 
 
 class Batch(Strict):
     """Batch sizes, in samples."""
 
     per_device: _PerDevice = 8
-    global_: _Global = 128
+    global_: Annotated[
+        _NumSamples | Literal["auto"],
+        Field(
+            alias="global",
+            description=f"{_GLOBAL} `auto`: prepare chooses it by the data, once and for the whole run: the largest "
+            "with which training takes 100 optimiser steps, never above LLaVA's 128, and one that the processes share "
+            "out evenly; status.plan.globalBatch says which, and why.",
+        ),
+        WithJsonSchema(
+            {
+                "x-kubernetes-int-or-string": True, "minimum": 1, "maximum": MAX_GLOBAL_BATCH,
+                "pattern": AUTO_PATTERN, "maxLength": 4,
+            }
+        ),
+    ] = 128  # fmt: skip
+
+    @property
+    def num_samples(self) -> int:
+        """``global`` as a number.
+
+        Raises:
+            ValueError: it is still auto; ``llava_api.optimizer_steps`` puts in what has been chosen.
+        """
+        if self.global_ == "auto":
+            raise ValueError("batch.global is auto, and nothing has been chosen for it yet: prepare does")
+        return self.global_
 
 
 class AlignmentBatch(Batch):
     """The same, with the recipe of phase 1 for what is left out."""
 
     per_device: _PerDevice = 32
-    global_: _Global = 256
+    global_: Annotated[_NumSamples, Field(alias="global", description=_GLOBAL)] = 256
 
 
 class Checkpoint(Strict):

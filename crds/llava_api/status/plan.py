@@ -6,6 +6,7 @@ from pydantic import Field
 
 from llava_api.base import Lenient
 from llava_api.report import MicroBatch
+from llava_api.spec.training import MAX_GLOBAL_BATCH
 from llava_api.status.values import Count, Short, Text
 
 
@@ -33,6 +34,36 @@ class Data(Lenient):
         Count, Field(description="Held-out groups that training has samples of, too: scores of them flatter.")
     ] = 0
     pairs_shared: Annotated[Count, Field(description="Held-out questions of these groups.")] = 0
+    sufficient_fraction: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=0.5,
+            description="spec.dataset.validation.fraction that would hold out enough groups for scores to tell two "
+            "models apart; left out where there are enough, or no fraction does.",
+        ),
+    ] = None
+    image_scale: Annotated[
+        float | None,
+        Field(gt=0, le=1e6, description="By how much the median picture is scaled for the vision tower."),
+    ] = None
+    text_height_px: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1e6,
+            description="Height of the median text at the vision tower's resolution, in pixels; left out where the "
+            "data does not tell where texts are.",
+        ),
+    ] = None
+    global_batch: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_GLOBAL_BATCH,
+            description="What training.batch.global auto has come to, for the whole run; left out without auto.",
+        ),
+    ] = None
     largest: Annotated[
         MicroBatch | None, Field(description="The most that a training process holds at a time; unknown if left out.")
     ] = None
@@ -72,6 +103,12 @@ class Plan(Lenient):
     ] = ()
     per_device_batch: Annotated[Count, Field(description="Samples that one process holds at a time.")]
     accumulation: Annotated[Count, Field(description="Micro-batches that a process runs for one step.")]
+    global_batch: Annotated[
+        Count | None, Field(description="Samples of one optimiser step over all processes, in training.")
+    ] = None
+    global_batch_reason: Annotated[
+        Text | None, Field(description="Why so many, where spec.training.batch.global is auto.")
+    ] = None
     total_steps: Annotated[Count, Field(description="Optimiser steps of training.")]
     alignment_steps: Annotated[Count | None, Field(description="Optimiser steps of alignment.")] = None
     checkpoint_size: Annotated[

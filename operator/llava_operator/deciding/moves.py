@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from llava_api.constants import Phase
 from llava_api.failures import Reason
+from llava_api.optimizer_steps import settle_spec
 from llava_api.report import StageResult
 from llava_api.status import (
     MAX_TEXT,
@@ -29,7 +30,7 @@ from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.planning import plan_training
 from llava_operator.deciding.references import list_references
 from llava_operator.deciding.restarts import close_attempt, find_final_failure, is_disturbed, next_time
-from llava_operator.deciding.results import describe_result, take_result
+from llava_operator.deciding.results import describe_result, settle_data, take_result
 from llava_operator.deciding.status import next_stage, replace_stage
 from llava_operator.deciding.stillness import newest_report
 from llava_operator.deciding.verdict import (
@@ -233,7 +234,10 @@ def _take(seen: Observation, status: Status, stage: StageStatus, result: StageRe
     status = account_for(take_result(status, result), stage.name, closed, progress)
     following = next_stage(status, stage.name)
     if result.prepare is not None and status.data is not None:
-        planned = plan_training(seen.run.spec, status.data, status.model, find_gpus(seen.run.spec, seen.nodes))
+        status = status.model_copy(update={"data": settle_data(status.data, seen.run.spec)})
+        assert status.data is not None
+        spec = settle_spec(seen.run.spec, status.data.global_batch)
+        planned = plan_training(spec, status.data, status.model, find_gpus(spec, seen.nodes))
         status = status.model_copy(update={"plan": planned.plan})
         if planned.refusal is not None and following is not None:
             # It is opened to be reopened by a retry, whichever of the stages to come does not fit.

@@ -8,6 +8,7 @@ from llava_api.constants import Phase, StageName
 from llava_api.failures import Reason
 from llava_api.memory import batch_of
 from llava_api.names import MAX_ATTEMPTS
+from llava_api.optimizer_steps import settle_spec
 from llava_api.report import MicroBatch
 from llava_api.spec import Spec
 from llava_api.stages import stages_of
@@ -171,7 +172,9 @@ def refuse(stage: StageStatus, refusal: Refusal) -> FailureStatus:
 
 
 def _wanted_settings(seen: Observation, status: Status, stage: Stage) -> AttemptSettings:
-    spec, trainer = seen.run.spec, status.trainer or Trainer()
+    # In the pass that ends prepare, the run was read before anything was chosen.
+    spec = settle_spec(seen.run.spec, status.data.global_batch if status.data else None)
+    trainer = status.trainer or Trainer()
     update = {
         "image": trainer.image or spec.image.reference or seen.default_image,
         "config_version": trainer.config_version if status.data is not None else 1,

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from llava_api.constants import TRAINING_STAGES, StageName
 from llava_api.failures import Reason
 from llava_api.memory import (
-    RESERVED_S,
     HostPlan,
     MemoryPlan,
     Prepared,
@@ -26,13 +25,14 @@ from llava_api.memory import (
     workload_of,
 )
 from llava_api.model_facts import ModelFacts
+from llava_api.optimizer_steps import describe_choice
 from llava_api.quantities import GIB, format_gib
 from llava_api.report import MicroBatch
 from llava_api.spec import Spec
 from llava_api.stages import stages_of
 from llava_api.status import Data, Plan, PlanTerm
-from llava_operator.deciding.few_steps import describe_few_steps
 from llava_operator.deciding.gpus import KnownGpus, find_shortcomings
+from llava_operator.deciding.plan_warnings import list_warnings
 
 SHOWN_TERMS = 3
 """Largest terms named in a refusal."""
@@ -68,7 +68,7 @@ def plan_training(spec: Spec, found: Data, model: ModelFacts | None, gpus: Known
     """Plan every training stage of a run.
 
     Args:
-        spec: of the run.
+        spec: of the run, with a number in ``training.batch.global``.
         found: what prepare found.
         model: what it starts from; None where nothing is known of it.
         gpus: what is known of the GPUs.
@@ -80,8 +80,8 @@ def plan_training(spec: Spec, found: Data, model: ModelFacts | None, gpus: Known
     demands = [_demand(spec, stage, model, found) for stage in stages] if model else []
     storage = _plan_storage(spec, found, model) if model else None
     plan = None
-    if storage is not None:
-        plan = _describe(spec, found, demands, gpus, storage)
+    if storage is not None and model is not None:
+        plan = _describe(spec, found, model, demands, gpus, storage)
     refusals = [
         _refuse_device(spec, found, gpus, stages[0]),
         *(_refuse(spec, demand, found, model, gpus) for demand in demands if model),
@@ -167,25 +167,9 @@ def _refuse_host(spec: Spec, demand: _Demand, model: ModelFacts) -> Refusal | No
     return Refusal(stage=demand.stage, reason=Reason.PLAN_DOES_NOT_FIT, message=message)
 
 
-def _warn(spec: Spec, found: Data, storage: StoragePlan) -> tuple[str, ...]:
-    """What is not refused, since it may be meant so."""
-    return tuple(filter(None, (describe_few_steps(spec, found.samples_train), _warn_of_saving(spec, storage))))
-
-
-def _warn_of_saving(spec: Spec, storage: StoragePlan) -> str | None:
-    """The volume may be faster, and what is lost are the steps since the last checkpoint."""
-    grace_s = spec.workers.grace_period_seconds
-    if storage.saving_s <= grace_s - RESERVED_S:
-        return None
-    return (
-        f"a checkpoint of {format_gib(storage.largest_checkpoint)} is expected to take {storage.saving_s} s to be "
-        f"written, and a pod that is asked to stop has {max(0, grace_s - RESERVED_S)} s for it: set "
-        f"spec.workers.gracePeriodSeconds to at least {storage.saving_s + RESERVED_S}, or up to "
-        f"spec.training.checkpoint.everySteps ({spec.training.checkpoint.every_steps}) steps are done again"
-    )
-
-
-def _describe(spec: Spec, found: Data, demands: list[_Demand], gpus: KnownGpus, storage: StoragePlan) -> Plan:
+def _describe(
+    spec: Spec, found: Data, model: ModelFacts, demands: list[_Demand], gpus: KnownGpus, storage: StoragePlan
+) -> Plan:
     largest = max(demands, key=lambda one: one.memory.total)
     host = max((one.host for one in demands), key=lambda one: one.total)
     trains = StageName.TRAIN in stages_of(spec)
@@ -199,6 +183,8 @@ def _describe(spec: Spec, found: Data, demands: list[_Demand], gpus: KnownGpus, 
         pod_terms=_describe_terms(host),
         per_device_batch=batch_of(spec, main).per_device,
         accumulation=accumulation(spec, main),
+        global_batch=spec.training.batch.num_samples if trains else None,
+        global_batch_reason=_describe_global_batch(spec, found) if trains else None,
         total_steps=num_steps(spec, StageName.TRAIN, found.samples_train) if trains else 0,
         alignment_steps=num_steps(spec, StageName.ALIGN, found.samples_alignment) if spec.alignment else None,
         checkpoint_size=format_gib(storage.checkpoint),
@@ -206,8 +192,14 @@ def _describe(spec: Spec, found: Data, demands: list[_Demand], gpus: KnownGpus, 
         checkpoints_size=format_gib(storage.checkpoints),
         storage=format_gib(storage.total),
         storage_available=spec.storage.size if found.free_bytes is None else format_gib(found.free_bytes),
-        warnings=_warn(spec, found, storage),
+        warnings=list_warnings(spec, found, model, storage),
     )
+
+
+def _describe_global_batch(spec: Spec, found: Data) -> str | None:
+    if found.global_batch is None:
+        return None
+    return describe_choice(found.global_batch, spec.training, samples=found.samples_train)
 
 
 def _describe_terms(plan: MemoryPlan | HostPlan) -> tuple[PlanTerm, ...]:

@@ -5,7 +5,10 @@ from pathlib import Path
 from pydantic import FiniteFloat, TypeAdapter
 
 from llava_api.constants import StageName
+from llava_api.memory import num_processes
+from llava_api.optimizer_steps import choose_global_batch
 from llava_api.report import Score, StageResult, TrainNumbers
+from llava_api.spec import Spec
 from llava_api.status import Artifacts, Data, EvaluationStatus, Metric, Status, Trainer
 from llava_api.volume import RunVolume
 from llava_operator.run import stage_of
@@ -30,6 +33,17 @@ def take_result(status: Status, result: StageResult) -> Status:
         update["evaluation"] = EvaluationStatus(metrics=tuple(_metric(score) for score in result.evaluate.scores))
     update["artifacts"] = _take_artifacts(status, result)
     return status.model_copy(update=update)
+
+
+def settle_data(data: Data, spec: Spec) -> Data:
+    """What prepare found, with a global batch where ``training.batch.global`` is auto, and nowhere else."""
+    training = spec.training
+    if training.batch.global_ != "auto" or training.method == "none":
+        return data.model_copy(update={"global_batch": None})
+    chosen = data.global_batch or choose_global_batch(
+        training, processes=num_processes(spec), samples=data.samples_train
+    )
+    return data.model_copy(update={"global_batch": chosen})
 
 
 def _metric(score: Score) -> Metric:

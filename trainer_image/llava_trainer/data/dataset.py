@@ -4,34 +4,28 @@ Samples go to the disk as they are checked; what stays in memory is a few number
 facts of each image, however long the texts are and however large the export is.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
+from llava_api.legibility import describe_small_pictures, describe_small_text, scale_of
 from llava_api.text import show
-from llava_trainer.data.check import Checked, Checker, Limits
+from llava_trainer.data.box_heights import BoxHeights
+from llava_trainer.data.check import Checker, Limits
 from llava_trainer.data.compare import Comparison, find_shared_groups
-from llava_trainer.data.entries import ReadingPosition
-from llava_trainer.data.findings import KEPT_PER_KIND, Finding, Findings, Kind, noted, refused
-from llava_trainer.data.formats import read_export
-from llava_trainer.data.image_folder import keep_embedded
+from llava_trainer.data.findings import KEPT_PER_KIND, Findings, Kind, noted, refused
 from llava_trainer.data.images import ImageFacts
 from llava_trainer.data.processor import Processor
+from llava_trainer.data.reading import OnProgress, Reading
 from llava_trainer.data.refused_entries import RefusedEntries
 from llava_trainer.data.request import DatasetRequest
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.data.sample_table import SampleTable
-from llava_trainer.data.samples import Sample, format_sample
-from llava_trainer.data.shards import find_shards
+from llava_trainer.data.samples import format_sample
 from llava_trainer.data.sides import choose_sides
-from llava_trainer.files import make_folder, resolve_inside, tell_names
-
-OnProgress = Callable[[int, int], None]
-"""Told the samples checked and, as nearly as is known, how many there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +39,10 @@ class PreparedDataset:
         table: facts of each of them.
         held_out: bool [samples]: not trained on.
         selecting: bool [samples]: those of them that select a step; the others give the scores.
+        sufficient_fraction: dataset.validation.fraction that would hold out enough groups for scores to decide by; None
+            where they do, or no fraction does.
+        image_scale: by how much the median image is scaled for the vision tower; None without images.
+        box_height_px: height of the median text at the tower's resolution, where the data tells where texts are.
         group_of: int64 [samples]: samples with the same number belong together and stay on one side.
         group_keys: uint64 [groups]: what a group is called in the file of samples, the same for the same data.
         num_read: samples that the export holds, usable or not.
@@ -58,6 +56,9 @@ class PreparedDataset:
     table: SampleTable
     held_out: np.ndarray
     selecting: np.ndarray
+    sufficient_fraction: float | None
+    image_scale: float | None
+    box_height_px: float | None
     group_of: np.ndarray
     group_keys: np.ndarray
     num_read: int
@@ -116,13 +117,20 @@ def prepare_dataset(
     findings = Findings(listed=unused)
     limits = Limits(max_length=request.max_length, max_pixels=dataset.limits.image_pixels)
     checker = Checker(request.folder, processor, limits, findings, template=request.template, num_decoders=num_decoders)
-    reading = _Reading(request, findings, on_progress)
+    heights = BoxHeights(processor.image_size_px, processor.aspect_ratio)
+    reading = Reading(request, findings, on_progress, heights)
     samples = reading.read_all(checker, spool)
     _check_unsupervised(reading, request, findings)
     _check_prompts(request, checker, findings)
     group_of, groups = reading.table.groups()
     sides = choose_sides(reading.table, group_of, groups, request, findings)
     Comparison(reading.table, sides.held_out, group_of, samples.__getitem__, findings).compare()
+    images = {
+        path: facts for path, facts in checker.images.items() if isinstance(facts, ImageFacts) and path in reading.used
+    }
+    image_scale = _find_median_scale(images, processor)
+    if request.template == "v1":
+        _check_legible(request, image_scale, heights.median_px, processor, findings)
     return PreparedDataset(
         request=request,
         processor=processor,
@@ -130,13 +138,36 @@ def prepare_dataset(
         table=reading.table,
         held_out=sides.held_out,
         selecting=sides.selecting,
+        sufficient_fraction=sides.sufficient_fraction,
+        image_scale=image_scale,
+        box_height_px=heights.median_px,
         group_of=group_of,
         group_keys=np.array([group.key for group in groups], dtype=np.uint64),
         num_read=reading.num_read,
-        images={path: facts for path, facts in checker.images.items()
-                  if isinstance(facts, ImageFacts) and path in reading.used},
+        images=images,
         findings=findings,
-    )  # fmt: skip
+    )
+
+
+def _find_median_scale(images: Mapping[str, ImageFacts], processor: Processor) -> float | None:
+    scales = [
+        scale_of(facts.width_px, facts.height_px, processor.image_size_px, processor.aspect_ratio)
+        for facts in images.values()
+    ]
+    return float(np.median(scales)) if scales else None
+
+
+def _check_legible(
+    request: DatasetRequest, image_scale: float | None, box_height_px: float | None, processor: Processor,
+    findings: Findings,
+) -> None:  # fmt: skip
+    """Warn of what cannot be read at the tower's resolution. Captions of phase 1 are not about small texts."""
+    for warning in (
+        describe_small_pictures(image_scale, processor.image_size_px),
+        describe_small_text(box_height_px, processor.image_size_px),
+    ):
+        if warning is not None:
+            findings.add(noted(Kind.ILLEGIBLE, request.dataset.file, warning))
 
 
 def compare_phases(alignment: PreparedDataset, training: PreparedDataset) -> None:
@@ -150,98 +181,7 @@ def compare_phases(alignment: PreparedDataset, training: PreparedDataset) -> Non
     alignment.findings.count(Kind.ALIGNMENT_OVERLAP, len(shared[KEPT_PER_KIND:]))
 
 
-class _Reading:
-    """Reads the files of a dataset once, from beginning to end."""
-
-    def __init__(self, request: DatasetRequest, findings: Findings, on_progress: OnProgress) -> None:
-        self._request = request
-        self._findings = findings
-        self._on_progress = on_progress
-        self._position = ReadingPosition()
-        self._num_checked = 0
-        self._read_files: set[str] = set()
-        """Files that have been read."""
-        self._first_path: dict[bytes, str] = {}
-        self.num_read = 0
-        self.table = SampleTable()
-        self.used: set[str] = set()
-        """Images of usable samples."""
-
-    def read_all(self, checker: Checker, spool: Path) -> SampleFile:
-        """Check every sample and keep the usable ones in a file without a name."""
-        make_folder(spool.parent)
-        with spool.open("w", encoding="utf-8") as stream:
-            for number, (field, pattern) in enumerate(self._request.files):
-                for checked in checker.check_all(self._read_shards(field, pattern), self._tell):
-                    self._take_in(checked, from_validation=number > 0)
-                    counted = replace(
-                        checked.sample, num_tokens=checked.num_tokens, num_supervised=checked.num_supervised
-                    )
-                    stream.write(format_sample(counted))
-        samples = SampleFile(spool)
-        # Open, but gone from the folder: whatever ends this process, nothing is left lying there.
-        spool.unlink()
-        return samples
-
-    def _read_shards(self, field: str, pattern: str) -> Iterator[Sample | Finding]:
-        root = self._request.root
-        try:
-            names = find_shards(root, pattern)
-        except (OSError, ValueError) as error:
-            yield refused(pattern, f"{error}: correct {field}")
-            return
-        if not names:
-            source = self._request.dataset.source
-            yield refused(pattern, f"fits no file (in {source}, which holds {tell_names(root)}): correct {field}")
-        for name in names:
-            if field != "dataset.file" and name in self._read_files:
-                yield refused(name, f"is one of the files of dataset.file, too: correct dataset.file or {field}")
-                continue
-            self._read_files.add(name)
-            yield from self._count(field, name)
-
-    def _count(self, field: str, name: str) -> Iterator[Sample | Finding]:
-        num_before = self.num_read
-        complained = False
-        for item in _read_file(self._request, field, name, self._position):
-            self.num_read += isinstance(item, Sample)
-            complained |= isinstance(item, Finding) and item.kind is Kind.REFUSED
-            yield item
-        if self.num_read == num_before and not complained:
-            yield refused(name, "holds no sample")
-
-    def _tell(self) -> None:
-        self._num_checked += 1
-        scale = self._position.total_bytes / max(1, self._position.read_bytes)
-        self._on_progress(self._num_checked, max(self._num_checked, round(self.num_read * scale)))
-
-    def _take_in(self, checked: Checked, *, from_validation: bool) -> None:
-        self.table.add(checked, from_validation=from_validation)
-        for path, image in zip(checked.sample.images, checked.images, strict=True):
-            if path in self.used:
-                continue
-            self.used.add(path)
-            first = self._first_path.setdefault(image.digest, path)
-            if first != path:
-                self._findings.add(noted(Kind.SAME_PICTURE, path, f"same pixels as {first}"))
-
-
-def _read_file(request: DatasetRequest, field: str, name: str, position: ReadingPosition) -> Iterator[Sample | Finding]:
-    """Read one file of a dataset, relative to its folder, that ``field`` of the spec names."""
-    dataset = request.dataset
-
-    def resolve(relative: str) -> Path:
-        return resolve_inside(request.root, request.root, relative)
-
-    try:
-        resolve(name)
-    except (OSError, ValueError) as error:
-        yield refused(name, f"{error} (in {dataset.source}, which holds {tell_names(request.root)}): correct {field}")
-        return
-    yield from read_export(dataset, name, resolve, partial(keep_embedded, request.embedded), position)
-
-
-def _check_unsupervised(reading: _Reading, request: DatasetRequest, findings: Findings) -> None:
+def _check_unsupervised(reading: Reading, request: DatasetRequest, findings: Findings) -> None:
     """Refuse a dataset of which too much teaches nothing."""
     left_out = findings.num_left_out
     total = left_out + len(reading.table)

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from llava_api.judging import least_groups
 from llava_api.text import show
 from llava_trainer.data.dataset import PreparedDataset
-from llava_trainer.data.dataset_report import Bar, DatasetReport, Note, Side, Told
-from llava_trainer.data.findings import LEFT_OUT
+from llava_trainer.data.dataset_report import Bar, DatasetReport, GlobalBatch, Note, Side, Told
+from llava_trainer.data.findings import LEFT_OUT, Kind
 from llava_trainer.data.sample_grid import build_grid
 from llava_trainer.html import Html, definition_list, el, join, page
 
@@ -14,6 +15,8 @@ REFUSED_ENTRIES = "refused.jsonl"
 _SHOWN_ENTRIES = 50
 _CHART_WIDTH, _CHART_HEIGHT, _MARGIN = 520, 190, 34
 _LEFT_OUT = frozenset(kind.name.lower() for kind in LEFT_OUT)
+_WARNINGS = frozenset(kind.name.lower() for kind in (Kind.ILLEGIBLE, Kind.TOO_FEW_GROUPS))
+"""About the dataset as a whole: shown open, before everything else."""
 
 _STYLE = """
 .verdict { display: inline-block; padding: 3px 12px; border-radius: 99px; font-weight: 600; font-size: 13px; }
@@ -26,10 +29,14 @@ _STYLE = """
 .entries td:first-child { white-space: nowrap; font-variant-numeric: tabular-nums; color: var(--muted); }
 .chart rect { fill: var(--tuned); } .chart rect.over { fill: var(--second); }
 .chart line.limit { stroke: var(--wrong); stroke-dasharray: 4 3; }
-.seen { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 16px; }
-.seen .pictures { display: grid; gap: 6px; }
-.seen .pictures.several { grid-template-columns: repeat(2, 1fr); }
-.seen img { display: block; width: 100%; aspect-ratio: 1; border-radius: 6px; background: var(--ground); }
+.seen { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); gap: 16px; }
+.seen .pictures { display: grid; gap: 10px; }
+.seen .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; }
+.seen figure { margin: 0; }
+.seen figcaption { margin-top: 2px; }
+.seen img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 6px;
+  background: var(--ground); }
+.warnings li + li { margin-top: 8px; }
 .seen .said { margin: 10px 0 0; font: 12.5px/1.5 ui-monospace, "Liberation Mono", monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; max-height: 260px; overflow-y: auto; color: var(--muted); }
 .seen .pictures { margin-bottom: 12px; }
@@ -78,6 +85,7 @@ def _phase(title: str, dataset: PreparedDataset, report: DatasetReport) -> Html:
     return join(
         el("h2", f"{title} dataset", class_="phase") if title else None,
         _refused(report),
+        _warnings(report),
         _facts(report),
         _charts(report),
         _left_out(report),
@@ -97,6 +105,16 @@ def _refused(report: DatasetReport) -> Html | None:
     )
 
 
+def _warnings(report: DatasetReport) -> Html | None:
+    told = [entry.message for note in report.notes if note.kind in _WARNINGS for entry in note.examples]
+    if not told:
+        return None
+    items = (el("li", f"{message[:1].upper()}{message[1:]}.") for message in told)
+    return el(
+        "section", el("h2", "Before a GPU is taken"), el("div", el("ul", items, class_="warnings"), class_="card")
+    )
+
+
 def _entries(told: Sequence[Told], count: int) -> Html:
     shown = told[:_SHOWN_ENTRIES]
     rows = (el("tr", el("td", entry.where), el("td", entry.message)) for entry in shown)
@@ -110,23 +128,42 @@ def _facts(report: DatasetReport) -> Html:
     if images.smallest_px and images.largest_px:
         sizes = f"{_by(images.smallest_px)} to {_by(images.largest_px)} px"
     shape = "padded to a square" if images.aspect_ratio == "pad" else "cut to a square"
+    seen = f"{shape} of {images.side_px:,} px, {images.tokens_each:,} tokens each"
+    if images.median_scale is not None:
+        seen += f"; the median one is scaled to {images.median_scale:.0%}"
+    if images.median_text_px is not None:
+        seen += f", its texts to {images.median_text_px:.1f} px"
     usable = report.train.samples + report.validation.samples + (report.selection.samples if report.selection else 0)
     rows = (
         ("Training", _side(report.train)),
         ("Held out", _side(report.validation) if report.validation.samples else "nothing"),
         *([("To select a step by", _side(report.selection))] if report.selection else []),
         ("Groups", _groups(report)),
+        *([("Can scores decide", _decision(report))] if report.can_decide is not None else []),
         ("In the export", f"{report.samples_read:,} samples, {usable:,} of them usable"),
         ("Left out", f"{_number(report.left_out, 'sample')}" if report.left_out else "none"),
         ("Pictures", f"{images.files:,} files, {images.different:,} different ones"),
         ("Picture sizes", sizes),
-        ("As the model sees them", f"{shape}, {images.tokens_each:,} tokens each"),
+        ("As the model sees them", seen),
         ("Sample length", f"median {lengths.median:,.0f}, longest {lengths.longest:,} tokens"),
         ("Cut off", f"{lengths.overlong:,} of {usable:,} samples, at {lengths.max_length:,} tokens"),
         ("Learned tokens, an epoch", f"{report.train.supervised_tokens:,}"),
         ("Learned tokens, a sample", f"{supervised.fewest:,} to {supervised.most:,}, median {supervised.median:,.0f}"),
+        *([("Global batch", _global_batch(report.global_batch))] if report.global_batch else []),
     )
     return el("section", el("h2", "What is in it"), el("div", definition_list(rows), class_="card"))
+
+
+def _decision(report: DatasetReport) -> str:
+    least = f"{least_groups()} groups at least have to give the scores"
+    if report.can_decide:
+        return f"yes: {least}"
+    fraction = report.sufficient_fraction
+    return f"no: {least}{f'; dataset.validation.fraction {fraction:g} would do' if fraction else ''}"
+
+
+def _global_batch(chosen: GlobalBatch) -> str:
+    return f"{_number(chosen.samples, 'sample')}, chosen by the data: {chosen.reason}"
 
 
 def _groups(report: DatasetReport) -> str:
@@ -227,7 +264,7 @@ def _file_of_entries(report: DatasetReport) -> Html | None:
 
 
 def _notes(report: DatasetReport) -> Html | None:
-    notes = [note for note in report.notes if note.kind not in _LEFT_OUT]
+    notes = [note for note in report.notes if note.kind not in _LEFT_OUT | _WARNINGS]
     if not notes:
         return None
     return el("section", el("h2", "Worth knowing"), el("div", (_note(note) for note in notes), class_="card"))

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from llava_api.base import Lenient
+from llava_api.judging import can_decide
 from llava_api.report import PrepareNumbers
 from llava_trainer.data.dataset import PreparedDataset
 from llava_trainer.data.findings import Finding, Kind
@@ -53,6 +54,12 @@ class ImageSummary(Lenient):
     """Files that differ in their pixels."""
     tokens_each: int
     aspect_ratio: str
+    side_px: int = 0
+    """Width and height that the vision tower sees."""
+    median_scale: float | None = None
+    """By how much the median image is scaled for that."""
+    median_text_px: float | None = None
+    """Height of the median text there; None where the data does not tell where texts are."""
     smallest_px: tuple[int, int] | None
     """Width and height of the image with the fewest pixels."""
     largest_px: tuple[int, int] | None
@@ -95,6 +102,13 @@ class Note(Lenient):
     examples: tuple[Told, ...]
 
 
+class GlobalBatch(Lenient):
+    """What training.batch.global auto has come to."""
+
+    samples: int
+    reason: str
+
+
 class DatasetReport(Lenient):
     """Everything that prepare found."""
 
@@ -109,6 +123,10 @@ class DatasetReport(Lenient):
     selection: Side | None = None
     """What selects a step; None where nothing does."""
     shared: Shared = Shared()
+    can_decide: bool | None = None
+    """Whether what gives the scores has groups enough to tell two models apart; None where nothing is held out."""
+    sufficient_fraction: float | None = None
+    """dataset.validation.fraction with which it would; None where it does, or no fraction does."""
     pictures: ImageSummary
     lengths: Lengths
     supervised: Supervised = Supervised()
@@ -119,6 +137,8 @@ class DatasetReport(Lenient):
     listed_entries: int = 0
     """Entries that refused.jsonl beside this file lists: those that were refused or left out."""
     notes: tuple[Note, ...]
+    global_batch: GlobalBatch | None = None
+    """None where training.batch.global is a number."""
     alignment: "DatasetReport | None" = None
     """The same about the dataset of phase 1."""
 
@@ -144,6 +164,8 @@ def build_dataset_report(dataset: PreparedDataset, alignment: PreparedDataset | 
             groups=len(np.unique(dataset.group_of[dataset.shared])),
             pairs=int(dataset.table.num_pairs[dataset.shared].sum()),
         ),
+        can_decide=_can_decide(dataset),
+        sufficient_fraction=dataset.sufficient_fraction,
         pictures=_describe_images(dataset),
         lengths=_describe_lengths(dataset),
         supervised=_describe_supervised(dataset),
@@ -173,8 +195,17 @@ def summarise(report: DatasetReport) -> PrepareNumbers:
         longest_sample_tokens=report.lengths.longest,
         overlong_samples=report.lengths.overlong,
         unsupervised_samples=report.left_out,
+        sufficient_fraction=report.sufficient_fraction,
+        image_scale=report.pictures.median_scale,
+        text_height_px=report.pictures.median_text_px,
+        global_batch=report.global_batch.samples if report.global_batch else None,
         samples_alignment=report.alignment.train.samples if report.alignment else 0,
     )
+
+
+def _can_decide(dataset: PreparedDataset) -> bool | None:
+    num_groups = len(np.unique(dataset.group_of[dataset.judging]))
+    return can_decide(num_groups) if num_groups else None
 
 
 def _told(findings: Sequence[Finding]) -> tuple[Told, ...]:
@@ -200,6 +231,9 @@ def _describe_images(dataset: PreparedDataset) -> ImageSummary:
         different=len({facts.digest for facts in dataset.images.values()}),
         tokens_each=dataset.processor.tokens_per_image,
         aspect_ratio=dataset.processor.aspect_ratio,
+        side_px=dataset.processor.image_size_px,
+        median_scale=dataset.image_scale,
+        median_text_px=dataset.box_height_px,
         smallest_px=min(sizes, key=lambda size: size[0] * size[1], default=None),
         largest_px=max(sizes, key=lambda size: size[0] * size[1], default=None),
     )

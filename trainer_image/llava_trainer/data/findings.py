@@ -43,6 +43,8 @@ class Kind(StrEnum):
     OVERLAP = "validation questions that training asks on the same picture"
     SHARED_PICTURE = "held-out pictures that training shows, too, with other questions"
     SHARED_GROUP = "held-out groups that training has samples of, too"
+    ILLEGIBLE = "what the vision tower's resolution does not show"
+    TOO_FEW_GROUPS = "held-out groups are too few to tell two models apart"
     ALIGNMENT_OVERLAP = "captions in alignment of held-out pictures and groups"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from llava_api.spec import Dataset, Messages, Table, Ubiai
+from llava_trainer.data.box_heights import BoxHeights
 from llava_trainer.data.conversations import read_conversations
 from llava_trainer.data.embedded import Keep
 from llava_trainer.data.entries import ReadingPosition
@@ -19,7 +20,12 @@ Resolve = Callable[[str], Path]
 
 
 def read_export(
-    dataset: Dataset, name: str, resolve: Resolve, keep: Keep, position: ReadingPosition
+    dataset: Dataset,
+    name: str,
+    resolve: Resolve,
+    keep: Keep,
+    position: ReadingPosition,
+    heights: BoxHeights | None = None,
 ) -> Iterator[Sample | Finding]:
     """Read a file in the dataset's format.
 
@@ -29,6 +35,7 @@ def read_export(
         resolve: finds it, and what belongs to it.
         keep: keeps the images that it holds.
         position: kept up to date.
+        heights: counts how high texts are, where the format tells.
 
     Yields:
         A sample, or what was found, in the order of the file.
@@ -50,4 +57,4 @@ def read_export(
     elif dataset.format == "messages":
         yield from read_messages(path, name, dataset.messages or Messages(), keep, position)
     else:
-        yield from read_ubiai(name, dataset.ubiai or Ubiai(), resolve, position)
+        yield from read_ubiai(name, dataset.ubiai or Ubiai(), resolve, position, heights)

@@ -1,9 +1,14 @@
-"""Samples in the dataset report as the model will see them: images as the tower does, what is learned marked."""
+"""Samples in the dataset report as the model will see them: images as the tower does, what is learned marked.
+
+Beside each image as the tower gets it stands the image as it is: what cannot be read in the one, and can in the other,
+no training will teach.
+"""
 
 import logging
 
 import numpy as np
 
+from llava_api.legibility import scale_of
 from llava_trainer.data.dataset import PreparedDataset
 from llava_trainer.data.images import ImageError, open_image, visible_image
 from llava_trainer.data.samples import Sample
@@ -11,6 +16,12 @@ from llava_trainer.data.template import SYSTEM, render
 from llava_trainer.html import Html, el, thumbnail
 
 GRID_SAMPLES = 24
+_SHOWN_IMAGES = 4
+"""Of one sample: it may show a thousand."""
+_ORIGINAL_PX = 640
+"""Longest side at which images are shown as they are: about twice what the tower sees of them."""
+_SEEN_QUALITY = 90
+"""Of the JPEG: what cannot be read in it shall be the tower's doing."""
 _SHOWN_CHARACTERS = 400
 
 logger = logging.getLogger(__name__)
@@ -26,7 +37,9 @@ def build_grid(dataset: PreparedDataset) -> Html | None:
         el("h2", "Samples as the model sees them"),
         el(
             "p",
-            "What is marked is learned, what is struck out is cut off; everything else is only read.",
+            "On the left each picture as the vision tower gets it, beside it the picture as it is: what cannot be read "
+            "on the left cannot be learned. What is marked is learned, what is struck out is cut off; everything else "
+            "is only read.",
             class_="muted",
         ),
         el("div", (_card(dataset, index) for index in chosen), class_="seen"),
@@ -35,12 +48,14 @@ def build_grid(dataset: PreparedDataset) -> Html | None:
 
 def _card(dataset: PreparedDataset, index: int) -> Html:
     sample = dataset.samples[index]
-    images = list(filter(None, (_image(dataset, relative) for relative in sample.images)))
+    images = list(filter(None, (_image(dataset, relative) for relative in sample.images[:_SHOWN_IMAGES])))
     max_length = dataset.request.max_length
     about = f"{sample.source} · {sample.num_tokens:,} tokens, {int(dataset.table.supervised[index]):,} learned"
     if sample.num_tokens > max_length:
         about += f", cut off after {max_length:,}"
-    shown = el("div", images, class_="pictures several" if len(images) > 1 else "pictures") if images else None
+    if len(sample.images) > _SHOWN_IMAGES:
+        about += f" · {len(sample.images) - _SHOWN_IMAGES:,} further pictures"
+    shown = el("div", images, class_="pictures") if images else None
     side = el("span", "held out" if dataset.held_out[index] else "training", class_="side")
     return el(
         "article", shown, el("p", side, about, class_="muted small"), _conversation(dataset, index, sample),
@@ -51,12 +66,30 @@ def _card(dataset: PreparedDataset, index: int) -> Html:
 def _image(dataset: PreparedDataset, relative: str) -> Html | None:
     processor = dataset.processor
     try:
-        seen = visible_image(open_image(dataset.request.folder.resolve(relative)), processor)
+        image = open_image(dataset.request.folder.resolve(relative))
     except ImageError as error:
         # It was whole a moment ago: the volume changes under our feet, and training will say so.
         logger.warning("picture %s %s", relative, error)
         return None
-    return el("img", src=thumbnail(seen, max_px=processor.image_size_px), alt=relative)
+    width, height = image.size
+    seen = visible_image(image, processor)
+    # In place: a copy of a large image would take its memory once more.
+    image.thumbnail((_ORIGINAL_PX, _ORIGINAL_PX))
+    scale = scale_of(width, height, processor.image_size_px, processor.aspect_ratio)
+    return el(
+        "div",
+        _figure(
+            thumbnail(seen, max_px=processor.image_size_px, quality=_SEEN_QUALITY),
+            f"{relative} as the tower gets it",
+            f"{processor.image_size_px:,} px, scaled to {scale:.0%}",
+        ),
+        _figure(thumbnail(image, max_px=_ORIGINAL_PX), relative, f"{width:,} x {height:,} px"),
+        class_="pair",
+    )
+
+
+def _figure(source: str, name: str, caption: str) -> Html:
+    return el("figure", el("img", src=source, alt=name), el("figcaption", caption, class_="muted small"))
 
 
 def _conversation(dataset: PreparedDataset, index: int, sample: Sample) -> Html:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llava_trainer.data.findings import Findings, refused
+from llava_api.judging import can_decide, describe_too_few_groups, least_groups
+from llava_trainer.data.findings import Findings, Kind, noted, refused
 from llava_trainer.data.request import DatasetRequest
 from llava_trainer.data.sample_table import SampleTable
 from llava_trainer.data.split import (
@@ -25,10 +26,13 @@ class Sides:
     Attributes:
         held_out: bool [samples]: not learned from.
         selecting: bool [samples]: those of them that select a step; the others give the scores.
+        sufficient_fraction: dataset.validation.fraction that would hold out enough groups for scores to decide by; None
+            where they do, or no fraction does.
     """
 
     held_out: np.ndarray
     selecting: np.ndarray
+    sufficient_fraction: float | None = None
 
 
 def choose_sides(
@@ -36,7 +40,27 @@ def choose_sides(
 ) -> Sides:
     """Choose; what cannot be chosen as it was asked for is refused in ``findings``."""
     held_out = _hold_out(table, group_of, groups, request, findings)
-    return Sides(held_out=held_out, selecting=_choose_selecting(held_out, table, group_of, groups, request, findings))
+    selecting = _choose_selecting(held_out, table, group_of, groups, request, findings)
+    num_judging = len(np.unique(group_of[held_out & ~selecting]))
+    fraction = None if can_decide(num_judging) else _find_sufficient_fraction(groups, request)
+    if findings.num_refused == 0:
+        _warn_of_few_groups(num_judging, len(np.unique(group_of[selecting])), fraction, request, findings)
+    return Sides(held_out=held_out, selecting=selecting, sufficient_fraction=fraction)
+
+
+def _warn_of_few_groups(
+    num_judging: int, num_selecting: int, fraction: float | None, request: DatasetRequest, findings: Findings
+) -> None:
+    warning = describe_too_few_groups(num_judging, num_selecting, sufficient_fraction=fraction)
+    if warning is not None:
+        findings.add(noted(Kind.TOO_FEW_GROUPS, request.dataset.validation.file or request.dataset.file, warning))
+
+
+def _find_sufficient_fraction(groups: Sequence[Group], request: DatasetRequest) -> float | None:
+    if not request.hold_out or request.dataset.validation.file is not None or len(groups) < 2:
+        return None
+    wanted = least_groups() * (2 if request.selects else 1)
+    return find_fraction({group.key: group.weight for group in groups}, wanted=wanted, seed=request.seed)
 
 
 def _hold_out(

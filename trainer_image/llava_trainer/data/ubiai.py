@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from llava_api.spec import Ubiai
+from llava_trainer.data.box_heights import BoxHeights
 from llava_trainer.data.entries import ReadingPosition, read_entries
 from llava_trainer.data.findings import Finding, Kind, noted, refused
 from llava_trainer.data.json_file import JsonFileError, describe_mismatch, is_writable, read_json
@@ -32,7 +33,9 @@ _LABELS_COUNTED = 1000
 _MAPPING = TypeAdapter(dict[str, str], config=ConfigDict(strict=True))
 
 
-def read_ubiai(name: str, settings: Ubiai, resolve: Resolve, position: ReadingPosition) -> Iterator[Sample | Finding]:
+def read_ubiai(
+    name: str, settings: Ubiai, resolve: Resolve, position: ReadingPosition, heights: BoxHeights | None = None
+) -> Iterator[Sample | Finding]:
     """Read an export, document by document.
 
     Args:
@@ -40,6 +43,7 @@ def read_ubiai(name: str, settings: Ubiai, resolve: Resolve, position: ReadingPo
         settings: labels of questions, answers and their relation; mapping to images; samples wanted.
         resolve: finds ``name`` and what belongs to it.
         position: kept up to date.
+        heights: counts how high the words of an OCR archive are, if anything does.
 
     Yields:
         A sample, or what was found about a document or the file, in the order of the file.
@@ -51,7 +55,7 @@ def read_ubiai(name: str, settings: Ubiai, resolve: Resolve, position: ReadingPo
     try:
         mapping = None if settings.documents is None else _read_mapping(resolve, settings.documents)
         tally = _Tally(settings)
-        for source, document in _read_documents(name, resolve, position):
+        for source, document in _read_documents(name, resolve, position, heights):
             if isinstance(document, Finding):
                 yield document
                 continue
@@ -66,7 +70,7 @@ def read_ubiai(name: str, settings: Ubiai, resolve: Resolve, position: ReadingPo
 
 
 def _read_documents(
-    name: str, resolve: Resolve, position: ReadingPosition
+    name: str, resolve: Resolve, position: ReadingPosition, heights: BoxHeights | None
 ) -> Iterator[tuple[Source, Document | Finding]]:
     path = resolve(name)
     if _looks_like_json(path):
@@ -80,7 +84,7 @@ def _read_documents(
             except DocumentError as error:
                 yield source, refused(source, str(error))
         return
-    for index, found in enumerate(read_ocr(path, *_companions(name, resolve), position)):
+    for index, found in enumerate(read_ocr(path, *_companions(name, resolve), position, heights)):
         source = Source(file=name, index=index)
         if found.num_repaired:
             yield source, noted(Kind.BOX_REPAIRED, source, f"{found.num_repaired} boxes")

@@ -1,9 +1,9 @@
 """A UBIAI OCR archive: ``NAME.txt``, ``NAME_box.txt`` and ``NAME_image.txt``, aligned line by line, tab-separated.
 
-``NAME.txt`` holds a word and its BIO tag a line, ``NAME_box.txt`` the word and its box ``x0 y0 x1 y1``,
-``NAME_image.txt`` the word, its box, its image's width and height, and the image's name. Blank lines separate
-documents; blocks that follow each other and are about one image are one document. Corners may be swapped and boxes
-negative. The archive has no relations.
+``NAME.txt`` holds a word and its BIO tag a line, ``NAME_box.txt`` the word and its box ``x0 y0 x1 y1`` in thousandths
+of the image, ``NAME_image.txt`` the word, its box in pixels, its image's width and height, and the image's name. Blank
+lines separate documents; blocks that follow each other and are about one image are one document. Corners may be swapped
+and boxes negative. The archive has no relations.
 """
 
 import itertools
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from llava_trainer.data.box_heights import BoxHeights
 from llava_trainer.data.entries import MAX_ENTRY_CHARACTERS, ReadingPosition
 from llava_trainer.data.json_file import JsonFileError
 from llava_trainer.data.ubiai_document import Document, Span
@@ -44,9 +45,15 @@ class _Word:
     tag: str
     repaired: bool
     image: str
+    image_size: tuple[float, float]
+    """Width and height in pixels, as the archive has them."""
+    box: tuple[float, float, float, float]
+    """In these pixels."""
 
 
-def read_ocr(words: Path, boxes: Path, images: Path, position: ReadingPosition) -> Iterator[OcrDocument]:
+def read_ocr(
+    words: Path, boxes: Path, images: Path, position: ReadingPosition, heights: BoxHeights | None = None
+) -> Iterator[OcrDocument]:
     """Read an archive, one document at a time.
 
     Args:
@@ -54,6 +61,7 @@ def read_ocr(words: Path, boxes: Path, images: Path, position: ReadingPosition) 
         boxes: ``NAME_box.txt``.
         images: ``NAME_image.txt``.
         position: kept up to date.
+        heights: counts how high the words are, if anything does.
 
     Raises:
         JsonFileError: the files are not aligned, or a line is wrong; the message names it. Documents before the place
@@ -70,6 +78,8 @@ def read_ocr(words: Path, boxes: Path, images: Path, position: ReadingPosition) 
             building = None
         building = building or _Building(word.image)
         building.add(word)
+        if heights is not None:
+            heights.add(word.box, *word.image_size)
     if building is not None:
         yield building.finish()
 
@@ -157,12 +167,16 @@ def _read_word(word_line: str, box_line: str, image_line: str) -> _Word:
     if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) < 3):
         raise ValueError(f"tag {tag!r:.40} is none of O, B-LABEL and I-LABEL")
     repaired = _needs_repair(_numbers(box, 4, "box x0 y0 x1 y1"))
-    _numbers(box_again, 4, "box x0 y0 x1 y1")
-    if min(_numbers(size, 2, "picture size")) <= 0:
+    x0, y0, x1, y1 = _numbers(box_again, 4, "box x0 y0 x1 y1")
+    width, height = _numbers(size, 2, "picture size")
+    if min(width, height) <= 0:
         raise ValueError(f"picture size {size!r:.40} must be positive")
     if not image:
         raise ValueError("the picture's name is missing")
-    return _Word(text=text, tag="" if tag == "O" else tag, repaired=repaired, image=image)
+    return _Word(
+        text=text, tag="" if tag == "O" else tag, repaired=repaired, image=image, image_size=(width, height),
+        box=(x0, y0, x1, y1),
+    )  # fmt: skip
 
 
 def _split(line: str, count: int, what: str) -> list[str]:

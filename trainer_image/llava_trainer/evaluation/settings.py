@@ -61,6 +61,6 @@ def _training(config: RunConfig) -> Rows:
         ("Schedule", f"{training.scheduler}, warm-up {training.warmup_ratio:.0%}"),
         ("AdamW", f"betas {adam.beta1:g} and {adam.beta2:g}, epsilon {adam.epsilon:g}"),
         ("Weight decay", f"{training.weight_decay:g}"),
-        ("Batch", f"{training.batch.global_:,} samples: {training.batch.per_device} x {config.workers.world_size} "
+        ("Batch", f"{training.batch.num_samples:,} samples: {training.batch.per_device} x {config.workers.world_size} "
                   f"processes x {config.gradient_accumulation}"),
     ]  # fmt: skip

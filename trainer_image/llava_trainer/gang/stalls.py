@@ -45,9 +45,7 @@ def explain_stall_of_all(config: RunConfig) -> StageFailure | None:
         return None
     limit_s = _limit_s(config, evidence)
     if verdict.rank is None:
-        message = (
-            f"no rank has gone on for {limit_s:.0f} s: {verdict.finding}; the stacks are in their logs"
-        )
+        message = f"no rank has gone on for {limit_s:.0f} s: {verdict.finding}; the stacks are in their logs"
         return StageFailure(reason=Reason.WORKER_STALLED, message=message)
     return StageFailure(
         reason=Reason.WORKER_STALLED,

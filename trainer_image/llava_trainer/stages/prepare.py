@@ -14,12 +14,13 @@ import numpy as np
 
 from llava_api.constants import StageName
 from llava_api.failures import Reason
+from llava_api.optimizer_steps import choose_global_batch, describe_choice, settle_batch
 from llava_api.report import MicroBatch
 from llava_api.run_config import RUN_CONFIG_VERSION, RunConfig
 from llava_api.text import show
 from llava_trainer.data.dataset import PreparedDataset, compare_phases, prepare_dataset
 from llava_trainer.data.dataset_page import build_dataset_page
-from llava_trainer.data.dataset_report import build_dataset_report, summarise
+from llava_trainer.data.dataset_report import DatasetReport, GlobalBatch, build_dataset_report, summarise
 from llava_trainer.data.findings import LEFT_OUT, Findings, Kind
 from llava_trainer.data.model_facts import read_model_facts
 from llava_trainer.data.model_files import check_weights
@@ -78,6 +79,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         if alignment is not None:
             compare_phases(alignment, dataset)
         report = build_dataset_report(dataset, alignment)
+        report = report.model_copy(update={"global_batch": _choose_batch(config, report)})
         reporter.fence.check()
         write_whole(config.volume.dataset_report_json, report.model_dump_json(indent=2) + "\n")
         write_whole(config.volume.dataset_report_html, build_dataset_page(config.run.name, phases, report))
@@ -90,6 +92,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         if embedded.exists():
             sync_file_system(embedded)
         digests = _write(config, dataset, alignment)
+        config = _settle_batch(config, report)
         found = {
             "largest": None if config.training.method == "none" else _find_largest(config, dataset, StageName.TRAIN),
             "largest_alignment": _find_largest(config, alignment, StageName.ALIGN) if alignment else None,
@@ -123,6 +126,22 @@ def _log(phase: PreparedDataset) -> None:
     for kind in Kind:
         if kind is not Kind.REFUSED and phase.findings.counts[kind]:
             logger.warning("%s: %s: %d", phase.request.dataset.file, kind.value, phase.findings.counts[kind])
+
+
+def _choose_batch(config: RunConfig, report: DatasetReport) -> GlobalBatch | None:
+    """What ``training.batch.global: auto`` comes to; None where it is a number, or there is nothing to go by."""
+    training, samples = config.training, report.train.samples
+    if training.batch.global_ != "auto" or training.method == "none" or not samples:
+        return None
+    chosen = choose_global_batch(training, processes=config.workers.world_size, samples=samples)
+    return GlobalBatch(samples=chosen, reason=describe_choice(chosen, training, samples=samples))
+
+
+def _settle_batch(config: RunConfig, report: DatasetReport) -> RunConfig:
+    if report.global_batch is None:
+        return config
+    batch = settle_batch(config.training.batch, report.global_batch.samples, processes=config.workers.world_size)
+    return config.model_copy(update={"training": config.training.model_copy(update={"batch": batch})})
 
 
 def _find_largest(config: RunConfig, dataset: PreparedDataset, stage: StageName) -> MicroBatch:

@@ -156,7 +156,7 @@ def make_plan(phase: Phase, sizes: SampleSizes, world_size: int) -> BatchPlan:
     training = phase.training
     return BatchPlan(
         sizes=sizes,
-        global_batch=training.batch.global_,
+        global_batch=training.batch.num_samples,
         per_device_batch=training.batch.per_device,
         max_length=training.max_length,
         world_size=world_size,

@@ -44,7 +44,7 @@ def identify_training(config: RunConfig, phase: Phase) -> dict[str, str]:
     settings: dict[str, object] = {
         "training.method": phase.method,
         "training.seed": phase.training.seed,
-        f"{part}.batch.global": phase.training.batch.global_,
+        f"{part}.batch.global": phase.training.batch.num_samples,
         f"{part}.epochs": phase.training.epochs,
         "training.grouping": phase.training.grouping,
         "training.maxLength": phase.training.max_length,

@@ -1,0 +1,50 @@
+"""Whether held-out samples are enough to say that one model is better than another. Pure.
+
+What belongs together (a document, a patient) is one observation, however many questions are asked about it, so groups
+count and not samples. Of G groups, the most that can speak for a model is all of them; by the sign test (W. J. Dixon
+and A. M. Mood, "The Statistical Sign Test", Journal of the American Statistical Association 41, 1946) that happens by
+chance, of two equal models, with probability 2 x 0.5^G in one direction or the other. Where even this is above 5 %, no
+result says anything at 95 %, and no interval that is honest about so few groups excludes 0: that is so below six.
+"""
+
+import math
+
+CONFIDENCE = 0.95
+
+
+def least_groups(confidence: float = CONFIDENCE) -> int:
+    """The fewest groups with which a comparison can come out at this confidence: 6 at 95 %, 8 at 99 %.
+
+    The smallest G with 2 x 0.5^G <= 1 - confidence.
+    """
+    return math.ceil(math.log2(2 / (1 - confidence)) - 1e-9)
+
+
+def can_decide(num_groups: int, confidence: float = CONFIDENCE) -> bool:
+    """Whether scores of so many groups can tell two models apart."""
+    return num_groups >= least_groups(confidence)
+
+
+def describe_too_few_groups(judging: int, selecting: int = 0, *, sufficient_fraction: float | None) -> str | None:
+    """A warning where scores cannot decide; None where they can, or nobody has counted groups.
+
+    Args:
+        judging: groups that give the scores; 0 where nothing is held out, or they were not counted.
+        selecting: groups that select a step.
+        sufficient_fraction: the ``validation.fraction`` that would hold out enough; None where none does, or a file
+            says what is held out.
+    """
+    if judging < 1 or can_decide(judging):
+        return None
+    least = least_groups()
+    selected = f" and {selecting} of them select a step" if selecting else ""
+    remedy = (
+        f"set spec.dataset.validation.fraction to {sufficient_fraction:g}"
+        if sufficient_fraction is not None
+        else f"hold out samples of {2 * least if selecting else least} groups at least"
+    )
+    return (
+        f"{judging + selecting} {'group is' if judging + selecting == 1 else 'groups are'} held out{selected}: scores "
+        f"of {judging} cannot tell the tuned model from its base with {CONFIDENCE:.0%} confidence, however clear they "
+        f"are, which takes {least}; {remedy}"
+    )

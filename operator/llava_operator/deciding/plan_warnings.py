@@ -1,0 +1,36 @@
+"""What a plan warns of: it does not stand against training, and can be mended before a GPU is taken. Pure."""
+
+from llava_api.judging import describe_too_few_groups
+from llava_api.legibility import describe_small_pictures, describe_small_text
+from llava_api.memory import RESERVED_S, StoragePlan
+from llava_api.model_facts import ModelFacts
+from llava_api.optimizer_steps import describe_few_steps
+from llava_api.quantities import format_gib
+from llava_api.spec import Spec
+from llava_api.status import Data
+
+
+def list_warnings(spec: Spec, found: Data, model: ModelFacts, storage: StoragePlan) -> tuple[str, ...]:
+    """What is not refused, since it may be meant so."""
+    few_steps = describe_few_steps(spec, found.samples_train, is_chosen=found.global_batch is not None)
+    too_few_groups = describe_too_few_groups(
+        found.groups_validation, found.groups_selection, sufficient_fraction=found.sufficient_fraction
+    )
+    illegible = (
+        describe_small_pictures(found.image_scale, model.image_size_px),
+        describe_small_text(found.text_height_px, model.image_size_px),
+    )
+    return tuple(filter(None, (few_steps, too_few_groups, *illegible, _warn_of_saving(spec, storage))))
+
+
+def _warn_of_saving(spec: Spec, storage: StoragePlan) -> str | None:
+    """The volume may be faster, and what is lost are the steps since the last checkpoint."""
+    grace_s = spec.workers.grace_period_seconds
+    if storage.saving_s <= grace_s - RESERVED_S:
+        return None
+    return (
+        f"a checkpoint of {format_gib(storage.largest_checkpoint)} is expected to take {storage.saving_s} s to be "
+        f"written, and a pod that is asked to stop has {max(0, grace_s - RESERVED_S)} s for it: set "
+        f"spec.workers.gracePeriodSeconds to at least {storage.saving_s + RESERVED_S}, or up to "
+        f"spec.training.checkpoint.everySteps ({spec.training.checkpoint.every_steps}) steps are done again"
+    )
