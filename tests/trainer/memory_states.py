@@ -129,10 +129,7 @@ def _run_micro_batch(engine: Any, dtype: torch.dtype) -> None:
     ids = torch.full((1, LENGTH), 5, device=DEVICE)
     ids[:, : MODEL.tokens_per_image] = 0
     side = MODEL.image_size_px
-    loss = engine(
-        input_ids=ids, labels=ids, pixel_values=torch.zeros(1, 3, side, side, dtype=dtype, device=DEVICE),
-        attention_mask=torch.ones_like(ids),
-    )  # fmt: skip
+    loss = engine(input_ids=ids, labels=ids, pixel_values=torch.zeros(1, 3, side, side, dtype=dtype, device=DEVICE))
     engine.backward(loss, scale_wrt_gas=False)
 
 

@@ -53,9 +53,7 @@ def test_operations_are_those_that_torch_counts(method: str, checkpointing: bool
     labels[:, 7:] = ids[:, 7:]
     # Else the last product of a layer is computed again or not, after what DeepSpeed has done to linear layers.
     with set_checkpoint_early_stop(False), FlopCounterMode(display=False) as counter:
-        loss = module(
-            input_ids=ids, labels=labels, attention_mask=torch.ones_like(ids), pixel_values=torch.randn(2, 3, 28, 28)
-        )
+        loss = module(input_ids=ids, labels=labels, pixel_values=torch.randn(2, 3, 28, 28))
         torch.autograd.backward(loss)
     flops = count_flops(
         TINY, method, positions_of_rows([12, 12], images=2, supervised=10), rank=RANK,
