@@ -39,6 +39,8 @@ class Workload:
     zero_stage: int = 2
     offload_optimizer: bool = False
     offload_parameters: bool = False
+    overlap_communication: bool = False
+    """Whether gradients travel while others are computed; from ZeRO stage 2 on."""
 
     @property
     def tokens(self) -> int:

@@ -63,8 +63,10 @@ class ModelUnderTraining:
         return sum(num_elements(parameter) for group in self.groups for parameter in group.parameters)
 
 
-def build_model(config: RunConfig, phase: Phase, world: World) -> ModelUnderTraining:
-    """Load the model, open it for what the phase trains, and put it under DeepSpeed.
+def build_model(
+    config: RunConfig, phase: Phase, world: World, *, overlap_communication: bool = False
+) -> ModelUnderTraining:
+    """Load the model, open it for what the phase trains, and put it under DeepSpeed (``build_engine``).
 
     Raises:
         StageError: InvalidModel; UnsupportedDevice where the GPU cannot do what the phase asks for.
@@ -100,6 +102,7 @@ def build_model(config: RunConfig, phase: Phase, world: World) -> ModelUnderTrai
         device=world.device,
         dtype=dtype,
         per_device_batch=training.batch.per_device,
+        overlap_communication=overlap_communication,
     )
     module.train()
     return ModelUnderTraining(
