@@ -175,6 +175,9 @@ class PrepareNumbers(Lenient):
     """Free on the run's volume, with all that prepare has put there; None if unknown."""
     flash_attention: bool | None = None
     """Whether flash-attn is in the trainer image, which all stages share; None if unknown."""
+    omits_masks: bool | None = None
+    """Whether training gives attention a mask only where it needs one; None with an older image, which gives one
+    wherever rows are filled up."""
     model: ModelFacts | None = None
     config_version: Annotated[int, Field(ge=1, le=2**31)] = 1
     """Newest version of the run configuration that the image understands; 1 if it does not tell (an older image)."""

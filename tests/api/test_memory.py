@@ -12,8 +12,8 @@ from llava_api.memory import (
     accumulation,
     batch_of,
     count_lora,
-    count_trained,
     count_parameters,
+    count_trained,
     find_remedies,
     num_steps,
     plan_activations,
@@ -170,11 +170,17 @@ def test_nf4_takes_a_little_more_than_half_a_byte_a_weight():
         {"method": "qlora"},
         {"zero_stage": 3},
         {"offload_optimizer": True},
-        {"masked": False},
     ],
 )
 def test_what_should_take_less_does(lighter: dict[str, Any]):
     assert plan_memory(make_7b(), make_work(**lighter)).total < plan_memory(make_7b(), make_work()).total
+
+
+def test_masks_take_memory_in_every_layer_that_is_kept():
+    def total(masked: bool) -> int:
+        return plan_activations(make_7b(), make_work(masked=masked, gradient_checkpointing=False)).total
+
+    assert total(True) - total(False) == 16 * 2048**2 * (1 + 32 * 2)
 
 
 @pytest.mark.parametrize(("checkpointing", "bytes_a_pair"), [(True, 12), (False, 31 * (4 + 2) + 12)])
@@ -227,23 +233,30 @@ def test_a_workload_takes_what_the_spec_says():
 
 
 @pytest.mark.parametrize(
-    ("attention", "precision", "gpus", "has_flash", "masked", "eager"),
+    ("attention", "precision", "gpus", "has_flash", "masks"),
     [
-        ("auto", "auto", 8, True, False, False),
-        ("auto", "auto", 8, False, True, False),
-        ("auto", "fp32", 8, True, True, False),
-        ("auto", "auto", 0, True, True, False),
-        ("sdpa", "auto", 8, True, True, False),
-        ("flash_attention_2", "auto", 8, False, False, False),
-        ("eager", "auto", 8, True, True, True),
+        # An older image; this one with a row for each sample; packed; packed, with heads that varlen_attn refuses.
+        ("auto", "auto", 8, True, (False, False, False, False)),
+        ("auto", "auto", 8, False, (True, False, False, True)),
+        ("auto", "fp32", 8, True, (True, False, True, True)),
+        ("auto", "auto", 0, True, (True, False, True, True)),
+        ("sdpa", "auto", 8, True, (True, False, True, True)),
+        ("flash_attention_2", "auto", 8, False, (False, False, False, False)),
+        ("eager", "auto", 8, True, (True, True, True, True)),
     ],
 )
 def test_automatic_attention_is_what_the_trainer_makes_of_it(
-    attention: str, precision: str, gpus: int, has_flash: bool, masked: bool, eager: bool
+    attention: str, precision: str, gpus: int, has_flash: bool, masks: tuple[bool, bool, bool, bool]
 ):
-    spec = make_spec(training={"attention": attention, "precision": precision}, workers={"gpus": gpus})
-    work = workload_of(spec, StageName.TRAIN, make_7b(), Prepared(has_flash=has_flash))
-    assert (work.masked, work.eager) == (masked, eager)
+    odd = make_7b().model_copy(update={"language_model": make_7b().language_model.model_copy(update={"hidden": 4128})})
+    cases = [(False, False, make_7b()), (True, False, make_7b()), (True, True, make_7b()), (True, True, odd)]
+    for (omits_masks, packing, model), masked in zip(cases, masks, strict=True):
+        spec = make_spec(
+            training={"attention": attention, "precision": precision, "packing": packing}, workers={"gpus": gpus}
+        )
+        prepared = Prepared(has_flash=has_flash, omits_masks=omits_masks)
+        work = workload_of(spec, StageName.TRAIN, model, prepared)
+        assert (work.masked, work.eager) == (masked, attention == "eager"), (omits_masks, packing)
 
 
 def test_alignment_trains_the_projector_with_a_batch_of_its_own():

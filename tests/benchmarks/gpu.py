@@ -24,9 +24,9 @@ from llava_trainer.data.encode import IGNORED
 from llava_trainer.data.model_facts import read_model_facts
 from llava_trainer.gang.world import World, join
 from llava_trainer.model.objective import find_predicting
+from llava_trainer.training.flops import count_flops, peak_of, positions_of_rows
 from llava_trainer.training.model_under_training import build_model
 from llava_trainer.training.phase import phase_of
-from tests.benchmarks.flops import count_flops, peak_of
 from tests.trainer.trainings import configure, environment_of_one
 
 ROWS, LENGTH, RANK = 16, 2048, 128
@@ -147,7 +147,10 @@ def _work(method: Any, attention: str) -> Workload:
 
 
 def _row(name: str, facts: ModelFacts, work: Workload, measured: Measured, peak: float | None) -> str:
-    flops = count_flops(facts, work)
+    positions = positions_of_rows([work.length] * work.rows, images=work.pictures, supervised=work.supervised)
+    flops = count_flops(
+        facts, work.method, positions, rank=work.rank, gradient_checkpointing=work.gradient_checkpointing
+    )
     shares = (
         f"{count / measured.seconds_a_step / peak:.1%}" if peak else "-" for count in (flops.model, flops.hardware)
     )

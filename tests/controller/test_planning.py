@@ -186,6 +186,19 @@ def test_masks_count_where_the_image_has_no_flash_attn():
     assert memory(None) == memory(False)
 
 
+def test_masks_count_only_where_the_image_makes_them():
+    def memory(omits_masks: bool | None, **training: Any) -> float:
+        found = numbers(largest=micro_batch(2, 2048), flash_attention=False, omits_masks=omits_masks)
+        changed = {**without_checkpointing().training.model_dump(by_alias=True, exclude_unset=True), **training}
+        return float(plan_for(gpu_spec(training=changed), found, KnownGpus()).plan.device_memory.removesuffix("Gi"))
+
+    masks = pytest.approx(32 * 2**24 / GIB * 1.05, abs=0.1)
+    assert memory(None) - memory(True) == masks
+    # Packed, torch's varlen_attn needs none either, and sdpa does.
+    assert memory(True, packing=True) == memory(True)
+    assert memory(True, packing=True, attention="sdpa") - memory(True) == masks
+
+
 def test_a_run_that_flash_attn_makes_fit_is_refused_only_where_it_is_known_to_be_missing():
     needed = plan_for(without_checkpointing(), largest(True), KnownGpus()).plan.device_memory
     known = KnownGpus(memory=int((float(needed.removesuffix("Gi")) + 0.1) * GIB), memory_from="spec.workers.gpuMemory")

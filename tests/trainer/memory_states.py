@@ -1,8 +1,8 @@
 """One of several processes that put a small model under the real engine and print what DeepSpeed allocates, and where.
 
 ``python -m tests.trainer.memory_states METHOD:STAGE:BYTES[:OFFLOAD] ...`` with torch's RANK, WORLD_SIZE and MASTER_*
-set; OFFLOAD is ``o`` (optimiser) or ``op`` (parameters, too), and METHOD may end in ``-frozen``, as the projector is
-then. The first rank prints one JSON object a line: bytes
+set; OFFLOAD is ``o`` (optimiser) or ``op`` (parameters, too), or ``v`` where communication overlaps instead, and METHOD
+may end in ``-frozen``, as the projector is then. The first rank prints one JSON object a line: losses, and bytes
 held between two steps, at the peak of a later micro-batch, and at the peak of the optimiser's step, each of what would
 be on a GPU, and what would be in the node's memory.
 """
@@ -46,7 +46,7 @@ def make_work(case: str, world_size: int) -> Workload:
         learns_projector=not frozen,
         method=method, rows=1, length=LENGTH, pictures=1, supervised=LENGTH - 1, rank=64, dropout=0.0, masked=False,
         number_bytes=int(number_bytes), zero_stage=int(stage), world_size=world_size, offload_optimizer="o" in offload,
-        offload_parameters="p" in offload,
+        offload_parameters="p" in offload, overlap_communication="v" in offload,
     )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def main() -> None:
     torch.distributed.destroy_process_group()
 
 
-def _measure(work: Workload, world: World) -> dict[str, dict[str, int]]:
+def _measure(work: Workload, world: World) -> dict[str, Any]:
     torch.manual_seed(0)
     module = build_module(MODEL, work)
     groups = group_parameters(module, learning_rate=1e-4, projector_learning_rate=1e-5, weight_decay=0.0)
@@ -99,28 +99,31 @@ def _measure(work: Workload, world: World) -> dict[str, dict[str, int]]:
         stage=work.zero_stage,
         offload=Offload(optimizer=work.offload_optimizer, parameters=work.offload_parameters),
     )
-    seen = {}
+    seen: dict[str, Any] = {"losses": []}
 
     def note(name: str) -> None:
         seen[name] = {"device": device.peak, "host": host.peak}
         device.peak, host.peak = device.now, host.now
 
     with Placing(device, host):
-        engine = build_engine(module, groups, zero=zero, device=world.device, dtype=dtype, per_device_batch=1)
+        engine = build_engine(
+            module, groups, zero=zero, device=world.device, dtype=dtype, per_device_batch=1,
+            overlap_communication=work.overlap_communication,
+        )  # fmt: skip
         module.train()
         if work.offload_optimizer:
             # In fp32 moving them to the node's memory does nothing here, where they are in it.
             for flat in _flats(engine):
                 device.leave(flat)
                 host.enter(flat)
-        _run_micro_batch(engine, dtype)
+        seen["losses"].append(_run_micro_batch(engine, dtype))
         engine.step()
         gc.collect()
         note("start")
         note("steady")
-        _run_micro_batch(engine, dtype)
+        seen["losses"].append(_run_micro_batch(engine, dtype))
         note("first")
-        _run_micro_batch(engine, dtype)
+        seen["losses"].append(_run_micro_batch(engine, dtype))
         note("peak")
         engine.step()
         note("step")
@@ -128,15 +131,13 @@ def _measure(work: Workload, world: World) -> dict[str, dict[str, int]]:
     return seen
 
 
-def _run_micro_batch(engine: Any, dtype: torch.dtype) -> None:
+def _run_micro_batch(engine: Any, dtype: torch.dtype) -> float:
     ids = torch.full((1, LENGTH), 5, device=DEVICE)
     ids[:, : MODEL.tokens_per_image] = 0
     side = MODEL.image_size_px
-    loss = engine(
-        input_ids=ids, labels=ids, pixel_values=torch.zeros(1, 3, side, side, dtype=dtype, device=DEVICE),
-        attention_mask=torch.ones_like(ids),
-    )  # fmt: skip
+    loss = engine(input_ids=ids, labels=ids, pixel_values=torch.zeros(1, 3, side, side, dtype=dtype, device=DEVICE))
     engine.backward(loss, scale_wrt_gas=False)
+    return loss.item()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ run on a GPU, and are set right here:
 - dropout: on a GPU it is ``native_dropout``, which keeps one byte a number; on a CPU it keeps the whole noise;
 - gradients of parameters: DeepSpeed's ZeRO takes each away as soon as it is there, into buffers of its own, which this
   trace cannot see;
-- what depends on values (does the mask hide anything, do images fit their places) is answered with yes.
+- what depends on values (is there one sample in each row) is answered with yes.
 """
 
 import weakref
@@ -30,6 +30,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from llava_api.memory import Workload
 from llava_api.model_facts import ModelFacts
 from llava_api.spec import Lora
+from llava_trainer.model.attention import CAUSAL_SDPA, register_attention
 from llava_trainer.model.learning import train_projector, train_whole
 from llava_trainer.model.lora import add_adapter
 from llava_trainer.model.objective import SupervisedLoss
@@ -116,8 +117,9 @@ def trace(model: ModelFacts, work: Workload) -> Traced:
 
 def build_module(model: ModelFacts, work: Workload) -> SupervisedLoss:
     """What the engine calls, as the method opens it."""
+    register_attention()
     llava = LlavaForConditionalGeneration._from_config(
-        _config(model), attn_implementation="eager" if work.eager else "sdpa", dtype=_DTYPES[work.number_bytes]
+        _config(model), attn_implementation="eager" if work.eager else CAUSAL_SDPA, dtype=_DTYPES[work.number_bytes]
     )
     if work.method == "qlora":
         _use_linear4bit(llava.model.language_model.layers)
@@ -233,7 +235,8 @@ def _batch(model: ModelFacts, work: Workload) -> dict[str, torch.Tensor | None]:
     return {
         "input_ids": torch.empty(shape, dtype=torch.int64),
         "labels": torch.empty(shape, dtype=torch.int64),
-        "attention_mask": torch.empty(shape, dtype=torch.int64),
+        "position_ids": torch.empty(shape, dtype=torch.int64) if work.masked and not work.eager else None,
         "pixel_values": pixels if work.pictures else None,
+        "image_places": torch.empty(work.pictures * model.tokens_per_image, dtype=torch.int64),
         "predicting": torch.empty(work.supervised, dtype=torch.int64),
     }

@@ -23,11 +23,11 @@ def test_samples_are_filled_up_on_the_right():
     image = np.full((1, 3, 2, 2), 0.5, dtype=np.float32)
     batch = collate([(make(1, 5, 6), image), (make(1, 7), None), (make(1, 2, 3, 4), image * 2)], pad_token_id=9)
     assert batch["input_ids"].tolist() == [[1, 5, 6, 9], [1, 7, 9, 9], [1, 2, 3, 4]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
+    assert set(batch) == {"input_ids", "labels", "pixel_values", "predicting"}
     assert batch["labels"].tolist() == [[-100, -100, 6, -100], [-100, 7, -100, -100], [-100, -100, -100, 4]]
     assert batch["pixel_values"].shape == (2, 3, 2, 2)
     assert batch["pixel_values"][1].eq(1.0).all()
-    assert {batch[name].dtype for name in ("input_ids", "attention_mask", "labels")} == {torch.int64}
+    assert {batch[name].dtype for name in ("input_ids", "labels", "predicting")} == {torch.int64}
 
 
 def test_without_images_there_are_no_pixels():

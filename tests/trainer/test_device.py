@@ -11,8 +11,8 @@ import torch
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
+from llava_trainer.model.attention import CAUSAL_SDPA, resolve_attention
 from llava_trainer.model.flash import find_flash_fault, has_flash_attention
-from llava_trainer.model.loading import resolve_attention
 from llava_trainer.training.device import check_device, find_fault
 from llava_trainer.training.phase import Phase, phase_of
 from tests.trainer.trainings import configure
@@ -121,8 +121,8 @@ def test_flash_attn_that_does_not_run_is_not_taken(
     install_flash: Callable[[str], None], phase: Phase, body: str, caplog: pytest.LogCaptureFixture
 ):
     install_flash(body)
-    assert resolve_attention("auto", CUDA, torch.bfloat16) == "sdpa"
-    assert "attention is sdpa: flash-attn is installed, but does not run on this GPU: " in caplog.text
+    assert resolve_attention("auto", CUDA, torch.bfloat16) == CAUSAL_SDPA
+    assert "attention is not flash-attn's: it is installed, but does not run on this GPU: " in caplog.text
     asked = change(phase, attention="flash_attention_2", precision="bf16")
     with pytest.raises(StageError, match=r"NVIDIA L4: .*set it to sdpa or auto, or build .*FLASH_ATTN_ARCHS") as caught:
         check_device(asked, CUDA)

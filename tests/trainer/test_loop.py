@@ -108,7 +108,9 @@ def plain_pytorch(config: RunConfig, samples: list[Sample], processor: Processor
         ]
         batch = collate(items, processor.pad_token_id)
         labels, _ = batch.pop("labels"), batch.pop("predicting")
-        logits = tuned(**batch, use_cache=False).logits
+        ones = [torch.ones(encoded.num_tokens, dtype=torch.int64) for encoded, _ in items]
+        mask = torch.nn.utils.rnn.pad_sequence(ones, batch_first=True)
+        logits = tuned(**batch, attention_mask=mask, use_cache=False).logits
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         torch.autograd.backward(loss)
         for parameter in learning:
@@ -299,7 +301,7 @@ def test_an_empty_share_of_the_last_batch_counts_for_nothing(
     assert sum(micro_batch.num_supervised for micro_batch in full) > 0
     assert (empty.num_supervised, empty.num_tokens) == (0, 0)
     module = build_model(config, phase_of(config), world).module
-    loss = module(**empty.to(world.device, torch.float32))
+    loss = module(**empty.to(world.device))
     torch.autograd.backward(loss)
     assert loss.item() == 0.0
 

@@ -1,10 +1,8 @@
 """Loading checkpoints and adapters, what of a model learns, and its loss."""
 
-import importlib.util
 import json
 import shutil
 from contextlib import nullcontext
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -19,9 +17,8 @@ from llava_api.spec import Lora
 from llava_trainer.data.encode import IGNORED
 from llava_trainer.errors import StageError
 from llava_trainer.inputs import BaseModel
-from llava_trainer.model import loading
 from llava_trainer.model.learning import group_parameters
-from llava_trainer.model.loading import load_model, load_tuned, resolve_attention
+from llava_trainer.model.loading import load_model, load_tuned
 from llava_trainer.model.lora import add_adapter
 from llava_trainer.model.objective import SupervisedLoss
 from llava_trainer.training.adapter import WEIGHTS_FILE, check_saved, collect_adapter, name_base, publish_adapter
@@ -72,6 +69,11 @@ def make_batch(*, images: bool = True, seed: int = 0) -> dict[str, torch.Tensor 
     labels[1, 7:10] = ids[1, 7:10]
     pixels = torch.randn(2, 3, 28, 28, generator=generator) if images else None
     return {"input_ids": ids, "attention_mask": mask, "labels": labels, "pixel_values": pixels}
+
+
+def make_inputs(*, images: bool = True) -> dict[str, torch.Tensor | None]:
+    """The same, as the loss is called: without a mask."""
+    return {name: tensor for name, tensor in make_batch(images=images).items() if name != "attention_mask"}
 
 
 def logits_of(model: torch.nn.Module, batch: dict[str, torch.Tensor | None]) -> torch.Tensor:
@@ -172,24 +174,6 @@ def test_a_checkpoint_is_not_blamed_for_what_others_did(
     with pytest.raises(type(error)) as caught:
         load(base_dir)
     assert caught.value is error
-
-
-def test_attention_is_taken_as_asked_for():
-    assert resolve_attention("auto", CPU, torch.bfloat16) == "sdpa"
-    assert resolve_attention("eager", torch.device("cuda"), torch.bfloat16) == "eager"
-
-
-def test_flash_attention_is_taken_only_where_it_works(monkeypatch: pytest.MonkeyPatch):
-    cuda = torch.device("cuda", 0)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
-    monkeypatch.setattr(loading, "find_flash_fault", lambda device: None)
-    for capability, dtype, expected in (
-        ((8, 0), torch.bfloat16, "flash_attention_2"),
-        ((8, 0), torch.float32, "sdpa"),
-        ((7, 5), torch.float16, "sdpa"),
-    ):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, has=capability: has)
-        assert resolve_attention("auto", cuda, dtype) == expected
 
 
 def test_only_the_language_models_layers_and_the_projector_learn(base_dir: Path):
@@ -303,7 +287,7 @@ def test_the_loss_is_the_sum_over_supervised_tokens(base_dir: Path):
     tuned = make_tuned(base_dir)
     batch = make_batch()
     mean = tuned(**batch).loss
-    total = SupervisedLoss(tuned.get_base_model(), gradient_checkpointing=False)(**batch)
+    total = SupervisedLoss(tuned.get_base_model(), gradient_checkpointing=False)(**make_inputs())
     torch.testing.assert_close(total, mean * 7, rtol=1e-6, atol=1e-6)
 
 
@@ -311,7 +295,7 @@ def test_gradient_checkpointing_computes_the_same_gradients(base_dir: Path):
     gradients = []
     for checkpointing in (False, True):
         module = SupervisedLoss(make_tuned(base_dir).get_base_model(), gradient_checkpointing=checkpointing).train()
-        torch.autograd.backward(module(**make_batch()))
+        torch.autograd.backward(module(**make_inputs()))
         gradients.append({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, expected in gradients[0].items():
@@ -325,7 +309,7 @@ def test_the_tower_builds_no_graph_even_where_hooks_ask_for_one(base_dir: Path):
     module = SupervisedLoss(tuned.get_base_model(), gradient_checkpointing=True).train()
     outputs = []
     llava.model.vision_tower.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-    torch.autograd.backward(module(**make_batch()))
+    torch.autograd.backward(module(**make_inputs()))
     states = [state for output in outputs for state in output.hidden_states if state is not None]
     assert states
     assert not any(state.requires_grad for state in states)
@@ -338,7 +322,7 @@ def test_a_batch_without_images_gives_the_projector_a_gradient_of_zero(base_dir:
     tuned = make_tuned(base_dir)
     module = SupervisedLoss(tuned.get_base_model(), gradient_checkpointing=False).train()
     batch = make_batch(images=False)
-    loss = module(**batch)
+    loss = module(**make_inputs(images=False))
     torch.testing.assert_close(loss, tuned(**{k: v for k, v in batch.items() if v is not None}).loss * 7)
     torch.autograd.backward(loss)
     projector = tuned.get_base_model().model.multi_modal_projector.modules_to_save["default"]
@@ -347,7 +331,7 @@ def test_a_batch_without_images_gives_the_projector_a_gradient_of_zero(base_dir:
 
 def test_a_batch_without_supervised_tokens_is_zero_and_has_a_graph(base_dir: Path):
     module = SupervisedLoss(make_tuned(base_dir).get_base_model(), gradient_checkpointing=False).train()
-    batch = make_batch()
+    batch = make_inputs()
     loss = module(**batch | {"labels": torch.full_like(batch["labels"], IGNORED)})
     torch.autograd.backward(loss)
     assert loss.item() == 0.0

@@ -63,8 +63,10 @@ def saved_by_layer(model: ModelFacts, work: Workload) -> int:
     h, inner, kv = shape.hidden, shape.intermediate, key_value_width(shape)
     # LlamaRMSNorm squares and scales an fp32 copy of its input, and both keep it.
     norms = 2 * FLOAT * h
-    # Queries and keys after rotation, values, and the output; rows of log-sum-exp. Fewer key-value heads are repeated.
-    attention = b * 4 * h + FLOAT * shape.heads if kv == h else b * (4 * h + 2 * kv) + FLOAT * shape.heads
+    # Queries and keys after rotation, values, and the output; rows of log-sum-exp. Fewer key-value heads are repeated
+    # under a mask, since no fused kernel would take them there (use_gqa_in_sdpa).
+    repeated = 2 * h if kv != h and (work.masked or work.eager) else 0
+    attention = b * (2 * h + 2 * kv + repeated) + FLOAT * shape.heads
     # silu keeps its input, and the product both its factors.
     mlp = b * 3 * inner
     total = work.tokens * (norms + attention + mlp + _saved_by_linears(model, work))

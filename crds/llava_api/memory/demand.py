@@ -11,6 +11,8 @@ from llava_api.spec import Alignment, Batch, Spec
 
 PACKED_ROW_LIMITS = 2
 """Longest packed row, in length limits: ``_ROW_LIMITS`` of llava_trainer.training.rank_batches."""
+VARLEN_HEAD_MULTIPLE, VARLEN_MAX_HEAD = 8, 256
+"""Sizes of heads that flash attention in torch 2.15 has kernels for (aten/src/ATen/native/transformers/cuda)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,8 @@ class Prepared:
     """What a process holds at most; None if unknown, which then counts as all that the limits allow."""
     has_flash: bool = False
     """Whether flash-attn is in the trainer image."""
+    omits_masks: bool = False
+    """Whether the image attends without a mask where it can; older ones give a mask to all that is filled up."""
 
 
 def num_processes(spec: Spec) -> int:
@@ -59,7 +63,7 @@ def workload_of(spec: Spec, stage: StageName, model: ModelFacts, prepared: Prepa
         model: the model's shape.
         prepared: what prepare has found.
     """
-    training, attention = spec.training, _attention(spec, has_flash=prepared.has_flash)
+    training = spec.training
     rows, length = _shape(spec, stage, prepared.largest)
     # A smaller batch than was asked for holds no more than that one, and no more than goes into it.
     pictures, supervised = rows * length // model.tokens_per_image, rows * length
@@ -80,8 +84,8 @@ def workload_of(spec: Spec, stage: StageName, model: ModelFacts, prepared: Prepa
         number_bytes=2 if _is_bf16(spec) else 4,
         double_quantization=training.quantization.double if training.quantization else True,
         gradient_checkpointing=training.gradient_checkpointing,
-        masked=attention != "flash_attention_2",
-        eager=attention == "eager",
+        masked=_is_masked(spec, model, prepared),
+        eager=training.attention == "eager",
         on_gpu=spec.workers.gpus > 0,
         zero_stage=training.zero.stage,
         offload_optimizer=training.zero.offload.optimizer,
@@ -89,15 +93,28 @@ def workload_of(spec: Spec, stage: StageName, model: ModelFacts, prepared: Prepa
     )
 
 
-def _attention(spec: Spec, *, has_flash: bool) -> str:
-    """What ``auto`` is (``resolve_attention`` of llava_trainer.model.loading).
+def _is_masked(spec: Spec, model: ModelFacts, prepared: Prepared) -> bool:
+    """Whether attention is given a mask (``resolve_attention`` of llava_trainer.model.attention).
 
-    The GPUs need not be asked: one that is too old for flash-attn computes no bf16 either, and the run ends before.
+    The GPUs need not be asked: one that is too old for flash kernels computes no bf16 either, and the run ends before.
     """
     attention = spec.training.attention
-    if attention != "auto":
-        return attention
-    return "flash_attention_2" if has_flash and spec.workers.gpus > 0 and _is_bf16(spec) else "sdpa"
+    if attention == "eager":
+        return True
+    flashes = spec.workers.gpus > 0 and _is_bf16(spec)
+    if attention == "flash_attention_2" or (attention == "auto" and prepared.has_flash and flashes):
+        return False
+    if not prepared.omits_masks:
+        return True
+    if not spec.training.packing:
+        return False
+    return not (attention == "auto" and flashes and _has_varlen_heads(model))
+
+
+def _has_varlen_heads(model: ModelFacts) -> bool:
+    """Whether torch's varlen_attn takes heads of this size."""
+    size = model.language_model.hidden // model.language_model.heads
+    return size % VARLEN_HEAD_MULTIPLE == 0 and size <= VARLEN_MAX_HEAD
 
 
 def _alignment(spec: Spec) -> Alignment:

@@ -165,6 +165,8 @@ def _buffers(counts: ParameterCounts, trained: int, stage: int, work: Workload) 
     """A bucket of gradients in fp32 and, beside it, what is being reduced: a bucket, or one that is larger alone.
 
     Stage 3 holds this process's part of that besides. Without partitioned gradients nothing is reduced before the step.
+    Where communication overlaps, one more bucket's gradients are there as they come out of the backward pass: stage 2
+    fills a second bucket (setup_buckets), and stage 3 frees what is copied only once its stream has done so.
     """
     if stage == 0 or _is_bf16_optimizer(stage, work):
         return 0
@@ -172,7 +174,8 @@ def _buffers(counts: ParameterCounts, trained: int, stage: int, work: Workload) 
     if stage == 1:
         return FLOAT * bucket
     reduced = max(bucket, counts.embedding if work.method == "full" else 0)
-    return FLOAT * (bucket + reduced + (reduced // work.world_size if stage == 3 else 0))
+    overlapping = work.number_bytes * bucket if work.overlap_communication else 0
+    return FLOAT * (bucket + reduced + (reduced // work.world_size if stage == 3 else 0)) + overlapping
 
 
 def _stepping(model: ModelFacts, trained: int, share: int, stage: int, work: Workload) -> int:

@@ -35,14 +35,17 @@ class Workload:
     """2 in bf16, 4 in fp32."""
     double_quantization: bool = True
     gradient_checkpointing: bool = True
-    masked: bool = True
-    """Whether attention is given a mask, as sdpa is where rows are filled up. flash-attn needs none."""
+    masked: bool = False
+    """Whether sdpa is given a mask, as it is where rows are packed. Rows of one sample each need none, and neither do
+    flash-attn and torch's varlen_attn."""
     eager: bool = False
     """Whether attention is written out, in the tower too, and its weights are tensors that the backward pass needs."""
     on_gpu: bool = True
     zero_stage: int = 2
     offload_optimizer: bool = False
     offload_parameters: bool = False
+    overlap_communication: bool = False
+    """Whether gradients travel while others are computed; from ZeRO stage 2 on."""
 
     @property
     def tokens(self) -> int:

@@ -226,8 +226,10 @@ class Training(Strict):
     ] = True  # fmt: skip
     attention: Annotated[
         Literal["auto", "flash_attention_2", "sdpa", "eager"],
-        Field(description="Attention implementation; `auto` is flash_attention_2 where it is installed, else sdpa. "
-                          "`eager` takes much more memory: 12 bytes for each head and pair of tokens in a row."),
+        Field(description="Attention implementation. `auto` is, on GPUs in bf16, flash_attention_2 where it is "
+                          "installed, else PyTorch's own: sdpa, and for packed rows varlen_attn; elsewhere sdpa. "
+                          "`sdpa` gives packed rows a mask of length x length bytes each. `eager` takes much more "
+                          "memory: 12 bytes for each head and pair of tokens in a row."),
     ] = "auto"  # fmt: skip
     checkpoint: Annotated[Checkpoint, Field(description="When training saves its state.")] = Checkpoint()
     validation: Annotated[

@@ -74,6 +74,11 @@ class Data(Lenient):
     flash_attention: Annotated[
         bool | None, Field(description="Whether flash-attn is in the trainer image; unknown if left out.")
     ] = None
+    omits_masks: Annotated[
+        bool | None,
+        Field(description="Whether training gives attention a mask only where it needs one; left out with an older "
+                          "trainer image, which gives one wherever rows are filled up."),
+    ] = None  # fmt: skip
 
 
 class PlanTerm(Lenient):

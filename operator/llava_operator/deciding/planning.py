@@ -106,7 +106,7 @@ def _refuse_device(spec: Spec, found: Data, gpus: KnownGpus, stage: StageName) -
 
 def _demand(spec: Spec, stage: StageName, model: ModelFacts, found: Data) -> _Demand:
     largest = found.largest_alignment if stage is StageName.ALIGN else found.largest
-    prepared = Prepared(largest=largest, has_flash=bool(found.flash_attention))
+    prepared = Prepared(largest=largest, has_flash=bool(found.flash_attention), omits_masks=bool(found.omits_masks))
     return _Demand(
         stage=stage,
         prepared=prepared,
@@ -235,7 +235,8 @@ def _total_at_least(spec: Spec, demand: _Demand, found: Data, model: ModelFacts)
     """What it takes if all that prepare has not told of turns out well; an older trainer image tells less."""
     nothing = MicroBatch(rows=1, tokens=1, pictures=0, supervised=0)
     has_flash = demand.prepared.has_flash or found.flash_attention is None
-    best = Prepared(largest=demand.prepared.largest or nothing, has_flash=has_flash)
+    # It does not tell of masks because it makes them.
+    best = replace(demand.prepared, largest=demand.prepared.largest or nothing, has_flash=has_flash)
     return plan_memory(model, workload_of(spec, demand.stage, model, best)).total
 
 

@@ -1,5 +1,6 @@
 """Batches of encoded samples, padded or packed. The only module here that knows torch."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 
 from llava_trainer.data.encode import IGNORED, Encoded
 
-Batch = dict[str, torch.Tensor | None]
+Batch = dict[str, torch.Tensor | int | None]
 Item = tuple[Encoded, np.ndarray | None]
 """A sample with its images' pixels (float32, [images, 3, H, W]), None without an image."""
 
@@ -20,26 +21,32 @@ def collate(items: Sequence[Item], pad_token_id: int) -> Batch:
         pad_token_id: what fills ``input_ids``.
 
     Returns:
-        ``input_ids``, ``attention_mask`` and ``labels`` (int64, [batch, longest]; 0 and -100 where filled up),
-        ``pixel_values`` (float32, [images, 3, H, W]) of all samples in their order, None if none shows one, and
-        ``predicting`` (int64, [supervised]): flat positions whose following token is learned.
+        ``input_ids`` and ``labels`` (int64, [batch, longest]; -100 where filled up), ``pixel_values`` (float32,
+        [images, 3, H, W]) of all samples in their order, None if none shows one, and ``predicting`` (int64,
+        [supervised]): flat positions whose following token is learned. No mask: attention is causal, and what is filled
+        up stands behind.
     """
-    rows = [(item,) for item in items]
-    mask = [torch.ones(encoded.num_tokens, dtype=torch.int64) for encoded, _ in items]
-    return _lay_out(rows, pad_token_id) | {"attention_mask": torch.nn.utils.rnn.pad_sequence(mask, batch_first=True)}
+    return _lay_out([(item,) for item in items], pad_token_id)
 
 
 def collate_packed(rows: Sequence[Sequence[Item]], pad_token_id: int) -> Batch:
     """Lay the samples of each row end to end, and fill rows up to the longest of them.
 
     Returns:
-        As ``collate``, with ``position_ids`` (int64, [rows, longest]) in place of ``attention_mask``: they begin at 0
-        with every sample, and where a row is filled up. transformers tells by them who may see whom.
+        As ``collate``, with ``position_ids`` (int64, [rows, longest]): they begin at 0 with every sample, and where a
+        row is filled up, as if one more sample stood there; ``cu_seq_lens`` (int32, [samples + 1]): where these begin
+        in all rows laid end to end, and where the last one ends; and ``max_seq_len``, tokens of the longest of them.
     """
-    positions = [torch.cat([torch.arange(encoded.num_tokens) for encoded, _ in row]) for row in rows]
-    longest = max(len(row) for row in positions)
-    filled = [torch.cat((row, torch.arange(longest - len(row)))) for row in positions]
-    return _lay_out(rows, pad_token_id) | {"position_ids": torch.stack(filled)}
+    counts = [[encoded.num_tokens for encoded, _ in row] for row in rows]
+    longest = max(sum(row) for row in counts)
+    filled = [[*row, longest - sum(row)] if sum(row) < longest else row for row in counts]
+    positions = [torch.cat([torch.arange(count) for count in row]) for row in filled]
+    samples = [count for row in filled for count in row]
+    return _lay_out(rows, pad_token_id) | {
+        "position_ids": torch.stack(positions),
+        "cu_seq_lens": torch.tensor([0, *itertools.accumulate(samples)], dtype=torch.int32),
+        "max_seq_len": max(samples),
+    }
 
 
 def _lay_out(rows: Sequence[Sequence[Item]], pad_token_id: int) -> Batch:

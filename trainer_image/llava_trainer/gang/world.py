@@ -43,9 +43,10 @@ class World:
         dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def sum(self, *values: float) -> list[float]:
-        """Sums over all ranks, in fp64: counts stay exact up to 2^53."""
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        """Sums over all ranks, in fp64: counts stay exact up to 2^53. Over gloo, so that no GPU is waited for."""
+        total = torch.tensor(values, dtype=torch.float64)
+        if self.control is not None:
+            dist.all_reduce(total, group=self.control)
         return total.tolist()
 
     @property

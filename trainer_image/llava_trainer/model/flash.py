@@ -38,5 +38,10 @@ def find_flash_fault(device: "torch.device") -> str | None:
             # What a kernel fails of is told later.
             torch.cuda.synchronize(device)
     except (ImportError, OSError, RuntimeError) as error:
-        return str(error).partition("\n")[0][:_MAX_FAULT]
+        return first_line(error)
     return None
+
+
+def first_line(error: Exception) -> str:
+    """What a library says first, and no more of it than can be told."""
+    return str(error).partition("\n")[0][:_MAX_FAULT]

@@ -1,9 +1,8 @@
 """Loading a LLaVA checkpoint, and a tuned model on top of it. Nothing is ever unpickled, no code is ever fetched."""
 
-import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,7 +17,7 @@ from llava_api.failures import Reason
 from llava_api.spec import Quantization
 from llava_trainer.device_faults import explain_device_fault
 from llava_trainer.errors import LOST_CONNECTION_SIGN, StageError
-from llava_trainer.model.flash import find_flash_fault, has_flash_attention
+from llava_trainer.model.attention import register_attention
 from llava_trainer.model.layout import PROJECTOR, hub_name, is_derived
 from llava_trainer.model.lora import is_lora_b, projector_tensors
 from llava_trainer.model.projector import load_projector
@@ -27,9 +26,6 @@ AS_DATA: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": Fal
 """How every model is loaded: from its folder, by transformers' own classes, without unpickling anything."""
 PLAIN_ATTENTION = "sdpa"
 """What transformers takes unless the configuration chooses; some choices would be fetched from the hub and run."""
-Attention = Literal["auto", "flash_attention_2", "sdpa", "eager"]
-
-logger = logging.getLogger(__name__)
 
 _NAMED_KEYS = 5
 _UNQUANTIZED = ["model.vision_tower", f"model.{PROJECTOR}", "lm_head"]
@@ -40,7 +36,7 @@ def load_model(
     model_dir: Path,
     dtype: torch.dtype,
     device: torch.device | str,
-    attention: Attention = "auto",
+    attention: str = PLAIN_ATTENTION,
     quantization: Quantization | None = None,
 ) -> LlavaForConditionalGeneration:
     """Load a checkpoint from safetensors files, under any of the three ways in which tensors have been named.
@@ -49,7 +45,7 @@ def load_model(
         model_dir: folder with config.json and weights.
         dtype: number format of every weight.
         device: where the weights go; they are read straight to it.
-        attention: ``auto`` takes flash_attention_2 where it is installed and runs on the device, else sdpa.
+        attention: implementation, as transformers or ``llava_trainer.model.attention`` calls it.
         quantization: how to quantise the language model's linear layers to NF4; None leaves them alone.
 
     Returns:
@@ -59,13 +55,14 @@ def load_model(
         StageError: InvalidModel, naming the file, or the tensors that are missing, unexpected or of another shape.
     """
     device = torch.device(device)
+    register_attention()
     try:
         model, found = LlavaForConditionalGeneration.from_pretrained(
             model_dir,
             dtype=dtype,
             # With ZeRO-3 every parameter goes to the process that it belongs to.
             device_map=None if is_deepspeed_zero3_enabled() else {"": device},
-            attn_implementation=resolve_attention(attention, device, dtype),
+            attn_implementation=attention,
             quantization_config=None if quantization is None else _nf4(quantization, dtype),
             **AS_DATA,
             # Collected below with all other problems, instead of one error that names no tensor.
@@ -109,28 +106,11 @@ def _nf4(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def resolve_attention(attention: Attention, device: torch.device, dtype: torch.dtype) -> str:
-    """Attention implementation to ask transformers for."""
-    if attention != "auto":
-        return attention
-    # It computes in bf16 and fp16 only.
-    has_flash = device.type == "cuda" and dtype != torch.float32 and has_flash_attention()
-    # flash-attn 2 runs on Ampere and newer, as far as it was built for them.
-    if not has_flash or torch.cuda.get_device_capability(device) < (8, 0):
-        return PLAIN_ATTENTION
-    fault = find_flash_fault(device)
-    if fault is None:
-        return "flash_attention_2"
-    logger.warning("attention is sdpa: flash-attn is installed, but does not run on this GPU: %s", fault)
-    return PLAIN_ATTENTION
-
-
 def load_tuned(
     model_dir: Path,
     adapter_dir: Path,
     dtype: torch.dtype,
     device: torch.device | str,
-    attention: Attention = "auto",
     *,
     projector_dir: Path | None = None,
 ) -> PeftModel:
@@ -141,7 +121,6 @@ def load_tuned(
         adapter_dir: folder of the adapter.
         dtype: as in ``load_model``.
         device: as in ``load_model``.
-        attention: as in ``load_model``.
         projector_dir: of a projector that the adapter was trained upon instead of the checkpoint's own.
 
     Returns:
@@ -150,7 +129,7 @@ def load_tuned(
     Raises:
         StageError: InvalidModel for the base; InternalError for an adapter that is not whole or changes nothing.
     """
-    base = load_model(model_dir, dtype, device, attention)
+    base = load_model(model_dir, dtype, device)
     if projector_dir is not None:
         load_projector(base, projector_dir)
     try:

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from llava_trainer.data.encode import IGNORED
+from llava_trainer.model.attention import packing_arguments
 from llava_trainer.model.head import add_loss
 
 
@@ -48,34 +49,43 @@ class SupervisedLoss(nn.Module):
         input_ids: torch.Tensor,
         labels: torch.Tensor,
         pixel_values: torch.Tensor | None,
-        attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        cu_seq_lens: torch.Tensor | None = None,
+        max_seq_len: int | None = None,
         predicting: torch.Tensor | None = None,
+        image_places: torch.Tensor | None = None,
         each: bool = False,
     ) -> torch.Tensor:
-        """Sum the loss of one micro-batch, padded or packed.
+        """Sum the loss of one micro-batch, filled up on the right or packed.
+
+        What follows from other arguments is found here where it is left out, for which a GPU has to be waited for.
 
         Args:
             input_ids: (rows, length), images' tokens expanded.
             labels: (rows, length), not shifted, IGNORED where nothing is learned.
             pixel_values: (images, 3, height, width) in the order in which they appear; None without images.
-            attention_mask: (rows, length), 0 on padding; only where a row is one sample.
-            position_ids: (rows, length), beginning at 0 with each sample of a row; only where rows are packed, and
-                then without ``attention_mask``: transformers tells samples apart by this, and only then.
-            predicting: (supervised,) flat positions whose following token is learned; found here where left out,
-                for which a GPU has to be waited for.
+            position_ids: (rows, length), beginning at 0 with each sample of a row; only where rows are packed.
+            cu_seq_lens: int32 (samples + 1,), with ``position_ids``: where samples begin, and where the last one ends.
+            max_seq_len: with ``position_ids``: tokens of the longest sample.
+            predicting: (supervised,) flat positions whose following token is learned.
+            image_places: (image tokens,) flat positions of images' tokens.
             each: judge each token instead of summing them up: without a graph, for validation.
 
         Returns:
             Scalar in fp32: the sum over supervised tokens of -log p. Zero, with a graph, if there are none. With
             ``each``, (supervised, 2) in fp32 as ``head.judge_tokens`` has it.
+
+        Raises:
+            ValueError: images' tokens are not as many as their features.
         """
         llava = self._llava
-        packed = {} if position_ids is None else {"position_ids": position_ids, **_flash_lengths(llava, position_ids)}
+        packed = {}
+        if position_ids is not None:
+            packed = packing_arguments(llava.config, position_ids, cu_seq_lens, max_seq_len)
+        # Filled up on the right, rows need no mask (``llava_trainer.model.attention``).
         hidden = llava.model.language_model(
-            inputs_embeds=_embed(llava, input_ids, pixel_values), attention_mask=attention_mask, use_cache=False,
-            **packed,
-        ).last_hidden_state  # fmt: skip
+            inputs_embeds=_embed(llava, input_ids, pixel_values, image_places), use_cache=False, **packed
+        ).last_hidden_state
         if predicting is None:
             predicting = find_predicting(labels)
         targets = labels.flatten()[predicting + 1]
@@ -90,6 +100,11 @@ class SupervisedLoss(nn.Module):
         return loss
 
 
+def find_image_places(input_ids: torch.Tensor, image_token_id: int) -> torch.Tensor:
+    """Flat positions in ``input_ids`` (rows, length) of images' tokens."""
+    return (input_ids.flatten() == image_token_id).nonzero().squeeze(1)
+
+
 def find_predicting(labels: torch.Tensor) -> torch.Tensor:
     """Flat positions in ``labels`` (rows, length) whose following token in the same row is learned."""
     following = torch.full_like(labels, IGNORED)
@@ -97,17 +112,9 @@ def find_predicting(labels: torch.Tensor) -> torch.Tensor:
     return (following.flatten() != IGNORED).nonzero().squeeze(1)
 
 
-def _flash_lengths(llava: Any, position_ids: torch.Tensor) -> dict[str, Any]:
-    """What flash attention needs to tell packed samples apart in several rows; the others read ``position_ids``."""
-    if not llava.config.text_config._attn_implementation.startswith("flash_attention"):
-        return {}
-    begins = (position_ids.flatten() == 0).nonzero().squeeze(1)
-    borders = torch.cat((begins, begins.new_tensor([position_ids.numel()]))).to(torch.int32)
-    longest = int(borders.diff().max())
-    return {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
-
-
-def _embed(llava: Any, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> torch.Tensor:
+def _embed(
+    llava: Any, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, places: torch.Tensor | None
+) -> torch.Tensor:
     """Embeddings of tokens and images, as LlavaModel's own forward makes them; without images, of a blank one to 0.
 
     A projector without gradient would leave the other processes waiting. And ZeRO-3 fetches a module's weights from all
@@ -119,8 +126,12 @@ def _embed(llava: Any, input_ids: torch.Tensor, pixel_values: torch.Tensor | Non
         blank = torch.zeros(1, 3, size_px, size_px, dtype=llava.dtype, device=input_ids.device)
         return embedded + 0.0 * _look_at(llava, blank).sum()
     features = _look_at(llava, pixel_values).to(embedded.dtype)
-    places = llava.model.get_placeholder_mask(input_ids, inputs_embeds=embedded, image_features=features)
-    return embedded.masked_scatter(places, features)
+    if places is None:
+        places = find_image_places(input_ids, llava.config.image_token_id)
+    if len(places) != len(features):
+        raise ValueError(f"{len(places)} tokens stand for images, which have {len(features)} features")
+    # By number: under a mask, as LlavaModel does it, how many there are would be asked of the GPU, also going backward.
+    return embedded.flatten(0, 1).index_copy(0, places, features).view_as(embedded)
 
 
 def _look_at(llava: Any, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -98,6 +98,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
             "largest_alignment": _find_largest(config, alignment, StageName.ALIGN) if alignment else None,
             "free_bytes": find_free_bytes(config.volume_root),
             "flash_attention": has_flash_attention(),
+            "omits_masks": True,
             "model": facts,
             "config_version": RUN_CONFIG_VERSION,
         }

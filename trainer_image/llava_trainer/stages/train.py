@@ -15,6 +15,7 @@ from llava_trainer.files import sha256_folder
 from llava_trainer.gang.launcher import Worker, launch, node_rank
 from llava_trainer.gang.rendezvous import Patience, Rendezvous
 from llava_trainer.gang.signing import make_signer
+from llava_trainer.host_cores import count_cores
 from llava_trainer.outcome import Interrupted, StageOutput
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.curve import find_last_step, read_numbers
@@ -97,9 +98,24 @@ def _set_environment(config: RunConfig) -> None:
     if not os.environ.keys() & {"TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"}:
         # torch's own default has been nothing and 2,000 operations; a dump of so many is half a megabyte.
         os.environ["TORCH_FR_BUFFER_SIZE"] = _REMEMBERED_OPERATIONS
-    if config.workers.processes_per_node > 1:
-        # As torchrun does: processes that all take every core hold each other up.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    threads = _threads_a_rank(config, count_cores())
+    if threads is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+def _threads_a_rank(config: RunConfig, cores: int) -> int | None:
+    """Threads that torch computes with on the CPU in each rank; None leaves it to torch.
+
+    Args:
+        config: the run configuration.
+        cores: of this pod.
+    """
+    ranks = config.workers.processes_per_node
+    if config.training.zero.offload.optimizer:
+        # The optimiser steps there: by all cores of the pod, and torch would take the node's in each rank.
+        return max(1, cores // ranks)
+    # As torchrun does: ranks that all take every core hold each other up.
+    return 1 if ranks > 1 else None
 
 
 def _announce_finished(config: RunConfig, rendezvous: Rendezvous) -> None:

@@ -3,6 +3,7 @@
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -17,6 +18,7 @@ from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample
 from llava_trainer.data.template import Template
+from llava_trainer.model.objective import find_image_places
 from llava_trainer.training.batch_plan import BatchPlan
 from llava_trainer.training.rank_batches import Rows
 
@@ -36,12 +38,9 @@ class MicroBatch:
     num_tokens: int
     """Real (not padding) tokens."""
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
-        """The tensors on ``device``, images in the model's number format."""
-        return {
-            name: None if tensor is None else tensor.to(device, dtype if tensor.is_floating_point() else None)
-            for name, tensor in self.tensors.items()
-        }
+    def to(self, device: torch.device) -> Batch:
+        """What the model is called with on ``device``; copies of pinned memory are not waited for."""
+        return _map(self.tensors, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 class Samples(Protocol):
@@ -60,6 +59,11 @@ class RowLoader:
     max_length: int
     template: Template = "v1"
     packing: bool = False
+    dtype: torch.dtype = torch.float32
+    """Images' number format: the model's. Converted here: what is converted on the way to a GPU is not copied from
+    pinned memory."""
+    pinned: bool = False
+    """Whether to load into memory that a GPU can copy from by itself."""
 
     def load(self, rows: Rows) -> MicroBatch:
         """A micro-batch of these samples.
@@ -69,17 +73,26 @@ class RowLoader:
         """
         pad_token_id = self.processor.pad_token_id
         if not rows:
-            return _nothing(pad_token_id)
+            return MicroBatch(tensors=self._finish(_nothing(pad_token_id)), num_supervised=0, num_tokens=0)
         items = [[self._load_sample(self.samples[index]) for index in row] for row in rows]
         if self.packing:
             tensors = collate_packed(items, pad_token_id)
         else:
             tensors = collate([item for row in items for item in row], pad_token_id)
         return MicroBatch(
-            tensors=tensors,
-            num_supervised=_count(tensors["predicting"]),
+            tensors=self._finish(tensors),
+            num_supervised=tensor_of(tensors, "predicting").numel(),
             num_tokens=sum(encoded.num_tokens for row in items for encoded, _ in row),
         )
+
+    def _finish(self, tensors: Batch) -> Batch:
+        """Add where images' tokens are, and make all of it what the device takes."""
+        places = find_image_places(tensor_of(tensors, "input_ids"), self.processor.image_token_id)
+        finished = _map(
+            tensors | {"image_places": places},
+            lambda tensor: tensor.to(self.dtype) if tensor.is_floating_point() else tensor,
+        )
+        return _map(finished, torch.Tensor.pin_memory) if self.pinned else finished
 
     def _load_sample(self, sample: Sample) -> Item:
         pixels = [pixel_values(open_image(self.images.find(name)), self.processor) for name in sample.images]
@@ -104,10 +117,12 @@ class BatchLoader:
         plan: BatchPlan,
         rank: int,
         template: Template = "v1",
+        dtype: torch.dtype = torch.float32,
+        pinned: bool = False,
     ) -> None:
         self._rows = RowLoader(
             samples=samples, processor=processor, images=images, max_length=max_length, template=template,
-            packing=plan.packing,
+            packing=plan.packing, dtype=dtype, pinned=pinned,
         )  # fmt: skip
         self._plan = plan
         self._rank = rank
@@ -156,18 +171,23 @@ class BatchLoader:
             self._ahead.append((wanted, [self._threads.submit(self.load_rows, rows) for rows in rank_batch]))
 
 
-def _count(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.numel()
+def tensor_of(batch: Batch, name: str) -> torch.Tensor:
+    """The tensor of this name, which every batch has."""
+    tensor = batch[name]
+    assert isinstance(tensor, torch.Tensor), name
+    return tensor
 
 
-def _nothing(pad_token_id: int) -> MicroBatch:
+def _map(batch: Batch, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    """The batch with its tensors changed, and all else as it is."""
+    return {name: change(value) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
+
+def _nothing(pad_token_id: int) -> Batch:
     """One token that nothing is learned from: an empty share of the last batch of an epoch."""
-    tensors: Batch = {
+    return {
         "input_ids": torch.tensor([[pad_token_id]]),
-        # Not masked: attention over nothing at all is not a number.
-        "attention_mask": torch.ones(1, 1, dtype=torch.int64),
         "labels": torch.tensor([[IGNORED]]),
         "pixel_values": None,
         "predicting": torch.zeros(0, dtype=torch.int64),
     }
-    return MicroBatch(tensors=tensors, num_supervised=0, num_tokens=0)

@@ -31,6 +31,7 @@ def build_engine(
     dtype: torch.dtype,
     per_device_batch: int,
     constants: Optimizer = ADAMW,
+    overlap_communication: bool = False,
 ) -> Any:
     """Put ``module`` under DeepSpeed.
 
@@ -42,6 +43,8 @@ def build_engine(
         dtype: number format of the module; with bf16 DeepSpeed keeps the originals and gradients in fp32.
         per_device_batch: samples of a micro-batch (DeepSpeed only counts with it).
         constants: AdamW's.
+        overlap_communication: let gradients travel while others are computed, from stage 2 on, for one more bucket of
+            them. No field of a run asks for it: that it gains anything has not been seen on GPUs (docs/benchmarks.md).
 
     Returns:
         DeepSpeed's engine. ``backward`` may be called any number of times before ``step``.
@@ -63,7 +66,7 @@ def build_engine(
     stage = resolve_stage(zero, dtype)
     if stage == 0:
         optimizer.register_step_pre_hook(_clip)
-    settings = {
+    settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": per_device_batch,
         **_zero_settings(zero, dtype, device),
         "gradient_accumulation_steps": 1,
@@ -73,7 +76,11 @@ def build_engine(
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "steps_per_print": None,
+        # Else the device is waited for in every forward pass and every step.
+        "timers": {"throughput": {"enabled": False}},
     }
+    # DeepSpeed asserts as much where we count micro-batches ourselves.
+    settings["zero_optimization"]["overlap_comm"] = overlap_communication and stage >= 2
     # DeepSpeed allocates a buffer of this size at once, by default 500 million elements.
     num_trained = sum(_numel(parameter) for group in groups for parameter in group.parameters)
     settings["zero_optimization"]["reduce_bucket_size"] = min(num_trained, _MAX_BUCKET_ELEMENTS)
@@ -121,6 +128,7 @@ def _zero_settings(zero: Zero, dtype: torch.dtype, device: torch.device) -> dict
         "bf16": {"enabled": dtype == torch.bfloat16},
         "zero_optimization": {
             "stage": resolve_stage(zero, dtype),
+            # DeepSpeed's own default is true with stage 3.
             "overlap_comm": False,
             "stage3_param_persistence_threshold": _PERSISTENT_ELEMENTS,
             **{name: setting for name, setting in offloaded.items() if setting},

@@ -13,15 +13,18 @@ from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_api.spec import Quantization
+from llava_trainer.data.model_config import load_config
 from llava_trainer.errors import StageError
 from llava_trainer.gang.world import World
 from llava_trainer.inputs import read_inputs
+from llava_trainer.model.attention import resolve_attention
 from llava_trainer.model.learning import ParameterGroup, group_parameters, train_projector, train_whole
 from llava_trainer.model.loading import load_model
 from llava_trainer.model.lora import add_adapter
 from llava_trainer.model.objective import SupervisedLoss
 from llava_trainer.model.partition import copy_whole, num_elements
 from llava_trainer.model.projector import load_projector, projector_parameters, reset_projector
+from llava_trainer.model.varlen import heads_of
 from llava_trainer.training.adapter import name_base
 from llava_trainer.training.device import check_device
 from llava_trainer.training.engine import build_engine, models_sharded
@@ -60,8 +63,10 @@ class ModelUnderTraining:
         return sum(num_elements(parameter) for group in self.groups for parameter in group.parameters)
 
 
-def build_model(config: RunConfig, phase: Phase, world: World) -> ModelUnderTraining:
-    """Load the model, open it for what the phase trains, and put it under DeepSpeed.
+def build_model(
+    config: RunConfig, phase: Phase, world: World, *, overlap_communication: bool = False
+) -> ModelUnderTraining:
+    """Load the model, open it for what the phase trains, and put it under DeepSpeed (``build_engine``).
 
     Raises:
         StageError: InvalidModel; UnsupportedDevice where the GPU cannot do what the phase asks for.
@@ -70,8 +75,10 @@ def build_model(config: RunConfig, phase: Phase, world: World) -> ModelUnderTrai
     training = phase.training
     dtype = resolve_dtype(training.precision, world.device)
     quantization = (training.quantization or Quantization()) if phase.method == "qlora" else None
+    packed = heads_of(load_config(config.model_dir)) if training.packing else None
+    attention = resolve_attention(training.attention, world.device, dtype, packed=packed)
     with models_sharded(training.zero, dtype, world.device):
-        llava = load_model(config.model_dir, dtype, world.device, training.attention, quantization)
+        llava = load_model(config.model_dir, dtype, world.device, attention, quantization)
     _init_projector(config, phase, llava)
     # Drawn from the same seed everywhere; each rank's dropout then goes its own way.
     torch.manual_seed(training.seed)
@@ -96,6 +103,7 @@ def build_model(config: RunConfig, phase: Phase, world: World) -> ModelUnderTrai
         dtype=dtype,
         per_device_batch=training.batch.per_device,
         constants=training.optimizer,
+        overlap_communication=overlap_communication,
     )
     module.train()
     return ModelUnderTraining(

@@ -47,7 +47,7 @@ def _run(extreme: Extreme, model: ModelUnderTraining, loader: BatchLoader, world
     logger.info("before the first step: %s", told)
     micro_batch = loader.load_rows(extreme.rows)
     try:
-        loss = model.engine(**micro_batch.to(world.device, model.dtype))
+        loss = model.engine(**micro_batch.to(world.device))
         _check_finite(loss, told, world)
         model.engine.backward(loss * 0.0, scale_wrt_gas=False)
     except torch.OutOfMemoryError as error:

@@ -117,19 +117,29 @@ def run_step(
             agreement.ask()
         beat(Doing.COMPUTING)
         torch.manual_seed(seed)
-        loss = engine(**micro_batch.to(world.device, model.dtype))
+        loss = engine(**micro_batch.to(world.device))
         engine.backward(loss * scale, scale_wrt_gas=False)
         loss_sum += loss.detach()
     set_learning_rates(engine, model.groups, factor)
     engine.step()
-    (total_loss,) = world.sum(loss_sum.item())
+    rank_loss, grad_norm = _read(loss_sum, engine.get_global_grad_norm())
+    (total_loss,) = world.sum(rank_loss)
     return StepOutcome(
         loss=total_loss / totals.supervised,
-        grad_norm=float(engine.get_global_grad_norm()),
+        grad_norm=grad_norm,
         learning_rate=model.groups[0].learning_rate * factor,
         tokens=totals.tokens,
         samples=samples,
     )
+
+
+def _read(loss_sum: torch.Tensor, norm: float | torch.Tensor) -> tuple[float, float]:
+    """Loss and norm as numbers: the one place of a step in which our own code waits for the device."""
+    if isinstance(norm, torch.Tensor) and norm.device == loss_sum.device:
+        loss, grad_norm = torch.stack((loss_sum.double(), norm.double().reshape(()))).tolist()
+        return loss, grad_norm
+    # By stage, DeepSpeed itself may have fetched it.
+    return loss_sum.item(), float(norm)
 
 
 def draw_seed(seed: int, step: int, first_sample: int) -> int:

@@ -14,6 +14,7 @@ from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.gang.stopping import StopRequest, saving_time_s
 from llava_trainer.gang.watchdog import Beat
 from llava_trainer.gang.world import World
+from llava_trainer.model.attention import attention_of
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.artifacts import publish_result
 from llava_trainer.training.batch_plan import make_plan
@@ -69,7 +70,7 @@ def train(
         loader = stack.enter_context(
             BatchLoader(
                 samples, processor, images=phase.images, max_length=phase.training.max_length, plan=plan,
-                rank=world.rank, template=phase.template,
+                rank=world.rank, template=phase.template, dtype=model.dtype, pinned=world.device.type == "cuda",
             )
         )  # fmt: skip
         probe_largest(model, loader, plan, world)
@@ -102,7 +103,7 @@ def train(
         trainable_parameters=model.num_parameters,
         tokens=recorder.tokens,
         world_size=world.world_size,
-        attention=model.llava.config.text_config._attn_implementation,
+        attention=attention_of(model.llava.config),
         validation_loss=loop.selection.best_loss if best_step is not None else seen and seen.loss,
         validation_exact=loop.selection.best_exact if best_step is not None else seen and seen.exact,
         best_step=best_step,

@@ -19,7 +19,7 @@ from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.gang.stopping import StopAgreement
 from llava_trainer.gang.watchdog import Beat, Doing
 from llava_trainer.gang.world import World
-from llava_trainer.training.batches import MicroBatch, RowLoader
+from llava_trainer.training.batches import MicroBatch, RowLoader, tensor_of
 from llava_trainer.training.model_under_training import ModelUnderTraining
 from llava_trainer.training.phase import Phase
 from llava_trainer.training.rank_batches import Limits, Rows, plan_padded_rows
@@ -112,7 +112,8 @@ class Validator:
     def _loader(self) -> RowLoader:
         return RowLoader(
             samples=self.samples, processor=self.processor, images=self.phase.images,
-            max_length=self.phase.training.max_length, template=self.phase.template,
+            max_length=self.phase.training.max_length, template=self.phase.template, dtype=self.model.dtype,
+            pinned=self.world.device.type == "cuda",
         )  # fmt: skip
 
     @torch.no_grad()
@@ -121,7 +122,7 @@ class Validator:
         self.beat(Doing.LOADING)
         micro_batch = self._loader.load(rows)
         self.beat(Doing.COMPUTING)
-        judged = self.model.engine(**micro_batch.to(self.world.device, self.model.dtype), each=True)
+        judged = self.model.engine(**micro_batch.to(self.world.device), each=True)
         losses, likeliest = judged.double().cpu().numpy().T
         exact, answers = count_exact(micro_batch, likeliest > 0, self.processor.eos_token_id)
         return np.array([losses.sum(), len(losses), exact, answers])
@@ -143,9 +144,7 @@ def count_exact(micro_batch: MicroBatch, likeliest: np.ndarray, eos_token_id: in
         likeliest: bool [supervised]: whether each supervised token is the likeliest.
         eos_token_id: what a whole answer ends with; one that the length limit has cut off does not count.
     """
-    predicting, labels = micro_batch.tensors["predicting"], micro_batch.tensors["labels"]
-    assert predicting is not None
-    assert labels is not None
+    predicting, labels = (tensor_of(micro_batch.tensors, name) for name in ("predicting", "labels"))
     if predicting.numel() == 0:
         return 0, 0
     places = predicting.cpu().numpy()
