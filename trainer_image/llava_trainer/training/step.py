@@ -32,6 +32,8 @@ class BatchTotals:
     """How long the step before took, as the first rank has measured it; 0 if there was none."""
     peak_gpu_memory_bytes: int = 0
     """Most memory that torch has reserved on any rank's GPU before this step; 0 without GPUs."""
+    data_wait_s: float = 0.0
+    """How long the rank that waited longest has waited for its part of the batch: all others wait for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,27 +50,31 @@ class StepOutcome:
     samples: int
 
 
-def count_batch(micro_batches: Sequence[MicroBatch], stop: bool, world: World, last_step_s: float = 0.0) -> BatchTotals:
+def count_batch(
+    micro_batches: Sequence[MicroBatch], stop: bool, world: World, last_step_s: float = 0.0, data_wait_s: float = 0.0
+) -> BatchTotals:
     """Count over all ranks what each one's micro-batches hold, and whether any was asked to stop.
 
-    The first rank's ``last_step_s`` is told to all.
+    The first rank's ``last_step_s`` is told to all, and the longest ``data_wait_s``.
     """
     # A sum in which each rank has a place of its own tells all of them, and is no operation more.
-    peaks = [0.0] * world.world_size
-    peaks[world.rank] = world.peak_gpu_memory_bytes
-    supervised, tokens, stops, seconds, *peaks = world.sum(
+    peaks, waits = [0.0] * world.world_size, [0.0] * world.world_size
+    peaks[world.rank], waits[world.rank] = world.peak_gpu_memory_bytes, data_wait_s
+    supervised, tokens, stops, seconds, *each = world.sum(
         sum(micro_batch.num_supervised for micro_batch in micro_batches),
         sum(micro_batch.num_tokens for micro_batch in micro_batches),
         stop,
         last_step_s if world.is_first else 0.0,
         *peaks,
+        *waits,
     )
     return BatchTotals(
         supervised=int(supervised),
         tokens=int(tokens),
         stop=stops > 0,
         last_step_s=seconds,
-        peak_gpu_memory_bytes=int(max(peaks)),
+        peak_gpu_memory_bytes=int(max(each[: world.world_size])),
+        data_wait_s=max(each[world.world_size :]),
     )
 
 

@@ -31,6 +31,7 @@ from llava_trainer.training.retention import remove_unfinished, step_of
 from llava_trainer.training.saving import Saver
 from llava_trainer.training.selection import Selection
 from llava_trainer.training.servable import write_servable
+from llava_trainer.training.utilisation import find_utilisation
 from llava_trainer.training.validation import Validator
 
 
@@ -77,7 +78,12 @@ def train(
         recorder = None
         if world.is_first:
             history = stack.enter_context(_open_history(config, resume_point))
-            recorder = Recorder(history, reporter, plan, first_step=resume_point.step)
+            validation = phase.training.validation
+            recorder = Recorder(
+                history, reporter, plan, first_step=resume_point.step,
+                validate_every=validation.every_steps if validation else None,
+                utilisation=find_utilisation(config, phase, plan, world, model.dtype),
+            )  # fmt: skip
             recorder.record_skipped([f"{path.parent.parent.name}/{path.name}" for path in resume_point.passed_over])
         loop = Loop(
             phase=phase, plan=plan, model=model, world=world, loader=loader, saver=saver,
