@@ -66,7 +66,7 @@ class ProgressReport(Lenient):
     """Real (not padding) tokens per second over all ranks."""
     data_wait_ratio: Annotated[float | None, Field(ge=0, le=1)] = None
     """Fraction of the last steps' time in which training waited for data."""
-    mfu: Annotated[float | None, Field(ge=0, le=1e6)] = None
+    mfu: Annotated[float | None, Field(ge=0)] = None
     """Model FLOPs utilisation of the last steps; None without GPUs whose peak is known."""
     checkpoint_step: Annotated[int | None, Field(ge=0, le=2**53)] = None
     resumed_step: Annotated[int | None, Field(ge=0, le=2**53)] = None

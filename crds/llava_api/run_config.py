@@ -21,7 +21,12 @@ RUN_CONFIG_VERSION: Final = 2
 RunConfigVersion = Literal[1, 2]
 _SINCE_VERSION_2: Final = ("results", "training.maxRestarts")
 """Paths of fields that an image of version 1 would refuse."""
-_OPTIONAL_SINCE: Final = ("training.validation", "training.keepBest", "training.earlyStopping")
+_OPTIONAL_SINCE: Final = (
+    "training.validation.answers",
+    "training.validation",
+    "training.keepBest",
+    "training.earlyStopping",
+)
 """Paths of fields that are written only where they are set: an image that does not know one then refuses the run that
 asks for it, and no other."""
 _OF_FORMATS: Final = ("messages", "table")
@@ -101,7 +106,8 @@ class RunConfig(Strict):
             *parents, name = path.split(".")
             parent = fields
             for step in parents:
-                parent = parent[step]
+                # A part that is not set has no fields.
+                parent = parent.get(step) or {}
             if path not in _OPTIONAL_SINCE or parent.get(name) is None:
                 parent.pop(name, None)
         for dataset in (fields["dataset"], (fields["alignment"] or {}).get("dataset", {})):

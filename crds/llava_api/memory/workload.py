@@ -38,6 +38,8 @@ class Workload:
     zero_stage: int = 2
     offload_optimizer: bool = False
     offload_parameters: bool = False
+    answer_tokens: int = 0
+    """Of the longest prompt and its answer, where held-out questions are answered while it trains; 0 where none is."""
 
     @property
     def tokens(self) -> int:

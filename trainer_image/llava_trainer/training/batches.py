@@ -35,6 +35,8 @@ class MicroBatch:
     """Tokens that are learned."""
     num_tokens: int
     """Real (not padding) tokens."""
+    supervised_each: tuple[int, ...] = ()
+    """Tokens that are learned of each sample, in the order of the rows."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """The tensors on ``device``, images in the model's number format."""
@@ -79,6 +81,7 @@ class RowLoader:
             tensors=tensors,
             num_supervised=_count(tensors["predicting"]),
             num_tokens=sum(encoded.num_tokens for row in items for encoded, _ in row),
+            supervised_each=tuple(encoded.num_supervised for row in items for encoded, _ in row),
         )
 
     def _load_sample(self, sample: Sample) -> Item:

@@ -18,7 +18,11 @@ from llava_api.volume import RunVolume
 from llava_trainer.files import make_folder, write_whole
 from llava_trainer.gang.failures import ranks_dir
 
+MAX_ANSWER_CHARS = 2000
+"""Of an answer that a validation has got."""
+
 _Count = Annotated[int, Field(ge=0, le=MAX_SIZE)]
+_Answer = Annotated[str, Field(max_length=MAX_ANSWER_CHARS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,8 @@ class CurvePoint:
     """Fraction of held-out answers that were exact then."""
     validation_seconds: float | None = None
     """How long training stood still for it."""
+    validation_answers: tuple[_Answer, ...] | None = None
+    """What the model answered to the questions of ``held_out_answers`` then; None where none is asked."""
 
 
 class SeenFields(TypedDict, total=False):
@@ -60,6 +66,7 @@ class SeenFields(TypedDict, total=False):
     validation_loss: float
     validation_exact: float | None
     validation_seconds: float
+    validation_answers: tuple[str, ...] | None
 
 
 _POINT = TypeAdapter(CurvePoint)

@@ -19,6 +19,7 @@ from llava_trainer.training.batch_plan import BatchPlan
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.checkpoint import CheckpointState
 from llava_trainer.training.checks import check_finite, check_gradient, check_supervised
+from llava_trainer.training.hardest import HardestSamples
 from llava_trainer.training.model_under_training import ModelUnderTraining
 from llava_trainer.training.phase import Phase
 from llava_trainer.training.progress import Progress
@@ -52,6 +53,8 @@ class Loop:
     """What this training is, to be told in its checkpoints."""
     fence: Fence
     """Asked in the first rank."""
+    hardest: HardestSamples | None = None
+    """None: nobody asks which samples are the hardest."""
     validator: Validator | None = None
     """None: nobody looks at held-out samples meanwhile."""
     selection: Selection = field(default_factory=Selection)
@@ -87,6 +90,7 @@ class Loop:
                 self._save(step)
             self._note_saved(self.saver.check())
         self._finish_saving()
+        self._keep_hardest(step)
         return step
 
     def _is_to_be_saved(self, step: int) -> bool:
@@ -146,6 +150,8 @@ class Loop:
             self._stop_after(step)
         self.progress.finish_step(step + 1, time.monotonic() - began)
         check_finite(outcome, step + 1)
+        if self.hardest:
+            self.hardest.note(step, self.plan.rank_batch(step, self.world.rank), outcome.sample_losses)
         if step == self.first_step:
             check_gradient(self.model, self.world, step + 1)
         return outcome, totals
@@ -180,6 +186,8 @@ class Loop:
         )  # fmt: skip
 
     def _save(self, step: int) -> None:
+        # Before the checkpoint: whoever goes on from that finds it.
+        self._keep_hardest(step)
         self.beat(Doing.SAVING)
         engine, named = self.model.engine, self.model.named_trainable()
         state = CheckpointState(
@@ -188,6 +196,11 @@ class Loop:
             selection=self.selection.to_fields() if self.validator else {},
         )  # fmt: skip
         self.saver.begin(slices_to_save(list_slices(engine, named), engine), state)
+
+    def _keep_hardest(self, step: int) -> None:
+        if self.hardest:
+            self.beat(Doing.WAITING)
+            self.hardest.keep(step, self.world, self.fence.check)
 
     def _finish_saving(self) -> None:
         self.beat(Doing.SAVING)

@@ -110,7 +110,7 @@ class Recorder:
         self._timing.note_validation(validation.seconds)
         self._history.add_validation(
             step, validation_loss=validation.loss, validation_exact=validation.exact,
-            validation_seconds=validation.seconds,
+            validation_seconds=validation.seconds, validation_answers=validation.texts,
         )  # fmt: skip
         self._last_time = time.monotonic()
         self._report()

@@ -38,7 +38,7 @@ class BatchTotals:
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """What one step did, the same in every rank."""
+    """What one step did; the same in every rank, but for ``sample_losses``."""
 
     loss: float
     """Per supervised token."""
@@ -48,6 +48,8 @@ class StepOutcome:
     """Of the adapter."""
     tokens: int
     samples: int
+    sample_losses: np.ndarray
+    """Of this rank's own samples in their rows' order: summed loss and supervised tokens, float64 [samples, 2]."""
 
 
 def count_batch(
@@ -114,6 +116,7 @@ def run_step(
     # DeepSpeed divides the sum of all ranks' gradients by their number.
     scale = world.world_size / totals.supervised
     loss_sum = torch.zeros((), dtype=torch.float32, device=world.device)
+    token_losses = []
     for number, (micro_batch, seed) in enumerate(zip(micro_batches, seeds, strict=True), start=1):
         if number > 1:
             beat(Doing.WAITING)
@@ -123,19 +126,37 @@ def run_step(
             agreement.ask()
         beat(Doing.COMPUTING)
         torch.manual_seed(seed)
-        loss = engine(**micro_batch.to(world.device, model.dtype))
+        loss, losses = engine(**micro_batch.to(world.device, model.dtype), parts=True)
         engine.backward(loss * scale, scale_wrt_gas=False)
         loss_sum += loss.detach()
+        token_losses.append(losses)
     set_learning_rates(engine, model.groups, factor)
     engine.step()
-    (total_loss,) = world.sum(loss_sum.item())
+    # Once for all of it: each time the device is waited for.
+    own_loss, *own_losses = torch.cat((loss_sum[None], *token_losses)).tolist()
+    (total_loss,) = world.sum(own_loss)
     return StepOutcome(
         loss=total_loss / totals.supervised,
         grad_norm=float(engine.get_global_grad_norm()),
         learning_rate=model.groups[0].learning_rate * factor,
         tokens=totals.tokens,
         samples=samples,
+        sample_losses=sum_by_sample(own_losses, [n for one in micro_batches for n in one.supervised_each]),
     )
+
+
+def sum_by_sample(token_losses: Sequence[float], supervised_each: Sequence[int]) -> np.ndarray:
+    """Summed loss and number of tokens of each sample, float64 [samples, 2].
+
+    Args:
+        token_losses: of all supervised tokens, sample by sample.
+        supervised_each: tokens of each sample; 0 where nothing of it is learned.
+    """
+    counts = np.asarray(supervised_each, dtype=np.int64)
+    # Of the running sum: np.add.reduceat does not know groups of nothing.
+    until = np.concatenate(([0.0], np.cumsum(np.asarray(token_losses, dtype=np.float64))))
+    ends = np.cumsum(counts)
+    return np.stack((until[ends] - until[ends - counts], counts), axis=1)
 
 
 def draw_seed(seed: int, step: int, first_sample: int) -> int:

@@ -20,6 +20,7 @@ from llava_trainer.gang.stopping import StopAgreement
 from llava_trainer.gang.watchdog import Beat, Doing
 from llava_trainer.gang.world import World
 from llava_trainer.training.batches import MicroBatch, RowLoader
+from llava_trainer.training.held_out_answers import HeldOutAnswers
 from llava_trainer.training.model_under_training import ModelUnderTraining
 from llava_trainer.training.phase import Phase
 from llava_trainer.training.rank_batches import Limits, Rows, plan_padded_rows
@@ -34,7 +35,7 @@ forward with the operator, and one that hangs must not make any."""
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What held-out samples have shown after a step; the same in every rank."""
+    """What held-out samples have shown after a step; the same in every rank, but for ``texts``."""
 
     loss: float
     """Per supervised token."""
@@ -46,6 +47,8 @@ class Validation:
     samples: int
     seconds: float
     """How long training stood still for it."""
+    texts: tuple[str, ...] | None = None
+    """What the model has answered to a few questions; in the first rank, where some are asked."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +63,8 @@ class Validator:
     """Held-out ones; at least one."""
     processor: Processor
     beat: Beat
+    answers: HeldOutAnswers | None = None
+    """None: no question is asked."""
 
     def is_due(self, step: int, total_steps: int) -> bool:
         """Whether to look after ``step`` steps: every so many, and after the last."""
@@ -90,6 +95,7 @@ class Validator:
                 counts += self._judge(rows)
                 if on_looked and is_to_be_told(number, len(self._rank_rows)):
                     on_looked(len(self.indices) * number // len(self._rank_rows), len(self.indices))
+            texts = self.answers.answer(agreement) if self.answers else None
         finally:
             self.model.module.train()
         self.beat(Doing.WAITING)
@@ -100,6 +106,7 @@ class Validator:
             answers=int(answers),
             samples=len(self.indices),
             seconds=time.monotonic() - began,
+            texts=texts,
         )
 
     @cached_property
