@@ -65,6 +65,10 @@ class ProgressReport(Lenient):
     samples_per_second: float | None = None
     tokens_per_second: float | None = None
     """Real (not padding) tokens per second over all ranks."""
+    data_wait_ratio: Annotated[float | None, Field(ge=0, le=1)] = None
+    """Fraction of the last steps' time in which training waited for data."""
+    mfu: Annotated[float | None, Field(ge=0)] = None
+    """Model FLOPs utilisation of the last steps; None without GPUs whose peak is known."""
     checkpoint_step: Annotated[int | None, Field(ge=0, le=2**53)] = None
     resumed_step: Annotated[int | None, Field(ge=0, le=2**53)] = None
     """Step that this attempt went on from, in training; 0 where it began anew."""
@@ -74,6 +78,8 @@ class ProgressReport(Lenient):
     """Held-out loss per supervised token then."""
     validation_exact: Annotated[float | None, Field(ge=0, le=1)] = None
     """Fraction of held-out answers that were exact then."""
+    validating_samples: Annotated[int | None, Field(ge=0, le=2**53)] = None
+    """Held-out samples that the validation under way has looked at; None while there is none."""
     lowest_validation_loss: float | None = None
     """Lowest held-out loss so far."""
     best_step: Annotated[int | None, Field(ge=0, le=2**53)] = None

@@ -23,8 +23,9 @@ RunConfigVersion = Literal[1, 2]
 _SINCE_VERSION_2: Final = ("results", "training.maxRestarts")
 """Paths of fields that an image of version 1 would refuse."""
 _OPTIONAL_SINCE: Final = (
-    "training.validation", "training.keepBest", "training.earlyStopping", "training.projector", "training.lora.targets",
-    "training.lora.rsLora", "training.maxSteps", "training.minimumLearningRate", "training.optimizer",
+    "training.validation.answers", "training.validation", "training.keepBest", "training.earlyStopping",
+    "training.projector", "training.lora.targets", "training.lora.rsLora", "training.maxSteps",
+    "training.minimumLearningRate", "training.optimizer",
 )  # fmt: skip
 """Paths of fields that are written only where they are set to something else than their default: an image that does
 not know one then refuses the run that asks for it, and no other."""
@@ -105,7 +106,8 @@ class RunConfig(Strict):
             *parents, name = path.split(".")
             parent = fields
             for step in parents:
-                parent = parent[step]
+                # A part that is not set has no fields.
+                parent = parent.get(step) or {}
             if path not in _OPTIONAL_SINCE or _has_default(self, path):
                 parent.pop(name, None)
         for dataset in (fields["dataset"], (fields["alignment"] or {}).get("dataset", {})):

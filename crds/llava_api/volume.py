@@ -135,6 +135,10 @@ class RunVolume:
         """Training curve of this attempt of align or train: one JSON object a logged step."""
         return self.attempt_dir(stage, attempt) / "history.jsonl"
 
+    def hardest_file(self, stage: StageName, attempt: int) -> Path:
+        """Training samples with the highest loss in this attempt of train, by their numbers in ``train_file``."""
+        return self.attempt_dir(stage, attempt) / "hardest.json"
+
     @property
     def adapter_dir(self) -> Path:
         """Final adapter in PEFT's layout, and in it the projector where it was trained."""

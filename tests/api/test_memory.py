@@ -22,6 +22,7 @@ from llava_api.memory import (
     plan_storage,
     workload_of,
 )
+from llava_api.memory.answering import plan_answering
 from llava_api.model_facts import ModelFacts, TransformerShape
 from llava_api.report import MicroBatch
 from llava_api.spec import Spec
@@ -385,3 +386,43 @@ def test_an_adapter_on_fewer_layers_and_a_frozen_projector_are_planned_smaller()
     assert trained() - trained(projector="frozen") == projector
     # 32 layers, rank 128, two squares of 4096.
     assert trained(projector="frozen", lora={"targets": ["q_proj", "v_proj"]}) == 32 * 128 * 2 * (4096 + 4096)
+
+
+# --- answers to held-out questions while it trains
+
+
+def asking(spec: Spec, tokens: int) -> Spec:
+    validation = {"every_steps": 10, "answers": {"questions": 4, "max_new_tokens": tokens}}
+    training = spec.training.model_validate(spec.training.model_dump() | {"validation": validation})
+    return spec.model_copy(update={"training": training})
+
+
+def test_answers_take_the_longest_prompt_and_what_is_said() -> None:
+    spec = asking(make_spec(training={"batch": {"perDevice": 1, "global": 8}}), 64)
+    work = workload_of(spec, StageName.TRAIN, make_7b(), make_prepared(1500, rows=1))
+    assert work.answer_tokens == 1564
+    # Keys and values: 32 layers of twice 4,096 numbers of two bytes a token.
+    assert plan_answering(make_7b(), work) > 1564 * 32 * 2 * 4096 * 2
+    assert plan_answering(make_7b(), work) < 1.6 * 1564 * 32 * 2 * 4096 * 2
+    packed_longer = workload_of(spec, StageName.TRAIN, make_7b(), make_prepared(4000, rows=1))
+    assert packed_longer.answer_tokens <= spec.training.max_length + 64
+
+
+def test_without_answers_the_plan_is_what_it_was() -> None:
+    spec = make_spec(training={"batch": {"perDevice": 1, "global": 8}})
+    work = workload_of(spec, StageName.TRAIN, make_7b(), make_prepared(1500, rows=1))
+    assert work.answer_tokens == 0
+    assert plan_answering(make_7b(), work) == 0
+
+
+def test_answers_count_where_they_take_more_than_a_step() -> None:
+    """Short samples one at a time take little; a large batch takes more than any answer."""
+    spec = asking(make_spec(training={"batch": {"perDevice": 1, "global": 8}}), 256)
+    small = workload_of(spec, StageName.TRAIN, make_7b(), make_prepared(600, rows=1))
+    large = workload_of(asking(make_spec(), 256), StageName.TRAIN, make_7b(), make_prepared(2048))
+    for work in (small, large):
+        without = plan_memory(make_7b(), replace(work, answer_tokens=0)).total
+        more = plan_memory(make_7b(), work).total - without
+        assert more >= 0
+        assert (more > 0) == any(term.name == "answers" for term in plan_memory(make_7b(), work).terms)
+    assert plan_memory(make_7b(), large) == plan_memory(make_7b(), replace(large, answer_tokens=0))

@@ -58,6 +58,6 @@ def peak_bytes(dtype: torch.dtype, *, fraction: float | None) -> int:
             else:
                 chosen = labels[0, : round(TOKENS * fraction)]
                 add_loss(linear)
-                loss = linear(hidden.flatten(0, 1)[chosen], chosen)
+                loss, _ = linear(hidden.flatten(0, 1)[chosen], chosen)
             torch.autograd.backward(loss)
     return tracker.peak

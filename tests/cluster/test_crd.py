@@ -294,6 +294,14 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
             "quantised weights cannot be partitioned; use stage 2",
         ),
         ({"training__quantization": {"double": False}}, "spec.training.quantization", "qlora"),
+        (
+            {
+                "training__validation": {"everySteps": 5, "answers": {"questions": 2}},
+                "training__zero": {"stage": 3},
+            },
+            "spec.training.validation.answers",
+            "does not go with spec.training.zero.stage 3",
+        ),
         ({"training__keepBest": {"by": "loss"}}, "spec.training.keepBest", "needs spec.training.validation"),
         (
             {

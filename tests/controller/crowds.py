@@ -48,7 +48,8 @@ def report(**changes: Any) -> Progress:
         "epoch": 0.16, "loss": 1.5, "learning_rate": 2e-4, "grad_norm": 0.75, "validation_loss": 1.6,
         "validation_exact": 0.4, "validation_step": 40,
         "lowest_validation_loss": 1.55, "best_step": 40, "samples_per_second": 12.5,
-        "tokens_per_second": 8000.0, "checkpoint_step": 100, "checkpoint_time": to_time(NOW), "resumed_step": 100,
+        "tokens_per_second": 8000.0, "data_wait_ratio": 0.02, "mfu": 0.45, "validating_samples": 12,
+        "checkpoint_step": 100, "checkpoint_time": to_time(NOW), "resumed_step": 100,
         "peak_gpu_memory_bytes": 60 * GIB, "volume_free_bytes": 150 * GIB, "volume_size_bytes": 200 * GIB,
         "losses": (1.5,) * LOSSES_KEPT, "last_update_time": to_time(NOW), "message": "trains",
     }  # fmt: skip

@@ -75,6 +75,18 @@ def test_what_is_no_standstill(first: Progress, last: Progress) -> None:
     assert stage_of(status, TRAIN).attempts[0].state is AttemptState.RUNNING
 
 
+def test_a_validation_that_goes_on_is_no_standstill() -> None:
+    """Each of its reports counts as a step would; that it has ended does, too. One that hangs makes none."""
+    status = hear(running(), report(10, 100), 100)
+    for number in range(1, 4):
+        looking = report(10, 100 + number * STILL_S / 2).model_copy(update={"validating_samples": number * 8})
+        status = hear(status, looking, 100 + number * STILL_S / 2)
+        assert stage_of(status, TRAIN).attempts[0].state is AttemptState.RUNNING
+    again = report(10, 100 + 9 * STILL_S).model_copy(update={"validating_samples": 24})
+    status = hear(status, again, 100 + 9 * STILL_S)
+    assert stage_of(status, TRAIN).attempts[0].because == Reason.REPORTS_STAND_STILL
+
+
 # --- since when
 
 

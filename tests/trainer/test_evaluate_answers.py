@@ -11,11 +11,11 @@ from transformers import AutoModelForImageTextToText
 from llava_api.spec import Generation
 from llava_trainer.data.image_folder import ImageFolder
 from llava_trainer.data.processor import Processor, load_processor
+from llava_trainer.data.questions import Question
 from llava_trainer.data.samples import Turn
-from llava_trainer.evaluation import answering
-from llava_trainer.evaluation.answering import Answerer, EncodedPrompt, plan_batches
-from llava_trainer.evaluation.models import encode_question, load_answerer
-from llava_trainer.evaluation.questions import Question
+from llava_trainer.evaluation.models import load_answerer
+from llava_trainer.model import answering
+from llava_trainer.model.answering import Answerer, EncodedPrompt, encode_question, plan_batches
 from tests.tiny.images import COLOURS, CORNERS, draw_tray
 from tests.trainer.runs import make_random_base
 

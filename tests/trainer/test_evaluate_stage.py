@@ -13,9 +13,9 @@ from llava_api.failures import Reason
 from llava_api.report import EvaluateNumbers, Score, StageResult
 from llava_trainer.data.encode import IGNORED, encode, encode_prompt
 from llava_trainer.data.processor import load_processor
+from llava_trainer.data.questions import ask_samples
 from llava_trainer.data.samples import read_samples
 from llava_trainer.errors import StageError
-from llava_trainer.evaluation.questions import ask_samples
 from llava_trainer.evaluation.scores import Answer, Metrics
 from llava_trainer.files import sha256_file
 from llava_trainer.outcome import StageOutput

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -13,13 +14,21 @@ from llava_api.constants import StageName
 from llava_api.run_config import RunIdentity
 from llava_api.spec import Generation
 from llava_trainer.data.dataset_report import Note, Shared, summarise
-from llava_trainer.data.samples import Turn
+from llava_trainer.data.questions import Question, Split
+from llava_trainer.data.samples import Sample, Source, Turn
 from llava_trainer.evaluation.page import PageContent, build_evaluation_page
 from llava_trainer.evaluation.page_answers import MAX_QUESTIONS_SHOWN
-from llava_trainer.evaluation.questions import Question, Split
+from llava_trainer.evaluation.page_training import (
+    MAX_HARDEST_SHOWN,
+    MAX_STEPS_SHOWN,
+    Hardest,
+    HardSample,
+    thin_out,
+)
 from llava_trainer.evaluation.scores import Answer, Metrics, score_answers
 from llava_trainer.html import Curve, Html, el, join, line_chart, page, round_ticks, thumbnail
 from llava_trainer.training.curve import CurvePoint
+from llava_trainer.training.hardest import SampleLoss
 from tests.trainer.runs import dataset_report
 
 NO_GROUPS = Shared()
@@ -78,6 +87,7 @@ def render(
     size: int = 900,
     notes: tuple[Note, ...] = (),
     shared: Shared = NO_GROUPS,
+    **more: Any,
 ) -> str:
     dataset = dataset_report(held_out=50, trained_on=1234, notes=notes)
     held_out = dataset.validation.model_copy(update={"groups": 4})
@@ -101,6 +111,7 @@ def render(
         curve=curve,
         settings=[("Epochs", "1")],
         load_image=lambda path: Image.effect_noise((size, size // 2), 80),
+        **more,
     )
     return build_evaluation_page(report)
 
@@ -269,3 +280,81 @@ def test_what_held_out_samples_showed_meanwhile_is_drawn_where_it_is_known() -> 
     assert "Held-out loss over step, last value 1" in page
     assert "Exact answers over step, last value 0" in page
     assert "Held-out loss" not in render([make_answer("1")], curve=[make_entry(1)])
+
+
+# --- the course of training
+
+
+def make_hard(number: int, text: str = "Is it?", images: int = 1) -> HardSample:
+    turns = (Turn(role="user", text=text), Turn(role="assistant", text=text))
+    sample = Sample(
+        id=text if text == NASTY else f"s-{number}", images=tuple(f"{number}-{n}.png" for n in range(images)),
+        image_turns=(0,) * images, turns=turns, source=Source(file="export.json", index=number),
+    )  # fmt: skip
+    return HardSample(sample=sample, found=SampleLoss(loss=9.0 - number / 10, index=number, tokens=7, step=3))
+
+
+def make_hardest(samples: Sequence[HardSample], *, epochs: int = 2, seen: int = 100) -> Hardest:
+    return Hardest(epoch=epochs, epochs=epochs, seen=seen, num_samples=100, samples=samples)
+
+
+def test_the_hardest_samples_are_shown_with_where_they_come_from() -> None:
+    read = Page(render([], hardest=make_hardest([make_hard(4), make_hard(5, images=0)])))
+    text = "".join(read.texts)
+    assert "Training samples with the highest loss" in text
+    assert "in epoch 2 of 2" in text
+    assert "s-4 · export.json, entry 4" in text
+    assert "8.600 a token, 7 tokens" in text
+    assert "single epoch" not in text
+    assert len(read.all("img")) == 1
+    assert "Training samples" not in render([]), "where it is not known"
+
+
+def test_what_the_hardest_samples_are_not_is_said() -> None:
+    text = render([], hardest=make_hardest([make_hard(1)], epochs=1, seen=60))
+    assert "Known of 60 of 100 samples." in text
+    assert "With a single epoch" in text
+
+
+def test_hard_samples_and_answers_stay_text_and_small() -> None:
+    many = [make_hard(n, NASTY * 100, images=5) for n in range(40)]
+    question = make_question(NASTY)
+    curve = [replace(make_entry(1), validation_answers=(NASTY,))]
+    read = Page(render([], curve, hardest=make_hardest(many), asked=[question], size=2000))
+    assert len(read.all("script")) == 1
+    assert not [name for _, attributes in read.tags for name in attributes if name.startswith("on")]
+    assert len(read.all("img")) == 3 * MAX_HARDEST_SHOWN + 1
+    assert max(len(text) for text in read.texts if text.startswith(NASTY[:8])) < 1100
+    assert NASTY in read.texts, "the answer"
+
+
+def make_question(text: str, expected: str = "yes") -> Question:
+    return Question(
+        split="validation", sample="1", number=1, images=("a.png",), turns=(Turn(role="user", text=text),),
+        image_turns=(0,), expected=expected,
+    )  # fmt: skip
+
+
+def test_answers_are_a_table_of_steps_and_questions() -> None:
+    curve = [
+        replace(make_entry(step), validation_answers=(f"first said {step}", f"then said {step}")) for step in (10, 20)
+    ]
+    read = Page(render([], [*curve, make_entry(21)], asked=[make_question("A?"), make_question("B?", "no")]))
+    text = " ".join(read.texts)
+    assert "Answers while it trained" in text
+    assert text.index("A?") < text.index("B?") < text.index("first said 10")
+    assert text.index("first said 10") < text.index("then said 10") < text.index("first said 20")
+    assert "expected: no" in text
+    # Of another number of questions than the report knows: it does not say whose they are.
+    assert "Answers while it trained" not in render([], curve, asked=[make_question("A?")])
+    assert "Answers while it trained" not in render([], curve)
+
+
+def test_so_many_validations_are_shown() -> None:
+    rows = [(step, ("x",)) for step in range(1, 200)]
+    shown = thin_out(rows, MAX_STEPS_SHOWN)
+    assert len(shown) == MAX_STEPS_SHOWN
+    assert (shown[0][0], shown[-1][0]) == (1, 199)
+    assert thin_out(rows[:5], MAX_STEPS_SHOWN) == rows[:5]
+    curve = [replace(make_entry(step), validation_answers=answers) for step, answers in rows]
+    assert "20 of 199 validations are shown." in render([], curve, asked=[make_question("A?")])

@@ -14,10 +14,10 @@ from llava_trainer.data.encode import encode
 from llava_trainer.data.image_folder import training_images
 from llava_trainer.data.images import check_image
 from llava_trainer.data.processor import Processor
+from llava_trainer.data.questions import ask_samples
 from llava_trainer.data.samples import Sample, read_samples
 from llava_trainer.data.template import SYSTEM
-from llava_trainer.evaluation.models import encode_question
-from llava_trainer.evaluation.questions import ask_samples
+from llava_trainer.model.answering import encode_question
 from llava_trainer.training.phase import phase_of
 from tests.trainer.exports import chat, conversation, data_url, document, draw_image, prepare_config, write_json
 from tests.trainer.test_prepare import receipts, refusal, report_of, run

@@ -29,17 +29,30 @@ def plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> 
     return cross_entropy((hidden @ weight.T).float(), targets, reduction="sum")
 
 
+def ours(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return summed_cross_entropy(hidden, weight, targets)[0]
+
+
 @pytest.mark.parametrize("tokens_at_a_time", [1, 10, 37, 1000])
 def test_loss_and_gradients_are_those_of_the_plain_way(tokens_at_a_time: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(head, "CHUNK_ELEMENTS", tokens_at_a_time * VOCABULARY)
     results = []
-    for compute in (summed_cross_entropy, plain):
+    for compute in (ours, plain):
         hidden, weight, targets = draw()
         loss = compute(hidden, weight, targets) / NUM_TOKENS
         torch.autograd.backward(loss)
         results.append((loss.detach(), hidden.grad, weight.grad))
-    for ours, expected in zip(*results, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens_at_a_time", [1, 10, 1000])
+def test_what_is_summed_up_is_told_without_a_graph(tokens_at_a_time: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", tokens_at_a_time * VOCABULARY)
+    hidden, weight, targets = draw()
+    _, losses = summed_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(losses, cross_entropy(hidden @ weight.T, targets, reduction="none").detach())
+    assert not losses.requires_grad
 
 
 def test_in_bf16_the_gradients_are_as_good_as_the_plain_ways(monkeypatch: pytest.MonkeyPatch):
@@ -48,17 +61,18 @@ def test_in_bf16_the_gradients_are_as_good_as_the_plain_ways(monkeypatch: pytest
     exact = (*(tensor.detach().double().requires_grad_() for tensor in exact[:2]), exact[2])
     torch.autograd.backward(cross_entropy(exact[0] @ exact[1].T, exact[2], reduction="sum"))
     errors = []
-    for compute in (summed_cross_entropy, plain):
+    for compute in (ours, plain):
         hidden, weight, targets = draw(torch.bfloat16)
         torch.autograd.backward(compute(hidden, weight, targets))
-        errors.append([(ours.grad.double() - truth.grad).norm() / truth.grad.norm()
-                       for ours, truth in ((hidden, exact[0]), (weight, exact[1]))])  # fmt: skip
-    assert all(ours < 1.5 * plainly for ours, plainly in zip(*errors, strict=True)), errors
+        errors.append([(found.grad.double() - truth.grad).norm() / truth.grad.norm()
+                       for found, truth in ((hidden, exact[0]), (weight, exact[1]))])  # fmt: skip
+    assert all(found < 1.5 * plainly for found, plainly in zip(*errors, strict=True)), errors
 
 
 def test_without_tokens_the_loss_is_zero_and_has_a_graph():
     hidden, weight, targets = draw()
-    loss = summed_cross_entropy(hidden[:0], weight, targets[:0])
+    loss, losses = summed_cross_entropy(hidden[:0], weight, targets[:0])
+    assert losses.shape == (0,)
     torch.autograd.backward(loss)
     assert loss.item() == 0.0
     assert not weight.grad.any()
@@ -70,7 +84,7 @@ def test_a_frozen_head_costs_no_gradient_of_its_weight(trained: bool, products: 
     add_loss(linear)
     hidden, _, targets = draw()
     with FlopCounterMode(display=False) as counter:
-        torch.autograd.backward(linear(hidden, targets))
+        torch.autograd.backward(linear(hidden, targets)[0])
     assert counter.get_total_flops() == products * 2 * NUM_TOKENS * VOCABULARY * WIDTH
     assert (linear.weight.grad is not None) == trained
     assert linear(hidden).shape == (NUM_TOKENS, VOCABULARY)

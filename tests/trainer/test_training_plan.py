@@ -77,6 +77,36 @@ def test_what_a_newer_image_tells_besides_is_passed_over(tmp_path: Path):
     assert read_curve(file) == [make_entry(step) for step in (1, 2, 3)]
 
 
+def test_a_validation_is_told_in_the_line_of_its_step(tmp_path: Path):
+    file = tmp_path / "history.jsonl"
+    with Curve(file) as history:
+        history.append(make_entry(1))
+        history.append(make_entry(2))
+        history.add_validation(2, validation_loss=0.25, validation_exact=None, validation_seconds=3.5)
+        assert read_curve(file)[-1].validation_loss == 0.25, "at once"
+        # A shorter text than what was there.
+        history.add_validation(2, validation_loss=1.0, validation_exact=1.0, validation_seconds=2.0)
+        history.add_validation(1, validation_loss=9.0)
+        assert history.last == read_curve(file)[-1]
+        history.append(make_entry(3))
+    entries = read_curve(file)
+    assert [(entry.step, entry.validation_loss, entry.validation_exact) for entry in entries] == [
+        (1, None, None), (2, 1.0, 1.0), (3, None, None),
+    ]  # fmt: skip
+    assert entries[1].validation_seconds == 2.0
+    assert history.tokens == 300
+
+
+def test_a_validation_is_told_of_the_step_that_is_resumed_from(tmp_path: Path):
+    write_history(tmp_path / "a.jsonl", range(1, 5))
+    with Curve(tmp_path / "b.jsonl", resumed_from=tmp_path / "a.jsonl", resumed_step=3) as history:
+        history.add_validation(3, validation_loss=0.5)
+    assert [entry.validation_loss for entry in read_curve(tmp_path / "b.jsonl")] == [None, None, 0.5]
+    with Curve(tmp_path / "c.jsonl", resumed_from=tmp_path / "nowhere.jsonl", resumed_step=3) as history:
+        history.add_validation(3, validation_loss=0.5)
+    assert read_curve(tmp_path / "c.jsonl") == []
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_is_read_as_it_was_written(tmp_path: Path, loss: float):
     with Curve(tmp_path / "h.jsonl") as history:

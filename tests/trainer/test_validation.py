@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,14 @@ from llava_trainer.training.resuming import _read_selection
 from llava_trainer.training.retention import list_checkpoints, step_of
 from llava_trainer.training.selection import Selection
 from llava_trainer.training.train import train
-from llava_trainer.training.validation import Validation, Validator, count_exact, draw_samples
+from llava_trainer.training.validation import (
+    MAX_TOLD,
+    Validation,
+    Validator,
+    count_exact,
+    draw_samples,
+    is_to_be_told,
+)
 from tests.trainer.attempts import begin
 from tests.trainer.many import run_in_processes
 from tests.trainer.trainings import StopAfter, make_dataset, make_training, text_only
@@ -225,6 +233,96 @@ def test_training_is_the_same_with_and_without(configure, world: World) -> None:
     assert seen_at == [2, 4]
     assert all(entry.validation_loss is None for entry in curve(without))
     assert sha256_file(without.volume.adapter_dir / "adapter_model.safetensors") == digest
+
+
+class Reports(Reporter):
+    """Keeps what is reported instead of pushing it."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.told: list[tuple[int, Any]] = []
+
+    def update(self, step: int, total_steps: int, **measures: Any) -> None:
+        self.told.append((step, measures))
+
+
+def report_all(config: RunConfig, world: World, stop: StopRequest | None = None) -> list[tuple[int, Any]]:
+    begin(config)
+    with Reports(config) as reports, suppress(StageError):
+        train(config, world, reports, stop or StopRequest())
+    return reports.told
+
+
+class StopWhileLooking(StopRequest):
+    """Asks to stop between two micro-batches of the validation after ``steps`` steps of one micro-batch each."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self._steps, self._begun = steps, 0
+
+    @property
+    def received(self) -> bool:
+        self._begun += 1
+        return False
+
+    @received.setter
+    def received(self, value: bool) -> None:
+        pass
+
+    @property
+    def received_meanwhile(self) -> bool:
+        return self._begun >= self._steps
+
+
+def test_a_validation_at_resume_is_in_curve_and_reports(configure, world: World) -> None:
+    """The attempt before was asked to stop while it looked: its step is in the curve, without what was not seen."""
+    settings = {"batch": {"perDevice": 4, "global": 4}, "epochs": 2, "checkpoint": {"everySteps": 100, "keep": 2}}
+    whole = configure(attempt=1, **settings)
+    run(whole, world)
+    expected = [(entry.step, entry.loss, entry.validation_loss, entry.validation_exact) for entry in curve(whole)]
+    remove_folder(whole.volume.root / "attempts" / "train-1")
+    stopped = configure(attempt=2, **settings)
+    report_all(stopped, world, StopWhileLooking(2))
+    assert [(entry.step, entry.validation_loss) for entry in curve(stopped)] == [(1, None), (2, None)]
+    resumed = configure(attempt=3, **settings)
+    told = report_all(resumed, world)
+    assert [(e.step, e.loss, e.validation_loss, e.validation_exact) for e in curve(resumed)] == expected
+    seen_first = next(measures for step, measures in told if step == 2 and "validation_step" in measures)
+    assert (seen_first["validation_step"], seen_first["validation_loss"]) == (2, expected[1][2])
+    assert seen_first["loss"] == expected[1][1], "the step before it is told, too"
+
+
+def test_a_validation_tells_how_far_it_is(configure, world: World, dataset: tuple[Path, list[Sample]]) -> None:
+    config = configure(batch={"perDevice": 1, "global": 8}, validation={"everySteps": 1, "samples": 30}, epochs=1,
+                       held_out=dataset[1][:30])  # fmt: skip
+    told = [measures for step, measures in report_all(config, world) if step == 1]
+    looking = [measures["validating_samples"] for measures in told if "validating_samples" in measures]
+    assert len(looking) == MAX_TOLD
+    assert looking == sorted(set(looking))
+    assert looking[-1] == 30
+    assert told[-1]["validation_step"] == 1
+    assert "validating_samples" not in told[-1], "it is over"
+    assert told[1]["message"] == f"looks at held-out samples: {looking[0]} of 30"
+
+
+@pytest.mark.parametrize("total", [1, 3, 19, 20, 21, 1000])
+def test_how_far_it_is_is_told_so_many_times(total: int) -> None:
+    told = [done for done in range(1, total + 1) if is_to_be_told(done, total)]
+    assert len(told) == min(total, MAX_TOLD)
+    assert told[-1] == total
+
+
+def test_what_the_steps_took_is_told(configure, world: World) -> None:
+    config = configure(epochs=2)
+    told = report_all(config, world)
+    for entry in curve(config):
+        assert entry.data_wait_ratio is not None
+        assert 0 <= entry.data_wait_ratio <= 1
+        assert entry.peak_gpu_memory_bytes is None, "there is no GPU"
+        assert entry.eta_seconds is not None
+        assert (entry.validation_seconds is None) == (entry.validation_loss is None)
+    assert all({"data_wait_ratio", "eta_seconds"} <= set(measures) for _, measures in told)
+    assert told[-1][1]["eta_seconds"] == 0
 
 
 # --- what follows

@@ -140,5 +140,13 @@ def test_the_most_memory_of_any_gpu_comes_with_the_count():
     assert [totals.peak_gpu_memory_bytes for totals in run_in_processes(2, count)] == [0, 0]
 
 
+def count_waiting(world: World) -> BatchTotals:
+    return count_batch([], False, world, data_wait_s=3.0 - world.rank)
+
+
+def test_the_longest_wait_of_any_process_comes_with_the_count():
+    assert [totals.data_wait_s for totals in run_in_processes(2, count_waiting)] == [3.0, 3.0]
+
+
 def test_all_processes_go_by_what_the_first_one_has_measured():
     assert [totals.last_step_s for totals in run_in_processes(2, count)] == [10.0, 10.0]

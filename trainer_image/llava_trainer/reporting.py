@@ -38,11 +38,15 @@ class Measures(TypedDict, total=False):
     tokens_per_second: float
     checkpoint_step: int
     resumed_step: int
+    data_wait_ratio: float
+    mfu: float
+    eta_seconds: float
     peak_gpu_memory_bytes: int
     skipped_checkpoints: str
     validation_step: int
     validation_loss: float
     validation_exact: float
+    validating_samples: int
     lowest_validation_loss: float
     best_step: int
     losses: tuple[float, ...]
@@ -117,7 +121,8 @@ class Reporter:
         Args:
             step: steps (or bytes, with ``unit``) done.
             total_steps: steps in all; 0 while unknown.
-            measures: see ``Measures``. Numbers that are not finite are left out: JSON has none.
+            measures: see ``Measures``. Numbers that are not finite are left out: JSON has none. Without
+                ``eta_seconds`` it is estimated from the steps.
 
         Raises:
             StageError: Superseded; the operator has said that this attempt does not count any more.
@@ -135,8 +140,7 @@ class Reporter:
                 attempt=self._run.attempt,
                 step=step,
                 total_steps=total_steps,
-                eta_seconds=self._rate.seconds_to(total_steps),
-                **presentable,
+                **{"eta_seconds": self._rate.seconds_to(total_steps), **presentable},
             )
             if self._thread is None and not self._closing:
                 self._thread = threading.Thread(target=self._push_all, args=(self._reporting,), daemon=True)

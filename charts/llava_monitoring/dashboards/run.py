@@ -96,11 +96,17 @@ def _learning() -> Row:
               Query(_of("llava_run_step"), "done"), Query(_of("llava_run_planned_steps"), "planned"),
               Query(_of("llava_run_checkpoint_step"), "in the newest checkpoint"),
               Query(_of("llava_run_best_step"), "best by validation")),
+        graph("Waiting for data", "Share of the steps' time in which the process that waited longest had no batch yet. "
+              "Above a tenth the GPUs are held up: give the pods more cores, or a quicker volume.", RATIO,
+              Query(_of("llava_run_data_wait_ratio"), "waits")),
+        graph("Model FLOPs utilisation (MFU)", "What learning from the real tokens and pictures needs, over what the "
+              "GPUs can compute at most in bf16. Filling, recomputation and waiting lower it. Only on GPUs whose peak "
+              "is known.", RATIO, Query(_of("llava_run_mfu_ratio"), "MFU")),
         graph("Epochs", "Passes through the dataset.", "none", Query(_of("llava_run_epoch"), "epochs")),
         graph("Samples", "Samples a second of the stage that reports: checked, trained on, or answered.", COUNT,
-              Query(_of("llava_run_samples_per_second"), "samples a second")),
+              Query(_of("llava_run_samples_per_second"), "samples a second"), width=12),
         graph("Time left in the stage", "As it was estimated over time. It falls by a second a second where all goes "
-              "evenly.", SECONDS, Query(_of("llava_run_eta_seconds", "stage"), "{{stage}}")),
+              "evenly.", SECONDS, Query(_of("llava_run_eta_seconds", "stage"), "{{stage}}"), width=12),
     )  # fmt: skip
 
 

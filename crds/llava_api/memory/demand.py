@@ -90,7 +90,16 @@ def workload_of(spec: Spec, stage: StageName, model: ModelFacts, prepared: Prepa
         zero_stage=training.zero.stage,
         offload_optimizer=training.zero.offload.optimizer,
         offload_parameters=training.zero.offload.parameters,
+        answer_tokens=_answer_tokens(spec, stage, length),
     )
+
+
+def _answer_tokens(spec: Spec, stage: StageName, length: int) -> int:
+    """Prompts that are answered are no longer than the length limit, nor than the longest row that may hold one."""
+    validation = spec.training.validation
+    if stage is StageName.ALIGN or validation is None or validation.answers is None:
+        return 0
+    return min(length, spec.training.max_length) + validation.answers.max_new_tokens
 
 
 def _is_masked(spec: Spec, model: ModelFacts, prepared: Prepared) -> bool:

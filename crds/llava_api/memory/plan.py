@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from llava_api.memory.activations import plan_activations
+from llava_api.memory.answering import plan_answering
 from llava_api.memory.states import plan_states
 from llava_api.memory.workload import Workload
 from llava_api.model_facts import ModelFacts
@@ -35,7 +36,10 @@ class MemoryPlan:
 
 
 def plan_memory(model: ModelFacts, work: Workload) -> MemoryPlan:
-    """The peak over forward and backward pass and the optimiser's step; on a CPU without allowances."""
+    """The peak over forward and backward pass, the optimiser's step, and answers between steps.
+
+    On a CPU without allowances.
+    """
     states, activations = plan_states(model, work), plan_activations(model, work)
     held = {"weights": states.weights, "gradients": states.gradients, "optimizer": states.optimizer}
     instants: tuple[dict[str, int], ...] = (
@@ -48,6 +52,7 @@ def plan_memory(model: ModelFacts, work: Workload) -> MemoryPlan:
             "head": activations.head,
         },
         held | {"step": states.stepping},
+        held | {"answers": plan_answering(model, work)},
     )
     peak = max(instants, key=lambda instant: sum(instant.values()))
     named = dict(peak)

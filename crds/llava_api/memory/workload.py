@@ -46,6 +46,8 @@ class Workload:
     offload_parameters: bool = False
     overlap_communication: bool = False
     """Whether gradients travel while others are computed; from ZeRO stage 2 on."""
+    answer_tokens: int = 0
+    """Of the longest prompt and its answer, where held-out questions are answered while it trains; 0 where none is."""
 
     @property
     def tokens(self) -> int:

@@ -34,7 +34,7 @@ from llava_api.spec.training import (
     Training,
     Zero,
 )
-from llava_api.spec.validation import EarlyStopping, KeepBest, TrainingValidation
+from llava_api.spec.validation import EarlyStopping, KeepBest, TrainingValidation, ValidationAnswers
 from llava_api.spec.values import QUANTITY_PATTERN, Quantity, RelativePath, Resources, SecretRef
 
 __all__ = [
@@ -83,6 +83,7 @@ __all__ = [
     "TrainingValidation",
     "Ubiai",
     "Validation",
+    "ValidationAnswers",
     "Webhook",
     "Workers",
     "Zero",

@@ -126,6 +126,12 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
         field=".training.minimumLearningRate",
     ),
     rule(
+        "!has(self.training.validation) || !has(self.training.validation.answers) || self.training.zero.stage != 3",
+        "spec.training.validation.answers does not go with spec.training.zero.stage 3, where generating would have "
+        "every process fetch all weights for each token: use stage 2 or remove answers",
+        field=".training.validation.answers",
+    ),
+    rule(
         "!self.training.zero.offload.optimizer || self.training.zero.stage >= 1",
         "spec.training.zero.offload.optimizer needs spec.training.zero.stage 1 or more: set stage to 2",
         field=".training.zero.offload.optimizer",

@@ -7,6 +7,29 @@ from pydantic import Field
 from llava_api.base import Strict
 
 
+class ValidationAnswers(Strict):
+    """A few held-out questions that the model answers at each validation, for people to read."""
+
+    questions: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=8,
+            description="Held-out questions that are answered each time, the same ones drawn by training.seed. Scores "
+            "do not see the answers.",
+        ),
+    ] = 4
+    max_new_tokens: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=256,
+            description="Most tokens of an answer; training stands still while they are generated, one question after "
+            "the other on each process.",
+        ),
+    ] = 64
+
+
 class TrainingValidation(Strict):
     """Held-out loss, and the share of held-out answers that greedy decoding would give exactly, while it trains."""
 
@@ -23,6 +46,13 @@ class TrainingValidation(Strict):
             "them where there are fewer. Each costs a forward pass.",
         ),
     ] = 256
+    answers: Annotated[
+        ValidationAnswers | None,
+        Field(
+            description="Have the model answer a few held-out questions at each validation, greedily; the report shows "
+            "how the answers change. Not with zero.stage 3. Left out: none is asked."
+        ),
+    ] = None
 
 
 class KeepBest(Strict):

@@ -30,6 +30,14 @@ class Progress(Lenient):
     grad_norm: Annotated[float | None, Field(description="Norm of the last step's gradient.")] = None
     samples_per_second: Annotated[float | None, Field(description="Samples per second over all processes.")] = None
     tokens_per_second: Annotated[float | None, Field(description="Real tokens per second over all processes.")] = None
+    data_wait_ratio: Annotated[
+        float | None, Field(description="Share of the last steps' time in which training waited for data.")
+    ] = None
+    mfu: Annotated[
+        float | None,
+        Field(description="Model FLOPs utilisation of the last steps: operations that learning from the real tokens "
+                          "and pictures needs, over the peak of the GPUs in bf16. Only on GPUs whose peak is known."),
+    ] = None  # fmt: skip
     checkpoint_step: Annotated[Count | None, Field(description="Step of the newest complete checkpoint.")] = None
     checkpoint_time: Annotated[Time | None, Field(description="When that checkpoint was first reported.")] = None
     validation_step: Annotated[
@@ -38,6 +46,10 @@ class Progress(Lenient):
     validation_loss: Annotated[float | None, Field(description="Held-out loss per supervised token then.")] = None
     validation_exact: Annotated[
         float | None, Field(description="Share of held-out answers that greedy decoding would have given exactly then.")
+    ] = None
+    validating_samples: Annotated[
+        Count | None,
+        Field(description="Held-out samples that the validation under way has looked at, while there is one."),
     ] = None
     lowest_validation_loss: Annotated[float | None, Field(description="Lowest held-out loss so far.")] = None
     best_step: Annotated[Count | None, Field(description="Best step so far by validation, where it selects.")] = None

@@ -26,13 +26,19 @@ STILL_STEPS = 20
 
 
 def date_report(status: Status, progress: Progress) -> Progress:
-    """A report with the instants since when its step, and its checkpoint, are the same."""
+    """A report with the instants since when its step, and its checkpoint, are the same.
+
+    A validation that goes on is as good as a step: it says so a bounded number of times.
+    """
     before = status.progress
-    is_same = before is not None and (before.stage, before.attempt, before.step, before.unit) == (
-        progress.stage, progress.attempt, progress.step, progress.unit,
-    )  # fmt: skip
+    is_same = before is not None and _place_of(before) == _place_of(progress)
     since = before.step_time or before.last_update_time if before is not None and is_same else None
     return progress.model_copy(update={"step_time": since, "checkpoint_time": _checkpoint_time(before, progress)})
+
+
+def _place_of(progress: Progress) -> tuple[object, ...]:
+    """How far the attempt that reports is."""
+    return progress.stage, progress.attempt, progress.step, progress.unit, progress.validating_samples
 
 
 def _checkpoint_time(before: Progress | None, progress: Progress) -> Time | None:

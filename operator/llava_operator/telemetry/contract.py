@@ -105,6 +105,10 @@ RUN_FAMILIES = (
          "sum by (namespace) (llava_run_tokens_per_second)"),
     _run("samples_per_second", "Samples per second over all processes of the reporting stage, while it runs.",
          "llava_run_samples_per_second"),
+    _run("data_wait_ratio", "Share of the last steps' time in which training waited for data, while it runs.",
+         "llava_run_data_wait_ratio > 0.2", unit=_RATIO),
+    _run("mfu_ratio", "Model FLOPs utilisation (MFU) of the last steps, while it runs; no series without GPUs whose "
+         "peak is known.", "avg by (namespace) (llava_run_mfu_ratio) < 0.3", unit=_RATIO),
     _run("checkpoint_step", "Step of the newest complete checkpoint.", "llava_run_step - llava_run_checkpoint_step"),
     _run("checkpoint_timestamp_seconds", "When that checkpoint was first reported, in seconds since 1970.",
          "time() - llava_run_checkpoint_timestamp_seconds > 3600", unit=_INSTANT),

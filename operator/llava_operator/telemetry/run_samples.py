@@ -224,6 +224,8 @@ SAMPLERS: Mapping[str, Sampler] = {
     "gradient_norm": _reported("grad_norm"),
     "tokens_per_second": _speed("tokens_per_second"),
     "samples_per_second": _speed("samples_per_second"),
+    "data_wait_ratio": _speed("data_wait_ratio"),
+    "mfu_ratio": _speed("mfu"),
     "checkpoint_step": _reported("checkpoint_step"),
     "checkpoint_timestamp_seconds": _checkpoint_time,
     "gpus": _gpus,

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llava_trainer.data.dataset_report import DatasetReport, Side
+from llava_trainer.data.questions import Question
 from llava_trainer.evaluation.page_answers import SPLIT_TITLES, LoadImage, show_prompts, show_questions
+from llava_trainer.evaluation.page_training import Hardest, show_answers, show_curves, show_hardest
 from llava_trainer.evaluation.scores import Answer, Metrics, ModelScore, SplitScore
-from llava_trainer.html import Curve, Html, definition_list, el, join, line_chart, page, script_asset
+from llava_trainer.html import Html, definition_list, el, join, page, script_asset
 from llava_trainer.training.curve import CurvePoint
 
 _SPLIT_NOTES = {
@@ -31,6 +33,10 @@ class PageContent:
     answers: Sequence[Answer]
     curve: Sequence[CurvePoint]
     """Logged steps of training; may be empty."""
+    asked: Sequence[Question] = ()
+    """What was asked at each validation, in the order of the curve's answers."""
+    hardest: Hardest | None = None
+    """None: it is not known."""
     settings: Sequence[tuple[str, str]]
     """Names and values, in order."""
     load_image: LoadImage
@@ -44,9 +50,11 @@ def build_evaluation_page(report: PageContent) -> str:
         f"{metrics.run.name}: base against tuned",
         _top(metrics),
         _scores(metrics.scores, report.dataset),
-        _training(report.curve),
+        show_curves(report.curve),
+        show_answers(report.curve, report.asked, report.load_image),
         show_prompts(prompts, report.load_image),
         show_questions(report.answers, metrics.scores, report.load_image),
+        show_hardest(report.hardest, report.load_image),
         _facts("Dataset", _dataset(report.dataset)),
         _facts("Settings", report.settings),
         _facts("This evaluation", _circumstances(metrics)),
@@ -139,29 +147,6 @@ def _bar(model: Literal["base", "tuned"], score: ModelScore, samples: int) -> Ht
         ),
         el("b", f"{score.right:,} of {samples:,} right"),
     )
-
-
-def _training(curve: Sequence[CurvePoint]) -> Html | None:
-    if not curve:
-        return None
-    drawn = [
-        ("Loss per supervised token", "Loss", "curve", "loss"),
-        ("Held-out loss per supervised token", "Held-out loss", "curve", "validation_loss"),
-        ("Share of held-out answers that are exact", "Exact answers", "second", "validation_exact"),
-        ("Learning rate of the adapter", "Learning rate", "second", "learning_rate"),
-    ]
-    cards = [_draw(curve, title, label, style, field) for title, label, style, field in drawn]
-    return el("section", el("h2", "Training"), el("div", cards, class_="columns"))
-
-
-def _draw(points: Sequence[CurvePoint], title: str, label: str, style: str, field: str) -> Html | None:
-    """One number over the steps at which it is known; nothing where it never is."""
-    known = [(point.step, value) for point in points if (value := getattr(point, field)) is not None]
-    if not known:
-        return None
-    steps, values = zip(*known, strict=True)
-    chart = line_chart(Curve(label=label, xs=list(steps), ys=list(values)), x_label="step", style=style)
-    return el("div", el("h3", title), chart, class_="card")
 
 
 def _facts(title: str, rows: Sequence[tuple[str, str]]) -> Html | None:

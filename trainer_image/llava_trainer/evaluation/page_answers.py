@@ -24,7 +24,7 @@ def show_prompts(prompts: Sequence[Answer], load_image: LoadImage) -> Html | Non
 
 
 def _prompt(answer: Answer, load_image: LoadImage) -> Html:
-    shown = _side_by_side(_image(image, load_image, max_px=400) for image in answer.images)
+    shown = side_by_side(show_image(image, load_image, max_px=400) for image in answer.images)
     said = el(
         "div",
         el("p", answer.question, class_="question"),
@@ -33,13 +33,16 @@ def _prompt(answer: Answer, load_image: LoadImage) -> Html:
     return el("article", shown, said, class_="card prompt" if shown else "card prompt plain")
 
 
-def _side_by_side(images: Iterable[Html]) -> Html | None:
+def side_by_side(images: Iterable[Html]) -> Html | None:
+    """Images of one sample; None without any."""
     shown = list(images)
     return shown[0] if len(shown) == 1 else el("div", shown) if shown else None
 
 
 def _said(model: Literal["base", "tuned"], text: str) -> Html:
-    return el("div", el("div", model, class_="who"), el("div", _text(text), class_="said"), class_=f"answer {model}")
+    return el(
+        "div", el("div", model, class_="who"), el("div", show_text(text), class_="said"), class_=f"answer {model}"
+    )
 
 
 def show_questions(answers: Sequence[Answer], scores: Iterable[SplitScore], load_image: LoadImage) -> Html | None:
@@ -101,7 +104,9 @@ def _heads() -> Html:
 
 def _sample(rows: Sequence[Answer], load_image: LoadImage) -> Html:
     paths = dict.fromkeys(path for answer in rows for path in answer.images)
-    shown = _side_by_side(_image(path, load_image) for path in paths) or el("span", "no picture", class_="empty small")
+    shown = side_by_side(show_image(path, load_image) for path in paths) or el(
+        "span", "no picture", class_="empty small"
+    )
     return el("article", shown, el("table", (_row(answer) for answer in rows), class_="answers"), class_="sample")
 
 
@@ -109,7 +114,7 @@ def _row(answer: Answer) -> Html:
     return el(
         "tr",
         el("td", answer.question),
-        el("td", _text(answer.expected or "")),
+        el("td", show_text(answer.expected or "")),
         _judged("base", answer.base, answer.base_right),
         _judged("tuned", answer.tuned, answer.tuned_right),
         data_kind=" ".join(_kinds(answer)),
@@ -129,13 +134,15 @@ def _judged(model: str, text: str, right: bool | None) -> Html:
         el("span", sign, class_="mark", title=f"{model} is {word}", aria_hidden="true"),
         el("span", f"{model}, {word}: ", class_="only-spoken"),
     )
-    return el("td", mark, _text(text), class_="ok" if right else "not")
+    return el("td", mark, show_text(text), class_="ok" if right else "not")
 
 
-def _image(path: str, load_image: LoadImage, max_px: int = 240) -> Html:
+def show_image(path: str, load_image: LoadImage, max_px: int = 240) -> Html:
+    """An image, small, with its name."""
     source = thumbnail(load_image(path), max_px=max_px)
     return el("figure", el("img", src=source, alt="", loading="lazy"), el("figcaption", path), class_="picture")
 
 
-def _text(text: str) -> Html:
+def show_text(text: str) -> Html:
+    """What somebody has said, or that it is nothing."""
     return join(text) if text.strip() else el("span", "(nothing)", class_="empty")

@@ -7,8 +7,8 @@ from llava_api.base import Lenient
 from llava_api.report import PrepareNumbers, Score
 from llava_api.run_config import RunIdentity
 from llava_api.spec import Generation
+from llava_trainer.data.questions import Question, Split
 from llava_trainer.evaluation.metrics import EXACT_MATCH, Proportion, is_exact_match
-from llava_trainer.evaluation.questions import Question, Split
 
 
 class Answer(Lenient):

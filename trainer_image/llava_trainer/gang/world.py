@@ -63,6 +63,15 @@ class World:
         dist.broadcast_object_list(values, src=0, group=self.control, device=torch.device("cpu"))
         return values[0]
 
+    def gather(self, value: T) -> list[T] | None:
+        """Every rank's value by its number, in the first rank; None in the others."""
+        if self.control is None:
+            return [value]
+        # Pickled by ranks of this gang and read by another.
+        values = [value] * self.world_size if self.is_first else None
+        dist.gather_object(value, values, dst=0, group=self.control)
+        return values
+
     def all_agree(self, value: bool) -> bool:
         """``all_true`` where files are read meanwhile, which may take one rank much longer than another."""
         if self.control is None:

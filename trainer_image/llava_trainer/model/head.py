@@ -17,7 +17,9 @@ CHUNK_ELEMENTS = 2**24
 weight to be read, more would only take memory."""
 
 
-def summed_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def summed_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of -log p(target) over tokens, with logits = hidden @ weight.T.
 
     Args:
@@ -26,10 +28,10 @@ def summed_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
         targets: (tokens,) ids.
 
     Returns:
-        Scalar in fp32; zero without tokens.
+        Scalar in fp32, zero without tokens; and what it is the sum of, (tokens,) in fp32, without a graph.
     """
-    loss: torch.Tensor = _SummedCrossEntropy.apply(hidden, weight, targets)
-    return loss
+    loss, losses = _SummedCrossEntropy.apply(hidden, weight, targets)
+    return loss, losses
 
 
 @torch.no_grad()
@@ -56,14 +58,16 @@ def judge_tokens(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tens
 
 
 def add_loss(head: nn.Linear) -> None:
-    """Make ``head(hidden, targets)`` the sum above, and ``head(hidden, targets, each=True)`` what is known of each.
+    """Make ``head(hidden, targets)`` the sum above with its parts, and ``each=True`` what is known of each token.
 
     ``head(hidden)`` gives logits as ever. The loss is computed inside the head's own call because DeepSpeed's ZeRO-3
     has its weight at hand only there.
     """
     logits_of = head.forward
 
-    def forward(hidden: torch.Tensor, targets: torch.Tensor | None = None, *, each: bool = False) -> torch.Tensor:
+    def forward(
+        hidden: torch.Tensor, targets: torch.Tensor | None = None, *, each: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         if targets is None:
             return logits_of(hidden)
         compute = judge_tokens if each else summed_cross_entropy
@@ -76,26 +80,33 @@ class _SummedCrossEntropy(torch.autograd.Function):
     """Computes the gradients with the loss; the backward pass only multiplies them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         learns_hidden, learns_weight, _ = ctx.needs_input_grad
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        losses = torch.zeros(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if learns_hidden else None
         # Summed over pieces in fp32: in bf16 a small share would be lost beside a large sum.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learns_weight else None
         size = max(1, CHUNK_ELEMENTS // weight.shape[0])
         for begin in range(0, hidden.shape[0], size):
             end = begin + size
-            loss += _add_piece(
+            losses[begin:end] = _add_piece(
                 hidden[begin:end], weight, targets[begin:end, None],
                 None if grad_hidden is None else grad_hidden[begin:end], grad_weight,
             )  # fmt: skip
+            loss += losses[begin:end].sum()
         ctx.weight_dtype = weight.dtype
         ctx.save_for_backward(grad_hidden, grad_weight)
-        return loss
+        ctx.mark_non_differentiable(losses)
+        return loss, losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(
+        ctx: Any, grad_loss: torch.Tensor, _: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
             None if grad_hidden is None else grad_hidden * grad_loss,
@@ -111,26 +122,26 @@ def _add_piece(
     grad_hidden: torch.Tensor | None,
     grad_weight: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Loss of a piece, and its gradients into where they belong; what it takes in between is free again afterwards."""
+    """Losses of a piece's tokens, and its gradients into where they belong; what it takes in between is free again."""
     logits = (hidden @ weight.T).float()
-    loss = _turn_into_slope(logits, goals)
+    losses = _turn_into_slope(logits, goals)
     slope = logits.to(hidden.dtype)
     if grad_hidden is not None:
         torch.mm(slope, weight, out=grad_hidden)
     if grad_weight is not None:
         grad_weight += slope.T @ hidden
-    return loss
+    return losses
 
 
 def _turn_into_slope(logits: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:
     """Replace logits by the derivative of -log p(goal) by them: softmax less one at the goal.
 
     Returns:
-        The sum of -log p(goal).
+        -log p(goal) of each token.
     """
     logits -= logits.amax(dim=1, keepdim=True)
     goal_logits = logits.gather(1, goals)
     total = logits.exp_().sum(dim=1, keepdim=True)
     logits /= total
     logits.scatter_add_(1, goals, torch.full_like(total, -1.0))
-    return (total.log() - goal_logits).sum()
+    return (total.log() - goal_logits).squeeze(1)

@@ -55,7 +55,8 @@ class SupervisedLoss(nn.Module):
         predicting: torch.Tensor | None = None,
         image_places: torch.Tensor | None = None,
         each: bool = False,
-    ) -> torch.Tensor:
+        parts: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Sum the loss of one micro-batch, filled up on the right or packed.
 
         What follows from other arguments is found here where it is left out, for which a GPU has to be waited for.
@@ -70,10 +71,12 @@ class SupervisedLoss(nn.Module):
             predicting: (supervised,) flat positions whose following token is learned.
             image_places: (image tokens,) flat positions of images' tokens.
             each: judge each token instead of summing them up: without a graph, for validation.
+            parts: return what was summed up as well.
 
         Returns:
             Scalar in fp32: the sum over supervised tokens of -log p. Zero, with a graph, if there are none. With
-            ``each``, (supervised, 2) in fp32 as ``head.judge_tokens`` has it.
+            ``each``, (supervised, 2) in fp32 as ``head.judge_tokens`` has it. With ``parts``, the sum and, without a
+            graph, (supervised,) in fp32.
 
         Raises:
             ValueError: images' tokens are not as many as their features.
@@ -89,15 +92,15 @@ class SupervisedLoss(nn.Module):
         if predicting is None:
             predicting = find_predicting(labels)
         targets = labels.flatten()[predicting + 1]
-        loss: torch.Tensor = llava.lm_head(
-            hidden.flatten(0, 1)[predicting], targets, **({"each": True} if each else {})
-        )
+        chosen = hidden.flatten(0, 1)[predicting]
         if each:
-            return loss
+            judged: torch.Tensor = llava.lm_head(chosen, targets, each=True)
+            return judged
+        loss, losses = llava.lm_head(chosen, targets)
         if predicting.numel() == 0:
             # An empty selection has no graph to the parameters, yet every process must take part in every reduction.
             loss = loss + 0.0 * hidden.sum()
-        return loss
+        return (loss, losses) if parts else loss
 
 
 def find_image_places(input_ids: torch.Tensor, image_token_id: int) -> torch.Tensor:

@@ -20,14 +20,17 @@ from llava_trainer.data.dataset_report import DatasetReport, summarise
 from llava_trainer.data.image_folder import training_images
 from llava_trainer.data.images import open_image
 from llava_trainer.data.processor import Processor, load_processor
+from llava_trainer.data.questions import Question, ask_samples
 from llava_trainer.data.samples import read_samples
 from llava_trainer.errors import StageError
-from llava_trainer.evaluation.models import encode_question, load_answerer
+from llava_trainer.evaluation.course import find_asked, find_hardest
+from llava_trainer.evaluation.models import load_answerer
 from llava_trainer.evaluation.page import PageContent, build_evaluation_page
-from llava_trainer.evaluation.questions import Question, ask_prompts, ask_samples
+from llava_trainer.evaluation.prompts import ask_prompts
 from llava_trainer.evaluation.scores import Answer, Metrics, score_answers
 from llava_trainer.evaluation.settings import list_settings
 from llava_trainer.files import begin_folder, publish_folder, sha256_file, write_whole
+from llava_trainer.model.answering import encode_question
 from llava_trainer.outcome import StageOutput
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.curve import find_curve
@@ -166,6 +169,8 @@ def _build_page(config: RunConfig, dataset: DatasetReport, answers: list[Answer]
             dataset=dataset,
             answers=answers,
             curve=find_curve(config.volume),
+            asked=find_asked(config),
+            hardest=find_hardest(config),
             settings=list_settings(config),
             load_image=lambda path: open_image(folder.find(path)),
         )

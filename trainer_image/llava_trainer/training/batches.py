@@ -37,6 +37,8 @@ class MicroBatch:
     """Tokens that are learned."""
     num_tokens: int
     """Real (not padding) tokens."""
+    supervised_each: tuple[int, ...] = ()
+    """Tokens that are learned of each sample, in the order of the rows."""
 
     def to(self, device: torch.device) -> Batch:
         """What the model is called with on ``device``; copies of pinned memory are not waited for."""
@@ -83,6 +85,7 @@ class RowLoader:
             tensors=self._finish(tensors),
             num_supervised=tensor_of(tensors, "predicting").numel(),
             num_tokens=sum(encoded.num_tokens for row in items for encoded, _ in row),
+            supervised_each=tuple(encoded.num_supervised for row in items for encoded, _ in row),
         )
 
     def _finish(self, tensors: Batch) -> Batch:

@@ -5,9 +5,9 @@ Imports neither torch nor DeepSpeed: the launcher reads it too.
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Self, TypedDict, Unpack
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -18,7 +18,11 @@ from llava_api.volume import RunVolume
 from llava_trainer.files import make_folder, write_whole
 from llava_trainer.gang.failures import ranks_dir
 
+MAX_ANSWER_CHARS = 2000
+"""Of an answer that a validation has got."""
+
 _Count = Annotated[int, Field(ge=0, le=MAX_SIZE)]
+_Answer = Annotated[str, Field(max_length=MAX_ANSWER_CHARS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +42,31 @@ class CurvePoint:
     """Real (not padding) tokens of the batch."""
     samples_per_second: float
     tokens_per_second: float
+    data_wait_ratio: float | None = None
+    """Fraction of the step's time in which the rank that waited longest waited for its batch."""
+    mfu: float | None = None
+    """Model FLOPs utilisation of the step (``utilisation``); None without a GPU whose peak is known."""
+    peak_gpu_memory_bytes: _Count | None = None
+    """Most memory that torch had reserved on any rank's GPU before this step; None without GPUs."""
+    eta_seconds: float | None = None
+    """Estimated seconds to training's end, validations included; None while there was no estimate."""
     validation_loss: float | None = None
     """Held-out loss per supervised token after this step; None where no validation followed it."""
     validation_exact: float | None = None
     """Fraction of held-out answers that were exact then."""
+    validation_seconds: float | None = None
+    """How long training stood still for it."""
+    validation_answers: tuple[_Answer, ...] | None = None
+    """What the model answered to the questions of ``held_out_answers`` then; None where none is asked."""
+
+
+class SeenFields(TypedDict, total=False):
+    """What a validation adds to a point."""
+
+    validation_loss: float
+    validation_exact: float | None
+    validation_seconds: float
+    validation_answers: tuple[str, ...] | None
 
 
 _POINT = TypeAdapter(CurvePoint)
@@ -50,8 +75,8 @@ _POINT = TypeAdapter(CurvePoint)
 class Curve:
     """Appends to the curve. After a restart it goes on behind the step that training resumes from.
 
-    Each line is handed to the kernel as it is written: a process killed with SIGKILL loses none. Leaving the context
-    closes the file.
+    Each line is handed to the kernel as it is written: a process killed with SIGKILL loses none. A line that is written
+    anew is at least as long as it was, and goes there at once. Leaving the context closes the file.
     """
 
     def __init__(self, file: Path, *, resumed_from: Path | None = None, resumed_step: int = 0) -> None:
@@ -63,12 +88,14 @@ class Curve:
             resumed_step: last step to take over from there; what was logged beyond it is computed again.
         """
         carried = [] if resumed_from is None else [e for e in read_curve(resumed_from) if e.step <= resumed_step]
-        self._losses = [entry.loss for entry in carried]
-        self._tokens = sum(entry.tokens for entry in carried)
+        self._losses: list[float] = []
+        self._tokens = 0
+        self._last: CurvePoint | None = None
+        self._last_begin = 0
         make_folder(file.parent)
-        self._stream = file.open("w", encoding="utf-8")
+        self._stream = file.open("wb", buffering=0)
         for entry in carried:
-            self._write(entry)
+            self.append(entry)
 
     @property
     def recent_losses(self) -> tuple[float, ...]:
@@ -80,11 +107,29 @@ class Curve:
         """Real tokens trained on so far."""
         return self._tokens
 
+    @property
+    def last(self) -> CurvePoint | None:
+        """The newest point; None before the first."""
+        return self._last
+
     def append(self, entry: CurvePoint) -> None:
         """Log one step."""
         self._losses.append(entry.loss)
         self._tokens += entry.tokens
-        self._write(entry)
+        self._last, self._last_begin = entry, self._stream.tell()
+        self._stream.write(_line_of(entry))
+
+    def add_validation(self, step: int, **seen: Unpack[SeenFields]) -> None:
+        """Tell in the newest point's line what a validation after ``step`` steps has shown.
+
+        Nothing happens where that is not the newest point: a damaged curve was taken over as far as it is one.
+        """
+        if self._last is None or self._last.step != step:
+            return
+        size = self._stream.tell() - self._last_begin
+        self._last = replace(self._last, **seen)
+        self._stream.seek(self._last_begin)
+        self._stream.write(_line_of(self._last).removesuffix(b"\n").ljust(size - 1) + b"\n")
 
     def __enter__(self) -> Self:
         return self
@@ -96,9 +141,9 @@ class Curve:
         """Close the file."""
         self._stream.close()
 
-    def _write(self, entry: CurvePoint) -> None:
-        self._stream.write(json.dumps(asdict(entry)) + "\n")
-        self._stream.flush()
+
+def _line_of(entry: CurvePoint) -> bytes:
+    return json.dumps(asdict(entry)).encode() + b"\n"
 
 
 def read_curve(file: Path) -> list[CurvePoint]:

@@ -19,6 +19,7 @@ from llava_trainer.training.batch_plan import BatchPlan
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.checkpoint import CheckpointState
 from llava_trainer.training.checks import check_finite, check_gradient, check_supervised
+from llava_trainer.training.hardest import HardestSamples
 from llava_trainer.training.model_under_training import ModelUnderTraining
 from llava_trainer.training.phase import Phase
 from llava_trainer.training.progress import Progress
@@ -52,6 +53,8 @@ class Loop:
     """What this training is, to be told in its checkpoints."""
     fence: Fence
     """Asked in the first rank."""
+    hardest: HardestSamples | None = None
+    """None: nobody asks which samples are the hardest."""
     validator: Validator | None = None
     """None: nobody looks at held-out samples meanwhile."""
     selection: Selection = field(default_factory=Selection)
@@ -75,21 +78,19 @@ class Loop:
             and self.validator.is_due(step, total_steps)
             and self.selection.validated_step != step
         ):
-            # What was asked to stop in the middle of looking. Its line of the curve is written; reports tell of it.
-            looked = self._validate(step)
-            if self.recorder:
-                self.recorder.record_validation(step, looked)
+            # What was asked to stop in the middle of looking.
+            self._validate(step)
         while step < total_steps and not self.selection.is_over(self.phase.training):
             outcome, totals = self._run_step(step)
             step += 1
-            validation = None
+            self._record(step, outcome, totals)
             if self.validator and self.validator.is_due(step, total_steps):
-                validation = self._validate(step, outcome, totals)
-            self._record(step, outcome, totals, validation)
+                self._validate(step)
             if self._is_to_be_saved(step):
                 self._save(step)
             self._note_saved(self.saver.check())
         self._finish_saving()
+        self._keep_hardest(step)
         return step
 
     def _is_to_be_saved(self, step: int) -> bool:
@@ -99,34 +100,40 @@ class Loop:
         is_best = self.phase.training.keep_best is not None and self.selection.best_step == step
         return is_best or step % self.phase.training.checkpoint.every_steps == 0
 
-    def _validate(self, step: int, outcome: StepOutcome | None = None, totals: BatchTotals | None = None) -> Validation:
+    def _validate(self, step: int) -> None:
         """Look at held-out samples after ``step`` steps, and decide what that means; the first rank for all."""
         assert self.validator is not None
         try:
-            validation = self.validator.validate(self._agreement)
+            validation = self.validator.validate(
+                self._agreement, self.recorder.record_validating if self.recorder else None
+            )
         except AskedToStopError:
-            if outcome and totals:
-                self._record(step, outcome, totals)
             self._stop_after(step)
         self.last_validation = validation
         self.selection = self.world.broadcast(self.selection.judge(step, validation, self.phase.training))
-        return validation
-
-    def _record(
-        self, step: int, outcome: StepOutcome, totals: BatchTotals, validation: Validation | None = None
-    ) -> None:
         if self.recorder:
             self.fence.check()
-            selection, selects = self.selection, self.phase.training.selects
-            self.recorder.record_selection(selection.lowest_loss, selection.best_step if selects else None)
-            self.recorder.record(step, outcome, totals.peak_gpu_memory_bytes, validation)
+            self._record_selection(self.recorder)
+            self.recorder.record_validation(step, validation)
+
+    def _record(self, step: int, outcome: StepOutcome, totals: BatchTotals) -> None:
+        if self.recorder:
+            self.fence.check()
+            self._record_selection(self.recorder)
+            self.recorder.record(step, outcome, totals)
+
+    def _record_selection(self, recorder: Recorder) -> None:
+        selects = self.phase.training.selects
+        recorder.record_selection(self.selection.lowest_loss, self.selection.best_step if selects else None)
 
     def _run_step(self, step: int) -> tuple[StepOutcome, BatchTotals]:
         began = time.monotonic()
         self.beat(Doing.LOADING)
+        waited_s = self.loader.waited_s
         micro_batches = self.loader.load(step)
+        waited_s = self.loader.waited_s - waited_s
         self.beat(Doing.WAITING)
-        totals = count_batch(micro_batches, self.stop.received, self.world, self.progress.last_step_s)
+        totals = count_batch(micro_batches, self.stop.received, self.world, self.progress.last_step_s, waited_s)
         if totals.last_step_s:
             self.progress.measure(totals.last_step_s)
         if totals.stop:
@@ -143,6 +150,8 @@ class Loop:
             self._stop_after(step)
         self.progress.finish_step(step + 1, time.monotonic() - began)
         check_finite(outcome, step + 1)
+        if self.hardest:
+            self.hardest.note(step, self.plan.rank_batch(step, self.world.rank), outcome.sample_losses)
         if step == self.first_step:
             check_gradient(self.model, self.world, step + 1)
         return outcome, totals
@@ -178,6 +187,8 @@ class Loop:
         )  # fmt: skip
 
     def _save(self, step: int) -> None:
+        # Before the checkpoint: whoever goes on from that finds it.
+        self._keep_hardest(step)
         self.beat(Doing.SAVING)
         engine, named = self.model.engine, self.model.named_trainable()
         state = CheckpointState(
@@ -186,6 +197,11 @@ class Loop:
             selection=self.selection.to_fields() if self.validator else {},
         )  # fmt: skip
         self.saver.begin(slices_to_save(list_slices(engine, named), engine), state)
+
+    def _keep_hardest(self, step: int) -> None:
+        if self.hardest:
+            self.beat(Doing.WAITING)
+            self.hardest.keep(step, self.world, self.fence.check)
 
     def _finish_saving(self) -> None:
         self.beat(Doing.SAVING)

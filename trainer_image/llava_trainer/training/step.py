@@ -32,11 +32,13 @@ class BatchTotals:
     """How long the step before took, as the first rank has measured it; 0 if there was none."""
     peak_gpu_memory_bytes: int = 0
     """Most memory that torch has reserved on any rank's GPU before this step; 0 without GPUs."""
+    data_wait_s: float = 0.0
+    """How long the rank that waited longest has waited for its part of the batch: all others wait for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """What one step did, the same in every rank."""
+    """What one step did; the same in every rank, but for ``sample_losses``."""
 
     loss: float
     """Per supervised token."""
@@ -46,29 +48,35 @@ class StepOutcome:
     """Of the adapter."""
     tokens: int
     samples: int
+    sample_losses: np.ndarray
+    """Of this rank's own samples in their rows' order: summed loss and supervised tokens, float64 [samples, 2]."""
 
 
-def count_batch(micro_batches: Sequence[MicroBatch], stop: bool, world: World, last_step_s: float = 0.0) -> BatchTotals:
+def count_batch(
+    micro_batches: Sequence[MicroBatch], stop: bool, world: World, last_step_s: float = 0.0, data_wait_s: float = 0.0
+) -> BatchTotals:
     """Count over all ranks what each one's micro-batches hold, and whether any was asked to stop.
 
-    The first rank's ``last_step_s`` is told to all.
+    The first rank's ``last_step_s`` is told to all, and the longest ``data_wait_s``.
     """
     # A sum in which each rank has a place of its own tells all of them, and is no operation more.
-    peaks = [0.0] * world.world_size
-    peaks[world.rank] = world.peak_gpu_memory_bytes
-    supervised, tokens, stops, seconds, *peaks = world.sum(
+    peaks, waits = [0.0] * world.world_size, [0.0] * world.world_size
+    peaks[world.rank], waits[world.rank] = world.peak_gpu_memory_bytes, data_wait_s
+    supervised, tokens, stops, seconds, *each = world.sum(
         sum(micro_batch.num_supervised for micro_batch in micro_batches),
         sum(micro_batch.num_tokens for micro_batch in micro_batches),
         stop,
         last_step_s if world.is_first else 0.0,
         *peaks,
+        *waits,
     )
     return BatchTotals(
         supervised=int(supervised),
         tokens=int(tokens),
         stop=stops > 0,
         last_step_s=seconds,
-        peak_gpu_memory_bytes=int(max(peaks)),
+        peak_gpu_memory_bytes=int(max(each[: world.world_size])),
+        data_wait_s=max(each[world.world_size :]),
     )
 
 
@@ -108,6 +116,7 @@ def run_step(
     # DeepSpeed divides the sum of all ranks' gradients by their number.
     scale = world.world_size / totals.supervised
     loss_sum = torch.zeros((), dtype=torch.float32, device=world.device)
+    token_losses = []
     for number, (micro_batch, seed) in enumerate(zip(micro_batches, seeds, strict=True), start=1):
         if number > 1:
             beat(Doing.WAITING)
@@ -117,29 +126,49 @@ def run_step(
             agreement.ask()
         beat(Doing.COMPUTING)
         torch.manual_seed(seed)
-        loss = engine(**micro_batch.to(world.device))
+        loss, losses = engine(**micro_batch.to(world.device), parts=True)
         engine.backward(loss * scale, scale_wrt_gas=False)
         loss_sum += loss.detach()
+        token_losses.append(losses)
     set_learning_rates(engine, model.groups, factor)
     engine.step()
-    rank_loss, grad_norm = _read(loss_sum, engine.get_global_grad_norm())
-    (total_loss,) = world.sum(rank_loss)
+    own_loss, grad_norm, own_losses = _read(loss_sum, engine.get_global_grad_norm(), token_losses)
+    (total_loss,) = world.sum(own_loss)
     return StepOutcome(
         loss=total_loss / totals.supervised,
         grad_norm=grad_norm,
         learning_rate=model.groups[0].learning_rate * factor,
         tokens=totals.tokens,
         samples=samples,
+        sample_losses=sum_by_sample(own_losses, [n for one in micro_batches for n in one.supervised_each]),
     )
 
 
-def _read(loss_sum: torch.Tensor, norm: float | torch.Tensor) -> tuple[float, float]:
-    """Loss and norm as numbers: the one place of a step in which our own code waits for the device."""
+def _read(
+    loss_sum: torch.Tensor, norm: float | torch.Tensor, token_losses: Sequence[torch.Tensor]
+) -> tuple[float, float, list[float]]:
+    """All that a step has found, as numbers: the one place of it in which our own code waits for the device."""
+    scalars = [loss_sum.double()]
     if isinstance(norm, torch.Tensor) and norm.device == loss_sum.device:
-        loss, grad_norm = torch.stack((loss_sum.double(), norm.double().reshape(()))).tolist()
-        return loss, grad_norm
-    # By stage, DeepSpeed itself may have fetched it.
-    return loss_sum.item(), float(norm)
+        scalars.append(norm.double().reshape(()))
+    found = torch.cat((torch.stack(scalars), *(losses.double() for losses in token_losses))).tolist()
+    # By stage, DeepSpeed itself may have fetched the norm.
+    grad_norm = found[1] if len(scalars) > 1 else float(norm)
+    return found[0], grad_norm, found[len(scalars) :]
+
+
+def sum_by_sample(token_losses: Sequence[float], supervised_each: Sequence[int]) -> np.ndarray:
+    """Summed loss and number of tokens of each sample, float64 [samples, 2].
+
+    Args:
+        token_losses: of all supervised tokens, sample by sample.
+        supervised_each: tokens of each sample; 0 where nothing of it is learned.
+    """
+    counts = np.asarray(supervised_each, dtype=np.int64)
+    # Of the running sum: np.add.reduceat does not know groups of nothing.
+    until = np.concatenate(([0.0], np.cumsum(np.asarray(token_losses, dtype=np.float64))))
+    ends = np.cumsum(counts)
+    return np.stack((until[ends] - until[ends - counts], counts), axis=1)
 
 
 def draw_seed(seed: int, step: int, first_sample: int) -> int:

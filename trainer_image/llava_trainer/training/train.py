@@ -5,7 +5,9 @@ Every rank runs the same; what only one of them does (files for all, reports) as
 
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
+from llava_api.constants import StageName
 from llava_api.report import TrainNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.attempts.folder import Fence
@@ -17,9 +19,11 @@ from llava_trainer.gang.world import World
 from llava_trainer.model.attention import attention_of
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.artifacts import publish_result
-from llava_trainer.training.batch_plan import make_plan
+from llava_trainer.training.batch_plan import BatchPlan, make_plan
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.curve import Curve
+from llava_trainer.training.hardest import EpochLosses, HardestSamples, carry_over
+from llava_trainer.training.held_out_answers import HeldOutAnswers, draw_questions
 from llava_trainer.training.identity import identify_training
 from llava_trainer.training.loop import Loop
 from llava_trainer.training.model_under_training import ModelUnderTraining, build_model
@@ -32,6 +36,7 @@ from llava_trainer.training.retention import remove_unfinished, step_of
 from llava_trainer.training.saving import Saver
 from llava_trainer.training.selection import Selection
 from llava_trainer.training.servable import write_servable
+from llava_trainer.training.utilisation import find_utilisation
 from llava_trainer.training.validation import Validator
 
 
@@ -78,12 +83,18 @@ def train(
         recorder = None
         if world.is_first:
             history = stack.enter_context(_open_history(config, resume_point))
-            recorder = Recorder(history, reporter, plan, first_step=resume_point.step)
+            validation = phase.training.validation
+            recorder = Recorder(
+                history, reporter, plan, first_step=resume_point.step,
+                validate_every=validation.every_steps if validation else None,
+                utilisation=find_utilisation(config, phase, plan, world, model.dtype),
+            )  # fmt: skip
             recorder.record_skipped([f"{path.parent.parent.name}/{path.name}" for path in resume_point.passed_over])
         loop = Loop(
             phase=phase, plan=plan, model=model, world=world, loader=loader, saver=saver,
             recorder=recorder, stop=stop, beat=beat, progress=progress, first_step=resume_point.step, identity=identity,
-            fence=reporter.fence, validator=_open_validator(phase, model, world, processor, beat, stack),
+            fence=reporter.fence, hardest=_open_hardest(config, phase, plan, resume_point, world),
+            validator=_open_validator(phase, model, world, processor, beat, stack),
             selection=_known_selection(phase, resume_point, world),
         )  # fmt: skip
         steps = loop.run()
@@ -135,8 +146,25 @@ def _open_history(config: RunConfig, resume_point: ResumePoint) -> Curve:
     file = config.volume.history_file(config.run.stage, config.run.attempt)
     if resume_point.folder is None:
         return Curve(file)
-    # The curve of the attempt that made the checkpoint: STAGE-N/checkpoints/step-M lies beside it.
-    return Curve(file, resumed_from=resume_point.folder.parent.parent / file.name, resumed_step=resume_point.step)
+    return Curve(file, resumed_from=_beside(resume_point.folder, file.name), resumed_step=resume_point.step)
+
+
+def _beside(checkpoint: Path, name: str) -> Path:
+    """A file of the attempt that made a checkpoint: STAGE-N/checkpoints/step-M lies beside it."""
+    return checkpoint.parent.parent / name
+
+
+def _open_hardest(
+    config: RunConfig, phase: Phase, plan: BatchPlan, resume_point: ResumePoint, world: World
+) -> HardestSamples | None:
+    """What finds the hardest samples; nothing in phase 1, of which there is no report."""
+    if phase.stage is not StageName.TRAIN:
+        return None
+    file = config.volume.hardest_file(phase.stage, config.run.attempt)
+    carried: tuple[EpochLosses, ...] = ()
+    if world.is_first and resume_point.folder is not None:
+        carried = carry_over(_beside(resume_point.folder, file.name), resume_point.step)
+    return HardestSamples(plan, file, carried)
 
 
 def _known_selection(phase: Phase, resume_point: ResumePoint, world: World) -> Selection:
@@ -160,6 +188,16 @@ def _open_validator(
     samples = stack.enter_context(SampleFile(phase.held_out_file))
     if len(samples) == 0:
         return None
+    answers = None
+    if settings.answers is not None:
+        questions = draw_questions(
+            samples, settings.answers, processor, seed=phase.training.seed, max_length=phase.training.max_length
+        )
+        answers = HeldOutAnswers(
+            settings=settings.answers, questions=questions, model=model, world=world, processor=processor,
+            images=phase.images, beat=beat,
+        )  # fmt: skip
     return Validator(
-        settings=settings, phase=phase, model=model, world=world, samples=samples, processor=processor, beat=beat
-    )
+        settings=settings, phase=phase, model=model, world=world, samples=samples, processor=processor, beat=beat,
+        answers=answers,
+    )  # fmt: skip

@@ -6,7 +6,7 @@ summed up is a sum over tokens and answers: from the same weights it is the same
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,16 +20,22 @@ from llava_trainer.gang.stopping import StopAgreement
 from llava_trainer.gang.watchdog import Beat, Doing
 from llava_trainer.gang.world import World
 from llava_trainer.training.batches import MicroBatch, RowLoader, tensor_of
+from llava_trainer.training.held_out_answers import HeldOutAnswers
 from llava_trainer.training.model_under_training import ModelUnderTraining
 from llava_trainer.training.phase import Phase
 from llava_trainer.training.rank_batches import Limits, Rows, plan_padded_rows
+from llava_trainer.training.timing import is_validation_due
 
 logger = logging.getLogger(__name__)
+
+MAX_TOLD = 20
+"""Times that one validation tells how far it is. By micro-batches, not by a clock: each such report counts as a step
+forward with the operator, and one that hangs must not make any."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What held-out samples have shown after a step; the same in every rank."""
+    """What held-out samples have shown after a step; the same in every rank, but for ``texts``."""
 
     loss: float
     """Per supervised token."""
@@ -41,6 +47,8 @@ class Validation:
     samples: int
     seconds: float
     """How long training stood still for it."""
+    texts: tuple[str, ...] | None = None
+    """What the model has answered to a few questions; in the first rank, where some are asked."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,16 +63,20 @@ class Validator:
     """Held-out ones; at least one."""
     processor: Processor
     beat: Beat
+    answers: HeldOutAnswers | None = None
+    """None: no question is asked."""
 
     def is_due(self, step: int, total_steps: int) -> bool:
         """Whether to look after ``step`` steps: every so many, and after the last."""
-        return step % self.settings.every_steps == 0 or step == total_steps
+        return is_validation_due(step, total_steps, self.settings.every_steps)
 
-    def validate(self, agreement: StopAgreement) -> Validation:
+    def validate(self, agreement: StopAgreement, on_looked: Callable[[int, int], None] | None = None) -> Validation:
         """Look at all of them with the weights as they are.
 
         Args:
             agreement: on stopping between micro-batches.
+            on_looked: told now and then, MAX_TOLD times at most, how many samples of how many are done by all ranks;
+                counted by this rank's micro-batches, of which the others have as many.
 
         Raises:
             AskedToStopError: before a micro-batch, in every rank.
@@ -81,6 +93,9 @@ class Validator:
                 if number < len(self._rank_rows):
                     agreement.ask()
                 counts += self._judge(rows)
+                if on_looked and is_to_be_told(number, len(self._rank_rows)):
+                    on_looked(len(self.indices) * number // len(self._rank_rows), len(self.indices))
+            texts = self.answers.answer(agreement) if self.answers else None
         finally:
             self.model.module.train()
         self.beat(Doing.WAITING)
@@ -91,6 +106,7 @@ class Validator:
             answers=int(answers),
             samples=len(self.indices),
             seconds=time.monotonic() - began,
+            texts=texts,
         )
 
     @cached_property
@@ -126,6 +142,11 @@ class Validator:
         losses, likeliest = judged.double().cpu().numpy().T
         exact, answers = count_exact(micro_batch, likeliest > 0, self.processor.eos_token_id)
         return np.array([losses.sum(), len(losses), exact, answers])
+
+
+def is_to_be_told(done: int, total: int) -> bool:
+    """Whether ``done`` of ``total`` is where a validation tells how far it is: MAX_TOLD times, as even as can be."""
+    return done * MAX_TOLD // total > (done - 1) * MAX_TOLD // total
 
 
 def draw_samples(available: int, wanted: int, seed: int) -> tuple[int, ...]:

@@ -1,15 +1,20 @@
 """Letting a model answer: greedily and in batches for scores, sampled one by one for prompts.
 
-Knows models and encoded prompts, nothing of datasets or files.
+Knows models, questions and how these are encoded; nothing of files, nor of who asks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 
 from llava_api.spec import Generation
+from llava_trainer.data.encode import encode_prompt
+from llava_trainer.data.image_folder import ImageFolder
+from llava_trainer.data.images import open_image, pixel_values
+from llava_trainer.data.processor import Processor
+from llava_trainer.data.questions import Question
 
 BATCH_TOKENS = 8_192
 """Tokens of prompts and answers that are held at a time: about 4 GB of keys and values for a 7B model in bfloat16."""
@@ -43,6 +48,8 @@ class Answerer:
     tokens: Tokens
     decode: Callable[[Sequence[int]], str]
     """Text of generated ids, special tokens left out."""
+    on_token: Callable[[], None] = lambda: None
+    """Called after each token of a batch."""
 
     def answer_greedily(
         self, prompts: Sequence[EncodedPrompt], max_new_tokens: int, on_answered: Callable[[int], None]
@@ -86,10 +93,13 @@ class Answerer:
             **how,
         )
 
-    @torch.inference_mode()
+    # Not inference_mode: what a module under training remembers of it could not enter a graph later.
+    @torch.no_grad()
     def _generate(self, prompts: Sequence[EncodedPrompt], config: GenerationConfig) -> list[str]:
         inputs = self._pad_left(prompts)
-        generated = self.model.generate(**inputs, generation_config=config)
+        generated = self.model.generate(
+            **inputs, generation_config=config, stopping_criteria=StoppingCriteriaList([_Listener(self.on_token)])
+        )
         rows = generated[:, inputs["input_ids"].shape[1] :].tolist()
         return [self.decode(self._cut(row)).strip() for row in rows]
 
@@ -109,6 +119,52 @@ class Answerer:
 
     def _cut(self, ids: list[int]) -> list[int]:
         return ids[: ids.index(self.tokens.eos)] if self.tokens.eos in ids else ids
+
+
+class _Listener:
+    """A StoppingCriteria that stops nothing."""
+
+    def __init__(self, on_token: Callable[[], None]) -> None:
+        self._on_token = on_token
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
+        self._on_token()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def make_answerer(
+    model: PreTrainedModel, processor: Processor, on_token: Callable[[], None] = lambda: None
+) -> Answerer:
+    """What lets ``model`` answer, with the processor's tokens."""
+    return Answerer(
+        model=model,
+        tokens=Tokens(bos=processor.bos_token_id, eos=processor.eos_token_id, pad=processor.pad_token_id),
+        decode=lambda ids: processor.tokenizer.decode(ids, skip_special_tokens=True),
+        on_token=on_token,
+    )
+
+
+def count_prompt_tokens(question: Question, processor: Processor) -> int:
+    """Tokens of a question as the model is fed, image tokens expanded."""
+    return len(_encode(question, processor))
+
+
+def _encode(question: Question, processor: Processor) -> Sequence[int]:
+    return encode_prompt(question.turns, question.image_turns, processor, system=question.system)
+
+
+def encode_question(question: Question, processor: Processor, folder: ImageFolder) -> EncodedPrompt:
+    """A question as the model is fed; its images are only read when its turn comes."""
+    ids = _encode(question, processor)
+    if not question.images:
+        return EncodedPrompt(ids=ids, load_pixels=None)
+    images = [folder.find(image) for image in question.images]
+    return EncodedPrompt(
+        ids=ids,
+        load_pixels=lambda: torch.stack(
+            [torch.from_numpy(pixel_values(open_image(image), processor)) for image in images]
+        ),
+    )
 
 
 def plan_batches(lengths: Sequence[int], max_new_tokens: int) -> Iterator[list[int]]:

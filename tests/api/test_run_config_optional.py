@@ -1,0 +1,39 @@
+"""What is newer than an image is written only where it is set."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_api.run_config import RunConfig
+
+
+def written(validation: dict[str, Any] | None) -> dict[str, Any]:
+    config = RunConfig.model_validate(
+        {
+            "run": {"namespace": "a", "name": "b", "uid": "c", "stage": "train", "attempt": 1},
+            "volumeRoot": Path("/run"),
+            "modelDir": Path("/model"),
+            "datasetDir": Path("/data"),
+            "dataset": {"source": "pvc://a/", "format": "llava", "file": "a.json"},
+            "training": {"validation": validation},
+            "workers": {},
+            "merge": {},
+            "evaluation": {},
+        }
+    )
+    fields: dict[str, Any] = config.model_dump(mode="json")["training"]
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+    return fields
+
+
+def test_answers_are_written_where_they_are_asked_for() -> None:
+    assert "validation" not in written(None)
+    assert written({"everySteps": 5})["validation"] == {"everySteps": 5, "samples": 256}
+    asked = written({"everySteps": 5, "answers": {}})["validation"]
+    assert asked["answers"] == {"questions": 4, "maxNewTokens": 64}
+
+
+@pytest.mark.parametrize("validation", [None, {"everySteps": 5}])
+def test_nothing_of_it_is_written_where_it_is_not(validation: dict[str, Any] | None) -> None:
+    assert "answers" not in str(written(validation))
