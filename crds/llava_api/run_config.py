@@ -140,6 +140,9 @@ def _has_default(config: RunConfig, path: str) -> bool:
     part: BaseModel = config
     for step in parents:
         part = getattr(part, _name_of(type(part), step))
+        if part is None:
+            # A part that is not set has no fields.
+            return True
     name = _name_of(type(part), last)
     return bool(getattr(part, name) == type(part).model_fields[name].get_default())
 
