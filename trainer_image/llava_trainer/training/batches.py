@@ -20,6 +20,7 @@ from llava_trainer.data.samples import Sample
 from llava_trainer.data.template import Template
 from llava_trainer.model.objective import find_image_places
 from llava_trainer.training.batch_plan import BatchPlan
+from llava_trainer.training.pinned import allocating_on_node
 from llava_trainer.training.rank_batches import Rows
 
 _STEPS_AHEAD = 1
@@ -172,6 +173,9 @@ def lay_out(
         packing: whether rows are packed.
         dtype: images' number format.
         pinned: whether to put it where a GPU copies from by itself.
+
+    Raises:
+        StageError: OutOfMemory; the node has no memory to pin.
     """
     if not rows:
         tensors = _nothing(pad_token_id)
@@ -181,8 +185,11 @@ def lay_out(
         tensors = collate([item for row in rows for item in row], pad_token_id)
     tensors["image_places"] = find_image_places(tensor_of(tensors, "input_ids"), image_token_id)
     finished = _map(tensors, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    if pinned:
+        with allocating_on_node("a batch that is loaded ahead"):
+            finished = _map(finished, torch.Tensor.pin_memory)
     return MicroBatch(
-        tensors=_map(finished, torch.Tensor.pin_memory) if pinned else finished,
+        tensors=finished,
         num_supervised=tensor_of(tensors, "predicting").numel(),
         num_tokens=sum(encoded.num_tokens for row in rows for encoded, _ in row),
     )
