@@ -134,7 +134,7 @@ def _embed(
     if len(places) != len(features):
         raise ValueError(f"{len(places)} tokens stand for images, which have {len(features)} features")
     # By number: under a mask, as LlavaModel does it, how many there are would be asked of the GPU, also going backward.
-    return embedded.flatten(0, 1).index_copy(0, places, features).view_as(embedded)
+    return embedded.flatten(0, 1).index_put((places,), features).view_as(embedded)
 
 
 def _look_at(llava: Any, pixel_values: torch.Tensor) -> torch.Tensor:
