@@ -223,6 +223,7 @@ def test_phase_1_trains_a_projector_that_phase_2_leaves_alone(make: Make, world:
     aligned = read_projector(config.volume.projector_dir)
     assert len(losses(config)) == 2, "16 samples in batches of 8, once: alignment has epochs of its own"
     assert phase_of(config).training.minimum_learning_rate == 0
+    assert phase_of(config).learns_projector
     again = make(alignment=ALIGNMENT, projector="frozen")
     live = projector_parameters(build(again, world).llava)
     assert all(torch.equal(live[name], aligned[name]) for name in aligned)
