@@ -209,6 +209,8 @@ class TrainNumbers(Lenient):
     """Whether training ended before its last step."""
     frozen_projector: bool = False
     """Whether the projector is as it was before."""
+    learned_tower: bool = False
+    """Whether the vision tower has learned."""
 
 
 class MergeNumbers(Lenient):

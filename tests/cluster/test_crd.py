@@ -94,6 +94,8 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ({"training__lora__targets": ["q_proj", "q_proj"]}, "spec.training.lora.targets[1]", "Duplicate value"),
         ({"training__lora__rsLora": "yes"}, "spec.training.lora.rsLora", "boolean"),
         ({"training__projector": "half"}, "spec.training.projector", '"frozen"'),
+        ({"training__visionTower": {"mode": "half"}}, "spec.training.visionTower.mode", '"full"'),
+        ({"training__visionTower": {"learningRate": 0}}, "spec.training.visionTower.learningRate", "greater than 0"),
         ({"training__maxSteps": 0}, "spec.training.maxSteps", "greater than or equal to 1"),
         ({"training__maxSteps": 10**8}, "spec.training.maxSteps", "less than or equal to 10000000"),
         ({"training__minimumLearningRate": -1e-6}, "spec.training.minimumLearningRate", "greater than or equal to 0"),
@@ -315,6 +317,15 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         (
             {
                 "training__method": "none",
+                "training__visionTower": {"mode": "full"},
+                "alignment": {"dataset": CAPTIONS, "freshProjector": True},
+            },
+            "spec.training.visionTower",
+            "only read where something is trained after alignment",
+        ),
+        (
+            {
+                "training__method": "none",
                 "training__maxSteps": 5,
                 "alignment": {"dataset": CAPTIONS, "freshProjector": True},
             },
@@ -466,6 +477,7 @@ def test_every_kind_of_source_is_accepted(kubectl: Kubectl, source: str) -> None
             "training__minimumLearningRate": 2e-4,
             "training__optimizer": {"beta2": 0.95},
             "training__lora": {"targets": ["q_proj", "v_proj"], "rsLora": True},
+            "training__visionTower": {"mode": "full", "learningRate": 1e-6},
         },
     ],
     ids=[

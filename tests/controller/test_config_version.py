@@ -58,19 +58,21 @@ def test_an_image_gets_the_fields_of_a_format_only_where_they_are_set() -> None:
 
 
 def test_an_image_gets_a_newer_setting_only_where_it_is_not_the_default() -> None:
-    names = {"projector", "maxSteps", "minimumLearningRate", "optimizer"}
+    names = {"projector", "maxSteps", "minimumLearningRate", "optimizer", "visionTower"}
     # As the API server fills them in.
-    defaults = {"projector": "train", "minimumLearningRate": 0.0, "optimizer": {"beta1": 0.9, "epsilon": 1e-8}}
+    defaults = {"projector": "train", "minimumLearningRate": 0.0, "optimizer": {"beta1": 0.9, "epsilon": 1e-8},
+                "visionTower": {"mode": "frozen", "learningRate": 2e-6}}  # fmt: skip
     written = write_config(walk({}, StageName.TRAIN), StageName.TRAIN, 2, training=defaults)["training"]
     assert not names & written.keys()
     assert written["lora"].keys() == {"rank", "alpha", "dropout"}
     chosen = {
         "projector": "frozen", "maxSteps": 7, "minimumLearningRate": 1e-6, "optimizer": {"beta2": 0.95},
-        "lora": {"targets": ["q_proj"], "rsLora": True},
+        "lora": {"targets": ["q_proj"], "rsLora": True}, "visionTower": {"mode": "full"},
     }  # fmt: skip
     written = write_config(walk({}, StageName.TRAIN), StageName.TRAIN, 2, training=chosen)["training"]
     assert (written["projector"], written["maxSteps"], written["minimumLearningRate"]) == ("frozen", 7, 1e-6)
     assert written["optimizer"]["beta2"] == 0.95
+    assert written["visionTower"] == {"mode": "full", "learningRate": 2e-6}
     assert (written["lora"]["targets"], written["lora"]["rsLora"]) == (["q_proj"], True)
 
 

@@ -31,6 +31,7 @@ from llava_api.spec.training import (
     Offload,
     Optimizer,
     Quantization,
+    TowerTraining,
     Training,
     Zero,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "Table",
     "Toleration",
     "TopologySpread",
+    "TowerTraining",
     "Training",
     "TrainingValidation",
     "Ubiai",

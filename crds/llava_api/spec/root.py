@@ -108,6 +108,12 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
         field=".training.projector",
     ),
     rule(
+        "self.training.method != 'none' || self.training.visionTower.mode == 'frozen'",
+        "spec.training.visionTower.mode full is only read where something is trained after alignment, in which the "
+        "tower stays frozen: remove it or set method",
+        field=".training.visionTower",
+    ),
+    rule(
         "self.training.method != 'none' || !has(self.training.maxSteps)",
         "spec.training.maxSteps is only read where something is trained after alignment, which goes by "
         "alignment.epochs: remove it or set method",

@@ -98,7 +98,8 @@ def describe_result(result: StageResult) -> str:
         processes = f"{trained.world_size} processes"
         told = f"{trained.steps} steps over {processes}, final loss {trained.final_loss:.4g}"
         frozen = ", projector frozen" if trained.frozen_projector else ""
-        return f"{told}{_describe_validation(trained)}{frozen}{attention}"
+        tower = ", vision tower trained" if trained.learned_tower else ""
+        return f"{told}{_describe_validation(trained)}{frozen}{tower}{attention}"
     if (merged := result.merge) is not None:
         return f"{merged.tensors_merged} tensors merged, logits differ by at most {merged.max_logit_difference:.2g}"
     if (judged := result.evaluate) is not None:

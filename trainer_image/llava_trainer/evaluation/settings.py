@@ -41,10 +41,11 @@ def _alignment(alignment: Alignment) -> Rows:
 def _method(training: Training) -> str:
     if training.method == "none":
         return "the projector alone, by alignment"
-    frozen = training.projector == "frozen"
+    told = ", projector frozen" if training.projector == "frozen" else ""
+    told += ", vision tower too" if training.vision_tower.mode == "full" else ""
     if training.method == "full":
-        return f"full: language model{', projector frozen' if frozen else ' and projector'}"
-    lora, told = training.lora, ", projector frozen" if frozen else ""
+        return f"full: language model{' and projector' if training.projector == 'train' else ''}{told}"
+    lora = training.lora
     scale = ", scaled by its root (rsLoRA)" if lora.rs_lora else ""
     targets = "" if set(lora.targets) == set(LORA_TARGETS) else f", on {', '.join(lora.targets)}"
     return f"{training.method}, rank {lora.rank}{scale}, alpha {lora.alpha}, dropout {lora.dropout:g}{targets}{told}"
@@ -54,6 +55,8 @@ def _training(config: RunConfig) -> Rows:
     training, adam = config.training, config.training.optimizer
     length = ("Epochs", f"{training.epochs:,}") if training.max_steps is None else ("Steps", f"{training.max_steps:,}")
     projector = f", projector {training.projector_learning_rate:g}" if training.projector == "train" else ""
+    if training.vision_tower.mode == "full":
+        projector += f", vision tower {training.vision_tower.learning_rate:g}"
     floor = f", down to {training.minimum_learning_rate:g}" if training.minimum_learning_rate else ""
     return [
         length,

@@ -12,6 +12,7 @@ from typing import Any
 
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
+from llava_trainer.data.model_config import load_config
 from llava_trainer.errors import StageError
 from llava_trainer.model.layout import PROJECTOR, hub_name, module_name
 from llava_trainer.model.learning import trained_whole
@@ -73,7 +74,7 @@ def read_changes(config: RunConfig) -> Changes:
         StageError: MergeMismatch; what it left is incomplete, or more than merging understands. InvalidModel; a file of
             it is damaged.
     """
-    volume, learned = config.volume, trained_whole(config.training)
+    volume, learned = config.volume, trained_whole(config.training, load_config(config.model_dir))
     projector_dir = kept_projector_dir(config)
     aligned = _list_tensors(projector_dir) if projector_dir else {}
     kept = (f"{PROJECTOR}.",) if projector_dir else ()
@@ -156,7 +157,7 @@ def _find_replaced(
     stray = sorted(name for name in found if not name.startswith(learned))
     if stray:
         raise _mismatch(f"the adapter holds {stray[0]}, which this run has not trained")
-    if learned and not found:
+    if f"{PROJECTOR}." in learned and not any(name.startswith(f"{PROJECTOR}.") for name in found):
         raise _mismatch(f"the adapter holds no {PROJECTOR} tensor: the trained projector was not saved")
     return found
 

@@ -11,7 +11,7 @@ from typing import Literal
 from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
-from llava_api.spec import Training
+from llava_api.spec import TowerTraining, Training
 from llava_trainer.data.image_folder import ImageFolder, folder_of, training_images
 from llava_trainer.errors import StageError
 
@@ -43,6 +43,11 @@ class Phase:
         """Whether the projector is trained."""
         return self.training.projector == "train"
 
+    @property
+    def learns_tower(self) -> bool:
+        """Whether the vision tower is trained."""
+        return self.training.vision_tower.mode == "full"
+
 
 def phase_of(config: RunConfig, stage: StageName | None = None) -> Phase:
     """The phase that the stage of ``config`` is, or ``stage``.
@@ -64,6 +69,7 @@ def _alignment(config: RunConfig) -> Phase:
         "max_steps": None,
         "minimum_learning_rate": 0.0,
         "projector": "train",
+        "vision_tower": TowerTraining(),
         "batch": alignment.batch,
         "learning_rate": alignment.learning_rate,
         "projector_learning_rate": alignment.learning_rate,

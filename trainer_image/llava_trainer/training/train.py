@@ -120,6 +120,7 @@ def train(
         best_step=best_step,
         stopped_early=steps < plan.total_steps,
         frozen_projector=not phase.learns_projector,
+        learned_tower=phase.learns_tower,
     )
 
 
