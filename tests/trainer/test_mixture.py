@@ -390,6 +390,20 @@ def test_what_is_held_out_is_left_out_of_the_mixture_and_counted(tmp_path: Path,
     assert "12 left out, since they show or belong to what is held out" in config.volume.dataset_report_html.read_text()
 
 
+def test_a_text_that_is_held_out_is_left_out_of_the_mixture_as_well(tmp_path: Path, toy_model_dir: Path):
+    write_json(tmp_path / "dataset" / "export.json", [talk(str(n)) for n in range(24)])
+    config = prepare_mixed(tmp_path, toy_model_dir, [([talk(str(n)) for n in range(30)], 0.5)])
+    numbers = run(config).numbers
+    held_out = {sample.turns[0].text for sample in read_samples(config.volume.validation_file)}
+    kept = {sample.turns[0].text for sample in read_samples(config.volume.mixture_file(0))}
+    assert numbers.samples_withheld == len(held_out) == 6
+    assert len(kept) == 24
+    assert not kept & held_out
+    (part,) = report_of(config).mixture
+    (note,) = [note for note in part.dataset.notes if note.kind == "withheld"]
+    assert note.examples[0].message.startswith("asks 'What about ")
+
+
 def test_a_mixture_of_nothing_but_what_is_held_out_is_refused(tmp_path: Path, toy_model_dir: Path):
     write_main(tmp_path)
     plain = prepare_config(tmp_path, toy_model_dir)
@@ -397,7 +411,7 @@ def test_a_mixture_of_nothing_but_what_is_held_out_is_refused(tmp_path: Path, to
     held_out = next(iter(read_samples(plain.volume.validation_file))).images[0]
     draw_image(tmp_path / "mixed-0" / "images" / "copy.png", seed=int(held_out.removesuffix(".png")))
     config = prepare_mixed(tmp_path, toy_model_dir, [([conversation("copy.png", [("Q?", "A")])], 0.5)])
-    with pytest.raises(StageError, match=r"general\.json: every sample shows a picture, or names a group") as caught:
+    with pytest.raises(StageError, match=r"general\.json: every sample shows a picture, names a group") as caught:
         run(config)
     assert caught.value.reason is Reason.INVALID_DATA
 

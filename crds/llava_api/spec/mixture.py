@@ -20,8 +20,8 @@ class MixturePart(Strict):
         Dataset,
         Field(
             description="Where it is and how it is read, as spec.dataset. Nothing of it is held out, validated or "
-            "scored: validation.fraction is not read. What shows a picture or names a group that spec.dataset holds "
-            "out is left out of it, and counted.",
+            "scored: validation.fraction is not read. What shows a picture, names a group or asks a question "
+            "that spec.dataset holds out is left out of it, and counted.",
             json_schema_extra={DESCRIBED_AS: "spec.dataset"},
         ),
     ]

@@ -186,20 +186,23 @@ def compare_phases(alignment: PreparedDataset, training: PreparedDataset) -> Non
 
 
 def withhold(mixed: PreparedDataset, training: PreparedDataset) -> PreparedDataset:
-    """A dataset of the mixture without the samples that show images, or name groups, which training holds out."""
+    """A dataset of the mixture without the samples that belong to what training holds out.
+
+    They show an image that is held out, or name a group that is; or, both without images, ask the same first.
+    """
     shared = mixed.table.samples_with(training.table.contents_of(training.held_out))
     for index in shared[:KEPT_PER_KIND]:
         found = mixed.samples[int(index)]
         group = f", of group {found.group!r:.80}" if found.group else ""
-        shown = f"shows {', '.join(found.images)}" if found.images else "shows no picture"
+        shown = f"shows {', '.join(found.images)}" if found.images else f"asks {found.turns[0].text!r:.80}"
         mixed.findings.add(noted(Kind.WITHHELD, found.source, f"{shown}{group}"))
     mixed.findings.count(Kind.WITHHELD, len(shared[KEPT_PER_KIND:]))
     if len(shared) and len(shared) == len(mixed.table) and not mixed.findings.num_refused:
         mixed.findings.add(
             refused(
                 mixed.request.dataset.file,
-                "every sample shows a picture, or names a group, that spec.dataset holds out: take the dataset out of "
-                "spec.mixture, or hold out other samples",
+                "every sample shows a picture, names a group or asks a question that spec.dataset holds out: take the "
+                "dataset out of spec.mixture, or hold out other samples",
             )
         )
     withheld = np.zeros(len(mixed.table), dtype=bool)
