@@ -74,6 +74,7 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 CAPTIONS = {"source": "pvc://data/captions", "format": "llava", "file": "captions.json"}
 MODEL_PARTS = ("source", "base", "languageModel", "visionTower", "projector")
+_GENERAL = {"source": "pvc://data/general", "format": "llava", "file": "general.json"}
 _DIGEST = f"sha256:{'a' * 64}"
 
 
@@ -155,6 +156,11 @@ def _account(name: str) -> dict[str, Any]:
 
 def _web(source: str) -> dict[str, Any]:
     return {"dataset": {"source": source, **_secret("llava-web")}}
+
+
+def _mixed(*datasets: dict[str, Any]) -> dict[str, Any]:
+    """A run that mixes these in."""
+    return {"mixture": [{"dataset": _GENERAL | dataset, "share": 0.1} for dataset in datasets]}
 
 
 def _told(*urls: str | None, webhook: str | None = None, slack: str | None = None) -> dict[str, Any]:
@@ -247,6 +253,9 @@ CASES: tuple[Case, ...] = (
         "alignment": ({"alignment": {"dataset": CAPTIONS | _secret("x-llava-"), "freshProjector": True,
                                      "batch": {"perDevice": 1, "global": 1}}},
                       "spec.alignment.dataset.secretRef.name is x-llava-, but"),
+        "mixture-ok": (_mixed(_secret("llava-a"), {}, _secret("llava-b")), None),
+        "mixture": (_mixed({}, _secret("llava-a"), _secret("x-llava")),
+                    "spec.mixture.dataset.secretRef.name is x-llava, but"),
         "download": ({"download": _secret("registryxpull")}, "spec.download.secretRef.name is registryxpull, but"),
         "pull": ({"imagePullSecrets": [{"name": "llava-a"}, {"name": "other"}]}, "spec.imagePullSecrets is other, but"),
         "upper": ({"dataset": _secret("LLAVA-a")}, "spec.dataset.secretRef.name is LLAVA-a, but"),
@@ -275,6 +284,9 @@ CASES: tuple[Case, ...] = (
         "alignment": ({"alignment": {"dataset": CAPTIONS | {"source": "hf://a/b"} | _secret("llava-a"),
                                      "freshProjector": True, "batch": {"perDevice": 1, "global": 1}},
                        "download": {"hubEndpoint": "https://e"}}, "spec.download.hubEndpoint is https://e, but"),
+        "mixture": (_mixed({"source": "hf://a/b", **_secret("llava-a")}) | {"download": {"hubEndpoint": "https://e"}},
+                    "spec.download.hubEndpoint is https://e, but"),
+        "mixture-none": (_mixed({"source": "hf://a/b"}) | {"download": {"hubEndpoint": "https://e"}}, None),
     }),
     *_cases("strict", "web", {
         "ok": (_web("https://files.example/set.zip"), None),
@@ -285,6 +297,8 @@ CASES: tuple[Case, ...] = (
         "port": (_web("https://files.example:8443/s.zip"), "spec.dataset.source is at https://files.example:8443, but"),
         "below": (_web("https://files.example.e/s.zip"), "spec.dataset.source is at https://files.example.e, but"),
         "path": (_web("https://e.example/files.example/set.zip"), "spec.dataset.source is at https://e.example, but"),
+        "mixture": (_mixed({}, {"source": "https://e.example/set.zip", **_secret("llava-a")}),
+                    "spec.mixture.dataset.source is at https://e.example, but"),
         "projector": ({"model": {"projector": "https://e.example/p.bin", **_secret("llava-a")}},
                       "spec.model.projector is at https://e.example, but"),
     }),
@@ -363,6 +377,7 @@ CASES: tuple[Case, ...] = (
                      "alignment": {"dataset": CAPTIONS | _secret("a" * 253), "freshProjector": True,
                                    "batch": {"perDevice": 1, "global": 1}}},
                     "spec.model.secretRef.name is aaa"),
+        "mixture": (_mixed(*[_secret("a" * 253)] * 8), "spec.mixture.dataset.secretRef.name is aaa"),
         "pulls": ({"imagePullSecrets": [{"name": "a" * 253}] * 8}, "spec.imagePullSecrets is aaa"),
         "ca": ({"download": {"caConfigMap": "a" * 253}}, "spec.download.caConfigMap is aaa"),
         "account": (_account("a" * 253), "spec.scheduling.serviceAccountName is aaa"),

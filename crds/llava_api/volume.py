@@ -90,6 +90,10 @@ class RunVolume:
         """Checked samples of phase 1, one JSON object a line."""
         return self.data_dir / "alignment.jsonl"
 
+    def mixture_file(self, index: int) -> Path:
+        """Checked samples of one dataset of the mixture, by its place there, one JSON object a line."""
+        return self.data_dir / f"mixture-{index}.jsonl"
+
     @property
     def inputs_file(self) -> Path:
         """Where prepare found or put model and datasets (``llava_trainer.inputs``)."""

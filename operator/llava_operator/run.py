@@ -143,6 +143,8 @@ def secrets_of(spec: Spec) -> dict[SecretRole, SecretUse]:
     if spec.alignment is not None:
         dataset = spec.alignment.dataset
         uses[SecretRole.ALIGNMENT_DATASET] = (dataset.secret_ref, _keys_for(dataset.source))
+    for index, part in enumerate(spec.mixture):
+        uses[SecretRole.of_mixture(index)] = (part.dataset.secret_ref, _keys_for(part.dataset.source))
     uses[SecretRole.DOWNLOAD] = (spec.download.secret_ref, PROXY_KEYS)
     return {role: SecretUse(secret.name, keys) for role, (secret, keys) in uses.items() if secret is not None and keys}
 

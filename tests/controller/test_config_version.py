@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from llava_api.constants import StageName
+from llava_api.spec import MAX_MIXTURE
 from llava_api.status import Status, Trainer
 from llava_operator.build.common import Platform
 from llava_operator.build.config import build_config_map
@@ -136,3 +137,25 @@ def test_attempts_are_committed_to_with_the_version_that_prepare_reported(monkey
         stage.name: [one.settings.config_version for one in stage.attempts] for stage in status.stages if stage.attempts
     }
     assert versions == {StageName.PREPARE: [1], StageName.TRAIN: [2]}
+
+
+def test_the_digests_of_a_run_with_everything_fit_into_its_status() -> None:
+    status = walk({})
+    made = {
+        StageName.PREPARE: (
+            "train",
+            "validation",
+            "selection",
+            "alignment",
+            *(f"mixture-{n}" for n in range(MAX_MIXTURE)),
+        ),
+        StageName.ALIGN: ("projector",),
+        StageName.TRAIN: ("adapter",),
+        StageName.MERGE: ("merged",),
+        StageName.EVALUATE: ("report", "metrics"),
+    }
+    for stage, names in made.items():
+        digests = dict.fromkeys(names, "sha256:" + "0" * 64)
+        status = take_result(status, RESULTS[stage].model_copy(update={"digests": digests}))
+    assert status.artifacts is not None
+    assert {name for names in made.values() for name in names} <= status.artifacts.digests.keys()

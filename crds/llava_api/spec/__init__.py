@@ -6,6 +6,7 @@ docs/api.md. A field stands here only if something acts on it.
 
 from llava_api.spec.dataset import DataLimits, Dataset, Messages, Table, Ubiai, Validation
 from llava_api.spec.evaluation import Evaluation, Generation, Prompt
+from llava_api.spec.mixture import MAX_MIXTURE, MixturePart
 from llava_api.spec.notifications import MAX_NOTIFICATIONS, Notification, SlackWebhook, Webhook
 from llava_api.spec.pods import (
     Image,
@@ -40,6 +41,7 @@ from llava_api.spec.values import QUANTITY_PATTERN, Quantity, RelativePath, Reso
 
 __all__ = [
     "LORA_TARGETS",
+    "MAX_MIXTURE",
     "MAX_NOTIFICATIONS",
     "MAY_CHANGE",
     "MAY_CHANGE_SUSPENDED",
@@ -60,6 +62,7 @@ __all__ = [
     "LoraTarget",
     "Merge",
     "Messages",
+    "MixturePart",
     "Model",
     "Network",
     "Notification",

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, WithJsonSchema
 
 from llava_api.base import Strict
+from llava_api.schema import DESCRIBED_AS
 from llava_api.spec.dataset import Dataset
 from llava_api.spec.validation import EarlyStopping, KeepBest, TrainingValidation
 
@@ -307,7 +308,8 @@ class Alignment(Strict):
         Dataset,
         Field(
             description="Pictures and captions: each sample has one picture, one question (which is not read) and its "
-            "caption as the answer. Nothing of it is held out: validation.fraction is not read."
+            "caption as the answer. Nothing of it is held out: validation.fraction is not read.",
+            json_schema_extra={DESCRIBED_AS: "spec.dataset"},
         ),
     ]
     fresh_projector: Annotated[

@@ -42,8 +42,13 @@ def build_run_config(attempt: Attempt, platform: Platform) -> RunConfig:
         alignment_dir=(
             dataset_dir(run, spec.alignment.dataset.source, SecretRole.ALIGNMENT_DATASET) if spec.alignment else None
         ),
+        mixture_dirs=tuple(
+            dataset_dir(run, part.dataset.source, SecretRole.of_mixture(index))
+            for index, part in enumerate(spec.mixture)
+        ),
         model=spec.model,
         dataset=spec.dataset,
+        mixture=spec.mixture,
         alignment=spec.alignment,
         training=spec.training,
         workers=WorkerLayout(

@@ -54,8 +54,9 @@ def list_sources(spec: Spec, stage: Stage) -> Iterator[str]:
     model = spec.model
     parts = (model.base, model.language_model, model.vision_tower, model.projector)
     alignment = spec.alignment.dataset.source if spec.alignment else None
+    mixed = (part.dataset.source for part in spec.mixture)
     made_of = parts if stage.fetches else ()
-    yield from (one for one in (model.source, *made_of, spec.dataset.source, alignment) if one is not None)
+    yield from (one for one in (model.source, *made_of, spec.dataset.source, alignment, *mixed) if one is not None)
 
 
 def input_claims(spec: Spec, stage: Stage) -> list[str]:

@@ -149,10 +149,12 @@ def _parts(spec: Spec) -> Iterator[_Part]:
     }  # fmt: skip
     named = tuple((f"spec.model.{name}", source) for name, source in sources.items() if source is not None)
     yield _Part("spec.model", _name(model.secret_ref), named)
-    datasets = {"spec.dataset": spec.dataset}
+    datasets = [("spec.dataset", spec.dataset)]
     if spec.alignment is not None:
-        datasets["spec.alignment.dataset"] = spec.alignment.dataset
-    for path, dataset in datasets.items():
+        datasets.append(("spec.alignment.dataset", spec.alignment.dataset))
+    # Without their places: CEL does not tell which of a list it looks at.
+    datasets += (("spec.mixture.dataset", part.dataset) for part in spec.mixture)
+    for path, dataset in datasets:
         yield _Part(path, _name(dataset.secret_ref), ((f"{path}.source", dataset.source),))
     yield _Part("spec.download", _name(spec.download.secret_ref))
 

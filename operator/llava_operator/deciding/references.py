@@ -32,6 +32,7 @@ def list_references(run: Run) -> Iterator[Reference]:
         (model.projector, "spec.model.projector"),
         (spec.dataset.source, "spec.dataset.source"),
         (alignment.source if alignment else None, "spec.alignment.dataset.source"),
+        *((part.dataset.source, f"spec.mixture[{n}].dataset.source") for n, part in enumerate(spec.mixture)),
     ):
         if source is not None and source.startswith(PVC_SCHEME):
             claim = source.removeprefix(PVC_SCHEME).partition("/")[0]
@@ -40,6 +41,7 @@ def list_references(run: Run) -> Iterator[Reference]:
         (model.secret_ref, "spec.model.secretRef"),
         (spec.dataset.secret_ref, "spec.dataset.secretRef"),
         (alignment.secret_ref if alignment else None, "spec.alignment.dataset.secretRef"),
+        *((part.dataset.secret_ref, f"spec.mixture[{n}].dataset.secretRef") for n, part in enumerate(spec.mixture)),
         (spec.download.secret_ref, "spec.download.secretRef"),
     ):
         if secret is not None:

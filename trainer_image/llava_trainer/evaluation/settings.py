@@ -1,7 +1,7 @@
 """The run's settings as the report lists them."""
 
 from llava_api.run_config import RunConfig
-from llava_api.spec import LORA_TARGETS, Alignment, Training
+from llava_api.spec import LORA_TARGETS, Alignment, MixturePart, Training
 from llava_api.text import show
 
 Rows = list[tuple[str, str]]
@@ -17,6 +17,7 @@ def list_settings(config: RunConfig) -> Rows:
         sampling += f", {generation.num_beams} beams"
     return [
         ("Dataset", f"{show(config.dataset.source)} · {config.dataset.file} ({config.dataset.format})"),
+        *(_mixture(part) for part in config.mixture),
         ("Pictures", f"made square by {'padding' if config.dataset.image_aspect_ratio == 'pad' else 'cropping'}"),
         *(_alignment(config.alignment) if config.alignment else []),
         ("Method", _method(config.training)),
@@ -27,6 +28,11 @@ def list_settings(config: RunConfig) -> Rows:
         ("Answers to questions", f"greedy, {generation.max_new_tokens:,} tokens at most"),
         ("Answers to prompts", f"{sampling}, seed {generation.seed}"),
     ]
+
+
+def _mixture(part: MixturePart) -> tuple[str, str]:
+    dataset = part.dataset
+    return (f"Mixed in, {part.share:.0%}", f"{show(dataset.source)} · {dataset.file} ({dataset.format})")
 
 
 def _alignment(alignment: Alignment) -> Rows:

@@ -19,6 +19,16 @@ Method = Literal["projector", "lora", "qlora", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixedIn:
+    """A further dataset of a phase."""
+
+    samples_file: Path
+    images: ImageFolder
+    share: float
+    """Of an epoch's samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Phase:
     """One phase of training."""
 
@@ -37,6 +47,8 @@ class Phase:
     image_aspect_ratio: Literal["pad", "square"]
     training: Training
     """Settings as in ``spec.training``; in phase 1 with those of ``spec.alignment`` in place of what it has itself."""
+    mixture: tuple[MixedIn, ...] = ()
+    """What is learned from beside ``samples_file``; nothing in phase 1."""
 
     @property
     def learns_projector(self) -> bool:
@@ -103,4 +115,12 @@ def _training(config: RunConfig) -> Phase:
         images=training_images(config),
         image_aspect_ratio=config.dataset.image_aspect_ratio,
         training=training,
+        mixture=tuple(
+            MixedIn(
+                samples_file=config.volume.mixture_file(index),
+                images=folder_of(config, part.dataset, root),
+                share=part.share,
+            )
+            for index, (part, root) in enumerate(zip(config.mixture, config.mixture_dirs, strict=True))
+        ),
     )

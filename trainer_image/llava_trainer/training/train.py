@@ -11,6 +11,7 @@ from llava_api.constants import StageName
 from llava_api.report import TrainNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.attempts.folder import Fence
+from llava_trainer.data.mixed_samples import MixedFile, MixedSamples
 from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.gang.stopping import StopRequest, saving_time_s
@@ -63,8 +64,9 @@ def train(
     phase = phase_of(config)
     processor = load_processor(config.model_dir, phase.image_aspect_ratio)
     with ExitStack() as stack:
-        samples = stack.enter_context(SampleFile(phase.samples_file))
-        plan = make_plan(phase, samples.measure(processor, phase.template, phase.training.max_length), world.world_size)
+        samples = _open_samples(phase, stack)
+        sizes = samples.measure(processor, phase.template, phase.training.max_length)
+        plan = make_plan(phase, sizes, world.world_size, samples.sizes_mixed)
         model = build_model(config, phase, world)
         identity = world.broadcast(identify_training(config, phase) if world.is_first else {})
         resume_point = resume(
@@ -122,6 +124,15 @@ def train(
         frozen_projector=not phase.learns_projector,
         learned_tower=phase.learns_tower,
     )
+
+
+def _open_samples(phase: Phase, stack: ExitStack) -> MixedSamples:
+    main = stack.enter_context(SampleFile(phase.samples_file))
+    mixed = [
+        MixedFile(samples=stack.enter_context(SampleFile(part.samples_file)), images=part.images)
+        for part in phase.mixture
+    ]
+    return MixedSamples(main, mixed)
 
 
 def _open_saver(
