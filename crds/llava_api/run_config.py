@@ -26,6 +26,7 @@ _OPTIONAL_SINCE: Final = (
     "training.validation",
     "training.keepBest",
     "training.earlyStopping",
+    "training.tracking",
 )
 """Paths of fields that are written only where they are set: an image that does not know one then refuses the run that
 asks for it, and no other."""

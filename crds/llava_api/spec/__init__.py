@@ -21,6 +21,7 @@ from llava_api.spec.pods import (
 )
 from llava_api.spec.root import MAY_CHANGE, MAY_CHANGE_SUSPENDED, Spec
 from llava_api.spec.sources import Download, Model, Source
+from llava_api.spec.tracking import TensorBoard, Tracking
 from llava_api.spec.training import (
     Alignment,
     Batch,
@@ -71,8 +72,10 @@ __all__ = [
     "Spec",
     "Storage",
     "Table",
+    "TensorBoard",
     "Toleration",
     "TopologySpread",
+    "Tracking",
     "Training",
     "TrainingValidation",
     "Ubiai",

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from llava_api.base import Strict
 from llava_api.spec.dataset import Dataset
+from llava_api.spec.tracking import Tracking
 from llava_api.spec.validation import EarlyStopping, KeepBest, TrainingValidation
 
 
@@ -160,6 +161,10 @@ class Training(Strict):
         Field(description="End training when validation does not improve any more. Held-out groups are divided as "
                           "with keepBest."),
     ] = None  # fmt: skip
+    tracking: Annotated[
+        Tracking | None,
+        Field(description="Experiment trackers that are told the curve. Left out: none; it is on the volume anyway."),
+    ] = None
     max_restarts: Annotated[
         int,
         Field(

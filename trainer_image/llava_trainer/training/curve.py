@@ -42,6 +42,8 @@ class CurvePoint:
     """Real (not padding) tokens of the batch."""
     samples_per_second: float
     tokens_per_second: float
+    time_s: float | None = None
+    """When the step ended, in seconds since 1970; None where an older image has written it."""
     data_wait_ratio: float | None = None
     """Fraction of the step's time in which the rank that waited longest waited for its batch."""
     mfu: float | None = None
