@@ -102,6 +102,8 @@ class SecretRole(StrEnum):
     ALIGNMENT_DATASET = "alignment-dataset"
     DOWNLOAD = "download"
     """Proxies with their passwords."""
+    TRACKING = "tracking"
+    """A tracking server."""
 
 
 class Condition(StrEnum):

@@ -77,6 +77,7 @@ class Taking:
     def __init__(self) -> None:
         self.taken: list[Observation] = []
         self.opened = self.closed = 0
+        self.finished: list[bool] = []
         self.failing = threading.Event()
         self.held = threading.Event()
         self.held.set()
@@ -96,6 +97,9 @@ class Taking:
         with self.arrived:
             self.taken += observations
             self.arrived.notify_all()
+
+    def finish(self, *, succeeded: bool) -> None:
+        self.finished.append(succeeded)
 
     def close(self) -> None:
         self.closed += 1
@@ -136,7 +140,7 @@ def test_each_value_is_told_once_and_a_resumed_curve_from_its_beginning(tmp_path
             follower.note(history.last)
     assert taking.losses() == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0)]
     assert [(one.step, one.value) for one in taking.taken if one.name == "validation/loss"] == [(4, 0.5)]
-    assert (taking.opened, taking.closed) == (1, 1)
+    assert (taking.opened, taking.closed, taking.finished) == (1, 1, [True])
 
 
 def test_what_failed_is_told_when_it_works_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -153,7 +157,7 @@ def test_what_failed_is_told_when_it_works_again(tmp_path: Path, caplog: pytest.
     assert [step for step, _ in taking.losses()] == list(range(1, 2 * CAPACITY))
     messages = [record.getMessage() for record in caplog.records]
     assert [message.partition(" (")[0] for message in messages] == [
-        "a tracker does not take the curve: OSError: [Errno 28] No space left on device",
+        "a tracker does not take the curve: OSError: [Errno 28] No space left\\non device",
         "a tracker takes the curve again",
     ]
 
@@ -176,7 +180,7 @@ def test_what_is_left_at_the_end_is_said(tmp_path: Path, caplog: pytest.LogCaptu
     with Curve(file) as history, follow(taking, file, closing_s=0.2) as follower:
         for step in range(1, 4):
             add(history, follower, point(step))
-    assert "a tracker has not taken all of the curve" in caplog.text
+    assert "a tracker has not taken all of the curve: up to 3 steps are missing there" in caplog.text
     taking.held.set()
 
 

@@ -21,7 +21,7 @@ from llava_api.spec.pods import (
 )
 from llava_api.spec.root import MAY_CHANGE, MAY_CHANGE_SUSPENDED, Spec
 from llava_api.spec.sources import Download, Model, Source
-from llava_api.spec.tracking import TensorBoard, Tracking
+from llava_api.spec.tracking import Mlflow, TensorBoard, Tracking
 from llava_api.spec.training import (
     Alignment,
     Batch,
@@ -55,6 +55,7 @@ __all__ = [
     "Lora",
     "Merge",
     "Messages",
+    "Mlflow",
     "Model",
     "Network",
     "Notification",

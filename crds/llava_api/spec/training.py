@@ -163,7 +163,7 @@ class Training(Strict):
     ] = None  # fmt: skip
     tracking: Annotated[
         Tracking | None,
-        Field(description="Experiment trackers that are told the curve. Left out: none; it is on the volume anyway."),
+        Field(description="Who is told the curve besides."),
     ] = None
     max_restarts: Annotated[
         int,

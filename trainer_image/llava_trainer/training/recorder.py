@@ -36,6 +36,8 @@ class Recorder:
         self._step = self._resumed_step = first_step
         self._checkpoint_step: int | None = first_step or None
         self._timing = Timing(first_step, plan.total_steps, validate_every)
+        if history.last_validation_s is not None:
+            self._timing.note_validation(history.last_validation_s)
         self._skipped = ""
         self._validation: Validation | None = None
         self._validation_step = 0

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
+from llava_api.text import show
 from llava_trainer.training.curve import CurvePoint, read_curve
 from llava_trainer.training.tracking.observations import Observation, observe
 
@@ -19,6 +20,9 @@ CAPACITY = 256
 """Points that wait."""
 _LAST_FAILURES = 2
 """In a row, after which nothing is tried any more when training has ended."""
+
+_MAX_TOLD = 600
+"""Characters of an error."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +36,10 @@ class Destination(Protocol):
 
     def write(self, observations: Sequence[Observation]) -> None:
         """Take these, whose steps come after those of their names that are there."""
+        ...
+
+    def finish(self, *, succeeded: bool) -> None:
+        """Training has ended in this attempt, and all of its curve is there."""
         ...
 
     def close(self) -> None:
@@ -65,7 +73,10 @@ class Follower:
         self._waiting: deque[CurvePoint] = deque(maxlen=capacity)
         self._is_behind = True
         """Whether the file has points that neither wait nor were taken."""
+        self._newest_step = self._handed_step = 0
+        """Of the points that were left here, and of those that the destination has."""
         self._is_closing = False
+        self._succeeded = False
         self._told: set[str] = set()
         self._thread = threading.Thread(target=self._run, name=f"tracking-{name}", daemon=True)
 
@@ -73,17 +84,19 @@ class Follower:
         self._thread.start()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._changed:
+            self._succeeded = kind is None
             self._is_closing = True
             self._changed.notify()
         self._thread.join(self._closing_s)
         with self._changed:
-            lost = len(self._waiting)
-        if self._thread.is_alive() or lost or self._is_behind:
+            lost = self._newest_step - self._handed_step
+            is_whole = not (self._thread.is_alive() or self._waiting or self._is_behind)
+        if not is_whole:
             logger.warning(
-                "%s has not taken all of the curve: about %d steps are missing there; the curve's file has them",
-                self._name, max(lost, 1),
+                "%s has not taken all of the curve: up to %d steps are missing there; %s has all",
+                self._name, max(lost, 0), self._curve_file,
             )  # fmt: skip
 
     def note(self, point: CurvePoint) -> None:
@@ -92,6 +105,7 @@ class Follower:
             if len(self._waiting) == self._waiting.maxlen:
                 self._is_behind = True
             self._waiting.append(point)
+            self._newest_step = point.step
             self._changed.notify()
 
     def _run(self) -> None:
@@ -114,6 +128,11 @@ class Follower:
                     break
                 wait_s = min(self._longest_s, self._interval_s * 2.0 ** min(failures, 16))
                 self._changed.wait_for(lambda: self._is_closing, timeout=wait_s)
+        try:
+            if destination is not None:
+                destination.finish(succeeded=self._succeeded)
+        except Exception as error:
+            self._tell_once("finish", logging.WARNING, f"was not told that training has ended: {describe(error)}")
         self._drop(destination)
 
     def _has_more(self) -> bool:
@@ -137,6 +156,7 @@ class Follower:
             new = [one for one in newest.values() if one.step > destination.last_step_of(one.name)]
             if new:
                 destination.write(sorted(new, key=lambda one: one.step))
+            self._handed_step = max((step for _, step in newest), default=self._handed_step)
         except BaseException:
             with self._changed:
                 self._is_behind = True
@@ -158,4 +178,4 @@ class Follower:
 
 def describe(error: Exception) -> str:
     """An error in one bounded line."""
-    return f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
+    return show(f"{type(error).__name__}: {error}", max_chars=_MAX_TOLD)

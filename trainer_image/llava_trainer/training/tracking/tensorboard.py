@@ -46,6 +46,9 @@ class EventFile:
         self._writer.flush()
         self._last |= {one.name: one.step for one in observations}
 
+    def finish(self, *, succeeded: bool) -> None:
+        """See ``Destination``."""
+
     def close(self) -> None:
         """See ``Destination``."""
         self._writer.close()
