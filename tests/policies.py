@@ -19,7 +19,7 @@ EVERYTHING: dict[str, Any] = {
     "policy": {
         "imageRepositories": ["*"], "secretNames": ["*"], "caConfigMaps": ["*"], "hubTokenHosts": ["*"],
         "webCredentialHosts": ["*"], "notificationHosts": ["*"], "insecureNotifications": True, "tolerations": True,
-        "serviceAccountNames": ["*"], "pictureHosts": ["*"],
+        "serviceAccountNames": ["*"], "pictureHosts": ["*"], "trackingHosts": ["*"],
     },
 }  # fmt: skip
 INSTALLATIONS: dict[str, dict[str, Any]] = {
@@ -36,6 +36,7 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
             "hubTokenHosts": ["huggingface.co", "hub.example:8443"],
             "webCredentialHosts": ["files.example"],
             "notificationHosts": ["hooks.example", "hooks.example:8443"],
+            "trackingHosts": ["mlflow.example", "mlflow.svc:5000"],
             "pictureHosts": ["pictures.example", "pictures.example:8443"],
             "tolerations": False,
             "serviceAccountNames": ["llava-*"],
@@ -46,6 +47,7 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
         "policy": {
             "imageRepositories": [], "secretNames": [], "caConfigMaps": [], "hubTokenHosts": [],
             "webCredentialHosts": [], "notificationHosts": [], "tolerations": False, "serviceAccountNames": [],
+            "trackingHosts": [],
         },
     },
     "mirror": {
@@ -67,6 +69,7 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
             "hubTokenHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
             "webCredentialHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
             "notificationHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
+            "trackingHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
             "tolerations": False,
             "serviceAccountNames": [f"{'a*' * 98}{n:03}" for n in range(16)],
         },
@@ -169,6 +172,11 @@ def _told(*urls: str | None, webhook: str | None = None, slack: str | None = Non
     receivers += [{"webhook": _secret(webhook)}] if webhook else []
     receivers += [{"slack": _secret(slack)}] if slack else []
     return {"notifications": [{"name": f"n{n}", **receiver} for n, receiver in enumerate(receivers)]}
+
+
+def _tracked(url: str, secret: str | None = None) -> dict[str, Any]:
+    mlflow = {"url": url, "experiment": "e", **(_secret(secret) if secret else {})}
+    return {"training": {"tracking": {"mlflow": mlflow}}}
 
 
 def _cases(installation: str, kind: str, cases: Mapping[str, tuple[dict[str, Any], str | None]]) -> list[Case]:
@@ -328,6 +336,19 @@ CASES: tuple[Case, ...] = (
         "null": ({"notifications": [{"name": "a", "slack": None, "webhook": {"url": "https://hooks.example",
                                                                              "secretRef": None}}]}, None),
     }),
+    *_cases("strict", "tracked", {
+        "ok": (_tracked("https://MLFLOW.example:443/base", "llava-t"), None),
+        "in-clear": (_tracked("http://mlflow.svc:5000"), None),
+        "null": ({"training": {"tracking": {"mlflow": None, "tensorboard": {}}}}, None),
+        "none": ({"training": {"tracking": None}}, None),
+        "secret": (_tracked("https://mlflow.example", "other"), "spec.training.tracking.mlflow.secretRef.name is "
+                   "other, but this installation allows only Secrets named llava-*, registry.pull "),
+        "host": (_tracked("https://evil.example/mlflow.example"), "spec.training.tracking.mlflow.url is at "
+                 "https://evil.example, but this installation tells the curves of runs only to mlflow.example, "
+                 "mlflow.svc:5000 (policy.trackingHosts): use an allowed address, or leave "),
+        "port": (_tracked("http://mlflow.svc"), "spec.training.tracking.mlflow.url is at http://mlflow.svc, but"),
+        "below": (_tracked("https://mlflow.example.e"), "spec.training.tracking.mlflow.url is at https://mlflow.example.e,"),
+    }),
     *_cases("plain", "told", {
         "ok": (_told("http://hooks.svc/x", "http://hooks.svc:80", "http://hooks.svc:8080/", "https://hooks.svc:443"),
                None),
@@ -349,6 +370,8 @@ CASES: tuple[Case, ...] = (
         "ca": ({"download": {"caConfigMap": "x"}}, "spec.download.caConfigMap is x, but this installation allows no "),
         "told": (_told("https://x/y"), "spec.notifications.webhook.url is at https://x, but this installation sends "
                  "notifications to no host (policy.notificationHosts): "),
+        "tracked": (_tracked("https://x"), "spec.training.tracking.mlflow.url is at https://x, but this installation "
+                    "tells the curves of runs to nobody (policy.trackingHosts): "),
         "told-slack": (_told(slack="x"), "spec.notifications.slack.secretRef.name is x, but this installation allows "),
         "hub-without-token": ({"model": {"source": "hf://a/b"}, "download": {"hubEndpoint": "http://x"}}, None),
     }),

@@ -102,6 +102,8 @@ class SecretRole(StrEnum):
     ALIGNMENT_DATASET = "alignment-dataset"
     DOWNLOAD = "download"
     """Proxies with their passwords."""
+    TRACKING = "tracking"
+    """A tracking server."""
     MIXTURE_0 = "mixture-0"
     """Of ``spec.mixture[0]``, and so on."""
     MIXTURE_1 = "mixture-1"

@@ -139,6 +139,11 @@ class RunVolume:
         """Training curve of this attempt of align or train: one JSON object a logged step."""
         return self.attempt_dir(stage, attempt) / "history.jsonl"
 
+    def tensorboard_dir(self, stage: StageName, attempt: int) -> Path:
+        """TensorBoard's event files of this attempt of align or train."""
+        name = "tensorboard" if stage is StageName.TRAIN else f"tensorboard-{stage}"
+        return self.attempt_dir(stage, attempt) / name
+
     def hardest_file(self, stage: StageName, attempt: int) -> Path:
         """Training samples with the highest loss in this attempt of train, by their numbers in ``train_file``."""
         return self.attempt_dir(stage, attempt) / "hardest.json"
@@ -196,8 +201,8 @@ def runs_dir(claim: Path) -> Path:
 
 STABLE_NAMES: Mapping[StageName, tuple[str, ...]] = {
     StageName.PREPARE: ("data",),
-    StageName.ALIGN: ("projector",),
-    StageName.TRAIN: ("adapter", "weights"),
+    StageName.ALIGN: ("projector", "tensorboard-align"),
+    StageName.TRAIN: ("adapter", "weights", "tensorboard"),
     StageName.MERGE: ("merged",),
     StageName.EVALUATE: ("evaluation",),
 }

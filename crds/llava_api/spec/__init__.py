@@ -22,6 +22,7 @@ from llava_api.spec.pods import (
 )
 from llava_api.spec.root import MAY_CHANGE, MAY_CHANGE_SUSPENDED, Spec
 from llava_api.spec.sources import Download, Model, Source
+from llava_api.spec.tracking import Mlflow, TensorBoard, Tracking
 from llava_api.spec.training import (
     LORA_TARGETS,
     Alignment,
@@ -63,6 +64,7 @@ __all__ = [
     "Merge",
     "Messages",
     "MixturePart",
+    "Mlflow",
     "Model",
     "Network",
     "Notification",
@@ -81,9 +83,11 @@ __all__ = [
     "Spec",
     "Storage",
     "Table",
+    "TensorBoard",
     "Toleration",
     "TopologySpread",
     "TowerTraining",
+    "Tracking",
     "Training",
     "TrainingValidation",
     "Ubiai",

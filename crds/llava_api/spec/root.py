@@ -136,8 +136,7 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
     ),
     rule(
         "!has(self.training.validation) || !has(self.training.validation.answers) || self.training.zero.stage != 3",
-        "spec.training.validation.answers does not go with spec.training.zero.stage 3, where generating would have "
-        "every process fetch all weights for each token: use stage 2 or remove answers",
+        "spec.training.validation.answers does not go with spec.training.zero.stage 3: use stage 2 or remove answers",
         field=".training.validation.answers",
     ),
     rule(

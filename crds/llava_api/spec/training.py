@@ -7,6 +7,7 @@ from pydantic import Field, WithJsonSchema
 from llava_api.base import Strict
 from llava_api.schema import DESCRIBED_AS
 from llava_api.spec.dataset import Dataset
+from llava_api.spec.tracking import Tracking
 from llava_api.spec.validation import EarlyStopping, KeepBest, TrainingValidation
 
 LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -267,6 +268,10 @@ class Training(Strict):
         Field(description="End training when validation does not improve any more. Held-out groups are divided as "
                           "with keepBest."),
     ] = None  # fmt: skip
+    tracking: Annotated[
+        Tracking | None,
+        Field(description="Who is told the curve besides."),
+    ] = None
     max_restarts: Annotated[
         int,
         Field(
