@@ -19,7 +19,7 @@ EVERYTHING: dict[str, Any] = {
     "policy": {
         "imageRepositories": ["*"], "secretNames": ["*"], "caConfigMaps": ["*"], "hubTokenHosts": ["*"],
         "webCredentialHosts": ["*"], "notificationHosts": ["*"], "insecureNotifications": True, "tolerations": True,
-        "serviceAccountNames": ["*"], "pictureHosts": ["*"],
+        "serviceAccountNames": ["*"], "pictureHosts": ["*"], "trackingHosts": ["*"],
     },
 }  # fmt: skip
 INSTALLATIONS: dict[str, dict[str, Any]] = {
@@ -36,6 +36,7 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
             "hubTokenHosts": ["huggingface.co", "hub.example:8443"],
             "webCredentialHosts": ["files.example"],
             "notificationHosts": ["hooks.example", "hooks.example:8443"],
+            "trackingHosts": ["mlflow.example", "mlflow.svc:5000"],
             "pictureHosts": ["pictures.example", "pictures.example:8443"],
             "tolerations": False,
             "serviceAccountNames": ["llava-*"],
@@ -46,6 +47,7 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
         "policy": {
             "imageRepositories": [], "secretNames": [], "caConfigMaps": [], "hubTokenHosts": [],
             "webCredentialHosts": [], "notificationHosts": [], "tolerations": False, "serviceAccountNames": [],
+            "trackingHosts": [],
         },
     },
     "mirror": {
@@ -67,6 +69,7 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
             "hubTokenHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
             "webCredentialHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
             "notificationHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
+            "trackingHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
             "tolerations": False,
             "serviceAccountNames": [f"{'a*' * 98}{n:03}" for n in range(16)],
         },
@@ -74,6 +77,7 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 CAPTIONS = {"source": "pvc://data/captions", "format": "llava", "file": "captions.json"}
 MODEL_PARTS = ("source", "base", "languageModel", "visionTower", "projector", "adapter")
+_GENERAL = {"source": "pvc://data/general", "format": "llava", "file": "general.json"}
 _DIGEST = f"sha256:{'a' * 64}"
 
 
@@ -157,12 +161,22 @@ def _web(source: str) -> dict[str, Any]:
     return {"dataset": {"source": source, **_secret("llava-web")}}
 
 
+def _mixed(*datasets: dict[str, Any]) -> dict[str, Any]:
+    """A run that mixes these in."""
+    return {"mixture": [{"dataset": _GENERAL | dataset, "share": 0.1} for dataset in datasets]}
+
+
 def _told(*urls: str | None, webhook: str | None = None, slack: str | None = None) -> dict[str, Any]:
     """A run with a notification for each address, and for each Secret."""
     receivers: list[dict[str, Any]] = [{"webhook": {"url": url}} for url in urls]
     receivers += [{"webhook": _secret(webhook)}] if webhook else []
     receivers += [{"slack": _secret(slack)}] if slack else []
     return {"notifications": [{"name": f"n{n}", **receiver} for n, receiver in enumerate(receivers)]}
+
+
+def _tracked(url: str, secret: str | None = None) -> dict[str, Any]:
+    mlflow = {"url": url, "experiment": "e", **(_secret(secret) if secret else {})}
+    return {"training": {"tracking": {"mlflow": mlflow}}}
 
 
 def _cases(installation: str, kind: str, cases: Mapping[str, tuple[dict[str, Any], str | None]]) -> list[Case]:
@@ -247,6 +261,9 @@ CASES: tuple[Case, ...] = (
         "alignment": ({"alignment": {"dataset": CAPTIONS | _secret("x-llava-"), "freshProjector": True,
                                      "batch": {"perDevice": 1, "global": 1}}},
                       "spec.alignment.dataset.secretRef.name is x-llava-, but"),
+        "mixture-ok": (_mixed(_secret("llava-a"), {}, _secret("llava-b")), None),
+        "mixture": (_mixed({}, _secret("llava-a"), _secret("x-llava")),
+                    "spec.mixture.dataset.secretRef.name is x-llava, but"),
         "download": ({"download": _secret("registryxpull")}, "spec.download.secretRef.name is registryxpull, but"),
         "pull": ({"imagePullSecrets": [{"name": "llava-a"}, {"name": "other"}]}, "spec.imagePullSecrets is other, but"),
         "upper": ({"dataset": _secret("LLAVA-a")}, "spec.dataset.secretRef.name is LLAVA-a, but"),
@@ -275,6 +292,9 @@ CASES: tuple[Case, ...] = (
         "alignment": ({"alignment": {"dataset": CAPTIONS | {"source": "hf://a/b"} | _secret("llava-a"),
                                      "freshProjector": True, "batch": {"perDevice": 1, "global": 1}},
                        "download": {"hubEndpoint": "https://e"}}, "spec.download.hubEndpoint is https://e, but"),
+        "mixture": (_mixed({"source": "hf://a/b", **_secret("llava-a")}) | {"download": {"hubEndpoint": "https://e"}},
+                    "spec.download.hubEndpoint is https://e, but"),
+        "mixture-none": (_mixed({"source": "hf://a/b"}) | {"download": {"hubEndpoint": "https://e"}}, None),
     }),
     *_cases("strict", "web", {
         "ok": (_web("https://files.example/set.zip"), None),
@@ -285,6 +305,8 @@ CASES: tuple[Case, ...] = (
         "port": (_web("https://files.example:8443/s.zip"), "spec.dataset.source is at https://files.example:8443, but"),
         "below": (_web("https://files.example.e/s.zip"), "spec.dataset.source is at https://files.example.e, but"),
         "path": (_web("https://e.example/files.example/set.zip"), "spec.dataset.source is at https://e.example, but"),
+        "mixture": (_mixed({}, {"source": "https://e.example/set.zip", **_secret("llava-a")}),
+                    "spec.mixture.dataset.source is at https://e.example, but"),
         "projector": ({"model": {"projector": "https://e.example/p.bin", **_secret("llava-a")}},
                       "spec.model.projector is at https://e.example, but"),
     }),
@@ -314,6 +336,19 @@ CASES: tuple[Case, ...] = (
         "null": ({"notifications": [{"name": "a", "slack": None, "webhook": {"url": "https://hooks.example",
                                                                              "secretRef": None}}]}, None),
     }),
+    *_cases("strict", "tracked", {
+        "ok": (_tracked("https://MLFLOW.example:443/base", "llava-t"), None),
+        "in-clear": (_tracked("http://mlflow.svc:5000"), None),
+        "null": ({"training": {"tracking": {"mlflow": None, "tensorboard": {}}}}, None),
+        "none": ({"training": {"tracking": None}}, None),
+        "secret": (_tracked("https://mlflow.example", "other"), "spec.training.tracking.mlflow.secretRef.name is "
+                   "other, but this installation allows only Secrets named llava-*, registry.pull "),
+        "host": (_tracked("https://evil.example/mlflow.example"), "spec.training.tracking.mlflow.url is at "
+                 "https://evil.example, but this installation tells the curves of runs only to mlflow.example, "
+                 "mlflow.svc:5000 (policy.trackingHosts): use an allowed address, or leave "),
+        "port": (_tracked("http://mlflow.svc"), "spec.training.tracking.mlflow.url is at http://mlflow.svc, but"),
+        "below": (_tracked("https://mlflow.example.e"), "spec.training.tracking.mlflow.url is at https://mlflow.example.e,"),
+    }),
     *_cases("plain", "told", {
         "ok": (_told("http://hooks.svc/x", "http://hooks.svc:80", "http://hooks.svc:8080/", "https://hooks.svc:443"),
                None),
@@ -335,6 +370,8 @@ CASES: tuple[Case, ...] = (
         "ca": ({"download": {"caConfigMap": "x"}}, "spec.download.caConfigMap is x, but this installation allows no "),
         "told": (_told("https://x/y"), "spec.notifications.webhook.url is at https://x, but this installation sends "
                  "notifications to no host (policy.notificationHosts): "),
+        "tracked": (_tracked("https://x"), "spec.training.tracking.mlflow.url is at https://x, but this installation "
+                    "tells the curves of runs to nobody (policy.trackingHosts): "),
         "told-slack": (_told(slack="x"), "spec.notifications.slack.secretRef.name is x, but this installation allows "),
         "hub-without-token": ({"model": {"source": "hf://a/b"}, "download": {"hubEndpoint": "http://x"}}, None),
     }),
@@ -363,6 +400,7 @@ CASES: tuple[Case, ...] = (
                      "alignment": {"dataset": CAPTIONS | _secret("a" * 253), "freshProjector": True,
                                    "batch": {"perDevice": 1, "global": 1}}},
                     "spec.model.secretRef.name is aaa"),
+        "mixture": (_mixed(*[_secret("a" * 253)] * 8), "spec.mixture.dataset.secretRef.name is aaa"),
         "pulls": ({"imagePullSecrets": [{"name": "a" * 253}] * 8}, "spec.imagePullSecrets is aaa"),
         "ca": ({"download": {"caConfigMap": "a" * 253}}, "spec.download.caConfigMap is aaa"),
         "account": (_account("a" * 253), "spec.scheduling.serviceAccountName is aaa"),

@@ -102,6 +102,22 @@ class SecretRole(StrEnum):
     ALIGNMENT_DATASET = "alignment-dataset"
     DOWNLOAD = "download"
     """Proxies with their passwords."""
+    TRACKING = "tracking"
+    """A tracking server."""
+    MIXTURE_0 = "mixture-0"
+    """Of ``spec.mixture[0]``, and so on."""
+    MIXTURE_1 = "mixture-1"
+    MIXTURE_2 = "mixture-2"
+    MIXTURE_3 = "mixture-3"
+    MIXTURE_4 = "mixture-4"
+    MIXTURE_5 = "mixture-5"
+    MIXTURE_6 = "mixture-6"
+    MIXTURE_7 = "mixture-7"
+
+    @classmethod
+    def of_mixture(cls, index: int) -> "SecretRole":
+        """That of one dataset of the mixture, which is also the name of its folder on the volume."""
+        return cls(f"mixture-{index}")
 
 
 class Condition(StrEnum):

@@ -1,5 +1,6 @@
 """What is known of a model once prepare has read its configuration: its shape, and how pictures enter it."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -41,3 +42,22 @@ class ModelFacts(Lenient):
     feature_strategy: Annotated[
         Literal["default", "full"], Field(description="default drops the class token, full keeps it.")
     ]
+
+    @property
+    def seen_layers(self) -> int:
+        """Layers of the tower that its features depend on: ``count_seen_layers``."""
+        return count_seen_layers(self.vision_tower.layers, self.feature_layer)
+
+
+def count_seen_layers(num_layers: int, taken: Iterable[int]) -> int:
+    """Layers of a tower up to the last whose hidden states are taken.
+
+    Args:
+        num_layers: of the tower; it gives one hidden state more, before the first layer.
+        taken: which hidden states, like -2.
+
+    Returns:
+        0 to ``num_layers``, whatever is asked for: another process's word for a model is not believed.
+    """
+    last = max((state if state >= 0 else num_layers + 1 + state for state in taken), default=0)
+    return min(max(last, 0), num_layers)

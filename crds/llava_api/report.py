@@ -156,6 +156,10 @@ class PrepareNumbers(Lenient):
     """Samples cut off at spec.training.maxLength."""
     unsupervised_samples: int = 0
     """Samples left out because nothing could be learned from them."""
+    samples_mixture: Annotated[int, Field(ge=0)] = 0
+    """Samples of the mixture in an epoch, beside ``samples_train``."""
+    samples_withheld: Annotated[int, Field(ge=0)] = 0
+    """Samples left out of the mixture, because they show or belong to what is held out."""
     samples_alignment: int = 0
     """Samples of phase 1."""
     groups_validation: Annotated[int, Field(ge=0)] = 0
@@ -209,6 +213,8 @@ class TrainNumbers(Lenient):
     """Whether training ended before its last step."""
     frozen_projector: bool = False
     """Whether the projector is as it was before."""
+    learned_tower: bool = False
+    """Whether the vision tower has learned."""
 
 
 class MergeNumbers(Lenient):

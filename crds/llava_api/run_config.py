@@ -7,13 +7,13 @@ reports it (``PrepareNumbers.config_version``), and gets version 1 itself, becau
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from llava_api.base import Strict
 from llava_api.constants import RENDEZVOUS_PORT, StageName
-from llava_api.spec import Alignment, Dataset, Download, Evaluation, Merge, Model, Training
+from llava_api.spec import Alignment, Dataset, Download, Evaluation, Merge, MixturePart, Model, Training
 from llava_api.stages import select_stages
 from llava_api.volume import RunVolume
 
@@ -25,7 +25,8 @@ _SINCE_VERSION_2: Final = ("results", "training.maxRestarts")
 _OPTIONAL_SINCE: Final = (
     "training.validation.answers", "training.validation", "training.keepBest", "training.earlyStopping",
     "training.projector", "training.lora.targets", "training.lora.rsLora", "training.maxSteps",
-    "training.minimumLearningRate", "training.optimizer", "model.adapter",
+    "training.minimumLearningRate", "training.optimizer", "training.visionTower", "training.tracking", "mixture",
+    "mixtureDirs", "model.adapter",
 )  # fmt: skip
 """Paths of fields that are written only where they are set to something else than their default: an image that does
 not know one then refuses the run that asks for it, and no other."""
@@ -89,8 +90,11 @@ class RunConfig(Strict):
     """Folder of the dataset; the same holds."""
     alignment_dir: Path | None = None
     """Folder of phase 1's dataset; the same holds. None without alignment."""
+    mixture_dirs: tuple[Path, ...] = ()
+    """Folders of the mixture's datasets, in its order; the same holds."""
     model: Model = Model()
     dataset: Dataset
+    mixture: tuple[MixturePart, ...] = ()
     alignment: Alignment | None = None
     training: Training
     download: Download = Download()
@@ -98,6 +102,14 @@ class RunConfig(Strict):
     merge: Merge
     evaluation: Evaluation
     reporting: Reporting | None = None
+
+    @model_validator(mode="after")
+    def _check_mixture(self) -> Self:
+        if len(self.mixture_dirs) != len(self.mixture):
+            raise ValueError(f"mixtureDirs names {len(self.mixture_dirs)} folders of {len(self.mixture)} datasets")
+        if sum(part.share for part in self.mixture) >= 1:
+            raise ValueError("mixture: the shares must come to less than 1 together")
+        return self
 
     @model_serializer(mode="wrap")
     def _leave_out_what_is_newer(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -110,7 +122,8 @@ class RunConfig(Strict):
                 parent = parent.get(step) or {}
             if path not in _OPTIONAL_SINCE or _has_default(self, path):
                 parent.pop(name, None)
-        for dataset in (fields["dataset"], (fields["alignment"] or {}).get("dataset", {})):
+        mixed = (part["dataset"] for part in fields.get("mixture", ()))
+        for dataset in (fields["dataset"], (fields["alignment"] or {}).get("dataset", {}), *mixed):
             for name in _OF_FORMATS:
                 if dataset.get(name, name) is None:
                     del dataset[name]

@@ -2,7 +2,8 @@
 
 The two differ in a few ways that are translated here: references are inlined, ``X | None`` becomes ``nullable``,
 exclusive bounds are booleans beside the bound, ``const`` is an enum of one, and an object's default holds only what
-its properties' own defaults do not say already (the API server fills those in).
+its properties' own defaults do not say already (the API server fills those in). What is described elsewhere refers to
+there: kubectl keeps the CRD in an annotation of it, which has room for 256 KiB.
 """
 
 from typing import Any
@@ -13,7 +14,9 @@ from llava_api.rules import RULES_KEY
 
 Schema = dict[str, Any]
 
-_DROPPED = ("title", "additionalProperties", "propertyNames", "const", "anyOf", "$ref", "$defs")
+DESCRIBED_AS = "x-described-as"
+"""Mark of an object whose fields are described at another path, where the same type stands."""
+_DROPPED = (DESCRIBED_AS, "title", "additionalProperties", "propertyNames", "const", "anyOf", "$ref", "$defs")
 
 
 def build_schema(model: type[BaseModel]) -> Schema:
@@ -40,6 +43,8 @@ def _translate(raw: Schema, definitions: dict[str, Schema]) -> Schema:
         schema["additionalProperties"] = _translate(flat["additionalProperties"], definitions)
     if "items" in flat:
         schema["items"] = _translate(flat["items"], definitions)
+    if DESCRIBED_AS in flat:
+        _refer(schema, flat[DESCRIBED_AS])
     if nullable:
         schema["nullable"] = True
     if "default" in schema:
@@ -47,6 +52,12 @@ def _translate(raw: Schema, definitions: dict[str, Schema]) -> Schema:
         if schema["default"] is None:
             del schema["default"]
     return schema
+
+
+def _refer(schema: Schema, path: str) -> None:
+    for name, child in schema.get("properties", {}).items():
+        child["description"] = f"As {path}.{name}."
+        _refer(child, f"{path}.{name}")
 
 
 def _flatten(raw: Schema, definitions: dict[str, Schema]) -> tuple[Schema, bool]:

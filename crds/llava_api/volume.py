@@ -90,6 +90,10 @@ class RunVolume:
         """Checked samples of phase 1, one JSON object a line."""
         return self.data_dir / "alignment.jsonl"
 
+    def mixture_file(self, index: int) -> Path:
+        """Checked samples of one dataset of the mixture, by its place there, one JSON object a line."""
+        return self.data_dir / f"mixture-{index}.jsonl"
+
     @property
     def inputs_file(self) -> Path:
         """Where prepare found or put model and datasets (``llava_trainer.inputs``)."""
@@ -139,6 +143,11 @@ class RunVolume:
     def history_file(self, stage: StageName, attempt: int) -> Path:
         """Training curve of this attempt of align or train: one JSON object a logged step."""
         return self.attempt_dir(stage, attempt) / "history.jsonl"
+
+    def tensorboard_dir(self, stage: StageName, attempt: int) -> Path:
+        """TensorBoard's event files of this attempt of align or train."""
+        name = "tensorboard" if stage is StageName.TRAIN else f"tensorboard-{stage}"
+        return self.attempt_dir(stage, attempt) / name
 
     def hardest_file(self, stage: StageName, attempt: int) -> Path:
         """Training samples with the highest loss in this attempt of train, by their numbers in ``train_file``."""
@@ -197,8 +206,8 @@ def runs_dir(claim: Path) -> Path:
 
 STABLE_NAMES: Mapping[StageName, tuple[str, ...]] = {
     StageName.PREPARE: ("data",),
-    StageName.ALIGN: ("projector",),
-    StageName.TRAIN: ("adapter", "weights"),
+    StageName.ALIGN: ("projector", "tensorboard-align"),
+    StageName.TRAIN: ("adapter", "weights", "tensorboard"),
     StageName.MERGE: ("merged",),
     StageName.EVALUATE: ("evaluation",),
 }

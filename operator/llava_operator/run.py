@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from llava_api.constants import PROXY_KEYS, RUN_VOLUME_PATH, SECRET_KEYS, SecretRole, StageName
 from llava_api.names import MAX_ATTEMPTS, MAX_REPLICAS, job_name
 from llava_api.optimizer_steps import settle_spec
-from llava_api.spec import Spec
+from llava_api.spec import Mlflow, Spec
 from llava_api.status import AttemptSettings, AttemptState, StageState, StageStatus, Status
 from llava_api.volume import run_folder
 from llava_operator.kube.objects import Key, Object
@@ -141,8 +141,17 @@ def secrets_of(spec: Spec) -> dict[SecretRole, SecretUse]:
     if spec.alignment is not None:
         dataset = spec.alignment.dataset
         uses[SecretRole.ALIGNMENT_DATASET] = (dataset.secret_ref, _keys_for(dataset.source))
+    for index, part in enumerate(spec.mixture):
+        uses[SecretRole.of_mixture(index)] = (part.dataset.secret_ref, _keys_for(part.dataset.source))
     uses[SecretRole.DOWNLOAD] = (spec.download.secret_ref, PROXY_KEYS)
+    if (server := tracking_server(spec)) is not None:
+        uses[SecretRole.TRACKING] = (server.secret_ref, SECRET_KEYS["https://"])
     return {role: SecretUse(secret.name, keys) for role, (secret, keys) in uses.items() if secret is not None and keys}
+
+
+def tracking_server(spec: Spec) -> Mlflow | None:
+    """The tracking server that training pods tell the curve; None without."""
+    return spec.training.tracking.mlflow if spec.training.tracking else None
 
 
 def _keys_for(*sources: str | None) -> tuple[str, ...]:

@@ -231,6 +231,9 @@ class Settings(BaseModel):
     policy_notification_hosts: Annotated[
         tuple[str, ...], _HOSTS, Field(description="Hosts to which notifications may be sent.")
     ] = (ANYTHING,)
+    policy_tracking_hosts: Annotated[
+        tuple[str, ...], _HOSTS, Field(description="Hosts of tracking servers that training pods may tell the curve.")
+    ] = (ANYTHING,)
     policy_insecure_notifications: Annotated[
         bool, Field(description="Whether notifications may be sent by plain HTTP.")
     ] = False
@@ -253,6 +256,7 @@ class Settings(BaseModel):
         "policy_web_credential_hosts",
         "policy_picture_hosts",
         "policy_notification_hosts",
+        "policy_tracking_hosts",
         "policy_service_account_names",
         mode="before",
     )
@@ -285,6 +289,7 @@ class Settings(BaseModel):
             web_credential_hosts=self.policy_web_credential_hosts,
             picture_hosts=self.policy_picture_hosts,
             notification_hosts=self.policy_notification_hosts,
+            tracking_hosts=self.policy_tracking_hosts,
             insecure_notifications=self.policy_insecure_notifications,
             tolerations=self.policy_tolerations,
             service_account_names=self.policy_service_account_names,

@@ -426,3 +426,27 @@ def test_answers_count_where_they_take_more_than_a_step() -> None:
         assert more >= 0
         assert (more > 0) == any(term.name == "answers" for term in plan_memory(make_7b(), work).terms)
     assert plan_memory(make_7b(), large) == plan_memory(make_7b(), replace(large, answer_tokens=0))
+
+
+@pytest.mark.parametrize(
+    ("taken", "seen"),
+    [((-2,), 23), ((-1,), 24), ((24,), 24), ((0,), 0), ((-2, -5, 7), 23), ((), 0), ((99,), 24), ((-99,), 0)],
+)
+def test_the_layers_of_a_tower_that_are_seen(taken: tuple[int, ...], seen: int):
+    """Whatever a pod says of its model, an operator calculates with something."""
+    assert make_7b().model_copy(update={"feature_layer": taken}).seen_layers == seen
+
+
+def test_a_tower_that_learns_is_planned_up_to_its_features():
+    def planned(**training: Any) -> tuple[int, int]:
+        spec = make_spec(training=training)
+        work = workload_of(spec, StageName.TRAIN, make_7b(), Prepared())
+        return count_trained(make_7b(), work), plan_memory(make_7b(), work).total
+
+    (usual, frozen_total), (with_tower, total) = planned(), planned(visionTower={"mode": "full"})
+    # openai/clip-vit-large-patch14-336 has 303,507,456 numbers; a layer of it 12,596,224, and a norm 2,048.
+    assert with_tower - usual == 303_507_456 - 12_596_224 - 2_048
+    # PEFT's copy in bf16, and a share of eight in fp32: original, moments, gradient.
+    assert total - frozen_total > (with_tower - usual) * (2 + 16 // 8)
+    spec = make_spec(training={"visionTower": {"mode": "full"}}, alignment=ALIGNMENT)
+    assert not workload_of(spec, StageName.ALIGN, make_7b(), Prepared()).learns_tower

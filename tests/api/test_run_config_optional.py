@@ -30,6 +30,7 @@ def written(validation: dict[str, Any] | None) -> dict[str, Any]:
 def test_answers_are_written_where_they_are_asked_for() -> None:
     assert "validation" not in written(None)
     assert written({"everySteps": 5})["validation"] == {"everySteps": 5, "samples": 256}
+    assert "tracking" not in written({"everySteps": 5})
     asked = written({"everySteps": 5, "answers": {}})["validation"]
     assert asked["answers"] == {"questions": 4, "maxNewTokens": 64}
 

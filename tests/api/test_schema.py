@@ -16,7 +16,7 @@ from llava_api.generate import build_files
 from llava_api.reference import build_reference
 from llava_api.rules import RULES_KEY, rule, rules
 from llava_api.schema import build_schema
-from llava_api.spec import Dataset, Training
+from llava_api.spec import Dataset, MixturePart, Training
 from llava_monitoring import generate as monitoring
 from llava_operator.telemetry import metrics_page
 
@@ -183,3 +183,5 @@ def test_examples_of_the_data_page_are_specs() -> None:
     assert formats == ["messages", "table", "table"]
     trainings = [Training.model_validate(part["training"]) for part in parts if "training" in part]
     assert [training.batch.global_ for training in trainings] == ["auto"]
+    mixtures = [part["spec"]["mixture"] for part in parts if "spec" in part]
+    assert [MixturePart.model_validate(one).share for mixture in mixtures for one in mixture] == [0.2]

@@ -61,7 +61,7 @@ def run_loading(config: RunConfig, world: World) -> tuple[float, float, int]:
             if step == 1:
                 began, before = time.perf_counter(), loader.waited_s
             for micro_batch in loader.load(step):
-                loss = model.engine(**micro_batch.to(world.device, model.dtype))
+                loss = model.engine(**micro_batch.to(world.device))
                 model.engine.backward(loss * 1e-3, scale_wrt_gas=False)
             model.engine.step()
         return loader.waited_s - before, time.perf_counter() - began, plan.total_steps - 1

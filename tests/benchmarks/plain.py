@@ -24,6 +24,7 @@ PlainItem = Mapping[str, Any]
 _IGNORED = -100
 _LAYERS = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.[a-z]+_proj"
 _PROJECTOR = "multi_modal_projector"
+_TOWER = "vision_tower"
 _DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -44,6 +45,7 @@ class PlainSettings:
     loader_processes: int = 0
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
+    tower_learning_rate: float = 0.0
     seed: int = 42
     max_steps: int = -1
     """Stop after so many optimiser steps; -1: at the end of the last epoch."""
@@ -209,16 +211,23 @@ def _optimizer(tuned: nn.Module, settings: PlainSettings) -> torch.optim.Optimiz
     """AdamW with a learning rate of its own for the projector; norms and biases do not decay, as in LLaVA's trainer."""
     learning = [(name, parameter) for name, parameter in tuned.named_parameters() if parameter.requires_grad]
     groups = []
-    for in_projector, rate in ((False, settings.learning_rate), (True, settings.projector_learning_rate)):
+    rates = {
+        "": settings.learning_rate, _PROJECTOR: settings.projector_learning_rate, _TOWER: settings.tower_learning_rate
+    }  # fmt: skip
+    for part, rate in rates.items():
         for is_spared, decay in ((False, settings.weight_decay), (True, 0.0)):
             parameters = [
                 parameter
                 for name, parameter in learning
-                if (_PROJECTOR in name) is in_projector and (name.endswith(".bias") or "norm." in name) is is_spared
+                if _part_of(name) == part and (name.endswith(".bias") or "norm" in name.split(".")[-2]) is is_spared
             ]
             if parameters:
                 groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
     return torch.optim.AdamW(groups, betas=settings.betas, eps=settings.epsilon)
+
+
+def _part_of(name: str) -> str:
+    return next((part for part in (_PROJECTOR, _TOWER) if part in name), "")
 
 
 def pad(items: Sequence[PlainItem], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ import io
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -14,9 +14,10 @@ from peft import PeftModel
 from transformers import LlavaForConditionalGeneration
 
 from llava_api.run_config import RunConfig
-from llava_trainer.data.collate import Item, collate, collate_packed
+from llava_trainer.data.collate import Item
 from llava_trainer.gang.world import World
 from llava_trainer.training.batch_plan import BatchPlan
+from llava_trainer.training.batches import lay_out
 from llava_trainer.training.model_under_training import ModelUnderTraining, build_model
 from llava_trainer.training.phase import phase_of
 from tests.benchmarks.mixture import Shape, encode_shape
@@ -44,13 +45,15 @@ class Side(Protocol):
         """Learn from the global batch of ``step``; collating it is part of it, reading images is not."""
 
 
-def make_items(shapes: Sequence[Shape], image_token_id: int) -> list[Item]:
+def make_items(
+    shapes: Sequence[Shape], image_token_id: int, *, image_px: int = IMAGE_PX, last_id: int = VOCABULARY - 1
+) -> list[Item]:
     """Samples of random tokens, and of a few random images."""
     rng = np.random.default_rng(0)
-    images = rng.standard_normal((8, 1, 3, IMAGE_PX, IMAGE_PX)).astype(np.float32)
+    images = rng.standard_normal((8, 1, 3, image_px, image_px)).astype(np.float32)
     return [
         (
-            encode_shape(shape, image_token_id=image_token_id, first_id=600, last_id=VOCABULARY - 1, seed=index),
+            encode_shape(shape, image_token_id=image_token_id, first_id=600, last_id=last_id, seed=index),
             images[index % len(images)] if shape.image_tokens else None,
         )
         for index, shape in enumerate(shapes)
@@ -65,20 +68,24 @@ class Ours:
     items: Sequence[Item]
     plan: BatchPlan
     pad_token_id: int
+    image_token_id: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def run(self, step: int) -> Piece:
         engine = self.model.engine
         began, began_cpu = time.perf_counter(), time.process_time()
         tokens = 0
         for rows in self.plan.rank_batch(step, 0):
-            chosen = [[self.items[index] for index in row] for row in rows]
-            if self.plan.packing:
-                batch = collate_packed(chosen, self.pad_token_id)
-            else:
-                batch = collate([item for row in chosen for item in row], self.pad_token_id)
-            tokens += sum(encoded.num_tokens for row in chosen for encoded, _ in row)
-            engine.backward(engine(**batch) * 1e-3, scale_wrt_gas=False)
+            micro_batch = lay_out(
+                [[self.items[index] for index in row] for row in rows], pad_token_id=self.pad_token_id,
+                image_token_id=self.image_token_id, packing=self.plan.packing, dtype=self.model.dtype,
+                pinned=self.device.type == "cuda",
+            )  # fmt: skip
+            tokens += micro_batch.num_tokens
+            engine.backward(engine(**micro_batch.to(self.device)) * 1e-3, scale_wrt_gas=False)
         engine.step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         return Piece(seconds=time.perf_counter() - began, cpu_s=time.process_time() - began_cpu, tokens=tokens)
 
 
@@ -90,6 +97,8 @@ class Plain:
     items: Sequence[PlainItem]
     plan: BatchPlan
     pad_token_id: int
+    gradient_checkpointing: bool = False
+    on_gpu: bool = False
 
     def run(self, step: int) -> Piece:
         order = [index for rows in self.plan.rank_batch(step, 0) for row in rows for index in row]
@@ -101,6 +110,9 @@ class Plain:
             pad_token_id=self.pad_token_id,
             scheduler="constant",
             warmup_ratio=0.0,
+            gradient_checkpointing=self.gradient_checkpointing,
+            bf16=self.on_gpu,
+            extra={"use_cpu": False, "dataloader_pin_memory": True} if self.on_gpu else {},
         )
         # Trainer prints what it logs.
         with redirect_stdout(io.StringIO()):

@@ -186,6 +186,7 @@ def test_rules_for_runs_are_by_default_those_of_the_operator(helm: Path) -> None
         "webCredentialHosts": default.policy_web_credential_hosts,
         "pictureHosts": default.policy_picture_hosts,
         "notificationHosts": default.policy_notification_hosts,
+        "trackingHosts": default.policy_tracking_hosts,
         "insecureNotifications": default.policy_insecure_notifications,
         "tolerations": default.policy_tolerations,
         "serviceAccountNames": default.policy_service_account_names,
@@ -194,7 +195,15 @@ def test_rules_for_runs_are_by_default_those_of_the_operator(helm: Path) -> None
 
 @pytest.mark.parametrize(
     "key",
-    ["imageRepositories", "secretNames", "caConfigMaps", "hubTokenHosts", "notificationHosts", "serviceAccountNames"],
+    [
+        "imageRepositories",
+        "secretNames",
+        "caConfigMaps",
+        "hubTokenHosts",
+        "notificationHosts",
+        "trackingHosts",
+        "serviceAccountNames",
+    ],
 )
 def test_a_list_that_is_taken_away_allows_nothing(helm: Path, key: str) -> None:
     environment = environment_of(objects(helm, "--set", f"policy.{key}=null"))

@@ -51,6 +51,11 @@ CAPTIONS = {"source": "pvc://data/captions", "format": "llava", "file": "caption
 FROM_SCRATCH = {"languageModel": "pvc://models/vicuna", "visionTower": "pvc://models/clip"}
 
 
+def mixed(*, share: float = 0.1, **dataset: Any) -> dict[str, Any]:
+    """A dataset of the mixture."""
+    return {"dataset": {"source": "pvc://data/general", "format": "llava", "file": "g.json", **dataset}, "share": share}
+
+
 def refusal(kubectl: Kubectl, manifest: dict[str, Any]) -> str:
     with pytest.raises(KubectlError) as caught:
         kubectl.apply(manifest)
@@ -94,6 +99,8 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ({"training__lora__targets": ["q_proj", "q_proj"]}, "spec.training.lora.targets[1]", "Duplicate value"),
         ({"training__lora__rsLora": "yes"}, "spec.training.lora.rsLora", "boolean"),
         ({"training__projector": "half"}, "spec.training.projector", '"frozen"'),
+        ({"training__visionTower": {"mode": "half"}}, "spec.training.visionTower.mode", '"full"'),
+        ({"training__visionTower": {"learningRate": 0}}, "spec.training.visionTower.learningRate", "greater than 0"),
         ({"training__maxSteps": 0}, "spec.training.maxSteps", "greater than or equal to 1"),
         ({"training__maxSteps": 10**8}, "spec.training.maxSteps", "less than or equal to 10000000"),
         ({"training__minimumLearningRate": -1e-6}, "spec.training.minimumLearningRate", "greater than or equal to 0"),
@@ -288,6 +295,25 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
             "is 7 but must be a multiple of 3",
         ),
         ({"training__method": "none"}, "spec.training.method", "none needs spec.alignment"),
+        *(
+            ({"mixture": [mixed(**part) for part in parts], **changes}, field, told)
+            for parts, changes, field, told in (
+                ([{"share": 0.01}] * 9, {}, "spec.mixture", "at most 8 items"),
+                ([{"share": 0.5}] * 2, {}, "spec.mixture", "must come to at most 0.99 together"),
+                ([{"share": 0}], {}, "spec.mixture[0].share", "greater than 0"),
+                ([{"share": 1}], {}, "spec.mixture[0].share", "less than or equal to 0.99"),
+                ([{"validation": {"file": "v.json"}}], {}, "spec.mixture", "only spec.dataset is held out"),
+                ([{"imageAspectRatio": "square"}], {}, "spec.mixture", "must be that of spec.dataset"),
+                ([{"source": "nfs://x/y"}], {}, "spec.mixture[0].dataset.source", "must begin with pvc://"),
+                ([{"format": "table"}], {}, "spec.mixture[0].dataset.table", "set both or neither"),
+                (
+                    [{}],
+                    {"model": FROM_SCRATCH, "alignment": {"dataset": CAPTIONS}, "training__method": "none"},
+                    "spec.mixture",
+                    "only read where something is trained after alignment",
+                ),
+            )
+        ),
         (
             {"training__method": "qlora", "training__zero": {"stage": 3}},
             "spec.training.zero.stage",
@@ -310,6 +336,15 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
                 "alignment": {"dataset": CAPTIONS, "freshProjector": True},
             },
             "spec.training.projector",
+            "only read where something is trained after alignment",
+        ),
+        (
+            {
+                "training__method": "none",
+                "training__visionTower": {"mode": "full"},
+                "alignment": {"dataset": CAPTIONS, "freshProjector": True},
+            },
+            "spec.training.visionTower",
             "only read where something is trained after alignment",
         ),
         (
@@ -459,6 +494,9 @@ def test_every_kind_of_source_is_accepted(kubectl: Kubectl, source: str) -> None
         {"model": FROM_SCRATCH, "alignment": {"dataset": CAPTIONS}, "training__method": "none"},
         {"model": FROM_SCRATCH | {"projector": "pvc://first-run/projector"}},
         {"alignment": {"dataset": CAPTIONS, "freshProjector": True}, "training__method": "full"},
+        {"mixture": []},
+        {"mixture": [mixed(share=0.33)] * 3},
+        {"mixture": [mixed(share=0.12)] * 8},
         {"training__method": "qlora", "training__quantization": {"computeDtype": "bf16"}},
         {
             "training__projector": "frozen",
@@ -466,6 +504,7 @@ def test_every_kind_of_source_is_accepted(kubectl: Kubectl, source: str) -> None
             "training__minimumLearningRate": 2e-4,
             "training__optimizer": {"beta2": 0.95},
             "training__lora": {"targets": ["q_proj", "v_proj"], "rsLora": True},
+            "training__visionTower": {"mode": "full", "learningRate": 1e-6},
         },
     ],
     ids=[
@@ -539,6 +578,7 @@ def test_longest_name_is_accepted(kubectl: Kubectl) -> None:
         ({"dataset__file": "other.json"}, "dataset"),
         ({"training__batch__global": 4}, "training.batch.global"),
         ({"training__batch__global": "auto"}, "training.batch.global"),
+        ({"mixture": [mixed()]}, "mixture"),
         ({"workers__shmSize": "1Gi"}, "workers.shmSize"),
         ({"workers__gpuMemory": "80Gi"}, "workers.gpuMemory"),
         ({"alignment": {"dataset": {"source": "pvc://d/a", "format": "llava", "file": "a.json"}}}, "alignment"),

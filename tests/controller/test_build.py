@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from llava_api.constants import TRAINING_STAGES, StageName
+from llava_api.constants import TRAINING_STAGES, SecretRole, StageName
 from llava_api.names import MAX_DNS_LABEL, MAX_RUN_NAME
 from llava_api.run_config import RunConfig
-from llava_api.spec import Download, SecretRef
+from llava_api.spec import MAX_MIXTURE, Download, SecretRef
 from llava_operator.build.common import Platform
 from llava_operator.build.config import build_config_map, build_report_ca, build_run_config
 from llava_operator.build.inputs import complete_download, parse_source
@@ -20,6 +20,7 @@ from llava_operator.build.resources import build_resources
 from llava_operator.build.service import build_rendezvous_service
 from llava_operator.build.volume import build_volume_claim
 from llava_operator.deciding.policy import Policy
+from llava_operator.deciding.references import list_references
 from llava_operator.deciding.waiting import list_needs
 from llava_operator.stages import STAGES as STAGE_TABLE
 from tests.controller.makers import RUN_UID, STAGES, make_attempt, make_run
@@ -575,6 +576,46 @@ def test_the_alignment_dataset_has_a_secret_of_its_own() -> None:
     )
     assert volumes[-1] == known_keys("alignment-dataset", "s", "token")
     assert mounts[-1]["mountPath"] == "/llava/secrets/alignment-dataset"
+
+
+MIXTURE: list[dict[str, Any]] = [
+    {"dataset": {"source": "hf://a/b", "format": "llava", "file": "a.json", "secretRef": {"name": "s"}}, "share": 0.1},
+    {"dataset": {"source": "pvc://general/set", "format": "llava", "file": "b.json"}, "share": 0.2},
+    {"dataset": {"source": "s3://b/p", "format": "llava", "file": "c.json", "secretRef": {"name": "t"}}, "share": 0.1},
+]
+
+
+def test_each_dataset_of_the_mixture_has_a_claim_or_a_secret_and_a_folder_of_its_own() -> None:
+    volumes, mounts = inputs_of(StageName.PREPARE, mixture=MIXTURE)
+    assert [one["persistentVolumeClaim"]["claimName"] for one in volumes if "persistentVolumeClaim" in one] == [
+        "models", "data", "general",
+    ]  # fmt: skip
+    assert volumes[3:] == [
+        known_keys("mixture-0", "s", "token"),
+        known_keys("mixture-2", "t", "accessKeyId", "secretAccessKey", "sessionToken", "endpoint", "region"),
+    ]
+    assert [mount["mountPath"] for mount in mounts[3:]] == ["/llava/secrets/mixture-0", "/llava/secrets/mixture-2"]
+    # Training reads what is on a claim in place, and sees no Secret.
+    volumes, _ = inputs_of(StageName.TRAIN, mixture=MIXTURE)
+    assert [one["persistentVolumeClaim"]["claimName"] for one in volumes] == ["models", "data", "general"]
+    config = build_run_config(make_attempt(make_run(mixture=MIXTURE), StageName.TRAIN, 1), PLATFORM)
+    assert [str(folder) for folder in config.mixture_dirs] == [
+        "/llava/run/inputs/downloads/mixture-0", "/llava/inputs/general/set", "/llava/run/inputs/downloads/mixture-2",
+    ]  # fmt: skip
+    assert [part.share for part in config.mixture] == [0.1, 0.2, 0.1]
+
+
+def test_whoever_has_to_make_what_the_mixture_names_is_told_the_field() -> None:
+    named = {(one.name, one.field) for one in list_references(make_run(mixture=MIXTURE))}
+    assert {
+        ("s", "spec.mixture[0].dataset.secretRef"), ("general", "spec.mixture[1].dataset.source"),
+        ("t", "spec.mixture[2].dataset.secretRef"),
+    } <= named  # fmt: skip
+    assert list_needs(make_run(mixture=MIXTURE).spec, STAGE_TABLE[StageName.PREPARE]) == ["Secret s", "Secret t"]
+
+
+def test_as_many_datasets_as_there_may_be_have_a_role_each() -> None:
+    assert len({SecretRole.of_mixture(index) for index in range(MAX_MIXTURE)}) == MAX_MIXTURE
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from llava_api.constants import StageName
+from llava_api.spec import MAX_MIXTURE
 from llava_api.status import Status, Trainer
 from llava_operator.build.common import Platform
 from llava_operator.build.config import build_config_map
@@ -58,19 +59,21 @@ def test_an_image_gets_the_fields_of_a_format_only_where_they_are_set() -> None:
 
 
 def test_an_image_gets_a_newer_setting_only_where_it_is_not_the_default() -> None:
-    names = {"projector", "maxSteps", "minimumLearningRate", "optimizer"}
+    names = {"projector", "maxSteps", "minimumLearningRate", "optimizer", "visionTower"}
     # As the API server fills them in.
-    defaults = {"projector": "train", "minimumLearningRate": 0.0, "optimizer": {"beta1": 0.9, "epsilon": 1e-8}}
+    defaults = {"projector": "train", "minimumLearningRate": 0.0, "optimizer": {"beta1": 0.9, "epsilon": 1e-8},
+                "visionTower": {"mode": "frozen", "learningRate": 2e-6}}  # fmt: skip
     written = write_config(walk({}, StageName.TRAIN), StageName.TRAIN, 2, training=defaults)["training"]
     assert not names & written.keys()
     assert written["lora"].keys() == {"rank", "alpha", "dropout"}
     chosen = {
         "projector": "frozen", "maxSteps": 7, "minimumLearningRate": 1e-6, "optimizer": {"beta2": 0.95},
-        "lora": {"targets": ["q_proj"], "rsLora": True},
+        "lora": {"targets": ["q_proj"], "rsLora": True}, "visionTower": {"mode": "full"},
     }  # fmt: skip
     written = write_config(walk({}, StageName.TRAIN), StageName.TRAIN, 2, training=chosen)["training"]
     assert (written["projector"], written["maxSteps"], written["minimumLearningRate"]) == ("frozen", 7, 1e-6)
     assert written["optimizer"]["beta2"] == 0.95
+    assert written["visionTower"] == {"mode": "full", "learningRate": 2e-6}
     assert (written["lora"]["targets"], written["lora"]["rsLora"]) == (["q_proj"], True)
 
 
@@ -134,3 +137,25 @@ def test_attempts_are_committed_to_with_the_version_that_prepare_reported(monkey
         stage.name: [one.settings.config_version for one in stage.attempts] for stage in status.stages if stage.attempts
     }
     assert versions == {StageName.PREPARE: [1], StageName.TRAIN: [2]}
+
+
+def test_the_digests_of_a_run_with_everything_fit_into_its_status() -> None:
+    status = walk({})
+    made = {
+        StageName.PREPARE: (
+            "train",
+            "validation",
+            "selection",
+            "alignment",
+            *(f"mixture-{n}" for n in range(MAX_MIXTURE)),
+        ),
+        StageName.ALIGN: ("projector",),
+        StageName.TRAIN: ("adapter",),
+        StageName.MERGE: ("merged",),
+        StageName.EVALUATE: ("report", "metrics"),
+    }
+    for stage, names in made.items():
+        digests = dict.fromkeys(names, "sha256:" + "0" * 64)
+        status = take_result(status, RESULTS[stage].model_copy(update={"digests": digests}))
+    assert status.artifacts is not None
+    assert {name for names in made.values() for name in names} <= status.artifacts.digests.keys()

@@ -288,6 +288,8 @@ def test_what_attention_came_to_is_told() -> None:
     numbers = TrainNumbers(steps=3, final_loss=0.5, trainable_parameters=1, tokens=1, world_size=1, attention="sdpa")
     result = StageResult(stage=StageName.TRAIN, attempt=1, train=numbers)
     assert describe_result(result) == "3 steps over 1 processes, final loss 0.5, attention sdpa"
+    seen = result.model_copy(update={"train": numbers.model_copy(update={"learned_tower": True})})
+    assert describe_result(seen) == "3 steps over 1 processes, final loss 0.5, vision tower trained, attention sdpa"
     frozen = result.model_copy(update={"train": numbers.model_copy(update={"frozen_projector": True})})
     assert describe_result(frozen) == "3 steps over 1 processes, final loss 0.5, projector frozen, attention sdpa"
 

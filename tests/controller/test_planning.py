@@ -42,6 +42,11 @@ def test_few_steps_are_warned_of():
     assert warning.startswith("training takes 3 optimiser steps on 40 samples")
 
 
+def test_steps_are_those_of_an_epoch_with_its_mixture() -> None:
+    planned = plan_for(gpu_spec(), numbers(samples_train=1000, samples_mixture=536), gpus(80))
+    assert planned.plan.total_steps == 12 * 3
+
+
 def test_what_cannot_be_read_or_decided_is_warned_of() -> None:
     found = numbers(groups_validation=4, sufficient_fraction=0.3, image_scale=0.1, text_height_px=4.5)
     few_groups, pictures, texts = plan_for(gpu_spec(), found, gpus(80)).plan.warnings[1:]

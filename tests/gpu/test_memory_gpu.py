@@ -21,6 +21,7 @@ WORKS = [
     ("lora", {}),
     ("lora", {"dropout": 0.0}),
     ("lora", {"rows": 2, "pictures": 2, "gradient_checkpointing": False}),
+    ("lora", {"rows": 2, "pictures": 2, "gradient_checkpointing": False, "masked": True}),
     ("full", {"rows": 4, "pictures": 4}),
     ("projector", {"length": 640}),
     ("qlora", {}),
@@ -57,14 +58,13 @@ def _batch(work: Workload) -> dict[str, torch.Tensor]:
     ids = torch.randint(1, MODEL.vocabulary, (work.rows, work.length), device=DEVICE)
     # 0 is the image's token in this shape.
     ids[:, : MODEL.tokens_per_image] = 0
-    # Something is filled up, so that attention is given a mask as the plan has it.
-    mask = torch.ones_like(ids)
-    mask[-1, -1] = 0
+    # Packed, so that attention is given a mask as the plan has it.
+    positions = torch.arange(work.length // 2, device=DEVICE).repeat(work.rows, 2)
     side = MODEL.image_size_px
     return {
         "input_ids": ids,
         "labels": ids,
-        "attention_mask": mask,
+        "position_ids": positions if work.masked else None,
         "pixel_values": torch.randn(work.pictures, 3, side, side, device=DEVICE, dtype=torch.bfloat16),
         "predicting": torch.arange(work.supervised, device=DEVICE) + MODEL.tokens_per_image,
     }

@@ -1,4 +1,4 @@
-"""Packed rows on a GPU: flash attention and sdpa learn from them what they learn from samples that stand alone."""
+"""Packed rows on a GPU: flash-attn, varlen_attn and sdpa learn from them what samples that stand alone teach."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import torch
 
 from llava_trainer.data.collate import Batch, collate, collate_packed
 from llava_trainer.data.processor import load_processor
+from llava_trainer.model.attention import CAUSAL_SDPA, FLASH, VARLEN
 from llava_trainer.model.loading import load_model
 from llava_trainer.model.objective import SupervisedLoss
 from tests.tiny.base import make_untrained_base
@@ -29,16 +30,17 @@ def learn(module: SupervisedLoss, batches: list[Batch]) -> tuple[float, torch.Te
     total = 0.0
     for batch in batches:
         on_device = {
-            name: None if tensor is None else tensor.to(CUDA, torch.bfloat16 if tensor.is_floating_point() else None)
-            for name, tensor in batch.items()
-        }
+            name: value.to(CUDA, torch.bfloat16 if value.is_floating_point() else None)
+            if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }  # fmt: skip
         loss = module(**on_device)
         torch.autograd.backward(loss)
         total += loss.item()
     return total, torch.cat([p.grad.float().flatten() for p in module.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("attention", [pytest.param("flash_attention_2", marks=pytest.mark.needs_flash_attn), "sdpa"])
+@pytest.mark.parametrize("attention", [pytest.param(FLASH, marks=pytest.mark.needs_flash_attn), VARLEN, CAUSAL_SDPA])
 @pytest.mark.parametrize("rows", [[[0, 1, 2, 3, 4]], [[2, 0], [4, 3, 1]]], ids=["one-row", "two-rows"])
 def test_packed_samples_are_learned_as_if_each_stood_alone(base_dir: Path, attention: str, rows: list[list[int]]):
     processor = load_processor(base_dir, "pad")

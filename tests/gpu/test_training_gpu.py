@@ -12,8 +12,8 @@ import torch
 from llava_api.failures import Reason, exit_code_of
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
-from llava_trainer.model.flash import find_flash_fault
-from llava_trainer.training.curve import read_curve
+from llava_trainer.model.flash import find_flash_fault, has_flash_attention
+from llava_trainer.training.curve import read_curve, read_numbers
 from llava_trainer.training.device import check_device
 from llava_trainer.training.phase import phase_of
 from tests.tiny.base import make_untrained_base
@@ -114,6 +114,35 @@ def test_what_this_card_can_do_is_found_out(make_config: Callable[..., RunConfig
     else:
         with pytest.raises(StageError, match="set it to fp32"):
             check_device(phase, device)
+
+
+def test_packed_rows_learn_by_torchs_own_kernel_what_they_learn_under_masks(make_config: Callable[..., RunConfig]):
+    kernel, masks = make_config(packing=True), make_config(attempt=2, packing=True, attention="sdpa")
+    run(kernel)
+    run(masks)
+    assert losses(kernel) == pytest.approx(losses(masks), rel=0.05)
+    if not has_flash_attention() and torch.cuda.get_device_capability() >= (8, 0):
+        assert read_numbers(kernel).attention == "varlen_attn"
+    assert read_numbers(masks).attention == "sdpa"
+
+
+@pytest.mark.parametrize("method", ["qlora", "full"])
+def test_packed_rows_learn_with_every_method(make_config: Callable[..., RunConfig], method: str):
+    rates = {"learningRate": 1e-3} if method == "full" else {}
+    config = make_config(packing=True, method=method, gradientCheckpointing=True, **rates)
+    run(config)
+    assert losses(config)[-1] < losses(config)[0]
+
+
+@pytest.mark.needs_gpus(2)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_packed_rows_on_several_gpus_agree_with_one(make_config: Callable[..., RunConfig], stage: int):
+    batch = {"perDevice": 1, "global": 8}
+    alone = make_config(packing=True, batch=batch)
+    together = make_config(attempt=2, world=2, packing=True, batch=batch, zero={"stage": stage})
+    run(alone)
+    run(together)
+    assert losses(together) == pytest.approx(losses(alone), rel=0.02)
 
 
 @pytest.mark.needs_flash_attn

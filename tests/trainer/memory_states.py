@@ -2,7 +2,8 @@
 
 ``python -m tests.trainer.memory_states METHOD:STAGE:BYTES[:OFFLOAD] ...`` with torch's RANK, WORLD_SIZE and MASTER_*
 set; OFFLOAD is ``o`` (optimiser) or ``op`` (parameters, too), or ``v`` where communication overlaps instead, and METHOD
-may end in ``-frozen``, as the projector is then. The first rank prints one JSON object a line: losses, and bytes
+may end in ``-frozen``, as the projector is then, or in ``-tower``, which learns then. The first rank prints one JSON
+object a line: losses, and bytes
 held between two steps, at the peak of a later micro-batch, and at the peak of the optimiser's step, each of what would
 be on a GPU, and what would be in the node's memory.
 """
@@ -41,9 +42,9 @@ DEVICE = torch.device("cpu", 0)
 
 def make_work(case: str, world_size: int) -> Workload:
     method, stage, number_bytes, offload = (*case.split(":"), "")[:4]
-    method, _, frozen = method.partition("-")
+    method, _, beside = method.partition("-")
     return Workload(
-        learns_projector=not frozen,
+        learns_projector=beside != "frozen", learns_tower=beside == "tower",
         method=method, rows=1, length=LENGTH, pictures=1, supervised=LENGTH - 1, rank=64, dropout=0.0, masked=False,
         number_bytes=int(number_bytes), zero_stage=int(stage), world_size=world_size, offload_optimizer="o" in offload,
         offload_parameters="p" in offload, overlap_communication="v" in offload,

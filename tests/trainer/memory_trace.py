@@ -124,11 +124,12 @@ def build_module(model: ModelFacts, work: Workload) -> SupervisedLoss:
     if work.method == "qlora":
         _use_linear4bit(llava.model.language_model.layers)
     tuned = llava
+    beside = {"learns_projector": work.learns_projector, "learns_tower": work.learns_tower}
     if work.has_adapter:
         lora = Lora(rank=work.rank, alpha=2 * work.rank, dropout=work.dropout, targets=work.targets)
-        tuned = add_adapter(llava, lora, learns_projector=work.learns_projector)
+        tuned = add_adapter(llava, lora, **beside)
     elif work.method == "full":
-        train_whole(llava, learns_projector=work.learns_projector)
+        train_whole(llava, **beside)
     else:
         train_projector(llava)
     return SupervisedLoss(tuned, gradient_checkpointing=work.gradient_checkpointing).train()

@@ -19,7 +19,7 @@ from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
 from llava_trainer.training import train as training
-from llava_trainer.training.batches import BatchLoader
+from llava_trainer.training.batches import BatchLoader, RowLoader
 from llava_trainer.training.curve import read_curve
 from llava_trainer.training.model_under_training import build_model
 from llava_trainer.training.phase import phase_of
@@ -52,6 +52,44 @@ def losses(config: RunConfig, world: World) -> list[tuple[float, float]]:
         training.train(config, world, reporter, StopRequest())
     entries = read_curve(config.volume.history_file(config.run.stage, config.run.attempt))
     return [(entry.loss, entry.grad_norm) for entry in entries]
+
+
+def test_batches_are_pinned_in_the_models_number_format(
+    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processor: Processor, monkeypatch: pytest.MonkeyPatch
+):
+    pinned: list[tuple[int, ...]] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tuple(tensor.shape))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    loader = RowLoader(
+        samples=dataset[1], processor=toy_processor, images=phase_of(config).images, max_length=256,
+        dtype=torch.bfloat16, pinned=True,
+    )  # fmt: skip
+    micro_batch = loader.load(((0,), (1,)))
+    assert micro_batch.tensors["pixel_values"].dtype == torch.bfloat16
+    assert micro_batch.tensors["input_ids"].dtype == torch.int64
+    assert sorted(pinned) == sorted(tuple(tensor.shape) for tensor in micro_batch.tensors.values())
+    places = micro_batch.tensors["image_places"]
+    assert (micro_batch.tensors["input_ids"].flatten()[places] == toy_processor.image_token_id).all()
+    assert len(places) == 2 * toy_processor.tokens_per_image
+
+
+def test_memory_that_cannot_be_pinned_is_the_nodes(
+    config: RunConfig, dataset: tuple[Path, list[Sample]], toy_processor: Processor, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(tensor: torch.Tensor) -> torch.Tensor:
+        raise torch.AcceleratorError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", fail)
+    loader = RowLoader(
+        samples=dataset[1], processor=toy_processor, images=phase_of(config).images, max_length=256, pinned=True
+    )
+    with pytest.raises(StageError, match=r"memory does not suffice for a batch that is loaded ahead") as caught:
+        loader.load(((0,),))
+    assert caught.value.reason is Reason.OUT_OF_MEMORY
 
 
 def test_samples_are_read_by_their_number(tmp_path: Path, dataset: tuple[Path, list[Sample]]):

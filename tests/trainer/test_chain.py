@@ -28,6 +28,7 @@ ALIGNMENT = {"dataset": CAPTIONS, "freshProjector": True, "batch": {"perDevice":
 TRAIN, BOTH = [StageName.TRAIN], [StageName.ALIGN, StageName.TRAIN]
 FULL = {"method": "full", "learningRate": 1e-3}
 FROZEN = {"projector": "frozen"}
+TOWER = {"visionTower": {"mode": "full", "learningRate": 1e-3}}
 FEW = {"rank": 4, "alpha": 4, "dropout": 0.0, "targets": ["q_proj", "down_proj"], "rsLora": True}
 # Stages, settings of training, tensors that differ from the base in the end.
 CHAINS: dict[str, tuple[list[StageName], dict[str, Any], int]] = {
@@ -42,6 +43,11 @@ CHAINS: dict[str, tuple[list[StageName], dict[str, Any], int]] = {
     # What alignment has made of the projector is in the result, though the adapter does not hold it.
     "align and lora, projector frozen": (BOTH, {"method": "lora", **FROZEN}, 3 * 7 + 4),
     "align and full, projector frozen": (BOTH, FULL | FROZEN, 3 * 9 + 3 + 4),
+    # The toy's tower has three layers, of which two are seen: 16 tensors each, 3 before them and a norm's 2.
+    "lora and vision tower": (TRAIN, {"method": "lora", **TOWER}, 3 * 7 + 4 + 2 * 16 + 5),
+    "qlora and vision tower": (TRAIN, {"method": "qlora", **TOWER}, 3 * 7 + 4 + 2 * 16 + 5),
+    "full with vision tower": (TRAIN, FULL | TOWER, 3 * 9 + 3 + 4 + 2 * 16 + 5),
+    "vision tower, projector frozen": (BOTH, {"method": "lora", **TOWER, **FROZEN}, 3 * 7 + 4 + 2 * 16 + 5),
     "rsLoRA on few layers": (TRAIN, {"method": "lora", "lora": FEW}, 3 * 2 + 4),
 }
 

@@ -51,6 +51,9 @@ def test_what_is_not_the_recipe_is_told(tmp_path: Path):
     assert settings["Learning rate"] == "0.0002, down to 1e-05"
     assert settings["AdamW"] == "betas 0.9 and 0.95, epsilon 1e-08"
     assert (settings["Steps"], "Epochs" in settings) == ("1,200", False)
+    tower = dict(list_settings(make(tmp_path, "full", visionTower={"mode": "full"})))
+    assert tower["Method"] == "full: language model and projector, vision tower too"
+    assert tower["Learning rate"] == "2e-05, projector 2e-05, vision tower 2e-06"
     full = dict(list_settings(make(tmp_path, "full", projector="frozen")))
     assert (full["Method"], full["Learning rate"]) == ("full: language model, projector frozen", "2e-05")
 

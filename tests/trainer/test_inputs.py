@@ -66,6 +66,9 @@ def test_model_of_the_hub_reaches_every_later_stage(tmp_path: Path, base: Path, 
         plain |= {"model": {"source": "hf://me/tiny"}, "download": {"hubEndpoint": hub.base}}
         plain |= {"alignment": {"dataset": {**plain["dataset"], "source": "pvc://captions/"}}}
         plain |= {"modelDir": Path("/not/there"), "alignmentDir": tmp_path / "captions"}
+        (tmp_path / "general").mkdir()
+        general = {**plain["dataset"], "source": "pvc://general/"}
+        plain |= {"mixture": [{"dataset": general, "share": 0.1}], "mixtureDirs": [tmp_path / "general"]}
         config = RunConfig.model_validate(plain)
         around = Surroundings(ca_file=authority.ca_file, environ={})
         provided = provide_inputs(config, Recorder(config), around)
@@ -80,6 +83,7 @@ def test_model_of_the_hub_reaches_every_later_stage(tmp_path: Path, base: Path, 
         read = load_config(write(later(config, stage), tmp_path), stage)
         assert (read.model_dir, read.dataset_dir) == (folder, tmp_path / "data")
         assert read.alignment_dir == tmp_path / "captions"
+        assert read.mixture_dirs == (tmp_path / "general",)
     # Prepare of another attempt begins with what the operator says.
     assert load_run_config(write(config, tmp_path), StageName.PREPARE) == config
 

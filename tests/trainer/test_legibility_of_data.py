@@ -158,6 +158,20 @@ def test_boxes_that_no_text_has_count_for_nothing(size: str, box: str, tmp_path:
     assert told == []
 
 
+@pytest.mark.parametrize("aspect_ratio", ["pad", "square"])
+@pytest.mark.parametrize(
+    ("height", "size"),
+    [(1e-311, (1e-310, 1e-310)), (1e308, (1e-308, 1e308)), (5e-324, (5e-324, 5e-324)), (1e308, (1e308, 1.7e308))],
+)
+def test_sizes_at_the_edge_of_numbers_are_counted_or_not_and_break_nothing(
+    height: float, size: tuple[float, float], aspect_ratio: Any
+):
+    heights = BoxHeights(336, aspect_ratio)
+    heights.add((0, 0, 1, height), *size)
+    assert heights.median_px is not None
+    assert 0 <= heights.median_px <= 336
+
+
 def test_the_median_of_heights_is_that_of_sorted_numbers_to_a_quarter_of_a_pixel():
     rng = np.random.default_rng(0)
     for count in (1, 2, 7, 1000):

@@ -12,6 +12,7 @@ from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_trainer.data import embedded
 from llava_trainer.data.image_folder import training_images
+from llava_trainer.data.samples import read_samples
 from llava_trainer.errors import StageError
 from llava_trainer.retrying import Patience
 from llava_trainer.sources import links
@@ -85,6 +86,25 @@ def test_pictures_are_fetched_once_from_an_allowed_host(
         (link,) = sample.images
         name = link.rpartition("/")[2].partition("?")[0]
         assert places.find(link).read_bytes() == (tmp_path / "elsewhere" / name).read_bytes()
+
+
+def test_pictures_that_the_mixture_names_are_fetched_too(
+    config: RunConfig, tmp_path: Path, web: FileServer, monkeypatch: pytest.MonkeyPatch
+):
+    write_chats(tmp_path, web.base)
+    general = chat(conversation("000.png", [("Q?", "A")]))
+    web.add("/general.png", draw_image(tmp_path / "elsewhere" / "general.png", seed=77).read_bytes())
+    general["messages"][0]["content"][0]["image_url"] = f"{web.base}/general.png"
+    write_json(tmp_path / "general" / "export.json", [general])
+    dataset = {"source": "pvc://general/", "format": "messages", "file": "export.json"}
+    fields = config.model_dump(by_alias=True)
+    fields |= {"mixture": [{"dataset": dataset, "share": 0.1}], "mixtureDirs": [tmp_path / "general"]}
+    allow(monkeypatch, web)
+    mixed = RunConfig.model_validate(fields)
+    run(mixed)
+    assert "/general.png" in {request.path for request in web.requests}
+    (sample,) = read_samples(mixed.volume.mixture_file(0))
+    assert training_images(mixed).find(sample.images[0]).is_file()
 
 
 def test_nothing_is_asked_where_the_installation_allows_no_host(config: RunConfig, tmp_path: Path, web: FileServer):

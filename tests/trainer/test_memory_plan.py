@@ -62,6 +62,16 @@ GRID = [
     (make_shape(4), make_work("lora", 2, 1024, targets=("q_proj", "v_proj"), gradient_checkpointing=False)),
     (make_shape(2), make_work("lora", 2, 1024, targets=("down_proj",), dropout=0.0, gradient_checkpointing=False)),
     (make_shape(2), make_work("lora", 4, 1024, targets=("o_proj", "up_proj"), dropout=0.0)),
+    # A tower that learns: beside a large language model, and where it is the larger part.
+    (make_shape(2, tower_layers=6), make_work("lora", 4, 1024, learns_tower=True)),
+    (make_shape(2), make_work("lora", 2, 1024, learns_tower=True, gradient_checkpointing=False)),
+    (make_narrow(), make_work("lora", 4, 600, pictures=8, learns_tower=True)),
+    (make_narrow(), make_work("lora", 4, 600, pictures=8, learns_tower=True, gradient_checkpointing=False)),
+    (make_narrow(), make_work("full", 4, 600, pictures=8, learns_tower=True, number_bytes=4)),
+    (make_narrow(), make_work("lora", 4, 600, pictures=8, learns_tower=True, learns_projector=False)),
+    (make_narrow(), make_work("lora", 4, 600, pictures=8, learns_tower=True, eager=True)),
+    (make_shape(2), make_work("qlora", 2, 1024, learns_tower=True)),
+    (make_13b(2), make_work("full", 2, 1024, learns_tower=True)),
     # Eager attention: the last layer's MLP is the peak, its softmax, all layers together, and the tower's softmax.
     (make_shape(2), make_work("lora", 4, 1024, eager=True)),
     (make_shape(2), make_work("lora", 4, 2048, eager=True)),

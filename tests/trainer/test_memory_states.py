@@ -17,7 +17,8 @@ from tests.trainer.memory_states import BUCKET_ELEMENTS, MODEL, make_work
 WORLD_SIZE = 2
 CASES = (
     "full:2:2", "full:2:2:v", "full:3:2", "full:3:2:v", "lora:2:2:o", "full:1:2", "full:1:2:v", "full:0:4", "full:2:4",
-    "full:2:2:o", "full:0:2:o", "lora:3:2:op", "lora-frozen:2:2", "full-frozen:3:2",
+    "full:2:2:o", "full:0:2:o", "lora:3:2:op", "lora-frozen:2:2", "full-frozen:3:2", "lora-tower:2:2", "full-tower:3:2",
+    "lora-tower:0:4",
 )  # fmt: skip
 """Method, ZeRO stage, bytes a number, what is offloaded or overlaps (``make_work`` of memory_states). Who is compared
 stands side by side: after a case with ZeRO-3, DeepSpeed's linear layer, which rounds in other places, stays."""

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.merging.changes import read_adapter
-from llava_trainer.merging.recipes import merge_weights
+from llava_trainer.merging.recipes import merge_weights, plan_merge
 from tests.trainer.checkpoints import (
     LAYOUTS,
     Layout,
@@ -95,6 +95,13 @@ def test_shards_keep_to_the_limit_and_load_as_one_model(tmp_path: Path, adapter_
     assert not found["missing_keys"]
     assert not found["unexpected_keys"]
     assert torch.equal(model.lm_head.weight, whole["language_model.lm_head.weight"].to(model.dtype))
+
+
+def test_a_tower_that_was_trained_is_missed_by_its_own_name(tmp_path: Path, adapter_dir: Path) -> None:
+    save_base(build_llava(), tmp_path / "base")
+    learned = ("multi_modal_projector.", "vision_tower.vision_model.embeddings.")
+    with pytest.raises(StageError, match=r"does not hold the trained vision_tower\.vision_model\.embeddings\."):
+        plan_merge(tmp_path / "base", read_adapter(adapter_dir, learned), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

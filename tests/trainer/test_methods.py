@@ -217,12 +217,98 @@ def test_a_frozen_projector_learns_nothing_and_is_in_nothing_that_is_left(
     assert all(torch.equal(parameter, base[name]) for name, parameter in projector.items())
 
 
+TOWER = {"visionTower": {"mode": "full", "learningRate": 1e-3}}
+BEHIND = ("vision_tower.vision_model.encoder.layers.2.", "vision_tower.vision_model.post_layernorm.")
+"""The toy's features are those of the layer before its third and last."""
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_a_tower_learns_up_to_its_features_and_is_in_all_that_is_left(
+    make: Make, toy_model_dir: Path, world: World, method: str
+):
+    config = make(method=method, epochs=2, checkpoint={"everySteps": 2}, gradientCheckpointing=True, **TOWER)
+    base = load_file(toy_model_dir / "model.safetensors")
+    seen = {name for name in base if name.startswith("vision_tower.") and not name.startswith(BEHIND)}
+    model = build(config, world)
+    assert {name for name in learning(model) if name.startswith("vision_tower.")} == seen
+    rates = {
+        group.name: (group.learning_rate, len(group.parameters)) for group in model.groups if "tower" in group.name
+    }
+    # A layer has six matrices; a class token, a convolution and positions come before.
+    assert rates == {"vision_tower": (1e-3, 2 * 6 + 3), "vision_tower_norm": (1e-3, 2 * 10 + 2)}
+    run(config, world)
+    (checkpoint,) = list_checkpoints(config.volume.checkpoints_dir(StageName.TRAIN, 1))
+    state = json.loads((checkpoint / "state.json").read_text())
+    assert len([name for name in state["parameters"] if "vision_tower" in name]) == len(seen)
+    if method == "full":
+        stored = load_file(config.volume.weights_dir / "model.safetensors")
+        assert {name for name in stored if name.startswith("vision_tower.")} == seen
+        assert not [name for name in seen if torch.equal(stored[name], base[name])]
+        return
+    for folder in (checkpoint / "adapter", config.volume.adapter_dir):
+        plain = PeftModel.from_pretrained(load_model(toy_model_dir, torch.float32, "cpu"), str(folder)).get_base_model()
+        live = {hub_name(bare(name)): parameter for name, parameter in plain.named_parameters() if is_used(name)}
+        assert {name for name in base if name.startswith("vision_tower.")} <= live.keys()
+        assert not [name for name in seen if torch.equal(live[name], base[name])]
+        assert all(torch.equal(live[name], base[name]) for name in base if name.startswith(BEHIND))
+
+
+def bare(name: str) -> str:
+    return name.replace("modules_to_save.default.", "")
+
+
+def is_used(name: str) -> bool:
+    """Of what PEFT holds of the tower, what it computes with."""
+    return "vision_tower" in name and "original_module." not in name
+
+
+def test_only_what_is_seen_of_a_tower_is_in_the_graph_and_computed_again(make: Make, world: World):
+    model = build(make(method="full", gradientCheckpointing=True, **TOWER), world)
+    tower = model.llava.model.vision_tower
+    states = tower(torch.zeros(1, 3, 56, 56), output_hidden_states=True).hidden_states
+    assert [state.requires_grad for state in states] == [True, True, True, False]
+    assert tower.training
+    assert [layer.gradient_checkpointing for layer in tower.encoder.layers][:2] == [True, True]
+    frozen = build(make(method="full", gradientCheckpointing=True), world).llava.model.vision_tower
+    states = frozen(torch.zeros(1, 3, 56, 56), output_hidden_states=True).hidden_states
+    assert not any(state.requires_grad for state in states)
+    assert (frozen.training, frozen.encoder.layers[0].gradient_checkpointing) == (False, False)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_tower_that_computes_again_learns_the_same(make: Make, world: World, method: str):
+    trained = []
+    for recomputes in (False, True):
+        config = make(method=method, gradientCheckpointing=recomputes, **TOWER)
+        run(config, world)
+        trained.append(losses(config))
+        shutil.rmtree(config.volume.attempt_dir(StageName.TRAIN, 1))
+    assert trained[0] == pytest.approx(trained[1], abs=1e-6)
+
+
+def test_a_tower_that_has_not_moved_is_not_left_behind(make: Make, world: World):
+    """At a rate that leaves zeros what they are, too: biases."""
+    for method in ("lora", "full"):
+        config = make(method=method, visionTower={"mode": "full", "learningRate": 1e-60})
+        with pytest.raises(StageError, match="as it was before training") as caught:
+            run(config, world)
+        assert caught.value.reason is Reason.ADAPTER_UNCHANGED
+        assert "vision_tower" in caught.value.message or "vision tower" in caught.value.message
+
+
+def test_alignment_leaves_the_tower_alone(make: Make, world: World):
+    model = build(make(StageName.ALIGN, alignment=ALIGNMENT, **TOWER), world)
+    assert not [name for name in learning(model) if "vision_tower" in name]
+    assert not model.phase.learns_tower
+
+
 def test_phase_1_trains_a_projector_that_phase_2_leaves_alone(make: Make, world: World):
     config = make(StageName.ALIGN, alignment=ALIGNMENT, projector="frozen", maxSteps=1, minimumLearningRate=1e-4)
     run(config, world)
     aligned = read_projector(config.volume.projector_dir)
     assert len(losses(config)) == 2, "16 samples in batches of 8, once: alignment has epochs of its own"
     assert phase_of(config).training.minimum_learning_rate == 0
+    assert phase_of(config).learns_projector
     again = make(alignment=ALIGNMENT, projector="frozen")
     live = projector_parameters(build(again, world).llava)
     assert all(torch.equal(live[name], aligned[name]) for name in aligned)

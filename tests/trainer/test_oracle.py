@@ -52,7 +52,11 @@ CHOICES = {
 """All that is not LLaVA's recipe: it ends after the first step of the third epoch."""
 
 
-@pytest.fixture(params=["projector", "lora", "full", "choices"])
+TOWER = {"visionTower": {"mode": "full", "learningRate": 1e-3}, "gradientCheckpointing": True}
+WITH_TOWER = {"lora and tower": {"method": "lora", **TOWER}, "full with tower": {"method": "full", **TOWER}}
+
+
+@pytest.fixture(params=["projector", "lora", "full", "choices", *WITH_TOWER])
 def method(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -95,8 +99,8 @@ def config(
     batch = {"perDevice": 2, "global": 8}
     shared = {"weightDecay": 0.01, "grouping": "none", "batch": batch, "epochs": EPOCHS}
     if method != "projector":
-        rate = {"lora": 5e-3, "full": 3e-4, "choices": 5e-3}[method]
-        chosen = CHOICES if method == "choices" else {"method": method}
+        rate = 3e-4 if method.startswith("full") else 5e-3
+        chosen = {"choices": CHOICES, **WITH_TOWER}.get(method, {"method": method})
         return make_training(tmp_path, model_dir, samples, training={**shared, **chosen, "learningRate": rate})
     fields = configure(tmp_path, model_dir, training=shared).model_dump(by_alias=True)
     fields["run"]["stage"] = StageName.ALIGN
@@ -126,6 +130,11 @@ def orders(config: RunConfig, processor: Processor) -> list[list[int]]:
     ]
 
 
+def learn_plainly(model: LlavaForConditionalGeneration, *, with_tower: bool) -> None:
+    """Have the tower learn as in LLaVA-NeXT, all of it: what has no gradient stays as it is."""
+    model.model.vision_tower.requires_grad_(with_tower)
+
+
 def plain_model(config: RunConfig, phase: Phase) -> nn.Module:
     """What Trainer trains, as ours begins: with the same adapter, or with as much learning."""
     model = LlavaForConditionalGeneration.from_pretrained(config.model_dir, dtype=torch.float32)
@@ -134,11 +143,13 @@ def plain_model(config: RunConfig, phase: Phase) -> nn.Module:
         model.model.multi_modal_projector.requires_grad_(True)
         return model
     if phase.method == "full":
-        model.model.vision_tower.requires_grad_(False)
+        learn_plainly(model, with_tower=phase.learns_tower)
         return model
     lora, base = phase.training.lora, load_model(config.model_dir, torch.float32, "cpu")
     if phase.learns_projector:
         tuned = add_plain_adapter(model, rank=lora.rank, alpha=lora.alpha)
+        if phase.learns_tower:
+            learn_plainly(tuned.get_base_model(), with_tower=True)
     else:
         tuned = get_peft_model(
             model,
@@ -148,6 +159,7 @@ def plain_model(config: RunConfig, phase: Phase) -> nn.Module:
         )  # fmt: skip
     torch.manual_seed(phase.training.seed)
     ours = add_adapter(base, lora, learns_projector=phase.learns_projector)
+    # A tower that learns begins as it is in the base, for both.
     set_peft_model_state_dict(tuned, get_peft_model_state_dict(ours))
     return tuned
 
@@ -157,6 +169,7 @@ def plain_trajectory(config: RunConfig, samples: list[Sample], processor: Proces
 
     adam, floor = phase.training.optimizer, phase.training.minimum_learning_rate
     settings = PlainSettings(
+        tower_learning_rate=phase.training.vision_tower.learning_rate,
         betas=(adam.beta1, adam.beta2),
         epsilon=adam.epsilon,
         scheduler="cosine_with_min_lr" if floor else "cosine",

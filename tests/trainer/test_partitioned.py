@@ -25,13 +25,16 @@ from tests.trainer.attempts import begin
 from tests.trainer.many import run_in_processes
 from tests.trainer.trainings import make_dataset, make_training, text_only
 
+TOWER = {"visionTower": {"mode": "full", "learningRate": 1e-3}}
 # Settings of training, ZeRO stage of the two processes, folder of the result, tensors in it.
-RUNS: dict[str, tuple[dict[str, str], int, str, int]] = {
+RUNS: dict[str, tuple[dict[str, Any], int, str, int]] = {
     "align": ({"method": "none"}, 3, "projector", 4),
     "lora": ({"method": "lora"}, 3, "adapter", 2 * 3 * 7 + 4),
     "qlora": ({"method": "qlora"}, 2, "adapter", 2 * 3 * 7 + 4),
     "lora, projector frozen": ({"method": "lora", "projector": "frozen"}, 3, "adapter", 2 * 3 * 7),
     "full, projector frozen": ({"method": "full", "projector": "frozen"}, 3, "weights", 3 * 9 + 3),
+    "lora and vision tower": ({"method": "lora", **TOWER}, 3, "adapter", 2 * 3 * 7 + 4 + 2 * 16 + 5),
+    "full with vision tower": ({"method": "full", **TOWER}, 3, "weights", 3 * 9 + 3 + 4 + 2 * 16 + 5),
     "full": ({"method": "full"}, 3, "weights", 3 * 9 + 3 + 4),
 }
 CAPTIONS = {"source": "pvc://captions/", "format": "llava", "file": "export.json", "images": "images"}

@@ -19,13 +19,14 @@ from llava_api.report import PrepareNumbers, StageResult
 from llava_api.run_config import RunConfig
 from llava_trainer.data.dataset import prepare_dataset
 from llava_trainer.data.dataset_page import build_dataset_page
-from llava_trainer.data.dataset_report import DatasetReport, build_dataset_report, build_histogram
+from llava_trainer.data.dataset_report import DatasetReport, build_dataset_report
 from llava_trainer.data.encode import encode
 from llava_trainer.data.model_facts import read_model_facts
 from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.data.refused_entries import MAX_ENTRY_BYTES
 from llava_trainer.data.request import training_request
 from llava_trainer.data.samples import Sample, read_samples
+from llava_trainer.data.token_counts import build_histogram
 from llava_trainer.errors import StageError
 from llava_trainer.outcome import ENV_TERMINATION_LOG, StageOutput
 from llava_trainer.reporting import Reporter

@@ -98,6 +98,7 @@ class World:
         self.environ: dict[str, str] = {}
         self.model: dict[str, Any] = {}
         self.alignment: dict[str, Any] | None = None
+        self.mixture: list[dict[str, Any]] = []
         self.dataset: dict[str, Any] = {
             "source": "pvc://data/", "format": "llava", "file": "train.json", "images": "images",
             "validation": {"file": "validation.json"},
@@ -114,6 +115,9 @@ class World:
         run = {"attempt": self.attempt}
         plain = run_config(self.root, StageName.PREPARE, run=run, evaluation=self.evaluation).model_dump()
         plain |= {"model": self.model, "dataset": self.dataset, "download": self.download, "alignment": self.alignment}
+        # As where nobody has said where they are mounted: below the claims.
+        dirs = [self.root / "claims" / part["dataset"]["source"].partition("://")[2] for part in self.mixture]
+        plain |= {"mixture": self.mixture, "mixtureDirs": dirs}
         return RunConfig.model_validate(plain)
 
     def fetch(self) -> dict[str, Input]:
@@ -1093,6 +1097,18 @@ def test_nothing_of_alignments_dataset_is_held_out(world: World, web: FileServer
     world.alignment = {"dataset": {**world.dataset, "source": f"{web.base}/set/", "validation": {"file": "none.json"}}}
     found = world.fetch()["alignment-dataset"]
     assert_same(found.path, DATASET, ["images/a.jpg", "images/sub/b ü#?.jpg", "train.json"])
+
+
+def test_datasets_of_the_mixture_are_fetched_each_with_its_own_credentials(world: World, web: FileServer) -> None:
+    part = {**world.dataset, "source": f"{web.base}/set/", "validation": {"file": "none.json"}}
+    world.mixture = [{"dataset": {**part, "source": "pvc://general"}, "share": 0.1}, {"dataset": part, "share": 0.1}]
+    (world.root / "claims" / "general").mkdir(parents=True)
+    world.secret("mixture-1", username="me", password="hunter2")
+    found = world.fetch()
+    assert found["mixture-0"].path == world.root / "claims" / "general"
+    assert found["mixture-1"].path.name == "mixture-1"
+    assert_same(found["mixture-1"].path, DATASET, ["images/a.jpg", "images/sub/b ü#?.jpg", "train.json"])
+    assert {request.authorization for request in web.requests} == {"Basic bWU6aHVudGVyMg=="}
 
 
 def test_memory_is_bounded_by_a_piece(world: World, web: FileServer) -> None:

@@ -93,7 +93,9 @@ def test_a_validation_is_told_in_the_line_of_its_step(tmp_path: Path):
     assert [(entry.step, entry.validation_loss, entry.validation_exact) for entry in entries] == [
         (1, None, None), (2, 1.0, 1.0), (3, None, None),
     ]  # fmt: skip
-    assert entries[1].validation_seconds == 2.0
+    assert entries[1].validation_seconds == history.last_validation_s == 2.0
+    with Curve(tmp_path / "next.jsonl", resumed_from=file, resumed_step=3) as resumed:
+        assert resumed.last_validation_s == 2.0
     assert history.tokens == 300
 
 

@@ -19,6 +19,7 @@ from llava_trainer.data.collate import collate
 from llava_trainer.data.encode import encode, encode_prompt
 from llava_trainer.data.image_folder import ImageFolder
 from llava_trainer.data.images import open_image, pixel_values
+from llava_trainer.data.model_config import load_config
 from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.data.samples import Sample, Turn, write_samples
@@ -422,7 +423,7 @@ def test_the_best_weights_are_the_result_and_their_checkpoint_stays(
     assert best in [step_of(folder) for folder in kept]
     assert len(kept) == 2, "the best, and the newest one"
     assert losses[60] > losses[best] + 0.1, "the last weights would be seen to be others"
-    learned = trained_whole(config.training)
+    learned = trained_whole(config.training, load_config(config.model_dir))
     taken = load_trained(config.model_dir, config.volume.weights_dir, torch.float32, "cpu", learned=learned)
     assert loss_of(taken, config, toy_processor) == pytest.approx(losses[best], abs=1e-5)
 

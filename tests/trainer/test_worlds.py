@@ -151,6 +151,26 @@ def test_four_processes_learn_the_same(configure, alone):
     assert losses(config) == pytest.approx(alone, abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_two_processes_teach_the_tower_the_same_under_every_stage_and_go_on_from_another(configure, world, method: str):
+    """Some of them see no image in a step: their tower looks at a blank one, and has a gradient of zero."""
+    learning = {"method": method, "learningRate": 1e-3, "visionTower": {"mode": "full", "learningRate": 1e-3}}
+    alone = configure(f"{method} and tower", zero={"stage": 0}, **learning)
+    run_all(world, [(alone, STEPS)])
+    second, third = (
+        configure(f"{method} and tower under {stage}", zero={"stage": stage}, **learning) for stage in (2, 3)
+    )
+    moved = configure(f"{method} and tower, moved", zero={"stage": 3}, **learning)
+    run_in_processes(2, run_all, [(second, STEPS), (third, STEPS), (moved, 2)])
+    again = configure(f"{method} and tower, moved", attempt=2, zero={"stage": 2}, **learning)
+    run_all(world, [(again, STEPS)])
+    frozen = configure(f"{method} without tower", zero={"stage": 0}, method=method, learningRate=1e-3)
+    run_all(world, [(frozen, STEPS)])
+    for config in (second, third, again):
+        assert losses(config) == pytest.approx(losses(alone), abs=TOLERANCE)
+    assert losses(frozen) != pytest.approx(losses(alone), abs=TOLERANCE), "the tower changes something"
+
+
 def test_a_run_goes_on_with_other_processes_under_another_stage(configure, alone, in_two, world: World):
     run_all(
         world,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from llava_api.base import Lenient
-from llava_api.constants import StageName
+from llava_api.constants import SecretRole, StageName
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_trainer.errors import StageError
@@ -49,6 +49,7 @@ class Inputs(Lenient):
     that, because another attempt may take them over; else (on claims) from the root."""
     dataset_dir: Path
     alignment_dir: Path | None = None
+    mixture_dirs: tuple[Path, ...] = ()
     model_layout: Literal["hub", "original", "assembled"] = "hub"
     """What the model was before (``ModelFacts.layout``)."""
     origins: Annotated[dict[str, str], Field(default_factory=dict)]
@@ -158,6 +159,7 @@ def provide_inputs(config: RunConfig, reporter: Reporter, surroundings: "Surroun
         model_dir=model.model_dir,
         dataset_dir=found["dataset"].path,
         alignment_dir=alignment.path if alignment else None,
+        mixture_dirs=tuple(found[SecretRole.of_mixture(index)].path for index in range(len(config.mixture))),
         model_layout=model.layout,
         origins={role: one.origin for role, one in found.items()},
     )
@@ -170,7 +172,8 @@ def provide_inputs(config: RunConfig, reporter: Reporter, surroundings: "Surroun
 
 def _replace_folders(inputs: Inputs, replace: Callable[[Path], Path]) -> Inputs:
     folders = {name: getattr(inputs, name) for name in ("model_dir", "dataset_dir", "alignment_dir")}
-    return inputs.model_copy(update={name: folder and replace(folder) for name, folder in folders.items()})
+    update = {name: folder and replace(folder) for name, folder in folders.items()}
+    return inputs.model_copy(update={**update, "mixture_dirs": tuple(map(replace, inputs.mixture_dirs))})
 
 
 def _tell_from(folder: Path, path: Path) -> Path:
@@ -200,6 +203,7 @@ def _with(config: RunConfig, inputs: Inputs) -> RunConfig:
             "model_dir": inputs.model_dir,
             "dataset_dir": inputs.dataset_dir,
             "alignment_dir": inputs.alignment_dir,
+            "mixture_dirs": inputs.mixture_dirs,
         }
     )
 

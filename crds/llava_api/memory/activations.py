@@ -53,6 +53,7 @@ def plan_activations(model: ModelFacts, work: Workload) -> Activations:
         _first_backward_step(model, work),
         _last_layer_backward(model, work),
         *((_last_attention_backward(model, work),) if work.eager else ()),
+        *((_tower_backward(model, work),) if work.learns_tower else ()),
     )
     return max(instants, key=lambda instant: instant.total)
 
@@ -133,18 +134,72 @@ def _final_norm(model: ModelFacts, work: Workload) -> int:
 def _tower_states(model: ModelFacts, work: Workload) -> int:
     """The tower gives all its hidden states, of which some are taken; LlavaModel holds on to them till it returns."""
     shape = model.vision_tower
-    tokens = work.pictures * (patches(model) + CLASS_TOKENS)
-    return tokens * shape.hidden * work.number_bytes * (shape.layers + 1)
+    return _tower_tokens(model, work) * shape.hidden * work.number_bytes * (shape.layers + 1)
+
+
+def _tower_tokens(model: ModelFacts, work: Workload) -> int:
+    return work.pictures * (patches(model) + CLASS_TOKENS)
+
+
+def _saved_by_tower_layer(model: ModelFacts, work: Workload) -> int:
+    """What a layer of a tower that learns keeps beyond the hidden state that goes into it.
+
+    Both norms' results and the stream between them; queries, keys, values and attention's result; QuickGELU keeps what
+    goes in and a sigmoid of it, and the layer behind it the product.
+    """
+    shape, b = model.vision_tower, work.number_bytes
+    kept = _tower_tokens(model, work) * (b * (7 * shape.hidden + 3 * shape.intermediate) + FLOAT * shape.heads)
+    return kept + (kept_weights(_tower_pairs(model, work), b) if work.eager else 0)
+
+
+def _tower_pairs(model: ModelFacts, work: Workload) -> int:
+    return work.pictures * model.vision_tower.heads * (patches(model) + CLASS_TOKENS) ** 2
+
+
+def _kept_by_tower(model: ModelFacts, work: Workload) -> int:
+    """A tower that learns keeps what goes into its first norm and into each layer that is seen, or all of these."""
+    if not work.learns_tower:
+        return 0
+    stream = _tower_tokens(model, work) * model.vision_tower.hidden * work.number_bytes
+    layers = 0 if work.gradient_checkpointing else model.seen_layers * _saved_by_tower_layer(model, work)
+    return stream * (1 + model.seen_layers) + layers
+
+
+def _tower_running(model: ModelFacts, work: Workload) -> int:
+    """All hidden states, and what a graph keeps besides those that go into layers."""
+    states, kept = _tower_states(model, work), _kept_by_tower(model, work)
+    stream = _tower_tokens(model, work) * model.vision_tower.hidden * work.number_bytes
+    return states + max(0, kept - model.seen_layers * stream)
 
 
 def _kept_of_pictures(model: ModelFacts, work: Workload) -> int:
-    """The projector's two linear layers keep their inputs and GELU its own; the embeddings before pictures enter."""
-    if not work.learns_projector and work.method != "full":
+    """The projector's two linear layers keep their inputs and GELU its own; the embeddings before pictures enter.
+
+    A frozen projector keeps what goes into GELU, for a tower that learns.
+    """
+    tower = _kept_by_tower(model, work)
+    if not work.learns_projector and not work.learns_tower and work.method != "full":
         # Nothing before the first layer learns.
-        return 0
+        return tower
     h, seen = model.language_model.hidden, model.vision_tower.hidden * len(model.feature_layer)
     projected = work.pictures * model.tokens_per_image * (seen + 2 * h)
-    return work.number_bytes * (projected + work.tokens * h)
+    return tower + work.number_bytes * (projected + work.tokens * h)
+
+
+def _tower_backward(model: ModelFacts, work: Workload) -> Activations:
+    """In the backward pass of the last layer that is seen; of the language model nothing is left.
+
+    In its MLP, with two gradients of width I, or with eager attention in its softmax, when what the MLP had kept is
+    gone.
+    """
+    shape, b = model.vision_tower, work.number_bytes
+    tokens = _tower_tokens(model, work)
+    recomputed = _saved_by_tower_layer(model, work) if work.gradient_checkpointing else 0
+    at_most = recomputed + tokens * b * (2 * shape.intermediate + 2 * shape.hidden)
+    if work.eager:
+        in_softmax = tokens * b * 5 * shape.hidden + held_by_softmax_backward(_tower_pairs(model, work))
+        at_most = max(at_most, in_softmax)
+    return Activations(layers=0, pictures=_kept_by_tower(model, work) + at_most, head=0)
 
 
 def _seeing(model: ModelFacts, work: Workload) -> Activations:
@@ -154,21 +209,20 @@ def _seeing(model: ModelFacts, work: Workload) -> Activations:
     keys and values, less the state that this layer is yet to make.
     """
     shape, b = model.vision_tower, work.number_bytes
-    a_picture = patches(model) + CLASS_TOKENS
-    tokens = work.pictures * a_picture
+    tokens = _tower_tokens(model, work)
     inside = tokens * b * (3 * shape.hidden + 2 * shape.intermediate)
     if work.eager:
-        pairs = work.pictures * shape.heads * a_picture**2
+        pairs = _tower_pairs(model, work)
         inside = max(inside + pairs * b, held_by_softmax(pairs, b) + 3 * tokens * b * shape.hidden)
     embedded = work.tokens * model.language_model.hidden * b
-    return Activations(layers=embedded, pictures=_tower_states(model, work) + inside, head=0)
+    return Activations(layers=embedded, pictures=_tower_running(model, work) + inside, head=0)
 
 
 def _end_of_layers(model: ModelFacts, work: Workload) -> Activations:
     """At the end of the last layer's forward pass: what is kept, and that layer's MLP."""
     shape, b = model.language_model, work.number_bytes
     inside = work.tokens * b * (2 * shape.hidden + (3 if work.gradient_checkpointing else 1) * shape.intermediate)
-    pictures = _tower_states(model, work) + _kept_of_pictures(model, work)
+    pictures = _tower_running(model, work) - _kept_by_tower(model, work) + _kept_of_pictures(model, work)
     return Activations(layers=_kept_by_all_layers(model, work) + inside, pictures=pictures, head=0)
 
 

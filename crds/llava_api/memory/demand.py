@@ -78,6 +78,7 @@ def workload_of(spec: Spec, stage: StageName, model: ModelFacts, prepared: Prepa
         supervised=supervised,
         world_size=num_processes(spec),
         learns_projector=stage is StageName.ALIGN or training.projector == "train",
+        learns_tower=stage is StageName.TRAIN and training.vision_tower.mode == "full",
         rank=training.lora.rank,
         dropout=training.lora.dropout,
         targets=training.lora.targets,

@@ -23,6 +23,8 @@ class ParameterCounts:
     largest_matrix: int
     """The largest of a layer's matrices."""
     tower: int
+    seen_tower: int
+    """Of it what its features depend on: all that learns where it does."""
     projector: int
 
     @property
@@ -51,18 +53,29 @@ def count_parameters(model: ModelFacts) -> ParameterCounts:
         layer=layer,
         layers=text.layers * (layer + 2 * width) + width,
         largest_matrix=width * max(width, inner),
-        tower=_count_tower(model),
+        tower=_count_seen_tower(model) + _count_behind(model),
+        seen_tower=_count_seen_tower(model),
         projector=_count_projector(model),
     )
 
 
-def _count_tower(model: ModelFacts) -> int:
-    """CLIPVisionModel: a convolution without bias, the class token, positions, and layers with biases everywhere."""
-    shape = model.vision_tower
-    width, inner = shape.hidden, shape.intermediate
+def _count_seen_tower(model: ModelFacts) -> int:
+    """CLIPVisionModel: a convolution without bias, the class token, positions, a norm, and the layers that are seen."""
+    width = model.vision_tower.hidden
     embeddings = width * (3 * model.patch_size_px**2 + 1 + patches(model) + CLASS_TOKENS)
-    layer = 4 * width * width + 2 * width * inner + 9 * width + inner
-    return embeddings + shape.layers * layer + 4 * width
+    return embeddings + 2 * width + model.seen_layers * _count_tower_layer(model.vision_tower)
+
+
+def _count_behind(model: ModelFacts) -> int:
+    """The layers behind the features, and the norm after the last."""
+    shape = model.vision_tower
+    return (shape.layers - model.seen_layers) * _count_tower_layer(shape) + 2 * shape.hidden
+
+
+def _count_tower_layer(shape: TransformerShape) -> int:
+    """With biases everywhere."""
+    width, inner = shape.hidden, shape.intermediate
+    return 4 * width * width + 2 * width * inner + 9 * width + inner
 
 
 def _count_projector(model: ModelFacts) -> int:

@@ -7,7 +7,7 @@ DeepSpeed really allocates on one and two processes by tests/trainer/test_memory
 
 from dataclasses import dataclass
 
-from llava_api.memory.parameters import ParameterCounts, count_lora, count_parameters, linear_widths
+from llava_api.memory.parameters import ParameterCounts, count_lora, count_parameters, linear_widths, patches
 from llava_api.memory.workload import FLOAT, Workload
 from llava_api.model_facts import ModelFacts
 
@@ -59,24 +59,27 @@ def count_trained(model: ModelFacts, work: Workload) -> int:
     counts = count_parameters(model)
     if work.method == "projector":
         return counts.projector
-    projector = counts.projector if work.learns_projector else 0
+    beside = (counts.projector if work.learns_projector else 0) + (counts.seen_tower if work.learns_tower else 0)
     if work.method == "full":
-        return counts.language_model + projector
-    return count_lora(model.language_model, work.rank, work.targets) + projector
+        return counts.language_model + beside
+    return count_lora(model.language_model, work.rank, work.targets) + beside
 
 
 def count_largest(model: ModelFacts, work: Workload) -> int:
     """Numbers of the largest tensor that learns."""
     counts, text = count_parameters(model), model.language_model
-    projector = 0
+    beside = 0
     if work.learns_projector:
-        projector = text.hidden * max(text.hidden, model.vision_tower.hidden * len(model.feature_layer))
+        beside = text.hidden * max(text.hidden, model.vision_tower.hidden * len(model.feature_layer))
+    if work.learns_tower:
+        tower = model.vision_tower
+        beside = max(beside, tower.hidden * max(tower.intermediate, patches(model), 3 * model.patch_size_px**2))
     if work.method == "projector":
-        return projector
+        return beside
     if work.method == "full":
-        return max(counts.embedding, counts.largest_matrix, projector)
+        return max(counts.embedding, counts.largest_matrix, beside)
     widths = linear_widths(text)
-    return max(work.rank * max(max(widths[target]) for target in work.targets), projector)
+    return max(work.rank * max(max(widths[target]) for target in work.targets), beside)
 
 
 def plan_states(model: ModelFacts, work: Workload) -> States:
@@ -110,7 +113,7 @@ def resolved_stage(work: Workload) -> int:
 def _weights(model: ModelFacts, counts: ParameterCounts, work: Workload) -> int:
     numbers = counts.model
     if work.has_adapter:
-        # PEFT keeps the projector's original beside the one that learns (modules_to_save).
+        # PEFT keeps the original of what learns whole beside it (modules_to_save).
         numbers += count_trained(model, work)
     if work.method != "qlora":
         return numbers * work.number_bytes

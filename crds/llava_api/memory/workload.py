@@ -28,6 +28,7 @@ class Workload:
     world_size: int = 1
     learns_projector: bool = True
     """Always in phase 1."""
+    learns_tower: bool = False
     rank: int = 128
     dropout: float = 0.05
     targets: tuple[LoraTarget, ...] = LORA_TARGETS

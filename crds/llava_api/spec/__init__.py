@@ -6,6 +6,7 @@ docs/api.md. A field stands here only if something acts on it.
 
 from llava_api.spec.dataset import DataLimits, Dataset, Messages, Table, Ubiai, Validation
 from llava_api.spec.evaluation import Evaluation, Generation, Prompt
+from llava_api.spec.mixture import MAX_MIXTURE, MixturePart
 from llava_api.spec.notifications import MAX_NOTIFICATIONS, Notification, SlackWebhook, Webhook
 from llava_api.spec.pods import (
     Image,
@@ -21,6 +22,7 @@ from llava_api.spec.pods import (
 )
 from llava_api.spec.root import MAY_CHANGE, MAY_CHANGE_SUSPENDED, Spec
 from llava_api.spec.sources import Download, Model, Source
+from llava_api.spec.tracking import Mlflow, TensorBoard, Tracking
 from llava_api.spec.training import (
     LORA_TARGETS,
     Alignment,
@@ -31,6 +33,7 @@ from llava_api.spec.training import (
     Offload,
     Optimizer,
     Quantization,
+    TowerTraining,
     Training,
     Zero,
 )
@@ -39,6 +42,7 @@ from llava_api.spec.values import QUANTITY_PATTERN, Quantity, RelativePath, Reso
 
 __all__ = [
     "LORA_TARGETS",
+    "MAX_MIXTURE",
     "MAX_NOTIFICATIONS",
     "MAY_CHANGE",
     "MAY_CHANGE_SUSPENDED",
@@ -59,6 +63,8 @@ __all__ = [
     "LoraTarget",
     "Merge",
     "Messages",
+    "MixturePart",
+    "Mlflow",
     "Model",
     "Network",
     "Notification",
@@ -77,8 +83,11 @@ __all__ = [
     "Spec",
     "Storage",
     "Table",
+    "TensorBoard",
     "Toleration",
     "TopologySpread",
+    "TowerTraining",
+    "Tracking",
     "Training",
     "TrainingValidation",
     "Ubiai",

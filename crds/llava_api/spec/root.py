@@ -9,6 +9,7 @@ from llava_api.base import Strict
 from llava_api.rules import fixed, fixed_presence, fixed_unless_suspended, rule, rules
 from llava_api.spec.dataset import Dataset
 from llava_api.spec.evaluation import Evaluation
+from llava_api.spec.mixture import MAX_MIXTURE, MAX_SHARE, MixturePart
 from llava_api.spec.notifications import MAX_NOTIFICATIONS, Notification
 from llava_api.spec.pods import Image, ImagePullSecret, Merge, Prepare, Scheduling, Storage, Workers
 from llava_api.spec.sources import Download, Model
@@ -21,6 +22,8 @@ _PEAK_LEARNING_RATE = (
     "(has(self.training.learningRate) ? self.training.learningRate : self.training.method == 'full' ? 2.0e-5 : 2.0e-4)"
 )
 _ALIGNMENT_UNIT = f"self.alignment.batch.perDevice * {_PROCESSES}"
+
+_NO_MIXTURE = "!has(self.mixture) || self.mixture.size() == 0"
 
 
 _CONSISTENT: tuple[dict[str, Any], ...] = (
@@ -108,6 +111,12 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
         field=".training.projector",
     ),
     rule(
+        "self.training.method != 'none' || self.training.visionTower.mode == 'frozen'",
+        "spec.training.visionTower.mode full is only read where something is trained after alignment, in which the "
+        "tower stays frozen: remove it or set method",
+        field=".training.visionTower",
+    ),
+    rule(
         "self.training.method != 'none' || !has(self.training.maxSteps)",
         "spec.training.maxSteps is only read where something is trained after alignment, which goes by "
         "alignment.epochs: remove it or set method",
@@ -127,8 +136,7 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
     ),
     rule(
         "!has(self.training.validation) || !has(self.training.validation.answers) || self.training.zero.stage != 3",
-        "spec.training.validation.answers does not go with spec.training.zero.stage 3, where generating would have "
-        "every process fetch all weights for each token: use stage 2 or remove answers",
+        "spec.training.validation.answers does not go with spec.training.zero.stage 3: use stage 2 or remove answers",
         field=".training.validation.answers",
     ),
     rule(
@@ -186,6 +194,28 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
         ),
         field=".alignment.batch.global",
     ),
+    rule(
+        # What 0.33 + 0.33 + 0.33 comes to depends on rounding.
+        f"{_NO_MIXTURE} || self.mixture.map(part, part.share).sum() <= {MAX_SHARE} + 0.000001",
+        f"the shares of spec.mixture must come to at most {MAX_SHARE} together: the rest of an epoch is spec.dataset",
+        field=".mixture",
+    ),
+    rule(
+        f"{_NO_MIXTURE} || self.training.method != 'none'",
+        "spec.mixture is only read where something is trained after alignment: remove it or set spec.training.method",
+        field=".mixture",
+    ),
+    rule(
+        f"{_NO_MIXTURE} || self.mixture.all(part, !has(part.dataset.validation.file))",
+        "spec.mixture[].dataset.validation.file is not read: only spec.dataset is held out and scored; remove it",
+        field=".mixture",
+    ),
+    rule(
+        f"{_NO_MIXTURE} || self.mixture.all(part, part.dataset.imageAspectRatio == self.dataset.imageAspectRatio)",
+        "spec.mixture[].dataset.imageAspectRatio must be that of spec.dataset: a model is to see all pictures made "
+        "square in the same way",
+        field=".mixture",
+    ),
 )
 
 
@@ -237,6 +267,14 @@ class Spec(Strict):
 
     model: Annotated[Model, Field(description="The model to start from.")]
     dataset: Annotated[Dataset, Field(description="The pictures, questions and answers to learn from.")]
+    mixture: Annotated[
+        tuple[MixturePart, ...],
+        Field(
+            max_length=MAX_MIXTURE,
+            description="Further datasets that training learns from beside dataset, so that the model does not forget "
+            "what they show: general instructions, say. Alignment does not see them. Left out: none.",
+        ),
+    ] = ()
     prepare: Annotated[Prepare, Field(description="The stage that checks the data, before a GPU is taken.")] = Prepare()
     alignment: Annotated[
         Alignment | None,

@@ -5,7 +5,9 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, WithJsonSchema
 
 from llava_api.base import Strict
+from llava_api.schema import DESCRIBED_AS
 from llava_api.spec.dataset import Dataset
+from llava_api.spec.tracking import Tracking
 from llava_api.spec.validation import EarlyStopping, KeepBest, TrainingValidation
 
 LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -137,6 +139,22 @@ class Optimizer(Strict):
     ] = 1.0e-8
 
 
+class TowerTraining(Strict):
+    """Whether and how the vision tower learns."""
+
+    mode: Annotated[
+        Literal["frozen", "full"],
+        Field(
+            description="`frozen`: it stays as it is, as in LLaVA v1.5; `full`: its weights learn, as in LLaVA-NeXT, "
+            "up to the layer whose features are taken. That needs more memory and more time, and the result is served "
+            "merged: an adapter that brings a tower is PEFT's alone."
+        ),
+    ] = "frozen"
+    learning_rate: Annotated[
+        float, Field(gt=0, le=1, description="Peak learning rate of the tower. Not read where it is frozen.")
+    ] = 2.0e-6
+
+
 class Training(Strict):
     """How to train. The defaults are LLaVA v1.5's LoRA recipe."""
 
@@ -145,7 +163,7 @@ class Training(Strict):
         Field(
             description="`lora`: adapters on the language model; `qlora`: the same on a language model quantised to 4 "
             "bits; `full`: every weight of the language model; `none`: nothing after alignment. The projector is "
-            "trained whole with the first three unless it is frozen, and the vision tower stays frozen always."
+            "trained whole with the first three unless it is frozen; the vision tower is where visionTower says so."
         ),
     ] = "lora"
     lora: Annotated[Lora, Field(description="The adapter's shape.")] = Lora()
@@ -160,6 +178,10 @@ class Training(Strict):
             "case."
         ),
     ] = "train"
+    vision_tower: Annotated[
+        TowerTraining,
+        Field(description="Whether and how the vision tower learns beside the language model; never in alignment."),
+    ] = TowerTraining()
     epochs: Annotated[int, Field(ge=1, le=1000, description="Times that training goes through the dataset.")] = 1
     max_steps: Annotated[
         int | None,
@@ -246,6 +268,10 @@ class Training(Strict):
         Field(description="End training when validation does not improve any more. Held-out groups are divided as "
                           "with keepBest."),
     ] = None  # fmt: skip
+    tracking: Annotated[
+        Tracking | None,
+        Field(description="Who is told the curve besides."),
+    ] = None
     max_restarts: Annotated[
         int,
         Field(
@@ -287,7 +313,8 @@ class Alignment(Strict):
         Dataset,
         Field(
             description="Pictures and captions: each sample has one picture, one question (which is not read) and its "
-            "caption as the answer. Nothing of it is held out: validation.fraction is not read."
+            "caption as the answer. Nothing of it is held out: validation.fraction is not read.",
+            json_schema_extra={DESCRIBED_AS: "spec.dataset"},
         ),
     ]
     fresh_projector: Annotated[

@@ -12,22 +12,9 @@ class ValidationAnswers(Strict):
 
     questions: Annotated[
         int,
-        Field(
-            ge=1,
-            le=8,
-            description="Held-out questions that are answered each time, the same ones drawn by training.seed. Scores "
-            "do not see the answers.",
-        ),
+        Field(ge=1, le=8, description="Questions that are answered each time, the same ones drawn by training.seed."),
     ] = 4
-    max_new_tokens: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=256,
-            description="Most tokens of an answer; training stands still while they are generated, one question after "
-            "the other on each process.",
-        ),
-    ] = 64
+    max_new_tokens: Annotated[int, Field(ge=1, le=256, description="Most tokens of an answer.")] = 64
 
 
 class TrainingValidation(Strict):
@@ -49,8 +36,8 @@ class TrainingValidation(Strict):
     answers: Annotated[
         ValidationAnswers | None,
         Field(
-            description="Have the model answer a few held-out questions at each validation, greedily; the report shows "
-            "how the answers change. Not with zero.stage 3. Left out: none is asked."
+            description="Have the model answer a few held-out questions at each validation, greedily, for the report. "
+            "Not with zero.stage 3. Left out: none."
         ),
     ] = None
 

@@ -54,7 +54,7 @@ class Artifacts(Lenient):
     report: Annotated[Text | None, Field(description="Path of the evaluation report (HTML).")] = None
     digests: Annotated[
         dict[Annotated[str, Field(max_length=63)], Short],
-        Field(max_length=16, description="sha256 of each, by name."),
+        Field(max_length=32, description="sha256 of each, by name."),
     ] = {}
 
 

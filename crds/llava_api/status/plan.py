@@ -18,11 +18,20 @@ class Data(Lenient):
     pairs_train: Annotated[Count, Field(description="Questions with an answer to train on.")]
     pairs_validation: Annotated[Count, Field(description="Questions with an answer held out.")]
     images: Annotated[Count, Field(description="Different pictures.")]
-    supervised_tokens: Annotated[Count, Field(description="Tokens that training learns from, over one epoch.")]
+    supervised_tokens: Annotated[
+        Count, Field(description="Tokens of spec.dataset that training learns from, over one epoch.")
+    ]
     longest_sample_tokens: Annotated[Count, Field(description="Tokens of the longest sample, image tokens included.")]
     overlong_samples: Annotated[Count, Field(description="Samples cut off at spec.training.maxLength.")]
     unsupervised_samples: Annotated[
         Count, Field(description="Samples left out because nothing could be learned from them.")
+    ] = 0
+    samples_mixture: Annotated[
+        Count, Field(description="Samples of spec.mixture that an epoch has beside samplesTrain.")
+    ] = 0
+    samples_withheld: Annotated[
+        Count,
+        Field(description="Samples left out of spec.mixture, because they show or belong to what is held out."),
     ] = 0
     samples_alignment: Annotated[Count, Field(description="Samples of phase 1.")] = 0
     groups_validation: Annotated[Count, Field(description="Groups that held-out samples belong to.")] = 0
@@ -79,6 +88,11 @@ class Data(Lenient):
         Field(description="Whether training gives attention a mask only where it needs one; left out with an older "
                           "trainer image, which gives one wherever rows are filled up."),
     ] = None  # fmt: skip
+
+    @property
+    def samples_epoch(self) -> int:
+        """Samples that training learns from in an epoch."""
+        return self.samples_train + self.samples_mixture
 
 
 class PlanTerm(Lenient):

@@ -34,10 +34,8 @@ class Progress(Lenient):
         float | None, Field(description="Share of the last steps' time in which training waited for data.")
     ] = None
     mfu: Annotated[
-        float | None,
-        Field(description="Model FLOPs utilisation of the last steps: operations that learning from the real tokens "
-                          "and pictures needs, over the peak of the GPUs in bf16. Only on GPUs whose peak is known."),
-    ] = None  # fmt: skip
+        float | None, Field(description="Model FLOPs utilisation of the last steps, on GPUs whose peak is known.")
+    ] = None
     checkpoint_step: Annotated[Count | None, Field(description="Step of the newest complete checkpoint.")] = None
     checkpoint_time: Annotated[Time | None, Field(description="When that checkpoint was first reported.")] = None
     validation_step: Annotated[
@@ -49,7 +47,7 @@ class Progress(Lenient):
     ] = None
     validating_samples: Annotated[
         Count | None,
-        Field(description="Held-out samples that the validation under way has looked at, while there is one."),
+        Field(description="Held-out samples that the validation under way has seen."),
     ] = None
     lowest_validation_loss: Annotated[float | None, Field(description="Lowest held-out loss so far.")] = None
     best_step: Annotated[Count | None, Field(description="Best step so far by validation, where it selects.")] = None

@@ -14,7 +14,7 @@ from llava_api.names import report_ca_name
 from llava_api.run_config import RUN_CONFIG_VERSION, Reporting, RunConfig, RunIdentity, WorkerLayout
 from llava_api.spec import Download
 from llava_operator.build.common import Platform, build_labels, build_metadata
-from llava_operator.build.inputs import complete_download, dataset_dir, model_dir
+from llava_operator.build.inputs import complete_download, dataset_dir, goes_out, model_dir
 from llava_operator.build.service import rendezvous_host
 from llava_operator.kube.objects import Object
 from llava_operator.run import Attempt, Run, ended_attempts
@@ -42,8 +42,13 @@ def build_run_config(attempt: Attempt, platform: Platform) -> RunConfig:
         alignment_dir=(
             dataset_dir(run, spec.alignment.dataset.source, SecretRole.ALIGNMENT_DATASET) if spec.alignment else None
         ),
+        mixture_dirs=tuple(
+            dataset_dir(run, part.dataset.source, SecretRole.of_mixture(index))
+            for index, part in enumerate(spec.mixture)
+        ),
         model=spec.model,
         dataset=spec.dataset,
+        mixture=spec.mixture,
         alignment=spec.alignment,
         training=spec.training,
         workers=WorkerLayout(
@@ -54,8 +59,8 @@ def build_run_config(attempt: Attempt, platform: Platform) -> RunConfig:
             rendezvous_port=RENDEZVOUS_PORT,
             grace_period_seconds=attempt.grace_period_s,
         ),
-        # Only prepare fetches, and a proxy's address may hold a password.
-        download=complete_download(spec.download, platform.download) if stage.fetches else Download(),
+        # Only who goes out is told how: a proxy's address may hold a password.
+        download=complete_download(spec.download, platform.download) if goes_out(spec, stage) else Download(),
         merge=spec.merge,
         evaluation=spec.evaluation,
         reporting=Reporting(url=platform.report_url, ca_file=Path(REPORT_CA_PATH), token_file=Path(REPORT_TOKEN_PATH)),

@@ -19,7 +19,7 @@ from llava_api.spec import Download, Spec
 from llava_api.volume import RunVolume
 from llava_operator.deciding.references import PVC_SCHEME
 from llava_operator.kube.objects import Object
-from llava_operator.run import Run, SecretUse, secrets_of
+from llava_operator.run import Run, SecretUse, secrets_of, tracking_server
 from llava_operator.stages import Stage
 
 _IN_SECRET = frozenset({"http_proxy", "https_proxy"})
@@ -55,6 +55,7 @@ def list_sources(spec: Spec, stage: Stage) -> Iterator[str]:
     yield spec.dataset.source
     if spec.alignment is not None:
         yield spec.alignment.dataset.source
+    yield from (part.dataset.source for part in spec.mixture)
 
 
 def input_claims(spec: Spec, stage: Stage) -> list[str]:
@@ -99,7 +100,10 @@ class Mounted:
 
 
 def build_inputs(spec: Spec, stage: Stage, default: Download) -> list[Mounted]:
-    """Everything that a stage reads from outside the run's volume, read-only. Credentials are for prepare alone."""
+    """Everything that a stage reads from outside the run's volume, read-only.
+
+    Credentials of sources are for prepare alone, those of a tracking server for training.
+    """
     mounted = [
         _mount(
             f"input-{index}",
@@ -108,11 +112,22 @@ def build_inputs(spec: Spec, stage: Stage, default: Download) -> list[Mounted]:
         )
         for index, claim in enumerate(input_claims(spec, stage))
     ]
-    if not stage.fetches:
+    if not goes_out(spec, stage):
         return mounted
-    credentials = {role: secret for role, secret in secrets_of(spec).items() if role is not SecretRole.DOWNLOAD}
-    mounted += [_mount_secret(role, secret) for role, secret in credentials.items()]
+    mounted += [_mount_secret(role, secret) for role, secret in secrets_of(spec).items() if _is_for(role, stage)]
     return mounted + build_way_out(spec, default)
+
+
+def goes_out(spec: Spec, stage: Stage) -> bool:
+    """Whether a stage reaches others: prepare for its sources, training pods where they tell a tracking server."""
+    return stage.fetches or (stage.is_gang and tracking_server(spec) is not None)
+
+
+def _is_for(role: SecretRole, stage: Stage) -> bool:
+    """Whether a stage reads the credentials of a role, those of the way out left out."""
+    if role is SecretRole.DOWNLOAD:
+        return False
+    return stage.is_gang if role is SecretRole.TRACKING else stage.fetches
 
 
 def build_way_out(spec: Spec, default: Download) -> list[Mounted]:

@@ -12,7 +12,7 @@ from llava_api.status import Data
 
 def list_warnings(spec: Spec, found: Data, model: ModelFacts, storage: StoragePlan) -> tuple[str, ...]:
     """What is not refused, since it may be meant so."""
-    few_steps = describe_few_steps(spec, found.samples_train, is_chosen=found.global_batch is not None)
+    few_steps = describe_few_steps(spec, found.samples_epoch, is_chosen=found.global_batch is not None)
     too_few_groups = describe_too_few_groups(
         found.groups_validation, found.groups_selection, sufficient_fraction=found.sufficient_fraction
     )

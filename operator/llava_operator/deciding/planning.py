@@ -116,7 +116,7 @@ def _demand(spec: Spec, stage: StageName, model: ModelFacts, found: Data) -> _De
 
 
 def _plan_storage(spec: Spec, found: Data, model: ModelFacts) -> StoragePlan:
-    samples = {StageName.ALIGN: found.samples_alignment, StageName.TRAIN: found.samples_train}
+    samples = {StageName.ALIGN: found.samples_alignment, StageName.TRAIN: found.samples_epoch}
     return plan_storage(spec, model, samples)
 
 
@@ -185,7 +185,7 @@ def _describe(
         accumulation=accumulation(spec, main),
         global_batch=spec.training.batch.num_samples if trains else None,
         global_batch_reason=_describe_global_batch(spec, found) if trains else None,
-        total_steps=num_steps(spec, StageName.TRAIN, found.samples_train) if trains else 0,
+        total_steps=num_steps(spec, StageName.TRAIN, found.samples_epoch) if trains else 0,
         alignment_steps=num_steps(spec, StageName.ALIGN, found.samples_alignment) if spec.alignment else None,
         checkpoint_size=format_gib(storage.checkpoint),
         checkpoint_seconds=storage.saving_s,
@@ -199,7 +199,7 @@ def _describe(
 def _describe_global_batch(spec: Spec, found: Data) -> str | None:
     if found.global_batch is None:
         return None
-    return describe_choice(found.global_batch, spec.training, samples=found.samples_train)
+    return describe_choice(found.global_batch, spec.training, samples=found.samples_epoch)
 
 
 def _describe_terms(plan: MemoryPlan | HostPlan) -> tuple[PlanTerm, ...]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from llava_api.addresses import ADDRESS_HOST, ANY_HOST, ANYTHING, PORT, is_allowed_address, is_at, matches
 from llava_api.spec import Notification, SecretRef, Spec
+from llava_operator.run import tracking_server
 from llava_operator.stages import Stage
 
 PUBLIC_HUB = "huggingface.co"
@@ -30,6 +31,7 @@ SHOWABLE = "^[!-~]+$"
 SHOWABLE_ADDRESS = "^[!-?A-~]+$"
 """Without @, before which a password may stand."""
 HIDDEN = "a value that is not shown"
+_TRACKER = "spec.training.tracking.mlflow"
 
 ALLOWED_REPOSITORY = f"^([*]|([a-z0-9-]+([.][a-z0-9-]+)+{PORT}|[a-z0-9-]+:[0-9]+|localhost)(/{_COMPONENT})*)$"
 ALLOWED_NAME = "^[a-z0-9.*-]+$"
@@ -59,6 +61,8 @@ class Policy:
     is told the hosts; none by default, since prepare may reach what nobody outside does."""
     notification_hosts: tuple[str, ...] = (ANYTHING,)
     """The same, for notifications."""
+    tracking_hosts: tuple[str, ...] = (ANYTHING,)
+    """The same, for tracking servers, by plain HTTP too where no credential goes along."""
     insecure_notifications: bool = False
     """Whether notifications may go by plain HTTP."""
     tolerations: bool = True
@@ -84,15 +88,20 @@ class Violation:
 def find_violations(spec: Spec, policy: Policy, stage: Stage) -> tuple[Violation, ...]:
     """What pods of a stage would be given against the policy; empty if all of it is allowed.
 
-    Credentials and authorities are prepare's alone: a run that has fetched everything is not held up by a rule about
-    them that came later.
+    Credentials and authorities are prepare's alone, but for what training pods tell a tracking server with: a run that
+    has fetched everything is not held up by a rule about the others that came later.
     """
     found = [*_judge_image(spec, policy)]
     if stage.fetches:
         for judge in (_judge_secrets, _judge_authorities, _judge_hub, _judge_web):
             found += judge(spec, policy)
+    if stage.is_gang and tracking_server(spec) is not None:
+        for judge in (_judge_way_to_tracker, _judge_authorities):
+            found += judge(spec, policy)
     for judge in (_judge_pull_secrets, _judge_tolerations, _judge_service_account):
         found += judge(spec, policy)
+    if stage.fetches or stage.is_gang:
+        found += _judge_tracker(spec, policy)
     if stage.fetches:
         found += judge_notifications(spec.notifications, policy)
     return tuple(found)
@@ -144,12 +153,16 @@ class _Part(NamedTuple):
 def _parts(spec: Spec) -> Iterator[_Part]:
     named = tuple((f"spec.model.{name}", source) for name, source in spec.model.sources.items())
     yield _Part("spec.model", _name(spec.model.secret_ref), named)
-    datasets = {"spec.dataset": spec.dataset}
+    datasets = [("spec.dataset", spec.dataset)]
     if spec.alignment is not None:
-        datasets["spec.alignment.dataset"] = spec.alignment.dataset
-    for path, dataset in datasets.items():
+        datasets.append(("spec.alignment.dataset", spec.alignment.dataset))
+    # Without their places: CEL does not tell which of a list it looks at.
+    datasets += (("spec.mixture.dataset", part.dataset) for part in spec.mixture)
+    for path, dataset in datasets:
         yield _Part(path, _name(dataset.secret_ref), ((f"{path}.source", dataset.source),))
     yield _Part("spec.download", _name(spec.download.secret_ref))
+    if (server := tracking_server(spec)) is not None:
+        yield _Part(_TRACKER, _name(server.secret_ref))
 
 
 def _name(secret: SecretRef | None) -> str | None:
@@ -160,6 +173,26 @@ def _judge_secrets(spec: Spec, policy: Policy) -> Iterator[Violation]:
     for part in _parts(spec):
         if part.secret is not None:
             yield from _judge_secret(f"{part.path}.secretRef.name", part.secret, policy)
+
+
+def _judge_way_to_tracker(spec: Spec, policy: Policy) -> Iterator[Violation]:
+    for part in _parts(spec):
+        if part.secret is not None and part.path in (_TRACKER, "spec.download"):
+            yield from _judge_secret(f"{part.path}.secretRef.name", part.secret, policy)
+
+
+def _judge_tracker(spec: Spec, policy: Policy) -> Iterator[Violation]:
+    server, hosts = tracking_server(spec), policy.tracking_hosts
+    if server is None or ANYTHING in hosts or is_allowed_address(server.url, hosts, insecure=True):
+        return
+    allowed = f"only to {', '.join(hosts)}" if hosts else "to nobody"
+    host = re.match(ANY_HOST, server.url)
+    yield Violation(
+        field=f"{_TRACKER}.url",
+        value=f"at {host[0]}" if host else HIDDEN,
+        rule=f"tells the curves of runs {allowed} (policy.trackingHosts)",
+        fix=f"use an allowed address, or leave {_TRACKER} out",
+    )
 
 
 def _judge_pull_secrets(spec: Spec, policy: Policy) -> Iterator[Violation]:

@@ -41,7 +41,7 @@ def settle_data(data: Data, spec: Spec) -> Data:
     if training.batch.global_ != "auto" or training.method == "none":
         return data.model_copy(update={"global_batch": None})
     chosen = data.global_batch or choose_global_batch(
-        training, processes=num_processes(spec), samples=data.samples_train
+        training, processes=num_processes(spec), samples=data.samples_epoch
     )
     return data.model_copy(update={"global_batch": chosen})
 
@@ -88,8 +88,9 @@ def describe_result(result: StageResult) -> str:
             )
         selecting = f", {found.samples_selection} more to select a step by" if found.samples_selection else ""
         aligned = f", {found.samples_alignment} to align on" if found.samples_alignment else ""
+        mixed = f", {found.samples_mixture} more an epoch from the mixture" if found.samples_mixture else ""
         return (
-            f"{found.samples_train} samples ({found.pairs_train} answers) to train on and "
+            f"{found.samples_train} samples ({found.pairs_train} answers) to train on{mixed} and "
             f"{found.samples_validation} ({found.pairs_validation}) held out{selecting}, "
             f"{found.images} pictures{aligned}{overlong}{shared}"
         )
@@ -98,7 +99,8 @@ def describe_result(result: StageResult) -> str:
         processes = f"{trained.world_size} processes"
         told = f"{trained.steps} steps over {processes}, final loss {trained.final_loss:.4g}"
         frozen = ", projector frozen" if trained.frozen_projector else ""
-        return f"{told}{_describe_validation(trained)}{frozen}{attention}"
+        tower = ", vision tower trained" if trained.learned_tower else ""
+        return f"{told}{_describe_validation(trained)}{frozen}{tower}{attention}"
     if (merged := result.merge) is not None:
         return f"{merged.tensors_merged} tensors merged, logits differ by at most {merged.max_logit_difference:.2g}"
     if (judged := result.evaluate) is not None:

@@ -67,6 +67,19 @@ def test_a_flag_without_effect_is_named_with_the_reason():
     assert any("no effect here: --logging_steps 1 (every step is in the run's curve" in text for text in notes)
 
 
+@pytest.mark.parametrize(
+    ("value", "tracking"), [("tensorboard", True), ("all", True), ("wandb", False), ("none", False)]
+)
+def test_tensorboard_is_written_where_it_was(value: str, tracking: bool):
+    translated = translate_flags(BASE | {"report_to": value})
+    training = translated.manifest["spec"]["training"]
+    assert (training.get("tracking") == {"tensorboard": {}}) == tracking
+    assert any(f"no effect here: --report_to {value}" in note.text for note in translated.notes) != tracking
+    assert "tracking" not in translate_flags(BASE).manifest["spec"]["training"], (
+        "transformers' default is what is there"
+    )
+
+
 def test_a_token_is_never_repeated():
     assert "hf_secret" not in translate_flags(BASE | {"hub_token": "hf_secret"}).text
 

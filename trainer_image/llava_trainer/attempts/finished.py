@@ -19,10 +19,11 @@ from llava_trainer.files import sha256_file, sha256_folder, sync, write_whole
 
 _RECORD = "result.json"
 _HISTORY = "history.jsonl"
+_HARDEST = "hardest.json"
 _HANDED_ON: Mapping[StageName, tuple[str, ...]] = {
     StageName.PREPARE: ("data", "inputs/inputs.json", "inputs/model"),
     StageName.ALIGN: ("projector", _HISTORY),
-    StageName.TRAIN: ("adapter", "weights", _HISTORY),
+    StageName.TRAIN: ("adapter", "weights", _HISTORY, _HARDEST),
     StageName.MERGE: ("merged",),
     StageName.EVALUATE: ("evaluation",),
 }
@@ -31,8 +32,8 @@ _MOVED: Mapping[StageName, tuple[str, ...]] = {
     **_HANDED_ON,
     # With all that was fetched; models and images are read there.
     StageName.PREPARE: ("data", "inputs"),
-    StageName.ALIGN: (*_HANDED_ON[StageName.ALIGN], "checkpoints"),
-    StageName.TRAIN: (*_HANDED_ON[StageName.TRAIN], "checkpoints"),
+    StageName.ALIGN: (*_HANDED_ON[StageName.ALIGN], "checkpoints", "tensorboard-align"),
+    StageName.TRAIN: (*_HANDED_ON[StageName.TRAIN], "checkpoints", "tensorboard"),
 }
 
 FindDamage = Callable[[Path], str | None]

@@ -19,7 +19,6 @@ class BoxHeights:
     def __init__(self, image_size_px: int, aspect_ratio: AspectRatio) -> None:
         self._image_size_px = image_size_px
         self._aspect_ratio = aspect_ratio
-        # In a picture whose longer side is cut off, a box may be higher than what is left of it.
         self._counts = np.zeros(image_size_px * _STEPS_A_PX + 1, dtype=np.int64)
 
     def add(self, box: tuple[float, float, float, float], width_px: float, height_px: float) -> None:
@@ -34,7 +33,8 @@ class BoxHeights:
         if not 0 < height <= height_px:
             return
         seen_px = height * scale_of(width_px, height_px, self._image_size_px, self._aspect_ratio)
-        self._counts[min(int(seen_px * _STEPS_A_PX), len(self._counts) - 1)] += 1
+        # Higher than the square is what is cut off in part, and what a picture next to nothing in width makes infinite.
+        self._counts[int(min(seen_px, self._image_size_px) * _STEPS_A_PX)] += 1
 
     @property
     def median_px(self) -> float | None:

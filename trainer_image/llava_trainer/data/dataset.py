@@ -43,6 +43,7 @@ class PreparedDataset:
             where they do, or no fraction does.
         image_scale: by how much the median image is scaled for the vision tower; None without images.
         box_height_px: height of the median text at the tower's resolution, where the data tells where texts are.
+        withheld: bool [samples]: not trained on, because another dataset holds out what they show or belong to.
         group_of: int64 [samples]: samples with the same number belong together and stay on one side.
         group_keys: uint64 [groups]: what a group is called in the file of samples, the same for the same data.
         num_read: samples that the export holds, usable or not.
@@ -59,6 +60,7 @@ class PreparedDataset:
     sufficient_fraction: float | None
     image_scale: float | None
     box_height_px: float | None
+    withheld: np.ndarray
     group_of: np.ndarray
     group_keys: np.ndarray
     num_read: int
@@ -76,7 +78,8 @@ class PreparedDataset:
     @property
     def trained(self) -> np.ndarray:
         """Bool [samples]: what is learned from."""
-        return ~self.held_out
+        trained: np.ndarray = ~self.held_out & ~self.withheld
+        return trained
 
     @property
     def judging(self) -> np.ndarray:
@@ -141,6 +144,7 @@ def prepare_dataset(
         sufficient_fraction=sides.sufficient_fraction,
         image_scale=image_scale,
         box_height_px=heights.median_px,
+        withheld=np.zeros(len(reading.table), dtype=bool),
         group_of=group_of,
         group_keys=np.array([group.key for group in groups], dtype=np.uint64),
         num_read=reading.num_read,
@@ -179,6 +183,31 @@ def compare_phases(alignment: PreparedDataset, training: PreparedDataset) -> Non
         message = f"shows {', '.join(found.images)}{group}"
         alignment.findings.add(noted(Kind.ALIGNMENT_OVERLAP, found.source, message))
     alignment.findings.count(Kind.ALIGNMENT_OVERLAP, len(shared[KEPT_PER_KIND:]))
+
+
+def withhold(mixed: PreparedDataset, training: PreparedDataset) -> PreparedDataset:
+    """A dataset of the mixture without the samples that belong to what training holds out.
+
+    They show an image that is held out, or name a group that is; or, both without images, ask the same first.
+    """
+    shared = mixed.table.samples_with(training.table.contents_of(training.held_out))
+    for index in shared[:KEPT_PER_KIND]:
+        found = mixed.samples[int(index)]
+        group = f", of group {found.group!r:.80}" if found.group else ""
+        shown = f"shows {', '.join(found.images)}" if found.images else f"asks {found.turns[0].text!r:.80}"
+        mixed.findings.add(noted(Kind.WITHHELD, found.source, f"{shown}{group}"))
+    mixed.findings.count(Kind.WITHHELD, len(shared[KEPT_PER_KIND:]))
+    if len(shared) and len(shared) == len(mixed.table) and not mixed.findings.num_refused:
+        mixed.findings.add(
+            refused(
+                mixed.request.dataset.file,
+                "every sample shows a picture, names a group or asks a question that spec.dataset holds out: take the "
+                "dataset out of spec.mixture, or hold out other samples",
+            )
+        )
+    withheld = np.zeros(len(mixed.table), dtype=bool)
+    withheld[shared] = True
+    return replace(mixed, withheld=withheld)
 
 
 def _check_unsupervised(reading: Reading, request: DatasetRequest, findings: Findings) -> None:

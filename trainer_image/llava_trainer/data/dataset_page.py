@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from llava_api.judging import least_groups
 from llava_api.text import show
 from llava_trainer.data.dataset import PreparedDataset
-from llava_trainer.data.dataset_report import Bar, DatasetReport, GlobalBatch, Note, Side, Told
+from llava_trainer.data.dataset_report import DatasetReport, GlobalBatch, Note, Side, Told
 from llava_trainer.data.findings import LEFT_OUT, Kind
 from llava_trainer.data.sample_grid import build_grid
+from llava_trainer.data.token_counts import Bar
 from llava_trainer.html import Html, definition_list, el, join, page
 
 REFUSED_ENTRIES = "refused.jsonl"
@@ -55,16 +56,18 @@ def build_dataset_page(name: str, phases: Sequence[PreparedDataset], report: Dat
 
     Args:
         name: the run's.
-        phases: training's dataset, then alignment's if there is one; samples for the grid.
+        phases: training's dataset, then those of the mixture, then alignment's if there is one; samples for the grid.
         report: the facts.
     """
-    reports = [report] if report.alignment is None else [report, report.alignment]
+    others = [part.dataset for part in report.mixture]
+    reports = [report, *others, *([report.alignment] if report.alignment is not None else [])]
     count = sum(one.refused_count for one in reports)
     verdict = el("span", "Accepted", class_="verdict ok")
     if not report.accepted:
         verdict = el("span", f"Refused: {count:,} {'entry' if count == 1 else 'entries'}", class_="verdict bad")
     sources = [show(phase.request.dataset.source) for phase in phases]
-    titles = ("Training", "Alignment") if len(reports) > 1 else ("",)
+    mixed = [f"Mixture {number}" for number in range(1, len(others) + 1)]
+    titles = ("Training", *mixed, *(["Alignment"] if report.alignment is not None else [])) if reports[1:] else ("",)
     return page(
         f"Dataset of {name}",
         el("style", Html(_STYLE)),
@@ -77,8 +80,22 @@ def build_dataset_page(name: str, phases: Sequence[PreparedDataset], report: Dat
             verdict,
             class_="top",
         ),
+        _mixture(report) if report.mixture else None,
         (_phase(title, phase, one) for title, phase, one in zip(titles, phases, reports, strict=True)),
     )  # fmt: skip
+
+
+def _mixture(report: DatasetReport) -> Html:
+    """What an epoch is made of."""
+    total = report.samples_per_epoch
+    rows = [("Training", f"{_number(report.train.samples, 'sample')} of {total:,}: each once")]
+    for number, part in enumerate(report.mixture, start=1):
+        usable = part.dataset.train.samples
+        told = f"{part.drawn:,} of {total:,} ({part.share:.0%} asked for), from {_number(usable, 'sample')}"
+        if part.withheld:
+            told += f"; {part.withheld:,} left out, since they show or belong to what is held out"
+        rows.append((f"Mixture {number}", told))
+    return el("section", el("h2", "What an epoch has"), el("div", definition_list(rows), class_="card"))
 
 
 def _phase(title: str, dataset: PreparedDataset, report: DatasetReport) -> Html:

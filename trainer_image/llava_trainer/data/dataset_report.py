@@ -13,16 +13,8 @@ from llava_api.judging import can_decide
 from llava_api.report import PrepareNumbers
 from llava_trainer.data.dataset import PreparedDataset
 from llava_trainer.data.findings import Finding, Kind
-
-HISTOGRAM_BARS = 24
-
-
-class Bar(Lenient):
-    """One bar of a histogram: samples of ``from_tokens`` to below ``to_tokens``."""
-
-    from_tokens: int
-    to_tokens: int
-    samples: int
+from llava_trainer.data.mixed_samples import count_drawn
+from llava_trainer.data.token_counts import Lengths, Supervised, describe_lengths, describe_supervised
 
 
 class Side(Lenient):
@@ -63,27 +55,6 @@ class ImageSummary(Lenient):
     smallest_px: tuple[int, int] | None
     """Width and height of the image with the fewest pixels."""
     largest_px: tuple[int, int] | None
-
-
-class Lengths(Lenient):
-    """Lengths of usable samples in tokens, image tokens included, before cutting off."""
-
-    longest: int
-    median: float
-    total: int
-    max_length: int
-    """training.maxLength."""
-    overlong: int
-    histogram: tuple[Bar, ...]
-
-
-class Supervised(Lenient):
-    """Tokens that are learned, of usable samples, after cutting off."""
-
-    fewest: int = 0
-    median: float = 0
-    most: int = 0
-    histogram: tuple[Bar, ...] = ()
 
 
 class Told(Lenient):
@@ -139,11 +110,45 @@ class DatasetReport(Lenient):
     notes: tuple[Note, ...]
     global_batch: GlobalBatch | None = None
     """None where training.batch.global is a number."""
+    mixture: tuple["MixtureReport", ...] = ()
+    """What is learned from beside it."""
     alignment: "DatasetReport | None" = None
     """The same about the dataset of phase 1."""
 
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples that training learns from in an epoch."""
+        return self.train.samples + sum(part.drawn for part in self.mixture)
 
-def build_dataset_report(dataset: PreparedDataset, alignment: PreparedDataset | None = None) -> DatasetReport:
+
+class MixtureReport(Lenient):
+    """One dataset of the mixture."""
+
+    share: float
+    """Of an epoch's samples."""
+    drawn: int
+    """Samples of it that an epoch has."""
+    withheld: int
+    """Samples that are left out, because they show or belong to what is held out."""
+    dataset: DatasetReport
+
+
+def mix(dataset: PreparedDataset, mixed: Sequence[PreparedDataset], shares: Sequence[float]) -> list[MixtureReport]:
+    """Sum up what was found of a mixture.
+
+    Raises:
+        ValueError: the shares leave nothing for ``dataset``.
+    """
+    drawn = count_drawn(int(dataset.trained.sum()), shares)
+    return [
+        MixtureReport(share=share, drawn=count, withheld=int(one.withheld.sum()), dataset=build_dataset_report(one))
+        for one, share, count in zip(mixed, shares, drawn, strict=True)
+    ]
+
+
+def build_dataset_report(
+    dataset: PreparedDataset, alignment: PreparedDataset | None = None, mixture: Sequence[MixtureReport] = ()
+) -> DatasetReport:
     """Sum up what was found."""
     findings = dataset.findings
     notes = tuple(
@@ -153,7 +158,11 @@ def build_dataset_report(dataset: PreparedDataset, alignment: PreparedDataset | 
     )
     phase_1 = build_dataset_report(alignment) if alignment is not None else None
     return DatasetReport(
-        accepted=findings.num_refused == 0 and (phase_1 is None or phase_1.accepted),
+        accepted=(
+            findings.num_refused == 0
+            and (phase_1 is None or phase_1.accepted)
+            and all(part.dataset.accepted for part in mixture)
+        ),
         format=dataset.request.dataset.format,
         file=dataset.request.dataset.file,
         samples_read=dataset.num_read,
@@ -167,13 +176,14 @@ def build_dataset_report(dataset: PreparedDataset, alignment: PreparedDataset | 
         can_decide=_can_decide(dataset),
         sufficient_fraction=dataset.sufficient_fraction,
         pictures=_describe_images(dataset),
-        lengths=_describe_lengths(dataset),
-        supervised=_describe_supervised(dataset),
+        lengths=describe_lengths(dataset.table, dataset.request.max_length),
+        supervised=describe_supervised(dataset.table),
         left_out=findings.num_left_out,
         refused_count=findings.num_refused,
         refused=_told(findings.kept.get(Kind.REFUSED, [])),
         listed_entries=findings.listed.num_listed if findings.listed is not None else 0,
         notes=notes,
+        mixture=tuple(mixture),
         alignment=phase_1,
     )
 
@@ -199,6 +209,8 @@ def summarise(report: DatasetReport) -> PrepareNumbers:
         image_scale=report.pictures.median_scale,
         text_height_px=report.pictures.median_text_px,
         global_batch=report.global_batch.samples if report.global_batch else None,
+        samples_mixture=sum(part.drawn for part in report.mixture),
+        samples_withheld=sum(part.withheld for part in report.mixture),
         samples_alignment=report.alignment.train.samples if report.alignment else 0,
     )
 
@@ -236,43 +248,4 @@ def _describe_images(dataset: PreparedDataset) -> ImageSummary:
         median_text_px=dataset.box_height_px,
         smallest_px=min(sizes, key=lambda size: size[0] * size[1], default=None),
         largest_px=max(sizes, key=lambda size: size[0] * size[1], default=None),
-    )
-
-
-def _describe_lengths(dataset: PreparedDataset) -> Lengths:
-    tokens = dataset.table.tokens
-    max_length = dataset.request.max_length
-    return Lengths(
-        longest=int(tokens.max(initial=0)),
-        median=float(np.median(tokens)) if len(tokens) else 0,
-        total=int(tokens.sum()),
-        max_length=max_length,
-        overlong=int((tokens > max_length).sum()),
-        histogram=build_histogram(tokens),
-    )
-
-
-def _describe_supervised(dataset: PreparedDataset) -> Supervised:
-    tokens = dataset.table.supervised
-    if not len(tokens):
-        return Supervised()
-    return Supervised(
-        fewest=int(tokens.min()),
-        median=float(np.median(tokens)),
-        most=int(tokens.max()),
-        histogram=build_histogram(tokens),
-    )
-
-
-def build_histogram(lengths: Sequence[int] | np.ndarray, num_bars: int = HISTOGRAM_BARS) -> tuple[Bar, ...]:
-    """At most ``num_bars`` bars of one width from the shortest to the longest; empty without lengths."""
-    values = np.asarray(lengths, dtype=np.int64)
-    if not len(values):
-        return ()
-    shortest, longest = int(values.min()), int(values.max())
-    width = max(1, -(-(longest - shortest + 1) // num_bars))
-    counts = np.bincount((values - shortest) // width)
-    return tuple(
-        Bar(from_tokens=shortest + index * width, to_tokens=shortest + (index + 1) * width, samples=int(count))
-        for index, count in enumerate(counts)
     )

@@ -45,6 +45,8 @@ class Kind(StrEnum):
     SHARED_GROUP = "held-out groups that training has samples of, too"
     ILLEGIBLE = "what the vision tower's resolution does not show"
     TOO_FEW_GROUPS = "held-out groups are too few to tell two models apart"
+    WITHHELD = "samples left out: they show, ask or belong to what is held out"
+    """Of the mixture: learned from, they would give the answers away that scores ask for."""
     ALIGNMENT_OVERLAP = "captions in alignment of held-out pictures and groups"
 
 

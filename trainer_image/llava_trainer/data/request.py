@@ -1,4 +1,4 @@
-"""What is to be read of a dataset, and how it will be used: by training, or by alignment."""
+"""What is to be read of a dataset, and how it will be used: by training, in its mixture, or by alignment."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,6 +66,22 @@ def training_request(config: RunConfig) -> DatasetRequest:
         prompts=config.evaluation.prompts,
         embedded=config.volume.embedded_images_dir,
     )
+
+
+def mixture_requests(config: RunConfig) -> list[DatasetRequest]:
+    """The datasets that training learns from beside its own. Nothing of them is held out."""
+    return [
+        DatasetRequest(
+            dataset=part.dataset,
+            root=root,
+            template="v1",
+            max_length=config.training.max_length,
+            seed=config.training.seed,
+            embedded=config.volume.embedded_images_dir,
+            hold_out=False,
+        )
+        for part, root in zip(config.mixture, config.mixture_dirs, strict=True)
+    ]
 
 
 def alignment_request(config: RunConfig) -> DatasetRequest | None:

@@ -109,19 +109,23 @@ class SampleTable:
 
     @property
     def _ties(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images shown and groups named, two arrays of one length: the sample, and the number of the content."""
+        """What ties samples to others, two arrays of one length: the sample, and the number of the content.
+
+        Images that it shows, or its opening question where it shows none; and the group that it names.
+        """
         shown_by, shown = self.shown
-        belongs = np.array(self._belongs, dtype=np.uint32)
-        return np.concatenate((shown_by, belongs)), np.concatenate((shown, np.array(self._named, dtype=np.uint32)))
+        owners = (shown_by, np.array(self._belongs, dtype=np.uint32), np.arange(len(self), dtype=np.uint32))
+        contents = (shown, np.array(self._named, dtype=np.uint32), np.array(self._content, dtype=np.uint32))
+        return np.concatenate(owners), np.concatenate(contents)
 
     def contents_of(self, samples: np.ndarray) -> set[bytes]:
-        """Digests of the images that the chosen samples (bool [samples]) show, and of the groups that they name."""
+        """Digests of what ties the chosen samples (bool [samples]) to others: images, opening questions, groups."""
         owners, contents = self._ties
         chosen = set(contents[samples[owners]].tolist())
         return {digest for digest, number in self._contents.numbers.items() if number in chosen}
 
     def samples_with(self, contents: set[bytes]) -> np.ndarray:
-        """int64: numbers of the samples that show or name one of the contents with these digests, in their order."""
+        """int64: numbers of the samples that show, ask or name one of the contents with these digests, in order."""
         known = self._contents.numbers
         numbers = np.array([number for digest, number in known.items() if digest in contents], dtype=np.uint32)
         owners, found = self._ties

@@ -39,7 +39,7 @@ class Sample:
     Attributes:
         id: the export's own id, or one made from where it stands.
         images: paths of the images in the order in which they are shown, relative to the dataset's folder of
-            images.
+            images; whole paths where samples of several datasets are read as one (``mixed_samples``).
         turns: user and assistant in turn, beginning with the user, ending with the assistant.
         source: where it comes from.
         image_turns: for each image, the index in ``turns`` of the user turn that shows it; never decreasing.

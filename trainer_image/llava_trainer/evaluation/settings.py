@@ -1,7 +1,7 @@
 """The run's settings as the report lists them."""
 
 from llava_api.run_config import RunConfig
-from llava_api.spec import LORA_TARGETS, Alignment, Training
+from llava_api.spec import LORA_TARGETS, Alignment, MixturePart, Training
 from llava_api.text import show
 
 Rows = list[tuple[str, str]]
@@ -17,6 +17,7 @@ def list_settings(config: RunConfig) -> Rows:
         sampling += f", {generation.num_beams} beams"
     return [
         ("Dataset", f"{show(config.dataset.source)} · {config.dataset.file} ({config.dataset.format})"),
+        *(_mixture(part) for part in config.mixture),
         ("Pictures", f"made square by {'padding' if config.dataset.image_aspect_ratio == 'pad' else 'cropping'}"),
         *(_alignment(config.alignment) if config.alignment else []),
         ("Method", _method(config.training, has_adapter=config.model.adapter is not None)),
@@ -28,6 +29,11 @@ def list_settings(config: RunConfig) -> Rows:
         ("Answers to questions", f"greedy, {generation.max_new_tokens:,} tokens at most"),
         ("Answers to prompts", f"{sampling}, seed {generation.seed}"),
     ]
+
+
+def _mixture(part: MixturePart) -> tuple[str, str]:
+    dataset = part.dataset
+    return (f"Mixed in, {part.share:.0%}", f"{show(dataset.source)} · {dataset.file} ({dataset.format})")
 
 
 def _alignment(alignment: Alignment) -> Rows:
@@ -44,10 +50,11 @@ def _method(training: Training, *, has_adapter: bool) -> str:
         return "none: the adapter that was given is merged"
     if training.method == "none":
         return "the projector alone, by alignment"
-    frozen = training.projector == "frozen"
+    told = ", projector frozen" if training.projector == "frozen" else ""
+    told += ", vision tower too" if training.vision_tower.mode == "full" else ""
     if training.method == "full":
-        return f"full: language model{', projector frozen' if frozen else ' and projector'}"
-    lora, told = training.lora, ", projector frozen" if frozen else ""
+        return f"full: language model{' and projector' if training.projector == 'train' else ''}{told}"
+    lora = training.lora
     scale = ", scaled by its root (rsLoRA)" if lora.rs_lora else ""
     targets = "" if set(lora.targets) == set(LORA_TARGETS) else f", on {', '.join(lora.targets)}"
     return f"{training.method}, rank {lora.rank}{scale}, alpha {lora.alpha}, dropout {lora.dropout:g}{targets}{told}"
@@ -57,6 +64,8 @@ def _training(config: RunConfig) -> Rows:
     training, adam = config.training, config.training.optimizer
     length = ("Epochs", f"{training.epochs:,}") if training.max_steps is None else ("Steps", f"{training.max_steps:,}")
     projector = f", projector {training.projector_learning_rate:g}" if training.projector == "train" else ""
+    if training.vision_tower.mode == "full":
+        projector += f", vision tower {training.vision_tower.learning_rate:g}"
     floor = f", down to {training.minimum_learning_rate:g}" if training.minimum_learning_rate else ""
     return [
         length,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
+from llava_trainer.data.model_config import load_config
 from llava_trainer.errors import StageError
 from llava_trainer.model.adapter_folder import AdapterError, is_target, read_adapter_folder
 from llava_trainer.model.layout import PROJECTOR
@@ -45,7 +46,7 @@ def read_changes(config: RunConfig) -> Changes:
         StageError: MergeMismatch; what it left is incomplete, or more than merging understands. InvalidModel; a file of
             it is damaged.
     """
-    volume, learned = config.volume, trained_whole(config.training)
+    volume, learned = config.volume, trained_whole(config.training, load_config(config.model_dir))
     projector_dir = kept_projector_dir(config)
     aligned = _list_tensors(projector_dir) if projector_dir else {}
     kept = (f"{PROJECTOR}.",) if projector_dir else ()
@@ -86,7 +87,7 @@ def read_adapter(folder: Path, learned: tuple[str, ...] = (f"{PROJECTOR}.",)) ->
     stray = sorted(name for name in stored.replaced if not name.startswith(learned))
     if stray:
         raise _mismatch(f"the adapter holds {stray[0]}, which this run has not trained")
-    if learned and not stored.replaced:
+    if f"{PROJECTOR}." in learned and not any(name.startswith(f"{PROJECTOR}.") for name in stored.replaced):
         raise _mismatch(f"the adapter holds no {PROJECTOR} tensor: the trained projector was not saved")
     return Changes(
         what="the adapter", pairs=stored.pairs, replaced=stored.replaced, targets=stored.targets, whole=learned

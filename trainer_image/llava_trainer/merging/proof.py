@@ -28,6 +28,7 @@ from llava_api.run_config import RunConfig
 from llava_trainer.data.encode import Encoded, ImageCutError, encode
 from llava_trainer.data.image_folder import training_images
 from llava_trainer.data.images import open_image, pixel_values
+from llava_trainer.data.model_config import load_config
 from llava_trainer.data.processor import Processor
 from llava_trainer.data.samples import Sample, read_samples
 from llava_trainer.errors import StageError
@@ -120,10 +121,10 @@ def load_reference(config: RunConfig) -> PeftModel | LlavaForConditionalGenerati
     volume, projector_dir = config.volume, kept_projector_dir(config)
     match config.training.method:
         case "full":
+            learned = trained_whole(config.training, load_config(config.model_dir))
             return load_trained(
-                config.model_dir, volume.weights_dir, torch.float32, "cpu", learned=trained_whole(config.training),
-                projector_dir=projector_dir,
-            )  # fmt: skip
+                config.model_dir, volume.weights_dir, torch.float32, "cpu", learned=learned, projector_dir=projector_dir
+            )
         case "none" if config.model.adapter is not None:
             return load_tuned(config.model_dir, volume.given_adapter_dir, torch.float32, "cpu")
         case "none":

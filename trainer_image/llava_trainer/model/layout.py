@@ -10,6 +10,8 @@ from llava_trainer.errors import StageError
 PROJECTOR = "multi_modal_projector"
 LANGUAGE_MODEL = "language_model"
 VISION_TOWER = "vision_tower"
+SPOKEN = {PROJECTOR: "projector", LANGUAGE_MODEL: "language model", VISION_TOWER: "vision tower"}
+"""What each is called in messages."""
 
 # The first prefix that fits decides, so that a longer one stands before its own beginning.
 _HUB_PREFIXES = (

@@ -18,8 +18,8 @@ from llava_api.spec import Quantization
 from llava_trainer.device_faults import explain_device_fault
 from llava_trainer.errors import LOST_CONNECTION_SIGN, StageError
 from llava_trainer.model.attention import register_attention
-from llava_trainer.model.layout import PROJECTOR, hub_name, is_derived
-from llava_trainer.model.lora import is_lora_b, projector_tensors
+from llava_trainer.model.layout import PROJECTOR, SPOKEN, hub_name, is_derived
+from llava_trainer.model.lora import find_unmoved, is_lora_b
 from llava_trainer.model.projector import load_projector
 
 AS_DATA: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
@@ -207,9 +207,9 @@ def check_adapter_loaded(tuned: PeftModel, adapter_dir: Path) -> None:
     ]
     if not any(tensor.any() for name, tensor in expected.items() if is_lora_b(name)):
         problems.append("has no effect: every LoRA B matrix is zero")
-    projector = list(projector_tensors(tuned))
-    if projector and all(torch.equal(trained, original) for trained, original in projector):
-        problems.append("holds the base's own projector: it was not trained")
+    unmoved = find_unmoved(tuned)
+    if unmoved is not None:
+        problems.append(f"holds the base's own {SPOKEN[unmoved]}: it was not trained")
     if any(problems):
         raise StageError(Reason.INTERNAL_ERROR, f"the adapter in {adapter_dir} " + "; it ".join(filter(None, problems)))
 

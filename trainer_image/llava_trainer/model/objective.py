@@ -10,6 +10,7 @@ from transformers import LlavaForConditionalGeneration
 from llava_trainer.data.encode import IGNORED
 from llava_trainer.model.attention import packing_arguments
 from llava_trainer.model.head import add_loss
+from llava_trainer.model.tower import has_learning, keep_out_of_graph
 
 
 class SupervisedLoss(nn.Module):
@@ -27,21 +28,25 @@ class SupervisedLoss(nn.Module):
         # The cache that generation needs only costs memory here, and with it samples packed into one row would see
         # each other. Setting it on the outer configuration has no effect.
         llava.config.text_config.use_cache = False
-        _freeze_tower(llava.model.vision_tower)
+        tower = llava.model.vision_tower
+        self._learns_tower = has_learning(tower)
+        keep_out_of_graph(tower)
         add_loss(llava.lm_head)
         if gradient_checkpointing:
-            # Only in the language model, and not re-entrant: neither needs enable_input_require_grads, which would
-            # make the frozen tower build a graph.
-            llava.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
+            # Only in what learns, and not re-entrant: neither needs enable_input_require_grads, which would make a
+            # frozen tower build a graph.
+            for part in (llava.model.language_model, *((tower,) if self._learns_tower else ())):
+                part.activation_checkpointing_enable({"use_reentrant": False})
 
     @property
     def _llava(self) -> Any:
         return self.tuned.get_base_model() if isinstance(self.tuned, PeftModel) else self.tuned
 
     def train(self, mode: bool = True) -> "SupervisedLoss":
-        """Switch everything to training but the tower: frozen also means without dropout."""
+        """Switch everything to training but a frozen tower: frozen also means without dropout."""
         super().train(mode)
-        self._llava.model.vision_tower.eval()
+        if not self._learns_tower:
+            self._llava.model.vision_tower.eval()
         return self
 
     def forward(
@@ -134,15 +139,9 @@ def _embed(
     if len(places) != len(features):
         raise ValueError(f"{len(places)} tokens stand for images, which have {len(features)} features")
     # By number: under a mask, as LlavaModel does it, how many there are would be asked of the GPU, also going backward.
-    return embedded.flatten(0, 1).index_copy(0, places, features).view_as(embedded)
+    return embedded.flatten(0, 1).index_put((places,), features).view_as(embedded)
 
 
 def _look_at(llava: Any, pixel_values: torch.Tensor) -> torch.Tensor:
     """What the projector makes of images: (tokens of all of them, width)."""
     return torch.cat(tuple(llava.get_image_features(pixel_values=pixel_values).pooler_output))
-
-
-def _freeze_tower(tower: nn.Module) -> None:
-    """Run the tower without a graph, whatever hooks anyone puts on it."""
-    tower.requires_grad_(False)
-    tower.forward = torch.no_grad()(tower.forward)

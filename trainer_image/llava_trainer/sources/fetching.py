@@ -126,10 +126,17 @@ def list_roles(config: RunConfig) -> Iterator[Role]:
             secret=SecretRole.ALIGNMENT_DATASET, mounted=config.alignment_dir,
             dataset=_all_of(config.alignment.dataset),
         )  # fmt: skip
+    for index, part in enumerate(config.mixture):
+        role = SecretRole.of_mixture(index)
+        yield Role(
+            name=role, field=f"spec.mixture[{index}].dataset.source", source=part.dataset.source, secret=role,
+            mounted=config.mixture_dirs[index] if index < len(config.mixture_dirs) else None,
+            dataset=_all_of(part.dataset),
+        )  # fmt: skip
 
 
 def _all_of(dataset: Dataset) -> Dataset:
-    """Of alignment's dataset nothing is held out: a file with held-out samples is not needed."""
+    """A dataset of which nothing is held out: a file with held-out samples is not needed."""
     return dataset.model_copy(update={"validation": Validation()})
 
 

@@ -81,6 +81,8 @@ def _list_links(config: RunConfig) -> dict[str, str]:
     datasets = [("spec.dataset", config.dataset, config.dataset_dir)]
     if config.alignment is not None and config.alignment_dir is not None:
         datasets.append(("spec.alignment.dataset", config.alignment.dataset, config.alignment_dir))
+    mixed = zip(config.mixture, config.mixture_dirs, strict=True)
+    datasets += ((f"spec.mixture[{n}].dataset", part.dataset, root) for n, (part, root) in enumerate(mixed))
     links: dict[str, str] = {}
     for field, dataset, root in datasets:
         for link in read_links(dataset, root):

@@ -18,14 +18,15 @@ from llava_api.optimizer_steps import choose_global_batch, describe_choice, sett
 from llava_api.report import MicroBatch
 from llava_api.run_config import RUN_CONFIG_VERSION, RunConfig
 from llava_api.text import show
-from llava_trainer.data.dataset import PreparedDataset, compare_phases, prepare_dataset
+from llava_trainer.data.dataset import PreparedDataset, compare_phases, prepare_dataset, withhold
 from llava_trainer.data.dataset_page import build_dataset_page
-from llava_trainer.data.dataset_report import DatasetReport, GlobalBatch, build_dataset_report, summarise
+from llava_trainer.data.dataset_report import DatasetReport, GlobalBatch, build_dataset_report, mix, summarise
 from llava_trainer.data.findings import LEFT_OUT, Findings, Kind
+from llava_trainer.data.mixed_samples import join_sizes
 from llava_trainer.data.model_facts import read_model_facts
 from llava_trainer.data.model_files import check_weights
 from llava_trainer.data.processor import load_processor
-from llava_trainer.data.request import DatasetRequest, alignment_request, training_request
+from llava_trainer.data.request import DatasetRequest, alignment_request, mixture_requests, training_request
 from llava_trainer.data.sample_file import SampleSizes
 from llava_trainer.data.samples import write_lines
 from llava_trainer.errors import StageError
@@ -70,15 +71,19 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         remove_folder(embedded)
     unfetched = fetch_links(config, reporter)
     with contextlib.ExitStack() as stack:
-        phases = [
-            stack.enter_context(_check(config, replace(request, unfetched=unfetched), reporter))
-            for request in (training_request(config), alignment_request(config))
-            if request is not None
-        ]
-        dataset, alignment = phases[0], phases[1] if len(phases) > 1 else None
+
+        def check(request: DatasetRequest) -> PreparedDataset:
+            return stack.enter_context(_check(config, replace(request, unfetched=unfetched), reporter))
+
+        dataset = check(training_request(config))
+        mixed = [withhold(check(request), dataset) for request in mixture_requests(config)]
+        captions = alignment_request(config)
+        alignment = check(captions) if captions is not None else None
         if alignment is not None:
             compare_phases(alignment, dataset)
-        report = build_dataset_report(dataset, alignment)
+        phases = [dataset, *mixed, *([alignment] if alignment is not None else [])]
+        shares = [part.share for part in config.mixture]
+        report = build_dataset_report(dataset, alignment, mix(dataset, mixed, shares))
         report = report.model_copy(update={"global_batch": _choose_batch(config, report)})
         reporter.fence.check()
         write_whole(config.volume.dataset_report_json, report.model_dump_json(indent=2) + "\n")
@@ -91,10 +96,11 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
             raise StageError(Reason.INVALID_DATA, "\n".join(told)[:_MESSAGE_CHARACTERS])
         if embedded.exists():
             sync_file_system(embedded)
-        digests = _write(config, dataset, alignment)
+        digests = _write(config, dataset, mixed, alignment)
         config = _settle_batch(config, report)
+        trains = config.training.method != "none"
         found = {
-            "largest": None if config.training.method == "none" else _find_largest(config, dataset, StageName.TRAIN),
+            "largest": _find_largest(config, dataset, StageName.TRAIN, mixed) if trains else None,
             "largest_alignment": _find_largest(config, alignment, StageName.ALIGN) if alignment else None,
             "free_bytes": find_free_bytes(config.volume_root),
             "flash_attention": has_flash_attention(),
@@ -131,7 +137,7 @@ def _log(phase: PreparedDataset) -> None:
 
 def _choose_batch(config: RunConfig, report: DatasetReport) -> GlobalBatch | None:
     """What ``training.batch.global: auto`` comes to; None where it is a number, or there is nothing to go by."""
-    training, samples = config.training, report.train.samples
+    training, samples = config.training, report.samples_per_epoch
     if training.batch.global_ != "auto" or training.method == "none" or not samples:
         return None
     chosen = choose_global_batch(training, processes=config.workers.world_size, samples=samples)
@@ -145,16 +151,15 @@ def _settle_batch(config: RunConfig, report: DatasetReport) -> RunConfig:
     return config.model_copy(update={"training": config.training.model_copy(update={"batch": batch})})
 
 
-def _find_largest(config: RunConfig, dataset: PreparedDataset, stage: StageName) -> MicroBatch:
+def _find_largest(
+    config: RunConfig, dataset: PreparedDataset, stage: StageName, mixed: Sequence[PreparedDataset] = ()
+) -> MicroBatch:
     """What a training process is going to hold at most in a phase."""
-    table, trained = dataset.table, dataset.trained
-    sizes = SampleSizes(
-        tokens=np.minimum(table.tokens[trained].astype(np.int64), config.training.max_length),
-        images=table.num_images[trained],
-        supervised=table.supervised[trained],
-    )
+    sizes = [_sizes_of(one, config.training.max_length) for one in (dataset, *mixed)]
     phase = phase_of(config, stage)
-    largest = make_plan(phase, sizes, config.workers.world_size).find_largest()
+    plan = make_plan(phase, join_sizes(sizes), config.workers.world_size, [len(one) for one in sizes[1:]])
+    largest = plan.find_largest()
+    table = dataset.table
     watched = dataset.selecting if dataset.request.selects else dataset.held_out
     if phase.training.validation is None or not watched.any():
         return largest
@@ -165,6 +170,15 @@ def _find_largest(config: RunConfig, dataset: PreparedDataset, stage: StageName)
         tokens=max(largest.tokens, rows * min(int(table.tokens[watched].max()), config.training.max_length)),
         pictures=max(largest.pictures, rows * int(table.num_images[watched].max())),
         supervised=max(largest.supervised, rows * int(table.supervised[watched].max())),
+    )
+
+
+def _sizes_of(dataset: PreparedDataset, max_length: int) -> SampleSizes:
+    table, trained = dataset.table, dataset.trained
+    return SampleSizes(
+        tokens=np.minimum(table.tokens[trained].astype(np.int64), max_length),
+        images=table.num_images[trained],
+        supervised=table.supervised[trained],
     )
 
 
@@ -185,7 +199,9 @@ def describe_refused(findings: Findings) -> str:
     return "\n".join((f"{heading}:", *lines))
 
 
-def _write(config: RunConfig, dataset: PreparedDataset, alignment: PreparedDataset | None) -> dict[str, str]:
+def _write(
+    config: RunConfig, dataset: PreparedDataset, mixed: Sequence[PreparedDataset], alignment: PreparedDataset | None
+) -> dict[str, str]:
     volume = config.volume
     sides = [
         ("train", volume.train_file, dataset, dataset.trained),
@@ -193,6 +209,8 @@ def _write(config: RunConfig, dataset: PreparedDataset, alignment: PreparedDatas
     ]
     if dataset.request.selects:
         sides.append(("selection", volume.selection_file, dataset, dataset.selecting))
+    for index, one in enumerate(mixed):
+        sides.append((f"mixture-{index}", volume.mixture_file(index), one, one.trained))
     if alignment is not None:
         sides.append(("alignment", volume.alignment_file, alignment, alignment.trained))
     digests = {}

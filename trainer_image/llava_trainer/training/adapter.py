@@ -13,7 +13,8 @@ from llava_trainer.errors import StageError
 from llava_trainer.files import begin_folder, make_folder, publish_folder
 from llava_trainer.inputs import BaseModel
 from llava_trainer.model.adapter_folder import WEIGHTS_FILE
-from llava_trainer.model.lora import is_lora_b, projector_tensors
+from llava_trainer.model.layout import SPOKEN
+from llava_trainer.model.lora import find_unmoved, is_lora_b
 from llava_trainer.model.partition import whole
 from llava_trainer.tensors.writing import save_tensors
 
@@ -110,16 +111,17 @@ def check_moved(weights: Mapping[str, torch.Tensor], given: Path) -> None:
 
 
 def check_learned(tuned: PeftModel, weights: Mapping[str, torch.Tensor]) -> None:
-    """Make sure that the adapter does something, and that a projector that learns has moved.
+    """Make sure that the adapter does something, and that what learns beside it has moved.
 
     Raises:
         StageError: AdapterUnchanged.
     """
     if not any(tensor.any() for name, tensor in weights.items() if is_lora_b(name)):
         raise StageError(Reason.ADAPTER_UNCHANGED, "every LoRA B matrix is zero at the end, so nothing was learned")
-    with whole(parameter for name, parameter in tuned.named_parameters() if "multi_modal_projector" in name):
-        projector = list(projector_tensors(tuned))
-        if projector and all(torch.equal(trained, original) for trained, original in projector):
-            raise StageError(
-                Reason.ADAPTER_UNCHANGED, "the projector is as it was before training, so it did not learn"
-            )
+    unmoved = find_unmoved(tuned)
+    if unmoved is not None:
+        raise StageError(
+            Reason.ADAPTER_UNCHANGED,
+            f"the {SPOKEN[unmoved]} is as it was before training, so it did not learn: its learning rate is too low "
+            "for the number format, or there were too few steps",
+        )

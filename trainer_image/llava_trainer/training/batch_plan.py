@@ -6,7 +6,7 @@ its step, nothing more.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,14 +14,19 @@ import numpy as np
 
 from llava_api.failures import Reason
 from llava_api.report import MicroBatch
+from llava_trainer.data.mixed_samples import count_drawn
 from llava_trainer.data.sample_file import SampleSizes
 from llava_trainer.errors import StageError
 from llava_trainer.training.epoch_order import Grouping, order_epoch
+from llava_trainer.training.mixture import Mixture
 from llava_trainer.training.phase import Phase
 from llava_trainer.training.rank_batches import Limits, Rows, plan_packed_rows, plan_padded_rows
 
 LOOKED_THROUGH = 2_000
 """Steps of later epochs that are looked through for what takes the most memory; the first epoch always is."""
+
+LOOKED_THROUGH_MIXED = 10_000
+"""The same of a mixture, until every sample of it has been seen."""
 
 _EXTREMES = (
     "the longest micro-batch", "the micro-batch with the most pictures",
@@ -61,11 +66,13 @@ class BatchPlan:
     packing: bool = False
     max_steps: int | None = None
     """Steps of the whole run, whatever ``epochs`` says; None to go by that."""
+    mixture: Mixture | None = None
+    """Which samples an epoch has; None where each has all of them."""
 
     @property
     def num_samples(self) -> int:
         """Samples of one pass."""
-        return len(self.sizes)
+        return len(self.sizes) if self.mixture is None else self.mixture.samples_per_epoch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -124,9 +131,14 @@ class BatchPlan:
         """Those of all ranks in the epochs that are looked through.
 
         An epoch holds the same samples as every other, in other company: with many steps all of them come near to the
-        most that there can be, with few steps every epoch is looked at.
+        most that there can be, with few steps every epoch is looked at. Of a mixture later epochs hold other samples:
+        epochs are looked at until all have been seen, as far as that takes no minutes.
         """
-        most = max(1, LOOKED_THROUGH // self.steps_per_epoch) * self.steps_per_epoch
+        epochs = LOOKED_THROUGH // self.steps_per_epoch
+        if self.mixture is not None:
+            whole = min(self.mixture.epochs_per_pass, LOOKED_THROUGH_MIXED // self.steps_per_epoch)
+            epochs = max(epochs, whole)
+        most = max(1, epochs) * self.steps_per_epoch
         for step in range(min(self.total_steps, most)):
             yield from (rows for batches in self._rank_batches(step) for rows in batches if rows)
 
@@ -145,13 +157,19 @@ class BatchPlan:
         return plan_padded_rows(batch, tokens, limits, by_length=self.grouping != "none")
 
 
-def make_plan(phase: Phase, sizes: SampleSizes, world_size: int) -> BatchPlan:
+def make_plan(phase: Phase, sizes: SampleSizes, world_size: int, sizes_mixed: Sequence[int] = ()) -> BatchPlan:
     """Steps and batches of a run.
+
+    Args:
+        phase: what is trained, and how.
+        sizes: of all samples, those of the mixture last.
+        world_size: ranks.
+        sizes_mixed: samples of each dataset of the mixture.
 
     Raises:
         StageError: InvalidData; there is nothing to train on.
     """
-    if len(sizes) == 0:
+    if len(sizes) == sum(sizes_mixed):
         raise StageError(Reason.INVALID_DATA, f"{phase.samples_file} holds no sample to train on")
     training = phase.training
     return BatchPlan(
@@ -165,10 +183,23 @@ def make_plan(phase: Phase, sizes: SampleSizes, world_size: int) -> BatchPlan:
         grouping=training.grouping,
         packing=training.packing,
         max_steps=training.max_steps,
+        mixture=_mix(phase, len(sizes) - sum(sizes_mixed), tuple(sizes_mixed)),
+    )
+
+
+def _mix(phase: Phase, num_main: int, sizes_mixed: tuple[int, ...]) -> Mixture | None:
+    if not phase.mixture:
+        return None
+    for part, size in zip(phase.mixture, sizes_mixed, strict=True):
+        if size == 0:
+            raise StageError(Reason.INVALID_DATA, f"{part.samples_file} holds no sample to train on")
+    return Mixture(
+        num_main=num_main, sizes=sizes_mixed, drawn=count_drawn(num_main, [part.share for part in phase.mixture])
     )
 
 
 @lru_cache(maxsize=2)
 def _order(plan: BatchPlan, epoch: int) -> np.ndarray:
     """Order of the samples in an epoch; drawing it for every step would cost milliseconds with a million samples."""
-    return order_epoch(plan.sizes, plan.grouping, plan.global_batch, plan.seed, epoch)
+    members = None if plan.mixture is None else plan.mixture.list_epoch(epoch, plan.seed)
+    return order_epoch(plan.sizes, plan.grouping, plan.global_batch, plan.seed, epoch, members)

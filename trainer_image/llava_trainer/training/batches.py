@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -20,6 +20,7 @@ from llava_trainer.data.samples import Sample
 from llava_trainer.data.template import Template
 from llava_trainer.model.objective import find_image_places
 from llava_trainer.training.batch_plan import BatchPlan
+from llava_trainer.training.pinned import allocating_on_node
 from llava_trainer.training.rank_batches import Rows
 
 _STEPS_AHEAD = 1
@@ -73,29 +74,11 @@ class RowLoader:
         Raises:
             ImageError, ImageCutError, OSError: a sample cannot be loaded any more; prepare could.
         """
-        pad_token_id = self.processor.pad_token_id
-        if not rows:
-            return MicroBatch(tensors=self._finish(_nothing(pad_token_id)), num_supervised=0, num_tokens=0)
         items = [[self._load_sample(self.samples[index]) for index in row] for row in rows]
-        if self.packing:
-            tensors = collate_packed(items, pad_token_id)
-        else:
-            tensors = collate([item for row in items for item in row], pad_token_id)
-        return MicroBatch(
-            tensors=self._finish(tensors),
-            num_supervised=tensor_of(tensors, "predicting").numel(),
-            num_tokens=sum(encoded.num_tokens for row in items for encoded, _ in row),
-            supervised_each=tuple(encoded.num_supervised for row in items for encoded, _ in row),
-        )
-
-    def _finish(self, tensors: Batch) -> Batch:
-        """Add where images' tokens are, and make all of it what the device takes."""
-        places = find_image_places(tensor_of(tensors, "input_ids"), self.processor.image_token_id)
-        finished = _map(
-            tensors | {"image_places": places},
-            lambda tensor: tensor.to(self.dtype) if tensor.is_floating_point() else tensor,
-        )
-        return _map(finished, torch.Tensor.pin_memory) if self.pinned else finished
+        return lay_out(
+            items, pad_token_id=self.processor.pad_token_id, image_token_id=self.processor.image_token_id,
+            packing=self.packing, dtype=self.dtype, pinned=self.pinned,
+        )  # fmt: skip
 
     def _load_sample(self, sample: Sample) -> Item:
         pixels = [pixel_values(open_image(self.images.find(name)), self.processor) for name in sample.images]
@@ -172,6 +155,47 @@ class BatchLoader:
         for wanted in range(self._ahead[-1][0] + 1 if self._ahead else step, last + 1):
             rank_batch = self._plan.rank_batch(wanted, self._rank)
             self._ahead.append((wanted, [self._threads.submit(self.load_rows, rows) for rows in rank_batch]))
+
+
+def lay_out(
+    rows: Sequence[Sequence[Item]],
+    *,
+    pad_token_id: int,
+    image_token_id: int,
+    packing: bool,
+    dtype: torch.dtype = torch.float32,
+    pinned: bool = False,
+) -> MicroBatch:
+    """A micro-batch of samples that are loaded: all that the model is called with, found out before a GPU is.
+
+    Args:
+        rows: samples of each row, several only with ``packing``; without any row nothing is learned.
+        pad_token_id: what rows are filled up with.
+        image_token_id: what stands for images.
+        packing: whether rows are packed.
+        dtype: images' number format.
+        pinned: whether to put it where a GPU copies from by itself.
+
+    Raises:
+        StageError: OutOfMemory; the node has no memory to pin.
+    """
+    if not rows:
+        tensors = _nothing(pad_token_id)
+    elif packing:
+        tensors = collate_packed(rows, pad_token_id)
+    else:
+        tensors = collate([item for row in rows for item in row], pad_token_id)
+    tensors["image_places"] = find_image_places(tensor_of(tensors, "input_ids"), image_token_id)
+    finished = _map(tensors, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    if pinned:
+        with allocating_on_node("a batch that is loaded ahead"):
+            finished = _map(finished, torch.Tensor.pin_memory)
+    return MicroBatch(
+        tensors=finished,
+        num_supervised=tensor_of(tensors, "predicting").numel(),
+        num_tokens=sum(encoded.num_tokens for row in rows for encoded, _ in row),
+        supervised_each=tuple(encoded.num_supervised for row in rows for encoded, _ in row),
+    )
 
 
 def tensor_of(batch: Batch, name: str) -> torch.Tensor:

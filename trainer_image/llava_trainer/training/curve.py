@@ -42,6 +42,8 @@ class CurvePoint:
     """Real (not padding) tokens of the batch."""
     samples_per_second: float
     tokens_per_second: float
+    time_s: float | None = None
+    """When the step ended, in seconds since 1970; None where an older image has written it."""
     data_wait_ratio: float | None = None
     """Fraction of the step's time in which the rank that waited longest waited for its batch."""
     mfu: float | None = None
@@ -91,6 +93,7 @@ class Curve:
         self._losses: list[float] = []
         self._tokens = 0
         self._last: CurvePoint | None = None
+        self._validation_s: float | None = None
         self._last_begin = 0
         make_folder(file.parent)
         self._stream = file.open("wb", buffering=0)
@@ -112,11 +115,17 @@ class Curve:
         """The newest point; None before the first."""
         return self._last
 
+    @property
+    def last_validation_s(self) -> float | None:
+        """How long the newest validation took; None before the first."""
+        return self._validation_s
+
     def append(self, entry: CurvePoint) -> None:
         """Log one step."""
         self._losses.append(entry.loss)
         self._tokens += entry.tokens
         self._last, self._last_begin = entry, self._stream.tell()
+        self._validation_s = entry.validation_seconds or self._validation_s
         self._stream.write(_line_of(entry))
 
     def add_validation(self, step: int, **seen: Unpack[SeenFields]) -> None:
@@ -128,6 +137,7 @@ class Curve:
             return
         size = self._stream.tell() - self._last_begin
         self._last = replace(self._last, **seen)
+        self._validation_s = self._last.validation_seconds or self._validation_s
         self._stream.seek(self._last_begin)
         self._stream.write(_line_of(self._last).removesuffix(b"\n").ljust(size - 1) + b"\n")
 

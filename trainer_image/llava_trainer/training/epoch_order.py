@@ -21,13 +21,30 @@ _LENGTH_MEGA_BATCHES = 50
 """As in transformers' group_by_length: batches become alike, yet differ from epoch to epoch."""
 
 
-def order_epoch(sizes: SampleSizes, grouping: Grouping, global_batch: int, seed: int, epoch: int) -> np.ndarray:
+def order_epoch(
+    sizes: SampleSizes,
+    grouping: Grouping,
+    global_batch: int,
+    seed: int,
+    epoch: int,
+    members: np.ndarray | None = None,
+) -> np.ndarray:
     """Order of the samples in ``epoch``: a permutation; every ``global_batch`` of it are one batch.
 
     Depends on nothing but its arguments, above all not on the number of ranks.
+
+    Args:
+        sizes: of all samples.
+        grouping: which of them stand side by side.
+        global_batch: samples of a batch.
+        seed: of all random choices.
+        epoch: from 0.
+        members: int64 [samples of the epoch]: which samples it has; None for all of them.
     """
     rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(sizes))
+    order = rng.permutation(len(sizes) if members is None else len(members))
+    if members is not None:
+        order = members[order]
     if grouping == "none":
         return order
     if grouping == "length":

@@ -20,7 +20,7 @@ from llava_api.run_config import RunConfig
 from llava_trainer.files import sha256_file
 from llava_trainer.training.phase import Phase
 
-_MODEL, _SAMPLES, _HELD_OUT = "model", "samples", "held-out samples"
+_MODEL, _SAMPLES, _HELD_OUT, _MIXTURE = "model", "samples", "held-out samples", "mixture"
 _RECIPE = "recipe"
 """Digest of all settings by which a training goes on. Another run's checkpoint has to agree in them; in a run's own
 they may become others: a newer image knows more of them."""
@@ -62,9 +62,16 @@ def identify_training(config: RunConfig, phase: Phase) -> dict[str, str]:
         **{f"spec.{name}": str(value) for name, value in settings.items()},
         _MODEL: fingerprint_model(folders),
         _SAMPLES: sha256_file(phase.samples_file),
+        **_identify_mixture(phase),
         **_identify_held_out(phase),
         _RECIPE: _digest_recipe(phase),
     }
+
+
+def _identify_mixture(phase: Phase) -> dict[str, str]:
+    """Named always, so that a training without a mixture does not go on from one that has one, nor the other way."""
+    settings = [(part.share, sha256_file(part.samples_file)) for part in phase.mixture]
+    return {_MIXTURE: hashlib.sha256(json.dumps(settings).encode()).hexdigest() if settings else "none"}
 
 
 def _identify_held_out(phase: Phase) -> dict[str, str]:
@@ -130,6 +137,8 @@ def _describe(name: str, there: str, here: str) -> str:
             f"it was made from another model ({there[:_SHOWN_DIGITS]}… there, {here[:_SHOWN_DIGITS]}… here: give the "
             "run the one that it began with (spec.model))"
         )
+    if name == _MIXTURE:
+        return "it was made with another mixture, or with none: set spec.mixture back to what the run began with"
     if name in (_SAMPLES, _HELD_OUT):
         return (
             f"it was made from other {name} ({there[:_SHOWN_DIGITS]}… there, {here[:_SHOWN_DIGITS]}… here: give the "

@@ -101,6 +101,7 @@ def build_model(
         learning_rate=training.peak_learning_rate,
         projector_learning_rate=training.projector_learning_rate,
         weight_decay=training.weight_decay,
+        tower_learning_rate=training.vision_tower.learning_rate,
     )
     engine = build_engine(
         module,
@@ -134,13 +135,16 @@ def unwrap(tuned: Tuned) -> LlavaForConditionalGeneration:
 def watched_parameters(llava: LlavaForConditionalGeneration, phase: Phase) -> dict[str, nn.Parameter]:
     """Parameters, by hub name, that a training cannot leave as they are.
 
-    Those of a projector that learns, and with ``full`` one of the language model's.
+    Those of a projector that learns, one of a tower that does, and with ``full`` one of the language model's.
     """
     watched = projector_parameters(llava) if phase.learns_projector else {}
     if phase.method == "full":
         last = len(llava.model.language_model.layers) - 1
         projection = llava.model.language_model.layers[last].mlp.down_proj
         watched[f"language_model.model.layers.{last}.mlp.down_proj.weight"] = projection.weight
+        if phase.learns_tower:
+            patches = llava.model.vision_tower.embeddings.patch_embedding
+            watched["vision_tower.vision_model.embeddings.patch_embedding.weight"] = patches.weight
     return watched
 
 
@@ -167,10 +171,11 @@ def _init_projector(config: RunConfig, phase: Phase, llava: LlavaForConditionalG
 
 def _open(llava: LlavaForConditionalGeneration, phase: Phase) -> Tuned:
     """Make what the phase's method trains learn, and nothing else."""
+    beside = {"learns_projector": phase.learns_projector, "learns_tower": phase.learns_tower}
     if phase.method in ("lora", "qlora"):
-        return add_adapter(llava, phase.training.lora, learns_projector=phase.learns_projector)
+        return add_adapter(llava, phase.training.lora, **beside)
     if phase.method == "full":
-        train_whole(llava, learns_projector=phase.learns_projector)
+        train_whole(llava, **beside)
     else:
         train_projector(llava)
     return llava

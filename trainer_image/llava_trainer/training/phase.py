@@ -11,11 +11,21 @@ from typing import Literal
 from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
-from llava_api.spec import Training
+from llava_api.spec import TowerTraining, Training
 from llava_trainer.data.image_folder import ImageFolder, folder_of, training_images
 from llava_trainer.errors import StageError
 
 Method = Literal["projector", "lora", "qlora", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedIn:
+    """A further dataset of a phase."""
+
+    samples_file: Path
+    images: ImageFolder
+    share: float
+    """Of an epoch's samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +47,18 @@ class Phase:
     image_aspect_ratio: Literal["pad", "square"]
     training: Training
     """Settings as in ``spec.training``; in phase 1 with those of ``spec.alignment`` in place of what it has itself."""
+    mixture: tuple[MixedIn, ...] = ()
+    """What is learned from beside ``samples_file``; nothing in phase 1."""
 
     @property
     def learns_projector(self) -> bool:
         """Whether the projector is trained."""
         return self.training.projector == "train"
+
+    @property
+    def learns_tower(self) -> bool:
+        """Whether the vision tower is trained."""
+        return self.training.vision_tower.mode == "full"
 
 
 def phase_of(config: RunConfig, stage: StageName | None = None) -> Phase:
@@ -64,6 +81,7 @@ def _alignment(config: RunConfig) -> Phase:
         "max_steps": None,
         "minimum_learning_rate": 0.0,
         "projector": "train",
+        "vision_tower": TowerTraining(),
         "batch": alignment.batch,
         "learning_rate": alignment.learning_rate,
         "projector_learning_rate": alignment.learning_rate,
@@ -97,4 +115,12 @@ def _training(config: RunConfig) -> Phase:
         images=training_images(config),
         image_aspect_ratio=config.dataset.image_aspect_ratio,
         training=training,
+        mixture=tuple(
+            MixedIn(
+                samples_file=config.volume.mixture_file(index),
+                images=folder_of(config, part.dataset, root),
+                share=part.share,
+            )
+            for index, (part, root) in enumerate(zip(config.mixture, config.mixture_dirs, strict=True))
+        ),
     )

@@ -9,6 +9,7 @@ from llava_trainer.training.batch_plan import BatchPlan
 from llava_trainer.training.curve import Curve, CurvePoint
 from llava_trainer.training.step import BatchTotals, StepOutcome
 from llava_trainer.training.timing import StepTime, Timing
+from llava_trainer.training.tracking.follower import Follower
 from llava_trainer.training.utilisation import Utilisation
 from llava_trainer.training.validation import Validation
 
@@ -24,15 +25,19 @@ class Recorder:
     def __init__(
         self, history: Curve, reporter: Reporter, plan: BatchPlan, *, first_step: int = 0,
         validate_every: int | None = None, utilisation: Utilisation | None = None,
+        followers: Sequence[Follower] = (),
     ) -> None:  # fmt: skip
         """Record what comes after ``first_step`` steps, of which there is a checkpoint if there are any."""
         self._utilisation = utilisation
+        self._followers = followers
         self._history = history
         self._reporter = reporter
         self._plan = plan
         self._step = self._resumed_step = first_step
         self._checkpoint_step: int | None = first_step or None
         self._timing = Timing(first_step, plan.total_steps, validate_every)
+        if history.last_validation_s is not None:
+            self._timing.note_validation(history.last_validation_s)
         self._skipped = ""
         self._validation: Validation | None = None
         self._validation_step = 0
@@ -77,12 +82,14 @@ class Recorder:
             tokens=outcome.tokens,
             samples_per_second=outcome.samples / taken.seconds,
             tokens_per_second=outcome.tokens / taken.seconds,
+            time_s=time.time(),
             data_wait_ratio=taken.data_wait_ratio,
             mfu=taken.mfu,
             peak_gpu_memory_bytes=totals.peak_gpu_memory_bytes or None,
             eta_seconds=self._timing.seconds_to_end(step),
         )
         self._history.append(entry)
+        self._tell_followers()
         self._report()
         if now - self._last_logged >= _LOG_INTERVAL_S or step == self._plan.total_steps:
             self._last_logged = now
@@ -112,6 +119,7 @@ class Recorder:
             step, validation_loss=validation.loss, validation_exact=validation.exact,
             validation_seconds=validation.seconds, validation_answers=validation.texts,
         )  # fmt: skip
+        self._tell_followers()
         self._last_time = time.monotonic()
         self._report()
 
@@ -128,6 +136,11 @@ class Recorder:
     def record_skipped(self, skipped: Sequence[str]) -> None:
         """Have every report tell that damaged checkpoints were passed over."""
         self._skipped = ", ".join(skipped)
+
+    def _tell_followers(self) -> None:
+        if self._history.last:
+            for follower in self._followers:
+                follower.note(self._history.last)
 
     def _report(self, *, validating_samples: int | None = None, message: str = "", share_left: float = 0.0) -> None:
         """Report what is known by now.

@@ -11,6 +11,7 @@ from llava_api.constants import StageName
 from llava_api.report import TrainNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.attempts.folder import Fence
+from llava_trainer.data.mixed_samples import MixedFile, MixedSamples
 from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.gang.stopping import StopRequest, saving_time_s
@@ -36,6 +37,7 @@ from llava_trainer.training.retention import remove_unfinished, step_of
 from llava_trainer.training.saving import Saver
 from llava_trainer.training.selection import Selection
 from llava_trainer.training.servable import write_servable
+from llava_trainer.training.tracking.opening import make_followers
 from llava_trainer.training.utilisation import find_utilisation
 from llava_trainer.training.validation import Validator
 
@@ -63,8 +65,9 @@ def train(
     phase = phase_of(config)
     processor = load_processor(config.model_dir, phase.image_aspect_ratio)
     with ExitStack() as stack:
-        samples = stack.enter_context(SampleFile(phase.samples_file))
-        plan = make_plan(phase, samples.measure(processor, phase.template, phase.training.max_length), world.world_size)
+        samples = _open_samples(phase, stack)
+        sizes = samples.measure(processor, phase.template, phase.training.max_length)
+        plan = make_plan(phase, sizes, world.world_size, samples.sizes_mixed)
         model = build_model(config, phase, world)
         identity = world.broadcast(identify_training(config, phase) if world.is_first else {})
         resume_point = resume(
@@ -88,6 +91,7 @@ def train(
                 history, reporter, plan, first_step=resume_point.step,
                 validate_every=validation.every_steps if validation else None,
                 utilisation=find_utilisation(config, phase, plan, world, model.dtype),
+                followers=[stack.enter_context(follower) for follower in make_followers(config)],
             )  # fmt: skip
             recorder.record_skipped([f"{path.parent.parent.name}/{path.name}" for path in resume_point.passed_over])
         loop = Loop(
@@ -120,7 +124,17 @@ def train(
         best_step=best_step,
         stopped_early=steps < plan.total_steps,
         frozen_projector=not phase.learns_projector,
+        learned_tower=phase.learns_tower,
     )
+
+
+def _open_samples(phase: Phase, stack: ExitStack) -> MixedSamples:
+    main = stack.enter_context(SampleFile(phase.samples_file))
+    mixed = [
+        MixedFile(samples=stack.enter_context(SampleFile(part.samples_file)), images=part.images)
+        for part in phase.mixture
+    ]
+    return MixedSamples(main, mixed)
 
 
 def _open_saver(

@@ -143,6 +143,8 @@ def say_without_effect(draft: Draft, flags: Flags, place: str, said: Flags | Non
     """Comment on every flag that nothing comes of, by reason; but for those that ``said`` has just so."""
     by_reason: dict[str, list[str]] = {}
     for name in flags.given:
+        if FLAGS[name].taken and flags.text(name) in FLAGS[name].taken:
+            continue
         if (reason := FLAGS[name].no_effect) and not (said and said.written.get(name) == flags.written[name]):
             by_reason.setdefault(reason, []).append(flags.written[name])
     for reason, written in by_reason.items():

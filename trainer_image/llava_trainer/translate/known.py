@@ -19,6 +19,8 @@ class Flag:
     default: str | int | float | bool | None = None
     no_effect: str = ""
     """Why nothing comes of it here; empty where something does."""
+    taken: tuple[str, ...] = ()
+    """Values of which something comes all the same."""
 
 
 _EVERY_STEP = "every step is in the run's curve, in kubectl get and in the metrics"
@@ -148,7 +150,7 @@ TRAINER_ARGUMENTS: dict[str, Flag] = {
     "logging_nan_inf_filter": Flag("bool", True, "a loss that is not finite ends the run with a reason"),
     "include_tokens_per_second": Flag("bool", False, _EVERY_STEP),
     "include_num_input_tokens_seen": Flag("bool", False, _EVERY_STEP),
-    "report_to": Flag("str", "all", _EVERY_STEP),
+    "report_to": Flag("str", "all", _EVERY_STEP, taken=("tensorboard", "all")),
     "run_name": Flag("str", None, "a run is named by metadata.name"),
     "disable_tqdm": Flag("bool", False, _EVERY_STEP),
     "log_level": Flag("str", "passive", _DEBUGGING),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from llava_trainer.translate.draft import Draft
 from llava_trainer.translate.flags import Flags
+from llava_trainer.translate.known import FLAGS
 from llava_trainer.translate.launches import Gpus, ReadFile
 
 _SHORTEST_USEFUL = 640
@@ -35,6 +36,8 @@ def write_course(draft: Draft, flags: Flags, gpus: Gpus, read_file: ReadFile, *,
     draft.put("training.grouping", "modality" if grouped[0] else "length" if grouped[1] else "none")
     if not any(grouped):
         draft.say("training.grouping", "no --group_by_modality_length; modality, the recipe's, trains faster")
+    if flags.has("report_to") and flags.text("report_to") in FLAGS["report_to"].taken:
+        draft.put("training.tracking.tensorboard", {})
     _fixed_things(draft, flags)
 
 
