@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from llava_api.run_config import RunIdentity
-from llava_trainer.sources.exchange import explain_transport
+from llava_trainer.sources.responses import explain_transport
 from llava_trainer.training.tracking.observations import Observation
 
 FIELD = "spec.training.tracking.mlflow"
