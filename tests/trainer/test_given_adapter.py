@@ -266,7 +266,7 @@ def in_the_tower(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> 
 def more_layers(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
     for matrix in ("lora_A", "lora_B"):
         name = B.replace("lora_B", matrix)
-        weights[name.replace("layers.1.", "layers.99.")] = weights[name]
+        weights[name.replace("layers.1.", "layers.99.")] = weights[name].clone()
 
 
 def another_projector(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
