@@ -76,7 +76,7 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 CAPTIONS = {"source": "pvc://data/captions", "format": "llava", "file": "captions.json"}
-MODEL_PARTS = ("source", "base", "languageModel", "visionTower", "projector")
+MODEL_PARTS = ("source", "base", "languageModel", "visionTower", "projector", "adapter")
 _GENERAL = {"source": "pvc://data/general", "format": "llava", "file": "general.json"}
 _DIGEST = f"sha256:{'a' * 64}"
 

@@ -109,6 +109,11 @@ class RunVolume:
         """The model in hub layout, where it had to be fetched, converted or put together."""
         return self.inputs_dir / "model"
 
+    @property
+    def given_adapter_dir(self) -> Path:
+        """The adapter that the run goes on from (``model.adapter``), checked, in the layout of ``adapter_dir``."""
+        return self.inputs_dir / "adapter"
+
     def download_dir(self, role: str) -> Path:
         """What was fetched for ``role`` (model, vision-tower, dataset, ...), as it was."""
         return self.inputs_dir / "downloads" / role

@@ -134,10 +134,8 @@ class SecretUse(NamedTuple):
 
 def secrets_of(spec: Spec) -> dict[SecretRole, SecretUse]:
     """Secrets with credentials for the run's sources, by what they are for; none for what is on a claim."""
-    model = spec.model
-    parts = (model.source, model.base, model.language_model, model.vision_tower, model.projector)
     uses = {
-        SecretRole.MODEL: (model.secret_ref, _keys_for(*parts)),
+        SecretRole.MODEL: (spec.model.secret_ref, _keys_for(*spec.model.sources.values())),
         SecretRole.DATASET: (spec.dataset.secret_ref, _keys_for(spec.dataset.source)),
     }
     if spec.alignment is not None:

@@ -17,11 +17,12 @@ from llava_api.spec import Lora
 from llava_trainer.data.encode import IGNORED
 from llava_trainer.errors import StageError
 from llava_trainer.inputs import BaseModel
+from llava_trainer.model.adapter_folder import WEIGHTS_FILE
 from llava_trainer.model.learning import group_parameters
 from llava_trainer.model.loading import load_model, load_tuned
 from llava_trainer.model.lora import add_adapter
 from llava_trainer.model.objective import SupervisedLoss
-from llava_trainer.training.adapter import WEIGHTS_FILE, check_saved, collect_adapter, name_base, publish_adapter
+from llava_trainer.training.adapter import check_saved, collect_adapter, name_base, publish_adapter
 from tests.trainer.checkpoints import LAYOUTS, build_llava, rename, save_base
 
 CPU = torch.device("cpu")

@@ -150,6 +150,10 @@ def provide_inputs(config: RunConfig, reporter: Reporter, surroundings: "Surroun
 
     found = fetch_inputs(config, reporter, surroundings)
     model = _provide_model(config, found, reporter)
+    if (adapter := found.get("adapter")) is not None:
+        from llava_trainer.importing.adapter import import_adapter
+
+        import_adapter(adapter.path, model.model_dir, config.training, config.volume.given_adapter_dir)
     alignment = found.get("alignment-dataset")
     inputs = Inputs(
         model_dir=model.model_dir,

@@ -163,9 +163,21 @@ _CONSISTENT: tuple[dict[str, Any], ...] = (
         field=".alignment.freshProjector",
     ),
     rule(
-        "self.training.method != 'none' || has(self.alignment)",
-        "spec.training.method none needs spec.alignment: there would be nothing to do",
+        "self.training.method != 'none' || has(self.alignment) || has(self.model.adapter)",
+        "spec.training.method none needs spec.alignment, or spec.model.adapter to merge: there would be nothing to do",
         field=".training.method",
+    ),
+    rule(
+        "!has(self.model.adapter) || self.training.method != 'full'",
+        "spec.model.adapter does not go with spec.training.method full, which trains no adapter: merge it first (with "
+        "method none), and name what that has made in spec.model.source",
+        field=".model.adapter",
+    ),
+    rule(
+        "!has(self.model.adapter) || !has(self.alignment)",
+        "spec.model.adapter does not go with spec.alignment: the adapter was trained with a projector that is aligned, "
+        "and another one would not fit it; remove one of them",
+        field=".model.adapter",
     ),
     rule(
         "!has(self.alignment) || !has(self.alignment.dataset.validation.file)",

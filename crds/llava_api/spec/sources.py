@@ -175,6 +175,15 @@ class Model(Strict):
             "run, or an mm_projector.bin of the original code."
         ),
     ] = None
+    adapter: Annotated[
+        Source | None,
+        Field(
+            description="Adapter to go on from, with the projector that it brings, instead of a fresh one: the adapter "
+            "folder of an earlier run (pvc://CLAIM/adapter), or any LoRA that PEFT has saved of this model. The run "
+            "makes one adapter of both on the same base, so training.lora must be as in the adapter. With "
+            "training.method none nothing is trained: the adapter is merged, and compared with the base."
+        ),
+    ] = None
     secret_ref: Annotated[
         SecretRef | None,
         Field(
@@ -183,3 +192,12 @@ class Model(Strict):
             "(https)."
         ),
     ] = None
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Every source that is set, by the field's name in the manifest, in the manifest's order."""
+        named = (
+            ("source", self.source), ("base", self.base), ("languageModel", self.language_model),
+            ("visionTower", self.vision_tower), ("projector", self.projector), ("adapter", self.adapter),
+        )  # fmt: skip
+        return {name: source for name, source in named if source is not None}

@@ -51,12 +51,11 @@ def list_sources(spec: Spec, stage: Stage) -> Iterator[str]:
 
     Prepare reads all of them. What a model is put together from is on the run's volume afterwards.
     """
-    model = spec.model
-    parts = (model.base, model.language_model, model.vision_tower, model.projector)
-    alignment = spec.alignment.dataset.source if spec.alignment else None
-    mixed = (part.dataset.source for part in spec.mixture)
-    made_of = parts if stage.fetches else ()
-    yield from (one for one in (model.source, *made_of, spec.dataset.source, alignment, *mixed) if one is not None)
+    yield from (source for name, source in spec.model.sources.items() if name == "source" or stage.fetches)
+    yield spec.dataset.source
+    if spec.alignment is not None:
+        yield spec.alignment.dataset.source
+    yield from (part.dataset.source for part in spec.mixture)
 
 
 def input_claims(spec: Spec, stage: Stage) -> list[str]:

@@ -151,13 +151,8 @@ class _Part(NamedTuple):
 
 
 def _parts(spec: Spec) -> Iterator[_Part]:
-    model = spec.model
-    sources = {
-        "source": model.source, "base": model.base, "languageModel": model.language_model,
-        "visionTower": model.vision_tower, "projector": model.projector,
-    }  # fmt: skip
-    named = tuple((f"spec.model.{name}", source) for name, source in sources.items() if source is not None)
-    yield _Part("spec.model", _name(model.secret_ref), named)
+    named = tuple((f"spec.model.{name}", source) for name, source in spec.model.sources.items())
+    yield _Part("spec.model", _name(spec.model.secret_ref), named)
     datasets = [("spec.dataset", spec.dataset)]
     if spec.alignment is not None:
         datasets.append(("spec.alignment.dataset", spec.alignment.dataset))

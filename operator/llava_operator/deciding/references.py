@@ -22,14 +22,10 @@ class Reference:
 
 def list_references(run: Run) -> Iterator[Reference]:
     """Every object that a run names, in the order of the spec. One may be named more than once."""
-    spec, model = run.spec, run.spec.model
+    spec = run.spec
     alignment = spec.alignment.dataset if spec.alignment else None
     for source, field in (
-        (model.source, "spec.model.source"),
-        (model.base, "spec.model.base"),
-        (model.language_model, "spec.model.languageModel"),
-        (model.vision_tower, "spec.model.visionTower"),
-        (model.projector, "spec.model.projector"),
+        *((source, f"spec.model.{name}") for name, source in spec.model.sources.items()),
         (spec.dataset.source, "spec.dataset.source"),
         (alignment.source if alignment else None, "spec.alignment.dataset.source"),
         *((part.dataset.source, f"spec.mixture[{n}].dataset.source") for n, part in enumerate(spec.mixture)),
@@ -39,7 +35,7 @@ def list_references(run: Run) -> Iterator[Reference]:
             yield Reference(kind=CLAIM, name=claim, field=field)
     server = tracking_server(spec)
     for secret, field in (
-        (model.secret_ref, "spec.model.secretRef"),
+        (spec.model.secret_ref, "spec.model.secretRef"),
         (spec.dataset.secret_ref, "spec.dataset.secretRef"),
         (alignment.secret_ref if alignment else None, "spec.alignment.dataset.secretRef"),
         *((part.dataset.secret_ref, f"spec.mixture[{n}].dataset.secretRef") for n, part in enumerate(spec.mixture)),

@@ -5,11 +5,10 @@ Values in, markup out; images come through ``load_image``, so that nothing here 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from llava_trainer.data.dataset_report import DatasetReport, Side
 from llava_trainer.data.questions import Question
-from llava_trainer.evaluation.page_answers import SPLIT_TITLES, LoadImage, show_prompts, show_questions
+from llava_trainer.evaluation.page_answers import SPLIT_TITLES, LoadImage, Model, show_prompts, show_questions
 from llava_trainer.evaluation.page_training import Hardest, show_answers, show_curves, show_hardest
 from llava_trainer.evaluation.scores import Answer, Metrics, ModelScore, SplitScore
 from llava_trainer.html import Html, definition_list, el, join, page, script_asset
@@ -19,6 +18,7 @@ _SPLIT_NOTES = {
     "validation": "Set aside from training.",
     "train": "Seen in training: how much was learned by heart.",
 }
+_GIVEN = " Base: with the adapter that the run went on from; bare: without it."
 _OVERLAP = "overlap"
 """Kind of prepare's note about held-out questions that training asks too."""
 _METRIC_TITLES = {"exact_match": "exact match"}
@@ -114,13 +114,15 @@ def _score_card(score: SplitScore, caution: Html | None) -> Html:
         ),
         el(
             "div",
+            _bar("bare", score.bare, score.samples) if score.bare else None,
             _bar("base", score.base, score.samples),
             _bar("tuned", score.tuned, score.samples),
             class_="bars",
         ),
         el(
             "p",
-            f"{score.samples:,} questions. {_SPLIT_NOTES[score.split]} Lines: 95\u202f% confidence interval.",
+            f"{score.samples:,} questions. {_SPLIT_NOTES[score.split]} Lines: 95\u202f% confidence interval."
+            + (_GIVEN if score.bare else ""),
             class_="muted small",
             style="margin: 12px 0 0",
         ),
@@ -134,13 +136,13 @@ def _gain(gain: float) -> Html:
     return el("span", f"{gain * 100:+.1f} points", class_=f"gain {direction}")
 
 
-def _bar(model: Literal["base", "tuned"], score: ModelScore, samples: int) -> Html:
+def _bar(model: Model, score: ModelScore, samples: int) -> Html:
     interval = f"left: {score.low:.2%}; width: {score.high - score.low:.2%}"
     return join(
         el("span", model),
         el(
             "div",
-            el("div", class_=f"fill {model}", style=f"width: {score.value:.2%}"),
+            el("div", class_=f"fill {'base' if model == 'bare' else model}", style=f"width: {score.value:.2%}"),
             el("div", class_="range", style=interval),
             class_="track",
             title=f"95\u202f% confidence interval {_percent(score.low)} to {_percent(score.high)}",

@@ -11,6 +11,8 @@ from llava_trainer.html import Html, el, join, thumbnail
 
 MAX_QUESTIONS_SHOWN = 200
 """Questions of each split that are shown; images make a report heavy. All of them are in answers.jsonl."""
+Model = Literal["bare", "base", "tuned"]
+"""Bare: the base without the adapter that the run went on from."""
 SPLIT_TITLES = {"validation": "Held-out questions", "train": "Training questions"}
 LoadImage = Callable[[str], Image.Image]
 """Opens an image by its path relative to the dataset's image folder."""
@@ -28,7 +30,13 @@ def _prompt(answer: Answer, load_image: LoadImage) -> Html:
     said = el(
         "div",
         el("p", answer.question, class_="question"),
-        el("div", _said("base", answer.base), _said("tuned", answer.tuned), class_="columns"),
+        el(
+            "div",
+            None if answer.bare is None else _said("bare", answer.bare),
+            _said("base", answer.base),
+            _said("tuned", answer.tuned),
+            class_="columns",
+        ),
     )
     return el("article", shown, said, class_="card prompt" if shown else "card prompt plain")
 
@@ -39,7 +47,7 @@ def side_by_side(images: Iterable[Html]) -> Html | None:
     return shown[0] if len(shown) == 1 else el("div", shown) if shown else None
 
 
-def _said(model: Literal["base", "tuned"], text: str) -> Html:
+def _said(model: Model, text: str) -> Html:
     return el(
         "div", el("div", model, class_="who"), el("div", show_text(text), class_="said"), class_=f"answer {model}"
     )
@@ -87,12 +95,17 @@ def _split(split: str, answers: Sequence[Answer], load_image: LoadImage) -> Html
         "section",
         el("h3", SPLIT_TITLES[split], style="margin-top: 20px"),
         el("p", note, class_="muted small"),
-        el("div", _heads(), (_sample(rows, load_image) for rows in samples), class_="card samples"),
+        el(
+            "div",
+            _heads(has_bare=answers[0].bare is not None),
+            (_sample(rows, load_image) for rows in samples),
+            class_="card samples",
+        ),
     )
 
 
-def _heads() -> Html:
-    names = ("Question", "Expected", "Base", "Tuned")
+def _heads(*, has_bare: bool) -> Html:
+    names = ("Question", "Expected", *(("Bare",) if has_bare else ()), "Base", "Tuned")
     return el(
         "div",
         el("span", "Picture"),
@@ -115,6 +128,7 @@ def _row(answer: Answer) -> Html:
         "tr",
         el("td", answer.question),
         el("td", show_text(answer.expected or "")),
+        None if answer.bare is None else _judged("bare", answer.bare, answer.bare_right),
         _judged("base", answer.base, answer.base_right),
         _judged("tuned", answer.tuned, answer.tuned_right),
         data_kind=" ".join(_kinds(answer)),

@@ -12,7 +12,7 @@ from llava_trainer.evaluation.metrics import EXACT_MATCH, Proportion, is_exact_m
 
 
 class Answer(Lenient):
-    """One question with both models' answers."""
+    """One question with the models' answers."""
 
     split: Split
     sample: str
@@ -22,14 +22,18 @@ class Answer(Lenient):
     question: str
     expected: str | None
     base: str
+    """Of what the run began with: the base, with the adapter that it was given, if any."""
     tuned: str
+    bare: str | None = None
+    """Of the base without that adapter; None where none was given."""
     base_right: bool | None
     """By exact match; None where nothing is expected."""
     tuned_right: bool | None
+    bare_right: bool | None = None
 
     @classmethod
-    def of(cls, question: Question, base: str, tuned: str) -> "Answer":
-        """Judge both answers to a question."""
+    def of(cls, question: Question, base: str, tuned: str, bare: str | None = None) -> "Answer":
+        """Judge the answers to a question."""
         expected = question.expected
         return cls(
             split=question.split,
@@ -40,8 +44,10 @@ class Answer(Lenient):
             expected=expected,
             base=base,
             tuned=tuned,
+            bare=bare,
             base_right=None if expected is None else is_exact_match(base, expected),
             tuned_right=None if expected is None else is_exact_match(tuned, expected),
+            bare_right=None if expected is None or bare is None else is_exact_match(bare, expected),
         )
 
 
@@ -57,7 +63,7 @@ class ModelScore(Lenient):
 
 
 class SplitScore(Lenient):
-    """Both models' scores on one split."""
+    """The models' scores on one split."""
 
     metric: str
     split: Literal["validation", "train"]
@@ -67,6 +73,8 @@ class SplitScore(Lenient):
     """Those of them whose group training has samples of, too."""
     base: ModelScore
     tuned: ModelScore
+    bare: ModelScore | None = None
+    """None where the run was given no adapter."""
     gain: float
     """tuned - base."""
 
@@ -116,6 +124,8 @@ def score_answers(answers: Iterable[Answer], *, num_shared: int = 0) -> tuple[Sp
 def _score_split(split: Literal["validation", "train"], answers: list[Answer], num_shared: int) -> SplitScore:
     base = _model_score(sum(answer.base_right is True for answer in answers), len(answers))
     tuned = _model_score(sum(answer.tuned_right is True for answer in answers), len(answers))
+    judged = [answer.bare_right for answer in answers if answer.bare_right is not None]
+    bare = _model_score(sum(judged), len(judged)) if judged else None
     return SplitScore(
         metric=EXACT_MATCH,
         split=split,
@@ -123,6 +133,7 @@ def _score_split(split: Literal["validation", "train"], answers: list[Answer], n
         samples_shared=num_shared if split == "validation" else 0,
         base=base,
         tuned=tuned,
+        bare=bare,
         gain=tuned.value - base.value,
     )
 

@@ -20,7 +20,8 @@ def list_settings(config: RunConfig) -> Rows:
         *(_mixture(part) for part in config.mixture),
         ("Pictures", f"made square by {'padding' if config.dataset.image_aspect_ratio == 'pad' else 'cropping'}"),
         *(_alignment(config.alignment) if config.alignment else []),
-        ("Method", _method(config.training)),
+        ("Method", _method(config.training, has_adapter=config.model.adapter is not None)),
+        *([("Goes on from", show(config.model.adapter))] if config.model.adapter is not None else []),
         *(_training(config) if config.training.method != "none" else []),
         ("Longest sample", f"{config.training.max_length:,} tokens"),
         ("Precision", f"{config.training.precision} in training, merged to {config.merge.dtype}"),
@@ -44,7 +45,9 @@ def _alignment(alignment: Alignment) -> Rows:
     ]  # fmt: skip
 
 
-def _method(training: Training) -> str:
+def _method(training: Training, *, has_adapter: bool) -> str:
+    if training.method == "none" and has_adapter:
+        return "none: the adapter that was given is merged"
     if training.method == "none":
         return "the projector alone, by alignment"
     told = ", projector frozen" if training.projector == "frozen" else ""

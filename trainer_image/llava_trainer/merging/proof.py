@@ -125,6 +125,8 @@ def load_reference(config: RunConfig) -> PeftModel | LlavaForConditionalGenerati
             return load_trained(
                 config.model_dir, volume.weights_dir, torch.float32, "cpu", learned=learned, projector_dir=projector_dir
             )
+        case "none" if config.model.adapter is not None:
+            return load_tuned(config.model_dir, volume.given_adapter_dir, torch.float32, "cpu")
         case "none":
             llava = load_model(config.model_dir, torch.float32, "cpu")
             load_projector(llava, volume.projector_dir)

@@ -1,13 +1,17 @@
 """LoRA in the language model, and beside it projector and vision tower, each trained whole or frozen."""
 
 from collections.abc import Collection
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.other import ModulesToSaveWrapper
+from safetensors import safe_open
 from transformers import LlavaForConditionalGeneration
 
+from llava_api.failures import Reason
 from llava_api.spec import Lora, LoraTarget
+from llava_trainer.errors import StageError
 from llava_trainer.model.layout import PROJECTOR, VISION_TOWER
 from llava_trainer.model.partition import whole
 from llava_trainer.model.tower import learning_parts
@@ -58,6 +62,35 @@ def add_adapter(
         if parameter.requires_grad:
             parameter.data = parameter.data.to(model.dtype)
     return tuned
+
+
+def fill_adapter(tuned: PeftModel, file: Path) -> None:
+    """Have the adapter, and what learns beside it, begin with the tensors in ``file``, in the model's number format.
+
+    Every rank calls it where ZeRO-3 shares parameters out: PEFT's own loading would copy into empty tensors there. What
+    learns beside it and is not in the file (the projector, say) begins as the base's own.
+
+    Args:
+        tuned: with an adapter of the same shape.
+        file: tensors under the names by which PEFT saves them.
+
+    Raises:
+        StageError: InternalError; the file has tensors of another adapter.
+    """
+    parameters = {_saved_name(name): one for name, one in tuned.named_parameters() if one.requires_grad}
+    with safe_open(file, framework="pt") as stored:
+        names = set(stored.keys())
+        missing = {name for name in parameters if ".lora_" in name} - names
+        if stray := (names - parameters.keys()) | missing:
+            raise StageError(Reason.INTERNAL_ERROR, f"{file}: {min(stray)} has no counterpart in the model")
+        for name in sorted(names):
+            with whole([parameters[name]], changed=True), torch.no_grad():
+                parameters[name].copy_(stored.get_tensor(name))
+
+
+def _saved_name(name: str) -> str:
+    """What PEFT calls a parameter of this name in a file."""
+    return name.replace(f".modules_to_save.{_ADAPTER_NAME}.", ".").replace(f".{_ADAPTER_NAME}.", ".")
 
 
 def is_lora_b(name: str) -> bool:

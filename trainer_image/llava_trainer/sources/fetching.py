@@ -38,6 +38,11 @@ from llava_trainer.sources.transfer import Downloader
 from llava_trainer.sources.web_identity import read_web_identity
 
 _COMMIT_FILE = "commit.json"
+MODEL_ROLES = {
+    "source": "model", "base": "base", "languageModel": "language-model", "visionTower": "vision-tower",
+    "projector": "projector", "adapter": "adapter",
+}  # fmt: skip
+"""What the sources of ``spec.model`` are for, by their fields."""
 
 logger = logging.getLogger(__name__)
 
@@ -105,16 +110,11 @@ def fetch_inputs(config: RunConfig, reporter: Reporter, surroundings: Surroundin
 
 def list_roles(config: RunConfig) -> Iterator[Role]:
     """The sources of a run, in the order of the spec."""
-    model = config.model
-    for name, key, source, mounted in (
-        ("model", "source", model.source, config.model_dir),
-        ("base", "base", model.base, None),
-        ("language-model", "languageModel", model.language_model, None),
-        ("vision-tower", "visionTower", model.vision_tower, None),
-        ("projector", "projector", model.projector, None),
-    ):
-        if source is not None:
-            yield Role(name=name, field=f"spec.model.{key}", source=source, secret=SecretRole.MODEL, mounted=mounted)
+    for key, source in config.model.sources.items():
+        yield Role(
+            name=MODEL_ROLES[key], field=f"spec.model.{key}", source=source, secret=SecretRole.MODEL,
+            mounted=config.model_dir if key == "source" else None,
+        )  # fmt: skip
     prompts = tuple(prompt.image for prompt in config.evaluation.prompts if prompt.image is not None)
     yield Role(
         name="dataset", field="spec.dataset.source", source=config.dataset.source, secret=SecretRole.DATASET,

@@ -3,7 +3,7 @@
 import logging
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -41,22 +41,27 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: RunConfig, reporter: Reporter) -> StageOutput:
-    """Compare the run's merged model with its base.
+    """Compare the run's merged model with what it began with: the base, or the base with the adapter that was given.
 
-    Progress counts every answer of both models.
+    Beside the latter the bare base is asked as well. Progress counts every answer of each model.
 
     Raises:
         StageError: a prompt's image cannot be opened, or the GPU's memory does not suffice.
     """
     questions = [*_ask_dataset(config), *ask_prompts(config)]
     processor = load_processor(config.model_dir, config.dataset.image_aspect_ratio)
-    progress = _Progress(reporter=reporter, total=2 * len(questions))
+    given = config.volume.given_adapter_dir if _goes_on(config) else None
+    progress = _Progress(reporter=reporter, total=(2 if given is None else 3) * len(questions))
     clock = _Clock()
+    bare: Sequence[str | None] = [None] * len(questions)
+    if given is not None:
+        with clock.phase("answers_of_bare_base"):
+            bare = _answer_all(config, config.model_dir, questions, processor, progress)
     with clock.phase("answers_of_base"):
-        base = _answer_all(config, config.model_dir, questions, processor, progress)
+        base = _answer_all(config, config.model_dir, questions, processor, progress, adapter_dir=given)
     with clock.phase("answers_of_tuned"):
         tuned = _answer_all(config, config.volume.merged_dir, questions, processor, progress)
-    answers = [Answer.of(*row) for row in zip(questions, base, tuned, strict=True)]
+    answers = [Answer.of(*row) for row in zip(questions, base, tuned, bare, strict=True)]
     dataset = DatasetReport.model_validate_json(config.volume.dataset_report_json.read_bytes())
     metrics = _measure(config, dataset, answers, clock.seconds)
     page = _build_page(config, dataset, answers, metrics)
@@ -116,9 +121,15 @@ def _ask_dataset(config: RunConfig) -> list[Question]:
     return [*held_out, *ask_samples(seen, "train")]
 
 
+def _goes_on(config: RunConfig) -> bool:
+    """Whether training has gone on from an adapter that was given, which is what it is to be compared with."""
+    return config.model.adapter is not None and config.training.method != "none"
+
+
 def _answer_all(
-    config: RunConfig, model_dir: Path, questions: list[Question], processor: Processor, progress: _Progress
-) -> list[str]:
+    config: RunConfig, model_dir: Path, questions: list[Question], processor: Processor, progress: _Progress,
+    *, adapter_dir: Path | None = None,
+) -> list[str]:  # fmt: skip
     """Answers of the model in ``model_dir``, in the questions' order: the dataset's first, the prompts' last."""
     device, dtype = _device(config)
     generation = config.evaluation.generation
@@ -126,7 +137,7 @@ def _answer_all(
     encoded = [encode_question(question, processor, folder) for question in questions]
     num_scored = sum(question.expected is not None for question in questions)
     try:
-        with load_answerer(model_dir, processor, device, dtype) as answerer:
+        with load_answerer(model_dir, processor, device, dtype, adapter_dir=adapter_dir) as answerer:
             answers = answerer.answer_greedily(encoded[:num_scored], generation.max_new_tokens, progress.add)
             for prompt in encoded[num_scored:]:
                 answers.append(answerer.answer_as_told(prompt, generation))

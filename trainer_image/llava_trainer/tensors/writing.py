@@ -44,17 +44,33 @@ def write_checkpoint(
     shards = cut_into_shards(recipes, max_shard_bytes)
     names = shard_names(len(shards))
     done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        on_tensor(done, len(recipes))
+
     for name, shard in zip(names, shards, strict=True):
-        with (folder / name).open("wb") as file:
-            file.write(_header((recipe.name, recipe.dtype, recipe.shape, recipe.num_bytes) for recipe in shard))
-            for recipe in shard:
-                _write_tensor(file, recipe)
-                done += 1
-                on_tensor(done, len(recipes))
-            file.flush()
-            os.fsync(file.fileno())
+        write_tensors(folder / name, shard, count)
     if len(shards) > 1:
         _write_index(folder / INDEX_FILE, names, shards)
+
+
+def write_tensors(path: Path, recipes: Sequence[TensorRecipe], on_tensor: Callable[[], None] = lambda: None) -> None:
+    """Write one safetensors file, synced to the disk, with one tensor in memory at a time.
+
+    Args:
+        path: where to.
+        recipes: what to write, in this order; each is made when its turn comes.
+        on_tensor: called after each.
+    """
+    with path.open("wb") as file:
+        file.write(_header((recipe.name, recipe.dtype, recipe.shape, recipe.num_bytes) for recipe in recipes))
+        for recipe in recipes:
+            _write_tensor(file, recipe)
+            on_tensor()
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def cut_into_shards(recipes: Iterable[TensorRecipe], max_shard_bytes: int) -> tuple[tuple[TensorRecipe, ...], ...]:

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.files import begin_folder, make_folder, publish_folder
 from llava_trainer.inputs import BaseModel
+from llava_trainer.model.adapter_folder import WEIGHTS_FILE
 from llava_trainer.model.layout import SPOKEN
 from llava_trainer.model.lora import find_unmoved, is_lora_b
 from llava_trainer.model.partition import whole
 from llava_trainer.tensors.writing import save_tensors
-
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def collect_adapter(tuned: PeftModel) -> dict[str, torch.Tensor]:
@@ -48,7 +48,12 @@ def write_adapter(tuned: PeftModel, weights: Mapping[str, torch.Tensor], folder:
 
 
 def publish_adapter(
-    tuned: PeftModel, folder: Path, *, is_first: bool = True, check: Callable[[], None] = lambda: None
+    tuned: PeftModel,
+    folder: Path,
+    *,
+    is_first: bool = True,
+    check: Callable[[], None] = lambda: None,
+    given: Path | None = None,
 ) -> None:
     """Write the final adapter aside, read it back, and give it its name only if it is what was trained.
 
@@ -57,12 +62,15 @@ def publish_adapter(
         folder: where it goes.
         is_first: whether this rank writes for all; every rank calls it.
         check: called before the result is completed; raises if this attempt does not count any more.
+        given: file of the adapter that training went on from.
 
     Raises:
         StageError: InternalError; what was written is not what is live. AdapterUnchanged; nothing was learned.
     """
     weights = collect_adapter(tuned)
     check_learned(tuned, weights)
+    if given is not None:
+        check_moved(weights, given)
     if not is_first:
         return
     aside = begin_folder(folder)
@@ -86,6 +94,20 @@ def check_saved(live: Mapping[str, torch.Tensor], file: Path) -> None:
     )
     if wrong:
         raise StageError(Reason.INTERNAL_ERROR, f"{file}: {wrong[0]} is not what was trained ({len(wrong)} in all)")
+
+
+def check_moved(weights: Mapping[str, torch.Tensor], given: Path) -> None:
+    """Make sure that an adapter is not the one that training went on from, tensor by tensor.
+
+    Raises:
+        StageError: AdapterUnchanged.
+    """
+    with safe_open(given, framework="pt") as stored:
+        names = weights.keys() & set(stored.keys())
+        if all(torch.equal(weights[name], stored.get_tensor(name).to(weights[name].dtype)) for name in sorted(names)):
+            raise StageError(
+                Reason.ADAPTER_UNCHANGED, "the adapter is as it was given (spec.model.adapter), so nothing was learned"
+            )
 
 
 def check_learned(tuned: PeftModel, weights: Mapping[str, torch.Tensor]) -> None:

@@ -45,7 +45,9 @@ def publish_result(
         OSError: it cannot be written.
     """
     if isinstance(model.tuned, PeftModel):
-        publish_adapter(model.tuned, volume.adapter_dir, is_first=world.is_first, check=check)
+        publish_adapter(
+            model.tuned, volume.adapter_dir, is_first=world.is_first, check=check, given=model.given_adapter
+        )
         return
     check_changed(model)
     if model.phase.method == "full":

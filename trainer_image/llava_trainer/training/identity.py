@@ -56,6 +56,8 @@ def identify_training(config: RunConfig, phase: Phase) -> dict[str, str]:
     if phase.stage is StageName.TRAIN and config.alignment is not None:
         # What phase 1 has made of the model's projector.
         folders.append(config.volume.projector_dir)
+    if config.model.adapter is not None:
+        folders.append(config.volume.given_adapter_dir)
     return {
         **{f"spec.{name}": str(value) for name, value in settings.items()},
         _MODEL: fingerprint_model(folders),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -17,10 +18,11 @@ from llava_trainer.data.model_config import load_config
 from llava_trainer.errors import StageError
 from llava_trainer.gang.world import World
 from llava_trainer.inputs import read_inputs
+from llava_trainer.model.adapter_folder import WEIGHTS_FILE
 from llava_trainer.model.attention import resolve_attention
 from llava_trainer.model.learning import ParameterGroup, group_parameters, train_projector, train_whole
 from llava_trainer.model.loading import load_model
-from llava_trainer.model.lora import add_adapter
+from llava_trainer.model.lora import add_adapter, fill_adapter
 from llava_trainer.model.objective import SupervisedLoss
 from llava_trainer.model.partition import copy_whole, num_elements
 from llava_trainer.model.projector import load_projector, projector_parameters, reset_projector
@@ -47,6 +49,8 @@ class ModelUnderTraining:
     dtype: torch.dtype
     initial_weights: Mapping[str, torch.Tensor]
     """Some of what learns as it was before, by hub name: to tell at the end that it has learned."""
+    given_adapter: Path | None = None
+    """File of the adapter that training goes on from."""
 
     @property
     def llava(self) -> LlavaForConditionalGeneration:
@@ -83,6 +87,9 @@ def build_model(
     # Drawn from the same seed everywhere; each rank's dropout then goes its own way.
     torch.manual_seed(training.seed)
     tuned = _open(llava, phase)
+    given = None if config.model.adapter is None else config.volume.given_adapter_dir / WEIGHTS_FILE
+    if isinstance(tuned, PeftModel) and given is not None:
+        fill_adapter(tuned, given)
     inputs = read_inputs(config)
     if isinstance(tuned, PeftModel) and inputs is not None and inputs.base_model is not None:
         name_base(tuned, inputs.base_model)
@@ -115,6 +122,7 @@ def build_model(
         groups=groups,
         dtype=dtype,
         initial_weights=initial_weights,
+        given_adapter=given,
     )
 
 
