@@ -135,6 +135,7 @@ def test_each_value_is_told_once_and_a_resumed_curve_from_its_beginning(tmp_path
             taking.wait_for(lambda: len(taking.losses()) == 2)
             for step in (3, 4):
                 add(history, follower, point(step))
+            taking.wait_for(lambda: len(taking.losses()) == 4)
             history.add_validation(4, validation_loss=0.5)
             assert history.last is not None
             follower.note(history.last)

@@ -88,6 +88,7 @@ def test_a_validation_is_told_in_the_line_of_its_step(tmp_path: Path):
         history.add_validation(2, validation_loss=1.0, validation_exact=1.0, validation_seconds=2.0)
         history.add_validation(1, validation_loss=9.0)
         assert history.last == read_curve(file)[-1]
+        assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2]
         history.append(make_entry(3))
     entries = read_curve(file)
     assert [(entry.step, entry.validation_loss, entry.validation_exact) for entry in entries] == [
