@@ -11,6 +11,7 @@ from llava_api.constants import API_VERSION, KIND
 from llava_api.crd import build_crd
 from llava_api.names import MAX_RUN_NAME
 from llava_api.rules import RULES_KEY
+from llava_api.spec import LORA_TARGETS
 from tests.kubectl import Kubectl, KubectlError
 from tests.rendering import ROOT
 
@@ -66,7 +67,9 @@ def test_smallest_manifest_is_accepted_and_gets_the_recipe(kubectl: Kubectl) -> 
     kubectl.apply(make("smallest"))
     spec = kubectl.get("lft", "smallest")["spec"]
     assert "learningRate" not in spec["training"], "it depends on the method"
-    assert spec["training"]["lora"] == {"rank": 128, "alpha": 256, "dropout": 0.05}
+    assert spec["training"]["lora"] == {
+        "rank": 128, "alpha": 256, "dropout": 0.05, "targets": list(LORA_TARGETS), "rsLora": False
+    }  # fmt: skip
     assert spec["training"]["batch"] == {"perDevice": 8, "global": 128}
     assert spec["dataset"]["validation"] == {"fraction": 0.05}
     assert spec["dataset"]["imageAspectRatio"] == "pad"
@@ -294,14 +297,28 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
             "spec.alignment.batch.global",
             "is 7 but must be a multiple of 3",
         ),
-        ({"training__method": "none"}, "spec.training.method", "none needs spec.alignment"),
+        ({"training__method": "none"}, "spec.training.method", "none needs spec.alignment, or spec.model.adapter"),
+        (
+            {"model__adapter": "pvc://run/adapter", "training__method": "full"},
+            "spec.model.adapter",
+            "merge it first (with method none)",
+        ),
+        (
+            {
+                "model__adapter": "pvc://run/adapter",
+                "alignment": {"dataset": CAPTIONS, "freshProjector": True},
+            },
+            "spec.model.adapter",
+            "does not go with spec.alignment",
+        ),
+        ({"model__adapter": "/somewhere"}, "spec.model.adapter", "must begin with pvc://"),
         *(
             ({"mixture": [mixed(**part) for part in parts], **changes}, field, told)
             for parts, changes, field, told in (
                 ([{"share": 0.01}] * 9, {}, "spec.mixture", "at most 8 items"),
                 ([{"share": 0.5}] * 2, {}, "spec.mixture", "must come to at most 0.99 together"),
                 ([{"share": 0}], {}, "spec.mixture[0].share", "greater than 0"),
-                ([{"share": 1}], {}, "spec.mixture[0].share", "less than or equal to 0.99"),
+                ([{"share": 1}], {}, "spec.mixture[0].share", "less than 1"),
                 ([{"validation": {"file": "v.json"}}], {}, "spec.mixture", "only spec.dataset is held out"),
                 ([{"imageAspectRatio": "square"}], {}, "spec.mixture", "must be that of spec.dataset"),
                 ([{"source": "nfs://x/y"}], {}, "spec.mixture[0].dataset.source", "must begin with pvc://"),
@@ -506,14 +523,23 @@ def test_every_kind_of_source_is_accepted(kubectl: Kubectl, source: str) -> None
             "training__lora": {"targets": ["q_proj", "v_proj"], "rsLora": True},
             "training__visionTower": {"mode": "full", "learningRate": 1e-6},
         },
+        {"model__adapter": "pvc://earlier-run/adapter"},
+        {"model__adapter": "hf://me/adapter", "training__method": "none"},
+        {"training__batch": {"perDevice": 8, "global": "auto"}, "training__maxSteps": 300},
     ],
     ids=[
         "both phases from scratch",
         "phase 1 alone",
         "phase 2 of an earlier phase 1",
         "a new projector",
+        "no mixture",
+        "a mixture of three",
+        "a mixture of eight",
         "qlora",
         "all that is not the recipe",
+        "from an adapter",
+        "an adapter alone",
+        "a batch by the data",
     ],
 )
 def test_every_way_through_the_phases_is_accepted(kubectl: Kubectl, changes: dict[str, Any]) -> None:

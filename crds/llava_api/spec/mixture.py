@@ -29,7 +29,8 @@ class MixturePart(Strict):
         float,
         Field(
             gt=0,
-            le=MAX_SHARE,
+            # Not MAX_SHARE: the API server writes bounds as whole numbers, and would ask for at most 0.
+            lt=1,
             description="Share of an epoch's samples that come from it: 0.2 is every fifth. They are drawn without "
             "repetition, and each epoch goes on where the one before stopped; once all have been seen it begins anew, "
             "in another order. Of spec.dataset each epoch has every sample once.",
