@@ -20,7 +20,9 @@ from llava_trainer.evaluation.scores import Answer, Metrics
 from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.importing.adapter import import_adapter
+from llava_trainer.inputs import provide_inputs
 from llava_trainer.reporting import Reporter
+from llava_trainer.sources.fetching import Surroundings
 from llava_trainer.stages import evaluate, merge
 from llava_trainer.training.adapter import check_moved, collect_adapter
 from llava_trainer.training.identity import identify_training
@@ -199,6 +201,18 @@ def test_an_adapter_that_training_left_as_it_was_is_no_result(earlier: RunConfig
     check_moved(weights | {B: weights[B] + 1}, file)
 
 
+def test_prepare_takes_it_from_its_claim_and_other_stages_from_the_volume(
+    tmp_path: Path, earlier: RunConfig, dataset: tuple[Path, list[Sample]]
+) -> None:
+    config = configure(tmp_path / "run", earlier.model_dir, dataset, model=GIVEN)
+    claims = tmp_path / "claims"
+    (claims / "earlier").mkdir(parents=True)
+    shutil.copytree(earlier.volume.adapter_dir, claims / "earlier" / "adapter")
+    provide_inputs(as_stage(config, StageName.PREPARE), Reporter(config), Surroundings(claims=claims, environ={}))
+    given, original = (load_file(one / FILE) for one in (config.volume.given_adapter_dir, earlier.volume.adapter_dir))
+    assert all(torch.equal(given[name], original[name]) for name in original)
+
+
 # --- adapters of others
 
 
@@ -258,9 +272,8 @@ def half_a_layer(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> 
 def in_the_tower(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
     for matrix in ("lora_A", "lora_B"):
         name = B.replace("lora_B", matrix)
-        weights[name.replace("language_model.layers.1.mlp.up_proj", "vision_tower.encoder.layers.0.mlp.fc1")] = weights[
-            name
-        ]
+        other = name.replace("language_model.layers.1.mlp.up_proj", "vision_tower.encoder.layers.0.mlp.fc1")
+        weights[other] = weights[name].clone()
 
 
 def more_layers(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
