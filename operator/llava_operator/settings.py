@@ -1,6 +1,5 @@
 """The operator's settings: read from the environment once, in ``main``, and handed on as a value."""
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -13,10 +12,9 @@ from llava_operator.deciding.policy import (
     ALLOWED_HOST,
     ALLOWED_NAME,
     ALLOWED_REPOSITORY,
-    MAX_ENTRIES,
-    MAX_ENTRY,
     PUBLIC_HUB,
     Policy,
+    check_entries,
 )
 from llava_operator.pod_metadata import check_annotations, check_key, check_labels, read_json_object
 
@@ -32,11 +30,7 @@ def _entries(pattern: str, right: str) -> AfterValidator:
     """Every entry of a policy's list is one of these; the message says what would be."""
 
     def check(entries: tuple[str, ...]) -> tuple[str, ...]:
-        wrong = next((one for one in entries if len(one) > MAX_ENTRY or not re.fullmatch(pattern, one)), None)
-        if wrong is not None:
-            raise ValueError(f"{wrong!r} must be {right}, of at most {MAX_ENTRY} characters")
-        if len(entries) > MAX_ENTRIES:
-            raise ValueError(f"has {len(entries)} entries, but may have {MAX_ENTRIES}")
+        check_entries(entries, pattern, right)
         return entries
 
     return AfterValidator(check)

@@ -12,7 +12,7 @@ import yaml
 from llava_api import addresses
 from llava_api.crd import build_crd
 from llava_api.spec import Spec
-from llava_operator.deciding import policy
+from llava_operator.deciding import image_references, policy, violations
 from llava_operator.settings import Settings
 from tests.policies import EVERYTHING, INSTALLATIONS, WRONG_HOSTS, WRONG_NAMES, WRONG_REPOSITORIES, policy_of
 from tests.rendering import CHART, KUBE_VERSION, ROOT, render, render_base
@@ -246,7 +246,8 @@ def test_admission_policy_reads_images_and_addresses_as_the_operator_does(helm: 
     rendered = objects(helm, "--values", str(tmp_path / "values.json"), "--set", "policy.admission=true")
     text = json.dumps(rendered["ValidatingAdmissionPolicy", "", "llava-finetune-operator"])
     patterns = (
-        policy.IMAGE, policy.REPOSITORY, policy.HAS_REGISTRY, policy.SHOWABLE, policy.SHOWABLE_ADDRESS, policy.HIDDEN,
+        image_references.IMAGE, image_references.REPOSITORY, image_references.HAS_REGISTRY,
+        violations.SHOWABLE, violations.SHOWABLE_ADDRESS, violations.HIDDEN,
         addresses.ADDRESS, addresses.ADDRESS_HOST, addresses.ANY_ADDRESS, addresses.ANY_HOST,
     )  # fmt: skip
     for pattern in patterns:

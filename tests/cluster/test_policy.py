@@ -18,7 +18,7 @@ import yaml
 from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.spec import Spec
-from llava_operator.deciding.policy import find_violations
+from llava_operator.deciding.violations import find_violations
 from llava_operator.stages import STAGES
 from tests.cluster.operators import OperatorProcess, running
 from tests.kubectl import Kubectl, wait_for

@@ -12,8 +12,8 @@ from llava_api.status import SUCCEEDED, AttemptState, Progress, StageState, Stat
 from llava_operator.deciding.decide import decide
 from llava_operator.deciding.decisions import Commit, Start, Wait
 from llava_operator.deciding.observation import Obstacle, ObstacleKind
-from llava_operator.deciding.policy import Violation
 from llava_operator.deciding.results import describe_result, take_result
+from llava_operator.deciding.violations import Violation
 from llava_operator.deciding.waiting import told_from
 from llava_operator.run import stage_of
 from tests.controller.makers import (

@@ -14,7 +14,8 @@ from llava_api.constants import StageName
 from llava_api.resource import LlavaFineTune
 from llava_api.schema import build_schema
 from llava_api.spec import Spec
-from llava_operator.deciding.policy import Policy, Violation, describe_violations, find_violations
+from llava_operator.deciding.policy import Policy
+from llava_operator.deciding.violations import Violation, describe_violations, find_violations
 from llava_operator.stages import STAGES
 from tests.policies import CASES, EVERYTHING, INSTALLATIONS, Case, make_spec, policy_of
 

@@ -16,7 +16,7 @@ from llava_operator.clock import from_time, to_time
 from llava_operator.deciding.decide import decide
 from llava_operator.deciding.decisions import Wait
 from llava_operator.deciding.observation import Observation, Obstacle, ObstacleKind
-from llava_operator.deciding.policy import Violation
+from llava_operator.deciding.violations import Violation
 from llava_operator.deciding.waiting import Trouble, describe_waiting, list_needs, told_from
 from llava_operator.run import stage_of
 from llava_operator.stages import STAGES

@@ -15,7 +15,7 @@ from llava_operator.deciding.decide import decide
 from llava_operator.deciding.decisions import Wait
 from llava_operator.deciding.observation import Obstacle, ObstacleKind
 from llava_operator.deciding.occurrences import QUIET
-from llava_operator.deciding.policy import Violation
+from llava_operator.deciding.violations import Violation
 from llava_operator.deciding.waiting import Trouble
 from llava_operator.run import stage_of
 from tests.controller.makers import NOW, begun, commit, failed, job_end, make_job, make_pod, see

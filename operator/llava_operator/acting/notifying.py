@@ -18,7 +18,7 @@ from llava_operator.cache.views import JobView, Termination, parse_pod
 from llava_operator.cache.wire import ForeignError
 from llava_operator.deciding.notifications import find_wanted, job_of
 from llava_operator.deciding.observation import DeliverySight, ObstacleKind
-from llava_operator.deciding.policy import describe_violations, judge_sending
+from llava_operator.deciding.violations import describe_violations, judge_sending
 from llava_operator.kube.client import Kube
 from llava_operator.kube.errors import KubeError
 from llava_operator.kube.kinds import JOBS, PODS

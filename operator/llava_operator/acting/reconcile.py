@@ -29,8 +29,8 @@ from llava_operator.cache.runs import Runs
 from llava_operator.deciding.decide import decide
 from llava_operator.deciding.decisions import Commit, Delete, KeepVolume, Remove, Start, Stop, Wait
 from llava_operator.deciding.observation import Observation
-from llava_operator.deciding.policy import find_violations
 from llava_operator.deciding.status import complete_status, without_texts
+from llava_operator.deciding.violations import find_violations
 from llava_operator.kube.client import Kube
 from llava_operator.kube.errors import ConflictError, KubeError, NotFoundError
 from llava_operator.kube.kinds import JOBS, RUNS

@@ -29,10 +29,10 @@ from llava_operator.deciding.accounting import account_for_idling, begin_suspens
 from llava_operator.deciding.gpus import find_gpus
 from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.planning import Refusal, plan_training
-from llava_operator.deciding.policy import describe_violations
 from llava_operator.deciding.restarts import begin_attempt, next_settings, size_of
 from llava_operator.deciding.status import first_stages, replace_stage
 from llava_operator.deciding.verdict import failed_by_operator
+from llava_operator.deciding.violations import describe_violations
 from llava_operator.deciding.volume import locate_volume
 from llava_operator.deciding.waiting import JOB_IS_MADE
 from llava_operator.run import Run

@@ -10,7 +10,7 @@ from llava_api.failures import Reason
 from llava_api.status import ApiTrouble, NotificationState, Progress
 from llava_operator.cache.views import JobView, PodView
 from llava_operator.deciding.gpus import NodeGpus
-from llava_operator.deciding.policy import Violation
+from llava_operator.deciding.violations import Violation
 from llava_operator.deciding.waiting import Trouble
 from llava_operator.run import Run
 
