@@ -33,15 +33,14 @@ class Proposal:
 def choose_global_batch(training: Training, *, processes: int, samples: int) -> int:
     """The largest global batch with which training takes ``ENOUGH`` steps, for ``batch.global: auto``.
 
-    Where the steps are given (``maxSteps``), it is the largest with which the epochs have so many: they then go through
-    the data as often as ``epochs`` says, or a little less.
+    Where the steps are given (``maxSteps``), a smaller one would give no more of them: it is LLaVA's, or all samples.
 
     It is one that the processes share out evenly, in full micro-batches where it is large enough for one of each:
     training does not need that, but whoever has less to do waits for the others. Where even the smallest such batch
     makes fewer steps, it is that one; with more processes than LLaVA's batch has samples it is LLaVA's.
     """
     batch = training.batch
-    steps_per_epoch = math.ceil((training.max_steps or ENOUGH) / training.epochs)
+    steps_per_epoch = 1 if training.max_steps is not None else math.ceil(ENOUGH / training.epochs)
     # ceil(samples / size) >= steps_per_epoch for every size up to this one.
     size = samples if steps_per_epoch == 1 else (samples - 1) // (steps_per_epoch - 1)
     size = min(size, LLAVA_GLOBAL_BATCH)

@@ -323,6 +323,14 @@ def remedies(spec: Spec, available: int, stage: StageName = StageName.TRAIN) -> 
     return {remedy.changes: remedy.accumulation for remedy in found}
 
 
+def test_no_remedy_is_one_that_the_api_refuses():
+    """Answers while it trains do not go with ZeRO-3."""
+    asked = asking(make_spec(), 64)
+    for available in (12, 14, 16, 24):
+        assert any("zero.stage" in change for changes in remedies(make_spec(), available * GIB) for change in changes)
+        assert not any("zero.stage" in change for changes in remedies(asked, available * GIB) for change in changes)
+
+
 def test_remedies_name_values_that_fit_and_keep_the_global_batch():
     assert remedies(make_spec(), 24 * GIB) == {
         ("training.batch.perDevice 4",): 4,

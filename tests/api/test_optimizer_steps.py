@@ -122,15 +122,14 @@ def test_a_number_stays_and_auto_is_no_number_until_it_is_settled() -> None:
         _ = auto.training.batch.num_samples
 
 
-@pytest.mark.parametrize(("max_steps", "chosen"), [(10, 104), (50, 16), (1_000, 1), (5, 128)])
-def test_where_the_steps_are_given_they_go_through_the_data_as_often_as_the_epochs_say(
-    max_steps: int, chosen: int
-) -> None:
+@pytest.mark.parametrize(("max_steps", "chosen"), [(10, 128), (1_000, 128)])
+def test_where_the_steps_are_given_a_smaller_batch_would_give_no_more_of_them(max_steps: int, chosen: int) -> None:
     training = Training(batch=Batch(per_device=8, global_="auto"), max_steps=max_steps)
     found = choose_global_batch(training, processes=1, samples=1_000)
     assert found == chosen
     told = describe_choice(found, training, samples=1_000)
     assert told.startswith(f"the {max_steps:,} optimiser steps of maxSteps go through 1,000 samples ")
+    assert choose_global_batch(training, processes=1, samples=40) == 40
 
 
 def test_steps_that_are_given_are_what_counts() -> None:

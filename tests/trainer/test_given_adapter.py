@@ -291,6 +291,11 @@ def trained_embedding(settings: dict[str, Any], weights: dict[str, torch.Tensor]
     weights["base_model.model.model.language_model.embed_tokens.weight"] = torch.ones(2, 2)
 
 
+def whole_numbers(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+    for name in weights:
+        weights[name] = weights[name].long()
+
+
 def set_to(**values: Any) -> Callable[[dict[str, Any], dict[str, torch.Tensor]], None]:
     return lambda settings, weights: settings.update(values)
 
@@ -306,6 +311,11 @@ def set_to(**values: Any) -> Callable[[dict[str, Any], dict[str, torch.Tensor]],
         (more_layers, r"it updates \S+layers\.99\S+, which is none of q_proj, .* in the base's 3 layers"),
         (another_projector, r"is not the base's projector: multi_modal_projector\.linear_1\.bias is \(127,\) in it"),
         (trained_embedding, r"is not the base's projector: language_model\.model\.embed_tokens\.weight is"),
+        (whole_numbers, r"lora_A\.weight is stored as I64: only floating-point tensors are gone on from"),
+        (
+            set_to(lora_alpha=22.6),
+            r"its lora_alpha is 22\.6, which spec\.training\.lora cannot say .*training\.method none merges",
+        ),
         (set_to(use_dora=True), "use_dora is True, which merging does not know how to apply"),
         (set_to(peft_type="IA3"), "peft_type is 'IA3'"),
         (set_to(r="4"), "r is '4', not a number greater than 0"),
@@ -365,6 +375,22 @@ def test_a_folder_that_is_no_adapter_is_told(tmp_path: Path, earlier: RunConfig)
     shutil.copy(earlier.volume.adapter_dir / "adapter_config.json", lone)
     with pytest.raises(StageError, match=f"{FILE} is missing"):
         import_adapter(lone, earlier.model_dir, earlier.training, tmp_path / "given")
+
+
+def test_a_base_that_lacks_a_layers_tensor_is_told(tmp_path: Path, earlier: RunConfig) -> None:
+    base = Path(shutil.copytree(earlier.model_dir, tmp_path / "base"))
+    lost = "language_model.model.layers.1.mlp.up_proj.weight"
+    edit_weights(base / "model.safetensors", lambda weights: weights.pop(lost))
+    with pytest.raises(StageError, match=f"the base has no {lost}: fetch the whole checkpoint"):
+        import_adapter(earlier.volume.adapter_dir, base, earlier.training, tmp_path / "given")
+
+
+def test_what_an_earlier_container_left_is_written_anew(tmp_path: Path, earlier: RunConfig) -> None:
+    target = tmp_path / "given"
+    target.mkdir()
+    (target / FILE).write_bytes(b"damaged")
+    import_adapter(earlier.volume.adapter_dir, earlier.model_dir, earlier.training, target)
+    assert load_file(target / FILE).keys() == load_file(earlier.volume.adapter_dir / FILE).keys()
 
 
 def test_a_pattern_of_a_file_from_outside_is_never_matched(tmp_path: Path, earlier: RunConfig) -> None:

@@ -185,7 +185,7 @@ def test_the_first_ten_offending_entries_are_told_with_their_number(tmp_path: Pa
     config = prepare_config(tmp_path, toy_model_dir)
     heading, *lines = refusal(config)
     where_all_are = "data/refused.jsonl on the volume has all"
-    assert heading == f"13 entries of the dataset cannot be used; the first 10 of them ({where_all_are}):"
+    assert heading == f"13 entries of spec.dataset cannot be used; the first 10 of them ({where_all_are}):"
     listed = [json.loads(line) for line in config.volume.refused_entries_file.read_text().splitlines()]
     assert [(entry["source"], entry["file"], entry["index"], entry["kind"]) for entry in listed] == [
         ("pvc://receipts/", "export.json", index, "refused") for index in range(12, 25)
@@ -239,7 +239,7 @@ def test_what_is_wrong_is_told_in_the_order_of_the_export(tmp_path: Path, toy_mo
     (images / "link.png").symlink_to(tmp_path / "secret.png")
     config = prepare_config(tmp_path, toy_model_dir)
     heading, *lines = refusal(config)
-    assert heading == "7 entries of the dataset cannot be used; training.maxLength must be at least 3047 to keep all:"
+    assert heading == "7 entries of spec.dataset cannot be used; training.maxLength must be at least 3047 to keep all:"
     places = [f"export.json[{index}]" for index in (1, 3, 4, 6, 7, 8)]
     # Samples of which nothing is left are no entries to correct; they come after what is said of all of them.
     assert [line.split(":")[0] for line in lines] == [
@@ -366,7 +366,7 @@ def test_a_held_out_question_that_training_asks_about_the_same_image_is_refused(
     write_json(tmp_path / "dataset" / "held.json", [*entries[8:], again])
     config = prepare_config(tmp_path, toy_model_dir, dataset={"validation": {"file": "held.json"}})
     heading, line = refusal(config)
-    assert heading == "1 entry of the dataset cannot be used:"
+    assert heading == "1 entry of spec.dataset cannot be used:"
     assert line == (
         f"held.json[4]: {QUESTIONS[0].upper()!r} is held out, but export.json[2] trains on it with the same picture: "
         "take it out of one of the two files"
@@ -611,7 +611,7 @@ def test_many_findings_are_counted_and_the_first_hundred_told(tmp_path: Path, to
 def test_a_dataset_that_cannot_be_split_is_refused(entries: Any, message: str, tmp_path: Path, toy_model_dir: Path):
     write_dataset(tmp_path, entries)
     heading, line = refusal(prepare_config(tmp_path, toy_model_dir))
-    assert heading == "1 entry of the dataset cannot be used:"
+    assert heading == "1 entry of spec.dataset cannot be used:"
     assert line.startswith(message)
 
 
@@ -734,7 +734,7 @@ def test_whatever_an_export_holds_it_is_accepted_or_said_why_not(format: str, tm
         (tmp_path / "dataset" / "export.json").write_text(text)
         with prepare_dataset(request, toy_processor, tmp_path / "spool") as dataset:
             report = build_dataset_report(dataset)
-            assert report.accepted or prepare.describe_refused(dataset.findings)
+            assert report.accepted or prepare.describe_refused(dataset.findings, "spec.dataset")
             assert len(dataset.samples) or not report.accepted
             if seed % 20 == 0:
                 build_dataset_page("fuzz", [dataset], report)

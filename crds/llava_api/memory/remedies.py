@@ -67,7 +67,8 @@ def _sets_of_switches(spec: Spec, stage: StageName) -> Iterator[tuple[Switch, ..
     if training.attention == "eager":
         fuse = ("training.attention sdpa", lambda t: t.model_copy(update={"attention": "sdpa"}))
     third: Switch | None = None
-    if training.zero.stage < 3 and training.method != "qlora":
+    answers = training.validation is not None and training.validation.answers is not None
+    if training.zero.stage < 3 and training.method != "qlora" and not answers:
         third = ("training.zero.stage 3", lambda t: _zero(t, stage=3))
     share = third if several else None
     offload: Switch | None = None

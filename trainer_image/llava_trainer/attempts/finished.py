@@ -21,7 +21,7 @@ _RECORD = "result.json"
 _HISTORY = "history.jsonl"
 _HARDEST = "hardest.json"
 _HANDED_ON: Mapping[StageName, tuple[str, ...]] = {
-    StageName.PREPARE: ("data", "inputs/inputs.json", "inputs/model"),
+    StageName.PREPARE: ("data", "inputs/inputs.json", "inputs/model", "inputs/adapter"),
     StageName.ALIGN: ("projector", _HISTORY),
     StageName.TRAIN: ("adapter", "weights", _HISTORY, _HARDEST),
     StageName.MERGE: ("merged",),

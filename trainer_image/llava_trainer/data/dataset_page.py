@@ -7,7 +7,7 @@ from llava_api.text import show
 from llava_trainer.data.dataset import PreparedDataset
 from llava_trainer.data.dataset_report import DatasetReport, GlobalBatch, Note, Side, Told
 from llava_trainer.data.findings import LEFT_OUT, Kind
-from llava_trainer.data.sample_grid import build_grid
+from llava_trainer.data.sample_grid import build_grid, grid_size
 from llava_trainer.data.token_counts import Bar
 from llava_trainer.html import Html, definition_list, el, join, page
 
@@ -81,7 +81,10 @@ def build_dataset_page(name: str, phases: Sequence[PreparedDataset], report: Dat
             class_="top",
         ),
         _mixture(report) if report.mixture else None,
-        (_phase(title, phase, one) for title, phase, one in zip(titles, phases, reports, strict=True)),
+        (
+            _phase(title, phase, one, shown=grid_size(len(phases)))
+            for title, phase, one in zip(titles, phases, reports, strict=True)
+        ),
     )  # fmt: skip
 
 
@@ -98,7 +101,7 @@ def _mixture(report: DatasetReport) -> Html:
     return el("section", el("h2", "What an epoch has"), el("div", definition_list(rows), class_="card"))
 
 
-def _phase(title: str, dataset: PreparedDataset, report: DatasetReport) -> Html:
+def _phase(title: str, dataset: PreparedDataset, report: DatasetReport, *, shown: int) -> Html:
     return join(
         el("h2", f"{title} dataset", class_="phase") if title else None,
         _refused(report),
@@ -108,7 +111,7 @@ def _phase(title: str, dataset: PreparedDataset, report: DatasetReport) -> Html:
         _left_out(report),
         _file_of_entries(report),
         _notes(report),
-        build_grid(dataset),
+        build_grid(dataset, shown),
     )
 
 

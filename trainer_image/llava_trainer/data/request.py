@@ -26,6 +26,7 @@ class DatasetRequest:
         embedded: folder on the run's volume for images that the dataset's files hold.
         prompts: evaluation's prompts, whose images lie in the same folder.
         unfetched: why images that are named by address were not fetched.
+        place: where it stands in the manifest.
     """
 
     dataset: Dataset
@@ -39,6 +40,7 @@ class DatasetRequest:
     selects: bool = False
     prompts: Sequence[Prompt] = ()
     unfetched: Mapping[str, str] = field(default_factory=dict)
+    place: str = "spec.dataset"
 
     @property
     def folder(self) -> ImageFolder:
@@ -79,8 +81,9 @@ def mixture_requests(config: RunConfig) -> list[DatasetRequest]:
             seed=config.training.seed,
             embedded=config.volume.embedded_images_dir,
             hold_out=False,
+            place=f"spec.mixture[{index}].dataset",
         )
-        for part, root in zip(config.mixture, config.mixture_dirs, strict=True)
+        for index, (part, root) in enumerate(zip(config.mixture, config.mixture_dirs, strict=True))
     ]
 
 
@@ -99,4 +102,5 @@ def alignment_request(config: RunConfig) -> DatasetRequest | None:
         seed=config.training.seed,
         embedded=config.volume.embedded_images_dir,
         hold_out=False,
+        place="spec.alignment.dataset",
     )

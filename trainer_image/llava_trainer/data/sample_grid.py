@@ -16,6 +16,9 @@ from llava_trainer.data.template import SYSTEM, render
 from llava_trainer.html import Html, el, thumbnail
 
 GRID_SAMPLES = 24
+"""Of the whole page: each picture may take a hundred kilobytes of it."""
+_FEWEST = 4
+"""Of one dataset."""
 _SHOWN_IMAGES = 4
 """Of one sample: it may show a thousand."""
 _ORIGINAL_PX = 640
@@ -27,9 +30,14 @@ _SHOWN_CHARACTERS = 400
 logger = logging.getLogger(__name__)
 
 
-def build_grid(dataset: PreparedDataset) -> Html | None:
-    """Build the section with samples as cards; None where there is no usable sample."""
-    chosen = _choose(dataset, GRID_SAMPLES)
+def grid_size(num_datasets: int) -> int:
+    """How many samples of each dataset are shown on a page with so many."""
+    return max(_FEWEST, GRID_SAMPLES // num_datasets)
+
+
+def build_grid(dataset: PreparedDataset, num_samples: int) -> Html | None:
+    """Build the section with so many samples as cards; None where there is no usable sample."""
+    chosen = _choose(dataset, num_samples)
     if not chosen:
         return None
     return el(

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
+from pydantic import ValidationError
 
 from llava_api.failures import Reason
 from llava_api.spec import LORA_TARGETS, Lora, LoraTarget, Training
-from llava_trainer.attempts.takeover import take_over_folder
 from llava_trainer.errors import StageError
 from llava_trainer.files import begin_folder, publish_folder, tell_names
 from llava_trainer.importing.folders import find_weights
@@ -29,7 +29,7 @@ from llava_trainer.model.adapter_folder import (
 from llava_trainer.model.layout import PROJECTOR, hub_name
 from llava_trainer.model.lora import target_modules
 from llava_trainer.tensors.recipes import TensorRecipe
-from llava_trainer.tensors.stored import StoredTensor
+from llava_trainer.tensors.stored import TAGS, StoredTensor
 from llava_trainer.tensors.writing import write_tensors
 
 FIELD = "spec.model.adapter"
@@ -38,7 +38,7 @@ _ATTENTION: tuple[LoraTarget, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def import_adapter(folder: Path, model_dir: Path, training: Training, target: Path) -> None:
-    """Check the adapter in ``folder`` and write it to ``target``, aside first; an earlier attempt's is used again.
+    """Check the adapter in ``folder`` and write it to ``target``, aside first. It is small: each attempt does so anew.
 
     Args:
         folder: of the adapter, in PEFT's layout.
@@ -56,8 +56,6 @@ def import_adapter(folder: Path, model_dir: Path, training: Training, target: Pa
     _check_shapes(adapter, base)
     if training.method != "none":
         _check_settings(adapter, targets, training)
-    if target.exists() or take_over_folder(target):
-        return
     aside = begin_folder(target)
     write_tensors(aside / WEIGHTS_FILE, list(_list_recipes(adapter)))
     config = LoraConfig(
@@ -103,6 +101,8 @@ def _find_targets(adapter: StoredAdapter, base: Mapping[str, StoredTensor]) -> t
             f"it updates {stray[0]}, which is none of {', '.join(LORA_TARGETS)} in the base's {num_layers} layers: "
             "only adapters of the language model's layers are gone on from"
         )
+    if lacking := sorted(wanted - base.keys()):
+        raise _invalid(f"the base has no {lacking[0]}: fetch the whole checkpoint that spec.model.source names")
     if missing := sorted(wanted - adapter.pairs.keys()):
         raise _invalid(
             f"it updates {', '.join(targets)}, but not {missing[0]} of the base: it was trained on another one"
@@ -132,7 +132,15 @@ def _check_shapes(adapter: StoredAdapter, base: Mapping[str, StoredTensor]) -> N
 
 def _check_settings(adapter: StoredAdapter, targets: tuple[LoraTarget, ...], training: Training) -> None:
     """What is trained goes on from it, so that one adapter comes of both."""
-    lora: Lora = training.lora
+    try:
+        Lora(rank=adapter.rank, alpha=adapter.alpha)
+    except ValidationError as error:
+        name = {"rank": "r", "alpha": "lora_alpha"}[str(error.errors()[0]["loc"][0])]
+        raise _invalid(
+            f"its {name} is {adapter.rank if name == 'r' else adapter.alpha:g}, which spec.training.lora cannot say "
+            f"({error.errors()[0]['msg']}): nothing goes on from it; training.method none merges and judges it"
+        ) from error
+    lora = training.lora
     compared = (
         ("lora.rank", lora.rank, adapter.rank),
         ("lora.alpha", lora.alpha, adapter.alpha),
@@ -148,6 +156,11 @@ def _check_settings(adapter: StoredAdapter, targets: tuple[LoraTarget, ...], tra
 
 def _list_recipes(adapter: StoredAdapter) -> Iterator[TensorRecipe]:
     effects = []
+    for tensor in (*(one for pair in adapter.pairs.values() for one in (pair.a, pair.b)), *adapter.replaced.values()):
+        if not tensor.dtype.is_floating_point:
+            raise _invalid(
+                f"{tensor.name} is stored as {TAGS[tensor.dtype]}: only floating-point tensors are gone on from"
+            )
 
     def copy(tensor: StoredTensor, name: str, *, is_b: bool = False) -> TensorRecipe:
         def make() -> torch.Tensor:

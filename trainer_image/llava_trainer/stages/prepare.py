@@ -92,7 +92,9 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         for phase in phases:
             _log(phase)
         if not report.accepted:
-            told = (describe_refused(phase.findings) for phase in phases if phase.findings.num_refused)
+            told = (
+                describe_refused(phase.findings, phase.request.place) for phase in phases if phase.findings.num_refused
+            )
             raise StageError(Reason.INVALID_DATA, "\n".join(told)[:_MESSAGE_CHARACTERS])
         if embedded.exists():
             sync_file_system(embedded)
@@ -182,11 +184,11 @@ def _sizes_of(dataset: PreparedDataset, max_length: int) -> SampleSizes:
     )
 
 
-def describe_refused(findings: Findings) -> str:
-    """The failure's message: how many entries cannot be trained on, and the first of them."""
+def describe_refused(findings: Findings, place: str) -> str:
+    """The failure's message: how many entries of the dataset at ``place`` cannot be trained on, and the first."""
     count = findings.num_refused
     told = findings.first(Kind.REFUSED, ENTRIES_TOLD)
-    heading = f"{count:,} {'entry' if count == 1 else 'entries'} of the dataset cannot be used"
+    heading = f"{count:,} {'entry' if count == 1 else 'entries'} of {place} cannot be used"
     if findings.needed_length:
         heading += f"; training.maxLength must be at least {findings.needed_length} to keep all"
     if count > len(told):

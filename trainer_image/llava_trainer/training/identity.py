@@ -17,15 +17,24 @@ from safetensors import safe_open
 
 from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
+from llava_api.spec import Training
 from llava_trainer.files import sha256_file
 from llava_trainer.training.phase import Phase
 
 _MODEL, _SAMPLES, _HELD_OUT, _MIXTURE = "model", "samples", "held-out samples", "mixture"
+_NO_MIXTURE = "none"
 _RECIPE = "recipe"
 """Digest of all settings by which a training goes on. Another run's checkpoint has to agree in them; in a run's own
 they may become others: a newer image knows more of them."""
-_NO_RECIPE: Any = {"checkpoint": True, "zero": True, "max_restarts": True, "batch": {"per_device"}}
-"""How the work is shared out and kept."""
+_NO_RECIPE: Any = {
+    "checkpoint": True, "zero": True, "max_restarts": True, "tracking": True, "batch": {"per_device"},
+    "validation": {"answers"},
+}  # fmt: skip
+"""How the work is shared out, kept and shown."""
+_ADDED: Any = {
+    "": ("projector", "maxSteps", "minimumLearningRate", "optimizer", "visionTower"), "lora": ("targets", "rsLora")
+}  # fmt: skip
+"""Settings that came later, by the part that they are in: they count where they are not as they were before."""
 _SHOWN_DIGITS = 19
 """Of a digest in a message: sha256: and twelve digits."""
 _ROWS = 3
@@ -68,10 +77,15 @@ def identify_training(config: RunConfig, phase: Phase) -> dict[str, str]:
     }
 
 
+def told_by(training: Mapping[str, str]) -> Mapping[str, str]:
+    """What a checkpoint tells of its training, and what it was where an image of that time told nothing of it."""
+    return {_MIXTURE: _NO_MIXTURE, **training}
+
+
 def _identify_mixture(phase: Phase) -> dict[str, str]:
     """Named always, so that a training without a mixture does not go on from one that has one, nor the other way."""
     settings = [(part.share, sha256_file(part.samples_file)) for part in phase.mixture]
-    return {_MIXTURE: hashlib.sha256(json.dumps(settings).encode()).hexdigest() if settings else "none"}
+    return {_MIXTURE: hashlib.sha256(json.dumps(settings).encode()).hexdigest() if settings else _NO_MIXTURE}
 
 
 def _identify_held_out(phase: Phase) -> dict[str, str]:
@@ -83,6 +97,12 @@ def _identify_held_out(phase: Phase) -> dict[str, str]:
 
 def _digest_recipe(phase: Phase) -> str:
     settings = phase.training.model_dump(mode="json", exclude=_NO_RECIPE)
+    usual = Training().model_dump(mode="json")
+    for part, names in _ADDED.items():
+        here, there = (settings[part], usual[part]) if part else (settings, usual)
+        for name in names:
+            if here[name] == there[name]:
+                del here[name]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

@@ -26,6 +26,7 @@ from llava_trainer.training.checkpoint import (
     read_state,
 )
 from llava_trainer.training.curve import Curve, read_points
+from llava_trainer.training.identity import told_by
 from llava_trainer.training.retention import is_checkpoint, step_of
 
 _TAKEN_UP = 2
@@ -119,7 +120,8 @@ def _bring(folder: ForeignFolder, target: Path, expected: Expected) -> None:
 
 
 def _check_same(step: int, state: CheckpointState, expected: Expected) -> None:
-    differs = [name for name, value in expected.training.items() if state.training.get(name) != value]
+    made_by = told_by(state.training)
+    differs = [name for name, value in expected.training.items() if made_by.get(name) != value]
     if differs:
         raise DamagedCheckpointError(f"it is of another training, which differs in {', '.join(differs)}")
     if state.parameters != expected.shapes:
