@@ -233,6 +233,12 @@ def test_parts_without_content_are_left_out() -> None:
     assert "(nothing)" in render([make_answer("1", base=" ")])
 
 
+def test_ticks_of_thousands_are_written_out() -> None:
+    drawn = str(line_chart(Curve(label="Tokens a second", xs=[1, 2], ys=[1_400.0, 1_900.0]), x_label="step"))
+    assert ">1,500<" in drawn
+    assert "e+" not in drawn
+
+
 def test_a_curve_leaves_out_what_is_no_number_and_thins_out_the_rest() -> None:
     xs = list(range(1, 30_001))
     ys = [math.nan if x == 5 else 1e-4 * x / 30_000 for x in xs]

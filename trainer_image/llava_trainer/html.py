@@ -152,7 +152,7 @@ def line_chart(curve: Curve, *, x_label: str, style: str = "curve") -> Html:
     return el(
         "svg",
         el("title", f"{curve.label} over {x_label}, last value {points[-1][1]:.4g}"),
-        (_y_tick(f"{tick / 10.0**exponent:.3g}", place(x_low, tick)[1]) for tick in y_ticks),
+        (_y_tick(_tick_label(tick / 10.0**exponent), place(x_low, tick)[1]) for tick in y_ticks),
         el("text", f"×10{str(exponent).translate(_SUPERSCRIPT)}", x=_LEFT, y=11, class_="axis") if exponent else None,
         (_x_tick(tick, place(tick, 0)[0]) for tick in _x_ticks(x_low, x_high)),
         el("text", x_label, x=_CHART_WIDTH - _RIGHT, y=_CHART_HEIGHT - 4, class_="axis end"),
@@ -188,6 +188,11 @@ def _x_ticks(low: float, high: float) -> list[int]:
 def _exponent(highest: float) -> int:
     """Power of ten to take out of tick labels; 0 while they are short as they are."""
     return 0 if 0.01 < highest < 100_000 else math.floor(math.log10(highest))
+
+
+def _tick_label(value: float) -> str:
+    # .3g would write 1,500 as 1.5e+03, which has no room beside the axis.
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _y_tick(label: str, y: float) -> Html:
