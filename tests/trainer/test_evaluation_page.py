@@ -297,7 +297,8 @@ def make_hard(number: int, text: str = "Is it?", images: int = 1) -> HardSample:
         id=text if text == NASTY else f"s-{number}", images=tuple(f"{number}-{n}.png" for n in range(images)),
         image_turns=(0,) * images, turns=turns, source=Source(file="export.json", index=number),
     )  # fmt: skip
-    return HardSample(sample=sample, found=SampleLoss(loss=9.0 - number / 10, index=number, tokens=7, step=3))
+    found = SampleLoss(loss=9.0 - number / 10, index=number, tokens=7, step=3)
+    return HardSample(sample=sample, place=f"mixture-0.jsonl line {number + 1}", found=found)
 
 
 def make_hardest(samples: Sequence[HardSample], *, epochs: int = 2, seen: int = 100) -> Hardest:
@@ -310,6 +311,7 @@ def test_the_hardest_samples_are_shown_with_where_they_come_from() -> None:
     assert "Training samples with the highest loss" in text
     assert "in epoch 2 of 2" in text
     assert "s-4 · export.json, entry 4" in text
+    assert "mixture-0.jsonl line 5" in text
     assert "8.600 a token, 7 tokens" in text
     assert "single epoch" not in text
     assert len(read.all("img")) == 1

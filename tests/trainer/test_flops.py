@@ -1,6 +1,7 @@
 """The count of operations, against torch's own counter."""
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode
 
 from llava_api.model_facts import ModelFacts, TransformerShape
-from llava_api.spec import Lora
+from llava_api.spec import LORA_TARGETS, Lora
 from llava_trainer.data.sample_file import SampleSizes
 from llava_trainer.model.learning import train_projector, train_whole
 from llava_trainer.model.lora import add_adapter
@@ -18,6 +19,7 @@ from llava_trainer.training.flops import count_flops, peak_of, positions_of_rows
 from tests.trainer.checkpoints import build_llava
 
 RANK = 4
+BOTH = (False, True)
 TINY = ModelFacts(
     language_model=TransformerShape(layers=2, hidden=32, intermediate=48, heads=4, key_value_heads=2),
     vocabulary=64,
@@ -32,18 +34,38 @@ LLAVA_7B = ModelFacts(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("method", "checkpointing", "fused"),
-    [*product(("lora", "full", "projector"), (False, True), (False,)), ("lora", True, True), ("full", False, True)],
-)
-def test_operations_are_those_that_torch_counts(method: str, checkpointing: bool, fused: bool):
+FROZEN, TOWER = {"learns_projector": False}, {"learns_tower": True}
+WAYS: list[tuple[str, bool, bool, dict[str, Any]]] = [
+    *((method, checkpointing, False, {}) for method, checkpointing in product(("lora", "full", "projector"), BOTH)),
+    ("lora", True, True, {}),
+    ("full", False, True, {}),
+    # What else learns, and below what nothing does.
+    *(
+        (method, checkpointing, checkpointing, beside)
+        for method, checkpointing in product(("lora", "full"), BOTH)
+        for beside in (FROZEN, TOWER, FROZEN | TOWER)
+    ),
+    ("lora", False, False, {"targets": ("q_proj",)}),
+    ("lora", True, True, {"targets": ("k_proj", "down_proj")}),
+    *(("lora", False, fused, {"targets": (target,)} | FROZEN) for target, fused in product(LORA_TARGETS, BOTH)),
+    ("lora", True, True, {"targets": ("q_proj", "v_proj", "up_proj")} | FROZEN),
+    ("lora", True, False, {"targets": ("down_proj",)} | FROZEN),
+    ("lora", True, True, {"targets": ("down_proj",)} | FROZEN),
+    ("lora", False, False, {"targets": ("v_proj",)} | FROZEN | TOWER),
+]
+
+
+@pytest.mark.parametrize(("method", "checkpointing", "fused", "beside"), WAYS)
+def test_operations_are_those_that_torch_counts(method: str, checkpointing: bool, fused: bool, beside: dict[str, Any]):
     llava = build_llava()
-    # Only the language model: torch counts a fused kernel's forward pass as it counts products.
+    # Only what has a backward pass: torch counts a fused kernel's forward pass as it counts products.
     llava.set_attn_implementation("sdpa" if fused else "eager")
+    learning = {name: value for name, value in beside.items() if name != "targets"}
     if method == "lora":
-        add_adapter(llava, Lora(rank=RANK, alpha=8, dropout=0.0))
+        lora = Lora(rank=RANK, alpha=8, dropout=0.0, targets=beside.get("targets", LORA_TARGETS))
+        add_adapter(llava, lora, **learning)
     elif method == "full":
-        train_whole(llava)
+        train_whole(llava, **learning)
     else:
         train_projector(llava)
     module = SupervisedLoss(llava, gradient_checkpointing=checkpointing).train()
@@ -57,7 +79,7 @@ def test_operations_are_those_that_torch_counts(method: str, checkpointing: bool
         torch.autograd.backward(loss)
     flops = count_flops(
         TINY, method, positions_of_rows([12, 12], images=2, supervised=10), rank=RANK,
-        gradient_checkpointing=checkpointing, fused_attention=fused,
+        gradient_checkpointing=checkpointing, fused_attention=fused, **beside,
     )  # fmt: skip
     assert flops.hardware == counter.get_total_flops()
 
@@ -67,10 +89,11 @@ def test_quantised_weights_multiply_as_whole_ones_do():
     assert count_flops(TINY, "qlora", positions, rank=RANK) == count_flops(TINY, "lora", positions, rank=RANK)
 
 
-def test_what_is_done_twice_is_no_part_of_the_model():
+@pytest.mark.parametrize("beside", [{}, FROZEN, TOWER], ids=str)
+def test_what_is_done_twice_is_no_part_of_the_model(beside: dict[str, Any]):
     positions = positions_of_rows([100, 50], images=1, supervised=10)
-    plain = count_flops(TINY, "lora", positions, rank=RANK, fused_attention=False)
-    again = count_flops(TINY, "lora", positions, rank=RANK, gradient_checkpointing=True)
+    plain = count_flops(TINY, "lora", positions, rank=RANK, fused_attention=False, **beside)
+    again = count_flops(TINY, "lora", positions, rank=RANK, gradient_checkpointing=True, **beside)
     assert plain.recomputed == 0
     assert again.model == plain.model == plain.hardware < again.hardware
 

@@ -225,17 +225,24 @@ def test_bounds(answers: dict[str, int]) -> None:
 # --- the hardest, for the report
 
 
-def test_the_hardest_samples_come_with_what_they_are(configure, world: World, caplog: pytest.LogCaptureFixture) -> None:
-    config = configure(answers=None, validation=None)
+@pytest.mark.parametrize(("steps", "epochs"), [({"epochs": 2}, 2), ({"epochs": 1, "maxSteps": 5}, 3)], ids=str)
+def test_the_hardest_samples_come_with_what_they_are(
+    configure, world: World, caplog: pytest.LogCaptureFixture, steps: dict[str, int], epochs: int
+) -> None:
+    """Of 16 samples, in two steps an epoch."""
+    config = configure(answers=None, validation=None, **steps)
     run(world, config)
     found = find_hardest(config)
     state = read_hardest(config.volume.hardest_file(config.run.stage, 1))
     assert found is not None
     assert state is not None
     assert state.last is not None
-    assert (found.epoch, found.epochs, found.seen, found.num_samples) == (2, 2, 16, 16)
+    assert (found.epoch, found.epochs, found.seen, found.num_samples) == (2, epochs, 16, 16)
     with SampleFile(config.volume.train_file) as samples:
         assert [one.sample for one in found.samples] == [samples[one.index] for one in state.last.hardest]
+        assert [one.place for one in found.samples] == [
+            f"train.jsonl line {one.index + 1}" for one in state.last.hardest
+        ]
         write_samples(config.volume.train_file, [samples[0]])
     assert find_hardest(config) is None
     assert "they are of other samples than the run has" in caplog.text

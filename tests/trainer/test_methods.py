@@ -398,6 +398,19 @@ def test_qlora_quantises_the_language_models_layers_and_nothing_else(make: Make,
     assert not any(parameter.requires_grad for parameter in model.llava.model.vision_tower.parameters())
 
 
+def test_quantised_layers_stay_as_training_has_them_while_held_out_samples_are_looked_at(make: Make, world: World):
+    """On a CPU with AVX512-BF16 they would lay their weights out for inference alone, and not undo it."""
+    model = build(make(method="qlora", lora={"rank": 4, "alpha": 8, "dropout": 0.1}), world)
+    model.module.eval()
+    switched = {type(module) for module in model.llava.model.language_model.modules() if not module.training}
+    kept = {type(module) for module in model.llava.model.language_model.modules() if module.training}
+    assert kept == {Linear4bit}
+    assert Linear4bit not in switched
+    assert torch.nn.Dropout in switched, "the adapter's own"
+    model.module.train()
+    assert all(module.training for module in model.llava.model.language_model.modules())
+
+
 def test_qlora_can_leave_the_scales_as_they_are_and_multiply_in_bf16(make: Make, world: World):
     config = make(method="qlora", quantization={"double": False, "computeDtype": "bf16"})
     layer = build(config, world).llava.model.language_model.layers[0].mlp.up_proj.base_layer

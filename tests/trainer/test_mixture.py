@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from llava_api.constants import SecretRole, StageName
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_trainer.data.dataset_report import DatasetReport
-from llava_trainer.data.mixed_samples import MixedFile, MixedSamples, count_drawn
+from llava_trainer.data.mixed_samples import count_drawn
 from llava_trainer.data.processor import Processor
-from llava_trainer.data.sample_file import SampleFile, SampleSizes
+from llava_trainer.data.sample_file import SampleSizes
 from llava_trainer.data.samples import Sample, Source, Turn, read_samples, write_samples
 from llava_trainer.errors import StageError
+from llava_trainer.evaluation.course import find_hardest
 from llava_trainer.files import sha256_file
 from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
@@ -29,7 +31,7 @@ from llava_trainer.training.batch_plan import LOOKED_THROUGH, BatchPlan, make_pl
 from llava_trainer.training.batches import BatchLoader
 from llava_trainer.training.curve import read_curve
 from llava_trainer.training.mixture import Mixture
-from llava_trainer.training.phase import phase_of
+from llava_trainer.training.phase import open_samples, phase_of
 from llava_trainer.training.train import train
 from tests.trainer.attempts import begin, begin_first
 from tests.trainer.exports import conversation, draw_image, prepare_config, write_json
@@ -172,10 +174,7 @@ def test_samples_of_several_files_are_numbered_one_after_the_other_and_find_thei
     config = mixed_training(tmp_path, tmp_path, [[make_sample("a"), make_sample("b")], [make_sample("c")],
                                                  [make_sample("d", images=("x/1.png",))]])  # fmt: skip
     phase = phase_of(config)
-    with SampleFile(phase.samples_file) as main, SampleFile(phase.mixture[0].samples_file) as first, \
-            SampleFile(phase.mixture[1].samples_file) as second:  # fmt: skip
-        files = zip((first, second), phase.mixture, strict=True)
-        samples = MixedSamples(main, [MixedFile(samples=file, images=part.images) for file, part in files])
+    with open_samples(phase) as samples:
         assert len(samples) == 4
         assert samples.sizes_mixed == (1, 1)
         assert [samples[index].id for index in range(4)] == ["a", "b", "c", "d"]
@@ -190,6 +189,11 @@ def test_samples_of_several_files_are_numbered_one_after_the_other_and_find_thei
         assert len(sizes) == 4
         plan = make_plan(phase, sizes, 1, samples.sizes_mixed)
         assert plan.mixture == Mixture(num_main=2, sizes=(1, 1), drawn=(1, 1))
+        assert [samples.describe_place(index) for index in range(4)] == [
+            "train.jsonl line 1", "train.jsonl line 2", "mixture-0.jsonl line 1", "mixture-1.jsonl line 1"
+        ]  # fmt: skip
+        with pytest.raises(IndexError):
+            samples.describe_place(4)
         with pytest.raises(StageError, match=r"mixture-1\.jsonl holds no sample"):
             make_plan(phase, sizes, 1, (2, 0))
 
@@ -290,14 +294,58 @@ def test_images_of_the_mixture_are_loaded_from_its_own_folder(
     shown = [make_sample("a", images=("a.png",))]
     config = mixed_training(tmp_path, toy_model_dir, [shown, shown], share=0.5, batch={"perDevice": 1, "global": 2})
     phase = phase_of(config)
-    with SampleFile(phase.samples_file) as main, SampleFile(phase.mixture[0].samples_file) as mixed:
-        samples = MixedSamples(main, [MixedFile(samples=mixed, images=phase.mixture[0].images)])
+    with open_samples(phase) as samples:
         plan = make_plan(phase, samples.measure(toy_processor, "v1", 256), 1, samples.sizes_mixed)
         with BatchLoader(samples, toy_processor, images=phase.images, max_length=256, plan=plan, rank=0) as loader:
             first, second = (loader.load_rows(((index,),)).tensors["pixel_values"] for index in (0, 1))
     assert first is not None
     assert second is not None
     assert not np.array_equal(first.numpy(), second.numpy())
+
+
+def test_the_hardest_samples_are_those_of_all_files_with_their_own_images(
+    tmp_path: Path, toy_model_dir: Path, parts: tuple[Path, list[list[Sample]]], world: World,
+    caplog: pytest.LogCaptureFixture,
+):  # fmt: skip
+    link_parts(tmp_path, parts[0])
+    config = mixed_training(tmp_path, toy_model_dir, parts[1], **PLAIN)
+    run_all(world, [(config, 6)])
+    found = find_hardest(config)
+    assert found is not None
+    assert (found.epoch, found.epochs, found.seen, found.num_samples, len(found.samples)) == (3, 3, 16, 16, 16)
+    main, mixed = parts[1]
+    for one in found.samples:
+        own = one.found.index < len(main)
+        file, line = ("train", one.found.index) if own else ("mixture-0", one.found.index - len(main))
+        assert one.place == f"{file}.jsonl line {line + 1}"
+        assert one.sample.id == (main if own else mixed)[line].id
+        assert all(phase_of(config).images.find(image).is_file() for image in one.sample.images)
+    shown = [one for one in found.samples if one.place.startswith("mixture-0")]
+    assert len(shown) == 4
+    assert {Path(image).parents[1] for one in shown for image in one.sample.images} == {tmp_path / "mixed-0"}
+    # Fewer samples in the mixture than a number names, and another epoch than the one that was gone through.
+    write_samples(config.volume.mixture_file(0), mixed[:1])
+    assert find_hardest(config) is None
+    write_samples(config.volume.mixture_file(0), mixed)
+    write_samples(config.volume.train_file, [*main, *main])
+    assert find_hardest(config) is None
+    assert caplog.text.count("they are of other samples than the run has") == 2
+
+
+def test_a_batch_without_anything_to_learn_is_told_by_files_and_lines(
+    tmp_path: Path, toy_model_dir: Path, world: World
+):
+    said = [dataclasses.replace(one, turns=(Turn(role="user", text="word " * 300), one.turns[1]))
+            for one in (make_sample(name) for name in "abcd")]  # fmt: skip
+    config = mixed_training(
+        tmp_path, toy_model_dir, [said[:2], said], share=0.5, batch={"perDevice": 2, "global": 4}, grouping="none"
+    )
+    with pytest.raises(StageError, match=r"no token of step 1's 4 samples is supervised") as caught:
+        run_all(world, [(config, 6)])
+    assert caught.value.reason is Reason.NOTHING_SUPERVISED
+    told = re.findall(r"(train|mixture-0)\.jsonl line (\d)", caught.value.message)
+    assert sorted(told)[2:] == [("train", "1"), ("train", "2")]
+    assert {name for name, _ in sorted(told)[:2]} == {"mixture-0"}
 
 
 # --- what prepare finds

@@ -7,8 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
+from llava_api.report import MicroBatch
 from llava_trainer.data.sample_file import SampleSizes
-from llava_trainer.training.batch_plan import LOOKED_THROUGH, BatchPlan
+from llava_trainer.training.batch_plan import LOOKED_THROUGH, BatchPlan, cover
 from llava_trainer.training.epoch_order import Grouping, order_epoch
 from llava_trainer.training.rank_batches import Limits, plan_packed_rows, plan_padded_rows
 
@@ -160,6 +161,42 @@ def test_no_micro_batch_of_any_epoch_holds_more_than_what_is_planned_with(packin
     assert largest.supervised == max(int(plan.sizes.supervised[some].sum()) for some in samples)
     first_epoch = len(plan.rank_batch(0, 0)) + len(plan.rank_batch(1, 0))
     assert not packing or max(tokens) > 1.3 * max(tokens[:first_epoch])
+
+
+def micro_batch(rows: int, length: int, **changes: int) -> MicroBatch:
+    return MicroBatch(**({"rows": rows, "tokens": rows * length, "pictures": rows, "supervised": 10} | changes))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        # Packed rows beside held-out ones that are filled up: attention's memory is theirs, not that of 8 short rows.
+        ((2, 4096), (8, 1000), (2, 8192)), ((2, 4096), (8, 1100), (2, 8800)), ((2, 4001), (8, 1001), (2, 8008)),
+        # Held-out rows that are far more leave few packed ones no say in how many there are.
+        ((1, 1000), (8, 1000), (8, 8000)),
+        # Without packing there are as many on both sides, or fewer where a batch is small.
+        ((8, 500), (8, 700), (8, 5600)), ((8, 700), (8, 500), (8, 5600)), ((3, 2000), (4, 1000), (3, 6000)),
+    ],
+)  # fmt: skip
+def test_one_micro_batch_stands_for_two(one: tuple[int, int], other: tuple[int, int], expected: tuple[int, int]):
+    found = cover(micro_batch(*one, supervised=7), micro_batch(*other, pictures=3))
+    assert (found.rows, found.tokens) == expected
+    assert (found.pictures, found.supervised) == (max(one[0], 3), 10)
+    assert found == cover(micro_batch(*other, pictures=3), micro_batch(*one, supervised=7))
+
+
+def test_it_holds_all_positions_and_pairs_of_both_and_hardly_more():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        (a, b), (c, d) = ((int(rng.integers(1, 17)), int(rng.integers(600, 4097))) for _ in range(2))
+        found = cover(micro_batch(a, b), micro_batch(c, d))
+        length, rest = divmod(found.tokens, found.rows)
+        assert rest == 0
+        assert max(a * b, c * d) <= found.tokens < max(a * b, c * d) + found.rows
+        pairs = max(a * b**2, c * d**2)
+        assert found.rows * length**2 >= pairs
+        # A row more would have too few.
+        assert found.tokens**2 < pairs * (found.rows + 1) * 1.01
 
 
 def test_of_many_epochs_only_the_first_are_looked_through():

@@ -104,6 +104,21 @@ def test_the_plan_knows_of_held_out_samples_that_are_longer(tmp_path: Path, toy_
     assert largest.tokens == config.training.batch.per_device * longest
 
 
+def test_held_out_samples_do_not_make_packed_rows_shorter(tmp_path: Path, toy_model_dir: Path) -> None:
+    """They stand in many rows of their own, and attention grows with the square of a row."""
+    found = []
+    for changes in ({"validation": None}, {}):
+        config = configure(tmp_path, toy_model_dir, fraction=0.2, keepBest=None, packing=True, **changes)
+        found.append(prepare.run(config, Recorder(config)).numbers.largest)
+    without, beside = found
+    assert without is not None
+    assert beside is not None
+    assert without.rows < config.training.batch.per_device
+    held_out = list(read_samples(config.volume.validation_file))
+    assert max(sample.num_tokens for sample in held_out) * config.training.batch.per_device < without.tokens
+    assert (beside.rows, beside.tokens) == (without.rows, without.tokens)
+
+
 def _prepared(config: RunConfig, file: Path) -> Any:
     if not file.exists():
         prepare.run(config, Recorder(config))

@@ -220,15 +220,18 @@ def test_the_same_from_the_same_weights_on_any_number_of_processes(
         assert (shared.exact, shared.answers, shared.samples) == (alone.exact, alone.answers, alone.samples)
 
 
-def test_training_is_the_same_with_and_without(configure, world: World) -> None:
-    """Dropout, order and what is learned do not see it."""
-    dropout = {"rank": 4, "alpha": 8, "dropout": 0.1}
-    with_it = configure(attempt=1, epochs=2, lora=dropout)
+@pytest.mark.parametrize(("method", "answers"), [("lora", None), ("qlora", None), ("qlora", {"questions": 1})])
+def test_training_is_the_same_with_and_without(
+    configure, world: World, method: str, answers: dict[str, int] | None
+) -> None:
+    """Dropout, order and what is learned do not see it, quantised weights included."""
+    own = {"epochs": 2, "method": method, "lora": {"rank": 4, "alpha": 8, "dropout": 0.1}}
+    with_it = configure(attempt=1, **own, validation=VALIDATION | ({"answers": answers} if answers else {}))
     run(with_it, world)
     expected = [entry.loss for entry in curve(with_it)]
     digest = sha256_file(with_it.volume.adapter_dir / "adapter_model.safetensors")
     seen_at = [entry.step for entry in curve(with_it) if entry.validation_loss is not None]
-    without = configure(attempt=2, epochs=2, lora=dropout, validation=None)
+    without = configure(attempt=2, **own, validation=None)
     run(without, world)
     assert [entry.loss for entry in curve(without)] == expected
     assert seen_at == [2, 4]

@@ -21,9 +21,7 @@ from tests.trainer.trainings import change, make_mixed_dataset, make_training
 WAYS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora", "gradientCheckpointing": True},
     "lora, ZeRO-3": {"method": "lora", "zero": {"stage": 3}},
-    # Without validation: on a CPU with AVX512-BF16 bitsandbytes then lays weights out for inference alone, and does not
-    # undo it.
-    "qlora": {"method": "qlora", "gradientCheckpointing": True, "validation": None},
+    "qlora": {"method": "qlora", "gradientCheckpointing": True},
     "full": {"method": "full", "learningRate": 1e-3},
 }
 
@@ -67,5 +65,4 @@ def test_the_kernel_learns_and_judges_what_masks_do(
     assert (masked.attention, kernel.attention) == ("sdpa", "varlen_attn")
     assert [point.loss for point in curve] == pytest.approx([point.loss for point in expected], rel=1e-5)
     assert [point.grad_norm for point in curve] == pytest.approx([point.grad_norm for point in expected], rel=1e-3)
-    if way != "qlora":
-        assert kernel.validation_loss == pytest.approx(masked.validation_loss, rel=1e-5)
+    assert kernel.validation_loss == pytest.approx(masked.validation_loss, rel=1e-5)

@@ -43,20 +43,34 @@ class MixedSamples:
             IndexError: there is none of that number.
             ValueError: the file was damaged after it was written.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        part = int(np.searchsorted(self._begins, index, side="right")) - 1
-        inside = index - int(self._begins[part])
+        part, inside = self._divide(index)
         if part == 0:
             return self._main[inside]
         mixed = self._mixed[part - 1]
         sample = mixed.samples[inside]
         return replace(sample, images=tuple(str(mixed.images.find(image).absolute()) for image in sample.images))
 
+    def describe_place(self, index: int) -> str:
+        """Where a sample stands, for a person: its file and the line, counted from 1.
+
+        Raises:
+            IndexError: there is none of that number.
+        """
+        part, inside = self._divide(index)
+        file = self._main if part == 0 else self._mixed[part - 1].samples
+        return f"{file.path.name} line {inside + 1}"
+
     def measure(self, processor: Processor, template: Template, max_length: int) -> SampleSizes:
         """Sizes of all samples, as ``SampleFile.measure``."""
         files = (self._main, *(one.samples for one in self._mixed))
         return join_sizes([file.measure(processor, template, max_length) for file in files])
+
+    def _divide(self, index: int) -> tuple[int, int]:
+        """Which of the files, and the number of the sample in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = int(np.searchsorted(self._begins, index, side="right")) - 1
+        return part, index - int(self._begins[part])
 
 
 def join_sizes(parts: Sequence[SampleSizes]) -> SampleSizes:

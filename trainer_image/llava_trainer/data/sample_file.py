@@ -30,6 +30,12 @@ class SampleSizes:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @classmethod
+    def unmeasured(cls, count: int) -> Self:
+        """Of so many samples, for whoever only counts them: tokenising a million takes minutes."""
+        nothing = np.zeros(count, dtype=np.int64)
+        return cls(tokens=nothing, images=nothing, supervised=nothing)
+
 
 class SampleFile:
     """Samples by their number; may be read from several threads at a time."""
@@ -40,7 +46,7 @@ class SampleFile:
         Raises:
             FileNotFoundError: prepare has not written it.
         """
-        self._path = path
+        self.path = path
         with path.open("rb") as stream:
             lengths = [len(line) for line in stream]
         self._begins = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
@@ -65,7 +71,7 @@ class SampleFile:
         try:
             return parse_sample(json.loads(self.read_line(index)))
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{self._path} line {index + 1} is not a sample: {error!r}") from error
+            raise ValueError(f"{self.path} line {index + 1} is not a sample: {error!r}") from error
 
     def read_line(self, index: int) -> bytes:
         """A sample's line as it stands in the file, with its end.

@@ -25,6 +25,8 @@ class HardSample:
     """A training sample, and what its loss was."""
 
     sample: Sample
+    place: str
+    """File of the run's volume in which it stands, and line."""
     found: SampleLoss
 
 
@@ -139,6 +141,7 @@ def _hard_sample(one: HardSample, load_image: LoadImage) -> Html:
     facts = [
         ("Loss", f"{found.loss:.3f} a token, {found.tokens:,} tokens"),
         ("Sample", f"{sample.id} · {sample.source.file}, entry {sample.source.index:,}"),
+        ("Checked as", one.place),
         ("Learned from", f"step {found.step:,}"),
     ]
     turns = [

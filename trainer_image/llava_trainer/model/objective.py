@@ -43,10 +43,18 @@ class SupervisedLoss(nn.Module):
         return self.tuned.get_base_model() if isinstance(self.tuned, PeftModel) else self.tuned
 
     def train(self, mode: bool = True) -> "SupervisedLoss":
-        """Switch everything to training but a frozen tower: frozen also means without dropout."""
+        """Switch everything to training but a frozen tower: frozen also means without dropout.
+
+        Quantised layers stay as they are for training. They compute the same in either mode, but out of training
+        bitsandbytes (0.50, ``Linear4bit.forward``) lays their weights out anew on a CPU with AVX512-BF16, for a kernel
+        in bf16 without a backward pass, and does not undo it.
+        """
         super().train(mode)
         if not self._learns_tower:
             self._llava.model.vision_tower.eval()
+        for module in self._llava.modules():
+            if _is_quantised(module):
+                module.training = True
         return self
 
     def forward(
@@ -106,6 +114,11 @@ class SupervisedLoss(nn.Module):
             # An empty selection has no graph to the parameters, yet every process must take part in every reduction.
             loss = loss + 0.0 * hidden.sum()
         return (loss, losses) if parts else loss
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    """Whether its own weight is one of bitsandbytes', which is not imported for the sake of asking."""
+    return any(hasattr(parameter, "quant_state") for parameter in module.parameters(recurse=False))
 
 
 def find_image_places(input_ids: torch.Tensor, image_token_id: int) -> torch.Tensor:

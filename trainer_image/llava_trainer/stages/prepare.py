@@ -36,7 +36,7 @@ from llava_trainer.model.flash import has_flash_attention
 from llava_trainer.outcome import StageOutput
 from llava_trainer.reporting import Reporter
 from llava_trainer.sources.links import fetch_links
-from llava_trainer.training.batch_plan import make_plan
+from llava_trainer.training.batch_plan import cover, make_plan
 from llava_trainer.training.phase import phase_of
 
 ENTRIES_TOLD = 10
@@ -167,12 +167,13 @@ def _find_largest(
         return largest
     # Held-out samples go in rows of their own, by the same number at a time.
     rows = phase.training.batch.per_device
-    return MicroBatch(
-        rows=max(largest.rows, rows),
-        tokens=max(largest.tokens, rows * min(int(table.tokens[watched].max()), config.training.max_length)),
-        pictures=max(largest.pictures, rows * int(table.num_images[watched].max())),
-        supervised=max(largest.supervised, rows * int(table.supervised[watched].max())),
+    looked_at = MicroBatch(
+        rows=rows,
+        tokens=rows * min(int(table.tokens[watched].max()), config.training.max_length),
+        pictures=rows * int(table.num_images[watched].max()),
+        supervised=rows * int(table.supervised[watched].max()),
     )
+    return cover(largest, looked_at)
 
 
 def _sizes_of(dataset: PreparedDataset, max_length: int) -> SampleSizes:

@@ -187,6 +187,23 @@ def make_plan(phase: Phase, sizes: SampleSizes, world_size: int, sizes_mixed: Se
     )
 
 
+def cover(one: MicroBatch, other: MicroBatch) -> MicroBatch:
+    """A micro-batch that takes no less memory than either: with the positions, and the pairs of positions, of both.
+
+    Pairs are rows x length^2: few packed rows may have more of them than many rows that are filled up with as many
+    positions, and the other way round.
+    """
+    tokens = max(one.tokens, other.tokens)
+    pairs = max(some.tokens**2 // some.rows for some in (one, other))
+    rows = tokens**2 // pairs
+    return MicroBatch(
+        rows=rows,
+        tokens=-(-tokens // rows) * rows,
+        pictures=max(one.pictures, other.pictures),
+        supervised=max(one.supervised, other.supervised),
+    )
+
+
 def _mix(phase: Phase, num_main: int, sizes_mixed: tuple[int, ...]) -> Mixture | None:
     if not phase.mixture:
         return None

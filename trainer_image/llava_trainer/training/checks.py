@@ -1,7 +1,7 @@
 """When training must not go on: each check ends it with a reason of its own, the same in every rank."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
@@ -28,19 +28,27 @@ def check_finite(outcome: StepOutcome, step: int) -> None:
     )
 
 
-def check_supervised(totals: BatchTotals, step: int, samples: Sequence[int]) -> None:
+def check_supervised(
+    totals: BatchTotals, step: int, samples: Sequence[int], describe_place: Callable[[int], str]
+) -> None:
     """Refuse a global batch that nothing can be learned from.
+
+    Args:
+        totals: of the batch.
+        step: counted from 1.
+        samples: numbers of the batch's samples.
+        describe_place: where the sample of a number stands.
 
     Raises:
         StageError: NothingSupervised.
     """
     if totals.supervised:
         return
-    listed = ", ".join(str(index + 1) for index in samples[:_LISTED]) + (", ..." if len(samples) > _LISTED else "")
+    places = [describe_place(index) for index in samples[:_LISTED]] + ["..."] * (len(samples) > _LISTED)
     raise StageError(
         Reason.NOTHING_SUPERVISED,
-        f"no token of step {step}'s {len(samples)} samples is supervised (lines {listed} of the checked samples): "
-        "their answers are empty or lie beyond training.maxLength",
+        f"no token of step {step}'s {len(samples)} samples is supervised ({', '.join(places)}, in data on the run's "
+        "volume): their answers are empty or lie beyond training.maxLength",
     )
 
 

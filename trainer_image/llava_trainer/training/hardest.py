@@ -40,7 +40,7 @@ class SampleLoss:
     loss: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Per supervised token."""
     index: _Count
-    """Number of the sample in the file of training samples."""
+    """Number of the sample: in the file of training samples, and on from there in those of the mixture."""
     tokens: _Count
     """Supervised tokens."""
     step: _Count

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from llava_api.failures import Reason
 from llava_trainer.attempts.folder import Fence
+from llava_trainer.data.mixed_samples import MixedSamples
 from llava_trainer.errors import StageError
 from llava_trainer.gang.stopping import AskedToStopError, StopAgreement, StopRequest
 from llava_trainer.gang.watchdog import Beat, Doing
@@ -39,6 +40,8 @@ class Loop:
 
     phase: Phase
     plan: BatchPlan
+    samples: MixedSamples
+    """What the plan's numbers are of."""
     model: ModelUnderTraining
     world: World
     loader: BatchLoader
@@ -139,7 +142,7 @@ class Loop:
         if totals.stop:
             self._stop_after(step)
         batch = self.plan.batch(step)
-        check_supervised(totals, step + 1, batch)
+        check_supervised(totals, step + 1, batch, self.samples.describe_place)
         try:
             outcome = run_step(
                 self.model, self.world, micro_batches, totals, factor=self._schedule.factor(step),

@@ -4,6 +4,8 @@ Phase 1 (align) and phase 2 (train) run the same loop, and whatever they share h
 Nothing below asks again which of the two it is part of.
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +15,8 @@ from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_api.spec import TowerTraining, Training
 from llava_trainer.data.image_folder import ImageFolder, folder_of, training_images
+from llava_trainer.data.mixed_samples import MixedFile, MixedSamples
+from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.errors import StageError
 
 Method = Literal["projector", "lora", "qlora", "full"]
@@ -70,6 +74,22 @@ def phase_of(config: RunConfig, stage: StageName | None = None) -> Phase:
     if (stage or config.run.stage) is StageName.ALIGN:
         return _alignment(config)
     return _training(config)
+
+
+@contextmanager
+def open_samples(phase: Phase) -> Iterator[MixedSamples]:
+    """All that a phase learns from, the mixture included.
+
+    Raises:
+        FileNotFoundError: prepare has not written it.
+    """
+    with ExitStack() as stack:
+        main = stack.enter_context(SampleFile(phase.samples_file))
+        mixed = [
+            MixedFile(samples=stack.enter_context(SampleFile(part.samples_file)), images=part.images)
+            for part in phase.mixture
+        ]
+        yield MixedSamples(main, mixed)
 
 
 def _alignment(config: RunConfig) -> Phase:

@@ -11,7 +11,6 @@ from llava_api.constants import StageName
 from llava_api.report import TrainNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.attempts.folder import Fence
-from llava_trainer.data.mixed_samples import MixedFile, MixedSamples
 from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.gang.stopping import StopRequest, saving_time_s
@@ -28,7 +27,7 @@ from llava_trainer.training.held_out_answers import HeldOutAnswers, draw_questio
 from llava_trainer.training.identity import identify_training
 from llava_trainer.training.loop import Loop
 from llava_trainer.training.model_under_training import ModelUnderTraining, build_model
-from llava_trainer.training.phase import Phase, phase_of
+from llava_trainer.training.phase import Phase, open_samples, phase_of
 from llava_trainer.training.probe import probe_largest
 from llava_trainer.training.progress import Progress
 from llava_trainer.training.recorder import Recorder
@@ -65,7 +64,7 @@ def train(
     phase = phase_of(config)
     processor = load_processor(config.model_dir, phase.image_aspect_ratio)
     with ExitStack() as stack:
-        samples = _open_samples(phase, stack)
+        samples = stack.enter_context(open_samples(phase))
         sizes = samples.measure(processor, phase.template, phase.training.max_length)
         plan = make_plan(phase, sizes, world.world_size, samples.sizes_mixed)
         model = build_model(config, phase, world)
@@ -95,7 +94,7 @@ def train(
             )  # fmt: skip
             recorder.record_skipped([f"{path.parent.parent.name}/{path.name}" for path in resume_point.passed_over])
         loop = Loop(
-            phase=phase, plan=plan, model=model, world=world, loader=loader, saver=saver,
+            phase=phase, plan=plan, samples=samples, model=model, world=world, loader=loader, saver=saver,
             recorder=recorder, stop=stop, beat=beat, progress=progress, first_step=resume_point.step, identity=identity,
             fence=reporter.fence, hardest=_open_hardest(config, phase, plan, resume_point, world),
             validator=_open_validator(phase, model, world, processor, beat, stack),
@@ -126,15 +125,6 @@ def train(
         frozen_projector=not phase.learns_projector,
         learned_tower=phase.learns_tower,
     )
-
-
-def _open_samples(phase: Phase, stack: ExitStack) -> MixedSamples:
-    main = stack.enter_context(SampleFile(phase.samples_file))
-    mixed = [
-        MixedFile(samples=stack.enter_context(SampleFile(part.samples_file)), images=part.images)
-        for part in phase.mixture
-    ]
-    return MixedSamples(main, mixed)
 
 
 def _open_saver(

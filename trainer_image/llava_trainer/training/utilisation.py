@@ -29,9 +29,11 @@ class Utilisation:
 
     def mfu(self, step: int, seconds: float) -> float:
         """Fraction of the GPUs' peak that the step with this number, counted from 0, has used in ``seconds``."""
+        lora = self.phase.training.lora
         flops = count_flops(
             self.model, self.phase.method, positions_of_samples(self.plan.sizes, self.plan.batch(step)),
-            rank=self.phase.training.lora.rank,
+            rank=lora.rank, targets=lora.targets, learns_projector=self.phase.learns_projector,
+            learns_tower=self.phase.learns_tower,
         )  # fmt: skip
         return flops.model / seconds / self.peak_flops_per_s
 
