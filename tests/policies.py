@@ -59,7 +59,21 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
         **_OWN_IMAGE,
         "policy": {"notificationHosts": ["hooks.svc", "hooks.svc:8080"], "insecureNotifications": True},
     },
+    "open-curves": {
+        **_OWN_IMAGE,
+        "policy": {
+            "trackingHosts": ["*", "mlflow.example", "mlflow.svc:8443"],
+            "webCredentialHosts": ["files.example", "files.example:8443"],
+        },
+    },
     # As much to compare as there may be, all of it in vain.
+    "large-open-curves": {
+        **_OWN_IMAGE,
+        "policy": {
+            "trackingHosts": ["*", *(f"{'a' * 190}.{n:03}" for n in range(15))],
+            "webCredentialHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
+        },
+    },
     "large": {
         **_OWN_IMAGE,
         "policy": {
@@ -348,6 +362,36 @@ CASES: tuple[Case, ...] = (
                  "mlflow.svc:5000 (policy.trackingHosts): use an allowed address, or leave "),
         "port": (_tracked("http://mlflow.svc"), "spec.training.tracking.mlflow.url is at http://mlflow.svc, but"),
         "below": (_tracked("https://mlflow.example.e"), "spec.training.tracking.mlflow.url is at https://mlflow.example.e,"),
+    }),
+    *_cases("usual", "tracked", {
+        "any": (_tracked("https://any.example", "any"), None),
+        "in-clear": (_tracked("http://any.svc"), None),
+    }),
+    *_cases("open-curves", "tracked", {
+        "any": (_tracked("https://any.example"), None),
+        "in-clear": (_tracked("http://any.svc"), None),
+        "null": ({"training": {"tracking": {"mlflow": {"url": "https://any.example", "experiment": "e",
+                                                       "secretRef": None}}}}, None),
+        "named": (_tracked("https://MLFLOW.example:443/base", "any"), None),
+        "port": (_tracked("https://mlflow.svc:8443", "any"), None),
+        "web": (_tracked("https://files.example:8443/mlflow", "any"), None),
+        "host": (_tracked("https://evil.example/mlflow.example", "any"), "spec.training.tracking.mlflow.url is at "
+                 "https://evil.example, but this installation sends credentials of trackers only to "
+                 "https://files.example, https://files.example:8443, hosts that policy.trackingHosts names "
+                 "(policy.webCredentialHosts): use an allowed one, or leave out the secretRef beside it"),
+        "no-port": (_tracked("https://mlflow.svc", "any"), "spec.training.tracking.mlflow.url is at "
+                    "https://mlflow.svc, but"),
+        "below": (_tracked("https://mlflow.example.e", "any"), "spec.training.tracking.mlflow.url is at "
+                  "https://mlflow.example.e, but"),
+    }),
+    *_cases("large-open-curves", "tracked", {
+        "host": (_tracked(f"https://{'a' * 900}.example/x", "any"), "spec.training.tracking.mlflow.url is at https://aaa"),
+    }),
+    *_cases("mirror", "tracked", {
+        "any": (_tracked("https://any.example"), None),
+        "secret": (_tracked("https://any.example", "any"), "spec.training.tracking.mlflow.url is at "
+                   "https://any.example, but this installation sends credentials of trackers only to hosts that "
+                   "policy.trackingHosts names (policy.webCredentialHosts): "),
     }),
     *_cases("plain", "told", {
         "ok": (_told("http://hooks.svc/x", "http://hooks.svc:80", "http://hooks.svc:8080/", "https://hooks.svc:443"),

@@ -101,6 +101,15 @@ def test_defaults_restrict_hub_tokens_accounts_and_plain_http_and_nothing_else()
     ]  # fmt: skip
 
 
+def test_training_is_held_to_where_a_tracker_s_credentials_go() -> None:
+    """Its pods are the ones that have them."""
+    mlflow = {"url": "https://evil.example", "experiment": "e", "secretRef": {"name": "a"}}
+    run, policy = {"training": {"tracking": {"mlflow": mlflow}}}, policy_of(INSTALLATIONS["open-curves"])
+    for stage in (StageName.PREPARE, StageName.ALIGN, StageName.TRAIN):
+        assert [violation.field for violation in judge(run, policy, stage)] == ["spec.training.tracking.mlflow.url"]
+    assert judge(run, policy, StageName.MERGE) == ()
+
+
 NAMES = st.text(st.sampled_from("az09.-*\n /@:AZé\\"), min_size=1, max_size=30)
 
 

@@ -423,6 +423,7 @@ def test_credentials_that_cannot_be_read_are_told(
         reporter.update(1, 2)
     assert server.reports == []
     assert told in warnings_in(caplog)[0]
+    assert "a\\nb" not in warnings_in(caplog)[0]
 
 
 @pytest.mark.parametrize(("url", "told"), [
@@ -545,6 +546,25 @@ def test_an_answer_a_byte_at_a_time_is_not_waited_for(config: RunConfig, server:
         push(reporter, server, 2)
     assert server.num_connections == 2
     assert "TimeoutError" in warnings_in(caplog)[0]
+
+
+def test_what_comes_back_in_place_of_http_is_not_logged(
+    config: RunConfig, server: Server, caplog, monkeypatch: pytest.MonkeyPatch
+):
+    def repeat(self: Handler) -> None:
+        do_post(self)
+        self.close_connection = True
+
+    do_post = Handler.do_POST
+    monkeypatch.setattr(Handler, "do_POST", repeat)
+    monkeypatch.setattr(
+        Handler, "send_response",
+        lambda self, _: self.wfile.write(f"Authorization: {self.headers['Authorization']}\r\n\r\n".encode()),
+    )  # fmt: skip
+    with Reporter(config, FAST) as reporter:
+        reporter.update(1, 2)
+        wait_until(lambda: warnings_in(caplog))
+    assert warnings_in(caplog) == [f"a report was not accepted: BadStatusLine: what came is no HTTP{ONCE}"]
 
 
 def test_of_a_huge_answer_only_the_beginning_is_read(config: RunConfig, server: Server, caplog):

@@ -48,6 +48,7 @@ from llava_trainer.sources.remote import Listed, RemoteFile
 from llava_trainer.sources.transfer import Downloader
 from tests.trainer.runs import Recorder, run_config
 from tests.trainer.servers.authority import Authority
+from tests.trainer.servers.echo import ECHOES, run_echo
 from tests.trainer.servers.files import Answer, Fault, FileServer
 from tests.trainer.servers.hub import HubRepository, HubServer
 from tests.trainer.servers.proxy import Proxy
@@ -836,6 +837,7 @@ def test_server_that_is_no_hub(world: World, authority: Authority, body: bytes) 
     assert error.reason in (Reason.SOURCE_UNAVAILABLE, Reason.SOURCE_REFUSED)
     assert "spec.model.source: " in error.message
     assert "hf://llava-hf/tiny" in error.message
+    assert "portal" not in error.message
 
 
 @pytest.mark.parametrize("endpoint", ["hub.example", "ftp://hub", "https://me:hunter2@hub"])
@@ -948,6 +950,7 @@ def test_server_that_is_no_s3(world: World, authority: Authority) -> None:
         error = world.failure()
     assert error.reason is Reason.SOURCE_UNAVAILABLE
     assert error.message.startswith(f"spec.model.source: s3://bucket/m: {server.base} does not answer as S3 does (")
+    assert "portal" not in error.message
     assert "look at key endpoint (or region) of spec.model.secretRef" in error.message
 
 
@@ -1056,6 +1059,32 @@ def test_proxy_that_wants_credentials(world: World, web: FileServer) -> None:
     error = world.failure()
     assert error.reason is Reason.SOURCE_UNAVAILABLE
     assert "3 times in a row" in error.message
+
+
+@pytest.mark.parametrize("where", ECHOES)
+@pytest.mark.parametrize("who", ["web", "hub", "proxy"])
+def test_what_comes_back_in_place_of_http_is_not_told(
+    who: str, where: str, world: World, authority: Authority, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Logs, statuses and Events of a run are read by more people than its Secrets."""
+    caplog.set_level(logging.DEBUG, logger="llava_trainer")
+    unpacked: list[httpx.Response] = []
+    monkeypatch.setattr(httpx.Response, "_get_content_decoder", unpacked.append)
+    with run_echo(ECHOES[where], None if who == "proxy" else authority) as url:
+        if who == "proxy":
+            secret = "bWU6aHVudGVyMg=="
+            world.download["https_proxy"] = url.replace("://", "://me:hunter2@")
+            world.dataset["source"] = "https://files.example/set/"
+        else:
+            secret = "hf_TOPSECRET"
+            world.secret("dataset", **{"bearer" if who == "web" else "token": secret})
+            world.download["hub_endpoint"] = url
+            world.dataset["source"] = "hf://me/set" if who == "hub" else f"{url}/set/"
+        message = world.failure().message
+    assert message.startswith("spec.dataset.source: ")
+    assert secret.lower() not in (message + caplog.text).lower()
+    assert unpacked == []
 
 
 def test_proxy_that_is_no_address(world: World, web: FileServer) -> None:

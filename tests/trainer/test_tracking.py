@@ -5,7 +5,9 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from llava_api.constants import StageName
+from llava_api.failures import Reason
+from llava_api.memory import RESERVED_S
 from llava_api.run_config import RunConfig
 from llava_api.spec import Training
 from llava_trainer.attempts.links import link_results
@@ -24,8 +28,9 @@ from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.curve import Curve, CurvePoint, read_curve
+from llava_trainer.training.tracking import follower as follower_module
 from llava_trainer.training.tracking import tensorboard as tensorboard_module
-from llava_trainer.training.tracking.follower import CAPACITY, Follower
+from llava_trainer.training.tracking.follower import CAPACITY, PIECE, STOPPING_S, Destination, Follower, following
 from llava_trainer.training.tracking.observations import NAMES, Observation, observe
 from llava_trainer.training.tracking.opening import make_followers
 from llava_trainer.training.tracking.tensorboard import EventFile
@@ -117,8 +122,14 @@ class Taking:
             assert self.arrived.wait_for(condition, DEADLINE_S), self.taken
 
 
-def follow(taking: Taking, file: Path, **how: Any) -> Follower:
-    return Follower("a tracker", taking.open, file, **{"interval_s": 0.01, "longest_s": 0.02, **how})
+@contextmanager
+def follow(
+    taking: Taking | Callable[[], Destination], file: Path, *, closing_s: float = 5.0, **how: Any
+) -> Iterator[Follower]:
+    opening = taking.open if isinstance(taking, Taking) else taking
+    follower = Follower("a tracker", opening, file, **{"interval_s": 0.01, "longest_s": 0.02, **how})
+    with following([follower], closing_s=closing_s):
+        yield follower
 
 
 def add(history: Curve, follower: Follower, entry: CurvePoint) -> None:
@@ -185,15 +196,141 @@ def test_what_is_left_at_the_end_is_said(tmp_path: Path, caplog: pytest.LogCaptu
     taking.held.set()
 
 
+class _Deadlines:
+    """A clock that goes on only while somebody is waited for, for as long as it may take."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.waited: list[float] = []
+        monkeypatch.setattr(follower_module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(Follower, "wait", lambda _, timeout_s: self.wait(timeout_s))
+
+    def wait(self, timeout_s: float) -> None:
+        self.waited.append(timeout_s)
+        self.now += timeout_s
+
+
+@pytest.mark.parametrize(
+    ("end", "seconds"),
+    [
+        (None, 5.0), (StageError(Reason.OUT_OF_DEVICE_MEMORY, "x"), 5.0), (ValueError(), 5.0),
+        (StageError(Reason.INTERRUPTED, "SIGTERM"), 1.0),
+    ],
+)  # fmt: skip
+def test_all_that_hang_have_one_deadline_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Exception | None, seconds: float
+) -> None:
+    """Which leaves the grace period to what comes after a checkpoint."""
+    clock = _Deadlines(monkeypatch)
+    followers = [Follower(name, Taking().open, tmp_path / "h.jsonl") for name in ("one", "another", "a third")]
+    with suppress(StageError, ValueError), following(followers):
+        if end is not None:
+            raise end
+    assert clock.waited == [seconds, 0.0, 0.0]
+    assert STOPPING_S < RESERVED_S / 2
+    assert [follower._succeeded for follower in followers] == [end is None] * 3
+
+
+def test_one_that_hangs_is_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hanging, taking, file = Taking(), Taking(), tmp_path / "h.jsonl"
+    hanging.held.clear()
+    followers = [Follower(name, one.open, file, interval_s=0.01) for name, one in (("h", hanging), ("t", taking))]
+    with Curve(file) as history, following(followers, closing_s=0.5):
+        history.append(point(1))
+        for follower in followers:
+            follower.note(point(1))
+        taking.wait_for(lambda: bool(taking.losses()))
+    assert [record.getMessage().partition(" has")[0] for record in caplog.records] == ["h"]
+    assert taking.finished == [True]
+    hanging.held.set()
+
+
+class Counting(Taking):
+    """Keeps the sizes of what it is told, and knows its last steps as a server does."""
+
+    def __init__(self, last: Mapping[str, int]) -> None:
+        super().__init__()
+        self.last = dict(last)
+        self.sizes: list[int] = []
+
+    def last_step_of(self, name: str) -> int:
+        return self.last.get(name, 0)
+
+    def write(self, observations: Sequence[Observation]) -> None:
+        self.sizes.append(len(observations))
+        self.last |= {one.name: one.step for one in observations}
+        super().write(observations)
+
+
+def write_curve(file: Path, num_steps: int, **last: Any) -> None:
+    with Curve(file) as history:
+        for step in range(1, num_steps):
+            history.append(point(step))
+        history.append(point(num_steps, **last))
+
+
+def test_a_long_curve_is_read_and_told_in_pieces(tmp_path: Path) -> None:
+    file, taking = tmp_path / "h.jsonl", Counting({})
+    write_curve(file, 2 * PIECE + 5)
+    with follow(taking, file, closing_s=DEADLINE_S):
+        taking.wait_for(lambda: len(taking.losses()) == 2 * PIECE + 5)
+    per_point = len(list(observe(point(1), 0.0)))
+    assert taking.sizes == [PIECE * per_point, PIECE * per_point, 5 * per_point]
+    assert [step for step, _ in taking.losses()] == list(range(1, 2 * PIECE + 6))
+
+
+def test_what_a_tracker_has_costs_no_memory(tmp_path: Path) -> None:
+    """A curve may have ten million steps, and is read at each start and after each failure."""
+    file, num_steps = tmp_path / "h.jsonl", 6 * PIECE
+    write_curve(file, num_steps, validation_loss=0.5)
+    taking = Counting(dict.fromkeys(NAMES.values(), num_steps) | {NAMES["validation_loss"]: 0})
+    list(observe(point(1), 0.0))
+    tracemalloc.start()
+    try:
+        with follow(taking, file, closing_s=DEADLINE_S):
+            taking.wait_for(lambda: bool(taking.taken))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [(one.name, one.step) for one in taking.taken] == [("validation/loss", num_steps)]
+    assert peak < 4 << 20, "all of it would be 20 MiB"
+
+
+@pytest.mark.parametrize(("last", "told"), [(3, ""), (4, "a tracker has steps up to 4 of a run that ended with step 3")])
+def test_one_that_says_it_has_more_than_there_is_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, last: int, told: str
+) -> None:
+    """It is told nothing any more, which would go unseen."""
+    file, taking = tmp_path / "h.jsonl", Counting(dict.fromkeys(NAMES.values(), last))
+    write_curve(file, 3)
+    with follow(taking, file):
+        pass
+    assert taking.taken == []
+    assert caplog.text.count("WARNING") == bool(told)
+    assert told in caplog.text
+
+
+def test_a_point_that_is_left_twice_is_told_with_what_is_new(tmp_path: Path) -> None:
+    taking, file = Counting({}), tmp_path / "h.jsonl"
+    taking.held.clear()
+    with Curve(file) as history, follow(taking, file, capacity=1, closing_s=DEADLINE_S) as follower:
+        for step in (1, 2, 3):
+            add(history, follower, point(step))
+            history.add_validation(step, validation_loss=step / 10)
+            assert history.last is not None
+            follower.note(history.last)
+        taking.held.set()
+    assert taking.losses() == [(1, 1.0), (2, 1.0), (3, 1.0)]
+    validations = [(one.step, one.value) for one in taking.taken if one.name == "validation/loss"]
+    assert validations == [(1, 0.1), (2, 0.2), (3, 0.3)]
+
+
 @pytest.mark.parametrize("error", [ValueError("nonsense"), KeyError("x"), RuntimeError("y"), RecursionError()])
 def test_whatever_it_raises_training_goes_on(tmp_path: Path, error: Exception) -> None:
     def fail() -> Taking:
         raise error
 
-    with (
-        Curve(tmp_path / "h.jsonl") as history,
-        Follower("a tracker", fail, tmp_path / "h.jsonl", interval_s=0.01, longest_s=0.01, closing_s=1.0) as follower,
-    ):
+    with Curve(tmp_path / "h.jsonl") as history, follow(fail, tmp_path / "h.jsonl", closing_s=1.0) as follower:
         add(history, follower, point(1))
 
 
@@ -236,10 +373,7 @@ def test_one_that_failed_is_begun_anew_and_no_step_stands_twice(
     monkeypatch.setattr(tensorboard_module.EventsWriter, "write_event", write_event)
     fail.set()
     folder, file = tmp_path / "tensorboard", tmp_path / "h.jsonl"
-    with (
-        Curve(file) as history,
-        Follower("TensorBoard", lambda: EventFile(folder), file, interval_s=0.01, longest_s=0.01) as follower,
-    ):
+    with Curve(file) as history, follow(lambda: EventFile(folder), file) as follower:
         for step in range(1, 6):
             add(history, follower, point(step, float(step)))
     assert not fail.is_set()
@@ -325,8 +459,8 @@ def test_a_volume_that_takes_no_events_ends_no_run(configure, world: World, capl
 
 
 def test_who_asks_for_none_gets_none(configure) -> None:
-    assert make_followers(configure(tracking=None)) == []
-    assert make_followers(configure(tracking={})) == []
+    assert make_followers(configure(tracking=None), 6) == []
+    assert make_followers(configure(tracking={}), 6) == []
 
 
 def test_each_phase_has_a_folder_of_its_own(configure) -> None:

@@ -1,11 +1,13 @@
 """MLflow: a real server for what it keeps, and a stranger in its place for what may not hurt."""
 
+import gzip
 import http.server
 import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,16 @@ from llava_api.run_config import RunConfig
 from llava_api.spec import Download, Mlflow
 from llava_trainer.sources.fetching import Surroundings
 from llava_trainer.training.curve import Curve, CurvePoint
-from llava_trainer.training.tracking.follower import Follower
+from llava_trainer.training.tracking.follower import Follower, following
 from llava_trainer.training.tracking.opening import _open_mlflow, make_followers
 from tests.trainer.servers import mlflow as server
 from tests.trainer.servers.authority import Authority
+from tests.trainer.servers.echo import ECHOES, run_echo
 from tests.trainer.test_tracking import point
 from tests.trainer.trainings import configure
 
 SECRET = "s3cret-WORD_nobody-may-read"
+TOTAL_STEPS = 1000
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +49,16 @@ def around(tmp_path: Path) -> Surroundings:
     return Surroundings(secrets=tmp_path / "secrets", ca_file=tmp_path / "ca.crt", environ={})
 
 
-def follow(config: RunConfig, around: Surroundings) -> Follower:
+@contextmanager
+def follow(config: RunConfig, around: Surroundings) -> Iterator[Follower]:
     mlflow = config.training.tracking and config.training.tracking.mlflow
     assert isinstance(mlflow, Mlflow)
-    return Follower(
-        "MLflow's server", lambda: _open_mlflow(config, mlflow, around),
-        config.volume.history_file(config.run.stage, config.run.attempt), interval_s=0.01, longest_s=0.02, closing_s=30,
+    follower = Follower(
+        "MLflow's server", lambda: _open_mlflow(config, mlflow, TOTAL_STEPS, around),
+        config.volume.history_file(config.run.stage, config.run.attempt), interval_s=0.01, longest_s=0.02,
     )  # fmt: skip
+    with following([follower], closing_s=30):
+        yield follower
 
 
 def train(config: RunConfig, around: Surroundings, points: list[CurvePoint], *, resumed: list[CurvePoint] = []) -> None:  # noqa: B006
@@ -119,8 +126,7 @@ def test_one_that_is_broken_off_is_told_so(url: str, tmp_path: Path, around: Sur
     config = make_config(tmp_path, url, experiment="broken")
     with Curve(config.volume.history_file(StageName.TRAIN, 1)) as history:
         history.append(point(1))
-        follower = follow(config, around)
-        with suppress(ZeroDivisionError), follower:
+        with suppress(ZeroDivisionError), follow(config, around):
             raise ZeroDivisionError
     [run] = runs_of(url, "broken")
     assert run["info"]["status"] == "KILLED"
@@ -241,6 +247,15 @@ def lying_at(name: str, content: bytes) -> Respond:
     return respond
 
 
+def having(key: str, step: str) -> Respond:
+    """Says that it has a metric up to a step."""
+    return lying_at("runs/get", f'{{"run": {{"data": {{"metrics": [{{"key": "{key}", "step": {step}}}]}}}}}}'.encode())
+
+
+BOMB = gzip.compress(gzip.compress(bytes(64 << 20)))
+"""Of 64 MiB."""
+
+
 @pytest.mark.parametrize(
     ("respond", "told"),
     [
@@ -249,15 +264,23 @@ def lying_at(name: str, content: bytes) -> Respond:
         (answer_with(302, b"", Location="https://127.0.0.1:1/elsewhere"), "HTTP 302"),
         (answer_with(200, b"<html>" + b"x" * 100), "the answer is not one of MLflow's"),
         (answer_with(200, b"[" * 100_000), "the answer is not one of MLflow's"),
-        (answer_with(200, b"x" * (3 << 20)), "the answer has more than 1,048,576 bytes"),
+        (answer_with(200, b"x" * (3 << 20)), "an answer of more than 1,048,576 bytes"),
+        (answer_with(200, BOMB, **{"Content-Encoding": "gzip, gzip"}), "an answer with Content-Encoding gzip, gzip, "),
         (answer_with(200, b"{}"), "an answer lacks experiment"),
         (answer_with(200, b'{"experiment": {"experiment_id": 7}}'), "an answer lacks experiment_id"),
         (lying_at("runs/search", b'{"runs": [7]}'), "an answer lacks info"),
         (lying_at("runs/create", b'{"run": []}'), "an answer lacks run.info"),
         (lying_at("runs/get", b'{"run": {"data": {"metrics": [7]}}}'), "not in MLflow's form"),
-        (lying_at("runs/get", b'{"run": {"data": {"metrics": [{"key": "a", "step": "x"}]}}}'), "step is no number"),
+        (having("train/loss", '"x"'), "a metric's step is no number"),
+        (having("train/loss", "1e999"), "a metric's step is no number"),
+        (having("train/loss", "1001"), "has a step of train/loss that this run, of 1,000 steps, cannot have"),
+        (having("train/loss", '"1000000000000000"'), "has a step of train/loss that this run, of 1,000 steps, cannot"),
+        (having("validation/loss", "-1"), "has a step of validation/loss that this run, of 1,000 steps, cannot have"),
     ],
-    ids=["echo", "401", "redirect", "html", "deep", "large", "empty", "number", "runs", "run", "metrics", "step"],
+    ids=[
+        "echo", "401", "redirect", "html", "deep", "large", "packed", "empty", "number", "runs", "run", "metrics",
+        "text", "infinity", "after the end", "text after the end", "before the beginning",
+    ],
 )  # fmt: skip
 def test_what_it_answers_ends_nothing_and_is_not_repeated(
     respond: Respond, told: str, tmp_path: Path, authority: Authority, around: Surroundings,
@@ -270,6 +293,30 @@ def test_what_it_answers_ends_nothing_and_is_not_repeated(
     assert SECRET not in caplog.text
     assert "has not taken all of the curve" in caplog.text
     assert not any("elsewhere" in path for path, _ in asked)
+
+
+@pytest.mark.parametrize("where", ECHOES)
+def test_what_comes_back_in_place_of_http_is_not_repeated(
+    where: str, tmp_path: Path, authority: Authority, around: Surroundings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="llava_trainer")
+    put_secret(around, bearer=SECRET)
+    with run_echo(ECHOES[where], authority) as url:
+        train(make_config(tmp_path / "run", url, secret="mlflow"), around, [point(1)])
+    assert "does not take the curve" in caplog.text
+    assert SECRET.lower() not in caplog.text.lower()
+
+
+def test_a_packed_answer_is_neither_asked_for_nor_unpacked(
+    tmp_path: Path, authority: Authority, around: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bounds that are looked at when it has been unpacked come too late."""
+    unpacked: list[httpx.Response] = []
+    monkeypatch.setattr(httpx.Response, "_get_content_decoder", unpacked.append)
+    put_secret(around, bearer=SECRET)
+    asked = run_with(answer_with(200, BOMB, **{"Content-Encoding": "gzip, gzip"}), tmp_path, authority, around)
+    assert {headers["accept-encoding"] for _, headers in asked} == {"identity"}
+    assert unpacked == []
 
 
 @pytest.mark.parametrize(
@@ -309,6 +356,37 @@ def test_nobody_there_ends_nothing(tmp_path: Path, around: Surroundings, caplog:
     assert "does not take the curve: TransientError: ConnectError" in caplog.text
 
 
+@pytest.mark.parametrize("metric", ['"key": "eval/mine", "step": 1000000000000000', '"key": [], "step": "x"'])
+def test_metrics_of_others_in_the_run_are_theirs(
+    metric: str, tmp_path: Path, authority: Authority, around: Surroundings, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_secret(around, bearer=SECRET)
+    has = lying_at("runs/get", f'{{"run": {{"data": {{"metrics": [{{{metric}}}]}}}}}}'.encode())
+    asked = run_with(has, tmp_path, authority, around)
+    assert any(path.endswith("/runs/log-batch") for path, _ in asked)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("proxy", ["said", "in a Secret", "in the environment"])
+def test_a_server_in_clear_is_reached_without_a_proxy(
+    proxy: str, tmp_path: Path, around: Surroundings, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would read and answer everything in the place of whom policy.trackingHosts allows."""
+    config = make_config(tmp_path, url, experiment=f"directly, proxy {proxy}")
+    with run_echo(lambda _: "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as address:
+        if proxy == "said":
+            config = config.model_copy(update={"download": Download(http_proxy=address)})
+        elif proxy == "in a Secret":
+            (around.secrets / SecretRole.DOWNLOAD).mkdir(parents=True)
+            (around.secrets / SecretRole.DOWNLOAD / "httpProxy").write_text(address)
+        else:
+            around = replace(around, environ={"http_proxy": address, "HTTP_PROXY": address})
+        train(config, around, [point(1)])
+    assert caplog.text == ""
+    [run] = runs_of(url, f"directly, proxy {proxy}")
+    assert history_of(url, run["info"]["run_id"], "train/loss") == [(1, 1.0)]
+
+
 def test_two_that_begin_an_experiment_at_once_share_it(
     tmp_path: Path, authority: Authority, around: Surroundings
 ) -> None:
@@ -330,7 +408,7 @@ def test_two_that_begin_an_experiment_at_once_share_it(
 
 
 def test_it_is_opened_where_it_is_asked_for(tmp_path: Path) -> None:
-    assert [follower._name for follower in make_followers(make_config(tmp_path, "https://m.example"))] == [
+    assert [follower._name for follower in make_followers(make_config(tmp_path, "https://m.example"), 1)] == [
         "MLflow's server"
     ]
     assert make_config(tmp_path, "https://m.example").download == Download()

@@ -171,12 +171,21 @@ def test_content_that_is_not_what_the_hub_listed(world: World, hub: HubServer, n
     assert f"hf://me/it@{COMMIT}/{name} is not what it should be, fetched twice: its sha256 is " in error.message
 
 
-@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "ftp://x", "nothing"])
-def test_a_store_without_tls_is_not_asked(world: World, hub: HubServer, xet: XetServer, endpoint: str) -> None:
+@pytest.mark.parametrize(
+    ("endpoint", "told"),
+    [
+        ("http://127.0.0.1:1/hf_TOKEN", "http://127.0.0.1:1"),
+        ("ftp://x", "a place that is not shown"),
+        ("hf_TOKEN", "a place that is not shown"),
+    ],
+)
+def test_a_store_without_tls_is_not_asked(
+    world: World, hub: HubServer, xet: XetServer, endpoint: str, told: str
+) -> None:
     xet.endpoint = endpoint
     error = world.failure()
     assert error.reason is Reason.SOURCE_REFUSED
-    assert f"spec.model.source: hf://me/it: the hub keeps its files at {endpoint}, which is no https" in error.message
+    assert f"spec.model.source: hf://me/it: the hub keeps its files at {told}, which is no https" in error.message
 
 
 @pytest.mark.parametrize("key", ["zz" * 32, "ab", ""])
@@ -191,7 +200,7 @@ def test_a_hash_that_is_none_leaves_the_file_to_https(
 @pytest.mark.parametrize(
     ("status", "told"),
     [
-        (200, "does not answer as a hub does (ValueError: Xet headers"),
+        (200, "does not answer as a hub does (ValueError); look at spec.download.hubEndpoint"),
         (404, "the hub lists files that it keeps in Xet and does not tell where: have xet switched off"),
         (503, "3 times in a row: HTTP 503"),
     ],

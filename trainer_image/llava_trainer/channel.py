@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import ssl
 import time
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _MAX_ANSWER_BYTES = 4096
 _MAX_AUTHORITY_BYTES = 1024 * 1024
+_TOKEN = re.compile("[!-~]+")
 _MAX_TOLD = 200
 """Characters of an answer that are told."""
 
@@ -58,6 +60,9 @@ class Channel:
         # Both rotate while a stage runs.
         authority = _read_start(self._reporting.ca_file)
         token = self._reporting.token_file.read_text(encoding="ascii").strip()
+        if not _TOKEN.fullmatch(token):
+            # http.client would tell the whole header.
+            raise ValueError(f"{self._reporting.token_file} holds no token")
         if authority != self._authority:
             self.close()
             self._authority = authority

@@ -174,9 +174,12 @@ class Reporter:
     def _push(self, channel: Channel, report: ProgressReport) -> Answer:
         try:
             answer = channel.push(self._with_space(report).model_dump_json())
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, ValueError) as error:
             # ssl's errors are OSErrors; ValueError is a token or an address that no header or socket can take.
             answer = Answer(trouble=f"{type(error).__name__}: {error}")
+        except http.client.HTTPException as error:
+            # Its text is what came in place of an answer, which may be what was sent.
+            answer = Answer(trouble=f"{type(error).__name__}: what came is no HTTP")
         self._judge(answer)
         if answer.trouble is not None:
             kind = answer.trouble.partition(":")[0]

@@ -46,7 +46,8 @@ class Mlflow(Strict):
         TrackerAddress,
         Field(
             description="Address of the server, like https://mlflow.example, at a host that the installation allows "
-            "(policy.trackingHosts)."
+            "(policy.trackingHosts). http:// is for servers in the cluster, which are reached directly, never by a "
+            "proxy."
         ),
     ]
     experiment: Annotated[

@@ -35,7 +35,7 @@ class Policy:
     hub_token_hosts: tuple[str, ...] = (PUBLIC_HUB,)
     """HOST or HOST:PORT, reached by TLS."""
     web_credential_hosts: tuple[str, ...] = (ANYTHING,)
-    """The same, for credentials of https:// sources."""
+    """The same, for credentials of https:// sources, and of trackers that ``tracking_hosts`` does not name."""
     picture_hosts: tuple[str, ...] = ()
     """The same, for pictures that datasets name by address, by plain HTTP too. What they name only prepare knows, which
     is told the hosts; none by default, since prepare may reach what nobody outside does."""

@@ -55,7 +55,8 @@ def find_violations(spec: Spec, policy: Policy, stage: Stage) -> tuple[Violation
     for judge in (_judge_pull_secrets, _judge_tolerations, _judge_service_account):
         found += judge(spec, policy)
     if stage.fetches or stage.is_gang:
-        found += _judge_tracker(spec, policy)
+        for judge in (_judge_tracker, _judge_credential_of_tracker):
+            found += judge(spec, policy)
     if stage.fetches:
         found += judge_notifications(spec.notifications, policy)
     return tuple(found)
@@ -132,6 +133,26 @@ def _judge_tracker(spec: Spec, policy: Policy) -> Iterator[Violation]:
         rule=f"tells the curves of runs {allowed} (policy.trackingHosts)",
         fix=f"use an allowed address, or leave {_TRACKER} out",
     )
+
+
+def _judge_credential_of_tracker(spec: Spec, policy: Policy) -> Iterator[Violation]:
+    """Where what a Secret holds is sent: without this rule it would go round the one for sources.
+
+    Whom ``tracking_hosts`` names may get it; ``*`` there is about curves.
+    """
+    server, hosts = tracking_server(spec), policy.web_credential_hosts
+    if server is None or server.secret_ref is None or ANYTHING not in policy.tracking_hosts or ANYTHING in hosts:
+        return
+    if not is_at(server.url, (*policy.tracking_hosts, *hosts)):
+        host = re.match(ANY_HOST, server.url)
+        allowed = "".join(f"https://{host}, " for host in hosts)
+        yield Violation(
+            field=f"{_TRACKER}.url",
+            value=f"at {host[0]}" if host else HIDDEN,
+            rule=f"sends credentials of trackers only to {allowed}hosts that policy.trackingHosts names "
+            "(policy.webCredentialHosts)",
+            fix="use an allowed one, or leave out the secretRef beside it",
+        )
 
 
 def _judge_pull_secrets(spec: Spec, policy: Policy) -> Iterator[Violation]:

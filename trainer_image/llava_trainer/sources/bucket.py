@@ -106,11 +106,12 @@ class Bucket:
                 if page.get("IsTruncated") and not page.get("NextContinuationToken"):
                     raise refused(f"{self._what} lists without end: its page names no next one")
         except PaginationError as error:
-            raise refused(f"{self._what} lists without end: {show(error, max_chars=200)}") from error
+            raise refused(f"{self._what} lists without end: a page names itself as the next one") from error
         except (BotoCoreError, ClientError) as error:
+            # Their texts hold the answer, which may hold what was sent.
             raise unavailable(
                 f"{self._what}: {self._endpoint} does not answer as S3 does "
-                f"({show(error, max_chars=200)}); look at {self._place}"
+                f"({type(error).__name__}); look at {self._place}"
             ) from error
 
     def _describe(self, name: str, entry: Mapping[str, Any]) -> Listed:

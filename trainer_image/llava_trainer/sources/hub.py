@@ -20,7 +20,14 @@ from llava_trainer.sources.address import HubAddress
 from llava_trainer.sources.network import Network, build_client
 from llava_trainer.sources.refusals import MissingError, explain_failure, refused, secret_field, unavailable
 from llava_trainer.sources.remote import Digest, Listed, RemoteFile, check_name
-from llava_trainer.sources.responses import Origin, explain_transport, origin_of, parse_wait_s, read_bounded
+from llava_trainer.sources.responses import (
+    Origin,
+    describe_transport,
+    explain_transport,
+    origin_of,
+    parse_wait_s,
+    read_bounded,
+)
 from llava_trainer.sources.xet import XetStore, is_valid_xet_hash
 
 RepositoryType = Literal["model", "dataset"]
@@ -144,9 +151,11 @@ class Repository:
         except HfHubHTTPError as error:
             raise self._explain(error) from error
         except _STRANGE_ANSWERS as error:
+            # The library's own repeat what was sent, which may be the token.
+            told = describe_transport(error) if isinstance(error, httpx.RequestError) else type(error).__name__
             raise unavailable(
-                f"{self._what}: {self._api.endpoint} does not answer as a hub does "
-                f"({show(f'{type(error).__name__}: {error}', max_chars=200)}); look at spec.download.hubEndpoint"
+                f"{self._what}: {self._api.endpoint} does not answer as a hub does ({told}); look at "
+                "spec.download.hubEndpoint"
             ) from error
 
     def _explain(self, error: HfHubHTTPError) -> Exception:
@@ -181,7 +190,7 @@ class _HubTransport(httpx.BaseTransport):
         if "/api/models/" not in request.url.path and "/api/datasets/" not in request.url.path:
             # By itself the library would also ask its maker's host which tools it may be run by: a network without
             # that host would hold the run up.
-            raise httpx.ConnectError(f"{request.url.host} is not asked for this", request=request)
+            raise httpx.ConnectError("another host is not asked for this", request=request)
         # A listing's next page, too, is where the server says.
         if "authorization" in request.headers and origin_of(str(request.url)) != self.pinned:
             host = show(request.url.netloc.decode("ascii", "replace"), max_chars=100)
@@ -204,7 +213,7 @@ class _HubTransport(httpx.BaseTransport):
         found = explain_failure(response.status_code, self.field, self.told, wait_s=parse_wait_s(response.headers))
         if isinstance(found, TransientError):
             raise found
-        # What is read has been decoded.
+        # What is read is whole and plain.
         kept = [(name, value) for name, value in response.headers.multi_items()
                 if name not in ("content-encoding", "content-length", "transfer-encoding")]  # fmt: skip
         return httpx.Response(response.status_code, headers=kept, content=content, request=request)

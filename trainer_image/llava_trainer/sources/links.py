@@ -34,7 +34,7 @@ from llava_trainer.sources.selection import read_links
 MAX_LINKS = 1_000_000
 _WAITING = 1000
 """Addresses that wait for a connection at a time."""
-_AS_STORED = {"Accept": "image/*", "Accept-Encoding": "identity"}
+_HEADERS = {"Accept": "image/*"}
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class _Fetcher:
         shown = show_link(link)
         content = bytearray()
         try:
-            with open_response(self.client, link, _AS_STORED, {}) as response:
+            with open_response(self.client, link, _HEADERS, {}) as response:
                 if response.status_code != httpx.codes.OK:
                     wait_s = parse_wait_s(response.headers)
                     found = explain_failure(response.status_code, field, shown, wait_s=wait_s)

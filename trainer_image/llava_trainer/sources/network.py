@@ -124,7 +124,8 @@ def build_client(
     return httpx.Client(
         transport=through(_Router(network, transports)),
         timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-        headers={"User-Agent": "llava-trainer"},
+        # Nothing that is packed: of that only whoever has unpacked it knows how much it is.
+        headers={"User-Agent": "llava-trainer", "Accept-Encoding": "identity"},
         trust_env=False,
         follow_redirects=follow_redirects,
     )

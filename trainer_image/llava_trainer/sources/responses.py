@@ -27,6 +27,11 @@ _CODE = re.compile(rb"<Code>(\w{1,60})</Code>")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _PLAIN_ENCODINGS = frozenset({"", "identity", "aws-chunked"})
 """The last is what S3 remembers of how some clients upload; it sends the object as it is."""
+_PACKED_ENCODINGS = frozenset({"gzip", "x-gzip", "deflate", "compress", "br", "zstd"})
+_OWN_WORDS = ("Server disconnected without sending a response", "peer closed connection", "peer unexpectedly closed")
+"""Beginnings of what httpcore and h11 say of a server that breaks off; none of them repeats what it has sent."""
+_STATUS = re.compile(r"[1-9]\d\d\b")
+_QUOTED = re.compile(r"'[^']*'")
 _RATE_LIMIT = re.compile(r";\s*t=(\d{1,6})")
 
 
@@ -84,14 +89,18 @@ def open_response(
 
 
 def read_bounded(response: httpx.Response, most: int = MAX_ANSWER_BYTES) -> bytes:
-    """The whole body, decoded.
+    """The whole body, as it came.
+
+    A packed one is refused: a few bytes of it may be gigabytes before anybody has counted them.
 
     Raises:
-        TransientError: it is larger than ``most`` bytes.
-        httpx.RequestError: it breaks off, or is not encoded as it says.
+        TransientError: it is larger than ``most`` bytes, or packed.
+        httpx.RequestError: it breaks off.
     """
+    if (packing := _find_packing(response)) is not None:
+        raise TransientError(f"an answer with Content-Encoding{packing}, although a plain one was asked for")
     content = bytearray()
-    for chunk in response.iter_bytes():
+    for chunk in response.iter_raw():
         content += chunk
         if len(content) > most:
             raise TransientError(f"an answer of more than {most:,} bytes")
@@ -160,31 +169,57 @@ def check_encoding(response: httpx.Response, field: str, address: str) -> None:
     Raises:
         StageError: SourceRefused.
     """
-    told = response.headers.get("Content-Encoding", "")
-    if not {part.strip().lower() for part in told.split(",")} <= _PLAIN_ENCODINGS:
+    if (packing := _find_packing(response)) is not None:
         raise refused(
-            f"{field}: {address} comes with Content-Encoding {show(told, max_chars=60)}, although the plain file was "
-            "asked for: have the server (or what stands before it) send it as it is"
+            f"{field}: {address} comes with Content-Encoding{packing}, although the plain file was asked for: have the "
+            "server (or what stands before it) send it as it is"
         )
+
+
+def _find_packing(response: httpx.Response) -> str | None:
+    """How a body is packed, with a space before it; empty where no encoding's name tells it, None if it is not."""
+    parts = [part.strip().lower() for part in response.headers.get("Content-Encoding", "").split(",")]
+    if set(parts) <= _PLAIN_ENCODINGS:
+        return None
+    # Anything else may be what the server was sent.
+    return f" {', '.join(parts)}" if set(parts) <= _PLAIN_ENCODINGS | _PACKED_ENCODINGS else ""
+
+
+def describe_transport(error: httpx.RequestError) -> str:
+    """What went wrong with a connection, in words of the system, of TLS and of the library alone.
+
+    The library repeats what a server or a proxy has sent, which may be the credentials that it got: as a status line
+    that is none, a reason, an address to go on to. Of that nothing is told but a proxy's status.
+    """
+    kind = type(error).__name__
+    text = str(error)
+    if isinstance(error, httpx.ProxyError):
+        status = _STATUS.match(text)
+        return f"{kind}: HTTP {status[0]}" if status else kind
+    is_own = isinstance(error, httpx.TimeoutException | httpx.NetworkError)
+    if not is_own and not (isinstance(error, httpx.RemoteProtocolError) and text.startswith(_OWN_WORDS)):
+        return kind
+    # A redirect leads to hosts that the server has named, and TLS tells them.
+    unquoted = _QUOTED.sub("'...'", text)
+    return show(f"{kind}: {unquoted}", max_chars=300)
 
 
 def explain_transport(error: httpx.RequestError, field: str, address: str) -> Exception:
     """A failed connection: worth another try, or one that no try will mend."""
+    text = describe_transport(error)
     if isinstance(error, httpx.LocalProtocolError):
-        # Its text holds the header that could not be sent, whatever is in it.
-        return refused(f"{field}: {address}: the request could not be made ({type(error).__name__})")
-    text = show(f"{type(error).__name__}: {error}", max_chars=300)
+        return refused(f"{field}: {address}: the request could not be made ({text})")
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return unavailable(
             f"{field}: {address}: the server's certificate is not trusted ({text}); put its authority into the "
             "ConfigMap that spec.download.caConfigMap names"
         )
     if isinstance(error, httpx.ProxyError):
-        if "407" in text:
+        if text.endswith(" 407"):
             return explain_failure(407, field, address)
         return TransientError(f"the proxy refused ({text}); look at spec.download.httpsProxy and noProxy")
     if isinstance(error, httpx.UnsupportedProtocol):
-        return refused(f"{field}: {address}: {text}")
+        return refused(f"{field}: {address}: neither an http nor an https address ({text})")
     return TransientError(text)
 
 

@@ -132,7 +132,7 @@ class _Transfer:
         offset, version = self._partial.find(has_digest=self._remote.digest is not None)
         if self._remote.read is not None:
             return self._read(self._remote.read, offset if version == self._remote.version else 0)
-        headers = {"Accept-Encoding": "identity"}
+        headers = {}
         if offset:
             headers["Range"] = f"bytes={offset}-"
             if version:

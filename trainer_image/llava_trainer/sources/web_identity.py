@@ -25,6 +25,7 @@ from botocore.utils import FileWebIdentityTokenLoader
 
 from llava_api.text import show
 from llava_trainer.errors import StageError
+from llava_trainer.retrying import TransientError
 from llava_trainer.sources.refusals import refused, unavailable
 from llava_trainer.sources.responses import read_bounded
 
@@ -118,7 +119,7 @@ def _send(request: Any, way_out: httpx.Client) -> AWSResponse:
     try:
         with way_out.stream(request.method, request.url, headers=headers, content=request.body) as response:
             content = read_bounded(response)
-    except httpx.RequestError as error:
+    except (httpx.RequestError, TransientError) as error:
         raise EndpointConnectionError(endpoint_url=request.url, error=error) from error
     body = SimpleNamespace(stream=lambda: [content])
     return AWSResponse(request.url, response.status_code, dict(response.headers), body)

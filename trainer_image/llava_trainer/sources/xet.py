@@ -17,6 +17,7 @@ from huggingface_hub.utils._xet import (
     xet_connection_info_refresh_url,
 )
 
+from llava_api.addresses import show_host
 from llava_api.text import show
 from llava_trainer.retrying import TransientError
 from llava_trainer.sources.network import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
@@ -86,7 +87,7 @@ class XetStore:
         except ValueError:
             scheme = ""
         if scheme != "https" and scheme != urlsplit(self._hub).scheme:
-            where = show(place.endpoint, max_chars=100)
+            where = show_host(place.endpoint) or "a place that is not shown"
             raise refused(
                 f"{self._what}: the hub keeps its files at {where}, which is no https address: have xet switched off "
                 "in the installation"

@@ -4,7 +4,7 @@ Imports neither torch nor DeepSpeed: the launcher reads it too.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Self, TypedDict, Unpack
@@ -158,10 +158,14 @@ def _line_of(entry: CurvePoint) -> bytes:
 
 def read_curve(file: Path) -> list[CurvePoint]:
     """Read a curve, as far as it is one."""
-    if not file.is_file():
-        return []
-    with file.open("rb") as stream:
-        return list(read_points(stream))
+    return list(stream_curve(file))
+
+
+def stream_curve(file: Path) -> Generator[CurvePoint]:
+    """The same, point by point. No file is a curve without points."""
+    if file.is_file():
+        with file.open("rb") as stream:
+            yield from read_points(stream)
 
 
 def read_points(lines: Iterable[bytes]) -> Iterator[CurvePoint]:

@@ -36,6 +36,7 @@ from llava_trainer.training.retention import remove_unfinished, step_of
 from llava_trainer.training.saving import Saver
 from llava_trainer.training.selection import Selection
 from llava_trainer.training.servable import write_servable
+from llava_trainer.training.tracking.follower import following
 from llava_trainer.training.tracking.opening import make_followers
 from llava_trainer.training.utilisation import find_utilisation
 from llava_trainer.training.validation import Validator
@@ -90,7 +91,7 @@ def train(
                 history, reporter, plan, first_step=resume_point.step,
                 validate_every=validation.every_steps if validation else None,
                 utilisation=find_utilisation(config, phase, plan, world, model.dtype),
-                followers=[stack.enter_context(follower) for follower in make_followers(config)],
+                followers=stack.enter_context(following(make_followers(config, plan.total_steps))),
             )  # fmt: skip
             recorder.record_skipped([f"{path.parent.parent.name}/{path.name}" for path in resume_point.passed_over])
         loop = Loop(

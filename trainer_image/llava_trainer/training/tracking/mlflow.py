@@ -16,14 +16,16 @@ from typing import Any
 import httpx
 
 from llava_api.run_config import RunIdentity
-from llava_trainer.sources.responses import explain_transport
-from llava_trainer.training.tracking.observations import Observation
+from llava_trainer.retrying import TransientError
+from llava_trainer.sources.responses import explain_transport, read_bounded
+from llava_trainer.training.tracking.observations import NAMES, Observation
 
 FIELD = "spec.training.tracking.mlflow"
 MAX_METRICS = 1000
 """Of one log-batch request: the server's limit."""
 _MAX_ANSWER_BYTES = 1 << 20
 _TAG_UID, _TAG_STAGE = "llava.run_uid", "llava.stage"
+_NAMES = frozenset(NAMES.values())
 _NO_SUCH, _EXISTS = "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"
 _ERROR_CODES = frozenset({
     _NO_SUCH, _EXISTS, "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "PERMISSION_DENIED", "UNAUTHENTICATED",
@@ -67,11 +69,13 @@ class Server:
         try:
             response = self.client.send(request, stream=True)
             try:
-                content = _read(response)
+                content = read_bounded(response, _MAX_ANSWER_BYTES)
             finally:
                 response.close()
+        except TransientError as error:
+            raise TrackerError(f"{FIELD}.url: {path}: {error}") from None
         except httpx.RequestError as error:
-            # Not "from error": a proxy's words may be in it.
+            # Not "from error": what the server or a proxy has sent may be in it.
             raise explain_transport(error, f"{FIELD}.url", self.url) from None
         answer = _parse(content)
         if response.status_code != httpx.codes.OK:
@@ -87,13 +91,14 @@ class Server:
 class MlflowRun:
     """A destination: the one run with MLflow that stands for a stage of this run, whichever attempt it is in."""
 
-    def __init__(self, server: Server, run: RunIdentity, experiment: str) -> None:
+    def __init__(self, server: Server, run: RunIdentity, experiment: str, total_steps: int) -> None:
         """Find the run, or begin one.
 
         Args:
             server: that is asked.
             run: whose curve it is.
             experiment: name of the experiment.
+            total_steps: that the run may come to.
 
         Raises:
             TrackerError, TransientError, StageError: as ``Server.ask``.
@@ -104,7 +109,7 @@ class MlflowRun:
         known = self._find_run(experiment_id, run)
         self._id = known or self._begin_run(experiment_id, run)
         found = self._server.ask("GET", "runs/get", {"run_id": self._id})
-        self._last = dict(_last_steps(_get(found, "run", "data").get("metrics", ())))
+        self._last = dict(_last_steps(_get(found, "run", "data").get("metrics", ()), total_steps))
         if known is not None:
             self._server.ask("POST", "runs/update", {"run_id": self._id, "status": "RUNNING"})
 
@@ -172,15 +177,6 @@ class MlflowRun:
         return _text(_get(self._server.ask("POST", "runs/create", asked), "run", "info"), "run_id")
 
 
-def _read(response: httpx.Response) -> bytes:
-    content = bytearray()
-    for piece in response.iter_bytes():
-        content += piece
-        if len(content) > _MAX_ANSWER_BYTES:
-            raise TrackerError(f"{FIELD}.url: the answer has more than {_MAX_ANSWER_BYTES:,} bytes")
-    return bytes(content)
-
-
 def _parse(content: bytes) -> dict[str, Any] | None:
     try:
         answer = json.loads(content)
@@ -209,13 +205,26 @@ def _text(answer: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _last_steps(metrics: object) -> Iterator[tuple[str, int]]:
+def _last_steps(metrics: object, total_steps: int) -> Iterator[tuple[str, int]]:
+    """Of the metrics that are ours: others may have put more into the run.
+
+    Raises:
+        TrackerError: it is no list of metrics, or has steps that the run cannot have; nothing would be told then.
+    """
     for metric in metrics if isinstance(metrics, list) else ():
         if not isinstance(metric, dict):
             raise TrackerError(f"{FIELD}.url: metrics of the run are not in MLflow's form")
         # Left out where it is 0; a number or, by JSON's mapping of 64 bits, its text.
         key, step = metric.get("key"), metric.get("step", 0)
+        if not isinstance(key, str) or key not in _NAMES:
+            continue
         try:
-            yield str(key), int(step)
-        except (TypeError, ValueError):
+            last = int(step)
+        except (TypeError, ValueError, OverflowError):
             raise TrackerError(f"{FIELD}.url: a metric's step is no number") from None
+        if not 0 <= last <= total_steps:
+            raise TrackerError(
+                f"{FIELD}.url: the run there has a step of {key} that this run, of {total_steps:,} steps, cannot have: "
+                f"delete it there, or name another {FIELD}.experiment"
+            )
+        yield key, last
