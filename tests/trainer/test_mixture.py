@@ -521,7 +521,7 @@ def test_a_run_without_a_mixture_is_configured_as_before(tmp_path: Path):
     ("changes", "told"),
     [
         ({"mixtureDirs": []}, "mixtureDirs names 0 folders of 1 datasets"),
-        ({"share": 1.0}, "less than or equal to 0.99"),
+        ({"share": 1.0}, r"mixture.0.share\n  Input should be less than 1"),
         ({"share": 0.0}, "greater than 0"),
         ({"twice": 0.5}, "the shares must come to less than 1 together"),
     ],
