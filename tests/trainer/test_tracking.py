@@ -296,7 +296,9 @@ def test_what_a_tracker_has_costs_no_memory(tmp_path: Path) -> None:
     assert peak < 4 << 20, "all of it would be 20 MiB"
 
 
-@pytest.mark.parametrize(("last", "told"), [(3, ""), (4, "a tracker has steps up to 4 of a run that ended with step 3")])
+@pytest.mark.parametrize(
+    ("last", "told"), [(3, ""), (4, "a tracker has steps up to 4 of a run that ended with step 3")]
+)
 def test_one_that_says_it_has_more_than_there_is_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, last: int, told: str
 ) -> None:
