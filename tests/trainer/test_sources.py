@@ -1070,7 +1070,7 @@ def test_what_comes_back_in_place_of_http_is_not_told(
     """Logs, statuses and Events of a run are read by more people than its Secrets."""
     caplog.set_level(logging.DEBUG, logger="llava_trainer")
     unpacked: list[httpx.Response] = []
-    monkeypatch.setattr(httpx.Response, "_get_content_decoder", unpacked.append)
+    monkeypatch.setattr(httpx.Response, "_get_content_decoder", lambda self: unpacked.append(self))
     with run_echo(ECHOES[where], None if who == "proxy" else authority) as url:
         if who == "proxy":
             secret = "bWU6aHVudGVyMg=="

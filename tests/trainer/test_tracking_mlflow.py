@@ -312,7 +312,7 @@ def test_a_packed_answer_is_neither_asked_for_nor_unpacked(
 ) -> None:
     """Bounds that are looked at when it has been unpacked come too late."""
     unpacked: list[httpx.Response] = []
-    monkeypatch.setattr(httpx.Response, "_get_content_decoder", unpacked.append)
+    monkeypatch.setattr(httpx.Response, "_get_content_decoder", lambda self: unpacked.append(self))
     put_secret(around, bearer=SECRET)
     asked = run_with(answer_with(200, BOMB, **{"Content-Encoding": "gzip, gzip"}), tmp_path, authority, around)
     assert {headers["accept-encoding"] for _, headers in asked} == {"identity"}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _MAX_ANSWER_BYTES = 4096
 _MAX_AUTHORITY_BYTES = 1024 * 1024
-_TOKEN = re.compile("[!-~]+")
+_TOKEN = re.compile("[ -~]+")
 _MAX_TOLD = 200
 """Characters of an answer that are told."""
 

@@ -48,6 +48,7 @@ def run_echo(answer: Callable[[str], str], authority: Authority | None = None) -
 
 ECHOES: dict[str, Callable[[str], str]] = {
     "a status line": lambda said: f"Authorization: {said}\r\n\r\n",
+    "a status line with a quote": lambda said: f"don't: {said}\r\n\r\n",
     "a header line": lambda said: f"HTTP/1.1 200 OK\r\n{said}\r\n\r\n",
     "a chunk": lambda said: f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{said}\r\n",
     "a redirect": lambda said: f"HTTP/1.1 302 Found\r\nLocation: https://h:{said}/\r\nContent-Length: 0\r\n\r\n",
