@@ -100,9 +100,8 @@ def test_a_system_message_goes_from_the_spec_to_training_and_scores(how: str, tm
     asked = encode_question(question, toy_processor, training_images(config)).ids
     assert list(encoded.input_ids[: len(asked)]) == list(asked)
     assert (SYSTEM in learned, "Be brief." in learned) == (how == "ignore", how == "use")
-    assert [(note.kind, note.count) for note in report_of(config).notes] == (
-        [("unused_system", 12)] if how == "ignore" else []
-    )
+    notes = [(note.kind, note.count) for note in report_of(config).notes if note.kind != "too_few_groups"]
+    assert notes == ([("unused_system", 12)] if how == "ignore" else [])
 
 
 WRONG: list[tuple[str, Any, str, str]] = [
@@ -220,7 +219,9 @@ def test_all_forms_of_the_same_data_give_equal_samples_and_one_split(tmp_path: P
     for name, dataset in forms.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "dataset").symlink_to(tmp_path / "dataset")
-        config = prepare_config(tmp_path / name, toy_model_dir, dataset=dataset)
+        # Enough groups that no finding names the file.
+        held_out = {"validation": {"fraction": 0.5}}
+        config = prepare_config(tmp_path / name, toy_model_dir, dataset=dataset | held_out)
         run(config)
         found[name] = (facts_of(config, False), facts_of(config, True))
         reports[name] = report_of(config)
