@@ -65,9 +65,9 @@ def read_changes(config: RunConfig) -> Changes:
 
 def kept_projector_dir(config: RunConfig) -> Path | None:
     """Folder of the projector that alignment has made and nothing has trained since; None where there is none."""
-    training = config.training
-    is_kept = training.method == "none" or training.projector == "frozen"
-    return config.volume.projector_dir if config.alignment is not None and is_kept else None
+    training, is_aligned = config.training, config.alignment is not None
+    aligns_alone = training.method == "none" and config.model.adapter is None
+    return config.volume.projector_dir if aligns_alone or (is_aligned and training.projector == "frozen") else None
 
 
 def read_adapter(folder: Path, learned: tuple[str, ...] = (f"{PROJECTOR}.",)) -> Changes:
