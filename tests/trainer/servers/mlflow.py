@@ -1,5 +1,6 @@
 """A real tracking server of MLflow, from PyPI, in an environment of its own: what it needs does not go with ours."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import pytest
 from tests.localcluster.paths import cache_root
 from tests.ports import free_port
 
-VERSION = "3.17.2"
-_ENVIRONMENT = cache_root() / f"mlflow-{VERSION}"
+_LOCKED = Path(__file__).with_name("mlflow.txt")
+"""MLflow and all that it needs (`echo mlflow==VERSION | uv pip compile - --universal --generate-hashes`)."""
+_ENVIRONMENT = cache_root() / f"mlflow-{hashlib.sha256(_LOCKED.read_bytes()).hexdigest()[:16]}"
 _UV = Path(__file__).parents[3] / ".venv-uv" / "bin" / "uv"
 _DEADLINE_S = 120
 
@@ -26,7 +28,8 @@ def install() -> Path:
     if not (_ENVIRONMENT / ".ready").exists():
         try:
             subprocess.run([_UV, "venv", "-q", "--clear", "--python", sys.executable, _ENVIRONMENT], check=True)
-            subprocess.run([_UV, "pip", "install", "-q", "--python", python, f"mlflow=={VERSION}"], check=True)
+            install = [_UV, "pip", "install", "-q", "--python", python, "--require-hashes", "-r", _LOCKED]
+            subprocess.run(install, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             if os.environ.get("CI"):
                 raise
