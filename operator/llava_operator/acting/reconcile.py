@@ -148,9 +148,7 @@ class Reconciler:
 
     @property
     def _writer(self) -> StatusWriter:
-        return StatusWriter(
-            kube=self.kube, runs=self.runs, progress=self.progress, note_written=self.note_written
-        )  # fmt: skip
+        return StatusWriter(kube=self.kube, runs=self.runs, progress=self.progress, note_written=self.note_written)
 
     async def _observe(self, run: Run) -> Observation:
         """What there is of a run, and what stood in its way before."""

@@ -8,7 +8,7 @@ from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_trainer.data.model_config import load_config
 from llava_trainer.errors import StageError
-from llava_trainer.model.adapter_folder import AdapterError, is_target, read_adapter_folder
+from llava_trainer.model.adapter_folder import AdapterError, StoredAdapter, is_target, read_adapter_folder
 from llava_trainer.model.layout import PROJECTOR
 from llava_trainer.model.learning import trained_whole
 from llava_trainer.tensors.lora import LoraPair
@@ -80,10 +80,17 @@ def read_adapter(folder: Path, learned: tuple[str, ...] = (f"{PROJECTOR}.",)) ->
     Raises:
         StageError: it is incomplete, holds tensors that nothing uses, or asks for more than plain LoRA.
     """
+    return _changes_of(_read_folder(folder), learned)
+
+
+def _read_folder(folder: Path) -> StoredAdapter:
     try:
-        stored = read_adapter_folder(folder)
+        return read_adapter_folder(folder)
     except AdapterError as error:
         raise _mismatch(f"{error}: training did not leave a whole adapter of plain LoRA in {folder}") from error
+
+
+def _changes_of(stored: StoredAdapter, learned: tuple[str, ...]) -> Changes:
     stray = sorted(name for name in stored.replaced if not name.startswith(learned))
     if stray:
         raise _mismatch(f"the adapter holds {stray[0]}, which this run has not trained")
@@ -96,8 +103,8 @@ def read_adapter(folder: Path, learned: tuple[str, ...] = (f"{PROJECTOR}.",)) ->
 
 def _read_given_adapter(folder: Path) -> Changes:
     """What an adapter does that was given and not trained; prepare has made sure that it is whole."""
-    has_projector = bool(read_adapter_folder(folder).replaced)
-    return read_adapter(folder, (f"{PROJECTOR}.",) if has_projector else ())
+    stored = _read_folder(folder)
+    return _changes_of(stored, (f"{PROJECTOR}.",) if stored.replaced else ())
 
 
 def _list_tensors(folder: Path) -> dict[str, StoredTensor]:
