@@ -17,6 +17,7 @@ from llava_trainer.training.curve import CurvePoint
 _SPLIT_NOTES = {
     "validation": "Set aside from training.",
     "train": "Seen in training: how much was learned by heart.",
+    "retention": "Of another dataset: how much was forgotten.",
 }
 _GIVEN = " Base: with the adapter that the run went on from; bare: without it."
 _OVERLAP = "overlap"

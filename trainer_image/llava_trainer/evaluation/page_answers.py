@@ -13,7 +13,7 @@ MAX_QUESTIONS_SHOWN = 200
 """Questions of each split that are shown; images make a report heavy. All of them are in answers.jsonl."""
 Model = Literal["bare", "base", "tuned"]
 """Bare: the base without the adapter that the run went on from."""
-SPLIT_TITLES = {"validation": "Held-out questions", "train": "Training questions"}
+SPLIT_TITLES = {"validation": "Held-out questions", "train": "Training questions", "retention": "Not to be forgotten"}
 LoadImage = Callable[[str], Image.Image]
 """Opens an image by its path relative to the dataset's image folder."""
 
