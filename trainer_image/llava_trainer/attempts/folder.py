@@ -16,7 +16,7 @@ _MAX_POD_NAME = 253
 
 def is_first_pod() -> bool:
     """Whether this is the pod that answers for its stage: the only one, or the one of node rank 0."""
-    return _node_rank() == 0
+    return pod_index() == 0
 
 
 def claim_attempt(config: RunConfig) -> None:
@@ -34,7 +34,7 @@ def claim_attempt(config: RunConfig) -> None:
         raise _superseded(config, why)
     folder = config.volume.attempt_dir(run.stage, run.attempt)
     folder.mkdir(parents=True, exist_ok=True)
-    claim = folder / _CLAIMS / f"node-{_node_rank()}"
+    claim = folder / _CLAIMS / f"node-{pod_index()}"
     make_folder(claim.parent)
     try:
         descriptor = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
@@ -131,7 +131,7 @@ def _read_claim(config: RunConfig) -> str | None:
     """The pod that has claimed the attempt's folder for this rank; None if none has, or the folder is gone."""
     folder = config.volume.attempt_dir(config.run.stage, config.run.attempt)
     try:
-        return (folder / _CLAIMS / f"node-{_node_rank()}").read_text(encoding="utf-8", errors="replace")
+        return (folder / _CLAIMS / f"node-{pod_index()}").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
 
@@ -141,5 +141,6 @@ def _pod_name() -> str:
     return os.environ.get(ENV_POD_NAME, "")
 
 
-def _node_rank() -> int:
+def pod_index() -> int:
+    """Number of this pod in its Job, from 0: of a gang its node rank."""
     return int(os.environ.get(ENV_COMPLETION_INDEX, "0"))
