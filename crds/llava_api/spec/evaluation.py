@@ -1,6 +1,6 @@
 """The comparison of the tuned model with its base."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,15 @@ class Generation(Strict):
     max_new_tokens: Annotated[
         int, Field(ge=1, le=8192, description="Most tokens of one answer, for prompts and scores.")
     ] = 512
+    load: Annotated[
+        Literal["none", "8bit", "4bit"],
+        Field(
+            description="How the models are loaded to answer, base and tuned alike: none leaves their weights as they "
+            "are; 8bit (LLM.int8()) and 4bit (NF4) quantise the language model's linear layers with bitsandbytes, for a "
+            "GPU that they do not fit into, or to score the model as it will be served. Answers then depend on which "
+            "questions are asked at a time, and how often they do is told."
+        ),
+    ] = "none"
 
 
 class Evaluation(Strict):
@@ -44,7 +53,8 @@ class Evaluation(Strict):
             ge=0,
             le=100_000,
             description="Training samples that are scored as well (shown apart from the held-out score), to tell "
-            "learning by heart from learning; 0 = off.",
+            "learning by heart from learning; 0 = off. They are drawn by whole groups with training.seed, as held-out "
+            "samples are.",
         ),
     ] = 0
     gpus: Annotated[int, Field(ge=0, le=1, description="GPUs of the evaluation pod; 0 evaluates on the CPU.")] = 1
