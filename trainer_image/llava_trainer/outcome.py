@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llava_api.constants import ENV_COMPLETION_INDEX, TERMINATION_LOG_PATH, TRAINING_STAGES, StageName
+from llava_api.constants import TERMINATION_LOG_PATH, TRAINING_STAGES, StageName
 from llava_api.failures import Reason, exit_code_of
 from llava_api.report import (
     EvaluateNumbers,
@@ -38,6 +38,8 @@ from llava_api.text import show
 from llava_trainer.attempts.finished import record_result, take_over_result
 from llava_trainer.attempts.folder import Fence, claim_attempt, is_first_pod
 from llava_trainer.attempts.links import link_results
+from llava_trainer.attempts.pod import pod_index, pod_try
+from llava_trainer.attempts.shards import is_sharded
 from llava_trainer.attempts.takeover import remove_earlier, take_over
 from llava_trainer.device_faults import explain_device_fault
 from llava_trainer.errors import StageError
@@ -109,10 +111,12 @@ def load_config(path: Path, stage: StageName) -> RunConfig:
 
 
 def stage_log_file(config: RunConfig) -> Path:
-    """Log of a stage's first process: rank 0, or in training the launcher of this pod, which has no rank."""
+    """Log of a pod's first process: rank 0, its index in evaluation, or in training the launcher, which has no rank."""
     name = "rank-0"
     if config.run.stage in TRAINING_STAGES:
-        name = f"launcher-{os.environ.get(ENV_COMPLETION_INDEX, '0')}"
+        name = f"launcher-{pod_index()}"
+    elif is_sharded(config.run.stage):
+        name = f"rank-{pod_index()}" + (f"-{pod_try()}" if pod_try() else "")
     return config.volume.log_dir(config.run.stage, config.run.attempt) / f"{name}.log"
 
 

@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from llava_api.base import Strict
+from llava_api.names import MAX_SHARDS
+from llava_api.rules import rule, rules
 from llava_api.spec.values import RelativePath, Resources, make_resources
 
 
@@ -40,8 +42,37 @@ class Generation(Strict):
     ] = "none"
 
 
+class EvaluationWorkers(Strict):
+    """The pods that evaluate. Each answers a part of the questions by itself, and is tried again by itself."""
+
+    replicas: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=MAX_SHARDS,
+            description="Pods that share the questions; one more is as much quicker, and loads both models as well. "
+            "With more than one the volume must be ReadWriteMany.",
+        ),
+    ] = 1
+    gpus: Annotated[
+        int | None,
+        Field(ge=0, le=1, description="GPUs of each pod; 0 evaluates on the CPU. Left out: 1."),
+    ] = None
+
+
 class Evaluation(Strict):
     """The stage that compares the tuned model with its base."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.gpus) || !has(self.workers.gpus) || self.gpus == self.workers.gpus",
+                "spec.evaluation.gpus is the older name of spec.evaluation.workers.gpus, and both are set to different "
+                "numbers: remove spec.evaluation.gpus",
+                field=".gpus",
+            )
+        )
+    )
 
     prompts: Annotated[
         tuple[Prompt, ...], Field(max_length=32, description="Questions for both models, shown in the report.")
@@ -57,7 +88,16 @@ class Evaluation(Strict):
             "samples are.",
         ),
     ] = 0
-    gpus: Annotated[int, Field(ge=0, le=1, description="GPUs of the evaluation pod; 0 evaluates on the CPU.")] = 1
-    resources: Annotated[Resources, Field(description="Resources of its pod besides its GPU.")] = make_resources(
-        "4", "40Gi"
+    workers: Annotated[EvaluationWorkers, Field(description="The pods that evaluate.")] = EvaluationWorkers()
+    gpus: Annotated[
+        int | None,
+        Field(ge=0, le=1, description="Older name of workers.gpus, which counts where that is left out."),
+    ] = None
+    resources: Annotated[Resources, Field(description="Resources of each of its pods besides its GPU.")] = (
+        make_resources("4", "40Gi")
     )
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of each pod, by whichever name they are asked for."""
+        return next((gpus for gpus in (self.workers.gpus, self.gpus) if gpus is not None), 1)
