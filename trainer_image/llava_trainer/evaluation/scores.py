@@ -1,4 +1,4 @@
-"""What evaluation leaves on the volume: the lines of answers.jsonl, and metrics.json."""
+"""What evaluation leaves on the volume as metrics.json, and answers as the report shows them."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -7,14 +7,17 @@ from llava_api.base import Lenient
 from llava_api.report import PrepareNumbers, Score
 from llava_api.run_config import RunIdentity
 from llava_api.spec import Generation
-from llava_trainer.data.questions import Question, Split
+from llava_trainer.evaluation.joining import AnswerCounts
 from llava_trainer.evaluation.metrics import EXACT_MATCH, Proportion, is_exact_match
+from llava_trainer.evaluation.pairs import QuestionAnswers
+from llava_trainer.evaluation.rows import QuestionSet
+from llava_trainer.evaluation.shard_file import Repeats
 
 
 class Answer(Lenient):
     """One question with the models' answers."""
 
-    split: Split
+    split: QuestionSet
     sample: str
     number: int
     """Which question of the sample, from 1."""
@@ -32,15 +35,17 @@ class Answer(Lenient):
     bare_right: bool | None = None
 
     @classmethod
-    def of(cls, question: Question, base: str, tuned: str, bare: str | None = None) -> "Answer":
-        """Judge the answers to a question."""
-        expected = question.expected
+    def of(cls, answers: QuestionAnswers) -> "Answer":
+        """Judge the answers to a question, as it was asked, by the dataset's own."""
+        expected = answers.references[0] if answers.references else None
+        base, tuned = answers.base.answer, answers.tuned.answer
+        bare = answers.bare.answer if answers.bare else None
         return cls(
-            split=question.split,
-            sample=question.sample,
-            number=question.number,
-            images=question.images,
-            question=question.text,
+            split=answers.set,
+            sample=answers.sample,
+            number=answers.number,
+            images=answers.images,
+            question=answers.question,
             expected=expected,
             base=base,
             tuned=tuned,
@@ -95,13 +100,20 @@ class Metrics(Lenient):
     """RFC 3339, UTC."""
     device: str
     dtype: str
+    workers: int = 1
+    """Pods that have shared the questions."""
     scores: tuple[SplitScore, ...]
+    answers: tuple[AnswerCounts, ...] = ()
+    """How many answers were cut off, or may depend on the batch: by set, model and way of asking."""
+    repeats: tuple[Repeats, ...] = ()
+    """Of a few questions, how many answers came out otherwise when they were asked again one by one. None in fp32 on a
+    CPU, where that changes nothing."""
     prompts: int
     """Prompts of the spec that were answered."""
     generation: Generation
     dataset: PrepareNumbers
     seconds: dict[str, float]
-    """Time of each phase."""
+    """Time in which each model has answered, in all pods together."""
     versions: dict[str, str]
     """Libraries' versions."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from llava_api.spec import Generation
 from llava_trainer.data.encode import encode_prompt
@@ -120,7 +120,7 @@ class Answerer:
     # Not inference_mode: what a module under training remembers of it could not enter a graph later.
     @torch.no_grad()
     def _generate(
-        self, prompts: Sequence[EncodedPrompt], config: GenerationConfig, *watching: LogitsProcessor
+        self, prompts: Sequence[EncodedPrompt], config: GenerationConfig, *watching: "_Margins"
     ) -> list[list[int]]:
         """Ids of each answer, with the token that has ended it if one has."""
         inputs = self._pad_left(prompts)
@@ -166,7 +166,7 @@ class _Listener:
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-class _Margins(LogitsProcessor):
+class _Margins:
     """A LogitsProcessor that changes nothing, and notes how far the two largest logits are apart at each token."""
 
     def __init__(self) -> None:
