@@ -25,8 +25,10 @@ from llava_trainer.data.samples import read_samples
 from llava_trainer.errors import StageError
 from llava_trainer.evaluation.course import find_asked, find_hardest
 from llava_trainer.evaluation.models import load_answerer
-from llava_trainer.evaluation.page import PageContent, build_evaluation_page
-from llava_trainer.evaluation.prompts import ask_prompts
+from llava_trainer.evaluation.page import AskedPrompt, PageContent, build_evaluation_page, judge_exact
+from llava_trainer.evaluation.pairs import QuestionAnswers, pair_rows
+from llava_trainer.evaluation.prompts import PictureSides, ask_prompts
+from llava_trainer.evaluation.rows import Row
 from llava_trainer.evaluation.scores import Answer, Metrics, score_answers
 from llava_trainer.evaluation.settings import list_settings
 from llava_trainer.files import begin_folder, publish_folder, sha256_file, write_whole
@@ -174,15 +176,47 @@ def _measure(config: RunConfig, dataset: DatasetReport, answers: list[Answer], s
 
 def _build_page(config: RunConfig, dataset: DatasetReport, answers: list[Answer], metrics: Metrics) -> str:
     folder = training_images(config)
+    paired = _pair(answers)
+    # All of training's samples are read for it.
+    shows = any(prompt.image is not None for prompt in config.evaluation.prompts)
+    sides = PictureSides.read(config.volume) if shows else PictureSides()
     return build_evaluation_page(
         PageContent(
             metrics=metrics,
             dataset=dataset,
-            answers=answers,
+            questions=[question for question in paired if question.set != "prompt"],
+            prompts=[
+                AskedPrompt(answers=question, picture_side=sides.tell(question.images))
+                for question in paired
+                if question.set == "prompt"
+            ],
             curve=find_curve(config.volume),
             asked=find_asked(config),
             hardest=find_hardest(config),
             settings=list_settings(config),
             load_image=lambda path: open_image(folder.find(path)),
+            judge=judge_exact,
         )
     )
+
+
+def _pair(answers: Sequence[Answer]) -> tuple[QuestionAnswers, ...]:
+    """The answers as rows."""
+    rows = []
+    for place, answer in enumerate(answers):
+        for model, text in (("bare", answer.bare), ("base", answer.base), ("tuned", answer.tuned)):
+            if text is not None:
+                rows.append(
+                    Row.model_validate(
+                        {
+                            "question_id": f"{answer.split}/{place}/{answer.number}",
+                            "set": answer.split,
+                            "group": "",
+                            "references": () if answer.expected is None else (answer.expected,),
+                            "model": model,
+                            "answer": text,
+                            **answer.model_dump(include={"sample", "number", "images", "question"}),
+                        }
+                    )
+                )
+    return pair_rows(rows)
