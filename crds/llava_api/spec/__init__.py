@@ -5,7 +5,7 @@ docs/api.md. A field stands here only if something acts on it.
 """
 
 from llava_api.spec.dataset import DataLimits, Dataset, Messages, Table, Ubiai, Validation
-from llava_api.spec.evaluation import Evaluation, Generation, Prompt
+from llava_api.spec.evaluation import Evaluation, Gate, Generation, MetricName, Prompt, ScoreName, YesNoPart
 from llava_api.spec.mixture import MAX_MIXTURE, MixturePart
 from llava_api.spec.notifications import MAX_NOTIFICATIONS, Notification, SlackWebhook, Webhook
 from llava_api.spec.pods import (
@@ -55,6 +55,7 @@ __all__ = [
     "Download",
     "EarlyStopping",
     "Evaluation",
+    "Gate",
     "Generation",
     "Image",
     "ImagePullSecret",
@@ -63,6 +64,7 @@ __all__ = [
     "LoraTarget",
     "Merge",
     "Messages",
+    "MetricName",
     "MixturePart",
     "Mlflow",
     "Model",
@@ -77,6 +79,7 @@ __all__ = [
     "RelativePath",
     "Resources",
     "Scheduling",
+    "ScoreName",
     "SecretRef",
     "SlackWebhook",
     "Source",
@@ -95,5 +98,6 @@ __all__ = [
     "ValidationAnswers",
     "Webhook",
     "Workers",
+    "YesNoPart",
     "Zero",
 ]
