@@ -37,13 +37,13 @@ def _ask_prompt(index: int, prompt: Prompt, config: RunConfig) -> Question:
                 f"{config.dataset.images!r}), which {error}",
             ) from error
     return Question(
-        split="prompt",
+        set="prompt",
+        place=index,
         sample=str(index + 1),
         number=1,
         images=() if prompt.image is None else (prompt.image,),
         turns=(Turn(role="user", text=prompt.text.strip()),),
         image_turns=() if prompt.image is None else (0,),
-        expected=None,
     )
 
 

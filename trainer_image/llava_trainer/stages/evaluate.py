@@ -155,7 +155,7 @@ def _answer_all(
 
 
 def _device(config: RunConfig) -> tuple[str, torch.dtype]:
-    return ("cuda", torch.bfloat16) if config.evaluation.gpus > 0 else ("cpu", torch.float32)
+    return ("cuda", torch.bfloat16) if config.evaluation.num_gpus > 0 else ("cpu", torch.float32)
 
 
 def _measure(config: RunConfig, dataset: DatasetReport, answers: list[Answer], seconds: dict[str, float]) -> Metrics:
