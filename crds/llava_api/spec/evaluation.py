@@ -9,6 +9,13 @@ from llava_api.names import MAX_SHARDS
 from llava_api.rules import rule, rules
 from llava_api.spec.values import RelativePath, Resources, make_resources
 
+MetricName = Literal["exact_match", "vqa_accuracy", "anls", "token_f1", "rouge_l", "yes_no", "number"]
+"""What ``evaluation.metrics`` chooses from."""
+YesNoPart = Literal["yes_no_precision", "yes_no_recall", "yes_no_f1"]
+"""Scores that come with yes_no, which is the accuracy."""
+ScoreName = Literal[MetricName, YesNoPart]
+MAX_METRICS = 7
+
 
 class Prompt(Strict):
     """A question for both models whose answers appear in the report."""
@@ -61,20 +68,89 @@ class EvaluationWorkers(Strict):
     ] = None
 
 
+class Gate(Strict):
+    """By how much the tuned model must be better than its base on held-out questions."""
+
+    metric: Annotated[
+        ScoreName | None,
+        Field(
+            description="Metric that decides, one of evaluation.metrics; with yes_no there also one of its parts. Left "
+            "out: the first of them."
+        ),
+    ] = None
+    minimum_gain: Annotated[
+        float,
+        Field(
+            ge=-1,
+            lt=1,
+            description="What tuned - base has to be above, in units of the metric (0.05 = 5 points), the base being "
+            "asked the better of both ways. 0 asks for any gain at all.",
+        ),
+    ] = 0.0
+    use: Annotated[
+        Literal["lowerBound", "pointValue"],
+        Field(
+            description="lowerBound: passed where the lower end of the gain's 95 % interval is above minimumGain, "
+            "failed where the upper end is below it, undecided in between. pointValue: the measured gain decides, "
+            "whatever chance may have made of it. Of fewer than 8 groups nothing is decided."
+        ),
+    ] = "lowerBound"
+
+
 class Evaluation(Strict):
     """The stage that compares the tuned model with its base."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
+                "!has(self.gate) || !has(self.gate.metric) || self.gate.metric in self.metrics || "
+                "(self.gate.metric.startsWith('yes_no_') && 'yes_no' in self.metrics)",
+                "evaluation.gate.metric must be one of evaluation.metrics (yes_no brings yes_no_precision, "
+                "yes_no_recall and yes_no_f1): add it there, or choose another one",
+                message_expression=(
+                    "'evaluation.gate.metric is %s but must be one of evaluation.metrics, which is %s (yes_no brings "
+                    "yes_no_precision, yes_no_recall and yes_no_f1): add it there, or choose another one'"
+                    ".format([self.gate.metric, self.metrics.join(', ')])"
+                ),
+                field=".gate.metric",
+            ),
+            rule(
                 "!has(self.gpus) || !has(self.workers.gpus) || self.gpus == self.workers.gpus",
                 "spec.evaluation.gpus is the older name of spec.evaluation.workers.gpus, and both are set to different "
                 "numbers: remove spec.evaluation.gpus",
                 field=".gpus",
-            )
+            ),
         )
     )
 
+    metrics: Annotated[
+        tuple[MetricName, ...],
+        Field(
+            min_length=1,
+            max_length=MAX_METRICS,
+            json_schema_extra={"x-kubernetes-list-type": "set"},
+            description="How answers are scored; the first is the score that kubectl get shows. exact_match, "
+            "vqa_accuracy (VQA v2; only of questions with 4 references or more), anls, token_f1, rouge_l, yes_no "
+            "(accuracy; with precision, recall and F1 of yes; only of questions whose answer is yes or no), number "
+            "(only of questions whose answer is a number). The best of several references counts.",
+        ),
+    ] = ("exact_match",)
+    number_tolerance: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="By what part of the right number an answer may be off for the metric number. 0.05, ChartQA's "
+            "relaxed accuracy; 0: not at all.",
+        ),
+    ] = 0.05
+    gate: Annotated[
+        Gate | None,
+        Field(
+            description="Judge whether the tuned model is better (status.evaluation.gate, condition GatePassed). A "
+            "gate that fails is no failed run. Left out: nothing is judged."
+        ),
+    ] = None
     prompts: Annotated[
         tuple[Prompt, ...], Field(max_length=32, description="Questions for both models, shown in the report.")
     ] = ()

@@ -2,7 +2,7 @@
 
 from llava_api.status.accounting import Accounting
 from llava_api.status.notifications import NOTIFICATIONS_KEPT, NotificationState, NotificationStatus
-from llava_api.status.outcome import Artifacts, EvaluationStatus, FailureStatus, Metric
+from llava_api.status.outcome import Artifacts, EvaluationStatus, FailureStatus, GateStatus, Metric
 from llava_api.status.plan import Data, Plan, PlanTerm
 from llava_api.status.progress import Progress
 from llava_api.status.root import UNOBSERVED, ApiTrouble, ConditionStatus, Status, Summary, Trainer
@@ -33,6 +33,7 @@ __all__ = [
     "Data",
     "EvaluationStatus",
     "FailureStatus",
+    "GateStatus",
     "Metric",
     "NotificationState",
     "NotificationStatus",

@@ -23,10 +23,15 @@ from llava_trainer.data.images import open_image
 from llava_trainer.errors import StageError
 from llava_trainer.evaluation.course import find_asked, find_hardest
 from llava_trainer.evaluation.dealing import deal, list_questions
+from llava_trainer.evaluation.gate import judge_gate
 from llava_trainer.evaluation.joining import Joined, count_answers, join_shards
-from llava_trainer.evaluation.page import PageContent, build_evaluation_page
+from llava_trainer.evaluation.metrics import select_metrics
+from llava_trainer.evaluation.page import AskedPrompt, PageContent, build_evaluation_page, judge_exact
 from llava_trainer.evaluation.pairs import pair_rows
-from llava_trainer.evaluation.scores import Answer, Metrics, score_answers
+from llava_trainer.evaluation.prompts import PictureSides
+from llava_trainer.evaluation.rows import Row
+from llava_trainer.evaluation.scores import Metrics
+from llava_trainer.evaluation.scoring import score_rows
 from llava_trainer.evaluation.settings import list_settings
 from llava_trainer.evaluation.shards import Device, list_models, list_shard_files, make_whole, take_join
 from llava_trainer.files import begin_folder, publish_folder, sha256_file, sync, write_whole
@@ -57,13 +62,12 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
     if not take_join(config):
         return StageOutput(numbers=None)
     joined = join_shards(config.volume_root, list_shard_files(config), questions, list_models(config))
-    answers = [Answer.of(pair) for pair in pair_rows(joined.rows)]
     dataset = DatasetReport.model_validate_json(config.volume.dataset_report_json.read_bytes())
-    metrics = _measure(config, dataset, answers, joined)
+    metrics = _measure(config, dataset, joined)
     _publish(config, reporter, {
         config.volume.answers_file.name: "".join(f"{row.model_dump_json()}\n" for row in joined.rows),
         config.volume.metrics_file.name: metrics.model_dump_json(indent=2) + "\n",
-        config.volume.report_file.name: _build_page(config, dataset, answers, metrics),
+        config.volume.report_file.name: _build_page(config, dataset, joined.rows, metrics),
     })  # fmt: skip
     for score in metrics.scores:
         logger.info(
@@ -108,15 +112,20 @@ def _publish(config: RunConfig, reporter: Reporter, files: dict[str, str]) -> No
     sync(place.parent)
 
 
-def _measure(config: RunConfig, dataset: DatasetReport, answers: Sequence[Answer], joined: Joined) -> Metrics:
-    device = Device.of(config)
+def _measure(config: RunConfig, dataset: DatasetReport, joined: Joined) -> Metrics:
+    device, evaluation = Device.of(config), config.evaluation
+    chosen = select_metrics(evaluation.metrics, number_tolerance=evaluation.number_tolerance)
+    scores = score_rows(joined.rows, chosen, num_shared=dataset.shared.pairs)
+    held_out = {score.metric for score in scores if score.split == "validation"}
     return Metrics(
         run=config.run,
         finished_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         device=torch.cuda.get_device_name() if device.name == "cuda" else f"CPU ({platform.machine()})",
         dtype=str(device.dtype).removeprefix("torch."),
         workers=config.evaluation.workers.replicas,
-        scores=score_answers(answers, num_shared=dataset.shared.pairs),
+        scores=scores,
+        unscored=tuple(metric for metric in evaluation.metrics if metric not in held_out),
+        gate=judge_gate(scores, evaluation),
         answers=count_answers(joined.rows),
         repeats=joined.repeats,
         prompts=len(config.evaluation.prompts),
@@ -127,17 +136,27 @@ def _measure(config: RunConfig, dataset: DatasetReport, answers: Sequence[Answer
     )
 
 
-def _build_page(config: RunConfig, dataset: DatasetReport, answers: Sequence[Answer], metrics: Metrics) -> str:
+def _build_page(config: RunConfig, dataset: DatasetReport, rows: Sequence[Row], metrics: Metrics) -> str:
     folder = training_images(config)
+    paired = pair_rows(rows)
+    # All of training's samples are read for it.
+    shows = any(prompt.image is not None for prompt in config.evaluation.prompts)
+    sides = PictureSides.read(config.volume) if shows else PictureSides()
     return build_evaluation_page(
         PageContent(
             metrics=metrics,
             dataset=dataset,
-            answers=answers,
+            questions=[question for question in paired if question.set != "prompt"],
+            prompts=[
+                AskedPrompt(answers=question, picture_side=sides.tell(question.images))
+                for question in paired
+                if question.set == "prompt"
+            ],
             curve=find_curve(config.volume),
             asked=find_asked(config),
             hardest=find_hardest(config),
             settings=list_settings(config),
             load_image=lambda path: open_image(folder.find(path)),
+            judge=judge_exact,
         )
     )
