@@ -76,7 +76,9 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         )  # fmt: skip
     return StageOutput(
         numbers=EvaluateNumbers(
-            scores=tuple(score.to_score() for score in metrics.scores), prompts=len(config.evaluation.prompts)
+            scores=tuple(score.to_score() for score in metrics.scores),
+            prompts=len(config.evaluation.prompts),
+            gate=metrics.gate,
         ),
         digests={
             "report": sha256_file(config.volume.report_file),
