@@ -54,7 +54,14 @@ ENV_PICTURE_HOSTS = "LLAVA_PICTURE_HOSTS"
 ENV_DISABLE_XET = "HF_HUB_DISABLE_XET"
 """The hub's library's own name; in prepare alone, and there nothing but 0 switches Xet on."""
 ENV_COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
-"""Set by Kubernetes on the pods of an Indexed Job: the node rank."""
+"""Set by Kubernetes on the pods of an Indexed Job: the node rank, or the shard."""
+ENV_INDEX_FAILURES: Final = ("LLAVA_INDEX_FAILURES", "LLAVA_INDEX_IGNORED_FAILURES")
+"""How many pods of the same index have failed before, those that count and those that do not. From the annotations
+below; empty where the pod has none."""
+ANNOTATION_INDEX_FAILURES: Final = (
+    "batch.kubernetes.io/job-index-failure-count", "batch.kubernetes.io/job-index-ignored-failure-count",
+)  # fmt: skip
+"""Set by Kubernetes on the pods of an Indexed Job with backoffLimitPerIndex (KEP-3850)."""
 
 # Paths inside a stage's container.
 CONFIG_PATH = "/etc/llava/run.json"

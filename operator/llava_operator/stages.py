@@ -93,7 +93,7 @@ STAGES: dict[StageName, Stage] = {
             gerund="Evaluating",
             resources=lambda spec: spec.evaluation.resources,
             default_resources=Evaluation().resources,
-            gpus=lambda spec: spec.evaluation.gpus,
+            gpus=lambda spec: spec.evaluation.num_gpus,
         ),
     )
 }

@@ -20,10 +20,11 @@ def test_rows_are_paired_by_question_in_the_order_of_questions():
     ]  # fmt: skip
     seventh, second = pair_rows(rows)
     assert (seventh.question_id, second.question_id) == ("validation/7/1", "validation/2/1")
-    assert second.base.answer == "base asked" and second.tuned.answer == "tuned asked"
-    assert second.bare is not None and second.bare.answer == "bare asked"
+    assert (second.base.answer, second.tuned.answer) == ("base asked", "tuned asked")
+    assert second.bare == rows[5]
     assert second.find("base", "instructed") == rows[4]
-    assert second.find("tuned", "alone") is None and seventh.bare is None
+    assert second.find("tuned", "alone") is None
+    assert seventh.bare is None
     told = (second.set, second.sample, second.number, second.group, second.question_type, second.images)
     assert told == ("validation", "receipt", 1, "shop", "", ())
     assert (second.question, second.references) == ("What colour?", ("red",))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from llava_api.failures import Reason
 from llava_api.text import show
-from llava_api.volume import find_attempt_dir
+from llava_api.volume import find_attempt_dir, is_try_dir
 from llava_trainer.errors import StageError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -46,16 +46,18 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents where they are missing, but never an attempt's: it is made once, by who claims it.
+    """Make a folder and its parents where they are missing, but never an attempt's or a pod's: who claims it makes it.
 
     Raises:
-        FileNotFoundError: it would lie in an attempt's folder that is not there: a later attempt has taken it over.
+        FileNotFoundError: it would lie in such a folder that is not there: who came later has taken it over.
         FileExistsError, NotADirectoryError: there is a file.
     """
     if folder.is_dir():
         return
     if folder == find_attempt_dir(folder):
         raise FileNotFoundError(errno.ENOENT, "the attempt's folder is gone", str(folder))
+    if is_try_dir(folder):
+        raise FileNotFoundError(errno.ENOENT, "the pod's folder is gone", str(folder))
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
 

@@ -5,7 +5,16 @@ docs/api.md. A field stands here only if something acts on it.
 """
 
 from llava_api.spec.dataset import DataLimits, Dataset, Messages, Table, Ubiai, Validation
-from llava_api.spec.evaluation import Evaluation, Gate, Generation, MetricName, Prompt, ScoreName, YesNoPart
+from llava_api.spec.evaluation import (
+    Evaluation,
+    EvaluationWorkers,
+    Gate,
+    Generation,
+    MetricName,
+    Prompt,
+    ScoreName,
+    YesNoPart,
+)
 from llava_api.spec.mixture import MAX_MIXTURE, MixturePart
 from llava_api.spec.notifications import MAX_NOTIFICATIONS, Notification, SlackWebhook, Webhook
 from llava_api.spec.pods import (
@@ -55,6 +64,7 @@ __all__ = [
     "Download",
     "EarlyStopping",
     "Evaluation",
+    "EvaluationWorkers",
     "Gate",
     "Generation",
     "Image",

@@ -27,10 +27,10 @@ CONSISTENT: tuple[dict[str, Any], ...] = (
         field=".training.batch.global",
     ),
     rule(
-        "self.workers.replicas == 1 || !has(self.storage.accessModes) || "
+        "self.workers.replicas == 1 && self.evaluation.workers.replicas == 1 || !has(self.storage.accessModes) || "
         "self.storage.accessModes.exists(mode, mode == 'ReadWriteMany')",
-        "spec.storage.accessModes must contain ReadWriteMany when spec.workers.replicas is greater than 1: every "
-        "training pod writes to the volume",
+        "spec.storage.accessModes must contain ReadWriteMany when spec.workers.replicas or "
+        "spec.evaluation.workers.replicas is greater than 1: every one of these pods writes to the volume",
         field=".storage.accessModes",
     ),
     rule(

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from llava_api.base import Strict
+from llava_api.names import MAX_SHARDS
 from llava_api.rules import rule, rules
 from llava_api.spec.values import RelativePath, Resources, make_resources
 
@@ -37,6 +38,33 @@ class Generation(Strict):
     max_new_tokens: Annotated[
         int, Field(ge=1, le=8192, description="Most tokens of one answer, for prompts and scores.")
     ] = 512
+    load: Annotated[
+        Literal["none", "8bit", "4bit"],
+        Field(
+            description="How the models are loaded to answer, base and tuned alike: none (the default, since that is "
+            "the model that is handed on) leaves their weights as they are; 8bit (LLM.int8()) and 4bit (NF4) quantise "
+            "the language model's linear layers with bitsandbytes, for a GPU that they do not fit into or to score what "
+            "will be served. Answers may then depend on which questions are asked at a time; how many do is told."
+        ),
+    ] = "none"
+
+
+class EvaluationWorkers(Strict):
+    """The pods that evaluate. Each answers a part of the questions by itself, and is tried again by itself."""
+
+    replicas: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=MAX_SHARDS,
+            description="Pods that share the questions; one more is as much quicker, and loads both models as well. "
+            "With more than one the volume must be ReadWriteMany.",
+        ),
+    ] = 1
+    gpus: Annotated[
+        int | None,
+        Field(ge=0, le=1, description="GPUs of each pod; 0 evaluates on the CPU. Left out: 1."),
+    ] = None
 
 
 class Gate(Strict):
@@ -84,7 +112,13 @@ class Evaluation(Strict):
                     ".format([self.gate.metric, self.metrics.join(', ')])"
                 ),
                 field=".gate.metric",
-            )
+            ),
+            rule(
+                "!has(self.gpus) || !has(self.workers.gpus) || self.gpus == self.workers.gpus",
+                "spec.evaluation.gpus is the older name of spec.evaluation.workers.gpus, and both are set to different "
+                "numbers: remove spec.evaluation.gpus",
+                field=".gpus",
+            ),
         )
     )
 
@@ -126,10 +160,20 @@ class Evaluation(Strict):
             ge=0,
             le=100_000,
             description="Training samples that are scored as well (shown apart from the held-out score), to tell "
-            "learning by heart from learning; 0 = off.",
+            "learning by heart from learning; 0 = off. They are drawn by whole groups with training.seed, as held-out "
+            "samples are.",
         ),
     ] = 0
-    gpus: Annotated[int, Field(ge=0, le=1, description="GPUs of the evaluation pod; 0 evaluates on the CPU.")] = 1
-    resources: Annotated[Resources, Field(description="Resources of its pod besides its GPU.")] = make_resources(
-        "4", "40Gi"
+    workers: Annotated[EvaluationWorkers, Field(description="The pods that evaluate.")] = EvaluationWorkers()
+    gpus: Annotated[
+        int | None,
+        Field(ge=0, le=1, description="Older name of workers.gpus, which counts where that is left out."),
+    ] = None
+    resources: Annotated[Resources, Field(description="Resources of each of its pods besides its GPU.")] = (
+        make_resources("4", "40Gi")
     )
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of each pod, by whichever name they are asked for."""
+        return next((gpus for gpus in (self.workers.gpus, self.gpus) if gpus is not None), 1)

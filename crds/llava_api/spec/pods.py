@@ -135,7 +135,8 @@ class Storage(Strict):
         Field(
             min_length=1,
             max_length=2,
-            description="Access modes of the volume. Left out: ReadWriteMany with replicas > 1, else ReadWriteOnce.",
+            description="Access modes of the volume. Left out: ReadWriteMany where workers.replicas or "
+            "evaluation.workers.replicas is more than 1, else ReadWriteOnce.",
         ),
     ] | None = None  # fmt: skip
     retain: Annotated[
@@ -163,7 +164,7 @@ class Storage(Strict):
         return self.existing_claim or volume_claim_name(run)
 
     def modes_for(self, replicas: int) -> tuple[str, ...]:
-        """Access modes of a volume that so many training pods write to, which may land on different nodes."""
+        """Access modes of a volume that so many pods write to at a time, which may land on different nodes."""
         return self.access_modes or (("ReadWriteMany",) if replicas > 1 else ("ReadWriteOnce",))
 
 

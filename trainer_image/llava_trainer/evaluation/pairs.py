@@ -1,4 +1,4 @@
-"""Rows put together by question: what each model has answered to it, in each way it was asked. Pure functions of rows."""
+"""Rows put together by question: what each model has answered to it, asked in each way. Pure functions of rows."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -38,39 +38,47 @@ class QuestionAnswers:
 
     @property
     def question_id(self) -> str:
-        """See ``Row``, here and below."""
+        """Of ``Row``, as all that follows."""
         return self.tuned.question_id
 
     @property
     def set(self) -> QuestionSet:
+        """Which set it is of."""
         return self.tuned.set
 
     @property
     def sample(self) -> str:
+        """The sample's id."""
         return self.tuned.sample
 
     @property
     def number(self) -> int:
+        """Which question of the sample, from 1."""
         return self.tuned.number
 
     @property
     def group(self) -> str:
+        """The sample's group key."""
         return self.tuned.group
 
     @property
     def question_type(self) -> str:
+        """What kind of question it is; empty where the data does not say."""
         return self.tuned.question_type
 
     @property
     def images(self) -> tuple[str, ...]:
+        """Images shown so far."""
         return self.tuned.images
 
     @property
     def question(self) -> str:
+        """What is asked."""
         return self.tuned.question
 
     @property
     def references(self) -> tuple[str, ...]:
+        """Right answers, the dataset's own first."""
         return self.tuned.references
 
 
