@@ -23,15 +23,7 @@ def test_types_of_events_are_frozen() -> None:
     """Receivers filter by them: others may come, and none goes."""
     assert [event_type(event) for event in NotificationEvent] == [
         f"{TYPE_PREFIX}.{name}.v1"
-        for name in (
-            "succeeded",
-            "failed",
-            "waitingtoolong",
-            "restarted",
-            "suspended",
-            "gatefailed",
-            "gateundecided",
-        )  # fmt: skip
+        for name in ["succeeded", "failed", "waitingtoolong", "restarted", "suspended", "gatefailed", "gateundecided"]
     ]
 
 

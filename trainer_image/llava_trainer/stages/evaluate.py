@@ -8,6 +8,7 @@ import logging
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -25,13 +26,13 @@ from llava_trainer.evaluation.course import find_asked, find_hardest
 from llava_trainer.evaluation.dealing import deal, list_questions
 from llava_trainer.evaluation.gate import judge_gate
 from llava_trainer.evaluation.joining import Joined, count_answers, join_shards
-from llava_trainer.evaluation.metrics import select_metrics
-from llava_trainer.evaluation.page import AskedPrompt, PageContent, build_evaluation_page, judge_exact
+from llava_trainer.evaluation.metrics import Metric, select_metrics
+from llava_trainer.evaluation.page import AskedPrompt, PageContent, build_evaluation_page
 from llava_trainer.evaluation.pairs import pair_rows
 from llava_trainer.evaluation.prompts import PictureSides
 from llava_trainer.evaluation.rows import Row
 from llava_trainer.evaluation.scores import Metrics
-from llava_trainer.evaluation.scoring import score_rows
+from llava_trainer.evaluation.scoring import judge_row, score_rows
 from llava_trainer.evaluation.settings import list_settings
 from llava_trainer.evaluation.shards import Device, list_models, list_shard_files, make_whole, take_join
 from llava_trainer.files import begin_folder, publish_folder, sha256_file, sync, write_whole
@@ -79,6 +80,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
             scores=tuple(score.to_score() for score in metrics.scores),
             prompts=len(config.evaluation.prompts),
             gate=metrics.gate,
+            retention=metrics.retention,
         ),
         digests={
             "report": sha256_file(config.volume.report_file),
@@ -116,8 +118,7 @@ def _publish(config: RunConfig, reporter: Reporter, files: dict[str, str]) -> No
 
 def _measure(config: RunConfig, dataset: DatasetReport, joined: Joined) -> Metrics:
     device, evaluation = Device.of(config), config.evaluation
-    chosen = select_metrics(evaluation.metrics, number_tolerance=evaluation.number_tolerance)
-    scores = score_rows(joined.rows, chosen, num_shared=dataset.shared.pairs)
+    scores = score_rows(joined.rows, _metrics_of(config), num_shared=dataset.shared.pairs)
     held_out = {score.metric for score in scores if score.split == "validation"}
     return Metrics(
         run=config.run,
@@ -136,6 +137,11 @@ def _measure(config: RunConfig, dataset: DatasetReport, joined: Joined) -> Metri
         seconds={f"answers_of_{_SPOKEN[model]}": taken for model, taken in joined.seconds.items()},
         versions={name: version(name) for name in _LIBRARIES},
     )
+
+
+def _metrics_of(config: RunConfig) -> tuple[Metric, ...]:
+    evaluation = config.evaluation
+    return select_metrics(evaluation.metrics, number_tolerance=evaluation.number_tolerance)
 
 
 def _build_page(config: RunConfig, dataset: DatasetReport, rows: Sequence[Row], metrics: Metrics) -> str:
@@ -159,6 +165,6 @@ def _build_page(config: RunConfig, dataset: DatasetReport, rows: Sequence[Row], 
             hardest=find_hardest(config),
             settings=list_settings(config),
             load_image=lambda path: open_image(folder.find(path)),
-            judge=judge_exact,
+            judge=partial(judge_row, _metrics_of(config)[0]),
         )
     )
