@@ -43,8 +43,8 @@ class Generation(Strict):
         Field(
             description="How the models are loaded to answer, base and tuned alike: none (the default, since that is "
             "the model that is handed on) leaves their weights as they are; 8bit (LLM.int8()) and 4bit (NF4) quantise "
-            "the language model's linear layers with bitsandbytes, for a GPU that they do not fit into or to score what "
-            "will be served. Answers may then depend on which questions are asked at a time; how many do is told."
+            "the language model's linear layers with bitsandbytes, for a GPU that they do not fit into or to score "
+            "what will be served. Answers may then depend on which questions are asked at a time; how many do is told."
         ),
     ] = "none"
 
@@ -115,8 +115,8 @@ class Evaluation(Strict):
             ),
             rule(
                 "!has(self.gpus) || !has(self.workers.gpus) || self.gpus == self.workers.gpus",
-                "spec.evaluation.gpus is the older name of spec.evaluation.workers.gpus, and both are set to different "
-                "numbers: remove spec.evaluation.gpus",
+                "gpus is the older name of workers.gpus, and must be the same where both are set: remove "
+                "spec.evaluation.gpus",
                 field=".gpus",
             ),
         )
