@@ -189,9 +189,24 @@ def test_a_certificate_that_nobody_vouches_for_gets_nothing(
 ) -> None:
     stranger = Surroundings(secrets=around.secrets, ca_file=tmp_path / "none.crt", environ={})
     config = make_config(tmp_path, service.url)
-    with pytest.raises(Exception, match="certificate"):
+    with pytest.raises(WandbError, match="certificate"):
         _open_wandb(config, asked(config), TOTAL_STEPS, stranger)
     assert service.credentials == set()
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(401, "secretRef"), (404, "project or entity"), (400, "debug-internal")]
+)
+def test_what_a_server_refuses_is_told_in_words_of_our_own(
+    tmp_path: Path, around: Surroundings, service: Service, caplog: pytest.LogCaptureFixture, status: int, message: str
+) -> None:
+    service.refusal = status
+    config = make_config(tmp_path, service.url)
+    with pytest.raises(WandbError, match=message) as refused:
+        _open_wandb(config, asked(config), TOTAL_STEPS, around)
+    (credential,) = service.credentials
+    assert credential not in caplog.text + str(refused.value)
+    assert "SAID" not in caplog.text + str(refused.value)
 
 
 def test_steps_that_the_run_cannot_have_are_not_believed(
@@ -223,7 +238,9 @@ def test_a_run_may_have_all_trackers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("when", ["begin", "end"])
-def test_a_server_that_is_broken_ends_nothing(tmp_path: Path, service: Service, when: str, around: Surroundings) -> None:
+def test_a_server_that_is_broken_ends_nothing(
+    tmp_path: Path, service: Service, when: str, around: Surroundings
+) -> None:
     """In a process of its own, whose end the client may not hold up."""
     config = make_config(tmp_path, service.url)
     (tmp_path / "config.json").write_text(config.model_dump_json(by_alias=True))
@@ -251,9 +268,7 @@ with Curve(file) as history, following(make_followers(config, 100, around)) as f
         sys.stdin.readline()
 print("trained", flush=True)
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
     for step in range(1, 4):

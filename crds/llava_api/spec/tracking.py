@@ -114,9 +114,9 @@ class Wandb(Strict):
     secret_ref: Annotated[
         SecretRef | None,
         Field(
-            description="Secret with the key of the API as apiKey, mounted in training pods only. Left out: nothing leaves "
-            "the pod; the run is written to wandb/ on the run's volume (wandb-align/ in phase 1), to be uploaded by "
-            "`wandb sync`."
+            description="Secret with the key of the API as apiKey, mounted in training pods only. Left out: nothing "
+            "leaves the pod; the run is written to wandb/ on the run's volume (wandb-align/ in phase 1), for "
+            "`wandb sync` to upload."
         ),
     ] = None
 

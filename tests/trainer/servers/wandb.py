@@ -23,6 +23,8 @@ class Service:
     """Number of the last step that it says every run has; None: it tells the truth."""
     broken: bool = False
     """Whether it answers everything with 500."""
+    refusal: int | None = None
+    """Status that it answers everything with, and the credential back."""
     history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Rows of each run, by its id."""
     files: dict[str, str] = field(default_factory=dict)
@@ -88,9 +90,10 @@ def serve(authority: Authority | None = None) -> Iterator[Service]:
             service.bodies.append(body)
             if given := self.headers.get("Authorization"):
                 service.credentials.add(given)
-            found = {} if service.broken else service.answer(self.path, body)
+            status = 500 if service.broken else service.refusal or 200
+            found = service.answer(self.path, body) if status == 200 else {"SAID": given}
             content = json.dumps({"data": found} if self.path == "/graphql" else found).encode()
-            self.send_response(500 if service.broken else 200)
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()

@@ -1,9 +1,10 @@
 """Weights & Biases, by its own client: a run on the volume, or with a key one at its server.
 
-The client is a process of its own beside Python's part of it. It is told the curve and nothing else: not the machine, not
-the code, not what is printed, and it writes only where it is told to.
+The client is a process of its own beside Python's part of it. It is told the curve and nothing else: not the machine,
+not the code, not what is printed, and it writes only where it is told to.
 """
 
+import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -56,8 +57,8 @@ class WandbRun:
         appends to what is there under its id, so that a run is to be uploaded once, as the last attempt has left it.
 
         Raises:
-            WandbError: the server has steps that the run cannot have.
-            Exception: what the client raises, where it cannot begin.
+            WandbError: the server does not take the run, or has steps that the run cannot have.
+            Exception: what the client raises where it cannot write to the folder.
         """
         if folder.exists():
             remove_folder(folder)
@@ -119,12 +120,37 @@ def _begin(folder: Path, run: RunIdentity, asked: Wandb, access: Access | None) 
         **({} if access is None else _reach(access)),
         **_QUIET,
     )
+    # It logs what a server has said, which may be what the server was sent.
+    logging.getLogger("wandb").setLevel(logging.CRITICAL + 1)
     try:
         return wandb.init(settings=settings)
-    except BaseException:
+    except BaseException as error:
         # What has not begun holds its id all the same.
         _end_client()
-        raise
+        if access is None or not isinstance(error, Exception):
+            raise
+        raise WandbError(f"{FIELD}: {_explain(str(error))}") from None
+
+
+def _explain(said: str) -> str:
+    """Why the server has not taken the run, in words of our own."""
+    for word, meaning in _MEANINGS.items():
+        if word in said:
+            return meaning
+    return "the server does not take the run; debug-internal.log on the run's volume says what it answers"
+
+
+_MEANINGS: Mapping[str, str] = {
+    "x509": "url: nobody that is trusted vouches for the server's certificate (spec.download.caConfigMap names others)",
+    "401": "secretRef: the server does not know the key",
+    "403": "secretRef: the key may not write to project and entity",
+    "404": "project or entity: the server has none of that name for this key",
+    "no such host": "url: there is no host of that name",
+    "connection refused": "url: nobody listens there",
+    "imed out": "url: the server does not answer",
+    "deadline": "url: the server does not answer",
+}
+"""By what the client's errors hold; the first that fits."""
 
 
 def _end_client() -> None:
@@ -150,9 +176,7 @@ def _reach(access: Access) -> dict[str, Any]:
 
 def _environment(folder: Path, access: Access | None) -> dict[str, str]:
     """What the client reads of the environment: it reports no errors of its own, and keeps nothing in a home."""
-    own = {
-        name: str(folder / "client") for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
-    }
+    own = {name: str(folder / "client") for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")}
     if access is not None and access.ca_pem is not None:
         # Its process trusts one file, and knows no other way to be told.
         with tempfile.NamedTemporaryFile("w", suffix=".pem", delete=False, encoding="utf-8") as bundle:
