@@ -35,11 +35,11 @@ def make_followers(config: RunConfig, total_steps: int, surroundings: Surroundin
         folder = config.volume.tensorboard_dir(config.run.stage, config.run.attempt)
         followers.append(Follower("TensorBoard's event file", partial(EventFile, folder), curve_file))
     if tracking is not None and tracking.mlflow is not None:
-        opening = partial(_open_mlflow, config, tracking.mlflow, total_steps, surroundings or Surroundings())
-        followers.append(Follower("MLflow's server", opening, curve_file))
+        asking = partial(_open_mlflow, config, tracking.mlflow, total_steps, surroundings or Surroundings())
+        followers.append(Follower("MLflow's server", asking, curve_file))
     if tracking is not None and tracking.wandb is not None:
-        opening = partial(_open_wandb, config, tracking.wandb, total_steps, surroundings or Surroundings())
-        followers.append(Follower("Weights & Biases", opening, curve_file))
+        beginning = partial(_open_wandb, config, tracking.wandb, total_steps, surroundings or Surroundings())
+        followers.append(Follower("Weights & Biases", beginning, curve_file))
     return followers
 
 
