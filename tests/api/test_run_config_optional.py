@@ -8,7 +8,7 @@ import pytest
 from llava_api.run_config import RunConfig
 
 
-def written(validation: dict[str, Any] | None) -> dict[str, Any]:
+def written(validation: dict[str, Any] | None, **training: Any) -> dict[str, Any]:
     config = RunConfig.model_validate(
         {
             "run": {"namespace": "a", "name": "b", "uid": "c", "stage": "train", "attempt": 1},
@@ -16,7 +16,7 @@ def written(validation: dict[str, Any] | None) -> dict[str, Any]:
             "modelDir": Path("/model"),
             "datasetDir": Path("/data"),
             "dataset": {"source": "pvc://a/", "format": "llava", "file": "a.json"},
-            "training": {"validation": validation},
+            "training": {"validation": validation, **training},
             "workers": {},
             "merge": {},
             "evaluation": {},
@@ -38,3 +38,9 @@ def test_answers_are_written_where_they_are_asked_for() -> None:
 @pytest.mark.parametrize("validation", [None, {"everySteps": 5}])
 def test_nothing_of_it_is_written_where_it_is_not(validation: dict[str, Any] | None) -> None:
     assert "answers" not in str(written(validation))
+
+
+def test_a_tracker_is_written_where_it_is_asked_for() -> None:
+    mlflow = {"url": "https://m.example", "experiment": "e"}
+    assert "wandb" not in written(None, tracking={"mlflow": mlflow})["tracking"]
+    assert written(None, tracking={"wandb": {"project": "p"}})["tracking"]["wandb"]["project"] == "p"
