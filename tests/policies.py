@@ -193,6 +193,13 @@ def _tracked(url: str, secret: str | None = None) -> dict[str, Any]:
     return {"training": {"tracking": {"mlflow": mlflow}}}
 
 
+def _watched(url: str, secret: str | None = None, *, mlflow: str | None = None) -> dict[str, Any]:
+    """A run of Weights & Biases, and one of MLflow beside it where there is an address."""
+    wandb = {"url": url, "project": "p", **(_secret(secret) if secret else {})}
+    beside = _tracked(mlflow)["training"]["tracking"] if mlflow else {}
+    return {"training": {"tracking": {"wandb": wandb, **beside}}}
+
+
 def _cases(installation: str, kind: str, cases: Mapping[str, tuple[dict[str, Any], str | None]]) -> list[Case]:
     return [Case(installation=installation, name=f"{kind}-{name}", spec=spec, refusal=refusal)
             for name, (spec, refusal) in cases.items()]  # fmt: skip
@@ -362,6 +369,26 @@ CASES: tuple[Case, ...] = (
                  "mlflow.svc:5000 (policy.trackingHosts): use an allowed address, or leave "),
         "port": (_tracked("http://mlflow.svc"), "spec.training.tracking.mlflow.url is at http://mlflow.svc, but"),
         "below": (_tracked("https://mlflow.example.e"), "spec.training.tracking.mlflow.url is at https://mlflow.example.e,"),
+    }),
+    *_cases("strict", "watched", {
+        "ok": (_watched("https://MLFLOW.example:443", "llava-t", mlflow="http://mlflow.svc:5000"), None),
+        "on-the-volume": (_watched("https://api.wandb.ai"), None),
+        "null": ({"training": {"tracking": {"mlflow": None, "wandb": {"project": "p", "secretRef": None}}}}, None),
+        "none": ({"training": {"tracking": {"wandb": None}}}, None),
+        "secret": (_watched("https://mlflow.example", "other"), "spec.training.tracking.wandb.secretRef.name is "
+                   "other, but this installation allows only Secrets named llava-*, registry.pull "),
+        "host": (_watched("https://evil.example/mlflow.example", "llava-t"), "spec.training.tracking.wandb.url is at "
+                 "https://evil.example, but this installation tells the curves of runs only to mlflow.example, "
+                 "mlflow.svc:5000 (policy.trackingHosts): use an allowed address, or leave "
+                 "spec.training.tracking.wandb out"),
+        "other-host": (_watched("https://mlflow.example", "llava-t", mlflow="https://evil.example"),
+                       "spec.training.tracking.mlflow.url is at https://evil.example, but"),
+    }),
+    *_cases("open-curves", "watched", {
+        "on-the-volume": (_watched("https://evil.example"), None),
+        "named": (_watched("https://MLFLOW.example:443", "any"), None),
+        "host": (_watched("https://evil.example", "any"), "spec.training.tracking.wandb.url is at "
+                 "https://evil.example, but this installation sends credentials of trackers only to "),
     }),
     *_cases("usual", "tracked", {
         "any": (_tracked("https://any.example", "any"), None),

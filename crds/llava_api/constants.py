@@ -77,6 +77,8 @@ SECRET_KEYS: Final[dict[str, tuple[str, ...]]] = {
 """Keys of a Secret that a source of each kind is fetched with. Others are not mounted."""
 PROXY_KEYS: Final = ("httpProxy", "httpsProxy")
 """The same, of the Secret with proxies."""
+WANDB_KEYS: Final = ("apiKey",)
+"""The same, of the Secret for Weights & Biases."""
 DOWNLOAD_CA_PATH = "/etc/llava-download/ca.crt"
 NOTIFICATION_SECRET_PATH = "/llava/notification"
 """The Secret of a notification is mounted here, one file a key."""
@@ -110,7 +112,9 @@ class SecretRole(StrEnum):
     DOWNLOAD = "download"
     """Proxies with their passwords."""
     TRACKING = "tracking"
-    """A tracking server."""
+    """A tracking server of MLflow."""
+    WANDB = "wandb"
+    """The server of Weights & Biases."""
     MIXTURE_0 = "mixture-0"
     """Of ``spec.mixture[0]``, and so on."""
     MIXTURE_1 = "mixture-1"

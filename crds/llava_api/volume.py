@@ -155,6 +155,11 @@ class RunVolume:
         name = "tensorboard" if stage is StageName.TRAIN else f"tensorboard-{stage}"
         return self.attempt_dir(stage, attempt) / name
 
+    def wandb_dir(self, stage: StageName, attempt: int) -> Path:
+        """What Weights & Biases' client keeps of this attempt of align or train."""
+        name = "wandb" if stage is StageName.TRAIN else f"wandb-{stage}"
+        return self.attempt_dir(stage, attempt) / name
+
     def hardest_file(self, stage: StageName, attempt: int) -> Path:
         """Training samples with the highest loss in this attempt of train, by their numbers in ``train_file``."""
         return self.attempt_dir(stage, attempt) / "hardest.json"
@@ -212,8 +217,8 @@ def runs_dir(claim: Path) -> Path:
 
 STABLE_NAMES: Mapping[StageName, tuple[str, ...]] = {
     StageName.PREPARE: ("data",),
-    StageName.ALIGN: ("projector", "tensorboard-align"),
-    StageName.TRAIN: ("adapter", "weights", "tensorboard"),
+    StageName.ALIGN: ("projector", "tensorboard-align", "wandb-align"),
+    StageName.TRAIN: ("adapter", "weights", "tensorboard", "wandb"),
     StageName.MERGE: ("merged",),
     StageName.EVALUATE: ("evaluation",),
 }

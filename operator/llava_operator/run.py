@@ -6,10 +6,10 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from llava_api.constants import PROXY_KEYS, RUN_VOLUME_PATH, SECRET_KEYS, SecretRole, StageName
+from llava_api.constants import PROXY_KEYS, RUN_VOLUME_PATH, SECRET_KEYS, WANDB_KEYS, SecretRole, StageName
 from llava_api.names import MAX_ATTEMPTS, MAX_REPLICAS, job_name
 from llava_api.optimizer_steps import settle_spec
-from llava_api.spec import Mlflow, Spec
+from llava_api.spec import SecretRef, Spec
 from llava_api.status import AttemptSettings, AttemptState, StageState, StageStatus, Status
 from llava_api.volume import run_folder
 from llava_operator.kube.objects import Key, Object
@@ -144,14 +144,44 @@ def secrets_of(spec: Spec) -> dict[SecretRole, SecretUse]:
     for index, part in enumerate(spec.mixture):
         uses[SecretRole.of_mixture(index)] = (part.dataset.secret_ref, _keys_for(part.dataset.source))
     uses[SecretRole.DOWNLOAD] = (spec.download.secret_ref, PROXY_KEYS)
-    if (server := tracking_server(spec)) is not None:
-        uses[SecretRole.TRACKING] = (server.secret_ref, SECRET_KEYS["https://"])
+    for server in tracking_servers(spec):
+        uses[server.role] = (server.secret_ref, server.keys)
     return {role: SecretUse(secret.name, keys) for role, (secret, keys) in uses.items() if secret is not None and keys}
 
 
-def tracking_server(spec: Spec) -> Mlflow | None:
-    """The tracking server that training pods tell the curve; None without."""
-    return spec.training.tracking.mlflow if spec.training.tracking else None
+@dataclass(frozen=True, kw_only=True)
+class TrackingServer:
+    """A server that training pods tell the curve."""
+
+    field: str
+    """Field of the LlavaFineTune that names it."""
+    url: str
+    secret_ref: SecretRef | None
+    role: SecretRole
+    keys: tuple[str, ...]
+    """Keys that may be read of its Secret."""
+
+
+def tracking_servers(spec: Spec) -> tuple[TrackingServer, ...]:
+    """The servers that training pods tell the curve, in the order of the spec."""
+    tracking = spec.training.tracking
+    servers = []
+    if tracking is not None and (mlflow := tracking.mlflow) is not None:
+        servers.append(
+            TrackingServer(
+                field="spec.training.tracking.mlflow", url=mlflow.url, secret_ref=mlflow.secret_ref,
+                role=SecretRole.TRACKING, keys=SECRET_KEYS["https://"],
+            )
+        )  # fmt: skip
+    # Without a key its run stays on the volume.
+    if tracking is not None and (wandb := tracking.wandb) is not None and wandb.secret_ref is not None:
+        servers.append(
+            TrackingServer(
+                field="spec.training.tracking.wandb", url=wandb.url, secret_ref=wandb.secret_ref,
+                role=SecretRole.WANDB, keys=WANDB_KEYS,
+            )
+        )  # fmt: skip
+    return tuple(servers)
 
 
 def _keys_for(*sources: str | None) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ CONFIG = """{
 }"""
 
 
-def written(validation: dict[str, Any] | None) -> dict[str, Any]:
+def written(validation: dict[str, Any] | None, **training: Any) -> dict[str, Any]:
     config = RunConfig.model_validate(
         {
             "run": {"namespace": "a", "name": "b", "uid": "c", "stage": "train", "attempt": 1},
@@ -24,7 +24,7 @@ def written(validation: dict[str, Any] | None) -> dict[str, Any]:
             "modelDir": Path("/model"),
             "datasetDir": Path("/data"),
             "dataset": {"source": "pvc://a/", "format": "llava", "file": "a.json"},
-            "training": {"validation": validation},
+            "training": {"validation": validation, **training},
             "workers": {},
             "merge": {},
             "evaluation": {},
@@ -63,3 +63,9 @@ def test_metrics_and_a_gate_are_written_where_they_are_asked_for() -> None:
     assert asked["metrics"] == ["anls"]
     assert asked["gate"] == {"metric": None, "minimumGain": 0.1, "use": "lowerBound"}
     assert "numberTolerance" not in asked
+
+
+def test_a_tracker_is_written_where_it_is_asked_for() -> None:
+    mlflow = {"url": "https://m.example", "experiment": "e"}
+    assert "wandb" not in written(None, tracking={"mlflow": mlflow})["tracking"]
+    assert written(None, tracking={"wandb": {"project": "p"}})["tracking"]["wandb"]["project"] == "p"

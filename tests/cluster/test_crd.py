@@ -114,6 +114,26 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ({"training__epochs": "many"}, "spec.training.epochs", "integer"),
         ({"training__lora__rank": 0}, "spec.training.lora.rank", "greater than or equal to 1"),
         ({"training__lora__dropout": 1}, "spec.training.lora.dropout", "less than 1"),
+        (
+            {"training__tracking": {"wandb": {"project": "a/b"}}},
+            "spec.training.tracking.wandb.project",
+            "letters, digits",
+        ),
+        (
+            {"training__tracking": {"wandb": {"project": "p", "entity": "a b"}}},
+            "spec.training.tracking.wandb.entity",
+            "letters, digits",
+        ),
+        (
+            {"training__tracking": {"wandb": {"project": "p", "url": "http://a.example", "secretRef": {"name": "s"}}}},
+            "spec.training.tracking.wandb.url",
+            "must begin with https://",
+        ),
+        (
+            {"training__tracking": {"wandb": {"project": "p", "url": "https://u:p@a.example"}}},
+            "spec.training.tracking.wandb.url",
+            "credentials belong in a Secret",
+        ),
         ({"training__lora__targets": []}, "spec.training.lora.targets", "at least 1 items"),
         ({"training__lora__targets": ["lm_head"]}, "spec.training.lora.targets[0]", '"q_proj"'),
         ({"training__lora__targets": ["q_proj", "q_proj"]}, "spec.training.lora.targets[1]", "Duplicate value"),

@@ -15,7 +15,7 @@ from tests.cluster.kubelets import do_nothing, succeed
 from tests.cluster.kubelets import running as pod_runs
 from tests.cluster.operators import OperatorProcess, running
 from tests.cluster.test_restart import WRITES
-from tests.cluster.worlds import World, until, world_of
+from tests.cluster.worlds import NAMESPACES, World, until, world_of
 from tests.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster
@@ -42,6 +42,15 @@ def count_writes(api_server: Kubectl) -> Counter[str]:
             continue
         counted[f"{verb} {kind}"] += int(float(line.rsplit(" ", 1)[1]))
     return counted
+
+
+async def nothing_goes(world: World) -> None:
+    """Wait until what tests before this one have left is gone: Kubernetes deletes it piece by piece, and is counted."""
+
+    async def look() -> bool:
+        return not [one async for one in world.kube.list(NAMESPACES, None) if "deletionTimestamp" in one["metadata"]]
+
+    await until("namespaces of other tests to be gone", look, timeout_s=180)
 
 
 class Stages:
@@ -74,6 +83,7 @@ async def test_a_stage_costs_few_writes(api_server: Kubectl, installation: Path,
         async with world_of(api_server, "writes", do_nothing) as world:
             stages = Stages()
             world.behave = stages.behave
+            await nothing_goes(world)
             await world.create_run()
             before = Counter[str]()
 

@@ -30,7 +30,8 @@ DEMANDING: dict[str, Any] = {
                   "batch": {"perDevice": 1, "global": 16}},
     "training": {"batch": {"perDevice": 1, "global": 16},
                  "tracking": {"tensorboard": {}, "mlflow": {"url": "https://m.example", "experiment": "e",
-                                                            "secretRef": {"name": "mlflow"}}}},
+                                                            "secretRef": {"name": "mlflow"}},
+                              "wandb": {"project": "p", "secretRef": {"name": "wandb"}}}},
     "workers": {"replicas": 2, "gpus": 8, "network": {"interface": "eth0", "hca": "mlx5", "resource": "rdma/hca"}},
     "evaluation": {"gpus": 1},
     "scheduling": {"nodeSelector": {"a": "b"}, "tolerations": [{"operator": "Exists"}],
@@ -142,17 +143,17 @@ def test_secrets_of_notifications_are_in_the_pods_that_send_them_alone(run: Run)
         assert not of_notifications & {source["secret"]["name"] for source in sources if "secret" in source}
 
 
-def test_credentials_of_a_tracking_server_are_in_training_pods_alone_and_those_of_sources_in_prepare(run: Run) -> None:
+def test_credentials_of_tracking_servers_are_in_training_pods_alone_and_those_of_sources_in_prepare(run: Run) -> None:
     for stage, pod in pods(run).items():
         sources = [source for volume in pod["volumes"] for source in volume.get("projected", {}).get("sources", [])]
         named = {source["secret"]["name"] for source in sources if "secret" in source}
         is_told = run.spec.training.tracking is not None
         if stage in TRAINING_STAGES:
-            assert named == ({"mlflow", "proxies"} if is_told else set())
+            assert named == ({"mlflow", "wandb", "proxies"} if is_told else set())
         elif stage is not StageName.PREPARE:
             assert named == set()
         else:
-            assert "mlflow" not in named
+            assert not {"mlflow", "wandb"} & named
 
 
 def test_every_claim_but_the_runs_own_is_read_only(run: Run) -> None:

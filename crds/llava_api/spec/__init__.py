@@ -31,7 +31,7 @@ from llava_api.spec.pods import (
 )
 from llava_api.spec.root import MAY_CHANGE, MAY_CHANGE_SUSPENDED, Spec
 from llava_api.spec.sources import Download, Model, Source
-from llava_api.spec.tracking import Mlflow, TensorBoard, Tracking
+from llava_api.spec.tracking import Mlflow, TensorBoard, Tracking, Wandb
 from llava_api.spec.training import (
     LORA_TARGETS,
     Alignment,
@@ -106,6 +106,7 @@ __all__ = [
     "Ubiai",
     "Validation",
     "ValidationAnswers",
+    "Wandb",
     "Webhook",
     "Workers",
     "YesNoPart",

@@ -68,6 +68,59 @@ class Mlflow(Strict):
     ] = None
 
 
+class Wandb(Strict):
+    """A run of Weights & Biases: on the volume, to be synced by hand, or with a key at its server."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.secretRef) || self.url.startsWith('https://')",
+                "wandb.url must begin with https:// where wandb.secretRef names a Secret: who is on the way would read "
+                "the key",
+                field=".url",
+            )
+        )
+    )
+
+    project: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=128,
+            json_schema_extra=rules(
+                rule("self.matches('^[A-Za-z0-9_.-]+$')", "project must consist of letters, digits, _, . and -")
+            ),
+            description="Name of the project.",
+        ),
+    ]
+    entity: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=128,
+            json_schema_extra=rules(
+                rule("self.matches('^[A-Za-z0-9_.-]+$')", "entity must consist of letters, digits, _, . and -")
+            ),
+            description="User or team that the project belongs to. Left out: the default one of whoever syncs.",
+        ),
+    ] = None
+    url: Annotated[
+        TrackerAddress,
+        Field(
+            description="Address of the server that a key is for, at a host that the installation allows "
+            "(policy.trackingHosts). Nothing is sent there without secretRef."
+        ),
+    ] = "https://api.wandb.ai"
+    secret_ref: Annotated[
+        SecretRef | None,
+        Field(
+            description="Secret with the key of the API as apiKey, mounted in training pods only. Left out: nothing "
+            "leaves the pod; the run is written to wandb/ on the run's volume (wandb-align/ in phase 1), for "
+            "`wandb sync` to upload."
+        ),
+    ] = None
+
+
 class Tracking(Strict):
     """Experiment trackers. None of them holds training up or ends it."""
 
@@ -81,4 +134,8 @@ class Tracking(Strict):
     mlflow: Annotated[
         Mlflow | None,
         Field(description="Tell a server of MLflow."),
+    ] = None
+    wandb: Annotated[
+        Wandb | None,
+        Field(description="Write a run of Weights & Biases, or with a key tell its server."),
     ] = None

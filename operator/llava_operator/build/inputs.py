@@ -19,11 +19,12 @@ from llava_api.spec import Download, Spec
 from llava_api.volume import RunVolume
 from llava_operator.deciding.references import PVC_SCHEME
 from llava_operator.kube.objects import Object
-from llava_operator.run import Run, SecretUse, secrets_of, tracking_server
+from llava_operator.run import Run, SecretUse, secrets_of, tracking_servers
 from llava_operator.stages import Stage
 
 _IN_SECRET = frozenset({"http_proxy", "https_proxy"})
 """What ``spec.download.secretRef`` may hold."""
+_OF_TRACKERS = (SecretRole.TRACKING, SecretRole.WANDB)
 SECRET_MODE = 0o440
 """Readable by the pod's group only, which the volume gets."""
 _KNOWN_KEYS = "known~keys"
@@ -119,15 +120,15 @@ def build_inputs(spec: Spec, stage: Stage, default: Download) -> list[Mounted]:
 
 
 def goes_out(spec: Spec, stage: Stage) -> bool:
-    """Whether a stage reaches others: prepare for its sources, training pods where they tell a tracking server."""
-    return stage.fetches or (stage.is_gang and tracking_server(spec) is not None)
+    """Whether a stage reaches others: prepare for its sources, training pods where they tell tracking servers."""
+    return stage.fetches or (stage.is_gang and bool(tracking_servers(spec)))
 
 
 def _is_for(role: SecretRole, stage: Stage) -> bool:
     """Whether a stage reads the credentials of a role, those of the way out left out."""
     if role is SecretRole.DOWNLOAD:
         return False
-    return stage.is_gang if role is SecretRole.TRACKING else stage.fetches
+    return stage.is_gang if role in _OF_TRACKERS else stage.fetches
 
 
 def build_way_out(spec: Spec, default: Download) -> list[Mounted]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llava_api.names import volume_claim_name
-from llava_operator.run import Run, tracking_server
+from llava_operator.run import Run, tracking_servers
 
 PVC_SCHEME = "pvc://"
 CLAIM, SECRET, CONFIG_MAP, STORAGE_CLASS = "PersistentVolumeClaim", "Secret", "ConfigMap", "StorageClass"
@@ -33,14 +33,13 @@ def list_references(run: Run) -> Iterator[Reference]:
         if source is not None and source.startswith(PVC_SCHEME):
             claim = source.removeprefix(PVC_SCHEME).partition("/")[0]
             yield Reference(kind=CLAIM, name=claim, field=field)
-    server = tracking_server(spec)
     for secret, field in (
         (spec.model.secret_ref, "spec.model.secretRef"),
         (spec.dataset.secret_ref, "spec.dataset.secretRef"),
         (alignment.secret_ref if alignment else None, "spec.alignment.dataset.secretRef"),
         *((part.dataset.secret_ref, f"spec.mixture[{n}].dataset.secretRef") for n, part in enumerate(spec.mixture)),
         (spec.download.secret_ref, "spec.download.secretRef"),
-        (server.secret_ref if server else None, "spec.training.tracking.mlflow.secretRef"),
+        *((server.secret_ref, f"{server.field}.secretRef") for server in tracking_servers(spec)),
     ):
         if secret is not None:
             yield Reference(kind=SECRET, name=secret.name, field=field)

@@ -13,7 +13,7 @@ from llava_api.addresses import ADDRESS_HOST, ANY_HOST, ANYTHING, is_allowed_add
 from llava_api.spec import Notification, SecretRef, Spec
 from llava_operator.deciding.image_references import add_registry, is_of_repository
 from llava_operator.deciding.policy import PUBLIC_HUB, Policy
-from llava_operator.run import tracking_server
+from llava_operator.run import TrackingServer, tracking_servers
 from llava_operator.stages import Stage
 
 NAME = "^[a-z0-9.-]*$"
@@ -21,7 +21,6 @@ SHOWABLE = "^[!-~]+$"
 SHOWABLE_ADDRESS = "^[!-?A-~]+$"
 """Without @, before which a password may stand."""
 HIDDEN = "a value that is not shown"
-_TRACKER = "spec.training.tracking.mlflow"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +48,14 @@ def find_violations(spec: Spec, policy: Policy, stage: Stage) -> tuple[Violation
     if stage.fetches:
         for judge in (_judge_secrets, _judge_authorities, _judge_hub, _judge_web):
             found += judge(spec, policy)
-    if stage.is_gang and tracking_server(spec) is not None:
-        for judge in (_judge_way_to_tracker, _judge_authorities):
+    if stage.is_gang and tracking_servers(spec):
+        for judge in (_judge_way_to_trackers, _judge_authorities):
             found += judge(spec, policy)
     for judge in (_judge_pull_secrets, _judge_tolerations, _judge_service_account):
         found += judge(spec, policy)
     if stage.fetches or stage.is_gang:
-        for judge in (_judge_tracker, _judge_credential_of_tracker):
-            found += judge(spec, policy)
+        for server in tracking_servers(spec):
+            found += [*_judge_tracker(server, policy), *_judge_credential_of_tracker(server, policy)]
     if stage.fetches:
         found += judge_notifications(spec.notifications, policy)
     return tuple(found)
@@ -101,8 +100,7 @@ def _parts(spec: Spec) -> Iterator[_Part]:
     for path, dataset in datasets:
         yield _Part(path, _name(dataset.secret_ref), ((f"{path}.source", dataset.source),))
     yield _Part("spec.download", _name(spec.download.secret_ref))
-    if (server := tracking_server(spec)) is not None:
-        yield _Part(_TRACKER, _name(server.secret_ref))
+    yield from (_Part(server.field, _name(server.secret_ref)) for server in tracking_servers(spec))
 
 
 def _name(secret: SecretRef | None) -> str | None:
@@ -115,39 +113,40 @@ def _judge_secrets(spec: Spec, policy: Policy) -> Iterator[Violation]:
             yield from _judge_secret(f"{part.path}.secretRef.name", part.secret, policy)
 
 
-def _judge_way_to_tracker(spec: Spec, policy: Policy) -> Iterator[Violation]:
+def _judge_way_to_trackers(spec: Spec, policy: Policy) -> Iterator[Violation]:
+    needed = {"spec.download", *(server.field for server in tracking_servers(spec))}
     for part in _parts(spec):
-        if part.secret is not None and part.path in (_TRACKER, "spec.download"):
+        if part.secret is not None and part.path in needed:
             yield from _judge_secret(f"{part.path}.secretRef.name", part.secret, policy)
 
 
-def _judge_tracker(spec: Spec, policy: Policy) -> Iterator[Violation]:
-    server, hosts = tracking_server(spec), policy.tracking_hosts
-    if server is None or ANYTHING in hosts or is_allowed_address(server.url, hosts, insecure=True):
+def _judge_tracker(server: TrackingServer, policy: Policy) -> Iterator[Violation]:
+    hosts = policy.tracking_hosts
+    if ANYTHING in hosts or is_allowed_address(server.url, hosts, insecure=True):
         return
     allowed = f"only to {', '.join(hosts)}" if hosts else "to nobody"
     host = re.match(ANY_HOST, server.url)
     yield Violation(
-        field=f"{_TRACKER}.url",
+        field=f"{server.field}.url",
         value=f"at {host[0]}" if host else HIDDEN,
         rule=f"tells the curves of runs {allowed} (policy.trackingHosts)",
-        fix=f"use an allowed address, or leave {_TRACKER} out",
+        fix=f"use an allowed address, or leave {server.field} out",
     )
 
 
-def _judge_credential_of_tracker(spec: Spec, policy: Policy) -> Iterator[Violation]:
+def _judge_credential_of_tracker(server: TrackingServer, policy: Policy) -> Iterator[Violation]:
     """Where what a Secret holds is sent: without this rule it would go round the one for sources.
 
     Whom ``tracking_hosts`` names may get it; ``*`` there is about curves.
     """
-    server, hosts = tracking_server(spec), policy.web_credential_hosts
-    if server is None or server.secret_ref is None or ANYTHING not in policy.tracking_hosts or ANYTHING in hosts:
+    hosts = policy.web_credential_hosts
+    if server.secret_ref is None or ANYTHING not in policy.tracking_hosts or ANYTHING in hosts:
         return
     if not is_at(server.url, (*policy.tracking_hosts, *hosts)):
         host = re.match(ANY_HOST, server.url)
         allowed = "".join(f"https://{host}, " for host in hosts)
         yield Violation(
-            field=f"{_TRACKER}.url",
+            field=f"{server.field}.url",
             value=f"at {host[0]}" if host else HIDDEN,
             rule=f"sends credentials of trackers only to {allowed}hosts that policy.trackingHosts names "
             "(policy.webCredentialHosts)",

@@ -33,8 +33,8 @@ _MOVED: Mapping[StageName, tuple[str, ...]] = {
     **_HANDED_ON,
     # With all that was fetched; models and images are read there.
     StageName.PREPARE: ("data", "inputs"),
-    StageName.ALIGN: (*_HANDED_ON[StageName.ALIGN], "checkpoints", "tensorboard-align"),
-    StageName.TRAIN: (*_HANDED_ON[StageName.TRAIN], "checkpoints", "tensorboard"),
+    StageName.ALIGN: (*_HANDED_ON[StageName.ALIGN], "checkpoints", "tensorboard-align", "wandb-align"),
+    StageName.TRAIN: (*_HANDED_ON[StageName.TRAIN], "checkpoints", "tensorboard", "wandb"),
 }
 
 FindDamage = Callable[[Path], str | None]
