@@ -16,6 +16,8 @@ from llava_trainer.data.processor import load_processor
 from llava_trainer.data.questions import ask_samples
 from llava_trainer.data.samples import read_samples
 from llava_trainer.errors import StageError
+from llava_trainer.evaluation.pairs import pair_rows
+from llava_trainer.evaluation.rows import Row
 from llava_trainer.evaluation.scores import Answer, Metrics
 from llava_trainer.files import sha256_file
 from llava_trainer.outcome import StageOutput
@@ -45,6 +47,7 @@ def attempts(root: Path) -> Path:
 
 def run_evaluate(root: Path, steps: list | None = None, **evaluation) -> StageOutput:
     settings = {"gpus": 0, "generation": {"maxNewTokens": 8}, "prompts": PROMPTS, "trainingSamples": 4}
+    shutil.rmtree(attempts(root) / "evaluate-1", ignore_errors=True)
     config = run_config(root, StageName.EVALUATE, evaluation=settings | evaluation)
     with Recorder(config) as reporter:
         output = evaluate.run(config, reporter)
@@ -53,9 +56,13 @@ def run_evaluate(root: Path, steps: list | None = None, **evaluation) -> StageOu
     return output
 
 
-def read_answers(root: Path) -> list[Answer]:
+def read_rows(root: Path) -> list[Row]:
     lines = (attempts(root) / "evaluate-1" / "evaluation" / "answers.jsonl").read_text().splitlines()
-    return [Answer.model_validate_json(line) for line in lines]
+    return [Row.model_validate_json(line) for line in lines]
+
+
+def read_answers(root: Path) -> list[Answer]:
+    return [Answer.of(pair) for pair in pair_rows(read_rows(root))]
 
 
 def answer_by_base(root: Path) -> list[str]:
@@ -73,7 +80,9 @@ def test_every_question_is_asked_of_both_models(root: Path) -> None:
     assert [(a.sample, a.number) for a in answers[:2]] == [("tray-0000", 1), ("tray-0000", 2)]
     assert [a.question for a in answers[-2:]] == [prompt["text"] for prompt in PROMPTS]
     assert all(answer.base and answer.tuned and answer.base != answer.tuned for answer in answers)
-    assert steps[-1] == (30, 30)
+    # Each of both models, 13 questions of the base with the instruction, and one follow-up of both alone.
+    assert steps[-1] == (45, 45)
+    assert len(read_rows(root)) == 45
     assert steps == sorted(set(steps))
     assert isinstance(output.numbers, EvaluateNumbers)
     assert output.numbers.prompts == 2
@@ -188,15 +197,3 @@ def test_too_little_memory_on_the_gpu_is_told_as_such(root: Path, monkeypatch: p
     with pytest.raises(StageError, match=r"maxNewTokens \(is 8\).*Tried to allocate 2.00 GiB") as caught:
         run_evaluate(root)
     assert caught.value.reason is Reason.OUT_OF_DEVICE_MEMORY
-
-
-def test_what_was_left_half_written_is_replaced(root: Path) -> None:
-    folder = attempts(root) / "evaluate-1" / "evaluation"
-    for name in (".evaluation.partial", "evaluation"):
-        folder.with_name(name).mkdir(parents=True)
-        (folder.with_name(name) / "report.html").write_text("old")
-        (folder.with_name(name) / "stray.html").write_text("old")
-    run_evaluate(root)
-    assert (folder / "report.html").read_text() != "old"
-    assert sorted(path.name for path in folder.iterdir()) == ["answers.jsonl", "metrics.json", "report.html"]
-    assert not folder.with_name(".evaluation.partial").exists()

@@ -16,6 +16,8 @@ from llava_api.report import MergeNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
+from llava_trainer.evaluation.pairs import pair_rows
+from llava_trainer.evaluation.rows import Row
 from llava_trainer.evaluation.scores import Answer, Metrics
 from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
@@ -73,7 +75,8 @@ def finish(config: RunConfig) -> tuple[dict[str, torch.Tensor], list[Answer], Me
     assert numbers.max_logit_difference < 1e-4
     evaluate.run(as_stage(config, StageName.EVALUATE), Reporter(config))
     volume = config.volume
-    answers = [Answer.model_validate_json(line) for line in volume.answers_file.read_text().splitlines()]
+    rows = [Row.model_validate_json(line) for line in volume.answers_file.read_text().splitlines()]
+    answers = [Answer.of(pair) for pair in pair_rows(rows)]
     merged = load_file(volume.merged_dir / "model.safetensors")
     return merged, answers, Metrics.model_validate_json(volume.metrics_file.read_bytes())
 

@@ -42,7 +42,8 @@ class Pods:
 
     def be(self, name: str, index: int = 0, failures: str = "", ignored: str = "") -> None:
         for variable, value in (
-            (ENV_POD_NAME, name), (ENV_COMPLETION_INDEX, str(index)), *zip(ENV_INDEX_FAILURES, (failures, ignored), strict=True),
+            (ENV_POD_NAME, name), (ENV_COMPLETION_INDEX, str(index)),
+            *zip(ENV_INDEX_FAILURES, (failures, ignored), strict=True),
         ):  # fmt: skip
             self._monkeypatch.setenv(variable, value)
 

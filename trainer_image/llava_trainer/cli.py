@@ -18,7 +18,7 @@ from llava_trainer.translate.command import main as translate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one stage; returns its exit code (``llava_api.failures``; else see ``translate.command`` and ``chat.command``)."""
+    """Run one stage; returns its exit code (``llava_api.failures``; of ``translate`` and ``chat``, their own)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["translate"]:
         return translate(given[1:])

@@ -8,6 +8,9 @@ from llava_api.base import Lenient
 from llava_api.constants import GateOutcome, StageName
 from llava_api.status.values import Count, Short, Text
 
+MAX_SCORES = 16
+"""Scores in a status; metrics.json on the volume has them all."""
+
 
 class Metric(Lenient):
     """One score, base against tuned."""
@@ -54,7 +57,7 @@ class GateStatus(Lenient):
 class EvaluationStatus(Lenient):
     """What evaluation measured."""
 
-    metrics: Annotated[tuple[Metric, ...], Field(max_length=16, description="Scores of both models.")] = ()
+    metrics: Annotated[tuple[Metric, ...], Field(max_length=MAX_SCORES, description="Scores of both models.")] = ()
     gate: Annotated[GateStatus | None, Field(description="Whether it is as much better as was asked for.")] = None
     retention: Annotated[GateStatus | None, Field(description="Whether it has forgotten as little as was asked.")] = (
         None

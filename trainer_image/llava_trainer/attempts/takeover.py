@@ -38,15 +38,21 @@ def take_over(config: RunConfig) -> None:
         if rename_if_there(folder, target):
             sync(volume.attempts_dir)
             logger.info("attempt %d of %s is taken over: %s", number, stage, target)
-    for taken in _list_attempts(own / BEFORE):
-        _lift_up(taken, own / BEFORE)
+    while _lift_up(own / BEFORE):
+        pass
 
 
-def _lift_up(taken: Path, before: Path) -> None:
-    """Put what an attempt had taken over itself beside it: folders in folders would have no end."""
-    for folder in _list_attempts(taken / BEFORE):
+def _lift_up(before: Path) -> bool:
+    """Put what attempts had taken over themselves beside them: folders in folders would have no end.
+
+    Returns:
+        Whether anything has moved meanwhile, which may have brought more along.
+    """
+    taken = _list_attempts(before)
+    for folder in (one for by in taken for one in _list_attempts(by / BEFORE)):
         if not (before / folder.name).exists():
             rename_if_there(folder, before / folder.name)
+    return set(_list_attempts(before)) != set(taken)
 
 
 def rename_if_there(folder: Path, target: Path) -> bool:

@@ -6,7 +6,7 @@ has learned it from the data, and is asked as it was trained. And where a questi
 form of the answers; who serves the model has none of them, so both models are asked without them as well.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llava_trainer.data.questions import Question
@@ -35,6 +35,11 @@ class Asking:
     variant: Variant
     put: Question
     """What the models are fed."""
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it is a prompt of the spec, which is answered as that says; all else is answered greedily."""
+        return self.question.set == "prompt"
 
     def models(self, available: Sequence[Model]) -> tuple[Model, ...]:
         """Those of the run's models that are asked so."""
@@ -105,8 +110,3 @@ def _leave_alone(question: Question) -> Question:
 def key_of(row: Row) -> tuple[str, Model, Variant]:
     """By which rows are told apart."""
     return row.question_id, row.model, row.variant
-
-
-def expected_keys(askings: Iterable[Asking], models: Sequence[Model]) -> list[tuple[str, Model, Variant]]:
-    """Of the rows that there have to be, in the order in which they stand in answers.jsonl."""
-    return [(one.question.id, model, one.variant) for one in askings for model in one.models(models)]

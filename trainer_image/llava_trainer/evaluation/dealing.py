@@ -18,15 +18,15 @@ def list_questions(config: RunConfig) -> list[Question]:
         StageError: a prompt's image cannot be opened.
         ValueError: a file of samples was damaged after it was written.
     """
-    seen = draw_training(
-        config.volume.train_file, config.evaluation.training_samples, seed=config.training.seed
-    )
+    seen = draw_training(config.volume.train_file, config.evaluation.training_samples, seed=config.training.seed)
     return [*ask_samples(read_samples(config.volume.validation_file), "validation"), *seen, *ask_prompts(config)]
 
 
 def draw_training(file: Path, num_samples: int, *, seed: int) -> list[Question]:
-    """Questions of training samples that are drawn as held-out ones are: whole groups, in an order that follows from
-    seed and group alone. The last group is cut where the number is reached.
+    """Questions of training samples, drawn as held-out ones are.
+
+    Whole groups are taken in an order that follows from seed and group alone; the last one is cut where the number is
+    reached.
 
     Args:
         file: of the training samples.

@@ -1,56 +1,15 @@
-"""What evaluation leaves on the volume: the lines of answers.jsonl, and metrics.json."""
+"""What evaluation leaves on the volume as metrics.json."""
 
-from collections.abc import Iterable
 from typing import Any, Literal
 
 from llava_api.base import Lenient
 from llava_api.report import Judgement, PrepareNumbers, Score
 from llava_api.run_config import RunIdentity
 from llava_api.spec import Generation
-from llava_trainer.data.questions import Question, Split
-from llava_trainer.evaluation.metrics import EXACT_MATCH, Proportion, is_exact_match
+from llava_trainer.evaluation.joining import AnswerCounts
 from llava_trainer.evaluation.rows import Variant
+from llava_trainer.evaluation.shard_file import Repeats
 from llava_trainer.evaluation.statistics import NUM_RESAMPLES
-
-
-class Answer(Lenient):
-    """One question with the models' answers."""
-
-    split: Split
-    sample: str
-    number: int
-    """Which question of the sample, from 1."""
-    images: tuple[str, ...]
-    question: str
-    expected: str | None
-    base: str
-    """Of what the run began with: the base, with the adapter that it was given, if any."""
-    tuned: str
-    bare: str | None = None
-    """Of the base without that adapter; None where none was given."""
-    base_right: bool | None
-    """By exact match; None where nothing is expected."""
-    tuned_right: bool | None
-    bare_right: bool | None = None
-
-    @classmethod
-    def of(cls, question: Question, base: str, tuned: str, bare: str | None = None) -> "Answer":
-        """Judge the answers to a question."""
-        expected = question.expected
-        return cls(
-            split=question.split,
-            sample=question.sample,
-            number=question.number,
-            images=question.images,
-            question=question.text,
-            expected=expected,
-            base=base,
-            tuned=tuned,
-            bare=bare,
-            base_right=None if expected is None else is_exact_match(base, expected),
-            tuned_right=None if expected is None else is_exact_match(tuned, expected),
-            bare_right=None if expected is None or bare is None else is_exact_match(bare, expected),
-        )
 
 
 class ModelScore(Lenient):
@@ -155,8 +114,15 @@ class Metrics(Lenient):
     """RFC 3339, UTC."""
     device: str
     dtype: str
+    workers: int = 1
+    """Pods that have shared the questions."""
     scores: tuple[SplitScore, ...]
     """Held out first, and of each set by the metrics' order in the spec."""
+    answers: tuple[AnswerCounts, ...] = ()
+    """How many answers were cut off, or may depend on the batch: by set, model and way of asking."""
+    repeats: tuple[Repeats, ...] = ()
+    """Of a few questions, how many answers came out otherwise when they were asked again one by one. None in fp32 on a
+    CPU, where that changes nothing."""
     unscored: tuple[str, ...] = ()
     """Metrics that have no say about any held-out question."""
     gate: Judgement | None = None
@@ -169,7 +135,7 @@ class Metrics(Lenient):
     generation: Generation
     dataset: PrepareNumbers
     seconds: dict[str, float]
-    """Time of each phase."""
+    """Time in which each model has answered, in all pods together."""
     versions: dict[str, str]
     """Libraries' versions."""
 
@@ -177,41 +143,3 @@ class Metrics(Lenient):
 def _told(value: float | None) -> Any:
     """Without digits that say nothing, since a termination message has little room."""
     return None if value is None else round(value, 6)
-
-
-def score_answers(answers: Iterable[Answer], *, num_shared: int = 0) -> tuple[SplitScore, ...]:
-    """Scores of each split that has questions, held-out ones first.
-
-    Args:
-        answers: of both models.
-        num_shared: held-out questions whose group training has samples of, too.
-    """
-    rows = list(answers)
-    return tuple(
-        _score_split(split, [answer for answer in rows if answer.split == split], num_shared)
-        for split in ("validation", "train")
-        if any(answer.split == split for answer in rows)
-    )
-
-
-def _score_split(split: Literal["validation", "train"], answers: list[Answer], num_shared: int) -> SplitScore:
-    base = _model_score(sum(answer.base_right is True for answer in answers), len(answers))
-    tuned = _model_score(sum(answer.tuned_right is True for answer in answers), len(answers))
-    judged = [answer.bare_right for answer in answers if answer.bare_right is not None]
-    bare = _model_score(sum(judged), len(judged)) if judged else None
-    return SplitScore(
-        metric=EXACT_MATCH,
-        split=split,
-        samples=len(answers),
-        samples_shared=num_shared if split == "validation" else 0,
-        base=base,
-        tuned=tuned,
-        bare=bare,
-        gain=tuned.value - base.value,
-    )
-
-
-def _model_score(right: int, total: int) -> ModelScore:
-    proportion = Proportion(right=right, total=total)
-    low, high = proportion.interval()
-    return ModelScore(right=right, value=proportion.value, low=low, high=high)

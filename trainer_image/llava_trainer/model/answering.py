@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from llava_api.spec import Generation
@@ -132,7 +132,7 @@ class Answerer:
         self,
         prompts: Sequence[EncodedPrompt],
         config: GenerationConfig,
-        *watching: LogitsProcessor,
+        *watching: "_Margins",
         streamer: BaseStreamer | None = None,
     ) -> list[list[int]]:
         """Ids of each answer, with the token that has ended it if one has."""
@@ -180,7 +180,7 @@ class _Listener:
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-class _Margins(LogitsProcessor):
+class _Margins:
     """A LogitsProcessor that changes nothing, and notes how far the two largest logits are apart at each token."""
 
     def __init__(self) -> None:

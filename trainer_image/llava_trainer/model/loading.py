@@ -18,7 +18,7 @@ from llava_api.spec import Quantization
 from llava_trainer.device_faults import explain_device_fault
 from llava_trainer.errors import LOST_CONNECTION_SIGN, StageError
 from llava_trainer.model.attention import register_attention
-from llava_trainer.model.layout import PROJECTOR, SPOKEN, hub_name, is_derived
+from llava_trainer.model.layout import SPOKEN, hub_name, is_derived
 from llava_trainer.model.lora import find_unmoved, is_lora_b
 from llava_trainer.model.projector import load_projector
 from llava_trainer.model.quantization import train_in_nf4
