@@ -6,12 +6,12 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from llava_trainer.pages.rendering import escape_markdown
 
 from llava_api.failures import Reason
 from llava_trainer.data.findings import Kind, noted, refused
 from llava_trainer.errors import StageError
 from llava_trainer.files import sha256_folder, tell_names
+from llava_trainer.pages.rendering import escape_markdown
 from llava_trainer.sources.archive import unpack
 
 NASTY = b"a\xff\x1b[31m\xe2\x80\xae.jpg"

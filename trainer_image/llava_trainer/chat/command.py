@@ -141,7 +141,7 @@ class _Writer:
         sys.stdout.flush()
 
 
-class _Streamer(TextStreamer):
+class _Streamer(TextStreamer):  # type: ignore[misc] # transformers has no types
     """Hands on what a model says word by word, as transformers decodes it."""
 
     def __init__(self, speaker: Speaker, write: Callable[[str], None]) -> None:
