@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html.parser import HTMLParser
 from typing import Any
 
@@ -15,12 +16,12 @@ from llava_trainer.data.samples import Sample, Source, Turn
 from llava_trainer.evaluation.album import LoadImage
 from llava_trainer.evaluation.joining import count_answers
 from llava_trainer.evaluation.metrics import select_metrics
-from llava_trainer.evaluation.page import AskedPrompt, PageContent, build_evaluation_page, judge_by
+from llava_trainer.evaluation.page import AskedPrompt, PageContent, build_evaluation_page
 from llava_trainer.evaluation.page_training import Hardest, HardSample
 from llava_trainer.evaluation.pairs import QuestionAnswers, pair_rows
 from llava_trainer.evaluation.rows import QuestionSet, Row
 from llava_trainer.evaluation.scores import Metrics
-from llava_trainer.evaluation.scoring import score_rows
+from llava_trainer.evaluation.scoring import judge_row, score_rows
 from llava_trainer.evaluation.summary import summarise as summarise_metrics
 from llava_trainer.training.curve import CurvePoint
 from llava_trainer.training.hardest import SampleLoss
@@ -168,7 +169,7 @@ def make_content(
         curve=curve,
         settings=[("Epochs", "1")],
         load_image=load_image or (lambda path: Image.effect_noise((size, size // 2), 80)),
-        judge=judge_by(EXACT_MATCH),
+        judge=partial(judge_row, EXACT_MATCH[0]),
         **more,
     )
 

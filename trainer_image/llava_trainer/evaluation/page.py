@@ -11,10 +11,9 @@ from llava_trainer.data.dataset_report import DatasetReport
 from llava_trainer.data.questions import Question
 from llava_trainer.evaluation.album import Album, LoadImage, Shown
 from llava_trainer.evaluation.examples import Examples, Judge, Judged, choose_examples, judge_questions
-from llava_trainer.evaluation.metrics import Metric
 from llava_trainer.evaluation.page_training import Hardest, draw_curves, list_course, list_hardest
 from llava_trainer.evaluation.pairs import QuestionAnswers
-from llava_trainer.evaluation.rows import Model, QuestionSet, Row, Variant
+from llava_trainer.evaluation.rows import Model, QuestionSet, Variant
 from llava_trainer.evaluation.scores import Metrics, SplitScore
 from llava_trainer.evaluation.summary import METRIC_TITLES
 from llava_trainer.pages.rendering import render_html, render_markdown
@@ -97,19 +96,6 @@ class PageContent:
     """Names and values, in order."""
     load_image: LoadImage
     judge: Judge
-
-
-def judge_by(metrics: Sequence[Metric]) -> Judge:
-    """Judges an answer by the first of the metrics that has a say about its question."""
-
-    def judge(row: Row) -> float | None:
-        for metric in metrics:
-            if metric.judges(row.references):
-                points, weight = metric.tally(row.answer, row.references)
-                return points / weight if weight else None
-        return None
-
-    return judge
 
 
 @dataclass(frozen=True, kw_only=True)

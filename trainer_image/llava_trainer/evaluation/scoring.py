@@ -51,6 +51,11 @@ def score_rows(rows: Iterable[Row], metrics: Sequence[Metric], *, num_shared: in
     )
 
 
+def judge_row(metric: Metric, row: Row) -> float | None:
+    """What one answer is worth by a metric that is a mean, from 0 to 1; None where it has no say about the question."""
+    return metric.tally(row.answer, row.references)[0] if metric.judges(row.references) else None
+
+
 @dataclass(frozen=True)
 class _Questions:
     """Questions that a metric judges, one at least."""

@@ -8,6 +8,7 @@ import logging
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -26,19 +27,18 @@ from llava_trainer.evaluation.dealing import deal, list_questions
 from llava_trainer.evaluation.gate import judge_gate
 from llava_trainer.evaluation.joining import Joined, count_answers, join_shards
 from llava_trainer.evaluation.manifest import read_manifest
-from llava_trainer.evaluation.metrics import select_metrics
+from llava_trainer.evaluation.metrics import Metric, select_metrics
 from llava_trainer.evaluation.page import (
     AskedPrompt,
     PageContent,
     build_evaluation_markdown,
     build_evaluation_page,
-    judge_by,
 )
 from llava_trainer.evaluation.pairs import pair_rows
 from llava_trainer.evaluation.prompts import PictureSides
 from llava_trainer.evaluation.rows import Row
 from llava_trainer.evaluation.scores import Metrics
-from llava_trainer.evaluation.scoring import score_rows
+from llava_trainer.evaluation.scoring import judge_row, score_rows
 from llava_trainer.evaluation.settings import list_settings
 from llava_trainer.evaluation.shards import Device, list_models, list_shard_files, make_whole, take_join
 from llava_trainer.evaluation.summary import summarise as summarise_metrics
@@ -89,6 +89,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
             scores=tuple(score.to_score() for score in metrics.scores),
             prompts=len(config.evaluation.prompts),
             gate=metrics.gate,
+            retention=metrics.retention,
         ),
         digests={
             "report": sha256_file(config.volume.report_file),
@@ -126,8 +127,7 @@ def _publish(config: RunConfig, reporter: Reporter, files: dict[str, str]) -> No
 
 def _measure(config: RunConfig, dataset: DatasetReport, joined: Joined) -> Metrics:
     device, evaluation = Device.of(config), config.evaluation
-    chosen = select_metrics(evaluation.metrics, number_tolerance=evaluation.number_tolerance)
-    scores = score_rows(joined.rows, chosen, num_shared=dataset.shared.pairs)
+    scores = score_rows(joined.rows, _metrics_of(config), num_shared=dataset.shared.pairs)
     held_out = {score.metric for score in scores if score.split == "validation"}
     manifest = read_manifest(config)
     metrics = Metrics(
@@ -152,9 +152,13 @@ def _measure(config: RunConfig, dataset: DatasetReport, joined: Joined) -> Metri
     return metrics.model_copy(update={"summary": summarise_metrics(metrics)})
 
 
+def _metrics_of(config: RunConfig) -> tuple[Metric, ...]:
+    evaluation = config.evaluation
+    return select_metrics(evaluation.metrics, number_tolerance=evaluation.number_tolerance)
+
+
 def _gather(config: RunConfig, dataset: DatasetReport, rows: Sequence[Row], metrics: Metrics) -> PageContent:
     folder = training_images(config)
-    tolerance = config.evaluation.number_tolerance
     paired = pair_rows(rows)
     # All of training's samples are read for it.
     shows = any(prompt.image is not None for prompt in config.evaluation.prompts)
@@ -173,5 +177,5 @@ def _gather(config: RunConfig, dataset: DatasetReport, rows: Sequence[Row], metr
         hardest=find_hardest(config),
         settings=list_settings(config),
         load_image=lambda path: open_image(folder.find(path)),
-        judge=judge_by(select_metrics(config.evaluation.metrics, number_tolerance=tolerance)),
+        judge=partial(judge_row, _metrics_of(config)[0]),
     )
