@@ -139,7 +139,7 @@ def make_spec(changes: Mapping[str, Any]) -> dict[str, Any]:
         "dataset": {"source": "pvc://data/set", "format": "llava", "file": "train.json"},
         "training": {"batch": {"perDevice": 1, "global": 1}},
         "workers": {"replicas": 1, "gpus": 0},
-        "evaluation": {"gpus": 0},
+        "evaluation": {"workers": {"gpus": 0}},
     }
     for part, value in changes.items():
         spec[part] = spec.get(part, {}) | value if isinstance(value, dict) else value

@@ -42,7 +42,7 @@ Size = Annotated[Annotated[int, Field(ge=0, le=MAX_SIZE)] | None, BeforeValidato
 
 
 class ProgressReport(Lenient):
-    """Body of the POST by which rank 0 reports progress.
+    """Body of the POST by which rank 0 reports progress, or in evaluation each pod that of its own part.
 
     Who is speaking is taken from the token, never from here; ``run_uid``, ``stage`` and ``attempt`` only make
     sure that a late message of an earlier attempt is not taken for news.
@@ -280,7 +280,11 @@ class EvaluateNumbers(Lenient):
 
 
 class StageResult(Lenient):
-    """The termination message of a stage's first pod: outcome and numbers; everything else is on the volume."""
+    """The termination message of a stage's first pod: outcome and numbers; everything else is on the volume.
+
+    In evaluation it is that of the pod that has joined what all of them have answered; those of the others have no
+    numbers.
+    """
 
     version: Literal[1] = REPORT_VERSION
     stage: StageName

@@ -115,8 +115,8 @@ class Evaluation(Strict):
             ),
             rule(
                 "!has(self.gpus) || !has(self.workers.gpus) || self.gpus == self.workers.gpus",
-                "spec.evaluation.gpus is the older name of spec.evaluation.workers.gpus, and both are set to different "
-                "numbers: remove spec.evaluation.gpus",
+                "gpus is the older name of workers.gpus, and must be the same where both are set: remove "
+                "spec.evaluation.gpus",
                 field=".gpus",
             ),
         )

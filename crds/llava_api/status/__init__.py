@@ -4,14 +4,16 @@ from llava_api.status.accounting import Accounting
 from llava_api.status.notifications import NOTIFICATIONS_KEPT, NotificationState, NotificationStatus
 from llava_api.status.outcome import MAX_SCORES, Artifacts, EvaluationStatus, FailureStatus, GateStatus, Metric
 from llava_api.status.plan import Data, Plan, PlanTerm
-from llava_api.status.progress import Progress
+from llava_api.status.progress import Progress, ShardProgress
 from llava_api.status.root import UNOBSERVED, ApiTrouble, ConditionStatus, Status, Summary, Trainer
 from llava_api.status.stages import (
     ATTEMPTS_KEPT,
+    MAX_POD_FAILURES,
     SUCCEEDED,
     AttemptSettings,
     AttemptState,
     AttemptStatus,
+    ShardStatus,
     StageState,
     StageStatus,
 )
@@ -19,6 +21,7 @@ from llava_api.status.values import MAX_TEXT, Time
 
 __all__ = [
     "ATTEMPTS_KEPT",
+    "MAX_POD_FAILURES",
     "MAX_SCORES",
     "MAX_TEXT",
     "NOTIFICATIONS_KEPT",
@@ -41,6 +44,8 @@ __all__ = [
     "Plan",
     "PlanTerm",
     "Progress",
+    "ShardProgress",
+    "ShardStatus",
     "StageState",
     "StageStatus",
     "Status",
