@@ -158,8 +158,8 @@ def test_the_judgements_are_shown_with_their_intervals_and_limits() -> None:
     assert "+40.0 points , 95 % interval +10.0 to +60.0, limit +5.0." in text
     assert "40 questions of 12 groups. Differences below 25.0 points this set cannot show." in text
     assert "Retention Undecided" in text
-    assert "the gate is passed (+40.0 points of exact match, interval +10.0 to +60.0, limit +5.0)" in text
-    assert "retention is undecided" in text
+    assert "the gate (limit +5.0) is passed" in text
+    assert "retention (limit -2.0) is undecided with -2.0" in text
     assert "Is it good enough?" not in render([make_answer("1")])
 
 

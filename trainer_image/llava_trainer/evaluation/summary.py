@@ -1,7 +1,6 @@
 """One sentence that says what evaluation found. Pure."""
 
 from llava_api.constants import GateOutcome
-from llava_api.report import Judgement
 from llava_trainer.evaluation.scores import Metrics, SplitScore
 from llava_trainer.pages.rendering import count, percent, points
 
@@ -22,9 +21,12 @@ def summarise(metrics: Metrics) -> str:
         [_tell_score(first)] if first else ["No held-out question was scored, so nothing is known of what was gained"]
     )
     if metrics.gate is not None:
-        told.append(f"the gate is {_VERDICTS[metrics.gate.outcome]} ({_tell_limit(metrics.gate)})")
+        told.append(f"the gate (limit {points(metrics.gate.limit)}) is {_VERDICTS[metrics.gate.outcome]}")
     if metrics.retention is not None:
-        told.append(f"retention is {_VERDICTS[metrics.retention.outcome]} ({_tell_limit(metrics.retention)})")
+        told.append(
+            f"retention (limit {points(metrics.retention.limit)}) is {_VERDICTS[metrics.retention.outcome]} with "
+            f"{points(metrics.retention.gain)}"
+        )
     cut = share_cut(metrics)
     if cut >= _OFTEN:
         told.append(
@@ -52,10 +54,3 @@ def _tell_score(score: SplitScore) -> str:
         told += f", 95\u202f% interval {points(score.gain_low)} to {points(score.gain_high)}"
     return told
 
-
-def _tell_limit(judged: Judgement) -> str:
-    title = METRIC_TITLES.get(judged.metric, judged.metric)
-    return (
-        f"{points(judged.gain)} points of {title}, interval {points(judged.low)} to {points(judged.high)}, "
-        f"limit {points(judged.limit)}"
-    )
