@@ -45,7 +45,8 @@ def ask(text: str, script: str, folder: Path, *, width: int, dark: bool = False)
     asking = (
         "<script>(async () => {" + script + "})().then((found) => {"
         f"const told = document.createElement('script'); told.id = '{_RESULT}'; told.type = 'application/json';"
-        "told.textContent = JSON.stringify(found).replaceAll('<', '\\\\u003c'); document.body.append(told); });</script>"
+        "told.textContent = JSON.stringify(found).replaceAll('<', '\\\\u003c');"
+        "document.body.append(told); });</script>"
     )
     page = folder / "page.html"
     page.write_text(text.replace("</body>", asking + "</body>"), encoding="utf-8")
