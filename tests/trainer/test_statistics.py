@@ -139,11 +139,21 @@ def test_equal_models_give_no_evidence() -> None:
 
 
 def test_f1_is_swapped_whole() -> None:
-    """Base says yes to nothing, tuned to everything, of six yes and six no."""
-    yes = [[2.0, 2.0]] * 6 + [[0.0, 1.0]] * 6
-    no = [[0.0, 1.0]] * 6 + [[0.0, 0.0]] * 6
-    p_value = sign_flip_p_value(singles(12), np.array(no), np.array(yes))
-    assert 0 < p_value < 0.05
+    """Base says yes to nothing, tuned to everything, of three yes and two no; every swap by hand."""
+    yes = [(2.0, 2.0)] * 3 + [(0.0, 1.0)] * 2
+    no = [(0.0, 1.0)] * 3 + [(0.0, 0.0)] * 2
+
+    def f1(answers: list[tuple[float, float]]) -> float:
+        return sum(found for found, _ in answers) / (sum(most for _, most in answers) or 1)
+
+    def gain(swapped: tuple[bool, ...]) -> float:
+        after = [no[i] if swap else yes[i] for i, swap in enumerate(swapped)]
+        before = [yes[i] if swap else no[i] for i, swap in enumerate(swapped)]
+        return abs(f1(after) - f1(before))
+
+    as_large = sum(gain(swapped) >= gain((False,) * 5) - 1e-9 for swapped in itertools.product((False, True), repeat=5))
+    assert 2 < as_large < 32
+    assert sign_flip_p_value(singles(5), np.array(no), np.array(yes)) == as_large / 32
 
 
 # --- coverage

@@ -47,6 +47,10 @@ class Tallies:
     best: Numbers
     worst: Numbers
 
+    def at(self, places: npt.NDArray[np.intp]) -> "Tallies":
+        """Those of the questions at these places."""
+        return Tallies(found=self.found[places], best=self.best[places], worst=self.worst[places])
+
 
 def ratio(sums: Numbers) -> Numbers:
     """Numerator by denominator, of shape (..., 2) to (...); 0 where the denominator is 0."""
