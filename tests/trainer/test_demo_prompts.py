@@ -14,7 +14,7 @@ from tests.trainer.exports import prepare_config
 
 
 def test_the_demo_s_prompts_show_what_training_did(tmp_path: Path, toy_model_dir: Path) -> None:
-    """They ask for what is trained, about a picture that was held out and one that was seen: not for what is forgotten."""
+    """They ask for what is trained, about a picture held out and one that was seen: not for what is forgotten."""
     make_export(tmp_path / "dataset")
     spec = yaml.safe_load(SAMPLE.read_text())["spec"]
     config = prepare_config(tmp_path, toy_model_dir, format="ubiai", dataset=spec["dataset"])

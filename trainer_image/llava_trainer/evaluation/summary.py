@@ -53,4 +53,3 @@ def _tell_score(score: SplitScore) -> str:
     if score.gain_low is not None and score.gain_high is not None:
         told += f", 95\u202f% interval {points(score.gain_low)} to {points(score.gain_high)}"
     return told
-
