@@ -298,3 +298,17 @@ def test_so_many_validations_are_shown() -> None:
     assert thin_out(rows[:5], MAX_STEPS_SHOWN) == rows[:5]
     curve = [replace(make_entry(step), validation_answers=answers) for step, answers in rows]
     assert "20 of 199 validations are shown." in render([], curve, asked=[make_question("A?")])
+
+
+def test_pictures_of_the_retention_set_come_from_its_own_folder() -> None:
+    asked: list[str] = []
+
+    def load(path: str) -> Image.Image:
+        asked.append(path)
+        return Image.new("RGB", (20, 20))
+
+    answers = [make_answer("1", image="a.png"), make_answer("2", set="retention", image="b.png")]
+    read = Page(render(answers, load_image=load, load_retention_image=lambda path: Image.new("RGB", (30, 30))))
+    assert asked == ["a.png"]
+    assert len(read.all("img")) == 2
+    assert "Questions of the retention set" in "".join(read.texts)

@@ -3,8 +3,14 @@
 import pytest
 from PIL import Image
 
-from llava_trainer.evaluation.album import Album
-from llava_trainer.evaluation.page import LIMITS, MAX_BYTES, _judge_sets, _render, build_evaluation_markdown
+from llava_trainer.evaluation.page import (
+    LIMITS,
+    MAX_BYTES,
+    _judge_sets,
+    _open_albums,
+    _render,
+    build_evaluation_markdown,
+)
 from tests.trainer.report_pages import Page, make_answer, make_content, make_hard, make_hardest, make_metrics, render
 
 
@@ -40,7 +46,7 @@ def test_the_smallest_page_is_small_enough_whatever_is_said() -> None:
     answers = [make_answer(str(n), text=said, expected=said, base=said) for n in range(50)]
     prompts = [make_answer(str(n), set="prompt", expected=None, text=said, base=said) for n in range(32)]
     content = make_content([*answers, *prompts], hardest=make_hardest([make_hard(n, said) for n in range(40)]))
-    smallest = _render(content, _judge_sets(content), Album(content.load_image), LIMITS[-1])
+    smallest = _render(content, _judge_sets(content), _open_albums(content), LIMITS[-1])
     assert len(smallest.encode()) <= MAX_BYTES / 2
 
 

@@ -95,6 +95,9 @@ class PageContent:
     settings: Sequence[tuple[str, str]]
     """Names and values, in order."""
     load_image: LoadImage
+    """Of the dataset."""
+    load_retention_image: LoadImage | None = None
+    """Of the retention set; None where there is none."""
     judge: Judge
 
 
@@ -138,11 +141,11 @@ class ShownSet:
 
 def build_evaluation_page(content: PageContent) -> str:
     """The page: as much as fits into MAX_BYTES."""
-    album = Album(content.load_image)
+    albums = _open_albums(content)
     judged = _judge_sets(content)
     page = ""
     for limits in LIMITS:
-        page = _render(content, judged, album, limits)
+        page = _render(content, judged, albums, limits)
         if len(page.encode()) <= MAX_BYTES:
             return page
     return page
@@ -160,10 +163,17 @@ def _judge_sets(content: PageContent) -> dict[QuestionSet, tuple[Judged, ...]]:
     }
 
 
+def _open_albums(content: PageContent) -> dict[str, Album]:
+    """Where the pictures of each set are."""
+    album = Album(content.load_image)
+    retention = Album(content.load_retention_image) if content.load_retention_image is not None else album
+    return {"validation": album, "train": album, "prompt": album, "retention": retention}
+
+
 def build_evaluation_markdown(content: PageContent) -> str:
     """The same without pictures and curves, for pull requests, chats and terminals."""
     judged = _judge_sets(content)
-    album = Album(content.load_image)
+    albums = _open_albums(content)
     return render_markdown(
         "evaluation.md",
         metrics=content.metrics,
@@ -171,17 +181,22 @@ def build_evaluation_markdown(content: PageContent) -> str:
         primary=_find_primary(content.metrics),
         metric_titles=METRIC_TITLES,
         prompts=[
-            _show(asked.answers, None, album, _IN_MARKDOWN, px=0, side=asked.picture_side) for asked in content.prompts
+            _show(asked.answers, None, albums["prompt"], _IN_MARKDOWN, px=0, side=asked.picture_side)
+            for asked in content.prompts
         ],
         sets=[
-            _show_set(title, judged[name], content.judge, album, _IN_MARKDOWN) for name, title in _SETS if judged[name]
+            _show_set(title, judged[name], content.judge, albums[name], _IN_MARKDOWN)
+            for name, title in _SETS
+            if judged[name]
         ],
         settings=content.settings,
     )
 
 
-def _render(content: PageContent, judged: Mapping[QuestionSet, Sequence[Judged]], album: Album, limits: Limits) -> str:
-    dataset, hardest = content.dataset, content.hardest
+def _render(
+    content: PageContent, judged: Mapping[QuestionSet, Sequence[Judged]], albums: Mapping[str, Album], limits: Limits
+) -> str:
+    dataset, hardest, album = content.dataset, content.hardest, albums["train"]
     return render_html(
         "evaluation.html",
         metrics=content.metrics,
@@ -196,7 +211,9 @@ def _render(content: PageContent, judged: Mapping[QuestionSet, Sequence[Judged]]
             _show(asked.answers, None, album, limits, px=limits.prompt_px, side=asked.picture_side)
             for asked in content.prompts
         ],
-        sets=[_show_set(title, judged[name], content.judge, album, limits) for name, title in _SETS if judged[name]],
+        sets=[
+            _show_set(title, judged[name], content.judge, albums[name], limits) for name, title in _SETS if judged[name]
+        ],
         hardest=hardest,
         hard_samples=()
         if hardest is None
