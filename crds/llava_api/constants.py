@@ -109,6 +109,8 @@ class SecretRole(StrEnum):
     MODEL = "model"
     DATASET = "dataset"
     ALIGNMENT_DATASET = "alignment-dataset"
+    RETENTION = "retention"
+    """The set that tells what was forgotten."""
     DOWNLOAD = "download"
     """Proxies with their passwords."""
     TRACKING = "tracking"

@@ -160,6 +160,10 @@ class PrepareNumbers(Lenient):
     """Samples of the mixture in an epoch, beside ``samples_train``."""
     samples_withheld: Annotated[int, Field(ge=0)] = 0
     """Samples left out of the mixture, because they show or belong to what is held out."""
+    samples_retention: Annotated[int, Field(ge=0)] = 0
+    """Samples of the retention set."""
+    retention_shared: Annotated[int, Field(ge=0)] = 0
+    """Those of them that show, ask or belong to what training learns from."""
     samples_alignment: int = 0
     """Samples of phase 1."""
     groups_validation: Annotated[int, Field(ge=0)] = 0

@@ -97,6 +97,11 @@ class RunVolume:
         return self.data_dir / f"mixture-{index}.jsonl"
 
     @property
+    def retention_file(self) -> Path:
+        """Checked samples of the retention set, one JSON object a line."""
+        return self.data_dir / "retention.jsonl"
+
+    @property
     def inputs_file(self) -> Path:
         """Where prepare found or put model and datasets (``llava_trainer.inputs``)."""
         return self.inputs_dir / "inputs.json"

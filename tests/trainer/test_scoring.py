@@ -261,14 +261,14 @@ def test_nothing_is_judged_unasked() -> None:
 )
 def test_retention_is_judged_by_what_is_lost(num_lost: int, maximum_loss: float, outcome: str) -> None:
     questions = [ask(i, base=True, tuned=i >= num_lost, set="retention") for i in range(100)]
-    judged = judge_retention(score(questions), "exact_match", maximum_loss=maximum_loss)
+    judged = judge_retention(score(questions), retaining(maximum_loss))
     assert (judged.outcome, judged.limit, judged.groups) == (outcome, -maximum_loss, 100)
     assert judged.gain == pytest.approx(-num_lost / 100)
 
 
 def test_retention_of_few_groups_is_undecided() -> None:
     questions = [ask(i, base=True, tuned=True, set="retention") for i in range(7)]
-    assert judge_retention(score(questions), "exact_match", maximum_loss=0.5).outcome is GateOutcome.UNDECIDED
+    assert judge_retention(score(questions), retaining(0.5)).outcome is GateOutcome.UNDECIDED
 
 
 def test_every_score_crosses_in_a_termination_message() -> None:

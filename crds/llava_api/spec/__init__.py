@@ -12,6 +12,7 @@ from llava_api.spec.evaluation import (
     Generation,
     MetricName,
     Prompt,
+    Retention,
     ScoreName,
     YesNoPart,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "Quantization",
     "RelativePath",
     "Resources",
+    "Retention",
     "Scheduling",
     "ScoreName",
     "SecretRef",

@@ -185,6 +185,18 @@ CONSISTENT: tuple[dict[str, Any], ...] = (
         field=".alignment.batch.global",
     ),
     rule(
+        "!has(self.evaluation.retention) || !has(self.evaluation.retention.dataset.validation.file)",
+        "spec.evaluation.retention.dataset.validation.file is not read: all of dataset.file is asked; remove it",
+        field=".evaluation.retention.dataset.validation.file",
+    ),
+    rule(
+        "!has(self.evaluation.retention) || "
+        "self.evaluation.retention.dataset.imageAspectRatio == self.dataset.imageAspectRatio",
+        "spec.evaluation.retention.dataset.imageAspectRatio must be that of spec.dataset: a model is to see all pictures "
+        "made square in the same way",
+        field=".evaluation.retention.dataset.imageAspectRatio",
+    ),
+    rule(
         # What 0.33 + 0.33 + 0.33 comes to depends on rounding.
         f"{_NO_MIXTURE} || self.mixture.map(part, part.share).sum() <= {MAX_SHARE} + 0.000001",
         f"the shares of spec.mixture must come to at most {MAX_SHARE} together: the rest of an epoch is spec.dataset",

@@ -7,6 +7,8 @@ from pydantic import ConfigDict, Field
 from llava_api.base import Strict
 from llava_api.names import MAX_SHARDS
 from llava_api.rules import rule, rules
+from llava_api.schema import DESCRIBED_AS
+from llava_api.spec.dataset import Dataset
 from llava_api.spec.values import RelativePath, Resources, make_resources
 
 MetricName = Literal["exact_match", "vqa_accuracy", "anls", "token_f1", "rouge_l", "yes_no", "number"]
@@ -96,6 +98,35 @@ class Gate(Strict):
     ] = "lowerBound"
 
 
+class Retention(Strict):
+    """A second set, of what the model could do before, by which is told what it has forgotten."""
+
+    dataset: Annotated[
+        Dataset,
+        Field(
+            description="Where it is and how it is read, as spec.dataset: questions of general use, for instance. All of "
+            "it is asked and nothing learned: validation is not read. What of spec.mixture shows its pictures, names its "
+            "groups or asks its questions is left out there, and counted; what of spec.dataset does is counted "
+            "(status.data.retentionShared), because then it was not only retained.",
+            json_schema_extra={DESCRIBED_AS: "spec.dataset"},
+        ),
+    ]
+    metric: Annotated[
+        ScoreName | None,
+        Field(description="Metric that is compared, one of evaluation.metrics. Left out: the first of them."),
+    ] = None
+    maximum_loss: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="How much of the base's score may be lost, in units of the metric (0.02 = 2 points). Passed "
+            "where the whole 95 % interval of tuned - base is above -maximumLoss, failed where all of it is below, "
+            "undecided in between and of fewer than 8 groups.",
+        ),
+    ] = 0.02
+
+
 class Evaluation(Strict):
     """The stage that compares the tuned model with its base."""
 
@@ -112,6 +143,13 @@ class Evaluation(Strict):
                     ".format([self.gate.metric, self.metrics.join(', ')])"
                 ),
                 field=".gate.metric",
+            ),
+            rule(
+                "!has(self.retention) || !has(self.retention.metric) || self.retention.metric in self.metrics || "
+                "(self.retention.metric.startsWith('yes_no_') && 'yes_no' in self.metrics)",
+                "evaluation.retention.metric must be one of evaluation.metrics (yes_no brings yes_no_precision, "
+                "yes_no_recall and yes_no_f1): add it there, or choose another one",
+                field=".retention.metric",
             ),
             rule(
                 "!has(self.gpus) || !has(self.workers.gpus) || self.gpus == self.workers.gpus",
@@ -148,6 +186,13 @@ class Evaluation(Strict):
         Field(
             description="Judge whether the tuned model is better (status.evaluation.gate, condition GatePassed). A "
             "gate that fails is no failed run. Left out: nothing is judged."
+        ),
+    ] = None
+    retention: Annotated[
+        Retention | None,
+        Field(
+            description="Judge what was forgotten (status.evaluation.retention, condition GatePassed). Left out: "
+            "nothing is judged."
         ),
     ] = None
     prompts: Annotated[

@@ -29,6 +29,7 @@ def build_run_config(attempt: Attempt, platform: Platform) -> RunConfig:
     Prepare gets version 1, which every image understands; the stages after it the version that it has reported.
     """
     run, spec, stage = attempt.run, attempt.spec, attempt.stage
+    second = spec.evaluation.retention
     is_first_version = stage.name is StageName.PREPARE or attempt.settings.config_version == 1
     return RunConfig(
         version=1 if is_first_version else RUN_CONFIG_VERSION,
@@ -48,6 +49,7 @@ def build_run_config(attempt: Attempt, platform: Platform) -> RunConfig:
         ),
         model=spec.model,
         dataset=spec.dataset,
+        retention_dir=dataset_dir(run, second.dataset.source, SecretRole.RETENTION) if second is not None else None,
         mixture=spec.mixture,
         alignment=spec.alignment,
         training=spec.training,

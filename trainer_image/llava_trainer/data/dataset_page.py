@@ -49,13 +49,16 @@ def build_dataset_page(name: str, phases: Sequence[PreparedDataset], report: Dat
 
     Args:
         name: the run's.
-        phases: training's dataset, then those of the mixture, then alignment's if there is one; samples for the grid.
+        phases: training's dataset, those of the mixture, alignment's and the retention set, as far as there are any;
+            samples for the grid.
         report: the facts.
     """
     others = [part.dataset for part in report.mixture]
-    reports = [report, *others, *([report.alignment] if report.alignment is not None else [])]
+    further = {"Alignment": report.alignment, "Retention": report.retention}
+    beside = {title: one for title, one in further.items() if one is not None}
+    reports = [report, *others, *beside.values()]
     mixed = [f"Mixture {number}" for number in range(1, len(others) + 1)]
-    titles = ("Training", *mixed, *(["Alignment"] if report.alignment is not None else [])) if reports[1:] else ("",)
+    titles = ("Training", *mixed, *beside) if reports[1:] else ("",)
     return render_html(
         "dataset.html",
         name=name,

@@ -1,4 +1,4 @@
-"""What is to be read of a dataset, and how it will be used: by training, in its mixture, or by alignment."""
+"""What is to be read of a dataset, and how it will be used: by training, in its mixture, by alignment, or to tell what was forgotten."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -85,6 +85,22 @@ def mixture_requests(config: RunConfig) -> list[DatasetRequest]:
         )
         for index, (part, root) in enumerate(zip(config.mixture, config.mixture_dirs, strict=True))
     ]
+
+
+def retention_request(config: RunConfig) -> DatasetRequest | None:
+    """The dataset that tells what was forgotten, if there is one. Nothing of it is learned, and all of it is asked."""
+    if config.evaluation.retention is None or config.retention_dir is None:
+        return None
+    return DatasetRequest(
+        dataset=config.evaluation.retention.dataset,
+        root=config.retention_dir,
+        template="v1",
+        max_length=config.training.max_length,
+        seed=config.training.seed,
+        embedded=config.volume.embedded_images_dir,
+        hold_out=False,
+        place="spec.evaluation.retention.dataset",
+    )
 
 
 def alignment_request(config: RunConfig) -> DatasetRequest | None:

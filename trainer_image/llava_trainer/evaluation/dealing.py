@@ -12,14 +12,17 @@ from llava_trainer.evaluation.prompts import ask_prompts
 
 
 def list_questions(config: RunConfig) -> list[Question]:
-    """Everything that is asked: held-out questions, those of training samples, the spec's prompts.
+    """Everything that is asked: held-out questions, those of training samples and of the retention set, prompts.
 
     Raises:
         StageError: a prompt's image cannot be opened.
         ValueError: a file of samples was damaged after it was written.
     """
     seen = draw_training(config.volume.train_file, config.evaluation.training_samples, seed=config.training.seed)
-    return [*ask_samples(read_samples(config.volume.validation_file), "validation"), *seen, *ask_prompts(config)]
+    held_out = ask_samples(read_samples(config.volume.validation_file), "validation")
+    has_second = config.evaluation.retention is not None
+    second = ask_samples(read_samples(config.volume.retention_file), "retention") if has_second else ()
+    return [*held_out, *seen, *second, *ask_prompts(config)]
 
 
 def draw_training(file: Path, num_samples: int, *, seed: int) -> list[Question]:
@@ -55,9 +58,11 @@ def deal(questions: Sequence[Question], num_shards: int) -> list[list[Question]]
 
     What is asked about the same images stays together: they are read once.
     """
-    together: dict[tuple[str, ...], list[Question]] = {}
+    together: dict[tuple[object, ...], list[Question]] = {}
     for question in questions:
-        together.setdefault(question.images or (question.set, str(question.place)), []).append(question)
+        # The retention set has a folder of its own.
+        shown = (question.set == "retention", *question.images)
+        together.setdefault(shown if question.images else (question.set, question.place), []).append(question)
     shards: list[list[Question]] = [[] for _ in range(num_shards)]
     # The largest first, so that the last ones level out.
     for group in sorted(together.values(), key=len, reverse=True):

@@ -21,12 +21,16 @@ def judge_gate(scores: Iterable[SplitScore], evaluation: Evaluation) -> Judgemen
     return _judge(scores, "validation", metric, limit=gate.minimum_gain, use=gate.use)
 
 
-def judge_retention(scores: Iterable[SplitScore], metric: str, *, maximum_loss: float) -> Judgement:
-    """Whether the tuned model has lost less than ``maximum_loss`` of the base's score on the retention set.
+def judge_retention(scores: Iterable[SplitScore], evaluation: Evaluation) -> Judgement | None:
+    """Whether the tuned model has lost less than ``evaluation.retention`` allows; None where none is asked for.
 
-    A loss is a gain below 0: passed where the gain's whole interval is above -``maximum_loss``.
+    A loss is a gain below 0: passed where the gain's whole interval is above -``maximumLoss``.
     """
-    return _judge(scores, "retention", metric, limit=-maximum_loss, use="lowerBound")
+    retention = evaluation.retention
+    if retention is None:
+        return None
+    metric = retention.metric or evaluation.metrics[0]
+    return _judge(scores, "retention", metric, limit=-retention.maximum_loss, use="lowerBound")
 
 
 def _judge(scores: Iterable[SplitScore], split: str, metric: str, *, limit: float, use: Use) -> Judgement:

@@ -1,7 +1,7 @@
 """The run's settings as the report lists them."""
 
 from llava_api.run_config import RunConfig
-from llava_api.spec import LORA_TARGETS, Alignment, MixturePart, Training
+from llava_api.spec import LORA_TARGETS, Alignment, MixturePart, Retention, Training
 from llava_api.text import show
 
 Rows = list[tuple[str, str]]
@@ -22,6 +22,7 @@ def list_settings(config: RunConfig) -> Rows:
     return [
         ("Dataset", f"{show(config.dataset.source)} · {config.dataset.file} ({config.dataset.format})"),
         *(_mixture(part) for part in config.mixture),
+        *(_retention(config.evaluation.retention) if config.evaluation.retention is not None else []),
         ("Pictures", f"made square by {'padding' if config.dataset.image_aspect_ratio == 'pad' else 'cropping'}"),
         *(_alignment(config.alignment) if config.alignment else []),
         ("Method", _method(config.training, has_adapter=config.model.adapter is not None)),
@@ -34,6 +35,12 @@ def list_settings(config: RunConfig) -> Rows:
         ("Answers to prompts", f"{sampling}, seed {generation.seed}"),
         ("Models loaded", _LOADED[generation.load]),
     ]
+
+
+def _retention(retention: Retention) -> Rows:
+    dataset = retention.dataset
+    told = f"{show(dataset.source)} · {dataset.file} ({dataset.format}), {retention.maximum_loss:g} may be lost"
+    return [("Not to be forgotten", told)]
 
 
 def _mixture(part: MixturePart) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from llava_api.run_config import RunConfig
 from llava_trainer.attempts.finished import read_digests
 from llava_trainer.attempts.pod import pod_index
 from llava_trainer.attempts.shards import list_left_files, own_shard_dir, publish_shard, whole_shard_dir
-from llava_trainer.data.image_folder import training_images
+from llava_trainer.data.image_folder import retention_images, training_images
 from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.data.questions import Question
 from llava_trainer.evaluation.answering_shard import Progress, Prompt, ShardPlan, answer_shard
@@ -127,12 +127,19 @@ def _file_of(config: RunConfig, index: int) -> Path:
 
 
 def _plan(config: RunConfig, questions: Sequence[Question], processor: Processor) -> ShardPlan:
-    folder, generation = training_images(config), config.evaluation.generation
+    folders = {"retention": retention_images(config)}
+    others, generation = training_images(config), config.evaluation.generation
     askings = [asking for question in questions for asking in list_askings(question)]
     is_exact = Device.of(config).name == "cpu" and generation.load == "none"
     kept = KeptPixels()
     return ShardPlan(
-        prompts=[Prompt(asking=one, encoded=encode_question(one.put, processor, folder, kept)) for one in askings],
+        prompts=[
+            Prompt(
+                asking=one,
+                encoded=encode_question(one.put, processor, folders.get(one.question.set) or others, kept),
+            )
+            for one in askings
+        ],
         models=list_models(config),
         generation=generation,
         is_repeated=not is_exact,

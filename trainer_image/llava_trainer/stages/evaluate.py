@@ -19,12 +19,12 @@ from llava_api.run_config import RunConfig
 from llava_trainer.attempts.pod import pod_index
 from llava_trainer.attempts.shards import own_shard_dir
 from llava_trainer.data.dataset_report import DatasetReport, summarise
-from llava_trainer.data.image_folder import training_images
+from llava_trainer.data.image_folder import retention_images, training_images
 from llava_trainer.data.images import open_image
 from llava_trainer.errors import StageError
 from llava_trainer.evaluation.course import find_asked, find_hardest
 from llava_trainer.evaluation.dealing import deal, list_questions
-from llava_trainer.evaluation.gate import judge_gate
+from llava_trainer.evaluation.gate import judge_gate, judge_retention
 from llava_trainer.evaluation.joining import Joined, count_answers, join_shards
 from llava_trainer.evaluation.manifest import read_manifest
 from llava_trainer.evaluation.metrics import Metric, select_metrics
@@ -139,6 +139,7 @@ def _measure(config: RunConfig, dataset: DatasetReport, joined: Joined) -> Metri
         scores=scores,
         unscored=tuple(metric for metric in evaluation.metrics if metric not in held_out),
         gate=judge_gate(scores, evaluation),
+        retention=judge_retention(scores, evaluation),
         answers=count_answers(joined.rows),
         repeats=joined.repeats,
         prompts=len(config.evaluation.prompts),
@@ -158,7 +159,7 @@ def _metrics_of(config: RunConfig) -> tuple[Metric, ...]:
 
 
 def _gather(config: RunConfig, dataset: DatasetReport, rows: Sequence[Row], metrics: Metrics) -> PageContent:
-    folder = training_images(config)
+    folder, second = training_images(config), retention_images(config)
     paired = pair_rows(rows)
     # All of training's samples are read for it.
     shows = any(prompt.image is not None for prompt in config.evaluation.prompts)
@@ -177,5 +178,6 @@ def _gather(config: RunConfig, dataset: DatasetReport, rows: Sequence[Row], metr
         hardest=find_hardest(config),
         settings=list_settings(config),
         load_image=lambda path: open_image(folder.find(path)),
+        load_retention_image=None if second is None else lambda path: open_image(second.find(path)),
         judge=partial(judge_row, _metrics_of(config)[0]),
     )
