@@ -614,6 +614,33 @@ def test_whoever_has_to_make_what_the_mixture_names_is_told_the_field() -> None:
     assert list_needs(make_run(mixture=MIXTURE).spec, STAGE_TABLE[StageName.PREPARE]) == ["Secret s", "Secret t"]
 
 
+RETENTION: dict[str, Any] = {
+    "retention": {"dataset": {"source": "pvc://general/set", "format": "llava", "file": "g.json"}, "maximumLoss": 0.1}
+}
+
+
+def test_the_retention_set_is_read_where_it_is_checked_and_where_it_is_asked() -> None:
+    for stage in StageName:
+        volumes, _ = inputs_of(stage, evaluation=RETENTION)
+        claims = [one["persistentVolumeClaim"]["claimName"] for one in volumes if "persistentVolumeClaim" in one]
+        assert ("general" in claims) == (stage in (StageName.PREPARE, StageName.EVALUATE))
+    config = build_run_config(make_attempt(make_run(evaluation=RETENTION), StageName.EVALUATE, 1), PLATFORM)
+    assert str(config.retention_dir) == "/llava/inputs/general/set"
+    named = {(one.name, one.field) for one in list_references(make_run(evaluation=RETENTION))}
+    assert ("general", "spec.evaluation.retention.dataset.source") in named
+
+
+def test_the_retention_set_has_a_secret_of_its_own_in_prepare_alone() -> None:
+    dataset = {**RETENTION["retention"]["dataset"], "source": "hf://a/b", "secretRef": {"name": "s"}}
+    evaluation = {"retention": {"dataset": dataset}}
+    volumes, _ = inputs_of(StageName.PREPARE, evaluation=evaluation)
+    assert volumes[-1] == known_keys("retention", "s", "token")
+    volumes, _ = inputs_of(StageName.EVALUATE, evaluation=evaluation)
+    assert "secret-retention" not in {one["name"] for one in volumes}
+    config = build_run_config(make_attempt(make_run(evaluation=evaluation), StageName.EVALUATE, 1), PLATFORM)
+    assert str(config.retention_dir) == "/llava/run/inputs/downloads/retention"
+
+
 def test_as_many_datasets_as_there_may_be_have_a_role_each() -> None:
     assert len({SecretRole.of_mixture(index) for index in range(MAX_MIXTURE)}) == MAX_MIXTURE
 

@@ -44,6 +44,12 @@ def ask(
     ]
 
 
+def retaining(maximum_loss: float) -> Evaluation:
+    """An evaluation with a retention set."""
+    dataset = {"source": "pvc://a/", "format": "llava", "file": "a.json"}
+    return Evaluation.model_validate({"retention": {"dataset": dataset, "maximumLoss": maximum_loss}})
+
+
 def score(rows: Sequence[list[Row]], *names: str, **fields: Any) -> tuple[SplitScore, ...]:
     metrics = select_metrics(names or ("exact_match",), number_tolerance=0.05)
     return score_rows([row for asked in rows for row in asked], metrics, **fields)

@@ -192,8 +192,8 @@ CONSISTENT: tuple[dict[str, Any], ...] = (
     rule(
         "!has(self.evaluation.retention) || "
         "self.evaluation.retention.dataset.imageAspectRatio == self.dataset.imageAspectRatio",
-        "spec.evaluation.retention.dataset.imageAspectRatio must be that of spec.dataset: a model is to see all pictures "
-        "made square in the same way",
+        "spec.evaluation.retention.dataset.imageAspectRatio must be that of spec.dataset: a model is to see all "
+        "pictures made square in the same way",
         field=".evaluation.retention.dataset.imageAspectRatio",
     ),
     rule(

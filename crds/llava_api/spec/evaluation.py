@@ -104,10 +104,10 @@ class Retention(Strict):
     dataset: Annotated[
         Dataset,
         Field(
-            description="Where it is and how it is read, as spec.dataset: questions of general use, for instance. All of "
-            "it is asked and nothing learned: validation is not read. What of spec.mixture shows its pictures, names its "
-            "groups or asks its questions is left out there, and counted; what of spec.dataset does is counted "
-            "(status.data.retentionShared), because then it was not only retained.",
+            description="Where it is and how it is read, as spec.dataset: questions of general use, for instance. All "
+            "of it is asked and nothing learned: validation is not read. What of spec.mixture shows its pictures, "
+            "names its groups or asks its questions is left out there, and counted. What of it belongs to what "
+            "spec.dataset trains on is counted (status.data.retentionShared): it was learned anew.",
             json_schema_extra={DESCRIBED_AS: "spec.dataset"},
         ),
     ]

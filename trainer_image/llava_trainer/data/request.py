@@ -1,4 +1,4 @@
-"""What is to be read of a dataset, and how it will be used: by training, in its mixture, by alignment, or to tell what was forgotten."""
+"""What is to be read of a dataset, and how it will be used: by training, its mixture, alignment, or to judge by."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
