@@ -89,6 +89,10 @@ bench-flight: setup ## What torch's flight recorder costs training
 bench-prepare: setup ## Pictures checked a second beside a plain Pillow loop (ARGS="--memory" for what a gigabyte takes)
 	OMP_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.prepare $(ARGS)
 
+.PHONY: bench-evaluate
+bench-evaluate: setup ## Answers a second of evaluation beside generating them one by one, on the demo's set (half a minute)
+	OMP_NUM_THREADS=1 $(RUN)/python -W ignore -m tests.benchmarks.evaluate $(ARGS)
+
 .PHONY: bench-reporting
 bench-reporting: setup ## What a flood of connections costs the operator and the reports of others (1 minute)
 	$(RUN)/python -m tests.benchmarks.reporting

@@ -7,9 +7,11 @@ another has left: a batch of which a row is missing is answered again as a whole
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from llava_api.spec import Generation
 from llava_trainer.evaluation.asking import Asking, Key, is_answer_to, make_row
@@ -56,14 +58,15 @@ class ShardPlan:
 
     @property
     def _all_batches(self) -> list[list[Prompt]]:
-        planned = []
+        of_variants = []
         for variant in ("asked", "instructed", "alone"):
             alike = [one for one in self.prompts if one.asking.variant == variant and not one.asking.is_prompt]
             lengths = [len(one.encoded.ids) for one in alike]
-            planned += [
-                [alike[index] for index in batch] for batch in plan_batches(lengths, self.generation.max_new_tokens)
-            ]
-        return planned + [[one] for one in self.prompts if one.asking.is_prompt]
+            planned = plan_batches(lengths, self.generation.max_new_tokens)
+            of_variants.append([[alike[index] for index in batch] for batch in planned])
+        # In turns: as long as their images are kept, the same questions in the next way need not read them.
+        batches = [batch for turn in zip_longest(*of_variants) for batch in turn if batch is not None]
+        return batches + [[one] for one in self.prompts if one.asking.is_prompt]
 
     def repeated(self) -> list[Prompt]:
         """Those that are asked again: of the questions as they are asked, by chance that is always the same."""
@@ -136,8 +139,7 @@ def _answer(
     if not batches and not repeated:
         return
     with open_model(model) as answerer:
-        for batch in batches:
-            generated = _generate(answerer, batch, plan.generation)
+        for batch, generated in _generate_all(answerer, batches, plan.generation):
             rows = [
                 make_row(prompt.asking, model, answer=one.text, is_cut=one.is_cut, is_close=one.is_close)
                 for prompt, one in zip(batch, generated, strict=True)
@@ -155,10 +157,21 @@ def _answer(
             logger.info("%d of %d answers of %s come out otherwise one by one", changed, len(again), model)
 
 
-def _generate(answerer: Answerer, batch: Sequence[Prompt], generation: Generation) -> list[Generated]:
-    if not batch[0].asking.is_prompt:
-        return answerer.answer_batch([prompt.encoded for prompt in batch], generation.max_new_tokens)
-    return [answerer.answer_as_told(prompt.encoded, generation) for prompt in batch]
+def _generate_all(
+    answerer: Answerer, batches: Sequence[Sequence[Prompt]], generation: Generation
+) -> Iterator[tuple[Sequence[Prompt], list[Generated]]]:
+    """Each batch with its answers, those of questions first; while one is answered, the next one's images are read."""
+    greedy = [batch for batch in batches if not batch[0].asking.is_prompt]
+    with ThreadPoolExecutor(max_workers=1) as reading:
+        prepared = (reading.submit(answerer.prepare, [one.encoded for one in batch]) for batch in greedy)
+        coming = next(prepared, None)
+        for batch in greedy:
+            assert coming is not None
+            ready, coming = coming.result(), next(prepared, None)
+            yield batch, answerer.answer_prepared(ready, generation.max_new_tokens)
+    for batch in batches:
+        if batch[0].asking.is_prompt:
+            yield batch, [answerer.answer_as_told(one.encoded, generation) for one in batch]
 
 
 def _find(known: Mapping[Key, Row], asking: Asking, model: Model) -> Row | None:

@@ -25,7 +25,7 @@ from llava_trainer.evaluation.models import load_answerer
 from llava_trainer.evaluation.rows import Model, Row
 from llava_trainer.evaluation.shard_file import ROWS_FILE, ShardWriter, read_left_rows
 from llava_trainer.files import make_folder, sync
-from llava_trainer.model.answering import Answerer, encode_question
+from llava_trainer.model.answering import Answerer, KeptPixels, encode_question
 from llava_trainer.reporting import Reporter
 
 _JOIN = "join"
@@ -130,8 +130,9 @@ def _plan(config: RunConfig, questions: Sequence[Question], processor: Processor
     folder, generation = training_images(config), config.evaluation.generation
     askings = [asking for question in questions for asking in list_askings(question)]
     is_exact = Device.of(config).name == "cpu" and generation.load == "none"
+    kept = KeptPixels()
     return ShardPlan(
-        prompts=[Prompt(asking=one, encoded=encode_question(one.put, processor, folder)) for one in askings],
+        prompts=[Prompt(asking=one, encoded=encode_question(one.put, processor, folder, kept)) for one in askings],
         models=list_models(config),
         generation=generation,
         is_repeated=not is_exact,

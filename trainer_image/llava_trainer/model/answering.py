@@ -3,6 +3,7 @@
 Knows models, questions and how these are encoded; nothing of files, nor of who asks.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from llava_trainer.data.questions import Question
 BATCH_TOKENS = 8_192
 """Tokens of prompts and answers that are held at a time: about 4 GB of keys and values for a 7B model in bfloat16."""
 BATCH_ROWS = 32
+KEPT_BYTES = 256 << 20
+"""Of images' values that are kept: about 190 images of 336 px."""
 CLOSE = 1e-4
 """Two logits that are no further apart may change places with the batch's composition: sums of fp32 products in another
 order differ by some 1e-5."""
@@ -45,6 +48,18 @@ class EncodedPrompt:
     """Makes the images' values, (images, 3, height, width), when they are needed; None without an image."""
     images: tuple[Path, ...] = ()
     """Of which files: prompts of one batch about the same ones share them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """Prompts of one batch, filled up on the left, in the machine's memory."""
+
+    ids: torch.Tensor
+    """int64 [rows, longest]."""
+    mask: torch.Tensor
+    """int64 [rows, longest]: 1 where a row has a token, 0 where it is filled up."""
+    pixels: torch.Tensor | None
+    """float32 [images of all rows, 3, height, width]; None without any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +102,25 @@ class Answerer:
 
     def answer_batch(self, prompts: Sequence[EncodedPrompt], max_new_tokens: int) -> list[Generated]:
         """Answer these prompts at a time, with the likeliest tokens."""
+        return self.answer_prepared(self.prepare(prompts), max_new_tokens)
+
+    def prepare(self, prompts: Sequence[EncodedPrompt]) -> Prepared:
+        """Read images and put prompts side by side; another thread may do so while the model answers others."""
+        longest = max(len(prompt.ids) for prompt in prompts)
+        ids = torch.full((len(prompts), longest), self.tokens.pad)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
+            mask[row, longest - len(prompt.ids) :] = 1
+        shown = [(prompt.images or (number,), prompt.load_pixels) for number, prompt in enumerate(prompts)]
+        loaded = {images: load() for images, load in dict(shown).items() if load is not None}
+        pixels = [loaded[images] for images, _ in shown if images in loaded]
+        return Prepared(ids=ids, mask=mask, pixels=torch.cat(pixels) if pixels else None)
+
+    def answer_prepared(self, batch: Prepared, max_new_tokens: int) -> list[Generated]:
+        """Answer prompts that are prepared, with the likeliest tokens."""
         margins = _Margins()
-        rows = self._generate(prompts, self._config(max_new_tokens, do_sample=False), margins)
+        rows = self._generate(batch, self._config(max_new_tokens, do_sample=False), margins)
         smallest = margins.smallest([len(row) for row in rows])
         return [
             self._finish(row, max_new_tokens, is_close=margin <= CLOSE)
@@ -115,7 +147,8 @@ class Answerer:
         device = _device(self.model)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(generation.seed)
-            return self._finish(self._generate([prompt], config, streamer=streamer)[0], generation.max_new_tokens)
+            batch = self.prepare([prompt])
+            return self._finish(self._generate(batch, config, streamer=streamer)[0], generation.max_new_tokens)
 
     def _config(self, max_new_tokens: int, **how: float | bool) -> GenerationConfig:
         return GenerationConfig(
@@ -129,14 +162,13 @@ class Answerer:
     # Not inference_mode: what a module under training remembers of it could not enter a graph later.
     @torch.no_grad()
     def _generate(
-        self,
-        prompts: Sequence[EncodedPrompt],
-        config: GenerationConfig,
-        *watching: "_Margins",
-        streamer: BaseStreamer | None = None,
+        self, batch: Prepared, config: GenerationConfig, *watching: "_Margins", streamer: BaseStreamer | None = None
     ) -> list[list[int]]:
         """Ids of each answer, with the token that has ended it if one has."""
-        inputs = self._pad_left(prompts)
+        device = _device(self.model)
+        inputs = {"input_ids": batch.ids.to(device), "attention_mask": batch.mask.to(device)}
+        if batch.pixels is not None:
+            inputs["pixel_values"] = batch.pixels.to(device, self.model.dtype)
         generated = self.model.generate(
             **inputs,
             generation_config=config,
@@ -151,22 +183,6 @@ class Answerer:
         has_ended = row[-1:] == [self.tokens.eos]
         text = self.decode(row[:-1] if has_ended else row).strip()
         return Generated(text=text, is_cut=not has_ended and len(row) >= max_new_tokens, is_close=is_close)
-
-    def _pad_left(self, prompts: Sequence[EncodedPrompt]) -> dict[str, torch.Tensor]:
-        longest = max(len(prompt.ids) for prompt in prompts)
-        ids = torch.full((len(prompts), longest), self.tokens.pad)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
-            mask[row, longest - len(prompt.ids) :] = 1
-        device = _device(self.model)
-        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        shown = [(prompt.images or (number,), prompt.load_pixels) for number, prompt in enumerate(prompts)]
-        loaded = {images: load() for images, load in dict(shown).items() if load is not None}
-        if loaded:
-            pixels = [loaded[images] for images, _ in shown if images in loaded]
-            inputs["pixel_values"] = torch.cat(pixels).to(device, self.model.dtype)
-        return inputs
 
 
 class _Listener:
@@ -218,19 +234,44 @@ def _encode(question: Question, processor: Processor) -> Sequence[int]:
     return encode_prompt(question.turns, question.image_turns, processor, system=question.system)
 
 
-def encode_question(question: Question, processor: Processor, folder: ImageFolder) -> EncodedPrompt:
-    """A question as the model is fed; its images are only read when its turn comes."""
+def encode_question(
+    question: Question, processor: Processor, folder: ImageFolder, kept: "KeptPixels | None" = None
+) -> EncodedPrompt:
+    """A question as the model is fed; its images are only read when its turn comes, and not again while ``kept``."""
     ids = _encode(question, processor)
     if not question.images:
         return EncodedPrompt(ids=ids, load_pixels=None)
-    images = [folder.find(image) for image in question.images]
-    return EncodedPrompt(
-        ids=ids,
-        images=tuple(images),
-        load_pixels=lambda: torch.stack(
-            [torch.from_numpy(pixel_values(open_image(image), processor)) for image in images]
-        ),
-    )
+    images = tuple(folder.find(image) for image in question.images)
+
+    def read() -> torch.Tensor:
+        return torch.stack([torch.from_numpy(pixel_values(open_image(image), processor)) for image in images])
+
+    load = read if kept is None else lambda: kept.get(images, read)
+    return EncodedPrompt(ids=ids, images=images, load_pixels=load)
+
+
+class KeptPixels:
+    """The values of images that were used last, for questions that are asked in several ways, and of several models.
+
+    For one thread at a time.
+    """
+
+    def __init__(self, most_bytes: int = KEPT_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._kept: OrderedDict[tuple[Path, ...], torch.Tensor] = OrderedDict()
+
+    def get(self, images: tuple[Path, ...], read: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Values of these images, read where they are not kept."""
+        found = self._kept.pop(images, None)
+        if found is None:
+            found = read()
+            self._bytes += found.nbytes
+        self._kept[images] = found
+        while self._bytes > self._most_bytes:
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= oldest.nbytes
+        return found
 
 
 def plan_batches(lengths: Sequence[int], max_new_tokens: int) -> Iterator[list[int]]:
