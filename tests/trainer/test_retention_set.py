@@ -120,10 +120,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluation_config(root: Path, **retention: Any) -> RunConfig:
     given = run_config(root, StageName.EVALUATE)
-    second = {
-        "retention": {**RETENTION, "dataset": {**RETENTION["dataset"], "images": given.dataset.images}, **retention}
-    }
-    settings = {"gpus": 0, "generation": {"maxNewTokens": 8}, **second}
+    dataset = {**RETENTION["dataset"], "images": given.dataset.images}
+    second = {**RETENTION, "dataset": dataset, "maximumLoss": 0.2, **retention}
+    settings = {"gpus": 0, "generation": {"maxNewTokens": 8}, "retention": second}
     return run_config(root, StageName.EVALUATE, evaluation=settings, retentionDir=given.dataset_dir)
 
 
