@@ -411,6 +411,11 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ),
         ({"model__secretRef": {"name": ""}}, "spec.model.secretRef.name", "at least 1 chars"),
         ({"download__caConfigMap": ""}, "spec.download.caConfigMap", "at least 1 chars"),
+        (
+            {"evaluation__generation": {"load": "16bit"}},
+            "spec.evaluation.generation.load",
+            'Unsupported value: "16bit"',
+        ),
         ({"evaluation__prompts": [{"text": ""}]}, "spec.evaluation.prompts[0].text", "at least 1 chars"),
         ({"evaluation__prompts": [{"text": "x"}] * 33}, "spec.evaluation.prompts", "at most 32 items"),
         (
