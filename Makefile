@@ -101,6 +101,10 @@ bench-reporting: setup ## What a flood of connections costs the operator and the
 bench-metrics: setup ## What a scrape at 10,000 runs costs, and how late the operator's event loop gets meanwhile (ARGS="--burst": the worst case)
 	$(RUN)/python -m tests.benchmarks.metrics $(ARGS)
 
+.PHONY: bench-coverage
+bench-coverage: setup ## How often evaluation's intervals cover what is true (1 minute)
+	OMP_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.coverage $(ARGS)
+
 .PHONY: lint
 lint: setup ## Style, types and layers
 	$(RUN)/ruff check .
@@ -113,6 +117,7 @@ lint: setup ## Style, types and layers
 generate: setup ## Write the files that are made from the types and the chart
 	$(RUN)/python -m llava_api.generate
 	$(RUN)/python -m llava_operator.telemetry.metrics_page
+	$(RUN)/python -m llava_trainer.evaluation.schema
 	$(RUN)/python -m llava_monitoring.generate
 	$(RUN)/python -m tests.rendering
 

@@ -1,11 +1,19 @@
 """What is newer than an image is written only where it is set."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llava_api.run_config import RunConfig
+
+CONFIG = """{
+    "run": {"namespace": "a", "name": "b", "uid": "c", "stage": "evaluate", "attempt": 1},
+    "volumeRoot": "/run", "modelDir": "/model", "datasetDir": "/data",
+    "dataset": {"source": "pvc://a/", "format": "llava", "file": "a.json"},
+    "training": {}, "workers": {}, "merge": {}
+}"""
 
 
 FIELDS: dict[str, Any] = {
@@ -48,3 +56,20 @@ def test_how_models_are_loaded_to_answer_is_written_where_it_is_set(load: str) -
     assert told.get("load", "none") == load
     assert ("load" in told) is (load != "none")
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def evaluated(**evaluation: Any) -> dict[str, Any]:
+    config = RunConfig.model_validate_json(json.dumps({**json.loads(CONFIG), "evaluation": evaluation}))
+    fields: dict[str, Any] = config.model_dump(mode="json")["evaluation"]
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+    return fields
+
+
+def test_metrics_and_a_gate_are_written_where_they_are_asked_for() -> None:
+    newer = {"metrics", "numberTolerance", "gate"}
+    assert not newer & evaluated().keys()
+    assert not newer & evaluated(metrics=["exact_match"], gate=None).keys()
+    asked = evaluated(metrics=["anls"], gate={"minimumGain": 0.1})
+    assert asked["metrics"] == ["anls"]
+    assert asked["gate"] == {"metric": None, "minimumGain": 0.1, "use": "lowerBound"}
+    assert "numberTolerance" not in asked

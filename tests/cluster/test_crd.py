@@ -76,6 +76,23 @@ def test_smallest_manifest_is_accepted_and_gets_the_recipe(kubectl: Kubectl) -> 
     assert spec["workers"]["resources"]["limits"] == {"memory": "64Gi"}
 
 
+@pytest.mark.parametrize(
+    ("name", "evaluation"),
+    [
+        ("plain-gate", {"gate": {}}),
+        ("gate-of-one", {"metrics": ["anls", "rouge_l"], "gate": {"metric": "rouge_l", "minimumGain": -0.01}}),
+        ("gate-of-a-part", {"metrics": ["yes_no"], "gate": {"metric": "yes_no_recall", "use": "pointValue"}}),
+        ("gate-of-the-first", {"metrics": ["anls"], "gate": {"metric": None}}),
+    ],
+)
+def test_gates_that_can_be_judged_are_accepted(kubectl: Kubectl, name: str, evaluation: dict[str, Any]) -> None:
+    kubectl.apply(make(name, evaluation=evaluation))
+    taken = kubectl.get("lft", name)["spec"]["evaluation"]
+    assert taken["gate"].keys() >= {"minimumGain", "use"}
+    assert taken["metrics"] == evaluation.get("metrics", ["exact_match"])
+    assert taken["numberTolerance"] == 0.05
+
+
 def test_a_global_batch_by_the_data_needs_to_be_no_multiple(kubectl: Kubectl) -> None:
     kubectl.apply(make("auto", training__batch={"perDevice": 7, "global": "auto"}, workers__gpus=3))
     assert kubectl.get("lft", "auto")["spec"]["training"]["batch"] == {"perDevice": 7, "global": "auto"}
@@ -418,6 +435,31 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ),
         ({"evaluation__prompts": [{"text": ""}]}, "spec.evaluation.prompts[0].text", "at least 1 chars"),
         ({"evaluation__prompts": [{"text": "x"}] * 33}, "spec.evaluation.prompts", "at most 32 items"),
+        ({"evaluation__metrics": []}, "spec.evaluation.metrics", "at least 1 items"),
+        ({"evaluation__metrics": ["bleu"]}, "spec.evaluation.metrics[0]", '"exact_match"'),
+        ({"evaluation__metrics": ["yes_no_f1"]}, "spec.evaluation.metrics[0]", '"yes_no"'),
+        ({"evaluation__metrics": ["anls", "anls"]}, "spec.evaluation.metrics[1]", "Duplicate value"),
+        ({"evaluation__metrics": ["anls"] * 8}, "spec.evaluation.metrics", "at most 7 items"),
+        ({"evaluation__numberTolerance": -0.1}, "spec.evaluation.numberTolerance", "greater than or equal to 0"),
+        ({"evaluation__numberTolerance": 5}, "spec.evaluation.numberTolerance", "less than or equal to 1"),
+        ({"evaluation__gate": {"metric": "bleu"}}, "spec.evaluation.gate.metric", '"yes_no_f1"'),
+        ({"evaluation__gate": {"minimumGain": 1}}, "spec.evaluation.gate.minimumGain", "less than 1"),
+        (
+            {"evaluation__gate": {"minimumGain": -1.5}},
+            "spec.evaluation.gate.minimumGain",
+            "greater than or equal to -1",
+        ),
+        ({"evaluation__gate": {"use": "mean"}}, "spec.evaluation.gate.use", '"lowerBound"'),
+        (
+            {"evaluation__metrics": ["anls", "number"], "evaluation__gate": {"metric": "rouge_l"}},
+            "spec.evaluation.gate.metric",
+            "evaluation.gate.metric is rouge_l but must be one of evaluation.metrics, which is anls, number",
+        ),
+        (
+            {"evaluation__gate": {"metric": "yes_no_f1"}},
+            "spec.evaluation.gate.metric",
+            "evaluation.gate.metric is yes_no_f1 but must be one of evaluation.metrics, which is exact_match",
+        ),
         (
             {"training__batch": {"perDevice": 8, "global": 100}, "workers__replicas": 2, "workers__gpus": 4},
             "spec.training.batch.global",

@@ -17,13 +17,15 @@ _NUMBER = re.compile(
     r"|\d{1,30}(?:[.,]\d{1,30})?|(?<!\w)[.,]\d{1,30})"
     r"(?:[eE][-+]?\d{1,3})?(?![.,]?\d)"
 )
-_BEFORE, _BEHIND = re.compile(r"(?:[A-Z][A-Za-z]{0,2}\.?)?"), re.compile(r"(?:[^\W\d_]{1,20}\.?|%)?")
+_SIGN_OF_CURRENCY = re.compile(r"(?<=[-+])\s*[^\w\s.,'+-]\s*(?=[\d.,])")
+_BEFORE, _BEHIND = re.compile(r"(?:[A-Z][A-Za-z]{0,2}\.?)?"), re.compile(r"(?:°?[^\W\d_]{1,20}|%)?\.?")
 """What may stand before and behind a number that is a whole answer: a currency; a unit, or per cent."""
 
 
 def _plain(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).translate(_LIKE)
-    # A currency's sign would stand between a minus and its number, or hide that a number begins.
+    # -$5 is a number, and 1€50 are two.
+    text = _SIGN_OF_CURRENCY.sub("", text)
     return " ".join("".join(" " if unicodedata.category(char) == "Sc" else char for char in text).split())
 
 

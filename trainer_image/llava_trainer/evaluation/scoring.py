@@ -4,11 +4,12 @@
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from llava_trainer.evaluation.metrics import Metric
 from llava_trainer.evaluation.pairs import QuestionAnswers, pair_rows
@@ -51,6 +52,11 @@ def score_rows(rows: Iterable[Row], metrics: Sequence[Metric], *, num_shared: in
     )
 
 
+def judge_row(metric: Metric, row: Row) -> float | None:
+    """What one answer is worth by a metric that is a mean, from 0 to 1; None where it has no say about the question."""
+    return metric.tally(row.answer, row.references)[0] if metric.judges(row.references) else None
+
+
 @dataclass(frozen=True)
 class _Questions:
     """Questions that a metric judges, one at least."""
@@ -59,7 +65,7 @@ class _Questions:
     questions: Sequence[QuestionAnswers]
 
     @cached_property
-    def groups(self) -> np.ndarray:
+    def groups(self) -> npt.NDArray[np.intp]:
         """Number of each question's group."""
         return np.unique([question.group for question in self.questions], return_inverse=True)[1]
 
@@ -86,10 +92,9 @@ class _Questions:
         p_value = sign_flip_p_value(self.groups, base.found, tuned.found)
         return Difference(value=gain.value, low=gain.low, high=gain.high, p_value=p_value)
 
-    def select(self, holds: Callable[[QuestionAnswers], bool]) -> "_Questions | None":
-        """Those of the questions for which something holds; None without any."""
-        held = [question for question in self.questions if holds(question)]
-        return replace(self, questions=held) if held else None
+    def at(self, places: npt.NDArray[np.intp]) -> "_Questions":
+        """Those at these places."""
+        return replace(self, questions=[self.questions[place] for place in places])
 
     @property
     def num_samples(self) -> int:
@@ -134,8 +139,8 @@ def _score_set(metric: Metric, judged: list[QuestionAnswers], *, num_all: int, n
         p_value=gain.p_value,
         format=format_gain,
         content=content_gain,
-        alone=_score_alone(asked),
-        types=_score_types(asked, variant),
+        alone=_score_alone(asked, base, tuned),
+        types=_score_types(asked, better, tuned),
     )
 
 
@@ -143,33 +148,32 @@ def _value(tallies: Tallies) -> float:
     return float(ratio(tallies.found.sum(axis=0)))
 
 
-def _score_alone(asked: _Questions) -> AloneScore | None:
-    alone = asked.select(lambda question: question.find("tuned", "alone") is not None)
-    if alone is None:
+def _score_alone(asked: _Questions, base: Tallies, tuned: Tallies) -> AloneScore | None:
+    places = np.flatnonzero([question.find("tuned", "alone") is not None for question in asked.questions])
+    if not len(places):
         return None
+    alone = asked.at(places)
     return AloneScore(
         samples=alone.num_samples,
-        base_after_turns=alone.score(alone.tallies("base")),
-        tuned_after_turns=alone.score(alone.tallies("tuned")),
+        base_after_turns=alone.score(base.at(places)),
+        tuned_after_turns=alone.score(tuned.at(places)),
         base=alone.score(alone.tallies("base", "alone")),
         tuned=alone.score(alone.tallies("tuned", "alone")),
     )
 
 
-def _score_types(asked: _Questions, variant: Variant) -> tuple[TypeScore, ...]:
-    counts: dict[str, int] = defaultdict(int)
-    for question in asked.questions:
-        counts[question.question_type] += 1
-    if set(counts) <= {""}:
+def _score_types(asked: _Questions, base: Tallies, tuned: Tallies) -> tuple[TypeScore, ...]:
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, question in enumerate(asked.questions):
+        places[question.question_type].append(place)
+    if set(places) <= {""}:
         return ()
-    largest = sorted(counts, key=lambda kind: (-counts[kind], kind))[:MAX_TYPES]
-    return tuple(_score_type(asked, kind, variant) for kind in largest)
+    largest = sorted(places, key=lambda kind: (-len(places[kind]), kind))[:MAX_TYPES]
+    return tuple(_score_type(asked, kind, np.array(places[kind]), base, tuned) for kind in largest)
 
 
-def _score_type(asked: _Questions, kind: str, variant: Variant) -> TypeScore:
-    of_type = asked.select(lambda question: question.question_type == kind)
-    assert of_type is not None, "it was counted"
-    base, tuned = of_type.tallies("base", variant), of_type.tallies("tuned")
+def _score_type(asked: _Questions, kind: str, places: npt.NDArray[np.intp], base: Tallies, tuned: Tallies) -> TypeScore:
+    of_type, base, tuned = asked.at(places), base.at(places), tuned.at(places)
     return TypeScore(
         question_type=kind,
         samples=of_type.num_samples,

@@ -47,6 +47,10 @@ class Tallies:
     best: Numbers
     worst: Numbers
 
+    def at(self, places: npt.NDArray[np.intp]) -> "Tallies":
+        """Those of the questions at these places."""
+        return Tallies(found=self.found[places], best=self.best[places], worst=self.worst[places])
+
 
 def ratio(sums: Numbers) -> Numbers:
     """Numerator by denominator, of shape (..., 2) to (...); 0 where the denominator is 0."""
@@ -101,10 +105,10 @@ def resample(rows: Numbers, *, seed: int, num_resamples: int = NUM_RESAMPLES) ->
     Returns:
         Of shape (num_resamples, columns).
     """
-    return np.concatenate([counts @ rows for counts in _draw_counts(len(rows), seed, num_resamples)])
+    return np.concatenate([counts @ rows for counts in draw_counts(len(rows), seed, num_resamples)])
 
 
-def _draw_counts(num_rows: int, seed: int, num_resamples: int) -> Iterator[Numbers]:
+def draw_counts(num_rows: int, seed: int, num_resamples: int) -> Iterator[Numbers]:
     """How often each row is drawn in each resample, of shape (some resamples, rows), until there are enough."""
     generator = np.random.default_rng(seed)
     at_a_time = max(1, _CHUNK // num_rows)
