@@ -146,6 +146,8 @@ class Condition(StrEnum):
     REPORTING = "Reporting"
     DISTURBED = "Disturbed"
     """Its attempts are ended again and again by no fault of its own, before they have done a step."""
+    GATE_PASSED = "GatePassed"
+    """Whether the tuned model is as much better than its base, and has forgotten as little, as was asked for."""
 
 
 STAGE_CONDITION: dict[StageName, Condition] = {
@@ -167,6 +169,15 @@ class Phase(StrEnum):
     FAILED = "Failed"
 
 
+class GateOutcome(StrEnum):
+    """What a gate says of a tuned model."""
+
+    PASSED = "Passed"
+    FAILED = "Failed"
+    UNDECIDED = "Undecided"
+    """The held-out samples are too few to say."""
+
+
 class NotificationEvent(StrEnum):
     """What somebody may be told of a run. ``llava_operator.deciding.occurrences`` says when each has happened."""
 
@@ -175,3 +186,5 @@ class NotificationEvent(StrEnum):
     WAITING_TOO_LONG = "WaitingTooLong"
     RESTARTED = "Restarted"
     SUSPENDED = "Suspended"
+    GATE_FAILED = "GateFailed"
+    GATE_UNDECIDED = "GateUndecided"

@@ -10,6 +10,8 @@ result says anything at 95 %, and no interval that is honest about so few groups
 import math
 
 CONFIDENCE = 0.95
+LEAST_GATE_GROUPS = 8
+"""A gate says nothing of fewer: no interval was shown to be right for them (docs/evaluation.md)."""
 
 
 def least_groups(confidence: float = CONFIDENCE) -> int:

@@ -26,7 +26,8 @@ _OPTIONAL_SINCE: Final = (
     "training.validation.answers", "training.validation", "training.keepBest", "training.earlyStopping",
     "training.projector", "training.lora.targets", "training.lora.rsLora", "training.maxSteps",
     "training.minimumLearningRate", "training.optimizer", "training.visionTower", "training.tracking", "mixture",
-    "mixtureDirs", "model.adapter", "evaluation.workers",
+    "mixtureDirs", "model.adapter", "evaluation.metrics", "evaluation.numberTolerance", "evaluation.gate",
+    "mixtureDirs", "model.adapter", "evaluation.workers", "evaluation.generation.load",
 )  # fmt: skip
 """Paths of fields that are written only where they are set to something else than their default: an image that does
 not know one then refuses the run that asks for it, and no other."""

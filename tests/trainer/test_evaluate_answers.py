@@ -15,7 +15,7 @@ from llava_trainer.data.questions import Question
 from llava_trainer.data.samples import Turn
 from llava_trainer.evaluation.models import load_answerer
 from llava_trainer.model import answering
-from llava_trainer.model.answering import Answerer, EncodedPrompt, encode_question, plan_batches
+from llava_trainer.model.answering import Answerer, EncodedPrompt, Generated, encode_question, plan_batches
 from tests.tiny.images import COLOURS, CORNERS, draw_tray
 from tests.trainer.runs import make_random_base
 
@@ -52,13 +52,14 @@ def prompts(processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> l
             draw_tray(rng, rng.choice(list(COLOURS)), rng.choice(list(CORNERS))).save(folder / name)
         turns = (Turn(role="user", text=f"Question {number}? " + "Think. " * rng.randrange(8)),)
         question = Question(
-            split="validation",
+            set="validation",
+            place=number,
             sample=str(number),
             number=1,
             images=(name,) if name else (),
             turns=turns,
             image_turns=(0,) if name else (),
-            expected="",
+            references=("",),
         )
         encoded.append(encode_question(question, processor, ImageFolder(root=folder)))
     return encoded
@@ -84,8 +85,8 @@ def decode_by_hand(answerer: Answerer, prompt: EncodedPrompt) -> str:
 
 def test_answers_are_those_of_plain_decoding(answerer: Answerer, prompts: list[EncodedPrompt]) -> None:
     answers = answerer.answer_greedily(prompts, NEW_TOKENS, nothing)
-    assert answers == [decode_by_hand(answerer, prompt) for prompt in prompts]
-    assert len(set(answers)) == len(answers), "prompts with equal answers would hide a mix-up"
+    assert [answer.text for answer in answers] == [decode_by_hand(answerer, prompt) for prompt in prompts]
+    assert len({answer.text for answer in answers}) == len(answers), "prompts with equal answers would hide a mix-up"
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
@@ -108,7 +109,9 @@ def test_an_answer_ends_at_the_end_token(answerer: Answerer, prompts: list[Encod
     assert len(set(whole[:3])) == 3
     tokens = answering.Tokens(bos=answerer.tokens.bos, eos=whole[2], pad=answerer.tokens.pad)
     short = Answerer(model=answerer.model, tokens=tokens, decode=answerer.decode)
-    assert short.answer_greedily(prompts[:1], NEW_TOKENS, nothing) == [answerer.decode(whole[:2]).strip()]
+    assert short.answer_greedily(prompts[:1], NEW_TOKENS, nothing) == [
+        Generated(text=answerer.decode(whole[:2]).strip(), is_cut=False)
+    ]
 
 
 def test_a_checkpoints_own_generation_settings_do_not_mix_in(
@@ -126,7 +129,7 @@ def test_a_checkpoints_own_generation_settings_do_not_mix_in(
 def test_sampled_answers_repeat_and_follow_the_seed(answerer: Answerer, prompts: list[EncodedPrompt]) -> None:
     def answer(**changes: float) -> str:
         told = Generation(temperature=5.0, max_new_tokens=NEW_TOKENS, seed=3).model_copy(update=changes)
-        return answerer.answer_as_told(prompts[0], told)
+        return answerer.answer_as_told(prompts[0], told).text
 
     torch.manual_seed(11)
     state = torch.random.get_rng_state()
@@ -135,7 +138,7 @@ def test_sampled_answers_repeat_and_follow_the_seed(answerer: Answerer, prompts:
     torch.manual_seed(12)
     assert answer() == first
     assert answer(seed=4) != first
-    assert answer(temperature=0.0) == answerer.answer_greedily(prompts[:1], NEW_TOKENS, nothing)[0]
+    assert answer(temperature=0.0) == answerer.answer_greedily(prompts[:1], NEW_TOKENS, nothing)[0].text
     assert answer(top_p=1e-6) == answer(temperature=0.0), "the smallest nucleus is the likeliest token"
 
 
@@ -157,7 +160,7 @@ def test_beams_are_transformers_own(answerer: Answerer, prompts: list[EncodedPro
         **answerer._pad_left(prompts[:1]), num_beams=4, do_sample=False, max_new_tokens=NEW_TOKENS,
         eos_token_id=answerer.tokens.eos, pad_token_id=answerer.tokens.pad,
     )[0, len(prompts[0].ids) :]  # fmt: skip
-    assert answerer.answer_as_told(prompts[0], told) == answerer.decode(by_hand.tolist()).strip()
+    assert answerer.answer_as_told(prompts[0], told).text == answerer.decode(by_hand.tolist()).strip()
 
 
 def test_memory_is_given_back_when_the_context_is_left(base: Path, processor: Processor) -> None:

@@ -10,13 +10,15 @@ import torch
 
 from llava_api.constants import StageName
 from llava_api.failures import Reason
-from llava_api.report import EvaluateNumbers, Score, StageResult
+from llava_api.report import EvaluateNumbers, StageResult
 from llava_trainer.data.encode import IGNORED, encode, encode_prompt
 from llava_trainer.data.processor import load_processor
 from llava_trainer.data.questions import ask_samples
 from llava_trainer.data.samples import read_samples
 from llava_trainer.errors import StageError
-from llava_trainer.evaluation.scores import Answer, Metrics
+from llava_trainer.evaluation.pairs import QuestionAnswers, pair_rows
+from llava_trainer.evaluation.rows import Row
+from llava_trainer.evaluation.scores import Metrics
 from llava_trainer.files import sha256_file
 from llava_trainer.outcome import StageOutput
 from llava_trainer.stages import evaluate, merge
@@ -45,6 +47,7 @@ def attempts(root: Path) -> Path:
 
 def run_evaluate(root: Path, steps: list | None = None, **evaluation) -> StageOutput:
     settings = {"gpus": 0, "generation": {"maxNewTokens": 8}, "prompts": PROMPTS, "trainingSamples": 4}
+    shutil.rmtree(attempts(root) / "evaluate-1", ignore_errors=True)
     config = run_config(root, StageName.EVALUATE, evaluation=settings | evaluation)
     with Recorder(config) as reporter:
         output = evaluate.run(config, reporter)
@@ -53,27 +56,33 @@ def run_evaluate(root: Path, steps: list | None = None, **evaluation) -> StageOu
     return output
 
 
-def read_answers(root: Path) -> list[Answer]:
+def read_rows(root: Path) -> list[Row]:
     lines = (attempts(root) / "evaluate-1" / "evaluation" / "answers.jsonl").read_text().splitlines()
-    return [Answer.model_validate_json(line) for line in lines]
+    return [Row.model_validate_json(line) for line in lines]
+
+
+def read_answers(root: Path) -> tuple[QuestionAnswers, ...]:
+    return pair_rows(read_rows(root))
 
 
 def answer_by_base(root: Path) -> list[str]:
-    return [answer.base for answer in read_answers(root)]
+    return [answer.base.answer for answer in read_answers(root)]
 
 
 def test_every_question_is_asked_of_both_models(root: Path) -> None:
     steps: list[tuple[int, int]] = []
     output = run_evaluate(root, steps)
     answers = read_answers(root)
-    assert [answer.split for answer in answers] == ["validation"] * 9 + ["train"] * 4 + ["prompt"] * 2
+    assert [answer.set for answer in answers] == ["validation"] * 9 + ["train"] * 4 + ["prompt"] * 2
     held_out = list(read_samples(attempts(root) / "prepare-1" / "data" / "validation.jsonl"))
     asked = [(s.id, q.text, a.text) for s in held_out for _, q, a in s.pairs()]
-    assert [(a.sample, a.question, a.expected) for a in answers[:9]] == asked
+    assert [(a.sample, a.question, a.references[0]) for a in answers[:9]] == asked
     assert [(a.sample, a.number) for a in answers[:2]] == [("tray-0000", 1), ("tray-0000", 2)]
     assert [a.question for a in answers[-2:]] == [prompt["text"] for prompt in PROMPTS]
-    assert all(answer.base and answer.tuned and answer.base != answer.tuned for answer in answers)
-    assert steps[-1] == (30, 30)
+    assert all(one.base.answer and one.tuned.answer and one.base.answer != one.tuned.answer for one in answers)
+    # Each of both models, 13 questions of the base with the instruction, and one follow-up of both alone.
+    assert steps[-1] == (45, 45)
+    assert len(read_rows(root)) == 45
     assert steps == sorted(set(steps))
     assert isinstance(output.numbers, EvaluateNumbers)
     assert output.numbers.prompts == 2
@@ -104,10 +113,11 @@ def test_right_answers_are_counted(root: Path) -> None:
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     run_evaluate(root, trainingSamples=0)
     for row, answer in zip(rows, read_answers(root), strict=False):
-        row["turns"][1]["text"] = f"  {answer.base.upper()}. "
+        row["turns"][1]["text"] = f"  {answer.base.answer.upper()}. "
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    scores = run_evaluate(root, trainingSamples=0).numbers.scores
-    assert scores == (Score(metric="exact_match", split="validation", base=1.0, tuned=0.0, samples=7),)
+    (score,) = run_evaluate(root, trainingSamples=0).numbers.scores
+    assert (score.metric, score.split, score.base, score.tuned) == ("exact_match", "validation", 1.0, 0.0)
+    assert (score.samples, score.groups) == (7, 7), "samples without groups are one each"
     report = (attempts(root) / "evaluate-1" / "evaluation" / "report.html").read_text()
     assert "7 of 7 right" in report
     assert "-100.0 points" in report
@@ -126,7 +136,7 @@ def test_a_repeat_gives_the_same_answers_and_another_seed_other_ones(root: Path)
 
 def test_without_training_samples_and_prompts_only_held_out_questions_are_asked(root: Path) -> None:
     output = run_evaluate(root, trainingSamples=0, prompts=[])
-    assert {answer.split for answer in read_answers(root)} == {"validation"}
+    assert {answer.set for answer in read_answers(root)} == {"validation"}
     assert [score.split for score in output.numbers.scores] == ["validation"]
 
 
@@ -188,15 +198,3 @@ def test_too_little_memory_on_the_gpu_is_told_as_such(root: Path, monkeypatch: p
     with pytest.raises(StageError, match=r"maxNewTokens \(is 8\).*Tried to allocate 2.00 GiB") as caught:
         run_evaluate(root)
     assert caught.value.reason is Reason.OUT_OF_DEVICE_MEMORY
-
-
-def test_what_was_left_half_written_is_replaced(root: Path) -> None:
-    folder = attempts(root) / "evaluate-1" / "evaluation"
-    for name in (".evaluation.partial", "evaluation"):
-        folder.with_name(name).mkdir(parents=True)
-        (folder.with_name(name) / "report.html").write_text("old")
-        (folder.with_name(name) / "stray.html").write_text("old")
-    run_evaluate(root)
-    assert (folder / "report.html").read_text() != "old"
-    assert sorted(path.name for path in folder.iterdir()) == ["answers.jsonl", "metrics.json", "report.html"]
-    assert not folder.with_name(".evaluation.partial").exists()

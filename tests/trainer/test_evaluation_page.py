@@ -1,6 +1,5 @@
 """The report as a browser reads it: whole, self-contained, and with nothing of the data's in its markup."""
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,19 +13,25 @@ from llava_api.constants import StageName
 from llava_api.run_config import RunIdentity
 from llava_api.spec import Generation
 from llava_trainer.data.dataset_report import Note, Shared, summarise
+from llava_trainer.data.images import ImageError
 from llava_trainer.data.questions import Question, Split
 from llava_trainer.data.samples import Sample, Source, Turn
-from llava_trainer.evaluation.page import PageContent, build_evaluation_page
-from llava_trainer.evaluation.page_answers import MAX_QUESTIONS_SHOWN
-from llava_trainer.evaluation.page_training import (
-    MAX_HARDEST_SHOWN,
-    MAX_STEPS_SHOWN,
-    Hardest,
-    HardSample,
-    thin_out,
+from llava_trainer.evaluation.album import Album, LoadImage
+from llava_trainer.evaluation.examples import judge_questions
+from llava_trainer.evaluation.page import (
+    DATASET_REPORT,
+    LIMITS,
+    MAX_BYTES,
+    AskedPrompt,
+    PageContent,
+    _render,
+    build_evaluation_page,
+    judge_exact,
 )
+from llava_trainer.evaluation.page_training import MAX_STEPS_SHOWN, Hardest, HardSample, thin_out
+from llava_trainer.evaluation.pairs import QuestionAnswers, pair_rows
+from llava_trainer.evaluation.rows import Row
 from llava_trainer.evaluation.scores import Answer, Metrics, score_answers
-from llava_trainer.html import Curve, Html, el, join, line_chart, page, round_ticks, thumbnail
 from llava_trainer.training.curve import CurvePoint
 from llava_trainer.training.hardest import SampleLoss
 from tests.trainer.runs import dataset_report
@@ -73,6 +78,24 @@ def make_answer(
     return Answer.of(question, base, tuned)
 
 
+def pair(answers: Sequence[Answer]) -> tuple[QuestionAnswers, ...]:
+    return pair_rows(
+        Row.model_validate(
+            {
+                "question_id": f"{answer.split}/{place}/{answer.number}",
+                "set": answer.split,
+                "group": answer.sample,
+                "references": () if answer.expected is None else (answer.expected,),
+                "model": model,
+                "answer": text,
+                **answer.model_dump(include={"sample", "number", "images", "question"}),
+            }
+        )
+        for place, answer in enumerate(answers)
+        for model, text in (("base", answer.base), ("tuned", answer.tuned))
+    )
+
+
 def make_entry(step: int, loss: float = 1.0) -> CurvePoint:
     return CurvePoint(
         step=step, epoch=1.0, loss=loss, learning_rate=2e-4, grad_norm=1.0, tokens=1, samples_per_second=1.0,
@@ -80,15 +103,21 @@ def make_entry(step: int, loss: float = 1.0) -> CurvePoint:
     )  # fmt: skip
 
 
-def render(
+def render(answers: Sequence[Answer], *arguments: Any, **more: Any) -> str:
+    return build_evaluation_page(make_content(answers, *arguments, **more))
+
+
+def make_content(
     answers: Sequence[Answer],
     curve: Sequence[CurvePoint] = (),
     name: str = "invoices",
     size: int = 900,
     notes: tuple[Note, ...] = (),
     shared: Shared = NO_GROUPS,
+    load_image: LoadImage | None = None,
+    questions: Sequence[QuestionAnswers] = (),
     **more: Any,
-) -> str:
+) -> PageContent:
     dataset = dataset_report(held_out=50, trained_on=1234, notes=notes)
     held_out = dataset.validation.model_copy(update={"groups": 4})
     dataset = dataset.model_copy(update={"shared": shared, "validation": held_out})
@@ -104,16 +133,21 @@ def render(
         seconds={"answers_of_base": 1.5},
         versions={"torch": "2.15.0"},
     )
-    report = PageContent(
+    return PageContent(
         metrics=metrics,
         dataset=dataset,
-        answers=answers,
+        questions=questions or [question for question in pair(answers) if question.set != "prompt"],
+        prompts=[
+            AskedPrompt(answers=question, picture_side="training has seen this picture")
+            for question in pair(answers)
+            if question.set == "prompt"
+        ],
         curve=curve,
         settings=[("Epochs", "1")],
-        load_image=lambda path: Image.effect_noise((size, size // 2), 80),
+        load_image=load_image or (lambda path: Image.effect_noise((size, size // 2), 80)),
+        judge=judge_exact,
         **more,
     )
-    return build_evaluation_page(report)
 
 
 def test_whatever_data_and_models_say_stays_text() -> None:
@@ -125,16 +159,17 @@ def test_whatever_data_and_models_say_stays_text() -> None:
     assert len(read.all("script")) == 1
     assert {a["src"][:23] for a in read.all("img")} == {"data:image/jpeg;base64,"}
     assert not [name for _, attributes in read.tags for name in attributes if name.startswith("on")]
-    assert "".join(read.texts).count(NASTY) == 1 + 1 + 5 + 4  # title, heading, held-out question, prompt
+    # Title, heading; picture, question, expected, base, tuned and place; picture, question, base and tuned.
+    assert "".join(read.texts).count(NASTY) == 1 + 1 + 6 + 4
 
 
 def test_nothing_is_loaded_from_elsewhere() -> None:
     text = render([make_answer("1")], [make_entry(1), make_entry(2)])
     read = Page(text)
     for tag, attributes in read.tags:
-        assert tag not in {"link", "iframe", "object", "embed", "base", "a"}
+        assert tag not in {"link", "iframe", "object", "embed", "base"}
         assert (attributes.get("src") or "data:").startswith("data:")
-        assert "href" not in attributes
+        assert attributes.get("href", DATASET_REPORT) == DATASET_REPORT
     assert "url(" not in text
     assert "@import" not in text
     assert not re.findall(r"https?://", text)
@@ -142,47 +177,106 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
     assert policy.startswith("default-src 'none'; img-src data:;")
 
 
-def test_each_row_is_marked_and_can_be_filtered() -> None:
-    rows = {
+def test_each_question_is_marked_and_can_be_filtered() -> None:
+    answers = {
         "improved": make_answer("1", base="no", tuned="yes"),
         "worse": make_answer("2", base="yes", tuned="no"),
         "both right": make_answer("3", base="yes", tuned="yes"),
         "both wrong": make_answer("4", base="no", tuned="maybe"),
     }
-    read = Page(render(list(rows.values())))
-    kinds = [a["data-kind"] for a in read.all("tr") if "data-kind" in a]
-    assert kinds == ["right improved", "wrong worse", "right", "wrong"]
-    assert (len(read.all("td", "ok")), len(read.all("td", "not"))) == (4, 4)
-    assert "".join(read.texts).count("✓") == 4
-    shown = {a["data-show"] for a in read.all("button")}
-    assert shown == {"all", "improved", "worse", "right", "wrong"}
+    read = Page(render(list(answers.values())))
+    # Regressions, gains, the others.
+    assert [a["data-kind"] for a in read.all("article", "sample")] == [
+        "wrong worse",
+        "right improved",
+        "right",
+        "wrong",
+    ]
+    assert (len(read.all("span", "ok")), len(read.all("span", "not"))) == (4, 4)
+    text = "".join(read.texts)
+    assert text.count("✓") == 4 + 1
+    assert "4 questions: 1 worse than the base, 1 better." in text
+    assert "Drawn at random" not in text
+    assert {a["data-show"] for a in read.all("button")} == {"all", "improved", "worse", "right", "wrong"}
 
 
 def test_without_javascript_every_answer_is_there_and_the_filters_are_not() -> None:
     read = Page(render([make_answer(str(number)) for number in range(5)]))
     assert "hidden" in read.all("div", "filters")[0]
-    assert not [a for a in read.all("tr") + read.all("article") if "hidden" in a]
+    assert not [a for a in read.all("section") + read.all("article") if "hidden" in a]
 
 
-def test_questions_about_one_image_share_it_and_all_159_are_shown() -> None:
-    """The size of a small real dataset: 40 images with 4 questions each, but for one."""
-    answers = [make_answer(str(s), n, image=f"{s}.jpg") for s in range(40) for n in range(1, 5)][:-1]
-    text = render(answers)
-    read = Page(text)
-    assert len([a for a in read.all("tr") if "data-kind" in a]) == 159
-    assert len(read.all("img")) == 40
-    assert "answers.jsonl" not in text
-    assert len(text) < 40 * 40_000, "noise is the worst case for JPEG: a photograph takes a quarter of it"
+def test_words_that_differ_are_marked_in_both_answers() -> None:
+    text = render([make_answer("1", base="it is <red>", tuned="it is <blue>", expected="blue")])
+    assert "it is &lt;<mark>red</mark>&gt;" in text
+    assert "it is &lt;<mark>blue</mark>&gt;" in text
 
 
-def test_a_large_held_out_set_is_cut_off_and_says_so() -> None:
-    answers = [make_answer(str(number)) for number in range(MAX_QUESTIONS_SHOWN + 50)]
+def test_answers_that_were_cut_off_and_other_ways_of_asking_are_shown() -> None:
+    (question,) = pair([make_answer("1")])
+    instructed = question.base.model_copy(update={"variant": "instructed", "answer": "so", "is_cut": True})
+    more = QuestionAnswers(rows={**question.rows, ("base", "instructed"): instructed})
+    content = make_content([], questions=[more])
+    text = " ".join(Page(build_evaluation_page(content)).texts)
+    assert "base, instructed" in text
+    assert text.count("cut off") == 1
+
+
+def test_a_large_set_is_a_choice_and_says_so() -> None:
+    answers = [make_answer(str(number), base="yes", tuned="yes") for number in range(250)]
     answers += [make_answer(str(number), split="train") for number in range(3)]
     read = Page(render(answers, size=20))
-    assert len([a for a in read.all("tr") if "data-kind" in a]) == MAX_QUESTIONS_SHOWN + 3
+    limits = LIMITS[0]
+    assert len(read.all("article", "sample")) == limits.most_drawn + 3
     text = "".join(read.texts)
-    assert "250 questions about 250 samples. The first 200 are shown here; answers.jsonl" in text
-    assert f"{MAX_QUESTIONS_SHOWN + 3} of {MAX_QUESTIONS_SHOWN + 3} shown" in text
+    assert "250 questions: 0 worse than the base, 0 better. 60 are shown here; answers.jsonl" in text
+    assert "63 of 63 shown" in text
+    assert "Drawn at random from the others" in text
+
+
+def noise_of_its_own(path: str) -> Image.Image:
+    return Image.effect_noise((300, 300), 90)
+
+
+@pytest.mark.parametrize("long", [False, True], ids=["usual", "as long as can be"])
+def test_a_page_of_20_000_questions_has_at_most_5_mb(long: bool) -> None:
+    """Every question with a picture of noise, the worst case for JPEG; and with markup, the worst case for escaping."""
+    said = "<&>'\"\U0001f600\u202e" * 160 if long else "9.00"
+    answers = [
+        make_answer(
+            str(n), text=said, expected=said, base=said if n % 3 else "no", tuned=said if n % 4 else "x",
+            image=f"{n}.png",
+        )
+        for n in range(20_000)
+    ]  # fmt: skip
+    prompts = [
+        make_answer(str(n), split="prompt", expected=None, text=said, base=said, image=f"p{n}.png") for n in range(32)
+    ]
+    hardest = make_hardest([make_hard(n, said, images=5) for n in range(40)])
+    text = render([*answers, *prompts], hardest=hardest, load_image=noise_of_its_own)
+    assert len(text.encode()) <= MAX_BYTES
+    read = Page(text)
+    assert len(read.all("article", "sample")) >= (5 if long else 30)
+    assert len(read.all("img")) >= (0 if long else 60)
+
+
+def test_the_smallest_page_is_small_enough_whatever_is_said() -> None:
+    said = "<&>'\"\U0001f600\u202e" * 160
+    answers = [make_answer(str(n), text=said, expected=said, base=said) for n in range(50)]
+    prompts = [make_answer(str(n), split="prompt", expected=None, text=said, base=said) for n in range(32)]
+    content = make_content([*answers, *prompts], hardest=make_hardest([make_hard(n, said) for n in range(40)]))
+    judged = {"validation": judge_questions(content.questions, judge_exact), "train": (), "retention": ()}
+    smallest = _render(content, judged, Album(content.load_image), LIMITS[-1])
+    assert len(smallest.encode()) <= MAX_BYTES / 2
+
+
+def test_a_picture_that_is_gone_does_not_end_the_report() -> None:
+    def fail(path: str) -> Image.Image:
+        raise ImageError("does not exist")
+
+    read = Page(render([make_answer("1")], load_image=fail))
+    assert "cannot be shown" in "".join(read.texts)
+    assert not read.all("img")
 
 
 def test_scores_say_how_many_and_how_sure() -> None:
@@ -225,65 +319,18 @@ def test_facts_of_the_dataset_are_listed_with_what_prepare_noted() -> None:
 def test_parts_without_content_are_left_out() -> None:
     text = render([])
     assert "No question was scored" in text
-    for title in ("Training", "Prompts", "Every question and answer"):
+    for title in ("Training", "Prompts", "Questions and answers"):
         assert f"<h2>{title}</h2>" not in text
     full = render([make_answer("1"), make_answer("2", split="prompt", expected=None)], [make_entry(1)])
-    for title in ("Training", "Prompts", "Every question and answer", "Dataset", "Settings", "This evaluation"):
+    for title in ("Training", "Prompts", "Questions and answers", "Dataset", "Settings", "This evaluation"):
         assert f"<h2>{title}</h2>" in full
     assert "(nothing)" in render([make_answer("1", base=" ")])
-
-
-def test_ticks_of_thousands_are_written_out() -> None:
-    drawn = str(line_chart(Curve(label="Tokens a second", xs=[1, 2], ys=[1_400.0, 1_900.0]), x_label="step"))
-    assert ">1,500<" in drawn
-    assert "e+" not in drawn
-
-
-def test_a_curve_leaves_out_what_is_no_number_and_thins_out_the_rest() -> None:
-    xs = list(range(1, 30_001))
-    ys = [math.nan if x == 5 else 1e-4 * x / 30_000 for x in xs]
-    drawn = line_chart(Curve(label="Rate", xs=xs, ys=ys), x_label="step")
-    path = Page(drawn).all("path")[0]["d"]
-    assert path is not None
-    assert len(path.split("L")) == 1000
-    assert "nan" not in drawn
-    assert "×10⁻⁴" in drawn
-    assert path.endswith("546.0,22.0"), "the last point is the highest, at the right upper corner"
-    assert "no points" in line_chart(Curve(label="Loss", xs=[1], ys=[math.nan]), x_label="step")
-    Page(line_chart(Curve(label="Loss", xs=[7], ys=[0.0]), x_label="step"))
-
-
-@pytest.mark.parametrize("highest", [0.0, 1e-7, 0.0002, 0.3, 1.0, 2.0000001, 9.99, 10, 17, 12345.0])
-def test_ticks_are_round_few_and_reach_the_highest_value(highest: float) -> None:
-    ticks = round_ticks(highest)
-    assert 2 <= len(ticks) <= 5
-    assert ticks[0] == 0
-    assert ticks[-1] >= highest * (1 - 1e-9)
-    assert ticks[-2] < highest or highest == 0
-
-
-def test_thumbnails_are_small_jpegs_whatever_the_image() -> None:
-    for image in (Image.new("RGBA", (4000, 100)), Image.new("P", (30, 20)), Image.effect_noise((900, 2000), 90)):
-        source = thumbnail(image)
-        assert source.startswith("data:image/jpeg;base64,/9j/")
-        assert len(source) < 60_000
-
-
-def test_only_markup_is_taken_as_markup() -> None:
-    assert el("p", "a < b", Html("<b>c</b>"), None, 5, [el("i", "&")]) == "<p>a &lt; b<b>c</b>5<i>&amp;</i></p>"
-    assert (
-        el("p", class_='"x"', hidden=True, title=None, data_kind="a")
-        == '<p class="&quot;x&quot;" hidden data-kind="a"></p>'
-    )
-    assert el("br") == "<br>"
-    assert join("<", ["&"]) == "&lt;&amp;"
-    assert page("a & b", "<i>").startswith('<!doctype html>\n<html lang="en"><head>')
 
 
 def test_what_held_out_samples_showed_meanwhile_is_drawn_where_it_is_known() -> None:
     seen = [replace(make_entry(step), validation_loss=2.0 - step / 10, validation_exact=0.0) for step in (5, 10)]
     page = render([make_answer("1")], curve=[make_entry(1), seen[0], make_entry(7), seen[1]])
-    assert "Held-out loss over step, last value 1" in page
+    assert "Loss over step, last value 1; Held-out loss over step, last value 1" in page
     assert "Exact answers over step, last value 0" in page
     assert "Held-out loss" not in render([make_answer("1")], curve=[make_entry(1)])
 
@@ -328,10 +375,10 @@ def test_hard_samples_and_answers_stay_text_and_small() -> None:
     many = [make_hard(n, NASTY * 100, images=5) for n in range(40)]
     question = make_question(NASTY)
     curve = [replace(make_entry(1), validation_answers=(NASTY,))]
-    read = Page(render([], curve, hardest=make_hardest(many), asked=[question], size=2000))
+    read = Page(render([], curve, hardest=make_hardest(many), asked=[question], size=200))
     assert len(read.all("script")) == 1
     assert not [name for _, attributes in read.tags for name in attributes if name.startswith("on")]
-    assert len(read.all("img")) == 3 * MAX_HARDEST_SHOWN + 1
+    assert len(read.all("img")) == 3 * LIMITS[0].hardest + 1
     assert max(len(text) for text in read.texts if text.startswith(NASTY[:8])) < 1100
     assert NASTY in read.texts, "the answer"
 

@@ -16,7 +16,9 @@ from llava_api.report import MergeNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
-from llava_trainer.evaluation.scores import Answer, Metrics
+from llava_trainer.evaluation.pairs import QuestionAnswers, pair_rows
+from llava_trainer.evaluation.rows import Row
+from llava_trainer.evaluation.scores import Metrics
 from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.importing.adapter import import_adapter
@@ -66,14 +68,15 @@ def as_stage(config: RunConfig, stage: StageName) -> RunConfig:
     return config.model_copy(update={"run": config.run.model_copy(update={"stage": stage})})
 
 
-def finish(config: RunConfig) -> tuple[dict[str, torch.Tensor], list[Answer], Metrics]:
+def finish(config: RunConfig) -> tuple[dict[str, torch.Tensor], tuple[QuestionAnswers, ...], Metrics]:
     """Merge and evaluate; the merged weights, the answers and the metrics."""
     numbers = merge.run(as_stage(config, StageName.MERGE), Reporter(config)).numbers
     assert isinstance(numbers, MergeNumbers)
     assert numbers.max_logit_difference < 1e-4
     evaluate.run(as_stage(config, StageName.EVALUATE), Reporter(config))
     volume = config.volume
-    answers = [Answer.model_validate_json(line) for line in volume.answers_file.read_text().splitlines()]
+    rows = [Row.model_validate_json(line) for line in volume.answers_file.read_text().splitlines()]
+    answers = pair_rows(rows)
     merged = load_file(volume.merged_dir / "model.safetensors")
     return merged, answers, Metrics.model_validate_json(volume.metrics_file.read_bytes())
 
@@ -89,7 +92,7 @@ def earlier(
 
 
 @pytest.fixture(scope="module")
-def judged(earlier: RunConfig) -> tuple[dict[str, torch.Tensor], list[Answer], Metrics]:
+def judged(earlier: RunConfig) -> tuple[dict[str, torch.Tensor], tuple[QuestionAnswers, ...], Metrics]:
     return finish(earlier)
 
 
@@ -115,7 +118,8 @@ def test_training_goes_on_from_the_adapter_and_is_compared_with_it(
     _, earlier_answers, earlier_metrics = judged
     assert merged.keys() == load_file(earlier.model_dir / "model.safetensors").keys()
     for answer, before in zip(answers, earlier_answers, strict=True):
-        assert (answer.bare, answer.base) == (before.base, before.tuned)
+        assert answer.bare is not None
+        assert (answer.bare.answer, answer.base.answer) == (before.base.answer, before.tuned.answer)
     assert metrics.seconds.keys() == {"answers_of_bare_base", "answers_of_base", "answers_of_tuned"}
     for score, before_score in zip(metrics.scores, earlier_metrics.scores, strict=True):
         assert (score.bare, score.base) == (before_score.base, before_score.tuned)
@@ -136,9 +140,8 @@ def test_without_training_the_adapter_is_merged_and_judged(
     merged, answers, metrics = finish(config)
     weights, earlier_answers, _ = judged
     assert all(torch.equal(merged[name], weights[name]) for name in weights)
-    assert [(one.bare, one.base, one.tuned) for one in answers] == [
-        (None, one.base, one.tuned) for one in earlier_answers
-    ]
+    assert all(one.bare is None for one in answers)
+    assert [(one.base, one.tuned) for one in answers] == [(one.base, one.tuned) for one in earlier_answers]
     assert metrics.seconds.keys() == {"answers_of_base", "answers_of_tuned"}
     assert "none: the adapter that was given is merged" in config.volume.report_file.read_text()
 

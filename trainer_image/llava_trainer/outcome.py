@@ -70,7 +70,8 @@ class Interrupted(BaseException):
 class StageOutput:
     """What a stage that succeeded hands back."""
 
-    numbers: PrepareNumbers | TrainNumbers | MergeNumbers | EvaluateNumbers
+    numbers: PrepareNumbers | TrainNumbers | MergeNumbers | EvaluateNumbers | None
+    """None: this pod has done its part, and another one of the attempt tells what came out."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """sha256 of what it made, by artifact name."""
 
@@ -175,14 +176,20 @@ def _run(stage: StageName, config_path: Path, body: StageBody, log: ProcessLog) 
 
 
 def _do_stage(config: RunConfig, body: StageBody, reporter: Reporter) -> StageResult:
-    """Do the stage, or take over what an earlier attempt has finished; recorded on the volume at the end."""
+    """Do the stage, or take over what an earlier attempt has finished; recorded on the volume at the end.
+
+    The pods of an evaluation wait for none of them, so each takes over, and the one that has numbers records.
+    """
     run = config.run
-    if not is_first_pod():
+    if run.stage is not StageName.EVALUATE and not is_first_pod():
         return _to_result(config, body(config, reporter))
     take_over(config)
     result = take_over_result(config, find_damaged_input)
     if result is None:
-        result = _to_result(config, body(config, reporter))
+        output = body(config, reporter)
+        result = _to_result(config, output)
+        if output.numbers is None:
+            return result
         reporter.fence.check()
         record_result(config, result)
     elif run.stage in TRAINING_STAGES and config.workers.num_nodes > 1:
@@ -195,7 +202,7 @@ def _do_stage(config: RunConfig, body: StageBody, reporter: Reporter) -> StageRe
 
 
 def _to_result(config: RunConfig, output: StageOutput) -> StageResult:
-    numbers: dict[str, Any] = {config.run.stage.value: output.numbers}
+    numbers: dict[str, Any] = {} if output.numbers is None else {config.run.stage.value: output.numbers}
     return StageResult(stage=config.run.stage, attempt=config.run.attempt, digests=dict(output.digests), **numbers)
 
 

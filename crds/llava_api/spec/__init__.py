@@ -5,7 +5,16 @@ docs/api.md. A field stands here only if something acts on it.
 """
 
 from llava_api.spec.dataset import DataLimits, Dataset, Messages, Table, Ubiai, Validation
-from llava_api.spec.evaluation import Evaluation, EvaluationWorkers, Generation, Prompt
+from llava_api.spec.evaluation import (
+    Evaluation,
+    EvaluationWorkers,
+    Gate,
+    Generation,
+    MetricName,
+    Prompt,
+    ScoreName,
+    YesNoPart,
+)
 from llava_api.spec.mixture import MAX_MIXTURE, MixturePart
 from llava_api.spec.notifications import MAX_NOTIFICATIONS, Notification, SlackWebhook, Webhook
 from llava_api.spec.pods import (
@@ -56,6 +65,7 @@ __all__ = [
     "EarlyStopping",
     "Evaluation",
     "EvaluationWorkers",
+    "Gate",
     "Generation",
     "Image",
     "ImagePullSecret",
@@ -64,6 +74,7 @@ __all__ = [
     "LoraTarget",
     "Merge",
     "Messages",
+    "MetricName",
     "MixturePart",
     "Mlflow",
     "Model",
@@ -78,6 +89,7 @@ __all__ = [
     "RelativePath",
     "Resources",
     "Scheduling",
+    "ScoreName",
     "SecretRef",
     "SlackWebhook",
     "Source",
@@ -96,5 +108,6 @@ __all__ = [
     "ValidationAnswers",
     "Webhook",
     "Workers",
+    "YesNoPart",
     "Zero",
 ]

@@ -1,6 +1,6 @@
 """The comparison of the tuned model with its base."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -8,6 +8,13 @@ from llava_api.base import Strict
 from llava_api.names import MAX_SHARDS
 from llava_api.rules import rule, rules
 from llava_api.spec.values import RelativePath, Resources, make_resources
+
+MetricName = Literal["exact_match", "vqa_accuracy", "anls", "token_f1", "rouge_l", "yes_no", "number"]
+"""What ``evaluation.metrics`` chooses from."""
+YesNoPart = Literal["yes_no_precision", "yes_no_recall", "yes_no_f1"]
+"""Scores that come with yes_no, which is the accuracy."""
+ScoreName = Literal[MetricName, YesNoPart]
+MAX_METRICS = 7
 
 
 class Prompt(Strict):
@@ -31,6 +38,15 @@ class Generation(Strict):
     max_new_tokens: Annotated[
         int, Field(ge=1, le=8192, description="Most tokens of one answer, for prompts and scores.")
     ] = 512
+    load: Annotated[
+        Literal["none", "8bit", "4bit"],
+        Field(
+            description="How the models are loaded to answer, base and tuned alike: none (the default, since that is "
+            "the model that is handed on) leaves their weights as they are; 8bit (LLM.int8()) and 4bit (NF4) quantise "
+            "the language model's linear layers with bitsandbytes, for a GPU that they do not fit into or to score what "
+            "will be served. Answers may then depend on which questions are asked at a time; how many do is told."
+        ),
+    ] = "none"
 
 
 class EvaluationWorkers(Strict):
@@ -51,20 +67,89 @@ class EvaluationWorkers(Strict):
     ] = None
 
 
+class Gate(Strict):
+    """By how much the tuned model must be better than its base on held-out questions."""
+
+    metric: Annotated[
+        ScoreName | None,
+        Field(
+            description="Metric that decides, one of evaluation.metrics; with yes_no there also one of its parts. Left "
+            "out: the first of them."
+        ),
+    ] = None
+    minimum_gain: Annotated[
+        float,
+        Field(
+            ge=-1,
+            lt=1,
+            description="What tuned - base has to be above, in units of the metric (0.05 = 5 points), the base being "
+            "asked the better of both ways. 0 asks for any gain at all.",
+        ),
+    ] = 0.0
+    use: Annotated[
+        Literal["lowerBound", "pointValue"],
+        Field(
+            description="lowerBound: passed where the lower end of the gain's 95 % interval is above minimumGain, "
+            "failed where the upper end is below it, undecided in between. pointValue: the measured gain decides, "
+            "whatever chance may have made of it. Of fewer than 8 groups nothing is decided."
+        ),
+    ] = "lowerBound"
+
+
 class Evaluation(Strict):
     """The stage that compares the tuned model with its base."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
+                "!has(self.gate) || !has(self.gate.metric) || self.gate.metric in self.metrics || "
+                "(self.gate.metric.startsWith('yes_no_') && 'yes_no' in self.metrics)",
+                "evaluation.gate.metric must be one of evaluation.metrics (yes_no brings yes_no_precision, "
+                "yes_no_recall and yes_no_f1): add it there, or choose another one",
+                message_expression=(
+                    "'evaluation.gate.metric is %s but must be one of evaluation.metrics, which is %s (yes_no brings "
+                    "yes_no_precision, yes_no_recall and yes_no_f1): add it there, or choose another one'"
+                    ".format([self.gate.metric, self.metrics.join(', ')])"
+                ),
+                field=".gate.metric",
+            ),
+            rule(
                 "!has(self.gpus) || !has(self.workers.gpus) || self.gpus == self.workers.gpus",
                 "gpus is the older name of workers.gpus, and must be the same where both are set: remove "
                 "spec.evaluation.gpus",
                 field=".gpus",
-            )
+            ),
         )
     )
 
+    metrics: Annotated[
+        tuple[MetricName, ...],
+        Field(
+            min_length=1,
+            max_length=MAX_METRICS,
+            json_schema_extra={"x-kubernetes-list-type": "set"},
+            description="How answers are scored; the first is the score that kubectl get shows. exact_match, "
+            "vqa_accuracy (VQA v2; only of questions with 4 references or more), anls, token_f1, rouge_l, yes_no "
+            "(accuracy; with precision, recall and F1 of yes; only of questions whose answer is yes or no), number "
+            "(only of questions whose answer is a number). The best of several references counts.",
+        ),
+    ] = ("exact_match",)
+    number_tolerance: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="By what part of the right number an answer may be off for the metric number. 0.05, ChartQA's "
+            "relaxed accuracy; 0: not at all.",
+        ),
+    ] = 0.05
+    gate: Annotated[
+        Gate | None,
+        Field(
+            description="Judge whether the tuned model is better (status.evaluation.gate, condition GatePassed). A "
+            "gate that fails is no failed run. Left out: nothing is judged."
+        ),
+    ] = None
     prompts: Annotated[
         tuple[Prompt, ...], Field(max_length=32, description="Questions for both models, shown in the report.")
     ] = ()
@@ -75,7 +160,8 @@ class Evaluation(Strict):
             ge=0,
             le=100_000,
             description="Training samples that are scored as well (shown apart from the held-out score), to tell "
-            "learning by heart from learning; 0 = off.",
+            "learning by heart from learning; 0 = off. They are drawn by whole groups with training.seed, as held-out "
+            "samples are.",
         ),
     ] = 0
     workers: Annotated[EvaluationWorkers, Field(description="The pods that evaluate.")] = EvaluationWorkers()

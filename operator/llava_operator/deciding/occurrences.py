@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from llava_api.constants import NotificationEvent, Phase, StageName
+from llava_api.constants import GateOutcome, NotificationEvent, Phase, StageName
 from llava_api.failures import Reason
 from llava_api.spec import Notification
 from llava_api.status import AttemptState, AttemptStatus, NotificationStatus, Status
 from llava_operator.clock import from_time, to_time
+from llava_operator.deciding.gates import combine_gates, describe_gates
 from llava_operator.deciding.restarts import DISTURBED_DELAY_S, has_done_a_step
 from llava_operator.run import current_stage, stage_of
 from llava_operator.stages import STAGES
@@ -130,6 +131,8 @@ def _succeeded(change: Change) -> Occurrence | None:
         return None
     score = change.after.summary.score if change.after.summary else ""
     message = "every stage has succeeded" + (f"; score {score}" if score else "")
+    if change.after.evaluation is not None and change.after.evaluation.gates:
+        message += f"; {describe_gates(change.after.evaluation)}"
     return Occurrence(key=change.after.completion_time or "", reason="Succeeded", message=message)
 
 
@@ -193,11 +196,29 @@ def _waiting_too_long(change: Change) -> Occurrence | None:
     )  # fmt: skip
 
 
+def _judged(outcome: GateOutcome) -> Callable[[Change], Occurrence | None]:
+    """That evaluation has ended with a gate that says so. It may be done again, and is told of again then."""
+
+    def find(change: Change) -> Occurrence | None:
+        evaluation = change.after.evaluation
+        if evaluation is None or evaluation == change.before.evaluation or combine_gates(evaluation) is not outcome:
+            return None
+        stage = stage_of(change.after, StageName.EVALUATE)
+        return Occurrence(
+            key=f"{stage.name}-{stage.attempt}", stage=stage.name, attempt=stage.attempt, reason=f"Gate{outcome}",
+            message=describe_gates(evaluation),
+        )  # fmt: skip
+
+    return find
+
+
 OCCURRENCES: dict[NotificationEvent, Callable[[Change], Occurrence | None]] = {
     NotificationEvent.SUCCEEDED: _succeeded,
     NotificationEvent.FAILED: _failed,
     NotificationEvent.SUSPENDED: _suspended,
     NotificationEvent.RESTARTED: _restarted,
     NotificationEvent.WAITING_TOO_LONG: _waiting_too_long,
+    NotificationEvent.GATE_FAILED: _judged(GateOutcome.FAILED),
+    NotificationEvent.GATE_UNDECIDED: _judged(GateOutcome.UNDECIDED),
 }
 """What has happened between two statuses, by event; whether it is too soon to tell is not asked here."""

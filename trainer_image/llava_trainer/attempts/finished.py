@@ -74,6 +74,12 @@ def read_result(config: RunConfig) -> StageResult | None:
     return finished.result if finished else None
 
 
+def read_digests(folder: Path) -> dict[str, str]:
+    """Digests of what a stage that has ended well hands on, by path below its attempt's folder; none if unknown."""
+    finished = _read(folder)
+    return finished.contents if finished else {}
+
+
 def take_over_result(config: RunConfig, find_damage: FindDamage) -> StageResult | None:
     """Make the finished result of an earlier attempt, or one of this very attempt, this attempt's own.
 

@@ -5,6 +5,10 @@ from llava_api.spec import LORA_TARGETS, Alignment, MixturePart, Training
 from llava_api.text import show
 
 Rows = list[tuple[str, str]]
+_LOADED = {
+    "none": "as they are", "8bit": "language model in 8 bits (LLM.int8), base and tuned alike",
+    "4bit": "language model in 4 bits (NF4), base and tuned alike",
+}  # fmt: skip
 
 
 def list_settings(config: RunConfig) -> Rows:
@@ -28,6 +32,7 @@ def list_settings(config: RunConfig) -> Rows:
         ("Training seed", str(config.training.seed)),
         ("Answers to questions", f"greedy, {generation.max_new_tokens:,} tokens at most"),
         ("Answers to prompts", f"{sampling}, seed {generation.seed}"),
+        ("Models loaded", _LOADED[generation.load]),
     ]
 
 

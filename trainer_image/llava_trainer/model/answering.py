@@ -5,9 +5,10 @@ Knows models, questions and how these are encoded; nothing of files, nor of who 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from llava_api.spec import Generation
 from llava_trainer.data.encode import encode_prompt
@@ -19,6 +20,9 @@ from llava_trainer.data.questions import Question
 BATCH_TOKENS = 8_192
 """Tokens of prompts and answers that are held at a time: about 4 GB of keys and values for a 7B model in bfloat16."""
 BATCH_ROWS = 32
+CLOSE = 1e-4
+"""Two logits that are no further apart may change places with the batch's composition: sums of fp32 products in another
+order differ by some 1e-5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,19 @@ class EncodedPrompt:
     """Token ids, image tokens expanded."""
     load_pixels: Callable[[], torch.Tensor] | None
     """Makes the images' values, (images, 3, height, width), when they are needed; None without an image."""
+    images: tuple[Path, ...] = ()
+    """Of which files: prompts of one batch about the same ones share them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """What a model has answered."""
+
+    text: str
+    is_cut: bool
+    """Whether it was cut off at the most tokens instead of ended by the model."""
+    is_close: bool = False
+    """Whether, decoding greedily, the two largest logits were within ``CLOSE`` at one of its tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,24 +70,31 @@ class Answerer:
 
     def answer_greedily(
         self, prompts: Sequence[EncodedPrompt], max_new_tokens: int, on_answered: Callable[[int], None]
-    ) -> list[str]:
-        """Answer every prompt with the likeliest tokens; how they are batched makes no difference.
+    ) -> list[Generated]:
+        """Answer every prompt with the likeliest tokens; in fp32 it makes no difference how they are batched.
 
         Args:
             prompts: what to answer.
             max_new_tokens: where an answer is cut off.
             on_answered: told after each batch how many more are answered.
         """
-        config = self._config(max_new_tokens, do_sample=False)
-        answers = [""] * len(prompts)
+        answers: dict[int, Generated] = {}
         for batch in plan_batches([len(prompt.ids) for prompt in prompts], max_new_tokens):
-            texts = self._generate([prompts[index] for index in batch], config)
-            for index, text in zip(batch, texts, strict=True):
-                answers[index] = text
+            answers |= zip(batch, self.answer_batch([prompts[index] for index in batch], max_new_tokens), strict=True)
             on_answered(len(batch))
-        return answers
+        return [answers[index] for index in range(len(prompts))]
 
-    def answer_as_told(self, prompt: EncodedPrompt, generation: Generation) -> str:
+    def answer_batch(self, prompts: Sequence[EncodedPrompt], max_new_tokens: int) -> list[Generated]:
+        """Answer these prompts at a time, with the likeliest tokens."""
+        margins = _Margins()
+        rows = self._generate(prompts, self._config(max_new_tokens, do_sample=False), margins)
+        smallest = margins.smallest([len(row) for row in rows])
+        return [
+            self._finish(row, max_new_tokens, is_close=margin <= CLOSE)
+            for row, margin in zip(rows, smallest, strict=True)
+        ]
+
+    def answer_as_told(self, prompt: EncodedPrompt, generation: Generation) -> Generated:
         """Answer one prompt as the spec says; seeded anew, so that a repeat gives the same answer."""
         sampling = {}
         if generation.temperature > 0:
@@ -82,7 +106,7 @@ class Answerer:
         device = _device(self.model)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(generation.seed)
-            return self._generate([prompt], config)[0]
+            return self._finish(self._generate([prompt], config)[0], generation.max_new_tokens)
 
     def _config(self, max_new_tokens: int, **how: float | bool) -> GenerationConfig:
         return GenerationConfig(
@@ -95,13 +119,24 @@ class Answerer:
 
     # Not inference_mode: what a module under training remembers of it could not enter a graph later.
     @torch.no_grad()
-    def _generate(self, prompts: Sequence[EncodedPrompt], config: GenerationConfig) -> list[str]:
+    def _generate(
+        self, prompts: Sequence[EncodedPrompt], config: GenerationConfig, *watching: "_Margins"
+    ) -> list[list[int]]:
+        """Ids of each answer, with the token that has ended it if one has."""
         inputs = self._pad_left(prompts)
         generated = self.model.generate(
-            **inputs, generation_config=config, stopping_criteria=StoppingCriteriaList([_Listener(self.on_token)])
+            **inputs,
+            generation_config=config,
+            logits_processor=LogitsProcessorList(watching),
+            stopping_criteria=StoppingCriteriaList([_Listener(self.on_token)]),
         )
         rows = generated[:, inputs["input_ids"].shape[1] :].tolist()
-        return [self.decode(self._cut(row)).strip() for row in rows]
+        return [row[: row.index(self.tokens.eos) + 1] if self.tokens.eos in row else row for row in rows]
+
+    def _finish(self, row: list[int], max_new_tokens: int, *, is_close: bool = False) -> Generated:
+        has_ended = row[-1:] == [self.tokens.eos]
+        text = self.decode(row[:-1] if has_ended else row).strip()
+        return Generated(text=text, is_cut=not has_ended and len(row) >= max_new_tokens, is_close=is_close)
 
     def _pad_left(self, prompts: Sequence[EncodedPrompt]) -> dict[str, torch.Tensor]:
         longest = max(len(prompt.ids) for prompt in prompts)
@@ -112,13 +147,12 @@ class Answerer:
             mask[row, longest - len(prompt.ids) :] = 1
         device = _device(self.model)
         inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        pixels = [prompt.load_pixels() for prompt in prompts if prompt.load_pixels is not None]
-        if pixels:
+        shown = [(prompt.images or (number,), prompt.load_pixels) for number, prompt in enumerate(prompts)]
+        loaded = {images: load() for images, load in dict(shown).items() if load is not None}
+        if loaded:
+            pixels = [loaded[images] for images, _ in shown if images in loaded]
             inputs["pixel_values"] = torch.cat(pixels).to(device, self.model.dtype)
         return inputs
-
-    def _cut(self, ids: list[int]) -> list[int]:
-        return ids[: ids.index(self.tokens.eos)] if self.tokens.eos in ids else ids
 
 
 class _Listener:
@@ -130,6 +164,23 @@ class _Listener:
     def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
         self._on_token()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class _Margins:
+    """A LogitsProcessor that changes nothing, and notes how far the two largest logits are apart at each token."""
+
+    def __init__(self) -> None:
+        self._steps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        largest = scores.topk(2, dim=-1).values
+        self._steps.append(largest[:, 0] - largest[:, 1])
+        return scores
+
+    def smallest(self, lengths: Sequence[int]) -> list[float]:
+        """The smallest distance in each row, over its own tokens: what comes behind its end does not count."""
+        steps = torch.stack(self._steps, dim=1).tolist()
+        return [min(row[:length]) for row, length in zip(steps, lengths, strict=True)]
 
 
 def make_answerer(
@@ -161,6 +212,7 @@ def encode_question(question: Question, processor: Processor, folder: ImageFolde
     images = [folder.find(image) for image in question.images]
     return EncodedPrompt(
         ids=ids,
+        images=tuple(images),
         load_pixels=lambda: torch.stack(
             [torch.from_numpy(pixel_values(open_image(image), processor)) for image in images]
         ),

@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
-from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from llava_api.failures import Reason
@@ -18,9 +18,10 @@ from llava_api.spec import Quantization
 from llava_trainer.device_faults import explain_device_fault
 from llava_trainer.errors import LOST_CONNECTION_SIGN, StageError
 from llava_trainer.model.attention import register_attention
-from llava_trainer.model.layout import PROJECTOR, SPOKEN, hub_name, is_derived
+from llava_trainer.model.layout import SPOKEN, hub_name, is_derived
 from llava_trainer.model.lora import find_unmoved, is_lora_b
 from llava_trainer.model.projector import load_projector
+from llava_trainer.model.quantization import train_in_nf4
 
 AS_DATA: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
 """How every model is loaded: from its folder, by transformers' own classes, without unpickling anything."""
@@ -28,8 +29,6 @@ PLAIN_ATTENTION = "sdpa"
 """What transformers takes unless the configuration chooses; some choices would be fetched from the hub and run."""
 
 _NAMED_KEYS = 5
-_UNQUANTIZED = ["model.vision_tower", f"model.{PROJECTOR}", "lm_head"]
-"""Whole names: bitsandbytes passes over others without a word. Naming any takes away the exemption of the head."""
 
 
 def load_model(
@@ -63,7 +62,7 @@ def load_model(
             # With ZeRO-3 every parameter goes to the process that it belongs to.
             device_map=None if is_deepspeed_zero3_enabled() else {"": device},
             attn_implementation=attention,
-            quantization_config=None if quantization is None else _nf4(quantization, dtype),
+            quantization_config=None if quantization is None else train_in_nf4(quantization, dtype),
             **AS_DATA,
             # Collected below with all other problems, instead of one error that names no tensor.
             ignore_mismatched_sizes=True,
@@ -92,17 +91,6 @@ def _lies_elsewhere(error: Exception) -> bool:
         isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | dist.DistError)
         or LOST_CONNECTION_SIGN in str(error)
         or explain_device_fault(error) is not None
-    )
-
-
-def _nf4(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
-    compute = {"auto": dtype, "bf16": torch.bfloat16, "fp32": torch.float32}[quantization.compute_dtype]
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=quantization.double,
-        bnb_4bit_compute_dtype=compute,
-        llm_int8_skip_modules=_UNQUANTIZED,
     )
 
 

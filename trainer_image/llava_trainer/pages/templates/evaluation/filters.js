@@ -4,23 +4,22 @@
   if (!bar) return;
   const buttons = [...bar.querySelectorAll("button")];
   const search = bar.querySelector("input");
-  const samples = [...document.querySelectorAll(".sample")];
+  const groups = [...document.querySelectorAll(".group")];
   const count = document.querySelector("[data-count]");
   let kind = "all";
   const apply = () => {
     const wanted = search.value.trim().toLowerCase();
     let shown = 0;
-    for (const sample of samples) {
-      const named = (sample.querySelector("figcaption")?.textContent ?? "").toLowerCase().includes(wanted);
+    for (const group of groups) {
       let any = false;
-      for (const row of sample.querySelectorAll("tr")) {
-        const fits = (kind === "all" || row.dataset.kind.split(" ").includes(kind))
-          && (named || row.textContent.toLowerCase().includes(wanted));
-        row.hidden = !fits;
+      for (const sample of group.querySelectorAll(".sample")) {
+        const fits = (kind === "all" || sample.dataset.kind.split(" ").includes(kind))
+          && sample.textContent.toLowerCase().includes(wanted);
+        sample.hidden = !fits;
         any ||= fits;
         shown += fits ? 1 : 0;
       }
-      sample.hidden = !any;
+      group.hidden = !any;
     }
     count.textContent = shown;
   };
