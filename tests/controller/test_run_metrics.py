@@ -236,8 +236,8 @@ def test_gpus_are_held_or_waited_for(state: AttemptState, running_time: str | No
 
 def test_pods_of_an_evaluation_give_their_gpus_back_one_by_one() -> None:
     status = change_newest(
-        training(), stage_of(training(), TRAIN), settings=AttemptSettings(replicas=4, gpus=1), running_time=to_time(NOW),
-        shards=ShardStatus(done=3), state=AttemptState.RUNNING,
+        training(), stage_of(training(), TRAIN), settings=AttemptSettings(replicas=4, gpus=1),
+        running_time=to_time(NOW), shards=ShardStatus(done=3), state=AttemptState.RUNNING,
     )  # fmt: skip
     assert told(status, "gpus") == {("train",): 1}
 
