@@ -151,7 +151,9 @@ def test_a_pod_whose_node_cannot_be_reached_is_given_up_with_its_attempt() -> No
     """The Job controller never replaces it: it has not ended, as far as anybody knows."""
     status = running()
     gone = runs(1, deleting=True, deletion_due=NOW_TEXT, disruption="DeletionByTaintManager: node lost", node="n")
-    job, pods = make_job(status), (runs(0), fails(2, "e-2-old"), gone, runs(2, "e-2-new"))
+    # One that was drained has long been replaced, and is not why.
+    old = fails(2, "e-2-old", exit_code=75, disruption="EvictionByEvictionAPI: drained", node="other")
+    job, pods = make_job(status), (runs(0), old, gone, runs(2, "e-2-new"))
     status = commit(status, job=job, pods=pods)
     due = NOW + timedelta(seconds=UNREACHABLE_S)
     decision = decide(look(status, job=job, pods=pods, now=due - timedelta(seconds=1)))
@@ -160,6 +162,15 @@ def test_a_pod_whose_node_cannot_be_reached_is_given_up_with_its_attempt() -> No
     stopping = commit(status, job=job, pods=pods, now=due)
     assert (newest(stopping).state, newest(stopping).because) == (AttemptState.STOPPING, Reason.NODE_LOST)
     assert newest(stopping).node == "n"
+
+
+def test_a_job_that_somebody_deletes_is_told_so_whatever_was_drained_before() -> None:
+    status = running()
+    old = fails(2, "e-2-old", exit_code=75, disruption="EvictionByEvictionAPI: drained")
+    job = make_job(status, deleting_since=NOW_TEXT)
+    pods = (old, *(runs(index, f"e-{index}-b", deleting=True, deletion_due=NOW_TEXT) for index in range(3)))
+    stopping = commit(status, job=job, pods=pods)
+    assert newest(stopping).because == Reason.JOB_DELETED
 
 
 # --- what ends the attempt

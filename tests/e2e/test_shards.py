@@ -1,4 +1,4 @@
-"""Evaluation by two pods on a real cluster, one of which is killed: it goes on where it was, and the scores are right."""
+"""Evaluation by two pods on a real cluster, one of which is killed: it goes on, and the scores are right."""
 
 import re
 import signal
