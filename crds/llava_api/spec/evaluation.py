@@ -43,8 +43,8 @@ class Generation(Strict):
         Field(
             description="How the models are loaded to answer, base and tuned alike: none (the default, since that is "
             "the model that is handed on) leaves their weights as they are; 8bit (LLM.int8()) and 4bit (NF4) quantise "
-            "the language model's linear layers with bitsandbytes, for a GPU that they do not fit into or to score what "
-            "will be served. Answers may then depend on which questions are asked at a time; how many do is told."
+            "the language model's linear layers with bitsandbytes, for a GPU that they do not fit into or to score "
+            "what will be served. Answers may then depend on which questions are asked at a time; how many do is told."
         ),
     ] = "none"
 

@@ -1,8 +1,8 @@
 """Read by Python at its start where this folder is on PYTHONPATH: a process stops (SIGSTOP) before it completes one.
 
-``STOP_BEFORE`` is a pattern of what a file or folder is about to be called, or of a file that is about to be synced with
-how many times it has been before (``rows.jsonl#3``), ``STOP_NOTE`` a file for the process's id. Whoever has stopped once
-does not stop again.
+``STOP_BEFORE`` is a pattern of what a file or folder is about to be called, or of a file that is about to be synced
+with how many times it has been before (``rows.jsonl#3``); ``STOP_NOTE`` a file for the process's id. Whoever has
+stopped once does not stop again.
 """
 
 import os

@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from llava_api.spec import Generation
-from llava_trainer.evaluation.asking import Asking, is_answer_to, key_of, make_row
-from llava_trainer.evaluation.rows import Model, Row, Variant
+from llava_trainer.evaluation.asking import Asking, Key, is_answer_to, make_row
+from llava_trainer.evaluation.rows import Model, Row
 from llava_trainer.evaluation.shard_file import Repeats, ShardWriter
 from llava_trainer.model.answering import Answerer, EncodedPrompt, Generated, plan_batches
 
@@ -86,7 +86,7 @@ class Progress:
 
 
 def answer_shard(
-    plan: ShardPlan, left: Sequence[Row], writer: ShardWriter, open_model: Open, progress: Progress
+    plan: ShardPlan, left: Mapping[Key, Row], writer: ShardWriter, open_model: Open, progress: Progress
 ) -> None:
     """Answer everything that is not yet, and finish the file.
 
@@ -97,13 +97,12 @@ def answer_shard(
         open_model: loads one of the run's models; not called for one that has nothing left to answer.
         progress: told what is answered.
     """
-    known = {key_of(row): row for row in left}
     done = _Done()
     for model in plan.models:
         begun = time.monotonic()
         missing = []
         for batch in plan.batches(model):
-            kept = [_find(known, prompt.asking, model) for prompt in batch]
+            kept = [_find(left, prompt.asking, model) for prompt in batch]
             rows = [row for row in kept if row is not None]
             if len(rows) < len(batch):
                 missing.append(batch)
@@ -162,6 +161,6 @@ def _generate(answerer: Answerer, batch: Sequence[Prompt], generation: Generatio
     return [answerer.answer_as_told(prompt.encoded, generation) for prompt in batch]
 
 
-def _find(known: Mapping[tuple[str, Model, Variant], Row], asking: Asking, model: Model) -> Row | None:
+def _find(known: Mapping[Key, Row], asking: Asking, model: Model) -> Row | None:
     row = known.get((asking.question.id, model, asking.variant))
     return row if row is not None and is_answer_to(row, asking) else None

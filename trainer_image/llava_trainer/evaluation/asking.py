@@ -17,6 +17,8 @@ SHORT_ANSWER = "Answer the question using a single word or phrase."
 its own, as in LLaVA's training data."""
 _INSTRUCTIONS = (SHORT_ANSWER, "Answer with the option's letter from the given choices directly.")
 """Of the same paper: either says already what an answer should look like."""
+Key = tuple[str, Model, Variant]
+"""Of a row: question, model, and how it was asked."""
 MOST_WORDS = 5
 """References that have more are no short answers."""
 _MODELS: dict[Variant, tuple[Model, ...]] = {
@@ -107,6 +109,6 @@ def _leave_alone(question: Question) -> Question:
     return replace(question, turns=question.turns[-1:], image_turns=(0,) * len(question.images))
 
 
-def key_of(row: Row) -> tuple[str, Model, Variant]:
+def key_of(row: Row) -> Key:
     """By which rows are told apart."""
     return row.question_id, row.model, row.variant

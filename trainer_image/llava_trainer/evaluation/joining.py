@@ -9,11 +9,9 @@ from llava_api.base import Lenient
 from llava_api.failures import Reason
 from llava_trainer.data.questions import Question
 from llava_trainer.errors import StageError
-from llava_trainer.evaluation.asking import Asking, is_answer_to, key_of, list_askings
+from llava_trainer.evaluation.asking import Asking, Key, is_answer_to, key_of, list_askings
 from llava_trainer.evaluation.rows import Model, QuestionSet, Row, Variant
 from llava_trainer.evaluation.shard_file import Repeats, ShardFileError, WholeShard, read_whole_shard
-
-Key = tuple[str, Model, Variant]
 
 
 class AnswerCounts(Lenient):

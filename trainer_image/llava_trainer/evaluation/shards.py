@@ -19,7 +19,7 @@ from llava_trainer.data.image_folder import training_images
 from llava_trainer.data.processor import Processor, load_processor
 from llava_trainer.data.questions import Question
 from llava_trainer.evaluation.answering_shard import Progress, Prompt, ShardPlan, answer_shard
-from llava_trainer.evaluation.asking import list_askings
+from llava_trainer.evaluation.asking import Key, key_of, list_askings
 from llava_trainer.evaluation.inputs_digest import digest_inputs, identify
 from llava_trainer.evaluation.models import load_answerer
 from llava_trainer.evaluation.rows import Model, Row
@@ -160,10 +160,11 @@ def _digest_of_merged(config: RunConfig) -> str | None:
     return read_digests(config.volume.result_dir(StageName.MERGE)).get("merged")
 
 
-def _read_left(config: RunConfig, inputs: str, most_rows: int) -> list[Row]:
+def _read_left(config: RunConfig, inputs: str, most_rows: int) -> dict[Key, Row]:
     """Rows of earlier pods, of the newest that has each."""
     files = list_left_files(config, ROWS_FILE)
-    return [row for file in reversed(files) for row in read_left_rows(config.volume_root, file, inputs, most_rows)]
+    rows = (row for file in reversed(files) for row in read_left_rows(config.volume_root, file, inputs, most_rows))
+    return {key_of(row): row for row in rows}
 
 
 def _open_model(config: RunConfig, processor: Processor, model: Model) -> AbstractContextManager[Answerer]:
