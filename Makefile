@@ -117,6 +117,7 @@ lint: setup ## Style, types and layers
 generate: setup ## Write the files that are made from the types and the chart
 	$(RUN)/python -m llava_api.generate
 	$(RUN)/python -m llava_operator.telemetry.metrics_page
+	$(RUN)/python -m llava_trainer.evaluation.schema
 	$(RUN)/python -m llava_monitoring.generate
 	$(RUN)/python -m tests.rendering
 

@@ -7,6 +7,7 @@ run.
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+from tests import browser
 from tests.localcluster import debian, host, images
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.shell import log
@@ -27,7 +28,7 @@ def prepare_everything(further: tuple[ToolSet, ...] = ()) -> tuple[Tools, dict[s
         ClusterError: no root, or a build failed.
     """
     host.require_root()
-    host.install_packages(host.ALL_PACKAGES)
+    host.install_packages((*host.ALL_PACKAGES, *browser.PACKAGES))
     debian.ensure_unpacked(debian.PROMETHEUS)
     names = ["operator", "trainer"]
     with ThreadPoolExecutor(max_workers=2) as pool:

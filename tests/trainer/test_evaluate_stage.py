@@ -100,7 +100,7 @@ def test_files_numbers_and_digests_agree(root: Path) -> None:
     assert (metrics.dtype, metrics.prompts, metrics.run.name) == ("float32", 2, "trays")
     assert output.digests == {"report": sha256_file(volume.report_file), "metrics": sha256_file(volume.metrics_file)}
     assert sorted(file.name for file in volume.evaluation_dir.iterdir()) == [
-        "answers.jsonl", "metrics.json", "report.html",
+        "answers.jsonl", "metrics.json", "report.html", "report.md",
     ]  # fmt: skip
     result = StageResult(stage=StageName.EVALUATE, attempt=1, evaluate=output.numbers, digests=dict(output.digests))
     assert len(result.to_termination_message()) < 4096

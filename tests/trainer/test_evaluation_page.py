@@ -1,159 +1,34 @@
 """The report as a browser reads it: whole, self-contained, and with nothing of the data's in its markup."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
-from html.parser import HTMLParser
-from typing import Any
 
-import pytest
 from PIL import Image
 
-from llava_api.constants import StageName
-from llava_api.run_config import RunIdentity
-from llava_api.spec import Generation
-from llava_trainer.data.dataset_report import Note, Shared, summarise
+from llava_api.constants import GateOutcome
+from llava_api.report import Judgement
+from llava_trainer.data.dataset_report import Note, Shared
 from llava_trainer.data.images import ImageError
-from llava_trainer.data.questions import Question, Split
-from llava_trainer.data.samples import Sample, Source, Turn
-from llava_trainer.evaluation.album import Album, LoadImage
-from llava_trainer.evaluation.examples import judge_questions
-from llava_trainer.evaluation.page import (
-    DATASET_REPORT,
-    LIMITS,
-    MAX_BYTES,
-    AskedPrompt,
-    PageContent,
-    _render,
-    build_evaluation_page,
-    judge_exact,
+from llava_trainer.data.questions import Question
+from llava_trainer.data.samples import Turn
+from llava_trainer.evaluation.page import DATASET_REPORT, LIMITS
+from llava_trainer.evaluation.page_training import MAX_STEPS_SHOWN, thin_out
+from tests.trainer.report_pages import (
+    NASTY,
+    Page,
+    make_answer,
+    make_entry,
+    make_hard,
+    make_hardest,
+    make_metrics,
+    render,
 )
-from llava_trainer.evaluation.page_training import MAX_STEPS_SHOWN, Hardest, HardSample, thin_out
-from llava_trainer.evaluation.pairs import QuestionAnswers, pair_rows
-from llava_trainer.evaluation.rows import Row
-from llava_trainer.evaluation.scores import Answer, Metrics, score_answers
-from llava_trainer.training.curve import CurvePoint
-from llava_trainer.training.hardest import SampleLoss
-from tests.trainer.runs import dataset_report
-
-NO_GROUPS = Shared()
-NASTY = """<script>alert(1)</script>"><img src=x onerror='alert(2)'></td></table>&amp;"""
-
-
-class Page(HTMLParser):
-    """Tags, attributes and text of a page; complains of tags that do not fit."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in {"img", "input", "meta", "br", "hr", "col"}:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-    def all(self, tag: str, cls: str | None = None) -> list[dict[str, str | None]]:
-        return [a for name, a in self.tags if name == tag and (cls is None or cls in (a.get("class") or "").split())]
-
-
-def make_answer(
-    sample: str, number: int = 1, *, split: Split = "validation", expected: str | None = "yes", base: str = "no",
-    tuned: str = "yes", text: str = "Is it?", image: str | None = "a.png",
-) -> Answer:  # fmt: skip
-    question = Question(
-        split=split, sample=sample, number=number, images=(image,) if image else (),
-        turns=(Turn(role="user", text=text),), image_turns=(0,) if image else (), expected=expected,
-    )  # fmt: skip
-    return Answer.of(question, base, tuned)
-
-
-def pair(answers: Sequence[Answer]) -> tuple[QuestionAnswers, ...]:
-    return pair_rows(
-        Row.model_validate(
-            {
-                "question_id": f"{answer.split}/{place}/{answer.number}",
-                "set": answer.split,
-                "group": answer.sample,
-                "references": () if answer.expected is None else (answer.expected,),
-                "model": model,
-                "answer": text,
-                **answer.model_dump(include={"sample", "number", "images", "question"}),
-            }
-        )
-        for place, answer in enumerate(answers)
-        for model, text in (("base", answer.base), ("tuned", answer.tuned))
-    )
-
-
-def make_entry(step: int, loss: float = 1.0) -> CurvePoint:
-    return CurvePoint(
-        step=step, epoch=1.0, loss=loss, learning_rate=2e-4, grad_norm=1.0, tokens=1, samples_per_second=1.0,
-        tokens_per_second=1.0,
-    )  # fmt: skip
-
-
-def render(answers: Sequence[Answer], *arguments: Any, **more: Any) -> str:
-    return build_evaluation_page(make_content(answers, *arguments, **more))
-
-
-def make_content(
-    answers: Sequence[Answer],
-    curve: Sequence[CurvePoint] = (),
-    name: str = "invoices",
-    size: int = 900,
-    notes: tuple[Note, ...] = (),
-    shared: Shared = NO_GROUPS,
-    load_image: LoadImage | None = None,
-    questions: Sequence[QuestionAnswers] = (),
-    **more: Any,
-) -> PageContent:
-    dataset = dataset_report(held_out=50, trained_on=1234, notes=notes)
-    held_out = dataset.validation.model_copy(update={"groups": 4})
-    dataset = dataset.model_copy(update={"shared": shared, "validation": held_out})
-    metrics = Metrics(
-        run=RunIdentity(namespace="team-a", name=name, uid="0c6f", stage=StageName.EVALUATE, attempt=2),
-        finished_at="2026-11-24T10:00:00Z",
-        device="CPU",
-        dtype="float32",
-        scores=score_answers(answers, num_shared=shared.pairs),
-        prompts=sum(answer.split == "prompt" for answer in answers),
-        generation=Generation(),
-        dataset=summarise(dataset),
-        seconds={"answers_of_base": 1.5},
-        versions={"torch": "2.15.0"},
-    )
-    return PageContent(
-        metrics=metrics,
-        dataset=dataset,
-        questions=questions or [question for question in pair(answers) if question.set != "prompt"],
-        prompts=[
-            AskedPrompt(answers=question, picture_side="training has seen this picture")
-            for question in pair(answers)
-            if question.set == "prompt"
-        ],
-        curve=curve,
-        settings=[("Epochs", "1")],
-        load_image=load_image or (lambda path: Image.effect_noise((size, size // 2), 80)),
-        judge=judge_exact,
-        **more,
-    )
 
 
 def test_whatever_data_and_models_say_stays_text() -> None:
     answers = [
         make_answer(NASTY, text=NASTY, expected=NASTY, base=NASTY, tuned=NASTY, image=NASTY),
-        make_answer("1", split="prompt", expected=None, text=NASTY, base=NASTY, tuned=NASTY, image=NASTY),
+        make_answer("1", set="prompt", expected=None, text=NASTY, base=NASTY, tuned=NASTY, image=NASTY),
     ]
     read = Page(render(answers, name=NASTY))
     assert len(read.all("script")) == 1
@@ -213,18 +88,26 @@ def test_words_that_differ_are_marked_in_both_answers() -> None:
 
 
 def test_answers_that_were_cut_off_and_other_ways_of_asking_are_shown() -> None:
-    (question,) = pair([make_answer("1")])
-    instructed = question.base.model_copy(update={"variant": "instructed", "answer": "so", "is_cut": True})
-    more = QuestionAnswers(rows={**question.rows, ("base", "instructed"): instructed})
-    content = make_content([], questions=[more])
-    text = " ".join(Page(build_evaluation_page(content)).texts)
-    assert "base, instructed" in text
-    assert text.count("cut off") == 1
+    text = " ".join(Page(render([make_answer("1", instructed="so", alone="and so", is_cut=True)])).texts)
+    for title in ("base, instructed", "base, alone", "tuned, alone"):
+        assert title in text
+    assert text.count("cut off ") >= 5
+    assert "validation base, instructed" in " ".join(text.split())
+    assert "100.0\u202f% of the tuned model's answers were cut off at 512 tokens" in text
+
+
+def test_what_the_base_says_when_it_is_asked_better_is_what_changes_are_told_by() -> None:
+    answers = [make_answer(str(n), base="It is no", tuned="no", expected="no", instructed="no") for n in range(9)]
+    text = " ".join(Page(render(answers)).texts)
+    assert "9 questions: 0 worse than the base, 0 better." in text
+    assert "is shown so" in text
+    assert "format against content" in text
+    assert "+100.0 points" in text
 
 
 def test_a_large_set_is_a_choice_and_says_so() -> None:
     answers = [make_answer(str(number), base="yes", tuned="yes") for number in range(250)]
-    answers += [make_answer(str(number), split="train") for number in range(3)]
+    answers += [make_answer(str(number), set="train") for number in range(3)]
     read = Page(render(answers, size=20))
     limits = LIMITS[0]
     assert len(read.all("article", "sample")) == limits.most_drawn + 3
@@ -232,42 +115,6 @@ def test_a_large_set_is_a_choice_and_says_so() -> None:
     assert "250 questions: 0 worse than the base, 0 better. 60 are shown here; answers.jsonl" in text
     assert "63 of 63 shown" in text
     assert "Drawn at random from the others" in text
-
-
-def noise_of_its_own(path: str) -> Image.Image:
-    return Image.effect_noise((300, 300), 90)
-
-
-@pytest.mark.parametrize("long", [False, True], ids=["usual", "as long as can be"])
-def test_a_page_of_20_000_questions_has_at_most_5_mb(long: bool) -> None:
-    """Every question with a picture of noise, the worst case for JPEG; and with markup, the worst case for escaping."""
-    said = "<&>'\"\U0001f600\u202e" * 160 if long else "9.00"
-    answers = [
-        make_answer(
-            str(n), text=said, expected=said, base=said if n % 3 else "no", tuned=said if n % 4 else "x",
-            image=f"{n}.png",
-        )
-        for n in range(20_000)
-    ]  # fmt: skip
-    prompts = [
-        make_answer(str(n), split="prompt", expected=None, text=said, base=said, image=f"p{n}.png") for n in range(32)
-    ]
-    hardest = make_hardest([make_hard(n, said, images=5) for n in range(40)])
-    text = render([*answers, *prompts], hardest=hardest, load_image=noise_of_its_own)
-    assert len(text.encode()) <= MAX_BYTES
-    read = Page(text)
-    assert len(read.all("article", "sample")) >= (5 if long else 30)
-    assert len(read.all("img")) >= (0 if long else 60)
-
-
-def test_the_smallest_page_is_small_enough_whatever_is_said() -> None:
-    said = "<&>'\"\U0001f600\u202e" * 160
-    answers = [make_answer(str(n), text=said, expected=said, base=said) for n in range(50)]
-    prompts = [make_answer(str(n), split="prompt", expected=None, text=said, base=said) for n in range(32)]
-    content = make_content([*answers, *prompts], hardest=make_hardest([make_hard(n, said) for n in range(40)]))
-    judged = {"validation": judge_questions(content.questions, judge_exact), "train": (), "retention": ()}
-    smallest = _render(content, judged, Album(content.load_image), LIMITS[-1])
-    assert len(smallest.encode()) <= MAX_BYTES / 2
 
 
 def test_a_picture_that_is_gone_does_not_end_the_report() -> None:
@@ -280,30 +127,82 @@ def test_a_picture_that_is_gone_does_not_end_the_report() -> None:
 
 
 def test_scores_say_how_many_and_how_sure() -> None:
-    read = Page(render([make_answer(str(number), base="yes" if number < 2 else "no") for number in range(8)]))
+    answers = [make_answer(str(number), base="yes" if number < 2 else "no") for number in range(8)]
+    read = Page(render(answers))
     text = "".join(read.texts).replace("\u202f", " ")
-    for part in ("25.0 %", "100.0 %", "+75.0 points", "2 of 8 right", "8 of 8 right", "8 questions. Set aside"):
+    for part in ("25.0 %", "100.0 %", "+75.0 points", "2 of 8 right", "8 of 8 right", "8 questions of 8 groups. Set"):
         assert part in text
     assert [a["style"] for a in read.all("div", "fill")] == ["width: 25.00%", "width: 100.00%"]
-    assert [a["style"] for a in read.all("div", "range")] == [
-        "left: 7.15%; width: 51.92%",
-        "left: 67.56%; width: 32.44%",
-    ]
+    (score,) = make_metrics(answers).scores
+    left, width = f"{score.tuned.low:.2%}", f"{score.tuned.high - score.tuned.low:.2%}"
+    assert read.all("div", "range")[1]["style"] == f"left: {left}; width: {width}"
+    assert score.gain_low is not None
+    assert f"95 % interval {score.gain_low * 100:+.1f} to" in text
+    assert len(read.all("svg", "interval")) == 1
+
+
+def judgement(outcome: GateOutcome, **numbers: float) -> Judgement:
+    told = {"gain": 0.4, "low": 0.1, "high": 0.6, "limit": 0.05, "smallest_difference": 0.25, **numbers}
+    return Judgement(outcome=outcome, metric="exact_match", samples=40, groups=12, **told)
+
+
+def test_the_judgements_are_shown_with_their_intervals_and_limits() -> None:
+    metrics = make_metrics(
+        [make_answer("1")],
+        gate=judgement(GateOutcome.PASSED),
+        retention=judgement(GateOutcome.UNDECIDED, gain=-0.02, low=-0.1, high=0.06, limit=-0.02),
+    )
+    read = Page(render([make_answer("1")], metrics=metrics))
+    text = " ".join(" ".join(read.texts).replace("\u202f", " ").split())
+    assert "Gate Passed" in text
+    assert "+40.0 points , 95 % interval +10.0 to +60.0, limit +5.0." in text
+    assert "40 questions of 12 groups. Differences below 25.0 points this set cannot show." in text
+    assert "Retention Undecided" in text
+    assert "the gate (limit +5.0) is passed" in text
+    assert "retention (limit -2.0) is undecided with -2.0" in text
+    assert "Is it good enough?" not in render([make_answer("1")])
+
+
+def test_types_of_questions_have_scores_of_their_own() -> None:
+    answers = [make_answer(str(n), type=NASTY if n < 3 else "colour") for n in range(9)]
+    text = " ".join("".join(Page(render(answers)).texts).split())
+    assert "Held-out questions by type" in text
+    assert "colour" in text
+    assert NASTY in text
+    assert "by type" not in render([make_answer("1")])
+
+
+def test_questions_that_were_asked_alone_are_told_of() -> None:
+    text = " ".join(Page(render([make_answer(str(n), alone="yes") for n in range(3)])).texts)
+    assert "without earlier turns" in text
+    assert "3 questions have earlier turns" in text
+
+
+def test_the_manifest_says_what_was_compared() -> None:
+    metrics = make_metrics(
+        [make_answer("1")], origins={"model": "hf://a/b@c0ffee"}, digests={"merge-1/merged": "sha256:ab"}
+    )
+    text = " ".join(Page(render([make_answer("1")], metrics=metrics)).texts)
+    for part in ("hf://a/b@c0ffee", "merge-1/merged", "sha256:ab", "2.15.0"):
+        assert part in text
+
+
+def test_prompts_say_what_training_has_seen() -> None:
+    text = " ".join(Page(render([make_answer("1", set="prompt", expected=None)])).texts)
+    assert "Training has seen this picture." in text
 
 
 def test_questions_of_groups_that_training_has_too_are_told_beside_their_score() -> None:
-    answers = [make_answer("1"), make_answer("2"), make_answer("2", split="train")]
+    answers = [make_answer("1"), make_answer("2"), make_answer("2", set="train")]
     text = render(answers, shared=Shared(groups=1, pairs=2))
     told = "2 of them are of groups that training has samples of, too (1 of 4): this score flatters."
     assert text.count(told) == 1
     assert "this score flatters" not in render(answers)
-    held_out, seen = score_answers(answers, num_shared=2)
-    assert (held_out.to_score().samples_shared, seen.to_score().samples_shared) == (2, 0)
 
 
 def test_a_held_out_set_that_training_asks_too_is_cautioned_against() -> None:
     note = Note(kind="overlap", title="validation questions that training asks", count=7, examples=())
-    answers = [make_answer("1"), make_answer("2", split="train")]
+    answers = [make_answer("1"), make_answer("2", set="train")]
     assert "7 of them are asked in training as well" in render(answers, notes=(note,))
     assert render(answers, notes=(note,)).count("asked in training as well") == 1
     assert "asked in training as well" not in render(answers)
@@ -321,8 +220,8 @@ def test_parts_without_content_are_left_out() -> None:
     assert "No question was scored" in text
     for title in ("Training", "Prompts", "Questions and answers"):
         assert f"<h2>{title}</h2>" not in text
-    full = render([make_answer("1"), make_answer("2", split="prompt", expected=None)], [make_entry(1)])
-    for title in ("Training", "Prompts", "Questions and answers", "Dataset", "Settings", "This evaluation"):
+    full = render([make_answer("1"), make_answer("2", set="prompt", expected=None)], [make_entry(1)])
+    for title in ("Training", "Prompts", "Questions and answers", "Dataset", "Settings", "This evaluation", "Scores"):
         assert f"<h2>{title}</h2>" in full
     assert "(nothing)" in render([make_answer("1", base=" ")])
 
@@ -336,20 +235,6 @@ def test_what_held_out_samples_showed_meanwhile_is_drawn_where_it_is_known() -> 
 
 
 # --- the course of training
-
-
-def make_hard(number: int, text: str = "Is it?", images: int = 1) -> HardSample:
-    turns = (Turn(role="user", text=text), Turn(role="assistant", text=text))
-    sample = Sample(
-        id=text if text == NASTY else f"s-{number}", images=tuple(f"{number}-{n}.png" for n in range(images)),
-        image_turns=(0,) * images, turns=turns, source=Source(file="export.json", index=number),
-    )  # fmt: skip
-    found = SampleLoss(loss=9.0 - number / 10, index=number, tokens=7, step=3)
-    return HardSample(sample=sample, place=f"mixture-0.jsonl line {number + 1}", found=found)
-
-
-def make_hardest(samples: Sequence[HardSample], *, epochs: int = 2, seen: int = 100) -> Hardest:
-    return Hardest(epoch=epochs, epochs=epochs, seen=seen, num_samples=100, samples=samples)
 
 
 def test_the_hardest_samples_are_shown_with_where_they_come_from() -> None:
@@ -385,8 +270,8 @@ def test_hard_samples_and_answers_stay_text_and_small() -> None:
 
 def make_question(text: str, expected: str = "yes") -> Question:
     return Question(
-        split="validation", sample="1", number=1, images=("a.png",), turns=(Turn(role="user", text=text),),
-        image_turns=(0,), expected=expected,
+        set="validation", place=0, sample="1", number=1, images=("a.png",), turns=(Turn(role="user", text=text),),
+        image_turns=(0,), references=(expected,),
     )  # fmt: skip
 
 
@@ -413,3 +298,17 @@ def test_so_many_validations_are_shown() -> None:
     assert thin_out(rows[:5], MAX_STEPS_SHOWN) == rows[:5]
     curve = [replace(make_entry(step), validation_answers=answers) for step, answers in rows]
     assert "20 of 199 validations are shown." in render([], curve, asked=[make_question("A?")])
+
+
+def test_pictures_of_the_retention_set_come_from_its_own_folder() -> None:
+    asked: list[str] = []
+
+    def load(path: str) -> Image.Image:
+        asked.append(path)
+        return Image.new("RGB", (20, 20))
+
+    answers = [make_answer("1", image="a.png"), make_answer("2", set="retention", image="b.png")]
+    read = Page(render(answers, load_image=load, load_retention_image=lambda path: Image.new("RGB", (30, 30))))
+    assert asked == ["a.png"]
+    assert len(read.all("img")) == 2
+    assert "Questions of the retention set" in "".join(read.texts)

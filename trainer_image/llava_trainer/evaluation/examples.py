@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from llava_trainer.evaluation.pairs import QuestionAnswers
-from llava_trainer.evaluation.rows import Row
+from llava_trainer.evaluation.rows import Row, Variant
 
 Judge = Callable[[Row], float | None]
 """Score of one answer from 0 to 1; None where it has none."""
@@ -14,7 +14,7 @@ _SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A question with the scores of what was answered as it was asked."""
+    """A question with the scores of its answers."""
 
     question: QuestionAnswers
     base: float
@@ -47,12 +47,21 @@ class Examples:
         return len(self.regressions) + len(self.gains) + len(self.drawn)
 
 
-def judge_questions(questions: Iterable[QuestionAnswers], judge: Judge) -> tuple[Judged, ...]:
-    """The questions that ``judge`` can judge."""
+def judge_questions(
+    questions: Iterable[QuestionAnswers], judge: Judge, *, base_variant: Variant = "asked"
+) -> tuple[Judged, ...]:
+    """The questions that ``judge`` can judge, the base's answer being that to the better way of asking it.
+
+    Args:
+        questions: of one set.
+        judge: scores answers.
+        base_variant: that way; questions that were not asked so count as they were asked.
+    """
     return tuple(
         Judged(question=question, base=base, tuned=tuned)
         for question in questions
-        if (base := judge(question.base)) is not None and (tuned := judge(question.tuned)) is not None
+        if (base := judge(question.find("base", base_variant) or question.base)) is not None
+        and (tuned := judge(question.tuned)) is not None
     )
 
 

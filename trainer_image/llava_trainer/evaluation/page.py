@@ -11,12 +11,12 @@ from llava_trainer.data.dataset_report import DatasetReport
 from llava_trainer.data.questions import Question
 from llava_trainer.evaluation.album import Album, LoadImage, Shown
 from llava_trainer.evaluation.examples import Examples, Judge, Judged, choose_examples, judge_questions
-from llava_trainer.evaluation.metrics import is_exact_match
 from llava_trainer.evaluation.page_training import Hardest, draw_curves, list_course, list_hardest
 from llava_trainer.evaluation.pairs import QuestionAnswers
-from llava_trainer.evaluation.rows import Model, QuestionSet, Row, Variant
-from llava_trainer.evaluation.scores import Metrics
-from llava_trainer.pages.rendering import render_html
+from llava_trainer.evaluation.rows import Model, QuestionSet, Variant
+from llava_trainer.evaluation.scores import Metrics, SplitScore
+from llava_trainer.evaluation.summary import METRIC_TITLES
+from llava_trainer.pages.rendering import render_html, render_markdown
 from llava_trainer.pages.word_diff import Piece, diff_words
 from llava_trainer.training.curve import CurvePoint
 
@@ -65,6 +65,7 @@ LIMITS = (
     Limits(most_changed=2, most_drawn=2, hardest=2, image_px=0, prompt_px=0, max_chars=100),
 )
 """Tried one after the other until the page is small enough."""
+_IN_MARKDOWN = Limits(most_changed=10, most_drawn=5, hardest=0, image_px=0, prompt_px=0, max_chars=300)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +95,10 @@ class PageContent:
     settings: Sequence[tuple[str, str]]
     """Names and values, in order."""
     load_image: LoadImage
+    """Of the dataset."""
+    load_retention_image: LoadImage | None = None
+    """Of the retention set; None where there is none."""
     judge: Judge
-
-
-def judge_exact(row: Row) -> float | None:
-    """1 for an answer that is one of the references by exact match, else 0; None without references."""
-    return float(any(is_exact_match(row.answer, reference) for reference in row.references)) if row.references else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,25 +141,68 @@ class ShownSet:
 
 def build_evaluation_page(content: PageContent) -> str:
     """The page: as much as fits into MAX_BYTES."""
-    album = Album(content.load_image)
-    judged = {
-        name: judge_questions([question for question in content.questions if question.set == name], content.judge)
-        for name, _ in _SETS
-    }
+    albums = _open_albums(content)
+    judged = _judge_sets(content)
     page = ""
     for limits in LIMITS:
-        page = _render(content, judged, album, limits)
+        page = _render(content, judged, albums, limits)
         if len(page.encode()) <= MAX_BYTES:
             return page
     return page
 
 
-def _render(content: PageContent, judged: Mapping[QuestionSet, Sequence[Judged]], album: Album, limits: Limits) -> str:
-    dataset, hardest = content.dataset, content.hardest
+def _judge_sets(content: PageContent) -> dict[QuestionSet, tuple[Judged, ...]]:
+    variants: dict[str, Variant] = {score.split: score.base_variant for score in _find_primary(content.metrics)}
+    return {
+        name: judge_questions(
+            [question for question in content.questions if question.set == name],
+            content.judge,
+            base_variant=variants.get(name, "asked"),
+        )
+        for name, _ in _SETS
+    }
+
+
+def _open_albums(content: PageContent) -> dict[str, Album]:
+    """Where the pictures of each set are."""
+    album = Album(content.load_image)
+    retention = Album(content.load_retention_image) if content.load_retention_image is not None else album
+    return {"validation": album, "train": album, "prompt": album, "retention": retention}
+
+
+def build_evaluation_markdown(content: PageContent) -> str:
+    """The same without pictures and curves, for pull requests, chats and terminals."""
+    judged = _judge_sets(content)
+    albums = _open_albums(content)
+    return render_markdown(
+        "evaluation.md",
+        metrics=content.metrics,
+        dataset=content.dataset,
+        primary=_find_primary(content.metrics),
+        metric_titles=METRIC_TITLES,
+        prompts=[
+            _show(asked.answers, None, albums["prompt"], _IN_MARKDOWN, px=0, side=asked.picture_side)
+            for asked in content.prompts
+        ],
+        sets=[
+            _show_set(title, judged[name], content.judge, albums[name], _IN_MARKDOWN)
+            for name, title in _SETS
+            if judged[name]
+        ],
+        settings=content.settings,
+    )
+
+
+def _render(
+    content: PageContent, judged: Mapping[QuestionSet, Sequence[Judged]], albums: Mapping[str, Album], limits: Limits
+) -> str:
+    dataset, hardest, album = content.dataset, content.hardest, albums["train"]
     return render_html(
         "evaluation.html",
         metrics=content.metrics,
         dataset=dataset,
+        primary=_find_primary(content.metrics),
+        metric_titles=METRIC_TITLES,
         dataset_report=DATASET_REPORT,
         overlap=sum(note.count for note in dataset.notes if note.kind == _OVERLAP),
         charts=draw_curves(content.curve),
@@ -169,7 +211,9 @@ def _render(content: PageContent, judged: Mapping[QuestionSet, Sequence[Judged]]
             _show(asked.answers, None, album, limits, px=limits.prompt_px, side=asked.picture_side)
             for asked in content.prompts
         ],
-        sets=[_show_set(title, judged[name], content.judge, album, limits) for name, title in _SETS if judged[name]],
+        sets=[
+            _show_set(title, judged[name], content.judge, albums[name], limits) for name, title in _SETS if judged[name]
+        ],
         hardest=hardest,
         hard_samples=()
         if hardest is None
@@ -178,11 +222,16 @@ def _render(content: PageContent, judged: Mapping[QuestionSet, Sequence[Judged]]
     )
 
 
+def _find_primary(metrics: Metrics) -> list[SplitScore]:
+    """The first metric's score of each set."""
+    return list({score.split: score for score in reversed(metrics.scores)}.values())[::-1]
+
+
 def _show_set(title: str, judged: Sequence[Judged], judge: Judge, album: Album, limits: Limits) -> ShownSet:
     examples = choose_examples(judged, most_changed=limits.most_changed, most_drawn=limits.most_drawn)
 
     def show(chosen: Sequence[Judged]) -> tuple[ShownQuestion, ...]:
-        return tuple(_show(one.question, judge, album, limits, px=limits.image_px) for one in chosen)
+        return tuple(_show(one.question, judge, album, limits, px=limits.image_px, kinds=_kinds(one)) for one in chosen)
 
     return ShownSet(
         title=title,
@@ -194,7 +243,14 @@ def _show_set(title: str, judged: Sequence[Judged], judge: Judge, album: Album, 
 
 
 def _show(
-    question: QuestionAnswers, judge: Judge | None, album: Album, limits: Limits, *, px: int, side: str | None = None
+    question: QuestionAnswers,
+    judge: Judge | None,
+    album: Album,
+    limits: Limits,
+    *,
+    px: int,
+    side: str | None = None,
+    kinds: Sequence[str] = (),
 ) -> ShownQuestion:
     def shorten(text: str) -> str:
         return cut(text, max_chars=limits.max_chars)
@@ -213,16 +269,15 @@ def _show(
         references=tuple(shorten(reference) for reference in question.references[:_MAX_REFERENCES]),
         answers=tuple(answers),
         images=album.show(question.images, max_px=px),
-        kinds=" ".join(_kinds(question, judge)) if judge is not None else "",
+        kinds=" ".join(kinds),
         place=shorten(f"{question.sample}, question {question.number}"),
         question_type=shorten(question.question_type),
         picture_side=side,
     )
 
 
-def _kinds(question: QuestionAnswers, judge: Judge) -> list[str]:
-    base, tuned = judge(question.base) or 0.0, judge(question.tuned) or 0.0
-    kinds = ["right" if tuned == 1 else "wrong"]
-    if base != tuned:
-        kinds.append("improved" if tuned > base else "worse")
+def _kinds(judged: Judged) -> list[str]:
+    kinds = ["right" if judged.tuned == 1 else "wrong"]
+    if judged.change:
+        kinds.append("improved" if judged.change > 0 else "worse")
     return kinds

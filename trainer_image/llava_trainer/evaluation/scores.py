@@ -1,6 +1,8 @@
 """What evaluation leaves on the volume as metrics.json."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from llava_api.base import Lenient
 from llava_api.report import Judgement, PrepareNumbers, Score
@@ -138,6 +140,12 @@ class Metrics(Lenient):
     """Time in which each model has answered, in all pods together."""
     versions: dict[str, str]
     """Libraries' versions."""
+    origins: Annotated[dict[str, str], Field(default_factory=dict)]
+    """Where model and data came from by their role, with the commit of hub repositories."""
+    digests: Annotated[dict[str, str], Field(default_factory=dict)]
+    """sha256 of what the stages before have handed on, by attempt and name."""
+    summary: str = ""
+    """All of it in a sentence."""
 
 
 def _told(value: float | None) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 from llava_api.spec import Generation
 from llava_trainer.data.encode import encode_prompt
@@ -126,8 +127,16 @@ class Answerer:
             for row, margin in zip(rows, smallest, strict=True)
         ]
 
-    def answer_as_told(self, prompt: EncodedPrompt, generation: Generation) -> Generated:
-        """Answer one prompt as the spec says; seeded anew, so that a repeat gives the same answer."""
+    def answer_as_told(
+        self, prompt: EncodedPrompt, generation: Generation, streamer: BaseStreamer | None = None
+    ) -> Generated:
+        """Answer one prompt as the spec says; seeded anew, so that a repeat gives the same answer.
+
+        Args:
+            prompt: what to answer.
+            generation: how.
+            streamer: given each token when it is decided upon, which beams never are before the end.
+        """
         sampling = {}
         if generation.temperature > 0:
             # No limit to the k likeliest tokens unless it is asked for: transformers' own default is 50.
@@ -138,7 +147,8 @@ class Answerer:
         device = _device(self.model)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(generation.seed)
-            return self._finish(self._generate(self.prepare([prompt]), config)[0], generation.max_new_tokens)
+            row = self._generate(self.prepare([prompt]), config, streamer=streamer)[0]
+            return self._finish(row, generation.max_new_tokens)
 
     def _config(self, max_new_tokens: int, **how: float | bool) -> GenerationConfig:
         return GenerationConfig(
@@ -151,7 +161,9 @@ class Answerer:
 
     # Not inference_mode: what a module under training remembers of it could not enter a graph later.
     @torch.no_grad()
-    def _generate(self, batch: Prepared, config: GenerationConfig, *watching: "_Margins") -> list[list[int]]:
+    def _generate(
+        self, batch: Prepared, config: GenerationConfig, *watching: "_Margins", streamer: BaseStreamer | None = None
+    ) -> list[list[int]]:
         """Ids of each answer, with the token that has ended it if one has."""
         device = _device(self.model)
         inputs = {"input_ids": batch.ids.to(device), "attention_mask": batch.mask.to(device)}
@@ -162,6 +174,7 @@ class Answerer:
             generation_config=config,
             logits_processor=LogitsProcessorList(watching),
             stopping_criteria=StoppingCriteriaList([_Listener(self.on_token)]),
+            streamer=streamer,
         )
         rows = generated[:, inputs["input_ids"].shape[1] :].tolist()
         return [row[: row.index(self.tokens.eos) + 1] if self.tokens.eos in row else row for row in rows]

@@ -25,7 +25,7 @@ def diff_words(one: str, other: str) -> tuple[tuple[Piece, ...], tuple[Piece, ..
     Texts that have no word in common are left whole, as the same: marking all of both would say nothing.
     """
     words, others = _WORD.findall(one), _WORD.findall(other)
-    if len(words) + len(others) > MAX_WORDS or not {word for word in words if word.strip()} & set(others):
+    if len(words) + len(others) > MAX_WORDS or not {word for word in words if word[0].isalnum()} & set(others):
         return _whole(one), _whole(other)
     matcher = SequenceMatcher(None, words, others, autojunk=False)
     pieces: list[Piece] = []

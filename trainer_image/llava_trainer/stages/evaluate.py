@@ -26,8 +26,14 @@ from llava_trainer.evaluation.course import find_asked, find_hardest
 from llava_trainer.evaluation.dealing import deal, list_questions
 from llava_trainer.evaluation.gate import judge_gate
 from llava_trainer.evaluation.joining import Joined, count_answers, join_shards
+from llava_trainer.evaluation.manifest import read_manifest
 from llava_trainer.evaluation.metrics import Metric, select_metrics
-from llava_trainer.evaluation.page import AskedPrompt, PageContent, build_evaluation_page
+from llava_trainer.evaluation.page import (
+    AskedPrompt,
+    PageContent,
+    build_evaluation_markdown,
+    build_evaluation_page,
+)
 from llava_trainer.evaluation.pairs import pair_rows
 from llava_trainer.evaluation.prompts import PictureSides
 from llava_trainer.evaluation.rows import Row
@@ -35,6 +41,7 @@ from llava_trainer.evaluation.scores import Metrics
 from llava_trainer.evaluation.scoring import judge_row, score_rows
 from llava_trainer.evaluation.settings import list_settings
 from llava_trainer.evaluation.shards import Device, list_models, list_shard_files, make_whole, take_join
+from llava_trainer.evaluation.summary import summarise as summarise_metrics
 from llava_trainer.files import begin_folder, publish_folder, sha256_file, sync, write_whole
 from llava_trainer.outcome import StageOutput
 from llava_trainer.reporting import Reporter
@@ -65,10 +72,12 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
     joined = join_shards(config.volume_root, list_shard_files(config), questions, list_models(config))
     dataset = DatasetReport.model_validate_json(config.volume.dataset_report_json.read_bytes())
     metrics = _measure(config, dataset, joined)
+    content = _gather(config, dataset, joined.rows, metrics)
     _publish(config, reporter, {
         config.volume.answers_file.name: "".join(f"{row.model_dump_json()}\n" for row in joined.rows),
         config.volume.metrics_file.name: metrics.model_dump_json(indent=2) + "\n",
-        config.volume.report_file.name: _build_page(config, dataset, joined.rows, metrics),
+        config.volume.report_file.name: build_evaluation_page(content),
+        config.volume.report_file.with_suffix(".md").name: build_evaluation_markdown(content),
     })  # fmt: skip
     for score in metrics.scores:
         logger.info(
@@ -120,7 +129,8 @@ def _measure(config: RunConfig, dataset: DatasetReport, joined: Joined) -> Metri
     device, evaluation = Device.of(config), config.evaluation
     scores = score_rows(joined.rows, _metrics_of(config), num_shared=dataset.shared.pairs)
     held_out = {score.metric for score in scores if score.split == "validation"}
-    return Metrics(
+    manifest = read_manifest(config)
+    metrics = Metrics(
         run=config.run,
         finished_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         device=torch.cuda.get_device_name() if device.name == "cuda" else f"CPU ({platform.machine()})",
@@ -136,7 +146,10 @@ def _measure(config: RunConfig, dataset: DatasetReport, joined: Joined) -> Metri
         dataset=summarise(dataset),
         seconds={f"answers_of_{_SPOKEN[model]}": taken for model, taken in joined.seconds.items()},
         versions={name: version(name) for name in _LIBRARIES},
+        origins=manifest.origins,
+        digests=manifest.digests,
     )
+    return metrics.model_copy(update={"summary": summarise_metrics(metrics)})
 
 
 def _metrics_of(config: RunConfig) -> tuple[Metric, ...]:
@@ -144,27 +157,25 @@ def _metrics_of(config: RunConfig) -> tuple[Metric, ...]:
     return select_metrics(evaluation.metrics, number_tolerance=evaluation.number_tolerance)
 
 
-def _build_page(config: RunConfig, dataset: DatasetReport, rows: Sequence[Row], metrics: Metrics) -> str:
+def _gather(config: RunConfig, dataset: DatasetReport, rows: Sequence[Row], metrics: Metrics) -> PageContent:
     folder = training_images(config)
     paired = pair_rows(rows)
     # All of training's samples are read for it.
     shows = any(prompt.image is not None for prompt in config.evaluation.prompts)
     sides = PictureSides.read(config.volume) if shows else PictureSides()
-    return build_evaluation_page(
-        PageContent(
-            metrics=metrics,
-            dataset=dataset,
-            questions=[question for question in paired if question.set != "prompt"],
-            prompts=[
-                AskedPrompt(answers=question, picture_side=sides.tell(question.images))
-                for question in paired
-                if question.set == "prompt"
-            ],
-            curve=find_curve(config.volume),
-            asked=find_asked(config),
-            hardest=find_hardest(config),
-            settings=list_settings(config),
-            load_image=lambda path: open_image(folder.find(path)),
-            judge=partial(judge_row, _metrics_of(config)[0]),
-        )
+    return PageContent(
+        metrics=metrics,
+        dataset=dataset,
+        questions=[question for question in paired if question.set != "prompt"],
+        prompts=[
+            AskedPrompt(answers=question, picture_side=sides.tell(question.images))
+            for question in paired
+            if question.set == "prompt"
+        ],
+        curve=find_curve(config.volume),
+        asked=find_asked(config),
+        hardest=find_hardest(config),
+        settings=list_settings(config),
+        load_image=lambda path: open_image(folder.find(path)),
+        judge=partial(judge_row, _metrics_of(config)[0]),
     )
