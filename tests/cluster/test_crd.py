@@ -448,6 +448,11 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ),
         ({"model__secretRef": {"name": ""}}, "spec.model.secretRef.name", "at least 1 chars"),
         ({"download__caConfigMap": ""}, "spec.download.caConfigMap", "at least 1 chars"),
+        (
+            {"evaluation__generation": {"load": "16bit"}},
+            "spec.evaluation.generation.load",
+            'Unsupported value: "16bit"',
+        ),
         ({"evaluation__prompts": [{"text": ""}]}, "spec.evaluation.prompts[0].text", "at least 1 chars"),
         ({"evaluation__prompts": [{"text": "x"}] * 33}, "spec.evaluation.prompts", "at most 32 items"),
         ({"evaluation__metrics": []}, "spec.evaluation.metrics", "at least 1 items"),
@@ -474,6 +479,17 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
             {"evaluation__gate": {"metric": "yes_no_f1"}},
             "spec.evaluation.gate.metric",
             "evaluation.gate.metric is yes_no_f1 but must be one of evaluation.metrics, which is exact_match",
+        ),
+        ({"evaluation__workers__replicas": 0}, "spec.evaluation.workers.replicas", "greater than or equal to 1"),
+        ({"evaluation__workers__replicas": 33}, "spec.evaluation.workers.replicas", "less than or equal to 32"),
+        ({"evaluation__workers__gpus": -1}, "spec.evaluation.workers.gpus", "greater than or equal to 0"),
+        ({"evaluation__workers__gpus": 2}, "spec.evaluation.workers.gpus", "less than or equal to 1"),
+        ({"evaluation__gpus": 2}, "spec.evaluation.gpus", "less than or equal to 1"),
+        ({"evaluation": {"gpus": 0, "workers": {"gpus": 1}}}, "spec.evaluation.gpus", "remove spec.evaluation.gpus"),
+        (
+            {"evaluation__workers__replicas": 2, "storage__accessModes": ["ReadWriteOnce"]},
+            "spec.storage.accessModes",
+            "must contain ReadWriteMany",
         ),
         (
             {"training__batch": {"perDevice": 8, "global": 100}, "workers__replicas": 2, "workers__gpus": 4},
@@ -671,6 +687,7 @@ def test_longest_name_is_accepted(kubectl: Kubectl) -> None:
         ({"workers__gpuMemory": "80Gi"}, "workers.gpuMemory"),
         ({"alignment": {"dataset": {"source": "pvc://d/a", "format": "llava", "file": "a.json"}}}, "alignment"),
         ({"evaluation__prompts": [{"text": "What?"}]}, "evaluation"),
+        ({"evaluation__workers__replicas": 2}, "evaluation"),
         ({"storage__storageClassName": "fast"}, "storage.storageClassName"),
         ({"storage__retain": "Always"}, "storage.retain"),
         ({"storage__existingClaim": "other"}, "storage.existingClaim"),
@@ -688,6 +705,26 @@ def test_editing_is_refused_from_the_first_moment(kubectl: Kubectl, changes: dic
     message = refusal(kubectl, make("edited", **changes))
     assert f"spec.{field}" in message
     assert "is fixed from creation" in message or "neither comes nor goes after creation" in message
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "kept"),
+    [
+        ({"gpus": 0}, {"gpus": 0, "workers": {"replicas": 1}}),
+        ({"gpus": 1, "workers": {"gpus": 1}}, {"gpus": 1, "workers": {"gpus": 1, "replicas": 1}}),
+        ({"workers": {"replicas": 32}}, {"workers": {"replicas": 32}}),
+        ({}, {"workers": {"replicas": 1}}),
+    ],
+)
+def test_the_older_name_of_evaluations_gpus_stays(
+    kubectl: Kubectl, evaluation: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    """Nothing is filled in beside it, so that what is stored by an older CRD means what it meant."""
+    kubectl.run("delete", "lft", "older-name", "--ignore-not-found")
+    kubectl.apply(make("older-name", evaluation=evaluation))
+    found = kubectl.get("lft", "older-name")["spec"]["evaluation"]
+    assert {name: found[name] for name in ("gpus", "workers") if name in found} == kept
+    kubectl.apply(make("older-name", evaluation=evaluation, suspend=True))
 
 
 SIZES = [

@@ -11,7 +11,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from llava_api.constants import Phase, StageName
-from llava_api.status import Accounting, AttemptSettings, AttemptState, FailureStatus, Status
+from llava_api.status import Accounting, AttemptSettings, AttemptState, FailureStatus, ShardStatus, Status
 from llava_operator.cache.runs import Runs, RunView
 from llava_operator.clock import to_time
 from llava_operator.deciding.moves import change_newest
@@ -232,6 +232,14 @@ def test_gpus_are_held_or_waited_for(state: AttemptState, running_time: str | No
     status = change_newest(training(), stage_of(training(), TRAIN), state=state, running_time=running_time)
     assert told(status, "gpus") == {("train",): held}
     assert told(status, "requested_gpus") == {("train",): asked}
+
+
+def test_pods_of_an_evaluation_give_their_gpus_back_one_by_one() -> None:
+    status = change_newest(
+        training(), stage_of(training(), TRAIN), settings=AttemptSettings(replicas=4, gpus=1),
+        running_time=to_time(NOW), shards=ShardStatus(done=3), state=AttemptState.RUNNING,
+    )  # fmt: skip
+    assert told(status, "gpus") == {("train",): 1}
 
 
 def test_nobody_holds_gpus_between_attempts_and_afterwards() -> None:

@@ -93,6 +93,26 @@ def test_job_conditions(
     assert (job.complete, job.failing, job.failed, job.owner_uid) == (complete, failing, failed, "run")
 
 
+@pytest.mark.parametrize(
+    ("text", "indexes"),
+    [
+        ("", ()), ("3", (3,)), ("0,2-4", (0, 2, 3, 4)), ("31-99", (31,)), ("0-999999999", tuple(range(32))),
+        ("x,-1,2-,5-3,1e9,\u0663", (2,)), ("9" * 100_000, ()), ("7," * 100_000, (7,)),
+    ],
+)  # fmt: skip
+def test_indexes_that_have_failed(text: str, indexes: tuple[int, ...]) -> None:
+    """As a Job has them, or whoever may write its status."""
+    job = parse_job(raw_job(failedIndexes=text, succeeded=2, failed=-5))
+    assert (job.failed_indexes, job.num_succeeded, job.num_failed) == (indexes, 2, 0)
+
+
+@pytest.mark.parametrize(("text", "due"), [(TIME, TIME), ("later", ""), (None, "")])
+def test_when_a_pod_is_to_be_gone(text: str | None, due: str) -> None:
+    raw = raw_pod()
+    raw["metadata"] |= {"deletionTimestamp": text}
+    assert (parse_pod(raw).deleting, parse_pod(raw).deletion_due) == (text is not None, due)
+
+
 def test_what_is_no_pod_is_refused() -> None:
     with pytest.raises(ForeignError, match="metadata"):
         parse_pod({"kind": "Status"})

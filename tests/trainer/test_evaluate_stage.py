@@ -198,3 +198,36 @@ def test_too_little_memory_on_the_gpu_is_told_as_such(root: Path, monkeypatch: p
     with pytest.raises(StageError, match=r"maxNewTokens \(is 8\).*Tried to allocate 2.00 GiB") as caught:
         run_evaluate(root)
     assert caught.value.reason is Reason.OUT_OF_DEVICE_MEMORY
+
+
+def test_the_gate_is_judged_by_the_metrics_that_were_chosen(root: Path) -> None:
+    """The tuned model's own answers are made the expected ones, of the last sample in one metric only."""
+    run_evaluate(root, trainingSamples=0)
+    file = attempts(root) / "prepare-1" / "data" / "validation.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    tuned = iter([answer.tuned.answer for answer in read_answers(root)])
+    for row in rows:
+        for turn in row["turns"][1::2]:
+            turn["text"] = next(tuned)
+    rows[-1]["turns"][1]["text"] += " and more"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    settings = {"trainingSamples": 0, "metrics": ["token_f1", "vqa_accuracy", "exact_match"]}
+    output = run_evaluate(root, gate={"metric": "exact_match", "minimumGain": 0.05}, **settings)
+    assert isinstance(output.numbers, EvaluateNumbers)
+    assert [score.metric for score in output.numbers.scores] == ["token_f1", "exact_match"]
+    f1, exact = output.numbers.scores
+    # The one follow-up sees another answer before it than in the first run, and may be answered otherwise.
+    assert exact.tuned in (pytest.approx(7 / 9, abs=1e-6), pytest.approx(8 / 9, abs=1e-6))
+    assert exact.tuned < f1.tuned < 1
+    gate = output.numbers.gate
+    assert gate is not None
+    assert (gate.outcome, gate.metric, gate.limit, gate.samples, gate.groups) == ("Passed", "exact_match", 0.05, 9, 8)
+    assert (gate.gain, gate.low, gate.high) == (
+        pytest.approx(exact.tuned - exact.base),
+        exact.gain_low,
+        exact.gain_high,
+    )
+    metrics = Metrics.model_validate_json(run_config(root).volume.metrics_file.read_text())
+    assert (metrics.gate, metrics.retention, metrics.unscored) == (gate, None, ("vqa_accuracy",))
+    assert run_evaluate(root, gate={"minimumGain": 0.9}, **settings).numbers.gate.outcome == "Undecided"
+    assert run_evaluate(root, **settings).numbers.gate is None

@@ -3,6 +3,7 @@
 import multiprocessing
 import shutil
 from collections import Counter
+from dataclasses import replace
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -15,6 +16,7 @@ from llava_api.run_config import RunConfig
 from llava_trainer.attempts.folder import claim_attempt
 from llava_trainer.attempts.shards import own_shard_dir, whole_shard_dir
 from llava_trainer.errors import StageError
+from llava_trainer.evaluation import answering_shard
 from llava_trainer.evaluation.rows import Row
 from llava_trainer.evaluation.scores import Metrics
 from llava_trainer.evaluation.shard_file import ROWS_FILE
@@ -52,9 +54,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     generate = Answerer._generate
 
-    def count(self: Answerer, prompts, *more):
-        sizes.append(len(prompts))
-        return generate(self, prompts, *more)
+    def count(self: Answerer, batch, *more):
+        sizes.append(len(batch.ids))
+        return generate(self, batch, *more)
 
     monkeypatch.setattr(Answerer, "_generate", count)
     return sizes
@@ -111,7 +113,7 @@ def expected(made_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 # --- the same answers
 
 
-@pytest.mark.parametrize(("replicas", "rows"), [(1, 32), (3, 5), (16, 32)])
+@pytest.mark.parametrize(("replicas", "rows"), [(1, 32), (3, 5)])
 def test_answers_are_the_same_however_they_are_shared_and_batched(
     root: Path, pods: Pods, expected: list[Row], monkeypatch: pytest.MonkeyPatch, replicas: int, rows: int
 ) -> None:
@@ -126,6 +128,19 @@ def test_answers_are_the_same_however_they_are_shared_and_batched(
     metrics = read_metrics(config)
     assert (metrics.workers, metrics.repeats) == (replicas, ())
     assert sum(total for done, total in steps if done == total) == NUM_ROWS, "each pod counts its own"
+
+
+def test_pods_without_a_question_load_no_model(root: Path, pods: Pods, asked: list[int]) -> None:
+    config = configure(root, replicas=4, prompts=[], trainingSamples=0)
+    file = config.volume.validation_file
+    file.write_text("".join(line for line in file.read_text().splitlines(keepends=True)[1:3]))
+    outputs = []
+    for index in (3, 1, 0, 2):
+        before = len(asked)
+        outputs.append(pods.run(config, index).numbers)
+        assert (len(asked) > before) is (index < 2)
+    assert [numbers is None for numbers in outputs] == [True, True, True, False]
+    assert len(read_rows(config)) == 6
 
 
 def test_what_is_cut_off_or_close_is_counted(root: Path, pods: Pods, expected: list[Row]) -> None:
@@ -316,3 +331,43 @@ def test_of_pods_that_see_all_shards_whole_at_the_same_time_one_joins(tmp_path: 
         for process in processes:
             process.join()
         assert sorted(found.values()) == [False] * (num - 1) + [True]
+
+
+# --- where answers depend on the batch
+
+
+def test_how_many_answers_change_one_by_one_is_told(root: Path, pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantised weights, or a GPU: then a few questions are asked again, of each model the same."""
+    monkeypatch.setattr(answering_shard, "MOST_REPEATED", 3)
+    alone: list[str] = []
+    answer = Answerer.answer_batch
+
+    def change_every_second(self: Answerer, prompts, max_new_tokens: int):
+        told = answer(self, prompts, max_new_tokens)
+        alone.append(told[0].text)
+        return [replace(told[0], text="changed")] if len(alone) % 2 else told
+
+    monkeypatch.setattr(Answerer, "answer_batch", change_every_second)
+    config = configure(root, replicas=2, generation={"maxNewTokens": 8, "load": "4bit"})
+    for index in range(2):
+        pods.run(config, index)
+    metrics = read_metrics(config)
+    assert [(one.model, one.asked) for one in metrics.repeats] == [("base", 6), ("tuned", 6)]
+    assert len(alone) == 12
+    assert sum(one.changed for one in metrics.repeats) >= 6
+    assert "language model in 4 bits (NF4), base and tuned alike" in config.volume.report_file.read_text()
+
+
+def test_what_is_asked_again_does_not_depend_on_the_rows_that_were_left(
+    root: Path, pods: Pods, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is counted again by whoever makes the file whole, from rows that it may not have made itself."""
+    monkeypatch.setattr(answering_shard, "MOST_REPEATED", 3)
+    told = []
+    for attempt in (1, 2):
+        asked.clear()
+        config = configure(root, attempt=attempt, generation={"maxNewTokens": 8, "load": "8bit"})
+        pods.run(config)
+        told.append((read_rows(config), read_metrics(config).repeats))
+    assert told[0] == told[1]
+    assert asked == [1] * 6, "nothing else"

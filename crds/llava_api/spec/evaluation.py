@@ -59,8 +59,8 @@ class EvaluationWorkers(Strict):
         Field(
             ge=1,
             le=MAX_SHARDS,
-            description="Pods that share the questions; one more is as much quicker, and loads both models as well. "
-            "With more than one the volume must be ReadWriteMany.",
+            description="Pods that share the questions: twice as many take about half the time, and each loads both "
+            "models. With more than one the volume must be ReadWriteMany.",
         ),
     ] = 1
     gpus: Annotated[

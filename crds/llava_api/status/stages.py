@@ -70,7 +70,10 @@ class ShardStatus(Lenient):
 
     done: Annotated[Count, Field(description="Pods that have done their part.")] = 0
     pods_failed: Annotated[
-        Count, Field(description="Pods that failed or were taken away; each was replaced while the attempt went on.")
+        Count,
+        Field(
+            description="Pods of it that failed, without those that the cluster took away; others took their places."
+        ),
     ] = 0
 
 

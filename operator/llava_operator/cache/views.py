@@ -73,7 +73,7 @@ class JobView:
     num_succeeded: int = 0
     """Pods that have ended well."""
     num_failed: int = 0
-    """Pods that have not, those that were replaced included."""
+    """Pods that have not, those that were replaced included; but not those that its podFailurePolicy ignores."""
     failed_indexes: tuple[int, ...] = ()
     """Completion indexes that are not tried again, of those that evaluation can have."""
 

@@ -26,6 +26,7 @@ from llava_api.text import show
 from llava_operator.cache.views import PodView
 from llava_operator.clock import to_time
 from llava_operator.deciding.accounting import account_for
+from llava_operator.deciding.attempts import list_unreplaced
 from llava_operator.deciding.gpus import find_gpus
 from llava_operator.deciding.images import pin_image
 from llava_operator.deciding.next_attempt import open_stage, refuse
@@ -134,7 +135,8 @@ def fail(seen: Observation, status: Status, stage: StageStatus) -> Status:
     if end or (any(pod.failed for pod in seen.pods) and not STAGES[stage.name].is_sharded):
         failure = read_failure(stage, end, _suspects(seen, stage), status.failure)
     else:
-        failure = read_loss(stage, seen.job, seen.pods)
+        is_sharded = STAGES[stage.name].is_sharded
+        failure = read_loss(stage, seen.job, list_unreplaced(seen.pods, seen.now) if is_sharded else seen.pods)
     return stop(seen, status, stage, failure)
 
 

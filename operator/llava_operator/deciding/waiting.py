@@ -94,7 +94,9 @@ def describe_waiting(
         return Waiting(None, "its pod runs" if num_pods == 1 else f"{num_pods} pods run")
     # Those that each do a part of it for themselves end one by one.
     done = min(job.num_succeeded, num_pods - 1)
-    running_of_all = f"{done} of {num_pods} are done, {running} run" if done else f"{running} of {num_pods} pods run"
+    running_of_all = (
+        f"{done} of {num_pods} pods are done, {running} running" if done else f"{running} of {num_pods} pods run"
+    )
     if done and done + running >= num_pods:
         return Waiting(None, running_of_all)
     if not pods:

@@ -158,7 +158,10 @@ def _speed(field: str) -> Sampler:
 
 def _gpus(run: RunView, _: datetime) -> Iterator[Sample]:
     for stage, newest in _live(run):
-        yield (stage.name,), num_gpus_of(newest) if newest.running_time is not None else 0
+        # Pods that work for themselves give theirs back one by one.
+        done = newest.shards.done if newest.shards else 0
+        held = num_gpus_of(newest) - done * (newest.settings.gpus or 0)
+        yield (stage.name,), max(0, held) if newest.running_time is not None else 0
 
 
 def _requested_gpus(run: RunView, _: datetime) -> Iterator[Sample]:
