@@ -143,6 +143,27 @@ def test_without_training_the_adapter_is_merged_and_judged(
     assert "none: the adapter that was given is merged" in config.volume.report_file.read_text()
 
 
+def test_an_adapter_that_had_no_need_to_train_its_projector_is_judged(
+    tmp_path: Path, earlier: RunConfig, judged: Any, dataset: tuple[Path, list[Sample]]
+) -> None:
+    base = load_file(earlier.model_dir / "model.safetensors")
+
+    def with_the_bases_projector(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+        weights |= {f"base_model.model.model.{name}": base[name] for name in base if name.startswith("multi_modal")}
+
+    folder = change(earlier.volume.adapter_dir, tmp_path, with_the_bases_projector)
+    config = configure(
+        tmp_path / "run", earlier.model_dir, dataset, model=GIVEN, training={"method": "none", "lora": {}}
+    )
+    give(config, folder)
+    merged, answers, _ = finish(config)
+    name = "multi_modal_projector.linear_1.bias"
+    assert torch.equal(merged[name], base[name])
+    assert torch.equal(merged["language_model.model.layers.1.mlp.up_proj.weight"],
+                       judged[0]["language_model.model.layers.1.mlp.up_proj.weight"])  # fmt: skip
+    assert [one.base for one in answers] == [one.base for one in judged[1]]
+
+
 def test_a_checkpoint_of_a_training_from_another_adapter_is_none_of_its_own(
     tmp_path: Path, earlier: RunConfig, dataset: tuple[Path, list[Sample]]
 ) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.merging.changes import read_adapter
-from llava_trainer.merging.recipes import merge_weights, plan_merge
+from llava_trainer.merging.recipes import plan_merge
 from tests.trainer.checkpoints import (
     LAYOUTS,
     Layout,
@@ -26,6 +26,7 @@ from tests.trainer.checkpoints import (
     save_base,
     save_weights,
 )
+from tests.trainer.merges import merge_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -270,7 +271,7 @@ from pathlib import Path
 import torch
 from llava_trainer.host_memory import peak_resident_bytes, resident_bytes
 from llava_trainer.merging.changes import read_adapter
-from llava_trainer.merging.recipes import merge_weights
+from tests.trainer.merges import merge_weights
 root = Path(sys.argv[1])
 torch.ones(64, 64) @ torch.ones(64, 64)
 before = resident_bytes()

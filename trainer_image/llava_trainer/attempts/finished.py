@@ -73,6 +73,12 @@ def read_result(config: RunConfig) -> StageResult | None:
     return finished.result if finished else None
 
 
+def read_digests(config: RunConfig, stage: StageName) -> Mapping[str, str]:
+    """Digests of what a stage before this one has handed on, by path below its attempt's folder; {} if not recorded."""
+    finished = _read(config.volume.result_dir(stage))
+    return finished.contents if finished else {}
+
+
 def take_over_result(config: RunConfig, find_damage: FindDamage) -> StageResult | None:
     """Make the finished result of an earlier attempt, or one of this very attempt, this attempt's own.
 
