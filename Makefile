@@ -89,6 +89,10 @@ bench-flight: setup ## What torch's flight recorder costs training
 bench-prepare: setup ## Pictures checked a second beside a plain Pillow loop (ARGS="--memory" for what a gigabyte takes)
 	OMP_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.prepare $(ARGS)
 
+.PHONY: bench-merge
+bench-merge: setup ## Merging and its proof against peft's merge_and_unload, 984 M parameters (5 minutes, 8 GB of disk)
+	$(RUN)/python -W ignore -m tests.benchmarks.merge
+
 .PHONY: bench-reporting
 bench-reporting: setup ## What a flood of connections costs the operator and the reports of others (1 minute)
 	$(RUN)/python -m tests.benchmarks.reporting
