@@ -216,6 +216,14 @@ def test_an_adapter_tensor_without_a_place_is_told(root: Path) -> None:
     assert caught.value.reason is Reason.INTERNAL_ERROR
 
 
+def test_targets_that_peft_does_not_find_are_told(root: Path) -> None:
+    file = root / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": "nowhere"}))
+    with pytest.raises(StageError, match=r"the adapter in \S+ cannot be loaded: No modules were targeted") as caught:
+        prove(root)
+    assert caught.value.reason is Reason.INTERNAL_ERROR
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -83,9 +83,7 @@ def build_reference(reference: Reference) -> Streamed:
     adapted = _find_adapted(reference.adapter_dir)
     model: LlavaForConditionalGeneration | PeftModel = llava
     if reference.adapter_dir is not None:
-        settings = LoraConfig.from_pretrained(str(reference.adapter_dir))
-        model = get_peft_model(llava, settings, autocast_adapter_dtype=False, low_cpu_mem_usage=True).eval()
-        check_adapter_names(model, reference.adapter_dir)
+        model = _adapt(llava, reference.adapter_dir)
 
     def find(name: str, hub: str | None) -> StoredTensor:
         stored = adapted.get(saved_name(name))
@@ -96,6 +94,18 @@ def build_reference(reference: Reference) -> Streamed:
         return stored
 
     return Streamed(model=model, blocks=cut_into_blocks(model, llava, find), tied=tied)
+
+
+def _adapt(llava: LlavaForConditionalGeneration, adapter_dir: Path) -> PeftModel:
+    try:
+        settings = LoraConfig.from_pretrained(str(adapter_dir))
+        # Where the base came from is not where it lies.
+        settings.base_model_name_or_path = None
+        model = get_peft_model(llava, settings, autocast_adapter_dtype=False, low_cpu_mem_usage=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise StageError(Reason.INTERNAL_ERROR, f"the adapter in {adapter_dir} cannot be loaded: {error}") from error
+    check_adapter_names(model, adapter_dir)
+    return model.eval()
 
 
 def _find_adapted(folder: Path | None) -> dict[str, StoredTensor]:
