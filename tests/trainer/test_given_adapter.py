@@ -312,6 +312,11 @@ def trained_embedding(settings: dict[str, Any], weights: dict[str, torch.Tensor]
     weights["base_model.model.model.language_model.embed_tokens.weight"] = torch.ones(2, 2)
 
 
+def trained_tower(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+    settings["modules_to_save"].append("vision_tower.pre_layrnorm")
+    weights["base_model.model.model.vision_tower.pre_layrnorm.weight"] = torch.ones(2)
+
+
 def whole_numbers(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
     for name in weights:
         weights[name] = weights[name].long()
@@ -332,6 +337,11 @@ def set_to(**values: Any) -> Callable[[dict[str, Any], dict[str, torch.Tensor]],
         (more_layers, r"it updates \S+layers\.99\S+, which is none of q_proj, .* in the base's 3 layers"),
         (another_projector, r"is not the base's projector: multi_modal_projector\.linear_1\.bias is \(127,\) in it"),
         (trained_embedding, r"is not the base's projector: language_model\.model\.embed_tokens\.weight is"),
+        (
+            trained_tower,
+            r"it brings a vision tower that was trained \(vision_tower\.vision_model\.pre_layrnorm\.weight\)"
+            r".* name the merged/ of the run that made it in spec\.model\.source, and no adapter",
+        ),
         (whole_numbers, r"lora_A\.weight is stored as I64: only floating-point tensors are gone on from"),
         (
             set_to(lora_alpha=22.6),

@@ -89,15 +89,23 @@ def _rounded(exact: TensorRecipe, dtype: torch.dtype) -> TensorRecipe:
     def make() -> torch.Tensor:
         tensor = exact.make()
         merged = tensor.to(dtype)
-        if merged.is_floating_point() and not torch.isfinite(merged).all():
+        if not _is_finite(merged):
             raise _not_finite(exact.name, tensor)
         return merged
 
     return replace(exact, dtype=dtype, make=make)
 
 
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all its numbers are finite; without a copy of it, as ``torch.isfinite`` makes some."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    # Both ends are no number where any is not.
+    return all(bool(torch.isfinite(end)) for end in tensor.aminmax())
+
+
 def _not_finite(name: str, exact: torch.Tensor) -> StageError:
-    if torch.isfinite(exact).all():
+    if _is_finite(exact):
         largest = exact.abs().max().item()
         return StageError(
             Reason.INVALID_MODEL,
