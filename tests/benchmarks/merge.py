@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from llava_api.spec import Merge
-from llava_trainer.host_memory import peak_resident_bytes, resident_bytes
+from llava_trainer.host_memory import peak_resident_bytes, resident_bytes, return_freed_memory
 from llava_trainer.merging.blocks import build_empty, hub_of
 from llava_trainer.merging.changes import read_adapter
 from llava_trainer.merging.folder import write_config
@@ -98,6 +98,7 @@ def make_batches() -> list[Batch]:
 def merge_ours(root: Path, out: Path) -> dict[str, float]:
     """Write, hashed and synced, and prove."""
     began = time.perf_counter()
+    return_freed_memory()
     out.mkdir()
     recipes = plan_merge(root / "base", read_adapter(root / "adapter"), torch.bfloat16)
     write_checkpoint(out, recipes, max_shard_bytes=SHARD_BYTES)

@@ -216,6 +216,20 @@ def test_an_adapter_tensor_without_a_place_is_told(root: Path) -> None:
     assert caught.value.reason is Reason.INTERNAL_ERROR
 
 
+def test_the_scale_is_the_one_that_peft_reads(tmp_path: Path) -> None:
+    """Rank-stabilised, and then as if it were not."""
+    save_base(build_llava(), tmp_path / "base", dtype=torch.bfloat16)
+    make_adapter(build_llava(), tmp_path / "adapter", rank=8, rs_lora=True)
+    (tmp_path / "merged").mkdir()
+    merge_weights(tmp_path / "base", read_adapter(tmp_path / "adapter"), tmp_path / "merged", torch.bfloat16)
+    shutil.copy(tmp_path / "base" / "config.json", tmp_path / "merged")
+    assert prove(tmp_path).num_varying == 0
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_rslora": False}))
+    with pytest.raises(StageError, match="proj.weight differs from what was trained"):
+        prove(tmp_path)
+
+
 def test_targets_that_peft_does_not_find_are_told(root: Path) -> None:
     file = root / "adapter" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": "nowhere"}))

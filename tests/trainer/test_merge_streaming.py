@@ -134,7 +134,7 @@ _PROVE_A_LARGE_MODEL = """
 import sys
 from pathlib import Path
 import torch
-from llava_trainer.host_memory import peak_resident_bytes, resident_bytes
+from llava_trainer.host_memory import peak_resident_bytes, resident_bytes, return_freed_memory
 from llava_trainer.merging.proof import prove_merge
 from llava_trainer.merging.reference import Reference
 root = Path(sys.argv[1])
@@ -142,6 +142,7 @@ torch.ones(64, 64) @ torch.ones(64, 64)
 ids = torch.arange(6, 38)[None].clone()
 ids[:, 4:8] = 5
 batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(1, 3, 28, 28)}
+return_freed_memory()
 before = resident_bytes()
 prove_merge(Reference(base_dir=root / "base", adapter_dir=root / "adapter"), root / "merged", [batch])
 print(peak_resident_bytes() - before)

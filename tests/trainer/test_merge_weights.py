@@ -269,11 +269,12 @@ _MERGE_A_LARGE_MODEL = """
 import sys
 from pathlib import Path
 import torch
-from llava_trainer.host_memory import peak_resident_bytes, resident_bytes
+from llava_trainer.host_memory import peak_resident_bytes, resident_bytes, return_freed_memory
 from llava_trainer.merging.changes import read_adapter
 from tests.trainer.merges import merge_weights
 root = Path(sys.argv[1])
 torch.ones(64, 64) @ torch.ones(64, 64)
+return_freed_memory()
 before = resident_bytes()
 merge_weights(root / "base", read_adapter(root / "adapter"), root / "out", torch.bfloat16)
 print(peak_resident_bytes() - before)

@@ -11,7 +11,7 @@ from llava_api.run_config import RunConfig
 from llava_trainer.data.processor import load_processor, save_processor
 from llava_trainer.errors import StageError
 from llava_trainer.files import aside_of, publish_folder
-from llava_trainer.host_memory import peak_resident_bytes, resident_bytes
+from llava_trainer.host_memory import peak_resident_bytes, resident_bytes, return_freed_memory
 from llava_trainer.merging.changes import Changes, read_changes
 from llava_trainer.merging.folder import write_config
 from llava_trainer.merging.learned import check_learned
@@ -42,6 +42,7 @@ def run(config: RunConfig, reporter: Reporter, *, max_shard_bytes: int = MAX_SHA
         StageError: base and what was trained do not fit together, or the proof fails; no merged model is left then.
     """
     volume = config.volume
+    return_freed_memory()
     resident_before = resident_bytes()
     processor = load_processor(config.model_dir, config.dataset.image_aspect_ratio)
     changes = read_changes(config)
