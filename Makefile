@@ -93,6 +93,10 @@ bench-prepare: setup ## Pictures checked a second beside a plain Pillow loop (AR
 bench-evaluate: setup ## Answers a second of evaluation beside generating them one by one, on the demo's set (half a minute)
 	OMP_NUM_THREADS=1 $(RUN)/python -W ignore -m tests.benchmarks.evaluate $(ARGS)
 
+.PHONY: bench-merge
+bench-merge: setup ## Merging and its proof against peft's merge_and_unload, 984 M parameters (5 minutes, 8 GB of disk)
+	$(RUN)/python -W ignore -m tests.benchmarks.merge
+
 .PHONY: bench-reporting
 bench-reporting: setup ## What a flood of connections costs the operator and the reports of others (1 minute)
 	$(RUN)/python -m tests.benchmarks.reporting

@@ -229,8 +229,11 @@ class MergeNumbers(Lenient):
     """Largest absolute difference in fp32 between base + adapter and merged."""
     max_rounding_difference: float
     """Largest difference of logits that rounding the weights to the merged number format makes."""
+    mean_kl_divergence: float | None = None
+    """KL(exact || rounded) of the next token that this rounding makes, in nats, mean over the positions compared. None
+    from an image that does not report it."""
     peak_memory_bytes: int
-    """Of writing the merged weights, above what was in memory before; the proof takes more."""
+    """Of the stage, proof included, above what was in memory before."""
 
 
 class Score(Lenient):

@@ -147,6 +147,27 @@ def test_without_training_the_adapter_is_merged_and_judged(
     assert "none: the adapter that was given is merged" in config.volume.report_file.read_text()
 
 
+def test_an_adapter_that_had_no_need_to_train_its_projector_is_judged(
+    tmp_path: Path, earlier: RunConfig, judged: Any, dataset: tuple[Path, list[Sample]]
+) -> None:
+    base = load_file(earlier.model_dir / "model.safetensors")
+
+    def with_the_bases_projector(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+        weights |= {f"base_model.model.model.{name}": base[name] for name in base if name.startswith("multi_modal")}
+
+    folder = change(earlier.volume.adapter_dir, tmp_path, with_the_bases_projector)
+    config = configure(
+        tmp_path / "run", earlier.model_dir, dataset, model=GIVEN, training={"method": "none", "lora": {}}
+    )
+    give(config, folder)
+    merged, answers, _ = finish(config)
+    name = "multi_modal_projector.linear_1.bias"
+    assert torch.equal(merged[name], base[name])
+    assert torch.equal(merged["language_model.model.layers.1.mlp.up_proj.weight"],
+                       judged[0]["language_model.model.layers.1.mlp.up_proj.weight"])  # fmt: skip
+    assert [one.base for one in answers] == [one.base for one in judged[1]]
+
+
 def test_a_checkpoint_of_a_training_from_another_adapter_is_none_of_its_own(
     tmp_path: Path, earlier: RunConfig, dataset: tuple[Path, list[Sample]]
 ) -> None:
@@ -295,6 +316,11 @@ def trained_embedding(settings: dict[str, Any], weights: dict[str, torch.Tensor]
     weights["base_model.model.model.language_model.embed_tokens.weight"] = torch.ones(2, 2)
 
 
+def trained_tower(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+    settings["modules_to_save"].append("vision_tower.pre_layrnorm")
+    weights["base_model.model.model.vision_tower.pre_layrnorm.weight"] = torch.ones(2)
+
+
 def whole_numbers(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
     for name in weights:
         weights[name] = weights[name].long()
@@ -315,6 +341,11 @@ def set_to(**values: Any) -> Callable[[dict[str, Any], dict[str, torch.Tensor]],
         (more_layers, r"it updates \S+layers\.99\S+, which is none of q_proj, .* in the base's 3 layers"),
         (another_projector, r"is not the base's projector: multi_modal_projector\.linear_1\.bias is \(127,\) in it"),
         (trained_embedding, r"is not the base's projector: language_model\.model\.embed_tokens\.weight is"),
+        (
+            trained_tower,
+            r"it brings a vision tower that was trained \(vision_tower\.vision_model\.pre_layrnorm\.weight\)"
+            r".* name the merged/ of the run that made it in spec\.model\.source, and no adapter",
+        ),
         (whole_numbers, r"lora_A\.weight is stored as I64: only floating-point tensors are gone on from"),
         (
             set_to(lora_alpha=22.6),

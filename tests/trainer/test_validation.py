@@ -29,7 +29,7 @@ from llava_trainer.gang.stopping import StopAgreement, StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.model.head import CHUNK_ELEMENTS, judge_tokens
 from llava_trainer.model.learning import trained_whole
-from llava_trainer.model.loading import load_trained, load_tuned
+from llava_trainer.model.loading import load_tuned
 from llava_trainer.reporting import Reporter
 from llava_trainer.training import resuming
 from llava_trainer.training.batches import RowLoader
@@ -51,6 +51,7 @@ from llava_trainer.training.validation import (
 )
 from tests.trainer.attempts import begin
 from tests.trainer.many import run_in_processes
+from tests.trainer.trained import load_trained
 from tests.trainer.trainings import StopAfter, make_dataset, make_training, text_only
 
 VALIDATION = {"everySteps": 2, "samples": 7}
@@ -427,7 +428,7 @@ def test_the_best_weights_are_the_result_and_their_checkpoint_stays(
     assert len(kept) == 2, "the best, and the newest one"
     assert losses[60] > losses[best] + 0.1, "the last weights would be seen to be others"
     learned = trained_whole(config.training, load_config(config.model_dir))
-    taken = load_trained(config.model_dir, config.volume.weights_dir, torch.float32, "cpu", learned=learned)
+    taken = load_trained(config.model_dir, config.volume.weights_dir, learned=learned)
     assert loss_of(taken, config, toy_processor) == pytest.approx(losses[best], abs=1e-5)
 
 

@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,10 +137,13 @@ def sha256_folder(folder: Path) -> str:
     It is that of the list of its files in the order of their names, a line ``DIGEST  NAME`` each, as ``sha256sum``
     prints it: ``(cd FOLDER && find * -type f | LC_ALL=C sort | xargs sha256sum | sha256sum)`` gives the same.
     """
-    names = sorted(
-        (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()), key=os.fsencode
-    )
-    lines = (f"{sha256_file(folder / name).removeprefix('sha256:')}  {name}\n" for name in names)
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sha256_listing({name: sha256_file(folder / name) for name in names})
+
+
+def sha256_listing(digests: Mapping[str, str]) -> str:
+    """``sha256_folder`` of a folder whose files' digests (``sha256_file``) are known, by path below it."""
+    lines = (f"{digests[name].removeprefix('sha256:')}  {name}\n" for name in sorted(digests, key=os.fsencode))
     return f"sha256:{hashlib.sha256(os.fsencode(''.join(lines))).hexdigest()}"
 
 

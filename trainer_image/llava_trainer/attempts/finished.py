@@ -74,9 +74,9 @@ def read_result(config: RunConfig) -> StageResult | None:
     return finished.result if finished else None
 
 
-def read_digests(folder: Path) -> dict[str, str]:
-    """Digests of what a stage that has ended well hands on, by path below its attempt's folder; none if unknown."""
-    finished = _read(folder)
+def read_digests(config: RunConfig, stage: StageName) -> Mapping[str, str]:
+    """Digests of what a stage before this one has handed on, by path below its attempt's folder; {} if not recorded."""
+    finished = _read(config.volume.result_dir(stage))
     return finished.contents if finished else {}
 
 

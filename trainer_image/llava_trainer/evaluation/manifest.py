@@ -30,7 +30,7 @@ def read_manifest(config: RunConfig) -> Manifest:
         (config.volume.results or {}).items(), key=lambda entry: list(StageName).index(entry[0])
     ):
         folder = config.volume.attempt_dir(stage, attempt)
-        digests |= {f"{folder.name}/{name}": digest for name, digest in read_digests(folder).items()}
+        digests |= {f"{folder.name}/{name}": digest for name, digest in read_digests(config, stage).items()}
     origins = inputs.origins if inputs is not None else {}
     return Manifest(
         origins={role: show(origin, max_chars=_MAX_CHARS) for role, origin in origins.items()}, digests=digests

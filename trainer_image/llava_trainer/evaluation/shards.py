@@ -165,7 +165,7 @@ def _digest(config: RunConfig, plan: ShardPlan) -> str:
 
 
 def _digest_of_merged(config: RunConfig) -> str | None:
-    return read_digests(config.volume.result_dir(StageName.MERGE)).get("merged")
+    return read_digests(config, StageName.MERGE).get("merged")
 
 
 def _read_left(config: RunConfig, inputs: str, most_rows: int) -> dict[Key, Row]:
