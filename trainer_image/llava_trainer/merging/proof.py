@@ -179,7 +179,11 @@ def _conclude(
     real = [batch["attention_mask"][:, kept].bool() for batch, kept in zip(batches, positions, strict=True)]
 
     def read(lanes: Lanes) -> list[torch.Tensor]:
-        return [logits[mask] for logits, mask in zip(lanes.logits, real, strict=True)]
+        # A mask makes a copy.
+        return [
+            logits.flatten(0, 1) if mask.all() else logits[mask]
+            for logits, mask in zip(lanes.logits, real, strict=True)
+        ]
 
     exact, rounded = read(passes.exact), read(passes.rounded)
     merging = 0.0
