@@ -1,8 +1,8 @@
 """Merging and its proof against peft's ``merge_and_unload`` and ``save_pretrained``: time, memory, and the same bits.
 
-A LLaVA of 985 M parameters in bfloat16 (1.97 GB, 6 files) and an adapter of rank 16 with its projector. Every side has
-a process of its own, in turns; of each the quickest is told. The proof is made once. Memory is what is resident at its
-most above what the imports take.
+A LLaVA of 985 M parameters in bfloat16 (1.97 GB, 6 files) and an adapter of rank 16 with its projector. Every side
+has a process of its own, in turns; of each the quickest is told. The proof is made once. Memory is what is resident
+at its most above what the imports take.
 """
 
 import argparse

@@ -151,4 +151,7 @@ def test_pictures_of_the_same_name_in_two_folders_are_two() -> None:
         Question(set=of, place=0, sample="a", number=1, images=("a.png",), image_turns=(0,), turns=turns)
         for of in ("validation", "train", "retention")
     ]
-    assert [[question.set for question in shard] for shard in deal(asked, 2)] == [["validation", "train"], ["retention"]]
+    assert [[question.set for question in shard] for shard in deal(asked, 2)] == [
+        ["validation", "train"],
+        ["retention"],
+    ]
