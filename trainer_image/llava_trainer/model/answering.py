@@ -21,7 +21,7 @@ from llava_trainer.data.questions import Question
 
 BATCH_TOKENS = 8_192
 """Tokens of prompts and answers that are held at a time: about 4 GB of keys and values for a 7B model in bfloat16."""
-BATCH_ROWS = 32
+BATCH_ROWS = 128
 KEPT_BYTES = 256 << 20
 """Of images' values that are kept: about 190 images of 336 px."""
 CLOSE = 1e-4
