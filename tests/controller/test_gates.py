@@ -164,6 +164,10 @@ def test_whoever_asks_is_told_of_it(outcome: GateOutcome, events: list[str]) -> 
     assert [one.event for one in write_again(status, **TOLD).notifications] == events
 
 
+def test_a_receiver_that_comes_later_is_not_told() -> None:
+    assert write_again(finish(result(judge(FAILED))), **TOLD).notifications == ()
+
+
 def test_the_body_of_a_message_has_the_numbers() -> None:
     status = finish(result(judge(FAILED), judge(PASSED)), **TOLD)
     [told] = [one for one in status.notifications if one.event == "GateFailed"]
