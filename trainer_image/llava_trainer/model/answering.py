@@ -147,13 +147,8 @@ class Answerer:
         device = _device(self.model)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(generation.seed)
-<<<<<<< HEAD
-            batch = self.prepare([prompt])
-            return self._finish(self._generate(batch, config, streamer=streamer)[0], generation.max_new_tokens)
-=======
             row = self._generate(self.prepare([prompt]), config, streamer=streamer)[0]
             return self._finish(row, generation.max_new_tokens)
->>>>>>> h-answers
 
     def _config(self, max_new_tokens: int, **how: float | bool) -> GenerationConfig:
         return GenerationConfig(
