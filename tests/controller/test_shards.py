@@ -49,9 +49,7 @@ EVALUATE = StageName.EVALUATE
 SPEC: dict[str, Any] = {"evaluation": {"workers": {"replicas": 3, "gpus": 1}}, "storage": {}}
 OTHERS_RESULT = StageResult(stage=EVALUATE, attempt=1).to_termination_message()
 EXHAUSTED = "MaxFailedIndexesExceeded"
-USED = job_end(
-    message="Container stage for pod team/e-1-b failed with exit code 85 matching FailJob rule at index 1"
-)
+USED = job_end(message="Container stage for pod team/e-1-b failed with exit code 85 matching FailJob rule at index 1")
 
 
 def look(status: Status, **observed: Any) -> Observation:

@@ -97,7 +97,10 @@ def sync(folder: Path, url: str, home: Path) -> None:
         "WANDB_ERROR_REPORTING": "false",
     }  # fmt: skip
     command = [str(Path(sys.executable).with_name("wandb")), "sync", str(run)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    # It logs below where it is called.
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -14,8 +14,9 @@ def list_warnings(spec: Spec, found: Data, model: ModelFacts, storage: StoragePl
     """What is not refused, since it may be meant so."""
     few_steps = describe_few_steps(spec, found.samples_epoch, is_chosen=found.global_batch is not None)
     too_few_groups = describe_too_few_groups(
-        found.groups_validation, found.groups_selection, sufficient_fraction=found.sufficient_fraction
-    )
+        found.groups_validation, found.groups_selection, sufficient_fraction=found.sufficient_fraction,
+        is_gated=spec.evaluation.gate is not None,
+    )  # fmt: skip
     illegible = (
         describe_small_pictures(found.image_scale, model.image_size_px),
         describe_small_text(found.text_height_px, model.image_size_px),

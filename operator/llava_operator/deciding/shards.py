@@ -43,9 +43,7 @@ def _find_replaced(named: Sequence[PodView], pods: Sequence[PodView]) -> tuple[P
     used = exit_code_of(Reason.ATTEMPT_USED)
     indexes = {pod.index for pod in named if pod.ended and pod.ended.exit_code == used}
     return tuple(
-        pod
-        for pod in pods
-        if pod.index in indexes and pod.failed and not (pod.ended and pod.ended.exit_code == used)
+        pod for pod in pods if pod.index in indexes and pod.failed and not (pod.ended and pod.ended.exit_code == used)
     )
 
 

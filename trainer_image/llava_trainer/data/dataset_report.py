@@ -95,7 +95,10 @@ class DatasetReport(Lenient):
     """What selects a step; None where nothing does."""
     shared: Shared = Shared()
     can_decide: bool | None = None
-    """Whether what gives the scores has groups enough to tell two models apart; None where nothing is held out."""
+    """Whether what gives the scores has groups enough to tell two models apart, or for a gate where there is one.
+
+    None where nothing is held out.
+    """
     sufficient_fraction: float | None = None
     """dataset.validation.fraction with which it would; None where it does, or no fraction does."""
     pictures: ImageSummary
@@ -225,7 +228,7 @@ def summarise(report: DatasetReport) -> PrepareNumbers:
 
 def _can_decide(dataset: PreparedDataset) -> bool | None:
     num_groups = len(np.unique(dataset.group_of[dataset.judging]))
-    return can_decide(num_groups) if num_groups else None
+    return can_decide(num_groups, is_gated=dataset.request.is_gated) if num_groups else None
 
 
 def _told(findings: Sequence[Finding]) -> tuple[Told, ...]:

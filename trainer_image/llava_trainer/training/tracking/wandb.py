@@ -188,6 +188,8 @@ def _environment(folder: Path, access: Access | None) -> dict[str, str]:
 
 @cache
 def _own_folder() -> Path:
-    """Where nobody else writes: not on the volume, which other runs may share. A server that is away is tried again
-    each minute, so that there is one file and not one a try."""
+    """Where nobody else writes: not on the volume, which other runs may share.
+
+    One folder of the process: a server that is away is tried again each minute.
+    """
     return Path(tempfile.mkdtemp(prefix="llava-wandb-"))
