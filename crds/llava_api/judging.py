@@ -32,6 +32,16 @@ def can_decide(num_groups: int, *, is_gated: bool) -> bool:
     return num_groups >= needed_groups(is_gated=is_gated)
 
 
+def describe_too_few_retained(num_groups: int) -> str | None:
+    """A warning where nothing can be decided of the retention set; None where it can, or nobody has counted groups."""
+    if num_groups < 1 or num_groups >= LEAST_GATE_GROUPS:
+        return None
+    return (
+        f"spec.evaluation.retention.dataset has {num_groups} {'group' if num_groups == 1 else 'groups'}, of which it "
+        f"decides nothing: that takes {LEAST_GATE_GROUPS}; name a set of more pictures or documents"
+    )
+
+
 def describe_too_few_groups(
     judging: int, selecting: int = 0, *, sufficient_fraction: float | None, is_gated: bool
 ) -> str | None:

@@ -221,6 +221,7 @@ def summarise(report: DatasetReport) -> PrepareNumbers:
         samples_mixture=sum(part.drawn for part in report.mixture),
         samples_withheld=sum(part.withheld for part in report.mixture),
         samples_retention=report.retention.train.samples if report.retention else 0,
+        groups_retention=report.retention.train.groups if report.retention else 0,
         retention_shared=report.relearned,
         samples_alignment=report.alignment.train.samples if report.alignment else 0,
     )
