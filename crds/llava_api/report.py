@@ -162,8 +162,10 @@ class PrepareNumbers(Lenient):
     """Samples left out of the mixture, because they show or belong to what is held out."""
     samples_retention: Annotated[int, Field(ge=0)] = 0
     """Samples of the retention set."""
+    groups_retention: Annotated[int, Field(ge=0)] = 0
+    """Groups that these belong to; 0 from an image that does not tell."""
     retention_shared: Annotated[int, Field(ge=0)] = 0
-    """Those of them that show, ask or belong to what training learns from."""
+    """Those of the samples that show, ask or belong to what training learns from."""
     samples_alignment: int = 0
     """Samples of phase 1."""
     groups_validation: Annotated[int, Field(ge=0)] = 0

@@ -171,6 +171,21 @@ async def test_what_ends_for_good_ends_the_run(world: World, operator: OperatorP
     assert left == []
 
 
+async def test_an_older_image_that_fails_each_time_ends_as_before(world: World, operator: OperatorProcess) -> None:
+    """Its second pod finds the attempt claimed; three attempts are made, each judged by its first pod."""
+
+    def evaluate(pod: Object, index: int, failures: int) -> Object | None:
+        return fail(Reason.ATTEMPT_USED, "claimed") if failures else fail(Reason.INTERNAL_ERROR, "ValueError: older")
+
+    world.behave = behave_as(evaluate)
+    await world.create_run(**{"evaluation": {"gpus": 0}})
+    status = await world.ended(timeout_s=TIMEOUT_S)
+    told, stage = status["failure"], status["stages"][-1]
+    assert (told["reason"], told["message"]) == (Reason.INTERNAL_ERROR, "ValueError: older")
+    assert (stage["attempt"], stage["restarts"]) == (3, 3)
+    assert [attempt["because"] for attempt in stage["attempts"]] == [Reason.INTERNAL_ERROR] * 3
+
+
 async def test_suspended_it_stops_and_goes_on_in_another_attempt(world: World, operator: OperatorProcess) -> None:
     world.behave = behave_as(lambda pod, index, failures: do_a_part(pod) if index == 0 else None)
     await world.create_run(**SPEC)

@@ -20,7 +20,7 @@ from llava_api.status import (
     Status,
 )
 from llava_operator.cache.views import PodView
-from llava_operator.clock import to_time
+from llava_operator.clock import from_time, to_time
 from llava_operator.deciding.attempts import UNREACHABLE_S
 from llava_operator.deciding.decide import decide
 from llava_operator.deciding.decisions import Commit, Wait
@@ -29,6 +29,7 @@ from llava_operator.deciding.shards import list_culprits
 from llava_operator.reporting.acceptance import Refusal
 from llava_operator.reporting.shards import add_shard
 from llava_operator.run import stage_of
+from llava_operator.stages import RETRIES
 from tests.controller.desk import Desk, make_report, make_token, pod_object, review_of
 from tests.controller.makers import (
     NOW,
@@ -48,6 +49,7 @@ EVALUATE = StageName.EVALUATE
 SPEC: dict[str, Any] = {"evaluation": {"workers": {"replicas": 3, "gpus": 1}}, "storage": {}}
 OTHERS_RESULT = StageResult(stage=EVALUATE, attempt=1).to_termination_message()
 EXHAUSTED = "MaxFailedIndexesExceeded"
+USED = job_end(message="Container stage for pod team/e-1-b failed with exit code 85 matching FailJob rule at index 1")
 
 
 def look(status: Status, **observed: Any) -> Observation:
@@ -211,15 +213,35 @@ def test_an_exit_code_that_is_final_ends_the_run_whoever_failed_before() -> None
 
 @pytest.mark.parametrize("reason", [Reason.ATTEMPT_USED, Reason.SUPERSEDED])
 def test_what_only_another_attempt_helps_is_followed_by_one(reason: Reason) -> None:
-    """So it is with older images: the second pod of an index finds the attempt's folder claimed."""
     status = running()
-    end = job_end(
-        message="Container stage for pod team/e-1-b failed with exit code 85 matching FailJob rule at index 1"
-    )
-    pods = (fails(1, "e-1-a", exit_code=70), fails(1, "e-1-b", exit_code=exit_code_of(reason), after_s=10))
-    status = commit(status, job=make_job(status, failing=end, failed=end), pods=pods)
+    pods = (fails(0, exit_code=70), fails(1, "e-1-b", exit_code=exit_code_of(reason), after_s=10))
+    status = commit(status, job=make_job(status, failing=USED, failed=USED), pods=pods)
     assert (status.phase, newest(status).because, newest(status).counts) == (Phase.RUNNING, reason, False)
     assert stage(status).next_attempt_time is not None
+
+
+def test_an_older_image_whose_pod_is_replaced_is_judged_by_what_the_first_one_ended_by() -> None:
+    """Its second pod finds the attempt's folder claimed, which counts nothing: the run would be tried for ever."""
+    status, tries = running(), 0
+    while status.phase is Phase.RUNNING:
+        tries += 1
+        pods = (fails(1, "e-1-a", exit_code=70), fails(1, "e-1-b", exit_code=85, after_s=10))
+        status = commit(status, job=make_job(status, failing=USED, failed=USED), pods=pods)
+        assert (newest(status).because, newest(status).pod) == (Reason.INTERNAL_ERROR, "e-1-a")
+        if status.phase is Phase.RUNNING:
+            due = stage(status).next_attempt_time
+            assert due is not None
+            status = commit(status, now=from_time(due))
+            status = commit(status, job=make_job(status), pods=[runs(index) for index in range(3)])
+    assert (status.phase, tries) == (Phase.FAILED, RETRIES + 1)
+
+
+def test_an_older_image_whose_pod_was_drained_is_tried_again_and_not_counted() -> None:
+    status = running()
+    drained = fails(1, "e-1-a", exit_code=75, disruption="EvictionByEvictionAPI: drained")
+    pods = (drained, fails(1, "e-1-b", exit_code=85, after_s=10))
+    status = commit(status, job=make_job(status, failing=USED, failed=USED), pods=pods)
+    assert (status.phase, newest(status).because, newest(status).counts) == (Phase.RUNNING, Reason.DRAINED, False)
 
 
 def test_pods_that_somebody_deletes_again_and_again_are_forgiven_once() -> None:

@@ -58,10 +58,11 @@ def test_running_pod() -> None:
     assert (pod.started, pod.waiting) == (True, "")
 
 
-def test_ended_pod() -> None:
-    terminated = {"exitCode": 137, "reason": "OOMKilled", "message": None, "finishedAt": "t"}
+@pytest.mark.parametrize(("text", "finished_at"), [(TIME, TIME), ("t", ""), (None, "")])
+def test_ended_pod(text: str | None, finished_at: str) -> None:
+    terminated = {"exitCode": 137, "reason": "OOMKilled", "message": None, "finishedAt": text}
     pod = parse_pod(raw_pod(phase="Failed", containerStatuses=container(terminated=terminated)))
-    assert pod.ended == Termination(exit_code=137, reason="OOMKilled", message="", finished_at="t")
+    assert pod.ended == Termination(exit_code=137, reason="OOMKilled", message="", finished_at=finished_at)
 
 
 def test_disrupted_pod() -> None:
@@ -111,6 +112,13 @@ def test_when_a_pod_is_to_be_gone(text: str | None, due: str) -> None:
     raw = raw_pod()
     raw["metadata"] |= {"deletionTimestamp": text}
     assert (parse_pod(raw).deleting, parse_pod(raw).deletion_due) == (text is not None, due)
+
+
+@pytest.mark.parametrize(("text", "made_at"), [(TIME, TIME), ("before", ""), (None, "")])
+def test_when_a_pod_was_made(text: str | None, made_at: str) -> None:
+    raw = raw_pod()
+    raw["metadata"] |= {"creationTimestamp": text}
+    assert parse_pod(raw).made_at == made_at
 
 
 def test_what_is_no_pod_is_refused() -> None:

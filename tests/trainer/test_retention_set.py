@@ -63,6 +63,7 @@ def test_it_is_checked_kept_and_reported_by_itself(tmp_path: Path, toy_model_dir
     config = prepare_with(tmp_path, toy_model_dir)
     numbers = run(config)
     assert (numbers.samples_retention, numbers.retention_shared, numbers.samples_train) == (12, 0, 18)
+    assert numbers.groups_retention == 12
     assert [sample.id for sample in read_samples(config.volume.retention_file)]
     report = report_of(config)
     assert report.retention is not None

@@ -108,6 +108,22 @@ def test_a_pod_that_begins_late_finds_its_place_taken(config: RunConfig, pods: P
     assert caught.value.reason is Reason.SUPERSEDED
 
 
+def test_a_folder_that_one_cut_off_has_made_again_is_in_nobodys_way(config: RunConfig, pods: Pods):
+    """It had looked for later pods, and makes its folder when the next one has taken it over already."""
+    pods.be("a", 0, "0")
+    claim_attempt(config)
+    old = own_shard_dir(config)
+    (old / ROWS).write_text("first\n")
+    pods.be("b", 0, "1")
+    claim_attempt(config)
+    old.mkdir()
+    (old / "claim").write_text("a")
+    pods.be("c", 0, "2")
+    claim_attempt(config)
+    assert sorted(path.name for path in own_shard_dir(config).parent.iterdir()) == ["try-2"]
+    assert [path.read_text() for path in list_left_files(config, ROWS)] == ["first\n"]
+
+
 @pytest.mark.parametrize("failures", ["0", "", "x", "9" * 10, "-1"])
 def test_pods_that_nothing_tells_apart_leave_the_attempt_to_the_next(config: RunConfig, pods: Pods, failures: str):
     """Of a Job that was suspended and started again, and of one that was made by an older operator."""

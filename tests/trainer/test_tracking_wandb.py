@@ -97,7 +97,10 @@ def sync(folder: Path, url: str, home: Path) -> None:
         "WANDB_ERROR_REPORTING": "false",
     }  # fmt: skip
     command = [str(Path(sys.executable).with_name("wandb")), "sync", str(run)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    # It logs below where it is called.
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -207,6 +210,20 @@ def test_what_a_server_refuses_is_told_in_words_of_our_own(
     (credential,) = service.credentials
     assert credential not in caplog.text + str(refused.value)
     assert "SAID" not in caplog.text + str(refused.value)
+
+
+def test_one_that_is_tried_again_and_again_leaves_one_file_of_authorities(
+    tmp_path: Path, around: Surroundings, service: Service
+) -> None:
+    """A server may be away for weeks, and the pod's temporary folder is bounded."""
+    service.refusal = 401
+    config, bundles = make_config(tmp_path, service.url), set()
+    for _ in range(2):
+        with pytest.raises(WandbError, match="secretRef"):
+            _open_wandb(config, asked(config), TOTAL_STEPS, around)
+        bundles.add(os.environ["SSL_CERT_FILE"])
+    (bundle,) = bundles
+    assert Path(bundle).read_text().endswith(around.ca_file.read_text())
 
 
 def test_steps_that_the_run_cannot_have_are_not_believed(

@@ -21,7 +21,11 @@ class Accounting(Lenient):
         ),
     ] = {}
     productive_seconds: Annotated[
-        Count, Field(description="Seconds of attempts whose work was kept: up to the step that was gone on from.")
+        Count,
+        Field(
+            description="Seconds of attempts whose work was kept: up to the step that was gone on from; in evaluation "
+            "whatever was answered."
+        ),
     ] = 0
     idle_seconds: Annotated[Count, Field(description="Seconds between a failure and the retry after it.")] = 0
     lost_seconds: Annotated[

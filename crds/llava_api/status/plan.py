@@ -36,6 +36,7 @@ class Data(Lenient):
         ),
     ] = 0
     samples_retention: Annotated[Count, Field(description="Samples of spec.evaluation.retention.")] = 0
+    groups_retention: Annotated[Count, Field(description="Groups that these samples belong to; 0: not told.")] = 0
     retention_shared: Annotated[
         Count,
         Field(

@@ -87,6 +87,7 @@ class Termination:
     message: str
     """The termination message: a StageResult, or the log's last lines."""
     finished_at: str
+    """Empty where nobody says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,8 @@ class PodView:
     deleting: bool = False
     deletion_due: str = ""
     """When it is to have ended, once it is being deleted."""
+    made_at: str = ""
+    """When it was made, by the API server's clock."""
     node: str = ""
     """Where it runs; empty while it is not scheduled."""
     scheduled_at: str = ""
@@ -210,6 +213,7 @@ def parse_pod(raw: Object) -> PodView:
         phase=status.phase,
         deleting=meta.deletion_timestamp is not None,
         deletion_due=_instant(meta.deletion_timestamp or ""),
+        made_at=_instant(meta.creation_timestamp),
         node=show(pod.spec.node_name, max_chars=MAX_NAME),
         scheduled_at=_instant(scheduled.last_transition_time) if scheduled else "",
         image_id=container.image_id if container else "",
@@ -245,7 +249,7 @@ def _termination(terminated: Terminated | None) -> Termination | None:
         exit_code=terminated.exit_code,
         reason=terminated.reason,
         message=terminated.message,
-        finished_at=terminated.finished_at,
+        finished_at=_instant(terminated.finished_at),
     )
 
 

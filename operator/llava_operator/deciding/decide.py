@@ -68,7 +68,9 @@ def decide(seen: Observation) -> Decision:
     if (stage := current_stage(wanted)) is not None:
         wanted, silent_at = note_silence(seen, wanted, stage)
     wanted = wanted.model_copy(update={"api_trouble": seen.api_trouble if stage else None})
-    wanted = complete_status(wanted, before=run.status, generation=run.generation, now=seen.now)
+    wanted = complete_status(
+        wanted, before=run.status, generation=run.generation, shown_metric=run.spec.evaluation.metrics[0], now=seen.now
+    )
     wanted = note_notifications(seen, wanted)
     text_due = _text_due(seen)
     is_text = wanted != run.status and without_texts(wanted) == without_texts(run.status)

@@ -46,8 +46,8 @@ class Change:
     now: datetime
     wanted: Notification
     last: NotificationStatus | None = None
-    is_short_of_pods: bool = False
-    """Whether pods of the newest attempt have not started yet."""
+    short_since: datetime | None = None
+    """Since when pods of the newest attempt have not started; None if all have."""
 
     def becomes(self, phase: Phase) -> bool:
         """Whether the run is in this phase from now on."""
@@ -95,7 +95,7 @@ def count_restarts(status: Status) -> int:
     return max(0, sum(max(0, stage.attempt - 1) for stage in status.stages) - max(0, suspended - resting))
 
 
-def find_standby(status: Status, *, is_short_of_pods: bool) -> Standby | None:
+def find_standby(status: Status, *, short_since: datetime | None) -> Standby | None:
     """Since when the run waits, as far back as the status tells of attempts; None if it does not."""
     stage = current_stage(status)
     if stage is None or status.phase is Phase.SUSPENDED:
@@ -107,8 +107,11 @@ def find_standby(status: Status, *, is_short_of_pods: bool) -> Standby | None:
             return None
         return Standby(since=from_time(stage.reason_time), attempt=stage.attempt + 1)
     waits = newest.state in (AttemptState.QUEUED, AttemptState.STARTING)
-    if not waits and not (newest.state is AttemptState.RUNNING and is_short_of_pods):
+    if not waits and (newest.state is not AttemptState.RUNNING or short_since is None):
         return None
+    if STAGES[stage.name].is_sharded and short_since is not None and not waits:
+        # Its pods come and go one by one.
+        return Standby(since=short_since, attempt=newest.number)
     first = newest
     for earlier in reversed(stage.attempts[:-1]):
         if not (STAGES[stage.name].is_gang and _is_continued(earlier, first)):
@@ -180,7 +183,7 @@ def _restarted(change: Change) -> Occurrence | None:
 
 
 def _waiting_too_long(change: Change) -> Occurrence | None:
-    standby = find_standby(change.after, is_short_of_pods=change.is_short_of_pods)
+    standby = find_standby(change.after, short_since=change.short_since)
     stage, told = current_stage(change.after), change.last
     if standby is None or stage is None:
         return None

@@ -67,7 +67,9 @@ def take_over_tries(config: RunConfig) -> None:
     for folder, _ in _list_tries(own / BEFORE):
         # Folders in folders would have no end.
         for before, _ in _list_tries(folder / BEFORE):
-            rename_if_there(before, own / BEFORE / before.name)
+            # The name is taken where a pod that was cut off has made its folder again.
+            if not (own / BEFORE / before.name).exists():
+                rename_if_there(before, own / BEFORE / before.name)
 
 
 def publish_shard(config: RunConfig, fence: Check) -> None:
@@ -107,7 +109,7 @@ def list_left_files(config: RunConfig, name: str) -> list[Path]:
         wrote them may write on.
     """
     own = own_shard_dir(config)
-    folders = [folder for folder, _ in reversed(_list_tries(own / BEFORE))]
+    folders = [one for last in _list_before(own) for one in (last, *_list_before(last))]
     attempt = config.volume.attempt_dir(config.run.stage, config.run.attempt)
     for earlier in list_earlier(attempt):
         for shard in sorted((earlier / own.parent.parent.name).glob("*")):

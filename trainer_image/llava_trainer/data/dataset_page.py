@@ -6,7 +6,7 @@ What it says and how it looks is in ``pages/templates/dataset.html``; this choos
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llava_api.judging import least_groups
+from llava_api.judging import needed_groups
 from llava_api.text import show
 from llava_trainer.data.dataset import PreparedDataset
 from llava_trainer.data.dataset_report import DatasetReport, Note
@@ -68,7 +68,7 @@ def build_dataset_page(name: str, phases: Sequence[PreparedDataset], report: Dat
             for title, phase, one in zip(titles, phases, reports, strict=True)
         ],
         shown_entries=_SHOWN_ENTRIES,
-        least_groups=least_groups(),
+        least_groups=needed_groups(is_gated=phases[0].request.is_gated),
         refused_file=REFUSED_ENTRIES,
     )
 

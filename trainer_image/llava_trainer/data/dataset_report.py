@@ -95,7 +95,10 @@ class DatasetReport(Lenient):
     """What selects a step; None where nothing does."""
     shared: Shared = Shared()
     can_decide: bool | None = None
-    """Whether what gives the scores has groups enough to tell two models apart; None where nothing is held out."""
+    """Whether what gives the scores has groups enough to tell two models apart, or for a gate where there is one.
+
+    None where nothing is held out.
+    """
     sufficient_fraction: float | None = None
     """dataset.validation.fraction with which it would; None where it does, or no fraction does."""
     pictures: ImageSummary
@@ -218,6 +221,7 @@ def summarise(report: DatasetReport) -> PrepareNumbers:
         samples_mixture=sum(part.drawn for part in report.mixture),
         samples_withheld=sum(part.withheld for part in report.mixture),
         samples_retention=report.retention.train.samples if report.retention else 0,
+        groups_retention=report.retention.train.groups if report.retention else 0,
         retention_shared=report.relearned,
         samples_alignment=report.alignment.train.samples if report.alignment else 0,
     )
@@ -225,7 +229,7 @@ def summarise(report: DatasetReport) -> PrepareNumbers:
 
 def _can_decide(dataset: PreparedDataset) -> bool | None:
     num_groups = len(np.unique(dataset.group_of[dataset.judging]))
-    return can_decide(num_groups) if num_groups else None
+    return can_decide(num_groups, is_gated=dataset.request.is_gated) if num_groups else None
 
 
 def _told(findings: Sequence[Finding]) -> tuple[Told, ...]:
