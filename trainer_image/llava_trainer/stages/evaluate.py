@@ -33,6 +33,7 @@ from llava_trainer.evaluation.page import (
     PageContent,
     build_evaluation_markdown,
     build_evaluation_page,
+    find_primary,
 )
 from llava_trainer.evaluation.pairs import pair_rows
 from llava_trainer.evaluation.prompts import PictureSides
@@ -161,6 +162,7 @@ def _metrics_of(config: RunConfig) -> tuple[Metric, ...]:
 def _gather(config: RunConfig, dataset: DatasetReport, rows: Sequence[Row], metrics: Metrics) -> PageContent:
     folder, second = training_images(config), retention_images(config)
     paired = pair_rows(rows)
+    by_name = {metric.name: metric for metric in _metrics_of(config)}
     # All of training's samples are read for it.
     shows = any(prompt.image is not None for prompt in config.evaluation.prompts)
     sides = PictureSides.read(config.volume) if shows else PictureSides()
@@ -179,5 +181,5 @@ def _gather(config: RunConfig, dataset: DatasetReport, rows: Sequence[Row], metr
         settings=list_settings(config),
         load_image=lambda path: open_image(folder.find(path)),
         load_retention_image=None if second is None else lambda path: open_image(second.find(path)),
-        judge=partial(judge_row, _metrics_of(config)[0]),
+        judges={score.split: partial(judge_row, by_name[score.metric]) for score in find_primary(metrics)},
     )
