@@ -163,15 +163,13 @@ def _gather(config: RunConfig, dataset: DatasetReport, rows: Sequence[Row], metr
     folder, second = training_images(config), retention_images(config)
     paired = pair_rows(rows)
     by_name = {metric.name: metric for metric in _metrics_of(config)}
-    # All of training's samples are read for it.
-    shows = any(prompt.image is not None for prompt in config.evaluation.prompts)
-    sides = PictureSides.read(config.volume) if shows else PictureSides()
+    sides = PictureSides.of_run(config)
     return PageContent(
         metrics=metrics,
         dataset=dataset,
         questions=[question for question in paired if question.set != "prompt"],
         prompts=[
-            AskedPrompt(answers=question, picture_side=sides.tell(question.images))
+            AskedPrompt(answers=question, picture_side=sides and sides.tell(question.images))
             for question in paired
             if question.set == "prompt"
         ],
