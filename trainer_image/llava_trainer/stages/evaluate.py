@@ -169,7 +169,7 @@ def _gather(config: RunConfig, dataset: DatasetReport, rows: Sequence[Row], metr
         dataset=dataset,
         questions=[question for question in paired if question.set != "prompt"],
         prompts=[
-            AskedPrompt(answers=question, picture_side=sides and sides.tell(question.images))
+            AskedPrompt(answers=question, picture_side=None if sides is None else sides.tell(question.images))
             for question in paired
             if question.set == "prompt"
         ],
