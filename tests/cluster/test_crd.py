@@ -49,6 +49,7 @@ def make(name: str = "run", **changes: Any) -> dict[str, Any]:
 
 
 CAPTIONS = {"source": "pvc://data/captions", "format": "llava", "file": "captions.json"}
+SECOND = {"source": "pvc://data/general", "format": "llava", "file": "g.json"}
 FROM_SCRATCH = {"languageModel": "pvc://models/vicuna", "visionTower": "pvc://models/clip"}
 
 
@@ -82,6 +83,7 @@ def test_smallest_manifest_is_accepted_and_gets_the_recipe(kubectl: Kubectl) -> 
         ("plain-gate", {"gate": {}}),
         ("gate-of-one", {"metrics": ["anls", "rouge_l"], "gate": {"metric": "rouge_l", "minimumGain": -0.01}}),
         ("gate-of-a-part", {"metrics": ["yes_no"], "gate": {"metric": "yes_no_recall", "use": "pointValue"}}),
+        ("retained", {"metrics": ["anls"], "gate": {}, "retention": {"dataset": SECOND, "metric": "anls"}}),
         ("gate-of-the-first", {"metrics": ["anls"], "gate": {"metric": None}}),
     ],
 )
@@ -462,6 +464,31 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ({"evaluation__metrics": ["anls"] * 8}, "spec.evaluation.metrics", "at most 7 items"),
         ({"evaluation__numberTolerance": -0.1}, "spec.evaluation.numberTolerance", "greater than or equal to 0"),
         ({"evaluation__numberTolerance": 5}, "spec.evaluation.numberTolerance", "less than or equal to 1"),
+        *(
+            ({"evaluation__retention": {"dataset": SECOND | dataset, **retention}, **changes}, field, told)
+            for dataset, retention, changes, field, told in (
+                ({}, {"maximumLoss": 1}, {}, "spec.evaluation.retention.maximumLoss", "less than 1"),
+                ({}, {"maximumLoss": -0.1}, {}, "spec.evaluation.retention.maximumLoss", "greater than or equal to 0"),
+                ({}, {"metric": "bleu"}, {}, "spec.evaluation.retention.metric", '"yes_no_f1"'),
+                ({}, {"metric": "anls"}, {}, "spec.evaluation.retention.metric", "must be one of evaluation.metrics"),
+                ({"source": "nfs://x/y"}, {}, {}, "spec.evaluation.retention.dataset.source", "must begin with pvc://"),
+                (
+                    {"validation": {"file": "v.json"}},
+                    {},
+                    {},
+                    "spec.evaluation.retention.dataset.validation.file",
+                    "all of dataset.file is asked",
+                ),
+                (
+                    {"imageAspectRatio": "square"},
+                    {},
+                    {},
+                    "spec.evaluation.retention.dataset.imageAspectRatio",
+                    "must be that of spec.dataset",
+                ),
+            )
+        ),
+        ({"evaluation__retention": {}}, "spec.evaluation.retention.dataset", "Required value"),
         ({"evaluation__gate": {"metric": "bleu"}}, "spec.evaluation.gate.metric", '"yes_no_f1"'),
         ({"evaluation__gate": {"minimumGain": 1}}, "spec.evaluation.gate.minimumGain", "less than 1"),
         (

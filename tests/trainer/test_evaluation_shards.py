@@ -54,9 +54,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     generate = Answerer._generate
 
-    def count(self: Answerer, batch, *more):
+    def count(self: Answerer, batch, *more, **named):
         sizes.append(len(batch.ids))
-        return generate(self, batch, *more)
+        return generate(self, batch, *more, **named)
 
     monkeypatch.setattr(Answerer, "_generate", count)
     return sizes

@@ -21,7 +21,7 @@ from llava_trainer.data.questions import Question
 
 BATCH_TOKENS = 8_192
 """Tokens of prompts and answers that are held at a time: about 4 GB of keys and values for a 7B model in bfloat16."""
-BATCH_ROWS = 32
+BATCH_ROWS = 128
 KEPT_BYTES = 256 << 20
 """Of images' values that are kept: about 190 images of 336 px."""
 CLOSE = 1e-4
@@ -147,8 +147,8 @@ class Answerer:
         device = _device(self.model)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(generation.seed)
-            batch = self.prepare([prompt])
-            return self._finish(self._generate(batch, config, streamer=streamer)[0], generation.max_new_tokens)
+            row = self._generate(self.prepare([prompt]), config, streamer=streamer)[0]
+            return self._finish(row, generation.max_new_tokens)
 
     def _config(self, max_new_tokens: int, **how: float | bool) -> GenerationConfig:
         return GenerationConfig(
