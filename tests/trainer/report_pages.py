@@ -169,8 +169,7 @@ def make_content(
         curve=curve,
         settings=[("Epochs", "1")],
         load_image=load_image or (lambda path: Image.effect_noise((size, size // 2), 80)),
-        judge=partial(judge_row, EXACT_MATCH[0]),
-        **more,
+        **{"judges": dict.fromkeys(("validation", "train", "retention"), partial(judge_row, EXACT_MATCH[0])), **more},
     )
 
 

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from llava_api.spec import Generation
 from llava_trainer.data.questions import Question, ask_samples
 from llava_trainer.data.samples import Sample, Source, Turn, write_samples
+from llava_trainer.evaluation.answering_shard import Prompt, ShardPlan
 from llava_trainer.evaluation.asking import SHORT_ANSWER, is_answer_to, list_askings, make_row
 from llava_trainer.evaluation.dealing import deal, draw_training
 from llava_trainer.evaluation.rows import Row
+from llava_trainer.model.answering import EncodedPrompt
 
 INSTRUCTED = f"What colour is it?\n{SHORT_ANSWER}"
 
@@ -87,6 +90,31 @@ def test_who_is_asked_in_which_way() -> None:
     assert instructed.models(every) == ("base",), "the tuned model is asked as it was trained"
     assert alone.models(every) == ("base", "tuned")
     assert asked.models(("base", "tuned")) == ("base", "tuned")
+
+
+def test_of_the_retention_set_both_models_are_asked_in_both_ways() -> None:
+    """The tuned model has not been trained on it: asked otherwise than the base it would seem to have forgotten."""
+    _, instructed = list_askings(make_question("What colour is it?", set="retention"))
+    assert instructed.models(("bare", "base", "tuned")) == ("base", "tuned")
+
+
+def test_a_batch_goes_to_the_same_models_as_a_whole() -> None:
+    questions = [make_question("What?", place=i, set=of) for i, of in enumerate(["validation", "retention"] * 3)]
+    plan = ShardPlan(
+        prompts=[
+            Prompt(asking=asking, encoded=EncodedPrompt(ids=[1], load_pixels=None))
+            for question in questions
+            for asking in list_askings(question)
+        ],
+        models=("base", "tuned"), generation=Generation(), is_repeated=False,
+    )  # fmt: skip
+    counted = {
+        model: Counter((one.asking.question.set, one.asking.variant) for batch in plan.batches(model) for one in batch)
+        for model in plan.models
+    }
+    asked = {("validation", "asked"): 3, ("retention", "asked"): 3, ("retention", "instructed"): 3}
+    assert counted == {"base": {**asked, ("validation", "instructed"): 3}, "tuned": asked}
+    assert plan.num_answers == 21
 
 
 def test_a_row_says_all_that_is_known_of_its_question() -> None:

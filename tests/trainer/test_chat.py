@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,9 +23,11 @@ from llava_trainer.chat import command
 from llava_trainer.chat.conversation import Conversation, encode
 from llava_trainer.chat.options import CONV_MODES, read_options
 from llava_trainer.chat.speakers import find_aspect_ratio, load_speakers
+from llava_trainer.data.images import ImageError
 from llava_trainer.data.processor import load_processor
 from llava_trainer.evaluation.models import load_answerer
 from llava_trainer.model.adapter_folder import CONFIG_FILE
+from llava_trainer.model.answering import Answerer, Generated
 from llava_trainer.model.quantization import count_parameter_bytes
 from tests.trainer.runs import make_adapter, make_random_base
 
@@ -190,6 +193,37 @@ def test_what_a_model_says_is_fit_for_a_terminal(capsys: pytest.CaptureFixture[s
     silent = command._Writer("")
     silent.end()
     assert capsys.readouterr().out == "(nothing)\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("Tried to allocate 2 GiB"), "needs more memory than the GPU has: lower --max-new-tok"),
+        (ImageError("is damaged"), "a picture has changed since it was checked: it is damaged"),
+    ],
+)
+def test_of_a_question_that_one_model_cannot_answer_neither_remembers_anything(
+    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    """It is asked once more: whoever has answered it is not to be asked it twice."""
+    asked = ["--model", str(made / "adapter"), "--base", str(made / "base"), *GREEDY]
+    options, answer, calls = read_options(asked), Answerer.answer_as_told, iter(range(9))
+
+    def fail_once(*arguments: Any) -> Generated:
+        if next(calls) == 1:
+            raise error
+        return answer(*arguments)
+
+    monkeypatch.setattr(Answerer, "answer_as_told", fail_once)
+    with load_speakers(options) as speakers:
+        command._converse(speakers, options, iter(["What is it?", "What is it?"]))
+        told = [[turn.text for turn in speaker.conversation.turns] for speaker in speakers]
+    (base,), (tuned,) = expect(made, ["What is it?"]), expect(made, ["What is it?"], adapter=True)
+    shown = capsys.readouterr()
+    assert f"base: {base}\ntuned: {tuned}\n" in shown.out
+    assert message in shown.err
+    assert [turns[0] for turns in told] == ["What is it?"] * 2
+    assert [len(turns) for turns in told] == [2, 2]
 
 
 def png_of(width: int, height: int) -> bytes:

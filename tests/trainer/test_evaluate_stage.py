@@ -230,4 +230,10 @@ def test_the_gate_is_judged_by_the_metrics_that_were_chosen(root: Path) -> None:
     metrics = Metrics.model_validate_json(run_config(root).volume.metrics_file.read_text())
     assert (metrics.gate, metrics.retention, metrics.unscored) == (gate, None, ("vqa_accuracy",))
     assert run_evaluate(root, gate={"minimumGain": 0.9}, **settings).numbers.gate.outcome == "Undecided"
+    # No question has references enough for the first metric: what another one judges is shown all the same.
+    settings["metrics"] = ["vqa_accuracy", "exact_match"]
     assert run_evaluate(root, **settings).numbers.gate is None
+    volume = run_config(root).volume
+    assert all(
+        "9 questions: " in file.read_text() for file in (volume.report_file, volume.report_file.with_suffix(".md"))
+    )

@@ -1,5 +1,7 @@
 """The report stays small, however many questions there are and whatever is said in them."""
 
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
@@ -10,6 +12,7 @@ from llava_trainer.evaluation.page import (
     _open_albums,
     _render,
     build_evaluation_markdown,
+    build_evaluation_page,
 )
 from tests.trainer.report_pages import Page, make_answer, make_content, make_hard, make_hardest, make_metrics, render
 
@@ -48,6 +51,19 @@ def test_the_smallest_page_is_small_enough_whatever_is_said() -> None:
     content = make_content([*answers, *prompts], hardest=make_hardest([make_hard(n, said) for n in range(40)]))
     smallest = _render(content, _judge_sets(content), _open_albums(content), LIMITS[-1])
     assert len(smallest.encode()) <= MAX_BYTES / 2
+
+
+def test_names_are_cut_too() -> None:
+    """An entry of a dataset may have a name of a million characters."""
+    long = "<&>" * 300_000
+    answers = [make_answer(f"{n}{long}", type=f"{n % 20}{long}") for n in range(20)]
+    hard = [make_hard(n) for n in range(40)]
+    hard = [replace(one, sample=replace(one.sample, id=long)) for one in hard]
+    content = make_content(answers, hardest=make_hardest(hard))
+    page, markdown = build_evaluation_page(content), build_evaluation_markdown(content)
+    assert len(Page(page).all("article", "sample")) == 20
+    assert len(page.encode()) < MAX_BYTES / 2
+    assert len(markdown.encode()) < 100_000
 
 
 def test_the_markdown_file_is_small_too() -> None:

@@ -48,6 +48,15 @@ def test_what_is_drawn_depends_on_the_seed_alone() -> None:
     assert numbers(first.drawn) == sorted(numbers(first.drawn))
 
 
+def test_each_models_answer_is_that_to_the_way_that_is_scored() -> None:
+    rows = [make_row(0, "base", "0"), make_row(0, "tuned", "0")]
+    rows += [row.model_copy(update={"variant": "instructed", "answer": "1"}) for row in rows]
+    (found,) = judge_questions(pair_rows(rows), judge, base_variant="instructed", tuned_variant="instructed")
+    assert (found.base, found.tuned) == (1.0, 1.0)
+    (found,) = judge_questions(pair_rows(rows), judge, base_variant="instructed")
+    assert (found.base, found.tuned) == (1.0, 0.0)
+
+
 def test_questions_without_a_score_are_left_out() -> None:
     rows = [make_row(0, "base", "1", ()), make_row(0, "tuned", "1", ())]
     assert judge_questions(pair_rows(rows), judge) == ()

@@ -24,6 +24,7 @@ def ask(
     base: bool | str,
     tuned: bool | str,
     instructed: bool | str | None = None,
+    tuned_instructed: bool | str | None = None,
     alone: tuple[bool, bool] | None = None,
     bare: bool | None = None,
     **fields: Any,
@@ -35,6 +36,7 @@ def ask(
     }  # fmt: skip
     asked: list[tuple[str, str, bool | str | None]] = [
         ("base", "asked", base), ("tuned", "asked", tuned), ("base", "instructed", instructed), ("bare", "asked", bare),
+        ("tuned", "instructed", tuned_instructed),
         *(zip(("base", "tuned"), ("alone", "alone"), alone, strict=True) if alone else ()),
     ]  # fmt: skip
     return [
@@ -270,6 +272,31 @@ def test_retention_is_judged_by_what_is_lost(num_lost: int, maximum_loss: float,
     judged = judge_retention(score(questions), retaining(maximum_loss))
     assert (judged.outcome, judged.limit, judged.groups) == (outcome, -maximum_loss, 100)
     assert judged.gain == pytest.approx(-num_lost / 100)
+
+
+def test_a_model_that_has_not_changed_has_forgotten_nothing() -> None:
+    """Of a set that never says how long its answers should be either is wrong, until it is told."""
+    questions = [
+        ask(i, base="It is red.", tuned="It is red.", instructed=i < 190, tuned_instructed=i < 190, set="retention")
+        for i in range(200)
+    ]
+    [found] = score(questions)
+    assert (found.base_variant, found.tuned_variant, found.base, found.gain) == (
+        "instructed", "instructed", found.tuned, 0.0,
+    )  # fmt: skip
+    assert found.content is not None
+    assert found.content.value == 0.0
+    assert judge_retention(score(questions), retaining(0.05)).outcome is GateOutcome.PASSED
+
+
+def test_what_was_forgotten_is_told_whichever_way_the_tuned_model_answers_better() -> None:
+    questions = [
+        ask(i, base=False, tuned=i < 20, instructed=True, tuned_instructed=False, set="retention") for i in range(100)
+    ]
+    [found] = score(questions)
+    assert (found.base_variant, found.tuned_variant) == ("instructed", "asked")
+    assert found.gain == pytest.approx(-0.8)
+    assert judge_retention(score(questions), retaining(0.05)).outcome is GateOutcome.FAILED
 
 
 def test_retention_of_few_groups_is_undecided() -> None:

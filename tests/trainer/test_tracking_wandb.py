@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,10 +98,8 @@ def sync(folder: Path, url: str, home: Path) -> None:
         "WANDB_ERROR_REPORTING": "false",
     }  # fmt: skip
     command = [str(Path(sys.executable).with_name("wandb")), "sync", str(run)]
-    # It logs below where it is called.
-    done = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120, check=False
-    )
+    # It leaves logs where it is called.
+    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -185,6 +184,24 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
     left = [file for file in tmp_path.rglob("*") if file.is_file() and file.name != "apiKey"]
     assert left
     assert not [file for file in left if KEY.encode() in file.read_bytes()]
+
+
+def test_a_server_that_is_away_for_long_leaves_no_files_behind(
+    tmp_path: Path, around: Surroundings, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is begun anew every minute until it is there again."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    service.refusal = 404
+    config = make_config(tmp_path, service.url)
+    for _ in range(2):
+        with pytest.raises(WandbError):
+            _open_wandb(config, asked(config), TOTAL_STEPS, around)
+    assert not list((tmp_path / "tmp").rglob("*.pem"))
+    (bundle,) = config.volume.wandb_dir(config.run.stage, 1).rglob("*.pem")
+    assert os.environ["SSL_CERT_FILE"] == str(bundle)
+    assert around.ca_file is not None
+    assert around.ca_file.read_text().strip() in bundle.read_text()
 
 
 def test_a_certificate_that_nobody_vouches_for_gets_nothing(

@@ -92,7 +92,7 @@ def _ask(speakers: Sequence[Speaker], question: str, images: Sequence[Path], opt
     """Let every model answer to the same question, and remember what each has said.
 
     Raises:
-        ChatError: the question cannot be asked; nothing is remembered of it.
+        ChatError: the question cannot be asked, or not answered by one of them; nothing is remembered of it.
     """
     asked = [speaker.conversation.ask(question, images) for speaker in speakers]
     prompts = [
@@ -101,25 +101,30 @@ def _ask(speakers: Sequence[Speaker], question: str, images: Sequence[Path], opt
         )
         for speaker, conversation in zip(speakers, asked, strict=True)
     ]
-    for speaker, conversation, prompt in zip(speakers, asked, prompts, strict=True):
+    answers = []
+    for speaker, prompt in zip(speakers, prompts, strict=True):
         write = _Writer(f"{speaker.name}: " if len(speakers) > 1 else "")
         # Beams are only decided upon at the end.
         streamer = None if options.generation.num_beams > 1 else _Streamer(speaker, write)
         try:
             answer = speaker.answerer.answer_as_told(prompt, options.generation, streamer)
         except torch.OutOfMemoryError as error:
+            write.break_off()
             raise ChatError(
                 f"answering needs more memory than the GPU has: lower --max-new-tokens, show fewer pictures, or try "
                 f"--load-4bit ({text.show(error, max_chars=200)})"
             ) from error
         except ImageError as error:
+            write.break_off()
             raise ChatError(f"a picture has changed since it was checked: it {error}") from error
         if streamer is None:
             write(answer.text)
         write.end()
         if answer.is_cut:
             sys.stderr.write(f"(cut off after {options.generation.max_new_tokens:,} tokens: --max-new-tokens)\n")
-        speaker.conversation = conversation.answer(answer.text)
+        answers.append(answer.text)
+    for speaker, conversation, said in zip(speakers, asked, answers, strict=True):
+        speaker.conversation = conversation.answer(said)
 
 
 class _Writer:
@@ -134,6 +139,10 @@ class _Writer:
         said = piece if self._has_begun else piece.lstrip()
         self._has_begun = self._has_begun or bool(said)
         sys.stdout.write(text.escape(said, multiline=True))
+        sys.stdout.flush()
+
+    def break_off(self) -> None:
+        sys.stdout.write("\n")
         sys.stdout.flush()
 
     def end(self) -> None:

@@ -15,7 +15,7 @@ from itertools import zip_longest
 
 from llava_api.spec import Generation
 from llava_trainer.evaluation.asking import Asking, Key, is_answer_to, make_row
-from llava_trainer.evaluation.rows import Model, Row
+from llava_trainer.evaluation.rows import Model, Row, Variant
 from llava_trainer.evaluation.shard_file import Repeats, ShardWriter
 from llava_trainer.model.answering import Answerer, EncodedPrompt, Generated, plan_batches
 
@@ -58,14 +58,17 @@ class ShardPlan:
 
     @property
     def _all_batches(self) -> list[list[Prompt]]:
-        of_variants = []
-        for variant in ("asked", "instructed", "alone"):
-            alike = [one for one in self.prompts if one.asking.variant == variant and not one.asking.is_prompt]
-            lengths = [len(one.encoded.ids) for one in alike]
-            planned = plan_batches(lengths, self.generation.max_new_tokens)
-            of_variants.append([[alike[index] for index in batch] for batch in planned])
+        kinds: dict[tuple[Variant, tuple[Model, ...]], list[Prompt]] = {}
+        for one in self.prompts:
+            if not one.asking.is_prompt:
+                # A batch goes to a model as a whole.
+                kinds.setdefault((one.asking.variant, one.asking.models(self.models)), []).append(one)
+        of_kinds = []
+        for alike in kinds.values():
+            planned = plan_batches([len(one.encoded.ids) for one in alike], self.generation.max_new_tokens)
+            of_kinds.append([[alike[index] for index in batch] for batch in planned])
         # In turns: as long as their images are kept, the same questions in the next way need not read them.
-        batches = [batch for turn in zip_longest(*of_variants) for batch in turn if batch is not None]
+        batches = [batch for turn in zip_longest(*of_kinds) for batch in turn if batch is not None]
         return batches + [[one] for one in self.prompts if one.asking.is_prompt]
 
     def repeated(self) -> list[Prompt]:

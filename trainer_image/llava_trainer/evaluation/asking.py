@@ -2,8 +2,11 @@
 
 A base that was never told how long its answers should be is not worse for answering in a sentence. So where the data
 asks for short answers without saying so, the base is also asked with LLaVA's own instruction for that; the tuned model
-has learned it from the data, and is asked as it was trained. And where a question has earlier turns, these show the
-form of the answers; who serves the model has none of them, so both models are asked without them as well.
+has learned it from the data, and is asked as it was trained. Of the retention set it has learned nothing, so there both
+models are asked in both ways: a model that has not changed has to come out as one that has forgotten nothing.
+
+Where a question has earlier turns, these show the form of the answers; who serves the model has none of them, so both
+models are asked without them as well.
 """
 
 from collections.abc import Sequence
@@ -21,10 +24,11 @@ Key = tuple[str, Model, Variant]
 """Of a row: question, model, and how it was asked."""
 MOST_WORDS = 5
 """References that have more are no short answers."""
+_BOTH: tuple[Model, ...] = ("base", "tuned")
 _MODELS: dict[Variant, tuple[Model, ...]] = {
     "asked": ("bare", "base", "tuned"),
     "instructed": ("base",),
-    "alone": ("base", "tuned"),
+    "alone": _BOTH,
 }
 
 
@@ -45,7 +49,10 @@ class Asking:
 
     def models(self, available: Sequence[Model]) -> tuple[Model, ...]:
         """Those of the run's models that are asked so."""
-        return tuple(model for model in _MODELS[self.variant] if model in available)
+        asked = _MODELS[self.variant]
+        if self.variant == "instructed" and self.question.set == "retention":
+            asked = _BOTH
+        return tuple(model for model in asked if model in available)
 
 
 def list_askings(question: Question) -> tuple[Asking, ...]:

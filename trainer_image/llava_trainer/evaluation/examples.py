@@ -48,20 +48,25 @@ class Examples:
 
 
 def judge_questions(
-    questions: Iterable[QuestionAnswers], judge: Judge, *, base_variant: Variant = "asked"
+    questions: Iterable[QuestionAnswers],
+    judge: Judge,
+    *,
+    base_variant: Variant = "asked",
+    tuned_variant: Variant = "asked",
 ) -> tuple[Judged, ...]:
-    """The questions that ``judge`` can judge, the base's answer being that to the better way of asking it.
+    """The questions that ``judge`` can judge, each model's answer being that to the better way of asking it.
 
     Args:
         questions: of one set.
         judge: scores answers.
         base_variant: that way; questions that were not asked so count as they were asked.
+        tuned_variant: the same of the tuned model.
     """
     return tuple(
         Judged(question=question, base=base, tuned=tuned)
         for question in questions
         if (base := judge(question.find("base", base_variant) or question.base)) is not None
-        and (tuned := judge(question.tuned)) is not None
+        and (tuned := judge(question.find("tuned", tuned_variant) or question.tuned)) is not None
     )
 
 

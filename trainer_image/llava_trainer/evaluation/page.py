@@ -34,6 +34,7 @@ _ASKED: Sequence[tuple[Model, Variant, str]] = (
     ("base", "asked", "base"),
     ("base", "instructed", "base, instructed"),
     ("tuned", "asked", "tuned"),
+    ("tuned", "instructed", "tuned, instructed"),
     ("base", "alone", "base, alone"),
     ("tuned", "alone", "tuned, alone"),
 )
@@ -98,7 +99,9 @@ class PageContent:
     """Of the dataset."""
     load_retention_image: LoadImage | None = None
     """Of the retention set; None where there is none."""
-    judge: Judge
+    judges: Mapping[QuestionSet, Judge]
+    """Of each set that has scores, by the first of its metrics: of what the first one of all has no say about, another
+    one may."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,14 +155,16 @@ def build_evaluation_page(content: PageContent) -> str:
 
 
 def _judge_sets(content: PageContent) -> dict[QuestionSet, tuple[Judged, ...]]:
-    variants: dict[str, Variant] = {score.split: score.base_variant for score in _find_primary(content.metrics)}
+    scores: dict[str, SplitScore] = {score.split: score for score in find_primary(content.metrics)}
     return {
         name: judge_questions(
             [question for question in content.questions if question.set == name],
-            content.judge,
-            base_variant=variants.get(name, "asked"),
+            content.judges[name],
+            base_variant=score.base_variant,
+            tuned_variant=score.tuned_variant,
         )
         for name, _ in _SETS
+        if (score := scores.get(name)) is not None
     }
 
 
@@ -178,16 +183,16 @@ def build_evaluation_markdown(content: PageContent) -> str:
         "evaluation.md",
         metrics=content.metrics,
         dataset=content.dataset,
-        primary=_find_primary(content.metrics),
+        primary=find_primary(content.metrics),
         metric_titles=METRIC_TITLES,
         prompts=[
             _show(asked.answers, None, albums["prompt"], _IN_MARKDOWN, px=0, side=asked.picture_side)
             for asked in content.prompts
         ],
         sets=[
-            _show_set(title, judged[name], content.judge, albums[name], _IN_MARKDOWN)
+            _show_set(title, judged[name], content.judges[name], albums[name], _IN_MARKDOWN)
             for name, title in _SETS
-            if judged[name]
+            if name in judged
         ],
         settings=content.settings,
     )
@@ -201,7 +206,7 @@ def _render(
         "evaluation.html",
         metrics=content.metrics,
         dataset=dataset,
-        primary=_find_primary(content.metrics),
+        primary=find_primary(content.metrics),
         metric_titles=METRIC_TITLES,
         dataset_report=DATASET_REPORT,
         overlap=sum(note.count for note in dataset.notes if note.kind == _OVERLAP),
@@ -212,7 +217,9 @@ def _render(
             for asked in content.prompts
         ],
         sets=[
-            _show_set(title, judged[name], content.judge, albums[name], limits) for name, title in _SETS if judged[name]
+            _show_set(title, judged[name], content.judges[name], albums[name], limits)
+            for name, title in _SETS
+            if name in judged
         ],
         hardest=hardest,
         hard_samples=()
@@ -222,8 +229,8 @@ def _render(
     )
 
 
-def _find_primary(metrics: Metrics) -> list[SplitScore]:
-    """The first metric's score of each set."""
+def find_primary(metrics: Metrics) -> list[SplitScore]:
+    """The first score of each set."""
     return list({score.split: score for score in reversed(metrics.scores)}.values())[::-1]
 
 

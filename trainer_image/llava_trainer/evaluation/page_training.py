@@ -155,7 +155,7 @@ def _show_sample(one: HardSample, album: Album, max_px: int, max_chars: int) -> 
         num_further_turns=max(0, len(sample.turns) - _MAX_TURNS),
         facts=(
             ("Loss", f"{found.loss:.3f} a token, {found.tokens:,} tokens"),
-            ("Sample", f"{sample.id} · {sample.source.file}, entry {sample.source.index:,}"),
+            ("Sample", f"{cut(sample.id, max_chars=max_chars)} · {sample.source.file}, entry {sample.source.index:,}"),
             ("Checked as", one.place),
             ("Learned from", f"step {found.step:,}"),
         ),

@@ -60,6 +60,13 @@ class PictureSides:
         held_out = [file for file in (volume.validation_file, volume.selection_file) if file.is_file()]
         return cls(trained=_names([volume.train_file]), held_out=_names(held_out))
 
+    @classmethod
+    def of_run(cls, config: RunConfig) -> Self | None:
+        """Those of a run; None where nothing is trained on the dataset, or no prompt shows a picture."""
+        shows = any(prompt.image is not None for prompt in config.evaluation.prompts)
+        # All of training's samples are read for it.
+        return cls.read(config.volume) if shows and config.training.method != "none" else None
+
     def tell(self, images: Iterable[str]) -> str | None:
         """What training has seen of a prompt's picture, as a sentence without its full stop; None without a picture."""
         names = {posixpath.normpath(image) for image in images}

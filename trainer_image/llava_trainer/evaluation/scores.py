@@ -79,6 +79,9 @@ class SplitScore(Lenient):
     base_instructed: ModelScore | None = None
     """With LLaVA's instruction for short answers."""
     tuned: ModelScore
+    """Asked as it was trained; of the retention set, which it was not trained on, the better of both ways."""
+    tuned_variant: Variant = "asked"
+    """Which way that is."""
     bare: ModelScore | None = None
     """None where the run was given no adapter."""
     gain: float

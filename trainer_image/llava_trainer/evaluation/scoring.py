@@ -26,6 +26,8 @@ from llava_trainer.evaluation.statistics import (
 )
 
 SCORED_SETS = ("validation", "train", "retention")
+ASKED: Variant = "asked"
+INSTRUCTED: Variant = "instructed"
 MAX_TYPES = 20
 """Question types of a set that are scored by themselves: those with most questions. More would be no overview."""
 
@@ -108,15 +110,19 @@ def _array(tallies: Iterable[tuple[float, float]]) -> Numbers:
 def _score_set(metric: Metric, judged: list[QuestionAnswers], *, num_all: int, num_shared: int) -> SplitScore:
     asked = _Questions(metric, judged)
     base, tuned = asked.tallies("base"), asked.tallies("tuned")
-    better, better_score = base, asked.score(base)
-    variant: Variant = "asked"
+    better, better_score, variant = base, asked.score(base), ASKED
+    tuned_variant = ASKED
     format_gain = content_gain = base_asked = base_instructed = None
     if any(question.find("base", "instructed") for question in judged):
         instructed = asked.tallies("base", "instructed")
         base_asked, base_instructed = better_score, asked.score(instructed)
+        told = asked.tallies("tuned", "instructed")
+        if _value(told) > _value(tuned):
+            # Only of the retention set is the tuned model asked so; elsewhere these are the same answers.
+            tuned, tuned_variant = told, INSTRUCTED
         format_gain, content_gain = asked.difference(base, instructed), asked.difference(instructed, tuned)
         if _value(instructed) > _value(base):
-            better, better_score, variant = instructed, base_instructed, "instructed"
+            better, better_score, variant = instructed, base_instructed, INSTRUCTED
     gain = asked.difference(better, tuned)
     has_bare = all(question.bare is not None for question in judged)
     return SplitScore(
@@ -132,6 +138,7 @@ def _score_set(metric: Metric, judged: list[QuestionAnswers], *, num_all: int, n
         base_asked=base_asked,
         base_instructed=base_instructed,
         tuned=asked.score(tuned),
+        tuned_variant=tuned_variant,
         bare=asked.score(asked.tallies("bare")) if has_bare else None,
         gain=gain.value,
         gain_low=gain.low,
@@ -139,7 +146,7 @@ def _score_set(metric: Metric, judged: list[QuestionAnswers], *, num_all: int, n
         p_value=gain.p_value,
         format=format_gain,
         content=content_gain,
-        alone=_score_alone(asked, base, tuned),
+        alone=_score_alone(asked),
         types=_score_types(asked, better, tuned),
     )
 
@@ -148,15 +155,15 @@ def _value(tallies: Tallies) -> float:
     return float(ratio(tallies.found.sum(axis=0)))
 
 
-def _score_alone(asked: _Questions, base: Tallies, tuned: Tallies) -> AloneScore | None:
+def _score_alone(asked: _Questions) -> AloneScore | None:
     places = np.flatnonzero([question.find("tuned", "alone") is not None for question in asked.questions])
     if not len(places):
         return None
     alone = asked.at(places)
     return AloneScore(
         samples=alone.num_samples,
-        base_after_turns=alone.score(base.at(places)),
-        tuned_after_turns=alone.score(tuned.at(places)),
+        base_after_turns=alone.score(alone.tallies("base")),
+        tuned_after_turns=alone.score(alone.tallies("tuned")),
         base=alone.score(alone.tallies("base", "alone")),
         tuned=alone.score(alone.tallies("tuned", "alone")),
     )

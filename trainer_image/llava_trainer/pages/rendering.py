@@ -13,6 +13,7 @@ from markupsafe import Markup
 from llava_api import text
 
 _MARKDOWN = re.compile(r"[\\`*_\[\]<>&|~#@$]")
+_MAX_NAME = 100
 _ADDRESS = re.compile(r"(?<=www)\.|:(?=//)")
 
 
@@ -58,7 +59,8 @@ def _environment(*, autoescape: bool, finalize: object) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(number=number, count=count, percent=percent, share=share, points=points, capital=capital)
+    filters = (number, count, percent, share, points, capital, brief)
+    environment.filters.update({one.__name__: one for one in filters})
     return environment
 
 
@@ -106,6 +108,11 @@ def share(value: float) -> str:
 def points(value: float) -> str:
     """A difference of proportions in points of percent, signed."""
     return f"{value * 100:+.1f}"
+
+
+def brief(value: str) -> str:
+    """The beginning of a name that may be as long as whoever made the data liked."""
+    return text.cut(value, max_chars=_MAX_NAME)
 
 
 def capital(value: str) -> str:

@@ -33,6 +33,7 @@ from llava_trainer.evaluation.page import (
     PageContent,
     build_evaluation_markdown,
     build_evaluation_page,
+    find_primary,
 )
 from llava_trainer.evaluation.pairs import pair_rows
 from llava_trainer.evaluation.prompts import PictureSides
@@ -161,15 +162,14 @@ def _metrics_of(config: RunConfig) -> tuple[Metric, ...]:
 def _gather(config: RunConfig, dataset: DatasetReport, rows: Sequence[Row], metrics: Metrics) -> PageContent:
     folder, second = training_images(config), retention_images(config)
     paired = pair_rows(rows)
-    # All of training's samples are read for it.
-    shows = any(prompt.image is not None for prompt in config.evaluation.prompts)
-    sides = PictureSides.read(config.volume) if shows else PictureSides()
+    by_name = {metric.name: metric for metric in _metrics_of(config)}
+    sides = PictureSides.of_run(config)
     return PageContent(
         metrics=metrics,
         dataset=dataset,
         questions=[question for question in paired if question.set != "prompt"],
         prompts=[
-            AskedPrompt(answers=question, picture_side=sides.tell(question.images))
+            AskedPrompt(answers=question, picture_side=None if sides is None else sides.tell(question.images))
             for question in paired
             if question.set == "prompt"
         ],
@@ -179,5 +179,5 @@ def _gather(config: RunConfig, dataset: DatasetReport, rows: Sequence[Row], metr
         settings=list_settings(config),
         load_image=lambda path: open_image(folder.find(path)),
         load_retention_image=None if second is None else lambda path: open_image(second.find(path)),
-        judge=partial(judge_row, _metrics_of(config)[0]),
+        judges={score.split: partial(judge_row, by_name[score.metric]) for score in find_primary(metrics)},
     )

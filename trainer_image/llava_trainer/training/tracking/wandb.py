@@ -177,7 +177,8 @@ def _reach(access: Access) -> dict[str, Any]:
 
 def _environment(folder: Path, access: Access | None) -> dict[str, str]:
     """What the client reads of the environment: it reports no errors of its own, and keeps nothing in a home."""
-    own = {name: str(folder / "client") for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")}
+    client = folder / "client"
+    own = {name: str(client) for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")}
     if access is not None and access.ca_pem is not None:
         # Its process trusts one file, and knows no other way to be told.
         bundle = _own_folder() / "authorities.pem"
