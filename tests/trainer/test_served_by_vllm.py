@@ -109,12 +109,14 @@ def served(tmp_path_factory: pytest.TempPathFactory, world: World) -> Iterator[S
     whole = run_training(root / "whole", cached_base(), root / "dataset", samples, world, epochs=6)
     merge.run(whole, Reporter(whole))
     merged = whole.volume.merged_dir
-    adapters = {
-        name: run_training(root / name, merged, root / "dataset", samples, world, projector="frozen", **training)
-        for name, training in ADAPTERS.items()
-    }
     options = ("--limit-mm-per-prompt", '{"image": 3}', "--enable-lora", "--max-lora-rank", "16")
-    with vllm.serve(merged, root, *options) as client:
+    with vllm.serve(merged, root, *options) as started:
+        # It takes longer than this to start, most of the time on one core.
+        adapters = {
+            name: run_training(root / name, merged, root / "dataset", samples, world, projector="frozen", **training)
+            for name, training in ADAPTERS.items()
+        }
+        client = started()
         for name, config in adapters.items():
             assert vllm.load_adapter(client, name, config.volume.adapter_dir).is_success
         yield Served(client=client, whole=whole, adapters=adapters)

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,8 @@ def install_vllm() -> None:
 
 
 @contextmanager
-def serve(model_dir: Path, folder: Path, *options: str) -> Iterator[httpx.Client]:
-    """A server of ``model_dir`` in fp32, as the model ``tuned``; a client of its OpenAI-compatible API.
+def serve(model_dir: Path, folder: Path, *options: str) -> Iterator[Callable[[], httpx.Client]]:
+    """Start a server of ``model_dir`` in fp32, as the model ``tuned``; what waits for it gives a client of its API.
 
     Args:
         model_dir: what is served.
@@ -104,10 +104,8 @@ def serve(model_dir: Path, folder: Path, *options: str) -> Iterator[httpx.Client
             command, stdout=stream, stderr=stream, cwd=folder, env=environment, start_new_session=True
         )
         try:
-            url = f"http://127.0.0.1:{port}"
-            _await(url, process, folder / "vllm.log")
-            with httpx.Client(base_url=url, trust_env=False, timeout=120) as client:
-                yield client
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=120) as client:
+                yield lambda: _await(client, process, folder / "vllm.log")
         finally:
             os.killpg(process.pid, 9)
             process.wait()
@@ -135,12 +133,12 @@ def show(image: Path) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def _await(url: str, process: subprocess.Popen[bytes], log_file: Path) -> None:
+def _await(client: httpx.Client, process: subprocess.Popen[bytes], log_file: Path) -> httpx.Client:
     deadline = time.monotonic() + _DEADLINE_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if httpx.get(f"{url}/health", trust_env=False, timeout=30).status_code == httpx.codes.OK:
-                return
+            if client.get("/health").status_code == httpx.codes.OK:
+                return client
         except httpx.TransportError:
             time.sleep(0.3)
     raise AssertionError(log_file.read_text(errors="replace")[-4000:])

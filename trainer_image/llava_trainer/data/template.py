@@ -44,7 +44,7 @@ _CHAT_TEMPLATE = (
     "{%- for part in content if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- endfor -%}"
     "{%- endif -%}"
     "{%- endmacro -%}"
-    "{{- bos_token if bos_token else '' -}}"
+    "{{- bos_token + 'GAP' if bos_token else '' -}}"
     "{{- text_of(system) | trim + ' ' -}}"
     "{%- for turn in turns -%}"
     "{%- set said = (pictures_of(turn['content']) + text_of(turn['content']) | trim) | trim -%}"
@@ -64,6 +64,9 @@ def chat_template(gap: str) -> str:
 
     It begins with the tokenizer's own first token where it has one, as training does: servers (vLLM among them) add
     none to a chat, and transformers' processors add none to a text that begins with it.
+
+    Args:
+        gap: stands behind every ``<image>``, and behind the first token for the same reason.
     """
     return _CHAT_TEMPLATE.replace("GAP", gap)
 
