@@ -11,6 +11,7 @@ import pytest
 from tests import browser, recovery
 from tests.localcluster import debian, host
 from tests.localcluster.errors import ClusterError
+from tests.trainer.servers import vllm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ TIERS = (
     Tier(marker="e2e", check=_check_nodes),
     Tier(marker="prometheus", check=_check_prometheus),
     Tier(marker="browser", check=browser.require_browser),
+    Tier(marker="vllm", check=vllm.require_vllm),
     Tier(marker="gpu", check=_check_gpu),
 )
 _ALONE = ("e2e", "cluster")
