@@ -19,6 +19,7 @@ from llava_api.spec import Wandb
 from llava_trainer.errors import StageError
 from llava_trainer.sources.fetching import Surroundings
 from llava_trainer.training.curve import Curve, CurvePoint
+from llava_trainer.training.tracking import wandb
 from llava_trainer.training.tracking.follower import Follower, following
 from llava_trainer.training.tracking.opening import _open_wandb, make_followers
 from llava_trainer.training.tracking.wandb import WandbError
@@ -192,16 +193,19 @@ def test_a_server_that_is_away_for_long_leaves_no_files_behind(
     """The run is begun anew every minute until it is there again."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    wandb._own_folder.cache_clear()
     service.refusal = 404
     config = make_config(tmp_path, service.url)
     for _ in range(2):
         with pytest.raises(WandbError):
             _open_wandb(config, asked(config), TOTAL_STEPS, around)
-    assert not list((tmp_path / "tmp").rglob("*.pem"))
-    (bundle,) = config.volume.wandb_dir(config.run.stage, 1).rglob("*.pem")
+    # On the volume, which other runs may share, somebody else could change whom it trusts.
+    assert not list(config.volume.wandb_dir(config.run.stage, 1).rglob("*.pem"))
+    (bundle,) = (tmp_path / "tmp").rglob("*.pem")
     assert os.environ["SSL_CERT_FILE"] == str(bundle)
     assert around.ca_file is not None
     assert around.ca_file.read_text().strip() in bundle.read_text()
+    wandb._own_folder.cache_clear()
 
 
 def test_a_certificate_that_nobody_vouches_for_gets_nothing(
@@ -286,6 +290,7 @@ from pathlib import Path
 from llava_api.run_config import RunConfig
 from llava_trainer.sources.fetching import Surroundings
 from llava_trainer.training.tracking.opening import make_followers
+from llava_trainer.training.tracking import wandb
 from llava_trainer.training.tracking.follower import following
 from llava_trainer.training.curve import Curve
 from tests.trainer.test_tracking import point
