@@ -30,7 +30,7 @@ def judge_retention(scores: Iterable[SplitScore], evaluation: Evaluation) -> Jud
     if retention is None:
         return None
     metric = retention.metric or evaluation.metrics[0]
-    return _judge(scores, "retention", metric, limit=-retention.maximum_loss, use="lowerBound")
+    return _judge(scores, "retention", metric, limit=0.0 - retention.maximum_loss, use="lowerBound")
 
 
 def _judge(scores: Iterable[SplitScore], split: str, metric: str, *, limit: float, use: Use) -> Judgement:

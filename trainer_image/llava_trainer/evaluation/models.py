@@ -54,7 +54,8 @@ def load_answerer(
     else:
         model = load_tuned(folder, adapter_dir, dtype, device if load == "none" else "cpu").merge_and_unload()
         if load != "none":
-            model = type(model).from_pretrained(None, config=model.config, state_dict=model.state_dict(), **how)
+            state = model.state_dict()
+            model = type(model).from_pretrained(None, config=model.config, state_dict=state, **how, **AS_DATA)
     if load == "none":
         model = model.to(device)
     else:
