@@ -89,6 +89,14 @@ bench-flight: setup ## What torch's flight recorder costs training
 bench-prepare: setup ## Pictures checked a second beside a plain Pillow loop (ARGS="--memory" for what a gigabyte takes)
 	OMP_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.prepare $(ARGS)
 
+.PHONY: bench-evaluate
+bench-evaluate: setup ## Answers a second of evaluation beside generating them one by one, on the demo's set (half a minute)
+	OMP_NUM_THREADS=1 $(RUN)/python -W ignore -m tests.benchmarks.evaluate $(ARGS)
+
+.PHONY: bench-merge
+bench-merge: setup ## Merging and its proof against peft's merge_and_unload, 984 M parameters (5 minutes, 8 GB of disk)
+	$(RUN)/python -W ignore -m tests.benchmarks.merge
+
 .PHONY: bench-reporting
 bench-reporting: setup ## What a flood of connections costs the operator and the reports of others (1 minute)
 	$(RUN)/python -m tests.benchmarks.reporting
@@ -96,6 +104,10 @@ bench-reporting: setup ## What a flood of connections costs the operator and the
 .PHONY: bench-metrics
 bench-metrics: setup ## What a scrape at 10,000 runs costs, and how late the operator's event loop gets meanwhile (ARGS="--burst": the worst case)
 	$(RUN)/python -m tests.benchmarks.metrics $(ARGS)
+
+.PHONY: bench-coverage
+bench-coverage: setup ## How often evaluation's intervals cover what is true (1 minute)
+	OMP_NUM_THREADS=1 $(RUN)/python -m tests.benchmarks.coverage $(ARGS)
 
 .PHONY: lint
 lint: setup ## Style, types and layers
@@ -109,6 +121,7 @@ lint: setup ## Style, types and layers
 generate: setup ## Write the files that are made from the types and the chart
 	$(RUN)/python -m llava_api.generate
 	$(RUN)/python -m llava_operator.telemetry.metrics_page
+	$(RUN)/python -m llava_trainer.evaluation.schema
 	$(RUN)/python -m llava_monitoring.generate
 	$(RUN)/python -m tests.rendering
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests import recovery
+from tests import browser, recovery
 from tests.localcluster import debian, host
 from tests.localcluster.errors import ClusterError
+from tests.trainer.servers import vllm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ TIERS = (
     Tier(marker="cluster", check=_check_control_plane),
     Tier(marker="e2e", check=_check_nodes),
     Tier(marker="prometheus", check=_check_prometheus),
+    Tier(marker="browser", check=browser.require_browser),
+    Tier(marker="vllm", check=vllm.require_vllm),
     Tier(marker="gpu", check=_check_gpu),
 )
 _ALONE = ("e2e", "cluster")

@@ -139,7 +139,7 @@ def make_spec(changes: Mapping[str, Any]) -> dict[str, Any]:
         "dataset": {"source": "pvc://data/set", "format": "llava", "file": "train.json"},
         "training": {"batch": {"perDevice": 1, "global": 1}},
         "workers": {"replicas": 1, "gpus": 0},
-        "evaluation": {"gpus": 0},
+        "evaluation": {"workers": {"gpus": 0}},
     }
     for part, value in changes.items():
         spec[part] = spec.get(part, {}) | value if isinstance(value, dict) else value
@@ -178,6 +178,11 @@ def _web(source: str) -> dict[str, Any]:
 def _mixed(*datasets: dict[str, Any]) -> dict[str, Any]:
     """A run that mixes these in."""
     return {"mixture": [{"dataset": _GENERAL | dataset, "share": 0.1} for dataset in datasets]}
+
+
+def _retained(source: str, secret: str | None = None) -> dict[str, Any]:
+    dataset = {"source": source, "format": "llava", "file": "g.json", **(_secret(secret) if secret else {})}
+    return {"evaluation": {"retention": {"dataset": dataset}}}
 
 
 def _told(*urls: str | None, webhook: str | None = None, slack: str | None = None) -> dict[str, Any]:
@@ -282,6 +287,10 @@ CASES: tuple[Case, ...] = (
         "alignment": ({"alignment": {"dataset": CAPTIONS | _secret("x-llava-"), "freshProjector": True,
                                      "batch": {"perDevice": 1, "global": 1}}},
                       "spec.alignment.dataset.secretRef.name is x-llava-, but"),
+        "retention-ok": (_retained("pvc://general/", "llava-a"), None),
+        "retention-null": ({"evaluation": {"retention": None}}, None),
+        "retention": (_retained("https://a.example/set.zip", "x-llava"),
+                      "spec.evaluation.retention.dataset.secretRef.name is x-llava, but"),
         "mixture-ok": (_mixed(_secret("llava-a"), {}, _secret("llava-b")), None),
         "mixture": (_mixed({}, _secret("llava-a"), _secret("x-llava")),
                     "spec.mixture.dataset.secretRef.name is x-llava, but"),
@@ -313,6 +322,8 @@ CASES: tuple[Case, ...] = (
         "alignment": ({"alignment": {"dataset": CAPTIONS | {"source": "hf://a/b"} | _secret("llava-a"),
                                      "freshProjector": True, "batch": {"perDevice": 1, "global": 1}},
                        "download": {"hubEndpoint": "https://e"}}, "spec.download.hubEndpoint is https://e, but"),
+        "retention": (_retained("hf://a/b", "llava-a") | {"download": {"hubEndpoint": "https://e"}},
+                      "spec.download.hubEndpoint is "),
         "mixture": (_mixed({"source": "hf://a/b", **_secret("llava-a")}) | {"download": {"hubEndpoint": "https://e"}},
                     "spec.download.hubEndpoint is https://e, but"),
         "mixture-none": (_mixed({"source": "hf://a/b"}) | {"download": {"hubEndpoint": "https://e"}}, None),
@@ -326,6 +337,8 @@ CASES: tuple[Case, ...] = (
         "port": (_web("https://files.example:8443/s.zip"), "spec.dataset.source is at https://files.example:8443, but"),
         "below": (_web("https://files.example.e/s.zip"), "spec.dataset.source is at https://files.example.e, but"),
         "path": (_web("https://e.example/files.example/set.zip"), "spec.dataset.source is at https://e.example, but"),
+        "retention": (_retained("https://e.example/set.zip", "llava-a"),
+                      "spec.evaluation.retention.dataset.source is at https://e.example, but"),
         "mixture": (_mixed({}, {"source": "https://e.example/set.zip", **_secret("llava-a")}),
                     "spec.mixture.dataset.source is at https://e.example, but"),
         "projector": ({"model": {"projector": "https://e.example/p.bin", **_secret("llava-a")}},

@@ -1,16 +1,18 @@
 """Makes what the tests and the demo need and what takes long: Debian packages, programs, images, a tiny base model.
 
-``python -m tests.prepare``; where there is no root it says so and leaves the rest to pytest, which lists what cannot
-run.
+``python -m tests.prepare``; where there is no root, or vLLM cannot be installed, it says so and leaves the rest to
+pytest, which lists what cannot run.
 """
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+from tests import browser
 from tests.localcluster import debian, host, images
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.shell import log
 from tests.localcluster.tools import ALL_TOOL_SETS, KSTATUS, KUBE_STATE_METRICS, Tools, ToolSet, ensure_tools
+from tests.trainer.servers import vllm
 
 _FOR_TESTS = (KSTATUS, KUBE_STATE_METRICS)
 
@@ -27,7 +29,7 @@ def prepare_everything(further: tuple[ToolSet, ...] = ()) -> tuple[Tools, dict[s
         ClusterError: no root, or a build failed.
     """
     host.require_root()
-    host.install_packages(host.ALL_PACKAGES)
+    host.install_packages((*host.ALL_PACKAGES, *browser.PACKAGES))
     debian.ensure_unpacked(debian.PROMETHEUS)
     names = ["operator", "trainer"]
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -39,6 +41,22 @@ def prepare_everything(further: tuple[ToolSet, ...] = ()) -> tuple[Tools, dict[s
 
 def main() -> int:
     """Prepare what can be prepared; returns the exit code."""
+    # A download of 3 GB, which everything else need not wait for.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        installing = pool.submit(_install_vllm)
+        code = _prepare()
+        installing.result()
+    return code
+
+
+def _install_vllm() -> None:
+    try:
+        vllm.install_vllm()
+    except ClusterError as error:
+        log(str(error))
+
+
+def _prepare() -> int:
     try:
         host.require_root()
     except ClusterError as error:

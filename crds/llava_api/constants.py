@@ -54,7 +54,14 @@ ENV_PICTURE_HOSTS = "LLAVA_PICTURE_HOSTS"
 ENV_DISABLE_XET = "HF_HUB_DISABLE_XET"
 """The hub's library's own name; in prepare alone, and there nothing but 0 switches Xet on."""
 ENV_COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
-"""Set by Kubernetes on the pods of an Indexed Job: the node rank."""
+"""Set by Kubernetes on the pods of an Indexed Job: the node rank, or the shard."""
+ENV_INDEX_FAILURES: Final = ("LLAVA_INDEX_FAILURES", "LLAVA_INDEX_IGNORED_FAILURES")
+"""How many pods of the same index have failed before, those that count and those that do not. From the annotations
+below; empty where the pod has none."""
+ANNOTATION_INDEX_FAILURES: Final = (
+    "batch.kubernetes.io/job-index-failure-count", "batch.kubernetes.io/job-index-ignored-failure-count",
+)  # fmt: skip
+"""Set by Kubernetes on the pods of an Indexed Job with backoffLimitPerIndex (KEP-3850)."""
 
 # Paths inside a stage's container.
 CONFIG_PATH = "/etc/llava/run.json"
@@ -102,6 +109,8 @@ class SecretRole(StrEnum):
     MODEL = "model"
     DATASET = "dataset"
     ALIGNMENT_DATASET = "alignment-dataset"
+    RETENTION = "retention"
+    """The set that tells what was forgotten."""
     DOWNLOAD = "download"
     """Proxies with their passwords."""
     TRACKING = "tracking"
@@ -143,6 +152,8 @@ class Condition(StrEnum):
     REPORTING = "Reporting"
     DISTURBED = "Disturbed"
     """Its attempts are ended again and again by no fault of its own, before they have done a step."""
+    GATE_PASSED = "GatePassed"
+    """Whether the tuned model is as much better than its base, and has forgotten as little, as was asked for."""
 
 
 STAGE_CONDITION: dict[StageName, Condition] = {
@@ -164,6 +175,15 @@ class Phase(StrEnum):
     FAILED = "Failed"
 
 
+class GateOutcome(StrEnum):
+    """What a gate says of a tuned model."""
+
+    PASSED = "Passed"
+    FAILED = "Failed"
+    UNDECIDED = "Undecided"
+    """The held-out samples are too few to say."""
+
+
 class NotificationEvent(StrEnum):
     """What somebody may be told of a run. ``llava_operator.deciding.occurrences`` says when each has happened."""
 
@@ -172,3 +192,5 @@ class NotificationEvent(StrEnum):
     WAITING_TOO_LONG = "WaitingTooLong"
     RESTARTED = "Restarted"
     SUSPENDED = "Suspended"
+    GATE_FAILED = "GateFailed"
+    GATE_UNDECIDED = "GateUndecided"

@@ -12,7 +12,16 @@ from typing import Final
 
 from llava_api.reasons import Reason
 
-__all__ = ["BY_EXIT_CODE", "BY_REASON", "DISRUPTIONS", "FAILURES", "Failure", "Reason", "exit_code_of"]
+__all__ = [
+    "BY_EXIT_CODE",
+    "BY_REASON",
+    "DISRUPTIONS",
+    "FAILURES",
+    "FINAL_EXIT_CODES",
+    "Failure",
+    "Reason",
+    "exit_code_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +309,11 @@ BY_REASON: Final[Mapping[Reason, Failure]] = MappingProxyType({failure.reason: f
 BY_EXIT_CODE: Final[Mapping[int, Failure]] = MappingProxyType(
     {failure.exit_code: failure for failure in FAILURES if failure.exit_code is not None}
 )
+FINAL_EXIT_CODES: Final[tuple[int, ...]] = tuple(
+    sorted(code for code, failure in BY_EXIT_CODE.items() if not failure.retryable or not failure.counts)
+)
+"""Exit codes after which another pod of the same attempt would do no better: the failure is final, or it is the attempt
+that does not count any more."""
 DISRUPTIONS: Final[Mapping[str, Reason]] = MappingProxyType(
     {
         "PreemptionByScheduler": Reason.PREEMPTED,

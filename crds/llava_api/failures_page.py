@@ -12,6 +12,9 @@ row for real: a stage's by the stage's own process, one of the operator's agains
 
 - **Retried**: another attempt follows by itself, from the newest whole checkpoint.
 - **Counts**: against `spec.training.maxRestarts`. What the cluster does to a run counts nothing.
+- **Evaluation's pods** are retried one by one, within an attempt: twice each where the failure is retried and counts,
+  and as often as it takes where the cluster takes one away. What is not retried ends the attempt and the run, and so
+  does a pod that has used up its tries; what counts nothing is followed by another attempt. Answers are kept.
 - **`attempts/`** lies at the root of the run's volume; with `storage.existingClaim` in `runs/UID/` of that claim.
 """
 _BY_A_STAGE = """## Ends of a stage

@@ -9,6 +9,8 @@ from llava_api.constants import STAGES, TRAINING_STAGES, StageName
 
 MAX_DNS_LABEL = 63
 MAX_REPLICAS = 512
+MAX_SHARDS = 32
+"""Most pods that evaluate."""
 MAX_ATTEMPTS = 9999
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from llava_api.base import Lenient
-from llava_api.constants import TERMINATION_MESSAGE_MAX_BYTES, StageName
+from llava_api.constants import TERMINATION_MESSAGE_MAX_BYTES, GateOutcome, StageName
 from llava_api.failures import Reason
 from llava_api.model_facts import ModelFacts
 from llava_api.spec.training import MAX_GLOBAL_BATCH
@@ -42,7 +42,7 @@ Size = Annotated[Annotated[int, Field(ge=0, le=MAX_SIZE)] | None, BeforeValidato
 
 
 class ProgressReport(Lenient):
-    """Body of the POST by which rank 0 reports progress.
+    """Body of the POST by which rank 0 reports progress, or in evaluation each pod that of its own part.
 
     Who is speaking is taken from the token, never from here; ``run_uid``, ``stage`` and ``attempt`` only make
     sure that a late message of an earlier attempt is not taken for news.
@@ -160,6 +160,12 @@ class PrepareNumbers(Lenient):
     """Samples of the mixture in an epoch, beside ``samples_train``."""
     samples_withheld: Annotated[int, Field(ge=0)] = 0
     """Samples left out of the mixture, because they show or belong to what is held out."""
+    samples_retention: Annotated[int, Field(ge=0)] = 0
+    """Samples of the retention set."""
+    groups_retention: Annotated[int, Field(ge=0)] = 0
+    """Groups that these belong to; 0 from an image that does not tell."""
+    retention_shared: Annotated[int, Field(ge=0)] = 0
+    """Those of the samples that show, ask or belong to what training learns from."""
     samples_alignment: int = 0
     """Samples of phase 1."""
     groups_validation: Annotated[int, Field(ge=0)] = 0
@@ -225,32 +231,69 @@ class MergeNumbers(Lenient):
     """Largest absolute difference in fp32 between base + adapter and merged."""
     max_rounding_difference: float
     """Largest difference of logits that rounding the weights to the merged number format makes."""
+    mean_kl_divergence: float | None = None
+    """KL(exact || rounded) of the next token that this rounding makes, in nats, mean over the positions compared. None
+    from an image that does not report it."""
     peak_memory_bytes: int
-    """Of writing the merged weights, above what was in memory before; the proof takes more."""
+    """Of the stage, proof included, above what was in memory before."""
 
 
 class Score(Lenient):
-    """One metric on one split, base against tuned."""
+    """One metric on one set of questions, base against tuned. Bounds are those of 95 % intervals."""
 
     metric: str
     split: str
-    """``validation`` (held out) or ``train`` (seen in training)."""
+    """``validation`` (held out), ``train`` (seen in training) or ``retention`` (what should not be forgotten)."""
     base: float
+    """Of the base, asked the better of both ways."""
     tuned: float
     samples: int
     samples_shared: Annotated[int, Field(ge=0)] = 0
     """Those of them whose group training has samples of, too."""
+    groups: Annotated[int, Field(ge=0)] = 0
+    """Groups of these samples; 0 from an image that does not tell, which knows no bounds either."""
+    base_low: float | None = None
+    base_high: float | None = None
+    tuned_low: float | None = None
+    tuned_high: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
+
+
+class Judgement(Lenient):
+    """What a gate says of the tuned model, with the numbers that it goes by. Bounds are those of a 95 % interval."""
+
+    outcome: GateOutcome
+    metric: str
+    gain: float
+    """tuned - base, the base asked the better of both ways."""
+    low: float
+    high: float
+    limit: float
+    """What the gain has to be above."""
+    samples: Annotated[int, Field(ge=0)]
+    groups: Annotated[int, Field(ge=0)]
+    smallest_difference: float | None = None
+    """Half the interval's width: smaller ones this set cannot show. None where its groups are too few for any."""
 
 
 class EvaluateNumbers(Lenient):
     """What evaluation measured."""
 
     scores: tuple[Score, ...]
+    """The most important first."""
     prompts: int
+    gate: Judgement | None = None
+    """None where none is asked for."""
+    retention: Judgement | None = None
 
 
 class StageResult(Lenient):
-    """The termination message of a stage's first pod: outcome and numbers; everything else is on the volume."""
+    """The termination message of a stage's first pod: outcome and numbers; everything else is on the volume.
+
+    In evaluation it is that of the pod that has joined what all of them have answered; those of the others have no
+    numbers.
+    """
 
     version: Literal[1] = REPORT_VERSION
     stage: StageName
@@ -267,11 +310,18 @@ class StageResult(Lenient):
     merged, report, metrics)."""
 
     def to_termination_message(self) -> str:
-        """Serialise into at most 4096 bytes, shortening the log's tail first and the message second."""
+        """Serialise into at most 4096 bytes, shortening the log's tail first and the message second.
+
+        Of scores that are too many the last are left out: metrics.json has them all.
+        """
         result = self
         while len(text := result.model_dump_json(exclude_none=True).encode()) > TERMINATION_MESSAGE_MAX_BYTES:
             # A character takes up to six bytes in JSON, so a sixth of the excess never cuts off too much.
             excess = max(1, (len(text) - TERMINATION_MESSAGE_MAX_BYTES) // 6)
+            if result.failure is None and result.evaluate is not None and len(result.evaluate.scores) > 1:
+                scores = result.evaluate.scores[:-1]
+                result = result.model_copy(update={"evaluate": result.evaluate.model_copy(update={"scores": scores})})
+                continue
             if result.failure is None:
                 raise ValueError(f"the result of {self.stage} is {len(text)} bytes long and has nothing to shorten")
             failure = result.failure

@@ -26,7 +26,9 @@ _OPTIONAL_SINCE: Final = (
     "training.validation.answers", "training.validation", "training.keepBest", "training.earlyStopping",
     "training.projector", "training.lora.targets", "training.lora.rsLora", "training.maxSteps",
     "training.minimumLearningRate", "training.optimizer", "training.visionTower", "training.tracking.wandb",
-    "training.tracking", "mixture", "mixtureDirs", "model.adapter",
+    "training.tracking", "mixture", "mixtureDirs", "model.adapter", "evaluation.metrics", "evaluation.numberTolerance",
+    "evaluation.gate", "evaluation.workers", "evaluation.generation.load",
+    "evaluation.retention", "retentionDir",
 )  # fmt: skip
 """Paths of fields that are written only where they are set to something else than their default: an image that does
 not know one then refuses the run that asks for it, and no other."""
@@ -92,6 +94,8 @@ class RunConfig(Strict):
     """Folder of phase 1's dataset; the same holds. None without alignment."""
     mixture_dirs: tuple[Path, ...] = ()
     """Folders of the mixture's datasets, in its order; the same holds."""
+    retention_dir: Path | None = None
+    """Folder of the retention set; the same holds. None without one."""
     model: Model = Model()
     dataset: Dataset
     mixture: tuple[MixturePart, ...] = ()
@@ -123,7 +127,8 @@ class RunConfig(Strict):
             if path not in _OPTIONAL_SINCE or _has_default(self, path):
                 parent.pop(name, None)
         mixed = (part["dataset"] for part in fields.get("mixture", ()))
-        for dataset in (fields["dataset"], (fields["alignment"] or {}).get("dataset", {}), *mixed):
+        second = (fields["evaluation"].get("retention") or {}).get("dataset", {})
+        for dataset in (fields["dataset"], (fields["alignment"] or {}).get("dataset", {}), *mixed, second):
             for name in _OF_FORMATS:
                 if dataset.get(name, name) is None:
                     del dataset[name]

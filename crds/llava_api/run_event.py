@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 
 from llava_api.base import Lenient
 from llava_api.constants import NotificationEvent, Phase, StageName
-from llava_api.status import Metric, Time
+from llava_api.status import MAX_SCORES, GateStatus, Metric, Time
 from llava_api.status.values import Count, Short, Text
 
 CONTENT_TYPE = "application/cloudevents+json"
@@ -58,7 +58,9 @@ class EventData(Lenient):
     restarts: Annotated[Count, Field(description="How often the run had been restarted by then, over all stages.")] = 0
     start_time: Annotated[Time | None, Field(description="When the run was begun.")] = None
     completion_time: Annotated[Time | None, Field(description="When it ended, well or not.")] = None
-    scores: Annotated[tuple[Metric, ...], Field(max_length=16, description="What evaluation measured.")] = ()
+    scores: Annotated[tuple[Metric, ...], Field(max_length=MAX_SCORES, description="What evaluation measured.")] = ()
+    gate: Annotated[GateStatus | None, Field(description="Whether it gained what was asked for.")] = None
+    retention: Annotated[GateStatus | None, Field(description="Whether it forgot as little as was asked for.")] = None
     artifacts: Annotated[EventArtifacts, Field(description="Where the results are.")] = EventArtifacts()
 
 

@@ -9,6 +9,8 @@ from llava_api.constants import StageName
 
 _ATTEMPTS = "attempts"
 _RUNS = "runs"
+_SHARDS = "shards"
+_TRY_NAME = re.compile(r"try-(0|[1-9]\d{0,9})")
 _ATTEMPT_NAME = re.compile(rf"({'|'.join(StageName)})-([1-9]\d*)")
 
 
@@ -95,6 +97,11 @@ class RunVolume:
         return self.data_dir / f"mixture-{index}.jsonl"
 
     @property
+    def retention_file(self) -> Path:
+        """Checked samples of the retention set, one JSON object a line."""
+        return self.data_dir / "retention.jsonl"
+
+    @property
     def inputs_file(self) -> Path:
         """Where prepare found or put model and datasets (``llava_trainer.inputs``)."""
         return self.inputs_dir / "inputs.json"
@@ -131,6 +138,10 @@ class RunVolume:
     def attempt_dir(self, stage: StageName, attempt: int) -> Path:
         """Folder that only this attempt writes to."""
         return self.attempts_dir / f"{stage}-{attempt}"
+
+    def shard_dir(self, stage: StageName, attempt: int, index: int) -> Path:
+        """Folder of one completion index of an attempt whose pods work for themselves; ``try-N`` in it of each pod."""
+        return self.attempt_dir(stage, attempt) / _SHARDS / str(index)
 
     def log_dir(self, stage: StageName, attempt: int) -> Path:
         """Folder with one log a rank."""
@@ -224,6 +235,17 @@ def parse_attempt(name: str) -> tuple[StageName, int] | None:
     """Stage and number that the name of an attempt's folder tells; None for any other name."""
     match = _ATTEMPT_NAME.fullmatch(name)
     return (StageName(match[1]), int(match[2])) if match else None
+
+
+def parse_try(name: str) -> int | None:
+    """Number that the name of a pod's folder tells; None for any other name."""
+    match = _TRY_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def is_try_dir(path: Path) -> bool:
+    """Whether ``path`` is the folder of a pod of one index, which its claim makes and nobody else."""
+    return parse_try(path.name) is not None and path.parent.parent.name == _SHARDS
 
 
 def find_attempt_dir(path: Path) -> Path | None:

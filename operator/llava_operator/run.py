@@ -143,6 +143,9 @@ def secrets_of(spec: Spec) -> dict[SecretRole, SecretUse]:
         uses[SecretRole.ALIGNMENT_DATASET] = (dataset.secret_ref, _keys_for(dataset.source))
     for index, part in enumerate(spec.mixture):
         uses[SecretRole.of_mixture(index)] = (part.dataset.secret_ref, _keys_for(part.dataset.source))
+    if spec.evaluation.retention is not None:
+        second = spec.evaluation.retention.dataset
+        uses[SecretRole.RETENTION] = (second.secret_ref, _keys_for(second.source))
     uses[SecretRole.DOWNLOAD] = (spec.download.secret_ref, PROXY_KEYS)
     for server in tracking_servers(spec):
         uses[server.role] = (server.secret_ref, server.keys)

@@ -12,7 +12,8 @@ from llava_api.spec import Evaluation, Merge, Prepare, Resources, Spec, Workers
 GRACE_PERIOD_S = 30
 """Seconds that pods of stages other than training have when they are asked to stop."""
 RETRIES = 2
-"""How often a stage other than training is tried again after a failure of its own that may pass."""
+"""How often a stage other than training is tried again after a failure of its own that may pass; in evaluation, each of
+its shards, by the Job controller."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class Stage:
     """CPU and memory, where the run gives none."""
     is_gang: bool = False
     """Whether it runs over all workers at once, which meet through a Service and fail together."""
+    shards: Callable[[Spec], int] | None = None
+    """In how many parts its pods share its work, each by itself: one that fails is replaced by itself."""
     fetches: bool = False
     """Whether it gets what sources are fetched with: Secrets, authorities, proxies."""
     follows_node_selector: bool = True
@@ -39,8 +42,15 @@ class Stage:
         """Type of the condition that says that it has ended well."""
         return STAGE_CONDITION[self.name]
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the Job controller replaces its pods one by one."""
+        return self.shards is not None
+
     def num_pods(self, spec: Spec) -> int:
         """Pods of its Job."""
+        if self.shards is not None:
+            return self.shards(spec)
         return spec.workers.replicas if self.is_gang else 1
 
     def grace_period_s(self, spec: Spec) -> int:
@@ -93,7 +103,8 @@ STAGES: dict[StageName, Stage] = {
             gerund="Evaluating",
             resources=lambda spec: spec.evaluation.resources,
             default_resources=Evaluation().resources,
-            gpus=lambda spec: spec.evaluation.gpus,
+            shards=lambda spec: spec.evaluation.workers.replicas,
+            gpus=lambda spec: spec.evaluation.num_gpus,
         ),
     )
 }

@@ -15,6 +15,7 @@ from llava_api.memory import (
     count_parameters,
     count_trained,
     find_remedies,
+    merging_bytes,
     num_steps,
     plan_activations,
     plan_memory,
@@ -24,6 +25,7 @@ from llava_api.memory import (
 )
 from llava_api.memory.answering import plan_answering
 from llava_api.model_facts import ModelFacts, TransformerShape
+from llava_api.quantities import parse_bytes
 from llava_api.report import MicroBatch
 from llava_api.spec import Spec
 
@@ -109,6 +111,23 @@ def make_prepared(length: int, *, rows: int = 16) -> Prepared:
 def total(spec: Spec, stage: StageName = StageName.TRAIN) -> int:
     model = make_7b()
     return plan_memory(model, workload_of(spec, stage, model, make_prepared(LONGEST))).total
+
+
+def test_merging_asks_for_what_7b_and_13b_take():
+    """By hand: 2.5 layers of 4 x 4096 x 4096 + 3 x 4096 x 11008 numbers, of 4 bytes; a process and its allowance."""
+    of_13b = TransformerShape(layers=40, hidden=5120, intermediate=13824, heads=40, key_value_heads=40)
+    small = merging_bytes(make_7b())
+    large = merging_bytes(make_7b().model_copy(update={"language_model": of_13b}))
+    assert small == GIB + 10 * (4 * 4096 * 4096 + 3 * 4096 * 11008) + GIB // 2
+    assert (round(small / GIB, 1), round(large / GIB, 1)) == (3.4, 4.5)
+    asked = parse_bytes(make_spec().merge.resources.requests["memory"])
+    assert large < asked == parse_bytes(make_spec().merge.resources.limits["memory"]) < 1.5 * large
+
+
+def test_a_large_vocabulary_counts_where_layers_are_small():
+    text = TransformerShape(layers=4, hidden=1024, intermediate=2048, heads=16, key_value_heads=16)
+    model = make_7b().model_copy(update={"language_model": text, "vocabulary": 128_256})
+    assert merging_bytes(model) == GIB + 4 * (2 * 128_256 * 1024 + 2 * 1024 * 2048) + GIB // 2
 
 
 def test_the_numbers_of_llava_7b_are_the_published_ones():

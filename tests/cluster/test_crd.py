@@ -49,6 +49,7 @@ def make(name: str = "run", **changes: Any) -> dict[str, Any]:
 
 
 CAPTIONS = {"source": "pvc://data/captions", "format": "llava", "file": "captions.json"}
+SECOND = {"source": "pvc://data/general", "format": "llava", "file": "g.json"}
 FROM_SCRATCH = {"languageModel": "pvc://models/vicuna", "visionTower": "pvc://models/clip"}
 
 
@@ -74,6 +75,24 @@ def test_smallest_manifest_is_accepted_and_gets_the_recipe(kubectl: Kubectl) -> 
     assert spec["dataset"]["validation"] == {"fraction": 0.05}
     assert spec["dataset"]["imageAspectRatio"] == "pad"
     assert spec["workers"]["resources"]["limits"] == {"memory": "64Gi"}
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluation"),
+    [
+        ("plain-gate", {"gate": {}}),
+        ("gate-of-one", {"metrics": ["anls", "rouge_l"], "gate": {"metric": "rouge_l", "minimumGain": -0.01}}),
+        ("gate-of-a-part", {"metrics": ["yes_no"], "gate": {"metric": "yes_no_recall", "use": "pointValue"}}),
+        ("retained", {"metrics": ["anls"], "gate": {}, "retention": {"dataset": SECOND, "metric": "anls"}}),
+        ("gate-of-the-first", {"metrics": ["anls"], "gate": {"metric": None}}),
+    ],
+)
+def test_gates_that_can_be_judged_are_accepted(kubectl: Kubectl, name: str, evaluation: dict[str, Any]) -> None:
+    kubectl.apply(make(name, evaluation=evaluation))
+    taken = kubectl.get("lft", name)["spec"]["evaluation"]
+    assert taken["gate"].keys() >= {"minimumGain", "use"}
+    assert taken["metrics"] == evaluation.get("metrics", ["exact_match"])
+    assert taken["numberTolerance"] == 0.05
 
 
 def test_a_global_batch_by_the_data_needs_to_be_no_multiple(kubectl: Kubectl) -> None:
@@ -431,8 +450,74 @@ def test_samples_are_accepted(kubectl: Kubectl, path: Any) -> None:
         ),
         ({"model__secretRef": {"name": ""}}, "spec.model.secretRef.name", "at least 1 chars"),
         ({"download__caConfigMap": ""}, "spec.download.caConfigMap", "at least 1 chars"),
+        (
+            {"evaluation__generation": {"load": "16bit"}},
+            "spec.evaluation.generation.load",
+            'Unsupported value: "16bit"',
+        ),
         ({"evaluation__prompts": [{"text": ""}]}, "spec.evaluation.prompts[0].text", "at least 1 chars"),
         ({"evaluation__prompts": [{"text": "x"}] * 33}, "spec.evaluation.prompts", "at most 32 items"),
+        ({"evaluation__metrics": []}, "spec.evaluation.metrics", "at least 1 items"),
+        ({"evaluation__metrics": ["bleu"]}, "spec.evaluation.metrics[0]", '"exact_match"'),
+        ({"evaluation__metrics": ["yes_no_f1"]}, "spec.evaluation.metrics[0]", '"yes_no"'),
+        ({"evaluation__metrics": ["anls", "anls"]}, "spec.evaluation.metrics[1]", "Duplicate value"),
+        ({"evaluation__metrics": ["anls"] * 8}, "spec.evaluation.metrics", "at most 7 items"),
+        ({"evaluation__numberTolerance": -0.1}, "spec.evaluation.numberTolerance", "greater than or equal to 0"),
+        ({"evaluation__numberTolerance": 5}, "spec.evaluation.numberTolerance", "less than or equal to 1"),
+        *(
+            ({"evaluation__retention": {"dataset": SECOND | dataset, **retention}, **changes}, field, told)
+            for dataset, retention, changes, field, told in (
+                ({}, {"maximumLoss": 1}, {}, "spec.evaluation.retention.maximumLoss", "less than 1"),
+                ({}, {"maximumLoss": -0.1}, {}, "spec.evaluation.retention.maximumLoss", "greater than or equal to 0"),
+                ({}, {"metric": "bleu"}, {}, "spec.evaluation.retention.metric", '"yes_no_f1"'),
+                ({}, {"metric": "anls"}, {}, "spec.evaluation.retention.metric", "must be one of evaluation.metrics"),
+                ({"source": "nfs://x/y"}, {}, {}, "spec.evaluation.retention.dataset.source", "must begin with pvc://"),
+                (
+                    {"validation": {"file": "v.json"}},
+                    {},
+                    {},
+                    "spec.evaluation.retention.dataset.validation.file",
+                    "all of dataset.file is asked",
+                ),
+                (
+                    {"imageAspectRatio": "square"},
+                    {},
+                    {},
+                    "spec.evaluation.retention.dataset.imageAspectRatio",
+                    "must be that of spec.dataset",
+                ),
+            )
+        ),
+        ({"evaluation__retention": {}}, "spec.evaluation.retention.dataset", "Required value"),
+        ({"evaluation__gate": {"metric": "bleu"}}, "spec.evaluation.gate.metric", '"yes_no_f1"'),
+        ({"evaluation__gate": {"minimumGain": 1}}, "spec.evaluation.gate.minimumGain", "less than 1"),
+        (
+            {"evaluation__gate": {"minimumGain": -1.5}},
+            "spec.evaluation.gate.minimumGain",
+            "greater than or equal to -1",
+        ),
+        ({"evaluation__gate": {"use": "mean"}}, "spec.evaluation.gate.use", '"lowerBound"'),
+        (
+            {"evaluation__metrics": ["anls", "number"], "evaluation__gate": {"metric": "rouge_l"}},
+            "spec.evaluation.gate.metric",
+            "evaluation.gate.metric is rouge_l but must be one of evaluation.metrics, which is anls, number",
+        ),
+        (
+            {"evaluation__gate": {"metric": "yes_no_f1"}},
+            "spec.evaluation.gate.metric",
+            "evaluation.gate.metric is yes_no_f1 but must be one of evaluation.metrics, which is exact_match",
+        ),
+        ({"evaluation__workers__replicas": 0}, "spec.evaluation.workers.replicas", "greater than or equal to 1"),
+        ({"evaluation__workers__replicas": 33}, "spec.evaluation.workers.replicas", "less than or equal to 32"),
+        ({"evaluation__workers__gpus": -1}, "spec.evaluation.workers.gpus", "greater than or equal to 0"),
+        ({"evaluation__workers__gpus": 2}, "spec.evaluation.workers.gpus", "less than or equal to 1"),
+        ({"evaluation__gpus": 2}, "spec.evaluation.gpus", "less than or equal to 1"),
+        ({"evaluation": {"gpus": 0, "workers": {"gpus": 1}}}, "spec.evaluation.gpus", "remove spec.evaluation.gpus"),
+        (
+            {"evaluation__workers__replicas": 2, "storage__accessModes": ["ReadWriteOnce"]},
+            "spec.storage.accessModes",
+            "must contain ReadWriteMany",
+        ),
         (
             {"training__batch": {"perDevice": 8, "global": 100}, "workers__replicas": 2, "workers__gpus": 4},
             "spec.training.batch.global",
@@ -629,6 +714,7 @@ def test_longest_name_is_accepted(kubectl: Kubectl) -> None:
         ({"workers__gpuMemory": "80Gi"}, "workers.gpuMemory"),
         ({"alignment": {"dataset": {"source": "pvc://d/a", "format": "llava", "file": "a.json"}}}, "alignment"),
         ({"evaluation__prompts": [{"text": "What?"}]}, "evaluation"),
+        ({"evaluation__workers__replicas": 2}, "evaluation"),
         ({"storage__storageClassName": "fast"}, "storage.storageClassName"),
         ({"storage__retain": "Always"}, "storage.retain"),
         ({"storage__existingClaim": "other"}, "storage.existingClaim"),
@@ -646,6 +732,26 @@ def test_editing_is_refused_from_the_first_moment(kubectl: Kubectl, changes: dic
     message = refusal(kubectl, make("edited", **changes))
     assert f"spec.{field}" in message
     assert "is fixed from creation" in message or "neither comes nor goes after creation" in message
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "kept"),
+    [
+        ({"gpus": 0}, {"gpus": 0, "workers": {"replicas": 1}}),
+        ({"gpus": 1, "workers": {"gpus": 1}}, {"gpus": 1, "workers": {"gpus": 1, "replicas": 1}}),
+        ({"workers": {"replicas": 32}}, {"workers": {"replicas": 32}}),
+        ({}, {"workers": {"replicas": 1}}),
+    ],
+)
+def test_the_older_name_of_evaluations_gpus_stays(
+    kubectl: Kubectl, evaluation: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    """Nothing is filled in beside it, so that what is stored by an older CRD means what it meant."""
+    kubectl.run("delete", "lft", "older-name", "--ignore-not-found")
+    kubectl.apply(make("older-name", evaluation=evaluation))
+    found = kubectl.get("lft", "older-name")["spec"]["evaluation"]
+    assert {name: found[name] for name in ("gpus", "workers") if name in found} == kept
+    kubectl.apply(make("older-name", evaluation=evaluation, suspend=True))
 
 
 SIZES = [

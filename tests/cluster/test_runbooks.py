@@ -65,6 +65,7 @@ NOT_RUN = {
 """Commands that are not run here, by a pattern, and why."""
 NOT_TOLD = {
     ".status.progress": "pods that are played report nothing",
+    ".status.evaluation": "no evaluation is run",
     ".status.plan": "nor does their prepare tell of the model, from which a plan is made",
 }
 """What a command asks for and these runs have not, and why: it runs and shows nothing."""

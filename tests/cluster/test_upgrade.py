@@ -29,7 +29,7 @@ from tests.older import extract_older
 
 pytestmark = pytest.mark.cluster
 STAGES = ("prepare", "train", "merge", "evaluate")
-HELD_AT = {"preparing": "prepare", "training": "train", "merging": "merge"}
+HELD_AT = {"preparing": "prepare", "training": "train", "merging": "merge", "evaluating": "evaluate"}
 """Stages at which runs stand when the operator is replaced; merge before its pod has a place."""
 
 
@@ -60,7 +60,9 @@ class Runs:
 
     async def create(self, *names: str) -> None:
         for name in names:
-            await self.kube.create(RUNS, self.namespace, make_run(name, self.namespace))
+            # By the name that both versions know.
+            made = make_run(name, self.namespace, evaluation={"gpus": 0})
+            await self.kube.create(RUNS, self.namespace, made)
 
     async def statuses(self) -> dict[str, Object]:
         found = [one async for one in self.kube.list(RUNS, self.namespace)]
@@ -209,7 +211,13 @@ async def test_pods_of_active_runs_are_left_alone_by_another_version(
             "failed-prepare-1",
         }
         assert made.items() <= {**jobs, **pods}.items(), "each is the one that it was"
-        assert len(pods) == 5 * 4 + 1, "none was made twice"
+        assert len(pods) == 5 * 5 + 1, "none was made twice"
+        for run in HELD_AT:
+            job = await runs.kube.get(JOBS, runs.namespace, f"{run}-evaluate-1")
+            [container] = job["spec"]["template"]["spec"]["containers"]
+            assert "nvidia.com/gpu" not in container["resources"]["limits"], "it was to be on the CPU"
+            mode = "NonIndexed" if run == "evaluating" else "Indexed"
+            assert job["spec"]["completionMode"] == mode, "what runs goes on as it was made"
 
 
 async def test_the_way_back_destroys_nothing(
@@ -240,4 +248,4 @@ async def test_the_way_back_destroys_nothing(
             await runs.end(**dict.fromkeys(HELD_AT, "Succeeded"), finished="Succeeded", failed="Failed")
         children = await runs.all_children()
         assert made.items() <= children.items()
-        assert len(children) == 17 + 21, "none was made twice"
+        assert len(children) == 21 + 26, "none was made twice"

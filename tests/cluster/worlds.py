@@ -49,7 +49,7 @@ def make_run(name: str, namespace: str, **spec: Any) -> Object:
             "dataset": {"source": "pvc://data/set", "format": "llava", "file": "train.json"},
             "training": {"batch": {"perDevice": 1, "global": 2}},
             "workers": {"replicas": 2, "gpus": 0, "gracePeriodSeconds": 15},
-            "evaluation": {"gpus": 0},
+            "evaluation": {"workers": {"gpus": 0}},
             "storage": {"size": "1Gi"},
             **spec,
         },

@@ -5,9 +5,9 @@ have ended.
 from datetime import datetime, timedelta
 from typing import Any
 
-from llava_api.constants import StageName
+from llava_api.constants import GateOutcome, StageName
 from llava_api.report import LOSSES_KEPT
-from llava_api.status import AttemptSettings, Plan, Progress, Status
+from llava_api.status import AttemptSettings, GateStatus, Plan, Progress, Status
 from llava_operator.cache.runs import Runs
 from llava_operator.clock import to_time
 from llava_operator.deciding.accounting import account_for
@@ -23,6 +23,10 @@ PLAN = Plan(
     device_memory="61.3Gi", device_memory_available="79.6Gi", pod_memory="24.3Gi", per_device_batch=4, accumulation=2,
     total_steps=734,
 )  # fmt: skip
+
+GATE = GateStatus(
+    outcome=GateOutcome.PASSED, metric="exact_match", gain=0.95, low=0.8, high=0.97, limit=0.0, samples=40, groups=20
+)
 
 
 def training() -> Status:
@@ -63,7 +67,10 @@ def ended() -> Status:
     assert newest is not None
     lost = newest.model_copy(update={"because": "WorkerKilled"})
     status = account_for(status, TRAIN, lost, None)
-    return status.model_copy(update={"progress": report(stage=StageName.EVALUATE, attempt=1), "plan": PLAN})
+    assert status.evaluation is not None
+    evaluation = status.evaluation.model_copy(update={"gate": GATE})
+    update = {"progress": report(stage=StageName.EVALUATE, attempt=1), "plan": PLAN, "evaluation": evaluation}
+    return status.model_copy(update=update)
 
 
 def crowd(*, num_training: int, num_ended: int, ended_at: datetime) -> Runs:

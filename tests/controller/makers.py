@@ -52,7 +52,7 @@ def make_spec(**changes: Any) -> Spec:
         "dataset": {"source": "pvc://data/set", "format": "llava", "file": "train.json"},
         "training": {"batch": {"perDevice": 1, "global": 2}},
         "workers": {"replicas": 2, "gpus": 0},
-        "evaluation": {"gpus": 0},
+        "evaluation": {"workers": {"gpus": 0}},
     }
     return Spec.model_validate({**base, **changes})
 

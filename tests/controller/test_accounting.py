@@ -67,6 +67,13 @@ def test_seconds_and_gpu_seconds_are_productive_or_lost(
     assert accounting.lost_gpu_seconds == 1 + 8 * (1000 - productive_s)
 
 
+@pytest.mark.parametrize(("to_step", "productive_s"), [(40, 1000), (0, 0), (None, 0)])
+def test_what_an_evaluation_has_answered_is_kept(to_step: int | None, productive_s: int) -> None:
+    accounting = account_for(Status(), StageName.EVALUATE, gone("NodeLost", to_step=to_step), None).accounting
+    assert accounting is not None
+    assert (accounting.productive_seconds, accounting.lost_seconds) == (productive_s, 1000 - productive_s)
+
+
 def test_without_gpus_there_are_no_gpu_seconds() -> None:
     ended = gone(SUCCEEDED, settings=AttemptSettings(replicas=2, gpus=0))
     accounting = account_for(Status(), TRAIN, ended, None).accounting

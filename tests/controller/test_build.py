@@ -198,6 +198,79 @@ def test_train_job_whole() -> None:
     assert build_job(make_attempt(run, StageName.TRAIN, 1), PLATFORM) == expected_job("train", 2, "Indexed", pod)
 
 
+@pytest.mark.parametrize("replicas", [1, 4])
+def test_evaluate_job_whole(replicas: int) -> None:
+    run = make_run(
+        evaluation={"workers": {"replicas": replicas, "gpus": 1}},
+        scheduling={"nodeSelector": {"pool": "a100"}, "queueName": "gpus", "topologySpread": [{"topologyKey": "zone"}]},
+    )
+    pod = expected_pod("evaluate", nodeSelector={"pool": "a100"})
+    container = pod["containers"][0]
+    container["resources"] = {
+        "requests": {"cpu": "4", "memory": "40Gi", "nvidia.com/gpu": "1"},
+        "limits": {"memory": "40Gi", "nvidia.com/gpu": "1"},
+    }
+    container["env"].remove({"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"})
+    container["env"][1:1] = [
+        {
+            "name": f"LLAVA_INDEX_{name}FAILURES",
+            "valueFrom": {
+                "fieldRef": {"fieldPath": f"metadata.annotations['batch.kubernetes.io/job-index-{key}failure-count']"}
+            },
+        }
+        for name, key in (("", ""), ("IGNORED_", "ignored-"))
+    ]
+    expected = expected_job("evaluate", replicas, "Indexed", pod)
+    expected["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "gpus"
+    del expected["spec"]["backoffLimit"]
+    expected["spec"] |= {
+        "suspend": True,
+        "backoffLimitPerIndex": 2,
+        "maxFailedIndexes": 0,
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {
+                        "containerName": "stage",
+                        "operator": "In",
+                        "values": [64, 65, 66, 67, 68, 69, 73, 74, 76, 77, 78, 81, 82, 85, 86, 87],
+                    },
+                },
+            ]
+        },
+    }
+    attempt = make_attempt(run, StageName.EVALUATE, 1, queue="gpus")
+    assert build_job(attempt, PLATFORM) == expected
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "gpus", "written"),
+    [
+        ({}, 1, {}),
+        ({"gpus": 0}, 0, {}),
+        ({"gpus": 1}, 1, {}),
+        ({"workers": {"gpus": 0}}, 0, {}),
+        ({"workers": {"gpus": 1, "replicas": 1}}, 1, {}),
+        ({"workers": {"gpus": 0}, "gpus": 0}, 0, {}),
+        ({"workers": {"replicas": 3}, "gpus": 0}, 0, {"replicas": 3, "gpus": None}),
+    ],
+)
+def test_an_older_image_reads_how_many_gpus_evaluation_has(
+    evaluation: dict[str, Any], gpus: int, written: dict[str, Any]
+) -> None:
+    """By whichever name they are asked for; what it does not know is written where several pods are asked for."""
+    run = make_run(evaluation=evaluation)
+    for stage in STAGES:
+        said = json.loads(build_run_config(make_attempt(run, stage), PLATFORM).model_dump_json())["evaluation"]
+        assert (said["gpus"], said.get("workers", {})) == (gpus, written)
+    limits = build_resources(make_attempt(run, StageName.EVALUATE))["limits"]
+    assert limits.get("nvidia.com/gpu", "0") == str(gpus)
+    config = build_run_config(make_attempt(run, StageName.EVALUATE), PLATFORM)
+    assert (config.evaluation.num_gpus, config.workers.device) == (gpus, "cuda" if gpus else "cpu")
+
+
 @pytest.mark.parametrize(
     ("stage", "has_selector", "num_gpus"),
     [
@@ -374,16 +447,21 @@ def test_every_stage_mounts_the_claim_that_the_run_names(stage: StageName) -> No
 
 
 @pytest.mark.parametrize(
-    ("replicas", "given", "modes"),
+    ("replicas", "shards", "given", "modes"),
     [
-        (1, None, ["ReadWriteOnce"]),
-        (2, None, ["ReadWriteMany"]),
-        (1, ["ReadWriteMany"], ["ReadWriteMany"]),
+        (1, 1, None, ["ReadWriteOnce"]),
+        (2, 1, None, ["ReadWriteMany"]),
+        (1, 2, None, ["ReadWriteMany"]),
+        (1, 1, ["ReadWriteMany"], ["ReadWriteMany"]),
     ],
 )
-def test_access_modes_follow_from_the_replicas(replicas: int, given: list[str] | None, modes: list[str]) -> None:
+def test_access_modes_follow_from_the_replicas(
+    replicas: int, shards: int, given: list[str] | None, modes: list[str]
+) -> None:
     storage = {"accessModes": given} if given else {}
-    run = make_run(workers={"replicas": replicas, "gpus": 0}, storage=storage)
+    run = make_run(
+        workers={"replicas": replicas, "gpus": 0}, storage=storage, evaluation={"workers": {"replicas": shards}}
+    )
     assert build_volume_claim(run)["spec"]["accessModes"] == modes
     assert "storageClassName" not in build_volume_claim(run)["spec"]
 
@@ -612,6 +690,33 @@ def test_whoever_has_to_make_what_the_mixture_names_is_told_the_field() -> None:
         ("t", "spec.mixture[2].dataset.secretRef"),
     } <= named  # fmt: skip
     assert list_needs(make_run(mixture=MIXTURE).spec, STAGE_TABLE[StageName.PREPARE]) == ["Secret s", "Secret t"]
+
+
+RETENTION: dict[str, Any] = {
+    "retention": {"dataset": {"source": "pvc://general/set", "format": "llava", "file": "g.json"}, "maximumLoss": 0.1}
+}
+
+
+def test_the_retention_set_is_read_where_it_is_checked_and_where_it_is_asked() -> None:
+    for stage in StageName:
+        volumes, _ = inputs_of(stage, evaluation=RETENTION)
+        claims = [one["persistentVolumeClaim"]["claimName"] for one in volumes if "persistentVolumeClaim" in one]
+        assert ("general" in claims) == (stage in (StageName.PREPARE, StageName.EVALUATE))
+    config = build_run_config(make_attempt(make_run(evaluation=RETENTION), StageName.EVALUATE, 1), PLATFORM)
+    assert str(config.retention_dir) == "/llava/inputs/general/set"
+    named = {(one.name, one.field) for one in list_references(make_run(evaluation=RETENTION))}
+    assert ("general", "spec.evaluation.retention.dataset.source") in named
+
+
+def test_the_retention_set_has_a_secret_of_its_own_in_prepare_alone() -> None:
+    dataset = {**RETENTION["retention"]["dataset"], "source": "hf://a/b", "secretRef": {"name": "s"}}
+    evaluation = {"retention": {"dataset": dataset}}
+    volumes, _ = inputs_of(StageName.PREPARE, evaluation=evaluation)
+    assert volumes[-1] == known_keys("retention", "s", "token")
+    volumes, _ = inputs_of(StageName.EVALUATE, evaluation=evaluation)
+    assert "secret-retention" not in {one["name"] for one in volumes}
+    config = build_run_config(make_attempt(make_run(evaluation=evaluation), StageName.EVALUATE, 1), PLATFORM)
+    assert str(config.retention_dir) == "/llava/run/inputs/downloads/retention"
 
 
 def test_as_many_datasets_as_there_may_be_have_a_role_each() -> None:

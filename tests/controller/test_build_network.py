@@ -69,7 +69,7 @@ def test_shared_memory_is_memory_of_training_pods():
     run = gpu_run(shmSize="256Mi", resources=resources)
     made = build_resources(make_attempt(run, StageName.TRAIN))
     assert (made["requests"]["memory"], made["limits"]["memory"]) == ("1280Mi", "4352Mi")
-    assert build_resources(make_attempt(run, StageName.MERGE))["limits"]["memory"] == "40Gi"
+    assert build_resources(make_attempt(run, StageName.MERGE))["limits"]["memory"] == "6Gi"
 
 
 def test_shared_memory_is_added_to_memory_in_any_unit():

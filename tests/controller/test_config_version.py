@@ -147,6 +147,7 @@ def test_the_digests_of_a_run_with_everything_fit_into_its_status() -> None:
             "validation",
             "selection",
             "alignment",
+            "retention",
             *(f"mixture-{n}" for n in range(MAX_MIXTURE)),
         ),
         StageName.ALIGN: ("projector",),

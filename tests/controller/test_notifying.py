@@ -8,7 +8,7 @@ import pytest
 
 from llava_api.constants import LABEL_NOTIFICATION, LABEL_RUN, LABEL_STAGE, Phase, StageName
 from llava_api.delivery import EXIT_REFUSED, Delivery
-from llava_api.status import NotificationState
+from llava_api.status import GateStatus, NotificationState
 from llava_operator.acting.notifying import LAST_RETRY_S
 from llava_operator.clock import from_time, to_time
 from llava_operator.deciding.notifications import GIVEN_UP_AFTER
@@ -462,7 +462,8 @@ async def test_the_longest_message_fits_into_a_job(server: ApiServer, operator: 
     status = parse_run(run).status
     assert status.evaluation is not None
     metric = status.evaluation.metrics[0].model_copy(update={"name": "ü" * 256, "split": "ü" * 256})
-    evaluation = status.evaluation.model_copy(update={"metrics": (metric,) * 16})
+    gate = GateStatus(outcome="Failed", metric="ü" * 256, gain=-1, low=-1, high=1, limit=0, samples=2**53, groups=9)
+    evaluation = status.evaluation.model_copy(update={"metrics": (metric,) * 16, "gate": gate, "retention": gate})
     artifacts = dict.fromkeys(("adapter", "weights", "merged", "projector", "report", "dataset_report"), "ü" * 4096)
     assert status.artifacts is not None
     update = {"evaluation": evaluation, "artifacts": status.artifacts.model_copy(update=artifacts)}

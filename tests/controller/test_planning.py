@@ -57,6 +57,22 @@ def test_what_cannot_be_read_or_decided_is_warned_of() -> None:
     assert texts.startswith("the median word is 4.5 px high")
 
 
+def test_too_few_groups_for_a_gate_are_warned_of_where_there_is_one() -> None:
+    found = numbers(groups_validation=7, samples_train=5000)
+    gated = gpu_spec(evaluation={"gate": {}})
+    assert not [one for one in plan_for(gpu_spec(), found, gpus(80)).plan.warnings if "held out" in one]
+    (warning,) = [one for one in plan_for(gated, found, gpus(80)).plan.warnings if "held out" in one]
+    assert warning.startswith("7 groups are held out: of 7 spec.evaluation.gate decides nothing, which takes 8")
+
+
+@pytest.mark.parametrize(("groups", "is_told"), [(0, False), (1, True), (7, True), (8, False)])
+def test_a_retention_set_of_too_few_groups_is_warned_of(groups: int, is_told: bool) -> None:
+    found = numbers(groups_retention=groups, samples_train=5000)
+    said = [one for one in plan_for(gpu_spec(), found, gpus(80)).plan.warnings if "retention" in one]
+    assert bool(said) is is_told
+    assert all(f"has {groups} group" in one and "that takes 8; name a set" in one for one in said)
+
+
 def plan_for(spec: Spec, found: PrepareNumbers, known: KnownGpus) -> Planned:
     return plan_training(spec, Data.model_validate(found.model_dump()), found.model, known)
 

@@ -11,7 +11,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from llava_api.constants import Phase, StageName
-from llava_api.status import Accounting, AttemptSettings, AttemptState, FailureStatus, Status
+from llava_api.status import Accounting, AttemptSettings, AttemptState, FailureStatus, ShardStatus, Status
 from llava_operator.cache.runs import Runs, RunView
 from llava_operator.clock import to_time
 from llava_operator.deciding.moves import change_newest
@@ -234,6 +234,14 @@ def test_gpus_are_held_or_waited_for(state: AttemptState, running_time: str | No
     assert told(status, "requested_gpus") == {("train",): asked}
 
 
+def test_pods_of_an_evaluation_give_their_gpus_back_one_by_one() -> None:
+    status = change_newest(
+        training(), stage_of(training(), TRAIN), settings=AttemptSettings(replicas=4, gpus=1),
+        running_time=to_time(NOW), shards=ShardStatus(done=3), state=AttemptState.RUNNING,
+    )  # fmt: skip
+    assert told(status, "gpus") == {("train",): 1}
+
+
 def test_nobody_holds_gpus_between_attempts_and_afterwards() -> None:
     between = change_newest(training(), stage_of(training(), TRAIN), state=AttemptState.GONE)
     for status in (between, ended(), lost(), Status()):
@@ -287,11 +295,11 @@ def test_series_of_runs_that_have_ended_go() -> None:
 
 @pytest.mark.parametrize(
     ("num_training", "num_ended", "ended_at", "num_series"),
-    [(1000, 0, NOW, 52_000), (50, 950, NOW, 2_600), (50, 950, HOUR, 55_800)],
+    [(1000, 0, NOW, 52_000), (50, 950, NOW, 2_600), (50, 950, HOUR, 60_550)],
     ids=["all train", "ended long ago", "ended just now"],
 )
 def test_series_at_a_thousand_runs(num_training: int, num_ended: int, ended_at: Any, num_series: int) -> None:
-    """At most, that is: a run that trains has 52, and each that has ended 56 until its time is over."""
+    """At most, that is: a run that trains has 52, and each that has ended 61 until its time is over."""
     runs = crowd(num_training=num_training, num_ended=num_ended, ended_at=ended_at)
     text = expose(*runs, now=HOUR)
     assert sum(not line.startswith("#") for line in text.splitlines()) == num_series

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from llava_api.constants import StageName
 from llava_api.status import Progress, Status
 from llava_operator.deciding.status import complete_status, dump_status, format_duration, merge_patch
-from tests.controller.makers import NOW, NOW_TEXT, begun
+from tests.controller.makers import NOW, NOW_TEXT, begun, walk
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_summary_of_odd_progress(step: int, total: int, shown: str, percent: str
     progress = Progress(stage=StageName.TRAIN, attempt=1, pod_uid="u", step=step, total_steps=total,
                         last_update_time=NOW_TEXT)  # fmt: skip
     status = begun(StageName.TRAIN).model_copy(update={"progress": progress})
-    summary = complete_status(status, before=status, generation=1, now=NOW).summary
+    summary = complete_status(status, before=status, generation=1, shown_metric="exact_match", now=NOW).summary
     assert summary is not None
     assert (summary.step, summary.percent, summary.eta) == (shown, percent, "")
 
@@ -57,7 +57,7 @@ def test_bytes_are_shown_as_gigabytes(step: int, total: int, shown: str, percent
     progress = Progress(stage=StageName.PREPARE, attempt=1, pod_uid="u", step=step, total_steps=total, unit="bytes",
                         last_update_time=NOW_TEXT)  # fmt: skip
     status = begun().model_copy(update={"progress": progress})
-    summary = complete_status(status, before=begun(), generation=1, now=NOW).summary
+    summary = complete_status(status, before=begun(), generation=1, shown_metric="exact_match", now=NOW).summary
     assert summary is not None
     assert (summary.step, summary.percent) == (shown, percent)
 
@@ -66,7 +66,7 @@ def test_progress_of_an_earlier_stage_is_not_shown_for_this_one() -> None:
     progress = Progress(stage=StageName.PREPARE, attempt=1, pod_uid="u", step=8, total_steps=8,
                         last_update_time=NOW_TEXT)  # fmt: skip
     status = begun(StageName.TRAIN).model_copy(update={"progress": progress})
-    summary = complete_status(status, before=status, generation=1, now=NOW).summary
+    summary = complete_status(status, before=status, generation=1, shown_metric="exact_match", now=NOW).summary
     assert summary is not None
     assert (summary.stage, summary.step) == ("train", "")
 
@@ -84,3 +84,15 @@ def test_a_status_with_an_instant_that_cannot_be_calculated_with_is_none(text: s
     """The schema takes it; adding a day to it must not end a list of all runs."""
     with pytest.raises(ValidationError):
         Status.model_validate({"completionTime": text})
+
+
+@pytest.mark.parametrize(
+    ("metrics", "score"),
+    [(["exact_match"], "0.02→0.97"), (["exact_match", "anls"], "0.02→0.97"), (["vqa_accuracy", "exact_match"], "")],
+)
+def test_the_score_that_is_shown_is_that_of_the_first_metric_or_none(metrics: list[str], score: str) -> None:
+    """One that has judged no question has no score, and that of another one has no name there."""
+    status = walk({"evaluation": {"metrics": metrics, "workers": {"gpus": 0}}})
+    assert status.phase == "Succeeded"
+    assert status.summary is not None
+    assert status.summary.score == score

@@ -58,10 +58,11 @@ def test_running_pod() -> None:
     assert (pod.started, pod.waiting) == (True, "")
 
 
-def test_ended_pod() -> None:
-    terminated = {"exitCode": 137, "reason": "OOMKilled", "message": None, "finishedAt": "t"}
+@pytest.mark.parametrize(("text", "finished_at"), [(TIME, TIME), ("t", ""), (None, "")])
+def test_ended_pod(text: str | None, finished_at: str) -> None:
+    terminated = {"exitCode": 137, "reason": "OOMKilled", "message": None, "finishedAt": text}
     pod = parse_pod(raw_pod(phase="Failed", containerStatuses=container(terminated=terminated)))
-    assert pod.ended == Termination(exit_code=137, reason="OOMKilled", message="", finished_at="t")
+    assert pod.ended == Termination(exit_code=137, reason="OOMKilled", message="", finished_at=finished_at)
 
 
 def test_disrupted_pod() -> None:
@@ -91,6 +92,33 @@ def test_job_conditions(
 ) -> None:
     job = parse_job(raw_job(conditions=conditions))
     assert (job.complete, job.failing, job.failed, job.owner_uid) == (complete, failing, failed, "run")
+
+
+@pytest.mark.parametrize(
+    ("text", "indexes"),
+    [
+        ("", ()), ("3", (3,)), ("0,2-4", (0, 2, 3, 4)), ("31-99", (31,)), ("0-999999999", tuple(range(32))),
+        ("x,-1,2-,5-3,1e9,\u0663", (2,)), ("9" * 100_000, ()), ("7," * 100_000, (7,)),
+    ],
+)  # fmt: skip
+def test_indexes_that_have_failed(text: str, indexes: tuple[int, ...]) -> None:
+    """As a Job has them, or whoever may write its status."""
+    job = parse_job(raw_job(failedIndexes=text, succeeded=2, failed=-5))
+    assert (job.failed_indexes, job.num_succeeded, job.num_failed) == (indexes, 2, 0)
+
+
+@pytest.mark.parametrize(("text", "due"), [(TIME, TIME), ("later", ""), (None, "")])
+def test_when_a_pod_is_to_be_gone(text: str | None, due: str) -> None:
+    raw = raw_pod()
+    raw["metadata"] |= {"deletionTimestamp": text}
+    assert (parse_pod(raw).deleting, parse_pod(raw).deletion_due) == (text is not None, due)
+
+
+@pytest.mark.parametrize(("text", "made_at"), [(TIME, TIME), ("before", ""), (None, "")])
+def test_when_a_pod_was_made(text: str | None, made_at: str) -> None:
+    raw = raw_pod()
+    raw["metadata"] |= {"creationTimestamp": text}
+    assert parse_pod(raw).made_at == made_at
 
 
 def test_what_is_no_pod_is_refused() -> None:

@@ -284,7 +284,7 @@ def ended_status(phase: Phase) -> Status:
     stages = tuple(stage.model_copy(update={"state": StageState(phase), "completion_time": NOW_TEXT})
                    for stage in status.stages)  # fmt: skip
     status = status.model_copy(update={"phase": phase, "stages": stages, "completion_time": NOW_TEXT})
-    return complete_status(status, before=status, generation=1, now=NOW)
+    return complete_status(status, before=status, generation=1, shown_metric="exact_match", now=NOW)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from llava_operator.deciding.occurrences import QUIET
 from llava_operator.deciding.violations import Violation
 from llava_operator.deciding.waiting import Trouble
 from llava_operator.run import stage_of
-from tests.controller.makers import NOW, begun, commit, failed, job_end, make_job, make_pod, see
+from tests.controller.makers import NOW, begun, commit, failed, job_end, make_job, make_pod, see, walk
 from tests.controller.test_notifications import run_through, told
 
 SECOND = timedelta(seconds=1)
@@ -232,3 +232,29 @@ def test_receivers_of_the_same_wait_get_the_same_id() -> None:
     status = commit(see(status, spec=spec, job=make_job(status), now=NOW + timedelta(seconds=1800)))
     first, second = status.notifications
     assert (first.name, second.name, first.id) == ("team", "patient", second.id)
+
+
+SHARDED = {"evaluation": {"workers": {"replicas": 2, "gpus": 1}}, "storage": {}}
+
+
+def test_a_pod_of_evaluation_that_takes_anothers_place_waits_since_it_is_there() -> None:
+    """The attempt may have begun long ago, and a pod that is replaced need not wait at all."""
+    spec = {**SHARDED, **told("WaitingTooLong", waitingSeconds=600)}
+    status = walk(SHARDED, StageName.EVALUATE)
+    runs = [make_pod(f"e-{index}-a", index=index, phase="Running", started=True) for index in range(2)]
+    status = commit(see(status, spec=spec, job=make_job(status), pods=runs))
+    later = NOW + timedelta(hours=3)
+    lost = failed("e-1-a", stage=StageName.EVALUATE, index=1, exit_code=70, after_s=3 * 3600)
+    # The Job controller takes its time, and may meet a quota then.
+    trouble = Trouble("FailedCreate: exceeded quota: pods")
+    seen = see(status, spec=spec, job=make_job(status), pods=(runs[0], lost), trouble=trouble, now=later + SECOND)
+    assert commit(seen).notifications == ()
+    waits = make_pod("e-1-b", index=1, waiting="Unschedulable: 0/3 nodes", made_at=to_time(later + 10 * SECOND))
+    seen = see(status, spec=spec, job=make_job(status), pods=(runs[0], lost, waits), now=later + 11 * SECOND)
+    status = commit(seen)
+    assert status.notifications == ()
+    assert stage_of(status, StageName.EVALUATE).reason == ""
+    due = later + timedelta(seconds=610)
+    [one] = commit(replace(seen, run=replace(seen.run, status=status), now=due)).notifications
+    assert (one.stage, one.attempt, one.reason) == ("evaluate", 1, "Unschedulable")
+    assert one.message.startswith("has waited for more than 600 s: 1 of 2 pods run; pod e-1-b waits")

@@ -10,7 +10,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from llava_api.constants import Phase
+from llava_api.constants import Condition, Phase
 from llava_api.names import volume_claim_name
 from llava_api.status import Status
 from tests.demo.courier import Courier
@@ -63,6 +63,9 @@ def tell(
         console.print(f"\nWhole resource: {plan.output / 'run.yaml'}", soft_wrap=True)
         return 1
     console.print(_scores(status))
+    gate = next((held for held in status.conditions if held.type is Condition.GATE_PASSED), None)
+    if gate is not None:
+        console.print(f"{gate.type}: {gate.status} ({gate.message})", highlight=False)
     if status.data:
         data = status.data
         console.print(
@@ -91,7 +94,7 @@ def tell(
 
 def _scores(status: Status) -> Table:
     table = Table(title="Exact match, base against tuned", title_style="bold", title_justify="left")
-    for column in ("questions", "base", "tuned", "gain", "asked"):
+    for column in ("questions", "base", "tuned", "gain", "95 % interval", "asked"):
         table.add_column(column, justify="right")
     assert status.evaluation is not None
     names = {"validation": "held out", "train": "seen in training"}
@@ -101,6 +104,7 @@ def _scores(status: Status) -> Table:
             f"{metric.base:.3f}",
             f"{metric.tuned:.3f}",
             f"{metric.gain:+.3f}",
+            "" if metric.gain_low is None else f"{metric.gain_low:+.3f} to {metric.gain_high:+.3f}",
             str(metric.samples),
             style="green" if metric.gain > 0 else "",
         )

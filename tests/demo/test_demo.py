@@ -148,15 +148,22 @@ def test_failure_is_told_with_hint_and_log() -> None:
 
 def test_success_is_told_with_scores_and_what_next() -> None:
     metric = {"name": "exact_match", "split": "validation", "base": 0.0, "tuned": 0.9, "gain": 0.9, "samples": 64}
+    metric |= {"gainLow": 0.8, "gainHigh": 0.97}
+    gate = {
+        "type": "GatePassed", "status": "True", "reason": "Passed", "message": "gate Passed: by 64 questions",
+        "lastTransitionTime": "2026-11-01T12:00:00Z",
+    }  # fmt: skip
     written = io.StringIO()
     console = Console(file=written, width=140)
-    run = {"status": {"phase": "Succeeded", "evaluation": {"metrics": [metric]}}}
+    run = {"status": {"phase": "Succeeded", "evaluation": {"metrics": [metric]}, "conditions": [gate]}}
     assert tell(make_plan(), run, console, "kubectl -n n", "eval the cluster") == 0
     text = written.getvalue()
     for part in (
         "0.000",
         "0.900",
         "+0.900",
+        "+0.800 to +0.970",
+        "GatePassed: True (gate Passed: by 64 questions)",
         "report.html",
         "eval the cluster",
         "kubectl -n n get lft",

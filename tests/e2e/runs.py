@@ -52,7 +52,7 @@ class Runs:
             data: folder of the dataset in the inputs' claim.
             epochs: of training.
             top: fields of the spec itself.
-            changes: fields to set, by the part of the spec that they are in (``evaluation={"gpus": 0}``); None
+            changes: fields to set, by the part of the spec that they are in (``evaluation={"prompts": []}``); None
                 takes a field out.
         """
         manifest: dict[str, Any] = yaml.safe_load(SAMPLE.read_text())

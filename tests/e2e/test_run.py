@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from llava_api.constants import Phase, StageName
+from llava_api.constants import GateOutcome, Phase, StageName
 from llava_api.names import volume_claim_name
 from llava_api.status import StageState, Status
 from tests.demo.target import OPERATOR_NAMESPACE, RELEASE
@@ -32,7 +32,7 @@ def test_every_stage_succeeded_and_says_so(finished: Status) -> None:
     assert finished.phase is Phase.SUCCEEDED
     assert stage_states(finished) == dict.fromkeys(STAGES, StageState.SUCCEEDED)
     true = {condition.type for condition in finished.conditions if condition.status == "True"}
-    assert true == {"Ready", "Prepared", "Trained", "Merged", "Evaluated", "Complete", "Reporting"}
+    assert true == {"Ready", "Prepared", "Trained", "Merged", "Evaluated", "Complete", "Reporting", "GatePassed"}
     times = [(stage.start_time, stage.completion_time) for stage in finished.stages]
     assert all(start and end and start <= end for start, end in times)
     assert times == sorted(times)
@@ -47,6 +47,10 @@ def test_the_tuned_model_has_learned(finished: Status) -> None:
     assert metric.samples == 64
     assert metric.base <= 0.05
     assert metric.tuned >= 0.8
+    assert metric.gain_low is not None
+    assert 0.6 < metric.gain_low < metric.gain
+    assert finished.evaluation.gate is not None
+    assert (finished.evaluation.gate.outcome, finished.evaluation.gate.groups) == (GateOutcome.PASSED, metric.groups)
     assert finished.summary is not None
     assert finished.summary.score == f"{metric.base:.2f}→{metric.tuned:.2f}"
 

@@ -29,6 +29,10 @@ PROMETHEUS_OPERATOR = Module(
 PROMETHEUS_OPERATOR_CRDS = "example/prometheus-operator-crd"
 """Its folder with the CRDs, a file each: monitoring.coreos.com_PLURAL.yaml."""
 
+KSERVE = Module("github.com/kserve/kserve", "v0.17.0", "h1:IaynaBFzVQz1Xyrw5n3ncqzd5Y7L1RkO+YWvVwwtMQE=")
+KSERVE_CRDS = "config/crd/full"
+"""Its folder with the CRDs, a file each: serving.kserve.io_PLURAL.yaml."""
+
 
 def fetch_module(module: Module) -> Path:
     """The folder with a module's files, in Go's own cache; Go verifies it there.

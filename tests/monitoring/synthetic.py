@@ -36,6 +36,8 @@ _VALUES = {
     "model": ("base", "tuned"),
     "metric": ("exact_match",),
     "split": ("validation",),
+    "gate": ("gate", "retention"),
+    "bound": ("value", "low", "high"),
     "version": ("0.1.0",),
     "namespace": (NAMESPACE,),
     "code": ("200", "409"),
@@ -76,7 +78,7 @@ def _tell(family: Family, pod: str, times: range) -> Iterator[str]:
 
 
 def _value(family: Family, at: int) -> float:
-    if family.kind is Kind.INFO or family.name.endswith(("_phase", "_state", "_leader", "_failure")):
+    if family.kind is Kind.INFO or family.name.endswith(("_phase", "_state", "_leader", "_failure", "_outcome")):
         return 1
     if family.name.endswith("_attempt"):
         return 1 + (at > SECONDS / 3)

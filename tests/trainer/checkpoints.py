@@ -15,11 +15,14 @@ LAYOUTS: tuple[Layout, ...] = ("fresh", "hub", "model")
 TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 
 
-def build_llava(seed: int = 0) -> LlavaForConditionalGeneration:
+def build_llava(
+    seed: int = 0, *, hidden: int = 32, intermediate: int = 48, layers: int = 2
+) -> LlavaForConditionalGeneration:
     """A LLaVA with random weights: language model 32 wide, 2 layers, grouped keys; tower 16 wide; 4 image tokens."""
     torch.manual_seed(seed)
     text = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=64, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     vision = CLIPVisionConfig(

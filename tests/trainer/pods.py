@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from llava_api.constants import ENV_COMPLETION_INDEX, ENV_POD_NAME
+from llava_api.constants import ENV_COMPLETION_INDEX, ENV_INDEX_FAILURES, ENV_POD_NAME
 from llava_api.report import StageResult
 from llava_api.run_config import RunConfig
 from llava_trainer.files import sha256_file
@@ -20,14 +20,18 @@ STOPPING = Path(__file__).parent / "stopping"
 class Pod:
     """One pod of a stage, running."""
 
-    def __init__(self, config: RunConfig, name: str, *, node: int = 0, stop_before: str | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, name: str, *, node: int = 0, failures: int = 0, stop_before: str | None = None
+    ) -> None:
         """Start it.
 
         Args:
             config: its run configuration.
             name: the pod's.
-            node: its node rank.
-            stop_before: stop whichever process is about to give something a name that this pattern finds.
+            node: its node rank, or index.
+            failures: how many pods of its index have failed before it, where the Job counts them.
+            stop_before: stop whichever process is about to give something a name that this pattern finds, or to sync
+                a file (``stopping/sitecustomize.py``).
         """
         self._folder = config.volume_root.parent / f"pod-{name}"
         self._folder.mkdir()
@@ -37,6 +41,7 @@ class Pod:
         environment = os.environ | {
             ENV_POD_NAME: name,
             ENV_COMPLETION_INDEX: str(node),
+            ENV_INDEX_FAILURES[0]: str(failures),
             ENV_TERMINATION_LOG: str(self._folder / "termination-log"),
             "OMP_NUM_THREADS": "1",
             "TMPDIR": str(self._folder),
@@ -60,6 +65,11 @@ class Pod:
     def go_on(self) -> None:
         """Let it go on."""
         os.kill(int(self._note.read_text()), signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it as a node that dies does."""
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def wait(self) -> int:
         """Exit code."""

@@ -61,7 +61,12 @@ def make_run(root: Path) -> RunConfig:
 
 
 def run_config(root: Path, stage: StageName = StageName.MERGE, **changes: dict) -> RunConfig:
-    """The run's configuration for a stage; ``changes`` are merged into its parts (``evaluation={"gpus": 1}``)."""
+    """The run's configuration for a stage, whose first attempt begins; ``changes`` as in ``describe_run``."""
+    return begin(describe_run(root, stage, **changes))
+
+
+def describe_run(root: Path, stage: StageName, **changes: dict) -> RunConfig:
+    """The run's configuration; ``changes`` are merged into its parts (``evaluation={"gpus": 1}``)."""
     fields = {
         "run": {"namespace": "team-a", "name": "trays", "uid": "0c6f", "stage": stage, "attempt": 1},
         "volumeRoot": root / "volume",
@@ -74,8 +79,9 @@ def run_config(root: Path, stage: StageName = StageName.MERGE, **changes: dict) 
         "merge": {},
         "evaluation": {"gpus": 0, "generation": {"maxNewTokens": 12}},
     }
-    return begin(RunConfig.model_validate({name: part | changes.get(name, {}) if isinstance(part, dict) else part
-                                           for name, part in fields.items()}))  # fmt: skip
+    return RunConfig.model_validate(
+        {name: part | changes.get(name, {}) if isinstance(part, dict) else part for name, part in fields.items()}
+    )
 
 
 def dataset_report(*, held_out: int, trained_on: int, notes: tuple[Note, ...] = ()) -> DatasetReport:

@@ -10,13 +10,15 @@ import torch
 
 from llava_api.constants import StageName
 from llava_api.failures import Reason
-from llava_api.report import EvaluateNumbers, Score, StageResult
+from llava_api.report import EvaluateNumbers, StageResult
 from llava_trainer.data.encode import IGNORED, encode, encode_prompt
 from llava_trainer.data.processor import load_processor
 from llava_trainer.data.questions import ask_samples
 from llava_trainer.data.samples import read_samples
 from llava_trainer.errors import StageError
-from llava_trainer.evaluation.scores import Answer, Metrics
+from llava_trainer.evaluation.pairs import QuestionAnswers, pair_rows
+from llava_trainer.evaluation.rows import Row
+from llava_trainer.evaluation.scores import Metrics
 from llava_trainer.files import sha256_file
 from llava_trainer.outcome import StageOutput
 from llava_trainer.stages import evaluate, merge
@@ -45,6 +47,7 @@ def attempts(root: Path) -> Path:
 
 def run_evaluate(root: Path, steps: list | None = None, **evaluation) -> StageOutput:
     settings = {"gpus": 0, "generation": {"maxNewTokens": 8}, "prompts": PROMPTS, "trainingSamples": 4}
+    shutil.rmtree(attempts(root) / "evaluate-1", ignore_errors=True)
     config = run_config(root, StageName.EVALUATE, evaluation=settings | evaluation)
     with Recorder(config) as reporter:
         output = evaluate.run(config, reporter)
@@ -53,27 +56,33 @@ def run_evaluate(root: Path, steps: list | None = None, **evaluation) -> StageOu
     return output
 
 
-def read_answers(root: Path) -> list[Answer]:
+def read_rows(root: Path) -> list[Row]:
     lines = (attempts(root) / "evaluate-1" / "evaluation" / "answers.jsonl").read_text().splitlines()
-    return [Answer.model_validate_json(line) for line in lines]
+    return [Row.model_validate_json(line) for line in lines]
+
+
+def read_answers(root: Path) -> tuple[QuestionAnswers, ...]:
+    return pair_rows(read_rows(root))
 
 
 def answer_by_base(root: Path) -> list[str]:
-    return [answer.base for answer in read_answers(root)]
+    return [answer.base.answer for answer in read_answers(root)]
 
 
 def test_every_question_is_asked_of_both_models(root: Path) -> None:
     steps: list[tuple[int, int]] = []
     output = run_evaluate(root, steps)
     answers = read_answers(root)
-    assert [answer.split for answer in answers] == ["validation"] * 9 + ["train"] * 4 + ["prompt"] * 2
+    assert [answer.set for answer in answers] == ["validation"] * 9 + ["train"] * 4 + ["prompt"] * 2
     held_out = list(read_samples(attempts(root) / "prepare-1" / "data" / "validation.jsonl"))
     asked = [(s.id, q.text, a.text) for s in held_out for _, q, a in s.pairs()]
-    assert [(a.sample, a.question, a.expected) for a in answers[:9]] == asked
+    assert [(a.sample, a.question, a.references[0]) for a in answers[:9]] == asked
     assert [(a.sample, a.number) for a in answers[:2]] == [("tray-0000", 1), ("tray-0000", 2)]
     assert [a.question for a in answers[-2:]] == [prompt["text"] for prompt in PROMPTS]
-    assert all(answer.base and answer.tuned and answer.base != answer.tuned for answer in answers)
-    assert steps[-1] == (30, 30)
+    assert all(one.base.answer and one.tuned.answer and one.base.answer != one.tuned.answer for one in answers)
+    # Each of both models, 13 questions of the base with the instruction, and one follow-up of both alone.
+    assert steps[-1] == (45, 45)
+    assert len(read_rows(root)) == 45
     assert steps == sorted(set(steps))
     assert isinstance(output.numbers, EvaluateNumbers)
     assert output.numbers.prompts == 2
@@ -91,7 +100,7 @@ def test_files_numbers_and_digests_agree(root: Path) -> None:
     assert (metrics.dtype, metrics.prompts, metrics.run.name) == ("float32", 2, "trays")
     assert output.digests == {"report": sha256_file(volume.report_file), "metrics": sha256_file(volume.metrics_file)}
     assert sorted(file.name for file in volume.evaluation_dir.iterdir()) == [
-        "answers.jsonl", "metrics.json", "report.html",
+        "answers.jsonl", "metrics.json", "report.html", "report.md",
     ]  # fmt: skip
     result = StageResult(stage=StageName.EVALUATE, attempt=1, evaluate=output.numbers, digests=dict(output.digests))
     assert len(result.to_termination_message()) < 4096
@@ -104,10 +113,11 @@ def test_right_answers_are_counted(root: Path) -> None:
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     run_evaluate(root, trainingSamples=0)
     for row, answer in zip(rows, read_answers(root), strict=False):
-        row["turns"][1]["text"] = f"  {answer.base.upper()}. "
+        row["turns"][1]["text"] = f"  {answer.base.answer.upper()}. "
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    scores = run_evaluate(root, trainingSamples=0).numbers.scores
-    assert scores == (Score(metric="exact_match", split="validation", base=1.0, tuned=0.0, samples=7),)
+    (score,) = run_evaluate(root, trainingSamples=0).numbers.scores
+    assert (score.metric, score.split, score.base, score.tuned) == ("exact_match", "validation", 1.0, 0.0)
+    assert (score.samples, score.groups) == (7, 7), "samples without groups are one each"
     report = (attempts(root) / "evaluate-1" / "evaluation" / "report.html").read_text()
     assert "7 of 7 right" in report
     assert "-100.0 points" in report
@@ -126,7 +136,7 @@ def test_a_repeat_gives_the_same_answers_and_another_seed_other_ones(root: Path)
 
 def test_without_training_samples_and_prompts_only_held_out_questions_are_asked(root: Path) -> None:
     output = run_evaluate(root, trainingSamples=0, prompts=[])
-    assert {answer.split for answer in read_answers(root)} == {"validation"}
+    assert {answer.set for answer in read_answers(root)} == {"validation"}
     assert [score.split for score in output.numbers.scores] == ["validation"]
 
 
@@ -190,13 +200,40 @@ def test_too_little_memory_on_the_gpu_is_told_as_such(root: Path, monkeypatch: p
     assert caught.value.reason is Reason.OUT_OF_DEVICE_MEMORY
 
 
-def test_what_was_left_half_written_is_replaced(root: Path) -> None:
-    folder = attempts(root) / "evaluate-1" / "evaluation"
-    for name in (".evaluation.partial", "evaluation"):
-        folder.with_name(name).mkdir(parents=True)
-        (folder.with_name(name) / "report.html").write_text("old")
-        (folder.with_name(name) / "stray.html").write_text("old")
-    run_evaluate(root)
-    assert (folder / "report.html").read_text() != "old"
-    assert sorted(path.name for path in folder.iterdir()) == ["answers.jsonl", "metrics.json", "report.html"]
-    assert not folder.with_name(".evaluation.partial").exists()
+def test_the_gate_is_judged_by_the_metrics_that_were_chosen(root: Path) -> None:
+    """The tuned model's own answers are made the expected ones, of the last sample in one metric only."""
+    run_evaluate(root, trainingSamples=0)
+    file = attempts(root) / "prepare-1" / "data" / "validation.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    tuned = iter([answer.tuned.answer for answer in read_answers(root)])
+    for row in rows:
+        for turn in row["turns"][1::2]:
+            turn["text"] = next(tuned)
+    rows[-1]["turns"][1]["text"] += " and more"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    settings = {"trainingSamples": 0, "metrics": ["token_f1", "vqa_accuracy", "exact_match"]}
+    output = run_evaluate(root, gate={"metric": "exact_match", "minimumGain": 0.05}, **settings)
+    assert isinstance(output.numbers, EvaluateNumbers)
+    assert [score.metric for score in output.numbers.scores] == ["token_f1", "exact_match"]
+    f1, exact = output.numbers.scores
+    # The one follow-up sees another answer before it than in the first run, and may be answered otherwise.
+    assert exact.tuned in (pytest.approx(7 / 9, abs=1e-6), pytest.approx(8 / 9, abs=1e-6))
+    assert exact.tuned < f1.tuned < 1
+    gate = output.numbers.gate
+    assert gate is not None
+    assert (gate.outcome, gate.metric, gate.limit, gate.samples, gate.groups) == ("Passed", "exact_match", 0.05, 9, 8)
+    assert (gate.gain, gate.low, gate.high) == (
+        pytest.approx(exact.tuned - exact.base),
+        exact.gain_low,
+        exact.gain_high,
+    )
+    metrics = Metrics.model_validate_json(run_config(root).volume.metrics_file.read_text())
+    assert (metrics.gate, metrics.retention, metrics.unscored) == (gate, None, ("vqa_accuracy",))
+    assert run_evaluate(root, gate={"minimumGain": 0.9}, **settings).numbers.gate.outcome == "Undecided"
+    # No question has references enough for the first metric: what another one judges is shown all the same.
+    settings["metrics"] = ["vqa_accuracy", "exact_match"]
+    assert run_evaluate(root, **settings).numbers.gate is None
+    volume = run_config(root).volume
+    assert all(
+        "9 questions: " in file.read_text() for file in (volume.report_file, volume.report_file.with_suffix(".md"))
+    )

@@ -1,140 +1,50 @@
 """The report as a browser reads it: whole, self-contained, and with nothing of the data's in its markup."""
 
-import math
 import re
-from collections.abc import Sequence
 from dataclasses import replace
-from html.parser import HTMLParser
-from typing import Any
 
-import pytest
 from PIL import Image
 
-from llava_api.constants import StageName
-from llava_api.run_config import RunIdentity
-from llava_api.spec import Generation
-from llava_trainer.data.dataset_report import Note, Shared, summarise
-from llava_trainer.data.questions import Question, Split
-from llava_trainer.data.samples import Sample, Source, Turn
-from llava_trainer.evaluation.page import PageContent, build_evaluation_page
-from llava_trainer.evaluation.page_answers import MAX_QUESTIONS_SHOWN
-from llava_trainer.evaluation.page_training import (
-    MAX_HARDEST_SHOWN,
-    MAX_STEPS_SHOWN,
-    Hardest,
-    HardSample,
-    thin_out,
+from llava_api.constants import GateOutcome
+from llava_api.report import Judgement
+from llava_trainer.data.dataset_report import Note, Shared
+from llava_trainer.data.images import ImageError
+from llava_trainer.data.questions import Question
+from llava_trainer.data.samples import Turn
+from llava_trainer.evaluation.page import DATASET_REPORT, LIMITS
+from llava_trainer.evaluation.page_training import MAX_STEPS_SHOWN, thin_out
+from tests.trainer.report_pages import (
+    NASTY,
+    Page,
+    make_answer,
+    make_entry,
+    make_hard,
+    make_hardest,
+    make_metrics,
+    render,
 )
-from llava_trainer.evaluation.scores import Answer, Metrics, score_answers
-from llava_trainer.html import Curve, Html, el, join, line_chart, page, round_ticks, thumbnail
-from llava_trainer.training.curve import CurvePoint
-from llava_trainer.training.hardest import SampleLoss
-from tests.trainer.runs import dataset_report
-
-NO_GROUPS = Shared()
-NASTY = """<script>alert(1)</script>"><img src=x onerror='alert(2)'></td></table>&amp;"""
-
-
-class Page(HTMLParser):
-    """Tags, attributes and text of a page; complains of tags that do not fit."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in {"img", "input", "meta", "br", "hr", "col"}:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-    def all(self, tag: str, cls: str | None = None) -> list[dict[str, str | None]]:
-        return [a for name, a in self.tags if name == tag and (cls is None or cls in (a.get("class") or "").split())]
-
-
-def make_answer(
-    sample: str, number: int = 1, *, split: Split = "validation", expected: str | None = "yes", base: str = "no",
-    tuned: str = "yes", text: str = "Is it?", image: str | None = "a.png",
-) -> Answer:  # fmt: skip
-    question = Question(
-        split=split, sample=sample, number=number, images=(image,) if image else (),
-        turns=(Turn(role="user", text=text),), image_turns=(0,) if image else (), expected=expected,
-    )  # fmt: skip
-    return Answer.of(question, base, tuned)
-
-
-def make_entry(step: int, loss: float = 1.0) -> CurvePoint:
-    return CurvePoint(
-        step=step, epoch=1.0, loss=loss, learning_rate=2e-4, grad_norm=1.0, tokens=1, samples_per_second=1.0,
-        tokens_per_second=1.0,
-    )  # fmt: skip
-
-
-def render(
-    answers: Sequence[Answer],
-    curve: Sequence[CurvePoint] = (),
-    name: str = "invoices",
-    size: int = 900,
-    notes: tuple[Note, ...] = (),
-    shared: Shared = NO_GROUPS,
-    **more: Any,
-) -> str:
-    dataset = dataset_report(held_out=50, trained_on=1234, notes=notes)
-    held_out = dataset.validation.model_copy(update={"groups": 4})
-    dataset = dataset.model_copy(update={"shared": shared, "validation": held_out})
-    metrics = Metrics(
-        run=RunIdentity(namespace="team-a", name=name, uid="0c6f", stage=StageName.EVALUATE, attempt=2),
-        finished_at="2026-11-24T10:00:00Z",
-        device="CPU",
-        dtype="float32",
-        scores=score_answers(answers, num_shared=shared.pairs),
-        prompts=sum(answer.split == "prompt" for answer in answers),
-        generation=Generation(),
-        dataset=summarise(dataset),
-        seconds={"answers_of_base": 1.5},
-        versions={"torch": "2.15.0"},
-    )
-    report = PageContent(
-        metrics=metrics,
-        dataset=dataset,
-        answers=answers,
-        curve=curve,
-        settings=[("Epochs", "1")],
-        load_image=lambda path: Image.effect_noise((size, size // 2), 80),
-        **more,
-    )
-    return build_evaluation_page(report)
 
 
 def test_whatever_data_and_models_say_stays_text() -> None:
     answers = [
         make_answer(NASTY, text=NASTY, expected=NASTY, base=NASTY, tuned=NASTY, image=NASTY),
-        make_answer("1", split="prompt", expected=None, text=NASTY, base=NASTY, tuned=NASTY, image=NASTY),
+        make_answer("1", set="prompt", expected=None, text=NASTY, base=NASTY, tuned=NASTY, image=NASTY),
     ]
     read = Page(render(answers, name=NASTY))
     assert len(read.all("script")) == 1
     assert {a["src"][:23] for a in read.all("img")} == {"data:image/jpeg;base64,"}
     assert not [name for _, attributes in read.tags for name in attributes if name.startswith("on")]
-    assert "".join(read.texts).count(NASTY) == 1 + 1 + 5 + 4  # title, heading, held-out question, prompt
+    # Title, heading; picture, question, expected, base, tuned and place; picture, question, base and tuned.
+    assert "".join(read.texts).count(NASTY) == 1 + 1 + 6 + 4
 
 
 def test_nothing_is_loaded_from_elsewhere() -> None:
     text = render([make_answer("1")], [make_entry(1), make_entry(2)])
     read = Page(text)
     for tag, attributes in read.tags:
-        assert tag not in {"link", "iframe", "object", "embed", "base", "a"}
+        assert tag not in {"link", "iframe", "object", "embed", "base"}
         assert (attributes.get("src") or "data:").startswith("data:")
-        assert "href" not in attributes
+        assert attributes.get("href", DATASET_REPORT) == DATASET_REPORT
     assert "url(" not in text
     assert "@import" not in text
     assert not re.findall(r"https?://", text)
@@ -142,74 +52,157 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
     assert policy.startswith("default-src 'none'; img-src data:;")
 
 
-def test_each_row_is_marked_and_can_be_filtered() -> None:
-    rows = {
+def test_each_question_is_marked_and_can_be_filtered() -> None:
+    answers = {
         "improved": make_answer("1", base="no", tuned="yes"),
         "worse": make_answer("2", base="yes", tuned="no"),
         "both right": make_answer("3", base="yes", tuned="yes"),
         "both wrong": make_answer("4", base="no", tuned="maybe"),
     }
-    read = Page(render(list(rows.values())))
-    kinds = [a["data-kind"] for a in read.all("tr") if "data-kind" in a]
-    assert kinds == ["right improved", "wrong worse", "right", "wrong"]
-    assert (len(read.all("td", "ok")), len(read.all("td", "not"))) == (4, 4)
-    assert "".join(read.texts).count("✓") == 4
-    shown = {a["data-show"] for a in read.all("button")}
-    assert shown == {"all", "improved", "worse", "right", "wrong"}
+    read = Page(render(list(answers.values())))
+    # Regressions, gains, the others.
+    assert [a["data-kind"] for a in read.all("article", "sample")] == [
+        "wrong worse",
+        "right improved",
+        "right",
+        "wrong",
+    ]
+    assert (len(read.all("span", "ok")), len(read.all("span", "not"))) == (4, 4)
+    text = "".join(read.texts)
+    assert text.count("✓") == 4 + 1
+    assert "4 questions: 1 worse than the base, 1 better." in text
+    assert "Drawn at random" not in text
+    assert {a["data-show"] for a in read.all("button")} == {"all", "improved", "worse", "right", "wrong"}
 
 
 def test_without_javascript_every_answer_is_there_and_the_filters_are_not() -> None:
     read = Page(render([make_answer(str(number)) for number in range(5)]))
     assert "hidden" in read.all("div", "filters")[0]
-    assert not [a for a in read.all("tr") + read.all("article") if "hidden" in a]
+    assert not [a for a in read.all("section") + read.all("article") if "hidden" in a]
 
 
-def test_questions_about_one_image_share_it_and_all_159_are_shown() -> None:
-    """The size of a small real dataset: 40 images with 4 questions each, but for one."""
-    answers = [make_answer(str(s), n, image=f"{s}.jpg") for s in range(40) for n in range(1, 5)][:-1]
-    text = render(answers)
-    read = Page(text)
-    assert len([a for a in read.all("tr") if "data-kind" in a]) == 159
-    assert len(read.all("img")) == 40
-    assert "answers.jsonl" not in text
-    assert len(text) < 40 * 40_000, "noise is the worst case for JPEG: a photograph takes a quarter of it"
+def test_words_that_differ_are_marked_in_both_answers() -> None:
+    text = render([make_answer("1", base="it is <red>", tuned="it is <blue>", expected="blue")])
+    assert "it is &lt;<mark>red</mark>&gt;" in text
+    assert "it is &lt;<mark>blue</mark>&gt;" in text
 
 
-def test_a_large_held_out_set_is_cut_off_and_says_so() -> None:
-    answers = [make_answer(str(number)) for number in range(MAX_QUESTIONS_SHOWN + 50)]
-    answers += [make_answer(str(number), split="train") for number in range(3)]
+def test_answers_that_were_cut_off_and_other_ways_of_asking_are_shown() -> None:
+    text = " ".join(Page(render([make_answer("1", instructed="so", alone="and so", is_cut=True)])).texts)
+    for title in ("base, instructed", "base, alone", "tuned, alone"):
+        assert title in text
+    assert text.count("cut off ") >= 5
+    assert "validation base, instructed" in " ".join(text.split())
+    assert "100.0\u202f% of the tuned model's answers were cut off at 512 tokens" in text
+
+
+def test_what_the_base_says_when_it_is_asked_better_is_what_changes_are_told_by() -> None:
+    answers = [make_answer(str(n), base="It is no", tuned="no", expected="no", instructed="no") for n in range(9)]
+    text = " ".join(Page(render(answers)).texts)
+    assert "9 questions: 0 worse than the base, 0 better." in text
+    assert "is shown so" in text
+    assert "format against content" in text
+    assert "+100.0 points" in text
+
+
+def test_a_large_set_is_a_choice_and_says_so() -> None:
+    answers = [make_answer(str(number), base="yes", tuned="yes") for number in range(250)]
+    answers += [make_answer(str(number), set="train") for number in range(3)]
     read = Page(render(answers, size=20))
-    assert len([a for a in read.all("tr") if "data-kind" in a]) == MAX_QUESTIONS_SHOWN + 3
+    limits = LIMITS[0]
+    assert len(read.all("article", "sample")) == limits.most_drawn + 3
     text = "".join(read.texts)
-    assert "250 questions about 250 samples. The first 200 are shown here; answers.jsonl" in text
-    assert f"{MAX_QUESTIONS_SHOWN + 3} of {MAX_QUESTIONS_SHOWN + 3} shown" in text
+    assert "250 questions: 0 worse than the base, 0 better. 60 are shown here; answers.jsonl" in text
+    assert "63 of 63 shown" in text
+    assert "Drawn at random from the others" in text
+
+
+def test_a_picture_that_is_gone_does_not_end_the_report() -> None:
+    def fail(path: str) -> Image.Image:
+        raise ImageError("does not exist")
+
+    read = Page(render([make_answer("1")], load_image=fail))
+    assert "cannot be shown" in "".join(read.texts)
+    assert not read.all("img")
 
 
 def test_scores_say_how_many_and_how_sure() -> None:
-    read = Page(render([make_answer(str(number), base="yes" if number < 2 else "no") for number in range(8)]))
+    answers = [make_answer(str(number), base="yes" if number < 2 else "no") for number in range(8)]
+    read = Page(render(answers))
     text = "".join(read.texts).replace("\u202f", " ")
-    for part in ("25.0 %", "100.0 %", "+75.0 points", "2 of 8 right", "8 of 8 right", "8 questions. Set aside"):
+    for part in ("25.0 %", "100.0 %", "+75.0 points", "2 of 8 right", "8 of 8 right", "8 questions of 8 groups. Set"):
         assert part in text
     assert [a["style"] for a in read.all("div", "fill")] == ["width: 25.00%", "width: 100.00%"]
-    assert [a["style"] for a in read.all("div", "range")] == [
-        "left: 7.15%; width: 51.92%",
-        "left: 67.56%; width: 32.44%",
-    ]
+    (score,) = make_metrics(answers).scores
+    left, width = f"{score.tuned.low:.2%}", f"{score.tuned.high - score.tuned.low:.2%}"
+    assert read.all("div", "range")[1]["style"] == f"left: {left}; width: {width}"
+    assert score.gain_low is not None
+    assert f"95 % interval {score.gain_low * 100:+.1f} to" in text
+    assert len(read.all("svg", "interval")) == 1
+
+
+def judgement(outcome: GateOutcome, **numbers: float) -> Judgement:
+    told = {"gain": 0.4, "low": 0.1, "high": 0.6, "limit": 0.05, "smallest_difference": 0.25, **numbers}
+    return Judgement(outcome=outcome, metric="exact_match", samples=40, groups=12, **told)
+
+
+def test_the_judgements_are_shown_with_their_intervals_and_limits() -> None:
+    metrics = make_metrics(
+        [make_answer("1")],
+        gate=judgement(GateOutcome.PASSED),
+        retention=judgement(GateOutcome.UNDECIDED, gain=-0.02, low=-0.1, high=0.06, limit=-0.02),
+    )
+    read = Page(render([make_answer("1")], metrics=metrics))
+    text = " ".join(" ".join(read.texts).replace("\u202f", " ").split())
+    assert "Gate Passed" in text
+    assert "+40.0 points , 95 % interval +10.0 to +60.0, limit +5.0." in text
+    assert "40 questions of 12 groups. Differences below 25.0 points this set cannot show." in text
+    assert "Retention Undecided" in text
+    assert "the gate (limit +5.0) is passed" in text
+    assert "retention (limit -2.0) is undecided with -2.0" in text
+    assert "Is it good enough?" not in render([make_answer("1")])
+
+
+def test_types_of_questions_have_scores_of_their_own() -> None:
+    answers = [make_answer(str(n), type=NASTY if n < 3 else "colour") for n in range(9)]
+    text = " ".join("".join(Page(render(answers)).texts).split())
+    assert "Held-out questions by type" in text
+    assert "colour" in text
+    assert NASTY in text
+    assert "by type" not in render([make_answer("1")])
+
+
+def test_questions_that_were_asked_alone_are_told_of() -> None:
+    text = " ".join(Page(render([make_answer(str(n), alone="yes") for n in range(3)])).texts)
+    assert "without earlier turns" in text
+    assert "3 questions have earlier turns" in text
+
+
+def test_the_manifest_says_what_was_compared() -> None:
+    metrics = make_metrics(
+        [make_answer("1")], origins={"model": "hf://a/b@c0ffee"}, digests={"merge-1/merged": "sha256:ab"}
+    )
+    text = " ".join(Page(render([make_answer("1")], metrics=metrics)).texts)
+    for part in ("hf://a/b@c0ffee", "merge-1/merged", "sha256:ab", "2.15.0"):
+        assert part in text
+
+
+def test_prompts_say_what_training_has_seen() -> None:
+    text = " ".join(Page(render([make_answer("1", set="prompt", expected=None)])).texts)
+    assert "Training has seen this picture." in text
 
 
 def test_questions_of_groups_that_training_has_too_are_told_beside_their_score() -> None:
-    answers = [make_answer("1"), make_answer("2"), make_answer("2", split="train")]
+    answers = [make_answer("1"), make_answer("2"), make_answer("2", set="train")]
     text = render(answers, shared=Shared(groups=1, pairs=2))
     told = "2 of them are of groups that training has samples of, too (1 of 4): this score flatters."
     assert text.count(told) == 1
     assert "this score flatters" not in render(answers)
-    held_out, seen = score_answers(answers, num_shared=2)
-    assert (held_out.to_score().samples_shared, seen.to_score().samples_shared) == (2, 0)
 
 
 def test_a_held_out_set_that_training_asks_too_is_cautioned_against() -> None:
     note = Note(kind="overlap", title="validation questions that training asks", count=7, examples=())
-    answers = [make_answer("1"), make_answer("2", split="train")]
+    answers = [make_answer("1"), make_answer("2", set="train")]
     assert "7 of them are asked in training as well" in render(answers, notes=(note,))
     assert render(answers, notes=(note,)).count("asked in training as well") == 1
     assert "asked in training as well" not in render(answers)
@@ -225,84 +218,23 @@ def test_facts_of_the_dataset_are_listed_with_what_prepare_noted() -> None:
 def test_parts_without_content_are_left_out() -> None:
     text = render([])
     assert "No question was scored" in text
-    for title in ("Training", "Prompts", "Every question and answer"):
+    for title in ("Training", "Prompts", "Questions and answers"):
         assert f"<h2>{title}</h2>" not in text
-    full = render([make_answer("1"), make_answer("2", split="prompt", expected=None)], [make_entry(1)])
-    for title in ("Training", "Prompts", "Every question and answer", "Dataset", "Settings", "This evaluation"):
+    full = render([make_answer("1"), make_answer("2", set="prompt", expected=None)], [make_entry(1)])
+    for title in ("Training", "Prompts", "Questions and answers", "Dataset", "Settings", "This evaluation", "Scores"):
         assert f"<h2>{title}</h2>" in full
     assert "(nothing)" in render([make_answer("1", base=" ")])
-
-
-def test_ticks_of_thousands_are_written_out() -> None:
-    drawn = str(line_chart(Curve(label="Tokens a second", xs=[1, 2], ys=[1_400.0, 1_900.0]), x_label="step"))
-    assert ">1,500<" in drawn
-    assert "e+" not in drawn
-
-
-def test_a_curve_leaves_out_what_is_no_number_and_thins_out_the_rest() -> None:
-    xs = list(range(1, 30_001))
-    ys = [math.nan if x == 5 else 1e-4 * x / 30_000 for x in xs]
-    drawn = line_chart(Curve(label="Rate", xs=xs, ys=ys), x_label="step")
-    path = Page(drawn).all("path")[0]["d"]
-    assert path is not None
-    assert len(path.split("L")) == 1000
-    assert "nan" not in drawn
-    assert "×10⁻⁴" in drawn
-    assert path.endswith("546.0,22.0"), "the last point is the highest, at the right upper corner"
-    assert "no points" in line_chart(Curve(label="Loss", xs=[1], ys=[math.nan]), x_label="step")
-    Page(line_chart(Curve(label="Loss", xs=[7], ys=[0.0]), x_label="step"))
-
-
-@pytest.mark.parametrize("highest", [0.0, 1e-7, 0.0002, 0.3, 1.0, 2.0000001, 9.99, 10, 17, 12345.0])
-def test_ticks_are_round_few_and_reach_the_highest_value(highest: float) -> None:
-    ticks = round_ticks(highest)
-    assert 2 <= len(ticks) <= 5
-    assert ticks[0] == 0
-    assert ticks[-1] >= highest * (1 - 1e-9)
-    assert ticks[-2] < highest or highest == 0
-
-
-def test_thumbnails_are_small_jpegs_whatever_the_image() -> None:
-    for image in (Image.new("RGBA", (4000, 100)), Image.new("P", (30, 20)), Image.effect_noise((900, 2000), 90)):
-        source = thumbnail(image)
-        assert source.startswith("data:image/jpeg;base64,/9j/")
-        assert len(source) < 60_000
-
-
-def test_only_markup_is_taken_as_markup() -> None:
-    assert el("p", "a < b", Html("<b>c</b>"), None, 5, [el("i", "&")]) == "<p>a &lt; b<b>c</b>5<i>&amp;</i></p>"
-    assert (
-        el("p", class_='"x"', hidden=True, title=None, data_kind="a")
-        == '<p class="&quot;x&quot;" hidden data-kind="a"></p>'
-    )
-    assert el("br") == "<br>"
-    assert join("<", ["&"]) == "&lt;&amp;"
-    assert page("a & b", "<i>").startswith('<!doctype html>\n<html lang="en"><head>')
 
 
 def test_what_held_out_samples_showed_meanwhile_is_drawn_where_it_is_known() -> None:
     seen = [replace(make_entry(step), validation_loss=2.0 - step / 10, validation_exact=0.0) for step in (5, 10)]
     page = render([make_answer("1")], curve=[make_entry(1), seen[0], make_entry(7), seen[1]])
-    assert "Held-out loss over step, last value 1" in page
+    assert "Loss over step, last value 1; Held-out loss over step, last value 1" in page
     assert "Exact answers over step, last value 0" in page
     assert "Held-out loss" not in render([make_answer("1")], curve=[make_entry(1)])
 
 
 # --- the course of training
-
-
-def make_hard(number: int, text: str = "Is it?", images: int = 1) -> HardSample:
-    turns = (Turn(role="user", text=text), Turn(role="assistant", text=text))
-    sample = Sample(
-        id=text if text == NASTY else f"s-{number}", images=tuple(f"{number}-{n}.png" for n in range(images)),
-        image_turns=(0,) * images, turns=turns, source=Source(file="export.json", index=number),
-    )  # fmt: skip
-    found = SampleLoss(loss=9.0 - number / 10, index=number, tokens=7, step=3)
-    return HardSample(sample=sample, place=f"mixture-0.jsonl line {number + 1}", found=found)
-
-
-def make_hardest(samples: Sequence[HardSample], *, epochs: int = 2, seen: int = 100) -> Hardest:
-    return Hardest(epoch=epochs, epochs=epochs, seen=seen, num_samples=100, samples=samples)
 
 
 def test_the_hardest_samples_are_shown_with_where_they_come_from() -> None:
@@ -328,18 +260,18 @@ def test_hard_samples_and_answers_stay_text_and_small() -> None:
     many = [make_hard(n, NASTY * 100, images=5) for n in range(40)]
     question = make_question(NASTY)
     curve = [replace(make_entry(1), validation_answers=(NASTY,))]
-    read = Page(render([], curve, hardest=make_hardest(many), asked=[question], size=2000))
+    read = Page(render([], curve, hardest=make_hardest(many), asked=[question], size=200))
     assert len(read.all("script")) == 1
     assert not [name for _, attributes in read.tags for name in attributes if name.startswith("on")]
-    assert len(read.all("img")) == 3 * MAX_HARDEST_SHOWN + 1
+    assert len(read.all("img")) == 3 * LIMITS[0].hardest + 1
     assert max(len(text) for text in read.texts if text.startswith(NASTY[:8])) < 1100
     assert NASTY in read.texts, "the answer"
 
 
 def make_question(text: str, expected: str = "yes") -> Question:
     return Question(
-        split="validation", sample="1", number=1, images=("a.png",), turns=(Turn(role="user", text=text),),
-        image_turns=(0,), expected=expected,
+        set="validation", place=0, sample="1", number=1, images=("a.png",), turns=(Turn(role="user", text=text),),
+        image_turns=(0,), references=(expected,),
     )  # fmt: skip
 
 
@@ -366,3 +298,17 @@ def test_so_many_validations_are_shown() -> None:
     assert thin_out(rows[:5], MAX_STEPS_SHOWN) == rows[:5]
     curve = [replace(make_entry(step), validation_answers=answers) for step, answers in rows]
     assert "20 of 199 validations are shown." in render([], curve, asked=[make_question("A?")])
+
+
+def test_pictures_of_the_retention_set_come_from_its_own_folder() -> None:
+    asked: list[str] = []
+
+    def load(path: str) -> Image.Image:
+        asked.append(path)
+        return Image.new("RGB", (20, 20))
+
+    answers = [make_answer("1", image="a.png"), make_answer("2", set="retention", image="b.png")]
+    read = Page(render(answers, load_image=load, load_retention_image=lambda path: Image.new("RGB", (30, 30))))
+    assert asked == ["a.png"]
+    assert len(read.all("img")) == 2
+    assert "Questions of the retention set" in "".join(read.texts)

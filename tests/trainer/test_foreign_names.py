@@ -11,7 +11,7 @@ from llava_api.failures import Reason
 from llava_trainer.data.findings import Kind, noted, refused
 from llava_trainer.errors import StageError
 from llava_trainer.files import sha256_folder, tell_names
-from llava_trainer.html import el
+from llava_trainer.pages.rendering import escape_markdown
 from llava_trainer.sources.archive import unpack
 
 NASTY = b"a\xff\x1b[31m\xe2\x80\xae.jpg"
@@ -33,7 +33,7 @@ def test_findings_and_pages_are_fit_to_show() -> None:
     for finding in (refused(name, f"picture {name} is bad"), noted(Kind.OVERLONG, name, name)):
         assert FIT in finding.where
         assert FIT in finding.message
-    assert el("p", name, title=name) == f'<p title="{FIT}">{FIT}</p>'
+    assert escape_markdown(name) == FIT.replace("\\", "\\\\").replace("[", "\\[")
 
 
 def test_entries_of_an_archive_are_told_fit_to_show(tmp_path: Path) -> None:

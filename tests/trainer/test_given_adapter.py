@@ -16,7 +16,9 @@ from llava_api.report import MergeNumbers
 from llava_api.run_config import RunConfig
 from llava_trainer.data.samples import Sample, write_samples
 from llava_trainer.errors import StageError
-from llava_trainer.evaluation.scores import Answer, Metrics
+from llava_trainer.evaluation.pairs import QuestionAnswers, pair_rows
+from llava_trainer.evaluation.rows import Row
+from llava_trainer.evaluation.scores import Metrics
 from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.importing.adapter import import_adapter
@@ -29,6 +31,7 @@ from llava_trainer.training.identity import identify_training
 from llava_trainer.training.model_under_training import build_model
 from llava_trainer.training.phase import phase_of
 from llava_trainer.training.train import train
+from tests.trainer.attempts import begin as begin_attempt
 from tests.trainer.checkpoints import edit_weights
 from tests.trainer.many import run_in_processes
 from tests.trainer.runs import dataset_report
@@ -66,14 +69,15 @@ def as_stage(config: RunConfig, stage: StageName) -> RunConfig:
     return config.model_copy(update={"run": config.run.model_copy(update={"stage": stage})})
 
 
-def finish(config: RunConfig) -> tuple[dict[str, torch.Tensor], list[Answer], Metrics]:
+def finish(config: RunConfig) -> tuple[dict[str, torch.Tensor], tuple[QuestionAnswers, ...], Metrics]:
     """Merge and evaluate; the merged weights, the answers and the metrics."""
     numbers = merge.run(as_stage(config, StageName.MERGE), Reporter(config)).numbers
     assert isinstance(numbers, MergeNumbers)
     assert numbers.max_logit_difference < 1e-4
-    evaluate.run(as_stage(config, StageName.EVALUATE), Reporter(config))
+    evaluate.run(begin_attempt(as_stage(config, StageName.EVALUATE)), Reporter(config))
     volume = config.volume
-    answers = [Answer.model_validate_json(line) for line in volume.answers_file.read_text().splitlines()]
+    rows = [Row.model_validate_json(line) for line in volume.answers_file.read_text().splitlines()]
+    answers = pair_rows(rows)
     merged = load_file(volume.merged_dir / "model.safetensors")
     return merged, answers, Metrics.model_validate_json(volume.metrics_file.read_bytes())
 
@@ -89,7 +93,7 @@ def earlier(
 
 
 @pytest.fixture(scope="module")
-def judged(earlier: RunConfig) -> tuple[dict[str, torch.Tensor], list[Answer], Metrics]:
+def judged(earlier: RunConfig) -> tuple[dict[str, torch.Tensor], tuple[QuestionAnswers, ...], Metrics]:
     return finish(earlier)
 
 
@@ -115,15 +119,16 @@ def test_training_goes_on_from_the_adapter_and_is_compared_with_it(
     _, earlier_answers, earlier_metrics = judged
     assert merged.keys() == load_file(earlier.model_dir / "model.safetensors").keys()
     for answer, before in zip(answers, earlier_answers, strict=True):
-        assert (answer.bare, answer.base) == (before.base, before.tuned)
+        assert answer.bare is not None
+        assert (answer.bare.answer, answer.base.answer) == (before.base.answer, before.tuned.answer)
     assert metrics.seconds.keys() == {"answers_of_bare_base", "answers_of_base", "answers_of_tuned"}
     for score, before_score in zip(metrics.scores, earlier_metrics.scores, strict=True):
         assert (score.bare, score.base) == (before_score.base, before_score.tuned)
     page = config.volume.report_file.read_text()
     assert "Base: with the adapter that the run went on from" in page
-    assert "<th>Bare</th>" in page
+    assert ">bare " in page
     assert "pvc://earlier/adapter" in page
-    assert "Bare" not in earlier.volume.report_file.read_text()
+    assert ">bare " not in earlier.volume.report_file.read_text()
 
 
 def test_without_training_the_adapter_is_merged_and_judged(
@@ -136,11 +141,31 @@ def test_without_training_the_adapter_is_merged_and_judged(
     merged, answers, metrics = finish(config)
     weights, earlier_answers, _ = judged
     assert all(torch.equal(merged[name], weights[name]) for name in weights)
-    assert [(one.bare, one.base, one.tuned) for one in answers] == [
-        (None, one.base, one.tuned) for one in earlier_answers
-    ]
+    assert all(one.bare is None for one in answers)
+    assert [(one.base, one.tuned) for one in answers] == [(one.base, one.tuned) for one in earlier_answers]
     assert metrics.seconds.keys() == {"answers_of_base", "answers_of_tuned"}
     assert "none: the adapter that was given is merged" in config.volume.report_file.read_text()
+
+
+def test_an_adapter_that_had_no_need_to_train_its_projector_is_judged(
+    tmp_path: Path, earlier: RunConfig, judged: Any, dataset: tuple[Path, list[Sample]]
+) -> None:
+    base = load_file(earlier.model_dir / "model.safetensors")
+
+    def with_the_bases_projector(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+        weights |= {f"base_model.model.model.{name}": base[name] for name in base if name.startswith("multi_modal")}
+
+    folder = change(earlier.volume.adapter_dir, tmp_path, with_the_bases_projector)
+    config = configure(
+        tmp_path / "run", earlier.model_dir, dataset, model=GIVEN, training={"method": "none", "lora": {}}
+    )
+    give(config, folder)
+    merged, answers, _ = finish(config)
+    name = "multi_modal_projector.linear_1.bias"
+    assert torch.equal(merged[name], base[name])
+    assert torch.equal(merged["language_model.model.layers.1.mlp.up_proj.weight"],
+                       judged[0]["language_model.model.layers.1.mlp.up_proj.weight"])  # fmt: skip
+    assert [one.base for one in answers] == [one.base for one in judged[1]]
 
 
 def test_a_checkpoint_of_a_training_from_another_adapter_is_none_of_its_own(
@@ -291,6 +316,11 @@ def trained_embedding(settings: dict[str, Any], weights: dict[str, torch.Tensor]
     weights["base_model.model.model.language_model.embed_tokens.weight"] = torch.ones(2, 2)
 
 
+def trained_tower(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+    settings["modules_to_save"].append("vision_tower.pre_layrnorm")
+    weights["base_model.model.model.vision_tower.pre_layrnorm.weight"] = torch.ones(2)
+
+
 def whole_numbers(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
     for name in weights:
         weights[name] = weights[name].long()
@@ -311,6 +341,11 @@ def set_to(**values: Any) -> Callable[[dict[str, Any], dict[str, torch.Tensor]],
         (more_layers, r"it updates \S+layers\.99\S+, which is none of q_proj, .* in the base's 3 layers"),
         (another_projector, r"is not the base's projector: multi_modal_projector\.linear_1\.bias is \(127,\) in it"),
         (trained_embedding, r"is not the base's projector: language_model\.model\.embed_tokens\.weight is"),
+        (
+            trained_tower,
+            r"it brings a vision tower that was trained \(vision_tower\.vision_model\.pre_layrnorm\.weight\)"
+            r".* name the merged/ of the run that made it in spec\.model\.source, and no adapter",
+        ),
         (whole_numbers, r"lora_A\.weight is stored as I64: only floating-point tensors are gone on from"),
         (
             set_to(lora_alpha=22.6),

@@ -97,7 +97,7 @@ def test_answers_are_those_that_the_adapter_gives_afterwards(configure, world: W
     tuned = load_tuned(config.model_dir, config.volume.adapter_dir, torch.float32, "cpu").get_base_model()
     encoded = [encode_question(question, toy_processor, phase_of(config).images) for question in asked]
     told = make_answerer(tuned, toy_processor).answer_greedily(encoded, NEW_TOKENS, lambda _: None)
-    assert points[-1].validation_answers == tuple(told)
+    assert points[-1].validation_answers == tuple(one.text for one in told)
     assert points[0].validation_answers != points[-1].validation_answers, "it has learned"
 
 

@@ -185,27 +185,33 @@ def test_the_median_of_heights_is_that_of_sorted_numbers_to_a_quarter_of_a_pixel
     assert BoxHeights(336, "pad").median_px is None
 
 
-@pytest.mark.parametrize(("fraction", "groups"), [(0.1, 3), (0.2, 6)])
+@pytest.mark.parametrize(
+    ("fraction", "groups", "gate", "sufficient"),
+    [(0.1, 3, None, 0.2), (0.2, 6, None, None), (0.2, 6, {"minimumGain": 0.1}, 0.3), (0.3, 9, {}, None)],
+)
 def test_prepare_says_whether_scores_can_decide_and_which_fraction_would_do(
-    fraction: float, groups: int, tmp_path: Path, toy_model_dir: Path
-):
+    fraction: float, groups: int, gate: dict[str, Any] | None, sufficient: float | None, tmp_path: Path,
+    toy_model_dir: Path,
+):  # fmt: skip
     write_images(tmp_path, [(60, 40)] * 30)
-    config = prepare_config(tmp_path, toy_model_dir, dataset={"validation": {"fraction": fraction}})
+    config = prepare_config(
+        tmp_path, toy_model_dir, dataset={"validation": {"fraction": fraction}}, evaluation={"gate": gate}
+    )
     numbers, report = run(config).numbers, report_of(config)
-    is_enough = groups >= 6
+    is_enough = sufficient is None
     assert numbers.groups_validation == groups
     assert report.can_decide is is_enough
-    assert numbers.sufficient_fraction == report.sufficient_fraction == (None if is_enough else 0.2)
+    assert numbers.sufficient_fraction == report.sufficient_fraction == sufficient
     told = notes_of(config).get("too_few_groups", [])
     page = config.volume.dataset_report_html.read_text()
     if is_enough:
         assert told == []
-        assert "yes: 6 groups at least" in page
+        assert f"yes: {6 if gate is None else 8} groups at least" in page
         return
     ((where, message),) = told
     assert where == "export.json"
-    assert message.endswith("set spec.dataset.validation.fraction to 0.2")
-    assert "dataset.validation.fraction 0.2 would do" in page
+    assert message.endswith(f"set spec.dataset.validation.fraction to {sufficient}")
+    assert f"dataset.validation.fraction {sufficient} would do" in page
 
 
 def test_where_others_select_a_step_both_sides_have_enough_with_what_is_said(tmp_path: Path, toy_model_dir: Path):

@@ -1,9 +1,9 @@
 """The proof that a merge is right: each way in which it could be wrong, written into the files, must be caught."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.merging.changes import Changes, read_adapter
+from llava_trainer.merging.comparison import compare_and_round, kl_divergences, largest_difference
+from llava_trainer.merging.learned import check_learned
 from llava_trainer.merging.proof import Proof, prove_merge
-from llava_trainer.merging.recipes import merge_weights
-from llava_trainer.model.loading import load_tuned
+from llava_trainer.merging.reference import Reference
 from tests.trainer.checkpoints import build_llava, edit_weights, make_adapter, save_base
+from tests.trainer.merges import merge_weights
 
 Weights = dict[str, torch.Tensor]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -49,8 +51,7 @@ def prove(root: Path) -> Proof:
     with_image = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(2, 3, 28, 28)}
     text = torch.randint(6, 64, (1, 12))
     batches = [with_image, {"input_ids": text, "attention_mask": torch.ones_like(text)}]
-    reference = partial(load_tuned, root / "base", root / "adapter", torch.float32, "cpu")
-    return prove_merge(reference, root / "merged", batches)
+    return prove_merge(Reference(base_dir=root / "base", adapter_dir=root / "adapter"), root / "merged", batches)
 
 
 def update_of(adapter: Changes, name: str) -> torch.Tensor:
@@ -63,11 +64,15 @@ def base_of(root: Path, name: str) -> torch.Tensor:
 
 def test_a_right_merge_is_proven(root: Path) -> None:
     proof = prove(root)
-    assert proof.num_tensors == 80
-    assert proof.num_samples == 3
+    assert (proof.num_tensors, proof.num_varying) == (80, 0)
+    assert (proof.num_samples, proof.num_positions) == (3, 60)
     assert 0 < proof.max_logit_difference < 1e-5
     exact = load_file(root / "merged" / "model.safetensors")[Q_PROJ].dtype == torch.float32
     assert proof.max_rounding_difference == 0 if exact else 1e-3 < proof.max_rounding_difference < 0.5
+    if exact:
+        assert proof.max_kl_divergence == 0
+    else:
+        assert 0 < proof.mean_kl_divergence < proof.max_kl_divergence < 1e-3
 
 
 def scale_all(weights: Weights, root: Path, factor: float) -> None:
@@ -169,14 +174,119 @@ def test_a_configuration_that_loads_fewer_layers_is_caught(root: Path) -> None:
         prove(root)
 
 
-def test_an_adapter_without_effect_is_no_proof(root: Path) -> None:
+ADAPTER_B = "base_model.model.model.language_model.layers.1.self_attn.q_proj.lora_B.weight"
+
+
+def change_adapter(root: Path, change: Callable[[Weights], object]) -> None:
+    edit_weights(root / "adapter" / "adapter_model.safetensors", change)
+
+
+def test_a_layer_that_did_not_learn_is_told(root: Path) -> None:
     """Two models that are equal because nothing was trained prove nothing."""
+    check_learned(root / "base", read_adapter(root / "adapter"))
+    change_adapter(root, lambda weights: weights[ADAPTER_B].zero_())
+    with pytest.raises(StageError, match=f"{ADAPTER_B} of the adapter is all zero") as caught:
+        check_learned(root / "base", read_adapter(root / "adapter"))
+    assert caught.value.reason is Reason.MERGE_MISMATCH
 
-    def silence(weights: Weights) -> None:
-        for name in weights:
-            if "lora_B" in name:
-                weights[name].zero_()
 
-    edit_weights(root / "adapter" / "adapter_model.safetensors", silence)
-    with pytest.raises(StageError, match="every LoRA B matrix is zero"):
+def test_a_projector_that_did_not_learn_is_told(root: Path) -> None:
+    """Though one of its tensors may be as it was."""
+    prefix = "base_model.model.model."
+    base = load_file(root / "base" / "model.safetensors")
+    names = [name for name in base if name.startswith("multi_modal_projector.")]
+    change_adapter(root, lambda weights: weights.update({prefix + names[0]: base[names[0]].float()}))
+    check_learned(root / "base", read_adapter(root / "adapter"))
+    change_adapter(root, lambda weights: weights.update({prefix + name: base[name].float() for name in names}))
+    with pytest.raises(StageError, match="the adapter holds the base's own projector: it was not trained"):
+        check_learned(root / "base", read_adapter(root / "adapter"))
+
+
+def rename_layer(weights: Weights) -> None:
+    for matrix in "AB":
+        name = ADAPTER_B.replace("lora_B", f"lora_{matrix}")
+        weights[name.replace(".1.", ".7.")] = weights.pop(name)
+
+
+def test_an_adapter_tensor_without_a_place_is_told(root: Path) -> None:
+    """By PEFT's own names, whatever merging makes of them."""
+    change_adapter(root, rename_layer)
+    with pytest.raises(StageError, match=r"lacks \S+layers\.1\S+.* no place for: \S+layers\.7\.") as caught:
         prove(root)
+    assert caught.value.reason is Reason.INTERNAL_ERROR
+
+
+def test_the_scale_is_the_one_that_peft_reads(tmp_path: Path) -> None:
+    """Rank-stabilised, and then as if it were not."""
+    save_base(build_llava(), tmp_path / "base", dtype=torch.bfloat16)
+    make_adapter(build_llava(), tmp_path / "adapter", rank=8, rs_lora=True)
+    (tmp_path / "merged").mkdir()
+    merge_weights(tmp_path / "base", read_adapter(tmp_path / "adapter"), tmp_path / "merged", torch.bfloat16)
+    shutil.copy(tmp_path / "base" / "config.json", tmp_path / "merged")
+    assert prove(tmp_path).num_varying == 0
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_rslora": False}))
+    with pytest.raises(StageError, match=r"proj\.weight differs from what was trained"):
+        prove(tmp_path)
+
+
+def test_targets_that_peft_does_not_find_are_told(root: Path) -> None:
+    file = root / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": "nowhere"}))
+    with pytest.raises(StageError, match=r"the adapter in \S+ cannot be loaded: No modules were targeted") as caught:
+        prove(root)
+    assert caught.value.reason is Reason.INTERNAL_ERROR
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop(LAST_VISION), f"lacks {LAST_VISION}: fetch it again"),
+        (
+            lambda weights: weights.update({LAST_VISION: torch.ones(3)}),
+            r"post_layernorm.bias is \(3,\), but config.json",
+        ),
+    ],
+)
+def test_a_base_that_changed_since_is_told(root: Path, change: Callable[[Weights], object], message: str) -> None:
+    edit_weights(root / "base" / "model.safetensors", change)
+    with pytest.raises(StageError, match=message) as caught:
+        prove(root)
+    assert caught.value.reason is Reason.INVALID_MODEL
+
+
+def test_a_sum_in_another_order_is_counted_and_more_is_not_passed_over() -> None:
+    torch.manual_seed(0)
+    exact = torch.randn(64, 33)
+    eps = torch.finfo(torch.float32).eps
+    found = exact.clone()
+    found[3, 4] += 2 * eps * exact.abs().max()
+    kept = exact.clone()
+    alike = compare_and_round(found, kept, noise=4 * eps)
+    assert (alike.num_different, alike.num_varying) == (0, 1)
+    assert torch.equal(kept, exact)
+    assert compare_and_round(found, exact.clone(), noise=0.0).num_different == 1
+    found[5, 6] += 9 * eps * exact.abs().max()
+    unlike = compare_and_round(found, exact.clone(), noise=4 * eps)
+    assert (unlike.num_different, unlike.num_varying) == (1, 1)
+    assert unlike.largest == pytest.approx((found - exact).abs().max().item())
+
+
+def test_what_is_compared_is_rounded_in_place() -> None:
+    exact = torch.tensor([[1.0, 1.001, -3.14159]])
+    rounded = exact.bfloat16()
+    alike = compare_and_round(rounded, exact, noise=0.0)
+    assert (alike.num_different, alike.num_varying, alike.largest) == (0, 0, 0.0)
+    assert torch.equal(exact, rounded.float())
+    assert compare_and_round(torch.ones(0, 3), torch.ones(0, 3), noise=0.0).num_different == 0
+
+
+def test_kl_divergence_by_hand() -> None:
+    """KL((3/4, 1/4) || (1/2, 1/2)) = 3/4 log(3/2) + 1/4 log(1/2)."""
+    exact, other = torch.tensor([[0.75, 0.25], [0.5, 0.5]]).log(), torch.tensor([[0.5, 0.5], [0.5, 0.5]]).log()
+    found = kl_divergences([exact + 7], [other])
+    assert found.tolist() == pytest.approx([0.75 * math.log(1.5) + 0.25 * math.log(0.5), 0.0], abs=1e-6)
+
+
+def test_a_difference_that_is_no_number_is_told() -> None:
+    assert math.isnan(largest_difference([torch.tensor([[1.0, math.nan]]), torch.ones(1, 2)], [torch.ones(1, 2)] * 2))

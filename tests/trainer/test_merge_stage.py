@@ -1,11 +1,13 @@
 """The merge stage on a run's volume: what it leaves, that plain libraries can use it, and what happens on a rerun."""
 
+import hashlib
 import json
 import os
 import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +16,16 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from llava_api.report import MergeNumbers
+from llava_api.constants import StageName
+from llava_api.report import MergeNumbers, StageResult, TrainNumbers
+from llava_trainer.attempts.finished import Finished
 from llava_trainer.data.encode import encode_prompt
 from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.processor import load_processor
 from llava_trainer.data.samples import Sample, Turn, read_samples, write_samples
 from llava_trainer.errors import StageError
-from llava_trainer.files import aside_of
-from llava_trainer.merging.proof import NUM_SAMPLES, proof_batches
+from llava_trainer.files import aside_of, sha256_file, sha256_folder
+from llava_trainer.merging.samples import NUM_SAMPLES, proof_batches
 from llava_trainer.outcome import StageOutput
 from llava_trainer.stages import merge
 from tests.trainer.checkpoints import edit_weights
@@ -81,6 +85,43 @@ def test_the_stage_leaves_a_proven_model_and_its_numbers(root: Path) -> None:
         shell=True, cwd=merged_dir(root), check=True, capture_output=True, text=True,
     ).stdout.split()[0]  # fmt: skip
     assert output.digests == {"merged": f"sha256:{digest}"}
+    assert output.numbers.mean_kl_divergence is not None
+    assert 0 < output.numbers.mean_kl_divergence < 1e-2
+
+
+def test_the_manifest_tells_every_files_digest_and_what_it_was_made_of(root: Path) -> None:
+    config = run_config(root)
+    origins = {"model": "hf://llava-hf/llava-1.5-7b-hf@b234b804"}
+    inputs = {"version": 1, "modelDir": "model", "datasetDir": "data", "modelLayout": "hub", "origins": origins}
+    config.volume.inputs_dir.mkdir(parents=True)
+    config.volume.inputs_file.write_text(json.dumps(inputs))
+    run_merge(root)
+    manifest = json.loads((merged_dir(root) / "merge.json").read_text())
+    found = {path.name: path for path in merged_dir(root).iterdir()}
+    assert manifest["files"] == {
+        name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+        for name, path in found.items()
+        if name != "merge.json"
+    }
+    assert {"model.safetensors", "config.json", "tokenizer.json"} < found.keys()
+    origin = manifest["origin"]
+    assert (origin["base"], origin["baseRevision"]) == ("llava-hf/llava-1.5-7b-hf", "b234b804")
+    assert origin["baseConfig"] == sha256_file(root / "base" / "config.json")
+    assert origin["trained"] == {"adapter": sha256_folder(config.volume.adapter_dir)}
+    assert origin["dtype"] == "bfloat16"
+    assert origin["versions"]["peft"] == version("peft")
+    assert origin["versions"].keys() == {"llava-finetune-operator", "torch", "transformers", "peft", "safetensors"}
+
+
+def test_a_digest_that_training_has_recorded_is_believed(root: Path) -> None:
+    """Weights trained whole are as large as the model: hashing them again would take as long as merging."""
+    config = run_config(root)
+    numbers = TrainNumbers(steps=1, final_loss=0.1, trainable_parameters=1, tokens=1, world_size=1)
+    result = StageResult(stage=StageName.TRAIN, attempt=1, train=numbers, digests={})
+    record = Finished(result=result, contents={"adapter": "sha256:ab"})
+    (config.volume.result_dir(StageName.TRAIN) / "result.json").write_text(record.model_dump_json())
+    run_merge(root)
+    assert json.loads((merged_dir(root) / "merge.json").read_text())["origin"]["trained"] == {"adapter": "sha256:ab"}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

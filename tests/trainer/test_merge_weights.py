@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.merging.changes import read_adapter
-from llava_trainer.merging.recipes import merge_weights, plan_merge
+from llava_trainer.merging.recipes import plan_merge
 from tests.trainer.checkpoints import (
     LAYOUTS,
     Layout,
@@ -26,6 +26,7 @@ from tests.trainer.checkpoints import (
     save_base,
     save_weights,
 )
+from tests.trainer.merges import merge_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -268,11 +269,12 @@ _MERGE_A_LARGE_MODEL = """
 import sys
 from pathlib import Path
 import torch
-from llava_trainer.host_memory import peak_resident_bytes, resident_bytes
+from llava_trainer.host_memory import peak_resident_bytes, resident_bytes, return_freed_memory
 from llava_trainer.merging.changes import read_adapter
-from llava_trainer.merging.recipes import merge_weights
+from tests.trainer.merges import merge_weights
 root = Path(sys.argv[1])
 torch.ones(64, 64) @ torch.ones(64, 64)
+return_freed_memory()
 before = resident_bytes()
 merge_weights(root / "base", read_adapter(root / "adapter"), root / "out", torch.bfloat16)
 print(peak_resident_bytes() - before)

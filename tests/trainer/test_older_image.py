@@ -54,7 +54,7 @@ def test_a_run_ends_with_the_trainer_that_it_began_with(older: Path, tmp_path: P
         "dataset": {"source": "pvc://data/set", "format": "llava", "file": "export.json", "images": "images"},
         "workers": {"replicas": 1, "gpus": 0},
         "training": {"batch": {"perDevice": 4, "global": 8}, "lora": {"rank": 4, "alpha": 8}, "maxLength": 256},
-        "evaluation": {"gpus": 0, "generation": {"maxNewTokens": 4}},
+        "evaluation": {"workers": {"gpus": 0}, "generation": {"maxNewTokens": 4}},
     }
     (tmp_path / "run").mkdir()
     status: Status = commit(see(spec=spec))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from llava_api.constants import TERMINATION_MESSAGE_MAX_BYTES, StageName
+from llava_api.constants import ENV_COMPLETION_INDEX, TERMINATION_MESSAGE_MAX_BYTES, StageName
 from llava_api.failures import BY_REASON, Reason
 from llava_api.report import (
     EvaluateNumbers,
@@ -97,6 +97,23 @@ def test_numbers_stand_under_their_stage(stage: StageName, numbers: Any, run: Ru
     assert code == 0
     assert getattr(result, stage.value) == numbers
     assert (result.stage, result.attempt) == (stage, 3)
+
+
+@pytest.mark.parametrize("index", ["0", "2"])
+def test_any_pod_of_an_evaluation_may_tell_what_came_out(
+    index: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path
+):
+    """Whoever has no numbers ends well and records nothing; whoever has them records them for all."""
+    monkeypatch.setenv(ENV_COMPLETION_INDEX, index)
+    changes = {"run": {"stage": StageName.EVALUATE, "attempt": 1}, "results": FIRST_ATTEMPTS}
+    record = tmp_path / "volume" / "attempts" / "evaluate-1" / "result.json"
+    code, result = run(lambda config, reporter: StageOutput(numbers=None), **changes)
+    assert (code, result) == (0, StageResult(stage=StageName.EVALUATE, attempt=1))
+    assert not record.exists()
+    numbers = EvaluateNumbers(scores=(), prompts=0)
+    code, result = run(lambda config, reporter: StageOutput(numbers=numbers), **changes)
+    assert (code, result.evaluate) == (0, numbers)
+    assert record.exists()
 
 
 @pytest.mark.parametrize("reason", [reason for reason in Reason if BY_REASON[reason].exit_code is not None])

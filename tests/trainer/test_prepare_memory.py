@@ -83,6 +83,19 @@ def test_a_sample_beyond_every_length_limit_is_refused_before_it_is_tokenised(
     assert told == ["export.json[0]: holds more than 1,048,576 characters: divide it"]
 
 
+@pytest.mark.parametrize("name", ["id", "group", "question_type"])
+def test_names_count_as_well(tmp_path: Path, prepare: Callable[[str], PreparedDataset], name: str):
+    """A line of evaluation's rows has each of them, and may be 8 MiB long."""
+    entries = [
+        conversation("0.png", [("Q", "A")], **{name: "x" * MAX_SAMPLE_CHARACTERS}),
+        conversation("1.png", [("Q", "A")]),
+    ]
+    write_json(tmp_path / "dataset" / "export.json", entries)
+    with prepare("llava") as dataset:
+        told = [str(finding) for finding in next(iter(dataset.findings.kept.values()))]
+    assert told == ["export.json[0]: holds more than 1,048,576 characters: divide it"]
+
+
 def test_a_sample_of_more_images_than_any_length_limit_is_refused_before_they_are_looked_at(
     tmp_path: Path, prepare: Callable[[str], PreparedDataset]
 ):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +18,7 @@ from llava_trainer.data.encode import encode, encode_prompt
 from llava_trainer.data.images import open_image, pixel_values
 from llava_trainer.data.model_files import check_weights
 from llava_trainer.data.processor import Processor, load_processor, save_processor
-from llava_trainer.data.template import SYSTEM, render
+from llava_trainer.data.template import SYSTEM, chat_template, render
 from llava_trainer.errors import StageError
 from tests.trainer.exports import draw_image
 from tests.trainer.test_template import make_sample
@@ -194,9 +195,11 @@ def test_plain_autoprocessor_serves_what_was_trained(exported: tuple[Processor, 
         CHAT, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="np",
         processor_kwargs={"images": [image]},
     )  # fmt: skip
+    # The template says the first token itself, as transformers wants templates to: servers add none.
     in_two_steps = server(
-        images=[image], text=server.apply_chat_template(CHAT, add_generation_prompt=True), return_tensors="np"
-    )
+        images=[image], text=server.apply_chat_template(CHAT, add_generation_prompt=True), return_tensors="np",
+        add_special_tokens=False,
+    )  # fmt: skip
     for served in (in_one_step, in_two_steps):
         assert served["input_ids"][0].tolist() == ours
         np.testing.assert_array_equal(served["pixel_values"][0], pixel_values(image, processor), strict=True)
@@ -210,14 +213,22 @@ def test_the_exported_template_lays_out_a_whole_conversation(exported: tuple[Pro
         {"role": "user", "content": "Bye."}, {"role": "assistant", "content": "Bye!\n"},
     ]  # fmt: skip
     text = tokenizer.apply_chat_template(text_only, tokenize=False)
-    assert text == f"{SYSTEM} USER: Hello. ASSISTANT: Hi.</s>USER: Bye. ASSISTANT: Bye!</s>"
+    assert text == f"<s>{SYSTEM} USER: Hello. ASSISTANT: Hi.</s>USER: Bye. ASSISTANT: Bye!</s>"
     sample = make_sample("Hello.", "Hi.", "Bye.", "Bye!", image_turns=())
-    assert tokenizer(text).input_ids == list(encode(sample, processor, 4096).input_ids)
+    ours = list(encode(sample, processor, 4096).input_ids)
+    assert tokenizer(text, add_special_tokens=False).input_ids == ours
+    assert tokenizer.apply_chat_template(text_only, tokenize=True, return_dict=False) == ours
     told = [{"role": "system", "content": "Be brief."}, *text_only[:1]]
-    assert tokenizer.apply_chat_template(told, tokenize=False) == "Be brief. USER: Hello. "
+    assert tokenizer.apply_chat_template(told, tokenize=False) == "<s>Be brief. USER: Hello. "
     whole = [{"role": "system", "content": [{"type": "text", "text": " Be brief.\n"}]}, *text_only]
     with_system = replace(sample, system="Be brief.")
-    assert tokenizer.apply_chat_template(whole, tokenize=False) == render(with_system, gap=processor.gap).text
+    assert tokenizer.apply_chat_template(whole, tokenize=False) == f"<s>{render(with_system, gap=processor.gap).text}"
+
+
+@pytest.mark.parametrize("told", [{}, {"bos_token": None}], ids=["not told", "none"])
+def test_the_exported_template_begins_with_the_text_where_there_is_no_first_token(told: dict[str, None]):
+    text = jinja2.Template(chat_template("")).render(messages=[{"role": "user", "content": "Hello."}], **told)
+    assert text == f"{SYSTEM} USER: Hello. "
 
 
 def test_tokenizer_files_are_the_checkpoint_s_own(exported: tuple[Processor, Path], toy_model_dir: Path):
@@ -233,7 +244,7 @@ def test_a_template_inside_the_tokenizer_s_settings_is_dropped(model_dir: Path, 
     text = AutoTokenizer.from_pretrained(tmp_path / "merged").apply_chat_template(
         [{"role": "user", "content": "Hello."}], tokenize=False
     )
-    assert text.startswith(SYSTEM)
+    assert text.startswith(f"<s>{SYSTEM}")
 
 
 def test_old_and_new_processor_files_say_the_same(exported: tuple[Processor, Path]):

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from llava_api.spec import Wandb
 from llava_trainer.errors import StageError
 from llava_trainer.sources.fetching import Surroundings
 from llava_trainer.training.curve import Curve, CurvePoint
+from llava_trainer.training.tracking import wandb
 from llava_trainer.training.tracking.follower import Follower, following
 from llava_trainer.training.tracking.opening import _open_wandb, make_followers
 from llava_trainer.training.tracking.wandb import WandbError
@@ -97,7 +99,8 @@ def sync(folder: Path, url: str, home: Path) -> None:
         "WANDB_ERROR_REPORTING": "false",
     }  # fmt: skip
     command = [str(Path(sys.executable).with_name("wandb")), "sync", str(run)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    # It leaves logs where it is called.
+    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -184,6 +187,27 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
     assert not [file for file in left if KEY.encode() in file.read_bytes()]
 
 
+def test_a_server_that_is_away_for_long_leaves_no_files_behind(
+    tmp_path: Path, around: Surroundings, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is begun anew every minute until it is there again."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    wandb._own_folder.cache_clear()
+    service.refusal = 404
+    config = make_config(tmp_path, service.url)
+    for _ in range(2):
+        with pytest.raises(WandbError):
+            _open_wandb(config, asked(config), TOTAL_STEPS, around)
+    # On the volume, which other runs may share, somebody else could change whom it trusts.
+    assert not list(config.volume.wandb_dir(config.run.stage, 1).rglob("*.pem"))
+    (bundle,) = (tmp_path / "tmp").rglob("*.pem")
+    assert os.environ["SSL_CERT_FILE"] == str(bundle)
+    assert around.ca_file is not None
+    assert around.ca_file.read_text().strip() in bundle.read_text()
+    wandb._own_folder.cache_clear()
+
+
 def test_a_certificate_that_nobody_vouches_for_gets_nothing(
     tmp_path: Path, around: Surroundings, service: Service
 ) -> None:
@@ -207,6 +231,20 @@ def test_what_a_server_refuses_is_told_in_words_of_our_own(
     (credential,) = service.credentials
     assert credential not in caplog.text + str(refused.value)
     assert "SAID" not in caplog.text + str(refused.value)
+
+
+def test_one_that_is_tried_again_and_again_leaves_one_file_of_authorities(
+    tmp_path: Path, around: Surroundings, service: Service
+) -> None:
+    """A server may be away for weeks, and the pod's temporary folder is bounded."""
+    service.refusal = 401
+    config, bundles = make_config(tmp_path, service.url), set()
+    for _ in range(2):
+        with pytest.raises(WandbError, match="secretRef"):
+            _open_wandb(config, asked(config), TOTAL_STEPS, around)
+        bundles.add(os.environ["SSL_CERT_FILE"])
+    (bundle,) = bundles
+    assert Path(bundle).read_text().endswith(around.ca_file.read_text())
 
 
 def test_steps_that_the_run_cannot_have_are_not_believed(
@@ -252,6 +290,7 @@ from pathlib import Path
 from llava_api.run_config import RunConfig
 from llava_trainer.sources.fetching import Surroundings
 from llava_trainer.training.tracking.opening import make_followers
+from llava_trainer.training.tracking import wandb
 from llava_trainer.training.tracking.follower import following
 from llava_trainer.training.curve import Curve
 from tests.trainer.test_tracking import point

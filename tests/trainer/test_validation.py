@@ -1,6 +1,7 @@
 """Held-out samples while it trains: what is measured, on how many processes, and what follows from it."""
 
 import json
+import logging
 import math
 from contextlib import suppress
 from pathlib import Path
@@ -29,8 +30,9 @@ from llava_trainer.gang.stopping import StopAgreement, StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.model.head import CHUNK_ELEMENTS, judge_tokens
 from llava_trainer.model.learning import trained_whole
-from llava_trainer.model.loading import load_trained, load_tuned
+from llava_trainer.model.loading import load_model, load_tuned
 from llava_trainer.reporting import Reporter
+from llava_trainer.stages import merge
 from llava_trainer.training import resuming
 from llava_trainer.training.batches import RowLoader
 from llava_trainer.training.checkpoint import CheckpointState, DamagedCheckpointError, verify_files
@@ -51,10 +53,12 @@ from llava_trainer.training.validation import (
 )
 from tests.trainer.attempts import begin
 from tests.trainer.many import run_in_processes
+from tests.trainer.trained import load_trained
 from tests.trainer.trainings import StopAfter, make_dataset, make_training, text_only
 
 VALIDATION = {"everySteps": 2, "samples": 7}
 MAX_NEW_TOKENS = 40
+logger = logging.getLogger(__name__)
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +133,9 @@ def look_at(
     return loss, encoded.num_supervised, batch["pixel_values"]
 
 
-def loss_of(tuned: Any, config: RunConfig, processor: Processor) -> float:
-    """Held-out loss a token, by transformers alone."""
-    held_out_file, images = phase_of(config).held_out_file, phase_of(config).images
+def loss_of(tuned: Any, config: RunConfig, processor: Processor, file: Path | None = None) -> float:
+    """Loss a token of held-out samples, those that training looks at or others, by transformers alone."""
+    held_out_file, images = file or phase_of(config).held_out_file, phase_of(config).images
     assert held_out_file is not None
     with SampleFile(held_out_file) as samples:
         looked = [look_at(tuned, samples[index], images, processor) for index in range(len(samples))]
@@ -427,8 +431,34 @@ def test_the_best_weights_are_the_result_and_their_checkpoint_stays(
     assert len(kept) == 2, "the best, and the newest one"
     assert losses[60] > losses[best] + 0.1, "the last weights would be seen to be others"
     learned = trained_whole(config.training, load_config(config.model_dir))
-    taken = load_trained(config.model_dir, config.volume.weights_dir, torch.float32, "cpu", learned=learned)
+    taken = load_trained(config.model_dir, config.volume.weights_dir, learned=learned)
     assert loss_of(taken, config, toy_processor) == pytest.approx(losses[best], abs=1e-5)
+
+
+def test_the_best_is_merged_and_better_than_the_last_on_samples_that_have_not_selected(
+    overfit, world: World, toy_processor: Processor, dataset: tuple[Path, list[Sample]]
+) -> None:
+    samples = dataset[1]
+    found = {}
+    for name, changes in {"best": {}, "last": {"keepBest": None}}.items():
+        config = overfit(**changes)
+        for folder in config.volume.attempts_dir.glob("[tm]*-1"):
+            # Of the other one.
+            remove_folder(folder)
+        # As prepare leaves them: those that select are not those that judge.
+        write_samples(config.volume.selection_file, mislabel(samples[8:17]))
+        write_samples(config.volume.validation_file, mislabel(samples[17:24]))
+        run(config, world)
+        results = {**config.results, StageName.TRAIN: 1}
+        of_merge = config.run.model_copy(update={"stage": StageName.MERGE})
+        merging = config.model_copy(update={"run": of_merge, "results": results})
+        begin(merging)
+        with Reporter(merging) as reporter:
+            merge.run(merging, reporter)
+        merged = load_model(merging.volume.merged_dir, torch.float32, "cpu")
+        found[name] = loss_of(merged, config, toy_processor, config.volume.validation_file)
+    logger.info("loss on the test part: best %.3f, last %.3f", found["best"], found["last"])
+    assert found["best"] < found["last"] - 0.1
 
 
 def test_selection_survives_a_restart(overfit, world: World) -> None:

@@ -18,14 +18,21 @@ from llava_trainer.translate.command import main as translate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one stage; returns its exit code (``llava_api.failures``; of ``translate`` see ``translate.command``)."""
+    """Run one stage; returns its exit code (``llava_api.failures``; of ``translate`` and ``chat``, their own)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["translate"]:
         return translate(given[1:])
+    if given[:1] == ["chat"]:
+        _quieten_libraries()
+        from llava_trainer.chat.command import main as chat
+
+        return chat(given[1:])
     parser = argparse.ArgumentParser(
         prog="llava-trainer",
-        usage="llava-trainer STAGE [--config FILE]\n       llava-trainer translate FILE|- [options]",
-        description="Run one stage of a LLaVA fine-tuning run, or turn LLaVA's own commands into a manifest.",
+        usage="llava-trainer STAGE [--config FILE]\n       llava-trainer translate FILE|- [options]\n"
+        "       llava-trainer chat --model FOLDER [options] [QUESTION ...]",
+        description="Run one stage of a LLaVA fine-tuning run, turn LLaVA's own commands into a manifest, or ask a "
+        "model.",
     )
     parser.add_argument("stage", choices=[stage.value for stage in StageName], help="stage to run")
     parser.add_argument(
@@ -34,12 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     chosen = parser.parse_args(given)
     stage = StageName(chosen.stage)
+    _quieten_libraries()
+    return run_stage(stage, chosen.config, _BODIES[stage])
+
+
+def _quieten_libraries() -> None:
     # Nothing is compiled by torch here, but bitsandbytes would load all of its compiler on import: 2.4 s a process.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # huggingface_hub reads these on import. Files come by our own client, and nobody is told who runs what.
     for name in (ENV_DISABLE_XET, "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
-    return run_stage(stage, chosen.config, _BODIES[stage])
 
 
 def _prepare(config: RunConfig, reporter: Reporter) -> StageOutput:

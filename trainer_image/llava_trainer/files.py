@@ -10,12 +10,13 @@ import hashlib
 import os
 import shutil
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from llava_api.failures import Reason
 from llava_api.text import show
-from llava_api.volume import find_attempt_dir
+from llava_api.volume import find_attempt_dir, is_try_dir
 from llava_trainer.errors import StageError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -46,16 +47,18 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents where they are missing, but never an attempt's: it is made once, by who claims it.
+    """Make a folder and its parents where they are missing, but never an attempt's or a pod's: who claims it makes it.
 
     Raises:
-        FileNotFoundError: it would lie in an attempt's folder that is not there: a later attempt has taken it over.
+        FileNotFoundError: it would lie in such a folder that is not there: who came later has taken it over.
         FileExistsError, NotADirectoryError: there is a file.
     """
     if folder.is_dir():
         return
     if folder == find_attempt_dir(folder):
         raise FileNotFoundError(errno.ENOENT, "the attempt's folder is gone", str(folder))
+    if is_try_dir(folder):
+        raise FileNotFoundError(errno.ENOENT, "the pod's folder is gone", str(folder))
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
 
@@ -134,10 +137,13 @@ def sha256_folder(folder: Path) -> str:
     It is that of the list of its files in the order of their names, a line ``DIGEST  NAME`` each, as ``sha256sum``
     prints it: ``(cd FOLDER && find * -type f | LC_ALL=C sort | xargs sha256sum | sha256sum)`` gives the same.
     """
-    names = sorted(
-        (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()), key=os.fsencode
-    )
-    lines = (f"{sha256_file(folder / name).removeprefix('sha256:')}  {name}\n" for name in names)
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sha256_listing({name: sha256_file(folder / name) for name in names})
+
+
+def sha256_listing(digests: Mapping[str, str]) -> str:
+    """``sha256_folder`` of a folder whose files' digests (``sha256_file``) are known, by path below it."""
+    lines = (f"{digests[name].removeprefix('sha256:')}  {name}\n" for name in sorted(digests, key=os.fsencode))
     return f"sha256:{hashlib.sha256(os.fsencode(''.join(lines))).hexdigest()}"
 
 

@@ -50,6 +50,7 @@ class Inputs(Lenient):
     dataset_dir: Path
     alignment_dir: Path | None = None
     mixture_dirs: tuple[Path, ...] = ()
+    retention_dir: Path | None = None
     model_layout: Literal["hub", "original", "assembled"] = "hub"
     """What the model was before (``ModelFacts.layout``)."""
     origins: Annotated[dict[str, str], Field(default_factory=dict)]
@@ -155,11 +156,13 @@ def provide_inputs(config: RunConfig, reporter: Reporter, surroundings: "Surroun
 
         import_adapter(adapter.path, model.model_dir, config.training, config.volume.given_adapter_dir)
     alignment = found.get("alignment-dataset")
+    retention = found.get(SecretRole.RETENTION)
     inputs = Inputs(
         model_dir=model.model_dir,
         dataset_dir=found["dataset"].path,
         alignment_dir=alignment.path if alignment else None,
         mixture_dirs=tuple(found[SecretRole.of_mixture(index)].path for index in range(len(config.mixture))),
+        retention_dir=retention.path if retention else None,
         model_layout=model.layout,
         origins={role: one.origin for role, one in found.items()},
     )
@@ -171,7 +174,7 @@ def provide_inputs(config: RunConfig, reporter: Reporter, surroundings: "Surroun
 
 
 def _replace_folders(inputs: Inputs, replace: Callable[[Path], Path]) -> Inputs:
-    folders = {name: getattr(inputs, name) for name in ("model_dir", "dataset_dir", "alignment_dir")}
+    folders = {name: getattr(inputs, name) for name in ("model_dir", "dataset_dir", "alignment_dir", "retention_dir")}
     update = {name: folder and replace(folder) for name, folder in folders.items()}
     return inputs.model_copy(update={**update, "mixture_dirs": tuple(map(replace, inputs.mixture_dirs))})
 
@@ -204,6 +207,7 @@ def _with(config: RunConfig, inputs: Inputs) -> RunConfig:
             "dataset_dir": inputs.dataset_dir,
             "alignment_dir": inputs.alignment_dir,
             "mixture_dirs": inputs.mixture_dirs,
+            "retention_dir": inputs.retention_dir,
         }
     )
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llava_api.constants import ENV_COMPLETION_INDEX, TERMINATION_LOG_PATH, TRAINING_STAGES, StageName
+from llava_api.constants import TERMINATION_LOG_PATH, TRAINING_STAGES, StageName
 from llava_api.failures import Reason, exit_code_of
 from llava_api.report import (
     EvaluateNumbers,
@@ -38,6 +38,8 @@ from llava_api.text import show
 from llava_trainer.attempts.finished import record_result, take_over_result
 from llava_trainer.attempts.folder import Fence, claim_attempt, is_first_pod
 from llava_trainer.attempts.links import link_results
+from llava_trainer.attempts.pod import pod_index, pod_try
+from llava_trainer.attempts.shards import is_sharded
 from llava_trainer.attempts.takeover import remove_earlier, take_over
 from llava_trainer.device_faults import explain_device_fault
 from llava_trainer.errors import StageError
@@ -68,7 +70,8 @@ class Interrupted(BaseException):
 class StageOutput:
     """What a stage that succeeded hands back."""
 
-    numbers: PrepareNumbers | TrainNumbers | MergeNumbers | EvaluateNumbers
+    numbers: PrepareNumbers | TrainNumbers | MergeNumbers | EvaluateNumbers | None
+    """None: this pod has done its part, and another one of the attempt tells what came out."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """sha256 of what it made, by artifact name."""
 
@@ -108,10 +111,12 @@ def load_config(path: Path, stage: StageName) -> RunConfig:
 
 
 def stage_log_file(config: RunConfig) -> Path:
-    """Log of a stage's first process: rank 0, or in training the launcher of this pod, which has no rank."""
+    """Log of a pod's first process: rank 0, its index in evaluation, or in training the launcher, which has no rank."""
     name = "rank-0"
     if config.run.stage in TRAINING_STAGES:
-        name = f"launcher-{os.environ.get(ENV_COMPLETION_INDEX, '0')}"
+        name = f"launcher-{pod_index()}"
+    elif is_sharded(config.run.stage):
+        name = f"rank-{pod_index()}" + (f"-{pod_try()}" if pod_try() else "")
     return config.volume.log_dir(config.run.stage, config.run.attempt) / f"{name}.log"
 
 
@@ -171,14 +176,20 @@ def _run(stage: StageName, config_path: Path, body: StageBody, log: ProcessLog) 
 
 
 def _do_stage(config: RunConfig, body: StageBody, reporter: Reporter) -> StageResult:
-    """Do the stage, or take over what an earlier attempt has finished; recorded on the volume at the end."""
+    """Do the stage, or take over what an earlier attempt has finished; recorded on the volume at the end.
+
+    The pods of an evaluation wait for none of them, so each takes over, and the one that has numbers records.
+    """
     run = config.run
-    if not is_first_pod():
+    if run.stage is not StageName.EVALUATE and not is_first_pod():
         return _to_result(config, body(config, reporter))
     take_over(config)
     result = take_over_result(config, find_damaged_input)
     if result is None:
-        result = _to_result(config, body(config, reporter))
+        output = body(config, reporter)
+        result = _to_result(config, output)
+        if output.numbers is None:
+            return result
         reporter.fence.check()
         record_result(config, result)
     elif run.stage in TRAINING_STAGES and config.workers.num_nodes > 1:
@@ -191,7 +202,7 @@ def _do_stage(config: RunConfig, body: StageBody, reporter: Reporter) -> StageRe
 
 
 def _to_result(config: RunConfig, output: StageOutput) -> StageResult:
-    numbers: dict[str, Any] = {config.run.stage.value: output.numbers}
+    numbers: dict[str, Any] = {} if output.numbers is None else {config.run.stage.value: output.numbers}
     return StageResult(stage=config.run.stage, attempt=config.run.attempt, digests=dict(output.digests), **numbers)
 
 

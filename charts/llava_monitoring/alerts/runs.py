@@ -5,7 +5,7 @@ pod has told with what it told before, but what is known of the run. What is no 
 operator that is down) alerts nobody: LlavaOperatorDown does.
 """
 
-from llava_api.constants import TRAINING_STAGES, StageName
+from llava_api.constants import TRAINING_STAGES, GateOutcome, StageName
 from llava_api.reasons import Reason
 from llava_monitoring.alerts.alert import OF_OPERATOR, Alert
 from llava_monitoring.alerts.limits import (
@@ -145,6 +145,19 @@ RUN_ALERTS = (
         summary=f"The volume of run {_RUN} is almost full.",
         description=f"{{{{ $value | humanizePercentage }}}} of the volume of run {_RUN} are used. Full, it ends the "
         "run as StorageFull.",
+    ),
+    Alert(
+        name="LlavaRunGateFailed",
+        # The outcome stands in the status before the run has ended.
+        expression=(
+            f"{each_run(_series('llava_run_gate_outcome', _one_of('outcome', GateOutcome.FAILED)), 'gate')} "
+            f"and {_SAME_RUN} "
+            f"time() - {each_run(_series('llava_run_completion_timestamp_seconds'))} < {FAILED}"
+        ),
+        hold="0s",
+        summary=f"The tuned model of run {_RUN} is not good enough: {{{{ $labels.gate }}}}.",
+        description=f"Run {_RUN} has succeeded, and its evaluation says of {{{{ $labels.gate }}}} that the tuned model "
+        "is not as good as was asked for.",
     ),
     Alert(
         name="LlavaRunFailed",

@@ -205,6 +205,18 @@ kubectl -n $namespace get lft $run -o jsonpath='{{.status.failure}}'
              Query(_of("llava_run_score", "metric", "split", "model"), "{{metric}} {{split}} {{model}}"),
              width=12, most=1),
         note("Where the report lies", "Where the results are, as long as the run's volume is there.", report),
+        rows_of("Gates", "What evaluation says of the tuned model where spec.evaluation.gate or retention asks, by the "
+                "gain (tuned less base) and its 95 % interval: whether it lies above the limit (Passed), below it "
+                "(Failed), or the questions are too few to say (Undecided).",
+                [Query(f"{_of('llava_run_gate_outcome', 'gate', 'outcome')} == 1"),
+                 Query(_of("llava_run_gate_gain", "gate", matchers=('bound="value"',))),
+                 Query(_of("llava_run_gate_gain", "gate", matchers=('bound="low"',))),
+                 Query(_of("llava_run_gate_gain", "gate", matchers=('bound="high"',))),
+                 Query(_of("llava_run_gate_limit", "gate"))],
+                [Column("Gate", "gate"), Column("Says", "outcome"), Column("Gain", "Value #B", RATIO),
+                 Column("At least", "Value #C", RATIO), Column("At most", "Value #D", RATIO),
+                 Column("Limit", "Value #E", RATIO)],
+                height=5),
     )  # fmt: skip
 
 

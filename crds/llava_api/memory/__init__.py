@@ -10,6 +10,7 @@ from llava_api.memory.demand import (
     workload_of,
 )
 from llava_api.memory.host import HostPlan, memory_of_pod, plan_host
+from llava_api.memory.merging import merging_bytes
 from llava_api.memory.parameters import ParameterCounts, count_lora, count_parameters
 from llava_api.memory.plan import MemoryPlan, Term, plan_memory
 from llava_api.memory.remedies import Remedy, find_remedies
@@ -37,6 +38,7 @@ __all__ = [
     "count_trained",
     "find_remedies",
     "memory_of_pod",
+    "merging_bytes",
     "num_processes",
     "num_steps",
     "plan_activations",

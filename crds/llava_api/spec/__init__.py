@@ -5,7 +5,17 @@ docs/api.md. A field stands here only if something acts on it.
 """
 
 from llava_api.spec.dataset import DataLimits, Dataset, Messages, Table, Ubiai, Validation
-from llava_api.spec.evaluation import Evaluation, Generation, Prompt
+from llava_api.spec.evaluation import (
+    Evaluation,
+    EvaluationWorkers,
+    Gate,
+    Generation,
+    MetricName,
+    Prompt,
+    Retention,
+    ScoreName,
+    YesNoPart,
+)
 from llava_api.spec.mixture import MAX_MIXTURE, MixturePart
 from llava_api.spec.notifications import MAX_NOTIFICATIONS, Notification, SlackWebhook, Webhook
 from llava_api.spec.pods import (
@@ -55,6 +65,8 @@ __all__ = [
     "Download",
     "EarlyStopping",
     "Evaluation",
+    "EvaluationWorkers",
+    "Gate",
     "Generation",
     "Image",
     "ImagePullSecret",
@@ -63,6 +75,7 @@ __all__ = [
     "LoraTarget",
     "Merge",
     "Messages",
+    "MetricName",
     "MixturePart",
     "Mlflow",
     "Model",
@@ -76,7 +89,9 @@ __all__ = [
     "Quantization",
     "RelativePath",
     "Resources",
+    "Retention",
     "Scheduling",
+    "ScoreName",
     "SecretRef",
     "SlackWebhook",
     "Source",
@@ -96,5 +111,6 @@ __all__ = [
     "Wandb",
     "Webhook",
     "Workers",
+    "YesNoPart",
     "Zero",
 ]

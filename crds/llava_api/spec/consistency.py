@@ -27,10 +27,10 @@ CONSISTENT: tuple[dict[str, Any], ...] = (
         field=".training.batch.global",
     ),
     rule(
-        "self.workers.replicas == 1 || !has(self.storage.accessModes) || "
+        "self.workers.replicas == 1 && self.evaluation.workers.replicas == 1 || !has(self.storage.accessModes) || "
         "self.storage.accessModes.exists(mode, mode == 'ReadWriteMany')",
-        "spec.storage.accessModes must contain ReadWriteMany when spec.workers.replicas is greater than 1: every "
-        "training pod writes to the volume",
+        "spec.storage.accessModes must contain ReadWriteMany when spec.workers.replicas or "
+        "spec.evaluation.workers.replicas is greater than 1: every one of these pods writes to the volume",
         field=".storage.accessModes",
     ),
     rule(
@@ -183,6 +183,18 @@ CONSISTENT: tuple[dict[str, Any], ...] = (
             f"max(workers.gpus, 1)'.format([self.alignment.batch.global, {_ALIGNMENT_UNIT}])"
         ),
         field=".alignment.batch.global",
+    ),
+    rule(
+        "!has(self.evaluation.retention) || !has(self.evaluation.retention.dataset.validation.file)",
+        "spec.evaluation.retention.dataset.validation.file is not read: all of dataset.file is asked; remove it",
+        field=".evaluation.retention.dataset.validation.file",
+    ),
+    rule(
+        "!has(self.evaluation.retention) || "
+        "self.evaluation.retention.dataset.imageAspectRatio == self.dataset.imageAspectRatio",
+        "spec.evaluation.retention.dataset.imageAspectRatio must be that of spec.dataset: a model is to see all "
+        "pictures made square in the same way",
+        field=".evaluation.retention.dataset.imageAspectRatio",
     ),
     rule(
         # What 0.33 + 0.33 + 0.33 comes to depends on rounding.

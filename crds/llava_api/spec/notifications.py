@@ -100,8 +100,9 @@ class Notification(Strict):
             max_length=len(NotificationEvent),
             json_schema_extra={"x-kubernetes-list-type": "set"},
             description="What it is told: that the run has succeeded or failed, has waited for longer than "
-            "waitingSeconds, goes on after an attempt that was broken off (Restarted), or is suspended. The last "
-            "three come once an hour at most, each.",
+            "waitingSeconds, goes on after an attempt that was broken off (Restarted), or is suspended; these three "
+            "come once an hour at most, each. That evaluation.gate or retention has failed, or could not be decided "
+            "(GateFailed, GateUndecided).",
         ),
     ] = (NotificationEvent.SUCCEEDED, NotificationEvent.FAILED)
     waiting_seconds: Annotated[

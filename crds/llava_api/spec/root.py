@@ -142,3 +142,8 @@ class Spec(Strict):
     image_pull_secrets: Annotated[
         tuple[ImagePullSecret, ...], Field(max_length=8, description="Secrets with registry credentials.")
     ] = ()
+
+    @property
+    def most_writers(self) -> int:
+        """Most pods that write to the run's volume at a time."""
+        return max(self.workers.replicas, self.evaluation.workers.replicas)

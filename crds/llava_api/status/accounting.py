@@ -13,10 +13,19 @@ class Accounting(Lenient):
     """What a run has taken, over all attempts that are over."""
 
     gpu_seconds: Annotated[
-        dict[StageName, Count], Field(max_length=8, description="GPUs times seconds that they were held, by stage.")
+        dict[StageName, Count],
+        Field(
+            max_length=8,
+            description="GPUs times seconds that they were held, by stage; in evaluation those of all its pods, from "
+            "the first one's begin to the last one's end.",
+        ),
     ] = {}
     productive_seconds: Annotated[
-        Count, Field(description="Seconds of attempts whose work was kept: up to the step that was gone on from.")
+        Count,
+        Field(
+            description="Seconds of attempts whose work was kept: up to the step that was gone on from; in evaluation "
+            "whatever was answered."
+        ),
     ] = 0
     idle_seconds: Annotated[Count, Field(description="Seconds between a failure and the retry after it.")] = 0
     lost_seconds: Annotated[

@@ -5,28 +5,69 @@ from typing import Annotated
 from pydantic import Field
 
 from llava_api.base import Lenient
-from llava_api.constants import StageName
+from llava_api.constants import GateOutcome, StageName
 from llava_api.status.values import Count, Short, Text
+
+MAX_SCORES = 16
+"""Scores in a status; metrics.json on the volume has them all."""
 
 
 class Metric(Lenient):
     """One score, base against tuned."""
 
     name: Annotated[Short, Field(description="Metric, like exact_match.")]
-    split: Annotated[Short, Field(description="validation (held out) or train (seen in training).")]
-    base: Annotated[float, Field(description="Score of the base model.")]
+    split: Annotated[
+        Short, Field(description="validation (held out), train (seen in training) or retention (not to be forgotten).")
+    ]
+    base: Annotated[float, Field(description="Score of the base model, asked the better of both ways.")]
     tuned: Annotated[float, Field(description="Score of the tuned model.")]
     gain: Annotated[float, Field(description="tuned - base.")]
     samples: Annotated[Count, Field(description="Questions scored.")]
     samples_shared: Annotated[
         Count, Field(description="Those of them whose group training has samples of, too: the score flatters.")
     ] = 0
+    groups: Annotated[Count, Field(description="Groups of these questions, which is what chance draws.")] = 0
+    base_low: Annotated[float | None, Field(description="Lower end of base's 95 % interval.")] = None
+    base_high: Annotated[float | None, Field(description="Upper end of it.")] = None
+    tuned_low: Annotated[float | None, Field(description="Lower end of tuned's 95 % interval.")] = None
+    tuned_high: Annotated[float | None, Field(description="Upper end of it.")] = None
+    gain_low: Annotated[float | None, Field(description="Lower end of the gain's 95 % interval.")] = None
+    gain_high: Annotated[float | None, Field(description="Upper end of it.")] = None
+
+
+class GateStatus(Lenient):
+    """What a gate says of the tuned model."""
+
+    outcome: Annotated[
+        GateOutcome, Field(description="Passed, Failed, or Undecided where the questions are too few to say.")
+    ]
+    metric: Annotated[Short, Field(description="Metric that decides.")]
+    gain: Annotated[float, Field(description="tuned - base, the base asked the better of both ways.")]
+    low: Annotated[float, Field(description="Lower end of the gain's 95 % interval.")]
+    high: Annotated[float, Field(description="Upper end of it.")]
+    limit: Annotated[float, Field(description="What the gain has to be above.")]
+    samples: Annotated[Count, Field(description="Questions that it goes by.")]
+    groups: Annotated[Count, Field(description="Groups of these.")]
+    smallest_difference: Annotated[
+        float | None,
+        Field(description="Smaller differences these questions cannot show. Left out: too few groups for any."),
+    ] = None
 
 
 class EvaluationStatus(Lenient):
     """What evaluation measured."""
 
-    metrics: Annotated[tuple[Metric, ...], Field(max_length=16, description="Scores of both models.")] = ()
+    metrics: Annotated[tuple[Metric, ...], Field(max_length=MAX_SCORES, description="Scores of both models.")] = ()
+    gate: Annotated[GateStatus | None, Field(description="Whether it is as much better as was asked for.")] = None
+    retention: Annotated[GateStatus | None, Field(description="Whether it has forgotten as little as was asked.")] = (
+        None
+    )
+
+    @property
+    def gates(self) -> dict[str, GateStatus]:
+        """Those that were asked for, by name."""
+        asked = {"gate": self.gate, "retention": self.retention}
+        return {name: gate for name, gate in asked.items() if gate is not None}
 
 
 class Artifacts(Lenient):

@@ -31,7 +31,18 @@ class Data(Lenient):
     ] = 0
     samples_withheld: Annotated[
         Count,
-        Field(description="Samples left out of spec.mixture, because they show or belong to what is held out."),
+        Field(
+            description="Samples left out of spec.mixture, because they show or belong to what is held out or retained."
+        ),
+    ] = 0
+    samples_retention: Annotated[Count, Field(description="Samples of spec.evaluation.retention.")] = 0
+    groups_retention: Annotated[Count, Field(description="Groups that these samples belong to; 0: not told.")] = 0
+    retention_shared: Annotated[
+        Count,
+        Field(
+            description="Samples of spec.evaluation.retention that show, ask or belong to what spec.dataset trains on: "
+            "what was learned anew was not retained."
+        ),
     ] = 0
     samples_alignment: Annotated[Count, Field(description="Samples of phase 1.")] = 0
     groups_validation: Annotated[Count, Field(description="Groups that held-out samples belong to.")] = 0

@@ -6,8 +6,18 @@ from pydantic import Field
 
 from llava_api.base import Lenient
 from llava_api.constants import StageName
+from llava_api.names import MAX_SHARDS
 from llava_api.report import LOSSES_KEPT
 from llava_api.status.values import Count, Short, Time
+
+
+class ShardProgress(Lenient):
+    """How far one pod is of those that share a stage's work."""
+
+    index: Annotated[Count, Field(lt=MAX_SHARDS, description="Completion index of the pod.")]
+    step: Annotated[Count, Field(description="Steps of its part that are done.")]
+    total_steps: Annotated[Count, Field(description="Steps of its part; 0 while unknown.")]
+    eta_seconds: Annotated[Count | None, Field(description="Estimated seconds to its end.")] = None
 
 
 class Progress(Lenient):
@@ -60,6 +70,15 @@ class Progress(Lenient):
     skipped_checkpoints: Annotated[
         Short, Field(description="Checkpoints that were damaged, so that training went on from one before.")
     ] = ""
+    shards: Annotated[
+        tuple[ShardProgress, ...],
+        Field(
+            max_length=MAX_SHARDS,
+            description="How far each pod of evaluation is that has reported, where there are several; step, "
+            "totalSteps and etaSeconds above are of all of them.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["index"]},
+        ),
+    ] = ()
     losses: Annotated[
         tuple[float, ...], Field(max_length=LOSSES_KEPT, description="Losses of the last logged steps, oldest first.")
     ] = ()

@@ -77,7 +77,7 @@ class Status(Lenient):
         Field(
             max_length=16,
             description="Ready, Prepared, Aligned, Trained, Merged, Evaluated, Complete, Failed, Suspended, Reporting, "
-            "Disturbed, Reconciling, Stalled.",
+            "Disturbed, Reconciling, Stalled, GatePassed.",
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = ()

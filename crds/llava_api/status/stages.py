@@ -61,6 +61,22 @@ class AttemptSettings(Lenient):
     ] = ()
 
 
+MAX_POD_FAILURES = 1_000_000
+"""Most that are told of."""
+
+
+class ShardStatus(Lenient):
+    """How far the pods of an attempt are that work for themselves."""
+
+    done: Annotated[Count, Field(description="Pods that have done their part.")] = 0
+    pods_failed: Annotated[
+        Count,
+        Field(
+            description="Pods of it that failed, without those that the cluster took away; others took their places."
+        ),
+    ] = 0
+
+
 class AttemptStatus(Lenient):
     """One attempt of a stage: one Job, which runs once."""
 
@@ -78,6 +94,9 @@ class AttemptStatus(Lenient):
     running_time: Annotated[Time | None, Field(description="When a pod of it was first seen to run.")] = None
     stop_time: Annotated[Time | None, Field(description="When it began to stop.")] = None
     completion_time: Annotated[Time | None, Field(description="When it was gone.")] = None
+    shards: Annotated[
+        ShardStatus | None, Field(description="How far its pods are, in evaluation, where each works for itself.")
+    ] = None
     from_step: Annotated[Count | None, Field(description="Step that it went on from.")] = None
     to_step: Annotated[Count | None, Field(description="Last step that it reported.")] = None
     pod: Annotated[Short | None, Field(description="Pod that failed first.")] = None

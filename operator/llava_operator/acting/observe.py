@@ -56,6 +56,8 @@ class Observer:
         if stage is None or run.deleting:
             return Observation(run=run, now=now)
         job, pods = None, tuple[PodView, ...]()
+        # There a pod's end is not its attempt's.
+        is_replacing = STAGES[stage.name].is_sharded
         if stage.newest is not None and stage.newest.state is not AttemptState.GONE:
             job, is_live = await self._observe_job(run, stage, stage.newest, now, was_tried=was_tried)
             if job is not None:
@@ -63,7 +65,7 @@ class Observer:
             elif stage.newest.job_uid is not None:
                 # A Job that was deleted in the background goes at once, and its pods take their time.
                 pods = await self._list_pods(run.key.namespace, stage.newest.job_uid)
-            if job is not None and not is_live and _is_doubtful(job, pods):
+            if job is not None and not is_live and not is_replacing and _is_doubtful(job, pods):
                 # The Job and its pods come by two watches: what ends a pod may stand in the Job already.
                 job = await self._read_job(run, job.key)
         return Observation(

@@ -133,7 +133,8 @@ class Reconciler:
         told, before = run.status.model_copy(update={"api_trouble": trouble}), run.status
         # Whatever else has changed in the spec has not been looked at.
         generation = before.observed_generation or run.generation
-        told = complete_status(told, before=before, generation=generation, now=self.now())
+        shown = run.spec.evaluation.metrics[0]
+        told = complete_status(told, before=before, generation=generation, shown_metric=shown, now=self.now())
         if without_texts(told) != without_texts(before):
             await self._writer.write(Observation(run=run, now=self.now()), told, self._memory(run))
         await self.events.publish_status(run.key, run.uid, told)

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from llava_api.constants import Phase, StageName
+from llava_api.constants import GateOutcome, Phase, StageName
 from llava_api.failures import Reason
 from llava_api.status import (
     SUCCEEDED,
     AttemptSettings,
     AttemptStatus,
     Data,
+    EvaluationStatus,
     NotificationState,
     Plan,
     Progress,
@@ -24,6 +25,7 @@ from llava_api.status import (
     Time,
 )
 from llava_operator.acting.unreadable import UNREADABLE
+from llava_operator.deciding.gates import combine_gates, describe_gates
 from llava_operator.kube.objects import Object
 from llava_operator.run import Run
 from llava_operator.stages import STAGES
@@ -96,9 +98,22 @@ def _stage_transitions(stage: StageStatus, status: Status) -> Iterator[Transitio
     if stage.completion_time and stage.state is StageState.SUCCEEDED:
         about = f"{stage.name}-{stage.attempt}"
         yield _normal(stage.completion_time, STAGES[stage.name].condition, "Finish", stage.message, about)
+        if stage.name is StageName.EVALUATE:
+            yield from _gate(stage.completion_time, status.evaluation, about)
         if stage.name is StageName.PREPARE:
             yield from _shared_groups(stage.completion_time, status.data, about)
             yield from _plan_warnings(stage.completion_time, status.plan, about)
+
+
+def _gate(time: Time, evaluation: EvaluationStatus | None, about: str) -> Iterator[Transition]:
+    """What the gates say that were asked for."""
+    outcome = combine_gates(evaluation) if evaluation else None
+    if evaluation is None or outcome is None:
+        return
+    yield Transition(
+        time=time, type="Normal" if outcome is GateOutcome.PASSED else "Warning", reason=f"Gate{outcome}",
+        action="Judge", note=describe_gates(evaluation), about=about,
+    )  # fmt: skip
 
 
 def _shared_groups(time: Time, data: Data | None, about: str) -> Iterator[Transition]:

@@ -12,7 +12,7 @@ from llava_api.constants import (
 )
 from llava_api.names import report_ca_name
 from llava_api.run_config import RUN_CONFIG_VERSION, Reporting, RunConfig, RunIdentity, WorkerLayout
-from llava_api.spec import Download
+from llava_api.spec import Download, Evaluation
 from llava_operator.build.common import Platform, build_labels, build_metadata
 from llava_operator.build.inputs import complete_download, dataset_dir, goes_out, model_dir
 from llava_operator.build.service import rendezvous_host
@@ -29,6 +29,7 @@ def build_run_config(attempt: Attempt, platform: Platform) -> RunConfig:
     Prepare gets version 1, which every image understands; the stages after it the version that it has reported.
     """
     run, spec, stage = attempt.run, attempt.spec, attempt.stage
+    second = spec.evaluation.retention
     is_first_version = stage.name is StageName.PREPARE or attempt.settings.config_version == 1
     return RunConfig(
         version=1 if is_first_version else RUN_CONFIG_VERSION,
@@ -48,6 +49,7 @@ def build_run_config(attempt: Attempt, platform: Platform) -> RunConfig:
         ),
         model=spec.model,
         dataset=spec.dataset,
+        retention_dir=dataset_dir(run, second.dataset.source, SecretRole.RETENTION) if second is not None else None,
         mixture=spec.mixture,
         alignment=spec.alignment,
         training=spec.training,
@@ -62,9 +64,15 @@ def build_run_config(attempt: Attempt, platform: Platform) -> RunConfig:
         # Only who goes out is told how: a proxy's address may hold a password.
         download=complete_download(spec.download, platform.download) if goes_out(spec, stage) else Download(),
         merge=spec.merge,
-        evaluation=spec.evaluation,
+        evaluation=_older(spec.evaluation),
         reporting=Reporting(url=platform.report_url, ca_file=Path(REPORT_CA_PATH), token_file=Path(REPORT_TOKEN_PATH)),
     )
+
+
+def _older(evaluation: Evaluation) -> Evaluation:
+    """The same with GPUs as every image reads them; the new field is written only where there are several pods."""
+    workers = evaluation.workers.model_copy(update={"gpus": None})
+    return evaluation.model_copy(update={"gpus": evaluation.num_gpus, "workers": workers})
 
 
 def build_config_map(attempt: Attempt, platform: Platform) -> Object:

@@ -2,7 +2,14 @@
 
 from collections.abc import Sequence
 
-from llava_api.constants import ENV_DISABLE_XET, ENV_PICTURE_HOSTS, ENV_POD_NAME, StageName
+from llava_api.constants import (
+    ANNOTATION_INDEX_FAILURES,
+    ENV_DISABLE_XET,
+    ENV_INDEX_FAILURES,
+    ENV_PICTURE_HOSTS,
+    ENV_POD_NAME,
+    StageName,
+)
 from llava_api.spec import Network
 from llava_operator.kube.objects import Object
 from llava_operator.run import Attempt
@@ -34,7 +41,14 @@ def build_environment(attempt: Attempt, *, uses_xet: bool = False, picture_hosts
     if attempt.stage.is_gang:
         variables |= _network_variables(attempt.spec.workers.network, has_gpus=attempt.num_gpus > 0)
     pod_name: Object = {"name": ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
-    return [pod_name, *({"name": name, "value": value} for name, value in variables.items())]
+    tries: list[Object] = []
+    if attempt.stage.is_sharded:
+        # Both are the Job controller's, on each pod of such a Job; the value is empty where one is not there.
+        tries = [
+            {"name": name, "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}}
+            for name, annotation in zip(ENV_INDEX_FAILURES, ANNOTATION_INDEX_FAILURES, strict=True)
+        ]
+    return [pod_name, *tries, *({"name": name, "value": value} for name, value in variables.items())]
 
 
 def _network_variables(network: Network, *, has_gpus: bool) -> dict[str, str]:

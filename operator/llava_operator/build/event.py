@@ -36,6 +36,8 @@ def build_event(run: Run, told: NotificationStatus) -> RunEvent:
         start_time=status.start_time,
         completion_time=status.completion_time,
         scores=status.evaluation.metrics if status.evaluation else (),
+        gate=status.evaluation.gate if status.evaluation else None,
+        retention=status.evaluation.retention if status.evaluation else None,
         artifacts=EventArtifacts(**known),
     )
     return RunEvent(

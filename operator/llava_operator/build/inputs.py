@@ -14,6 +14,7 @@ from llava_api.constants import (
     PROXY_KEYS,
     SECRETS_PATH,
     SecretRole,
+    StageName,
 )
 from llava_api.spec import Download, Spec
 from llava_api.volume import RunVolume
@@ -57,6 +58,8 @@ def list_sources(spec: Spec, stage: Stage) -> Iterator[str]:
     if spec.alignment is not None:
         yield spec.alignment.dataset.source
     yield from (part.dataset.source for part in spec.mixture)
+    if spec.evaluation.retention is not None and (stage.fetches or stage.name is StageName.EVALUATE):
+        yield spec.evaluation.retention.dataset.source
 
 
 def input_claims(spec: Spec, stage: Stage) -> list[str]:

@@ -12,6 +12,7 @@ from llava_api.constants import (
     STAGE_CONTAINER,
     TOKEN_AUDIENCE,
 )
+from llava_api.failures import FINAL_EXIT_CODES
 from llava_api.names import rendezvous_service_name, report_ca_name
 from llava_api.spec import TopologySpread
 from llava_operator.build.common import Platform, build_labels, build_metadata
@@ -22,6 +23,7 @@ from llava_operator.build.security import build_container_security, build_pod_se
 from llava_operator.build.tolerations import build_tolerations
 from llava_operator.kube.objects import Object
 from llava_operator.run import Attempt
+from llava_operator.stages import RETRIES
 
 TMP_SIZE = "10Gi"
 """Most that caches and temporary files may take on the node."""
@@ -42,8 +44,27 @@ _POD_FAILURE_POLICY: Object = {
 }
 
 
+_RETRIED_BY_INDEX: Object = {"backoffLimitPerIndex": RETRIES, "maxFailedIndexes": 0}
+_SHARD_FAILURE_POLICY: Object = {
+    "rules": [
+        # It is replaced, and nothing counts it: that it takes longer each time is up to the Job controller.
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        # Another pod would end alike, or only another attempt helps: none of the others need go on.
+        {
+            "action": "FailJob",
+            "onExitCodes": {"containerName": STAGE_CONTAINER, "operator": "In", "values": list(FINAL_EXIT_CODES)},
+        },
+        # Whatever else a pod ends by counts against its index.
+    ]
+}
+
+
 def build_job(attempt: Attempt, platform: Platform) -> Object:
-    """The Job of one attempt of a stage: it runs once, and no pod of it is ever replaced."""
+    """The Job of one attempt of a stage.
+
+    It runs once, and no pod of it is ever replaced; but where each pod works for itself, each is replaced by itself,
+    as often as a stage is tried again, and the Job fails once that was not enough for one of them.
+    """
     labels = build_labels(attempt.run, attempt.stage.name, attempt.number)
     pods, queue = attempt.num_pods, attempt.settings.queue
     return {
@@ -53,12 +74,13 @@ def build_job(attempt: Attempt, platform: Platform) -> Object:
         "spec": {
             # Whoever holds it back lets it go: the operator never writes this again.
             **({"suspend": True} if queue else {}),
-            "completionMode": "Indexed" if attempt.stage.is_gang else "NonIndexed",
+            "completionMode": "Indexed" if attempt.stage.is_gang or attempt.stage.is_sharded else "NonIndexed",
             "completions": pods,
             "parallelism": pods,
-            "backoffLimit": 0,
+            **(_RETRIED_BY_INDEX if attempt.stage.is_sharded else {"backoffLimit": 0}),
+            # The next pod of an index begins when the one before has ended.
             "podReplacementPolicy": "Failed",
-            "podFailurePolicy": _POD_FAILURE_POLICY,
+            "podFailurePolicy": _SHARD_FAILURE_POLICY if attempt.stage.is_sharded else _POD_FAILURE_POLICY,
             "template": {
                 "metadata": _build_pod_metadata(labels, platform),
                 "spec": _build_pod(attempt, platform, labels),

@@ -15,7 +15,7 @@ def build_volume_claim(run: Run) -> Object:
     """
     storage, artifacts = run.spec.storage, run.status.artifacts
     # What was committed to, and by which the run's size is judged: the spec may have been resized since.
-    modes = (artifacts and artifacts.access_modes) or storage.modes_for(run.spec.workers.replicas)
+    modes = (artifacts and artifacts.access_modes) or storage.modes_for(run.spec.most_writers)
     spec: Object = {
         "accessModes": list(modes),
         "resources": {"requests": {"storage": storage.size}},

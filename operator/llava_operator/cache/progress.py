@@ -27,6 +27,8 @@ class _Entry:
     reported_at: float
     progress: Progress | None = None
     """What no status holds yet."""
+    latest: Progress | None = None
+    """The newest, written or not."""
     due_at: float | None = None
     """Its slot; None while there is nothing to write."""
     written_at: float | None = None
@@ -52,7 +54,7 @@ class ProgressBook:
         """
         instant = now.timestamp()
         entry = self._entries.setdefault(run_uid, _Entry(reported_at=instant))
-        entry.progress, entry.reported_at = progress, instant
+        entry.progress, entry.latest, entry.reported_at = progress, progress, instant
         self._entries.move_to_end(run_uid)
         self._drop_silent(instant)
         if entry.due_at is not None and instant - LATE_S <= entry.due_at <= instant:
@@ -60,6 +62,11 @@ class ProgressBook:
         if entry.due_at is None:
             self._reserve(entry, instant, instant)
         return self.due_at(run_uid, now)
+
+    def latest(self, run_uid: str) -> Progress | None:
+        """The newest report of a run that reports now, written or not: a status may not have come back yet."""
+        entry = self._entries.get(run_uid)
+        return entry.latest if entry else None
 
     def newest(self, run_uid: str, stage: StageName, attempt: int) -> Progress | None:
         """The unwritten report of this attempt, if there is one."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llava_api.constants import API_VERSION, KIND, LABEL_COMPLETION_INDEX, NOTIFIER_CONTAINER, STAGE_CONTAINER
+from llava_api.names import MAX_SHARDS
 from llava_api.text import show
 from llava_operator.cache.wire import (
     Condition,
@@ -69,6 +70,12 @@ class JobView:
     """The Job has failed and its pods are being stopped."""
     failed: JobEnd | None = None
     """The Job has failed and no pod of it runs any more: so from ``OLDEST_KUBERNETES`` on."""
+    num_succeeded: int = 0
+    """Pods that have ended well."""
+    num_failed: int = 0
+    """Pods that have not, those that were replaced included; but not those that its podFailurePolicy ignores."""
+    failed_indexes: tuple[int, ...] = ()
+    """Completion indexes that are not tried again, of those that evaluation can have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +87,7 @@ class Termination:
     message: str
     """The termination message: a StageResult, or the log's last lines."""
     finished_at: str
+    """Empty where nobody says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +104,10 @@ class PodView:
     """Completion index in an Indexed Job: the node rank in training."""
     phase: Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"] = "Pending"
     deleting: bool = False
+    deletion_due: str = ""
+    """When it is to have ended, once it is being deleted."""
+    made_at: str = ""
+    """When it was made, by the API server's clock."""
     node: str = ""
     """Where it runs; empty while it is not scheduled."""
     scheduled_at: str = ""
@@ -153,7 +165,21 @@ def parse_job(raw: Object) -> JobView:
         complete="Complete" in held,
         failing=_job_end(held.get("FailureTarget")),
         failed=_job_end(held.get("Failed")),
+        num_succeeded=max(0, job.status.succeeded),
+        num_failed=max(0, job.status.failed),
+        failed_indexes=_parse_indexes(job.status.failed_indexes),
     )
+
+
+def _parse_indexes(text: str) -> tuple[int, ...]:
+    """``0,3-5`` as numbers, as far as evaluation has indexes: there may be any number of them, by whoever wrote it."""
+    spans = [part.partition("-") for part in text[:MAX_TEXT].split(",")]
+    bounds = [(_read_index(first), _read_index(last or first)) for first, _, last in spans]
+    return tuple(index for index in range(MAX_SHARDS) if any(first <= index <= last for first, last in bounds))
+
+
+def _read_index(text: str) -> int:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= MAX_INDEX_DIGITS else MAX_SHARDS
 
 
 def _job_end(condition: Condition | None) -> JobEnd | None:
@@ -186,6 +212,8 @@ def parse_pod(raw: Object) -> PodView:
         index=_parse_index(meta.labels.get(LABEL_COMPLETION_INDEX)),
         phase=status.phase,
         deleting=meta.deletion_timestamp is not None,
+        deletion_due=_instant(meta.deletion_timestamp or ""),
+        made_at=_instant(meta.creation_timestamp),
         node=show(pod.spec.node_name, max_chars=MAX_NAME),
         scheduled_at=_instant(scheduled.last_transition_time) if scheduled else "",
         image_id=container.image_id if container else "",
@@ -221,7 +249,7 @@ def _termination(terminated: Terminated | None) -> Termination | None:
         exit_code=terminated.exit_code,
         reason=terminated.reason,
         message=terminated.message,
-        finished_at=terminated.finished_at,
+        finished_at=_instant(terminated.finished_at),
     )
 
 

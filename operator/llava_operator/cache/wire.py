@@ -103,6 +103,9 @@ class JobStatus(_Wire):
     """How a Job does."""
 
     conditions: list[Condition] = []
+    succeeded: int = 0
+    failed: int = 0
+    failed_indexes: _Text = ""
 
 
 class JobSpec(_Wire):

@@ -9,13 +9,14 @@ from datetime import datetime, timedelta
 from llava_api.constants import StageName
 from llava_api.status import SUCCEEDED, Accounting, AttemptStatus, Progress, Status
 from llava_operator.clock import from_time, to_time
+from llava_operator.stages import STAGES
 
 
 def account_for(status: Status, stage: StageName, attempt: AttemptStatus, progress: Progress | None) -> Status:
     """The status with an attempt that is gone counted in."""
     known = status.accounting or Accounting()
     held_s, num_gpus = _held_s(attempt, _end(attempt)), num_gpus_of(attempt)
-    productive_s = round(held_s * _kept_share(attempt, progress))
+    productive_s = round(held_s * _kept_share(stage, attempt, progress))
     lost_s = held_s - productive_s
     update: dict[str, object] = {
         "productive_seconds": known.productive_seconds + productive_s,
@@ -102,11 +103,12 @@ def _queued_s(attempt: AttemptStatus, end: datetime) -> int:
     return _seconds(from_time(attempt.start_time), from_time(until) if until else end)
 
 
-def _kept_share(attempt: AttemptStatus, progress: Progress | None) -> float:
+def _kept_share(stage: StageName, attempt: AttemptStatus, progress: Progress | None) -> float:
     """How much of an attempt's work is kept."""
-    if attempt.because == SUCCEEDED:
-        return 1.0
     begun, reached = attempt.from_step or 0, attempt.to_step or 0
+    # What an evaluation has answered until it is ended is on the volume, and the next attempt goes on from there.
+    if attempt.because == SUCCEEDED or (STAGES[stage].is_sharded and reached > begun):
+        return 1.0
     kept = (progress.checkpoint_step if progress else None) or begun
     return min(1.0, max(0.0, (kept - begun) / (reached - begun))) if reached > begun else 0.0
 

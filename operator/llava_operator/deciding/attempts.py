@@ -124,6 +124,26 @@ def _is_taken_away(pod: PodView) -> bool:
     return pod.phase != "Succeeded" and bool(pod.deleting or pod.disruption)
 
 
+def list_unreplaced(pods: Sequence[PodView], now: datetime) -> list[PodView]:
+    """Pods of a Job whose indexes are retried by themselves, without those whose place another takes or has taken.
+
+    One that is taken away is replaced when it has ended; one whose node cannot be reached never does.
+    """
+    return [pod for pod in pods if not pod.failed and not (_is_taken_away(pod) and now < _lost_from(pod, now))]
+
+
+def lost_from(pods: Sequence[PodView], now: datetime) -> datetime | None:
+    """From when on the first of those that are being taken away counts as lost; None if none is."""
+    due = (_lost_from(pod, now) for pod in pods if not pod.failed and pod.deleting and pod.phase != "Succeeded")
+    return min((instant for instant in due if instant > now), default=None)
+
+
+def _lost_from(pod: PodView, now: datetime) -> datetime:
+    # A disruption alone is announced, or has been called off.
+    due = from_time(pod.deletion_due) if pod.deletion_due else now
+    return due + timedelta(seconds=UNREACHABLE_S)
+
+
 def half_placed_until(pods: Sequence[PodView], timeout_s: int) -> datetime | None:
     """Until when a gang waits whose pods have places in part; None if all have one, or none has."""
     placed = [pod.scheduled_at for pod in pods if pod.scheduled_at]

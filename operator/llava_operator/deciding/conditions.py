@@ -1,16 +1,19 @@
 """Conditions follow from the rest of a status. Pure."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from llava_api.constants import STAGE_CONDITION, Condition, Phase
+from llava_api.constants import STAGE_CONDITION, Condition, GateOutcome, Phase
 from llava_api.failures import Reason
 from llava_api.status import MAX_TEXT, ConditionStatus, StageState, StageStatus, Status, Time
+from llava_operator.deciding.gates import combine_gates, describe_gates
 from llava_operator.deciding.restarts import MAX_DISTURBED, is_disturbed
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Finding:
-    holds: bool
+    holds: bool | None
+    """None: nobody knows."""
     reason: str
     message: str = ""
 
@@ -27,11 +30,13 @@ def build_conditions(status: Status, now: Time) -> tuple[ConditionStatus, ...]:
 def _condition(
     kind: Condition, finding: _Finding, before: ConditionStatus | None, generation: int | None, now: Time
 ) -> ConditionStatus:
-    holds = before is not None and before.status == "True"
-    is_unchanged = before is not None and before.status != "Unknown" and holds == finding.holds
+    status: Literal["True", "False", "Unknown"] = "Unknown"
+    if finding.holds is not None:
+        status = "True" if finding.holds else "False"
+    is_unchanged = before is not None and before.status == status
     return ConditionStatus(
         type=kind,
-        status="True" if finding.holds else "False",
+        status=status,
         reason=finding.reason,
         message=finding.message[:MAX_TEXT],
         last_transition_time=before.last_transition_time if before and is_unchanged else now,
@@ -58,6 +63,18 @@ def _findings(status: Status) -> dict[Condition, _Finding]:
         Condition.REPORTING: _reporting(status),
         Condition.DISTURBED: _disturbed(status),
         Condition.SUSPENDED: _Finding(holds=suspended, reason=reason, message=message if suspended else ""),
+        **_gate(status),
+    }
+
+
+def _gate(status: Status) -> dict[Condition, _Finding]:
+    """Whether the tuned model is as good as was asked for, once evaluation has judged it; nothing where it did not."""
+    outcome = combine_gates(status.evaluation) if status.evaluation else None
+    if status.evaluation is None or outcome is None:
+        return {}
+    holds = {GateOutcome.PASSED: True, GateOutcome.FAILED: False}.get(outcome)
+    return {
+        Condition.GATE_PASSED: _Finding(holds=holds, reason=outcome, message=describe_gates(status.evaluation)),
     }
 
 

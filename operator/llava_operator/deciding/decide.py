@@ -15,7 +15,16 @@ from llava_api.status import MAX_TEXT, AttemptState, AttemptStatus, FailureStatu
 from llava_api.text import show
 from llava_operator.deciding import moves
 from llava_operator.deciding.accounting import active_until
-from llava_operator.deciding.attempts import TABLE, Move, Sight, awaited_until, half_placed_until, read_sight
+from llava_operator.deciding.attempts import (
+    TABLE,
+    Move,
+    Sight,
+    awaited_until,
+    half_placed_until,
+    list_unreplaced,
+    lost_from,
+    read_sight,
+)
 from llava_operator.deciding.decisions import Commit, Decision, Delete, KeepVolume, Remove, Start, Stop, Wait
 from llava_operator.deciding.next_attempt import Hold, begin_next, begin_run, judge_violations, take_up_retry
 from llava_operator.deciding.notifications import note_notifications, notifications_due
@@ -33,6 +42,7 @@ from llava_operator.deciding.volume import (
 )
 from llava_operator.deciding.waiting import told_from, waiting_since
 from llava_operator.run import Run, attempt_of, current_stage, stage_of
+from llava_operator.stages import STAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +68,9 @@ def decide(seen: Observation) -> Decision:
     if (stage := current_stage(wanted)) is not None:
         wanted, silent_at = note_silence(seen, wanted, stage)
     wanted = wanted.model_copy(update={"api_trouble": seen.api_trouble if stage else None})
-    wanted = complete_status(wanted, before=run.status, generation=run.generation, now=seen.now)
+    wanted = complete_status(
+        wanted, before=run.status, generation=run.generation, shown_metric=run.spec.evaluation.metrics[0], now=seen.now
+    )
     wanted = note_notifications(seen, wanted)
     text_due = _text_due(seen)
     is_text = wanted != run.status and without_texts(wanted) == without_texts(run.status)
@@ -174,10 +186,12 @@ def _between_attempts(seen: Observation, status: Status, stage: StageStatus) -> 
 def _follow(seen: Observation, status: Status, stage: StageStatus) -> _Plan:
     """What becomes of the attempt that is under way."""
     status = resume_with_volume(seen, status)
-    stage = moves.note_begin(moves.note_job(seen, stage), seen.progress)
+    stage = moves.note_shards(seen, moves.note_begin(moves.note_job(seen, stage), seen.progress))
     newest = stage.newest
     assert newest is not None
-    sight = read_sight(newest, seen.job, seen.pods)
+    is_replacing = STAGES[stage.name].is_sharded and seen.job is not None
+    pods = list_unreplaced(seen.pods, seen.now) if is_replacing else seen.pods
+    sight = read_sight(newest, seen.job, pods)
     move = TABLE[newest.state][sight]
     if newest.state is not AttemptState.STOPPING and move not in _LAST_WORDS:
         if (why := why_stop(seen.run, seen.now)) is not None:
@@ -196,7 +210,9 @@ def _follow(seen: Observation, status: Status, stage: StageStatus) -> _Plan:
             return _Plan(status=replace_stage(status, stage), act=_stop_job(seen))
         case Move.AWAIT:
             return _await(seen, status, stage, newest)
-    until = half_placed_until(seen.pods, attempt_of(seen.run, stage).spec.scheduling.gang_timeout_seconds)
+    until = lost_from(seen.pods, seen.now) if is_replacing else None
+    if STAGES[stage.name].is_gang:
+        until = half_placed_until(seen.pods, attempt_of(seen.run, stage).spec.scheduling.gang_timeout_seconds)
     return _Plan(status=_MOVES[move](seen, status, stage), act=Wait(until=until))
 
 

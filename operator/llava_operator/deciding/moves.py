@@ -9,20 +9,24 @@ from llava_api.failures import Reason
 from llava_api.optimizer_steps import settle_spec
 from llava_api.report import StageResult
 from llava_api.status import (
+    MAX_POD_FAILURES,
     MAX_TEXT,
     SUCCEEDED,
     AttemptState,
     AttemptStatus,
     FailureStatus,
     Progress,
+    ShardStatus,
     StageState,
     StageStatus,
     Status,
     Trainer,
 )
 from llava_api.text import show
+from llava_operator.cache.views import PodView
 from llava_operator.clock import to_time
 from llava_operator.deciding.accounting import account_for
+from llava_operator.deciding.attempts import list_unreplaced
 from llava_operator.deciding.gpus import find_gpus
 from llava_operator.deciding.images import pin_image
 from llava_operator.deciding.next_attempt import open_stage, refuse
@@ -31,11 +35,13 @@ from llava_operator.deciding.planning import plan_training
 from llava_operator.deciding.references import list_references
 from llava_operator.deciding.restarts import close_attempt, find_final_failure, is_disturbed, next_time
 from llava_operator.deciding.results import describe_result, settle_data, take_result
+from llava_operator.deciding.shards import is_index_exhausted, list_culprits
 from llava_operator.deciding.status import next_stage, replace_stage
 from llava_operator.deciding.stillness import newest_report
 from llava_operator.deciding.verdict import (
     failed_by_operator,
     read_failure,
+    read_joined_result,
     read_loss,
     read_result,
     unusable_result,
@@ -73,6 +79,15 @@ def note_begin(stage: StageStatus, progress: Progress | None) -> StageStatus:
     if progress is None or progress.resumed_step in (None, _newest(stage).from_step):
         return stage
     return _with_newest(stage, from_step=progress.resumed_step)
+
+
+def note_shards(seen: Observation, stage: StageStatus) -> StageStatus:
+    """The stage with how many shards of its newest attempt are done, and how many pods of it have failed."""
+    if seen.job is None or not STAGES[stage.name].is_sharded:
+        return stage
+    done = min(seen.job.num_succeeded, _newest(stage).settings.replicas or 1)
+    shards = ShardStatus(done=done, pods_failed=min(seen.job.num_failed, MAX_POD_FAILURES))
+    return stage if _newest(stage).shards == shards else _with_newest(stage, shards=shards)
 
 
 def wait(seen: Observation, status: Status, stage: StageStatus, **changes: object) -> Status:
@@ -117,10 +132,11 @@ def run(seen: Observation, status: Status, stage: StageStatus) -> Status:
 def fail(seen: Observation, status: Status, stage: StageStatus) -> Status:
     """The attempt is over by what its Job and pods say; what they say is written down at once."""
     end = seen.job.failing if seen.job else None
-    if end or any(pod.failed for pod in seen.pods):
-        failure = read_failure(stage, end, seen.pods, status.failure)
+    if end or (any(pod.failed for pod in seen.pods) and not STAGES[stage.name].is_sharded):
+        failure = read_failure(stage, end, _suspects(seen, stage), status.failure)
     else:
-        failure = read_loss(stage, seen.job, seen.pods)
+        is_sharded = STAGES[stage.name].is_sharded
+        failure = read_loss(stage, seen.job, list_unreplaced(seen.pods, seen.now) if is_sharded else seen.pods)
     return stop(seen, status, stage, failure)
 
 
@@ -142,7 +158,7 @@ def refine(seen: Observation, status: Status, stage: StageStatus) -> Status:
     """While its pods are being stopped, one of them may say better why."""
     if seen.job is None or seen.job.failing is None or _newest(stage).because in _WISHED:
         return status
-    failure = read_failure(stage, seen.job.failing, seen.pods, status.failure)
+    failure = read_failure(stage, seen.job.failing, _suspects(seen, stage), status.failure)
     return status if failure == status.failure else stop(seen, status, stage, failure)
 
 
@@ -155,10 +171,17 @@ def end(seen: Observation, status: Status, stage: StageStatus) -> Status:
     elif newest.because == Reason.DEADLINE_EXCEEDED and recorded is not None:
         failure = recorded
     elif seen.job is not None and (job_end := seen.job.failed or seen.job.failing) is not None:
-        failure = read_failure(stage, job_end, seen.pods, recorded)
+        failure = read_failure(stage, job_end, _suspects(seen, stage), recorded)
     else:
         failure = recorded or read_loss(stage, seen.job, seen.pods)
     return settle(seen, status, stage, failure)
+
+
+def _suspects(seen: Observation, stage: StageStatus) -> tuple[PodView, ...]:
+    """Pods that may be why the attempt has failed: of those that were replaced none is."""
+    if seen.job is None or not STAGES[stage.name].is_sharded:
+        return seen.pods
+    return list_culprits(seen.job, seen.pods)
 
 
 def lose(seen: Observation, status: Status, stage: StageStatus) -> Status:
@@ -176,7 +199,8 @@ def settle(seen: Observation, status: Status, stage: StageStatus, failure: Failu
     if failure.reason == Reason.SUSPENDED:
         return status.model_copy(update={"failure": None})
     final = failure if failure.reason == Reason.DEADLINE_EXCEEDED else None
-    if final := final or find_final_failure(stage, failure, traits, spec):
+    is_exhausted = traits.is_sharded and is_index_exhausted(seen.job)
+    if final := final or find_final_failure(stage, failure, traits, spec, is_exhausted=is_exhausted):
         return fail_run(status, stage, final, seen.now)
     due = to_time(next_time(stage, seen.run.uid, seen.now))
     disturbed = ", again and again by no fault of the run" if is_disturbed(stage) else ""
@@ -203,7 +227,10 @@ def fail_run(status: Status, stage: StageStatus, failure: FailureStatus, now: da
 
 def succeed(seen: Observation, status: Status, stage: StageStatus) -> Status:
     """The attempt's Job is complete: take its result, and open the next stage or end the run."""
-    result = read_result(stage, seen.pods)
+    if STAGES[stage.name].is_sharded:
+        result = read_joined_result(stage, seen.pods, attempt_of(seen.run, stage).num_pods)
+    else:
+        result = read_result(stage, seen.pods)
     if isinstance(result, FailureStatus):
         return settle(seen, status, stage, result)
     try:

@@ -101,13 +101,13 @@ def _list_owed(seen: Observation, status: Status) -> Iterator[NotificationStatus
 def _list_untold(seen: Observation, status: Status) -> Iterator[tuple[Notification, NotificationEvent, Occurrence]]:
     """What has happened until ``status`` that somebody is to be told of, now or later."""
     known = {(one.name, one.id) for one in status.notifications}
-    is_short = _is_short_of_pods(seen, status)
+    short_since = _short_since(seen, status)
     for wanted in seen.run.spec.notifications:
         for event in wanted.events:
             told = [one for one in status.notifications if (one.name, one.event) == (wanted.name, event)]
             change = Change(
                 before=seen.run.status, after=status, now=seen.now, wanted=wanted, last=told[-1] if told else None,
-                is_short_of_pods=is_short,
+                short_since=short_since,
             )  # fmt: skip
             happened = find_occurrence(event, change)
             # An event may be asked for twice, but the status is a map: the API server refuses one entry twice.
@@ -116,14 +116,13 @@ def _list_untold(seen: Observation, status: Status) -> Iterator[tuple[Notificati
                 yield wanted, event, happened
 
 
-def _is_short_of_pods(seen: Observation, status: Status) -> bool:
+def _short_since(seen: Observation, status: Status) -> datetime | None:
     stage = current_stage(status)
     if stage is None or stage.newest is None:
-        return False
-    if waiting_since(stage, seen.job, seen.pods, attempt_of(seen.run, stage).num_pods) is None:
-        return False
+        return None
+    since = waiting_since(stage, seen.job, seen.pods, attempt_of(seen.run, stage).num_pods)
     # One that has run whole and has just lost a pod, which is seen before its Job's end is, waits for nothing.
-    return bool(unstarted(seen.pods)) or seen.trouble is not None
+    return since if unstarted(seen.pods) or seen.trouble is not None else None
 
 
 def _id_of(run: Run, event: NotificationEvent, happened: Occurrence) -> str:

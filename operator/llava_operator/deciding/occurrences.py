@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from llava_api.constants import NotificationEvent, Phase, StageName
+from llava_api.constants import GateOutcome, NotificationEvent, Phase, StageName
 from llava_api.failures import Reason
 from llava_api.spec import Notification
 from llava_api.status import AttemptState, AttemptStatus, NotificationStatus, Status
 from llava_operator.clock import from_time, to_time
+from llava_operator.deciding.gates import combine_gates, describe_gates
 from llava_operator.deciding.restarts import DISTURBED_DELAY_S, has_done_a_step
 from llava_operator.run import current_stage, stage_of
 from llava_operator.stages import STAGES
@@ -45,8 +46,8 @@ class Change:
     now: datetime
     wanted: Notification
     last: NotificationStatus | None = None
-    is_short_of_pods: bool = False
-    """Whether pods of the newest attempt have not started yet."""
+    short_since: datetime | None = None
+    """Since when pods of the newest attempt have not started; None if all have."""
 
     def becomes(self, phase: Phase) -> bool:
         """Whether the run is in this phase from now on."""
@@ -94,7 +95,7 @@ def count_restarts(status: Status) -> int:
     return max(0, sum(max(0, stage.attempt - 1) for stage in status.stages) - max(0, suspended - resting))
 
 
-def find_standby(status: Status, *, is_short_of_pods: bool) -> Standby | None:
+def find_standby(status: Status, *, short_since: datetime | None) -> Standby | None:
     """Since when the run waits, as far back as the status tells of attempts; None if it does not."""
     stage = current_stage(status)
     if stage is None or status.phase is Phase.SUSPENDED:
@@ -106,8 +107,11 @@ def find_standby(status: Status, *, is_short_of_pods: bool) -> Standby | None:
             return None
         return Standby(since=from_time(stage.reason_time), attempt=stage.attempt + 1)
     waits = newest.state in (AttemptState.QUEUED, AttemptState.STARTING)
-    if not waits and not (newest.state is AttemptState.RUNNING and is_short_of_pods):
+    if not waits and (newest.state is not AttemptState.RUNNING or short_since is None):
         return None
+    if STAGES[stage.name].is_sharded and short_since is not None and not waits:
+        # Its pods come and go one by one.
+        return Standby(since=short_since, attempt=newest.number)
     first = newest
     for earlier in reversed(stage.attempts[:-1]):
         if not (STAGES[stage.name].is_gang and _is_continued(earlier, first)):
@@ -130,6 +134,8 @@ def _succeeded(change: Change) -> Occurrence | None:
         return None
     score = change.after.summary.score if change.after.summary else ""
     message = "every stage has succeeded" + (f"; score {score}" if score else "")
+    if change.after.evaluation is not None and change.after.evaluation.gates:
+        message += f"; {describe_gates(change.after.evaluation)}"
     return Occurrence(key=change.after.completion_time or "", reason="Succeeded", message=message)
 
 
@@ -177,7 +183,7 @@ def _restarted(change: Change) -> Occurrence | None:
 
 
 def _waiting_too_long(change: Change) -> Occurrence | None:
-    standby = find_standby(change.after, is_short_of_pods=change.is_short_of_pods)
+    standby = find_standby(change.after, short_since=change.short_since)
     stage, told = current_stage(change.after), change.last
     if standby is None or stage is None:
         return None
@@ -193,11 +199,29 @@ def _waiting_too_long(change: Change) -> Occurrence | None:
     )  # fmt: skip
 
 
+def _judged(outcome: GateOutcome) -> Callable[[Change], Occurrence | None]:
+    """That evaluation has ended with a gate that says so. It may be done again, and is told of again then."""
+
+    def find(change: Change) -> Occurrence | None:
+        evaluation = change.after.evaluation
+        if evaluation is None or evaluation == change.before.evaluation or combine_gates(evaluation) is not outcome:
+            return None
+        stage = stage_of(change.after, StageName.EVALUATE)
+        return Occurrence(
+            key=f"{stage.name}-{stage.attempt}", stage=stage.name, attempt=stage.attempt, reason=f"Gate{outcome}",
+            message=describe_gates(evaluation),
+        )  # fmt: skip
+
+    return find
+
+
 OCCURRENCES: dict[NotificationEvent, Callable[[Change], Occurrence | None]] = {
     NotificationEvent.SUCCEEDED: _succeeded,
     NotificationEvent.FAILED: _failed,
     NotificationEvent.SUSPENDED: _suspended,
     NotificationEvent.RESTARTED: _restarted,
     NotificationEvent.WAITING_TOO_LONG: _waiting_too_long,
+    NotificationEvent.GATE_FAILED: _judged(GateOutcome.FAILED),
+    NotificationEvent.GATE_UNDECIDED: _judged(GateOutcome.UNDECIDED),
 }
 """What has happened between two statuses, by event; whether it is too soon to tell is not asked here."""

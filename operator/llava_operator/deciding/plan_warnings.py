@@ -1,6 +1,6 @@
 """What a plan warns of: it does not stand against training, and can be mended before a GPU is taken. Pure."""
 
-from llava_api.judging import describe_too_few_groups
+from llava_api.judging import describe_too_few_groups, describe_too_few_retained
 from llava_api.legibility import describe_small_pictures, describe_small_text
 from llava_api.memory import RESERVED_S, StoragePlan
 from llava_api.model_facts import ModelFacts
@@ -14,13 +14,17 @@ def list_warnings(spec: Spec, found: Data, model: ModelFacts, storage: StoragePl
     """What is not refused, since it may be meant so."""
     few_steps = describe_few_steps(spec, found.samples_epoch, is_chosen=found.global_batch is not None)
     too_few_groups = describe_too_few_groups(
-        found.groups_validation, found.groups_selection, sufficient_fraction=found.sufficient_fraction
-    )
+        found.groups_validation, found.groups_selection, sufficient_fraction=found.sufficient_fraction,
+        is_gated=spec.evaluation.gate is not None,
+    )  # fmt: skip
+    too_few_retained = describe_too_few_retained(found.groups_retention)
     illegible = (
         describe_small_pictures(found.image_scale, model.image_size_px),
         describe_small_text(found.text_height_px, model.image_size_px),
     )
-    return tuple(filter(None, (few_steps, too_few_groups, *illegible, _warn_of_saving(spec, storage))))
+    return tuple(
+        filter(None, (few_steps, too_few_groups, too_few_retained, *illegible, _warn_of_saving(spec, storage)))
+    )
 
 
 def _warn_of_saving(spec: Spec, storage: StoragePlan) -> str | None:

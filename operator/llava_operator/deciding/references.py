@@ -24,11 +24,13 @@ def list_references(run: Run) -> Iterator[Reference]:
     """Every object that a run names, in the order of the spec. One may be named more than once."""
     spec = run.spec
     alignment = spec.alignment.dataset if spec.alignment else None
+    second = spec.evaluation.retention.dataset if spec.evaluation.retention else None
     for source, field in (
         *((source, f"spec.model.{name}") for name, source in spec.model.sources.items()),
         (spec.dataset.source, "spec.dataset.source"),
         (alignment.source if alignment else None, "spec.alignment.dataset.source"),
         *((part.dataset.source, f"spec.mixture[{n}].dataset.source") for n, part in enumerate(spec.mixture)),
+        (second.source if second else None, "spec.evaluation.retention.dataset.source"),
     ):
         if source is not None and source.startswith(PVC_SCHEME):
             claim = source.removeprefix(PVC_SCHEME).partition("/")[0]
@@ -38,6 +40,7 @@ def list_references(run: Run) -> Iterator[Reference]:
         (spec.dataset.secret_ref, "spec.dataset.secretRef"),
         (alignment.secret_ref if alignment else None, "spec.alignment.dataset.secretRef"),
         *((part.dataset.secret_ref, f"spec.mixture[{n}].dataset.secretRef") for n, part in enumerate(spec.mixture)),
+        (second.secret_ref if second else None, "spec.evaluation.retention.dataset.secretRef"),
         (spec.download.secret_ref, "spec.download.secretRef"),
         *((server.secret_ref, f"{server.field}.secretRef") for server in tracking_servers(spec)),
     ):

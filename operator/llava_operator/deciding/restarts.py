@@ -72,8 +72,18 @@ def close_attempt(stage: StageStatus, failure: FailureStatus, now: datetime, to_
     return stage.model_copy(update=update)
 
 
-def find_final_failure(stage: StageStatus, failure: FailureStatus, traits: Stage, spec: Spec) -> FailureStatus | None:
-    """Why no further attempt is made of a stage whose newest one has been closed; None if one is."""
+def find_final_failure(
+    stage: StageStatus, failure: FailureStatus, traits: Stage, spec: Spec, *, is_exhausted: bool = False
+) -> FailureStatus | None:
+    """Why no further attempt is made of a stage whose newest one has been closed; None if one is.
+
+    Args:
+        stage: the stage.
+        failure: why its newest attempt has ended.
+        traits: what it is to the operator.
+        spec: the run's.
+        is_exhausted: whether the attempt itself has tried a part of it again, as often as is worth it.
+    """
     newest = stage.newest
     assert newest is not None
     if _can_be_halved(newest, failure, newest.to_step):
@@ -89,7 +99,7 @@ def find_final_failure(stage: StageStatus, failure: FailureStatus, traits: Stage
         )
         update = {"reason": Reason.NO_PROGRESS, "message": show(message, max_chars=MAX_TEXT)}
         return failure.model_copy(update={**update, "hint": BY_REASON[Reason.NO_PROGRESS].hint})
-    if stage.restarts > traits.retries(spec):
+    if is_exhausted or stage.restarts > traits.retries(spec):
         return failure
     return None
 

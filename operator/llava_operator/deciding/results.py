@@ -2,18 +2,21 @@
 
 from pathlib import Path
 
-from pydantic import FiniteFloat, TypeAdapter
+from pydantic import BaseModel, FiniteFloat, TypeAdapter
 
 from llava_api.constants import StageName
 from llava_api.memory import num_processes
 from llava_api.optimizer_steps import choose_global_batch
-from llava_api.report import Score, StageResult, TrainNumbers
+from llava_api.report import EvaluateNumbers, Judgement, Score, StageResult, TrainNumbers
 from llava_api.spec import Spec
-from llava_api.status import Artifacts, Data, EvaluationStatus, Metric, Status, Trainer
+from llava_api.status import MAX_SCORES, Artifacts, Data, EvaluationStatus, GateStatus, Metric, Status, Trainer
 from llava_api.volume import RunVolume
+from llava_operator.deciding.gates import describe_gate
 from llava_operator.run import stage_of
 
 _FINITE: TypeAdapter[float] = TypeAdapter(FiniteFloat)
+_SCORES_TOLD = 6
+"""Scores in the line for a person; the status has them all."""
 
 
 def take_result(status: Status, result: StageResult) -> Status:
@@ -30,7 +33,7 @@ def take_result(status: Status, result: StageResult) -> Status:
         update["data"] = Data.model_validate(result.prepare.model_dump())
         update["model"] = result.prepare.model
     if result.evaluate is not None:
-        update["evaluation"] = EvaluationStatus(metrics=tuple(_metric(score) for score in result.evaluate.scores))
+        update["evaluation"] = _take_evaluation(result.evaluate)
     update["artifacts"] = _take_artifacts(status, result)
     return status.model_copy(update=update)
 
@@ -46,13 +49,30 @@ def settle_data(data: Data, spec: Spec) -> Data:
     return data.model_copy(update={"global_batch": chosen})
 
 
+def _take_evaluation(numbers: EvaluateNumbers) -> EvaluationStatus:
+    return EvaluationStatus(
+        metrics=tuple(_metric(score) for score in numbers.scores[:MAX_SCORES]),
+        gate=numbers.gate and _judged(numbers.gate),
+        retention=numbers.retention and _judged(numbers.retention),
+    )
+
+
 def _metric(score: Score) -> Metric:
+    _check_finite(score)
+    fields = score.model_dump(by_alias=False, exclude={"metric"})
+    return Metric(name=score.metric, gain=score.tuned - score.base, **fields)
+
+
+def _judged(judgement: Judgement) -> GateStatus:
+    _check_finite(judgement)
+    return GateStatus(**judgement.model_dump(by_alias=False))
+
+
+def _check_finite(numbers: BaseModel) -> None:
     # JSON has no NaN: the API server would get null and refuse the whole status.
-    base, tuned = (_FINITE.validate_python(value) for value in (score.base, score.tuned))
-    return Metric(
-        name=score.metric, split=score.split, base=base, tuned=tuned, gain=tuned - base, samples=score.samples,
-        samples_shared=score.samples_shared,
-    )  # fmt: skip
+    for value in numbers.model_dump().values():
+        if isinstance(value, float):
+            _FINITE.validate_python(value)
 
 
 def _take_artifacts(status: Status, result: StageResult) -> Artifacts:
@@ -104,7 +124,10 @@ def describe_result(result: StageResult) -> str:
     if (merged := result.merge) is not None:
         return f"{merged.tensors_merged} tensors merged, logits differ by at most {merged.max_logit_difference:.2g}"
     if (judged := result.evaluate) is not None:
-        return ", ".join(_describe_score(score) for score in judged.scores) or "no scores"
+        scores = ", ".join(_describe_score(score) for score in judged.scores[:_SCORES_TOLD]) or "no scores"
+        gates = {"gate": judged.gate, "retention": judged.retention}
+        said = [f"{name} {one.outcome}: {describe_gate(_judged(one))}" for name, one in gates.items() if one]
+        return "; ".join([scores, *said])
     return "succeeded"
 
 
@@ -119,5 +142,8 @@ def _describe_validation(trained: TrainNumbers) -> str:
 
 
 def _describe_score(score: Score) -> str:
+    bounds = ""
+    if score.gain_low is not None and score.gain_high is not None:
+        bounds = f", gain {score.gain_low:+.2f} to {score.gain_high:+.2f}"
     shared = f", {score.samples_shared} of groups that training has, too" if score.samples_shared else ""
-    return f"{score.metric} {score.base:.2f}→{score.tuned:.2f} ({score.split}, {score.samples}{shared})"
+    return f"{score.metric} {score.base:.2f}→{score.tuned:.2f} ({score.split}, {score.samples}{bounds}{shared})"

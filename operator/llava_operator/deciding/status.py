@@ -21,18 +21,19 @@ def replace_stage(status: Status, stage: StageStatus) -> Status:
     return status.model_copy(update={"stages": stages})
 
 
-def complete_status(status: Status, *, before: Status, generation: int, now: datetime) -> Status:
+def complete_status(status: Status, *, before: Status, generation: int, shown_metric: str, now: datetime) -> Status:
     """Everything that follows from the rest: summary, conditions, the generation, since when a reason holds.
 
     Args:
         status: as it is to be.
         before: as it was written last.
         generation: of the spec.
+        shown_metric: whose score the summary has.
         now: the present instant.
     """
     stages = tuple(_date_reason(stage, before, to_time(now)) for stage in status.stages)
     status = status.model_copy(update={"stages": stages, "observed_generation": generation})
-    status = status.model_copy(update={"summary": _summary(status)})
+    status = status.model_copy(update={"summary": _summary(status, shown_metric)})
     conditions = build_conditions(status, to_time(now))
     return status.model_copy(update={"conditions": conditions})
 
@@ -45,7 +46,7 @@ def _date_reason(stage: StageStatus, before: Status, now: Time) -> StageStatus:
     return stage.model_copy(update={"reason_time": now if stage.reason else None})
 
 
-def _summary(status: Status) -> Summary:
+def _summary(status: Status, shown_metric: str) -> Summary:
     begun = [stage for stage in status.stages if stage.state is not StageState.PENDING]
     if not begun:
         return Summary()
@@ -59,7 +60,7 @@ def _summary(status: Status) -> Summary:
         eta=format_duration(progress.eta_seconds) if running and progress and progress.eta_seconds is not None else "",
         attempt=str(stage.attempt or ""),
         restarts=str(sum(one.restarts for one in status.stages)),
-        score=_score(status.evaluation.metrics if status.evaluation else ()),
+        score=_score(status.evaluation.metrics if status.evaluation else (), shown_metric),
     )
 
 
@@ -82,8 +83,9 @@ def _percent(progress: Progress | None, stage: StageStatus) -> str:
     return str(min(100, 100 * progress.step // progress.total_steps))
 
 
-def _score(metrics: tuple[Metric, ...]) -> str:
-    held_out = next((metric for metric in metrics if metric.split == "validation"), None)
+def _score(metrics: tuple[Metric, ...], shown: str) -> str:
+    """That of held-out questions; empty where this metric has judged none of them, whatever others say."""
+    held_out = next((metric for metric in metrics if (metric.split, metric.name) == ("validation", shown)), None)
     return f"{held_out.base:.2f}→{held_out.tuned:.2f}" if held_out else ""
 
 

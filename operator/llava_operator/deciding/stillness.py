@@ -63,7 +63,7 @@ def newest_report(seen: Observation, status: Status, stage: StageStatus) -> Prog
 def find_standstill(seen: Observation, status: Status, stage: StageStatus) -> FailureStatus | None:
     """Why an attempt of which nothing has failed will come to nothing, or seems to; None if it goes on."""
     timeout_s = attempt_of(seen.run, stage).spec.scheduling.gang_timeout_seconds
-    until = half_placed_until(seen.pods, timeout_s)
+    until = half_placed_until(seen.pods, timeout_s) if STAGES[stage.name].is_gang else None
     if until is not None and until <= seen.now:
         placed = sum(bool(pod.scheduled_at) for pod in seen.pods)
         message = (

@@ -58,14 +58,36 @@ def read_result(stage: StageStatus, pods: Iterable[PodView]) -> StageResult | Fa
     if first is None or first.ended is None:
         message = f"{stage.name} ended well, but its first pod was gone before its result was read"
         return _failure(stage, None, Reason.RESULT_LOST, message)
+    return _read_result_of(stage, first, first.ended)
+
+
+def read_joined_result(stage: StageStatus, pods: Iterable[PodView], num_pods: int) -> StageResult | FailureStatus:
+    """The result of a stage whose pods each do a part of it: from whichever of them has joined the parts.
+
+    The others hand back no numbers. One that has joined them and was replaced before it could say so may have said so
+    twice; the first says the same.
+    """
+    ended = {pod.index or 0: (pod, pod.ended) for pod in pods if pod.phase == "Succeeded" and pod.ended}
+    results = [_read_result_of(stage, *ended[index]) for index in sorted(ended)]
+    for result in results:
+        if isinstance(result, StageResult) and result.evaluate is not None:
+            return result
+    if len(ended) < num_pods:
+        message = f"{stage.name} ended well, but {num_pods - len(ended)} of {num_pods} pods were gone before their "
+        return _failure(stage, None, Reason.RESULT_LOST, f"{message}results were read, and the others have no numbers")
+    failed = next((result for result in results if isinstance(result, FailureStatus)), None)
+    return failed or _unreadable(stage, None, f"none of its {num_pods} pods has handed back what was measured")
+
+
+def _read_result_of(stage: StageStatus, pod: PodView, ended: Termination) -> StageResult | FailureStatus:
     try:
-        result = StageResult.model_validate_json(first.ended.message)
+        result = StageResult.model_validate_json(ended.message)
     except ValidationError as error:
-        return _unreadable(stage, first, f"its termination message is no result ({describe_faults(error)})")
+        return _unreadable(stage, pod, f"its termination message is no result ({describe_faults(error)})")
     if (result.stage, result.attempt) != (stage.name, stage.attempt):
-        return _unreadable(stage, first, f"its termination message is about {result.stage}-{result.attempt}")
+        return _unreadable(stage, pod, f"its termination message is about {result.stage}-{result.attempt}")
     if result.failure is not None:
-        return _failure(stage, first, result.failure.reason, result.failure.message, said=result.failure)
+        return _failure(stage, pod, result.failure.reason, result.failure.message, said=result.failure)
     return result
 
 

@@ -95,6 +95,8 @@ def _parts(spec: Spec) -> Iterator[_Part]:
     datasets = [("spec.dataset", spec.dataset)]
     if spec.alignment is not None:
         datasets.append(("spec.alignment.dataset", spec.alignment.dataset))
+    if spec.evaluation.retention is not None:
+        datasets.append(("spec.evaluation.retention.dataset", spec.evaluation.retention.dataset))
     # Without their places: CEL does not tell which of a list it looks at.
     datasets += (("spec.mixture.dataset", part.dataset) for part in spec.mixture)
     for path, dataset in datasets:

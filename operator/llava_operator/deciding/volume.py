@@ -21,7 +21,7 @@ def locate_volume(status: Status, run: Run) -> Status:
     A claim that was there before may have what other runs have left: attempts of the same numbers, other samples.
     """
     storage, known = run.spec.storage, status.artifacts or Artifacts()
-    modes = storage.modes_for(run.spec.workers.replicas) if storage.existing_claim is None else ()
+    modes = storage.modes_for(run.spec.most_writers) if storage.existing_claim is None else ()
     claim = storage.claim_for(run.key.name)
     if known.volume_claim == claim and not _is_named_now(status, run):
         return status

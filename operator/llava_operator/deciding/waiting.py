@@ -12,7 +12,7 @@ from llava_operator.clock import from_time
 from llava_operator.deciding.reasons import UNBOUND, explain, read_reason
 from llava_operator.deciding.references import Reference
 from llava_operator.run import secrets_of
-from llava_operator.stages import Stage
+from llava_operator.stages import STAGES, Stage
 
 MAX_TEXT = 1024
 TOLD_AFTER_S = 10
@@ -47,12 +47,22 @@ def list_needs(spec: Spec, stage: Stage) -> list[str]:
 
 
 def waiting_since(stage: StageStatus, job: JobView | None, pods: Sequence[PodView], num_pods: int) -> datetime | None:
-    """Since when the newest attempt waits for pods to start; None if it does not."""
+    """Since when the newest attempt waits for pods to start; None if it does not.
+
+    Where pods are replaced one by one, the next one waits since it is there, or the one before has ended.
+    """
     newest = stage.newest
     if newest is None or job is None or newest.state not in (AttemptState.STARTING, AttemptState.RUNNING):
         return None
     since = newest.admitted_time or newest.start_time
-    return from_time(since) if since and sum(pod.started for pod in pods) < num_pods else None
+    if not since or sum(pod.started and not pod.failed for pod in pods) >= num_pods:
+        return None
+    begun = from_time(since)
+    if not STAGES[stage.name].is_sharded:
+        return begun
+    made = [from_time(pod.made_at) for pod in unstarted(pods) if pod.made_at]
+    ended = [from_time(pod.ended.finished_at) for pod in pods if pod.failed and pod.ended and pod.ended.finished_at]
+    return max(begun, min(made) if made else max(ended, default=begun))
 
 
 def told_from(since: datetime) -> datetime:
@@ -87,9 +97,18 @@ def describe_waiting(
     """
     if job is None:
         return Waiting(None, JOB_IS_MADE)
-    running = sum(pod.started and pod.phase in ("Pending", "Running") and not pod.deleting for pod in pods)
+    running = sum(
+        pod.started and pod.phase in ("Pending", "Running") and not (pod.deleting or pod.failed) for pod in pods
+    )
     if running >= num_pods:
         return Waiting(None, "its pod runs" if num_pods == 1 else f"{num_pods} pods run")
+    # Those that each do a part of it for themselves end one by one.
+    done = min(job.num_succeeded, num_pods - 1)
+    running_of_all = (
+        f"{done} of {num_pods} pods are done, {running} running" if done else f"{running} of {num_pods} pods run"
+    )
+    if done and done + running >= num_pods:
+        return Waiting(None, running_of_all)
     if not pods:
         if trouble is not None:
             return _tell(f"Job {job.key.name} cannot make its pods", trouble.said, references)
@@ -97,9 +116,9 @@ def describe_waiting(
         return Waiting(None, f"Job {name} has made no pod yet (kubectl describe job {name} says why, if it stays so)")
     waiting = unstarted(pods)
     if not waiting:
-        return Waiting(None, f"{running} of {num_pods} pods run")
+        return Waiting(None, running_of_all)
     example = waiting[0]
-    prefix = "" if num_pods == 1 else f"{running} of {num_pods} pods run; "
+    prefix = "" if num_pods == 1 else f"{running_of_all}; "
     prefix += f"pod {example.key.name} waits"
     if trouble is not None and (read_reason(example.waiting) is None or UNBOUND in example.waiting):
         return _tell(f"{prefix} for {trouble.about}" if trouble.about else prefix, trouble.said, references)

@@ -1,4 +1,7 @@
-"""POST /v1/progress: takes progress reports from the first pod of a run's current stage, and from nobody else."""
+"""POST /v1/progress: takes progress reports of a run's current stage, and from nobody else than who reports for it.
+
+That is its first pod; or each of those that do a part of it for themselves, of that part.
+"""
 
 import json
 import logging
@@ -13,7 +16,8 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from llava_api.constants import REPORT_PATH
-from llava_api.report import ProgressAnswer, ProgressReport
+from llava_api.names import MAX_SHARDS
+from llava_api.report import MAX_NEXT_REPORT_S, ProgressAnswer, ProgressReport
 from llava_api.status import AttemptState, Progress
 from llava_api.text import show
 from llava_operator.cache.children import Children
@@ -26,12 +30,14 @@ from llava_operator.kube.objects import Key
 from llava_operator.kube.reviews import BusyError
 from llava_operator.loop.workqueue import WorkQueue
 from llava_operator.reporting.claims import Speaker, read_claims
+from llava_operator.reporting.shards import add_shard
 from llava_operator.reporting.tokens import TokenReviewer
 from llava_operator.run import current_stage
 from llava_operator.serving.allowances import Allowances
 from llava_operator.serving.bearer import read_bearer
 from llava_operator.serving.lines import FewLines
 from llava_operator.serving.server import keep_for
+from llava_operator.stages import STAGES
 from llava_operator.validation_errors import describe_faults
 
 logger = logging.getLogger(__name__)
@@ -127,10 +133,14 @@ class ReportDesk:
         report = parse_report(await _read_body(request))
         self._check_current(report, run, pod)
         now = self.now()
-        look_at = self.progress.put(run.uid, _to_progress(report, pod.uid, now), now)
+        num_shards = _count_shards(run)
+        known = self.progress.latest(run.uid) or run.status.progress
+        progress = add_shard(known, _to_progress(report, pod.uid, now), pod.index or 0, num_shards)
+        look_at = self.progress.put(run.uid, progress, now)
         if look_at is not None:
             self.queue.add(run.key, delay_s=(look_at - now).total_seconds())
-        return speaker, self.progress.next_report_s(run.uid, now)
+        # Together they report no more often than one does.
+        return speaker, min(self.progress.next_report_s(run.uid, now) * num_shards, MAX_NEXT_REPORT_S)
 
     async def _identify(self, token: str, claimed: Speaker, source: str) -> Speaker:
         try:
@@ -144,14 +154,14 @@ class ReportDesk:
     def _locate(self, speaker: Speaker) -> tuple[RunView, PodView]:
         """The run that the speaking pod works for, and that pod."""
         pod = self.children.pod(speaker.pod)
-        if pod is None or pod.uid != speaker.pod_uid or pod.ended is not None:
+        if pod is None or pod.uid != speaker.pod_uid or pod.ended is not None or pod.failed:
             raise RefusedError(403, Refusal.NOT_A_POD_OF_A_RUN, f"pod {speaker.pod.name} is no running pod of a run")
-        if pod.index:
+        run = self.runs.get(Key(pod.key.namespace, pod.run))
+        if (pod.index or 0) >= _count_shards(run):
             raise RefusedError(
                 403, Refusal.NOT_FIRST_POD,
                 f"pod {speaker.pod.name} is not the first of its stage, which reports for all",
             )  # fmt: skip
-        run = self.runs.get(Key(pod.key.namespace, pod.run))
         stage = current_stage(run.status) if run else None
         attempt = stage.newest if stage else None
         # One that is being stopped may have a checkpoint to tell of.
@@ -173,6 +183,14 @@ class ReportDesk:
                 f"the report is about {report.stage}-{report.attempt} of run {report.run_uid}, but pod "
                 f"{pod.key.name} works on {stage.name}-{stage.attempt} of run {run.uid}",
             )
+
+
+def _count_shards(run: RunView | None) -> int:
+    """How many pods of a run's current attempt report, each for itself; 1 where the first reports for all."""
+    stage = current_stage(run.status) if run else None
+    if stage is None or stage.newest is None or not STAGES[stage.name].is_sharded:
+        return 1
+    return min(stage.newest.settings.replicas or 1, MAX_SHARDS)
 
 
 async def _read_body(request: web.Request) -> bytes:

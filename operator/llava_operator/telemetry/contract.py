@@ -146,6 +146,13 @@ RUN_FAMILIES = (
     _run("score", "Score of a model in evaluation.",
          'llava_run_score{split="validation",model="tuned"} - ignoring (model) '
          'llava_run_score{split="validation",model="base"}', "metric", "split", "model"),
+    _run("gate_outcome", "1 for what a gate of evaluation says: gate (what was gained) or retention (what was "
+         "forgotten) is Passed, Failed or Undecided; no series where none was asked for.",
+         'llava_run_gate_outcome{outcome!="Passed"} == 1', "gate", "outcome"),
+    _run("gate_gain", "Gain that a gate goes by, tuned less base: its value, and the low and high end of its 95 % "
+         "interval.", 'llava_run_gate_gain{bound="low"} - ignoring (bound) llava_run_gate_limit', "gate", "bound"),
+    _run("gate_limit", "What that gain has to be above.",
+         'llava_run_gate_gain{bound="value"} - ignoring (bound) llava_run_gate_limit', "gate"),
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ changes nothing. Values never stand in labels, and every series has the labels `
 is not known of a run is no series. Those of a run that has ended go after `metrics.finishedRunSeconds` of the chart (an
 hour), and at once where it is deleted; what was scraped stays in Prometheus.
 
-A run that trains is about 50 series, one that has ended about 55 until they go.
+A run that trains is about 50 series, one that has ended about 60 until they go.
 """
 _OPERATOR = """## The operator itself
 

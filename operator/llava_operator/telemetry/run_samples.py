@@ -8,7 +8,17 @@ from datetime import datetime
 
 from llava_api.constants import Phase
 from llava_api.quantities import read_gib
-from llava_api.status import Accounting, AttemptState, AttemptStatus, Plan, Progress, StageState, StageStatus, Time
+from llava_api.status import (
+    Accounting,
+    AttemptState,
+    AttemptStatus,
+    GateStatus,
+    Plan,
+    Progress,
+    StageState,
+    StageStatus,
+    Time,
+)
 from llava_operator.cache.runs import RunView
 from llava_operator.clock import from_time
 from llava_operator.deciding.accounting import account_until, num_gpus_of
@@ -148,7 +158,10 @@ def _speed(field: str) -> Sampler:
 
 def _gpus(run: RunView, _: datetime) -> Iterator[Sample]:
     for stage, newest in _live(run):
-        yield (stage.name,), num_gpus_of(newest) if newest.running_time is not None else 0
+        # Pods that work for themselves give theirs back one by one.
+        done = newest.shards.done if newest.shards else 0
+        held = num_gpus_of(newest) - done * (newest.settings.gpus or 0)
+        yield (stage.name,), max(0, held) if newest.running_time is not None else 0
 
 
 def _requested_gpus(run: RunView, _: datetime) -> Iterator[Sample]:
@@ -193,6 +206,27 @@ def _score(run: RunView, _: datetime) -> Iterator[Sample]:
     for metric in run.status.evaluation.metrics if run.status.evaluation else ():
         yield (metric.name, metric.split, "base"), metric.base
         yield (metric.name, metric.split, "tuned"), metric.tuned
+
+
+def _gates(run: RunView) -> Iterator[tuple[str, GateStatus]]:
+    if run.status.evaluation is not None:
+        yield from run.status.evaluation.gates.items()
+
+
+def _gate_outcome(run: RunView, _: datetime) -> Iterator[Sample]:
+    for name, gate in _gates(run):
+        yield (name, gate.outcome), 1
+
+
+def _gate_gain(run: RunView, _: datetime) -> Iterator[Sample]:
+    for name, gate in _gates(run):
+        for bound, gain in (("value", gate.gain), ("low", gate.low), ("high", gate.high)):
+            yield (name, bound), gain
+
+
+def _gate_limit(run: RunView, _: datetime) -> Iterator[Sample]:
+    for name, gate in _gates(run):
+        yield (name,), gate.limit
 
 
 SAMPLERS: Mapping[str, Sampler] = {
@@ -244,6 +278,9 @@ SAMPLERS: Mapping[str, Sampler] = {
     "volume_free_bytes": _reported("volume_free_bytes"),
     "volume_size_bytes": _reported("volume_size_bytes"),
     "score": _score,
+    "gate_outcome": _gate_outcome,
+    "gate_gain": _gate_gain,
+    "gate_limit": _gate_limit,
 }
 """By the family's name without its prefix."""
 

@@ -66,7 +66,7 @@ class Training:
             },
             workers={"gracePeriodSeconds": GRACE_S},
             scheduling={"tolerations": lost},
-            evaluation={"prompts": [], "gpus": 0},
+            evaluation={"prompts": [], "workers": {"gpus": 0}},
             **changes,
         )
 

@@ -178,9 +178,10 @@ SHORT = ("--set", "metrics.finishedRunSeconds=1800")
 @pytest.mark.parametrize(
     ("disabled", "named"),
     [
-        ([], "LlavaRunFailed and LlavaRunsFailAlike may end"),
-        (["LlavaRunFailed"], "before LlavaRunsFailAlike may end"),
-        (["LlavaRunsFailAlike"], "before LlavaRunFailed may end"),
+        ([], "LlavaRunFailed and LlavaRunsFailAlike and LlavaRunGateFailed may end"),
+        (["LlavaRunFailed", "LlavaRunGateFailed"], "before LlavaRunsFailAlike may end"),
+        (["LlavaRunsFailAlike", "LlavaRunGateFailed"], "before LlavaRunFailed may end"),
+        (["LlavaRunsFailAlike", "LlavaRunFailed"], "before LlavaRunGateFailed may end"),
     ],
 )
 def test_alerts_about_failed_runs_are_not_cut_short_by_their_series(
@@ -199,7 +200,7 @@ def test_alerts_about_failed_runs_are_not_cut_short_by_their_series(
     "arguments",
     [
         (*ON, *SHORT, "--set", "alerts.limits.failedSeconds=1800"),
-        (*ON, *SHORT, "--set", "alerts.disabled={LlavaRunFailed,LlavaRunsFailAlike}"),
+        (*ON, *SHORT, "--set", "alerts.disabled={LlavaRunFailed,LlavaRunsFailAlike,LlavaRunGateFailed}"),
         SHORT,
     ],
     ids=["as long", "disabled", "no alerts"],

@@ -177,7 +177,7 @@ def test_batches_are_samples_times_accumulation_times_processes():
 def test_without_gpus_everything_runs_on_the_cpu():
     translation = made({}, gpus=0)
     assert value_at(translation, "training.precision") == "auto"
-    assert value_at(translation, "evaluation.gpus") == 0
+    assert value_at(translation, "evaluation.workers.gpus") == 0
     assert value_at(translation, "training.batch") == {"perDevice": 8, "global": 8}
 
 

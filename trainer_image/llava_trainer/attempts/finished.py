@@ -14,7 +14,8 @@ from llava_api.base import Lenient
 from llava_api.constants import StageName
 from llava_api.report import StageResult
 from llava_api.run_config import RunConfig
-from llava_trainer.attempts.takeover import list_earlier
+from llava_trainer.attempts.shards import is_sharded, own_shard_dir
+from llava_trainer.attempts.takeover import list_earlier, rename_if_there
 from llava_trainer.files import sha256_file, sha256_folder, sync, write_whole
 
 _RECORD = "result.json"
@@ -64,13 +65,19 @@ def record_result(config: RunConfig, result: StageResult) -> None:
         for name in _HANDED_ON[result.stage]
         if (own / name).exists()
     }
-    write_whole(own / _RECORD, Finished(result=result, contents=contents).model_dump_json(indent=2) + "\n")
+    _write(config, Finished(result=result, contents=contents))
 
 
 def read_result(config: RunConfig) -> StageResult | None:
     """What this attempt itself has recorded; None if nothing."""
     finished = _read(config.volume.attempt_dir(config.run.stage, config.run.attempt))
     return finished.result if finished else None
+
+
+def read_digests(config: RunConfig, stage: StageName) -> Mapping[str, str]:
+    """Digests of what a stage before this one has handed on, by path below its attempt's folder; {} if not recorded."""
+    finished = _read(config.volume.result_dir(stage))
+    return finished.contents if finished else {}
 
 
 def take_over_result(config: RunConfig, find_damage: FindDamage) -> StageResult | None:
@@ -97,13 +104,27 @@ def take_over_result(config: RunConfig, find_damage: FindDamage) -> StageResult 
             continue
         for name in _MOVED[run.stage] if folder != own else ():
             if (folder / name).exists():
-                (folder / name).rename(own / name)
+                rename_if_there(folder / name, own / name)
         sync(own)
         result = finished.result.model_copy(update={"attempt": run.attempt})
-        write_whole(own / _RECORD, finished.model_copy(update={"result": result}).model_dump_json(indent=2) + "\n")
+        _write(config, finished.model_copy(update={"result": result}))
         logger.info("%s had been finished by attempt %d, and is whole", run.stage, finished.result.attempt)
         return result
     return None
+
+
+def _write(config: RunConfig, finished: Finished) -> None:
+    """Put the record into the attempt's folder.
+
+    Pods that work for themselves may find the same result at the same time, and one that has been replaced must not
+    write there any more: each writes it aside in its own folder.
+    """
+    record = config.volume.attempt_dir(config.run.stage, config.run.attempt) / _RECORD
+    place = own_shard_dir(config) / _RECORD if is_sharded(config.run.stage) else record
+    write_whole(place, finished.model_dump_json(indent=2) + "\n")
+    if place != record:
+        place.rename(record)
+        sync(record.parent)
 
 
 def _read(folder: Path) -> Finished | None:

@@ -1,29 +1,32 @@
 """The folder of an attempt: claimed by one set of pods, and looked at before anything is completed or deleted."""
 
 import os
+from pathlib import Path
 
-from llava_api.constants import ENV_COMPLETION_INDEX, ENV_POD_NAME
 from llava_api.failures import Reason
 from llava_api.run_config import RunConfig
 from llava_api.text import show
 from llava_api.volume import parse_attempt
+from llava_trainer.attempts.pod import pod_index, pod_name
+from llava_trainer.attempts.shards import find_later_try, is_sharded, own_shard_dir, take_over_tries
 from llava_trainer.errors import StageError
 from llava_trainer.files import make_folder, sync
 
-_CLAIMS = "claims"
+_CLAIMS, _CLAIM = "claims", "claim"
 _MAX_POD_NAME = 253
 
 
 def is_first_pod() -> bool:
     """Whether this is the pod that answers for its stage: the only one, or the one of node rank 0."""
-    return _node_rank() == 0
+    return pod_index() == 0
 
 
 def claim_attempt(config: RunConfig) -> None:
     """Make the attempt's folder, and this pod the only one of its rank that uses it.
 
     A Job may be suspended and started again under the same name (Kueue does so): its second set of pods must not write
-    where a pod of the first may still be writing.
+    where a pod of the first may still be writing. Where pods work for themselves, one that the Job controller has made
+    in the place of another takes over what that has left (``shards``).
 
     Raises:
         StageError: AttemptUsed; another pod has claimed it. Superseded; a later attempt of the stage has begun.
@@ -32,26 +35,30 @@ def claim_attempt(config: RunConfig) -> None:
     run = config.run
     if (why := _find_later_attempt(config)) is not None:
         raise _superseded(config, why)
-    folder = config.volume.attempt_dir(run.stage, run.attempt)
+    folder, claim = config.volume.attempt_dir(run.stage, run.attempt), _claim_file(config)
     folder.mkdir(parents=True, exist_ok=True)
-    claim = folder / _CLAIMS / f"node-{_node_rank()}"
+    if is_sharded(run.stage):
+        claim.parent.mkdir(parents=True, exist_ok=True)
     make_folder(claim.parent)
     try:
         descriptor = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         owner = _read_claim(config)
-        if owner != _pod_name():
+        if owner != pod_name():
             raise StageError(
                 Reason.ATTEMPT_USED,
-                f"{folder} was claimed by pod {show(owner or '(unknown)', max_chars=_MAX_POD_NAME)}, and this is "
-                f"{_pod_name() or 'another one'}: attempt {run.attempt} of {run.stage} has run before",
+                f"{claim.parent if is_sharded(run.stage) else folder} was claimed by pod "
+                f"{show(owner or '(unknown)', max_chars=_MAX_POD_NAME)}, and this is {pod_name() or 'another one'}: "
+                f"attempt {run.attempt} of {run.stage} has run before",
             ) from None
-        return
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(_pod_name().encode())
-        stream.flush()
-        os.fsync(descriptor)
-    sync(claim.parent)
+    else:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(pod_name().encode())
+            stream.flush()
+            os.fsync(descriptor)
+        sync(claim.parent)
+    if is_sharded(run.stage):
+        take_over_tries(config)
 
 
 class Fence:
@@ -82,10 +89,11 @@ class Fence:
 
     def _look(self) -> str | None:
         run = self._config.run
-        if _read_claim(self._config) != _pod_name():
-            return (
-                f"{self._config.volume.attempt_dir(run.stage, run.attempt)} is gone: a later attempt has taken it over"
-            )
+        if _read_claim(self._config) != pod_name():
+            if is_sharded(run.stage):
+                return f"{own_shard_dir(self._config)} is gone: a later attempt, or a later pod of its index, has it"
+            folder = self._config.volume.attempt_dir(run.stage, run.attempt)
+            return f"{folder} is gone: a later attempt has taken it over"
         return _find_later_attempt(self._config)
 
     def check(self) -> None:
@@ -116,6 +124,7 @@ def _superseded(config: RunConfig, why: str) -> StageError:
 
 
 def _find_later_attempt(config: RunConfig) -> str | None:
+    """Why this pod comes too late: a later attempt has begun, or a later pod of its index; None if none has."""
     run, folder = config.run, config.volume.attempts_dir
     try:
         names = [path.name for path in folder.iterdir()]
@@ -124,22 +133,19 @@ def _find_later_attempt(config: RunConfig) -> str | None:
     for stage, number in filter(None, map(parse_attempt, names)):
         if stage is run.stage and number > run.attempt:
             return f"attempt {number} has begun ({config.volume.attempt_dir(stage, number)})"
-    return None
+    return find_later_try(config) if is_sharded(run.stage) else None
+
+
+def _claim_file(config: RunConfig) -> Path:
+    """Where this pod writes its name."""
+    if is_sharded(config.run.stage):
+        return own_shard_dir(config) / _CLAIM
+    return config.volume.attempt_dir(config.run.stage, config.run.attempt) / _CLAIMS / f"node-{pod_index()}"
 
 
 def _read_claim(config: RunConfig) -> str | None:
-    """The pod that has claimed the attempt's folder for this rank; None if none has, or the folder is gone."""
-    folder = config.volume.attempt_dir(config.run.stage, config.run.attempt)
+    """The pod that has claimed this rank of the attempt, or this try of its index; None if none has, or it is gone."""
     try:
-        return (folder / _CLAIMS / f"node-{_node_rank()}").read_text(encoding="utf-8", errors="replace")
+        return _claim_file(config).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
-
-
-def _pod_name() -> str:
-    """This pod's name; empty outside of a pod."""
-    return os.environ.get(ENV_POD_NAME, "")
-
-
-def _node_rank() -> int:
-    return int(os.environ.get(ENV_COMPLETION_INDEX, "0"))

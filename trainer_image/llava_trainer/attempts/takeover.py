@@ -19,7 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 def take_over(config: RunConfig) -> None:
-    """Rename the folder of each earlier attempt of the stage into this one's; the first pod's part.
+    """Rename the folder of each earlier attempt of the stage into this one's.
+
+    In training it is the first pod's part. In evaluation each pod does it, some at the same time: whoever returns from
+    here finds everything where it is going to stay.
 
     Raises:
         OSError: the volume cannot be written.
@@ -32,17 +35,39 @@ def take_over(config: RunConfig) -> None:
         if stage != run.stage or number >= run.attempt or target.exists():
             continue
         make_folder(target.parent)
-        folder.rename(target)
-        sync(volume.attempts_dir)
-        _lift_up(target, own / BEFORE)
-        logger.info("attempt %d of %s is taken over: %s", number, stage, target)
+        if rename_if_there(folder, target):
+            sync(volume.attempts_dir)
+            logger.info("attempt %d of %s is taken over: %s", number, stage, target)
+    while _lift_up(own / BEFORE):
+        pass
 
 
-def _lift_up(taken: Path, before: Path) -> None:
-    """Put what an attempt had taken over itself beside it: folders in folders would have no end."""
-    for folder in _list_attempts(taken / BEFORE):
+def _lift_up(before: Path) -> bool:
+    """Put what attempts had taken over themselves beside them: folders in folders would have no end.
+
+    Returns:
+        Whether anything has moved meanwhile, which may have brought more along.
+    """
+    taken = _list_attempts(before)
+    for folder in (one for by in taken for one in _list_attempts(by / BEFORE)):
         if not (before / folder.name).exists():
-            folder.rename(before / folder.name)
+            rename_if_there(folder, before / folder.name)
+    return set(_list_attempts(before)) != set(taken)
+
+
+def rename_if_there(folder: Path, target: Path) -> bool:
+    """Rename a folder; False if another pod of this attempt has just done so.
+
+    Raises:
+        OSError: it cannot be renamed, or ``target`` has no place.
+    """
+    try:
+        folder.rename(target)
+    except FileNotFoundError:
+        if not target.exists():
+            raise
+        return False
+    return True
 
 
 def list_earlier(own: Path) -> list[Path]:
@@ -74,11 +99,11 @@ def take_over_folder(folder: Path) -> bool:
 
 def remove_earlier(own: Path) -> None:
     """Delete what earlier attempts have left in an attempt's folder, but for copies of their logs."""
-    for folder in list_earlier(own):
-        if (folder / _LOGS).is_dir():
-            # Copies: an old pod may still have the files open.
-            shutil.copytree(folder / _LOGS, own / _LOGS / folder.name, dirs_exist_ok=True)
     try:
+        for folder in list_earlier(own):
+            if (folder / _LOGS).is_dir():
+                # Copies: an old pod may still have the files open.
+                shutil.copytree(folder / _LOGS, own / _LOGS / folder.name, dirs_exist_ok=True)
         shutil.rmtree(own / BEFORE)
     except FileNotFoundError:
         return

@@ -207,6 +207,7 @@ def _size_of(item: Sample | Finding) -> int:
     """About how many bytes it takes."""
     if isinstance(item, Finding):
         return len(item.message)
-    texts = (item.system, *(turn.text for turn in item.turns), *item.references)
+    names = (item.id, item.group, item.question_type)
+    texts = (item.system, *(turn.text for turn in item.turns), *item.references, *names)
     # A name of an image is shared by none, and each has its place in the conversation beside it.
     return sum(len(text) for text in texts) + sum(len(name) + _BYTES_PER_NAME for name in item.images)

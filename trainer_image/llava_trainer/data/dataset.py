@@ -185,29 +185,45 @@ def compare_phases(alignment: PreparedDataset, training: PreparedDataset) -> Non
     alignment.findings.count(Kind.ALIGNMENT_OVERLAP, len(shared[KEPT_PER_KIND:]))
 
 
-def withhold(mixed: PreparedDataset, training: PreparedDataset) -> PreparedDataset:
-    """A dataset of the mixture without the samples that belong to what training holds out.
+def withhold(
+    mixed: PreparedDataset, training: PreparedDataset, retention: PreparedDataset | None = None
+) -> PreparedDataset:
+    """A dataset of the mixture without the samples that belong to what is held out, or is to be retained.
 
-    They show an image that is held out, or name a group that is; or, both without images, ask the same first.
+    They show an image that is there, or name a group that is; or, both without images, ask the same first.
     """
-    shared = mixed.table.samples_with(training.table.contents_of(training.held_out))
-    for index in shared[:KEPT_PER_KIND]:
-        found = mixed.samples[int(index)]
-        group = f", of group {found.group!r:.80}" if found.group else ""
-        shown = f"shows {', '.join(found.images)}" if found.images else f"asks {found.turns[0].text!r:.80}"
-        mixed.findings.add(noted(Kind.WITHHELD, found.source, f"{shown}{group}"))
-    mixed.findings.count(Kind.WITHHELD, len(shared[KEPT_PER_KIND:]))
+    kept_from = training.table.contents_of(training.held_out)
+    if retention is not None:
+        kept_from |= retention.table.contents_of(retention.trained)
+    shared = mixed.table.samples_with(kept_from)
+    _tell_ties(mixed, shared, Kind.WITHHELD)
     if len(shared) and len(shared) == len(mixed.table) and not mixed.findings.num_refused:
         mixed.findings.add(
             refused(
                 mixed.request.dataset.file,
-                "every sample shows a picture, names a group or asks a question that spec.dataset holds out: take the "
-                "dataset out of spec.mixture, or hold out other samples",
+                "every sample shows a picture, names a group or asks a question that spec.dataset holds out or "
+                "spec.evaluation.retention has: take the dataset out of spec.mixture, or hold out other samples",
             )
         )
     withheld = np.zeros(len(mixed.table), dtype=bool)
     withheld[shared] = True
     return replace(mixed, withheld=withheld)
+
+
+def find_relearned(retention: PreparedDataset, training: PreparedDataset) -> int:
+    """Tell and count samples of the retention set that belong to what training learns from, in the same sense."""
+    shared = retention.table.samples_with(training.table.contents_of(training.trained))
+    _tell_ties(retention, shared, Kind.RETENTION_OVERLAP)
+    return len(shared)
+
+
+def _tell_ties(dataset: PreparedDataset, samples: np.ndarray, kind: Kind) -> None:
+    for index in samples[:KEPT_PER_KIND]:
+        found = dataset.samples[int(index)]
+        group = f", of group {found.group!r:.80}" if found.group else ""
+        shown = f"shows {', '.join(found.images)}" if found.images else f"asks {found.turns[0].text!r:.80}"
+        dataset.findings.add(noted(kind, found.source, f"{shown}{group}"))
+    dataset.findings.count(kind, len(samples[KEPT_PER_KIND:]))
 
 
 def _check_unsupervised(reading: Reading, request: DatasetRequest, findings: Findings) -> None:

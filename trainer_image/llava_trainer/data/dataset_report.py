@@ -95,7 +95,10 @@ class DatasetReport(Lenient):
     """What selects a step; None where nothing does."""
     shared: Shared = Shared()
     can_decide: bool | None = None
-    """Whether what gives the scores has groups enough to tell two models apart; None where nothing is held out."""
+    """Whether what gives the scores has groups enough to tell two models apart, or for a gate where there is one.
+
+    None where nothing is held out.
+    """
     sufficient_fraction: float | None = None
     """dataset.validation.fraction with which it would; None where it does, or no fraction does."""
     pictures: ImageSummary
@@ -114,6 +117,10 @@ class DatasetReport(Lenient):
     """What is learned from beside it."""
     alignment: "DatasetReport | None" = None
     """The same about the dataset of phase 1."""
+    retention: "DatasetReport | None" = None
+    """The same about the set that tells what was forgotten."""
+    relearned: int = 0
+    """Samples of that which show, ask or belong to what training learns from."""
 
     @property
     def samples_per_epoch(self) -> int:
@@ -147,8 +154,9 @@ def mix(dataset: PreparedDataset, mixed: Sequence[PreparedDataset], shares: Sequ
 
 
 def build_dataset_report(
-    dataset: PreparedDataset, alignment: PreparedDataset | None = None, mixture: Sequence[MixtureReport] = ()
-) -> DatasetReport:
+    dataset: PreparedDataset, alignment: PreparedDataset | None = None, mixture: Sequence[MixtureReport] = (),
+    retention: PreparedDataset | None = None,
+) -> DatasetReport:  # fmt: skip
     """Sum up what was found."""
     findings = dataset.findings
     notes = tuple(
@@ -156,11 +164,11 @@ def build_dataset_report(
         for kind in Kind
         if kind is not Kind.REFUSED and findings.counts[kind]
     )
-    phase_1 = build_dataset_report(alignment) if alignment is not None else None
+    phase_1, second = (None if one is None else build_dataset_report(one) for one in (alignment, retention))
     return DatasetReport(
         accepted=(
             findings.num_refused == 0
-            and (phase_1 is None or phase_1.accepted)
+            and all(one is None or one.accepted for one in (phase_1, second))
             and all(part.dataset.accepted for part in mixture)
         ),
         format=dataset.request.dataset.format,
@@ -185,6 +193,7 @@ def build_dataset_report(
         notes=notes,
         mixture=tuple(mixture),
         alignment=phase_1,
+        retention=second,
     )
 
 
@@ -211,13 +220,16 @@ def summarise(report: DatasetReport) -> PrepareNumbers:
         global_batch=report.global_batch.samples if report.global_batch else None,
         samples_mixture=sum(part.drawn for part in report.mixture),
         samples_withheld=sum(part.withheld for part in report.mixture),
+        samples_retention=report.retention.train.samples if report.retention else 0,
+        groups_retention=report.retention.train.groups if report.retention else 0,
+        retention_shared=report.relearned,
         samples_alignment=report.alignment.train.samples if report.alignment else 0,
     )
 
 
 def _can_decide(dataset: PreparedDataset) -> bool | None:
     num_groups = len(np.unique(dataset.group_of[dataset.judging]))
-    return can_decide(num_groups) if num_groups else None
+    return can_decide(num_groups, is_gated=dataset.request.is_gated) if num_groups else None
 
 
 def _told(findings: Sequence[Finding]) -> tuple[Told, ...]:

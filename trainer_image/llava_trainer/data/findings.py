@@ -47,6 +47,8 @@ class Kind(StrEnum):
     TOO_FEW_GROUPS = "held-out groups are too few to tell two models apart"
     WITHHELD = "samples left out: they show, ask or belong to what is held out"
     """Of the mixture: learned from, they would give the answers away that scores ask for."""
+    RETENTION_OVERLAP = "samples that show, ask or belong to what training learns from"
+    """Of the retention set: the score of what was learned anew says nothing of what was retained."""
     ALIGNMENT_OVERLAP = "captions in alignment of held-out pictures and groups"
 
 

@@ -115,6 +115,13 @@ def training_images(config: RunConfig) -> ImageFolder:
     return folder_of(config, config.dataset, config.dataset_dir)
 
 
+def retention_images(config: RunConfig) -> ImageFolder | None:
+    """The images of the retention set; None without one."""
+    if config.evaluation.retention is None or config.retention_dir is None:
+        return None
+    return folder_of(config, config.evaluation.retention.dataset, config.retention_dir)
+
+
 def keep_embedded(folder: Path, content: bytes) -> str:
     """Write an image that a dataset's file holds into ``folder``, once, and return what samples call it.
 

@@ -118,8 +118,7 @@ def save_processor(processor: Processor, folder: Path) -> None:
 
     The tokenizer's files are the checkpoint's own, byte for byte, but for chat templates, which would compete with
     ours, and for names of code. ``preprocessor_config.json`` says the same as
-    ``processor_config.json``, for servers that read the older file. The chat template begins without ``<s>``, like the
-    hub's: the tokenizer puts it there.
+    ``processor_config.json``, for servers that read the older file.
     """
     LlavaProcessor(
         image_processor=processor.image_processor,

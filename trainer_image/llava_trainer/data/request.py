@@ -1,4 +1,4 @@
-"""What is to be read of a dataset, and how it will be used: by training, in its mixture, or by alignment."""
+"""What is to be read of a dataset, and how it will be used: by training, its mixture, alignment, or to judge by."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ class DatasetRequest:
         hold_out: whether any samples are held out at all.
         validates: whether held-out samples are looked at while it trains.
         selects: whether some of those select a step, so that others must give the scores.
+        is_gated: whether a gate goes by what gives the scores.
         embedded: folder on the run's volume for images that the dataset's files hold.
         prompts: evaluation's prompts, whose images lie in the same folder.
         unfetched: why images that are named by address were not fetched.
@@ -38,6 +39,7 @@ class DatasetRequest:
     hold_out: bool = True
     validates: bool = False
     selects: bool = False
+    is_gated: bool = False
     prompts: Sequence[Prompt] = ()
     unfetched: Mapping[str, str] = field(default_factory=dict)
     place: str = "spec.dataset"
@@ -65,6 +67,7 @@ def training_request(config: RunConfig) -> DatasetRequest:
         seed=config.training.seed,
         validates=config.training.validation is not None,
         selects=config.training.selects,
+        is_gated=config.evaluation.gate is not None,
         prompts=config.evaluation.prompts,
         embedded=config.volume.embedded_images_dir,
     )
@@ -85,6 +88,22 @@ def mixture_requests(config: RunConfig) -> list[DatasetRequest]:
         )
         for index, (part, root) in enumerate(zip(config.mixture, config.mixture_dirs, strict=True))
     ]
+
+
+def retention_request(config: RunConfig) -> DatasetRequest | None:
+    """The dataset that tells what was forgotten, if there is one. Nothing of it is learned, and all of it is asked."""
+    if config.evaluation.retention is None or config.retention_dir is None:
+        return None
+    return DatasetRequest(
+        dataset=config.evaluation.retention.dataset,
+        root=config.retention_dir,
+        template="v1",
+        max_length=config.training.max_length,
+        seed=config.training.seed,
+        embedded=config.volume.embedded_images_dir,
+        hold_out=False,
+        place="spec.evaluation.retention.dataset",
+    )
 
 
 def alignment_request(config: RunConfig) -> DatasetRequest | None:

@@ -5,6 +5,9 @@ no training will teach.
 """
 
 import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -13,7 +16,7 @@ from llava_trainer.data.dataset import PreparedDataset
 from llava_trainer.data.images import ImageError, open_image, visible_image
 from llava_trainer.data.samples import Sample
 from llava_trainer.data.template import SYSTEM, render
-from llava_trainer.html import Html, el, thumbnail
+from llava_trainer.pages.thumbnails import thumbnail
 
 GRID_SAMPLES = 24
 """Of the whole page: each picture may take a hundred kilobytes of it."""
@@ -35,43 +38,63 @@ def grid_size(num_datasets: int) -> int:
     return max(_FEWEST, GRID_SAMPLES // num_datasets)
 
 
-def build_grid(dataset: PreparedDataset, num_samples: int) -> Html | None:
-    """Build the section with so many samples as cards; None where there is no usable sample."""
-    chosen = _choose(dataset, num_samples)
-    if not chosen:
-        return None
-    return el(
-        "section",
-        el("h2", "Samples as the model sees them"),
-        el(
-            "p",
-            "On the left each picture as the vision tower gets it, beside it the picture as it is: what cannot be read "
-            "on the left cannot be learned. What is marked is learned, what is struck out is cut off; everything else "
-            "is only read.",
-            class_="muted",
-        ),
-        el("div", (_card(dataset, index) for index in chosen), class_="seen"),
+@dataclass(frozen=True, kw_only=True)
+class SeenImage:
+    """An image as the tower gets it, and as it is."""
+
+    name: str
+    seen: str
+    """A data: URI, as all pictures of a page are."""
+    original: str
+    tower_px: int
+    scale: float
+    width_px: int
+    height_px: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A piece of a conversation: read and nothing more, learned, or lost to the length limit."""
+
+    kind: Literal["read", "learned", "lost"]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One sample."""
+
+    is_held_out: bool
+    source: str
+    num_tokens: int
+    num_learned: int
+    """Tokens."""
+    max_length: int
+    images: tuple[SeenImage, ...]
+    num_further_images: int
+    parts: tuple[Part, ...]
+
+
+def build_cards(dataset: PreparedDataset, num_samples: int) -> tuple[Card, ...]:
+    """So many samples; none where none is usable."""
+    return tuple(_card(dataset, index) for index in _choose(dataset, num_samples))
+
+
+def _card(dataset: PreparedDataset, index: int) -> Card:
+    sample = dataset.samples[index]
+    return Card(
+        is_held_out=bool(dataset.held_out[index]),
+        source=str(sample.source),
+        num_tokens=sample.num_tokens,
+        num_learned=int(dataset.table.supervised[index]),
+        max_length=dataset.request.max_length,
+        images=tuple(filter(None, (_image(dataset, relative) for relative in sample.images[:_SHOWN_IMAGES]))),
+        num_further_images=max(0, len(sample.images) - _SHOWN_IMAGES),
+        parts=tuple(_conversation(dataset, index, sample)),
     )
 
 
-def _card(dataset: PreparedDataset, index: int) -> Html:
-    sample = dataset.samples[index]
-    images = list(filter(None, (_image(dataset, relative) for relative in sample.images[:_SHOWN_IMAGES])))
-    max_length = dataset.request.max_length
-    about = f"{sample.source} · {sample.num_tokens:,} tokens, {int(dataset.table.supervised[index]):,} learned"
-    if sample.num_tokens > max_length:
-        about += f", cut off after {max_length:,}"
-    if len(sample.images) > _SHOWN_IMAGES:
-        about += f" · {len(sample.images) - _SHOWN_IMAGES:,} further pictures"
-    shown = el("div", images, class_="pictures") if images else None
-    side = el("span", "held out" if dataset.held_out[index] else "training", class_="side")
-    return el(
-        "article", shown, el("p", side, about, class_="muted small"), _conversation(dataset, index, sample),
-        class_="card",
-    )  # fmt: skip
-
-
-def _image(dataset: PreparedDataset, relative: str) -> Html | None:
+def _image(dataset: PreparedDataset, relative: str) -> SeenImage | None:
     processor = dataset.processor
     try:
         image = open_image(dataset.request.folder.resolve(relative))
@@ -83,38 +106,31 @@ def _image(dataset: PreparedDataset, relative: str) -> Html | None:
     seen = visible_image(image, processor)
     # In place: a copy of a large image would take its memory once more.
     image.thumbnail((_ORIGINAL_PX, _ORIGINAL_PX))
-    scale = scale_of(width, height, processor.image_size_px, processor.aspect_ratio)
-    return el(
-        "div",
-        _figure(
-            thumbnail(seen, max_px=processor.image_size_px, quality=_SEEN_QUALITY),
-            f"{relative} as the tower gets it",
-            f"{processor.image_size_px:,} px, scaled to {scale:.0%}",
-        ),
-        _figure(thumbnail(image, max_px=_ORIGINAL_PX), relative, f"{width:,} x {height:,} px"),
-        class_="pair",
+    return SeenImage(
+        name=relative,
+        seen=thumbnail(seen, max_px=processor.image_size_px, quality=_SEEN_QUALITY),
+        original=thumbnail(image, max_px=_ORIGINAL_PX),
+        tower_px=processor.image_size_px,
+        scale=scale_of(width, height, processor.image_size_px, processor.aspect_ratio),
+        width_px=width,
+        height_px=height,
     )
 
 
-def _figure(source: str, name: str, caption: str) -> Html:
-    return el("figure", el("img", src=source, alt=name), el("figcaption", caption, class_="muted small"))
-
-
-def _conversation(dataset: PreparedDataset, index: int, sample: Sample) -> Html:
-    """The conversation with what is learned marked and what is cut off struck out."""
+def _conversation(dataset: PreparedDataset, index: int, sample: Sample) -> Iterator[Part]:
+    """The conversation, cut where learning begins and ends."""
     conversation = render(sample, dataset.request.template, dataset.processor.gap)
     kept = dataset.table.num_characters(index)
-    parts: list[str | Html] = []
     position = 0
     for begin, end in conversation.supervised:
         if begin >= kept:
             break
-        parts.append(_shorten(_abridge(conversation.text[position:begin])))
-        parts.append(el("mark", _shorten(conversation.text[begin : min(end, kept)])))
+        yield Part(kind="read", text=_shorten(_abridge(conversation.text[position:begin])))
+        yield Part(kind="learned", text=_shorten(conversation.text[begin : min(end, kept)]))
         position = min(end, kept)
-    parts.append(_shorten(_abridge(conversation.text[position:kept])))
-    lost = el("s", _shorten(conversation.text[kept:])) if kept < len(conversation.text) else None
-    return el("p", parts, lost, class_="said")
+    yield Part(kind="read", text=_shorten(_abridge(conversation.text[position:kept])))
+    if kept < len(conversation.text):
+        yield Part(kind="lost", text=_shorten(conversation.text[kept:]))
 
 
 def _abridge(text: str) -> str:

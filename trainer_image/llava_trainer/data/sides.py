@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llava_api.judging import can_decide, describe_too_few_groups, least_groups
+from llava_api.judging import can_decide, describe_too_few_groups, needed_groups
 from llava_trainer.data.findings import Findings, Kind, noted, refused
 from llava_trainer.data.request import DatasetRequest
 from llava_trainer.data.sample_table import SampleTable
@@ -42,7 +42,9 @@ def choose_sides(
     held_out = _hold_out(table, group_of, groups, request, findings)
     selecting = _choose_selecting(held_out, table, group_of, groups, request, findings)
     num_judging = len(np.unique(group_of[held_out & ~selecting]))
-    fraction = None if can_decide(num_judging) else _find_sufficient_fraction(groups, request)
+    fraction = (
+        None if can_decide(num_judging, is_gated=request.is_gated) else _find_sufficient_fraction(groups, request)
+    )
     if findings.num_refused == 0:
         _warn_of_few_groups(num_judging, len(np.unique(group_of[selecting])), fraction, request, findings)
     return Sides(held_out=held_out, selecting=selecting, sufficient_fraction=fraction)
@@ -51,7 +53,9 @@ def choose_sides(
 def _warn_of_few_groups(
     num_judging: int, num_selecting: int, fraction: float | None, request: DatasetRequest, findings: Findings
 ) -> None:
-    warning = describe_too_few_groups(num_judging, num_selecting, sufficient_fraction=fraction)
+    warning = describe_too_few_groups(
+        num_judging, num_selecting, sufficient_fraction=fraction, is_gated=request.is_gated
+    )
     if warning is not None:
         findings.add(noted(Kind.TOO_FEW_GROUPS, request.dataset.validation.file or request.dataset.file, warning))
 
@@ -59,7 +63,7 @@ def _warn_of_few_groups(
 def _find_sufficient_fraction(groups: Sequence[Group], request: DatasetRequest) -> float | None:
     if not request.hold_out or request.dataset.validation.file is not None or len(groups) < 2:
         return None
-    wanted = least_groups() * (2 if request.selects else 1)
+    wanted = needed_groups(is_gated=request.is_gated) * (2 if request.selects else 1)
     return find_fraction({group.key: group.weight for group in groups}, wanted=wanted, seed=request.seed)
 
 

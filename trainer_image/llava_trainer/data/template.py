@@ -44,6 +44,7 @@ _CHAT_TEMPLATE = (
     "{%- for part in content if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- endfor -%}"
     "{%- endif -%}"
     "{%- endmacro -%}"
+    "{{- bos_token + 'GAP' if bos_token else '' -}}"
     "{{- text_of(system) | trim + ' ' -}}"
     "{%- for turn in turns -%}"
     "{%- set said = (pictures_of(turn['content']) + text_of(turn['content']) | trim) | trim -%}"
@@ -59,7 +60,14 @@ _CHAT_TEMPLATE = (
 
 
 def chat_template(gap: str) -> str:
-    """The v1 layout for ``apply_chat_template``; a system message of the caller's replaces the default text."""
+    """The v1 layout for ``apply_chat_template``; a system message of the caller's replaces the default text.
+
+    It begins with the tokenizer's own first token where it has one, as training does: servers (vLLM among them) add
+    none to a chat, and transformers' processors add none to a text that begins with it.
+
+    Args:
+        gap: stands behind every ``<image>``, and behind the first token for the same reason.
+    """
     return _CHAT_TEMPLATE.replace("GAP", gap)
 
 

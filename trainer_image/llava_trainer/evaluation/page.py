@@ -1,27 +1,81 @@
-"""report.html: what evaluation found, for a person to look at. One file that loads nothing.
+"""report.html: what evaluation found, for a person to look at. One file that loads nothing, and of bounded size.
 
-Values in, markup out; images come through ``load_image``, so that nothing here knows where they lie.
+What it says and how it looks is in ``pages/templates/evaluation.html``; this chooses what is shown, and of how much.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llava_trainer.data.dataset_report import DatasetReport, Side
+from llava_api.text import cut
+from llava_trainer.data.dataset_report import DatasetReport
 from llava_trainer.data.questions import Question
-from llava_trainer.evaluation.page_answers import SPLIT_TITLES, LoadImage, Model, show_prompts, show_questions
-from llava_trainer.evaluation.page_training import Hardest, show_answers, show_curves, show_hardest
-from llava_trainer.evaluation.scores import Answer, Metrics, ModelScore, SplitScore
-from llava_trainer.html import Html, definition_list, el, join, page, script_asset
+from llava_trainer.evaluation.album import Album, LoadImage, Shown
+from llava_trainer.evaluation.examples import Examples, Judge, Judged, choose_examples, judge_questions
+from llava_trainer.evaluation.page_training import Hardest, draw_curves, list_course, list_hardest
+from llava_trainer.evaluation.pairs import QuestionAnswers
+from llava_trainer.evaluation.rows import Model, QuestionSet, Variant
+from llava_trainer.evaluation.scores import Metrics, SplitScore
+from llava_trainer.evaluation.summary import METRIC_TITLES
+from llava_trainer.pages.rendering import render_html, render_markdown
+from llava_trainer.pages.word_diff import Piece, diff_words
 from llava_trainer.training.curve import CurvePoint
 
-_SPLIT_NOTES = {
-    "validation": "Set aside from training.",
-    "train": "Seen in training: how much was learned by heart.",
-}
-_GIVEN = " Base: with the adapter that the run went on from; bare: without it."
+MAX_BYTES = 5_000_000
+"""Of the page, whatever the size of the set."""
+DATASET_REPORT = "../data/report.html"
+"""Where the dataset report lies as seen from the page, on the run's volume and where both folders are copied to."""
+_SETS: Sequence[tuple[QuestionSet, str]] = (
+    ("validation", "Held-out questions"),
+    ("retention", "Questions of the retention set"),
+    ("train", "Training questions"),
+)
+_ASKED: Sequence[tuple[Model, Variant, str]] = (
+    ("bare", "asked", "bare"),
+    ("base", "asked", "base"),
+    ("base", "instructed", "base, instructed"),
+    ("tuned", "asked", "tuned"),
+    ("tuned", "instructed", "tuned, instructed"),
+    ("base", "alone", "base, alone"),
+    ("tuned", "alone", "tuned, alone"),
+)
+_MAX_REFERENCES = 5
+"""Of one question that are shown."""
 _OVERLAP = "overlap"
 """Kind of prepare's note about held-out questions that training asks too."""
-_METRIC_TITLES = {"exact_match": "exact match"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much is shown."""
+
+    most_changed: int
+    """Regressions of a set, and as many gains."""
+    most_drawn: int
+    """Further questions of a set."""
+    hardest: int
+    image_px: int
+    prompt_px: int
+    max_chars: int
+    """Of one text."""
+
+
+LIMITS = (
+    Limits(most_changed=25, most_drawn=60, hardest=24, image_px=240, prompt_px=400, max_chars=1000),
+    Limits(most_changed=15, most_drawn=20, hardest=12, image_px=200, prompt_px=320, max_chars=500),
+    Limits(most_changed=5, most_drawn=5, hardest=4, image_px=120, prompt_px=200, max_chars=200),
+    Limits(most_changed=2, most_drawn=2, hardest=2, image_px=0, prompt_px=0, max_chars=100),
+)
+"""Tried one after the other until the page is small enough."""
+_IN_MARKDOWN = Limits(most_changed=10, most_drawn=5, hardest=0, image_px=0, prompt_px=0, max_chars=300)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedPrompt:
+    """A prompt of the spec with its answers."""
+
+    answers: QuestionAnswers
+    picture_side: str | None
+    """What training has seen of its picture, like ``training has seen this picture``; None without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +84,9 @@ class PageContent:
 
     metrics: Metrics
     dataset: DatasetReport
-    answers: Sequence[Answer]
+    questions: Sequence[QuestionAnswers]
+    """Those that were scored."""
+    prompts: Sequence[AskedPrompt] = ()
     curve: Sequence[CurvePoint]
     """Logged steps of training; may be empty."""
     asked: Sequence[Question] = ()
@@ -40,151 +96,195 @@ class PageContent:
     settings: Sequence[tuple[str, str]]
     """Names and values, in order."""
     load_image: LoadImage
+    """Of the dataset."""
+    load_retention_image: LoadImage | None = None
+    """Of the retention set; None where there is none."""
+    judges: Mapping[QuestionSet, Judge]
+    """Of each set that has scores, by the first of its metrics: of what the first one of all has no say about, another
+    one may."""
 
 
-def build_evaluation_page(report: PageContent) -> str:
-    """The page."""
-    metrics = report.metrics
-    prompts = [answer for answer in report.answers if answer.split == "prompt"]
-    return page(
-        f"{metrics.run.name}: base against tuned",
-        _top(metrics),
-        _scores(metrics.scores, report.dataset),
-        show_curves(report.curve),
-        show_answers(report.curve, report.asked, report.load_image),
-        show_prompts(prompts, report.load_image),
-        show_questions(report.answers, metrics.scores, report.load_image),
-        show_hardest(report.hardest, report.load_image),
-        _facts("Dataset", _dataset(report.dataset)),
-        _facts("Settings", report.settings),
-        _facts("This evaluation", _circumstances(metrics)),
-        script=script_asset("evaluation/page.js"),
-    )
+@dataclass(frozen=True, kw_only=True)
+class ShownAnswer:
+    """One answer as the page has it."""
+
+    title: str
+    """Which model, and how it was asked."""
+    model: Model
+    pieces: tuple[Piece, ...]
+    score: float | None
+    is_cut: bool
 
 
-def _top(metrics: Metrics) -> Html:
-    run = metrics.run
-    return el(
-        "header",
-        el("p", "LLaVA fine-tune · base against tuned", class_="kicker"),
-        el("h1", run.name),
-        el(
-            "p",
-            f"Namespace {run.namespace} · evaluation attempt {run.attempt} · finished {metrics.finished_at} · "
-            f"run {run.uid}",
-            class_="muted small",
-        ),
-        class_="top",
-    )
+@dataclass(frozen=True, kw_only=True)
+class ShownQuestion:
+    """One question as the page has it."""
+
+    text: str
+    references: tuple[str, ...]
+    answers: tuple[ShownAnswer, ...]
+    images: tuple[Shown, ...]
+    kinds: str
+    """For the filters: right, wrong, improved, worse."""
+    place: str
+    question_type: str
+    picture_side: str | None = None
 
 
-def _scores(scores: Iterable[SplitScore], dataset: DatasetReport) -> Html:
-    cards = [_score_card(score, _caution(score, dataset)) for score in scores]
-    if not cards:
-        cards = [el("div", "No question was scored: the held-out set is empty.", class_="card muted")]
-    return el("section", cards, class_="columns", aria_label="Scores")
+@dataclass(frozen=True, kw_only=True)
+class ShownSet:
+    """The questions of one set that are shown."""
+
+    title: str
+    examples: Examples
+    regressions: tuple[ShownQuestion, ...]
+    gains: tuple[ShownQuestion, ...]
+    drawn: tuple[ShownQuestion, ...]
 
 
-def _caution(score: SplitScore, dataset: DatasetReport) -> Html | None:
-    if score.split != "validation":
-        return None
-    overlap = sum(note.count for note in dataset.notes if note.kind == _OVERLAP)
-    told = []
-    if overlap:
-        told.append(f"{overlap:,} of them are asked in training as well, about the same picture.")
-    if score.samples_shared:
-        told.append(
-            f"{score.samples_shared:,} of them are of groups that training has samples of, too "
-            f"({dataset.shared.groups:,} of {dataset.validation.groups:,}): this score flatters."
+def build_evaluation_page(content: PageContent) -> str:
+    """The page: as much as fits into MAX_BYTES."""
+    albums = _open_albums(content)
+    judged = _judge_sets(content)
+    page = ""
+    for limits in LIMITS:
+        page = _render(content, judged, albums, limits)
+        if len(page.encode()) <= MAX_BYTES:
+            return page
+    return page
+
+
+def _judge_sets(content: PageContent) -> dict[QuestionSet, tuple[Judged, ...]]:
+    scores: dict[str, SplitScore] = {score.split: score for score in find_primary(content.metrics)}
+    return {
+        name: judge_questions(
+            [question for question in content.questions if question.set == name],
+            content.judges[name],
+            base_variant=score.base_variant,
+            tuned_variant=score.tuned_variant,
         )
-    return el("p", " ".join(told), class_="caution small") if told else None
+        for name, _ in _SETS
+        if (score := scores.get(name)) is not None
+    }
 
 
-def _score_card(score: SplitScore, caution: Html | None) -> Html:
-    return el(
-        "div",
-        el("h3", f"{SPLIT_TITLES[score.split]} · {_METRIC_TITLES.get(score.metric, score.metric)}"),
-        el(
-            "div",
-            el("span", _percent(score.base.value), class_="figure base", title="base"),
-            el("span", "→", class_="muted", aria_hidden="true"),
-            el("span", _percent(score.tuned.value), class_="figure tuned", title="tuned"),
-            _gain(score.gain),
-            class_="versus",
-        ),
-        el(
-            "div",
-            _bar("bare", score.bare, score.samples) if score.bare else None,
-            _bar("base", score.base, score.samples),
-            _bar("tuned", score.tuned, score.samples),
-            class_="bars",
-        ),
-        el(
-            "p",
-            f"{score.samples:,} questions. {_SPLIT_NOTES[score.split]} Lines: 95\u202f% confidence interval."
-            + (_GIVEN if score.bare else ""),
-            class_="muted small",
-            style="margin: 12px 0 0",
-        ),
-        caution,
-        class_="card",
+def _open_albums(content: PageContent) -> dict[str, Album]:
+    """Where the pictures of each set are."""
+    album = Album(content.load_image)
+    retention = Album(content.load_retention_image) if content.load_retention_image is not None else album
+    return {"validation": album, "train": album, "prompt": album, "retention": retention}
+
+
+def build_evaluation_markdown(content: PageContent) -> str:
+    """The same without pictures and curves, for pull requests, chats and terminals."""
+    judged = _judge_sets(content)
+    albums = _open_albums(content)
+    return render_markdown(
+        "evaluation.md",
+        metrics=content.metrics,
+        dataset=content.dataset,
+        primary=find_primary(content.metrics),
+        metric_titles=METRIC_TITLES,
+        prompts=[
+            _show(asked.answers, None, albums["prompt"], _IN_MARKDOWN, px=0, side=asked.picture_side)
+            for asked in content.prompts
+        ],
+        sets=[
+            _show_set(title, judged[name], content.judges[name], albums[name], _IN_MARKDOWN)
+            for name, title in _SETS
+            if name in judged
+        ],
+        settings=content.settings,
     )
 
 
-def _gain(gain: float) -> Html:
-    direction = "up" if gain > 0 else "down" if gain < 0 else "same"
-    return el("span", f"{gain * 100:+.1f} points", class_=f"gain {direction}")
-
-
-def _bar(model: Model, score: ModelScore, samples: int) -> Html:
-    interval = f"left: {score.low:.2%}; width: {score.high - score.low:.2%}"
-    return join(
-        el("span", model),
-        el(
-            "div",
-            el("div", class_=f"fill {'base' if model == 'bare' else model}", style=f"width: {score.value:.2%}"),
-            el("div", class_="range", style=interval),
-            class_="track",
-            title=f"95\u202f% confidence interval {_percent(score.low)} to {_percent(score.high)}",
-        ),
-        el("b", f"{score.right:,} of {samples:,} right"),
+def _render(
+    content: PageContent, judged: Mapping[QuestionSet, Sequence[Judged]], albums: Mapping[str, Album], limits: Limits
+) -> str:
+    dataset, hardest, album = content.dataset, content.hardest, albums["train"]
+    return render_html(
+        "evaluation.html",
+        metrics=content.metrics,
+        dataset=dataset,
+        primary=find_primary(content.metrics),
+        metric_titles=METRIC_TITLES,
+        dataset_report=DATASET_REPORT,
+        overlap=sum(note.count for note in dataset.notes if note.kind == _OVERLAP),
+        charts=draw_curves(content.curve),
+        course=list_course(content.curve, content.asked, album, max_px=limits.image_px, max_chars=limits.max_chars),
+        prompts=[
+            _show(asked.answers, None, album, limits, px=limits.prompt_px, side=asked.picture_side)
+            for asked in content.prompts
+        ],
+        sets=[
+            _show_set(title, judged[name], content.judges[name], albums[name], limits)
+            for name, title in _SETS
+            if name in judged
+        ],
+        hardest=hardest,
+        hard_samples=()
+        if hardest is None
+        else list_hardest(hardest, album, most=limits.hardest, max_px=limits.image_px, max_chars=limits.max_chars),
+        settings=content.settings,
     )
 
 
-def _facts(title: str, rows: Sequence[tuple[str, str]]) -> Html | None:
-    if not rows:
-        return None
-    return el("section", el("h2", title), el("div", definition_list(rows), class_="card"))
+def find_primary(metrics: Metrics) -> list[SplitScore]:
+    """The first score of each set."""
+    return list({score.split: score for score in reversed(metrics.scores)}.values())[::-1]
 
 
-def _dataset(dataset: DatasetReport) -> list[tuple[str, str]]:
-    lengths = dataset.lengths
-    return [
-        ("Training", _side(dataset.train)),
-        ("Held out", _side(dataset.validation)),
-        *([("To select a step by", _side(dataset.selection))] if dataset.selection else []),
-        ("Pictures", f"{dataset.pictures.files:,}, {dataset.pictures.tokens_each:,} tokens each"),
-        ("Learned tokens, an epoch", f"{dataset.train.supervised_tokens:,}"),
-        ("Sample length", f"median {lengths.median:,.0f}, longest {lengths.longest:,} tokens"),
-        *((note.title[:1].upper() + note.title[1:], f"{note.count:,}") for note in dataset.notes),
-    ]
+def _show_set(title: str, judged: Sequence[Judged], judge: Judge, album: Album, limits: Limits) -> ShownSet:
+    examples = choose_examples(judged, most_changed=limits.most_changed, most_drawn=limits.most_drawn)
+
+    def show(chosen: Sequence[Judged]) -> tuple[ShownQuestion, ...]:
+        return tuple(_show(one.question, judge, album, limits, px=limits.image_px, kinds=_kinds(one)) for one in chosen)
+
+    return ShownSet(
+        title=title,
+        examples=examples,
+        regressions=show(examples.regressions),
+        gains=show(examples.gains),
+        drawn=show(examples.drawn),
+    )
 
 
-def _side(side: Side) -> str:
-    return f"{side.samples:,} samples, {side.pairs:,} questions"
+def _show(
+    question: QuestionAnswers,
+    judge: Judge | None,
+    album: Album,
+    limits: Limits,
+    *,
+    px: int,
+    side: str | None = None,
+    kinds: Sequence[str] = (),
+) -> ShownQuestion:
+    def shorten(text: str) -> str:
+        return cut(text, max_chars=limits.max_chars)
+
+    base, tuned = diff_words(shorten(question.base.answer), shorten(question.tuned.answer))
+    marked = {("base", "asked"): base, ("tuned", "asked"): tuned}
+    answers = []
+    for model, variant, title in _ASKED:
+        row = question.find(model, variant)
+        if row is not None:
+            pieces = marked.get((model, variant)) or (Piece(text=shorten(row.answer), is_same=True),)
+            score = judge(row) if judge is not None else None
+            answers.append(ShownAnswer(title=title, model=model, pieces=pieces, score=score, is_cut=row.is_cut))
+    return ShownQuestion(
+        text=shorten(question.question),
+        references=tuple(shorten(reference) for reference in question.references[:_MAX_REFERENCES]),
+        answers=tuple(answers),
+        images=album.show(question.images, max_px=px),
+        kinds=" ".join(kinds),
+        place=shorten(f"{question.sample}, question {question.number}"),
+        question_type=shorten(question.question_type),
+        picture_side=side,
+    )
 
 
-def _circumstances(metrics: Metrics) -> list[tuple[str, str]]:
-    return [
-        ("Device", f"{metrics.device}, {metrics.dtype}"),
-        *((f"Time: {_words(phase).lower()}", f"{seconds:,.1f} s") for phase, seconds in metrics.seconds.items()),
-        *((name, version) for name, version in metrics.versions.items()),
-    ]
-
-
-def _percent(value: float) -> str:
-    return f"{value * 100:.1f}\u202f%"
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ").capitalize()
+def _kinds(judged: Judged) -> list[str]:
+    kinds = ["right" if judged.tuned == 1 else "wrong"]
+    if judged.change:
+        kinds.append("improved" if judged.change > 0 else "worse")
+    return kinds

@@ -1,4 +1,4 @@
-"""The part of report.html about training: its curves, what was answered meanwhile, and the hardest samples."""
+"""The part of the report about training: its curves, what was answered meanwhile, and the hardest samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,18 +6,27 @@ from dataclasses import dataclass
 from llava_api.text import cut
 from llava_trainer.data.questions import Question
 from llava_trainer.data.samples import Sample
-from llava_trainer.evaluation.page_answers import LoadImage, show_image, show_text, side_by_side
-from llava_trainer.html import Curve, Html, definition_list, el, line_chart
+from llava_trainer.evaluation.album import Album, Shown
+from llava_trainer.pages.charts import Curve, LineChart, place_lines
 from llava_trainer.training.curve import CurvePoint
 from llava_trainer.training.hardest import SampleLoss
 
 MAX_STEPS_SHOWN = 20
 """Validations whose answers are shown, the first and the last among them; the curve's file has all."""
-MAX_HARDEST_SHOWN = 24
-_MAX_IMAGES = 3
-"""Images of one sample that are shown."""
-_MAX_CHARS = 1000
-"""Of one text."""
+_MAX_TURNS = 12
+"""Of one sample that are shown."""
+_CHARTS: Sequence[tuple[str, Sequence[tuple[str, str, str]]]] = (
+    (
+        "Loss per supervised token",
+        (("Loss", "curve", "loss"), ("Held-out loss", "second", "validation_loss")),
+    ),
+    ("Share of held-out answers that are exact", (("Exact answers", "second", "validation_exact"),)),
+    ("Learning rate of the adapter", (("Learning rate", "second", "learning_rate"),)),
+    ("Real tokens a second", (("Tokens a second", "second", "tokens_per_second"),)),
+    ("Share of the time that was spent waiting for data", (("Waiting for data", "second", "data_wait_ratio"),)),
+    ("Model FLOPs utilisation (MFU)", (("MFU", "second", "mfu"),)),
+)
+"""Titles of charts, and label, style and field of each line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,34 +52,64 @@ class Hardest:
     samples: Sequence[HardSample]
 
 
-def show_curves(curve: Sequence[CurvePoint]) -> Html | None:
-    """Numbers over the steps; None without a curve."""
-    if not curve:
-        return None
-    drawn = [
-        ("Loss per supervised token", "Loss", "curve", "loss"),
-        ("Held-out loss per supervised token", "Held-out loss", "curve", "validation_loss"),
-        ("Share of held-out answers that are exact", "Exact answers", "second", "validation_exact"),
-        ("Learning rate of the adapter", "Learning rate", "second", "learning_rate"),
-        ("Real tokens a second", "Tokens a second", "second", "tokens_per_second"),
-        ("Share of the time that was spent waiting for data", "Waiting for data", "second", "data_wait_ratio"),
-        ("Model FLOPs utilisation (MFU)", "MFU", "second", "mfu"),
-    ]
-    cards = [_draw(curve, title, label, style, field) for title, label, style, field in drawn]
-    return el("section", el("h2", "Training"), el("div", cards, class_="columns"))
+@dataclass(frozen=True, kw_only=True)
+class TitledChart:
+    """A chart under its title; None where none of its points is a number."""
+
+    title: str
+    chart: LineChart | None
 
 
-def _draw(points: Sequence[CurvePoint], title: str, label: str, style: str, field: str) -> Html | None:
-    """One number over the steps at which it is known; nothing where it never is."""
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What was answered to a few held-out questions after each of some steps."""
+
+    questions: tuple["AskedThen", ...]
+    rows: tuple[tuple[int, tuple[str, ...]], ...]
+    """Step, and an answer to each question."""
+    num_validations: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedThen:
+    """One of its questions."""
+
+    text: str
+    expected: str
+    images: tuple[Shown, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownSample:
+    """One of the hardest samples."""
+
+    images: tuple[Shown, ...]
+    turns: tuple[tuple[bool, str], ...]
+    """Whether it is learned, and the text."""
+    num_further_turns: int
+    facts: tuple[tuple[str, str], ...]
+
+
+def draw_curves(curve: Sequence[CurvePoint]) -> tuple[TitledChart, ...]:
+    """Numbers over the steps at which they are known; no chart of what never is."""
+    return tuple(
+        TitledChart(title=title, chart=place_lines(drawn, x_label="step"))
+        for title, lines in _CHARTS
+        if (drawn := [found for line in lines if (found := _curve(curve, *line)) is not None])
+    )
+
+
+def _curve(points: Sequence[CurvePoint], label: str, style: str, field: str) -> Curve | None:
     known = [(point.step, value) for point in points if (value := getattr(point, field)) is not None]
     if not known:
         return None
     steps, values = zip(*known, strict=True)
-    chart = line_chart(Curve(label=label, xs=list(steps), ys=list(values)), x_label="step", style=style)
-    return el("div", el("h3", title), chart, class_="card")
+    return Curve(label=label, xs=list(steps), ys=list(values), style=style)
 
 
-def show_answers(curve: Sequence[CurvePoint], asked: Sequence[Question], load_image: LoadImage) -> Html | None:
+def list_course(
+    curve: Sequence[CurvePoint], asked: Sequence[Question], album: Album, *, max_px: int, max_chars: int
+) -> Course | None:
     """What was answered to a few held-out questions at each validation; None where none was asked."""
     rows = [
         (point.step, point.validation_answers)
@@ -79,23 +118,20 @@ def show_answers(curve: Sequence[CurvePoint], asked: Sequence[Question], load_im
     ]
     if not asked or not rows:
         return None
-    note = "Greedy, by the model as it was after each step. These samples are held out: nothing is learned from them."
-    if len(rows) > MAX_STEPS_SHOWN:
-        note += f" {MAX_STEPS_SHOWN} of {len(rows):,} validations are shown."
-    table = el(
-        "table",
-        el("tr", el("th", "Step"), (el("th", _asked(question, load_image)) for question in asked)),
-        (
-            el("tr", el("th", f"{step:,}"), (el("td", _short(answer)) for answer in answers))
+    return Course(
+        questions=tuple(
+            AskedThen(
+                text=cut(question.text, max_chars=max_chars),
+                expected=cut(question.expected or "", max_chars=max_chars),
+                images=album.show(question.images, max_px=max_px),
+            )
+            for question in asked
+        ),
+        rows=tuple(
+            (step, tuple(cut(answer, max_chars=max_chars) for answer in answers))
             for step, answers in thin_out(rows, MAX_STEPS_SHOWN)
         ),
-        class_="course",
-    )
-    return el(
-        "section",
-        el("h2", "Answers while it trained"),
-        el("p", note, class_="muted small"),
-        el("div", table, class_="card wide"),
+        num_validations=len(rows),
     )
 
 
@@ -106,57 +142,21 @@ def thin_out(rows: Sequence[tuple[int, tuple[str, ...]]], most: int) -> list[tup
     return [rows[round(number * (len(rows) - 1) / (most - 1))] for number in range(most)]
 
 
-def _asked(question: Question, load_image: LoadImage) -> Html:
-    return el(
-        "div",
-        side_by_side(show_image(path, load_image) for path in question.images[-_MAX_IMAGES:]),
-        el("div", _short(question.text)),
-        el("div", "expected: ", _short(question.expected or ""), class_="muted small"),
-    )
+def list_hardest(hardest: Hardest, album: Album, *, most: int, max_px: int, max_chars: int) -> tuple[ShownSample, ...]:
+    """The hardest samples as the page shows them."""
+    return tuple(_show_sample(one, album, max_px, max_chars) for one in hardest.samples[:most])
 
 
-def show_hardest(hardest: Hardest | None, load_image: LoadImage) -> Html | None:
-    """The training samples with the highest loss; None where it is not known."""
-    if hardest is None or not hardest.samples:
-        return None
-    note = (
-        f"What the model found least likely when it learned from it in epoch {hardest.epoch} of {hardest.epochs}, by "
-        "loss per supervised token: wrong labels, unreadable pictures and answers that nobody could guess come first."
-    )
-    if hardest.epochs == 1:
-        note += " With a single epoch the first steps' samples met a model that had learned little yet."
-    if hardest.seen < hardest.num_samples:
-        note += f" Known of {hardest.seen:,} of {hardest.num_samples:,} samples."
-    return el(
-        "section",
-        el("h2", "Training samples with the highest loss"),
-        el("p", note, class_="muted small"),
-        (_hard_sample(one, load_image) for one in hardest.samples[:MAX_HARDEST_SHOWN]),
-    )
-
-
-def _hard_sample(one: HardSample, load_image: LoadImage) -> Html:
+def _show_sample(one: HardSample, album: Album, max_px: int, max_chars: int) -> ShownSample:
     sample, found = one.sample, one.found
-    shown = side_by_side(show_image(path, load_image) for path in sample.images[:_MAX_IMAGES])
-    facts = [
-        ("Loss", f"{found.loss:.3f} a token, {found.tokens:,} tokens"),
-        ("Sample", f"{sample.id} · {sample.source.file}, entry {sample.source.index:,}"),
-        ("Checked as", one.place),
-        ("Learned from", f"step {found.step:,}"),
-    ]
-    turns = [
-        el("p", _short(turn.text), class_="question") if turn.role == "user" else el(
-            "div", el("div", "learned", class_="who"), el("div", _short(turn.text), class_="said"), class_="answer"
-        )
-        for turn in sample.turns
-    ]  # fmt: skip
-    return el(
-        "article",
-        shown,
-        el("div", turns, definition_list(facts)),
-        class_="card prompt" if shown else "card prompt plain",
+    return ShownSample(
+        images=album.show(sample.images, max_px=max_px),
+        turns=tuple((turn.role != "user", cut(turn.text, max_chars=max_chars)) for turn in sample.turns[:_MAX_TURNS]),
+        num_further_turns=max(0, len(sample.turns) - _MAX_TURNS),
+        facts=(
+            ("Loss", f"{found.loss:.3f} a token, {found.tokens:,} tokens"),
+            ("Sample", f"{cut(sample.id, max_chars=max_chars)} · {sample.source.file}, entry {sample.source.index:,}"),
+            ("Checked as", one.place),
+            ("Learned from", f"step {found.step:,}"),
+        ),
     )
-
-
-def _short(text: str) -> Html:
-    return show_text(cut(text, max_chars=_MAX_CHARS))

@@ -6,10 +6,10 @@ Rows are all that crosses from those who let models answer to those who score; n
 from typing import Literal
 
 from llava_api.base import Lenient
+from llava_trainer.data.questions import QuestionSet
 
-QuestionSet = Literal["validation", "train", "retention", "prompt"]
-"""validation: held out, and by this the run is judged; train: seen in training; retention: the set that tells what was
-forgotten; prompt: of the spec, with nothing that is right."""
+__all__ = ["Model", "QuestionSet", "Row", "Variant"]
+
 Model = Literal["bare", "base", "tuned"]
 """base: what the run began with, with the adapter that it was given, if any; bare: without that adapter."""
 Variant = Literal["asked", "instructed", "alone"]

@@ -1,10 +1,14 @@
 """The run's settings as the report lists them."""
 
 from llava_api.run_config import RunConfig
-from llava_api.spec import LORA_TARGETS, Alignment, MixturePart, Training
+from llava_api.spec import LORA_TARGETS, Alignment, MixturePart, Retention, Training
 from llava_api.text import show
 
 Rows = list[tuple[str, str]]
+_LOADED = {
+    "none": "as they are", "8bit": "language model in 8 bits (LLM.int8), base and tuned alike",
+    "4bit": "language model in 4 bits (NF4), base and tuned alike",
+}  # fmt: skip
 
 
 def list_settings(config: RunConfig) -> Rows:
@@ -18,6 +22,7 @@ def list_settings(config: RunConfig) -> Rows:
     return [
         ("Dataset", f"{show(config.dataset.source)} · {config.dataset.file} ({config.dataset.format})"),
         *(_mixture(part) for part in config.mixture),
+        *(_retention(config.evaluation.retention) if config.evaluation.retention is not None else []),
         ("Pictures", f"made square by {'padding' if config.dataset.image_aspect_ratio == 'pad' else 'cropping'}"),
         *(_alignment(config.alignment) if config.alignment else []),
         ("Method", _method(config.training, has_adapter=config.model.adapter is not None)),
@@ -28,7 +33,14 @@ def list_settings(config: RunConfig) -> Rows:
         ("Training seed", str(config.training.seed)),
         ("Answers to questions", f"greedy, {generation.max_new_tokens:,} tokens at most"),
         ("Answers to prompts", f"{sampling}, seed {generation.seed}"),
+        ("Models loaded", _LOADED[generation.load]),
     ]
+
+
+def _retention(retention: Retention) -> Rows:
+    dataset = retention.dataset
+    told = f"{show(dataset.source)} · {dataset.file} ({dataset.format}), {retention.maximum_loss:g} may be lost"
+    return [("Not to be forgotten", told)]
 
 
 def _mixture(part: MixturePart) -> tuple[str, str]:

@@ -26,7 +26,7 @@ from llava_trainer.model.adapter_folder import (
     stored_name,
     stored_pair_names,
 )
-from llava_trainer.model.layout import PROJECTOR, hub_name
+from llava_trainer.model.layout import PROJECTOR, VISION_TOWER, hub_name
 from llava_trainer.model.lora import target_modules
 from llava_trainer.tensors.recipes import TensorRecipe
 from llava_trainer.tensors.stored import TAGS, StoredTensor
@@ -120,6 +120,12 @@ def _check_shapes(adapter: StoredAdapter, base: Mapping[str, StoredTensor]) -> N
             )
     if not adapter.replaced:
         return
+    tower = sorted(name for name in adapter.replaced if name.startswith(f"{VISION_TOWER}."))
+    if tower:
+        raise _invalid(
+            f"it brings a vision tower that was trained ({tower[0]}), and only projectors are gone on from: name the "
+            "merged/ of the run that made it in spec.model.source, and no adapter"
+        )
     projector = {name: tensor.shape for name, tensor in base.items() if name.startswith(f"{PROJECTOR}.")}
     found = {name: tensor.shape for name, tensor in adapter.replaced.items()}
     if found != projector:

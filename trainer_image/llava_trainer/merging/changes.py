@@ -48,11 +48,11 @@ def read_changes(config: RunConfig) -> Changes:
     """
     volume, learned = config.volume, trained_whole(config.training, load_config(config.model_dir))
     projector_dir = kept_projector_dir(config)
-    aligned = _list_tensors(projector_dir) if projector_dir else {}
+    aligned = list_tensors(projector_dir) if projector_dir else {}
     kept = (f"{PROJECTOR}.",) if projector_dir else ()
     match config.training.method:
         case "full":
-            replaced = _list_tensors(volume.weights_dir)
+            replaced = list_tensors(volume.weights_dir)
             made = Changes(what="the folder of trained weights", replaced=replaced, whole=learned)
         case "none" if config.model.adapter is not None:
             made = _read_given_adapter(volume.given_adapter_dir)
@@ -107,10 +107,15 @@ def _read_given_adapter(folder: Path) -> Changes:
     return _changes_of(stored, (f"{PROJECTOR}.",) if stored.replaced else ())
 
 
-def _list_tensors(folder: Path) -> dict[str, StoredTensor]:
+def list_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Tensors that training has left in a folder of weights, by hub name.
+
+    Raises:
+        StageError: MergeMismatch; there are none.
+    """
     found = {tensor.name: tensor for file in sorted(folder.glob("*.safetensors")) for tensor in find_stored(file)}
     if not found:
-        raise StageError(Reason.MERGE_MISMATCH, f"{folder} holds no tensor: training did not leave what it trained")
+        raise _mismatch(f"{folder} holds no tensor: training did not leave what it trained")
     return found
 
 

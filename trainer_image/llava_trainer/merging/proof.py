@@ -1,4 +1,4 @@
-"""Proof that what was merged computes what base and adapter compute, with PEFT as the oracle.
+"""Proof that what was merged computes what base and adapter compute, with PEFT as the oracle, a block at a time.
 
 Comparing the logits of base + adapter with those of a merged bfloat16 model proves little: rounding alone moves them
 by a tenth or two, far more than a layer that was missed. So rounding is taken out of every comparison:
@@ -8,50 +8,37 @@ by a tenth or two, far more than a layer that was missed. So rounding is taken o
 3. that merge, once rounded, against the folder as a server loads it (plain Auto classes): logits agree again.
 
 Without an adapter there is nothing for PEFT to merge, and the first step is empty: the base with the trained tensors
-put in their places is the reference then. What rounding does to the logits is reported beside it. One model is held at
-a time, in fp32.
+put in their places is the reference then. What rounding does to the logits is reported beside it.
+
+All passes go through a block (``blocks``) before the next one is read, so that a layer in fp32 is held and no model.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 
 import torch
-from peft import PeftModel
-from torch import nn
-from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 from llava_api.failures import Reason
-from llava_api.run_config import RunConfig
-from llava_trainer.data.encode import Encoded, ImageCutError, encode
-from llava_trainer.data.image_folder import training_images
-from llava_trainer.data.images import open_image, pixel_values
-from llava_trainer.data.model_config import load_config
-from llava_trainer.data.processor import Processor
-from llava_trainer.data.samples import Sample, read_samples
 from llava_trainer.errors import StageError
-from llava_trainer.merging.changes import kept_projector_dir
+from llava_trainer.merging.blocks import Block, Slot
+from llava_trainer.merging.comparison import compare_and_round, kl_divergences, largest_difference, largest_size
+from llava_trainer.merging.lanes import Batch, Lanes, open_lanes
 from llava_trainer.merging.recipes import find_tensors
-from llava_trainer.model.layout import hub_name, is_derived
-from llava_trainer.model.learning import trained_whole
-from llava_trainer.model.loading import AS_DATA, PLAIN_ATTENTION, load_model, load_trained, load_tuned
-from llava_trainer.model.projector import load_projector
+from llava_trainer.merging.reference import Reference, Streamed, build_reference
+from llava_trainer.merging.served import build_served
+from llava_trainer.model.layout import is_derived
 from llava_trainer.tensors.stored import StoredTensor
 
 LOGIT_TOLERANCE = 1e-4
 """Largest difference of two fp32 logits, in units of the largest logit (at least 1): sums in another order."""
 _SUM_NOISE = 4 * torch.finfo(torch.float32).eps
-"""Differences of a matrix product's sums, in units of the largest weight; see ``_differs``."""
-
-NUM_SAMPLES = 3
-"""Each costs four passes of the model in fp32 on a CPU: minutes for a 7B model."""
-MAX_TOKENS = 1024
-"""Longer samples lose their end: an image and a first answer fit, and more tokens would prove nothing more."""
-
-Batch = Mapping[str, torch.Tensor]
-"""Keyword arguments of a forward pass: input_ids, attention_mask and, with images, pixel_values."""
+"""Differences of a matrix product's sums, in units of the largest weight: shards of an earlier attempt may have been
+made on a processor that adds up in another order. Those of this one are equal to the bit."""
+_LOGIT_ELEMENTS = 2**22
+"""Logits of a pass: 16 MiB in fp32, 130 positions at a vocabulary of 32,064; all passes' are held at the end."""
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +51,32 @@ class Proof:
     """Largest difference of fp32 logits that is not rounding: base + adapter against merged."""
     max_rounding_difference: float
     """Largest difference of logits that rounding the weights to the merged number format makes."""
+    mean_kl_divergence: float
+    """KL(exact || rounded) of the next token, in nats, mean over the positions compared."""
+    max_kl_divergence: float
+    """The largest of them."""
     num_tensors: int
-    """Tensors on the disk that were found equal to PEFT's, bit for bit."""
+    """Tensors on the disk that were found equal to PEFT's."""
+    num_varying: int
+    """Those of them where a matrix product was summed in another order; all others are equal to the bit."""
     num_samples: int
+    num_positions: int
+    """Positions whose logits were compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Passes:
+    """The passes over all batches, four times."""
+
+    tuned: Lanes | None
+    """Base and adapter, nothing merged; None without an adapter."""
+    exact: Lanes
+    rounded: Lanes
+    served: Lanes
 
 
 def prove_merge(
-    load_reference: Callable[[], PeftModel | LlavaForConditionalGeneration],
+    reference: Reference,
     merged_dir: Path,
     batches: Sequence[Batch],
     *,
@@ -79,7 +85,7 @@ def prove_merge(
     """Prove that ``merged_dir`` computes what was trained.
 
     Args:
-        load_reference: loads the base with what was trained, in fp32 on the CPU; a PeftModel is merged by PEFT.
+        reference: where base and what was trained lie.
         merged_dir: what was merged, with everything that a server needs.
         batches: real samples to compare logits on; at least one.
         on_tensor: told the number of tensors compared after each.
@@ -88,160 +94,125 @@ def prove_merge(
         StageError: MergeMismatch, with what differs and by how much; or base or adapter cannot be loaded.
     """
     assert batches, "nothing to compare logits on"
-    tuned = load_reference()
-    wanted = _logits(tuned, batches)
-    updated: frozenset[str] = frozenset()
-    merged: nn.Module = tuned
-    if isinstance(tuned, PeftModel):
-        updated = _updated_tensors(tuned)
-        merged = tuned.merge_and_unload()
-    exact = _logits(merged, batches)
-    merge_difference = _compare_logits("PEFT's merge and base + adapter", exact, wanted)
-    del tuned, wanted
-    num_tensors = _compare_weights(merged, merged_dir, updated, on_tensor)
-    rounded = _logits(merged, batches)
-    rounding = _largest_difference(rounded, exact)
-    del merged, exact
-    served = _logits(_load_served(merged_dir), batches)
-    serving_difference = _compare_logits("the merged model and what was trained", served, rounded)
-    return Proof(
-        max_logit_difference=max(merge_difference, serving_difference),
-        max_rounding_difference=rounding,
-        num_tensors=num_tensors,
-        num_samples=sum(len(batch["input_ids"]) for batch in batches),
-    )
+    trained = build_reference(reference)
+    files = {name: tensor for name, tensor in find_tensors(merged_dir).items() if not is_derived(name)}
+    _check_headers(trained, files, merged_dir)
+    served = build_served(merged_dir)
+    positions = [_choose_positions(batch, served.vocabulary) for batch in batches]
+    comparison = _TensorCount(files, on_tensor)
+    with ExitStack() as stack:
+
+        def begin(streamed: Streamed) -> Lanes:
+            modules = [block.module for block in streamed.blocks]
+            return stack.enter_context(open_lanes(streamed.model, modules, batches, positions))
+
+        passes = _Passes(
+            tuned=None if reference.adapter_dir is None else begin(trained),
+            exact=begin(trained), rounded=begin(trained), served=begin(served),
+        )  # fmt: skip
+        for block, served_block in zip(trained.blocks, served.blocks, strict=True):
+            _go_through(block, passes, comparison)
+            served_block.fill()
+            passes.served.run(served_block.module)
+            served_block.empty()
+        return _conclude(passes, batches, positions, comparison)
 
 
-def load_reference(config: RunConfig) -> PeftModel | LlavaForConditionalGeneration:
-    """The base with what was trained, in fp32: PEFT's own where there is an adapter.
+def _go_through(block: Block, passes: _Passes, comparison: "_TensorCount") -> None:
+    block.fill()
+    if passes.tuned is not None:
+        passes.tuned.run(block.module)
+    block.merge()
+    passes.exact.run(block.module)
+    for slot in block.slots:
+        comparison.add(slot)
+    passes.rounded.run(block.module)
+    block.empty()
 
-    Raises:
-        StageError: base or what was trained cannot be loaded, or do not belong together.
-    """
-    volume, projector_dir = config.volume, kept_projector_dir(config)
-    match config.training.method:
-        case "full":
-            learned = trained_whole(config.training, load_config(config.model_dir))
-            return load_trained(
-                config.model_dir, volume.weights_dir, torch.float32, "cpu", learned=learned, projector_dir=projector_dir
+
+class _TensorCount:
+    """Compares tensors on the disk with PEFT's, and counts them."""
+
+    def __init__(self, files: Mapping[str, StoredTensor], on_tensor: Callable[[int], None]) -> None:
+        self._files, self._on_tensor = files, on_tensor
+        self.num_tensors = self.num_varying = 0
+
+    def add(self, slot: Slot) -> None:
+        """Compare a tensor with the one on the disk, and round it in place."""
+        file = self._files.get(slot.hub or "")
+        if file is None:
+            # A LoRA matrix, or the twin of a tensor that is there.
+            return
+        found = compare_and_round(file.read(), slot.value, noise=_SUM_NOISE if slot.is_updated else 0.0)
+        if found.num_different:
+            num_values = slot.value.numel()
+            raise _mismatch(
+                f"{slot.hub} differs from what was trained in {found.num_different} of {num_values} values, by "
+                f"{found.largest:.3g} at most"
             )
-        case "none" if config.model.adapter is not None:
-            return load_tuned(config.model_dir, volume.given_adapter_dir, torch.float32, "cpu")
-        case "none":
-            llava = load_model(config.model_dir, torch.float32, "cpu")
-            load_projector(llava, volume.projector_dir)
-            return llava
-        case _:
-            return load_tuned(config.model_dir, volume.adapter_dir, torch.float32, "cpu", projector_dir=projector_dir)
+        self.num_tensors += 1
+        self.num_varying += found.num_varying > 0
+        self._on_tensor(self.num_tensors)
 
 
-def proof_batches(config: RunConfig, processor: Processor) -> list[Batch]:
-    """A few held-out samples as the model is fed, one a batch; from the training set if none is held out."""
-    held_out, trained_on = config.volume.validation_file, config.volume.train_file
-    samples = chain(read_samples(held_out), read_samples(trained_on))
-    max_tokens = min(max(MAX_TOKENS, 2 * processor.tokens_per_image), config.training.max_length)
-    encoded = _encode_all(samples, processor, max_tokens)
-    return [_batch(one, config, processor) for one in islice(encoded, NUM_SAMPLES)]
+def _check_headers(trained: Streamed, files: Mapping[str, StoredTensor], merged_dir: Path) -> None:
+    shapes = {slot.hub: slot.shape for block in trained.blocks for slot in block.slots if slot.hub is not None}
+    may_lack = {twin for twin in trained.tied if twin not in files}
+    if files.keys() != shapes.keys() - may_lack:
+        odd = sorted(files.keys() ^ (shapes.keys() - may_lack))
+        raise _mismatch(f"{len(odd)} tensors are either not in {merged_dir} or not in the model, like {odd[0]}")
+    for name, file in files.items():
+        if file.shape != shapes[name]:
+            raise _mismatch(f"{name} is {file.shape} on the disk and {shapes[name]} in what was trained")
 
 
-def _encode_all(samples: Iterable[Sample], processor: Processor, max_length: int) -> Iterator[Encoded]:
-    for sample in samples:
-        try:
-            yield encode(sample, processor, max_length)
-        except ImageCutError:  # some other sample will do
-            continue
+def _choose_positions(batch: Batch, vocabulary: int) -> torch.Tensor:
+    """Positions of a batch whose logits are compared: all, or as many as may be, evenly spread, and the last one."""
+    rows, length = batch["input_ids"].shape
+    kept = min(length, max(1, _LOGIT_ELEMENTS // (rows * vocabulary)))
+    return torch.linspace(length - 1, 0, kept, dtype=torch.float64).round().long().flip(0)
 
 
-def _batch(encoded: Encoded, config: RunConfig, processor: Processor) -> Batch:
-    ids = torch.tensor([encoded.input_ids])
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if encoded.images:
-        folder = training_images(config)
-        images = [pixel_values(open_image(folder.find(image)), processor) for image in encoded.images]
-        batch["pixel_values"] = torch.stack([torch.from_numpy(pixels) for pixels in images])
-    return batch
+def _conclude(
+    passes: _Passes, batches: Sequence[Batch], positions: Sequence[torch.Tensor], comparison: _TensorCount
+) -> Proof:
+    real = [batch["attention_mask"][:, kept].bool() for batch, kept in zip(batches, positions, strict=True)]
 
+    def read(lanes: Lanes) -> list[torch.Tensor]:
+        # A mask makes a copy.
+        return [
+            logits.flatten(0, 1) if mask.all() else logits[mask]
+            for logits, mask in zip(lanes.logits, real, strict=True)
+        ]
 
-def _load_served(merged_dir: Path) -> nn.Module:
-    model, found = AutoModelForImageTextToText.from_pretrained(
-        merged_dir, dtype=torch.float32, attn_implementation=PLAIN_ATTENTION, output_loading_info=True, **AS_DATA
+    exact, rounded = read(passes.exact), read(passes.rounded)
+    merging = 0.0
+    if passes.tuned is not None:
+        merging = _compare_logits("PEFT's merge and base + adapter", exact, read(passes.tuned))
+    serving = _compare_logits("the merged model and what was trained", read(passes.served), rounded)
+    divergences = kl_divergences(exact, rounded)
+    return Proof(
+        max_logit_difference=max(merging, serving),
+        max_rounding_difference=largest_difference(rounded, exact),
+        mean_kl_divergence=divergences.mean().item(),
+        max_kl_divergence=divergences.max().item(),
+        num_tensors=comparison.num_tensors,
+        num_varying=comparison.num_varying,
+        num_samples=sum(len(batch["input_ids"]) for batch in batches),
+        num_positions=_count(real),
     )
-    trouble = {
-        "missing": sorted(found["missing_keys"]),
-        "unexpected": sorted(name for name in found["unexpected_keys"] if not is_derived(name)),
-    }
-    for kind, names in trouble.items():
-        if names:
-            raise _mismatch(f"loading {merged_dir} as a server does finds {len(names)} {kind} tensors, like {names[0]}")
-    served: nn.Module = model.eval()
-    return served
 
 
-@torch.inference_mode()
-def _logits(model: nn.Module, batches: Sequence[Batch]) -> list[torch.Tensor]:
-    """Logits of each batch at its real positions, (tokens, vocabulary)."""
-    return [model(**batch, use_cache=False).logits[batch["attention_mask"].bool()] for batch in batches]
-
-
-def _largest_difference(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> float:
-    return max((a - b).abs().max().item() for a, b in zip(first, second, strict=True))
+def _count(masks: Iterable[torch.Tensor]) -> int:
+    return sum(int(mask.sum()) for mask in masks)
 
 
 def _compare_logits(what: str, found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
-    difference = _largest_difference(found, wanted)
-    largest = max(logits.abs().max().item() for logits in wanted)
-    allowed = LOGIT_TOLERANCE * max(1.0, largest)
+    difference = largest_difference(found, wanted)
+    allowed = LOGIT_TOLERANCE * max(1.0, largest_size(wanted))
     if not difference <= allowed:  # also when it is not a number
         raise _mismatch(f"logits of {what} differ by {difference:.3g} in fp32, and {allowed:.3g} is allowed")
     return difference
-
-
-def _updated_tensors(tuned: PeftModel) -> frozenset[str]:
-    """Hub names of the tensors that PEFT will change by a matrix product."""
-    prefix = "base_model.model."
-    return frozenset(
-        hub_name(f"{name.removeprefix(prefix)}.weight")
-        for name, module in tuned.named_modules()
-        if hasattr(module, "get_delta_weight")
-    )
-
-
-def _compare_weights(
-    merged: nn.Module, merged_dir: Path, updated: frozenset[str], on_tensor: Callable[[int], None]
-) -> int:
-    """Compare each tensor on the disk with PEFT's, and round PEFT's in place; returns how many there are."""
-    files = {name: tensor for name, tensor in find_tensors(merged_dir).items() if not is_derived(name)}
-    parameters = {hub_name(name): parameter for name, parameter in merged.named_parameters()}
-    if files.keys() != parameters.keys():
-        odd = sorted(files.keys() ^ parameters.keys())
-        raise _mismatch(f"{len(odd)} tensors are either not in {merged_dir} or not in the model, like {odd[0]}")
-    for done, (name, parameter) in enumerate(parameters.items(), start=1):
-        _compare_tensor(name, files[name], parameter.data, may_vary=name in updated)
-        parameter.data.copy_(parameter.data.to(files[name].dtype))
-        on_tensor(done)
-    return len(parameters)
-
-
-def _compare_tensor(name: str, file: StoredTensor, exact: torch.Tensor, *, may_vary: bool) -> None:
-    found = file.read()
-    if found.shape != exact.shape:
-        raise _mismatch(f"{name} is {tuple(found.shape)} on the disk and {tuple(exact.shape)} in what was trained")
-    different = _differs(found, exact, _SUM_NOISE * exact.abs().max().item() if may_vary else 0.0)
-    if different:
-        largest = (found.float() - exact).abs().max().item()
-        raise _mismatch(
-            f"{name} differs from what was trained in {different} of {found.numel()} values, by {largest:.3g} at most"
-        )
-
-
-def _differs(found: torch.Tensor, exact: torch.Tensor, noise: float) -> int:
-    """How many values of ``found`` are not the rounded value of anything within ``noise`` of ``exact``.
-
-    Rounding keeps order, so that those are exactly the values between the two rounded ends. Noise is what the order
-    of a matrix product's sums may change; without it (0) the comparison is bit for bit.
-    """
-    low, high = (exact - noise).to(found.dtype), (exact + noise).to(found.dtype)
-    return int((~((low <= found) & (found <= high))).sum())
 
 
 def _mismatch(message: str) -> StageError:

@@ -4,8 +4,7 @@ The recipes are worked out from headers alone before a single weight is read, an
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,47 +17,11 @@ from llava_trainer.model.layout import hub_name, is_derived
 from llava_trainer.tensors.lora import LoraError, read_exact, updated
 from llava_trainer.tensors.recipes import TensorRecipe, copied
 from llava_trainer.tensors.stored import TAGS, StoredTensor, find_stored
-from llava_trainer.tensors.writing import INDEX_FILE, MAX_SHARD_BYTES, write_checkpoint
+from llava_trainer.tensors.writing import INDEX_FILE
 
 _SINGLE_FILE = "model.safetensors"
 
 MergeDtype = Literal["bfloat16", "float16", "float32"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergedWeights:
-    """What was written."""
-
-    num_tensors: int
-    num_merged: int
-    """Tensors that training changed."""
-
-
-def merge_weights(
-    base_dir: Path,
-    changes: Changes,
-    out_dir: Path,
-    dtype: torch.dtype,
-    *,
-    on_tensor: Callable[[int, int], None] = lambda done, total: None,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> MergedWeights:
-    """Write the base with ``changes`` into ``out_dir`` in hub layout, one tensor in memory at a time.
-
-    Args:
-        base_dir: checkpoint with safetensors weights, in any of the three layouts.
-        changes: what to change.
-        out_dir: an existing folder.
-        dtype: number format of the merged floating-point tensors.
-        on_tensor: told (tensors written, tensors in all) after each.
-        max_shard_bytes: where to begin the next file.
-
-    Raises:
-        StageError: base and changes do not fit together, or a merged weight is not finite.
-    """
-    recipes = plan_merge(base_dir, changes, dtype)
-    write_checkpoint(out_dir, recipes, on_tensor=on_tensor, max_shard_bytes=max_shard_bytes)
-    return MergedWeights(num_tensors=len(recipes), num_merged=len(changes.pairs) + len(changes.replaced))
 
 
 def torch_dtype(name: MergeDtype) -> torch.dtype:
@@ -126,15 +89,23 @@ def _rounded(exact: TensorRecipe, dtype: torch.dtype) -> TensorRecipe:
     def make() -> torch.Tensor:
         tensor = exact.make()
         merged = tensor.to(dtype)
-        if merged.is_floating_point() and not torch.isfinite(merged).all():
+        if not _is_finite(merged):
             raise _not_finite(exact.name, tensor)
         return merged
 
     return replace(exact, dtype=dtype, make=make)
 
 
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all its numbers are finite; without a copy of it, as ``torch.isfinite`` makes some."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    # Both ends are no number where any is not.
+    return all(bool(torch.isfinite(end)) for end in tensor.aminmax())
+
+
 def _not_finite(name: str, exact: torch.Tensor) -> StageError:
-    if torch.isfinite(exact).all():
+    if _is_finite(exact):
         largest = exact.abs().max().item()
         return StageError(
             Reason.INVALID_MODEL,

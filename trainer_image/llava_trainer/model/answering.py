@@ -3,11 +3,14 @@
 Knows models, questions and how these are encoded; nothing of files, nor of who asks.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 from llava_api.spec import Generation
 from llava_trainer.data.encode import encode_prompt
@@ -18,7 +21,12 @@ from llava_trainer.data.questions import Question
 
 BATCH_TOKENS = 8_192
 """Tokens of prompts and answers that are held at a time: about 4 GB of keys and values for a 7B model in bfloat16."""
-BATCH_ROWS = 32
+BATCH_ROWS = 128
+KEPT_BYTES = 256 << 20
+"""Of images' values that are kept: about 190 images of 336 px."""
+CLOSE = 1e-4
+"""Two logits that are no further apart may change places with the batch's composition: sums of fp32 products in another
+order differ by some 1e-5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +46,31 @@ class EncodedPrompt:
     """Token ids, image tokens expanded."""
     load_pixels: Callable[[], torch.Tensor] | None
     """Makes the images' values, (images, 3, height, width), when they are needed; None without an image."""
+    images: tuple[Path, ...] = ()
+    """Of which files: prompts of one batch about the same ones share them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """Prompts of one batch, filled up on the left, in the machine's memory."""
+
+    ids: torch.Tensor
+    """int64 [rows, longest]."""
+    mask: torch.Tensor
+    """int64 [rows, longest]: 1 where a row has a token, 0 where it is filled up."""
+    pixels: torch.Tensor | None
+    """float32 [images of all rows, 3, height, width]; None without any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """What a model has answered."""
+
+    text: str
+    is_cut: bool
+    """Whether it was cut off at the most tokens instead of ended by the model."""
+    is_close: bool = False
+    """Whether, decoding greedily, the two largest logits were within ``CLOSE`` at one of its tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,25 +86,57 @@ class Answerer:
 
     def answer_greedily(
         self, prompts: Sequence[EncodedPrompt], max_new_tokens: int, on_answered: Callable[[int], None]
-    ) -> list[str]:
-        """Answer every prompt with the likeliest tokens; how they are batched makes no difference.
+    ) -> list[Generated]:
+        """Answer every prompt with the likeliest tokens; in fp32 it makes no difference how they are batched.
 
         Args:
             prompts: what to answer.
             max_new_tokens: where an answer is cut off.
             on_answered: told after each batch how many more are answered.
         """
-        config = self._config(max_new_tokens, do_sample=False)
-        answers = [""] * len(prompts)
+        answers: dict[int, Generated] = {}
         for batch in plan_batches([len(prompt.ids) for prompt in prompts], max_new_tokens):
-            texts = self._generate([prompts[index] for index in batch], config)
-            for index, text in zip(batch, texts, strict=True):
-                answers[index] = text
+            answers |= zip(batch, self.answer_batch([prompts[index] for index in batch], max_new_tokens), strict=True)
             on_answered(len(batch))
-        return answers
+        return [answers[index] for index in range(len(prompts))]
 
-    def answer_as_told(self, prompt: EncodedPrompt, generation: Generation) -> str:
-        """Answer one prompt as the spec says; seeded anew, so that a repeat gives the same answer."""
+    def answer_batch(self, prompts: Sequence[EncodedPrompt], max_new_tokens: int) -> list[Generated]:
+        """Answer these prompts at a time, with the likeliest tokens."""
+        return self.answer_prepared(self.prepare(prompts), max_new_tokens)
+
+    def prepare(self, prompts: Sequence[EncodedPrompt]) -> Prepared:
+        """Read images and put prompts side by side; another thread may do so while the model answers others."""
+        longest = max(len(prompt.ids) for prompt in prompts)
+        ids = torch.full((len(prompts), longest), self.tokens.pad)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
+            mask[row, longest - len(prompt.ids) :] = 1
+        shown = [(prompt.images or (number,), prompt.load_pixels) for number, prompt in enumerate(prompts)]
+        loaded = {images: load() for images, load in dict(shown).items() if load is not None}
+        pixels = [loaded[images] for images, _ in shown if images in loaded]
+        return Prepared(ids=ids, mask=mask, pixels=torch.cat(pixels) if pixels else None)
+
+    def answer_prepared(self, batch: Prepared, max_new_tokens: int) -> list[Generated]:
+        """Answer prompts that are prepared, with the likeliest tokens."""
+        margins = _Margins()
+        rows = self._generate(batch, self._config(max_new_tokens, do_sample=False), margins)
+        smallest = margins.smallest([len(row) for row in rows])
+        return [
+            self._finish(row, max_new_tokens, is_close=margin <= CLOSE)
+            for row, margin in zip(rows, smallest, strict=True)
+        ]
+
+    def answer_as_told(
+        self, prompt: EncodedPrompt, generation: Generation, streamer: BaseStreamer | None = None
+    ) -> Generated:
+        """Answer one prompt as the spec says; seeded anew, so that a repeat gives the same answer.
+
+        Args:
+            prompt: what to answer.
+            generation: how.
+            streamer: given each token when it is decided upon, which beams never are before the end.
+        """
         sampling = {}
         if generation.temperature > 0:
             # No limit to the k likeliest tokens unless it is asked for: transformers' own default is 50.
@@ -82,7 +147,8 @@ class Answerer:
         device = _device(self.model)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(generation.seed)
-            return self._generate([prompt], config)[0]
+            row = self._generate(self.prepare([prompt]), config, streamer=streamer)[0]
+            return self._finish(row, generation.max_new_tokens)
 
     def _config(self, max_new_tokens: int, **how: float | bool) -> GenerationConfig:
         return GenerationConfig(
@@ -95,30 +161,28 @@ class Answerer:
 
     # Not inference_mode: what a module under training remembers of it could not enter a graph later.
     @torch.no_grad()
-    def _generate(self, prompts: Sequence[EncodedPrompt], config: GenerationConfig) -> list[str]:
-        inputs = self._pad_left(prompts)
+    def _generate(
+        self, batch: Prepared, config: GenerationConfig, *watching: "_Margins", streamer: BaseStreamer | None = None
+    ) -> list[list[int]]:
+        """Ids of each answer, with the token that has ended it if one has."""
+        device = _device(self.model)
+        inputs = {"input_ids": batch.ids.to(device), "attention_mask": batch.mask.to(device)}
+        if batch.pixels is not None:
+            inputs["pixel_values"] = batch.pixels.to(device, self.model.dtype)
         generated = self.model.generate(
-            **inputs, generation_config=config, stopping_criteria=StoppingCriteriaList([_Listener(self.on_token)])
+            **inputs,
+            generation_config=config,
+            logits_processor=LogitsProcessorList(watching),
+            stopping_criteria=StoppingCriteriaList([_Listener(self.on_token)]),
+            streamer=streamer,
         )
         rows = generated[:, inputs["input_ids"].shape[1] :].tolist()
-        return [self.decode(self._cut(row)).strip() for row in rows]
+        return [row[: row.index(self.tokens.eos) + 1] if self.tokens.eos in row else row for row in rows]
 
-    def _pad_left(self, prompts: Sequence[EncodedPrompt]) -> dict[str, torch.Tensor]:
-        longest = max(len(prompt.ids) for prompt in prompts)
-        ids = torch.full((len(prompts), longest), self.tokens.pad)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
-            mask[row, longest - len(prompt.ids) :] = 1
-        device = _device(self.model)
-        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        pixels = [prompt.load_pixels() for prompt in prompts if prompt.load_pixels is not None]
-        if pixels:
-            inputs["pixel_values"] = torch.cat(pixels).to(device, self.model.dtype)
-        return inputs
-
-    def _cut(self, ids: list[int]) -> list[int]:
-        return ids[: ids.index(self.tokens.eos)] if self.tokens.eos in ids else ids
+    def _finish(self, row: list[int], max_new_tokens: int, *, is_close: bool = False) -> Generated:
+        has_ended = row[-1:] == [self.tokens.eos]
+        text = self.decode(row[:-1] if has_ended else row).strip()
+        return Generated(text=text, is_cut=not has_ended and len(row) >= max_new_tokens, is_close=is_close)
 
 
 class _Listener:
@@ -130,6 +194,23 @@ class _Listener:
     def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
         self._on_token()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class _Margins:
+    """A LogitsProcessor that changes nothing, and notes how far the two largest logits are apart at each token."""
+
+    def __init__(self) -> None:
+        self._steps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        largest = scores.topk(2, dim=-1).values
+        self._steps.append(largest[:, 0] - largest[:, 1])
+        return scores
+
+    def smallest(self, lengths: Sequence[int]) -> list[float]:
+        """The smallest distance in each row, over its own tokens: what comes behind its end does not count."""
+        steps = torch.stack(self._steps, dim=1).tolist()
+        return [min(row[:length]) for row, length in zip(steps, lengths, strict=True)]
 
 
 def make_answerer(
@@ -153,18 +234,44 @@ def _encode(question: Question, processor: Processor) -> Sequence[int]:
     return encode_prompt(question.turns, question.image_turns, processor, system=question.system)
 
 
-def encode_question(question: Question, processor: Processor, folder: ImageFolder) -> EncodedPrompt:
-    """A question as the model is fed; its images are only read when its turn comes."""
+def encode_question(
+    question: Question, processor: Processor, folder: ImageFolder, kept: "KeptPixels | None" = None
+) -> EncodedPrompt:
+    """A question as the model is fed; its images are only read when its turn comes, and not again while ``kept``."""
     ids = _encode(question, processor)
     if not question.images:
         return EncodedPrompt(ids=ids, load_pixels=None)
-    images = [folder.find(image) for image in question.images]
-    return EncodedPrompt(
-        ids=ids,
-        load_pixels=lambda: torch.stack(
-            [torch.from_numpy(pixel_values(open_image(image), processor)) for image in images]
-        ),
-    )
+    images = tuple(folder.find(image) for image in question.images)
+
+    def read() -> torch.Tensor:
+        return torch.stack([torch.from_numpy(pixel_values(open_image(image), processor)) for image in images])
+
+    load = read if kept is None else lambda: kept.get(images, read)
+    return EncodedPrompt(ids=ids, images=images, load_pixels=load)
+
+
+class KeptPixels:
+    """The values of images that were used last, for questions that are asked in several ways, and of several models.
+
+    For one thread at a time.
+    """
+
+    def __init__(self, most_bytes: int = KEPT_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._kept: OrderedDict[tuple[Path, ...], torch.Tensor] = OrderedDict()
+
+    def get(self, images: tuple[Path, ...], read: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Values of these images, read where they are not kept."""
+        found = self._kept.pop(images, None)
+        if found is None:
+            found = read()
+            self._bytes += found.nbytes
+        self._kept[images] = found
+        while self._bytes > self._most_bytes:
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= oldest.nbytes
+        return found
 
 
 def plan_batches(lengths: Sequence[int], max_new_tokens: int) -> Iterator[list[int]]:

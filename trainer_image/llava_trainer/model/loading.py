@@ -8,9 +8,7 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import nn
-from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from llava_api.failures import Reason
@@ -18,9 +16,10 @@ from llava_api.spec import Quantization
 from llava_trainer.device_faults import explain_device_fault
 from llava_trainer.errors import LOST_CONNECTION_SIGN, StageError
 from llava_trainer.model.attention import register_attention
-from llava_trainer.model.layout import PROJECTOR, SPOKEN, hub_name, is_derived
-from llava_trainer.model.lora import find_unmoved, is_lora_b
+from llava_trainer.model.layout import is_derived
+from llava_trainer.model.lora import is_lora_b
 from llava_trainer.model.projector import load_projector
+from llava_trainer.model.quantization import train_in_nf4
 
 AS_DATA: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
 """How every model is loaded: from its folder, by transformers' own classes, without unpickling anything."""
@@ -28,8 +27,6 @@ PLAIN_ATTENTION = "sdpa"
 """What transformers takes unless the configuration chooses; some choices would be fetched from the hub and run."""
 
 _NAMED_KEYS = 5
-_UNQUANTIZED = ["model.vision_tower", f"model.{PROJECTOR}", "lm_head"]
-"""Whole names: bitsandbytes passes over others without a word. Naming any takes away the exemption of the head."""
 
 
 def load_model(
@@ -63,7 +60,7 @@ def load_model(
             # With ZeRO-3 every parameter goes to the process that it belongs to.
             device_map=None if is_deepspeed_zero3_enabled() else {"": device},
             attn_implementation=attention,
-            quantization_config=None if quantization is None else _nf4(quantization, dtype),
+            quantization_config=None if quantization is None else train_in_nf4(quantization, dtype),
             **AS_DATA,
             # Collected below with all other problems, instead of one error that names no tensor.
             ignore_mismatched_sizes=True,
@@ -92,17 +89,6 @@ def _lies_elsewhere(error: Exception) -> bool:
         isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | dist.DistError)
         or LOST_CONNECTION_SIGN in str(error)
         or explain_device_fault(error) is not None
-    )
-
-
-def _nf4(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
-    compute = {"auto": dtype, "bf16": torch.bfloat16, "fp32": torch.float32}[quantization.compute_dtype]
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=quantization.double,
-        bnb_4bit_compute_dtype=compute,
-        llm_int8_skip_modules=_UNQUANTIZED,
     )
 
 
@@ -143,75 +129,43 @@ def load_tuned(
     return tuned.eval()
 
 
-def load_trained(
-    model_dir: Path,
-    weights_dir: Path,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    *,
-    learned: tuple[str, ...],
-    projector_dir: Path | None = None,
-) -> LlavaForConditionalGeneration:
-    """Load a checkpoint with what was trained whole in its place.
-
-    Args:
-        model_dir: as in ``load_model``.
-        weights_dir: folder of what was trained.
-        dtype: as in ``load_model``.
-        device: as in ``load_model``.
-        learned: beginnings of the hub names of all that was trained (``trained_whole``).
-        projector_dir: as in ``load_tuned``.
-
-    Raises:
-        StageError: InvalidModel for the base; InternalError for trained weights that are not whole, or more.
-    """
-    llava = load_model(model_dir, dtype, device)
-    if projector_dir is not None:
-        load_projector(llava, projector_dir)
-    expected = {
-        name: parameter
-        for name, parameter in ((hub_name(name), parameter) for name, parameter in llava.named_parameters())
-        if name.startswith(learned)
-    }
-    for file in sorted(weights_dir.glob("*.safetensors")):
-        try:
-            _put(load_file(file), expected)
-        except (OSError, KeyError, RuntimeError, SafetensorError) as error:
-            raise StageError(Reason.INTERNAL_ERROR, f"the trained weights in {file} do not fit: {error}") from error
-    if expected:
-        raise StageError(Reason.INTERNAL_ERROR, f"{weights_dir} {_describe('lacks', expected)}")
-    return llava
-
-
-@torch.no_grad()
-def _put(weights: Mapping[str, torch.Tensor], places: dict[str, nn.Parameter]) -> None:
-    """Copy each tensor to its place, which is then taken."""
-    for name, tensor in weights.items():
-        places.pop(name).copy_(tensor)
-
-
-def check_adapter_loaded(tuned: PeftModel, adapter_dir: Path) -> None:
-    """Make sure that every tensor of the adapter's file has its place in the model, and that it does something.
+def check_adapter_names(tuned: PeftModel, adapter_dir: Path) -> None:
+    """Make sure that every tensor of the adapter's file has its place in the model, and every place its tensor.
 
     PEFT passes over names that it does not find, and a renamed layer then makes an adapter without effect.
 
+    Args:
+        tuned: the model; its tensors need hold no values.
+        adapter_dir: folder of the adapter.
+
     Raises:
-        StageError: InternalError, naming what is missing or has no effect.
+        StageError: InternalError, naming what is missing or has no place.
     """
-    expected = get_peft_model_state_dict(tuned)
+    expected = get_peft_model_state_dict(tuned, save_embedding_layers=False).keys()
     with safe_open(adapter_dir / "adapter_model.safetensors", framework="pt") as file:
         stored = set(file.keys())
     problems = [
-        _describe("lacks", expected.keys() - stored),
-        _describe("holds tensors that the model has no place for:", stored - expected.keys()),
+        _describe("lacks", expected - stored),
+        _describe("holds tensors that the model has no place for:", stored - expected),
     ]
-    if not any(tensor.any() for name, tensor in expected.items() if is_lora_b(name)):
-        problems.append("has no effect: every LoRA B matrix is zero")
-    unmoved = find_unmoved(tuned)
-    if unmoved is not None:
-        problems.append(f"holds the base's own {SPOKEN[unmoved]}: it was not trained")
     if any(problems):
         raise StageError(Reason.INTERNAL_ERROR, f"the adapter in {adapter_dir} " + "; it ".join(filter(None, problems)))
+
+
+def check_adapter_loaded(tuned: PeftModel, adapter_dir: Path) -> None:
+    """Make sure that an adapter is in the model as a whole, and does something.
+
+    What stands beside its matrices may be as in the base: who made the adapter may have had no need to train it.
+
+    Raises:
+        StageError: InternalError, naming what is missing, has no place, or has no effect.
+    """
+    check_adapter_names(tuned, adapter_dir)
+    tensors = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    if not any(tensor.any() for name, tensor in tensors.items() if is_lora_b(name)):
+        raise StageError(
+            Reason.INTERNAL_ERROR, f"the adapter in {adapter_dir} has no effect: every LoRA B matrix is zero"
+        )
 
 
 def _describe(what: str, names: Iterable[str]) -> str:

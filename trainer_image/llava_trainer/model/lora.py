@@ -77,7 +77,7 @@ def fill_adapter(tuned: PeftModel, file: Path) -> None:
     Raises:
         StageError: InternalError; the file has tensors of another adapter.
     """
-    parameters = {_saved_name(name): one for name, one in tuned.named_parameters() if one.requires_grad}
+    parameters = {saved_name(name): one for name, one in tuned.named_parameters() if one.requires_grad}
     with safe_open(file, framework="pt") as stored:
         names = set(stored.keys())
         missing = {name for name in parameters if ".lora_" in name} - names
@@ -88,7 +88,7 @@ def fill_adapter(tuned: PeftModel, file: Path) -> None:
                 parameters[name].copy_(stored.get_tensor(name))
 
 
-def _saved_name(name: str) -> str:
+def saved_name(name: str) -> str:
     """What PEFT calls a parameter of this name in a file."""
     return name.replace(f".modules_to_save.{_ADAPTER_NAME}.", ".").replace(f".{_ADAPTER_NAME}.", ".")
 

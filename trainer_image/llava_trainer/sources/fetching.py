@@ -133,6 +133,12 @@ def list_roles(config: RunConfig) -> Iterator[Role]:
             mounted=config.mixture_dirs[index] if index < len(config.mixture_dirs) else None,
             dataset=_all_of(part.dataset),
         )  # fmt: skip
+    if config.evaluation.retention is not None:
+        dataset = config.evaluation.retention.dataset
+        yield Role(
+            name=SecretRole.RETENTION, field="spec.evaluation.retention.dataset.source", source=dataset.source,
+            secret=SecretRole.RETENTION, mounted=config.retention_dir, dataset=_all_of(dataset),
+        )  # fmt: skip
 
 
 def _all_of(dataset: Dataset) -> Dataset:

@@ -83,6 +83,9 @@ def _list_links(config: RunConfig) -> dict[str, str]:
         datasets.append(("spec.alignment.dataset", config.alignment.dataset, config.alignment_dir))
     mixed = zip(config.mixture, config.mixture_dirs, strict=True)
     datasets += ((f"spec.mixture[{n}].dataset", part.dataset, root) for n, (part, root) in enumerate(mixed))
+    if config.evaluation.retention is not None and config.retention_dir is not None:
+        second = config.evaluation.retention.dataset
+        datasets.append(("spec.evaluation.retention.dataset", second, config.retention_dir))
     links: dict[str, str] = {}
     for field, dataset, root in datasets:
         for link in read_links(dataset, root):

@@ -1,40 +1,54 @@
-"""The evaluate stage: base and tuned answer the same questions; scores and a report are left on the volume."""
+"""The evaluate stage: base and tuned answer the same questions; scores and a report are left on the volume.
+
+Its pods share the questions and wait for none of each other: the last one to have answered joins what all have left,
+and tells what came out.
+"""
 
 import logging
 import platform
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
-from itertools import islice
-from pathlib import Path
 
 import torch
 
 from llava_api.failures import Reason
 from llava_api.report import EvaluateNumbers
 from llava_api.run_config import RunConfig
+from llava_trainer.attempts.pod import pod_index
+from llava_trainer.attempts.shards import own_shard_dir
 from llava_trainer.data.dataset_report import DatasetReport, summarise
-from llava_trainer.data.image_folder import training_images
+from llava_trainer.data.image_folder import retention_images, training_images
 from llava_trainer.data.images import open_image
-from llava_trainer.data.processor import Processor, load_processor
-from llava_trainer.data.questions import Question, ask_samples
-from llava_trainer.data.samples import read_samples
 from llava_trainer.errors import StageError
 from llava_trainer.evaluation.course import find_asked, find_hardest
-from llava_trainer.evaluation.models import load_answerer
-from llava_trainer.evaluation.page import PageContent, build_evaluation_page
-from llava_trainer.evaluation.prompts import ask_prompts
-from llava_trainer.evaluation.scores import Answer, Metrics, score_answers
+from llava_trainer.evaluation.dealing import deal, list_questions
+from llava_trainer.evaluation.gate import judge_gate, judge_retention
+from llava_trainer.evaluation.joining import Joined, count_answers, join_shards
+from llava_trainer.evaluation.manifest import read_manifest
+from llava_trainer.evaluation.metrics import Metric, select_metrics
+from llava_trainer.evaluation.page import (
+    AskedPrompt,
+    PageContent,
+    build_evaluation_markdown,
+    build_evaluation_page,
+    find_primary,
+)
+from llava_trainer.evaluation.pairs import pair_rows
+from llava_trainer.evaluation.prompts import PictureSides
+from llava_trainer.evaluation.rows import Row
+from llava_trainer.evaluation.scores import Metrics
+from llava_trainer.evaluation.scoring import judge_row, score_rows
 from llava_trainer.evaluation.settings import list_settings
-from llava_trainer.files import begin_folder, publish_folder, sha256_file, write_whole
-from llava_trainer.model.answering import encode_question
+from llava_trainer.evaluation.shards import Device, list_models, list_shard_files, make_whole, take_join
+from llava_trainer.evaluation.summary import summarise as summarise_metrics
+from llava_trainer.files import begin_folder, publish_folder, sha256_file, sync, write_whole
 from llava_trainer.outcome import StageOutput
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.curve import find_curve
 
+_SPOKEN = {"bare": "bare_base", "base": "base", "tuned": "tuned"}
 _LIBRARIES = ("torch", "transformers", "peft", "deepspeed")
 
 logger = logging.getLogger(__name__)
@@ -43,34 +57,29 @@ logger = logging.getLogger(__name__)
 def run(config: RunConfig, reporter: Reporter) -> StageOutput:
     """Compare the run's merged model with what it began with: the base, or the base with the adapter that was given.
 
-    Beside the latter the bare base is asked as well. Progress counts every answer of each model.
+    Beside the latter the bare base is asked as well. Progress counts every answer of each model in this pod.
 
     Raises:
-        StageError: a prompt's image cannot be opened, or the GPU's memory does not suffice.
+        StageError: a prompt's image cannot be opened, the GPU's memory does not suffice, or a shard is damaged.
     """
-    questions = [*_ask_dataset(config), *ask_prompts(config)]
-    processor = load_processor(config.model_dir, config.dataset.image_aspect_ratio)
-    given = config.volume.given_adapter_dir if _goes_on(config) else None
-    progress = _Progress(reporter=reporter, total=(2 if given is None else 3) * len(questions))
-    clock = _Clock()
-    bare: Sequence[str | None] = [None] * len(questions)
-    if given is not None:
-        with clock.phase("answers_of_bare_base"):
-            bare = _answer_all(config, config.model_dir, questions, processor, progress)
-    with clock.phase("answers_of_base"):
-        base = _answer_all(config, config.model_dir, questions, processor, progress, adapter_dir=given)
-    with clock.phase("answers_of_tuned"):
-        tuned = _answer_all(config, config.volume.merged_dir, questions, processor, progress)
-    answers = [Answer.of(*row) for row in zip(questions, base, tuned, bare, strict=True)]
+    questions = list_questions(config)
+    shard = deal(questions, config.evaluation.workers.replicas)[pod_index()]
+    try:
+        make_whole(config, shard, reporter)
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory(config, error) from error
+    if not take_join(config):
+        return StageOutput(numbers=None)
+    joined = join_shards(config.volume_root, list_shard_files(config), questions, list_models(config))
     dataset = DatasetReport.model_validate_json(config.volume.dataset_report_json.read_bytes())
-    metrics = _measure(config, dataset, answers, clock.seconds)
-    page = _build_page(config, dataset, answers, metrics)
-    aside = begin_folder(config.volume.evaluation_dir)
-    write_whole(aside / config.volume.answers_file.name, "".join(f"{answer.model_dump_json()}\n" for answer in answers))
-    write_whole(aside / config.volume.metrics_file.name, metrics.model_dump_json(indent=2) + "\n")
-    write_whole(aside / config.volume.report_file.name, page)
-    reporter.fence.check()
-    publish_folder(config.volume.evaluation_dir)
+    metrics = _measure(config, dataset, joined)
+    content = _gather(config, dataset, joined.rows, metrics)
+    _publish(config, reporter, {
+        config.volume.answers_file.name: "".join(f"{row.model_dump_json()}\n" for row in joined.rows),
+        config.volume.metrics_file.name: metrics.model_dump_json(indent=2) + "\n",
+        config.volume.report_file.name: build_evaluation_page(content),
+        config.volume.report_file.with_suffix(".md").name: build_evaluation_markdown(content),
+    })  # fmt: skip
     for score in metrics.scores:
         logger.info(
             "%s on %s: base %.3f, tuned %.3f (%d questions, %d of groups that training has, too)",
@@ -78,7 +87,10 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
         )  # fmt: skip
     return StageOutput(
         numbers=EvaluateNumbers(
-            scores=tuple(score.to_score() for score in metrics.scores), prompts=len(config.evaluation.prompts)
+            scores=tuple(score.to_score() for score in metrics.scores),
+            prompts=len(config.evaluation.prompts),
+            gate=metrics.gate,
+            retention=metrics.retention,
         ),
         digests={
             "report": sha256_file(config.volume.report_file),
@@ -87,102 +99,85 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
     )
 
 
-@dataclass
-class _Progress:
-    """Answers so far, over both models."""
-
-    reporter: Reporter
-    total: int
-    done: int = 0
-
-    def add(self, answered: int) -> None:
-        self.done += answered
-        self.reporter.update(self.done, self.total)
-
-
-@dataclass
-class _Clock:
-    """Seconds of each phase."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        begun = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - begun, 3)
-
-
-def _ask_dataset(config: RunConfig) -> list[Question]:
-    held_out = ask_samples(read_samples(config.volume.validation_file), "validation")
-    if config.evaluation.training_samples == 0:
-        return list(held_out)
-    seen = islice(read_samples(config.volume.train_file), config.evaluation.training_samples)
-    return [*held_out, *ask_samples(seen, "train")]
-
-
-def _goes_on(config: RunConfig) -> bool:
-    """Whether training has gone on from an adapter that was given, which is what it is to be compared with."""
-    return config.model.adapter is not None and config.training.method != "none"
-
-
-def _answer_all(
-    config: RunConfig, model_dir: Path, questions: list[Question], processor: Processor, progress: _Progress,
-    *, adapter_dir: Path | None = None,
-) -> list[str]:  # fmt: skip
-    """Answers of the model in ``model_dir``, in the questions' order: the dataset's first, the prompts' last."""
-    device, dtype = _device(config)
+def _out_of_memory(config: RunConfig, error: torch.OutOfMemoryError) -> StageError:
     generation = config.evaluation.generation
-    folder = training_images(config)
-    encoded = [encode_question(question, processor, folder) for question in questions]
-    num_scored = sum(question.expected is not None for question in questions)
-    try:
-        with load_answerer(model_dir, processor, device, dtype, adapter_dir=adapter_dir) as answerer:
-            answers = answerer.answer_greedily(encoded[:num_scored], generation.max_new_tokens, progress.add)
-            for prompt in encoded[num_scored:]:
-                answers.append(answerer.answer_as_told(prompt, generation))
-                progress.add(1)
-    except torch.OutOfMemoryError as error:
-        raise StageError(
-            Reason.OUT_OF_DEVICE_MEMORY,
-            f"answering with {model_dir} needs more memory than the GPU has: lower "
-            f"spec.evaluation.generation.maxNewTokens (is {generation.max_new_tokens}) or schedule evaluation on a "
-            f"larger GPU ({error})",
-        ) from error
-    return answers
-
-
-def _device(config: RunConfig) -> tuple[str, torch.dtype]:
-    return ("cuda", torch.bfloat16) if config.evaluation.gpus > 0 else ("cpu", torch.float32)
-
-
-def _measure(config: RunConfig, dataset: DatasetReport, answers: list[Answer], seconds: dict[str, float]) -> Metrics:
-    device, dtype = _device(config)
-    return Metrics(
-        run=config.run,
-        finished_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        device=torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})",
-        dtype=str(dtype).removeprefix("torch."),
-        scores=score_answers(answers, num_shared=dataset.shared.pairs),
-        prompts=len(config.evaluation.prompts),
-        generation=config.evaluation.generation,
-        dataset=summarise(dataset),
-        seconds=seconds,
-        versions={name: version(name) for name in _LIBRARIES},
+    smaller = (
+        "" if generation.load == "4bit" else f", set spec.evaluation.generation.load (is {generation.load}) to 4bit"
+    )
+    return StageError(
+        Reason.OUT_OF_DEVICE_MEMORY,
+        "answering needs more memory than the GPU has: lower spec.evaluation.generation.maxNewTokens (is "
+        f"{generation.max_new_tokens}){smaller} or schedule evaluation on a larger GPU ({error})",
     )
 
 
-def _build_page(config: RunConfig, dataset: DatasetReport, answers: list[Answer], metrics: Metrics) -> str:
-    folder = training_images(config)
-    return build_evaluation_page(
-        PageContent(
-            metrics=metrics,
-            dataset=dataset,
-            answers=answers,
-            curve=find_curve(config.volume),
-            asked=find_asked(config),
-            hardest=find_hardest(config),
-            settings=list_settings(config),
-            load_image=lambda path: open_image(folder.find(path)),
-        )
+def _publish(config: RunConfig, reporter: Reporter, files: dict[str, str]) -> None:
+    """Leave the stage's files: made whole in this pod's own folder, so that one whose place was taken leaves none."""
+    folder, place = own_shard_dir(config) / config.volume.evaluation_dir.name, config.volume.evaluation_dir
+    aside = begin_folder(folder)
+    for name, text in files.items():
+        write_whole(aside / name, text)
+    publish_folder(folder)
+    reporter.fence.check()
+    if place.exists():
+        # An earlier pod of this index has ended before it could say so.
+        place.rename(own_shard_dir(config) / f"{place.name}-before")
+    folder.rename(place)
+    sync(place.parent)
+
+
+def _measure(config: RunConfig, dataset: DatasetReport, joined: Joined) -> Metrics:
+    device, evaluation = Device.of(config), config.evaluation
+    scores = score_rows(joined.rows, _metrics_of(config), num_shared=dataset.shared.pairs)
+    held_out = {score.metric for score in scores if score.split == "validation"}
+    manifest = read_manifest(config)
+    metrics = Metrics(
+        run=config.run,
+        finished_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        device=torch.cuda.get_device_name() if device.name == "cuda" else f"CPU ({platform.machine()})",
+        dtype=str(device.dtype).removeprefix("torch."),
+        workers=config.evaluation.workers.replicas,
+        scores=scores,
+        unscored=tuple(metric for metric in evaluation.metrics if metric not in held_out),
+        gate=judge_gate(scores, evaluation),
+        retention=judge_retention(scores, evaluation),
+        answers=count_answers(joined.rows),
+        repeats=joined.repeats,
+        prompts=len(config.evaluation.prompts),
+        generation=config.evaluation.generation,
+        dataset=summarise(dataset),
+        seconds={f"answers_of_{_SPOKEN[model]}": taken for model, taken in joined.seconds.items()},
+        versions={name: version(name) for name in _LIBRARIES},
+        origins=manifest.origins,
+        digests=manifest.digests,
+    )
+    return metrics.model_copy(update={"summary": summarise_metrics(metrics)})
+
+
+def _metrics_of(config: RunConfig) -> tuple[Metric, ...]:
+    evaluation = config.evaluation
+    return select_metrics(evaluation.metrics, number_tolerance=evaluation.number_tolerance)
+
+
+def _gather(config: RunConfig, dataset: DatasetReport, rows: Sequence[Row], metrics: Metrics) -> PageContent:
+    folder, second = training_images(config), retention_images(config)
+    paired = pair_rows(rows)
+    by_name = {metric.name: metric for metric in _metrics_of(config)}
+    sides = PictureSides.of_run(config)
+    return PageContent(
+        metrics=metrics,
+        dataset=dataset,
+        questions=[question for question in paired if question.set != "prompt"],
+        prompts=[
+            AskedPrompt(answers=question, picture_side=None if sides is None else sides.tell(question.images))
+            for question in paired
+            if question.set == "prompt"
+        ],
+        curve=find_curve(config.volume),
+        asked=find_asked(config),
+        hardest=find_hardest(config),
+        settings=list_settings(config),
+        load_image=lambda path: open_image(folder.find(path)),
+        load_retention_image=None if second is None else lambda path: open_image(second.find(path)),
+        judges={score.split: partial(judge_row, by_name[score.metric]) for score in find_primary(metrics)},
     )

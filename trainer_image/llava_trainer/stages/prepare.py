@@ -18,7 +18,7 @@ from llava_api.optimizer_steps import choose_global_batch, describe_choice, sett
 from llava_api.report import MicroBatch
 from llava_api.run_config import RUN_CONFIG_VERSION, RunConfig
 from llava_api.text import show
-from llava_trainer.data.dataset import PreparedDataset, compare_phases, prepare_dataset, withhold
+from llava_trainer.data.dataset import PreparedDataset, compare_phases, find_relearned, prepare_dataset, withhold
 from llava_trainer.data.dataset_page import build_dataset_page
 from llava_trainer.data.dataset_report import DatasetReport, GlobalBatch, build_dataset_report, mix, summarise
 from llava_trainer.data.findings import LEFT_OUT, Findings, Kind
@@ -26,7 +26,13 @@ from llava_trainer.data.mixed_samples import join_sizes
 from llava_trainer.data.model_facts import read_model_facts
 from llava_trainer.data.model_files import check_weights
 from llava_trainer.data.processor import load_processor
-from llava_trainer.data.request import DatasetRequest, alignment_request, mixture_requests, training_request
+from llava_trainer.data.request import (
+    DatasetRequest,
+    alignment_request,
+    mixture_requests,
+    retention_request,
+    training_request,
+)
 from llava_trainer.data.sample_file import SampleSizes
 from llava_trainer.data.samples import write_lines
 from llava_trainer.errors import StageError
@@ -76,15 +82,18 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
             return stack.enter_context(_check(config, replace(request, unfetched=unfetched), reporter))
 
         dataset = check(training_request(config))
-        mixed = [withhold(check(request), dataset) for request in mixture_requests(config)]
+        second = retention_request(config)
+        retention = check(second) if second is not None else None
+        relearned = find_relearned(retention, dataset) if retention is not None else 0
+        mixed = [withhold(check(request), dataset, retention) for request in mixture_requests(config)]
         captions = alignment_request(config)
         alignment = check(captions) if captions is not None else None
         if alignment is not None:
             compare_phases(alignment, dataset)
-        phases = [dataset, *mixed, *([alignment] if alignment is not None else [])]
+        phases = [dataset, *mixed, *(one for one in (alignment, retention) if one is not None)]
         shares = [part.share for part in config.mixture]
-        report = build_dataset_report(dataset, alignment, mix(dataset, mixed, shares))
-        report = report.model_copy(update={"global_batch": _choose_batch(config, report)})
+        report = build_dataset_report(dataset, alignment, mix(dataset, mixed, shares), retention)
+        report = report.model_copy(update={"global_batch": _choose_batch(config, report), "relearned": relearned})
         reporter.fence.check()
         write_whole(config.volume.dataset_report_json, report.model_dump_json(indent=2) + "\n")
         write_whole(config.volume.dataset_report_html, build_dataset_page(config.run.name, phases, report))
@@ -98,7 +107,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
             raise StageError(Reason.INVALID_DATA, "\n".join(told)[:_MESSAGE_CHARACTERS])
         if embedded.exists():
             sync_file_system(embedded)
-        digests = _write(config, dataset, mixed, alignment)
+        digests = _write(config, dataset, mixed, alignment, retention)
         config = _settle_batch(config, report)
         trains = config.training.method != "none"
         found = {
@@ -203,8 +212,9 @@ def describe_refused(findings: Findings, place: str) -> str:
 
 
 def _write(
-    config: RunConfig, dataset: PreparedDataset, mixed: Sequence[PreparedDataset], alignment: PreparedDataset | None
-) -> dict[str, str]:
+    config: RunConfig, dataset: PreparedDataset, mixed: Sequence[PreparedDataset], alignment: PreparedDataset | None,
+    retention: PreparedDataset | None,
+) -> dict[str, str]:  # fmt: skip
     volume = config.volume
     sides = [
         ("train", volume.train_file, dataset, dataset.trained),
@@ -214,6 +224,8 @@ def _write(
         sides.append(("selection", volume.selection_file, dataset, dataset.selecting))
     for index, one in enumerate(mixed):
         sides.append((f"mixture-{index}", volume.mixture_file(index), one, one.trained))
+    if retention is not None:
+        sides.append(("retention", volume.retention_file, retention, retention.trained))
     if alignment is not None:
         sides.append(("alignment", volume.alignment_file, alignment, alignment.trained))
     digests = {}

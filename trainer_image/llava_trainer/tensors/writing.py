@@ -9,13 +9,15 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from llava_trainer.tensors.hashed_file import HashedFile
 from llava_trainer.tensors.recipes import TensorRecipe
 from llava_trainer.tensors.stored import TAGS
 
@@ -26,13 +28,26 @@ _ALIGNMENT = 8
 _OS_ERROR = re.compile(r"(.*)\(os error (\d+)\)", re.DOTALL)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One file of a checkpoint."""
+
+    name: str
+    recipes: tuple[TensorRecipe, ...]
+
+    @property
+    def header(self) -> bytes:
+        """What its file begins with: all but the values."""
+        return _header((recipe.name, recipe.dtype, recipe.shape, recipe.num_bytes) for recipe in self.recipes)
+
+
 def write_checkpoint(
     folder: Path,
     recipes: Collection[TensorRecipe],
     *,
     on_tensor: Callable[[int, int], None] = lambda done, total: None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> None:
+) -> dict[str, str]:
     """Write tensors into ``folder``, in one file or in several with their index.
 
     Args:
@@ -40,50 +55,78 @@ def write_checkpoint(
         recipes: what to write, in this order; each is made when its turn comes.
         on_tensor: told (tensors written, tensors in all) after each.
         max_shard_bytes: where to begin the next file.
+
+    Returns:
+        Digests of the files (``files.sha256_file``) by name.
     """
-    shards = cut_into_shards(recipes, max_shard_bytes)
-    names = shard_names(len(shards))
-    done = 0
+    return write_shards(folder, plan_shards(recipes, max_shard_bytes), on_tensor=on_tensor)
 
-    def count() -> None:
+
+def write_shards(
+    folder: Path,
+    shards: Sequence[Shard],
+    *,
+    whole: Mapping[str, str] = MappingProxyType({}),
+    on_tensor: Callable[[int, int], None] = lambda done, total: None,
+    on_shard: Callable[[str, str], None] = lambda name, digest: None,
+) -> dict[str, str]:
+    """Write a checkpoint's files into ``folder``, and the index where there are several.
+
+    Args:
+        folder: an existing folder.
+        shards: the files.
+        whole: digests of those that are there already, by name; they are not written again.
+        on_tensor: told (tensors written, tensors in all) after each.
+        on_shard: told name and digest of each file that was written, once it is on the disk.
+
+    Returns:
+        Digests of all files (``files.sha256_file``) by name.
+    """
+    digests = dict(whole)
+    done, total = 0, sum(len(shard.recipes) for shard in shards)
+
+    def count(num_tensors: int = 1) -> None:
         nonlocal done
-        done += 1
-        on_tensor(done, len(recipes))
+        done += num_tensors
+        on_tensor(done, total)
 
-    for name, shard in zip(names, shards, strict=True):
-        write_tensors(folder / name, shard, count)
+    for shard in shards:
+        if shard.name in whole:
+            count(len(shard.recipes))
+            continue
+        digests[shard.name] = _write_shard(folder / shard.name, shard, count)
+        on_shard(shard.name, digests[shard.name])
     if len(shards) > 1:
-        _write_index(folder / INDEX_FILE, names, shards)
+        digests[INDEX_FILE] = _write_index(folder / INDEX_FILE, shards)
+    return digests
 
 
-def write_tensors(path: Path, recipes: Sequence[TensorRecipe], on_tensor: Callable[[], None] = lambda: None) -> None:
-    """Write one safetensors file, synced to the disk, with one tensor in memory at a time.
+def write_tensors(path: Path, recipes: Sequence[TensorRecipe], on_tensor: Callable[[], None] = lambda: None) -> str:
+    """Write one safetensors file, synced to the disk, with one tensor being made and one being written at a time.
 
     Args:
         path: where to.
         recipes: what to write, in this order; each is made when its turn comes.
         on_tensor: called after each.
+
+    Returns:
+        The file's digest (``files.sha256_file``), of what was written.
     """
-    with path.open("wb") as file:
-        file.write(_header((recipe.name, recipe.dtype, recipe.shape, recipe.num_bytes) for recipe in recipes))
-        for recipe in recipes:
-            _write_tensor(file, recipe)
-            on_tensor()
-        file.flush()
-        os.fsync(file.fileno())
+    return _write_shard(path, Shard(name=path.name, recipes=tuple(recipes)), on_tensor)
 
 
-def cut_into_shards(recipes: Iterable[TensorRecipe], max_shard_bytes: int) -> tuple[tuple[TensorRecipe, ...], ...]:
+def plan_shards(recipes: Iterable[TensorRecipe], max_shard_bytes: int = MAX_SHARD_BYTES) -> tuple[Shard, ...]:
     """Group tensors into files of at most ``max_shard_bytes`` (or one tensor) each, keeping their order."""
-    shards: list[list[TensorRecipe]] = []
+    groups: list[list[TensorRecipe]] = []
     left_bytes = 0
     for recipe in recipes:
-        if not shards or recipe.num_bytes > left_bytes:
-            shards.append([])
+        if not groups or recipe.num_bytes > left_bytes:
+            groups.append([])
             left_bytes = max_shard_bytes
-        shards[-1].append(recipe)
+        groups[-1].append(recipe)
         left_bytes -= recipe.num_bytes
-    return tuple(tuple(shard) for shard in shards)
+    names = shard_names(len(groups))
+    return tuple(Shard(name=name, recipes=tuple(group)) for name, group in zip(names, groups, strict=True))
 
 
 def shard_names(num_shards: int) -> list[str]:
@@ -144,18 +187,31 @@ def write_hashed(
     return digest.digest()
 
 
-def _write_index(path: Path, names: Sequence[str], shards: Sequence[Sequence[TensorRecipe]]) -> None:
+def _write_shard(path: Path, shard: Shard, on_tensor: Callable[[], None]) -> str:
+    with HashedFile(path) as file:
+        file.write(memoryview(shard.header))
+        for recipe in shard.recipes:
+            file.write(_bytes_of(recipe))
+            on_tensor()
+        return file.finish()
+
+
+def _write_index(path: Path, shards: Sequence[Shard]) -> str:
     """Write the index that says which tensor lies in which shard."""
-    weight_map = {recipe.name: name for name, shard in zip(names, shards, strict=True) for recipe in shard}
-    total_size = sum(recipe.num_bytes for shard in shards for recipe in shard)
+    weight_map = {recipe.name: shard.name for shard in shards for recipe in shard.recipes}
+    total_size = sum(recipe.num_bytes for shard in shards for recipe in shard.recipes)
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(index, indent=2) + "\n"
+    with HashedFile(path) as file:
+        file.write(memoryview(text.encode()))
+        return file.finish()
 
 
-def _write_tensor(file: BinaryIO, recipe: TensorRecipe) -> None:
+def _bytes_of(recipe: TensorRecipe) -> memoryview:
     tensor = recipe.make()
     assert (tensor.dtype, tuple(tensor.shape)) == (recipe.dtype, recipe.shape), recipe.name
-    file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    content: memoryview = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return content
 
 
 def _header(tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...], int]]) -> bytes:

@@ -17,7 +17,7 @@ from llava_api.spec import ValidationAnswers
 from llava_api.text import cut
 from llava_trainer.data.image_folder import ImageFolder
 from llava_trainer.data.processor import Processor
-from llava_trainer.data.questions import Question, ask_samples
+from llava_trainer.data.questions import Question, ask_sample
 from llava_trainer.data.sample_file import SampleFile
 from llava_trainer.gang.stopping import StopAgreement
 from llava_trainer.gang.watchdog import Beat, Doing
@@ -71,7 +71,7 @@ class HeldOutAnswers:
                 self.beat(Doing.COMPUTING)
                 prompt = encode_question(self.questions[number], self.processor, self.images)
                 answers = answerer.answer_greedily([prompt], self.settings.max_new_tokens, lambda _: None)
-                mine += [cut(answer, max_chars=MAX_ANSWER_CHARS) for answer in answers]
+                mine += [cut(answer.text, max_chars=MAX_ANSWER_CHARS) for answer in answers]
         self.beat(Doing.WAITING)
         told = self.world.gather(mine)
         if told is None:
@@ -108,7 +108,7 @@ def draw_questions(
     order = np.random.default_rng(seed).permutation(len(samples))[:_LOOKED_AT]
     drawn: list[Question] = []
     for index in order:
-        question = next(iter(ask_samples([samples[int(index)]], "validation")), None)
+        question = next(ask_sample(samples[int(index)], "validation", int(index)), None)
         if question is None or count_prompt_tokens(question, processor) > max_length:
             continue
         drawn.append(question)

@@ -186,7 +186,7 @@ def _write_rest(draft: Draft, read: _Text, gpus: Gpus) -> None:
     if read.questions:
         extras.write_evaluation(draft, read.questions, flags.text("image_folder"))
     if gpus.per_replica == 0:
-        draft.put("evaluation.gpus", 0)
+        draft.put("evaluation.workers.gpus", 0)
     if draft.get("training.method") == "full":
         draft.put("storage.size", "1Ti")
         draft.say("storage.size", "a checkpoint of every weight is 12 bytes a parameter: 84 GB at 7B, 156 GB at 13B")

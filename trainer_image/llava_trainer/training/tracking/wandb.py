@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -176,10 +177,20 @@ def _reach(access: Access) -> dict[str, Any]:
 
 def _environment(folder: Path, access: Access | None) -> dict[str, str]:
     """What the client reads of the environment: it reports no errors of its own, and keeps nothing in a home."""
-    own = {name: str(folder / "client") for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")}
+    client = folder / "client"
+    own = {name: str(client) for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")}
     if access is not None and access.ca_pem is not None:
         # Its process trusts one file, and knows no other way to be told.
-        with tempfile.NamedTemporaryFile("w", suffix=".pem", delete=False, encoding="utf-8") as bundle:
-            bundle.write(f"{Path(certifi.where()).read_text(encoding='utf-8')}\n{access.ca_pem}")
-        own["SSL_CERT_FILE"] = bundle.name
+        bundle = _own_folder() / "authorities.pem"
+        bundle.write_text(f"{Path(certifi.where()).read_text(encoding='utf-8')}\n{access.ca_pem}", encoding="utf-8")
+        own["SSL_CERT_FILE"] = str(bundle)
     return {**own, "WANDB_ERROR_REPORTING": "false"}
+
+
+@cache
+def _own_folder() -> Path:
+    """Where nobody else writes: not on the volume, which other runs may share.
+
+    One folder of the process: a server that is away is tried again each minute.
+    """
+    return Path(tempfile.mkdtemp(prefix="llava-wandb-"))
