@@ -194,6 +194,8 @@ class PrepareNumbers(Lenient):
     omits_masks: bool | None = None
     """Whether training gives attention a mask only where it needs one; None with an older image, which gives one
     wherever rows are filled up."""
+    streams_merge: bool | None = None
+    """Whether merging holds a layer at a time; None with an older image, which holds a whole model in fp32."""
     model: ModelFacts | None = None
     config_version: Annotated[int, Field(ge=1, le=2**31)] = 1
     """Newest version of the run configuration that the image understands; 1 if it does not tell (an older image)."""

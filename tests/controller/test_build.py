@@ -11,6 +11,7 @@ from llava_api.constants import TRAINING_STAGES, SecretRole, StageName
 from llava_api.names import MAX_DNS_LABEL, MAX_RUN_NAME
 from llava_api.run_config import RunConfig
 from llava_api.spec import MAX_MIXTURE, Download, SecretRef
+from llava_api.status import Data, Status
 from llava_operator.build.common import Platform
 from llava_operator.build.config import build_config_map, build_report_ca, build_run_config
 from llava_operator.build.inputs import complete_download, parse_source
@@ -23,7 +24,7 @@ from llava_operator.deciding.policy import Policy
 from llava_operator.deciding.references import list_references
 from llava_operator.deciding.waiting import list_needs
 from llava_operator.stages import STAGES as STAGE_TABLE
-from tests.controller.makers import RUN_UID, STAGES, make_attempt, make_run
+from tests.controller.makers import RESULTS, RUN_UID, STAGES, make_attempt, make_run
 
 LOST = [
     {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30}
@@ -414,6 +415,18 @@ def test_only_training_holds_the_training_gpus(stage: StageName) -> None:
     [container] = job["spec"]["template"]["spec"]["containers"]
     assert container["resources"] == {"requests": requests, "limits": limits}
     assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (1, 1)
+
+
+@pytest.mark.parametrize(("streams", "memory"), [(True, "6Gi"), (None, "40Gi")])
+def test_merging_by_an_older_image_has_the_memory_that_it_takes(streams: bool | None, memory: str) -> None:
+    found = RESULTS[StageName.PREPARE].prepare
+    assert found is not None
+    data = Data.model_validate(found.model_copy(update={"streams_merge": streams}).model_dump())
+    run = make_run(Status(data=data), merge={"resources": {"requests": {"cpu": "2"}}})
+    made = build_resources(make_attempt(run, StageName.MERGE))
+    assert made == {"requests": {"cpu": "2", "memory": memory}, "limits": {"memory": memory}}
+    given = make_run(Status(data=data), merge={"resources": {"requests": {"memory": "9Gi"}}})
+    assert build_resources(make_attempt(given, StageName.MERGE))["limits"] == {"memory": "9Gi"}
 
 
 def test_volume_claim_whole() -> None:

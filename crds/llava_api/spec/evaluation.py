@@ -122,8 +122,8 @@ class Retention(Strict):
             lt=1,
             description="How much of the base's score may be lost, in units of the metric (0.02 = 2 points). Passed "
             "where the whole 95 % interval of tuned - base is above -maximumLoss, failed where all of it is below, "
-            "undecided in between and of fewer than 8 groups. Small sets cannot show small losses: 0.02 takes about 140 "
-            "groups even where nothing was lost.",
+            "undecided in between and of fewer than 8 groups. Small sets cannot show small losses: 0.02 takes about "
+            "140 groups even where nothing was lost.",
         ),
     ] = 0.02
 

@@ -99,6 +99,11 @@ class Data(Lenient):
         Field(description="Whether training gives attention a mask only where it needs one; left out with an older "
                           "trainer image, which gives one wherever rows are filled up."),
     ] = None  # fmt: skip
+    streams_merge: Annotated[
+        bool | None,
+        Field(description="Whether merging holds a layer at a time; left out with an older trainer image, which holds "
+                          "a whole model in fp32."),
+    ] = None  # fmt: skip
 
     @property
     def samples_epoch(self) -> int:

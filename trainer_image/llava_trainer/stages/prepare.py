@@ -116,6 +116,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
             "free_bytes": find_free_bytes(config.volume_root),
             "flash_attention": has_flash_attention(),
             "omits_masks": True,
+            "streams_merge": True,
             "model": facts,
             "config_version": RUN_CONFIG_VERSION,
         }
