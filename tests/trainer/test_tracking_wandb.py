@@ -292,8 +292,10 @@ from llava_trainer.sources.fetching import Surroundings
 from llava_trainer.training.tracking.opening import make_followers
 from llava_trainer.training.tracking import wandb
 from llava_trainer.training.tracking.follower import following
-from llava_trainer.training.curve import Curve
-from tests.trainer.test_tracking import point
+from llava_trainer.training.curve import Curve, CurvePoint
+def point(step):
+    return CurvePoint(step=step, epoch=0.1, loss=1.0, learning_rate=1e-3, grad_norm=0.5, tokens=1,
+                      samples_per_second=1.0, tokens_per_second=1.0)
 logging.basicConfig()
 config = RunConfig.model_validate_json(Path({str(tmp_path / "config.json")!r}).read_text())
 around = Surroundings(secrets=Path({str(around.secrets)!r}), ca_file=Path({str(around.ca_file)!r}), environ={{}})
