@@ -20,6 +20,7 @@ from llava_trainer.model.projector import read_projector
 from llava_trainer.reporting import Reporter
 from llava_trainer.stages import evaluate, merge
 from llava_trainer.training.train import train
+from tests.trainer.attempts import begin
 from tests.trainer.runs import dataset_report
 from tests.trainer.trainings import make_dataset, make_training
 
@@ -98,7 +99,8 @@ def test_what_was_trained_is_what_is_merged_and_evaluated(
     assert sum(not made[name].equal(base[name]) for name in base) == changed
     if stages == [StageName.ALIGN] or (StageName.ALIGN in stages and config.training.projector == "frozen"):
         assert all(made[name].equal(tensor) for name, tensor in read_projector(config.volume.projector_dir).items())
-    numbers = evaluate.run(as_stage(config, StageName.EVALUATE), Reporter(config)).numbers
+    judging = begin(as_stage(config, StageName.EVALUATE))
+    numbers = evaluate.run(judging, Reporter(judging)).numbers
     assert isinstance(numbers, EvaluateNumbers)
     assert {score.samples for score in numbers.scores if score.split == "validation"} == {4}
     metrics = Metrics.model_validate_json(config.volume.metrics_file.read_bytes())
