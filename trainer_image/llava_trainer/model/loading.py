@@ -18,7 +18,6 @@ from llava_trainer.errors import LOST_CONNECTION_SIGN, StageError
 from llava_trainer.model.attention import register_attention
 from llava_trainer.model.layout import is_derived
 from llava_trainer.model.lora import is_lora_b
-from llava_trainer.model.projector import load_projector
 from llava_trainer.model.quantization import train_in_nf4
 
 AS_DATA: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
@@ -97,8 +96,6 @@ def load_tuned(
     adapter_dir: Path,
     dtype: torch.dtype,
     device: torch.device | str,
-    *,
-    projector_dir: Path | None = None,
 ) -> PeftModel:
     """Load a checkpoint with an adapter, and its projector where that was trained, on top.
 
@@ -107,7 +104,6 @@ def load_tuned(
         adapter_dir: folder of the adapter.
         dtype: as in ``load_model``.
         device: as in ``load_model``.
-        projector_dir: of a projector that the adapter was trained upon instead of the checkpoint's own.
 
     Returns:
         The model in evaluation mode, nothing merged.
@@ -116,8 +112,6 @@ def load_tuned(
         StageError: InvalidModel for the base; InternalError for an adapter that is not whole or changes nothing.
     """
     base = load_model(model_dir, dtype, device)
-    if projector_dir is not None:
-        load_projector(base, projector_dir)
     try:
         tuned = PeftModel.from_pretrained(base, str(adapter_dir), autocast_adapter_dtype=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
