@@ -52,7 +52,8 @@ Make = Callable[[int], RunConfig]
 
 def unclaim(config: RunConfig) -> RunConfig:
     """Leave it to pods to claim the attempt."""
-    for claim in (config.volume.attempt_dir(config.run.stage, 1) / "claims").glob("*"):
+    own = config.volume.attempt_dir(config.run.stage, 1)
+    for claim in (*own.glob("claims/*"), *own.glob("shards/*/*/claim")):
         claim.unlink()
     return config
 
