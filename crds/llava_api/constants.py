@@ -25,6 +25,7 @@ class StageName(StrEnum):
     TRAIN = "train"
     MERGE = "merge"
     EVALUATE = "evaluate"
+    PUBLISH = "publish"
 
 
 STAGES: tuple[StageName, ...] = tuple(StageName)
@@ -73,12 +74,15 @@ SECRET_KEYS: Final[dict[str, tuple[str, ...]]] = {
     "hf://": ("token",),
     "s3://": ("accessKeyId", "secretAccessKey", "sessionToken", "endpoint", "region"),
     "https://": ("username", "password", "bearer"),
+    "oci://": ("username", "password", ".dockerconfigjson"),
 }
-"""Keys of a Secret that a source of each kind is fetched with. Others are not mounted."""
+"""Keys of a Secret that a source or a destination of each kind is reached with. Others are not mounted."""
 PROXY_KEYS: Final = ("httpProxy", "httpsProxy")
 """The same, of the Secret with proxies."""
 WANDB_KEYS: Final = ("apiKey",)
 """The same, of the Secret for Weights & Biases."""
+SIGNING_KEYS: Final = ("privateKey",)
+"""The same, of the Secret that signs what is published."""
 DOWNLOAD_CA_PATH = "/etc/llava-download/ca.crt"
 NOTIFICATION_SECRET_PATH = "/llava/notification"
 """The Secret of a notification is mounted here, one file a key."""
@@ -89,6 +93,8 @@ ENV_DELIVERY = "LLAVA_DELIVERY"
 RUN_VOLUME_PATH = "/llava/run"
 INPUTS_PATH = "/llava/inputs"
 """``pvc://CLAIM/...`` inputs are mounted read-only at INPUTS_PATH/CLAIM."""
+DESTINATIONS_PATH = "/llava/destinations"
+"""``pvc://CLAIM/...`` destinations are mounted at DESTINATIONS_PATH/CLAIM."""
 TERMINATION_LOG_PATH = "/dev/termination-log"
 TERMINATION_MESSAGE_MAX_BYTES = 4096
 """The kubelet cuts a termination message off here."""
@@ -126,11 +132,23 @@ class SecretRole(StrEnum):
     MIXTURE_5 = "mixture-5"
     MIXTURE_6 = "mixture-6"
     MIXTURE_7 = "mixture-7"
+    SIGNING = "signing"
+    """The key that signs what is published."""
+    PUBLISH_0 = "publish-0"
+    """Of ``spec.publish.destinations[0]``, and so on."""
+    PUBLISH_1 = "publish-1"
+    PUBLISH_2 = "publish-2"
+    PUBLISH_3 = "publish-3"
 
     @classmethod
     def of_mixture(cls, index: int) -> "SecretRole":
         """That of one dataset of the mixture, which is also the name of its folder on the volume."""
         return cls(f"mixture-{index}")
+
+    @classmethod
+    def of_destination(cls, index: int) -> "SecretRole":
+        """That of one destination."""
+        return cls(f"publish-{index}")
 
 
 class Condition(StrEnum):
@@ -142,6 +160,7 @@ class Condition(StrEnum):
     TRAINED = "Trained"
     MERGED = "Merged"
     EVALUATED = "Evaluated"
+    PUBLISHED = "Published"
     COMPLETE = "Complete"
     FAILED = "Failed"
     SUSPENDED = "Suspended"
@@ -162,6 +181,7 @@ STAGE_CONDITION: dict[StageName, Condition] = {
     StageName.TRAIN: Condition.TRAINED,
     StageName.MERGE: Condition.MERGED,
     StageName.EVALUATE: Condition.EVALUATED,
+    StageName.PUBLISH: Condition.PUBLISHED,
 }
 
 

@@ -169,6 +169,19 @@ _BY_A_STAGE: Final = (
             hint="The message has NCCL's words; with NCCL_DEBUG=INFO in the image's environment the log says more, "
                  "often about the network's interfaces or /dev/shm.",
             test=_STAGES + "test_nccl_fails"),
+    Failure(reason=Reason.DESTINATION_UNAVAILABLE, exit_code=89, retryable=True,
+            observed="A destination could not be published to, and may answer otherwise later; nothing of the model is "
+                     "visible there.",
+            hint="Look at the address, the network and spec.download; the next attempt goes on with what was sent.",
+            test=_STAGES + "test_a_destination_that_does_not_answer"),
+    Failure(reason=Reason.DESTINATION_REFUSED, exit_code=90,
+            observed="A destination holds something else, does not exist, or may not be written.",
+            hint="Correct spec.publish, or make room there, and raise spec.retry: nothing is trained again.",
+            test=_STAGES + "test_a_destination_that_holds_another_model"),
+    Failure(reason=Reason.RESULT_DAMAGED, exit_code=91,
+            observed="A file that was to be published is not what it was when it was made.",
+            hint="Look at the volume; nothing damaged was published.",
+            test=_STAGES + "test_a_result_that_is_damaged"),
 )  # fmt: skip
 
 _BY_THE_OPERATOR: Final = (

@@ -8,6 +8,7 @@ from llava_api.base import Lenient
 from llava_api.constants import TERMINATION_MESSAGE_MAX_BYTES, GateOutcome, StageName
 from llava_api.failures import Reason
 from llava_api.model_facts import ModelFacts
+from llava_api.spec.publish import MAX_DESTINATIONS
 from llava_api.spec.training import MAX_GLOBAL_BATCH
 from llava_api.text import cut, show
 
@@ -196,6 +197,8 @@ class PrepareNumbers(Lenient):
     wherever rows are filled up."""
     streams_merge: bool | None = None
     """Whether merging holds a layer at a time; None with an older image, which holds a whole model in fp32."""
+    publishes: bool | None = None
+    """Whether the image has the publish stage; None from an older one, which has not."""
     model: ModelFacts | None = None
     config_version: Annotated[int, Field(ge=1, le=2**31)] = 1
     """Newest version of the run configuration that the image understands; 1 if it does not tell (an older image)."""
@@ -290,6 +293,27 @@ class EvaluateNumbers(Lenient):
     retention: Judgement | None = None
 
 
+class Published(Lenient):
+    """What now stands at one destination."""
+
+    destination: Annotated[int, Field(ge=0, lt=MAX_DESTINATIONS)]
+    """Index in ``publish.destinations``."""
+    what: Literal["merged", "adapter"]
+    revision: Annotated[str, _fit(100), Field(max_length=100)] = ""
+    """The hub's commit, or the digest of a registry's manifest; empty where there is no such thing."""
+    digest: Annotated[str, Field(max_length=80)]
+    """One digest of all files, whichever destination they are at (``files.sha256_listing`` of the trainer)."""
+    size_bytes: Annotated[int, Field(ge=0, le=MAX_SIZE)]
+    sent_bytes: Annotated[int, Field(ge=0, le=MAX_SIZE)]
+    """What this attempt had to send; 0 where everything was there."""
+
+
+class PublishNumbers(Lenient):
+    """What was published."""
+
+    published: Annotated[tuple[Published, ...], Field(max_length=2 * MAX_DESTINATIONS)]
+
+
 class StageResult(Lenient):
     """The termination message of a stage's first pod: outcome and numbers; everything else is on the volume.
 
@@ -307,6 +331,7 @@ class StageResult(Lenient):
     train: TrainNumbers | None = None
     merge: MergeNumbers | None = None
     evaluate: EvaluateNumbers | None = None
+    publish: PublishNumbers | None = None
     digests: dict[str, str] = {}
     """sha256 of what the stage made, by artifact name (train, validation, alignment, projector, adapter or weights,
     merged, report, metrics)."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_seri
 
 from llava_api.base import Strict
 from llava_api.constants import RENDEZVOUS_PORT, StageName
-from llava_api.spec import Alignment, Dataset, Download, Evaluation, Merge, MixturePart, Model, Training
+from llava_api.spec import Alignment, Dataset, Download, Evaluation, Merge, MixturePart, Model, Publish, Training
 from llava_api.stages import select_stages
 from llava_api.volume import RunVolume
 
@@ -28,7 +28,7 @@ _OPTIONAL_SINCE: Final = (
     "training.minimumLearningRate", "training.optimizer", "training.visionTower", "training.tracking.wandb",
     "training.tracking", "mixture", "mixtureDirs", "model.adapter", "evaluation.metrics", "evaluation.numberTolerance",
     "evaluation.gate", "evaluation.workers", "evaluation.generation.load",
-    "evaluation.retention", "retentionDir",
+    "evaluation.retention", "retentionDir", "publish", "image",
 )  # fmt: skip
 """Paths of fields that are written only where they are set to something else than their default: an image that does
 not know one then refuses the run that asks for it, and no other."""
@@ -105,6 +105,10 @@ class RunConfig(Strict):
     workers: WorkerLayout
     merge: Merge
     evaluation: Evaluation
+    publish: Publish | None = None
+    """Where the result goes; in the publish stage and those before it alike, since it says which stages there are."""
+    image: str | None = None
+    """The trainer image that this stage runs in, by digest where that is known. In the publish stage alone."""
     reporting: Reporting | None = None
 
     @model_validator(mode="after")
@@ -142,7 +146,7 @@ class RunConfig(Strict):
     @property
     def stages_before(self) -> tuple[StageName, ...]:
         """The run's stages before this one, whose results it may read."""
-        stages = select_stages(self.alignment, self.training)
+        stages = select_stages(self.alignment, self.training, self.publish)
         return stages[: stages.index(self.run.stage)] if self.run.stage in stages else ()
 
     @property

@@ -204,6 +204,11 @@ class RunVolume:
         """The report for a person: one self-contained HTML file."""
         return self.evaluation_dir / "report.html"
 
+    @property
+    def publication_dir(self) -> Path:
+        """What is published beside the model's own files: card, provenance, signature, and the list of all of them."""
+        return self.result_dir(StageName.PUBLISH) / "publication"
+
 
 def run_folder(uid: str) -> str:
     """Folder of a run, by its UID, on a claim that was there before."""
@@ -226,6 +231,7 @@ STABLE_NAMES: Mapping[StageName, tuple[str, ...]] = {
     StageName.TRAIN: ("adapter", "weights", "tensorboard", "wandb"),
     StageName.MERGE: ("merged",),
     StageName.EVALUATE: ("evaluation",),
+    StageName.PUBLISH: ("publication",),
 }
 """What people find at the volume's root of each stage: links to the folders of the same names in its attempt's folder.
 No stage reads through them."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llava_api.constants import STAGE_CONDITION, Condition, StageName
-from llava_api.spec import Evaluation, Merge, Prepare, Resources, Spec, Workers
+from llava_api.spec import Evaluation, Merge, Prepare, Publish, Resources, Spec, Workers
 
 GRACE_PERIOD_S = 30
 """Seconds that pods of stages other than training have when they are asked to stop."""
@@ -62,6 +62,13 @@ class Stage:
         return spec.training.max_restarts if self.is_gang else RETRIES
 
 
+_PUBLISH_DEFAULT: Resources = Publish.model_fields["resources"].get_default()
+
+
+def _publish_resources(spec: Spec) -> Resources:
+    return spec.publish.resources if spec.publish is not None else _PUBLISH_DEFAULT
+
+
 STAGES: dict[StageName, Stage] = {
     stage.name: stage
     for stage in (
@@ -105,6 +112,14 @@ STAGES: dict[StageName, Stage] = {
             default_resources=Evaluation().resources,
             shards=lambda spec: spec.evaluation.workers.replicas,
             gpus=lambda spec: spec.evaluation.num_gpus,
+        ),
+        Stage(
+            name=StageName.PUBLISH,
+            gerund="Publishing",
+            resources=_publish_resources,
+            default_resources=_PUBLISH_DEFAULT,
+            # As merge.
+            follows_node_selector=False,
         ),
     )
 }

@@ -30,6 +30,7 @@ from llava_api.spec.pods import (
     TopologySpread,
     Workers,
 )
+from llava_api.spec.publish import MAX_DESTINATIONS, Destination, Publish
 from llava_api.spec.root import MAY_CHANGE, MAY_CHANGE_SUSPENDED, Spec
 from llava_api.spec.sources import Download, Model, Source
 from llava_api.spec.tracking import Mlflow, TensorBoard, Tracking, Wandb
@@ -52,6 +53,7 @@ from llava_api.spec.values import QUANTITY_PATTERN, Quantity, RelativePath, Reso
 
 __all__ = [
     "LORA_TARGETS",
+    "MAX_DESTINATIONS",
     "MAX_MIXTURE",
     "MAX_NOTIFICATIONS",
     "MAY_CHANGE",
@@ -62,6 +64,7 @@ __all__ = [
     "Checkpoint",
     "DataLimits",
     "Dataset",
+    "Destination",
     "Download",
     "EarlyStopping",
     "Evaluation",
@@ -85,6 +88,7 @@ __all__ = [
     "Optimizer",
     "Prepare",
     "Prompt",
+    "Publish",
     "Quantity",
     "Quantization",
     "RelativePath",

@@ -13,11 +13,13 @@ from llava_api.spec.evaluation import Evaluation
 from llava_api.spec.mixture import MAX_MIXTURE, MixturePart
 from llava_api.spec.notifications import MAX_NOTIFICATIONS, Notification
 from llava_api.spec.pods import Image, ImagePullSecret, Merge, Prepare, Scheduling, Storage, Workers
+from llava_api.spec.publish import Publish
 from llava_api.spec.sources import Download, Model
 from llava_api.spec.training import Alignment, AlignmentBatch, Batch, Training
 
 MAY_CHANGE = (
     "suspend", "retry", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "training.maxRestarts", "notifications",
+    "publish",
 )  # fmt: skip
 """Fields that may always change."""
 MAY_CHANGE_SUSPENDED = (
@@ -52,6 +54,7 @@ def _add_rules(schema: JsonDict) -> None:
         ),
         *CONSISTENT,
         fixed_presence("alignment"),
+        fixed_presence("publish"),
         *fixed(*_list_fixed()),
         *fixed_unless_suspended(*MAY_CHANGE_SUSPENDED),
     )
@@ -86,6 +89,14 @@ class Spec(Strict):
     evaluation: Annotated[Evaluation, Field(description="The stage that compares the tuned model with its base.")] = (
         Evaluation()
     )
+    publish: Annotated[
+        Publish | None,
+        Field(
+            description="Where the result goes, once evaluation's gate has passed, or at once where there is none. It "
+            "may change at any time and holds for what is tried from then on: a run that failed because of a "
+            "destination is corrected here and tried again by retry. Left out: it stays on the run's volume."
+        ),
+    ] = None
     storage: Annotated[
         Storage, Field(description="The volume that holds everything a run makes, and what becomes of it.")
     ] = Storage()

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from llava_api.base import Lenient
 from llava_api.constants import GateOutcome, StageName
+from llava_api.spec.publish import MAX_DESTINATIONS
 from llava_api.status.values import Count, Short, Text
 
 MAX_SCORES = 16
@@ -70,6 +71,18 @@ class EvaluationStatus(Lenient):
         return {name: gate for name, gate in asked.items() if gate is not None}
 
 
+class PublishedStatus(Lenient):
+    """What stands at one destination."""
+
+    address: Annotated[Text, Field(description="Destination, as the spec had it.")]
+    what: Annotated[Short, Field(description="merged or adapter.")]
+    revision: Annotated[
+        Short, Field(description="The hub's commit, or the digest of the registry's manifest; else empty.")
+    ] = ""
+    digest: Annotated[Short, Field(description="sha256 of all files together; equal wherever the same stands.")]
+    size_bytes: Annotated[Count, Field(description="Bytes of all files.")]
+
+
 class Artifacts(Lenient):
     """Where things lie on the run's volume, and what they are."""
 
@@ -93,6 +106,9 @@ class Artifacts(Lenient):
     ] = None
     merged: Annotated[Text | None, Field(description="Path of the merged model, in hub layout.")] = None
     report: Annotated[Text | None, Field(description="Path of the evaluation report (HTML).")] = None
+    published: Annotated[
+        tuple[PublishedStatus, ...], Field(max_length=2 * MAX_DESTINATIONS, description="Where it stands for others.")
+    ] = ()
     digests: Annotated[
         dict[Annotated[str, Field(max_length=63)], Short],
         Field(max_length=32, description="sha256 of each, by name."),

@@ -27,6 +27,7 @@ _HANDED_ON: Mapping[StageName, tuple[str, ...]] = {
     StageName.TRAIN: ("adapter", "weights", _HISTORY, _HARDEST),
     StageName.MERGE: ("merged",),
     StageName.EVALUATE: ("evaluation",),
+    StageName.PUBLISH: ("publication",),
 }
 """What later stages and people read of each stage, by path below its attempt's folder."""
 _MOVED: Mapping[StageName, tuple[str, ...]] = {
