@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from llava_api.addresses import ADDRESS_HOST, ANY_HOST, ANYTHING, is_allowed_address, is_at, matches
 from llava_api.spec import Notification, SecretRef, Spec
+from llava_operator.credentials import TrackingServer, tracking_servers
 from llava_operator.deciding.image_references import add_registry, is_of_repository
 from llava_operator.deciding.policy import PUBLIC_HUB, Policy
-from llava_operator.run import TrackingServer, tracking_servers
 from llava_operator.stages import Stage
 
 NAME = "^[a-z0-9.-]*$"
