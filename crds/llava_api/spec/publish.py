@@ -16,7 +16,7 @@ _COMPONENT = "[a-z0-9]+([._-]+[a-z0-9]+)*"
 PublishAddress = Annotated[
     str,
     Field(
-        min_length=9,
+        min_length=8,
         max_length=256,
         json_schema_extra=rules(
             rule(
