@@ -90,6 +90,13 @@ def test_the_first_rank_that_failed_in_alignment_is_the_one_to_show() -> None:
     assert (aligned.status, aligned.reason) == ("False", "LossNotFinite")
 
 
+def test_a_run_that_only_merges_an_adapter_goes_from_preparing_to_merging() -> None:
+    model = {"source": "pvc://models/llava", "adapter": "pvc://earlier/adapter"}
+    status = walk({"model": model, "training": ALONE["training"]})
+    assert [stage.name for stage in status.stages] == ["prepare", "merge", "evaluate"]
+    assert (status.phase, status.plan) == (Phase.SUCCEEDED, None)
+
+
 def test_with_method_full_there_are_weights_and_no_adapter() -> None:
     spec = {"training": {"method": "full", "batch": {"perDevice": 1, "global": 2}}}
     status = walk(spec, StageName.TRAIN)
