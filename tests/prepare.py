@@ -31,6 +31,7 @@ def prepare_everything(further: tuple[ToolSet, ...] = ()) -> tuple[Tools, dict[s
     host.require_root()
     host.install_packages((*host.ALL_PACKAGES, *browser.PACKAGES))
     debian.ensure_unpacked(debian.PROMETHEUS)
+    debian.ensure_unpacked(debian.DOCKER_REGISTRY)
     names = ["operator", "trainer"]
     with ThreadPoolExecutor(max_workers=2) as pool:
         building_tools = pool.submit(ensure_tools, (*ALL_TOOL_SETS, *further))
