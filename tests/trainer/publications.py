@@ -29,7 +29,7 @@ MEBIBYTE = 1 << 20
 PART_BYTES = 5 * MEBIBYTE
 """The least that S3 takes."""
 UID = "0c6f-uid"
-SIZES = {"model.safetensors": PART_BYTES + 1000, "sub/tokenizer.json": 2000, "config.json": 300, "empty.txt": 0}
+SIZES = {"model.safetensors": PART_BYTES + 1000, "config.json": 300}
 
 
 def make_content(folder: Path, sizes: dict[str, int] | None = None, seed: int = 0) -> Content:

@@ -1,7 +1,9 @@
 """versitygw, an S3 server on a folder of this machine."""
 
+import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,30 +22,36 @@ _STARTS_WITHIN_S = 20
 
 
 @contextmanager
-def run_versity(folder: Path, *, before: Sequence[str] = ()) -> Iterator[str]:
+def run_versity(*, before: Sequence[str] = ()) -> Iterator[str]:
     """The endpoint, by plain HTTP, of a server with one empty bucket.
 
     Args:
-        folder: where it keeps everything.
-        before: a command that runs the server's, in another mount namespace, say.
+        before: a command that runs the server's, in another mount namespace, say; ``{folder}`` in it is where the
+            server keeps everything.
     """
+    # In memory, where there is such a place: the server syncs each file.
+    memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="versitygw-", dir=memory if memory.is_dir() else None))
     program = ensure_tools((VERSITYGW,)).path("versitygw")
     port = free_port()
     objects, metadata = folder / "objects", folder / "metadata"
     for one in (objects, metadata):
         one.mkdir(parents=True, exist_ok=True)
     command = [
-        *before, str(program), "--port", f"127.0.0.1:{port}", "--access", KEYS["access_key_id"], "--secret",
+        *(one.format(folder=folder) for one in before), str(program), "--port", f"127.0.0.1:{port}", "--access", KEYS["access_key_id"], "--secret",
         KEYS["secret_access_key"], "--quiet", "posix", "--sidecar", str(metadata), str(objects),
     ]  # fmt: skip
-    with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
-        try:
-            _wait_for(port, server)
-            endpoint = f"http://127.0.0.1:{port}"
-            open_client(endpoint).create_bucket(Bucket=BUCKET)
-            yield endpoint
-        finally:
-            server.terminate()
+    try:
+        with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
+            try:
+                _wait_for(port, server)
+                endpoint = f"http://127.0.0.1:{port}"
+                open_client(endpoint).create_bucket(Bucket=BUCKET)
+                yield endpoint
+            finally:
+                server.terminate()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_client(endpoint: str) -> Any:
