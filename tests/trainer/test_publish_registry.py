@@ -358,7 +358,7 @@ ANSWERS = {
         Fault(status=403, body=b'{"errors":[{"code":"DENIED","message":"no"}]}'), Reason.DESTINATION_REFUSED,
         "was refused with HTTP 403: the credentials in spec.publish.destinations[0].secretRef may not write it",
     ),
-    "507": (Fault(status=507), Reason.DESTINATION_UNAVAILABLE, "the registry has no room left (HTTP 507)"),
+    "507": (Fault(status=507), Reason.DESTINATION_REFUSED, "507"),
 }  # fmt: skip
 
 

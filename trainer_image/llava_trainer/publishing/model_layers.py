@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from llava_api.constants import GROUP
-from llava_trainer.publishing.content import CHUNK_BYTES, PUBLICATION, SIGNATURE, Content, Item, open_item, read_chunks
+from llava_trainer.publishing.content import PUBLICATION, SIGNATURE, Content, Item, read_chunks, read_span
 
 CONTENT_ANNOTATION: Final = f"{GROUP}/content"
 """Of a manifest or an index: digest of the content (``Content.digest``). Only publications of this project have it."""
@@ -106,21 +106,9 @@ def read_layer(layer: Layer, begin: int, end: int) -> Iterator[bytes]:
         yield layer.header[begin : min(end, content_begin)]
     if begin < content_end and end > content_begin:
         offset = max(begin - content_begin, 0)
-        yield from _read_part(layer.item, offset, min(end, content_end) - content_begin - offset)
+        yield from read_span(layer.item, offset, min(end, content_end) - content_begin - offset)
     if end > content_end:
         yield layer.trailer[max(begin - content_end, 0) : end - content_end]
-
-
-def _read_part(item: Item, offset: int, size: int) -> Iterator[bytes]:
-    with open_item(item) as stream:
-        stream.seek(offset)
-        while size and (chunk := stream.read(min(size, CHUNK_BYTES))):
-            size -= len(chunk)
-            yield chunk
-    if size:
-        # Says by how much.
-        for _ in read_chunks(item):
-            pass
 
 
 def _make_header(item: Item) -> bytes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_api.text import show
-from llava_trainer.publishing.content import Content, read_chunks
+from llava_trainer.publishing.content import Content, check_item
 from llava_trainer.publishing.destination import Place, Sent
 from llava_trainer.publishing.model_layers import (
     CONTENT_ANNOTATION,
@@ -100,13 +100,10 @@ class RegistryDestination:
         return Sent(revision=documents.artifact.digest, sent_bytes=sent_bytes)
 
     def _push(self, layer: Layer, done: int, on_bytes: Callable[[int], None]) -> int:
-        def check() -> None:
-            for _ in read_chunks(layer.item):
-                pass
-
         blob = Blob(
-            digest=layer.digest, size=layer.size, read=lambda begin, end: read_layer(layer, begin, end), check=check
-        )
+            digest=layer.digest, size=layer.size, read=lambda begin, end: read_layer(layer, begin, end),
+            check=lambda: check_item(layer.item),
+        )  # fmt: skip
         return self._client.push_blob(blob, lambda num_bytes: on_bytes(done + min(num_bytes, layer.item.size)))
 
     def _look(self, tag: str) -> "_Standing | None":

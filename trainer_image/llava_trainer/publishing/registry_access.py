@@ -18,15 +18,14 @@ import httpx
 
 from llava_api.text import show
 from llava_trainer.publishing.destination import Place
+from llava_trainer.publishing.exchange import Answer, exchange, explain
 from llava_trainer.publishing.refusals import refused, unavailable
 from llava_trainer.retrying import TransientError
 from llava_trainer.sources.credentials import read_credentials
-from llava_trainer.sources.refusals import WRITING
-from llava_trainer.sources.responses import Origin, explain_answer, explain_transport, origin_of, read_bounded
+from llava_trainer.sources.responses import Origin, origin_of
 
 DOCKER_CONFIG = ".dockerconfigjson"
 _MAX_CONFIG_BYTES = 64 << 10
-_MAX_ANSWER_BYTES = 1 << 20
 _DOCKER_HUB = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
 _CHALLENGE = re.compile(r"\s*(bearer|basic)\b(.*)", re.IGNORECASE | re.DOTALL)
 _PARAMETER = re.compile(r'(\w+)="([^"]*)"')
@@ -149,14 +148,14 @@ class Access:
         repeats = any(secret and secret.lower() in host.lower() for secret in known)
         return "..." if repeats else show(host, max_chars=100)
 
-    def take_challenge(self, response: httpx.Response) -> None:
+    def take_challenge(self, answer: Answer) -> None:
         """Get what a 401 asks for.
 
         Raises:
             StageError: DestinationRefused, DestinationUnavailable or those of sources.
             TransientError: the token service does not answer for now.
         """
-        for value in response.headers.get_list("WWW-Authenticate"):
+        for value in answer.headers.get_list("WWW-Authenticate"):
             if (match := _CHALLENGE.match(value)) is None:
                 continue
             parameters = dict(_PARAMETER.findall(match[2]))
@@ -184,18 +183,11 @@ class Access:
             raise refused(f"{self._place.field}: {told} has no TLS, and nothing is sent there: give it TLS")
         asked = {"service": parameters.get("service", ""), "scope": self._scope}
         headers = {"Authorization": self._login.basic} if self._login else {}
-        request = self._place.client.build_request("GET", httpx.URL(realm).copy_merge_params(asked), headers=headers)
-        try:
-            response = self._place.client.send(request, stream=True)
-            try:
-                if response.status_code != 200:
-                    raise explain_answer(response, self._place.field, told, access=WRITING)
-                content = read_bounded(response, _MAX_ANSWER_BYTES)
-            finally:
-                response.close()
-        except httpx.RequestError as error:
-            raise explain_transport(error, self._place.field, told) from None
-        token = _find_token(content)
+        url = str(httpx.URL(realm).copy_merge_params(asked))
+        answer = exchange(self._place, "GET", url, headers, told=told)
+        if answer.status != 200:
+            raise explain(self._place, answer, told=told)
+        token = _find_token(answer.content)
         if token is None:
             raise TransientError(f"{told} gives no token")
         return token

@@ -11,51 +11,34 @@ to clear away: what continues it is as good as a credential, and those do not li
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import urljoin
 
 import httpx
 
 from llava_trainer.publishing.destination import Place
+from llava_trainer.publishing.exchange import Answer, Body, exchange, explain, try_again
 from llava_trainer.publishing.model_layers import INDEX_TYPE, MANIFEST_TYPE, Document
 from llava_trainer.publishing.refusals import refused, unavailable
 from llava_trainer.publishing.registry_access import Access, Login
 from llava_trainer.retrying import TransientError
-from llava_trainer.sources.refusals import WRITING, MissingError, explain_failure
-from llava_trainer.sources.responses import explain_transport, origin_of, parse_wait_s, read_bounded
+from llava_trainer.sources.refusals import MissingError
+from llava_trainer.sources.responses import origin_of
 
 CHUNK_BYTES = 64 << 20
 """Of a blob that is larger; it is read and sent by the megabyte. A registry may want larger ones, and says so."""
-_MAX_ANSWER_BYTES = 4 << 20
-"""What a registry has to take for a manifest, and so the most that one may have."""
 _MAX_CHUNK_BYTES = 5 << 30
 _MANIFEST_TYPES = (
     MANIFEST_TYPE, INDEX_TYPE,
     "application/vnd.docker.distribution.manifest.v2+json", "application/vnd.docker.distribution.manifest.list.v2+json",
 )  # fmt: skip
 _RANGE = re.compile(r"(?:bytes=)?0-(\d{1,18})")
-_CODE = re.compile(rb'"code"\s*:\s*"([A-Z_]{1,60})"')
 _LOST = frozenset({400, 404, 410, 416})
 """What a registry says of an upload that it does not know, or that stands elsewhere than it thought."""
 _CHUNKS_REFUSED = frozenset({405, 411, 501})
 
 Read = Callable[[int, int], Iterator[bytes]]
 """Bytes from the first number to the second."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What came back; a body is small."""
-
-    status: int
-    headers: httpx.Headers
-    content: bytes = field(repr=False)
-
-    @property
-    def code(self) -> str:
-        """The registry's own word for what is wrong; empty if it has none."""
-        found = _CODE.search(self.content)
-        return found[1].decode() if found else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +97,8 @@ class RegistryClient:
         """
         url = f"{self._root}/manifests/{reference}"
         headers = {"Content-Type": document.media_type}
-        answer = self._place.repeatedly(lambda: self.ask("PUT", url, headers, lambda: iter((document.body,)),
-                                                         size=len(document.body), wanted=(201, 200)))  # fmt: skip
+        body = Body.of(document.body)
+        answer = self._place.repeatedly(lambda: self.ask("PUT", url, headers, body, wanted=(201, 200)))
         if answer.headers.get("Docker-Content-Digest", document.digest) != document.digest:
             raise unavailable(
                 f"{self._place.what}: the registry has stored {reference} with another digest than {document.digest}, "
@@ -149,8 +132,8 @@ class RegistryClient:
         return upload.num_sent
 
     def ask(
-        self, method: str, url: str, headers: Mapping[str, str] | None = None,
-        body: Callable[[], Iterator[bytes]] | None = None, *, size: int = 0, wanted: tuple[int, ...],
+        self, method: str, url: str, headers: Mapping[str, str] | None = None, body: Body | None = None,
+        *, wanted: tuple[int, ...],
     ) -> Answer:  # fmt: skip
         """One request; a second where the registry asks who it is.
 
@@ -158,42 +141,26 @@ class RegistryClient:
             method: of HTTP.
             url: of the registry; nothing is asked for elsewhere.
             headers: besides who it is.
-            body: begins to read what is sent.
-            size: of the body, bytes.
+            body: what is sent.
             wanted: statuses that are no failure.
 
         Raises:
             TransientError: worth another try.
             StageError: as ``find_manifest``.
         """
-        answer = self._send(method, url, headers or {}, body, size)
+        answer = self._send(method, url, headers or {}, body)
         if answer.status == 401:
             # Tokens last for minutes.
-            answer = self._send(method, url, headers or {}, body, size)
+            answer = self._send(method, url, headers or {}, body)
         if answer.status in wanted:
             return answer
         raise self._explain(answer)
 
-    def _send(
-        self, method: str, url: str, headers: Mapping[str, str], body: Callable[[], Iterator[bytes]] | None, size: int
-    ) -> Answer:
-        client = self._place.client
-        sent = {**headers, **self._access.headers}
-        if body is not None or method in ("POST", "PUT", "PATCH"):
-            sent["Content-Length"] = str(size)
-        request = client.build_request(method, url, headers=sent, content=body() if body is not None else None)
-        try:
-            response = client.send(request, stream=True)
-            try:
-                content = b"" if method == "HEAD" else read_bounded(response, _MAX_ANSWER_BYTES)
-            finally:
-                response.close()
-        except httpx.RequestError as error:
-            # Its text may hold what was sent.
-            raise explain_transport(error, self._place.field, self._place.address) from None
-        if response.status_code == 401:
-            self._access.take_challenge(response)
-        return Answer(status=response.status_code, headers=response.headers, content=content)
+    def _send(self, method: str, url: str, headers: Mapping[str, str], body: Body | None) -> Answer:
+        answer = exchange(self._place, method, url, {**headers, **self._access.headers}, body)
+        if answer.status == 401:
+            self._access.take_challenge(answer)
+        return answer
 
     def follow(self, url: str, answer: Answer) -> str:
         """Where an answer says that an upload goes on.
@@ -219,22 +186,20 @@ class RegistryClient:
         return address
 
     def _explain(self, answer: Answer) -> Exception:
-        field, address = self._place.field, self._place.address
-        if answer.status == 507:
-            return unavailable(f"{self._place.what}: the registry has no room left (HTTP 507): make room there")
         if answer.status == 413:
             return refused(
                 f"{self._place.what}: what stands before the registry takes no bodies of {self.chunk_bytes:,} bytes "
                 "(HTTP 413): raise its limit (client_max_body_size of nginx)"
             )
         if answer.code == "MANIFEST_BLOB_UNKNOWN":
-            return TransientError(f"HTTP {answer.status} ({answer.code})")
-        wait_s = parse_wait_s(answer.headers)
-        told = explain_failure(answer.status, field, address, code=answer.code, wait_s=wait_s, access=WRITING)
-        if isinstance(told, MissingError):
-            return refused(f"{self._place.what}: there is no such repository, and none is made (HTTP {answer.status}): "
-                           "create it in the registry, or correct the address")  # fmt: skip
-        return told
+            return try_again(answer)
+        error = explain(self._place, answer)
+        if isinstance(error, MissingError):
+            return refused(
+                f"{self._place.what}: there is no such repository, and none is made (HTTP {answer.status}): create it "
+                "in the registry, or correct the address"
+            )
+        return error
 
 
 class _Upload:
@@ -289,8 +254,8 @@ class _Upload:
             self._finish(location, begin)
             return None
         headers = {"Content-Type": "application/octet-stream", "Content-Range": f"{begin}-{end - 1}"}
-        answer = self._client.ask("PATCH", location, headers, lambda: self._read(begin, end), size=end - begin,
-                                  wanted=(202, *_LOST, *_CHUNKS_REFUSED))  # fmt: skip
+        body = self._read(begin, end)
+        answer = self._client.ask("PATCH", location, headers, body, wanted=(202, *_LOST, *_CHUNKS_REFUSED))
         if answer.status in _CHUNKS_REFUSED:
             self._in_chunks = False
         if answer.status != 202:
@@ -302,8 +267,7 @@ class _Upload:
     def _finish(self, location: str, begin: int) -> None:
         url = str(httpx.URL(location).copy_add_param("digest", self._blob.digest))
         headers = {"Content-Type": "application/octet-stream"}
-        answer = self._client.ask("PUT", url, headers, lambda: self._read(begin, self._blob.size),
-                                  size=self._blob.size - begin, wanted=(201, 204, *_LOST))  # fmt: skip
+        answer = self._client.ask("PUT", url, headers, self._read(begin, self._blob.size), wanted=(201, 204, *_LOST))
         if answer.status in _LOST:
             if answer.code == "DIGEST_INVALID":
                 self._blob.check()
@@ -324,10 +288,10 @@ class _Upload:
 
     def _forget(self, answer: Answer) -> TransientError:
         self._location, self._offset = None, 0
-        return TransientError(f"HTTP {answer.status}{f' ({answer.code})' if answer.code else ''}")
+        return try_again(answer)
 
-    def _read(self, begin: int, end: int) -> Iterator[bytes]:
-        return self._blob.read(begin, end)
+    def _read(self, begin: int, end: int) -> Body:
+        return Body(read=lambda: self._blob.read(begin, end), size=end - begin)
 
     def _tell(self, offset: int) -> None:
         self._offset = offset
