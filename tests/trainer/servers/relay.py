@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 from tests.trainer.servers.authority import Authority
 
 _PIECE = 64 << 10
+_OF_A_CONNECTION = ("connection", "transfer-encoding", "content-length", "date", "server")
+"""Headers of an answer that are not handed on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +114,8 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     relay: Relay
-
-    def setup(self) -> None:
-        super().setup()
-        # Headers and body of an answer are two packets, the second of which would wait for the first's receipt.
-        self.disable_nagle_algorithm = True
+    disable_nagle_algorithm = True
+    """Headers and body of an answer are two packets: the second would wait until the first is acknowledged."""
 
     def _relay(self) -> None:
         size = int(self.headers.get("Content-Length", 0))
@@ -164,8 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.loses_answer or fault.after is not None:
             self._cut()
             return
-        kept = [(name, value) for name, value in response.getheaders()
-                if name.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server")]  # fmt: skip
+        kept = [(name, value) for name, value in response.getheaders() if name.lower() not in _OF_A_CONNECTION]
         length = response.getheader("Content-Length") if self.command == "HEAD" else None
         self._answer(response.status, kept, body, length)
 
