@@ -33,6 +33,8 @@ def render_html(template: str, **values: object) -> str:
 def render_markdown(template: str, **values: object) -> str:
     """A Markdown file from ``templates``; no value brings markup, a line break or a link of its own.
 
+    In code nothing can be escaped: what stands there is ``Markup``, known to be harmless by whoever made it.
+
     Raises:
         jinja2.UndefinedError: the template names something that it was not given.
     """
@@ -76,7 +78,7 @@ def _show(value: object) -> object:
 def _show_in_markdown(value: object) -> object:
     if value is None:
         return ""
-    return escape_markdown(value) if isinstance(value, str) else value
+    return escape_markdown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def escape_markdown(value: str) -> str:
