@@ -1,0 +1,18 @@
+"""Placeholder until the module replaces it."""
+
+from collections.abc import Callable
+
+from llava_trainer.publishing.content import Content
+from llava_trainer.publishing.destination import Place, Sent
+from llava_trainer.publishing.refusals import refused
+
+
+class BucketDestination:
+    """Refuses."""
+
+    def __init__(self, place: Place) -> None:
+        raise refused(f"{place.what}: s3:// cannot be published to yet")
+
+    def publish(self, content: Content, on_bytes: Callable[[int], None]) -> Sent:
+        """Never called."""
+        raise NotImplementedError
