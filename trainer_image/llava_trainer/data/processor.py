@@ -34,6 +34,10 @@ NUM_CLASS_TOKENS = 1
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
 )  # fmt: skip
+PROCESSOR_FILES = frozenset(
+    {*_TOKENIZER_FILES, "chat_template.jinja", "processor_config.json", "preprocessor_config.json"}
+)
+"""What ``save_processor`` writes."""
 _IMAGE_PROCESSOR_KEYS = ("image_processor_type", "feature_extractor_type")
 _IMAGE_PROCESSORS = frozenset({"CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor"})
 """What they may be, but for Fast and Pil behind it: the same but for padding, which is set here."""

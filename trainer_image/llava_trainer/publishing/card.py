@@ -1,13 +1,13 @@
 """README.md of what is published: the model card, for people and for the hub, made from what the run has written down.
 
-What it says is in ``pages/templates/card.md``; this gathers it. It says nothing of attempts, of the time of publishing or
-of destinations, so that publishing again gives the same bytes. Nothing of others' texts is markup in it (``rendering``).
+What it says is in ``pages/templates/card.md``; this gathers it. It says nothing of attempts, of the time of publishing
+or of destinations, so that publishing again gives the same bytes. Nothing of others' texts is markup in it
+(``rendering``).
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from markupsafe import Markup
 
@@ -27,8 +27,7 @@ from llava_trainer.merging.manifest import Manifest as MergeManifest
 from llava_trainer.pages.rendering import render_markdown
 from llava_trainer.publishing.card_limits import list_limits
 from llava_trainer.publishing.card_metadata import build_metadata, hub_id_of
-
-What = Literal["merged", "adapter"]
+from llava_trainer.publishing.content import What
 
 _ROLES = {
     "model": "Model", "base": "Base of what was given", "language-model": "Language model",
@@ -162,5 +161,7 @@ def _say_why_not_served(config: RunConfig) -> str | None:
     if training.projector == "train":
         return "Servers load no adapter that brings a projector, as this one does."
     if config.alignment is not None:
-        return "It belongs to the base with the projector that the run's alignment has made, which is not in this folder."
+        return (
+            "It belongs to the base with the projector that the run's alignment has made, which is not in this folder."
+        )
     return None

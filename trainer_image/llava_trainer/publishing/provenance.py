@@ -1,7 +1,7 @@
 """Where a published model comes from, as supply-chain tools read it: an in-toto statement with SLSA's provenance.
 
-It says nothing of attempts, times and destinations, so that publishing again gives the same bytes. The model's signature
-covers it like every other file.
+It says nothing of attempts, times and destinations, so that publishing again gives the same bytes. The model's
+signature covers it like every other file.
 
 Source: https://github.com/in-toto/attestation/blob/main/spec/v1, https://slsa.dev/spec/v1.0/provenance.
 """

@@ -11,7 +11,7 @@ Source: https://github.com/sigstore/model-transparency (the format), https://git
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -22,14 +22,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from llava_api.constants import SIGNING_KEYS
-from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.publishing.content import Item
+from llava_trainer.publishing.refusals import refused
 
 _FIELD = "spec.publish.signing"
 _KEY = SIGNING_KEYS[0]
 _MAX_KEY_BYTES = 16_384
-_HASHES: Final = {"secp256r1": hashes.SHA256, "secp384r1": hashes.SHA384, "secp521r1": hashes.SHA512}
+_HASHES: Final[Mapping[str, hashes.HashAlgorithm]] = {
+    "secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384(), "secp521r1": hashes.SHA512(),
+}  # fmt: skip
 """Curves that the format knows, each with the hash that goes with it."""
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _UNSIGNED = (".cache", ".git", ".gitattributes", ".github", ".gitignore", "adapter")
@@ -50,7 +52,7 @@ class SigningKey:
 
     def sign(self, content: bytes) -> bytes:
         """Signature (ECDSA, DER) of ``content``: the same each time, by RFC 6979."""
-        algorithm = _HASHES[self.private.curve.name]()
+        algorithm = _HASHES[self.private.curve.name]
         return self.private.sign(content, ec.ECDSA(algorithm, deterministic_signing=True))
 
 
@@ -136,8 +138,7 @@ def _encode(content: bytes) -> str:
 
 
 def _refused(what: str) -> StageError:
-    return StageError(
-        Reason.DESTINATION_REFUSED,
+    return refused(
         f"{_FIELD}: key {_KEY} of the Secret cannot sign: {what}. It must be an elliptic-curve private key in PEM "
-        "without a password (openssl ecparam -name prime256v1 -genkey -noout)",
+        "without a password (openssl ecparam -name prime256v1 -genkey -noout)"
     )
