@@ -72,7 +72,7 @@ def build_provenance(config: RunConfig, items: Sequence[Item], merged: MergeMani
 
 
 def _list_parameters(config: RunConfig) -> dict[str, Any]:
-    dumped = config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    dumped = config.model_dump(mode="json", by_alias=True)
     return {name: _without_secrets(dumped[name]) for name in _DECIDING if dumped.get(name)}
 
 
@@ -85,7 +85,9 @@ def _list_internal(config: RunConfig) -> dict[str, Any]:
 def _without_secrets(value: Any) -> Any:
     """A part of the spec without what decides nothing, and addresses in it without what may be a secret."""
     if isinstance(value, Mapping):
-        return {key: _without_secrets(inner) for key, inner in value.items() if key not in _BESIDE}
+        return {
+            key: _without_secrets(inner) for key, inner in value.items() if inner is not None and key not in _BESIDE
+        }
     if isinstance(value, list | tuple):
         return [_without_secrets(inner) for inner in value]
     return redact(value) if isinstance(value, str) else value
