@@ -27,7 +27,7 @@ from llava_trainer.publishing.content import Content
 from llava_trainer.publishing.gathering import gather_contents
 from llava_trainer.sources.archive import ARCHIVE_SUFFIX
 from llava_trainer.sources.fetched import state_of
-from tests.trainer.publications import copy_published, make_evaluated, publish_config
+from tests.trainer.evaluated import copy_published, make_evaluated, publish_config
 
 SECRET = "hf_do-not-tell"
 
