@@ -10,6 +10,7 @@ from llava_api.spec import Notification
 from llava_api.status import AttemptState, AttemptStatus, NotificationStatus, Status
 from llava_operator.clock import from_time, to_time
 from llava_operator.deciding.gates import combine_gates, describe_gates
+from llava_operator.deciding.publication import describe_success
 from llava_operator.deciding.restarts import DISTURBED_DELAY_S, has_done_a_step
 from llava_operator.run import current_stage, stage_of
 from llava_operator.stages import STAGES
@@ -133,7 +134,7 @@ def _succeeded(change: Change) -> Occurrence | None:
     if not change.becomes(Phase.SUCCEEDED):
         return None
     score = change.after.summary.score if change.after.summary else ""
-    message = "every stage has succeeded" + (f"; score {score}" if score else "")
+    message = describe_success(change.after) + (f"; score {score}" if score else "")
     if change.after.evaluation is not None and change.after.evaluation.gates:
         message += f"; {describe_gates(change.after.evaluation)}"
     return Occurrence(key=change.after.completion_time or "", reason="Succeeded", message=message)
