@@ -214,3 +214,5 @@ class NotificationEvent(StrEnum):
     SUSPENDED = "Suspended"
     GATE_FAILED = "GateFailed"
     GATE_UNDECIDED = "GateUndecided"
+    PUBLISHED = "Published"
+    NOT_PUBLISHED = "NotPublished"
