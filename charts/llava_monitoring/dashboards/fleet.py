@@ -204,9 +204,9 @@ def _results() -> Row:
              SECONDS, Query(f"histogram_quantile(0.5, {within}) > 0", "{{stage}}"), width=12),
         bars("Published", "Runs of the time shown whose model or adapter stands at a destination of spec.publish, by "
              "what kind that is.", COUNT, Query(f"count by (scheme) ({_PUBLISHED})", "{{scheme}}"), width=12),
-        number("Held back by a gate", "Runs of the time shown that ended well and were not published, since a gate "
-               "that was asked for has not passed.", COUNT, Query(f"count({_HELD_BACK})"),
-               steps=[(None, GREEN), (1, YELLOW)], width=12),
+        bars("Held back by a gate", "Runs of the time shown that ended well and were not published, since a gate that "
+             "was asked for has not passed.", COUNT, Query(f"count by (namespace, team) ({_HELD_BACK})",
+             "{{namespace}} {{team}}"), width=12),
     )  # fmt: skip
 
 
