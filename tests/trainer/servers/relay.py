@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 from tests.trainer.servers.authority import Authority
 
 _PIECE = 64 << 10
+_OF_A_CONNECTION = ("connection", "transfer-encoding", "content-length", "date", "server")
+"""Headers of an answer that are not handed on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ class Relay:
         class Handler(_Handler):
             relay = outer
 
-        server = _Server(("127.0.0.1", 0), Handler)
+        server = QuietServer(("127.0.0.1", 0), Handler)
         if authority is not None:
             server.socket = authority.server_context.wrap_socket(
                 server.socket, server_side=True, do_handshake_on_connect=False
@@ -100,7 +102,9 @@ class Relay:
             thread.join()
 
 
-class _Server(ThreadingHTTPServer):
+class QuietServer(ThreadingHTTPServer):
+    """Says nothing of connections that break off."""
+
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -112,11 +116,8 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     relay: Relay
-
-    def setup(self) -> None:
-        super().setup()
-        # Headers and body of an answer are two packets, the second of which would wait for the first's receipt.
-        self.disable_nagle_algorithm = True
+    disable_nagle_algorithm = True
+    """Headers and body of an answer are two packets: the second would wait until the first is acknowledged."""
 
     def _relay(self) -> None:
         size = int(self.headers.get("Content-Length", 0))
@@ -164,8 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.loses_answer or fault.after is not None:
             self._cut()
             return
-        kept = [(name, value) for name, value in response.getheaders()
-                if name.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server")]  # fmt: skip
+        kept = [(name, value) for name, value in response.getheaders() if name.lower() not in _OF_A_CONNECTION]
         length = response.getheader("Content-Length") if self.command == "HEAD" else None
         self._answer(response.status, kept, body, length)
 

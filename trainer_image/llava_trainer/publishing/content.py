@@ -75,6 +75,31 @@ def read_chunks(item: Item, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
         raise damaged(f"{item.path} has {told} and was made with {made}: {_FIX}")
 
 
+def read_span(item: Item, offset: int, size: int) -> Iterator[bytes]:
+    """``size`` bytes of the file from ``offset`` on; whoever is sent them tells by a digest whether they have changed.
+
+    Raises:
+        StageError: ResultDamaged; they are not there any more.
+    """
+    with open_item(item) as stream:
+        stream.seek(offset)
+        while size and (chunk := _read(stream, item, min(size, CHUNK_BYTES))):
+            size -= len(chunk)
+            yield chunk
+    if size:
+        check_item(item)
+
+
+def check_item(item: Item) -> None:
+    """Read the whole file.
+
+    Raises:
+        StageError: ResultDamaged; it is not what it was when it was made.
+    """
+    for _ in read_chunks(item):
+        pass
+
+
 @contextmanager
 def open_item(item: Item) -> Iterator[BinaryIO]:
     """Open the file, for reading parts of it whose digests are known (``read_chunks`` looks at the whole).
