@@ -439,7 +439,8 @@ CASES: tuple[Case, ...] = (
                                                                              "secretRef": None}}]}, None),
     }),
     *_cases("strict", "published", {
-        "ok": (_published(*_ALLOWED_DESTINATIONS[:4], secret="llava-p", signing="llava-k"), None),
+        "ok": (_published("pvc://shared/models", "oci://registry.example/team:1", "s3://llava-models/a",
+                          secret="llava-p", signing="llava-k"), None),
         **{f"ok-{n}": (_published(one), None) for n, one in enumerate(_ALLOWED_DESTINATIONS)},
         **{f"no-{n}": (_published(one), f"spec.publish.destinations.address is {one}, {_PUBLISH_RULE}")
            for n, one in enumerate(_REFUSED_DESTINATIONS)},

@@ -308,6 +308,20 @@ def test_an_attempt_goes_on_with_what_it_was_committed_to() -> None:
     assert {"secret-publish-0", "secret-publish-1", "secret-signing", "destination-0"} <= names
 
 
+def test_one_that_waits_takes_the_new_spec_once_it_was_suspended() -> None:
+    """As a person gets on whose Secret is not there."""
+    status = walk(ONE, EVALUATE)
+    status = commit(see(status, spec=ONE, job=make_job(status, complete=True), pods=(succeeded(EVALUATE),)))
+    corrected = {"publish": {"destinations": [{"address": "s3://models/other"}]}}
+    asleep = commit(see(status, spec={**corrected, "suspend": True}))
+    assert asleep.phase is Phase.SUSPENDED
+    awake = commit(see(asleep, spec=corrected, now=NOW + timedelta(hours=1)))
+    newest = stage(awake).newest
+    assert newest is not None
+    assert (newest.number, newest.settings.publish) == (2, make_spec(**corrected).publish)
+    assert stage(awake).restarts == 0
+
+
 def test_what_stands_where_is_told_by_the_addresses_that_the_attempt_had() -> None:
     status = end_with(published(*CONTENTS), ONE, before=EVERYWHERE)
     assert status.phase is Phase.SUCCEEDED
