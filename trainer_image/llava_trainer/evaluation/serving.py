@@ -1,4 +1,4 @@
-"""How the tuned model is served from where it lies, or will be published to: what a person would otherwise fill in. Pure.
+"""How the tuned model is served from where it lies or will be published to: what a person would have to fill in. Pure.
 
 What is made is what ``manifests/serving`` has, with the run's own names and addresses; a test holds the two together.
 """
@@ -7,9 +7,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from llava_api.constants import MODELCAR_SUFFIX
 from llava_api.names import volume_claim_name
 from llava_api.run_config import RunConfig
 from llava_api.spec import Publish
+from llava_api.text import show
 from llava_api.volume import claim_root
 
 _INFERENCE_SERVICE = """\
@@ -32,6 +34,7 @@ spec:
 """
 _CLAIM = "pvc://"
 _HUB = "hf://"
+_REGISTRY = "oci://"
 _UNKNOWN_CLAIM = "CLAIM"
 """On a claim that was there before, nothing tells the trainer what it is called."""
 
@@ -76,10 +79,12 @@ def _serve(config: RunConfig, address: str, place: str) -> Served:
     if not address.startswith(_CLAIM):
         return Served(place=place, inference_service=made)
     claim, _, folder = address.removeprefix(_CLAIM).partition("/")
-    env = f"CLAIM={claim}\nMODEL_FOLDER={folder}\nMODEL_NAME={config.run.name}\n"
+    env = f"CLAIM={show(claim)}\nMODEL_FOLDER={show(folder)}\nMODEL_NAME={show(config.run.name)}\n"
     return Served(place=place, inference_service=made, env=env)
 
 
 def _to_storage_uri(address: str) -> str:
-    """KServe has the hub's revision behind a colon."""
-    return address.replace("@", ":") if address.startswith(_HUB) else address
+    """KServe has the hub's branch behind a colon, and mounts images, which have a tag of their own."""
+    if address.startswith(_HUB):
+        return address.replace("@", ":")
+    return address + MODELCAR_SUFFIX if address.startswith(_REGISTRY) else address

@@ -61,7 +61,7 @@ def _environment(*, autoescape: bool, finalize: object) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = (number, count, percent, share, points, capital, brief)
+    filters = (number, count, percent, share, points, capital, brief, code)
     environment.filters.update({one.__name__: one for one in filters})
     return environment
 
@@ -115,6 +115,18 @@ def points(value: float) -> str:
 def brief(value: str) -> str:
     """The beginning of a name that may be as long as whoever made the data liked."""
     return text.cut(value, max_chars=_MAX_NAME)
+
+
+def code(value: str) -> Markup:
+    """Lines that stand between two fences of Markdown: none of them ends it, and none has more than it shows.
+
+    Raises:
+        ValueError: one would end it.
+    """
+    lines = text.escape(value, multiline=True).strip("\n")
+    if any(line.lstrip().startswith(("```", "~~~")) for line in lines.splitlines()):
+        raise ValueError("a line of code begins with a fence")
+    return Markup(lines)
 
 
 def capital(value: str) -> str:
