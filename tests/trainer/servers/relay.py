@@ -86,7 +86,7 @@ class Relay:
         class Handler(_Handler):
             relay = outer
 
-        server = _Server(("127.0.0.1", 0), Handler)
+        server = QuietServer(("127.0.0.1", 0), Handler)
         if authority is not None:
             server.socket = authority.server_context.wrap_socket(
                 server.socket, server_side=True, do_handshake_on_connect=False
@@ -102,7 +102,9 @@ class Relay:
             thread.join()
 
 
-class _Server(ThreadingHTTPServer):
+class QuietServer(ThreadingHTTPServer):
+    """Says nothing of connections that break off."""
+
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
