@@ -65,7 +65,8 @@ def publish_config(root: Path, *, attempt: int = 1, image: str | None = None, **
     config = describe_run(root, StageName.PUBLISH, merge={"dtype": "float32"})
     run = config.run.model_copy(update={"attempt": attempt})
     config = config.model_copy(update={"run": run, "publish": spec, "image": image})
-    if not config.volume.attempt_dir(StageName.PUBLISH, attempt).exists():
+    # Earlier stages' beginning makes the folder of the first one, too.
+    if not (config.volume.attempt_dir(StageName.PUBLISH, attempt) / "claims").exists():
         begin(config)
     return config
 
