@@ -15,6 +15,8 @@ _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _TRANSIENT_CODES = frozenset(
     {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "ThrottlingException"}
 )
+_FULL_STATUS = 507
+_FULL_CODES = frozenset({"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"})
 _REGION_CODES = frozenset({"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"})
 _EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 _WRONG_KEY_CODES = frozenset({"InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"})
@@ -80,6 +82,8 @@ def explain_failure(
         role: as which it was asked by the pod's own identity; None where a Secret says as whom, or nobody does.
         access: what it was asked for.
     """
+    if access is WRITING and (status == _FULL_STATUS or code in _FULL_CODES):
+        return refused(f"{field}: {address} has no room left (HTTP {status}): make room there, and raise spec.retry")
     if status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES:
         return TransientError(f"HTTP {status}{f' ({code})' if code else ''}", wait_s=wait_s)
     if role is not None and (refusal := _explain_role(status, field, address, code, role, access)) is not None:
