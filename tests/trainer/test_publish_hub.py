@@ -585,6 +585,10 @@ ODD: dict[str, tuple[str, Any, Reason, str]] = {
     "storage nowhere": (
         "upload is begun", _offer({"href": "secret1"}), Reason.DESTINATION_UNAVAILABLE, "no address to send files to",
     ),
+    "storage at what cannot be": (
+        "upload is begun", _offer({"href": "https://HOST/secret1" + "a" * 66_000}), Reason.DESTINATION_UNAVAILABLE,
+        "no address to send files to",
+    ),
     "parts of nothing": (
         "upload is begun", _offer({"href": "https://HOST/a", "header": {"chunk_size": "0", **PARTS}}),
         Reason.DESTINATION_UNAVAILABLE, "addresses for other parts than those of 307,200 bytes",
@@ -678,12 +682,12 @@ def test_empty_file(hosted: Hosted, tmp_path: Path) -> None:
 
 
 def test_repository_with_too_many_files(hosted: Hosted, content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_client, "MAX_FILES", 3)
+    monkeypatch.setattr(hub_client, "MAX_ENTRIES", 3)
     hosted.hub.repositories[REPOSITORY] = Stored()
     hosted.stored.commit("main", {f"{number}.txt": b"" for number in range(4)})
     error = hosted.fail(content)
     assert error.reason == Reason.DESTINATION_REFUSED
-    assert "has more than 3 files" in error.message
+    assert "has more than 3 files and folders" in error.message
 
 
 def test_an_attempt_with_patience_waits_between_tries(hosted: Hosted, content: Content) -> None:

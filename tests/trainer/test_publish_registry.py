@@ -567,6 +567,11 @@ ODD: dict[str, tuple[Callable[[Relayed], Fault | None], Reason, str]] = {
         if request.method == "POST" else None,
         Reason.DESTINATION_REFUSED, "wants uploads at what is no address",
     ),
+    "upload at an address that cannot be": (
+        lambda request: Fault(status=202, headers=(("Location", "/secret=1/" + "a" * 66_000),))
+        if request.method == "POST" else None,
+        Reason.DESTINATION_REFUSED, "wants uploads at what is no address",
+    ),
     "upload nowhere": (
         lambda request: Fault(status=202) if request.method == "POST" else None,
         Reason.DESTINATION_UNAVAILABLE, "HTTP 202 without Location",
@@ -794,6 +799,7 @@ def test_docker_hub_has_several_names(tmp_path: Path, key: str) -> None:
 
 @pytest.mark.parametrize("address", [
     "oci://host/model", "oci://host:5000", "oci://:v1", "oci:///model:v1", "s3://host/model:v1", "oci://user@host/model:v1",
+    "oci://host:99999/model:v1",
 ])  # fmt: skip
 def test_addresses_that_are_none(tmp_path: Path, address: str) -> None:
     with pytest.raises(StageError, match="must be oci://REGISTRY/REPOSITORY:TAG"):
@@ -856,6 +862,7 @@ def test_token_service(tokens: tuple[Hosted, TokenService], small: Content, capl
 @pytest.mark.parametrize(("challenge", "reason", "told"), [
     ('Bearer realm="http://elsewhere.invalid/token"', Reason.DESTINATION_REFUSED, "at elsewhere.invalid has no TLS"),
     ('Bearer realm="https://user:secret1@elsewhere.invalid/"', Reason.DESTINATION_UNAVAILABLE, "names no address of a"),
+    (f'Bearer realm="https://elsewhere.invalid/secret1{"a" * 66_000}"', Reason.DESTINATION_UNAVAILABLE, "no address"),
     ("Bearer", Reason.DESTINATION_UNAVAILABLE, "names no address of a token service"),
     ("Negotiate", Reason.DESTINATION_REFUSED, "asks neither for Basic nor for a Bearer token"),
     ('Bearer realm="SERVICE/gone"', Reason.DESTINATION_REFUSED, "credentials are missing or wrong"),
