@@ -29,8 +29,10 @@ from llava_trainer.publishing.destination import Place, Sent
 from llava_trainer.publishing.hub import HubDestination
 from llava_trainer.publishing.refusals import told_of_destinations
 from llava_trainer.retrying import Patience
+from tests.trainer.fault_table import check_row, describe_visible
 from tests.trainer.killing import Victim
-from tests.trainer.places import CARD, FIELD, MERGED, QUICK, make_content, make_place, write_secret
+from tests.trainer.places import CARD, FIELD, MERGED, QUICK, make_content, make_place
+from tests.trainer.publications import write_secret
 from tests.trainer.servers.authority import Authority
 from tests.trainer.servers.hub_writing import Stored, WritableHub
 from tests.trainer.servers.relay import Fault, Relay, Relayed
@@ -100,7 +102,7 @@ def hosted(relay: tuple[WritableHub, Relay], authority: Authority, tmp_path: Pat
     hub.tokens = {TOKEN: True, READER: False}
     hub.repositories, hub.uploads = {}, {}
     hub.ignored, hub.before_commit, hub.part_bytes = set(), [], PART
-    write_secret(tmp_path, token=TOKEN)
+    write_secret(tmp_path / "secret", token=TOKEN)
     with ExitStack() as clients:
         yield Hosted(hub, front, authority, tmp_path, clients)
 
@@ -219,54 +221,62 @@ def _publish_in_a_process(place: dict[str, Any], folder: Path) -> None:
     HubDestination(make_place(**place)).publish(make_content(folder, MERGED), lambda num_bytes: None)
 
 
-def _complete(hosted: Hosted, content: Content) -> None:
-    """What is visible is nothing or the whole, and the repeat sends the large files that are missing, and no other."""
-    hosted.has(content)
-    objects = set(hosted.stored.objects) if REPOSITORY in hosted.hub.repositories else set()
-    hosted.relay.begin()
-    hosted.publish(content)
-    assert hosted.has(content)
-    sent = {request.path.split("?")[0].rpartition("/")[2] for request in hosted.bodies("/storage/")}
-    assert not sent & objects
-    assert len(hosted.stored.log()) == 2
-    hosted.relay.begin()
-    assert hosted.publish(content).sent_bytes == 0
+class Faults:
+    """The same is published again and again, with one fault each; what is visible afterwards."""
+
+    def __init__(self, hosted: Hosted, content: Content) -> None:
+        self._hosted, self._content = hosted, content
+        hosted.publish(content)
+        self.requests = hosted.relay.requests
+        self._seen: list[str] = []
+
+    def begin(self) -> None:
+        """Go to a hub where nothing is."""
+        self._hosted.hub.repositories = {}
+        self._hosted.relay.begin()
+
+    def complete(self) -> None:
+        """See what is visible, and have the repeat send the large files that are missing, and no other."""
+        hosted, content = self._hosted, self._content
+        self._seen.append("the whole model" if hosted.has(content) else "nothing that loads")
+        objects = set(hosted.stored.objects) if REPOSITORY in hosted.hub.repositories else set()
+        hosted.relay.begin()
+        hosted.publish(content)
+        assert hosted.has(content)
+        sent = {request.path.split("?")[0].rpartition("/")[2] for request in hosted.bodies("/storage/")}
+        assert not sent & objects
+        assert len(hosted.stored.log()) == 2
+
+    def check_row(self, fault: str) -> None:
+        """Hold it against docs/publishing.md."""
+        check_row("hf", fault, describe_visible(self._seen), "completes it, and sends only the files that were missing")
 
 
-def _count_requests(hosted: Hosted, content: Content) -> list[Relayed]:
-    hosted.publish(content)
-    found = hosted.relay.requests
-    hosted.hub.repositories = {}
-    return found
+AT_EACH: dict[str, Callable[[Victim, Relayed], Fault]] = {
+    "SIGKILL before each request gets through": lambda victim, request: Fault(before=victim.kill),
+    "SIGKILL before each answer comes": lambda victim, request: Fault(after=victim.kill),
+    "the connection is cut within each request": lambda victim, request: Fault(cut_after=request.size // 2),
+    "the answer to each request is lost": lambda victim, request: Fault(loses_answer=True),
+}
 
 
-def test_killed_at_each_request(hosted: Hosted, content: Content) -> None:
-    """Before the request gets through, and after."""
-    victim = Victim([__name__])
-    num_requests = len(_count_requests(hosted, content))
+@pytest.mark.parametrize("name", AT_EACH)
+def test_fault_at_each_request(hosted: Hosted, content: Content, name: str) -> None:
+    victim, faults = Victim([__name__]), Faults(hosted, content)
     place = {
         "address": hosted.address, "root": hosted.root, "ca_pem": hosted.authority.pem,
         "hub_endpoint": hosted.relay.base,
     }  # fmt: skip
-    for number in range(num_requests):
-        for fault in (Fault(before=victim.kill), Fault(after=victim.kill)):
-            hosted.hub.repositories = {}
-            hosted.relay.begin({number: fault})
+    for number, request in enumerate(faults.requests):
+        faults.begin()
+        hosted.relay.faults = {number: AT_EACH[name](victim, request)}
+        if "SIGKILL" in name:
             assert victim.run(_publish_in_a_process, place, content.items[0].path.parent) == -9
-            assert len(hosted.relay.requests) == number + 1
-            _complete(hosted, content)
-
-
-def test_connection_cut_at_each_request(hosted: Hosted, content: Content) -> None:
-    """In the middle of what is sent, or before the answer."""
-    for number, request in enumerate(_count_requests(hosted, content)):
-        for fault in (Fault(cut_after=request.size // 2), Fault(loses_answer=True)):
-            hosted.hub.repositories = {}
-            hosted.relay.begin({number: fault})
-            error = hosted.fail(content, patience=ONCE)
-            assert error.reason == Reason.DESTINATION_UNAVAILABLE
-            assert len(hosted.relay.requests) == number + 1
-            _complete(hosted, content)
+        else:
+            assert hosted.fail(content, patience=ONCE).reason == Reason.DESTINATION_UNAVAILABLE
+        assert len(hosted.relay.requests) == number + 1
+        faults.complete()
+    faults.check_row(f"{name}, {len(faults.requests)} in turn")
 
 
 KINDS: dict[str, Callable[[Relayed], bool]] = {
@@ -292,9 +302,9 @@ ANSWERS = {
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_answers_to_each_kind_of_request(hosted: Hosted, content: Content, answer: str) -> None:
     status, reason, told = ANSWERS[answer]
+    faults = Faults(hosted, content)
     for kind, is_meant in KINDS.items():
-        hosted.hub.repositories = {}
-        hosted.relay.begin()
+        faults.begin()
         hosted.relay.choose = lambda request, is_meant=is_meant: Fault(status=status) if is_meant(request) else None  # type: ignore[misc]
         error = hosted.fail(content)
         if status == 403 and kind in STORAGE:
@@ -306,7 +316,8 @@ def test_answers_to_each_kind_of_request(hosted: Hosted, content: Content, answe
             assert told in error.message, kind
         assert error.message.startswith(FIELD)
         assert not hosted.has(content), kind
-        _complete(hosted, content)
+        faults.complete()
+    faults.check_row(f"HTTP {answer} to each kind of request, {len(KINDS)} in turn")
 
 
 def test_trouble_that_passes_is_ridden_out(hosted: Hosted, content: Content) -> None:
@@ -462,7 +473,7 @@ def test_memory_does_not_grow_with_a_file(hosted: Hosted, tmp_path: Path) -> Non
 def test_tokens_that_may_not_write(hosted: Hosted, content: Content, keys: dict[str, str], told: str) -> None:
     shutil.rmtree(hosted.root / "secret")
     if keys:
-        write_secret(hosted.root, **keys)
+        write_secret(hosted.root / "secret", **keys)
     for repository in (None, Stored()):
         if repository is not None:
             hosted.hub.repositories[REPOSITORY] = repository
@@ -574,6 +585,10 @@ ODD: dict[str, tuple[str, Any, Reason, str]] = {
     "storage nowhere": (
         "upload is begun", _offer({"href": "secret1"}), Reason.DESTINATION_UNAVAILABLE, "no address to send files to",
     ),
+    "storage at what cannot be": (
+        "upload is begun", _offer({"href": "https://HOST/secret1" + "a" * 66_000}), Reason.DESTINATION_UNAVAILABLE,
+        "no address to send files to",
+    ),
     "parts of nothing": (
         "upload is begun", _offer({"href": "https://HOST/a", "header": {"chunk_size": "0", **PARTS}}),
         Reason.DESTINATION_UNAVAILABLE, "addresses for other parts than those of 307,200 bytes",
@@ -667,12 +682,12 @@ def test_empty_file(hosted: Hosted, tmp_path: Path) -> None:
 
 
 def test_repository_with_too_many_files(hosted: Hosted, content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_client, "MAX_FILES", 3)
+    monkeypatch.setattr(hub_client, "MAX_ENTRIES", 3)
     hosted.hub.repositories[REPOSITORY] = Stored()
     hosted.stored.commit("main", {f"{number}.txt": b"" for number in range(4)})
     error = hosted.fail(content)
     assert error.reason == Reason.DESTINATION_REFUSED
-    assert "has more than 3 files" in error.message
+    assert "has more than 3 files and folders" in error.message
 
 
 def test_an_attempt_with_patience_waits_between_tries(hosted: Hosted, content: Content) -> None:
