@@ -11,10 +11,10 @@ from tests import browser
 from tests.localcluster import debian, host, images
 from tests.localcluster.errors import ClusterError
 from tests.localcluster.shell import log
-from tests.localcluster.tools import ALL_TOOL_SETS, KSTATUS, KUBE_STATE_METRICS, Tools, ToolSet, ensure_tools
+from tests.localcluster.tools import ALL_TOOL_SETS, KSTATUS, KUBE_STATE_METRICS, VERSITYGW, Tools, ToolSet, ensure_tools
 from tests.trainer.servers import vllm
 
-_FOR_TESTS = (KSTATUS, KUBE_STATE_METRICS)
+_FOR_TESTS = (KSTATUS, KUBE_STATE_METRICS, VERSITYGW)
 
 
 def prepare_everything(further: tuple[ToolSet, ...] = ()) -> tuple[Tools, dict[str, str]]:
@@ -31,6 +31,7 @@ def prepare_everything(further: tuple[ToolSet, ...] = ()) -> tuple[Tools, dict[s
     host.require_root()
     host.install_packages((*host.ALL_PACKAGES, *browser.PACKAGES))
     debian.ensure_unpacked(debian.PROMETHEUS)
+    debian.ensure_unpacked(debian.DOCKER_REGISTRY)
     names = ["operator", "trainer"]
     with ThreadPoolExecutor(max_workers=2) as pool:
         building_tools = pool.submit(ensure_tools, (*ALL_TOOL_SETS, *further))

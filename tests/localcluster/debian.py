@@ -30,6 +30,7 @@ class UnpackedPackage:
 
 
 PROMETHEUS = UnpackedPackage("prometheus", ("prometheus", "promtool"))
+DOCKER_REGISTRY = UnpackedPackage("docker-registry", ("docker-registry",))
 
 
 def _has(program: str) -> bool:

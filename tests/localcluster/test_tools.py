@@ -19,6 +19,7 @@ from tests.localcluster.tools import (
     ALL_TOOL_SETS,
     KSTATUS,
     KUBE_STATE_METRICS,
+    VERSITYGW,
     Tools,
     ToolSet,
     content_key,
@@ -126,7 +127,7 @@ def test_unknown_program_is_an_error(tmp_path: Path) -> None:
         Tools((tmp_path,)).path("kubectl")
 
 
-@pytest.mark.parametrize("tool_set", [*ALL_TOOL_SETS, KSTATUS, KUBE_STATE_METRICS], ids=lambda tool_set: tool_set.name)
+@pytest.mark.parametrize("tool_set", [*ALL_TOOL_SETS, KSTATUS, KUBE_STATE_METRICS, VERSITYGW], ids=lambda one: one.name)
 def test_modules_are_pinned(tool_set: ToolSet) -> None:
     assert (tool_set.source / "go.sum").is_file()
     # No replacement by a folder, no index: whoever builds this gets the same sources.

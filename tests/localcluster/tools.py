@@ -78,6 +78,8 @@ KSTATUS = ToolSet("kstatus", {"kstatus": "."})
 """What Flux and Helm judge an object's status by; no part of a cluster, and built by the test that asks it."""
 KUBE_STATE_METRICS = ToolSet("kube-state-metrics", {"kube-state-metrics": "k8s.io/kube-state-metrics/v2"})
 """What dashboards read of pods; no part of a cluster either."""
+VERSITYGW = ToolSet("versitygw", {"versitygw": "github.com/versity/versitygw/cmd/versitygw"})
+"""An S3 server on a folder, to which tests publish; no part of a cluster."""
 ALL_TOOL_SETS = (KUBERNETES, HELM, KUSTOMIZE)
 
 

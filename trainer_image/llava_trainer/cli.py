@@ -83,12 +83,19 @@ def _evaluate(config: RunConfig, reporter: Reporter) -> StageOutput:
     return evaluate.run(config, reporter)
 
 
+def _publish(config: RunConfig, reporter: Reporter) -> StageOutput:
+    from llava_trainer.stages import publish
+
+    return publish.run(config, reporter)
+
+
 _BODIES: dict[StageName, StageBody] = {
     StageName.PREPARE: _prepare,
     StageName.ALIGN: _align,
     StageName.TRAIN: _train,
     StageName.MERGE: _merge,
     StageName.EVALUATE: _evaluate,
+    StageName.PUBLISH: _publish,
 }
 
 if __name__ == "__main__":

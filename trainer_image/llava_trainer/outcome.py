@@ -29,12 +29,14 @@ from llava_api.report import (
     EvaluateNumbers,
     MergeNumbers,
     PrepareNumbers,
+    PublishNumbers,
     StageFailure,
     StageResult,
     TrainNumbers,
 )
 from llava_api.run_config import RunConfig
 from llava_api.text import show
+from llava_trainer.attempts.asked import find_other_request
 from llava_trainer.attempts.finished import record_result, take_over_result
 from llava_trainer.attempts.folder import Fence, claim_attempt, is_first_pod
 from llava_trainer.attempts.links import link_results
@@ -70,7 +72,7 @@ class Interrupted(BaseException):
 class StageOutput:
     """What a stage that succeeded hands back."""
 
-    numbers: PrepareNumbers | TrainNumbers | MergeNumbers | EvaluateNumbers | None
+    numbers: PrepareNumbers | TrainNumbers | MergeNumbers | EvaluateNumbers | PublishNumbers | None
     """None: this pod has done its part, and another one of the attempt tells what came out."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """sha256 of what it made, by artifact name."""
@@ -184,7 +186,7 @@ def _do_stage(config: RunConfig, body: StageBody, reporter: Reporter) -> StageRe
     if run.stage is not StageName.EVALUATE and not is_first_pod():
         return _to_result(config, body(config, reporter))
     take_over(config)
-    result = take_over_result(config, find_damaged_input)
+    result = take_over_result(config, lambda folder: _find_reason_against(config, folder))
     if result is None:
         output = body(config, reporter)
         result = _to_result(config, output)
@@ -199,6 +201,13 @@ def _do_stage(config: RunConfig, body: StageBody, reporter: Reporter) -> StageRe
     link_results(config)
     remove_earlier(config.volume.attempt_dir(run.stage, run.attempt))
     return result
+
+
+def _find_reason_against(config: RunConfig, attempt_dir: Path) -> str | None:
+    """Why the finished result of an earlier attempt does not count, beyond what its record has digests of."""
+    if config.run.stage is StageName.PUBLISH:
+        return find_other_request(config, attempt_dir)
+    return find_damaged_input(attempt_dir)
 
 
 def _to_result(config: RunConfig, output: StageOutput) -> StageResult:

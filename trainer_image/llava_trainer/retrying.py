@@ -68,11 +68,15 @@ class Retrier:
         what: field and address, for the message.
         patience: how often.
         stop: set when it is no longer worth it.
+        reason: of the error after the last try.
+        action: what could not be done then, for the message.
     """
 
     what: str
     patience: Patience
     stop: threading.Event
+    reason: Reason = Reason.SOURCE_UNAVAILABLE
+    action: str = "be fetched"
 
     def __call__(self, attempt: Callable[[], Result], has_progressed: Callable[[], bool] = lambda: False) -> Result:
         """The result of the first try that has one.
@@ -83,7 +87,7 @@ class Retrier:
                 over a bad line breaks off often and is fetched all the same.
 
         Raises:
-            StageError: SourceUnavailable after the last try; whatever else ``attempt`` raises.
+            StageError: ``reason`` after the last try; whatever else ``attempt`` raises.
             StoppedError: ``stop`` was set while waiting.
         """
 
@@ -107,7 +111,7 @@ class Retrier:
         except tenacity.RetryError as spent:
             failures, error = spent.last_attempt.attempt_number, spent.last_attempt.exception()
             raise StageError(
-                Reason.SOURCE_UNAVAILABLE, f"{self.what} could not be fetched, {failures} times in a row: {error}"
+                self.reason, f"{self.what} could not {self.action}, {failures} times in a row: {error}"
             ) from error
 
 

@@ -10,7 +10,14 @@ from pathlib import Path
 import httpx
 
 from llava_api.base import Lenient
-from llava_api.constants import DOWNLOAD_CA_PATH, ENV_DISABLE_XET, INPUTS_PATH, SECRETS_PATH, SecretRole
+from llava_api.constants import (
+    DESTINATIONS_PATH,
+    DOWNLOAD_CA_PATH,
+    ENV_DISABLE_XET,
+    INPUTS_PATH,
+    SECRETS_PATH,
+    SecretRole,
+)
 from llava_api.run_config import RunConfig
 from llava_api.spec import Dataset, Validation
 from llava_api.text import show
@@ -54,6 +61,7 @@ class Surroundings:
     secrets: Path = Path(SECRETS_PATH)
     ca_file: Path = Path(DOWNLOAD_CA_PATH)
     claims: Path = Path(INPUTS_PATH)
+    destinations: Path = Path(DESTINATIONS_PATH)
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
     patience: Patience = field(default_factory=Patience)
 

@@ -18,7 +18,15 @@ from llava_api.text import show
 from llava_trainer.retrying import Retrier, TransientError
 from llava_trainer.sources.address import HubAddress
 from llava_trainer.sources.network import Network, build_client
-from llava_trainer.sources.refusals import MissingError, explain_failure, refused, secret_field, unavailable
+from llava_trainer.sources.refusals import (
+    READING,
+    Access,
+    MissingError,
+    explain_failure,
+    refused,
+    secret_field,
+    unavailable,
+)
 from llava_trainer.sources.remote import Digest, Listed, RemoteFile, check_name
 from llava_trainer.sources.responses import (
     Origin,
@@ -35,6 +43,8 @@ _Result = TypeVar("_Result")
 _SHA256_BYTES = 32
 _STRANGE_ANSWERS = (httpx.RequestError, KeyError, TypeError, ValueError, AttributeError, RecursionError)
 """What the library and httpx raise on answers that are none of a hub's; of connections the transport tells."""
+_ROUTES = ("/api/models/", "/api/datasets/", "/api/repos/create")
+_BUSY = b"another conflicting operation is in progress"
 
 
 class Repository:
@@ -62,25 +72,12 @@ class Repository:
         self._field = field
         self._told = f"hf://{address.repository}"
         self._what = f"{field}: {self._told}"
-        # False: a token that lies about on the machine is never sent.
-        self._api = HfApi(endpoint=network.hub_endpoint, token=token or False)
+        self._api = open_hub(network, token, told=self._told, field=field, repeatedly=repeatedly)
         self._credential = {"Authorization": f"Bearer {token}"} if token else {}
-        try:
-            pinned = origin_of(self._api.endpoint)
-        except ValueError as error:
-            raise refused(
-                "spec.download.hubEndpoint must be an address like https://hub.example, without credentials"
-            ) from error
-
-        def through(way_out: httpx.BaseTransport) -> httpx.BaseTransport:
-            return _HubTransport(way_out, pinned, self._told, field, repeatedly)
-
         self._xet = (
             XetStore(self._api.endpoint, address.repository, kind, self._credential, f"{self._what}")
             if uses_xet else None
         )  # fmt: skip
-        # One client for the whole process; the library closes the one that it had. Redirects: a renamed repository.
-        set_client_factory(lambda: build_client(network, through=through, follow_redirects=True))
 
     def resolve(self) -> str:
         """The commit that the revision is now.
@@ -146,17 +143,7 @@ class Repository:
         yield from store.read(place, xet_hash, size, offset)
 
     def _call(self, ask: Callable[[], _Result]) -> _Result:
-        try:
-            return ask()
-        except HfHubHTTPError as error:
-            raise self._explain(error) from error
-        except _STRANGE_ANSWERS as error:
-            # The library's own repeat what was sent, which may be the token.
-            told = describe_transport(error) if isinstance(error, httpx.RequestError) else type(error).__name__
-            raise unavailable(
-                f"{self._what}: {self._api.endpoint} does not answer as a hub does ({told}); look at "
-                "spec.download.hubEndpoint"
-            ) from error
+        return call_hub(ask, self._explain, f"{self._what}: {self._api.endpoint}")
 
     def _explain(self, error: HfHubHTTPError) -> Exception:
         if isinstance(error, GatedRepoError):
@@ -176,6 +163,61 @@ class Repository:
         return explain_failure(error.response.status_code, self._field, self._told)
 
 
+def open_hub(
+    network: Network, token: str | None, *, told: str, field: str, repeatedly: Retrier, access: Access = READING
+) -> HfApi:
+    """The library, asking by our own client; there is one client for the whole process.
+
+    Args:
+        network: names the hub and the way to it.
+        token: goes to the hub's own address alone; None asks as nobody.
+        told: the address, for messages.
+        field: its field, for messages.
+        repeatedly: tries a request again.
+        access: what is asked for, for messages.
+
+    Raises:
+        StageError: SourceRefused, if the hub's address is none.
+    """
+    # False: a token that lies about on the machine is never sent.
+    api = HfApi(endpoint=network.hub_endpoint, token=token or False)
+    try:
+        pinned = origin_of(api.endpoint)
+    except ValueError as error:
+        raise refused(
+            "spec.download.hubEndpoint must be an address like https://hub.example, without credentials"
+        ) from error
+
+    def through(way_out: httpx.BaseTransport) -> httpx.BaseTransport:
+        return _HubTransport(way_out, pinned, told, field, repeatedly, access)
+
+    # The library closes the client that it had. Redirects: a renamed repository.
+    set_client_factory(lambda: build_client(network, through=through, follow_redirects=True))
+    return api
+
+
+def call_hub(ask: Callable[[], _Result], explain: Callable[[HfHubHTTPError], Exception], what: str) -> _Result:
+    """What the library answers.
+
+    Args:
+        ask: calls it.
+        explain: what a refusal of the hub's means.
+        what: field, address and the hub's own address, for messages.
+
+    Raises:
+        StageError: SourceUnavailable, if that is no hub's answer; what ``explain`` gives.
+    """
+    try:
+        return ask()
+    except HfHubHTTPError as error:
+        # Not "from error": it repeats the hub's words, which may be what it was sent.
+        raise explain(error) from None
+    except _STRANGE_ANSWERS as error:
+        # The library's own repeat what was sent, which may be the token.
+        told = describe_transport(error) if isinstance(error, httpx.RequestError) else type(error).__name__
+        raise unavailable(f"{what} does not answer as a hub does ({told}); look at spec.download.hubEndpoint") from None
+
+
 @dataclass(frozen=True)
 class _HubTransport(httpx.BaseTransport):
     """Requests about repositories, each tried again by itself; the token goes to the hub's own address alone."""
@@ -185,9 +227,10 @@ class _HubTransport(httpx.BaseTransport):
     told: str
     field: str
     repeatedly: Retrier
+    access: Access
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        if "/api/models/" not in request.url.path and "/api/datasets/" not in request.url.path:
+        if not any(route in request.url.path for route in _ROUTES):
             # By itself the library would also ask its maker's host which tools it may be run by: a network without
             # that host would hold the run up.
             raise httpx.ConnectError("another host is not asked for this", request=request)
@@ -210,9 +253,13 @@ class _HubTransport(httpx.BaseTransport):
                 response.close()
         except httpx.RequestError as error:
             raise explain_transport(error, self.field, self.told) from error
-        found = explain_failure(response.status_code, self.field, self.told, wait_s=parse_wait_s(response.headers))
+        found = explain_failure(response.status_code, self.field, self.told, wait_s=parse_wait_s(response.headers),
+                                access=self.access)  # fmt: skip
         if isinstance(found, TransientError):
             raise found
+        if response.status_code == 409 and _BUSY in content:
+            # The library asks again at once, and without end.
+            raise TransientError("HTTP 409")
         # What is read is whole and plain.
         kept = [(name, value) for name, value in response.headers.multi_items()
                 if name not in ("content-encoding", "content-length", "transfer-encoding")]  # fmt: skip

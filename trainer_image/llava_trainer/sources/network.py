@@ -6,6 +6,7 @@ the server, headers included; idle connections and a slow disk do not count. It 
 limit for each read only.
 """
 
+import functools
 import logging
 import ssl
 import time
@@ -92,8 +93,12 @@ def _read_authorities(file: Path) -> str | None:
     return text
 
 
+@functools.lru_cache(maxsize=2)
 def build_tls_context(network: Network) -> ssl.SSLContext:
-    """Trust in the public authorities (the machine's and certifi's) and in the network's own."""
+    """Trust in the public authorities (the machine's and certifi's) and in the network's own.
+
+    Kept, since all clients of a stage have the same, and reading the authorities takes 40 ms.
+    """
     context = ssl.create_default_context()
     context.load_verify_locations(cafile=certifi.where())
     if network.ca_pem is not None:

@@ -15,7 +15,7 @@ import httpx
 
 from llava_api.text import show
 from llava_trainer.retrying import TransientError
-from llava_trainer.sources.refusals import explain_failure, refused, unavailable
+from llava_trainer.sources.refusals import READING, Access, explain_failure, refused, unavailable
 
 _MAX_REDIRECTS = 5
 _PORTS = {"http": 80, "https": 443}
@@ -223,14 +223,16 @@ def explain_transport(error: httpx.RequestError, field: str, address: str) -> Ex
     return TransientError(text)
 
 
-def explain_answer(response: httpx.Response, field: str, address: str, *, role: str | None = None) -> Exception:
+def explain_answer(
+    response: httpx.Response, field: str, address: str, *, role: str | None = None, access: Access = READING
+) -> Exception:
     """An answer without content: worth another try, or one that no try will mend."""
     code = ""
     with contextlib.suppress(httpx.RequestError, TransientError):
         if found := _CODE.search(read_bounded(response, _MAX_ERROR_BYTES)):
             code = found[1].decode()
     wait_s = parse_wait_s(response.headers)
-    return explain_failure(response.status_code, field, address, code=code, wait_s=wait_s, role=role)
+    return explain_failure(response.status_code, field, address, code=code, wait_s=wait_s, role=role, access=access)
 
 
 def parse_wait_s(headers: Mapping[str, str]) -> float | None:
