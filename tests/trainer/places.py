@@ -58,3 +58,13 @@ def make_place(
         field=FIELD, address=address, owner=RUN.uid, secrets=root / "secret", claims=root / "claims", network=network,
         client=build_client(network), environ={}, repeatedly=retrier, check_attempt=check_attempt, **more,
     )  # fmt: skip
+
+
+def texts_behind(error: BaseException) -> list[str]:
+    """Of the errors that a traceback would show before this one."""
+    found: list[str] = []
+    behind: BaseException | None = error
+    while behind is not None:
+        behind = behind.__cause__ or (None if behind.__suppress_context__ else behind.__context__)
+        found.append(repr(behind))
+    return found

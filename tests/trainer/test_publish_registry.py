@@ -44,9 +44,10 @@ from llava_trainer.retrying import Patience
 from tests.localcluster import debian
 from tests.trainer.fault_table import check_row, describe_visible
 from tests.trainer.killing import Victim
-from tests.trainer.places import FIELD, MERGED, QUICK, make_content, make_place
+from tests.trainer.places import FIELD, MERGED, QUICK, make_content, make_place, texts_behind
 from tests.trainer.publications import write_secret
 from tests.trainer.servers.authority import Authority
+from tests.trainer.servers.echo import ECHOES, run_echo
 from tests.trainer.servers.registry import FULL, PASSWORD, USERNAME, TokenService, htpasswd_auth, run_registry
 from tests.trainer.servers.relay import Fault, Relay, Relayed
 
@@ -69,10 +70,12 @@ class Hosted:
     root: Path
     repository: str
     clients: ExitStack
+    base: str = ""
+    """Of another registry than the relay's."""
 
     @property
     def address(self) -> str:
-        return f"oci://{self.relay.base.partition('://')[2]}/{self.repository}:v1"
+        return f"oci://{(self.base or self.relay.base).partition('://')[2]}/{self.repository}:v1"
 
     def place(self, **more: Any) -> Place:
         place = make_place(self.address, self.root, ca_pem=self.authority.pem, **more)
@@ -723,17 +726,9 @@ def test_credentials_are_told_nowhere(hosted: Hosted, small: Content, caplog: py
     error = hosted.fail(small, hosted.place())
     assert error.reason == Reason.DESTINATION_REFUSED
     assert "HTTP 401: credentials are missing or wrong; set spec.publish.destinations[0].secretRef" in error.message
-    texts = [caplog.text, str(error), repr(error), repr(place), *_texts_behind(error)]
+    texts = [caplog.text, str(error), repr(error), repr(place), *texts_behind(error)]
     for secret in (PASSWORD, wrong, BASIC.removeprefix("Basic ")):
         assert not [text for text in texts if secret in text]
-
-
-def _texts_behind(error: BaseException) -> list[str]:
-    """Of the errors that a traceback would show."""
-    found = []
-    while (error := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:  # type: ignore[assignment]
-        found.append(repr(error))
-    return found
 
 
 def test_nobody_is_told_what_is_missing(hosted: Hosted, small: Content) -> None:
@@ -818,6 +813,27 @@ def test_plain_http_takes_no_password(program: Path, tmp_path: Path, small: Cont
             RegistryDestination(place)
 
 
+CHALLENGE = "HTTP/1.1 401 No\r\nWWW-Authenticate: {}\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("where", ECHOES)
+@pytest.mark.parametrize("who", ["registry", "token service"])
+def test_whoever_repeats_what_it_was_sent(
+    hosted: Hosted, small: Content, where: str, who: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="llava_trainer")
+    challenge = CHALLENGE.format('Basic realm="tests"')
+    with run_echo(lambda said: ECHOES[where](said) if said else challenge, hosted.authority) as url:
+        if who == "registry":
+            hosted.base = url
+        else:
+            headers = (("WWW-Authenticate", f'Bearer realm="{url}/token"'),)
+            hosted.relay.choose = lambda request: Fault(status=401, headers=headers)
+        error = hosted.fail(small)
+    texts = [caplog.text, error.message, *texts_behind(error)]
+    assert not [text for text in texts for secret in (PACKED, PASSWORD) if secret.lower() in text.lower()]
+
+
 @pytest.fixture(scope="module")
 def guarded(
     program: Path, authority: Authority, tmp_path_factory: pytest.TempPathFactory
@@ -892,5 +908,5 @@ def test_challenges_that_are_none(
         error = hosted.fail(small)
         assert error.reason == reason
         assert told in error.message
-        texts = [error.message, *_texts_behind(error)]
+        texts = [error.message, *texts_behind(error)]
         assert not [text for text in texts if "secret1" in text or PASSWORD in text]
