@@ -19,7 +19,7 @@ EVERYTHING: dict[str, Any] = {
     "policy": {
         "imageRepositories": ["*"], "secretNames": ["*"], "caConfigMaps": ["*"], "hubTokenHosts": ["*"],
         "webCredentialHosts": ["*"], "notificationHosts": ["*"], "insecureNotifications": True, "tolerations": True,
-        "serviceAccountNames": ["*"], "pictureHosts": ["*"], "trackingHosts": ["*"],
+        "serviceAccountNames": ["*"], "pictureHosts": ["*"], "trackingHosts": ["*"], "publishDestinations": ["*"],
     },
 }  # fmt: skip
 INSTALLATIONS: dict[str, dict[str, Any]] = {
@@ -38,6 +38,10 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
             "notificationHosts": ["hooks.example", "hooks.example:8443"],
             "trackingHosts": ["mlflow.example", "mlflow.svc:5000"],
             "pictureHosts": ["pictures.example", "pictures.example:8443"],
+            "publishDestinations": [
+                "s3://llava-models", "hf://team", "oci://registry.example/team", "oci://registry.example:5000",
+                "pvc://shared/models",
+            ],
             "tolerations": False,
             "serviceAccountNames": ["llava-*"],
         },
@@ -47,7 +51,7 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
         "policy": {
             "imageRepositories": [], "secretNames": [], "caConfigMaps": [], "hubTokenHosts": [],
             "webCredentialHosts": [], "notificationHosts": [], "tolerations": False, "serviceAccountNames": [],
-            "trackingHosts": [],
+            "trackingHosts": [], "publishDestinations": [],
         },
     },
     "mirror": {
@@ -84,6 +88,7 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
             "webCredentialHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
             "notificationHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
             "trackingHosts": [f"{'a' * 190}.{n:03}" for n in range(16)],
+            "publishDestinations": [f"s3://bucket/{'a' * 180}{n:03}" for n in range(16)],
             "tolerations": False,
             "serviceAccountNames": [f"{'a*' * 98}{n:03}" for n in range(16)],
         },
@@ -102,6 +107,21 @@ WRONG_REPOSITORIES = (
 )  # fmt: skip
 WRONG_NAMES = ("A", "a b", "a/b", "a[b]", "ü", "a" * 201)
 WRONG_HOSTS = ("https://h.example", "h.example/x", "H.example", "*.example", "h.example:x", "me@h.example", "[::1]")
+WRONG_DESTINATIONS = (
+    "models",
+    "s3://",
+    "s3:///x",
+    "https://h.example",
+    "s3://bucket/",
+    "s3://bucket//x",
+    "s3://bucket/../x",
+    "s3://*",
+    "oci://r.example/x:1",
+    "hf://team/x@main",
+    "S3://bucket",
+    "pvc://a b",
+    "s3://bucket/" + "a" * 189,
+)
 """Entries that neither operator nor chart take."""
 
 
@@ -205,6 +225,16 @@ def _watched(url: str, secret: str | None = None, *, mlflow: str | None = None) 
     return {"training": {"tracking": {"wandb": wandb, **beside}}}
 
 
+def _published(
+    *addresses: str, secret: str | None = None, signing: str | None = None, **download: Any
+) -> dict[str, Any]:
+    """A run that publishes to each of these, with a Secret for the last."""
+    destinations: list[dict[str, Any]] = [{"address": address} for address in addresses]
+    destinations[-1] |= _secret(secret) if secret else {}
+    signed = {"signing": {"name": signing}} if signing else {}
+    return {"publish": {"destinations": destinations, **signed}, "download": download}
+
+
 def _cases(installation: str, kind: str, cases: Mapping[str, tuple[dict[str, Any], str | None]]) -> list[Case]:
     return [Case(installation=installation, name=f"{kind}-{name}", spec=spec, refusal=refusal)
             for name, (spec, refusal) in cases.items()]  # fmt: skip
@@ -245,6 +275,39 @@ _REFUSED_HUBS = (
     "https://huggingface.co\n", " https://huggingface.co", "https://huggingface.co\t", "https://hug\u200bgingface.co",
     "https://huggingface\uff0eco", "https://hub.example:8443:1", "https://", "x",
 )  # fmt: skip
+_ALLOWED_DESTINATIONS = (
+    "s3://llava-models/a",
+    "s3://llava-models/a/b_c/d.e-f",
+    "hf://team/invoices",
+    "hf://team/invoices@v1.2",
+    "oci://registry.example/team:1",
+    "oci://registry.example/team/invoices:latest",
+    "oci://registry.example:5000/anyone/invoices:V1",
+    "pvc://shared/models",
+    "pvc://shared/models/invoices",
+)
+_REFUSED_DESTINATIONS = (
+    "s3://llava-models-evil/a",
+    "s3://llava/a",
+    "s3://x-llava-models/llava-models",
+    "hf://team-evil/x",
+    "hf://tea/team",
+    "hf://evil/team@team",
+    "oci://registry.example/teams/x:1",
+    "oci://registry.example/other:1",
+    "oci://registry.example:5001/team/x:1",
+    "oci://registry.example:443/team:1",
+    "oci://registry.example.evil/team:1",
+    "oci://evil.example/registry.example/team:1",
+    "pvc://shared/modelsx",
+    "pvc://shared/other",
+    "pvc://other/models",
+)
+_PUBLISH_RULE = (
+    "but this installation publishes only to s3://llava-models, hf://team, oci://registry.example/team, "
+    "oci://registry.example:5000, pvc://shared/models (policy.publishDestinations): use an allowed one, or leave "
+    "spec.publish out"
+)
 _IMAGE_RULE = "but this installation allows its own trainer image"
 
 
@@ -269,6 +332,11 @@ CASES: tuple[Case, ...] = (
         "told-in-clear": (_told("https://any.example", "http://any.example:80/x"), "spec.notifications.webhook.url is "
                           "at http://any.example:80, but this installation sends notifications by https only "
                           "(policy.insecureNotifications): use an allowed address, or leave the notification out"),
+        "published": (_published("s3://any/x", "oci://any.example/x:1", "pvc://any/x", "hf://any/x", secret="any",
+                                 signing="any"), None),
+        "published-on-a-mirror": (_published("hf://any/x", hubEndpoint="https://mirror.example"),
+                                  "spec.download.hubEndpoint is https://mirror.example, but"),
+        "published-elsewhere": (_published("s3://any/x", hubEndpoint="https://mirror.example"), None),
         "mirror-without-token": ({"model": {"source": "hf://a/b"}, "download": {"hubEndpoint": "http://m"}}, None),
     }),
     *_cases("strict", "image", {f"ok-{n}": (_image(one), None) for n, one in enumerate(_ALLOWED_IMAGES)}),
@@ -370,6 +438,28 @@ CASES: tuple[Case, ...] = (
         "null": ({"notifications": [{"name": "a", "slack": None, "webhook": {"url": "https://hooks.example",
                                                                              "secretRef": None}}]}, None),
     }),
+    *_cases("strict", "published", {
+        "ok": (_published("pvc://shared/models", "oci://registry.example/team:1", "s3://llava-models/a",
+                          secret="llava-p", signing="llava-k"), None),
+        **{f"ok-{n}": (_published(one), None) for n, one in enumerate(_ALLOWED_DESTINATIONS)},
+        **{f"no-{n}": (_published(one), f"spec.publish.destinations.address is {one}, {_PUBLISH_RULE}")
+           for n, one in enumerate(_REFUSED_DESTINATIONS)},
+        "last": (_published("s3://llava-models/a", "hf://team/x", "s3://other/a"),
+                 "spec.publish.destinations.address is s3://other/a, but"),
+        "secret": (_published("s3://llava-models/a", "hf://team/x", secret="other"), "spec.publish.destinations."
+                   "secretRef.name is other, but this installation allows only Secrets named llava-*, registry.pull "),
+        "signing": (_published("s3://llava-models/a", signing="other"), "spec.publish.signing.name is other, but this "
+                    "installation allows only Secrets named llava-*, registry.pull (policy.secretNames): "),
+        "hub": (_published("hf://team/x", hubEndpoint="https://hub.example:8443"), None),
+        "other-hub": (_published("s3://llava-models/a", "hf://team/x", hubEndpoint="https://evil.example"),
+                      "spec.download.hubEndpoint is https://evil.example, but this installation sends hub tokens to "
+                      "its own hub, https://huggingface.co, https://hub.example:8443 only (policy.hubTokenHosts): name "
+                      "an allowed one, or leave out spec.download.hubEndpoint or the secretRef of hf:// sources and "
+                      "hf:// destinations"),
+        "null": ({"publish": None}, None),
+        "null-secrets": ({"publish": {"destinations": [{"address": "s3://llava-models/a", "secretRef": None}],
+                                      "signing": None}}, None),
+    }),
     *_cases("strict", "tracked", {
         "ok": (_tracked("https://MLFLOW.example:443/base", "llava-t"), None),
         "in-clear": (_tracked("http://mlflow.svc:5000"), None),
@@ -456,6 +546,8 @@ CASES: tuple[Case, ...] = (
                  "notifications to no host (policy.notificationHosts): "),
         "tracked": (_tracked("https://x"), "spec.training.tracking.mlflow.url is at https://x, but this installation "
                     "tells the curves of runs to nobody (policy.trackingHosts): "),
+        "published": (_published("s3://any/x"), "spec.publish.destinations.address is s3://any/x, but this "
+                      "installation publishes nowhere (policy.publishDestinations): "),
         "told-slack": (_told(slack="x"), "spec.notifications.slack.secretRef.name is x, but this installation allows "),
         "hub-without-token": ({"model": {"source": "hf://a/b"}, "download": {"hubEndpoint": "http://x"}}, None),
     }),
@@ -472,6 +564,9 @@ CASES: tuple[Case, ...] = (
                          "not shown, but"),
         "named-proxy": (_hub("http://hub.svc:8080", httpProxy="http://e"), "spec.download.httpProxy is http://e, but"),
         "no-proxy": (_hub(None, httpProxy=""), None),
+        "published": (_published("hf://any/x"), None),
+        "published-by-proxy": (_published("hf://any/x", httpProxy="http://e:1"), "spec.download.httpProxy is "
+                               "http://e:1, but this installation reaches its hub without TLS, and the proxy would "),
         "tls-proxy": (_hub("https://other.example", httpProxy="http://e"), None),
         "proxy-for-tls": (_hub(None, httpsProxy="http://e"), None),
         "proxy-without-token": ({"model": {"source": "hf://a/b"}, "download": {"httpProxy": "http://e"}}, None),
@@ -487,6 +582,10 @@ CASES: tuple[Case, ...] = (
         "mixture": (_mixed(*[_secret("a" * 253)] * 8), "spec.mixture.dataset.secretRef.name is aaa"),
         "pulls": ({"imagePullSecrets": [{"name": "a" * 253}] * 8}, "spec.imagePullSecrets is aaa"),
         "ca": ({"download": {"caConfigMap": "a" * 253}}, "spec.download.caConfigMap is aaa"),
+        "published": (_published(*[f"s3://bucket/{'a' * 240}{n}" for n in range(4)]),
+                      "spec.publish.destinations.address is s3://bucket/aaa"),
+        "published-secrets": (_published(*[f"s3://bucket/{n}" for n in range(4)], secret="a" * 253,
+                                         signing="a" * 253), "spec.publish.destinations.secretRef.name is aaa"),
         "account": (_account("a" * 253), "spec.scheduling.serviceAccountName is aaa"),
         "told": (_told(*[f"https://{'a' * 900}.example/x"] * 6, webhook="a" * 253, slack="a" * 253),
                  "spec.notifications.webhook.secretRef.name is aaa"),

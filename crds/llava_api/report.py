@@ -301,7 +301,7 @@ class Published(Lenient):
     what: Literal["merged", "adapter"]
     revision: Annotated[str, _fit(100), Field(max_length=100)] = ""
     """The hub's commit, or the digest of a registry's manifest; empty where there is no such thing."""
-    digest: Annotated[str, Field(max_length=80)]
+    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
     """One digest of all files, whichever destination they are at (``files.sha256_listing`` of the trainer)."""
     size_bytes: Annotated[int, Field(ge=0, le=MAX_SIZE)]
     sent_bytes: Annotated[int, Field(ge=0, le=MAX_SIZE)]

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 
 from llava_api.base import Lenient
 from llava_api.constants import NotificationEvent, Phase, StageName
-from llava_api.status import MAX_SCORES, GateStatus, Metric, Time
+from llava_api.status import MAX_SCORES, GateStatus, Metric, PublishedStatus, Time
 from llava_api.status.values import Count, Short, Text
 
 CONTENT_TYPE = "application/cloudevents+json"
@@ -41,6 +41,9 @@ class EventArtifacts(Lenient):
     weights: Annotated[Text | None, Field(description="The trained weights, with method full.")] = None
     projector: Annotated[Text | None, Field(description="The projector that phase 1 made.")] = None
     report: Annotated[Text | None, Field(description="The evaluation report (HTML).")] = None
+    published: Annotated[
+        tuple[PublishedStatus, ...], Field(description="What stands where spec.publish names, with its digest.")
+    ] = ()
     dataset_report: Annotated[Text | None, Field(description="The dataset report (HTML).")] = None
 
 

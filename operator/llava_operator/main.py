@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from importlib import metadata
+from typing import Any
 
 from llava_operator.kube.client import connect
 from llava_operator.kube.leader import LeadershipLostError
@@ -22,6 +23,20 @@ MAX_RECURSION = 50_000
 example. Python's own limit of 1,000 would have json raise RecursionError, in kopf as well, and end the process."""
 
 
+def tell_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Tell what the event loop could not hand to anybody.
+
+    kopf's watches are asynchronous generators, and some are cut off by asyncio when the process ends. That they then
+    fail to close harms nothing: it is told in a line. Everything else is told as asyncio does.
+    """
+    generator = context.get("asyncgen")
+    if generator is None:
+        loop.default_exception_handler(context)
+        return
+    name = getattr(generator, "__qualname__", "an asynchronous generator")
+    logger.warning("%s was cut off when the process ended: %r", name, context.get("exception"))
+
+
 async def run_operator(settings: Settings) -> None:
     """Run one operator until SIGTERM or SIGINT.
 
@@ -32,6 +47,7 @@ async def run_operator(settings: Settings) -> None:
     main_task = asyncio.current_task()
     assert main_task is not None
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(tell_loop_error)
     # While it leads kopf puts its own handlers in their place, and ends the same way.
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, main_task.cancel)

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
-from llava_api.constants import PROXY_KEYS, RUN_VOLUME_PATH, SECRET_KEYS, WANDB_KEYS, SecretRole, StageName
+from llava_api.constants import RUN_VOLUME_PATH, StageName
 from llava_api.names import MAX_ATTEMPTS, MAX_REPLICAS, job_name
 from llava_api.optimizer_steps import settle_spec
-from llava_api.spec import SecretRef, Spec
+from llava_api.spec import Spec
 from llava_api.status import AttemptSettings, AttemptState, StageState, StageStatus, Status
 from llava_api.volume import run_folder
 from llava_operator.kube.objects import Key, Object
@@ -124,79 +124,6 @@ def ended_attempts(status: Status) -> dict[StageName, int]:
     return {stage.name: stage.attempt for stage in status.stages if stage.state is StageState.SUCCEEDED}
 
 
-class SecretUse(NamedTuple):
-    """A Secret that fetching needs."""
-
-    name: str
-    keys: tuple[str, ...]
-    """Keys that may be read of it; which of them it has is its author's choice."""
-
-
-def secrets_of(spec: Spec) -> dict[SecretRole, SecretUse]:
-    """Secrets with credentials for the run's sources, by what they are for; none for what is on a claim."""
-    uses = {
-        SecretRole.MODEL: (spec.model.secret_ref, _keys_for(*spec.model.sources.values())),
-        SecretRole.DATASET: (spec.dataset.secret_ref, _keys_for(spec.dataset.source)),
-    }
-    if spec.alignment is not None:
-        dataset = spec.alignment.dataset
-        uses[SecretRole.ALIGNMENT_DATASET] = (dataset.secret_ref, _keys_for(dataset.source))
-    for index, part in enumerate(spec.mixture):
-        uses[SecretRole.of_mixture(index)] = (part.dataset.secret_ref, _keys_for(part.dataset.source))
-    if spec.evaluation.retention is not None:
-        second = spec.evaluation.retention.dataset
-        uses[SecretRole.RETENTION] = (second.secret_ref, _keys_for(second.source))
-    uses[SecretRole.DOWNLOAD] = (spec.download.secret_ref, PROXY_KEYS)
-    for server in tracking_servers(spec):
-        uses[server.role] = (server.secret_ref, server.keys)
-    return {role: SecretUse(secret.name, keys) for role, (secret, keys) in uses.items() if secret is not None and keys}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackingServer:
-    """A server that training pods tell the curve."""
-
-    field: str
-    """Field of the LlavaFineTune that names it."""
-    url: str
-    secret_ref: SecretRef | None
-    role: SecretRole
-    keys: tuple[str, ...]
-    """Keys that may be read of its Secret."""
-
-
-def tracking_servers(spec: Spec) -> tuple[TrackingServer, ...]:
-    """The servers that training pods tell the curve, in the order of the spec."""
-    tracking = spec.training.tracking
-    servers = []
-    if tracking is not None and (mlflow := tracking.mlflow) is not None:
-        servers.append(
-            TrackingServer(
-                field="spec.training.tracking.mlflow", url=mlflow.url, secret_ref=mlflow.secret_ref,
-                role=SecretRole.TRACKING, keys=SECRET_KEYS["https://"],
-            )
-        )  # fmt: skip
-    # Without a key its run stays on the volume.
-    if tracking is not None and (wandb := tracking.wandb) is not None and wandb.secret_ref is not None:
-        servers.append(
-            TrackingServer(
-                field="spec.training.tracking.wandb", url=wandb.url, secret_ref=wandb.secret_ref,
-                role=SecretRole.WANDB, keys=WANDB_KEYS,
-            )
-        )  # fmt: skip
-    return tuple(servers)
-
-
-def _keys_for(*sources: str | None) -> tuple[str, ...]:
-    """Keys that sources are fetched with, in the order of the table."""
-    return tuple(
-        key
-        for scheme, keys in SECRET_KEYS.items()
-        if any(source is not None and source.startswith(scheme) for source in sources)
-        for key in keys
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
     """An attempt of a stage, as its children are made."""
@@ -252,6 +179,8 @@ def freeze_spec(spec: Spec, stage: Stage, settings: AttemptSettings) -> Spec:
         known = {name: value for name, value in size.items() if value is not None}
         update["workers"] = spec.workers.model_copy(update=known)
         update |= _freeze_batch(spec, stage, settings.per_device_batch)
+    if stage.publishes and settings.publish is not None:
+        update["publish"] = settings.publish
     return spec.model_copy(update=update)
 
 

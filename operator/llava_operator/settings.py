@@ -9,6 +9,7 @@ from llava_api.addresses import ANYTHING
 from llava_api.spec import Download, SecretRef
 from llava_operator.cache.runs import TEAM_LABEL
 from llava_operator.deciding.policy import (
+    ALLOWED_DESTINATION,
     ALLOWED_HOST,
     ALLOWED_NAME,
     ALLOWED_REPOSITORY,
@@ -228,6 +229,15 @@ class Settings(BaseModel):
     policy_tracking_hosts: Annotated[
         tuple[str, ...], _HOSTS, Field(description="Hosts of tracking servers that training pods may tell the curve.")
     ] = (ANYTHING,)
+    policy_publish_destinations: Annotated[
+        tuple[str, ...],
+        _entries(
+            ALLOWED_DESTINATION,
+            "s3://BUCKET, hf://OWNER, oci://REGISTRY or pvc://CLAIM, or a folder or repository below it, without a tag "
+            "or branch, or *",
+        ),
+        Field(description="Places that runs may publish to, and all below them."),
+    ] = (ANYTHING,)  # fmt: skip
     policy_insecure_notifications: Annotated[
         bool, Field(description="Whether notifications may be sent by plain HTTP.")
     ] = False
@@ -251,6 +261,7 @@ class Settings(BaseModel):
         "policy_picture_hosts",
         "policy_notification_hosts",
         "policy_tracking_hosts",
+        "policy_publish_destinations",
         "policy_service_account_names",
         mode="before",
     )
@@ -284,6 +295,7 @@ class Settings(BaseModel):
             picture_hosts=self.policy_picture_hosts,
             notification_hosts=self.policy_notification_hosts,
             tracking_hosts=self.policy_tracking_hosts,
+            publish_destinations=self.policy_publish_destinations,
             insecure_notifications=self.policy_insecure_notifications,
             tolerations=self.policy_tolerations,
             service_account_names=self.policy_service_account_names,

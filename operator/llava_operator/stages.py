@@ -33,6 +33,8 @@ class Stage:
     """In how many parts its pods share its work, each by itself: one that fails is replaced by itself."""
     fetches: bool = False
     """Whether it gets what sources are fetched with: Secrets, authorities, proxies."""
+    publishes: bool = False
+    """Whether it gets what destinations are reached with, and signed with: their Secrets, claims to write to."""
     follows_node_selector: bool = True
     gpus: Callable[[Spec], int] = lambda _: 0
     """GPUs of each pod."""
@@ -118,6 +120,7 @@ STAGES: dict[StageName, Stage] = {
             gerund="Publishing",
             resources=_publish_resources,
             default_resources=_PUBLISH_DEFAULT,
+            publishes=True,
             # As merge.
             follows_node_selector=False,
         ),

@@ -12,9 +12,18 @@ import yaml
 from llava_api import addresses
 from llava_api.crd import build_crd
 from llava_api.spec import Spec
-from llava_operator.deciding import image_references, policy, violations
+from llava_operator.deciding import image_references, policy
+from llava_operator.deciding.violations import publishing, violation
 from llava_operator.settings import Settings
-from tests.policies import EVERYTHING, INSTALLATIONS, WRONG_HOSTS, WRONG_NAMES, WRONG_REPOSITORIES, policy_of
+from tests.policies import (
+    EVERYTHING,
+    INSTALLATIONS,
+    WRONG_DESTINATIONS,
+    WRONG_HOSTS,
+    WRONG_NAMES,
+    WRONG_REPOSITORIES,
+    policy_of,
+)
 from tests.rendering import CHART, KUBE_VERSION, ROOT, render, render_base
 
 SAMPLES = sorted((ROOT / "manifests" / "samples").glob("*.yaml"))
@@ -187,6 +196,7 @@ def test_rules_for_runs_are_by_default_those_of_the_operator(helm: Path) -> None
         "pictureHosts": default.policy_picture_hosts,
         "notificationHosts": default.policy_notification_hosts,
         "trackingHosts": default.policy_tracking_hosts,
+        "publishDestinations": default.policy_publish_destinations,
         "insecureNotifications": default.policy_insecure_notifications,
         "tolerations": default.policy_tolerations,
         "serviceAccountNames": default.policy_service_account_names,
@@ -247,7 +257,7 @@ def test_admission_policy_reads_images_and_addresses_as_the_operator_does(helm: 
     text = json.dumps(rendered["ValidatingAdmissionPolicy", "", "llava-finetune-operator"])
     patterns = (
         image_references.IMAGE, image_references.REPOSITORY, image_references.HAS_REGISTRY,
-        violations.SHOWABLE, violations.SHOWABLE_ADDRESS, violations.HIDDEN,
+        violation.SHOWABLE, violation.SHOWABLE_ADDRESS, violation.HIDDEN, publishing.PLACE, publishing.DESTINATION,
         addresses.ADDRESS, addresses.ADDRESS_HOST, addresses.ANY_ADDRESS, addresses.ANY_HOST,
     )  # fmt: skip
     for pattern in patterns:
@@ -260,6 +270,7 @@ def test_values_schema_has_the_operators_patterns() -> None:
         policy.ALLOWED_REPOSITORY: schema["properties"]["policy"]["properties"]["imageRepositories"],
         policy.ALLOWED_NAME: schema["definitions"]["names"],
         policy.ALLOWED_HOST: schema["definitions"]["hosts"],
+        policy.ALLOWED_DESTINATION: schema["properties"]["policy"]["properties"]["publishDestinations"],
     }
     for pattern, found in lists.items():
         entry = {"type": "string", "maxLength": policy.MAX_ENTRY, "pattern": pattern}
@@ -268,8 +279,13 @@ def test_values_schema_has_the_operators_patterns() -> None:
 
 @pytest.mark.parametrize(
     ("key", "wrong"),
-    [("imageRepositories", WRONG_REPOSITORIES), ("secretNames", WRONG_NAMES), ("hubTokenHosts", WRONG_HOSTS)],
-    ids=["repositories", "names", "hosts"],
+    [
+        ("imageRepositories", WRONG_REPOSITORIES),
+        ("secretNames", WRONG_NAMES),
+        ("hubTokenHosts", WRONG_HOSTS),
+        ("publishDestinations", WRONG_DESTINATIONS),
+    ],
+    ids=["repositories", "names", "hosts", "destinations"],
 )
 def test_chart_refuses_entries_that_the_operator_refuses(helm: Path, key: str, wrong: tuple[str, ...]) -> None:
     told = refusal(helm, "--set-json", f"policy.{key}={json.dumps(wrong)}")

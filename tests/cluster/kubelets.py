@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from llava_api.constants import LABEL_ATTEMPT, LABEL_STAGE, STAGE_CONTAINER, StageName
-from llava_api.report import EvaluateNumbers, MergeNumbers, PrepareNumbers, Score, StageResult, TrainNumbers
+from llava_api.report import (
+    EvaluateNumbers,
+    MergeNumbers,
+    PrepareNumbers,
+    Published,
+    PublishNumbers,
+    Score,
+    StageResult,
+    TrainNumbers,
+)
 from llava_operator.kube.client import Kube
 from llava_operator.kube.errors import KubeError
 from llava_operator.kube.kinds import CHILD_SELECTOR, PODS
@@ -24,7 +33,7 @@ RESULTS = {
         stage=StageName.PREPARE, attempt=1,
         prepare=PrepareNumbers(samples_train=800, samples_validation=2, pairs_train=900, pairs_validation=3, images=10,
                                supervised_tokens=99,
-                               longest_sample_tokens=40, overlong_samples=0),
+                               longest_sample_tokens=40, overlong_samples=0, publishes=True),
     ),
     StageName.ALIGN: StageResult(
         stage=StageName.ALIGN, attempt=1, digests={"projector": "sha256:p"},
@@ -44,6 +53,12 @@ RESULTS = {
         evaluate=EvaluateNumbers(
             scores=(Score(metric="exact_match", split="validation", base=0.0, tuned=0.9, samples=2),), prompts=0
         ),
+    ),
+    StageName.PUBLISH: StageResult(
+        stage=StageName.PUBLISH, attempt=1,
+        publish=PublishNumbers(published=(
+            Published(destination=0, what="merged", digest=f"sha256:{'d' * 64}", size_bytes=2**31, sent_bytes=2**30),
+        )),
     ),
 }  # fmt: skip
 """What each stage says in its termination message when all is well."""

@@ -722,6 +722,7 @@ def test_longest_name_is_accepted(kubectl: Kubectl) -> None:
         ({"imagePullSecrets": [{"name": "x"}]}, "imagePullSecrets"),
         ({"merge__dtype": "float32"}, "merge"),
         ({"prepare__resources": {"limits": {"memory": "1Gi"}}}, "prepare"),
+        ({"publish": {"destinations": [{"address": "s3://models/a"}]}}, "publish"),
     ],
 )
 def test_editing_is_refused_from_the_first_moment(kubectl: Kubectl, changes: dict[str, Any], field: str) -> None:
@@ -794,6 +795,152 @@ def test_what_may_change_at_any_time(kubectl: Kubectl, changes: dict[str, Any]) 
     kubectl.apply(make("patient", storage__retain="OnSuccess"))
     for _ in range(2):
         kubectl.apply(make("patient", storage__retain="OnSuccess", **changes))
+
+
+def publish(*addresses: str, what: str = "merged", **destination: Any) -> dict[str, Any]:
+    """Destinations, the last of which has more to it than an address."""
+    destinations: list[dict[str, Any]] = [{"address": address} for address in addresses]
+    destinations[-1] |= destination
+    return {"destinations": destinations, "what": what}
+
+
+HASH = "0" * 40
+PLACES = (
+    "s3://abc/x", "s3://my.models-1/team/LLaVA_v1.5/run-7", "s3://123/_x", "hf://a/b", "hf://Team_1/in.voices-7b",
+    f"hf://team/invoices@{HASH}", "hf://team/invoices@v1.5_x", "oci://r/a:1", "oci://registry.svc:5000/a/b__c/d-e:V1.0",
+    "oci://ghcr.io/team/invoices:latest", "pvc://models/a", "pvc://models.v1/team/run-7/_x",
+)  # fmt: skip
+
+
+NO_PLACES = {
+    "must begin with s3://, hf://, oci:// or pvc://": (
+        "https://h.example/x", "S3://abc/x", " s3://abc/x", "models/llava", "docker://r/a:1",
+    ),
+    "a destination in a bucket must be s3://BUCKET/FOLDER": (
+        "s3://abc", "s3://abc/", "s3://abc/x/", "s3://ab/x", "s3://Abc/x", "s3://abc//x", "s3://abc/../x", "s3://abc/.x",
+        "s3://abc/-x", "s3://abc/x?y", "s3://abc/x y", "s3://me:pw@abc/x", "s3://abc/x\n", "s3://abc/ü",
+        f"s3://{'a' * 64}/x",
+    ),
+    "a destination on the hub must be hf://OWNER/NAME or hf://OWNER/NAME@BRANCH": (
+        "hf://invoices", "hf://team/", "hf://team/a/b", "hf://team/a@", "hf://team/a@refs/pr/1", "hf://-team/a",
+        "hf://team/a.", "hf://datasets/team/a", f"hf://{'a' * 97}/b",
+    ),
+    "a destination in a registry must be oci://REGISTRY/REPOSITORY:TAG, the repository in lower case": (
+        "oci://r.example/a", "oci://r.example:1", "oci://r.example/A:1", "oci://r.example/a:", "oci://r.example/a:-x",
+        "oci://r.example/a//b:1", "oci://r.example/../b:1", "oci://me:pw@r.example/a:1", "oci://R.example/a:1",
+        f"oci://r.example/a@sha256:{'a' * 64}", f"oci://r.example/a:{'a' * 101}",
+    ),
+    "a destination on a claim must be pvc://CLAIM/FOLDER": (
+        "pvc://models", "pvc://models/", "pvc://Models/x", "pvc://models/../x", "pvc://models/.x", "pvc://models/x/",
+        "pvc://models//x",
+    ),
+}  # fmt: skip
+
+
+def try_out(kubectl: Kubectl, *manifests: dict[str, Any]) -> None:
+    body = "\n---\n".join(json.dumps(manifest) for manifest in manifests)
+    kubectl.run("create", "--dry-run=server", "-f", "-", stdin=body.encode())
+
+
+def test_places_to_publish_to_are_accepted(kubectl: Kubectl) -> None:
+    try_out(kubectl, *(make(f"p-{n}", publish=publish(one, what="both")) for n, one in enumerate(PLACES)))
+
+
+def test_places_that_are_none_are_refused(kubectl: Kubectl) -> None:
+    """Each by what would be right."""
+    wrong = [(place, right) for right, places in NO_PLACES.items() for place in places]
+    manifests = [make(f"p-{n}", publish=publish(place)) for n, (place, _) in enumerate(wrong)]
+    with pytest.raises(KubectlError) as caught:
+        try_out(kubectl, *manifests)
+    said = str(caught.value).split('LlavaFineTune.finetune.llava.dev "p-')
+    found = {int(one.partition('"')[0]): one for one in said[1:]}
+    for number, (place, right) in enumerate(wrong):
+        assert "spec.publish.destinations[0].address" in found[number], place
+        assert right in found[number], place
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "right"),
+    [
+        ({"publish": {"destinations": []}}, "spec.publish.destinations", "at least 1"),
+        ({"publish": publish(*[f"s3://abc/{n}" for n in range(5)])}, "spec.publish.destinations", "at most 4"),
+        ({"publish": publish(f"s3://abc/{'a' * 248}")}, "spec.publish.destinations[0].address", "Too long"),
+        ({"publish": publish("s3://abc/a", "s3://abc/a")}, "spec.publish.destinations", "may stand there once"),
+        ({"publish": publish("hf://a/b", "hf://a/b@main")}, "spec.publish.destinations", "may stand there once"),
+        ({"publish": publish("s3://abc/a/b", "s3://abc/a")}, "spec.publish.destinations", "side by side"),
+        ({"publish": publish("pvc://c/a", "pvc://c/a/b")}, "spec.publish.destinations", "side by side"),
+        (
+            {"publish": publish("oci://r/a:1", "oci://r/a:1-adapter", what="both")}, "spec.publish.destinations",
+            "choose another tag",
+        ),
+        ({"publish": publish("s3://abc/a", plainHttp=True)}, "plainHttp", "leave plainHttp or secretRef out"),
+        (
+            {"publish": publish("oci://r/a:1", plainHttp=True, secretRef={"name": "s"})}, "plainHttp",
+            "leave plainHttp or secretRef out",
+        ),
+        ({"publish": publish("pvc://c/a", secretRef={"name": "s"})}, "secretRef", "leave secretRef out"),
+        ({"publish": publish("s3://abc/a", token="x")}, "spec.publish.destinations[0].token", "unknown field"),
+        ({"publish": publish("s3://abc/a", what="weights")}, "spec.publish.what", "Unsupported value"),
+        ({"publish": publish("s3://abc/a") | {"license": "Apache 2"}}, "spec.publish.license", "should match"),
+        ({"publish": publish("s3://abc/a") | {"signing": {"name": ""}}}, "spec.publish.signing.name", "at least 1"),
+        (
+            {"publish": publish("s3://abc/a", what="adapter"), "training__method": "full"}, "spec.publish.what",
+            "needs spec.training.method lora or qlora, which train one: use merged",
+        ),
+        (
+            {"publish": publish("s3://abc/a", what="both"), "training__method": "none",
+             "model__adapter": "pvc://models/adapter"},
+            "spec.publish.what", "use merged",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_published_is_refused(kubectl: Kubectl, changes: dict[str, Any], field: str, right: str) -> None:
+    with pytest.raises(KubectlError) as caught:
+        try_out(kubectl, make("published", **changes))
+    assert field in str(caught.value)
+    assert right in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"publish": publish("hf://a/b", "hf://a/b@v1", "hf://a/b@v2")},
+        {"publish": publish("s3://abc/a", "s3://abc/ab", "pvc://c/a", "pvc://d/a")},
+        {"publish": publish("oci://r/a:1", "oci://r/a:1-adapter")},
+        {"publish": publish("s3://abc/a", what="adapter"), "training__method": "qlora"},
+        {"publish": publish("s3://abc/a"), "training__method": "full"},
+        {"publish": publish("oci://r/a:1", plainHttp=True)},
+        {"publish": publish("s3://abc/a", secretRef=None) | {"signing": None, "license": None}},
+    ],
+    ids=lambda changes: changes["publish"]["destinations"][-1]["address"],
+)
+def test_what_can_be_published_is_accepted(kubectl: Kubectl, changes: dict[str, Any]) -> None:
+    try_out(kubectl, make("published", **changes))
+
+
+def test_what_is_published_may_change_and_neither_comes_nor_goes(kubectl: Kubectl) -> None:
+    kubectl.run("delete", "lft", "corrected", "--ignore-not-found")
+    kubectl.apply(make("corrected", publish=publish("s3://abc/a", what="both")))
+    corrected = publish("s3://abc/b", "hf://a/b", secretRef={"name": "s"}) | {"signing": {"name": "key"}}
+    kubectl.apply(make("corrected", publish=corrected))
+    assert kubectl.get("lft", "corrected")["spec"]["publish"] == corrected | {
+        "destinations": [{"address": "s3://abc/b", "plainHttp": False},
+                         {"address": "hf://a/b", "plainHttp": False, "secretRef": {"name": "s"}}],
+        "resources": {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "2Gi"}},
+    }  # fmt: skip
+    assert "spec.publish neither comes nor goes" in refusal(kubectl, make("corrected"))
+
+
+def test_an_attempt_keeps_what_it_was_to_publish(kubectl: Kubectl) -> None:
+    """Whole, though the status has no schema of it."""
+    kubectl.run("delete", "lft", "kept", "--ignore-not-found")
+    kubectl.apply(make("kept", publish=publish("s3://abc/a", secretRef={"name": "s"})))
+    wanted = kubectl.get("lft", "kept")["spec"]["publish"]
+    attempts = [{"number": 1, "settings": {"publish": wanted}}]
+    status = {"status": {"stages": [{"name": "publish", "state": "Skipped", "attempts": attempts}]}}
+    kubectl.run("patch", "lft", "kept", "--subresource=status", "--type=merge", "-p", json.dumps(status))
+    [stage] = kubectl.get("lft", "kept")["status"]["stages"]
+    assert stage["attempts"][0]["settings"]["publish"] == wanted
 
 
 @pytest.mark.parametrize(

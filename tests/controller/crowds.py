@@ -7,7 +7,7 @@ from typing import Any
 
 from llava_api.constants import GateOutcome, StageName
 from llava_api.report import LOSSES_KEPT
-from llava_api.status import AttemptSettings, GateStatus, Plan, Progress, Status
+from llava_api.status import Artifacts, AttemptSettings, GateStatus, Plan, Progress, PublishedStatus, Status
 from llava_operator.cache.runs import Runs
 from llava_operator.clock import to_time
 from llava_operator.deciding.accounting import account_for
@@ -69,7 +69,12 @@ def ended() -> Status:
     status = account_for(status, TRAIN, lost, None)
     assert status.evaluation is not None
     evaluation = status.evaluation.model_copy(update={"gate": GATE})
-    update = {"progress": report(stage=StageName.EVALUATE, attempt=1), "plan": PLAN, "evaluation": evaluation}
+    published = PublishedStatus(address="s3://models/invoices", what="merged", digest="sha256:ab", size_bytes=14 * GIB)
+    artifacts = (status.artifacts or Artifacts()).model_copy(update={"published": (published,)})
+    update = {
+        "progress": report(stage=StageName.EVALUATE, attempt=1), "plan": PLAN, "evaluation": evaluation,
+        "artifacts": artifacts,
+    }  # fmt: skip
     return status.model_copy(update=update)
 
 

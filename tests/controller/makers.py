@@ -10,6 +10,8 @@ from llava_api.report import (
     EvaluateNumbers,
     MergeNumbers,
     PrepareNumbers,
+    Published,
+    PublishNumbers,
     Score,
     StageFailure,
     StageResult,
@@ -154,7 +156,7 @@ RESULTS = {
         stage=StageName.PREPARE, attempt=1,
         prepare=PrepareNumbers(samples_train=8, samples_validation=2, pairs_train=9, pairs_validation=3, images=10,
                                supervised_tokens=99,
-                               longest_sample_tokens=40, overlong_samples=3),
+                               longest_sample_tokens=40, overlong_samples=3, publishes=True),
     ),
     StageName.ALIGN: StageResult(
         stage=StageName.ALIGN, attempt=1, digests={"projector": "p"},
@@ -178,6 +180,12 @@ RESULTS = {
             ),
             prompts=0,
         ),
+    ),
+    StageName.PUBLISH: StageResult(
+        stage=StageName.PUBLISH, attempt=1,
+        publish=PublishNumbers(published=(
+            Published(destination=0, what="merged", digest=f"sha256:{'d' * 64}", size_bytes=2**31, sent_bytes=2**30),
+        )),
     ),
 }  # fmt: skip
 

@@ -236,7 +236,7 @@ def test_evaluate_job_whole(replicas: int) -> None:
                     "onExitCodes": {
                         "containerName": "stage",
                         "operator": "In",
-                        "values": [64, 65, 66, 67, 68, 69, 73, 74, 76, 77, 78, 81, 82, 85, 86, 87],
+                        "values": [64, 65, 66, 67, 68, 69, 73, 74, 76, 77, 78, 81, 82, 85, 86, 87, 90, 91],
                     },
                 },
             ]
@@ -280,6 +280,7 @@ def test_an_older_image_reads_how_many_gpus_evaluation_has(
         ("train", True, "4"),
         ("merge", False, None),
         ("evaluate", True, "1"),
+        ("publish", False, None),
     ],
 )
 def test_stages_differ_in_nodes_and_gpus(stage: str, has_selector: bool, num_gpus: str | None) -> None:
@@ -400,14 +401,15 @@ def test_priority_and_account_are_every_stages_and_spread_is_the_gangs(stage: St
 def test_only_training_holds_the_training_gpus(stage: StageName) -> None:
     """The others run when the gang's pods are gone, each by what the run gives that stage."""
     parts = {name: {"resources": {"requests": {"cpu": cpu, "memory": f"{cpu}Gi"}, "limits": {"memory": f"{cpu}Gi"}}}
-             for name, cpu in (("prepare", "3"), ("merge", "5"), ("evaluation", "7"))}  # fmt: skip
+             for name, cpu in (("prepare", "3"), ("merge", "5"), ("evaluation", "7"), ("publish", "2"))}  # fmt: skip
     parts["evaluation"]["gpus"] = 1
+    parts["publish"]["destinations"] = [{"address": "s3://bucket/llava"}]
     run = make_run(
         workers={"replicas": 2, "gpus": 8, "resources": {"requests": {"cpu": "64", "rdma/hca": "1"}}},
         training={"batch": {"perDevice": 1, "global": 16}}, **parts,
     )  # fmt: skip
     job = build_job(make_attempt(run, stage), PLATFORM)
-    cpu = {"prepare": "3", "merge": "5", "evaluate": "7"}[stage]
+    cpu = {"prepare": "3", "merge": "5", "evaluate": "7", "publish": "2"}[stage]
     requests = {"cpu": cpu, "memory": f"{cpu}Gi"}
     limits = {"memory": f"{cpu}Gi"}
     if stage is StageName.EVALUATE:
@@ -757,7 +759,7 @@ def test_no_key_of_a_secret_can_be_named_like_the_folder_that_is_shown() -> None
     assert not re.fullmatch("[-._a-zA-Z0-9]+", item["path"].split("/")[0])
 
 
-@pytest.mark.parametrize("stage", [stage for stage in StageName if stage is not StageName.PREPARE])
+@pytest.mark.parametrize("stage", [stage for stage in StageName if stage not in (StageName.PREPARE, StageName.PUBLISH)])
 def test_later_stages_read_claims_in_place_and_see_no_secret(stage: StageName) -> None:
     volumes, mounts = inputs_of(stage, **FROM_EVERYWHERE)
     assert volumes == [{"name": "input-0", "persistentVolumeClaim": {"claimName": "shared", "readOnly": True}}]

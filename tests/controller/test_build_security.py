@@ -37,6 +37,11 @@ DEMANDING: dict[str, Any] = {
     "scheduling": {"nodeSelector": {"a": "b"}, "tolerations": [{"operator": "Exists"}],
                    "serviceAccountName": "default", "topologySpread": [{"topologyKey": "kubernetes.io/hostname"}]},
     "download": {"caConfigMap": "corporate", "secretRef": {"name": "proxies"}},
+    "publish": {"destinations": [{"address": "s3://models/llava", "secretRef": {"name": "bucket"}},
+                                 {"address": "hf://a/b", "secretRef": {"name": "hub-write"}},
+                                 {"address": "oci://r.example/a:1", "secretRef": {"name": "oci"}},
+                                 {"address": "pvc://models/llava"}],
+                "what": "both", "signing": {"name": "key"}},
     "image": {"reference": "evil.example/x"},
     "imagePullSecrets": [{"name": "registry"}],
     "notifications": [
@@ -143,26 +148,36 @@ def test_secrets_of_notifications_are_in_the_pods_that_send_them_alone(run: Run)
         assert not of_notifications & {source["secret"]["name"] for source in sources if "secret" in source}
 
 
-def test_credentials_of_tracking_servers_are_in_training_pods_alone_and_those_of_sources_in_prepare(run: Run) -> None:
+SECRETS = {
+    StageName.PREPARE: {"hub", "s3", "proxies"},
+    StageName.ALIGN: {"mlflow", "wandb", "proxies"},
+    StageName.TRAIN: {"mlflow", "wandb", "proxies"},
+    StageName.MERGE: set(),
+    StageName.EVALUATE: set(),
+    StageName.PUBLISH: {"bucket", "hub-write", "oci", "key", "proxies"},
+}
+"""Which of the demanding run's Secrets each stage is given."""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_each_stage_is_given_the_credentials_that_it_uses_and_no_others(stage: StageName) -> None:
+    """Those of sources are in prepare alone, of tracking servers in training, of destinations where is published."""
+    pod = pods(make_run(**DEMANDING))[stage]
+    sources = [source for volume in pod["volumes"] for source in volume.get("projected", {}).get("sources", [])]
+    assert {source["secret"]["name"] for source in sources if "secret" in source} == SECRETS[stage]
+    for volume in pods(make_run())[stage]["volumes"]:
+        # What the installation has for all who go out.
+        assert not volume["name"].startswith("secret-") or stage is StageName.PREPARE
+
+
+def test_every_claim_but_the_runs_own_and_those_that_it_publishes_to_is_read_only(run: Run) -> None:
     for stage, pod in pods(run).items():
-        sources = [source for volume in pod["volumes"] for source in volume.get("projected", {}).get("sources", [])]
-        named = {source["secret"]["name"] for source in sources if "secret" in source}
-        is_told = run.spec.training.tracking is not None
-        if stage in TRAINING_STAGES:
-            assert named == ({"mlflow", "wandb", "proxies"} if is_told else set())
-        elif stage is not StageName.PREPARE:
-            assert named == set()
-        else:
-            assert not {"mlflow", "wandb"} & named
-
-
-def test_every_claim_but_the_runs_own_is_read_only(run: Run) -> None:
-    for pod in pods(run).values():
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        publishes_to = {"models"} if stage is StageName.PUBLISH and run.spec.publish else set()
         for mount in pod["containers"][0]["volumeMounts"]:
             claim = volumes[mount["name"]].get("persistentVolumeClaim")
-            if claim is None or claim["claimName"] == f"{KEY.name}-run":
+            if claim is None or claim["claimName"] in {f"{KEY.name}-run", *publishes_to}:
                 continue
             assert (mount["readOnly"], claim["readOnly"]) == (True, True)
         writable = {mount["name"] for mount in pod["containers"][0]["volumeMounts"] if not mount.get("readOnly")}
-        assert writable == {"run", "tmp", "shm"}
+        assert writable == {"run", "tmp", "shm"} | ({"destination-0"} if publishes_to else set())

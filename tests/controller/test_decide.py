@@ -64,9 +64,9 @@ def test_new_run_commits_to_its_first_stage_before_anything_is_made() -> None:
 
 def test_new_run_has_every_condition() -> None:
     conditions = {c.type: c.status for c in commit(see()).conditions}
-    without = dict.fromkeys(set(Condition) - {Condition.ALIGNED, Condition.GATE_PASSED}, "False")
+    without = dict.fromkeys(set(Condition) - {Condition.ALIGNED, Condition.PUBLISHED, Condition.GATE_PASSED}, "False")
     expected = without | {Condition.REPORTING: "True", Condition.RECONCILING: "True"}
-    assert conditions == expected, "a run without alignment, and before it is judged"
+    assert conditions == expected, "a run without alignment that is not to be published, before it is judged"
 
 
 def test_deleted_run_is_left_alone_in_every_state() -> None:
@@ -202,6 +202,7 @@ def test_last_success_completes_the_run() -> None:
         "weights": None,
         "merged": "merged",
         "report": "evaluation/report.html",
+        "published": (),
         "digests": {"adapter": "a", "merged": "b", "report": "c"},
     }
     assert after.data is not None

@@ -19,6 +19,8 @@ from llava_operator.deciding.violations import Violation, describe_violations, f
 from llava_operator.stages import STAGES
 from tests.policies import CASES, EVERYTHING, INSTALLATIONS, Case, make_spec, policy_of
 
+NAMES = st.text(st.sampled_from("az09.-*\n /@:AZé\\"), min_size=1, max_size=30)
+
 
 def judge(changes: dict[str, Any], policy: Policy, stage: StageName = StageName.PREPARE) -> tuple[Violation, ...]:
     return find_violations(Spec.model_validate(make_spec(changes)), policy, STAGES[stage])
@@ -42,7 +44,8 @@ def test_an_installation_that_allows_everything_refuses_nothing() -> None:
 
 def named_objects(schema: dict[str, Any], path: str = "spec") -> Iterator[str]:
     for name, inner in schema.get("properties", {}).items():
-        if re.search("(secret|configmap)", name, re.IGNORECASE):
+        # The key that signs is named by no such field.
+        if re.search("(secret|configmap)", name, re.IGNORECASE) or inner.get("properties", {}).keys() == {"name"}:
             yield f"{path}.{name}"
         else:
             yield from named_objects(inner, f"{path}.{name}")
@@ -53,8 +56,9 @@ def test_every_place_in_a_spec_that_names_a_secret_or_a_config_map_has_a_rule() 
     """A field that comes later fails here, until there is a rule about it, and cases in the table."""
     fields = {case.refusal.split()[0].removesuffix(".name") for case in CASES if case.refusal}
     found = set(named_objects(build_schema(LlavaFineTune)["properties"]["spec"]))
-    assert found == {field for field in fields if re.search("(secret|configmap)", field, re.IGNORECASE)}
-    assert len(found) == 12
+    assert found <= fields
+    assert {field for field in fields if re.search("(secret|configmap)", field, re.IGNORECASE)} <= found
+    assert len(found) == 14
 
 
 EVERY_WAY: dict[str, Any] = {
@@ -69,6 +73,10 @@ EVERY_WAY: dict[str, Any] = {
         {"name": "b", "slack": {"secretRef": {"name": "h"}}},
         {"name": "c", "webhook": {"url": "https://e/x"}},
     ],
+    "publish": {
+        "destinations": [{"address": "s3://e/x", "secretRef": {"name": "i"}}, {"address": "hf://e/x"}],
+        "signing": {"name": "j"},
+    },
 }
 
 
@@ -77,15 +85,17 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
     fields = [violation.field for violation in found]
     assert fields == [
         "spec.image.reference", "spec.model.secretRef.name", "spec.dataset.secretRef.name",
-        "spec.download.secretRef.name", "spec.download.caConfigMap", "spec.download.hubEndpoint", "spec.dataset.source",
+        "spec.download.secretRef.name", "spec.publish.destinations.secretRef.name", "spec.publish.signing.name",
+        "spec.download.caConfigMap", "spec.download.hubEndpoint", "spec.dataset.source",
         "spec.imagePullSecrets", "spec.imagePullSecrets", "spec.scheduling.tolerations",
         "spec.scheduling.serviceAccountName", "spec.notifications.webhook.secretRef.name",
         "spec.notifications.slack.secretRef.name", "spec.notifications.webhook.url", "spec.notifications.webhook.url",
+        "spec.publish.destinations.address", "spec.publish.destinations.address",
     ]  # fmt: skip
     assert describe_violations(found) == "; ".join(violation.message for violation in found)
 
 
-@pytest.mark.parametrize("stage", [stage for stage in StageName if stage is not StageName.PREPARE])
+@pytest.mark.parametrize("stage", [stage for stage in StageName if stage not in (StageName.PREPARE, StageName.PUBLISH)])
 def test_later_stages_are_held_to_what_their_pods_are_given(stage: StageName) -> None:
     """They see no credentials: rules about those do not stop a run that has fetched everything."""
     fields = [violation.field for violation in judge(EVERY_WAY, policy_of(INSTALLATIONS["strict"]), stage)]
@@ -93,6 +103,37 @@ def test_later_stages_are_held_to_what_their_pods_are_given(stage: StageName) ->
         "spec.image.reference", "spec.imagePullSecrets", "spec.imagePullSecrets", "spec.scheduling.tolerations",
         "spec.scheduling.serviceAccountName",
     ]  # fmt: skip
+
+
+def test_publishing_is_held_to_what_its_pod_is_given() -> None:
+    """No rule about sources, images that they name, or receivers; but the way out is its own."""
+    fields = [one.field for one in judge(EVERY_WAY, policy_of(INSTALLATIONS["strict"]), StageName.PUBLISH)]
+    assert fields == [
+        "spec.image.reference", "spec.download.secretRef.name", "spec.publish.destinations.secretRef.name",
+        "spec.publish.signing.name", "spec.download.caConfigMap", "spec.download.hubEndpoint", "spec.imagePullSecrets",
+        "spec.imagePullSecrets", "spec.scheduling.tolerations", "spec.scheduling.serviceAccountName",
+        "spec.publish.destinations.address", "spec.publish.destinations.address",
+    ]  # fmt: skip
+    on_a_claim = EVERY_WAY | {"publish": {"destinations": [{"address": "pvc://shared/models/x"}]}}
+    fields = [one.field for one in judge(on_a_claim, policy_of(INSTALLATIONS["strict"]), StageName.PUBLISH)]
+    assert not [field for field in fields if field.startswith(("spec.download", "spec.publish"))]
+
+
+@given(NAMES)
+def test_a_place_allows_itself_and_what_is_below_it_alone(tail: str) -> None:
+    policy = replace(Policy(), publish_destinations=("oci://registry.example/team",))
+    if not judge({"publish": {"destinations": [{"address": f"oci://registry.example/team{tail}"}]}}, policy):
+        assert tail[0] in "/:@"
+        assert tail.isascii()
+        assert not set(tail) & set("\n *\\")
+        assert "/" not in tail[1:] or tail[0] == "/", "nothing but a tag follows a colon"
+
+
+@given(NAMES)
+def test_a_place_elsewhere_is_refused(head: str) -> None:
+    policy = replace(Policy(), publish_destinations=("s3://team",))
+    for address in (f"{head}s3://team/x", f"s3://{head}team/x", f"s3://{head}/s3://team/x"):
+        assert judge({"publish": {"destinations": [{"address": address}]}}, policy)
 
 
 def test_defaults_restrict_hub_tokens_accounts_and_plain_http_and_nothing_else() -> None:
@@ -108,9 +149,6 @@ def test_training_is_held_to_where_a_tracker_s_credentials_go() -> None:
     for stage in (StageName.PREPARE, StageName.ALIGN, StageName.TRAIN):
         assert [violation.field for violation in judge(run, policy, stage)] == ["spec.training.tracking.mlflow.url"]
     assert judge(run, policy, StageName.MERGE) == ()
-
-
-NAMES = st.text(st.sampled_from("az09.-*\n /@:AZé\\"), min_size=1, max_size=30)
 
 
 @given(NAMES)
@@ -157,5 +195,6 @@ def test_a_star_alone_is_everything_also_beside_others() -> None:
     policy = replace(
         Policy(), image_repositories=("ghcr.io", ANYTHING), hub_token_hosts=(ANYTHING,),
         service_account_names=("x", ANYTHING), notification_hosts=("x", ANYTHING), insecure_notifications=True,
+        publish_destinations=("s3://x", ANYTHING),
     )  # fmt: skip
     assert judge(EVERY_WAY, policy) == ()

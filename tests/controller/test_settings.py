@@ -7,7 +7,7 @@ import pytest
 from llava_api.spec import Download, SecretRef
 from llava_operator.deciding.policy import Policy
 from llava_operator.settings import Settings, SettingsError
-from tests.policies import WRONG_HOSTS, WRONG_NAMES, WRONG_REPOSITORIES, policy_of
+from tests.policies import WRONG_DESTINATIONS, WRONG_HOSTS, WRONG_NAMES, WRONG_REPOSITORIES, policy_of
 
 IMAGE = {"repository": "trainer", "tag": "1"}
 REQUIRED = {
@@ -62,12 +62,14 @@ def test_rules_for_runs() -> None:
         POLICY_SECRET_NAMES="llava-*,hub", POLICY_CA_CONFIG_MAPS="", POLICY_HUB_TOKEN_HOSTS="hub.example:8443",
         POLICY_WEB_CREDENTIAL_HOSTS="*", POLICY_TOLERATIONS="false",
         POLICY_SERVICE_ACCOUNT_NAMES="llava-*,default",
+        POLICY_PUBLISH_DESTINATIONS="s3://models, oci://r.example:5000/team,hf://Org_1/x",
     )  # fmt: skip
     assert settings.policy == Policy(
         trainer_image="trainer:1", hub_endpoint="https://mirror",
         image_repositories=("registry.example/team", "docker.io/library/llava", "localhost:5000"),
         secret_names=("llava-*", "hub"), ca_config_maps=(), hub_token_hosts=("hub.example:8443",),
         web_credential_hosts=("*",), tolerations=False, service_account_names=("llava-*", "default"),
+        publish_destinations=("s3://models", "oci://r.example:5000/team", "hf://Org_1/x"),
     )  # fmt: skip
 
 
@@ -91,6 +93,12 @@ def test_what_is_no_pattern_of_names_is_refused(variable: str, value: str) -> No
 def test_what_is_no_host_is_refused(variable: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"{variable}: .*must be HOST or HOST:PORT in lower case"):
         read(**{variable: value})
+
+
+@pytest.mark.parametrize("value", WRONG_DESTINATIONS)
+def test_what_is_no_place_to_publish_to_is_refused(value: str) -> None:
+    with pytest.raises(SettingsError, match=r"POLICY_PUBLISH_DESTINATIONS: .*must be s3://BUCKET, hf://OWNER, oci://"):
+        read(POLICY_PUBLISH_DESTINATIONS=value)
 
 
 def test_too_many_rules_are_refused() -> None:

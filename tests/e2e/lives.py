@@ -15,6 +15,7 @@ import httpx
 
 from llava_api.constants import LABEL_MANAGED_BY, LABEL_RUN, LABEL_STAGE, MANAGER, REPORT_PATH, Phase, StageName
 from llava_api.failures import Reason
+from tests.demo.plan import INPUTS_CLAIM
 from tests.demo.target import OPERATOR_NAMESPACE, RELEASE
 from tests.e2e.runs import Runs
 from tests.kubectl import Kubectl, wait_for
@@ -43,7 +44,10 @@ class Watching:
 
 
 def find_eventful_run(watching: Watching) -> str | None:
-    """A run that Prometheus has seen restarted by a failure, suspended, select a step and succeed; the last by name."""
+    """A run that Prometheus has seen restarted by a failure, suspended, select a step, succeed and be published.
+
+    The last by name.
+    """
     whole = f"[{watching.span().seconds}s]"
     seen = " and on (name) ".join(
         f"max by (name) ({series})"
@@ -52,6 +56,7 @@ def find_eventful_run(watching: Watching) -> str | None:
             f'last_over_time(llava_run_phase{{phase="Suspended"}}{whole})',
             f'last_over_time(llava_run_phase{{phase="Succeeded"}}{whole})',
             f"last_over_time(llava_run_best_step{whole})",
+            f"last_over_time(llava_run_published_bytes{whole})",
         )
     )
     found = watching.prometheus.query(seen, time.time())
@@ -64,6 +69,7 @@ def live_eventfully(runs: Runs) -> str:
     runs.start(
         OWN_RUN,
         epochs=_EPOCHS,
+        top={"publish": {"destinations": [{"address": f"pvc://{INPUTS_CLAIM}/published/{OWN_RUN}"}]}},
         training={"checkpoint": {"everySteps": 10, "keep": 2}, "maxRestarts": 3, **watched},
     )
     runs.wait_for_step(OWN_RUN, 30)

@@ -45,6 +45,7 @@ BOARDS: dict[str, dict[str, Any]] = {
 }
 EXCEPTIONS = (
     Missing("panel 'Memory of a GPU', A", "torch reserves memory of a GPU on a GPU alone"),
+    Missing("panel 'Held back by a gate', A", "no gate of these runs holds anything back"),
     Missing("panel 'Model FLOPs utilisation (MFU)', A", "only of GPUs is the peak known"),
 )
 

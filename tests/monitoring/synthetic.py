@@ -28,8 +28,8 @@ _PODS = {"operator-old": (0, 1000), "operator-new": (900, SECONDS)}
 _RUNS = {"invoices": "Running", "receipts": "Succeeded", "scans": "Failed", "forms": "Suspended"}
 _VALUES = {
     "phase": ("Running",),
-    "stage": ("train", "merge"),
-    "state": ("Running", "Succeeded"),
+    "stage": ("train", "merge", "publish"),
+    "state": ("Running", "Succeeded", "Skipped"),
     "reason": ("Unschedulable", "WorkerKilled"),
     "team": ("vision",),
     "method": ("lora",),
@@ -37,6 +37,8 @@ _VALUES = {
     "metric": ("exact_match",),
     "split": ("validation",),
     "gate": ("gate", "retention"),
+    "scheme": ("s3", "hf"),
+    "what": ("merged", "adapter"),
     "bound": ("value", "low", "high"),
     "version": ("0.1.0",),
     "namespace": (NAMESPACE,),

@@ -1,6 +1,6 @@
 """The table of docs/publishing.md: what is visible at a destination after each fault. Its rows are what tests saw.
 
-``RENEW_FAULTS=1 pytest tests/trainer/test_publish_faults.py`` writes them.
+``RENEW_FAULTS=1 pytest tests/trainer/test_publish_bucket_faults.py (and the others)`` writes them.
 """
 
 import os
@@ -9,14 +9,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "docs" / "publishing.md"
+NOTHING, WHOLE = "nothing that loads", "the whole model"
 _HEAD = "| destination | fault | visible afterwards | the next attempt |\n| --- | --- | --- | --- |\n"
 _BEGIN, _END = "<!-- faults -->\n", "<!-- /faults -->\n"
 
 
 def describe_visible(seen: Iterable[str]) -> str:
-    """``nothing that loads`` and ``the whole model``, and how often each was seen."""
+    """What was seen, NOTHING or WHOLE, and how often."""
     counts = Counter(seen)
-    assert set(counts) <= {"nothing that loads", "the whole model"}, counts
+    assert set(counts) <= {NOTHING, WHOLE}, counts
     return ", ".join(f"{what} ({counts[what]} times)" for what in sorted(counts))
 
 

@@ -25,6 +25,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from llava_api.constants import MODELCAR_SUFFIX
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.publishing import model_layers
@@ -39,7 +40,7 @@ from llava_trainer.publishing.model_layers import (
     read_layer,
 )
 from llava_trainer.publishing.refusals import told_of_destinations
-from llava_trainer.publishing.registry import IMAGE_SUFFIX, RegistryDestination
+from llava_trainer.publishing.registry import RegistryDestination
 from llava_trainer.retrying import Patience
 from tests.localcluster import debian
 from tests.trainer.fault_table import check_row, describe_visible
@@ -129,7 +130,7 @@ class Hosted:
     def look(self, content: Content, tag: str = "v1") -> tuple[bool, bool]:
         """Whether the artifact and the image stand there; whatever does has to be whole."""
         whole = {f"models/{item.name}": item.path.read_bytes() for item in content.items}
-        artifact, index = self.manifest(tag), self.manifest(tag + IMAGE_SUFFIX)
+        artifact, index = self.manifest(tag), self.manifest(tag + MODELCAR_SUFFIX)
         if artifact is not None:
             assert self.unpack(artifact) == whole
         for entry in index["manifests"] if index is not None else ():

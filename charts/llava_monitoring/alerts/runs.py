@@ -65,6 +65,8 @@ _SAVED = _latest(
 )
 _ATTEMPT = each_run(_series("llava_run_attempt"), "stage")
 
+_SKIPPED = _series("llava_run_stage_state", _one_of("stage", StageName.PUBLISH), 'state="Skipped"')
+
 RUN_ALERTS = (
     Alert(
         name="LlavaRunNoProgress",
@@ -158,6 +160,21 @@ RUN_ALERTS = (
         summary=f"The tuned model of run {_RUN} is not good enough: {{{{ $labels.gate }}}}.",
         description=f"Run {_RUN} has succeeded, and its evaluation says of {{{{ $labels.gate }}}} that the tuned model "
         "is not as good as was asked for.",
+    ),
+    Alert(
+        name="LlavaRunNotPublished",
+        # A gate that has failed has an alert of its own, and so has publishing that has.
+        expression=(
+            f"{each_run(_SKIPPED)} "
+            f"and {_SAME_RUN} "
+            f"time() - {each_run(_series('llava_run_completion_timestamp_seconds'))} < {FAILED} "
+            f"unless {_SAME_RUN} "
+            f"{each_run(_series('llava_run_gate_outcome', _one_of('outcome', GateOutcome.FAILED)))}"
+        ),
+        hold="0s",
+        summary=f"The model of run {_RUN} is not published.",
+        description=f"Run {_RUN} has succeeded, and what it has made was not published: evaluation cannot say whether "
+        "it is as good as was asked for.",
     ),
     Alert(
         name="LlavaRunFailed",

@@ -2,7 +2,7 @@
 
 from grafana_foundation_sdk.models import dashboard as models
 
-from llava_api.constants import Phase
+from llava_api.constants import Phase, StageName
 from llava_monitoring.dashboards.board import FLEET, RUN, build
 from llava_monitoring.panels import (
     BLUE,
@@ -73,6 +73,11 @@ _KEPT = _spent("llava_run_productive_gpu_seconds")
 _LOST = _spent("llava_run_lost_gpu_seconds")
 _GPUS = with_team(each_run(_of("llava_run_gpus"), "stage"))
 _WANTED = with_team(each_run(_of("llava_run_requested_gpus"), "stage"))
+_PUBLISHED = with_team(each_run(seen("llava_run_published_bytes", IN_NAMESPACES), "scheme"), seen_once=True)
+_HELD_BACK = with_team(
+    each_run(seen("llava_run_stage_state", IN_NAMESPACES, f'stage="{StageName.PUBLISH}"', 'state="Skipped"')),
+    seen_once=True,
+)
 _GAIN = with_team(f"{_score('tuned')} - {_score('base')}")
 
 
@@ -197,6 +202,11 @@ def _results() -> Row:
         bars("How long stages take", "Median of the stages that ended well in the time shown, all namespaces together.",
              # The median of nothing is NaN, which is no more than 0.
              SECONDS, Query(f"histogram_quantile(0.5, {within}) > 0", "{{stage}}"), width=12),
+        bars("Published", "Runs of the time shown whose model or adapter stands at a destination of spec.publish, by "
+             "what kind that is.", COUNT, Query(f"count by (scheme) ({_PUBLISHED})", "{{scheme}}"), width=12),
+        bars("Held back by a gate", "Runs of the time shown that ended well and were not published, since a gate that "
+             "was asked for has not passed.", COUNT, Query(f"count by (namespace, team) ({_HELD_BACK})",
+             "{{namespace}} {{team}}"), width=12),
     )  # fmt: skip
 
 

@@ -192,6 +192,12 @@ The report of the evaluation is `evaluation/report.html` on the run's volume, cl
 kubectl -n $namespace get lft $run -o jsonpath='{{.status.artifacts}}'
 ```
 
+Where it was published, with the digest of it:
+
+```
+kubectl -n $namespace get lft $run -o jsonpath='{{.status.artifacts.published}}'
+```
+
 Why it failed, and what to do about it:
 
 ```
@@ -216,6 +222,12 @@ kubectl -n $namespace get lft $run -o jsonpath='{{.status.failure}}'
                 [Column("Gate", "gate"), Column("Says", "outcome"), Column("Gain", "Value #B", RATIO),
                  Column("At least", "Value #C", RATIO), Column("At most", "Value #D", RATIO),
                  Column("Limit", "Value #E", RATIO)],
+                height=5),
+        rows_of("Published", "What stands where spec.publish names (s3, hf, oci or pvc), and how large it is. Nothing "
+                "here: it is not published yet, a gate has held it back (stage publish is Skipped), or nobody has "
+                "asked for it.",
+                [Query(_of("llava_run_published_bytes", "scheme", "what"))],
+                [Column("Where", "scheme"), Column("What", "what"), Column("Size", "Value", BYTES)],
                 height=5),
     )  # fmt: skip
 

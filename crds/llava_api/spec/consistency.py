@@ -153,6 +153,11 @@ CONSISTENT: tuple[dict[str, Any], ...] = (
         field=".alignment.freshProjector",
     ),
     rule(
+        "!has(self.publish) || self.publish.what == 'merged' || self.training.method in ['lora', 'qlora']",
+        "spec.publish.what adapter or both needs spec.training.method lora or qlora, which train one: use merged",
+        field=".publish.what",
+    ),
+    rule(
         "self.training.method != 'none' || has(self.alignment) || has(self.model.adapter)",
         "spec.training.method none needs spec.alignment, or spec.model.adapter to merge: there would be nothing to do",
         field=".training.method",

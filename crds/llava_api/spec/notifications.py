@@ -102,7 +102,8 @@ class Notification(Strict):
             description="What it is told: that the run has succeeded or failed, has waited for longer than "
             "waitingSeconds, goes on after an attempt that was broken off (Restarted), or is suspended; these three "
             "come once an hour at most, each. That evaluation.gate or retention has failed, or could not be decided "
-            "(GateFailed, GateUndecided).",
+            "(GateFailed, GateUndecided). That what was made stands where spec.publish names (Published), or has not "
+            "gone there because of a gate (NotPublished).",
         ),
     ] = (NotificationEvent.SUCCEEDED, NotificationEvent.FAILED)
     waiting_seconds: Annotated[

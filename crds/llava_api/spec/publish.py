@@ -16,7 +16,7 @@ _COMPONENT = "[a-z0-9]+([._-]+[a-z0-9]+)*"
 PublishAddress = Annotated[
     str,
     Field(
-        min_length=9,
+        min_length=8,
         max_length=256,
         json_schema_extra=rules(
             rule(
@@ -97,6 +97,18 @@ class Destination(Strict):
 class Publish(Strict):
     """The stage that hands the result on, where a gate has let it pass or none is asked for."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "self.what != 'both' || !self.destinations.exists(one, one.address.startsWith('oci://') && "
+                "self.destinations.exists(other, other.address == one.address + '-adapter'))",
+                "with what both the adapter has the tag TAG-adapter, which is another destination's here: choose "
+                "another tag",
+                field=".destinations",
+            )
+        )
+    )
+
     destinations: Annotated[
         tuple[Destination, ...],
         Field(
@@ -105,9 +117,15 @@ class Publish(Strict):
             description="Where to, one after the other. A destination that is served already stays as it is.",
             json_schema_extra=rules(
                 rule(
-                    "self.all(one, self.exists_one(other, other.address == one.address))",
-                    "each destination may stand there once: leave one of them out",
-                )
+                    "self.all(one, self.exists_one(other, other.address in [one.address, one.address + '@main']))",
+                    "each destination may stand there once (a hub's branch is main where none is named): leave one of "
+                    "them out",
+                ),
+                rule(
+                    "!self.exists(one, self.exists(other, other.address.startsWith(one.address + '/')))",
+                    "no destination may lie in the folder of another, which holds the model's files and nothing else: "
+                    "name folders side by side",
+                ),
             ),
         ),
     ]

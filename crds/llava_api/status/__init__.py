@@ -2,7 +2,15 @@
 
 from llava_api.status.accounting import Accounting
 from llava_api.status.notifications import NOTIFICATIONS_KEPT, NotificationState, NotificationStatus
-from llava_api.status.outcome import MAX_SCORES, Artifacts, EvaluationStatus, FailureStatus, GateStatus, Metric
+from llava_api.status.outcome import (
+    MAX_SCORES,
+    Artifacts,
+    EvaluationStatus,
+    FailureStatus,
+    GateStatus,
+    Metric,
+    PublishedStatus,
+)
 from llava_api.status.plan import Data, Plan, PlanTerm
 from llava_api.status.progress import Progress, ShardProgress
 from llava_api.status.root import UNOBSERVED, ApiTrouble, ConditionStatus, Status, Summary, Trainer
@@ -44,6 +52,7 @@ __all__ = [
     "Plan",
     "PlanTerm",
     "Progress",
+    "PublishedStatus",
     "ShardProgress",
     "ShardStatus",
     "StageState",

@@ -104,6 +104,10 @@ class Data(Lenient):
         Field(description="Whether merging holds a layer at a time; left out with an older trainer image, which holds "
                           "a whole model in fp32."),
     ] = None  # fmt: skip
+    publishes: Annotated[
+        bool | None,
+        Field(description="Whether the trainer image has the publish stage; left out with an older one without it."),
+    ] = None
 
     @property
     def samples_epoch(self) -> int:

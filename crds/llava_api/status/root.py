@@ -76,8 +76,8 @@ class Status(Lenient):
         tuple[ConditionStatus, ...],
         Field(
             max_length=16,
-            description="Ready, Prepared, Aligned, Trained, Merged, Evaluated, Complete, Failed, Suspended, Reporting, "
-            "Disturbed, Reconciling, Stalled, GatePassed.",
+            description="Ready, Prepared, Aligned, Trained, Merged, Evaluated, Published, Complete, Failed, Suspended, "
+            "Reporting, Disturbed, Reconciling, Stalled, GatePassed.",
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = ()

@@ -3,10 +3,11 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from llava_api.base import Lenient
 from llava_api.constants import StageName
+from llava_api.spec.publish import Publish
 from llava_api.status.values import Count, Short, Text, Time
 
 
@@ -17,6 +18,8 @@ class StageState(StrEnum):
     RUNNING = "Running"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+    SKIPPED = "Skipped"
+    """The run has succeeded without it: a gate that was asked for has not passed."""
 
 
 class AttemptState(StrEnum):
@@ -55,6 +58,12 @@ class AttemptSettings(Lenient):
     image: Annotated[Text | None, Field(description="Trainer image.")] = None
     config_version: Annotated[Count, Field(description="Version of the run configuration that it is given.")] = 1
     queue: Annotated[Short | None, Field(description="Queue that lets it start.")] = None
+    publish: Annotated[
+        Publish | None,
+        # The spec's schema holds for it; here its rules would be paid for again with each attempt.
+        WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True}),
+        Field(description="spec.publish as it was then, of the stage that publishes."),
+    ] = None
     avoided_nodes: Annotated[
         tuple[Short, ...],
         Field(max_length=16, description="Nodes on which it should not run, if others will do."),
@@ -138,7 +147,11 @@ class StageStatus(Lenient):
     completion_time: Annotated[Time | None, Field(description="When it ended.")] = None
     message: Annotated[Text, Field(description="What it found or made, or what it waits for.")] = ""
     reason: Annotated[
-        Short, Field(description="Why it waits, or why its last attempt ended while the next is to come; else empty.")
+        Short,
+        Field(
+            description="Why it waits or is left out, or why its last attempt ended while the next is to come; else "
+            "empty."
+        ),
     ] = ""
     reason_time: Annotated[Time | None, Field(description="Since when that reason holds.")] = None
 

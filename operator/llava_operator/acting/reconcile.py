@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from llava_api.constants import StageName
 from llava_api.spec import Spec
-from llava_api.status import ApiTrouble, StageStatus, Status
+from llava_api.status import ApiTrouble, AttemptState, StageStatus, Status
 from llava_operator.acting.api_errors import ApiErrors
 from llava_operator.acting.creation import ObstacleError
 from llava_operator.acting.deletion import delete_run, keep_volume, remove_attempt
@@ -159,7 +159,7 @@ class Reconciler:
         seen = await self._observer.observe_children(run, now, was_tried=was_tried)
         memory.drop_obstacle(run.generation, has_job=seen.job is not None)
         violations = (
-            find_violations(_judged_spec(run), self.platform.policy, STAGES[stage.name])
+            find_violations(_judged_spec(run, stage), self.platform.policy, STAGES[stage.name])
             if stage and seen.job is None
             else ()
         )
@@ -293,7 +293,12 @@ class Reconciler:
         return None if is_told else LAST_RETRY_S
 
 
-def _judged_spec(run: Run) -> Spec:
+def _judged_spec(run: Run, stage: StageStatus) -> Spec:
     """What is held against the installation's rules. Once anything runs, no notification holds it up any more."""
     has_begun = any(attempt.job_uid for stage in run.status.stages for attempt in stage.attempts)
-    return run.spec.model_copy(update={"notifications": ()}) if has_begun else run.spec
+    spec = run.spec.model_copy(update={"notifications": ()}) if has_begun else run.spec
+    newest = stage.newest
+    if newest is None or newest.state is AttemptState.GONE or newest.settings.publish is None:
+        return spec
+    # What it was committed to is what its pod is given, whatever the spec says by now.
+    return spec.model_copy(update={"publish": newest.settings.publish})

@@ -26,6 +26,7 @@ from llava_api.status import (
 )
 from llava_operator.acting.unreadable import UNREADABLE
 from llava_operator.deciding.gates import combine_gates, describe_gates
+from llava_operator.deciding.publication import describe_success
 from llava_operator.kube.objects import Object
 from llava_operator.run import Run
 from llava_operator.stages import STAGES
@@ -38,6 +39,8 @@ SHARED_GROUPS = "GroupsOnBothSides"
 """Reason when training has samples of held-out groups."""
 PLAN_WARNING = "PlanWarning"
 """Reason when the plan has something to warn of (``status.plan.warnings``)."""
+NOT_PUBLISHED = "NotPublished"
+"""Reason when a run has succeeded, and no gate lets it be published."""
 UNDELIVERED = "NotificationUndelivered"
 """Reason when a receiver of notifications could not be told of something."""
 
@@ -79,7 +82,7 @@ def list_transitions(status: Status) -> Iterator[Transition]:
         return
     if status.phase is Phase.SUCCEEDED:
         score = status.summary.score if status.summary else ""
-        note = "every stage has succeeded" + (f"; score {score}" if score else "")
+        note = describe_success(status) + (f"; score {score}" if score else "")
         yield _normal(status.completion_time, "Complete", "Complete", note, "run")
     elif status.failure is not None:
         failure = status.failure
@@ -92,6 +95,12 @@ def list_transitions(status: Status) -> Iterator[Transition]:
 def _stage_transitions(stage: StageStatus, status: Status) -> Iterator[Transition]:
     for attempt in stage.attempts:
         yield from _attempt_transitions(stage, attempt)
+    if stage.state is StageState.SKIPPED and stage.reason_time is not None:
+        yield Transition(
+            time=stage.reason_time, type="Warning", reason=NOT_PUBLISHED, action="Skip", note=stage.message,
+            about=stage.name,
+        )  # fmt: skip
+        return
     yield from _waiting(stage)
     if stage.newest and stage.newest.start_time:
         yield from _skipped_checkpoints(stage.newest.start_time, status.progress, stage)

@@ -14,8 +14,9 @@ from llava_api.names import report_ca_name
 from llava_api.run_config import RUN_CONFIG_VERSION, Reporting, RunConfig, RunIdentity, WorkerLayout
 from llava_api.spec import Download, Evaluation
 from llava_operator.build.common import Platform, build_labels, build_metadata
-from llava_operator.build.inputs import complete_download, dataset_dir, goes_out, model_dir
+from llava_operator.build.inputs import complete_download, dataset_dir, model_dir
 from llava_operator.build.service import rendezvous_host
+from llava_operator.credentials import goes_out
 from llava_operator.kube.objects import Object
 from llava_operator.run import Attempt, Run, ended_attempts
 
@@ -65,6 +66,8 @@ def build_run_config(attempt: Attempt, platform: Platform) -> RunConfig:
         download=complete_download(spec.download, platform.download) if goes_out(spec, stage) else Download(),
         merge=spec.merge,
         evaluation=_older(spec.evaluation),
+        publish=spec.publish if stage.publishes else None,
+        image=(spec.image.reference or platform.trainer_image) if stage.publishes else None,
         reporting=Reporting(url=platform.report_url, ca_file=Path(REPORT_CA_PATH), token_file=Path(REPORT_TOKEN_PATH)),
     )
 

@@ -1,6 +1,6 @@
 """What a run reads: claims, Secrets and authorities that its stages mount, and where they find things. Pure.
 
-Of a Secret only the keys that prepare knows reach the container, whatever else is in it.
+Of a Secret only the keys that its stage knows reach the container, whatever else is in it.
 """
 
 from collections.abc import Iterator
@@ -18,14 +18,13 @@ from llava_api.constants import (
 )
 from llava_api.spec import Download, Spec
 from llava_api.volume import RunVolume
-from llava_operator.deciding.references import PVC_SCHEME
+from llava_operator.credentials import PVC_SCHEME, SecretUse, goes_out, secrets_for, secrets_of
 from llava_operator.kube.objects import Object
-from llava_operator.run import Run, SecretUse, secrets_of, tracking_servers
+from llava_operator.run import Run
 from llava_operator.stages import Stage
 
 _IN_SECRET = frozenset({"http_proxy", "https_proxy"})
 """What ``spec.download.secretRef`` may hold."""
-_OF_TRACKERS = (SecretRole.TRACKING, SecretRole.WANDB)
 SECRET_MODE = 0o440
 """Readable by the pod's group only, which the volume gets."""
 _KNOWN_KEYS = "known~keys"
@@ -51,8 +50,11 @@ def parse_source(source: str) -> Source | None:
 def list_sources(spec: Spec, stage: Stage) -> Iterator[str]:
     """Sources that a stage reads, in the order of the spec.
 
-    Prepare reads all of them. What a model is put together from is on the run's volume afterwards.
+    Prepare reads all of them. What a model is put together from is on the run's volume afterwards, and what is
+    published, too.
     """
+    if stage.publishes:
+        return
     yield from (source for name, source in spec.model.sources.items() if name == "source" or stage.fetches)
     yield spec.dataset.source
     if spec.alignment is not None:
@@ -104,10 +106,7 @@ class Mounted:
 
 
 def build_inputs(spec: Spec, stage: Stage, default: Download) -> list[Mounted]:
-    """Everything that a stage reads from outside the run's volume, read-only.
-
-    Credentials of sources are for prepare alone, those of a tracking server for training.
-    """
+    """Everything that a stage reads from outside the run's volume, read-only."""
     mounted = [
         _mount(
             f"input-{index}",
@@ -116,22 +115,11 @@ def build_inputs(spec: Spec, stage: Stage, default: Download) -> list[Mounted]:
         )
         for index, claim in enumerate(input_claims(spec, stage))
     ]
+    used = {role: use for role, use in secrets_for(spec, stage).items() if role is not SecretRole.DOWNLOAD}
+    mounted += [_mount_secret(role, use) for role, use in used.items()]
     if not goes_out(spec, stage):
         return mounted
-    mounted += [_mount_secret(role, secret) for role, secret in secrets_of(spec).items() if _is_for(role, stage)]
     return mounted + build_way_out(spec, default)
-
-
-def goes_out(spec: Spec, stage: Stage) -> bool:
-    """Whether a stage reaches others: prepare for its sources, training pods where they tell tracking servers."""
-    return stage.fetches or (stage.is_gang and bool(tracking_servers(spec)))
-
-
-def _is_for(role: SecretRole, stage: Stage) -> bool:
-    """Whether a stage reads the credentials of a role, those of the way out left out."""
-    if role is SecretRole.DOWNLOAD:
-        return False
-    return stage.is_gang if role in _OF_TRACKERS else stage.fetches
 
 
 def build_way_out(spec: Spec, default: Download) -> list[Mounted]:

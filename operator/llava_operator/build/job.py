@@ -16,6 +16,7 @@ from llava_api.failures import FINAL_EXIT_CODES
 from llava_api.names import rendezvous_service_name, report_ca_name
 from llava_api.spec import TopologySpread
 from llava_operator.build.common import Platform, build_labels, build_metadata
+from llava_operator.build.destinations import RUN_VOLUME, build_destination_mounts, build_destination_volumes
 from llava_operator.build.environment import build_environment
 from llava_operator.build.inputs import build_inputs
 from llava_operator.build.resources import build_resources
@@ -166,10 +167,11 @@ def _build_mounts(attempt: Attempt, platform: Platform) -> list[Object]:
         {"name": "config", "mountPath": _parent(CONFIG_PATH), "readOnly": True},
         {"name": "report-ca", "mountPath": _parent(REPORT_CA_PATH), "readOnly": True},
         {"name": "report-token", "mountPath": _parent(REPORT_TOKEN_PATH), "readOnly": True},
-        {"name": "run", "mountPath": RUN_VOLUME_PATH},
+        {"name": RUN_VOLUME, "mountPath": RUN_VOLUME_PATH},
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "shm", "mountPath": "/dev/shm"},
         *(one.mount for one in build_inputs(attempt.spec, attempt.stage, platform.download)),
+        *build_destination_mounts(attempt),
     ]
 
 
@@ -186,8 +188,9 @@ def _build_volumes(attempt: Attempt, platform: Platform) -> list[Object]:
         # Optional: a stage runs also where its progress cannot be reported.
         {"name": "report-ca", "configMap": {"name": report_ca_name(name), "optional": True}},
         {"name": "report-token", "projected": {"sources": [{"serviceAccountToken": token}]}},
-        {"name": "run", "persistentVolumeClaim": {"claimName": attempt.spec.storage.claim_for(name)}},
+        {"name": RUN_VOLUME, "persistentVolumeClaim": {"claimName": attempt.spec.storage.claim_for(name)}},
         {"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shm_size}},
         *(one.volume for one in build_inputs(attempt.spec, attempt.stage, platform.download)),
+        *build_destination_volumes(attempt),
     ]

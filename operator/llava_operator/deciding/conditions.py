@@ -7,6 +7,7 @@ from llava_api.constants import STAGE_CONDITION, Condition, GateOutcome, Phase
 from llava_api.failures import Reason
 from llava_api.status import MAX_TEXT, ConditionStatus, StageState, StageStatus, Status, Time
 from llava_operator.deciding.gates import combine_gates, describe_gates
+from llava_operator.deciding.publication import describe_success
 from llava_operator.deciding.restarts import MAX_DISTURBED, is_disturbed
 
 
@@ -118,7 +119,7 @@ def _overall_message(status: Status) -> str:
     if status.phase is Phase.FAILED and status.failure:
         parts = [str(status.failure.stage or ""), status.failure.message]
     elif status.phase is Phase.SUCCEEDED:
-        parts = ["every stage has succeeded"]
+        parts = [describe_success(status)]
     else:
         running = _running_stage(status)
         parts = [str(running.name), running.message] if running else []

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from pydantic import ValidationError
 
-from llava_api.constants import Phase
+from llava_api.constants import Phase, StageName
 from llava_api.failures import Reason
 from llava_api.optimizer_steps import settle_spec
 from llava_api.report import StageResult
@@ -32,6 +32,7 @@ from llava_operator.deciding.images import pin_image
 from llava_operator.deciding.next_attempt import open_stage, refuse
 from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.planning import plan_training
+from llava_operator.deciding.publication import Hindrance, UnusableResultError, find_hindrance
 from llava_operator.deciding.references import list_references
 from llava_operator.deciding.restarts import close_attempt, find_final_failure, is_disturbed, next_time
 from llava_operator.deciding.results import describe_result, settle_data, take_result
@@ -235,7 +236,7 @@ def succeed(seen: Observation, status: Status, stage: StageStatus) -> Status:
         return settle(seen, status, stage, result)
     try:
         return _take(seen, status, stage, result)
-    except (ValidationError, ArithmeticError) as error:
+    except (ValidationError, ArithmeticError, UnusableResultError) as error:
         return settle(seen, status, stage, unusable_result(stage, error))
 
 
@@ -252,7 +253,7 @@ def _take(seen: Observation, status: Status, stage: StageStatus, result: StageRe
             "state": StageState.SUCCEEDED,
             "attempts": (*stage.attempts[:-1], closed),
             "completion_time": to_time(seen.now),
-            "message": show(describe_result(result), max_chars=MAX_TEXT),
+            "message": show(describe_result(result, closed.settings.publish), max_chars=MAX_TEXT),
             "reason": "",
         }
     )
@@ -271,9 +272,19 @@ def _take(seen: Observation, status: Status, stage: StageStatus, result: StageRe
             status = open_stage(status, following, seen.now)
             opened = stage_of(status, following)
             return fail_run(status, opened, refuse(opened, planned.refusal), seen.now)
+    if following is not None and STAGES[following].publishes:
+        hindrance = find_hindrance(seen.run.spec, status.evaluation)
+        if hindrance is not None:
+            status, following = _skip(status, following, hindrance), next_stage(status, following)
     if following is not None:
         return open_stage(status, following, seen.now)
     return status.model_copy(update={"phase": Phase.SUCCEEDED, "completion_time": to_time(seen.now)})
+
+
+def _skip(status: Status, name: StageName, hindrance: Hindrance) -> Status:
+    """The status with a stage left out."""
+    update = {"state": StageState.SKIPPED, "reason": hindrance.reason, "message": hindrance.message}
+    return replace_stage(status, stage_of(status, name).model_copy(update=update))
 
 
 def _newest(stage: StageStatus) -> AttemptStatus:

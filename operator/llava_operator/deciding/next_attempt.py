@@ -29,6 +29,7 @@ from llava_operator.deciding.accounting import account_for_idling, begin_suspens
 from llava_operator.deciding.gpus import find_gpus
 from llava_operator.deciding.observation import Observation
 from llava_operator.deciding.planning import Refusal, plan_training
+from llava_operator.deciding.publication import refuse_publishing
 from llava_operator.deciding.restarts import begin_attempt, next_settings, size_of
 from llava_operator.deciding.status import first_stages, replace_stage
 from llava_operator.deciding.verdict import failed_by_operator
@@ -104,6 +105,9 @@ def begin_next(seen: Observation, status: Status, stage: StageStatus) -> Status 
         return failed_by_operator(stage, Reason.NO_PROGRESS, message)
     if seen.violations:
         return judge_violations(seen, status, stage)
+    if not traits.fetches and (why := refuse_publishing(run.spec, status.data)) is not None:
+        # Only prepare knows the image, and no GPU is taken before it is heard.
+        return failed_by_operator(stage, Reason.INVALID_CONFIG, why)
     if traits.is_gang and (refusal := _plan_again(seen, status, stage)) is not None:
         return refusal if isinstance(refusal, FailureStatus) else Hold(status=refusal)
     settings = next_settings(stage, _wanted_settings(seen, status, traits), status.failure)
@@ -179,6 +183,7 @@ def _wanted_settings(seen: Observation, status: Status, stage: Stage) -> Attempt
         "image": trainer.image or spec.image.reference or seen.default_image,
         "config_version": trainer.config_version if status.data is not None else 1,
         "queue": spec.scheduling.queue_name,
+        "publish": spec.publish if stage.publishes else None,
     }
     return size_of(spec, stage).model_copy(update=update)
 

@@ -7,9 +7,10 @@ from datetime import datetime, timedelta
 from llava_api.constants import GateOutcome, NotificationEvent, Phase, StageName
 from llava_api.failures import Reason
 from llava_api.spec import Notification
-from llava_api.status import AttemptState, AttemptStatus, NotificationStatus, Status
+from llava_api.status import AttemptState, AttemptStatus, NotificationStatus, StageState, StageStatus, Status
 from llava_operator.clock import from_time, to_time
 from llava_operator.deciding.gates import combine_gates, describe_gates
+from llava_operator.deciding.publication import describe_success
 from llava_operator.deciding.restarts import DISTURBED_DELAY_S, has_done_a_step
 from llava_operator.run import current_stage, stage_of
 from llava_operator.stages import STAGES
@@ -17,6 +18,7 @@ from llava_operator.stages import STAGES
 QUIET = timedelta(hours=1)
 """Between two messages of an event that may come again and again: the later one tells of all that came between."""
 _RECURRING = frozenset({NotificationEvent.SUSPENDED, NotificationEvent.RESTARTED, NotificationEvent.WAITING_TOO_LONG})
+_OF_GATES = (NotificationEvent.GATE_FAILED, NotificationEvent.GATE_UNDECIDED)
 _TAKEN_BACK = frozenset({Reason.GANG_NOT_SCHEDULED, Reason.QUEUE_EVICTED})
 """Why an attempt ended that had places in part, or for a moment: what it waited for, the next one waits for."""
 _SOON = timedelta(seconds=2 * DISTURBED_DELAY_S)
@@ -133,7 +135,7 @@ def _succeeded(change: Change) -> Occurrence | None:
     if not change.becomes(Phase.SUCCEEDED):
         return None
     score = change.after.summary.score if change.after.summary else ""
-    message = "every stage has succeeded" + (f"; score {score}" if score else "")
+    message = describe_success(change.after) + (f"; score {score}" if score else "")
     if change.after.evaluation is not None and change.after.evaluation.gates:
         message += f"; {describe_gates(change.after.evaluation)}"
     return Occurrence(key=change.after.completion_time or "", reason="Succeeded", message=message)
@@ -215,6 +217,37 @@ def _judged(outcome: GateOutcome) -> Callable[[Change], Occurrence | None]:
     return find
 
 
+def _published(change: Change) -> Occurrence | None:
+    stage = _find_ended(change, StageState.SUCCEEDED)
+    if stage is None:
+        return None
+    return Occurrence(
+        key=f"{stage.name}-{stage.attempt}", stage=stage.name, attempt=stage.attempt, reason="Published",
+        message=stage.message,
+    )  # fmt: skip
+
+
+def _not_published(change: Change) -> Occurrence | None:
+    """That a gate has held the model back; one who is told of that gate hears nothing new here."""
+    stage = _find_ended(change, StageState.SKIPPED)
+    if stage is None or any(_is_told_of(change, event) for event in _OF_GATES):
+        return None
+    return Occurrence(key=f"{stage.name}-skipped", stage=stage.name, reason=stage.reason, message=stage.message)
+
+
+def _is_told_of(change: Change, event: NotificationEvent) -> bool:
+    return event in change.wanted.events and OCCURRENCES[event](change) is not None
+
+
+def _find_ended(change: Change, state: StageState) -> StageStatus | None:
+    """The stage that publishes, if it is in this state from now on."""
+    before, after = (
+        next((stage for stage in status.stages if STAGES[stage.name].publishes), None)
+        for status in (change.before, change.after)
+    )
+    return after if after is not None and after.state is state and (before is None or before != after) else None
+
+
 OCCURRENCES: dict[NotificationEvent, Callable[[Change], Occurrence | None]] = {
     NotificationEvent.SUCCEEDED: _succeeded,
     NotificationEvent.FAILED: _failed,
@@ -223,5 +256,7 @@ OCCURRENCES: dict[NotificationEvent, Callable[[Change], Occurrence | None]] = {
     NotificationEvent.WAITING_TOO_LONG: _waiting_too_long,
     NotificationEvent.GATE_FAILED: _judged(GateOutcome.FAILED),
     NotificationEvent.GATE_UNDECIDED: _judged(GateOutcome.UNDECIDED),
+    NotificationEvent.PUBLISHED: _published,
+    NotificationEvent.NOT_PUBLISHED: _not_published,
 }
 """What has happened between two statuses, by event; whether it is too soon to tell is not asked here."""

@@ -14,6 +14,7 @@ MAX_ENTRY = 200
 COMPONENT = "[a-z0-9]+([._-]+[a-z0-9]+)*"
 """Of an image's path."""
 ALLOWED_REPOSITORY = f"^([*]|([a-z0-9-]+([.][a-z0-9-]+)+{PORT}|[a-z0-9-]+:[0-9]+|localhost)(/{COMPONENT})*)$"
+ALLOWED_DESTINATION = f"^([*]|(s3|hf|oci|pvc)://[A-Za-z0-9._-]+{PORT}(/[A-Za-z0-9_][A-Za-z0-9._-]*)*)$"
 ALLOWED_NAME = "^[a-z0-9.*-]+$"
 ALLOWED_HOST = f"^([*]|[a-z0-9.-]+{PORT})$"
 
@@ -43,6 +44,8 @@ class Policy:
     """The same, for notifications."""
     tracking_hosts: tuple[str, ...] = (ANYTHING,)
     """The same, for tracking servers, by plain HTTP too where no credential goes along."""
+    publish_destinations: tuple[str, ...] = (ANYTHING,)
+    """Addresses without tag or branch: this place and those below it."""
     insecure_notifications: bool = False
     """Whether notifications may go by plain HTTP."""
     tolerations: bool = True

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llava_api.names import volume_claim_name
-from llava_operator.run import Run, tracking_servers
+from llava_operator.credentials import PVC_SCHEME, tracking_servers
+from llava_operator.run import Run
 
-PVC_SCHEME = "pvc://"
 CLAIM, SECRET, CONFIG_MAP, STORAGE_CLASS = "PersistentVolumeClaim", "Secret", "ConfigMap", "StorageClass"
 
 
@@ -25,12 +25,14 @@ def list_references(run: Run) -> Iterator[Reference]:
     spec = run.spec
     alignment = spec.alignment.dataset if spec.alignment else None
     second = spec.evaluation.retention.dataset if spec.evaluation.retention else None
+    destinations = spec.publish.destinations if spec.publish else ()
     for source, field in (
         *((source, f"spec.model.{name}") for name, source in spec.model.sources.items()),
         (spec.dataset.source, "spec.dataset.source"),
         (alignment.source if alignment else None, "spec.alignment.dataset.source"),
         *((part.dataset.source, f"spec.mixture[{n}].dataset.source") for n, part in enumerate(spec.mixture)),
         (second.source if second else None, "spec.evaluation.retention.dataset.source"),
+        *((one.address, f"spec.publish.destinations[{n}].address") for n, one in enumerate(destinations)),
     ):
         if source is not None and source.startswith(PVC_SCHEME):
             claim = source.removeprefix(PVC_SCHEME).partition("/")[0]
@@ -43,6 +45,8 @@ def list_references(run: Run) -> Iterator[Reference]:
         (second.secret_ref if second else None, "spec.evaluation.retention.dataset.secretRef"),
         (spec.download.secret_ref, "spec.download.secretRef"),
         *((server.secret_ref, f"{server.field}.secretRef") for server in tracking_servers(spec)),
+        *((one.secret_ref, f"spec.publish.destinations[{n}].secretRef") for n, one in enumerate(destinations)),
+        (spec.publish.signing if spec.publish else None, "spec.publish.signing"),
     ):
         if secret is not None:
             yield Reference(kind=SECRET, name=secret.name, field=field)

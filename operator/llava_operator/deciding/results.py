@@ -7,11 +7,22 @@ from pydantic import BaseModel, FiniteFloat, TypeAdapter
 from llava_api.constants import StageName
 from llava_api.memory import num_processes
 from llava_api.optimizer_steps import choose_global_batch
-from llava_api.report import EvaluateNumbers, Judgement, Score, StageResult, TrainNumbers
-from llava_api.spec import Spec
-from llava_api.status import MAX_SCORES, Artifacts, Data, EvaluationStatus, GateStatus, Metric, Status, Trainer
+from llava_api.report import EvaluateNumbers, Judgement, PublishNumbers, Score, StageResult, TrainNumbers
+from llava_api.spec import Publish, Spec
+from llava_api.status import (
+    MAX_SCORES,
+    Artifacts,
+    Data,
+    EvaluationStatus,
+    GateStatus,
+    Metric,
+    PublishedStatus,
+    Status,
+    Trainer,
+)
 from llava_api.volume import RunVolume
 from llava_operator.deciding.gates import describe_gate
+from llava_operator.deciding.publication import check_published, describe_published
 from llava_operator.run import stage_of
 
 _FINITE: TypeAdapter[float] = TypeAdapter(FiniteFloat)
@@ -24,6 +35,7 @@ def take_result(status: Status, result: StageResult) -> Status:
 
     Raises:
         ValidationError: a number does not fit into the status (negative, not finite, too long).
+        UnusableResultError: what was published is not what was to be.
     """
     update: dict[str, object] = {}
     if result.prepare is not None:
@@ -77,6 +89,9 @@ def _check_finite(numbers: BaseModel) -> None:
 
 def _take_artifacts(status: Status, result: StageResult) -> Artifacts:
     known = status.artifacts or Artifacts()
+    if result.publish is not None:
+        published = _take_published(result.publish, check_published(result.publish, _publish_of(status)))
+        return known.model_copy(update={"published": published, "digests": {**known.digests, **result.digests}})
     # They are named by their path on the claim; an older image's results lie in the run's folder itself.
     is_first_version = status.trainer is None or status.trainer.config_version == 1
     attempts = dict.fromkeys(StageName, stage_of(status, result.stage).attempt)
@@ -96,8 +111,34 @@ def _take_artifacts(status: Status, result: StageResult) -> Artifacts:
     return Artifacts.model_validate({**known.model_dump(by_alias=False), **update})
 
 
-def describe_result(result: StageResult) -> str:
-    """What a stage found or made, in one line for a person."""
+def _publish_of(status: Status) -> Publish | None:
+    """What the newest attempt to publish was made with, whatever has become of the spec."""
+    newest = stage_of(status, StageName.PUBLISH).newest
+    return newest.settings.publish if newest else None
+
+
+def _take_published(numbers: PublishNumbers, publish: Publish) -> tuple[PublishedStatus, ...]:
+    return tuple(
+        PublishedStatus(
+            address=publish.destinations[one.destination].address,
+            **one.model_dump(by_alias=False, exclude={"destination", "sent_bytes"}),
+        )
+        for one in numbers.published
+    )
+
+
+def describe_result(result: StageResult, publish: Publish | None = None) -> str:
+    """What a stage found or made, in one line for a person.
+
+    Args:
+        result: the stage's.
+        publish: what it was to publish, where it is the one that publishes.
+
+    Raises:
+        UnusableResultError: what was published is not what was to be.
+    """
+    if result.publish is not None:
+        return describe_published(result.publish, check_published(result.publish, publish))
     if (found := result.prepare) is not None:
         overlong = f", {found.overlong_samples} cut off at maxLength" if found.overlong_samples else ""
         shared = ""

@@ -47,7 +47,7 @@ def _date_reason(stage: StageStatus, before: Status, now: Time) -> StageStatus:
 
 
 def _summary(status: Status, shown_metric: str) -> Summary:
-    begun = [stage for stage in status.stages if stage.state is not StageState.PENDING]
+    begun = [stage for stage in status.stages if stage.state not in (StageState.PENDING, StageState.SKIPPED)]
     if not begun:
         return Summary()
     stage = begun[-1]

@@ -16,6 +16,7 @@ from llava_api.status import MAX_TEXT, FailureStatus, StageStatus
 from llava_api.text import cut, escape, show
 from llava_operator.cache.views import JobEnd, JobView, PodView, Termination
 from llava_operator.clock import from_time
+from llava_operator.deciding.publication import UnusableResultError
 from llava_operator.validation_errors import describe_faults
 
 _KILLED_FOR_MEMORY = "OOMKilled"
@@ -95,9 +96,13 @@ def _unreadable(stage: StageStatus, pod: PodView | None, why: str) -> FailureSta
     return _failure(stage, pod, Reason.INTERNAL_ERROR, f"{stage.name} ended with exit code 0, but {why}")
 
 
-def unusable_result(stage: StageStatus, error: ValidationError | ArithmeticError) -> FailureStatus:
+def unusable_result(
+    stage: StageStatus, error: ValidationError | ArithmeticError | UnusableResultError
+) -> FailureStatus:
     """The failure of a stage whose result has values that make no sense."""
     faults = describe_faults(error) if isinstance(error, ValidationError) else type(error).__name__
+    if isinstance(error, UnusableResultError):
+        faults = str(error)
     return _unreadable(stage, None, f"its result makes no sense ({faults})")
 
 

@@ -9,9 +9,9 @@ from llava_api.spec import Spec
 from llava_api.status import AttemptState, StageStatus
 from llava_operator.cache.views import JobView, PodView
 from llava_operator.clock import from_time
+from llava_operator.credentials import goes_out, secrets_for
 from llava_operator.deciding.reasons import UNBOUND, explain, read_reason
 from llava_operator.deciding.references import Reference
-from llava_operator.run import secrets_of
 from llava_operator.stages import STAGES, Stage
 
 MAX_TEXT = 1024
@@ -40,10 +40,10 @@ class Waiting(NamedTuple):
 
 def list_needs(spec: Spec, stage: Stage) -> list[str]:
     """Objects of the namespace without which a stage's pod is not started, as a person would name them."""
-    if not stage.fetches:
-        return []
-    needs = [f"Secret {name}" for name in dict.fromkeys(secret.name for secret in secrets_of(spec).values())]
-    return needs + ([f"ConfigMap {spec.download.ca_config_map}"] if spec.download.ca_config_map else [])
+    needs = [f"Secret {name}" for name in dict.fromkeys(secret.name for secret in secrets_for(spec, stage).values())]
+    if goes_out(spec, stage) and spec.download.ca_config_map:
+        needs.append(f"ConfigMap {spec.download.ca_config_map}")
+    return needs
 
 
 def waiting_since(stage: StageStatus, job: JobView | None, pods: Sequence[PodView], num_pods: int) -> datetime | None:

@@ -153,6 +153,9 @@ RUN_FAMILIES = (
          "interval.", 'llava_run_gate_gain{bound="low"} - ignoring (bound) llava_run_gate_limit', "gate", "bound"),
     _run("gate_limit", "What that gain has to be above.",
          'llava_run_gate_gain{bound="value"} - ignoring (bound) llava_run_gate_limit', "gate"),
+    _run("published_bytes", "Size of what stands at the run's destinations of a kind (s3, hf, oci or pvc), the merged "
+         "model or the adapter; no series before it stands there.", "sum by (scheme) (llava_run_published_bytes)",
+         "scheme", "what", unit=_BYTES),
 )  # fmt: skip
 
 

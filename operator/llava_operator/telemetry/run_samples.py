@@ -3,6 +3,7 @@
 Nothing is told that the status does not hold, and no value stands in a label.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 
@@ -229,6 +230,13 @@ def _gate_limit(run: RunView, _: datetime) -> Iterator[Sample]:
         yield (name,), gate.limit
 
 
+def _published(run: RunView, _: datetime) -> Iterator[Sample]:
+    sizes: Counter[tuple[str, ...]] = Counter()
+    for one in run.status.artifacts.published if run.status.artifacts else ():
+        sizes[one.address.partition("://")[0], one.what] += one.size_bytes
+    yield from sizes.items()
+
+
 SAMPLERS: Mapping[str, Sampler] = {
     "info": _info,
     "phase": _phase,
@@ -281,6 +289,7 @@ SAMPLERS: Mapping[str, Sampler] = {
     "gate_outcome": _gate_outcome,
     "gate_gain": _gate_gain,
     "gate_limit": _gate_limit,
+    "published_bytes": _published,
 }
 """By the family's name without its prefix."""
 

@@ -172,16 +172,15 @@ def test_what_cannot_be_is_refused(setting: str, said: str, helm: Path) -> None:
     assert said in str(caught.value.stderr)
 
 
+OF_ENDED_RUNS = ("LlavaRunFailed", "LlavaRunsFailAlike", "LlavaRunGateFailed", "LlavaRunNotPublished")
 SHORT = ("--set", "metrics.finishedRunSeconds=1800")
 
 
 @pytest.mark.parametrize(
     ("disabled", "named"),
     [
-        ([], "LlavaRunFailed and LlavaRunsFailAlike and LlavaRunGateFailed may end"),
-        (["LlavaRunFailed", "LlavaRunGateFailed"], "before LlavaRunsFailAlike may end"),
-        (["LlavaRunsFailAlike", "LlavaRunGateFailed"], "before LlavaRunFailed may end"),
-        (["LlavaRunsFailAlike", "LlavaRunFailed"], "before LlavaRunGateFailed may end"),
+        ([], f"{' and '.join(OF_ENDED_RUNS)} may end"),
+        *(([other for other in OF_ENDED_RUNS if other != one], f"before {one} may end") for one in OF_ENDED_RUNS),
     ],
 )
 def test_alerts_about_failed_runs_are_not_cut_short_by_their_series(
@@ -200,7 +199,7 @@ def test_alerts_about_failed_runs_are_not_cut_short_by_their_series(
     "arguments",
     [
         (*ON, *SHORT, "--set", "alerts.limits.failedSeconds=1800"),
-        (*ON, *SHORT, "--set", "alerts.disabled={LlavaRunFailed,LlavaRunsFailAlike,LlavaRunGateFailed}"),
+        (*ON, *SHORT, "--set", f"alerts.disabled={{{','.join(OF_ENDED_RUNS)}}}"),
         SHORT,
     ],
     ids=["as long", "disabled", "no alerts"],

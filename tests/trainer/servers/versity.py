@@ -37,10 +37,10 @@ def run_versity(*, before: Sequence[str] = ()) -> Iterator[str]:
     objects, metadata = folder / "objects", folder / "metadata"
     for one in (objects, metadata):
         one.mkdir(parents=True, exist_ok=True)
-    command = [
-        *(one.format(folder=folder) for one in before), str(program), "--port", f"127.0.0.1:{port}", "--access", KEYS["access_key_id"], "--secret",
-        KEYS["secret_access_key"], "--quiet", "posix", "--sidecar", str(metadata), str(objects),
-    ]  # fmt: skip
+    first = [one.format(folder=folder) for one in before]
+    keys = ["--access", KEYS["access_key_id"], "--secret", KEYS["secret_access_key"]]
+    store = ["posix", "--sidecar", str(metadata), str(objects)]
+    command = [*first, str(program), "--port", f"127.0.0.1:{port}", *keys, "--quiet", *store]
     try:
         with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
             try:

@@ -81,6 +81,12 @@ def read_digests(config: RunConfig, stage: StageName) -> Mapping[str, str]:
     return finished.contents if finished else {}
 
 
+def read_earlier_result(config: RunConfig, stage: StageName) -> StageResult | None:
+    """What the attempt that counts of a stage before this one has recorded; None if nothing."""
+    finished = _read(config.volume.result_dir(stage))
+    return finished.result if finished else None
+
+
 def take_over_result(config: RunConfig, find_damage: FindDamage) -> StageResult | None:
     """Make the finished result of an earlier attempt, or one of this very attempt, this attempt's own.
 

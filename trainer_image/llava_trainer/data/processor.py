@@ -31,9 +31,14 @@ logger = logging.getLogger(__name__)
 NUM_CLASS_TOKENS = 1
 """Tokens that CLIP's tower puts before those of the patches; LlavaProcessor's default of 0 gives one too few."""
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
 _TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
 )  # fmt: skip
+PROCESSOR_FILES = frozenset(
+    {*_TOKENIZER_FILES, "chat_template.jinja", "processor_config.json", "preprocessor_config.json"}
+)
+"""What ``save_processor`` writes."""
 _IMAGE_PROCESSOR_KEYS = ("image_processor_type", "feature_extractor_type")
 _IMAGE_PROCESSORS = frozenset({"CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor"})
 """What they may be, but for Fast and Pil behind it: the same but for padding, which is set here."""

@@ -15,6 +15,7 @@ from llava_trainer.evaluation.page_training import Hardest, draw_curves, list_co
 from llava_trainer.evaluation.pairs import QuestionAnswers
 from llava_trainer.evaluation.rows import Model, QuestionSet, Variant
 from llava_trainer.evaluation.scores import Metrics, SplitScore
+from llava_trainer.evaluation.serving import Served
 from llava_trainer.evaluation.summary import METRIC_TITLES
 from llava_trainer.pages.rendering import render_html, render_markdown
 from llava_trainer.pages.word_diff import Piece, diff_words
@@ -95,6 +96,8 @@ class PageContent:
     """None: it is not known."""
     settings: Sequence[tuple[str, str]]
     """Names and values, in order."""
+    served: Sequence[Served] = ()
+    """Places to serve the model from."""
     load_image: LoadImage
     """Of the dataset."""
     load_retention_image: LoadImage | None = None
@@ -195,6 +198,7 @@ def build_evaluation_markdown(content: PageContent) -> str:
             if name in judged
         ],
         settings=content.settings,
+        served=content.served,
     )
 
 
@@ -226,6 +230,7 @@ def _render(
         if hardest is None
         else list_hardest(hardest, album, most=limits.hardest, max_px=limits.image_px, max_chars=limits.max_chars),
         settings=content.settings,
+        served=content.served,
     )
 
 

@@ -33,6 +33,8 @@ def render_html(template: str, **values: object) -> str:
 def render_markdown(template: str, **values: object) -> str:
     """A Markdown file from ``templates``; no value brings markup, a line break or a link of its own.
 
+    In code nothing can be escaped: what stands there is ``Markup``, known to be harmless by whoever made it.
+
     Raises:
         jinja2.UndefinedError: the template names something that it was not given.
     """
@@ -59,7 +61,7 @@ def _environment(*, autoescape: bool, finalize: object) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = (number, count, percent, share, points, capital, brief)
+    filters = (number, count, percent, share, points, capital, brief, code)
     environment.filters.update({one.__name__: one for one in filters})
     return environment
 
@@ -76,7 +78,7 @@ def _show(value: object) -> object:
 def _show_in_markdown(value: object) -> object:
     if value is None:
         return ""
-    return escape_markdown(value) if isinstance(value, str) else value
+    return escape_markdown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def escape_markdown(value: str) -> str:
@@ -113,6 +115,18 @@ def points(value: float) -> str:
 def brief(value: str) -> str:
     """The beginning of a name that may be as long as whoever made the data liked."""
     return text.cut(value, max_chars=_MAX_NAME)
+
+
+def code(value: str) -> Markup:
+    """Lines that stand between two fences of Markdown: none of them ends it, and none has more than it shows.
+
+    Raises:
+        ValueError: one would end it.
+    """
+    lines = text.escape(value, multiline=True).strip("\n")
+    if any(line.lstrip().startswith(("```", "~~~")) for line in lines.splitlines()):
+        raise ValueError("a line of code begins with a fence")
+    return Markup(lines)
 
 
 def capital(value: str) -> str:

@@ -19,7 +19,7 @@ from llava_trainer.attempts.finished import read_digests
 from llava_trainer.errors import StageError
 from llava_trainer.files import begin_folder, publish_folder, sha256_file, sha256_listing, write_whole
 from llava_trainer.merging.manifest import MANIFEST, Manifest
-from llava_trainer.publishing.companions import processor_items, sign, write_companions
+from llava_trainer.publishing.companions import select_processor, sign, write_companions
 from llava_trainer.publishing.content import PUBLICATION, Content, Item, What, order_items
 from llava_trainer.publishing.publication import describe_publication
 from llava_trainer.publishing.refusals import damaged, refused
@@ -69,7 +69,7 @@ def gather_contents(config: RunConfig, secrets: Path) -> tuple[Content, ...]:
 
 def _write_about(config: RunConfig, what: What, folder: Path, secrets: Path) -> Sequence[Item]:
     """Write card, provenance, list and signature of a content into ``folder``; its files without these."""
-    items = list_merged(config) if what == "merged" else (*list_adapter(config), *processor_items(config))
+    items = list_merged(config) if what == "merged" else (*list_adapter(config), *select_processor(list_merged(config)))
     folder.mkdir()
     write_companions(config, what, items, folder)
     taken = {item.name for item in items} & {item.name for item in _list_files(folder)}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from llava_api.constants import MODELCAR_SUFFIX
 from llava_api.text import show
 from llava_trainer.publishing.content import Content, check_item
 from llava_trainer.publishing.destination import Place, Sent
@@ -26,8 +27,6 @@ from llava_trainer.publishing.registry_access import read_login
 from llava_trainer.publishing.registry_client import CHUNK_BYTES, Blob, RegistryClient
 from llava_trainer.sources.responses import origin_of
 
-IMAGE_SUFFIX = "-modelcar"
-"""Of the tag under which the image stands."""
 _SCHEME = "oci://"
 _API_HOSTS = {"docker.io": "registry-1.docker.io"}
 """Registries whose address is another one than the name that images have."""
@@ -81,7 +80,7 @@ class RegistryDestination:
     def publish(self, content: Content, on_bytes: Callable[[int], None]) -> Sent:
         """See ``Destination``. The revision is the digest of the artifact's manifest."""
         tag = self._reference.tag
-        artifact, image = self._look(tag), self._look(tag + IMAGE_SUFFIX)
+        artifact, image = self._look(tag), self._look(tag + MODELCAR_SUFFIX)
         if artifact is not None and image is not None and artifact.content == image.content == content.digest:
             on_bytes(content.size)
             return Sent(revision=artifact.digest, sent_bytes=0)
@@ -93,15 +92,15 @@ class RegistryDestination:
             done += layer.item.size
         for config in documents.configs:
             sent_bytes += self._client.push_blob(_blob_of(config), lambda num_bytes: None)
-        self._look(tag + IMAGE_SUFFIX)
+        self._look(tag + MODELCAR_SUFFIX)
         self._place.check_attempt()
         for manifest in documents.images:
             self._client.push_manifest(manifest.digest, manifest)
-        self._client.push_manifest(tag + IMAGE_SUFFIX, documents.index)
+        self._client.push_manifest(tag + MODELCAR_SUFFIX, documents.index)
         self._look(tag)
         self._place.check_attempt()
         self._client.push_manifest(tag, documents.artifact)
-        logger.info("%s: %s, and %s%s as an image", self._place.what, documents.artifact.digest, tag, IMAGE_SUFFIX)
+        logger.info("%s: %s, and %s%s as an image", self._place.what, documents.artifact.digest, tag, MODELCAR_SUFFIX)
         return Sent(revision=documents.artifact.digest, sent_bytes=sent_bytes)
 
     def _push(self, layer: Layer, done: int, on_bytes: Callable[[int], None]) -> int:

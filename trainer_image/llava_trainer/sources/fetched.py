@@ -1,5 +1,6 @@
 """What is written down of files that have been fetched, and where."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -37,3 +38,19 @@ def read_note(file: Path, kind: type[_Note]) -> _Note | None:
         return kind.model_validate_json(file.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
+
+
+def list_fetched(folder: Path) -> dict[str, str]:
+    """Hex digests of the files that have been fetched into ``folder``, by name; {} if it was not fetched."""
+    digests: dict[str, str] = {}
+    try:
+        stream = (state_of(folder) / JOURNAL).open("rb")
+    except FileNotFoundError:
+        return digests
+    with stream:
+        for line in stream:
+            # What a crash cut off; the file has another line then.
+            with contextlib.suppress(ValidationError):
+                note = Fetched.model_validate_json(line)
+                digests[note.name] = note.sha256
+    return digests

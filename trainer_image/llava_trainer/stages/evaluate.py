@@ -40,6 +40,7 @@ from llava_trainer.evaluation.prompts import PictureSides
 from llava_trainer.evaluation.rows import Row
 from llava_trainer.evaluation.scores import Metrics
 from llava_trainer.evaluation.scoring import judge_row, score_rows
+from llava_trainer.evaluation.serving import list_served
 from llava_trainer.evaluation.settings import list_settings
 from llava_trainer.evaluation.shards import Device, list_models, list_shard_files, make_whole, take_join
 from llava_trainer.evaluation.summary import summarise as summarise_metrics
@@ -177,6 +178,7 @@ def _gather(config: RunConfig, dataset: DatasetReport, rows: Sequence[Row], metr
         asked=find_asked(config),
         hardest=find_hardest(config),
         settings=list_settings(config),
+        served=list_served(config),
         load_image=lambda path: open_image(folder.find(path)),
         load_retention_image=None if second is None else lambda path: open_image(second.find(path)),
         judges={score.split: partial(judge_row, by_name[score.metric]) for score in find_primary(metrics)},

@@ -117,6 +117,7 @@ def run(config: RunConfig, reporter: Reporter) -> StageOutput:
             "flash_attention": has_flash_attention(),
             "omits_masks": True,
             "streams_merge": True,
+            "publishes": True,
             "model": facts,
             "config_version": RUN_CONFIG_VERSION,
         }

@@ -4,28 +4,26 @@ Each fault is caused at each request in turn. What comes of it stands in docs/pu
 """
 
 import hashlib
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.publishing.content import Content
-from tests.trainer.fault_table import check_row, describe_visible
-from tests.trainer.publications import make_content, publish, publish_in_process, write_s3_secret
+from tests.trainer.fault_table import NOTHING, WHOLE, check_row, describe_visible
+from tests.trainer.killing import Victim
+from tests.trainer.places import make_content
+from tests.trainer.publications import FILES, publish, publish_and_exit, write_s3_secret
 from tests.trainer.servers.authority import Authority
-from tests.trainer.servers.relay import Fault, Relay, Relayed
+from tests.trainer.servers.relay import Fault, Relay
 from tests.trainer.servers.versity import BUCKET, open_client, run_versity
 
 NUM_REQUESTS = 18
 """Two listings; three uploads begun and four parts sent; then each is looked for, completed, and looked at."""
-NOTHING, WHOLE = "nothing that loads", "the whole model"
 
 
 class Bucket:
@@ -73,7 +71,7 @@ class Bucket:
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory: pytest.TempPathFactory) -> Content:
-    return make_content(tmp_path_factory.mktemp("content"))
+    return make_content(tmp_path_factory.mktemp("content"), FILES)
 
 
 @pytest.fixture(scope="module")
@@ -94,89 +92,64 @@ def bucket(relay: Relay, content: Content) -> Iterator[Bucket]:
         reader.join()
 
 
+@pytest.fixture(scope="module")
+def victim() -> Victim:
+    return Victim(["tests.trainer.publications"])
+
+
 def answer(status: int, code: str) -> Fault:
     return Fault(status=status, body=f"<Error><Code>{code}</Code></Error>".encode())
 
 
-FAULTS: dict[str, tuple[Callable[[BaseProcess | None], Fault], Reason | None]] = {
-    "the connection is cut within each request": (lambda process: Fault(cut_after=150), Reason.DESTINATION_UNAVAILABLE),
-    "the answer to each request is lost": (lambda process: Fault(loses_answer=True), Reason.DESTINATION_UNAVAILABLE),
-    "HTTP 500 to each request": (lambda process: answer(500, "InternalError"), Reason.DESTINATION_UNAVAILABLE),
-    "HTTP 403 to each request": (lambda process: answer(403, "AccessDenied"), Reason.DESTINATION_REFUSED),
-    "SIGKILL before each request gets through": (lambda process: Fault(before=lambda: kill(process)), None),
-    "SIGKILL before each answer comes": (lambda process: Fault(after=lambda: kill(process)), None),
+FAULTS: dict[str, tuple[Callable[[Victim], Fault], Reason | None]] = {
+    "the connection is cut within each request": (lambda victim: Fault(cut_after=150), Reason.DESTINATION_UNAVAILABLE),
+    "the answer to each request is lost": (lambda victim: Fault(loses_answer=True), Reason.DESTINATION_UNAVAILABLE),
+    "HTTP 500 to each request": (lambda victim: answer(500, "InternalError"), Reason.DESTINATION_UNAVAILABLE),
+    "HTTP 403 to each request": (lambda victim: answer(403, "AccessDenied"), Reason.DESTINATION_REFUSED),
+    "SIGKILL before each request gets through": (lambda victim: Fault(before=victim.kill), None),
+    "SIGKILL before each answer comes": (lambda victim: Fault(after=victim.kill), None),
 }
+USUAL = ("the connection is cut within each request", "SIGKILL before each answer comes")
+"""Whose every request is tried each time; the others' when there is time."""
 
 
-def kill(process: BaseProcess | None) -> None:
-    assert process is not None
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-
-
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    "name", [name if name in USUAL else pytest.param(name, marks=pytest.mark.long) for name in FAULTS]
+)
 def test_bucket_shows_nothing_or_the_whole(
-    name: str, relay: Relay, bucket: Bucket, content: Content, tmp_path: Path, authority: Authority
+    name: str, relay: Relay, bucket: Bucket, content: Content, tmp_path: Path, authority: Authority, victim: Victim
 ) -> None:
     make_fault, reason = FAULTS[name]
-    given: dict[str, Any] = {"secrets": write_s3_secret(tmp_path / "secret", relay.base), "ca_pem": authority.pem}
-    seen, number = [], 0
-    while True:
+    write_s3_secret(tmp_path, relay.base)
+    more = {"ca_pem": authority.pem}
+    seen: list[str] = []
+    for number in range(NUM_REQUESTS):
         folder = f"{name.replace(' ', '-')}-{number}"
         address = f"s3://{BUCKET}/{folder}"
         bucket.watch(folder)
-        if not fail_at(number, relay, make_fault, reason, content, address, given):
-            break
-        arrived = [request for request in relay.requests[: number + reaches(name)] if is_part(request)]
+        relay.begin({number: make_fault(victim)})
+        if reason is None:
+            assert victim.run(publish_and_exit, content, address, tmp_path, None, more) == -signal.SIGKILL
+        else:
+            with pytest.raises(StageError) as raised:
+                publish(content, address, tmp_path, **more)
+            assert raised.value.reason is reason
+        arrived = sum(one.size for one in relay.requests[: number + ("answer" in name)] if one.method == "PUT")
         seen.append(bucket.look(folder))
         relay.begin()
-        assert publish(content, address, **given).sent_bytes == content.size - sum(part.size for part in arrived)
+        assert publish(content, address, tmp_path, **more).sent_bytes == content.size - arrived
         assert bucket.look(folder) == WHOLE
-        number += 1
     relay.begin()
-    assert publish(content, address, **given).sent_bytes == 0
+    assert publish(content, address, tmp_path, **more).sent_bytes == 0
     assert {request.method for request in relay.requests} == {"GET", "HEAD"}, "a repeat changes nothing"
-    assert number == NUM_REQUESTS
     assert bucket.half == []
     check_row(
-        "s3", f"{name}, {number} in turn", describe_visible(seen), "completes it, and sends only what was missing"
+        "s3", f"{name}, {len(seen)} in turn", describe_visible(seen), "completes it, and sends only what was missing"
     )
 
 
-def fail_at(
-    number: int, relay: Relay, make_fault: Callable[[BaseProcess | None], Fault], reason: Reason | None,
-    content: Content, address: str, given: dict[str, Any],
-) -> bool:  # fmt: skip
-    """Publish with a fault at one request; False if there are fewer."""
-    if reason is None:
-        relay.begin()
-        # The process is known when it has begun, and a request comes a good while after.
-        begun = threading.Event()
-        processes: list[BaseProcess] = []
-
-        def choose(request: Relayed) -> Fault | None:
-            begun.wait(30)
-            return make_fault(processes[0]) if len(relay.requests) == number + 1 else None
-
-        relay.choose = choose
-        processes.append(publish_in_process(content, address, **given))
-        begun.set()
-        processes[0].join(30)
-        assert processes[0].exitcode in (0, -signal.SIGKILL)
-        return processes[0].exitcode != 0
-    relay.begin({number: make_fault(None)})
-    try:
-        publish(content, address, **given)
-    except StageError as error:
-        assert error.reason is reason
-        return True
-    return len(relay.requests) > number
-
-
-def is_part(request: Relayed) -> bool:
-    return request.method == "PUT"
-
-
-def reaches(name: str) -> int:
-    """Whether the server gets the request itself: 1 or 0."""
-    return 1 if "answer" in name else 0
+def test_number_of_requests(relay: Relay, content: Content, tmp_path: Path, authority: Authority) -> None:
+    write_s3_secret(tmp_path, relay.base)
+    relay.begin()
+    assert publish(content, f"s3://{BUCKET}/plain", tmp_path, ca_pem=authority.pem).sent_bytes == content.size
+    assert len(relay.requests) == NUM_REQUESTS
