@@ -31,8 +31,7 @@ from llava_trainer.publishing.refusals import told_of_destinations
 from llava_trainer.retrying import Patience
 from tests.trainer.fault_table import check_row, describe_visible
 from tests.trainer.killing import Victim
-from tests.trainer.places import CARD, FIELD, MERGED, QUICK, make_content, make_place, texts_behind
-from tests.trainer.publications import write_secret
+from tests.trainer.places import CARD, FIELD, MERGED, QUICK, make_content, make_place, texts_behind, write_secret
 from tests.trainer.servers.authority import Authority
 from tests.trainer.servers.echo import ECHOES, run_echo
 from tests.trainer.servers.hub_writing import Stored, WritableHub
@@ -103,7 +102,7 @@ def hosted(relay: tuple[WritableHub, Relay], authority: Authority, tmp_path: Pat
     hub.tokens = {TOKEN: True, READER: False}
     hub.repositories, hub.uploads = {}, {}
     hub.ignored, hub.before_commit, hub.part_bytes = set(), [], PART
-    write_secret(tmp_path / "secret", token=TOKEN)
+    write_secret(tmp_path, token=TOKEN)
     with ExitStack() as clients:
         yield Hosted(hub, front, authority, tmp_path, clients)
 
@@ -481,7 +480,7 @@ def test_memory_does_not_grow_with_a_file(hosted: Hosted, tmp_path: Path) -> Non
 def test_tokens_that_may_not_write(hosted: Hosted, content: Content, keys: dict[str, str], told: str) -> None:
     shutil.rmtree(hosted.root / "secret")
     if keys:
-        write_secret(hosted.root / "secret", **keys)
+        write_secret(hosted.root, **keys)
     for repository in (None, Stored()):
         if repository is not None:
             hosted.hub.repositories[REPOSITORY] = repository

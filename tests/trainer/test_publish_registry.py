@@ -45,8 +45,7 @@ from llava_trainer.retrying import Patience
 from tests.localcluster import debian
 from tests.trainer.fault_table import check_row, describe_visible
 from tests.trainer.killing import Victim
-from tests.trainer.places import FIELD, MERGED, QUICK, make_content, make_place, texts_behind
-from tests.trainer.publications import write_secret
+from tests.trainer.places import FIELD, MERGED, QUICK, make_content, make_place, texts_behind, write_secret
 from tests.trainer.servers.authority import Authority
 from tests.trainer.servers.echo import ECHOES, run_echo
 from tests.trainer.servers.registry import FULL, PASSWORD, USERNAME, TokenService, htpasswd_auth, run_registry
@@ -164,7 +163,7 @@ def relay(program: Path, authority: Authority, tmp_path_factory: pytest.TempPath
 def hosted(relay: Relay, authority: Authority, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Hosted]:
     """A repository that nothing was published to."""
     relay.begin()
-    write_secret(tmp_path / "secret", username=USERNAME, password=PASSWORD)
+    write_secret(tmp_path, username=USERNAME, password=PASSWORD)
     name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
     with ExitStack() as clients:
         yield Hosted(relay.upstream.geturl(), relay, authority, tmp_path, f"team/{name}", clients)
@@ -723,7 +722,7 @@ def test_credentials_are_told_nowhere(hosted: Hosted, small: Content, caplog: py
     assert {request.authorization for request in hosted.relay.requests} == {None, BASIC}
     place = hosted.place()
     wrong = "an0ther-secret-of-a-test"
-    write_secret(hosted.root / "secret", password=wrong)
+    write_secret(hosted.root, password=wrong)
     error = hosted.fail(small, hosted.place())
     assert error.reason == Reason.DESTINATION_REFUSED
     assert "HTTP 401: credentials are missing or wrong; set spec.publish.destinations[0].secretRef" in error.message
@@ -752,7 +751,7 @@ def _docker_config(auths: Any) -> str:
 def test_docker_configuration(hosted: Hosted, small: Content, make: Callable[[str], Any]) -> None:
     shutil.rmtree(hosted.root / "secret")
     host = hosted.relay.base.partition("://")[2]
-    write_secret(hosted.root / "secret", **{".dockerconfigjson": _docker_config(make(host))})
+    write_secret(hosted.root, **{".dockerconfigjson": _docker_config(make(host))})
     hosted.publish(small)
     assert hosted.look(small) == (True, True)
 
@@ -774,7 +773,7 @@ def test_docker_configuration(hosted: Hosted, small: Content, make: Callable[[st
 def test_secrets_without_a_login(hosted: Hosted, small: Content, keys: dict[str, str], told: str) -> None:
     shutil.rmtree(hosted.root / "secret")
     host = hosted.relay.base.partition("://")[2]
-    write_secret(hosted.root / "secret", **{key: value.replace("HOST", host) for key, value in keys.items()})
+    write_secret(hosted.root, **{key: value.replace("HOST", host) for key, value in keys.items()})
     error = hosted.fail(small, hosted.place())
     assert error.reason == Reason.DESTINATION_REFUSED
     assert told in error.message
@@ -786,7 +785,7 @@ def test_secrets_without_a_login(hosted: Hosted, small: Content, keys: dict[str,
 def test_docker_hub_has_several_names(tmp_path: Path, key: str) -> None:
     from llava_trainer.publishing.registry_access import read_login
 
-    write_secret(tmp_path / "secret", **{".dockerconfigjson": _docker_config({key: {"auth": PACKED}})})
+    write_secret(tmp_path, **{".dockerconfigjson": _docker_config({key: {"auth": PACKED}})})
     login = read_login(make_place("oci://docker.io/team/model:v1", tmp_path), "docker.io", "team/model")
     assert login is not None
     assert login.basic == BASIC
@@ -809,7 +808,7 @@ def test_plain_http_takes_no_password(program: Path, tmp_path: Path, small: Cont
         with place.client:
             RegistryDestination(place).publish(small, lambda num_bytes: None)
         assert urlopen(f"{base}/v2/team/model/tags/list").read()
-        write_secret(tmp_path / "secret", username=USERNAME, password=PASSWORD)
+        write_secret(tmp_path, username=USERNAME, password=PASSWORD)
         with pytest.raises(StageError, match=r"is reached by plain HTTP \(plainHttp\), where no password is sent"):
             RegistryDestination(place)
 
