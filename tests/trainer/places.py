@@ -1,5 +1,6 @@
 """Contents to publish, and places to publish them to."""
 
+import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,6 @@ from llava_trainer.publishing.destination import Place
 from llava_trainer.publishing.publication import describe_publication
 from llava_trainer.retrying import Patience, Retrier
 from llava_trainer.sources.network import Network, build_client
-from tests.trainer.publications import make_item
 
 RUN = RunIdentity(
     namespace="team", name="invoices", uid="11111111-2222-3333-4444-555555555555", stage=StageName.PUBLISH, attempt=1
@@ -33,11 +33,13 @@ MERGED = {
 
 def make_content(folder: Path, files: Mapping[str, bytes], *, what: What = "merged", run: RunIdentity = RUN) -> Content:
     """Write the files, and what lists them, into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
 
     def write(name: str, content: bytes) -> Item:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-        return make_item(folder, name)
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return Item(name=name, path=path, size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
     items = [write(name, content) for name, content in files.items()]
     listing = write(PUBLICATION, describe_publication(run, what, items).encode())
@@ -58,3 +60,21 @@ def make_place(
         field=FIELD, address=address, owner=RUN.uid, secrets=root / "secret", claims=root / "claims", network=network,
         client=build_client(network), environ={}, repeatedly=retrier, check_attempt=check_attempt, **more,
     )  # fmt: skip
+
+
+def write_secret(root: Path, **keys: str) -> None:
+    """The keys of the Secret that ``make_place`` names."""
+    folder = root / "secret"
+    folder.mkdir(exist_ok=True)
+    for key, value in keys.items():
+        (folder / key).write_text(value)
+
+
+def texts_behind(error: BaseException) -> list[str]:
+    """Of the errors that a traceback would show before this one."""
+    found: list[str] = []
+    behind: BaseException | None = error
+    while behind is not None:
+        behind = behind.__cause__ or (None if behind.__suppress_context__ else behind.__context__)
+        found.append(repr(behind))
+    return found

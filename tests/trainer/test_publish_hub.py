@@ -24,16 +24,16 @@ from huggingface_hub.utils import disable_progress_bars
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.publishing import hub_client
-from llava_trainer.publishing.content import Content
+from llava_trainer.publishing.content import Content, Item
 from llava_trainer.publishing.destination import Place, Sent
 from llava_trainer.publishing.hub import HubDestination
 from llava_trainer.publishing.refusals import told_of_destinations
 from llava_trainer.retrying import Patience
 from tests.trainer.fault_table import check_row, describe_visible
 from tests.trainer.killing import Victim
-from tests.trainer.places import CARD, FIELD, MERGED, QUICK, make_content, make_place
-from tests.trainer.publications import write_secret
+from tests.trainer.places import CARD, FIELD, MERGED, QUICK, make_content, make_place, texts_behind, write_secret
 from tests.trainer.servers.authority import Authority
+from tests.trainer.servers.echo import ECHOES, run_echo
 from tests.trainer.servers.hub_writing import Stored, WritableHub
 from tests.trainer.servers.relay import Fault, Relay, Relayed
 
@@ -102,7 +102,7 @@ def hosted(relay: tuple[WritableHub, Relay], authority: Authority, tmp_path: Pat
     hub.tokens = {TOKEN: True, READER: False}
     hub.repositories, hub.uploads = {}, {}
     hub.ignored, hub.before_commit, hub.part_bytes = set(), [], PART
-    write_secret(tmp_path / "secret", token=TOKEN)
+    write_secret(tmp_path, token=TOKEN)
     with ExitStack() as clients:
         yield Hosted(hub, front, authority, tmp_path, clients)
 
@@ -425,13 +425,20 @@ def test_attempt_that_is_over_makes_no_commit(hosted: Hosted, content: Content) 
 # --- what is sent
 
 
+def item_of(path: Path, content: Content) -> Item:
+    return next(item for item in content.items if item.path == path)
+
+
 def test_file_that_has_changed_is_not_published(hosted: Hosted, content: Content) -> None:
     for name in ("model-00001-of-00002.safetensors", "tokenizer.json"):
         path = next(item.path for item in content.items if item.name == name)
         before = path.read_bytes()
         path.write_bytes(before[:-1] + b"x")
+        hosted.relay.begin()
         assert hosted.fail(content).reason == Reason.RESULT_DAMAGED
         assert hosted.stored.files() == {}
+        # Other hubs may keep under a file's digest whatever comes.
+        assert not [request for request in hosted.bodies("/storage/") if item_of(path, content).sha256 in request.path]
         path.write_bytes(before)
 
 
@@ -473,7 +480,7 @@ def test_memory_does_not_grow_with_a_file(hosted: Hosted, tmp_path: Path) -> Non
 def test_tokens_that_may_not_write(hosted: Hosted, content: Content, keys: dict[str, str], told: str) -> None:
     shutil.rmtree(hosted.root / "secret")
     if keys:
-        write_secret(hosted.root / "secret", **keys)
+        write_secret(hosted.root, **keys)
     for repository in (None, Stored()):
         if repository is not None:
             hosted.hub.repositories[REPOSITORY] = repository
@@ -495,19 +502,32 @@ def test_token_and_signed_addresses_are_told_nowhere(
             hosted.hub.repositories = {}
             hosted.relay.begin({number: fault})
             error = hosted.fail(content, patience=ONCE)
-            texts += [str(error), *_texts_behind(error)]
+            texts += [str(error), *texts_behind(error)]
     texts.append(caplog.text)
     found = [line for text in texts for line in text.splitlines()
              if TOKEN in line or "Signature" in line or "signed-" in line]  # fmt: skip
     assert not found
 
 
-def _texts_behind(error: BaseException) -> list[str]:
-    """Of the errors that a traceback would show."""
-    found = []
-    while (error := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:  # type: ignore[assignment]
-        found.append(repr(error))
-    return found
+@pytest.mark.parametrize("where", ECHOES)
+def test_hub_that_repeats_what_it_was_sent(
+    hosted: Hosted, content: Content, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To the library, and to what is our own."""
+    caplog.set_level(logging.DEBUG, logger="llava_trainer")
+    with run_echo(ECHOES[where], hosted.authority) as url:
+        errors = [hosted.fail(content, hub_endpoint=url)]
+        client = hub_client.HubClient(hosted.place(hub_endpoint=url), REPOSITORY, "main", TOKEN)
+        for ask in (
+            lambda: client.post(client.batch_url, {}, "application/json"),
+            lambda: client.read_file("0" * 40, "config.json", 100),
+            lambda: client.ask_modes({"config.json": content.items[0]}),
+        ):
+            with pytest.raises(StageError) as caught:
+                client.parse(hub_client.Modes, ask())
+            errors.append(caught.value)
+    texts = [caplog.text, *(text for error in errors for text in (error.message, *texts_behind(error)))]
+    assert not [text for text in texts if TOKEN.lower() in text.lower()]
 
 
 @pytest.mark.parametrize("address", ["hf://invoices", "hf://team/", "hf://team/a/b", "hf://team/a@", "s3://team/a"])
@@ -635,7 +655,7 @@ def test_hubs_that_are_none(hosted: Hosted, content: Content, case: str) -> None
     error = hosted.fail(content)
     assert error.reason == reason
     assert told in error.message
-    assert "secret1" not in "".join([error.message, *_texts_behind(error)])
+    assert "secret1" not in "".join([error.message, *texts_behind(error)])
     assert not hosted.has(content)
 
 

@@ -45,9 +45,9 @@ from llava_trainer.retrying import Patience
 from tests.localcluster import debian
 from tests.trainer.fault_table import check_row, describe_visible
 from tests.trainer.killing import Victim
-from tests.trainer.places import FIELD, MERGED, QUICK, make_content, make_place
-from tests.trainer.publications import write_secret
+from tests.trainer.places import FIELD, MERGED, QUICK, make_content, make_place, texts_behind, write_secret
 from tests.trainer.servers.authority import Authority
+from tests.trainer.servers.echo import ECHOES, run_echo
 from tests.trainer.servers.registry import FULL, PASSWORD, USERNAME, TokenService, htpasswd_auth, run_registry
 from tests.trainer.servers.relay import Fault, Relay, Relayed
 
@@ -70,10 +70,12 @@ class Hosted:
     root: Path
     repository: str
     clients: ExitStack
+    base: str = ""
+    """Of another registry than the relay's."""
 
     @property
     def address(self) -> str:
-        return f"oci://{self.relay.base.partition('://')[2]}/{self.repository}:v1"
+        return f"oci://{(self.base or self.relay.base).partition('://')[2]}/{self.repository}:v1"
 
     def place(self, **more: Any) -> Place:
         place = make_place(self.address, self.root, ca_pem=self.authority.pem, **more)
@@ -161,7 +163,7 @@ def relay(program: Path, authority: Authority, tmp_path_factory: pytest.TempPath
 def hosted(relay: Relay, authority: Authority, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Hosted]:
     """A repository that nothing was published to."""
     relay.begin()
-    write_secret(tmp_path / "secret", username=USERNAME, password=PASSWORD)
+    write_secret(tmp_path, username=USERNAME, password=PASSWORD)
     name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
     with ExitStack() as clients:
         yield Hosted(relay.upstream.geturl(), relay, authority, tmp_path, f"team/{name}", clients)
@@ -720,21 +722,13 @@ def test_credentials_are_told_nowhere(hosted: Hosted, small: Content, caplog: py
     assert {request.authorization for request in hosted.relay.requests} == {None, BASIC}
     place = hosted.place()
     wrong = "an0ther-secret-of-a-test"
-    write_secret(hosted.root / "secret", password=wrong)
+    write_secret(hosted.root, password=wrong)
     error = hosted.fail(small, hosted.place())
     assert error.reason == Reason.DESTINATION_REFUSED
     assert "HTTP 401: credentials are missing or wrong; set spec.publish.destinations[0].secretRef" in error.message
-    texts = [caplog.text, str(error), repr(error), repr(place), *_texts_behind(error)]
+    texts = [caplog.text, str(error), repr(error), repr(place), *texts_behind(error)]
     for secret in (PASSWORD, wrong, BASIC.removeprefix("Basic ")):
         assert not [text for text in texts if secret in text]
-
-
-def _texts_behind(error: BaseException) -> list[str]:
-    """Of the errors that a traceback would show."""
-    found = []
-    while (error := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:  # type: ignore[assignment]
-        found.append(repr(error))
-    return found
 
 
 def test_nobody_is_told_what_is_missing(hosted: Hosted, small: Content) -> None:
@@ -757,7 +751,7 @@ def _docker_config(auths: Any) -> str:
 def test_docker_configuration(hosted: Hosted, small: Content, make: Callable[[str], Any]) -> None:
     shutil.rmtree(hosted.root / "secret")
     host = hosted.relay.base.partition("://")[2]
-    write_secret(hosted.root / "secret", **{".dockerconfigjson": _docker_config(make(host))})
+    write_secret(hosted.root, **{".dockerconfigjson": _docker_config(make(host))})
     hosted.publish(small)
     assert hosted.look(small) == (True, True)
 
@@ -779,7 +773,7 @@ def test_docker_configuration(hosted: Hosted, small: Content, make: Callable[[st
 def test_secrets_without_a_login(hosted: Hosted, small: Content, keys: dict[str, str], told: str) -> None:
     shutil.rmtree(hosted.root / "secret")
     host = hosted.relay.base.partition("://")[2]
-    write_secret(hosted.root / "secret", **{key: value.replace("HOST", host) for key, value in keys.items()})
+    write_secret(hosted.root, **{key: value.replace("HOST", host) for key, value in keys.items()})
     error = hosted.fail(small, hosted.place())
     assert error.reason == Reason.DESTINATION_REFUSED
     assert told in error.message
@@ -791,7 +785,7 @@ def test_secrets_without_a_login(hosted: Hosted, small: Content, keys: dict[str,
 def test_docker_hub_has_several_names(tmp_path: Path, key: str) -> None:
     from llava_trainer.publishing.registry_access import read_login
 
-    write_secret(tmp_path / "secret", **{".dockerconfigjson": _docker_config({key: {"auth": PACKED}})})
+    write_secret(tmp_path, **{".dockerconfigjson": _docker_config({key: {"auth": PACKED}})})
     login = read_login(make_place("oci://docker.io/team/model:v1", tmp_path), "docker.io", "team/model")
     assert login is not None
     assert login.basic == BASIC
@@ -814,9 +808,30 @@ def test_plain_http_takes_no_password(program: Path, tmp_path: Path, small: Cont
         with place.client:
             RegistryDestination(place).publish(small, lambda num_bytes: None)
         assert urlopen(f"{base}/v2/team/model/tags/list").read()
-        write_secret(tmp_path / "secret", username=USERNAME, password=PASSWORD)
+        write_secret(tmp_path, username=USERNAME, password=PASSWORD)
         with pytest.raises(StageError, match=r"is reached by plain HTTP \(plainHttp\), where no password is sent"):
             RegistryDestination(place)
+
+
+CHALLENGE = "HTTP/1.1 401 No\r\nWWW-Authenticate: {}\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("where", ECHOES)
+@pytest.mark.parametrize("who", ["registry", "token service"])
+def test_whoever_repeats_what_it_was_sent(
+    hosted: Hosted, small: Content, where: str, who: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="llava_trainer")
+    challenge = CHALLENGE.format('Basic realm="tests"')
+    with run_echo(lambda said: ECHOES[where](said) if said else challenge, hosted.authority) as url:
+        if who == "registry":
+            hosted.base = url
+        else:
+            headers = (("WWW-Authenticate", f'Bearer realm="{url}/token"'),)
+            hosted.relay.choose = lambda request: Fault(status=401, headers=headers)
+        error = hosted.fail(small)
+    texts = [caplog.text, error.message, *texts_behind(error)]
+    assert not [text for text in texts for secret in (PACKED, PASSWORD) if secret.lower() in text.lower()]
 
 
 @pytest.fixture(scope="module")
@@ -893,5 +908,5 @@ def test_challenges_that_are_none(
         error = hosted.fail(small)
         assert error.reason == reason
         assert told in error.message
-        texts = [error.message, *_texts_behind(error)]
+        texts = [error.message, *texts_behind(error)]
         assert not [text for text in texts if "secret1" in text or PASSWORD in text]

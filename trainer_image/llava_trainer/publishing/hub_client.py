@@ -66,7 +66,9 @@ class _Mode(Lenient):
     is_ignored: Annotated[bool, Field(alias="shouldIgnore")] = False
 
 
-class _Modes(Lenient):
+class Modes(Lenient):
+    """The hub's answer to what files it would be sent."""
+
     files: list[_Mode]
 
 
@@ -176,7 +178,7 @@ class HubClient:
             batch = paths[begin : begin + _MODES_AT_ONCE]
             files = [{"path": path, "size": names[path].size, "sample": _sample(names[path])} for path in batch]
             answer = self.post(self._route("preupload"), {"files": files}, _JSON)
-            told = {one.path: one for one in self.parse(_Modes, answer).files}
+            told = {one.path: one for one in self.parse(Modes, answer).files}
             for path in batch:
                 if path not in told:
                     self._refuse_answer()
