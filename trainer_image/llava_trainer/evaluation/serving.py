@@ -55,8 +55,8 @@ def list_served(config: RunConfig) -> tuple[Served, ...]:
     """Places to serve the merged model from, destinations that it will be published to first."""
     destinations = _list_destinations(config.publish)
     return (
-        *(_serve(config, address, f"published to {address}") for address in destinations),
-        _serve(config, _own_address(config), "on the run's volume, while that is kept"),
+        *(_serve(config, address, f"{address}, once it is published") for address in destinations),
+        _serve(config, _own_address(config), "The run's volume, while that is kept"),
     )
 
 
