@@ -21,10 +21,11 @@ ROOT = Path(__file__).parents[2]
 
 def test_types_of_events_are_frozen() -> None:
     """Receivers filter by them: others may come, and none goes."""
-    assert [event_type(event) for event in NotificationEvent] == [
-        f"{TYPE_PREFIX}.{name}.v1"
-        for name in ["succeeded", "failed", "waitingtoolong", "restarted", "suspended", "gatefailed", "gateundecided"]
-    ]
+    names = (
+        "succeeded", "failed", "waitingtoolong", "restarted", "suspended", "gatefailed", "gateundecided", "published",
+        "notpublished",
+    )  # fmt: skip
+    assert [event_type(event) for event in NotificationEvent] == [f"{TYPE_PREFIX}.{name}.v1" for name in names]
 
 
 def test_the_schema_is_open_and_knows_every_event() -> None:

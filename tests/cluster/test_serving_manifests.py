@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
+from llava_trainer.evaluation.serving import list_served
 from tests.kubectl import Kubectl
 from tests.localcluster.modules import KSERVE, KSERVE_CRDS, fetch_module
 from tests.localcluster.tools import KUSTOMIZE, ensure_tools
+from tests.trainer.destinations import ADDRESSES, make_config
 
 pytestmark = pytest.mark.cluster
 
@@ -80,6 +82,9 @@ def test_kserves_objects_are_taken(kserve: Kubectl) -> None:
     assert set(made) == {"InferenceService", "ServingRuntime"}
     for body in made.values():
         assert create_strictly(kserve, body) == ""
+    for address in ADDRESSES:
+        for served in list_served(make_config(address)):
+            assert create_strictly(kserve, yaml.safe_load(served.inference_service)) == "", "what reports tell is taken"
     predictor = made["InferenceService"]["spec"]["predictor"]
     assert predictor["model"]["runtime"] == made["ServingRuntime"]["metadata"]["name"]
     predictor["model"]["storageUrl"] = predictor["model"].pop("storageUri")

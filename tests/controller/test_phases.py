@@ -46,8 +46,8 @@ def test_a_whole_run(spec: dict[str, Any], stages: list[str]) -> None:
     assert status.phase is Phase.SUCCEEDED
     assert [stage.name for stage in status.stages] == stages
     conditions = {condition.type: condition.status for condition in status.conditions}
-    # Nobody has asked for a gate.
-    left_out = {Condition.GATE_PASSED} | (set() if "train" in stages else {Condition.TRAINED})
+    # Nobody has asked for a gate, or to have it published.
+    left_out = {Condition.GATE_PASSED, Condition.PUBLISHED} | (set() if "train" in stages else {Condition.TRAINED})
     bad = {Condition.FAILED, Condition.DISTURBED, Condition.SUSPENDED, Condition.STALLED, Condition.RECONCILING}
     assert conditions == {kind: "False" if kind in bad else "True" for kind in set(Condition) - left_out}
     assert stage_of(status, StageName.ALIGN).message == "4 steps over 2 processes, final loss 2.5"
@@ -88,6 +88,13 @@ def test_the_first_rank_that_failed_in_alignment_is_the_one_to_show() -> None:
     assert stage_of(after, StageName.TRAIN).state is StageState.PENDING
     aligned = next(condition for condition in after.conditions if condition.type is Condition.ALIGNED)
     assert (aligned.status, aligned.reason) == ("False", "LossNotFinite")
+
+
+def test_a_run_that_only_merges_an_adapter_goes_from_preparing_to_merging() -> None:
+    model = {"source": "pvc://models/llava", "adapter": "pvc://earlier/adapter"}
+    status = walk({"model": model, "training": ALONE["training"]})
+    assert [stage.name for stage in status.stages] == ["prepare", "merge", "evaluate"]
+    assert (status.phase, status.plan) == (Phase.SUCCEEDED, None)
 
 
 def test_with_method_full_there_are_weights_and_no_adapter() -> None:

@@ -277,6 +277,16 @@ def test_a_volume_that_would_fill_up_is_refused_before_training(free_gib: int, l
     assert planned.plan.storage_available == f"{free_gib}.0Gi"
 
 
+def test_a_run_that_only_merges_an_adapter_is_held_against_the_volume_alone() -> None:
+    model = {"source": "hf://llava-hf/llava-1.5-7b-hf", "adapter": "pvc://earlier/adapter"}
+    spec = gpu_spec(storage={"size": "3Gi"}, model=model, training={"method": "none"}, workers={"gpuMemory": "2Gi"})
+    assert plan_for(spec, numbers(free_bytes=30 * GIB), KnownGpus()) == Planned(plan=None)
+    refusal = plan_for(spec, numbers(free_bytes=3 * GIB), KnownGpus()).refusal
+    assert refusal is not None
+    assert (refusal.stage, refusal.reason) == (StageName.MERGE, Reason.STORAGE_FULL)
+    assert "training and merging put up to 26.3Gi on the run's volume, but 3.0Gi of it are free" in refusal.message
+
+
 def test_where_nobody_knows_what_is_free_the_size_is_told_and_nothing_refused():
     """The file systems of some networks do not tell, nor did older trainer images."""
     planned = plan_for(gpu_spec(storage={"size": "3Gi"}, training=KEEPING_THREE), numbers(), KnownGpus())

@@ -545,7 +545,11 @@ def test_whoever_has_to_make_what_is_missing_is_told_the_field() -> None:
         ("PersistentVolumeClaim", "models", "spec.publish.destinations[3].address"),
         ("Secret", "key", "spec.publish.signing"),
     } <= named
-    assert "models" in list_claims(run)
+    assert list_claims(make_attempt(run, PUBLISH)) == ["models", "invoices-run"]
+    assert list_claims(make_attempt(make_run(**ONE), PUBLISH)) == ["invoices-run"], "nothing that others read"
+    elsewhere = {"publish": {"destinations": [{"address": "pvc://archive/a"}]}}
+    read = list_claims(make_attempt(make_run(**elsewhere), StageName.TRAIN))
+    assert read == ["models", "data", "invoices-run"], "a claim that only publishing uses may have no volume yet"
     needs = {name: list_needs(run.spec, STAGE_TABLE[name]) for name in (StageName.PREPARE, StageName.MERGE, PUBLISH)}
     assert needs == {
         StageName.PREPARE: ["Secret proxies", "ConfigMap corporate"],

@@ -2,10 +2,11 @@
 
 import pytest
 
+from llava_api.constants import StageName
 from llava_api.failures import BY_REASON, Reason
 from llava_operator.deciding.reasons import explain, read_reason
 from llava_operator.deciding.references import list_claims, list_references
-from tests.controller.makers import make_run
+from tests.controller.makers import make_attempt, make_run
 
 SHORT = (
     "Unschedulable: 0/3 nodes are available: 1 Insufficient memory, 2 Insufficient nvidia.com/gpu. preemption: 0/3 "
@@ -91,5 +92,5 @@ def test_what_is_short_or_missing_is_named(said: str, told: str) -> None:
 
 
 def test_claims_of_a_run_come_once_each() -> None:
-    assert list_claims(RUN) == ["data", "invoices-run"]
-    assert list_claims(make_run()) == ["models", "data", "invoices-run"]
+    assert list_claims(make_attempt(RUN, StageName.PREPARE)) == ["data", "invoices-run"]
+    assert list_claims(make_attempt(make_run(), StageName.PREPARE)) == ["models", "data", "invoices-run"]

@@ -126,7 +126,7 @@ def test_numbers_progress_and_digests(tmp_path: Path, toy_model_dir: Path, monke
         overlong_samples=0, unsupervised_samples=0, samples_alignment=0, groups_validation=len(validation),
         sufficient_fraction=report.sufficient_fraction, image_scale=report.pictures.median_scale,
         largest=output.numbers.largest, free_bytes=12_345, flash_attention=False, omits_masks=True,
-        streams_merge=True, model=read_model_facts(toy_model_dir), config_version=2,
+        streams_merge=True, publishes=True, model=read_model_facts(toy_model_dir), config_version=2,
     )  # fmt: skip
     longest = max(sample.num_tokens for sample in train)
     largest = output.numbers.largest

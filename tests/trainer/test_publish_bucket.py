@@ -214,6 +214,19 @@ def test_what_is_put_there_meanwhile_is_not_overwritten(folder: Folder, content:
     assert folder.standing() == {WEIGHTS: b"mine"}
 
 
+def test_nothing_is_completed_over_what_is_seen_there(folder: Folder, content: Content) -> None:
+    """Not every server that takes a condition heeds it."""
+
+    def choose(request: Relayed) -> Fault | None:
+        if "partNumber=1" in request.path and "config.json" in request.path:
+            folder.put(WEIGHTS, b"mine")
+        return None
+
+    folder.relay.choose = choose
+    assert f"another {WEIGHTS}" in folder.fail(content)
+    assert [request.path for request in folder.relay.requests if request.method == "POST" and request.size] == []
+
+
 def test_server_without_conditions_is_asked_without(
     folder: Folder, content: Content, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from llava_api.constants import StageName
 from llava_api.failures import Reason
+from llava_api.spec import MAY_CHANGE, MAY_CHANGE_SUSPENDED
 from llava_trainer.errors import StageError
 from llava_trainer.files import sha256_file
 from llava_trainer.publishing.content import Content
@@ -142,6 +143,30 @@ def test_nothing_depends_on_attempt_time_or_place(root: Path) -> None:
     }
 
 
+def test_what_may_change_between_two_attempts_changes_nothing(root: Path) -> None:
+    """A destination that has the model would be told of another one: s3 and pvc refuse it."""
+    config = publish_config(root)
+    training, batch = config.training, config.training.batch
+    changed = {
+        "training.maxRestarts": {"training": training.model_copy(update={"max_restarts": 9})},
+        "training.batch.perDevice": {
+            "training": training.model_copy(update={"batch": batch.model_copy(update={"per_device": 2})})
+        },
+        "workers.replicas": {"workers": config.workers.model_copy(update={"num_nodes": 4})},
+        "workers.gpus": {"workers": config.workers.model_copy(update={"processes_per_node": 4, "device": "cuda"})},
+    }  # fmt: skip
+    beside_the_configuration = {
+        "suspend", "retry", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "notifications", "workers.resources",
+        "alignment.batch.perDevice", "scheduling",
+    }  # fmt: skip
+    assert {*changed, *beside_the_configuration, "publish"} == {*MAY_CHANGE, *MAY_CHANGE_SUSPENDED}
+    (before,) = gather_contents(config, root / "secrets")
+    digest = before.digest
+    for field, update in changed.items():
+        (after,) = gather_contents(config.model_copy(update=update), root / "secrets")
+        assert after.digest == digest, field
+
+
 def write_key(secrets: Path) -> Path:
     """A signing key as it is mounted; returns the file of its public half."""
     private = ec.generate_private_key(ec.SECP256R1())
@@ -158,6 +183,9 @@ def test_the_signature_covers_everything_as_it_is_downloaded(root: Path) -> None
     contents = gather(root, what="both", signing={"name": "key"})
     folder = copy_published(contents["merged"], root / "downloaded")
     copy_published(contents["adapter"], folder / "adapter")
+    key = (root / "secrets" / "signing" / "privateKey").read_text().splitlines()[1:-1]
+    texts = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    assert not any(line.encode() in text for line in key for text in texts), "nothing of the key goes along"
     verifier = verifying.Config().use_elliptic_key_verifier(public_key=public)
     verifier.verify(folder, folder / "model.sig")
     verifying.Config().use_elliptic_key_verifier(public_key=public).verify(

@@ -1,37 +1,16 @@
 """What the report tells people to serve the model with is the example of manifests/serving, filled in."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import yaml
 
-from llava_api.constants import StageName
-from llava_api.run_config import RunConfig
-from llava_api.spec import Publish
 from llava_trainer.evaluation.page import build_evaluation_markdown, build_evaluation_page
 from llava_trainer.evaluation.serving import list_served
 from llava_trainer.pages.rendering import code
 from tests.rendering import ROOT
+from tests.trainer.destinations import ADDRESSES, make_config
 from tests.trainer.report_pages import NASTY, Page, make_answer, make_content
-from tests.trainer.runs import describe_run
 
 SERVING = ROOT / "manifests" / "serving"
-ADDRESSES = {
-    "s3://models/invoices": "s3://models/invoices",
-    "hf://team/invoices@v2": "hf://team/invoices:v2",
-    "hf://team/invoices": "hf://team/invoices",
-    "oci://registry.example:5000/models/invoices:1": "oci://registry.example:5000/models/invoices:1-modelcar",
-    "pvc://models/invoices/v2": "pvc://models/invoices/v2",
-}
-"""Destinations, and what KServe calls them."""
-
-
-def make_config(*addresses: str, root: str = "/llava/run", what: str = "merged", **changes: Any) -> RunConfig:
-    config = describe_run(Path("/unused"), StageName.EVALUATE, **changes)
-    asked = {"destinations": [{"address": one} for one in addresses], "what": what}
-    publish = Publish.model_validate(asked) if addresses else None
-    return config.model_copy(update={"volume_root": Path(root), "publish": publish})
 
 
 def read_env(text: str) -> dict[str, str]:
@@ -53,7 +32,7 @@ def test_destinations_come_first_in_kserves_words(address: str, uri: str) -> Non
 
 def test_it_is_the_example_filled_in() -> None:
     example = yaml.safe_load((SERVING / "kserve" / "inference-service.yaml").read_text())
-    (own,) = list_served(make_config(run={"name": "invoices"}))
+    (own,) = list_served(make_config(name="invoices"))
     assert yaml.safe_load(own.inference_service) == example
     told = read_env((SERVING / "vllm" / "serving.env").read_text())
     assert read_env(own.env) == {**told, "MODEL_FOLDER": "attempts/merge-1/merged"}
@@ -88,7 +67,7 @@ def test_both_reports_end_with_it() -> None:
 
 def test_names_of_others_stay_one_value() -> None:
     hostile = f'a"\nkind: Pod\n```\n{NASTY}'
-    served = list_served(make_config(f"s3://models/{hostile}", run={"name": hostile}))
+    served = list_served(make_config(f"s3://models/{hostile}", name=hostile))
     made = yaml.safe_load(served[0].inference_service)
     assert (made["kind"], made["metadata"]["name"]) == ("InferenceService", hostile)
     content = make_content([make_answer("1")], served=served)

@@ -173,7 +173,9 @@ class Troubles:
         return None
 
     async def _ask_about_claims(self, run: Run) -> Trouble | None:
-        for name in list_claims(run):
+        stage = current_stage(run.status)
+        assert stage is not None, "an attempt of it waits"
+        for name in list_claims(attempt_of(run, stage)):
             try:
                 claim = await self.kube.get(VOLUME_CLAIMS, run.key.namespace, name)
             except NotFoundError:

@@ -52,7 +52,7 @@ class Planned:
     """What training will take, and what stands against it."""
 
     plan: Plan | None
-    """None where nothing is known of the model."""
+    """None where nothing is known of the model, or nothing is trained."""
     refusal: Refusal | None = None
 
 
@@ -74,11 +74,16 @@ def plan_training(spec: Spec, found: Data, model: ModelFacts | None, gpus: Known
         gpus: what is known of the GPUs.
 
     Returns:
-        The plan, with the memory of the stage that takes most; and the first reason not to begin.
+        The plan, with the memory of the stage that takes most, and none where nothing is trained; and the first reason
+        not to begin.
     """
     stages = [stage for stage in stages_of(spec) if stage in TRAINING_STAGES]
     demands = [_demand(spec, stage, model, found) for stage in stages] if model else []
     storage = _plan_storage(spec, found, model) if model else None
+    if not stages:
+        # An adapter that was there before is merged: what that makes has to fit on the volume.
+        room = _refuse_storage(spec, found, model, storage, StageName.MERGE) if storage and model else None
+        return Planned(plan=None, refusal=room)
     plan = None
     if storage is not None and model is not None:
         plan = _describe(spec, found, model, demands, gpus, storage)

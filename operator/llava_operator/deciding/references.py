@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from llava_api.names import volume_claim_name
 from llava_operator.credentials import PVC_SCHEME, tracking_servers
-from llava_operator.run import Run
+from llava_operator.run import Attempt, Run
 
+_PUBLISH = "spec.publish."
 CLAIM, SECRET, CONFIG_MAP, STORAGE_CLASS = "PersistentVolumeClaim", "Secret", "ConfigMap", "StorageClass"
 
 
@@ -32,7 +33,7 @@ def list_references(run: Run) -> Iterator[Reference]:
         (alignment.source if alignment else None, "spec.alignment.dataset.source"),
         *((part.dataset.source, f"spec.mixture[{n}].dataset.source") for n, part in enumerate(spec.mixture)),
         (second.source if second else None, "spec.evaluation.retention.dataset.source"),
-        *((one.address, f"spec.publish.destinations[{n}].address") for n, one in enumerate(destinations)),
+        *((one.address, f"{_PUBLISH}destinations[{n}].address") for n, one in enumerate(destinations)),
     ):
         if source is not None and source.startswith(PVC_SCHEME):
             claim = source.removeprefix(PVC_SCHEME).partition("/")[0]
@@ -45,8 +46,8 @@ def list_references(run: Run) -> Iterator[Reference]:
         (second.secret_ref if second else None, "spec.evaluation.retention.dataset.secretRef"),
         (spec.download.secret_ref, "spec.download.secretRef"),
         *((server.secret_ref, f"{server.field}.secretRef") for server in tracking_servers(spec)),
-        *((one.secret_ref, f"spec.publish.destinations[{n}].secretRef") for n, one in enumerate(destinations)),
-        (spec.publish.signing if spec.publish else None, "spec.publish.signing"),
+        *((one.secret_ref, f"{_PUBLISH}destinations[{n}].secretRef") for n, one in enumerate(destinations)),
+        (spec.publish.signing if spec.publish else None, f"{_PUBLISH}signing"),
     ):
         if secret is not None:
             yield Reference(kind=SECRET, name=secret.name, field=field)
@@ -61,6 +62,13 @@ def list_references(run: Run) -> Iterator[Reference]:
         yield Reference(kind=STORAGE_CLASS, name=spec.storage.storage_class_name, field=field)
 
 
-def list_claims(run: Run) -> list[str]:
-    """Names of the claims that a run's pods mount, each once."""
-    return list(dict.fromkeys(found.name for found in list_references(run) if found.kind == CLAIM))
+def list_claims(attempt: Attempt) -> list[str]:
+    """Names of the claims that pods of an attempt mount, each once: what a run reads, or where it publishes to."""
+    own = attempt.spec.storage.claim_for(attempt.run.key.name)
+    claims = [found for found in list_references(attempt.run) if found.kind == CLAIM]
+    mounted = (
+        found.name
+        for found in claims
+        if found.name == own or found.field.startswith(_PUBLISH) == attempt.stage.publishes
+    )
+    return list(dict.fromkeys(mounted))

@@ -11,8 +11,14 @@ _LOADED = {
 }  # fmt: skip
 
 
-def list_settings(config: RunConfig) -> Rows:
-    """Names and values, those first that a person is likeliest to change."""
+def list_settings(config: RunConfig, *, with_layout: bool = True) -> Rows:
+    """Names and values, those first that a person is likeliest to change.
+
+    Args:
+        config: the run's.
+        with_layout: tell over how many processes a batch was spread, too, which may be changed while a run is
+            suspended and decides nothing.
+    """
     generation = config.evaluation.generation
     sampling = "greedy" if generation.temperature == 0 else f"temperature {generation.temperature:g}"
     if generation.temperature > 0 and generation.top_p is not None:
@@ -27,7 +33,7 @@ def list_settings(config: RunConfig) -> Rows:
         *(_alignment(config.alignment) if config.alignment else []),
         ("Method", _method(config.training, has_adapter=config.model.adapter is not None)),
         *([("Goes on from", show(config.model.adapter))] if config.model.adapter is not None else []),
-        *(_training(config) if config.training.method != "none" else []),
+        *(_training(config, with_layout=with_layout) if config.training.method != "none" else []),
         ("Longest sample", f"{config.training.max_length:,} tokens"),
         ("Precision", f"{config.training.precision} in training, merged to {config.merge.dtype}"),
         ("Training seed", str(config.training.seed)),
@@ -72,12 +78,13 @@ def _method(training: Training, *, has_adapter: bool) -> str:
     return f"{training.method}, rank {lora.rank}{scale}, alpha {lora.alpha}, dropout {lora.dropout:g}{targets}{told}"
 
 
-def _training(config: RunConfig) -> Rows:
+def _training(config: RunConfig, *, with_layout: bool) -> Rows:
     training, adam = config.training, config.training.optimizer
     length = ("Epochs", f"{training.epochs:,}") if training.max_steps is None else ("Steps", f"{training.max_steps:,}")
     projector = f", projector {training.projector_learning_rate:g}" if training.projector == "train" else ""
     if training.vision_tower.mode == "full":
         projector += f", vision tower {training.vision_tower.learning_rate:g}"
+    layout = f"{training.batch.per_device} x {config.workers.world_size} processes x {config.gradient_accumulation}"
     floor = f", down to {training.minimum_learning_rate:g}" if training.minimum_learning_rate else ""
     return [
         length,
@@ -85,6 +92,5 @@ def _training(config: RunConfig) -> Rows:
         ("Schedule", f"{training.scheduler}, warm-up {training.warmup_ratio:.0%}"),
         ("AdamW", f"betas {adam.beta1:g} and {adam.beta2:g}, epsilon {adam.epsilon:g}"),
         ("Weight decay", f"{training.weight_decay:g}"),
-        ("Batch", f"{training.batch.num_samples:,} samples: {training.batch.per_device} x {config.workers.world_size} "
-                  f"processes x {config.gradient_accumulation}"),
+        ("Batch", f"{training.batch.num_samples:,} samples{f': {layout}' if with_layout else ''}"),
     ]  # fmt: skip

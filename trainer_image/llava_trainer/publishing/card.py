@@ -100,7 +100,7 @@ def build_card(known: Known, what: What) -> str:
         sources=_list_sources(inputs),
         data=_list_data(config, known.dataset),
         dataset=known.dataset,
-        settings=list_settings(config),
+        settings=list_settings(config, with_layout=False),
         training=known.trained.train if known.trained is not None else None,
         merging=known.merging.merge if known.merging is not None and what == "merged" else None,
         merged=merged,

@@ -27,8 +27,11 @@ BUILD_TYPE = f"https://{GROUP}/provenance/run/v1"
 """What externalParameters are: the parts of a LlavaFineTune's spec that decide the result, by their names there."""
 BUILDER = f"https://{GROUP}/trainer"
 _DECIDING = ("model", "dataset", "mixture", "alignment", "training", "merge", "evaluation")
-_BESIDE = frozenset({"secretRef", "tracking", "resources", "workers", "gpus"})
-"""What decides nothing about the result, at any depth: names of Secrets, trackers, what pods get."""
+_BESIDE = frozenset({"secretRef", "tracking", "resources", "workers", "gpus", "perDevice", "maxRestarts"})
+"""What decides nothing about the result, at any depth: names of Secrets, trackers, what pods get, how often they may.
+
+All that may change between two attempts to publish is among it.
+"""
 _COMMIT = re.compile(r"@([0-9a-f]{40})$")
 _IMAGE_DIGEST = re.compile(r"@sha256:([0-9a-f]{64})$")
 
