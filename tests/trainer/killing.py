@@ -15,7 +15,8 @@ class Victim:
 
     def __init__(self, preload: list[str]) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(preload)
+        # The main module, too, which is pytest: else each process imports it anew.
+        self._context.set_forkserver_preload(["__main__", *preload])
         self._pid = 0
 
     def run(self, work: Callable[..., None], *arguments: Any) -> int:

@@ -68,3 +68,13 @@ def write_secret(root: Path, **keys: str) -> None:
     folder.mkdir(exist_ok=True)
     for key, value in keys.items():
         (folder / key).write_text(value)
+
+
+def texts_behind(error: BaseException) -> list[str]:
+    """Of the errors that a traceback would show before this one."""
+    found: list[str] = []
+    behind: BaseException | None = error
+    while behind is not None:
+        behind = behind.__cause__ or (None if behind.__suppress_context__ else behind.__context__)
+        found.append(repr(behind))
+    return found

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,11 @@ def write_s3_secret(root: Path, endpoint: str, **more: str) -> None:
 
 def publish(
     content: Content, address: str, root: Path, *, on_bytes: Callable[[int], None] = lambda done: None,
-    patience: Patience = ONCE, **more: Any,
+    patience: Patience = ONCE, environ: dict[str, str] | None = None, **more: Any,
 ) -> Sent:  # fmt: skip
     """Publish as the stage does, to a bucket (in parts of PART_BYTES) or a claim below ``root/claims``."""
     with told_of_destinations():
-        place = make_place(address, root, patience=patience, **more)
+        place = replace(make_place(address, root, patience=patience, **more), environ=environ or {})
         with place.client:
             is_bucket = address.startswith("s3://")
             made: Destination = (

@@ -29,6 +29,7 @@ from llava_trainer.outcome import ENV_TERMINATION_LOG
 from llava_trainer.reporting import Reporter
 from llava_trainer.training.train import train
 from tests.trainer.checkpoints import edit_weights
+from tests.trainer.evaluated import make_evaluated, publish_config
 from tests.trainer.exports import conversation, draw_image, prepare_config, write_json
 from tests.trainer.runs import make_adapter, make_random_base, run_config
 from tests.trainer.trainings import (
@@ -142,6 +143,52 @@ def test_a_source_that_does_not_exist(preparing: RunConfig, tmp_path: Path):
         (tmp_path / "base" / path.name).symlink_to(path)
     fields = preparing.model_dump(by_alias=True) | {"modelDir": tmp_path / "base", "model": {"source": "pvc://base/"}}
     assert "leads out of the claim" in fail(RunConfig.model_validate(fields), Reason.SOURCE_REFUSED).message
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("published")
+    make_evaluated(root)
+    return root
+
+
+def publishing(published: Path, root: Path, address: str, **more: object) -> RunConfig:
+    """A run that publishes to ``address``."""
+    shutil.copytree(published, root / "run")
+    return publish_config(root / "run", destinations=[{"address": address, **more}])
+
+
+def test_a_destination_that_does_not_answer(
+    published: Path, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PYTHONPATH", str(FAULTS))
+    monkeypatch.setenv("IMPATIENT", "1")
+    address = f"oci://127.0.0.1:{port}/llava/trays:1"
+    message = fail(publishing(published, tmp_path, address, plainHttp=True), Reason.DESTINATION_UNAVAILABLE).message
+    assert message.startswith(f"spec.publish.destinations[0].address: {address} could not be published to")
+    assert "8 times in a row" in message
+
+
+def test_a_destination_that_holds_another_model(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONPATH", str(FAULTS))
+    monkeypatch.setenv("DESTINATIONS", str(tmp_path))
+    other = tmp_path / "shelf" / "trays" / "pytorch_model.bin"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"weights")
+    message = fail(publishing(published, tmp_path, "pvc://shelf/trays"), Reason.DESTINATION_REFUSED).message
+    assert message.startswith("spec.publish.destinations[0].address: pvc://shelf/trays holds pytorch_model.bin, which")
+    assert [one.name for one in other.parent.iterdir()] == [other.name]
+
+
+def test_a_result_that_is_damaged(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONPATH", str(FAULTS))
+    monkeypatch.setenv("DESTINATIONS", str(tmp_path))
+    (tmp_path / "shelf").mkdir()
+    config = publishing(published, tmp_path, "pvc://shelf/trays")
+    weights = config.volume.merged_dir / "config.json"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    assert "config.json has" in fail(config, Reason.RESULT_DAMAGED).message
+    assert not (tmp_path / "shelf" / "trays").exists()
 
 
 def test_an_adapter_that_does_not_belong_to_the_model(tmp_path: Path):

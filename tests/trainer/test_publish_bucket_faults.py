@@ -94,7 +94,7 @@ def bucket(relay: Relay, content: Content) -> Iterator[Bucket]:
 
 @pytest.fixture(scope="module")
 def victim() -> Victim:
-    return Victim(["tests.trainer.publications"])
+    return Victim(["__main__", "tests.trainer.publications"])
 
 
 def answer(status: int, code: str) -> Fault:

@@ -37,7 +37,7 @@ def claim(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def victim() -> Victim:
-    return Victim(["tests.trainer.publications"])
+    return Victim(["__main__", "tests.trainer.publications"])
 
 
 def look(folder: Path, content: Content) -> str:

@@ -43,10 +43,12 @@ from llava_trainer.publishing.refusals import told_of_destinations
 from llava_trainer.publishing.registry import RegistryDestination
 from llava_trainer.retrying import Patience
 from tests.localcluster import debian
+from tests.trainer.fault_table import check_row, describe_visible
 from tests.trainer.killing import Victim
-from tests.trainer.places import FIELD, MERGED, QUICK, make_content, make_place, write_secret
+from tests.trainer.places import FIELD, MERGED, QUICK, make_content, make_place, texts_behind, write_secret
 from tests.trainer.servers.authority import Authority
-from tests.trainer.servers.registry import PASSWORD, USERNAME, TokenService, htpasswd_auth, run_registry
+from tests.trainer.servers.echo import ECHOES, run_echo
+from tests.trainer.servers.registry import FULL, PASSWORD, USERNAME, TokenService, htpasswd_auth, run_registry
 from tests.trainer.servers.relay import Fault, Relay, Relayed
 
 CHUNK = 100_000
@@ -68,10 +70,12 @@ class Hosted:
     root: Path
     repository: str
     clients: ExitStack
+    base: str = ""
+    """Of another registry than the relay's."""
 
     @property
     def address(self) -> str:
-        return f"oci://{self.relay.base.partition('://')[2]}/{self.repository}:v1"
+        return f"oci://{(self.base or self.relay.base).partition('://')[2]}/{self.repository}:v1"
 
     def place(self, **more: Any) -> Place:
         place = make_place(self.address, self.root, ca_pem=self.authority.pem, **more)
@@ -299,48 +303,79 @@ def _publish_in_a_process(place: dict[str, Any], folder: Path) -> None:
     RegistryDestination(make_place(**place), CHUNK).publish(content, lambda num_bytes: None)
 
 
-def test_killed_at_each_request(hosted: Hosted, small: Content) -> None:
-    """Before the request gets through, and after: nothing or the whole stands there, and the repeat completes it."""
+AT_EACH: dict[str, Callable[[Victim, Relayed], tuple[Fault, Fault]]] = {
+    "SIGKILL before each request gets through, or before its answer comes by turns": (
+        lambda victim, request: (Fault(before=victim.kill), Fault(after=victim.kill))
+    ),
+    "the connection is cut within each request, or before its answer by turns": (
+        lambda victim, request: (Fault(cut_after=request.size // 2), Fault(loses_answer=True))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AT_EACH)
+def test_fault_at_each_request(hosted: Hosted, small: Content, name: str) -> None:
+    """Nothing or the whole stands there, and the repeat completes it."""
     victim = Victim([__name__])
-    hosted.publish(small)
-    num_requests = len(hosted.relay.requests)
-    repository, folder = hosted.repository, small.items[0].path.parent
-    for number in range(num_requests):
-        hosted.repository = f"{repository}/killed-{number}"
-        is_before = number % 2 == 0
-        hosted.relay.begin({number: Fault(before=victim.kill) if is_before else Fault(after=victim.kill)})
-        place = {"address": hosted.address, "root": hosted.root, "ca_pem": hosted.authority.pem}
-        assert victim.run(_publish_in_a_process, place, folder) == -9
+    faults = Faults(hosted, small)
+    for number, request in enumerate(faults.requests):
+        fault = AT_EACH[name](victim, request)[number % 2]
+        faults.begin(f"{name[:4].lower().strip()}-{number}")
+        hosted.relay.begin({number: fault})
+        if "SIGKILL" in name:
+            place = {"address": hosted.address, "root": hosted.root, "ca_pem": hosted.authority.pem}
+            assert victim.run(_publish_in_a_process, place, small.items[0].path.parent) == -9
+        else:
+            assert hosted.fail(small, hosted.place(patience=ONCE)).reason == Reason.DESTINATION_UNAVAILABLE
         assert len(hosted.relay.requests) == number + 1
-        _complete(hosted, small)
+        faults.complete()
+    faults.check_row(f"{name}, {len(faults.requests)} in turn")
 
 
-def _complete(hosted: Hosted, content: Content) -> None:
-    """What stands there is nothing or the whole, and the repeat sends the blobs that are missing, and no other."""
-    hosted.look(content)
-    finished = {path.partition("?")[0]: None for path in hosted.blobs()}
-    hosted.relay.begin()
-    assert hosted.publish(content).revision
-    assert hosted.look(content) == (True, True)
-    begun = len(hosted.blobs(begun=True))
-    # Of an upload that was finished when it broke off, the answer tells whether it was.
-    assert NUM_BLOBS - len(finished) <= begun <= NUM_BLOBS - len(finished) + 1
-    hosted.relay.begin()
-    assert hosted.publish(content).sent_bytes == 0
+class Faults:
+    """Repositories to which the same is published, with one fault each; what stands in each of them afterwards."""
 
+    def __init__(self, hosted: Hosted, content: Content) -> None:
+        self._hosted, self._content = hosted, content
+        self._base = hosted.repository
+        self.begin("whole")
+        hosted.publish(content)
+        assert hosted.look(content) == (True, True)
+        self.requests = hosted.relay.requests
+        self._whole = self._digests()
+        self._seen: list[str] = []
 
-def test_connection_cut_at_each_request(hosted: Hosted, small: Content) -> None:
-    """In the middle of what is sent, or before the answer."""
-    hosted.publish(small)
-    sizes = [request.size for request in hosted.relay.requests]
-    repository = hosted.repository
-    for number, size in enumerate(sizes):
-        hosted.repository = f"{repository}/cut-{number}"
-        hosted.relay.begin({number: Fault(cut_after=size // 2) if size else Fault(loses_answer=True)})
-        error = hosted.fail(small, hosted.place(patience=ONCE))
-        assert error.reason == Reason.DESTINATION_UNAVAILABLE
-        assert len(hosted.relay.requests) == number + 1
-        _complete(hosted, small)
+    def begin(self, label: str) -> None:
+        """Go to another repository. The last part of its name is the model's, and the same."""
+        self._hosted.repository = f"{self._base}/{label}/invoices"
+        self._hosted.relay.begin()
+
+    def complete(self) -> None:
+        """See what stands there, and have the repeat send the blobs that are missing, and no other."""
+        hosted = self._hosted
+        tags = self._digests()
+        # The registry takes no manifest whose blobs are not there: with the same digest it is the whole.
+        assert all(tag in (None, whole) for tag, whole in zip(tags, self._whole, strict=True)), "half of it is visible"
+        assert tags != (self._whole[0], None), "the tag comes last"
+        self._seen.append("nothing that loads" if tags == (None, None) else "the whole model")
+        finished = {path.partition("?")[0] for path in hosted.blobs()}
+        hosted.relay.begin()
+        hosted.publish(self._content)
+        assert self._digests() == self._whole
+        begun = len(hosted.blobs(begun=True))
+        # Of an upload that was being finished when it broke off, nobody knows whether it was.
+        assert NUM_BLOBS - len(finished) <= begun <= NUM_BLOBS - len(finished) + 1
+
+    def _digests(self) -> tuple[str | None, str | None]:
+        raw = [self._hosted.get(f"manifests/{tag}", MANIFEST_TYPE, INDEX_TYPE) for tag in ("v1", "v1-modelcar")]
+        artifact, image = (content and hashlib.sha256(content).hexdigest() for content in raw)
+        return artifact or None, image or None  # type: ignore[return-value]
+
+    def check_row(self, fault: str) -> None:
+        """Hold it against docs/publishing.md."""
+        check_row(
+            "oci", fault, describe_visible(self._seen), "completes it, and sends only the blobs that were missing"
+        )
 
 
 KINDS: dict[str, Callable[[Relayed], bool]] = {
@@ -366,18 +401,15 @@ ANSWERS = {
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_answers_to_each_kind_of_request(hosted: Hosted, small: Content, answer: str) -> None:
     fault, reason, told = ANSWERS[answer]
-    repository = hosted.repository
+    faults = Faults(hosted, small)
     for index, (kind, is_meant) in enumerate(KINDS.items()):
-        hosted.repository = f"{repository}/{index}"
-        hosted.relay.begin()
+        faults.begin(f"{answer}-{index}")
         hosted.relay.choose = lambda request, is_meant=is_meant: fault if is_meant(request) else None  # type: ignore[misc]
         error = hosted.fail(small)
         assert error.reason == reason, kind
         assert told in error.message
-        assert hosted.look(small)[0] is False, kind
-        hosted.relay.begin()
-        hosted.publish(small)
-        assert hosted.look(small) == (True, True), kind
+        faults.complete()
+    faults.check_row(f"HTTP {answer} to each kind of request, {len(KINDS)} in turn")
 
 
 def test_trouble_that_passes_is_ridden_out(hosted: Hosted, small: Content) -> None:
@@ -415,7 +447,7 @@ def test_chunk_that_broke_off_begins_the_blob_anew_where_the_registry_wants_it(h
 
 
 def test_full_disk_of_the_registry(program: Path, authority: Authority, small: Content, tmp_path: Path) -> None:
-    """A real one, of a file system with 100 kB: with more room the repeat completes it."""
+    """A real one, of a file system with room for 100 kB."""
     (tmp_path / "full").mkdir()
     with (
         run_registry(program, tmp_path / "full", max_bytes=100 << 10) as base,
@@ -427,6 +459,11 @@ def test_full_disk_of_the_registry(program: Path, authority: Authority, small: C
         assert error.reason == Reason.DESTINATION_UNAVAILABLE
         assert "HTTP 500 (UNKNOWN)" in error.message
         assert hosted.look(small) == (False, False)
+        (tmp_path / "full" / FULL).unlink()
+        hosted.publish(small, hosted.place(patience=Patience(tries=20, first_s=0.1, most_s=0.1)))
+        assert hosted.look(small) == (True, True)
+    row = ("oci", "the registry's disk is full (a real one), once", describe_visible(["nothing that loads"]))
+    check_row(*row, "completes it where there is room again")
 
 
 # --- other registries
@@ -530,6 +567,11 @@ ODD: dict[str, tuple[Callable[[Relayed], Fault | None], Reason, str]] = {
     ),
     "upload at no address": (
         lambda request: Fault(status=202, headers=(("Location", "https://[secret=1"),))
+        if request.method == "POST" else None,
+        Reason.DESTINATION_REFUSED, "wants uploads at what is no address",
+    ),
+    "upload at an address that cannot be": (
+        lambda request: Fault(status=202, headers=(("Location", "/secret=1/" + "a" * 66_000),))
         if request.method == "POST" else None,
         Reason.DESTINATION_REFUSED, "wants uploads at what is no address",
     ),
@@ -684,17 +726,9 @@ def test_credentials_are_told_nowhere(hosted: Hosted, small: Content, caplog: py
     error = hosted.fail(small, hosted.place())
     assert error.reason == Reason.DESTINATION_REFUSED
     assert "HTTP 401: credentials are missing or wrong; set spec.publish.destinations[0].secretRef" in error.message
-    texts = [caplog.text, str(error), repr(error), repr(place), *_texts_behind(error)]
+    texts = [caplog.text, str(error), repr(error), repr(place), *texts_behind(error)]
     for secret in (PASSWORD, wrong, BASIC.removeprefix("Basic ")):
         assert not [text for text in texts if secret in text]
-
-
-def _texts_behind(error: BaseException) -> list[str]:
-    """Of the errors that a traceback would show."""
-    found = []
-    while (error := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:  # type: ignore[assignment]
-        found.append(repr(error))
-    return found
 
 
 def test_nobody_is_told_what_is_missing(hosted: Hosted, small: Content) -> None:
@@ -760,6 +794,7 @@ def test_docker_hub_has_several_names(tmp_path: Path, key: str) -> None:
 
 @pytest.mark.parametrize("address", [
     "oci://host/model", "oci://host:5000", "oci://:v1", "oci:///model:v1", "s3://host/model:v1", "oci://user@host/model:v1",
+    "oci://host:99999/model:v1",
 ])  # fmt: skip
 def test_addresses_that_are_none(tmp_path: Path, address: str) -> None:
     with pytest.raises(StageError, match="must be oci://REGISTRY/REPOSITORY:TAG"):
@@ -776,6 +811,27 @@ def test_plain_http_takes_no_password(program: Path, tmp_path: Path, small: Cont
         write_secret(tmp_path, username=USERNAME, password=PASSWORD)
         with pytest.raises(StageError, match=r"is reached by plain HTTP \(plainHttp\), where no password is sent"):
             RegistryDestination(place)
+
+
+CHALLENGE = "HTTP/1.1 401 No\r\nWWW-Authenticate: {}\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("where", ECHOES)
+@pytest.mark.parametrize("who", ["registry", "token service"])
+def test_whoever_repeats_what_it_was_sent(
+    hosted: Hosted, small: Content, where: str, who: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="llava_trainer")
+    challenge = CHALLENGE.format('Basic realm="tests"')
+    with run_echo(lambda said: ECHOES[where](said) if said else challenge, hosted.authority) as url:
+        if who == "registry":
+            hosted.base = url
+        else:
+            headers = (("WWW-Authenticate", f'Bearer realm="{url}/token"'),)
+            hosted.relay.choose = lambda request: Fault(status=401, headers=headers)
+        error = hosted.fail(small)
+    texts = [caplog.text, error.message, *texts_behind(error)]
+    assert not [text for text in texts for secret in (PACKED, PASSWORD) if secret.lower() in text.lower()]
 
 
 @pytest.fixture(scope="module")
@@ -822,6 +878,7 @@ def test_token_service(tokens: tuple[Hosted, TokenService], small: Content, capl
 @pytest.mark.parametrize(("challenge", "reason", "told"), [
     ('Bearer realm="http://elsewhere.invalid/token"', Reason.DESTINATION_REFUSED, "at elsewhere.invalid has no TLS"),
     ('Bearer realm="https://user:secret1@elsewhere.invalid/"', Reason.DESTINATION_UNAVAILABLE, "names no address of a"),
+    (f'Bearer realm="https://elsewhere.invalid/secret1{"a" * 66_000}"', Reason.DESTINATION_UNAVAILABLE, "no address"),
     ("Bearer", Reason.DESTINATION_UNAVAILABLE, "names no address of a token service"),
     ("Negotiate", Reason.DESTINATION_REFUSED, "asks neither for Basic nor for a Bearer token"),
     ('Bearer realm="SERVICE/gone"', Reason.DESTINATION_REFUSED, "credentials are missing or wrong"),
@@ -851,5 +908,5 @@ def test_challenges_that_are_none(
         error = hosted.fail(small)
         assert error.reason == reason
         assert told in error.message
-        texts = [error.message, *_texts_behind(error)]
+        texts = [error.message, *texts_behind(error)]
         assert not [text for text in texts if "secret1" in text or PASSWORD in text]

@@ -2,7 +2,7 @@
 
 ``FAULT`` says what (a function below), ``FAULT_RANK`` in which process, ``FAULT_AT`` in which of its backward passes,
 where it is one of these. ``STALL_SHORTEST_S`` takes the place of the watchdog's shortest limit, in every rank;
-``IMPATIENT`` takes the waiting out of trying again.
+``IMPATIENT`` takes the waiting out of trying again; ``DESTINATIONS`` is where claims to publish to are.
 """
 
 import os
@@ -97,3 +97,7 @@ if os.environ.get("IMPATIENT"):
     from llava_trainer.retrying import Patience
 
     Patience.wait_s = lambda self, failures, asked_s=None: 0.01
+if claims := os.environ.get("DESTINATIONS"):
+    from llava_api import constants
+
+    constants.DESTINATIONS_PATH = claims

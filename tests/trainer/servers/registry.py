@@ -6,7 +6,9 @@ It speaks plain HTTP on loopback: TLS is the relay's (``relay``) that stands bef
 import base64
 import contextlib
 import json
+import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +31,17 @@ USERNAME = "publisher"
 PASSWORD = "pass:word of a test"
 _HTPASSWD = f"{USERNAME}:$2y$04$abcdefghijklmnopqrstuuj3paAeemfge.ELzI2jrNWeZWqcj4DLi\n"
 """The same pair; the registry takes bcrypt alone, which Python has not."""
+FULL = "full"
+_MORE_BYTES = 1 << 20
+_FILL = """
+mount -t tmpfs -o size=$SIZE tmpfs $BLOBS && head -c $BALLAST /dev/zero > $BLOBS/ballast || exit 1
+(while test -e $MARK && kill -0 $$; do sleep 0.05; done; rm $BLOBS/ballast) &
+exec "$0" "$@"
+"""
+"""A file system of its own that another file fills, until somebody takes the mark away."""
 _START_S = 20
+_MEMORY = Path("/dev/shm")
+"""The registry waits for the disk with each blob, which takes most of its time."""
 
 
 @contextmanager
@@ -40,17 +52,21 @@ def run_registry(
 
     Args:
         program: docker-registry.
-        folder: an empty one, for blobs and configuration.
+        folder: for configuration and log.
         auth: its configuration's section; None lets anybody do anything.
-        max_bytes: of the file system that it stores blobs on.
+        max_bytes: room for blobs, as long as there is a file named FULL in the folder; then a megabyte more.
     """
     port = free_port()
-    blobs = folder / "blobs"
-    blobs.mkdir()
+    with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else folder) as blobs:
+        yield from _serve(program, folder, Path(blobs), port, auth, max_bytes)
+
+
+def _serve(
+    program: Path, folder: Path, blobs: Path, port: int, auth: dict[str, Any] | None, max_bytes: int | None
+) -> Iterator[str]:
     config = {
         "version": "0.1",
         "log": {"level": "error", "accesslog": {"disabled": True}},
-        # Where no file system is there for it alone, nothing has to be synced.
         "storage": {"filesystem": {"rootdirectory": str(blobs)}, "delete": {"enabled": True}},
         "http": {"addr": f"127.0.0.1:{port}", "secret": "of tests"},
         **({"auth": auth} if auth else {}),
@@ -58,10 +74,13 @@ def run_registry(
     file = folder / "config.yml"
     file.write_text(json.dumps(config))
     command = [str(program), "serve", str(file)]
+    environ = dict(os.environ)
     if max_bytes is not None:
-        mount = f'mount -t tmpfs -o size={max_bytes} tmpfs {blobs} && exec "$0" "$@"'
-        command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, *command]
-    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        (folder / FULL).touch()
+        command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", _FILL, *command]
+        environ |= {"BLOBS": str(blobs), "SIZE": str(max_bytes + _MORE_BYTES), "BALLAST": str(_MORE_BYTES),
+                    "MARK": str(folder / FULL)}  # fmt: skip
+    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log, env=environ) as process:
         try:
             base = f"http://127.0.0.1:{port}"
             _wait(base, process, folder / "log")

@@ -22,10 +22,11 @@ _STARTS_WITHIN_S = 20
 
 
 @contextmanager
-def run_versity(*, before: Sequence[str] = ()) -> Iterator[str]:
+def run_versity(*options: str, before: Sequence[str] = ()) -> Iterator[str]:
     """The endpoint, by plain HTTP, of a server with one empty bucket.
 
     Args:
+        options: of its store.
         before: a command that runs the server's, in another mount namespace, say; ``{folder}`` in it is where the
             server keeps everything.
     """
@@ -39,7 +40,7 @@ def run_versity(*, before: Sequence[str] = ()) -> Iterator[str]:
         one.mkdir(parents=True, exist_ok=True)
     first = [one.format(folder=folder) for one in before]
     keys = ["--access", KEYS["access_key_id"], "--secret", KEYS["secret_access_key"]]
-    store = ["posix", "--sidecar", str(metadata), str(objects)]
+    store = ["posix", "--sidecar", str(metadata), *options, str(objects)]
     command = [*first, str(program), "--port", f"127.0.0.1:{port}", *keys, "--quiet", *store]
     try:
         with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:

@@ -40,6 +40,8 @@ _UNKNOWN = 501
 
 _MOST_ENTRIES = 100_000
 """Of one listing: a file has 10,000 parts at most, a model far fewer files."""
+_OF_BUCKET = ("Name", "Bucket")
+"""Where each page of a listing says which bucket it is of."""
 _NEXT = ("NextContinuationToken", "NextKeyMarker", "NextPartNumberMarker")
 
 _Result = TypeVar("_Result")
@@ -154,6 +156,9 @@ class BucketDestination:
         num_entries = 0
         with self._explaining():
             for page in self._client.get_paginator(operation).paginate(**given):
+                if not any(page.get(name) for name in _OF_BUCKET):
+                    # Some other page, of a proxy, say, would look like a bucket that holds nothing.
+                    raise ValueError("no listing")
                 for entry in page.get(key, ()):
                     num_entries += 1
                     if num_entries > _MOST_ENTRIES:
@@ -200,19 +205,21 @@ class BucketDestination:
                 best = (upload_id, have)
         if best is not None:
             return best
-        answer = self._ask(
-            lambda: self._client.create_multipart_upload(**self._key(item), Metadata={_SHA256: item.sha256})
-        )
-        return str(answer["UploadId"]), {}
+        return self._ask(lambda: self._begin(item)), {}
+
+    def _begin(self, item: Item) -> str:
+        answer = self._client.create_multipart_upload(**self._key(item), Metadata={_SHA256: item.sha256})
+        return str(answer["UploadId"])
 
     def _send_part(self, item: Item, part: Part, content: bytes, upload_id: str) -> str:
-        answer = self._ask(
-            lambda: self._client.upload_part(
+        def send() -> str:
+            answer = self._client.upload_part(
                 **self._key(item), UploadId=upload_id, PartNumber=part.number, Body=content,
                 ContentMD5=base64.b64encode(part.md5).decode(),
-            )
-        )  # fmt: skip
-        return str(answer["ETag"])
+            )  # fmt: skip
+            return str(answer["ETag"])
+
+        return self._ask(send)
 
     def _complete(self, upload: _Upload) -> None:
         """Make a file visible, unless somebody has put another one there."""

@@ -9,7 +9,7 @@ import httpx
 from llava_trainer.publishing.destination import Place
 from llava_trainer.retrying import TransientError
 from llava_trainer.sources.refusals import WRITING, explain_failure
-from llava_trainer.sources.responses import explain_transport, parse_wait_s, read_bounded
+from llava_trainer.sources.responses import Origin, explain_transport, origin_of, parse_wait_s, read_bounded
 
 MAX_ANSWER_BYTES = 4 << 20
 """What a registry has to take for a manifest, and so the most that one may have."""
@@ -46,8 +46,27 @@ class Answer:
         return found[1].decode() if found else ""
 
 
+def address_of(url: str) -> tuple[httpx.URL, Origin]:
+    """An address that a server has named, and what a credential for it would be pinned to.
+
+    Raises:
+        ValueError: it is none of http or https, or has a user's name in it.
+    """
+    try:
+        return httpx.URL(url), origin_of(url)
+    except httpx.InvalidURL:
+        # Its text holds the address.
+        raise ValueError("no address") from None
+
+
 def exchange(
-    place: Place, method: str, url: str, headers: Mapping[str, str], body: Body | None = None, *, told: str = ""
+    place: Place,
+    method: str,
+    url: str | httpx.URL,
+    headers: Mapping[str, str],
+    body: Body | None = None,
+    *,
+    told: str = "",
 ) -> Answer:
     """Ask once; no redirect is followed.
 

@@ -24,15 +24,15 @@ from pydantic import Field, ValidationError
 from llava_api.base import Lenient
 from llava_trainer.publishing.content import Item, read_span
 from llava_trainer.publishing.destination import Place
-from llava_trainer.publishing.exchange import Answer, Body, exchange, explain
+from llava_trainer.publishing.exchange import Answer, Body, address_of, exchange, explain
 from llava_trainer.publishing.refusals import refused, unavailable
 from llava_trainer.retrying import TransientError
 from llava_trainer.sources.hub import call_hub, open_hub
 from llava_trainer.sources.refusals import WRITING, MissingError, explain_failure
 from llava_trainer.sources.responses import explain_answer, explain_transport, open_response, origin_of, read_bounded
 
-MAX_FILES = 100_000
-"""Of a repository that is published to; the hub itself recommends fewer."""
+MAX_ENTRIES = 100_000
+"""Files and folders of a repository that is published to; the hub itself recommends fewer."""
 _SAMPLE_BYTES = 512
 _MODES_AT_ONCE = 256
 _JSON = "application/json"
@@ -66,7 +66,9 @@ class _Mode(Lenient):
     is_ignored: Annotated[bool, Field(alias="shouldIgnore")] = False
 
 
-class _Modes(Lenient):
+class Modes(Lenient):
+    """The hub's answer to what files it would be sent."""
+
     files: list[_Mode]
 
 
@@ -133,14 +135,17 @@ class HubClient:
         """
         entries = iter(self._api.list_repo_tree(self._repository, revision=commit, recursive=True))
         found: dict[str, Standing] = {}
-        while (entry := self._call(lambda: next(entries, None))) is not None:
+        for _ in range(MAX_ENTRIES):
+            entry = self._call(lambda: next(entries, None))
+            if entry is None:
+                return found
             if isinstance(entry, RepoFile):
                 found[entry.path] = Standing(
                     size=entry.size, sha256=entry.lfs.sha256 if entry.lfs else None, blob_id=entry.blob_id
                 )
-            if len(found) > MAX_FILES:
-                raise refused(f"{self._place.what} has more than {MAX_FILES:,} files: publish to another repository")
-        return found
+        raise refused(
+            f"{self._place.what} has more than {MAX_ENTRIES:,} files and folders: publish to another repository"
+        )
 
     def read_file(self, commit: str, path: str, most: int) -> bytes:
         """A small file of a commit.
@@ -173,7 +178,7 @@ class HubClient:
             batch = paths[begin : begin + _MODES_AT_ONCE]
             files = [{"path": path, "size": names[path].size, "sample": _sample(names[path])} for path in batch]
             answer = self.post(self._route("preupload"), {"files": files}, _JSON)
-            told = {one.path: one for one in self.parse(_Modes, answer).files}
+            told = {one.path: one for one in self.parse(Modes, answer).files}
             for path in batch:
                 if path not in told:
                     self._refuse_answer()
@@ -298,7 +303,7 @@ class _Head(Lenient):
 
 def _has_origin(url: str, endpoint: str) -> bool:
     try:
-        return origin_of(url) == origin_of(endpoint)
+        return address_of(url)[1] == origin_of(endpoint)
     except ValueError:
         return False
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from llava_api.base import Lenient
 from llava_trainer.publishing.content import Item, check_item, read_span
 from llava_trainer.publishing.destination import Place
-from llava_trainer.publishing.exchange import Answer, Body, exchange, explain
+from llava_trainer.publishing.exchange import Answer, Body, address_of, exchange, explain
 from llava_trainer.publishing.hub_client import HubClient
 from llava_trainer.publishing.refusals import refused, unavailable
 from llava_trainer.sources.responses import origin_of
@@ -140,7 +140,7 @@ class LfsStore:
 
     def _ask(self, item: Item, method: str, url: str, headers: dict[str, str], body: Body) -> Answer:
         try:
-            scheme = origin_of(url)[0]
+            _, (scheme, _, _) = address_of(url)
         except ValueError:
             raise self._odd("the hub names no address to send files to") from None
         if scheme != self._scheme:

@@ -25,6 +25,7 @@ from llava_trainer.publishing.model_layers import (
 from llava_trainer.publishing.refusals import refused
 from llava_trainer.publishing.registry_access import read_login
 from llava_trainer.publishing.registry_client import CHUNK_BYTES, Blob, RegistryClient
+from llava_trainer.sources.responses import origin_of
 
 _SCHEME = "oci://"
 _API_HOSTS = {"docker.io": "registry-1.docker.io"}
@@ -48,7 +49,11 @@ def parse_reference(place: Place) -> _Reference:
     """
     host, _, path = place.address.removeprefix(_SCHEME).partition("/")
     repository, colon, tag = path.rpartition(":")
-    if not (place.address.startswith(_SCHEME) and host and repository and colon and tag and "@" not in host):
+    try:
+        origin_of(f"https://{host}")
+    except ValueError:
+        host = ""
+    if not (place.address.startswith(_SCHEME) and host and repository and colon and tag):
         raise refused(f"{place.field} is {show(place.address)} but must be oci://REGISTRY/REPOSITORY:TAG")
     return _Reference(host=host, repository=repository, tag=f"{tag}-{place.folder}" if place.folder else tag)
 

@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from llava_api.text import show
 from llava_trainer.publishing.destination import Place
-from llava_trainer.publishing.exchange import Answer, exchange, explain
+from llava_trainer.publishing.exchange import Answer, address_of, exchange, explain
 from llava_trainer.publishing.refusals import refused, unavailable
 from llava_trainer.retrying import TransientError
 from llava_trainer.sources.credentials import read_credentials
-from llava_trainer.sources.responses import Origin, origin_of
+from llava_trainer.sources.responses import Origin
 
 DOCKER_CONFIG = ".dockerconfigjson"
 _MAX_CONFIG_BYTES = 64 << 10
@@ -175,7 +173,7 @@ class Access:
     def _ask_token(self, parameters: dict[str, str]) -> str:
         realm = parameters.get("realm", "")
         try:
-            scheme, host, _ = origin_of(realm)
+            url, (scheme, host, _) = address_of(realm)
         except ValueError:
             raise unavailable(f"{self._place.what} names no address of a token service (realm): look at it") from None
         told = f"{self._place.address}'s token service at {self.show_host(host)}"
@@ -183,8 +181,7 @@ class Access:
             raise refused(f"{self._place.field}: {told} has no TLS, and nothing is sent there: give it TLS")
         asked = {"service": parameters.get("service", ""), "scope": self._scope}
         headers = {"Authorization": self._login.basic} if self._login else {}
-        url = str(httpx.URL(realm).copy_merge_params(asked))
-        answer = exchange(self._place, "GET", url, headers, told=told)
+        answer = exchange(self._place, "GET", url.copy_merge_params(asked), headers, told=told)
         if answer.status != 200:
             raise explain(self._place, answer, told=told)
         token = _find_token(answer.content)

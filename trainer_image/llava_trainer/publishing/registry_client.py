@@ -17,7 +17,7 @@ from urllib.parse import urljoin
 import httpx
 
 from llava_trainer.publishing.destination import Place
-from llava_trainer.publishing.exchange import Answer, Body, exchange, explain, try_again
+from llava_trainer.publishing.exchange import Answer, Body, address_of, exchange, explain, try_again
 from llava_trainer.publishing.model_layers import INDEX_TYPE, MANIFEST_TYPE, Document
 from llava_trainer.publishing.refusals import refused, unavailable
 from llava_trainer.publishing.registry_access import Access, Login
@@ -173,8 +173,7 @@ class RegistryClient:
         if not location:
             raise TransientError(f"HTTP {answer.status} without Location")
         try:
-            address = urljoin(url, location)
-            scheme, host, port = origin_of(address)
+            address, (scheme, host, port) = address_of(urljoin(url, location))
         except ValueError:
             raise refused(f"{self._place.what}: the registry wants uploads at what is no address: look at it") from None
         if (scheme, host, port) != self._origin:
@@ -183,7 +182,7 @@ class RegistryClient:
                 "where nothing is sent: have it name its own address (behind a proxy, by X-Forwarded-Proto and Host), "
                 "or name that one"
             )
-        return address
+        return str(address)
 
     def _explain(self, answer: Answer) -> Exception:
         if answer.status == 413:

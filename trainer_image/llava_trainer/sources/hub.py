@@ -252,7 +252,8 @@ class _HubTransport(httpx.BaseTransport):
             finally:
                 response.close()
         except httpx.RequestError as error:
-            raise explain_transport(error, self.field, self.told) from error
+            # Its text may hold what was sent.
+            raise explain_transport(error, self.field, self.told) from None
         found = explain_failure(response.status_code, self.field, self.told, wait_s=parse_wait_s(response.headers),
                                 access=self.access)  # fmt: skip
         if isinstance(found, TransientError):

@@ -110,10 +110,12 @@ class S3:
         headers = {name: value.decode() if isinstance(value, bytes) else str(value)
                    for name, value in request.headers.items() if name.lower() != "expect"}  # fmt: skip
         where = f"{self._told} at {self.endpoint}"
+        # What boto3 makes of bytes is read once, and may have to be sent again.
+        body = request.body.read() if hasattr(request.body, "read") else request.body
 
         def ask() -> AWSResponse:
             try:
-                with self._way_out.stream(request.method, request.url, headers=headers, content=request.body) as answer:
+                with self._way_out.stream(request.method, request.url, headers=headers, content=body) as answer:
                     status = answer.status_code
                     if not 200 <= status < 300 and status not in self._is_left_to_caller:
                         raise explain_answer(answer, self._field, where, role=self._role, access=self._access)
