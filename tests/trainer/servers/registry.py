@@ -39,6 +39,8 @@ mount -t tmpfs -o size=$SIZE tmpfs $BLOBS && head -c $BALLAST /dev/zero > $BLOBS
 exec "$0" "$@"
 """
 """A file system of its own that another file fills, until somebody takes the mark away."""
+_SERVICE = "registry of tests"
+_LIFETIME_S = 300
 _START_S = 20
 _MEMORY = Path("/dev/shm")
 """The registry waits for the disk with each blob, which takes most of its time."""
@@ -109,9 +111,8 @@ def htpasswd_auth(folder: Path) -> dict[str, Any]:
 class TokenService(FileServer):
     """Gives tokens for USERNAME and PASSWORD, as https://distribution.github.io/distribution/spec/auth/jwt/ has it."""
 
-    def __init__(self, folder: Path, *, lifetime_s: int = 300) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.lifetime_s = lifetime_s
         self._key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tokens of tests")])
         now = datetime.now(UTC)
@@ -130,7 +131,7 @@ class TokenService(FileServer):
         """``auth`` of the registry that believes these tokens."""
         return {
             "token": {
-                "realm": f"{self.base}/token", "service": "registry of tests", "issuer": "tests",
+                "realm": f"{self.base}/token", "service": _SERVICE, "issuer": "tests",
                 "rootcertbundle": str(self._bundle),
             }
         }  # fmt: skip
@@ -140,16 +141,21 @@ class TokenService(FileServer):
         if request.path != "/token" or request.authorization != f"Basic {pair}":
             return Answer(status=401)
         asked = {name: values[0] for name, values in parse_qs(request.query).items()}
+        assert asked["service"] == _SERVICE
         kind, name, actions = asked["scope"].split(":")
+        assert kind == "repository"
+        return Answer(status=200, body=json.dumps({"token": self.give(name, *actions.split(","))}).encode())
+
+    def give(self, repository: str, *actions: str) -> str:
+        """A token that allows something."""
         now = int(time.time())
         claims = {
-            "iss": "tests", "sub": USERNAME, "aud": asked["service"], "iat": now, "nbf": now - 60,
-            "exp": now + self.lifetime_s, "jti": str(len(self.given)),
-            "access": [{"type": kind, "name": name, "actions": actions.split(",")}],
+            "iss": "tests", "sub": USERNAME, "aud": _SERVICE, "iat": now, "nbf": now - 60, "exp": now + _LIFETIME_S,
+            "jti": str(len(self.given)), "access": [{"type": "repository", "name": repository, "actions": actions}],
         }  # fmt: skip
         token = self._sign(claims)
         self.given.append(token)
-        return Answer(status=200, body=json.dumps({"token": token}).encode())
+        return token
 
     def _sign(self, claims: dict[str, Any]) -> str:
         certificate = base64.b64encode(self._certificate.public_bytes(serialization.Encoding.DER)).decode()
