@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 CLUSTER := $(PYTHON) -m tests.localcluster
+# Tests start hundreds of processes: none of them is to translate anew what another one has.
+export PYTHONDONTWRITEBYTECODE :=
 # uv of a pinned version, in a folder of its own, where the machine has none.
 UV = $(shell command -v uv || echo $(VENV)-uv/bin/uv)
 
@@ -38,7 +40,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	  $(PYTHON) -c 'import ensurepip' 2>/dev/null || { apt-get update -qq && apt-get install -y -qq python3-venv; }; \
 	  $(PYTHON) -m venv $(VENV)-uv && $(VENV)-uv/bin/pip install -q uv==0.13.9; }
 	@test -x $(RUN)/python || $(UV) venv -q --python $(PYTHON) $(VENV)
-	@$(UV) pip install -q --python $(RUN)/python -c constraints.txt -e '.[operator,trainer,dev]'
+	@$(UV) pip install -q --compile-bytecode --python $(RUN)/python -c constraints.txt -e '.[operator,trainer,dev]'
 	@touch $@
 
 .PHONY: demo

@@ -14,7 +14,7 @@ ROOT = Path("/llava/run")
 
 
 def test_results_lie_in_the_folders_of_the_attempts_that_count() -> None:
-    volume = RunVolume(root=ROOT, results=dict(zip(StageName, range(1, 6), strict=True)))
+    volume = RunVolume(root=ROOT, results=dict(zip(StageName, range(1, 7), strict=True)))
     attempts = ROOT / "attempts"
     assert volume.train_file == attempts / "prepare-1/data/train.jsonl"
     assert volume.dataset_report_html == attempts / "prepare-1/data/report.html"
@@ -25,6 +25,7 @@ def test_results_lie_in_the_folders_of_the_attempts_that_count() -> None:
     assert (volume.adapter_dir, volume.weights_dir) == (attempts / "train-3/adapter", attempts / "train-3/weights")
     assert volume.merged_dir == attempts / "merge-4/merged"
     assert volume.report_file == attempts / "evaluate-5/evaluation/report.html"
+    assert volume.publication_dir == attempts / "publish-6/publication"
 
 
 def test_the_layout_of_older_images_stays() -> None:
@@ -45,7 +46,7 @@ def test_people_find_every_result_under_a_name_at_the_root() -> None:
     assert STABLE_NAMES.keys() == set(StageName)
     volume = RunVolume(root=ROOT, results=dict.fromkeys(StageName, 1))
     folders = (volume.data_dir, volume.projector_dir, volume.adapter_dir, volume.weights_dir, volume.merged_dir,
-               volume.evaluation_dir)  # fmt: skip
+               volume.evaluation_dir, volume.publication_dir)  # fmt: skip
     for folder in folders:
         stage, _ = parse_attempt(folder.parent.name)
         assert folder.name in STABLE_NAMES[stage]
@@ -54,7 +55,7 @@ def test_people_find_every_result_under_a_name_at_the_root() -> None:
 @pytest.mark.parametrize(
     ("name", "parsed"),
     [("train-1", (StageName.TRAIN, 1)), ("evaluate-12", (StageName.EVALUATE, 12)), ("train-0", None),
-     ("train-01", None), ("publish-1", None), ("train", None), ("train-1.old", None), ("xtrain-1", None)],
+     ("train-01", None), ("serve-1", None), ("train", None), ("train-1.old", None), ("xtrain-1", None)],
 )  # fmt: skip
 def test_names_of_attempts(name: str, parsed: tuple[StageName, int] | None) -> None:
     assert parse_attempt(name) == parsed

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llava_trainer.evaluation.statistics import NUM_RESAMPLES, SEED, Numbers, draw_counts
+from llava_trainer.evaluation.draws import NUM_RESAMPLES, SEED, Numbers, draw_counts
 
 NUM_SETS = 2_000
 NUM_GROUPS = (8, 30, 100, 300)

@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", action="store_true", help="LLaVA 7B's shape on this machine's GPU instead")
     parser.add_argument("--rounds", type=int, default=8, help="turns that each side gets")
-    parser.add_argument("--batch", type=int, default=16, help="samples of a turn")
+    parser.add_argument("--batch", type=int, default=64, help="samples of a turn")
     parser.add_argument("--only", choices=("filling", "speed", "head", "loading"), help="one table alone")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)

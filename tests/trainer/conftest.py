@@ -57,6 +57,19 @@ def toy_processor(toy_model_dir: Path) -> "Processor":
     return load_processor(toy_model_dir, "pad")
 
 
+@pytest.fixture(scope="session")
+def merged_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run as it stands when evaluation begins; whoever writes to it copies it."""
+    from llava_trainer.stages import merge
+    from tests.trainer.runs import Recorder, make_run
+
+    root = tmp_path_factory.mktemp("merged") / "run"
+    config = make_run(root)
+    with Recorder(config) as reporter:
+        merge.run(config, reporter)
+    return root
+
+
 @pytest.fixture
 def port() -> int:
     """A port that nobody listens on."""

@@ -21,24 +21,15 @@ from llava_trainer.evaluation.rows import Row
 from llava_trainer.evaluation.scores import Metrics
 from llava_trainer.files import sha256_file
 from llava_trainer.outcome import StageOutput
-from llava_trainer.stages import evaluate, merge
-from tests.trainer.runs import Recorder, make_run, run_config
+from llava_trainer.stages import evaluate
+from tests.trainer.runs import Recorder, run_config
 
 PROMPTS = [{"image": "tray-0001.png", "text": "Describe this image in detail."}, {"text": "Who are you?"}]
 
 
-@pytest.fixture(scope="module")
-def made_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("run")
-    config = make_run(root)
-    with Recorder(config) as reporter:
-        merge.run(config, reporter)
-    return root
-
-
 @pytest.fixture
-def root(made_root: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made_root, tmp_path / "run"))
+def root(merged_root: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(merged_root, tmp_path / "run"))
 
 
 def attempts(root: Path) -> Path:

@@ -8,27 +8,18 @@ import pytest
 from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
 from llava_trainer.evaluation.rows import Row
-from llava_trainer.stages import evaluate, merge
+from llava_trainer.stages import evaluate
 from tests.trainer.attempts import begin
 from tests.trainer.pods import Pod
-from tests.trainer.runs import Recorder, describe_run, make_run
+from tests.trainer.runs import Recorder, describe_run
 
 SETTINGS = {"gpus": 0, "generation": {"maxNewTokens": 8}, "prompts": [{"text": "Who are you?"}]}
 NUM_ROWS = 31
 
 
 @pytest.fixture(scope="module")
-def made_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("run")
-    config = make_run(root)
-    with Recorder(config) as reporter:
-        merge.run(config, reporter)
-    return root
-
-
-@pytest.fixture(scope="module")
-def expected(made_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    root = Path(shutil.copytree(made_root, tmp_path_factory.mktemp("alone") / "run"))
+def expected(merged_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    root = Path(shutil.copytree(merged_root, tmp_path_factory.mktemp("alone") / "run"))
     config = begin(configure(root))
     with Recorder(config) as reporter:
         evaluate.run(config, reporter)
@@ -36,8 +27,8 @@ def expected(made_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 
 @pytest.fixture
-def root(made_root: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made_root, tmp_path / "run"))
+def root(merged_root: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(merged_root, tmp_path / "run"))
 
 
 def configure(root: Path, *, replicas: int = 1, attempt: int = 1) -> RunConfig:

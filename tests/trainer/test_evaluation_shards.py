@@ -24,9 +24,9 @@ from llava_trainer.evaluation.shards import take_join
 from llava_trainer.model import answering
 from llava_trainer.model.answering import Answerer
 from llava_trainer.outcome import StageOutput
-from llava_trainer.stages import evaluate, merge
+from llava_trainer.stages import evaluate
 from tests.trainer.attempts import begin
-from tests.trainer.runs import Recorder, describe_run, make_run
+from tests.trainer.runs import Recorder, describe_run
 
 NUM_ROWS = 45
 SETTINGS = {"gpus": 0, "generation": {"maxNewTokens": 8}, "trainingSamples": 4, "prompts": [
@@ -34,18 +34,9 @@ SETTINGS = {"gpus": 0, "generation": {"maxNewTokens": 8}, "trainingSamples": 4, 
 ]}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def made_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("run")
-    config = make_run(root)
-    with Recorder(config) as reporter:
-        merge.run(config, reporter)
-    return root
-
-
 @pytest.fixture
-def root(made_root: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made_root, tmp_path / "run"))
+def root(merged_root: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(merged_root, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -98,9 +89,9 @@ def read_metrics(config: RunConfig) -> Metrics:
 
 
 @pytest.fixture(scope="module")
-def expected(made_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+def expected(merged_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     """Of one pod, one question at a time."""
-    root = Path(shutil.copytree(made_root, tmp_path_factory.mktemp("alone") / "run"))
+    root = Path(shutil.copytree(merged_root, tmp_path_factory.mktemp("alone") / "run"))
     config = configure(root)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(answering, "BATCH_ROWS", 1)

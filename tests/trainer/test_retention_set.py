@@ -16,8 +16,8 @@ from llava_trainer.evaluation.dealing import deal
 from llava_trainer.evaluation.rows import Row
 from llava_trainer.evaluation.scores import Metrics
 from llava_trainer.files import sha256_file
-from llava_trainer.stages import evaluate, merge, prepare
-from tests.trainer.runs import Recorder, make_run, run_config
+from llava_trainer.stages import evaluate, prepare
+from tests.trainer.runs import Recorder, describe_run, run_config
 from tests.trainer.test_mixture import (
     conversation,
     draw_image,
@@ -109,12 +109,10 @@ def test_one_that_cannot_be_used_is_told_with_its_place(tmp_path: Path, toy_mode
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(merged_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose retention set is what it trains on."""
-    root = tmp_path_factory.mktemp("run")
-    config = make_run(root)
-    with Recorder(config) as reporter:
-        merge.run(config, reporter)
+    root = Path(shutil.copytree(merged_root, tmp_path_factory.mktemp("retained") / "run"))
+    config = describe_run(root, StageName.EVALUATE)
     shutil.copyfile(config.volume.train_file, config.volume.retention_file)
     return root
 

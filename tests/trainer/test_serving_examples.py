@@ -25,7 +25,7 @@ def address_of(text: str) -> str:
 def test_destinations_come_first_in_kserves_words(address: str, uri: str) -> None:
     published, own = list_served(make_config(address))
     assert address_of(published.inference_service) == uri
-    assert published.place == f"published to {address}"
+    assert published.place == f"{address}, once it is published"
     assert address_of(own.inference_service) == "pvc://trays-run/attempts/merge-1/merged"
     assert bool(published.env) is address.startswith("pvc://"), "the plain example mounts claims alone"
 

@@ -1,21 +1,46 @@
 """Intervals over groups and the sign-flip test: what they come to, and how often they are right."""
 
 import itertools
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import pytest
 
-from llava_trainer.evaluation.statistics import (
-    Numbers,
-    Tallies,
-    estimate_gain,
-    estimate_score,
-    pool,
-    ratio,
-    resample,
-    sign_flip_p_value,
-)
+from llava_trainer.evaluation import statistics
+from llava_trainer.evaluation.draws import Draws, Numbers
+from llava_trainer.evaluation.statistics import Estimate, Tallies, pool, ratio
 from tests.benchmarks.coverage import LEAST_COVERAGE, MOST_ABOVE, bound, judge, simulate
+
+Result = TypeVar("Result")
+
+
+def estimate_score(groups: np.ndarray, tallies: Tallies) -> Estimate:
+    return drawn(statistics.estimate_score, groups, tallies)
+
+
+def estimate_gain(groups: np.ndarray, base: Tallies, tuned: Tallies) -> Estimate:
+    return drawn(statistics.estimate_gain, groups, base, tuned)
+
+
+def sign_flip_p_value(groups: np.ndarray, base: Numbers, tuned: Numbers) -> float:
+    return drawn(statistics.sign_flip_p_value, groups, base, tuned)
+
+
+def drawn(ask: Callable[..., Callable[[], Result]], *values: object) -> Result:
+    """What comes of one thing that is asked for by itself."""
+    draws = Draws()
+    tell = ask(draws, *values)
+    draws.draw()
+    return tell()
+
+
+def resample(rows: Numbers, *, seed: int) -> Numbers:
+    """Every column of the sums, one after the other."""
+    draws = Draws(seed=seed, num_resamples=2000)
+    columns = [draws.resample(rows[:, [column]], lambda sums: sums[:, 0]) for column in range(rows.shape[1])]
+    draws.draw()
+    return np.stack([column() for column in columns], axis=1)
 
 
 def points(*found: float) -> Tallies:
@@ -88,13 +113,13 @@ def test_nothing_by_nothing_is_nothing() -> None:
 
 def test_a_seed_draws_the_same_groups_whatever_they_hold() -> None:
     rows = np.eye(5)
-    drawn = resample(rows, seed=1, num_resamples=2000)
-    assert drawn.shape == (2000, 5)
-    assert (drawn.sum(axis=1) == 5).all()
-    assert (drawn == resample(rows, seed=1, num_resamples=2000)).all()
-    assert (drawn != resample(rows, seed=2, num_resamples=2000)).any()
-    assert (2 * drawn == resample(2 * rows, seed=1, num_resamples=2000)).all()
-    assert drawn.mean(axis=0) == pytest.approx(np.ones(5), abs=0.1)
+    found = resample(rows, seed=1)
+    assert found.shape == (2000, 5)
+    assert (found.sum(axis=1) == 5).all()
+    assert (found == resample(rows, seed=1)).all()
+    assert (found != resample(rows, seed=2)).any()
+    assert (2 * found == resample(2 * rows, seed=1)).all()
+    assert found.mean(axis=0) == pytest.approx(np.ones(5), abs=0.1)
 
 
 def test_many_groups_are_drawn_in_parts() -> None:
@@ -193,3 +218,21 @@ def test_the_plain_bootstrap_does_not() -> None:
     cell = judge(sets, bound(sets, is_adjusted=False))
     assert cell.coverage < 0.7
     assert cell.above > 0.1
+
+
+def test_what_is_asked_for_together_is_as_if_it_was_asked_for_alone() -> None:
+    """Scores of as many groups share what is drawn; of fewer, they have draws of their own, and the first flips."""
+    generator = np.random.default_rng(5)
+    sets = [
+        (singles(size), points(*generator.integers(0, 2, size)), points(*generator.integers(0, 2, size)))
+        for size in (40, 40, 90)
+    ]
+    draws = Draws()
+    gains = [statistics.estimate_gain(draws, *one) for one in sets]
+    p_values = [statistics.sign_flip_p_value(draws, groups, base.found, tuned.found) for groups, base, tuned in sets]
+    draws.draw()
+    for (groups, base, tuned), gain, p_value in zip(sets, gains, p_values, strict=True):
+        alone = estimate_gain(groups, base, tuned)
+        assert (gain().low, gain().high) == pytest.approx((alone.low, alone.high), abs=1e-12)
+        # Other flips are drawn, as many as the largest has groups.
+        assert p_value() == pytest.approx(sign_flip_p_value(groups, base.found, tuned.found), abs=0.02)

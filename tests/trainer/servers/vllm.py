@@ -67,7 +67,7 @@ def install_vllm() -> None:
     packages += ["--require-hashes", "-r", _LOCKED]
     try:
         subprocess.run([uv, "venv", "-q", "--clear", "--python", sys.executable, folder], check=True)
-        subprocess.run([uv, "pip", "install", "-q", *packages], check=True)
+        subprocess.run([uv, "pip", "install", "-q", "--compile-bytecode", *packages], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise ClusterError(f"vLLM is not installed: {error}") from error
     (folder / ".ready").touch()

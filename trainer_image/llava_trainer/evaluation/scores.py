@@ -8,10 +8,10 @@ from llava_api.base import Lenient
 from llava_api.report import Judgement, PrepareNumbers, Score
 from llava_api.run_config import RunIdentity
 from llava_api.spec import Generation
+from llava_trainer.evaluation.draws import NUM_RESAMPLES
 from llava_trainer.evaluation.joining import AnswerCounts
 from llava_trainer.evaluation.rows import Variant
 from llava_trainer.evaluation.shard_file import Repeats
-from llava_trainer.evaluation.statistics import NUM_RESAMPLES
 
 
 class ModelScore(Lenient):

@@ -9,22 +9,17 @@ what a small set happens not to hold: where all of 30 answers are right it is ce
 docs/evaluation.md has a table of how often these intervals cover what is true.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from llava_api.judging import CONFIDENCE
+from llava_trainer.evaluation.draws import Draws, Numbers, enumerate_flips
 
-NUM_RESAMPLES = 10_000
-SEED = 20_120_229
 _EXACT_FLIPS = 14
 """Groups up to which every way to flip their signs is gone through: 16,384 of them."""
-_CHUNK = 1_000_000
-"""Draws that are made at a time; each takes 8 bytes or less."""
-
-Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,98 +65,61 @@ def pool(groups: npt.NDArray[np.intp], values: Numbers) -> Numbers:
     return np.stack([np.bincount(groups, weights=column) for column in values.T], axis=1)
 
 
-def estimate_score(groups: npt.NDArray[np.intp], tallies: Tallies, *, seed: int = SEED) -> Estimate:
-    """One model's score.
+def estimate_score(draws: Draws, groups: npt.NDArray[np.intp], tallies: Tallies) -> Callable[[], Estimate]:
+    """One model's score, once everything is drawn.
 
     Args:
+        draws: asked for the resamples.
         groups: number of each question's group, from 0 without gaps; one question at least.
         tallies: of the model's answers.
-        seed: of the resamples.
     """
     pooled = pool(groups, tallies.found)
-    num_groups = len(pooled)
-    added = np.stack([tallies.best.sum(axis=0), tallies.worst.sum(axis=0)]) / num_groups
-    drawn = ratio(resample(np.concatenate([pooled, added]), seed=seed))
-    return _bound(float(ratio(pooled.sum(axis=0))), drawn)
+    added = np.stack([tallies.best.sum(axis=0), tallies.worst.sum(axis=0)]) / len(pooled)
+    drawn = draws.resample(np.concatenate([pooled, added]), ratio)
+    return lambda: _bound(float(ratio(pooled.sum(axis=0))), drawn())
 
 
-def estimate_gain(groups: npt.NDArray[np.intp], base: Tallies, tuned: Tallies, *, seed: int = SEED) -> Estimate:
+def estimate_gain(draws: Draws, groups: npt.NDArray[np.intp], base: Tallies, tuned: Tallies) -> Callable[[], Estimate]:
     """By how much ``tuned`` is better than ``base`` on the same questions; arguments as in ``estimate_score``."""
     pooled = np.concatenate([pool(groups, base.found), pool(groups, tuned.found)], axis=1)
     num_groups = len(pooled)
     best, worst = base.best.sum(axis=0) / num_groups, base.worst.sum(axis=0) / num_groups
     added = np.stack([np.concatenate([worst, best]), np.concatenate([best, worst])])
-    return _bound(float(_gain(pooled.sum(axis=0))), _gain(resample(np.concatenate([pooled, added]), seed=seed)))
+    drawn = draws.resample(np.concatenate([pooled, added]), _gain)
+    return lambda: _bound(float(_gain(pooled.sum(axis=0))), drawn())
 
 
-def resample(rows: Numbers, *, seed: int, num_resamples: int = NUM_RESAMPLES) -> Numbers:
-    """Sums of as many rows as there are, drawn with replacement, ``num_resamples`` times.
-
-    Args:
-        rows: of shape (rows, columns).
-        seed: the same seed draws the same rows, whatever they hold.
-        num_resamples: how often.
-
-    Returns:
-        Of shape (num_resamples, columns).
-    """
-    return np.concatenate([counts @ rows for counts in draw_counts(len(rows), seed, num_resamples)])
-
-
-def draw_counts(num_rows: int, seed: int, num_resamples: int) -> Iterator[Numbers]:
-    """How often each row is drawn in each resample, of shape (some resamples, rows), until there are enough."""
-    generator = np.random.default_rng(seed)
-    at_a_time = max(1, _CHUNK // num_rows)
-    for begin in range(0, num_resamples, at_a_time):
-        num_drawn = min(at_a_time, num_resamples - begin)
-        drawn = generator.integers(0, num_rows, size=(num_drawn, num_rows))
-        drawn += np.arange(num_drawn)[:, None] * num_rows
-        counts = np.bincount(drawn.ravel(), minlength=num_drawn * num_rows)
-        yield counts.reshape(num_drawn, num_rows).astype(np.float64)
-
-
-def sign_flip_p_value(groups: npt.NDArray[np.intp], base: Numbers, tuned: Numbers, *, seed: int = SEED) -> float:
+def sign_flip_p_value(draws: Draws, groups: npt.NDArray[np.intp], base: Numbers, tuned: Numbers) -> Callable[[], float]:
     """Two-sided p-value of a sign-flip test: how often a gain as large comes about where the models are equal.
 
     Where they are, a coin might as well have drawn which of the two gave a group's answers. Up to ``_EXACT_FLIPS``
-    groups whose tallies differ, every way to draw is gone through; else ``NUM_RESAMPLES`` are drawn, and what was found
-    counts as one of them (B. Phipson and G. K. Smyth, Stat. Appl. Genet. Mol. Biol. 9, 2010).
+    groups whose tallies differ, every way to draw is gone through; else some are drawn, and what was found counts as
+    one of them (B. Phipson and G. K. Smyth, Stat. Appl. Genet. Mol. Biol. 9, 2010).
 
     Args:
+        draws: asked for the flips.
         groups: as in ``estimate_score``.
         base: of shape (questions, 2).
         tuned: the same.
-        seed: of what is drawn.
     """
     before, after = pool(groups, base), pool(groups, tuned)
     differs = (before != after).any(axis=1)
     changes = (after - before)[differs]
     if not len(changes):
-        return 1.0
-    is_exact = len(changes) <= _EXACT_FLIPS
+        return lambda: 1.0
     base_sums, tuned_sums = before.sum(axis=0), after.sum(axis=0)
     found = abs(float(_gain(np.concatenate([base_sums, tuned_sums]))))
-    num_as_large = num_all = 0
-    for swapped in _enumerate_flips(len(changes)) if is_exact else _draw_flips(len(changes), seed):
-        moved = swapped @ changes
+
+    def is_as_large(moved: Numbers) -> npt.NDArray[np.bool_]:
         gains = _gain(np.concatenate([base_sums + moved, tuned_sums - moved], axis=1))
         # Sums in another order differ in their last digits.
-        num_as_large += int((np.abs(gains) >= found - 1e-12).sum())
-        num_all += len(gains)
-    return num_as_large / num_all if is_exact else (num_as_large + 1) / (num_all + 1)
+        return np.abs(gains) >= found - 1e-12
 
-
-def _enumerate_flips(num_groups: int) -> Iterator[Numbers]:
-    numbers = np.arange(2**num_groups)[:, None]
-    yield ((numbers >> np.arange(num_groups)) & 1).astype(np.float64)
-
-
-def _draw_flips(num_groups: int, seed: int) -> Iterator[Numbers]:
-    generator = np.random.default_rng(seed)
-    at_a_time = max(1, _CHUNK // num_groups)
-    for begin in range(0, NUM_RESAMPLES, at_a_time):
-        size = (min(at_a_time, NUM_RESAMPLES - begin), num_groups)
-        yield generator.integers(0, 2, size=size).astype(np.float64)
+    if len(changes) <= _EXACT_FLIPS:
+        exact = float(is_as_large(enumerate_flips(len(changes)) @ changes).mean())
+        return lambda: exact
+    drawn = draws.flip(changes, is_as_large)
+    return lambda: (int(drawn().sum()) + 1) / (len(drawn()) + 1)
 
 
 def _gain(sums: Numbers) -> Numbers:
