@@ -393,6 +393,35 @@ def test_a_result_that_is_not_what_was_to_be_published_is_none(told: StageResult
     assert status.artifacts.published == ()
 
 
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (StageResult(stage=PUBLISH, attempt=1), "it does not say what was published"),
+        (
+            published((0, "merged")).model_copy(update={"digests": {f"d{n}": "" for n in range(33)}}),
+            "at most 32 items",
+        ),
+        (published((0, "merged")).model_copy(update={"digests": {"d": "x" * 300}}), "at most 256 characters"),
+    ],
+    ids=["no numbers", "too many digests", "a digest too long"],
+)
+def test_a_result_that_no_status_can_hold_fails_the_run(told: StageResult, said: str) -> None:
+    """An image of the run's author can say anything. What the API server would refuse would never be written."""
+    status = end_with(told, ONE)
+    assert status.failure is not None
+    assert (status.failure.reason, status.failure.stage) == (Reason.INTERNAL_ERROR, PUBLISH)
+    assert said in status.failure.message
+    assert parse_status({"status": dump_status(status)}) == status
+
+
+def test_what_another_stage_says_of_publishing_counts_for_nothing() -> None:
+    told = result().model_copy(update={"publish": published((0, "merged")).publish})
+    status = evaluated(ONE, told)
+    assert stage(status).state is StageState.RUNNING
+    assert status.artifacts is not None
+    assert status.artifacts.published == ()
+
+
 def test_a_result_of_an_attempt_that_had_nothing_to_publish_is_none() -> None:
     """Somebody has written into the status."""
     status = walk(ONE, PUBLISH)
