@@ -73,6 +73,18 @@ def test_a_retention_set_of_too_few_groups_is_warned_of(groups: int, is_told: bo
     assert all(f"has {groups} group" in one and "that takes 8; name a set" in one for one in said)
 
 
+@pytest.mark.parametrize(
+    ("what", "projector", "is_told"),
+    [("adapter", "train", True), ("adapter", "frozen", False), ("both", "train", False), ("merged", "train", False)],
+)
+def test_an_adapter_that_servers_refuse_is_warned_of(what: str, projector: str, is_told: bool) -> None:
+    training = {"batch": {"perDevice": 16, "global": 128}, "epochs": 3, "projector": projector}
+    spec = gpu_spec(training=training, publish={"what": what, "destinations": [{"address": "pvc://models/trays"}]})
+    said = [one for one in plan_for(spec, numbers(), gpus(80)).plan.warnings if "spec.publish" in one]
+    assert bool(said) is is_told
+    assert all("set spec.publish.what to merged or both, or spec.training.projector to frozen" in one for one in said)
+
+
 def plan_for(spec: Spec, found: PrepareNumbers, known: KnownGpus) -> Planned:
     return plan_training(spec, Data.model_validate(found.model_dump()), found.model, known)
 

@@ -23,7 +23,23 @@ def list_warnings(spec: Spec, found: Data, model: ModelFacts, storage: StoragePl
         describe_small_text(found.text_height_px, model.image_size_px),
     )
     return tuple(
-        filter(None, (few_steps, too_few_groups, too_few_retained, *illegible, _warn_of_saving(spec, storage)))
+        filter(
+            None,
+            (
+                few_steps, too_few_groups, too_few_retained, *illegible, _warn_of_saving(spec, storage),
+                _warn_of_unservable(spec),
+            ),
+        )
+    )  # fmt: skip
+
+
+def _warn_of_unservable(spec: Spec) -> str | None:
+    """Whoever publishes adapters wants to serve them."""
+    if spec.publish is None or spec.publish.what != "adapter" or spec.training.projector != "train":
+        return None
+    return (
+        "spec.publish.what is adapter and spec.training.projector is train: servers that load adapters refuse one that "
+        "brings a projector; set spec.publish.what to merged or both, or spec.training.projector to frozen"
     )
 
 
