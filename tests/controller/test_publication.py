@@ -347,6 +347,17 @@ async def test_rules_look_at_what_the_pod_is_going_to_be_given(server: ApiServer
     assert held.reason == Reason.NOT_ALLOWED
     assert "spec.publish.destinations.secretRef.name is bucket" in held.message
     assert (JOBS, "invoices-publish-1") not in server.objects
+    # And what it says that it takes is what it takes.
+    assert held.message.startswith(
+        "waits; once spec.publish is corrected, set spec.suspend to true and back to false: spec.publish."
+    )
+    raw = server.objects[RUNS, KEY.name]
+    raw["spec"]["publish"]["destinations"][0]["secretRef"] = {"name": "other"}
+    for suspend in (True, False):
+        raw["spec"]["suspend"] = suspend
+        await operator.settle()
+    assert stage(server.status).reason == ""
+    assert (JOBS, "invoices-publish-2") in server.objects
 
 
 # --- what its result comes to
