@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from llava_trainer.errors import StageError
 from llava_trainer.publishing import parts as parts_module
 from llava_trainer.publishing.content import CHUNK_BYTES, Content
 from llava_trainer.publishing.parts import digest_parts, etag_of, read_part
+from llava_trainer.sources import network
 from tests.trainer.places import FIELD, QUICK, make_content, write_secret
 from tests.trainer.publications import FILES, PART_BYTES, publish, write_s3_secret
 from tests.trainer.servers.authority import Authority
@@ -204,6 +206,12 @@ def test_lost_answer_to_a_completion_is_no_failure(folder: Folder, content: Cont
     assert folder.publish(content, patience=QUICK) == content.size
     assert lost
     assert folder.standing() == files_of(content)
+
+
+def test_completion_may_take_its_time(folder: Folder, content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "READ_TIMEOUT_S", 1.0)
+    on_completion(folder, lambda request: time.sleep(1.5))
+    assert folder.publish(content) == content.size
 
 
 def test_error_behind_a_status_of_success_is_tried_again(folder: Folder, content: Content) -> None:
