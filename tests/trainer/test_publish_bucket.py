@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -152,12 +153,39 @@ def test_leftover_uploads_are_gone_on_with_or_aborted(
     folder.begin_upload(WEIGHTS, bytes(PART_BYTES))
     folder.begin_upload(WEIGHTS, weights[:PART_BYTES])
     folder.begin_upload("config.json", b"another")
-    folder.begin_upload("model-00001-of-00002.safetensors", b"of an earlier publication")
+    others = ["backup.tar", f"{WEIGHTS}.bak"]
+    for name in others:
+        folder.begin_upload(name, b"of somebody who is at it")
     assert folder.publish(content) == content.size - PART_BYTES
-    assert folder.uploads() == []
+    assert folder.uploads() == [folder.key(name) for name in others]
     assert folder.standing() == files_of(content)
     aborted = [record.message for record in caplog.records if "left behind is aborted" in record.message]
     assert len(aborted) == 2
+
+
+def test_upload_of_another_run_is_not_written_to(folder: Folder, content: Content) -> None:
+    upload_id = folder.begin_upload(WEIGHTS, FILES[WEIGHTS][:PART_BYTES], b"x" * 2000)
+    folder.relay.choose = lambda request: (
+        refusal(403, "AccessDenied") if request.method == "POST" and request.size else None
+    )
+    folder.fail(content)
+    listed = folder.client.list_parts(Bucket=BUCKET, Key=folder.key(WEIGHTS), UploadId=upload_id)["Parts"]
+    assert [part["Size"] for part in listed] == [PART_BYTES, 2000]
+
+
+def test_server_that_lists_uploads_by_whole_keys_alone(folder: Folder, content: Content) -> None:
+    """As MinIO does: https://github.com/minio/minio/issues/20989."""
+    none = b"<ListMultipartUploadsResult><Bucket>models</Bucket></ListMultipartUploadsResult>"
+
+    def choose(request: Relayed) -> Fault | None:
+        asked = parse_qs(urlsplit(request.path).query, keep_blank_values=True)
+        is_by_folder = "uploads" in asked and asked.get("prefix", [""])[0].endswith("/")
+        return Fault(status=200, body=none) if is_by_folder else None
+
+    folder.begin_upload(WEIGHTS, FILES[WEIGHTS][:PART_BYTES])
+    folder.relay.choose = choose
+    assert folder.publish(content) == content.size - PART_BYTES
+    assert folder.uploads() == []
 
 
 def test_cut_connections_are_tried_again_in_the_same_attempt(folder: Folder, content: Content) -> None:
@@ -179,6 +207,12 @@ def test_lost_answer_to_a_completion_is_no_failure(folder: Folder, content: Cont
     assert folder.publish(content, patience=QUICK) == content.size
     assert lost
     assert folder.standing() == files_of(content)
+
+
+def test_completion_may_take_its_time(folder: Folder, content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "READ_TIMEOUT_S", 1.0)
+    on_completion(folder, lambda request: time.sleep(1.5))
+    assert folder.publish(content) == content.size
 
 
 def test_error_behind_a_status_of_success_is_tried_again(folder: Folder, content: Content) -> None:
@@ -256,6 +290,16 @@ def test_upload_that_somebody_aborts(folder: Folder, content: Content) -> None:
     assert folder.publish(content) == content.size
 
 
+def test_upload_that_is_aborted_while_its_parts_are_sent(folder: Folder, content: Content) -> None:
+    def choose(request: Relayed) -> None:
+        if "partNumber=2" in request.path:
+            abort_all(folder)
+
+    folder.relay.choose = choose
+    message = folder.fail(content, Reason.DESTINATION_UNAVAILABLE)
+    assert f"the upload of {WEIGHTS} is gone: somebody has aborted it" in message
+
+
 def test_object_that_somebody_deletes(folder: Folder, content: Content) -> None:
     def choose(request: Relayed) -> Fault | None:
         is_last_look = request.method == "HEAD" and folder.relay.requests[-2].method == "POST"
@@ -276,7 +320,8 @@ def refusal(status: int, code: str) -> Fault:
         (refusal(403, "SignatureDoesNotMatch"), Reason.DESTINATION_REFUSED, f"the keys in {SECRET_FIELD} are wrong"),
         (refusal(400, "ExpiredToken"), Reason.DESTINATION_REFUSED, "as long as publishing takes, and raise spec.retry"),
         (refusal(404, "NoSuchBucket"), Reason.DESTINATION_REFUSED, f"it does not exist; correct {FIELD}"),
-        (refusal(409, "OperationAborted"), Reason.DESTINATION_REFUSED, "refused with HTTP 409"),
+        (refusal(409, "OperationAborted"), Reason.DESTINATION_UNAVAILABLE, "HTTP 409 (OperationAborted)"),
+        (refusal(409, "BucketNotEmpty"), Reason.DESTINATION_REFUSED, "refused with HTTP 409"),
         (refusal(507, "XMinioStorageFull"), Reason.DESTINATION_REFUSED, "has no room left"),
         (refusal(400, "QuotaExceeded"), Reason.DESTINATION_REFUSED, "make room there, and raise spec.retry"),
         (refusal(503, "SlowDown"), Reason.DESTINATION_UNAVAILABLE, "could not be published to, 3 times in a row"),
@@ -306,6 +351,12 @@ def test_refusal_names_field_and_fix(
 def test_listing_without_an_end(body: str, folder: Folder, content: Content) -> None:
     folder.relay.choose = lambda request: Fault(status=200, body=body.encode()) if request.method == "GET" else None
     assert "lists without end" in folder.fail(content, Reason.DESTINATION_UNAVAILABLE)
+
+
+def test_listing_whose_entries_have_no_name(folder: Folder, content: Content) -> None:
+    body = b"<ListBucketResult><Name>models</Name><Contents><Size>1</Size></Contents></ListBucketResult>"
+    folder.relay.choose = lambda request: Fault(status=200, body=body) if request.method == "GET" else None
+    assert "does not answer as S3 does" in folder.fail(content, Reason.DESTINATION_UNAVAILABLE)
 
 
 def test_listing_of_ever_more(folder: Folder, content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,6 +432,8 @@ def test_server_with_etags_of_its_own(authority: Authority, content: Content, tm
     with run_versity("--data-integrity-etag") as endpoint, Relay(endpoint).run(authority) as relay:
         write_s3_secret(tmp_path, relay.base)
         folder = Folder("trays", tmp_path, relay, authority)
+        for leftover in (b"of another run, which has told what its own file hashes to", b""):
+            folder.begin_upload(WEIGHTS, *([leftover] if leftover else []))
         assert folder.publish(content) == content.size
         assert folder.publish(content) == 0
         folder.client.delete_object(Bucket=BUCKET, Key=folder.key("config.json"))

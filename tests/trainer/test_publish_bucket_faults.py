@@ -23,8 +23,9 @@ from tests.trainer.servers.authority import Authority
 from tests.trainer.servers.relay import Fault, Relay
 from tests.trainer.servers.versity import BUCKET, open_client, run_versity
 
-NUM_REQUESTS = 18
-"""Two listings; three uploads begun and four parts sent; then each is looked for, completed, and looked at."""
+NUM_REQUESTS = 20
+"""A listing, and one of uploads for each file; three uploads begun and four parts sent; then each is looked for,
+completed, and looked at."""
 
 
 class Bucket:

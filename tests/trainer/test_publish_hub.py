@@ -414,6 +414,19 @@ def test_file_of_somebody_else_is_left_alone(hosted: Hosted, content: Content, n
     assert not hosted.bodies("/storage/")
 
 
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "pytorch_model.bin", "adapter_config.json", "chat_template.json"]
+)
+def test_nothing_of_others_is_loaded_with_the_model(hosted: Hosted, content: Content, name: str) -> None:
+    hosted.hub.repositories[REPOSITORY] = Stored()
+    hosted.stored.commit("main", {name: b"another's", "training_args.bin": b"", "old/model.safetensors": b""}, "theirs")
+    error = hosted.fail(content)
+    assert error.reason == Reason.DESTINATION_REFUSED
+    assert f"holds {name}, which this project has not published and which would be loaded with" in error.message
+    assert hosted.stored.log() == ["theirs"]
+    assert not hosted.bodies("/storage/")
+
+
 def test_attempt_that_is_over_makes_no_commit(hosted: Hosted, content: Content) -> None:
     def end() -> None:
         raise StageError(Reason.SUPERSEDED, "a later attempt does the work")

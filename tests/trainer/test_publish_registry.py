@@ -607,10 +607,6 @@ ODD: dict[str, tuple[Callable[[Relayed], Fault | None], Reason, str]] = {
         lambda request: Fault(status=307, headers=(("Location", "https://elsewhere.invalid/"),)),
         Reason.DESTINATION_REFUSED, "was refused with HTTP 307",
     ),
-    "endless manifest": (
-        lambda request: Fault(status=200, body=b" " * (5 << 20)) if request.method == "GET" else None,
-        Reason.DESTINATION_UNAVAILABLE, "an answer of more than 4,194,304 bytes",
-    ),
     "always at its beginning": (
         lambda request: Fault(status=416) if request.method == "PATCH" else None,
         Reason.DESTINATION_UNAVAILABLE, "3 times in a row: HTTP 416",
@@ -655,6 +651,16 @@ def test_tag_of_something_else_is_refused(hosted: Hosted, small: Content, tag: s
     assert error.reason == Reason.DESTINATION_REFUSED
     assert f"tag {tag} is taken by something that this project has not published" in error.message
     assert not hosted.blobs(begun=True)
+
+
+def test_tag_of_something_that_is_too_large_is_refused_at_once(hosted: Hosted, small: Content) -> None:
+    hosted.relay.choose = lambda request: (
+        Fault(status=200, body=b" " * (5 << 20)) if request.path.endswith("/manifests/v1") else None
+    )
+    error = hosted.fail(small)
+    assert error.reason == Reason.DESTINATION_REFUSED
+    assert "v1 is taken by something of more than 4,194,304 bytes" in error.message
+    assert len(hosted.relay.requests) == 1
 
 
 @pytest.mark.parametrize("tag", ["v1", "v1-modelcar"])

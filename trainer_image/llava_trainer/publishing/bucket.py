@@ -104,14 +104,14 @@ class BucketDestination:
         """See ``Destination.publish``."""
         known = {item.name for item in content.items}
         standing = self._list_objects(known)
-        begun = self._list_uploads()
+        begun = {item.name: self._list_uploads(item) for item in content.items}
         sent, done, uploads = 0, 0, []
         for item in content.items:
             parts = digest_parts(item, self._part_bytes)
             if item.name in standing:
                 self._check_same(item, parts)
             else:
-                upload, num_bytes = self._upload(item, parts, begun.get(item.name, ()), done, on_bytes)
+                upload, num_bytes = self._upload(item, parts, begun[item.name], done, on_bytes)
                 uploads.append(upload)
                 sent += num_bytes
             done += item.size
@@ -119,7 +119,7 @@ class BucketDestination:
         for upload in uploads:
             self._complete(upload)
         used = {upload.id for upload in uploads}
-        self._abort((name, id) for name, ids in begun.items() for id in ids if id not in used)
+        self._abort((item, id) for item in content.items for id in begun[item.name] if id not in used)
         return Sent(sent_bytes=sent)
 
     def _list_objects(self, known: set[str]) -> set[str]:
@@ -129,23 +129,25 @@ class BucketDestination:
             StageError: DestinationRefused; something else stands there, too.
         """
         found = set()
-        for entry in self._list("list_objects_v2", "Contents"):
-            name = self._name_of(entry)
-            if name is None or (not name and not entry.get("Size")):
-                continue
-            if name not in known:
-                raise self._refuse_other(f"{show(name, max_chars=100)}, which is no part of this publication")
-            found.add(name)
+        with self._explaining():
+            for entry in self._list("list_objects_v2", "Contents", Prefix=self._start):
+                name = self._name_of(entry)
+                if name is None or (not name and not entry.get("Size")):
+                    continue
+                if name not in known:
+                    raise self._refuse_other(f"{show(name, max_chars=100)}, which is no part of this publication")
+                found.add(name)
         return found
 
-    def _list_uploads(self) -> dict[str, list[str]]:
-        """Uploads that are not completed, by name."""
-        found: dict[str, list[str]] = {}
-        for entry in self._list("list_multipart_uploads", "Uploads"):
-            name = self._name_of(entry)
-            if name:
-                found.setdefault(name, []).append(entry["UploadId"])
-        return found
+    def _list_uploads(self, item: Item) -> list[str]:
+        """Uploads of a file that are not completed.
+
+        By its whole key: MinIO lists none by a folder's, and what others bring to the folder is not looked at.
+        """
+        key = self._start + item.name
+        with self._explaining():
+            listed = self._list("list_multipart_uploads", "Uploads", Prefix=key)
+            return [str(entry["UploadId"]) for entry in listed if entry["Key"] == key]
 
     def _list(self, operation: str, key: str, **arguments: Any) -> Iterator[Mapping[str, Any]]:
         """All entries of a listing.
@@ -153,7 +155,7 @@ class BucketDestination:
         Raises:
             StageError: DestinationUnavailable, too, if it has no end.
         """
-        given = {"Bucket": self._bucket, **(arguments or {"Prefix": self._start})}
+        given = {"Bucket": self._bucket, **arguments}
         num_entries = 0
         with self._explaining():
             for page in self._client.get_paginator(operation).paginate(**given):
@@ -189,24 +191,35 @@ class BucketDestination:
         return _Upload(item=item, parts=parts, id=upload_id, etags=etags), sent
 
     def _find_upload(self, item: Item, parts: Sequence[Part], begun: Sequence[str]) -> tuple[str, dict[int, str]]:
-        """The upload that has most of the file's parts, a new one if there is none; ETags of the parts it has."""
-        wanted = {(part.number, part.size): part.md5.hex() for part in parts}
+        """The upload that has most of the file's parts, a new one if none has any; ETags of the parts it has."""
         best: tuple[str, dict[int, str]] | None = None
         for upload_id in begun:
-            have = {}
-            try:
-                for entry in self._list("list_parts", "Parts", Key=self._start + item.name, UploadId=upload_id):
-                    number, etag = int(entry["PartNumber"]), str(entry["ETag"])
-                    if wanted.get((number, int(entry["Size"]))) == bare_etag(etag):
-                        have[number] = etag
-            except MissingError:
-                # Completed or aborted since the listing.
-                continue
-            if best is None or len(have) > len(best[1]):
+            have = self._list_parts(item, parts, upload_id)
+            if have and (best is None or len(have) > len(best[1])):
                 best = (upload_id, have)
         if best is not None:
             return best
         return self._ask(lambda: self._begin(item)), {}
+
+    def _list_parts(self, item: Item, parts: Sequence[Part], upload_id: str) -> dict[int, str]:
+        """ETags of an upload's parts, if all are the file's.
+
+        None of one that has others, or none yet: another run, which may be at it, has begun it, and has told what its
+        own file hashes to. So may one whose parts are all the file's as far as they go; there an ETag tells more.
+        """
+        wanted = {(part.number, part.size): part.md5.hex() for part in parts}
+        have = {}
+        try:
+            with self._explaining():
+                for entry in self._list("list_parts", "Parts", Key=self._start + item.name, UploadId=upload_id):
+                    number, etag = int(entry["PartNumber"]), str(entry["ETag"])
+                    if wanted.get((number, int(entry["Size"]))) != bare_etag(etag):
+                        return {}
+                    have[number] = etag
+        except MissingError:
+            # Completed or aborted since the listing.
+            return {}
+        return have
 
     def _begin(self, item: Item) -> str:
         answer = self._client.create_multipart_upload(**self._key(item), Metadata={_SHA256: item.sha256})
@@ -220,7 +233,12 @@ class BucketDestination:
             )  # fmt: skip
             return str(answer["ETag"])
 
-        return self._ask(send)
+        try:
+            return self._ask(send)
+        except MissingError as error:
+            if upload_id in self._list_uploads(item):
+                raise
+            raise self._tell_gone(item) from error
 
     def _complete(self, upload: _Upload) -> None:
         """Make a file visible, unless somebody has put another one there."""
@@ -235,9 +253,7 @@ class BucketDestination:
                 self._client.complete_multipart_upload(**given, **condition)
             except MissingError as error:
                 if self._look(upload.item) is None:
-                    raise unavailable(
-                        f"{self._what}: the upload of {upload.item.name} is gone: somebody has aborted it"
-                    ) from error
+                    raise self._tell_gone(upload.item) from error
             except ClientError as error:
                 status = _status_of(error)
                 if status in _BROKEN:
@@ -277,16 +293,16 @@ class BucketDestination:
         said = str(answer.get("Metadata", {}).get(_SHA256, ""))
         return _Object(size=int(answer["ContentLength"]), etag=etag, is_opaque=is_opaque, sha256=said)
 
-    def _abort(self, uploads: Iterable[tuple[str, str]]) -> None:
-        """Get rid of uploads that nobody completes any more: they cost as much as objects, and nobody sees them."""
-        for name, upload_id in uploads:
+    def _abort(self, uploads: Iterable[tuple[Item, str]]) -> None:
+        """Get rid of uploads of what stands there by now: they cost as much as objects, and nobody sees them."""
+        for item, upload_id in uploads:
             self._place.check_attempt()
-            given = {"Bucket": self._bucket, "Key": self._start + name, "UploadId": upload_id}
+            given = {**self._key(item), "UploadId": upload_id}
             try:
                 self._ask(functools.partial(self._client.abort_multipart_upload, **given))
             except MissingError:
                 continue
-            logger.info("%s: an upload of %s that was left behind is aborted", self._what, show(name, max_chars=100))
+            logger.info("%s: an upload of %s that was left behind is aborted", self._what, item.name)
 
     def _ask(self, ask: Callable[[], _Result]) -> _Result:
         with self._explaining():
@@ -317,6 +333,9 @@ class BucketDestination:
             "%s: the server does not know If-None-Match: that nothing else is written there at the same moment is for "
             "you to see to", self._what,
         )  # fmt: skip
+
+    def _tell_gone(self, item: Item) -> Exception:
+        return unavailable(f"{self._what}: the upload of {item.name} is gone: somebody has aborted it")
 
     def _key(self, item: Item) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._start + item.name}

@@ -8,6 +8,7 @@ import httpx
 
 from llava_trainer.publishing.destination import Place
 from llava_trainer.retrying import TransientError
+from llava_trainer.sources.network import SENDING
 from llava_trainer.sources.refusals import WRITING, explain_failure
 from llava_trainer.sources.responses import Origin, explain_transport, origin_of, parse_wait_s, read_bounded
 
@@ -83,8 +84,9 @@ def exchange(
         StageError: SourceRefused or SourceUnavailable; it can never work. What ``body.read`` raises.
     """
     size = {"Content-Length": str(body.size if body else 0)} if body or method in _WITH_BODY else {}
+    timeout = SENDING if method in _WITH_BODY else httpx.USE_CLIENT_DEFAULT
     request = place.client.build_request(
-        method, url, headers={**headers, **size}, content=body.read() if body and body.size else None
+        method, url, headers={**headers, **size}, content=body.read() if body and body.size else None, timeout=timeout
     )
     try:
         response = place.client.send(request, stream=True)

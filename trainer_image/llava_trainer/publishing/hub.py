@@ -1,9 +1,10 @@
 """hf://: a model in a repository of the hub, by one commit on top of its branch.
 
 What stood there stays in the history. Files of an earlier publication that this one does not have are deleted by the
-same commit; files of others stay, and where one of them has the name of one of ours, nothing is published. Large files
-are brought to the hub's storage before, where a commit that never comes leaves them unseen. The commit names the one
-that it was planned on: where somebody else has committed meanwhile, the hub refuses it, and it is planned again.
+same commit; files of others stay, and where one of them has the name of one of ours, or would be loaded with the model,
+nothing is published. Large files are brought to the hub's storage before, where a commit that never comes leaves them
+unseen. The commit names the one that it was planned on: where somebody else has committed meanwhile, the hub refuses
+it, and it is planned again.
 """
 
 import base64
@@ -30,6 +31,11 @@ _CARD = "README.md"
 _MAX_CARD_BYTES = 64 << 10
 _BARE_CARD = re.compile(rb"\s*(---\r?\n.*?\r?\n---)?\s*", re.DOTALL)
 """What the hub puts into a repository that somebody makes on its pages: metadata, and no text."""
+_LOADED = re.compile(
+    r"[^/]*\.safetensors|(pytorch|adapter)_model[^/]*\.bin|[^/]*\.index\.json|adapter_config\.json|"
+    r"chat_template\.(json|jinja)|(video_)?(pre)?processor_config\.json"
+)
+"""What transformers, PEFT and servers look for: model.safetensors before shards, adapter_config.json before all."""
 _MAX_LOOKS = 5
 _MAX_REGULAR_BYTES = 64 << 20
 """Of all files that lie in git itself, which travel in the commit; those of more than 10 MB the hub wants elsewhere."""
@@ -132,7 +138,17 @@ class HubDestination:
                     f"{self._place.what} holds {path}, which this project has not published: name another repository "
                     "or branch, or delete it there"
                 )
+        if plan.additions:
+            self._check_beside(set(standing).difference(items, plan.deletions))
         return plan
+
+    def _check_beside(self, others: AbstractSet[str]) -> None:
+        for path in sorted(others):
+            if path.startswith(self._prefix) and _LOADED.fullmatch(path.removeprefix(self._prefix)):
+                raise refused(
+                    f"{self._place.what} holds {show(path, max_chars=100)}, which this project has not published and "
+                    "which would be loaded with the model: name another repository or branch, or delete it there"
+                )
 
     def _list_earlier(self, standing: Mapping[str, Standing], head: str) -> frozenset[str]:
         """Paths of what was published to the same folder before."""

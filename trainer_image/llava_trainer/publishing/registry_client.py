@@ -17,13 +17,13 @@ from urllib.parse import urljoin
 import httpx
 
 from llava_trainer.publishing.destination import Place
-from llava_trainer.publishing.exchange import Answer, Body, address_of, exchange, explain, try_again
+from llava_trainer.publishing.exchange import MAX_ANSWER_BYTES, Answer, Body, address_of, exchange, explain, try_again
 from llava_trainer.publishing.model_layers import INDEX_TYPE, MANIFEST_TYPE, Document
 from llava_trainer.publishing.refusals import refused, unavailable
 from llava_trainer.publishing.registry_access import Access, Login
 from llava_trainer.retrying import TransientError
 from llava_trainer.sources.refusals import MissingError
-from llava_trainer.sources.responses import origin_of
+from llava_trainer.sources.responses import TooLargeError, origin_of
 
 CHUNK_BYTES = 64 << 20
 """Of a blob that is larger; it is read and sent by the megabyte. A registry may want larger ones, and says so."""
@@ -84,9 +84,17 @@ class RegistryClient:
             StageError: DestinationRefused, DestinationUnavailable or those of sources.
         """
         headers = {"Accept": ", ".join(_MANIFEST_TYPES)}
-        answer = self._place.repeatedly(
-            lambda: self.ask("GET", f"{self._root}/manifests/{reference}", headers, wanted=(200, 404))
-        )
+
+        def ask() -> Answer:
+            try:
+                return self.ask("GET", f"{self._root}/manifests/{reference}", headers, wanted=(200, 404))
+            except TooLargeError:
+                raise refused(
+                    f"{self._place.what}: {reference} is taken by something of more than {MAX_ANSWER_BYTES:,} bytes, "
+                    "which this project has not published: name another tag, or delete that one"
+                ) from None
+
+        answer = self._place.repeatedly(ask)
         return answer.content if answer.status == 200 else None
 
     def push_manifest(self, reference: str, document: Document) -> None:

@@ -3,7 +3,8 @@
 One HTTP client for everything that is fetched or published. A server that lets a byte through now and then would hold
 a run up for years, and a read timeout does not see it, since every byte is in time. Measured is the time that is spent
 waiting for the server, headers included; idle connections and a slow disk do not count. It sits below httpx because
-httpx has a limit for each read only.
+httpx has a limit for each read only; and for each write, of whatever size: a part of 16 MiB would have to be through in
+its time.
 """
 
 import functools
@@ -30,12 +31,17 @@ _HTTP_KEY, _HTTPS_KEY = PROXY_KEYS
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 20.0
 """Longest silence of a server. Shorter than the grace period, so that a pod that is asked to stop can still say so."""
+ANSWER_TIMEOUT_S = 120.0
+"""Until a server begins to answer what it was sent: megabytes may lie in the kernel's buffer behind a slow line, and to
+make a file of many parts, or to hash and move one of gigabytes, takes its time. A signal ends the wait."""
 WINDOW_S = 60.0
 """Waiting after which the rate is looked at."""
 MIN_BYTES_PER_S = 1024
 """A file of 5 GB would take two months at this rate: whatever works at all is faster."""
 _PIECE_BYTES = 16 << 10
-"""Of what is sent: a record of TLS."""
+"""What is written at a time: a record of TLS, which is through as a whole or not at all."""
+SENDING = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=ANSWER_TIMEOUT_S)
+"""For a request that changes something."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +194,7 @@ class _Router(httpx.BaseTransport):
 
 
 class PacedBackend(httpcore.SyncBackend):
-    """httpcore's own way to the network, with a least rate for what comes and goes."""
+    """httpcore's own way to the network, with a least rate for what is sent and for what comes back."""
 
     def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
@@ -201,26 +207,31 @@ class PacedBackend(httpcore.SyncBackend):
 class _PacedStream(httpcore.NetworkStream):
     def __init__(self, stream: httpcore.NetworkStream) -> None:
         self._stream = stream
-        self._waited_s = 0.0
-        self._num_bytes = 0
+        self._received = _Pace(httpcore.ReadTimeout)
+        self._sent = _Pace(httpcore.WriteTimeout)
+        self._is_answering = False
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        began = time.monotonic()
+        begin = time.monotonic()
         data = self._stream.read(max_bytes, timeout)
-        self._count(began, len(data), httpcore.ReadTimeout)
+        if self._is_answering:
+            self._received.note(time.monotonic() - begin, len(data))
+        # What comes before that is the server's own time to think, which the timeout alone limits.
+        self._is_answering = True
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        # Another request: what the last one left waiting is not its.
-        self._begin_window()
-        # By pieces: the stream below cuts off what is sent from the front, and would copy the rest of a large body with
-        # each of its records.
-        for begin in range(0, len(buffer), _PIECE_BYTES):
-            piece = buffer[begin : begin + _PIECE_BYTES]
-            began = time.monotonic()
-            self._stream.write(piece, timeout)
-            self._count(began, len(piece), httpcore.WriteTimeout)
-        self._begin_window()
+        if self._is_answering:
+            # Another request: what the last one left waiting is not its.
+            self._received.begin()
+            self._sent.begin()
+            self._is_answering = False
+        whole = memoryview(buffer)
+        for offset in range(0, len(whole), _PIECE_BYTES):
+            piece = whole[offset : offset + _PIECE_BYTES]
+            begin = time.monotonic()
+            self._stream.write(piece, timeout)  # type: ignore[arg-type]  # sockets take what is no copy
+            self._sent.note(time.monotonic() - begin, len(piece))
 
     def close(self) -> None:
         self._stream.close()
@@ -231,14 +242,21 @@ class _PacedStream(httpcore.NetworkStream):
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
 
-    def _count(self, began: float, num_bytes: int, too_slow: type[httpcore.TimeoutException]) -> None:
-        """So many bytes have come or gone since ``began``."""
-        self._waited_s += time.monotonic() - began
+
+class _Pace:
+    """Time spent waiting, and what came of it."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self._error = error
+        self.begin()
+
+    def begin(self) -> None:
+        self._waited_s, self._num_bytes = 0.0, 0
+
+    def note(self, waited_s: float, num_bytes: int) -> None:
+        self._waited_s += waited_s
         self._num_bytes += num_bytes
         if self._waited_s >= WINDOW_S:
             if self._num_bytes < MIN_BYTES_PER_S * self._waited_s:
-                raise too_slow(f"slower than {MIN_BYTES_PER_S:,} bytes a second")
-            self._begin_window()
-
-    def _begin_window(self) -> None:
-        self._waited_s, self._num_bytes = 0.0, 0
+                raise self._error(f"slower than {MIN_BYTES_PER_S:,} bytes a second")
+            self.begin()

@@ -54,6 +54,10 @@ class WrongRedirectError(TransientError):
     """A server sends on to where nobody follows. Servers do so while they are being set up; most do it for good."""
 
 
+class TooLargeError(TransientError):
+    """An answer is larger than what was asked for can be."""
+
+
 @contextlib.contextmanager
 def open_response(
     client: httpx.Client, url: str, headers: Mapping[str, str], credential: Mapping[str, str]
@@ -94,7 +98,8 @@ def read_bounded(response: httpx.Response, most: int = MAX_ANSWER_BYTES) -> byte
     A packed one is refused: a few bytes of it may be gigabytes before anybody has counted them.
 
     Raises:
-        TransientError: it is larger than ``most`` bytes, or packed.
+        TooLargeError: it is larger than ``most`` bytes.
+        TransientError: it is packed.
         httpx.RequestError: it breaks off.
     """
     if (packing := _find_packing(response)) is not None:
@@ -103,7 +108,7 @@ def read_bounded(response: httpx.Response, most: int = MAX_ANSWER_BYTES) -> byte
     for chunk in response.iter_raw():
         content += chunk
         if len(content) > most:
-            raise TransientError(f"an answer of more than {most:,} bytes")
+            raise TooLargeError(f"an answer of more than {most:,} bytes")
     return bytes(content)
 
 

@@ -21,6 +21,7 @@ from botocore.config import Config
 from llava_api.text import show
 from llava_trainer.errors import StageError
 from llava_trainer.sources.credentials import Credentials
+from llava_trainer.sources.network import SENDING
 from llava_trainer.sources.refusals import READING, Access, refused, secret_field, unavailable
 from llava_trainer.sources.responses import explain_answer, explain_transport, origin_of, read_bounded
 from llava_trainer.sources.web_identity import ACCOUNT_FIELD, WebIdentity, provide_keys
@@ -113,11 +114,14 @@ class S3:
         where = f"{self._told} at {self.endpoint}"
         # What boto3 makes of bytes is read once, and may have to be sent again.
         body = request.body.read() if hasattr(request.body, "read") else request.body
+        timeout = SENDING if request.method in ("PUT", "POST") else httpx.USE_CLIENT_DEFAULT
 
         def ask() -> AWSResponse:
             try:
                 content = _cut_up(body) if body else None
-                with self._way_out.stream(request.method, request.url, headers=headers, content=content) as answer:
+                with self._way_out.stream(
+                    request.method, request.url, headers=headers, content=content, timeout=timeout
+                ) as answer:
                     status = answer.status_code
                     if not 200 <= status < 300 and status not in self._is_left_to_caller:
                         raise explain_answer(answer, self._field, where, role=self._role, access=self._access)
