@@ -1,9 +1,9 @@
-"""The way out: proxies, certificate authorities, the hub's address, and a least rate for what servers send.
+"""The way out: proxies, certificate authorities, the hub's address, and a least rate for what servers send and take.
 
-One HTTP client for everything that is fetched. A server that lets a byte through now and then would hold a run up for
-years, and a read timeout does not see it, since every byte is in time. Measured is the time that is spent waiting for
-the server, headers included; idle connections and a slow disk do not count. It sits below httpx because httpx has a
-limit for each read only.
+One HTTP client for everything that is fetched or published. A server that lets a byte through now and then would hold
+a run up for years, and a read timeout does not see it, since every byte is in time. Measured is the time that is spent
+waiting for the server, headers included; idle connections and a slow disk do not count. It sits below httpx because
+httpx has a limit for each read only.
 """
 
 import functools
@@ -34,6 +34,8 @@ WINDOW_S = 60.0
 """Waiting after which the rate is looked at."""
 MIN_BYTES_PER_S = 1024
 """A file of 5 GB would take two months at this rate: whatever works at all is faster."""
+_PIECE_BYTES = 16 << 10
+"""Of what is sent: a record of TLS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +188,7 @@ class _Router(httpx.BaseTransport):
 
 
 class PacedBackend(httpcore.SyncBackend):
-    """httpcore's own way to the network, with a least rate for what comes back."""
+    """httpcore's own way to the network, with a least rate for what comes and goes."""
 
     def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
@@ -203,20 +205,22 @@ class _PacedStream(httpcore.NetworkStream):
         self._num_bytes = 0
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        begin = time.monotonic()
+        began = time.monotonic()
         data = self._stream.read(max_bytes, timeout)
-        self._waited_s += time.monotonic() - begin
-        self._num_bytes += len(data)
-        if self._waited_s >= WINDOW_S:
-            if self._num_bytes < MIN_BYTES_PER_S * self._waited_s:
-                raise httpcore.ReadTimeout(f"slower than {MIN_BYTES_PER_S:,} bytes a second")
-            self._begin_window()
+        self._count(began, len(data), httpcore.ReadTimeout)
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         # Another request: what the last one left waiting is not its.
         self._begin_window()
-        self._stream.write(buffer, timeout)
+        # By pieces: the stream below cuts off what is sent from the front, and would copy the rest of a large body with
+        # each of its records.
+        for begin in range(0, len(buffer), _PIECE_BYTES):
+            piece = buffer[begin : begin + _PIECE_BYTES]
+            began = time.monotonic()
+            self._stream.write(piece, timeout)
+            self._count(began, len(piece), httpcore.WriteTimeout)
+        self._begin_window()
 
     def close(self) -> None:
         self._stream.close()
@@ -226,6 +230,15 @@ class _PacedStream(httpcore.NetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
+
+    def _count(self, began: float, num_bytes: int, too_slow: type[httpcore.TimeoutException]) -> None:
+        """So many bytes have come or gone since ``began``."""
+        self._waited_s += time.monotonic() - began
+        self._num_bytes += num_bytes
+        if self._waited_s >= WINDOW_S:
+            if self._num_bytes < MIN_BYTES_PER_S * self._waited_s:
+                raise too_slow(f"slower than {MIN_BYTES_PER_S:,} bytes a second")
+            self._begin_window()
 
     def _begin_window(self) -> None:
         self._waited_s, self._num_bytes = 0.0, 0
