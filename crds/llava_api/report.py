@@ -305,7 +305,7 @@ class Published(Lenient):
     """One digest of all files, whichever destination they are at (``files.sha256_listing`` of the trainer)."""
     size_bytes: Annotated[int, Field(ge=0, le=MAX_SIZE)]
     sent_bytes: Annotated[int, Field(ge=0, le=MAX_SIZE)]
-    """What this attempt had to send; 0 where everything was there."""
+    """What this attempt had to send; 0 where everything was there, of an attempt that broke off, say."""
 
 
 class PublishNumbers(Lenient):

@@ -382,7 +382,7 @@ def test_the_status_tells_what_stands_where() -> None:
 
 def test_that_nothing_had_to_be_sent_is_told() -> None:
     status = end_with(published((0, "merged"), sent=0), ONE)
-    assert stage(status).message == "published to s3://models/llava (merged, was there)"
+    assert stage(status).message == "published to s3://models/llava (merged, nothing had to be sent)"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.publishing import parts as parts_module
 from llava_trainer.publishing.content import CHUNK_BYTES, Content
+from llava_trainer.publishing.destination import Sent
 from llava_trainer.publishing.parts import digest_parts, etag_of, read_part
 from llava_trainer.sources import network
 from tests.trainer.places import FIELD, QUICK, make_content, write_secret
@@ -188,8 +189,21 @@ def test_server_that_lists_uploads_by_whole_keys_alone(folder: Folder, content: 
     assert folder.uploads() == []
 
 
+def test_what_nobody_could_see_was_not_there(folder: Folder, content: Content, authority: Authority) -> None:
+    def go_on() -> Sent:
+        return publish(content, folder.address, folder.root, ca_pem=authority.pem)
+
+    folder.relay.choose = lambda request: (
+        refusal(403, "AccessDenied") if request.method == "POST" and request.size else None
+    )
+    folder.fail(content)
+    folder.relay.begin()
+    assert go_on() == Sent(sent_bytes=0)
+    assert go_on() == Sent(sent_bytes=0, was_there=True)
+
+
 def test_cut_connections_are_tried_again_in_the_same_attempt(folder: Folder, content: Content) -> None:
-    folder.relay.begin({3: Fault(cut_after=100), 4: Fault(status=503), 12: Fault(loses_answer=True)})
+    folder.relay.begin({5: Fault(cut_after=100), 6: Fault(status=503), 14: Fault(loses_answer=True)})
     assert folder.publish(content, patience=QUICK) == content.size
     assert folder.standing() == files_of(content)
 

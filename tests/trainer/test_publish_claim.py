@@ -160,7 +160,8 @@ def test_attempt_that_is_superseded_publishes_nothing(tmp_path: Path, content: C
     interrupt(content, tmp_path)
     assert not (shelf / "models" / "trays").exists()
     assert names(hidden_of(shelf)) == {item.name for item in content.items}
-    assert publish(content, ADDRESS, tmp_path).sent_bytes == 0, "it was all there"
+    assert publish(content, ADDRESS, tmp_path) == Sent(sent_bytes=0), "all of it was there, and was not to be seen"
+    assert publish(content, ADDRESS, tmp_path) == Sent(sent_bytes=0, was_there=True)
 
 
 def test_leftovers_that_somebody_has_changed_are_written_anew(tmp_path: Path, content: Content, shelf: Path) -> None:

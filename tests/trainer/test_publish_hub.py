@@ -173,7 +173,7 @@ def test_the_server_is_a_hub_for_the_library(
 def test_the_repeat_makes_no_commit(hosted: Hosted, content: Content) -> None:
     first = hosted.publish(content)
     hosted.relay.begin()
-    assert hosted.publish(content) == Sent(revision=first.revision, sent_bytes=0)
+    assert hosted.publish(content) == Sent(revision=first.revision, sent_bytes=0, was_there=True)
     assert {request.method for request in hosted.relay.requests} == {"GET"}
 
 

@@ -251,7 +251,7 @@ def test_the_repeat_changes_nothing_and_reads_no_weights(
     first = hosted.publish(content)
     hosted.relay.begin()
     monkeypatch.setattr(model_layers, "read_chunks", None)
-    assert hosted.publish(content) == Sent(revision=first.revision, sent_bytes=0)
+    assert hosted.publish(content) == Sent(revision=first.revision, sent_bytes=0, was_there=True)
     assert {request.method for request in hosted.relay.requests} == {"GET"}
 
 
@@ -636,6 +636,8 @@ def test_tag_of_an_earlier_publication_is_moved(hosted: Hosted, small: Content, 
     earlier = hosted.manifest(first.revision)
     assert earlier is not None
     assert "models/model.safetensors" in hosted.unpack(earlier)
+    assert hosted.publish(small) == Sent(revision=first.revision, sent_bytes=0), "moved back: that is a change"
+    assert hosted.look(small) == (True, True)
 
 
 @pytest.mark.parametrize("tag", ["v1", "v1-modelcar"])
@@ -876,7 +878,7 @@ def test_token_service(tokens: tuple[Hosted, TokenService], small: Content, capl
     challenge = f'Bearer realm="{service.base}/token",service="registry of tests",scope="repository:x:pull"'
     hosted.relay.faults = {8: Fault(status=401, headers=(("WWW-Authenticate", challenge),))}
     sent = hosted.publish(small)
-    assert hosted.publish(small) == Sent(revision=sent.revision, sent_bytes=0)
+    assert hosted.publish(small) == Sent(revision=sent.revision, sent_bytes=0, was_there=True)
     assert len(service.given) == 3
     assert {request.authorization for request in service.requests} == {BASIC}
     assert "pull,push" in service.requests[0].query.replace("%2C", ",")

@@ -27,7 +27,7 @@ from llava_trainer.stages import publish
 from tests.trainer.evaluated import make_evaluated, publish_config
 from tests.trainer.runs import Recorder
 from tests.trainer.servers.authority import Authority
-from tests.trainer.servers.relay import Fault, Relay
+from tests.trainer.servers.relay import Fault, Relay, Relayed
 from tests.trainer.servers.versity import BUCKET, KEYS, open_client, run_versity
 
 CLAIM, S3 = {"address": "pvc://shelf/trays"}, {"address": f"s3://{BUCKET}/trays", "secretRef": {"name": "s3"}}
@@ -284,7 +284,13 @@ def test_finished_attempt_whose_word_was_lost_is_taken_over(run: Run, monkeypatc
 
 
 def test_pod_that_is_asked_to_stop(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.relay.begin({7: Fault(before=lambda: os.kill(os.getpid(), signal.SIGTERM))})
+    sent: list[Relayed] = []
+
+    def choose(request: Relayed) -> Fault | None:
+        sent.extend([request] if request.method == "PUT" else [])
+        return Fault(before=lambda: os.kill(os.getpid(), signal.SIGTERM)) if len(sent) == 3 else None
+
+    run.relay.choose = choose
     run_in_frame(run, run.config(S3), monkeypatch, Reason.INTERRUPTED)
     assert standing(run.relay) == {}
     run.relay.begin()

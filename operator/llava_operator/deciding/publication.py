@@ -103,5 +103,5 @@ def describe_published(numbers: PublishNumbers, publish: Publish) -> str:
 
 
 def _describe(one: Published, publish: Publish) -> str:
-    sent = f"{format_gib(one.sent_bytes)} sent" if one.sent_bytes else "was there"
+    sent = f"{format_gib(one.sent_bytes)} sent" if one.sent_bytes else "nothing had to be sent"
     return f"{publish.destinations[one.destination].address} ({one.what}, {sent})"

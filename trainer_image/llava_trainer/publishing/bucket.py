@@ -120,7 +120,7 @@ class BucketDestination:
             self._complete(upload)
         used = {upload.id for upload in uploads}
         self._abort((item, id) for item in content.items for id in begun[item.name] if id not in used)
-        return Sent(sent_bytes=sent)
+        return Sent(sent_bytes=sent, was_there=not uploads)
 
     def _list_objects(self, known: set[str]) -> set[str]:
         """Those of the files that stand there.

@@ -56,7 +56,7 @@ class ClaimDestination:
         with self._explaining(), self._open_parents() as above:
             if self._stands(above, content, on_bytes):
                 remove(above, self._hidden)
-                return Sent(sent_bytes=0)
+                return Sent(sent_bytes=0, was_there=True)
             try:
                 self._make_hidden(above)
                 with open_folder(above, [self._hidden]) as hidden:

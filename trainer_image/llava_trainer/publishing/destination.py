@@ -21,7 +21,9 @@ class Sent:
     revision: str = ""
     """The hub's commit, or the digest of a registry's manifest; empty where there is no such thing."""
     sent_bytes: int
-    """What had to be sent for it; 0 where everything was there."""
+    """What had to be sent for it; 0 where everything was there, if not seen yet by anybody."""
+    was_there: bool = False
+    """Whether it was visible as a whole before, and nothing is changed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,12 +108,13 @@ class HubDestination:
         """See ``Destination``. The revision is the commit."""
         items = {f"{self._prefix}{item.name}": item for item in content.items}
         sent_bytes = 0
-        for _ in range(_MAX_LOOKS):
+        for num_late in range(_MAX_LOOKS):
             head = self._hub.prepare_branch()
             plan = self._plan(items, head)
             if not plan.additions and not plan.deletions:
                 on_bytes(content.size)
-                return Sent(revision=head, sent_bytes=sent_bytes)
+                # A commit that was late may have been our own, whose answer was lost.
+                return Sent(revision=head, sent_bytes=sent_bytes, was_there=num_late == 0)
             operations, num_bytes = self._bring(plan, content.size, on_bytes)
             sent_bytes += num_bytes
             self._place.check_attempt()

@@ -83,7 +83,7 @@ class RegistryDestination:
         artifact, image = self._look(tag), self._look(tag + MODELCAR_SUFFIX)
         if artifact is not None and image is not None and artifact.content == image.content == content.digest:
             on_bytes(content.size)
-            return Sent(revision=artifact.digest, sent_bytes=0)
+            return Sent(revision=artifact.digest, sent_bytes=0, was_there=True)
         layers = [make_layer(item) for item in content.items]
         documents = make_documents(content, layers, name=self._reference.repository.rpartition("/")[2])
         sent_bytes = done = 0

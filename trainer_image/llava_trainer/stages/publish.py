@@ -100,7 +100,7 @@ def _publish(index: int, content: Content, place: Place, progress: Progress) -> 
     sent = make_destination(place).publish(content, progress.advance)
     progress.end()
     at = f", at {show(sent.revision, max_chars=100)}" if sent.revision else ""
-    if sent.sent_bytes:
+    if not sent.was_there:
         logger.info(
             "published %s: %s of %s bytes sent%s", told, f"{sent.sent_bytes:,}",
             f"{content.size:,}", at,
