@@ -157,7 +157,7 @@ def test_leftover_uploads_are_gone_on_with_or_aborted(
     assert folder.uploads() == []
     assert folder.standing() == files_of(content)
     aborted = [record.message for record in caplog.records if "left behind is aborted" in record.message]
-    assert len(aborted) == 2
+    assert len(aborted) == 3
 
 
 def test_cut_connections_are_tried_again_in_the_same_attempt(folder: Folder, content: Content) -> None:
@@ -308,8 +308,14 @@ def test_listing_without_an_end(body: str, folder: Folder, content: Content) -> 
     assert "lists without end" in folder.fail(content, Reason.DESTINATION_UNAVAILABLE)
 
 
+def test_listing_with_half_an_entry(folder: Folder, content: Content) -> None:
+    body = b"<ListBucketResult><Name>models</Name><Contents><Size>1</Size></Contents></ListBucketResult>"
+    folder.relay.choose = lambda request: Fault(status=200, body=body) if request.method == "GET" else None
+    assert "does not answer as S3 does" in folder.fail(content, Reason.DESTINATION_UNAVAILABLE)
+
+
 def test_listing_of_ever_more(folder: Folder, content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava_trainer.publishing.bucket._MOST_ENTRIES", 5)
+    monkeypatch.setattr("llava_trainer.publishing.bucket_client._MOST_ENTRIES", 5)
     entry = f"<Contents><Key>{folder.key('config.json')}</Key><Size>1</Size></Contents>"
 
     def choose(request: Relayed) -> Fault:
