@@ -34,8 +34,8 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> Content:
 
 
 @pytest.fixture(scope="module")
-def relay(authority: Authority) -> Iterator[Relay]:
-    with run_versity() as endpoint, Relay(endpoint).run(authority) as relay:
+def relay(versitygw: Path, authority: Authority) -> Iterator[Relay]:
+    with run_versity(versitygw) as endpoint, Relay(endpoint).run(authority) as relay:
         yield relay
 
 
@@ -383,8 +383,8 @@ def test_file_that_changes_is_not_published(folder: Folder, tmp_path: Path) -> N
     assert folder.standing() == {}
 
 
-def test_server_with_etags_of_its_own(authority: Authority, content: Content, tmp_path: Path) -> None:
-    with run_versity("--data-integrity-etag") as endpoint, Relay(endpoint).run(authority) as relay:
+def test_server_with_etags_of_its_own(versitygw: Path, authority: Authority, content: Content, tmp_path: Path) -> None:
+    with run_versity(versitygw, "--data-integrity-etag") as endpoint, Relay(endpoint).run(authority) as relay:
         write_s3_secret(tmp_path, relay.base)
         folder = Folder("trays", tmp_path, relay, authority)
         assert folder.publish(content) == content.size
@@ -419,12 +419,12 @@ def test_bucket_without_a_secret_is_written_as_the_pods_role(
 
 
 def test_server_that_takes_its_time_is_left(
-    authority: Authority, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    versitygw: Path, authority: Authority, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes some bytes long before the timeout, each time."""
     monkeypatch.setattr(network, "WINDOW_S", 0.2)
     monkeypatch.setattr(network, "MIN_BYTES_PER_S", 100 << 20)
-    with run_versity() as endpoint, Relay(endpoint).run(authority) as relay:
+    with run_versity(versitygw) as endpoint, Relay(endpoint).run(authority) as relay:
         write_s3_secret(tmp_path, relay.base)
         relay.choose = lambda request: time.sleep(0.5) if request.size > PART_BYTES // 2 else None
         message = Folder("trays", tmp_path, relay, authority).fail(content, Reason.DESTINATION_UNAVAILABLE)
