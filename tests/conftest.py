@@ -11,6 +11,8 @@ import pytest
 from tests import browser, recovery
 from tests.localcluster import debian, host
 from tests.localcluster.errors import ClusterError
+from tests.localcluster.golang import find_go
+from tests.localcluster.tools import VERSITYGW, ensure_tools
 from tests.trainer.servers import vllm
 
 
@@ -42,6 +44,10 @@ def _check_registry() -> None:
     debian.require_source(debian.DOCKER_REGISTRY)
 
 
+def _check_s3() -> None:
+    find_go()
+
+
 def _check_gpu() -> None:
     import torch
 
@@ -54,13 +60,16 @@ TIERS = (
     Tier(marker="e2e", check=_check_nodes),
     Tier(marker="prometheus", check=_check_prometheus),
     Tier(marker="registry", check=_check_registry),
+    Tier(marker="s3", check=_check_s3),
     Tier(marker="browser", check=browser.require_browser),
     Tier(marker="vllm", check=vllm.require_vllm),
     Tier(marker="gpu", check=_check_gpu),
 )
 _ALONE = ("e2e", "cluster")
 """Tiers in folders of their names, each with one cluster; they start first, since they take longest and mostly wait."""
-_MARKERS_OF_FIXTURES = {"prometheus": "prometheus", "promtool": "prometheus", "docker_registry": "registry"}
+_MARKERS_OF_FIXTURES = {
+    "prometheus": "prometheus", "promtool": "prometheus", "docker_registry": "registry", "versitygw": "s3"
+}  # fmt: skip
 """What asks for one of these belongs to the tier of that marker, wherever it lies."""
 _OBSTACLES = pytest.StashKey[dict[str, tuple[int, str]]]()
 
@@ -120,6 +129,12 @@ def promtool() -> Path:
 def docker_registry() -> Path:
     """A registry's program, of Debian's package; nothing of it runs unless a test starts it."""
     return debian.ensure_unpacked(debian.DOCKER_REGISTRY).path("docker-registry")
+
+
+@pytest.fixture(scope="session")
+def versitygw() -> Path:
+    """An S3 server's program, built from its Go module; nothing of it runs unless a test starts it."""
+    return ensure_tools((VERSITYGW,)).path("versitygw")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -36,8 +36,8 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> Content:
 
 
 @pytest.fixture(scope="module")
-def relay(authority: Authority) -> Iterator[Relay]:
-    with run_versity() as endpoint, Relay(endpoint).run(authority) as relay:
+def relay(versitygw: Path, authority: Authority) -> Iterator[Relay]:
+    with run_versity(versitygw) as endpoint, Relay(endpoint).run(authority) as relay:
         yield relay
 
 
@@ -367,14 +367,14 @@ def test_listing_without_an_end(body: str, folder: Folder, content: Content) -> 
     assert "lists without end" in folder.fail(content, Reason.DESTINATION_UNAVAILABLE)
 
 
-def test_listing_whose_entries_have_no_name(folder: Folder, content: Content) -> None:
+def test_listing_with_half_an_entry(folder: Folder, content: Content) -> None:
     body = b"<ListBucketResult><Name>models</Name><Contents><Size>1</Size></Contents></ListBucketResult>"
     folder.relay.choose = lambda request: Fault(status=200, body=body) if request.method == "GET" else None
     assert "does not answer as S3 does" in folder.fail(content, Reason.DESTINATION_UNAVAILABLE)
 
 
 def test_listing_of_ever_more(folder: Folder, content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava_trainer.publishing.bucket._MOST_ENTRIES", 5)
+    monkeypatch.setattr("llava_trainer.publishing.bucket_client._MOST_ENTRIES", 5)
     entry = f"<Contents><Key>{folder.key('config.json')}</Key><Size>1</Size></Contents>"
 
     def choose(request: Relayed) -> Fault:
@@ -442,8 +442,8 @@ def test_file_that_changes_is_not_published(folder: Folder, tmp_path: Path) -> N
     assert folder.standing() == {}
 
 
-def test_server_with_etags_of_its_own(authority: Authority, content: Content, tmp_path: Path) -> None:
-    with run_versity("--data-integrity-etag") as endpoint, Relay(endpoint).run(authority) as relay:
+def test_server_with_etags_of_its_own(versitygw: Path, authority: Authority, content: Content, tmp_path: Path) -> None:
+    with run_versity(versitygw, "--data-integrity-etag") as endpoint, Relay(endpoint).run(authority) as relay:
         write_s3_secret(tmp_path, relay.base)
         folder = Folder("trays", tmp_path, relay, authority)
         for leftover in (b"of another run, which has told what its own file hashes to", b""):
@@ -480,12 +480,12 @@ def test_bucket_without_a_secret_is_written_as_the_pods_role(
 
 
 def test_server_that_takes_its_time_is_left(
-    authority: Authority, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    versitygw: Path, authority: Authority, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes some bytes long before the timeout, each time."""
     monkeypatch.setattr(network, "WINDOW_S", 0.2)
     monkeypatch.setattr(network, "MIN_BYTES_PER_S", 100 << 20)
-    with run_versity() as endpoint, Relay(endpoint).run(authority) as relay:
+    with run_versity(versitygw) as endpoint, Relay(endpoint).run(authority) as relay:
         write_s3_secret(tmp_path, relay.base)
         relay.choose = lambda request: time.sleep(0.5) if request.size > PART_BYTES // 2 else None
         message = Folder("trays", tmp_path, relay, authority).fail(content, Reason.DESTINATION_UNAVAILABLE)

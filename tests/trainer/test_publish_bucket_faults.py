@@ -80,8 +80,8 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> Content:
 
 
 @pytest.fixture(scope="module")
-def relay(authority: Authority) -> Iterator[Relay]:
-    with run_versity() as endpoint, Relay(endpoint).run(authority) as relay:
+def relay(versitygw: Path, authority: Authority) -> Iterator[Relay]:
+    with run_versity(versitygw) as endpoint, Relay(endpoint).run(authority) as relay:
         yield relay
 
 
@@ -154,9 +154,9 @@ def test_bucket_shows_nothing_or_the_whole(
 
 
 @pytest.mark.skipif(not _MAY_MOUNT, reason="this machine lets nobody mount a file system for a test")
-def test_server_whose_disk_is_full(content: Content, tmp_path: Path, authority: Authority) -> None:
+def test_server_whose_disk_is_full(versitygw: Path, content: Content, tmp_path: Path, authority: Authority) -> None:
     mount = ["unshare", "--mount", "sh", "-ec", 'mount -t tmpfs -o size=14m none {folder}/objects; exec "$@"', "sh"]
-    with run_versity(before=mount) as endpoint, Relay(endpoint).run(authority) as relay:
+    with run_versity(versitygw, before=mount) as endpoint, Relay(endpoint).run(authority) as relay:
         write_s3_secret(tmp_path, relay.base)
         client, address = open_client(endpoint), f"s3://{BUCKET}/trays"
         client.put_object(Bucket=BUCKET, Key="other", Body=bytes(11 << 20))

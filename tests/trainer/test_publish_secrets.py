@@ -26,7 +26,6 @@ from llava_trainer.reporting import Reporter
 from llava_trainer.retrying import Patience
 from llava_trainer.sources.fetching import Surroundings
 from llava_trainer.stages import publish
-from tests.localcluster import debian
 from tests.trainer.evaluated import make_evaluated, publish_config
 from tests.trainer.servers import registry, versity
 from tests.trainer.servers.authority import Authority
@@ -53,14 +52,15 @@ class Servers:
 
 
 @pytest.fixture(scope="module")
-def servers(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+def servers(
+    versitygw: Path, docker_registry: Path, authority: Authority, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Servers]:
     folder = tmp_path_factory.mktemp("registry")
-    program = debian.ensure_unpacked(debian.DOCKER_REGISTRY).path("docker-registry")
     with ExitStack() as stack:
         hub = stack.enter_context(WritableHub().run())
         upstreams = {
-            "s3": stack.enter_context(versity.run_versity()), "hf": hub.base,
-            "oci": stack.enter_context(registry.run_registry(program, folder, registry.htpasswd_auth(folder))),
+            "s3": stack.enter_context(versity.run_versity(versitygw)), "hf": hub.base,
+            "oci": stack.enter_context(registry.run_registry(docker_registry, folder, registry.htpasswd_auth(folder))),
         }  # fmt: skip
         relays = {kind: stack.enter_context(Relay(base).run(authority)) for kind, base in upstreams.items()}
         operator = stack.enter_context(FileServer().run(authority))

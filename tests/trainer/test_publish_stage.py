@@ -41,8 +41,8 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def relay(authority: Authority) -> Iterator[Relay]:
-    with run_versity() as endpoint, Relay(endpoint).run(authority) as relay:
+def relay(versitygw: Path, authority: Authority) -> Iterator[Relay]:
+    with run_versity(versitygw) as endpoint, Relay(endpoint).run(authority) as relay:
         yield relay
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-from tests.localcluster.tools import VERSITYGW, ensure_tools
 from tests.ports import free_port
 
 KEYS = {"access_key_id": "VERSITYKEYID", "secret_access_key": "VERSITYSECRETKEY"}
@@ -22,10 +21,11 @@ _STARTS_WITHIN_S = 20
 
 
 @contextmanager
-def run_versity(*options: str, before: Sequence[str] = ()) -> Iterator[str]:
+def run_versity(program: Path, *options: str, before: Sequence[str] = ()) -> Iterator[str]:
     """The endpoint, by plain HTTP, of a server with one empty bucket.
 
     Args:
+        program: versitygw.
         options: of its store.
         before: a command that runs the server's, in another mount namespace, say; ``{folder}`` in it is where the
             server keeps everything.
@@ -33,7 +33,6 @@ def run_versity(*options: str, before: Sequence[str] = ()) -> Iterator[str]:
     # In memory, where there is such a place: the server syncs each file.
     memory = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="versitygw-", dir=memory if memory.is_dir() else None))
-    program = ensure_tools((VERSITYGW,)).path("versitygw")
     port = free_port()
     objects, metadata = folder / "objects", folder / "metadata"
     for one in (objects, metadata):
