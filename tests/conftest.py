@@ -38,6 +38,10 @@ def _check_prometheus() -> None:
     debian.require_source(debian.PROMETHEUS)
 
 
+def _check_registry() -> None:
+    debian.require_source(debian.DOCKER_REGISTRY)
+
+
 def _check_gpu() -> None:
     import torch
 
@@ -49,14 +53,15 @@ TIERS = (
     Tier(marker="cluster", check=_check_control_plane),
     Tier(marker="e2e", check=_check_nodes),
     Tier(marker="prometheus", check=_check_prometheus),
+    Tier(marker="registry", check=_check_registry),
     Tier(marker="browser", check=browser.require_browser),
     Tier(marker="vllm", check=vllm.require_vllm),
     Tier(marker="gpu", check=_check_gpu),
 )
 _ALONE = ("e2e", "cluster")
 """Tiers in folders of their names, each with one cluster; they start first, since they take longest and mostly wait."""
-_PROMETHEUS_FIXTURES = {"prometheus", "promtool"}
-"""What asks for one of them belongs to the tier of that marker, wherever it lies."""
+_MARKERS_OF_FIXTURES = {"prometheus": "prometheus", "promtool": "prometheus", "docker_registry": "registry"}
+"""What asks for one of these belongs to the tier of that marker, wherever it lies."""
 _OBSTACLES = pytest.StashKey[dict[str, tuple[int, str]]]()
 
 
@@ -83,8 +88,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark the tests of a tier that cannot run; runs last, so that deselected tests do not count."""
     items.sort(key=lambda item: _ALONE.index(scope) if (scope := _scope(item.nodeid)) in _ALONE else len(_ALONE))
     for item in items:
-        if _PROMETHEUS_FIXTURES & {*getattr(item, "fixturenames", ())}:
-            item.add_marker("prometheus")
+        for fixture in _MARKERS_OF_FIXTURES.keys() & {*getattr(item, "fixturenames", ())}:
+            item.add_marker(_MARKERS_OF_FIXTURES[fixture])
     obstacles: dict[str, tuple[int, str]] = {}
     for tier in TIERS:
         concerned = [item for item in items if item.get_closest_marker(tier.marker)]
@@ -109,6 +114,12 @@ def prometheus() -> Path:
 def promtool() -> Path:
     """Prometheus' own checker of metrics and rules, and runner of rules' unit tests."""
     return debian.ensure_unpacked(debian.PROMETHEUS).path("promtool")
+
+
+@pytest.fixture(scope="session")
+def docker_registry() -> Path:
+    """A registry's program, of Debian's package; nothing of it runs unless a test starts it."""
+    return debian.ensure_unpacked(debian.DOCKER_REGISTRY).path("docker-registry")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -170,8 +170,8 @@ _BY_A_STAGE: Final = (
                  "often about the network's interfaces or /dev/shm.",
             test=_STAGES + "test_nccl_fails"),
     Failure(reason=Reason.DESTINATION_UNAVAILABLE, exit_code=89, retryable=True,
-            observed="A destination could not be published to, and may answer otherwise later; nothing of the model is "
-                     "visible there.",
+            observed="A destination could not be published to, and may answer otherwise later; it shows a whole model "
+                     "or nothing that loads.",
             hint="Look at the address, the network and spec.download; the next attempt goes on with what was sent.",
             test=_STAGES + "test_a_destination_that_does_not_answer"),
     Failure(reason=Reason.DESTINATION_REFUSED, exit_code=90,

@@ -106,7 +106,7 @@ class RunConfig(Strict):
     merge: Merge
     evaluation: Evaluation
     publish: Publish | None = None
-    """Where the result goes. In the publish stage alone: no other has to know."""
+    """Where the result goes. In the publish stage, and in evaluation, whose report says how to serve it from there."""
     image: str | None = None
     """The trainer image that this stage runs in, by digest where that is known. In the publish stage alone."""
     reporting: Reporting | None = None

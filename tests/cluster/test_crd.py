@@ -808,7 +808,7 @@ HASH = "0" * 40
 PLACES = (
     "s3://abc/x", "s3://my.models-1/team/LLaVA_v1.5/run-7", "s3://123/_x", "hf://a/b", "hf://Team_1/in.voices-7b",
     f"hf://team/invoices@{HASH}", "hf://team/invoices@v1.5_x", "oci://r/a:1", "oci://registry.svc:5000/a/b__c/d-e:V1.0",
-    "oci://ghcr.io/team/invoices:latest", "pvc://models/a", "pvc://models.v1/team/run-7/_x",
+    "oci://ghcr.io/team/invoices:latest", "oci://r/a-modelcar:modelcar", "pvc://models/a-modelcar", "pvc://models.v1/team/run-7/_x",
 )  # fmt: skip
 
 
@@ -830,6 +830,7 @@ NO_PLACES = {
         "oci://r.example/a//b:1", "oci://r.example/../b:1", "oci://me:pw@r.example/a:1", "oci://R.example/a:1",
         f"oci://r.example/a@sha256:{'a' * 64}", f"oci://r.example/a:{'a' * 101}",
     ),
+    "a destination's tag must not end in -modelcar": ("oci://r/a:-modelcar", "oci://r/a:1-modelcar"),
     "a destination on a claim must be pvc://CLAIM/FOLDER": (
         "pvc://models", "pvc://models/", "pvc://Models/x", "pvc://models/../x", "pvc://models/.x", "pvc://models/x/",
         "pvc://models//x",

@@ -3,6 +3,7 @@
 What reaches the cache is thrown at it in ``test_children``, a whole process is attacked in ``tests/cluster``.
 """
 
+import functools
 import json
 from typing import Any
 
@@ -23,7 +24,19 @@ from llava_operator.deciding.decisions import Commit
 from llava_operator.deciding.status import dump_status
 from llava_operator.run import UnreadableError, parse_status
 from tests.controller.exposed import expose
-from tests.controller.makers import KEY, NOW_TEXT, RESULTS, RUN_UID, begun, job_end, make_job, make_pod, see
+from tests.controller.makers import (
+    KEY,
+    NOW_TEXT,
+    RESULTS,
+    RUN_UID,
+    begun,
+    job_end,
+    make_job,
+    make_pod,
+    see,
+    succeeded,
+    walk,
+)
 from tests.controller.test_children import JSON
 
 TEXT = st.text(st.characters(), max_size=60) | st.sampled_from(
@@ -125,3 +138,39 @@ def test_every_termination_message_leads_to_a_status(
         written = dump_status(decision.status)
         assert Status.model_validate(written) == decision.status
         assert all(len(condition["message"]) <= 4096 for condition in written["conditions"])
+
+
+PUBLISHING: dict[str, Any] = {"publish": {"destinations": [{"address": "s3://models/llava"}]}}
+PUBLISHED = st.fixed_dictionaries(
+    {
+        "destination": st.sampled_from([0, 0, 1, -1, 2**70]), "what": st.sampled_from(["merged", "adapter", ""]),
+        "digest": st.just(f"sha256:{'d' * 64}") | TEXT, "sizeBytes": st.sampled_from([0, 2**62, 2**63, -1, 0.5, None]),
+        "sentBytes": st.integers(0, 9),
+    },
+    optional={"revision": TEXT},
+)  # fmt: skip
+REAL = {stage: json.loads(result.to_termination_message()) for stage, result in RESULTS.items()}
+PARTS = {
+    **{stage: st.just(told.get(stage)) | JSON for stage, told in REAL.items()},
+    StageName.PUBLISH: st.fixed_dictionaries({"published": st.lists(PUBLISHED, max_size=2)}) | JSON,
+    "digests": st.dictionaries(TEXT, TEXT, max_size=3) | st.just({f"d{n}": "" for n in range(33)}),
+}
+
+
+@functools.cache
+def _walk(stage: StageName) -> Status:
+    return walk(PUBLISHING, stage)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from([stage for stage in RESULTS if stage is not StageName.ALIGN]),
+    st.fixed_dictionaries({}, optional=PARTS),
+)
+def test_whatever_a_stage_that_ended_well_says_leads_to_a_status(stage: StageName, parts: dict[str, Any]) -> None:
+    """An image of the run's author hands back what it likes, also what belongs to another stage, or nothing."""
+    status = _walk(stage)
+    pod = succeeded(stage, json.dumps({"stage": stage, "attempt": 1, **parts}))
+    decision = decide(see(status, spec=PUBLISHING, job=make_job(status, complete=True), pods=(pod,)))
+    assert isinstance(decision, Commit)
+    assert Status.model_validate(dump_status(decision.status)) == decision.status

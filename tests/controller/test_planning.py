@@ -73,6 +73,30 @@ def test_a_retention_set_of_too_few_groups_is_warned_of(groups: int, is_told: bo
     assert all(f"has {groups} group" in one and "that takes 8; name a set" in one for one in said)
 
 
+@pytest.mark.parametrize(
+    ("what", "projector", "is_told"),
+    [("adapter", "train", True), ("adapter", "frozen", False), ("both", "train", False), ("merged", "train", False)],
+)
+def test_an_adapter_that_servers_refuse_is_warned_of(what: str, projector: str, is_told: bool) -> None:
+    training = {"batch": {"perDevice": 16, "global": 128}, "epochs": 3, "projector": projector}
+    spec = gpu_spec(training=training, publish={"what": what, "destinations": [{"address": "pvc://models/trays"}]})
+    said = [one for one in plan_for(spec, numbers(), gpus(80)).plan.warnings if "spec.publish" in one]
+    assert bool(said) is is_told
+    assert all("set spec.publish.what to merged or both, or spec.training.projector to frozen" in one for one in said)
+
+
+@pytest.mark.parametrize(
+    ("address", "secret", "is_told"),
+    [("hf://team/trays", None, True), ("hf://team/trays", {"name": "hub"}, False), ("s3://models/trays", None, False)],
+)
+def test_a_hub_that_will_take_nothing_is_warned_of(address: str, secret: dict[str, str] | None, is_told: bool) -> None:
+    places = [{"address": "pvc://models/trays"}, {"address": address, "secretRef": secret}]
+    spec = gpu_spec(publish={"destinations": places})
+    said = [one for one in plan_for(spec, numbers(), gpus(80)).plan.warnings if "spec.publish" in one]
+    assert bool(said) is is_told
+    assert all(one.startswith("spec.publish.destinations[1].secretRef is left out") for one in said)
+
+
 def plan_for(spec: Spec, found: PrepareNumbers, known: KnownGpus) -> Planned:
     return plan_training(spec, Data.model_validate(found.model_dump()), found.model, known)
 

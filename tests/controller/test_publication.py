@@ -10,7 +10,8 @@ import pytest
 from llava_api.constants import Condition, GateOutcome, Phase, StageName
 from llava_api.failures import Reason
 from llava_api.report import Published, PublishNumbers, StageFailure, StageResult
-from llava_api.spec import Spec
+from llava_api.run_config import RunConfig
+from llava_api.spec import Download, Spec
 from llava_api.status import ConditionStatus, StageState, StageStatus, Status
 from llava_operator.acting.transitions import list_transitions
 from llava_operator.build.common import Platform
@@ -27,6 +28,7 @@ from llava_operator.deciding.waiting import list_needs
 from llava_operator.kube.kinds import CONFIG_MAPS, JOBS, RUNS, VOLUME_CLAIMS
 from llava_operator.run import attempt_of, current_stage, parse_status, stage_of
 from llava_operator.stages import STAGES as STAGE_TABLE
+from llava_trainer.evaluation.serving import list_served
 from tests.controller.in_memory import ApiServer, Operator
 from tests.controller.makers import (
     KEY,
@@ -345,6 +347,17 @@ async def test_rules_look_at_what_the_pod_is_going_to_be_given(server: ApiServer
     assert held.reason == Reason.NOT_ALLOWED
     assert "spec.publish.destinations.secretRef.name is bucket" in held.message
     assert (JOBS, "invoices-publish-1") not in server.objects
+    # And what it says that it takes is what it takes.
+    assert held.message.startswith(
+        "waits; once spec.publish is corrected, set spec.suspend to true and back to false: spec.publish."
+    )
+    raw = server.objects[RUNS, KEY.name]
+    raw["spec"]["publish"]["destinations"][0]["secretRef"] = {"name": "other"}
+    for suspend in (True, False):
+        raw["spec"]["suspend"] = suspend
+        await operator.settle()
+    assert stage(server.status).reason == ""
+    assert (JOBS, "invoices-publish-2") in server.objects
 
 
 # --- what its result comes to
@@ -389,6 +402,35 @@ def test_a_result_that_is_not_what_was_to_be_published_is_none(told: StageResult
     assert status.failure is not None
     assert (status.failure.reason, status.failure.stage) == (Reason.INTERNAL_ERROR, PUBLISH)
     assert "its result makes no sense (1 contents were to be published to 1 destinations, but" in status.failure.message
+    assert status.artifacts is not None
+    assert status.artifacts.published == ()
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (StageResult(stage=PUBLISH, attempt=1), "it does not say what was published"),
+        (
+            published((0, "merged")).model_copy(update={"digests": {f"d{n}": "" for n in range(33)}}),
+            "at most 32 items",
+        ),
+        (published((0, "merged")).model_copy(update={"digests": {"d": "x" * 300}}), "at most 256 characters"),
+    ],
+    ids=["no numbers", "too many digests", "a digest too long"],
+)
+def test_a_result_that_no_status_can_hold_fails_the_run(told: StageResult, said: str) -> None:
+    """An image of the run's author can say anything. What the API server would refuse would never be written."""
+    status = end_with(told, ONE)
+    assert status.failure is not None
+    assert (status.failure.reason, status.failure.stage) == (Reason.INTERNAL_ERROR, PUBLISH)
+    assert said in status.failure.message
+    assert parse_status({"status": dump_status(status)}) == status
+
+
+def test_what_another_stage_says_of_publishing_counts_for_nothing() -> None:
+    told = result().model_copy(update={"publish": published((0, "merged")).publish})
+    status = evaluated(ONE, told)
+    assert stage(status).state is StageState.RUNNING
     assert status.artifacts is not None
     assert status.artifacts.published == ()
 
@@ -520,20 +562,29 @@ def test_a_claim_is_one_volume_however_often_it_is_named(storage: dict[str, Any]
         assert not mount.get("readOnly")
 
 
-def test_it_alone_is_told_where_to_and_which_image_it_is() -> None:
+def test_it_is_told_where_to_and_which_image_it_is_and_no_other_stage_but_the_report() -> None:
     """An image that does not know these fields would refuse every stage's configuration."""
     run = make_run(**EVERYWHERE)
     for name in StageName:
         attempt = make_attempt(run, name, config_version=2)
         written = json.loads(build_config_map(attempt, PLATFORM)["data"][CONFIG_KEY])
-        assert ({"publish", "image"} <= written.keys()) is (name is PUBLISH)
-        assert bool({"publish", "image"} & written.keys()) is (name is PUBLISH)
+        assert ("publish" in written) is (name in (PUBLISH, EVALUATE)), name
+        assert ("image" in written) is (name is PUBLISH), name
     pinned = f"registry/trainer@{DIGEST}"
     config = build_run_config(make_attempt(run, PUBLISH, image=pinned), PLATFORM)
     assert config.image == pinned
     assert config.publish == run.spec.publish
     assert config.download.https_proxy == "http://proxy:3128"
     assert build_run_config(make_attempt(run, PUBLISH), PLATFORM).image == "registry/trainer:1"
+
+
+def test_the_report_is_told_where_the_model_will_be_served_from() -> None:
+    run = make_run(walk(EVERYWHERE, EVALUATE), **EVERYWHERE)
+    config = build_run_config(make_attempt(run, EVALUATE, config_version=2), PLATFORM)
+    destinations = EVERYWHERE["publish"]["destinations"]
+    places = [served.place for served in list_served(RunConfig.model_validate_json(config.model_dump_json()))]
+    assert places[:-1] == [f"{one['address']}, once it is published" for one in destinations]
+    assert config.download == Download(), "it goes nowhere"
 
 
 def test_whoever_has_to_make_what_is_missing_is_told_the_field() -> None:

@@ -202,9 +202,12 @@ class Drawing:
 
     def _table(self, figure: Figure, back: Axes, box: "_Box", panel: Json) -> bool:
         rows: list[dict[str, Any]] = []
-        for target, answer in self._instant(panel):
+        answers = list(self._instant(panel))
+        for target, answer in answers:
+            # As Grafana names it: of one query there is nothing to tell apart.
+            value = f"Value #{target['refId']}" if len(answers) > 1 else "Value"
             for series in answer:
-                _merge(rows, {**series.labels}, f"Value #{target['refId']}", series.points[-1][1])
+                _merge(rows, {**series.labels}, value, series.points[-1][1])
         if not rows:
             return _say_nothing(back)
         arranged = panel["transformations"][-1]["options"]

@@ -10,7 +10,7 @@ ADDRESSES = {
     "s3://models/invoices": "s3://models/invoices",
     "hf://team/invoices@v2": "hf://team/invoices:v2",
     "hf://team/invoices": "hf://team/invoices",
-    "oci://registry.example:5000/models/invoices:1": "oci://registry.example:5000/models/invoices:1-modelcar",
+    "oci://registry.example:5000/models/invoices:1": "oci+native://registry.example:5000/models/invoices:1-modelcar",
     "pvc://models/invoices/v2": "pvc://models/invoices/v2",
 }
 """Destinations, and what KServe calls them."""

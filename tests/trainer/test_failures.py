@@ -155,8 +155,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def publishing(published: Path, root: Path, address: str, **more: object) -> RunConfig:
     """A run that publishes to ``address``."""
     shutil.copytree(published, root / "run")
-    config = publish_config(root / "run", destinations=[{"address": address}])
-    return RunConfig.model_validate(config.model_dump(by_alias=True) | more)
+    return publish_config(root / "run", destinations=[{"address": address, **more}])
 
 
 def test_a_destination_that_does_not_answer(
@@ -164,10 +163,9 @@ def test_a_destination_that_does_not_answer(
 ):
     monkeypatch.setenv("PYTHONPATH", str(FAULTS))
     monkeypatch.setenv("IMPATIENT", "1")
-    hub = {"hubEndpoint": f"https://127.0.0.1:{port}"}
-    config = publishing(published, tmp_path, "hf://me/tiny", download=hub)
-    message = fail(config, Reason.DESTINATION_UNAVAILABLE).message
-    assert message.startswith("spec.publish.destinations[0].address: hf://me/tiny could not be published to")
+    address = f"oci://127.0.0.1:{port}/llava/trays:1"
+    message = fail(publishing(published, tmp_path, address, plainHttp=True), Reason.DESTINATION_UNAVAILABLE).message
+    assert message.startswith(f"spec.publish.destinations[0].address: {address} could not be published to")
     assert "8 times in a row" in message
 
 

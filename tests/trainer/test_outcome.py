@@ -343,8 +343,8 @@ def test_the_command_line_has_every_stage(stage: StageName, tmp_path: Path, resu
 
 def test_the_command_line_refuses_other_words(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["publish"])
-    assert "invalid choice: 'publish'" in capsys.readouterr().err
+        cli.main(["deploy"])
+    assert "invalid choice: 'deploy'" in capsys.readouterr().err
 
 
 def test_the_command_line_loads_no_training_library():

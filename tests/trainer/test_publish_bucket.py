@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,10 @@ class Folder:
         self.relay = relay
         self.root = root
         self._name = name
-        self._ca_pem = authority.pem
+        self.authority = authority
 
     def publish(self, content: Content, **more: Any) -> int:
-        return publish(content, self.address, self.root, ca_pem=self._ca_pem, **more).sent_bytes
+        return publish(content, self.address, self.root, ca_pem=self.authority.pem, **more).sent_bytes
 
     def fail(self, content: Content, reason: Reason = Reason.DESTINATION_REFUSED, **more: Any) -> str:
         with pytest.raises(StageError) as raised:
@@ -476,6 +477,31 @@ def test_bucket_without_a_secret_is_written_as_the_pods_role(
             publish(content, address, tmp_path, ca_pem=authority.pem, environ=environ)
         assert f"role {role}" in raised.value.message
         assert raised.value.reason is Reason.DESTINATION_REFUSED
+
+
+def test_server_that_takes_its_time_is_left(
+    authority: Authority, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes some bytes long before the timeout, each time."""
+    monkeypatch.setattr(network, "WINDOW_S", 0.2)
+    monkeypatch.setattr(network, "MIN_BYTES_PER_S", 100 << 20)
+    with run_versity() as endpoint, Relay(endpoint).run(authority) as relay:
+        write_s3_secret(tmp_path, relay.base)
+        relay.choose = lambda request: time.sleep(0.5) if request.size > PART_BYTES // 2 else None
+        message = Folder("trays", tmp_path, relay, authority).fail(content, Reason.DESTINATION_UNAVAILABLE)
+    assert "WriteTimeout: slower than 104,857,600 bytes a second" in message
+
+
+def test_memory_follows_from_a_part(folder: Folder, tmp_path: Path) -> None:
+    """The clients' copies included, whatever a file's size."""
+    large = make_content(tmp_path / "large", {WEIGHTS: FILES[WEIGHTS] * 12})
+    tracemalloc.start()
+    try:
+        assert folder.publish(large) == large.size
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * PART_BYTES
 
 
 def test_parts_of_a_file(content: Content, monkeypatch: pytest.MonkeyPatch) -> None:

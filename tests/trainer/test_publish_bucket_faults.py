@@ -5,6 +5,7 @@ Each fault is caused at each request in turn. What comes of it stands in docs/pu
 
 import hashlib
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,6 +69,9 @@ class Bucket:
 
     def stop(self) -> None:
         self._stop.set()
+
+
+_MAY_MOUNT = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +150,29 @@ def test_bucket_shows_nothing_or_the_whole(
     assert bucket.half == []
     check_row(
         "s3", f"{name}, {len(seen)} in turn", describe_visible(seen), "completes it, and sends only what was missing"
+    )
+
+
+@pytest.mark.skipif(not _MAY_MOUNT, reason="this machine lets nobody mount a file system for a test")
+def test_server_whose_disk_is_full(content: Content, tmp_path: Path, authority: Authority) -> None:
+    mount = ["unshare", "--mount", "sh", "-ec", 'mount -t tmpfs -o size=14m none {folder}/objects; exec "$@"', "sh"]
+    with run_versity(before=mount) as endpoint, Relay(endpoint).run(authority) as relay:
+        write_s3_secret(tmp_path, relay.base)
+        client, address = open_client(endpoint), f"s3://{BUCKET}/trays"
+        client.put_object(Bucket=BUCKET, Key="other", Body=bytes(11 << 20))
+        with pytest.raises(StageError) as raised:
+            publish(content, address, tmp_path, ca_pem=authority.pem)
+        assert raised.value.reason is Reason.DESTINATION_REFUSED
+        assert "has no room left (HTTP 507): make room there" in raised.value.message
+        seen = Bucket(endpoint, content).look("trays")
+        client.delete_object(Bucket=BUCKET, Key="other")
+        publish(content, address, tmp_path, ca_pem=authority.pem)
+        assert Bucket(endpoint, content).look("trays") == WHOLE
+    check_row(
+        "s3",
+        "the server's disk is full (a real one), once",
+        describe_visible([seen]),
+        "completes it when there is room",
     )
 
 

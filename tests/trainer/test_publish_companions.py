@@ -18,10 +18,12 @@ from in_toto_attestation.v1 import statement_pb2
 from in_toto_attestation.v1.statement import Statement
 from model_signing import verifying
 from PIL import Image
+from transformers import AutoProcessor
 
 from llava_api.constants import StageName
 from llava_api.failures import Reason
 from llava_api.spec import MAY_CHANGE, MAY_CHANGE_SUSPENDED
+from llava_trainer.data.processor import PROCESSOR_FILES
 from llava_trainer.errors import StageError
 from llava_trainer.files import sha256_file
 from llava_trainer.publishing.content import Content
@@ -122,6 +124,17 @@ def test_what_the_cards_tell_to_run_runs(
     code = re.sub(r', revision="[0-9a-f]{40}"', "", code)
     assert said
     assert run_code(code, adapter, monkeypatch, capsys) == said
+    # For a server: the base's weights, and these files over its own (docs/serving.md).
+    served = Path(shutil.copytree(root / "base", root / "served"))
+    for name in PROCESSOR_FILES:
+        if (adapter / name).exists():
+            shutil.copyfile(adapter / name, served / name)
+    question = [{"role": "user", "content": [{"type": "text", "text": "What is the total?"}]}]
+    asked = [
+        AutoProcessor.from_pretrained(folder).apply_chat_template(question, tokenize=True, add_generation_prompt=True)
+        for folder in (served, adapter, merged)
+    ]
+    assert asked[0] == asked[1] == asked[2]
 
 
 def test_nothing_depends_on_attempt_time_or_place(root: Path) -> None:

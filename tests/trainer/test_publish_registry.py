@@ -29,7 +29,7 @@ from llava_api.constants import MODELCAR_SUFFIX
 from llava_api.failures import Reason
 from llava_trainer.errors import StageError
 from llava_trainer.publishing import model_layers
-from llava_trainer.publishing.content import Content
+from llava_trainer.publishing.content import Content, Item
 from llava_trainer.publishing.destination import Place, Sent
 from llava_trainer.publishing.model_layers import (
     ARTIFACT_TYPE,
@@ -42,7 +42,6 @@ from llava_trainer.publishing.model_layers import (
 from llava_trainer.publishing.refusals import told_of_destinations
 from llava_trainer.publishing.registry import RegistryDestination
 from llava_trainer.retrying import Patience
-from tests.localcluster import debian
 from tests.trainer.fault_table import check_row, describe_visible
 from tests.trainer.killing import Victim
 from tests.trainer.places import FIELD, MERGED, QUICK, make_content, make_place, texts_behind, write_secret
@@ -148,14 +147,9 @@ class Hosted:
 
 
 @pytest.fixture(scope="module")
-def program() -> Path:
-    return debian.ensure_unpacked(debian.DOCKER_REGISTRY).path("docker-registry")
-
-
-@pytest.fixture(scope="module")
-def relay(program: Path, authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+def relay(docker_registry: Path, authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
     folder = tmp_path_factory.mktemp("registry")
-    with run_registry(program, folder, htpasswd_auth(folder)) as base, Relay(base).run(authority) as relay:
+    with run_registry(docker_registry, folder, htpasswd_auth(folder)) as base, Relay(base).run(authority) as relay:
         yield relay
 
 
@@ -182,7 +176,8 @@ def small(tmp_path: Path) -> Content:
 # --- what stands there
 
 
-def test_artifact_and_image_are_made_of_the_same_blobs(hosted: Hosted, content: Content) -> None:
+def test_artifact_and_image_are_made_of_the_same_blobs(hosted: Hosted, tmp_path: Path) -> None:
+    content = make_content(tmp_path / "model", {**MERGED, "provenance.intoto.jsonl": b"{}"})
     told: list[int] = []
     sent = RegistryDestination(hosted.place(), CHUNK).publish(content, told.append)
     assert hosted.look(content) == (True, True)
@@ -202,6 +197,7 @@ def test_artifact_and_image_are_made_of_the_same_blobs(hosted: Hosted, content: 
         "config.json": "application/vnd.cncf.model.weight.config.v1.tar",
         "tokenizer.json": "application/vnd.cncf.model.weight.config.v1.tar",
         "README.md": "application/vnd.cncf.model.doc.v1.tar",
+        "provenance.intoto.jsonl": "application/vnd.cncf.model.doc.v1.tar",
         "publication.json": "application/vnd.cncf.model.doc.v1.tar",
     }
     layers = [layer["digest"] for layer in artifact["layers"]]
@@ -216,6 +212,15 @@ def test_artifact_and_image_are_made_of_the_same_blobs(hosted: Hosted, content: 
         config = json.loads(hosted.get(f"blobs/{image['config']['digest']}") or b"")
         assert config["architecture"] == entry["platform"]["architecture"]
         assert config["rootfs"] == {"type": "layers", "diff_ids": layers}
+
+
+def test_layer_of_a_file_that_is_larger_than_tar_has_digits_for() -> None:
+    item = Item(name="model.safetensors", path=Path("/nowhere"), size=9 << 30, sha256="0" * 64)
+    with tarfile.open(fileobj=io.BytesIO(model_layers.make_header(item)), mode="r:") as archive:
+        folder, file = archive.next(), archive.next()
+    assert folder is not None
+    assert file is not None
+    assert (folder.name, file.name, file.size) == ("models", "models/model.safetensors", 9 << 30)
 
 
 def test_layers_are_the_same_whoever_makes_them(tmp_path: Path) -> None:
@@ -446,11 +451,11 @@ def test_chunk_that_broke_off_begins_the_blob_anew_where_the_registry_wants_it(h
     assert len(hosted.blobs(begun=True)) == NUM_BLOBS + 1
 
 
-def test_full_disk_of_the_registry(program: Path, authority: Authority, small: Content, tmp_path: Path) -> None:
+def test_full_disk_of_the_registry(docker_registry: Path, authority: Authority, small: Content, tmp_path: Path) -> None:
     """A real one, of a file system with room for 100 kB."""
     (tmp_path / "full").mkdir()
     with (
-        run_registry(program, tmp_path / "full", max_bytes=100 << 10) as base,
+        run_registry(docker_registry, tmp_path / "full", max_bytes=100 << 10) as base,
         Relay(base).run(authority) as relay,
         ExitStack() as clients,
     ):
@@ -809,8 +814,8 @@ def test_addresses_that_are_none(tmp_path: Path, address: str) -> None:
         RegistryDestination(make_place(address, tmp_path))
 
 
-def test_plain_http_takes_no_password(program: Path, tmp_path: Path, small: Content) -> None:
-    with run_registry(program, tmp_path) as base:
+def test_plain_http_takes_no_password(docker_registry: Path, tmp_path: Path, small: Content) -> None:
+    with run_registry(docker_registry, tmp_path) as base:
         host = base.partition("://")[2]
         place = make_place(f"oci://{host}/team/model:v1", tmp_path, plain_http=True)
         with place.client:
@@ -844,13 +849,13 @@ def test_whoever_repeats_what_it_was_sent(
 
 @pytest.fixture(scope="module")
 def guarded(
-    program: Path, authority: Authority, tmp_path_factory: pytest.TempPathFactory
+    docker_registry: Path, authority: Authority, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Relay, TokenService]]:
     """A registry that believes a token service."""
     folder = tmp_path_factory.mktemp("guarded")
     with (
         TokenService(folder).run(authority) as service,
-        run_registry(program, folder, service.auth()) as base,
+        run_registry(docker_registry, folder, service.auth()) as base,
         Relay(base).run(authority) as relay,
     ):
         yield relay, service

@@ -18,7 +18,6 @@ from llava_trainer.publishing.model_layers import INDEX_TYPE, MANIFEST_TYPE
 from llava_trainer.retrying import Patience
 from llava_trainer.sources.fetching import Surroundings
 from llava_trainer.stages import publish
-from tests.localcluster import debian
 from tests.trainer.evaluated import make_evaluated, publish_config
 from tests.trainer.runs import Recorder
 from tests.trainer.servers.authority import Authority
@@ -41,14 +40,15 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(
+    docker_registry: Path, authority: Authority, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:  # fmt: skip
     folder = tmp_path_factory.mktemp("registry")
-    program = debian.ensure_unpacked(debian.DOCKER_REGISTRY).path("docker-registry")
     with (
         WritableHub().run() as hub,
         Relay(hub.base).run(authority) as hub_relay,
         TokenService(folder).run(authority) as tokens,
-        run_registry(program, folder, tokens.auth()) as registry,
+        run_registry(docker_registry, folder, tokens.auth()) as registry,
         Relay(registry).run(authority) as registry_relay,
     ):
         hub.tokens = {TOKEN: True}

@@ -4,6 +4,7 @@ A real server, through its OpenAI-compatible API: images as data: URLs, and the 
 server has a merged model, and adapters of the language model that were trained upon it.
 """
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from llava_api.constants import StageName
 from llava_api.run_config import RunConfig
 from llava_trainer.data.image_folder import training_images
-from llava_trainer.data.processor import load_processor
+from llava_trainer.data.processor import PROCESSOR_FILES, TOKENIZER_CONFIG, load_processor
 from llava_trainer.data.questions import Question
 from llava_trainer.data.samples import Sample, Source, Turn, write_samples
 from llava_trainer.evaluation.dealing import list_questions
@@ -25,6 +26,7 @@ from llava_trainer.gang.stopping import StopRequest
 from llava_trainer.gang.world import World
 from llava_trainer.model.answering import Answerer, Generated, encode_question, make_answerer
 from llava_trainer.model.loading import load_tuned
+from llava_trainer.publishing.companions import describe_tokenizer
 from llava_trainer.reporting import Reporter
 from llava_trainer.stages import merge
 from llava_trainer.training.train import train
@@ -118,8 +120,19 @@ def served(tmp_path_factory: pytest.TempPathFactory, world: World) -> Iterator[S
         }
         client = started()
         for name, config in adapters.items():
-            assert vllm.load_adapter(client, name, config.volume.adapter_dir).is_success
+            published = publish(config.volume.adapter_dir, merged, root / name / "published")
+            assert vllm.load_adapter(client, name, published).is_success
         yield Served(client=client, whole=whole, adapters=adapters)
+
+
+def publish(adapter: Path, merged: Path, folder: Path) -> Path:
+    """The adapter as it is published: with tokenizer and processor, which the server has to leave alone."""
+    shutil.copytree(adapter, folder)
+    for name in PROCESSOR_FILES:
+        if (merged / name).exists():
+            shutil.copyfile(merged / name, folder / name)
+    (folder / TOKENIZER_CONFIG).write_text(describe_tokenizer(merged))
+    return folder
 
 
 def as_messages(question: Question, config: RunConfig) -> list[dict[str, Any]]:

@@ -871,7 +871,7 @@ def test_address_that_boto3_would_go_to_by_itself_is_refused(world: World, autho
             BucketAddress(bucket="bucket", prefix=""), read_credentials(world.secrets / "model", "s"), client,
             "spec.model.source", Retrier(what="it", patience=Patience(tries=1), stop=threading.Event()),
         )  # fmt: skip
-        events = bucket._client.meta.events
+        events = bucket._server.client.meta.events
         events.register_first("before-send.s3", lambda request, **_: setattr(request, "url", other.base))
         with pytest.raises(StageError, match="where the keys are not sent"):
             list(bucket.list_files())

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from llava_api.base import Strict
+from llava_api.constants import MODELCAR_SUFFIX
 from llava_api.rules import rule, rules
 from llava_api.spec.values import Resources, SecretRef, make_resources
 
@@ -36,6 +37,11 @@ PublishAddress = Annotated[
                 "!self.startsWith('oci://') || "
                 f"self.matches('^oci://[a-z0-9.-]+(:[0-9]+)?(/{_COMPONENT})+:[A-Za-z0-9_][A-Za-z0-9._-]{{0,99}}$')",
                 "a destination in a registry must be oci://REGISTRY/REPOSITORY:TAG, the repository in lower case",
+            ),
+            rule(
+                f"!(self.startsWith('oci://') && self.endsWith('{MODELCAR_SUFFIX}'))",
+                f"a destination's tag must not end in {MODELCAR_SUFFIX}: beside each TAG the model stands as an image "
+                f"under TAG{MODELCAR_SUFFIX}, which one would take from the other",
             ),
             rule(
                 "!self.startsWith('pvc://') || "

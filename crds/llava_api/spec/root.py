@@ -92,10 +92,11 @@ class Spec(Strict):
     publish: Annotated[
         Publish | None,
         Field(
-            description="Where the result goes, once evaluation's gate has passed, or at once where there is none. It "
-            "may change at any time and holds for attempts that begin from then on: a run that failed because of a "
-            "destination is corrected here and tried again by retry; one that waits for a Secret or claim goes on with "
-            "what it says once it has been suspended and resumed. Left out: it stays on the run's volume."
+            description="Where the result goes, once evaluation.gate and retention have passed, or at once where "
+            "neither is set. It may change at any time and holds for attempts that begin from then on: a "
+            "run that failed because of a destination is corrected here and tried again by retry; one "
+            "that waits for a Secret or claim goes on with what it says once it has been suspended and "
+            "resumed. Left out: it stays on the run's volume.",
         ),
     ] = None
     storage: Annotated[

@@ -74,7 +74,13 @@ class EvaluationStatus(Lenient):
 class PublishedStatus(Lenient):
     """What stands at one destination."""
 
-    address: Annotated[Text, Field(description="Destination, as the spec had it.")]
+    address: Annotated[
+        Text,
+        Field(
+            description="Destination, as the spec had it; with publish.what both the adapter is in adapter/ below it "
+            "(oci: under TAG-adapter)."
+        ),
+    ]
     what: Annotated[Short, Field(description="merged or adapter.")]
     revision: Annotated[
         Short, Field(description="The hub's commit, or the digest of the registry's manifest; else empty.")

@@ -66,7 +66,8 @@ def build_run_config(attempt: Attempt, platform: Platform) -> RunConfig:
         download=complete_download(spec.download, platform.download) if goes_out(spec, stage) else Download(),
         merge=spec.merge,
         evaluation=_older(spec.evaluation),
-        publish=spec.publish if stage.publishes else None,
+        # Evaluation's report says how the model is served from there. An image that does not know it is refused before.
+        publish=spec.publish if stage.publishes or stage.name is StageName.EVALUATE else None,
         image=(spec.image.reference or platform.trainer_image) if stage.publishes else None,
         reporting=Reporting(url=platform.report_url, ca_file=Path(REPORT_CA_PATH), token_file=Path(REPORT_TOKEN_PATH)),
     )

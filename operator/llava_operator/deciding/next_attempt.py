@@ -15,6 +15,7 @@ from llava_api.stages import stages_of
 from llava_api.status import (
     MAX_TEXT,
     AttemptSettings,
+    AttemptState,
     Data,
     FailureStatus,
     Plan,
@@ -122,7 +123,11 @@ def judge_violations(seen: Observation, status: Status, stage: StageStatus) -> H
     if stage.name is status.stages[0].name and stage.attempt <= 1:
         return failed_by_operator(stage, Reason.NOT_ALLOWED, message)
     # The policy has changed since the run was begun. Its work so far is worth waiting for who can change it back.
-    message = show(f"waits: {message}", max_chars=MAX_TEXT)
+    newest = stage.newest
+    is_frozen = newest is not None and newest.state is not AttemptState.GONE and newest.settings.publish is not None
+    # It is told first: the words of several violations may be cut off.
+    remedy = "; once spec.publish is corrected, set spec.suspend to true and back to false" if is_frozen else ""
+    message = show(f"waits{remedy}: {message}", max_chars=MAX_TEXT)
     held = stage.model_copy(update={"message": message, "reason": Reason.NOT_ALLOWED})
     return Hold(status=replace_stage(status, held))
 

@@ -23,7 +23,35 @@ def list_warnings(spec: Spec, found: Data, model: ModelFacts, storage: StoragePl
         describe_small_text(found.text_height_px, model.image_size_px),
     )
     return tuple(
-        filter(None, (few_steps, too_few_groups, too_few_retained, *illegible, _warn_of_saving(spec, storage)))
+        filter(
+            None,
+            (
+                few_steps, too_few_groups, too_few_retained, *illegible, _warn_of_saving(spec, storage),
+                _warn_of_unservable(spec), _warn_of_missing_token(spec),
+            ),
+        )
+    )  # fmt: skip
+
+
+def _warn_of_unservable(spec: Spec) -> str | None:
+    """Whoever publishes adapters wants to serve them."""
+    if spec.publish is None or spec.publish.what != "adapter" or spec.training.projector != "train":
+        return None
+    return (
+        "spec.publish.what is adapter and spec.training.projector is train: servers that load adapters refuse one that "
+        "brings a projector; set spec.publish.what to merged or both, or spec.training.projector to frozen"
+    )
+
+
+def _warn_of_missing_token(spec: Spec) -> str | None:
+    """It would show when everything is trained, and can be mended until then."""
+    places = enumerate(spec.publish.destinations if spec.publish is not None else ())
+    missing = next((n for n, one in places if one.address.startswith("hf://") and one.secret_ref is None), None)
+    if missing is None:
+        return None
+    return (
+        f"spec.publish.destinations[{missing}].secretRef is left out, and a hub takes models of nobody: name a Secret "
+        "with the key token before the run is to be published"
     )
 
 

@@ -77,14 +77,16 @@ def describe_success(status: Status) -> str:
     return "every stage has succeeded" if skipped is None else f"every stage but {skipped.name} has succeeded"
 
 
-def check_published(numbers: PublishNumbers, publish: Publish | None) -> Publish:
-    """What was to be published, which is what was.
+def check_published(numbers: PublishNumbers | None, publish: Publish | None) -> tuple[PublishNumbers, Publish]:
+    """What was published, and what was to be, which is the same.
 
     Raises:
         UnusableResultError: a destination lacks what belongs there, or has it twice; or there is no such destination.
     """
     if publish is None:
         raise UnusableResultError("nothing was to be published")
+    if numbers is None:
+        raise UnusableResultError("it does not say what was published")
     reported = Counter((one.destination, one.what) for one in numbers.published)
     wanted = {(index, what) for index in range(len(publish.destinations)) for what in _CONTENTS[publish.what]}
     if reported != Counter(wanted):
@@ -92,7 +94,7 @@ def check_published(numbers: PublishNumbers, publish: Publish | None) -> Publish
             f"{len(wanted)} contents were to be published to {len(publish.destinations)} destinations, but "
             f"{len(numbers.published)} others are reported"
         )
-    return publish
+    return numbers, publish
 
 
 def describe_published(numbers: PublishNumbers, publish: Publish) -> str:

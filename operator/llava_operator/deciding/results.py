@@ -89,9 +89,10 @@ def _check_finite(numbers: BaseModel) -> None:
 
 def _take_artifacts(status: Status, result: StageResult) -> Artifacts:
     known = status.artifacts or Artifacts()
-    if result.publish is not None:
-        published = _take_published(result.publish, check_published(result.publish, _publish_of(status)))
-        return known.model_copy(update={"published": published, "digests": {**known.digests, **result.digests}})
+    digests = {**known.digests, **result.digests}
+    if result.stage is StageName.PUBLISH:
+        numbers, publish = check_published(result.publish, _publish_of(status))
+        return _change_artifacts(known, published=_take_published(numbers, publish), digests=digests)
     # They are named by their path on the claim; an older image's results lie in the run's folder itself.
     is_first_version = status.trainer is None or status.trainer.config_version == 1
     attempts = dict.fromkeys(StageName, stage_of(status, result.stage).attempt)
@@ -107,7 +108,11 @@ def _take_artifacts(status: Status, result: StageResult) -> Artifacts:
         StageName.MERGE: ("merged", volume.merged_dir),
         StageName.EVALUATE: ("report", volume.report_file),
     }[result.stage]
-    update = {field: str(path), "digests": {**known.digests, **result.digests}}
+    return _change_artifacts(known, **{field: str(path)}, digests=digests)
+
+
+def _change_artifacts(known: Artifacts, **update: object) -> Artifacts:
+    """Checked, since an image has said it: the API server would refuse the whole status."""
     return Artifacts.model_validate({**known.model_dump(by_alias=False), **update})
 
 
@@ -137,8 +142,8 @@ def describe_result(result: StageResult, publish: Publish | None = None) -> str:
     Raises:
         UnusableResultError: what was published is not what was to be.
     """
-    if result.publish is not None:
-        return describe_published(result.publish, check_published(result.publish, publish))
+    if result.stage is StageName.PUBLISH:
+        return describe_published(*check_published(result.publish, publish))
     if (found := result.prepare) is not None:
         overlong = f", {found.overlong_samples} cut off at maxLength" if found.overlong_samples else ""
         shared = ""

@@ -35,6 +35,7 @@ spec:
 _CLAIM = "pvc://"
 _HUB = "hf://"
 _REGISTRY = "oci://"
+_IMAGE_VOLUME = "oci+native://"
 _UNKNOWN_CLAIM = "CLAIM"
 """On a claim that was there before, nothing tells the trainer what it is called."""
 
@@ -84,7 +85,13 @@ def _serve(config: RunConfig, address: str, place: str) -> Served:
 
 
 def _to_storage_uri(address: str) -> str:
-    """KServe has the hub's branch behind a colon, and mounts images, which have a tag of their own."""
+    """The address in KServe's words.
+
+    It has the hub's branch behind a colon. Of what is in a registry it mounts the image, which has a tag of its own;
+    its plain oci:// would run a shell in that, and there is none (docs/publishing.md).
+    """
     if address.startswith(_HUB):
         return address.replace("@", ":")
-    return address + MODELCAR_SUFFIX if address.startswith(_REGISTRY) else address
+    if address.startswith(_REGISTRY):
+        return f"{_IMAGE_VOLUME}{address.removeprefix(_REGISTRY)}{MODELCAR_SUFFIX}"
+    return address

@@ -35,6 +35,7 @@ _OF_PARTS = re.compile(r"[0-9a-f]{32}-\d{1,5}")
 _CODE = re.compile(r"\w{1,60}")
 _TAKEN = frozenset({409, 412})
 """Somebody is completing, or has completed, an object of that name."""
+_BROKEN = frozenset({500, 502, 503, 504})
 _UNKNOWN = 501
 """The server does not know If-None-Match."""
 
@@ -254,7 +255,11 @@ class BucketDestination:
                 if self._look(upload.item) is None:
                     raise self._tell_gone(upload.item) from error
             except ClientError as error:
-                return self._status_of(error)
+                status = _status_of(error)
+                if status in _BROKEN:
+                    # Behind HTTP 200, too: S3 begins to answer before it knows.
+                    raise TransientError(f"HTTP {status}") from None
+                return status
             return 200
 
         self._place.check_attempt()
@@ -319,20 +324,9 @@ class BucketDestination:
         told = error.response.get("Error", {}).get("Code", "")
         code = told if isinstance(told, str) and _CODE.fullmatch(told) else ""
         explained = explain_failure(
-            self._status_of(error), self._place.field, self._told, code=code, role=self._server.role, access=WRITING
+            _status_of(error), self._place.field, self._told, code=code, role=self._server.role, access=WRITING
         )
         return unavailable(f"{self._what}: {explained}") if isinstance(explained, TransientError) else explained
-
-    def _status_of(self, error: ClientError) -> int:
-        """Of a refusal that is left to us; of a body that tells an error after HTTP 200, which S3 does, 500.
-
-        Raises:
-            TransientError: that one.
-        """
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        if status >= 500 and status != _UNKNOWN:
-            raise TransientError(f"HTTP {status}") from None
-        return status
 
     def _tell_unconditional(self) -> None:
         logger.warning(
@@ -351,3 +345,8 @@ class BucketDestination:
             f"{self._what} holds {what}: name another folder, or empty this one if nobody needs it, and raise "
             "spec.retry"
         )
+
+
+def _status_of(error: ClientError) -> int:
+    """Of an answer that boto3 has read; 500 where a body tells of an error behind HTTP 200, which S3 does."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

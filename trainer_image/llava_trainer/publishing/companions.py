@@ -59,12 +59,12 @@ def write_companions(config: RunConfig, what: What, items: Sequence[Item], folde
         ) from error
     texts = {CARD: build_card(known, what)}
     if what == "adapter":
-        texts[TOKENIZER_CONFIG] = _describe_tokenizer(volume.merged_dir)
+        texts[TOKENIZER_CONFIG] = describe_tokenizer(volume.merged_dir)
     made = [_write(folder / name, text) for name, text in texts.items()]
     write_whole(folder / PROVENANCE, build_provenance(config, [*items, *made], merged))
 
 
-def _describe_tokenizer(merged_dir: Path) -> str:
+def describe_tokenizer(merged_dir: Path) -> str:
     """The merged model's tokenizer_config.json, but that it names no class.
 
     Beside a model's config.json that counts for nothing. Without one, transformers would make a tokenizer of the class

@@ -86,7 +86,7 @@ def make_layer(item: Item) -> Layer:
     Raises:
         StageError: ResultDamaged, if it is not what it was when it was made.
     """
-    header = _make_header(item)
+    header = make_header(item)
     trailer = bytes(-item.size % _BLOCK_BYTES + 2 * _BLOCK_BYTES)
     digest = hashlib.sha256(header)
     for chunk in read_chunks(item):
@@ -111,7 +111,7 @@ def read_layer(layer: Layer, begin: int, end: int) -> Iterator[bytes]:
         yield layer.trailer[max(begin - content_end, 0) : end - content_end]
 
 
-def _make_header(item: Item) -> bytes:
+def make_header(item: Item) -> bytes:
     """The headers of the folders and of the file: the same whoever makes them, and whenever."""
     path = PurePosixPath(_FOLDER, item.name)
     blocks = []
@@ -208,7 +208,7 @@ def _choose_type(name: str) -> str:
     """The specification's type of a layer with this file."""
     if name.endswith((".safetensors", ".bin")):
         kind = "weight"
-    elif name.endswith(".md") or name in (PUBLICATION, SIGNATURE):
+    elif name.endswith((".md", ".intoto.jsonl")) or name in (PUBLICATION, SIGNATURE):
         kind = "doc"
     else:
         kind = "weight.config"

@@ -1,9 +1,10 @@
 """The way out: proxies, certificate authorities, the hub's address, and a least rate for what servers send and take.
 
-One HTTP client for everything that is fetched. A server that lets a byte through now and then would hold a run up for
-years, and a read timeout does not see it, since every byte is in time. Measured is the time that is spent waiting for
-the server, headers included; idle connections and a slow disk do not count. It sits below httpx because httpx has a
-limit for each read only; and for each write, of whatever size: a part of 16 MiB would have to be through in its time.
+One HTTP client for everything that is fetched or published. A server that lets a byte through now and then would hold
+a run up for years, and a read timeout does not see it, since every byte is in time. Measured is the time that is spent
+waiting for the server, headers included; idle connections and a slow disk do not count. It sits below httpx because
+httpx has a limit for each read only; and for each write, of whatever size: a part of 16 MiB would have to be through in
+its time.
 """
 
 import functools
@@ -37,8 +38,6 @@ WINDOW_S = 60.0
 """Waiting after which the rate is looked at."""
 MIN_BYTES_PER_S = 1024
 """A file of 5 GB would take two months at this rate: whatever works at all is faster."""
-
-
 _PIECE_BYTES = 16 << 10
 """What is written at a time: a record of TLS, which is through as a whole or not at all."""
 SENDING = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=ANSWER_TIMEOUT_S)

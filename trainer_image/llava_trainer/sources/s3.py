@@ -6,7 +6,7 @@ without accessKeyId asks anonymously, as public buckets allow; without a Secret 
 metadata service.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +27,7 @@ from llava_trainer.sources.responses import explain_answer, explain_transport, o
 from llava_trainer.sources.web_identity import ACCOUNT_FIELD, WebIdentity, provide_keys
 
 DEFAULT_REGION = "us-east-1"
+_PIECE_BYTES = 256 << 10
 # What botocore would otherwise look up in the environment and in ~/.aws.
 _NOTHING = (None, None, None, None)
 _LOOKED_UP = ("profile", "region", "config_file", "credentials_file", "ca_bundle", "data_path")
@@ -117,19 +118,32 @@ class S3:
 
         def ask() -> AWSResponse:
             try:
+                content = _cut_up(body) if body else None
                 with self._way_out.stream(
-                    request.method, request.url, headers=headers, content=body, timeout=timeout
+                    request.method, request.url, headers=headers, content=content, timeout=timeout
                 ) as answer:
                     status = answer.status_code
                     if not 200 <= status < 300 and status not in self._is_left_to_caller:
                         raise explain_answer(answer, self._field, where, role=self._role, access=self._access)
                     # To HEAD the headers tell of a body that does not come.
-                    content = b"" if request.method == "HEAD" else read_bounded(answer)
+                    told = b"" if request.method == "HEAD" else read_bounded(answer)
             except httpx.RequestError as error:
                 raise explain_transport(error, self._field, where) from error
-            return AWSResponse(request.url, status, dict(answer.headers), SimpleNamespace(stream=lambda: [content]))
+            return AWSResponse(request.url, status, dict(answer.headers), SimpleNamespace(stream=lambda: [told]))
 
-        return self._do_send(ask)
+        try:
+            return self._do_send(ask)
+        finally:
+            # boto3, tenacity and httpx leave circles, which the collector sees late: parts would pile up.
+            body = None
+            if hasattr(request.body, "close"):
+                request.body.close()
+
+
+def _cut_up(body: bytes) -> Iterator[bytes]:
+    """The body in pieces, so that nothing holds on to it when it is sent."""
+    for begin in range(0, len(body), _PIECE_BYTES):
+        yield body[begin : begin + _PIECE_BYTES]
 
 
 def _build_client(
