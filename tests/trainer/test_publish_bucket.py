@@ -18,9 +18,10 @@ from llava_trainer.publishing.content import CHUNK_BYTES, Content
 from llava_trainer.publishing.destination import Sent
 from llava_trainer.publishing.parts import digest_parts, etag_of, read_part
 from llava_trainer.sources import network
-from tests.trainer.places import FIELD, QUICK, make_content, write_secret
+from tests.trainer.places import FIELD, QUICK, make_content, texts_behind, write_secret
 from tests.trainer.publications import FILES, PART_BYTES, publish, write_s3_secret
 from tests.trainer.servers.authority import Authority
+from tests.trainer.servers.echo import ECHOES, run_echo
 from tests.trainer.servers.relay import Fault, Relay, Relayed
 from tests.trainer.servers.s3 import open_bucket, run_s3
 from tests.trainer.servers.sts import TokenService
@@ -402,6 +403,18 @@ def test_endpoint_with_credentials_is_none(folder: Folder, content: Content, tmp
         folder.publish(content)
     assert "VERSITYSECRETKEY" not in str(raised.value)
     assert raised.value.reason is Reason.DESTINATION_REFUSED
+
+
+@pytest.mark.parametrize("where", ECHOES)
+def test_server_that_repeats_what_it_was_sent(
+    where: str, authority: Authority, content: Content, tmp_path: Path
+) -> None:
+    with run_echo(ECHOES[where], authority) as url:
+        write_s3_secret(tmp_path, url)
+        with pytest.raises(StageError) as raised:
+            publish(content, f"s3://{BUCKET}/trays", tmp_path, ca_pem=authority.pem)
+    texts = [raised.value.message, *texts_behind(raised.value)]
+    assert not [text for text in texts if "signature=" in text.lower() or KEYS["access_key_id"] in text]
 
 
 def test_bucket_without_a_secret_is_asked_anonymously(folder: Folder, content: Content, tmp_path: Path) -> None:

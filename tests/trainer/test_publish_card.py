@@ -139,6 +139,29 @@ def test_an_adapter_upon_an_aligned_projector_says_so() -> None:
     assert "the projector that the run's alignment has made" in build_card(known, "adapter")
 
 
+@pytest.mark.parametrize(
+    ("adapter", "aligned", "told"),
+    [
+        (None, False, "as the run was given it: nothing was trained"),
+        ("pvc://adapters/a", False, "merged with an adapter that the run was given"),
+        (None, True, "with a projector that was aligned by the run"),
+    ],
+)
+def test_a_run_that_trains_nothing_claims_no_training(adapter: str | None, aligned: bool, told: str) -> None:
+    known = make_known(training={"method": "none"})
+    alignment = Alignment.model_validate({"dataset": {"source": "pvc://c/", "format": "llava", "file": "c.json"}})
+    changes = {
+        "model": known.config.model.model_copy(update={"adapter": adapter}),
+        "alignment": alignment if aligned else None,
+    }
+    card = build_card(replace(known, config=known.config.model_copy(update=changes)), "merged")
+    assert f", {told}." in card
+    assert "fine-tuned" not in card
+    assert "| Not learned from |" in card
+    assert "all learned from" not in card
+    assert ModelCard(card).data.datasets is None
+
+
 def test_a_base_that_has_no_name_is_left_to_the_reader() -> None:
     """Where the run has converted or joined it, its name would load something else."""
     for layout, base in (

@@ -92,6 +92,8 @@ def build_card(known: Known, what: What) -> str:
         title=config.run.name if what == "merged" else f"{config.run.name}: adapter",
         what=what,
         base=_tell_base(merged),
+        made=_tell_making(config),
+        is_learned=config.training.method != "none",
         base_code=Markup(base_id or "BASE"),
         base_is_placeholder=base_id is None,
         base_hint=Markup("folder of the base in hub layout, as the run had it"),
@@ -122,6 +124,16 @@ def _tell_base(merged: MergeManifest) -> str:
     return f"{name} ({show(merged.origin.base_revision)})" if merged.origin.base_revision else name
 
 
+def _tell_making(config: RunConfig) -> str:
+    """What has become of the base."""
+    if config.training.method != "none":
+        return "fine-tuned and merged"
+    aligned = ", with a projector that was aligned by the run" if config.alignment is not None else ""
+    if config.model.adapter is not None:
+        return f"merged with an adapter that the run was given{aligned}"
+    return aligned.removeprefix(", ") or "as the run was given it: nothing was trained"
+
+
 def _list_sources(inputs: Inputs | None) -> Sequence[tuple[str, str]]:
     origins = inputs.origins if inputs is not None else {}
     return [(title, show(origins[role])) for role, title in _ROLES.items() if role in origins]
@@ -129,7 +141,8 @@ def _list_sources(inputs: Inputs | None) -> Sequence[tuple[str, str]]:
 
 def _list_data(config: RunConfig, report: DatasetReport) -> Sequence[DataRow]:
     own = _tell_dataset(config.dataset)
-    rows = [DataRow(role="Learned from", source=own, side=report.train)]
+    is_learned = config.training.method != "none"
+    rows = [DataRow(role="Learned from" if is_learned else "Not learned from", source=own, side=report.train)]
     rows += [
         DataRow(
             role=f"Mixed in, {mixed.share:.0%} of an epoch", source=_tell_dataset(part.dataset),

@@ -19,6 +19,7 @@ TASK = "image-text-to-text"
 _HUB_ID = re.compile(r"(?:hf://)?([A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95})(?:@.*)?")
 _BASES = ("model", "language-model", "vision-tower")
 _TRAINED_ON = re.compile(r"dataset|alignment-dataset|mixture-\d+")
+_ALIGNED_BY = re.compile("alignment-dataset")
 _LICENSES = frozenset((
     "afl-3.0", "agpl-3.0", "apache-2.0", "apple-amlr", "apple-ascl", "artistic-2.0", "bigcode-openrail-m",
     "bigscience-bloom-rail-1.0", "bigscience-openrail-m", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear",
@@ -54,7 +55,8 @@ def build_metadata(
     """
     method = config.training.method
     bases = [one for role in _BASES if (one := _find_hub_id(origins, role)) is not None]
-    data = [one for role in origins if _TRAINED_ON.fullmatch(role) and (one := _find_hub_id(origins, role)) is not None]
+    trained_on = _TRAINED_ON if method != "none" else _ALIGNED_BY
+    data = [one for role in origins if trained_on.fullmatch(role) and (one := _find_hub_id(origins, role)) is not None]
     relation: dict[str, Any] = {"base_model_relation": "finetune" if what == "merged" else "adapter"} if bases else {}
     card = ModelCardData(
         base_model=bases or None,

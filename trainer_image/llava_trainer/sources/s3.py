@@ -128,7 +128,8 @@ class S3:
                     # To HEAD the headers tell of a body that does not come.
                     told = b"" if request.method == "HEAD" else read_bounded(answer)
             except httpx.RequestError as error:
-                raise explain_transport(error, self._field, where) from error
+                # Its text may hold what was sent.
+                raise explain_transport(error, self._field, where) from None
             return AWSResponse(request.url, status, dict(answer.headers), SimpleNamespace(stream=lambda: [told]))
 
         try:
