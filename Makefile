@@ -59,9 +59,9 @@ test: setup ## All tests that this machine can run; what cannot run is listed wi
 	OMP_NUM_THREADS=1 $(RUN)/pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 .PHONY: test-long
-test-long: setup ## Every fault of nodes, pods, volume, operator and API server, and every alert broken; `make test` leaves most out
+test-long: setup ## Every fault of nodes, pods, volume, operator, API server and buckets, and every alert broken; `make test` leaves most out
 	$(RUN)/python -m tests.prepare
-	OMP_NUM_THREADS=1 $(RUN)/pytest -m "not gpu" tests/e2e/faults tests/monitoring/alerts $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN)/pytest -m "not gpu" tests/e2e/faults tests/monitoring/alerts tests/trainer/test_publish_bucket_faults.py $(ARGS)
 
 .PHONY: test-gpu
 test-gpu: setup ## The tests that need an NVIDIA GPU
