@@ -52,7 +52,7 @@ PublishAddress = Annotated[
         ),
     ),
 ]
-"""Where a model is published to; what stands there and is of another model is never touched.
+"""Where a model is published to.
 
 - ``s3://BUCKET/FOLDER``: the model's files as objects below the folder.
 - ``hf://OWNER/NAME[@BRANCH]``: a model repository of the hub, in one commit.
@@ -84,7 +84,9 @@ class Destination(Strict):
         PublishAddress,
         Field(
             description="s3://BUCKET/FOLDER, hf://OWNER/NAME[@BRANCH], oci://REGISTRY/REPOSITORY:TAG or "
-            "pvc://CLAIM/FOLDER. What is there of another model is left as it is, and the run fails."
+            "pvc://CLAIM/FOLDER. What others have put there is left as it is, and the run fails; so it is with another "
+            "run's model in a bucket and on a claim, while a hub and a registry keep that in their history, or under "
+            "its digest."
         ),
     ]
     secret_ref: Annotated[
