@@ -203,6 +203,7 @@ def test_what_is_put_there_meanwhile_stays(tmp_path: Path, content: Content, she
     assert error.reason is Reason.DESTINATION_REFUSED
     assert "something that was put there meanwhile" in error.message
     assert names(folder) == {"other.bin"}
+    assert [one.name for one in folder.parent.iterdir()] == ["trays"], "14 GB would lie there unseen"
 
 
 def test_both_lie_in_each_other(tmp_path: Path, content: Content, shelf: Path) -> None:

@@ -211,6 +211,8 @@ class ClaimDestination:
                 os.rename(self._hidden, name, src_dir_fd=above, dst_dir_fd=home)
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    # The run ends by it, and nobody would see what is left.
+                    remove(above, self._hidden)
                     raise self._refuse_other("something that was put there meanwhile") from error
                 raise
             os.fsync(home)
