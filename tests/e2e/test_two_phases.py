@@ -1,4 +1,4 @@
-"""Both phases on a real cluster: a language model and a vision tower become a LLaVA that answers.
+"""Both phases on a real cluster: a language model and a vision tower become a LLaVA that answers, and is published.
 
 Phase 1 aligns a fresh projector over two pods; phase 2 begins with it, packs its samples and partitions the weights
 (ZeRO-3).
@@ -13,11 +13,15 @@ from safetensors.torch import load_file
 
 from llava_api.constants import Condition, Phase, StageName
 from llava_api.status import StageState, Status
+from llava_trainer.files import sha256_folder
+from tests.demo.courier import Courier
+from tests.demo.plan import INPUTS_CLAIM
 from tests.e2e.runs import CAPTIONS_PATH, LANGUAGE_MODEL_PATH, VISION_TOWER_PATH, Runs, stage_states
 
 pytestmark = pytest.mark.e2e
 
 NAME = "phases"
+PUBLISHED = "published/phases"
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,7 @@ def finished(runs: Runs) -> Iterator[Status]:
             "batch": {"perDevice": 8, "global": 16},
         },
         training={"packing": True, "zero": {"stage": 3}},
+        top={"publish": {"destinations": [{"address": f"pvc://{INPUTS_CLAIM}/{PUBLISHED}"}]}},
     )
     yield runs.wait_for_end(NAME)
     runs.delete(NAME)
@@ -92,3 +97,17 @@ def test_the_tuned_model_has_learned(finished: Status) -> None:
     [metric] = [metric for metric in finished.evaluation.metrics if metric.name == "exact_match"]
     assert metric.base <= 0.05
     assert metric.tuned >= 0.8
+
+
+def test_what_stands_at_the_destination_is_the_merged_model(
+    finished: Status, volume: Path, courier: Courier, tmp_path: Path
+) -> None:
+    assert finished.artifacts is not None
+    [published] = finished.artifacts.published
+    assert (published.address, published.what) == (f"pvc://{INPUTS_CLAIM}/{PUBLISHED}", "merged")
+    courier.fetch(INPUTS_CLAIM, PUBLISHED, tmp_path)
+    beside = {"README.md", "provenance.intoto.jsonl", "publication.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in (volume / "merged").iterdir()} | beside
+    assert sha256_folder(tmp_path) == published.digest
+    for path in (volume / "merged").iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
