@@ -44,6 +44,11 @@ def _check_registry() -> None:
     debian.require_source(debian.DOCKER_REGISTRY)
 
 
+def _check_images() -> None:
+    host.require_root()
+    host.require_packages(host.IMAGE_PACKAGES)
+
+
 def _check_s3() -> None:
     find_go()
 
@@ -60,6 +65,7 @@ TIERS = (
     Tier(marker="e2e", check=_check_nodes),
     Tier(marker="prometheus", check=_check_prometheus),
     Tier(marker="registry", check=_check_registry),
+    Tier(marker="images", check=_check_images),
     Tier(marker="s3", check=_check_s3),
     Tier(marker="browser", check=browser.require_browser),
     Tier(marker="vllm", check=vllm.require_vllm),

@@ -280,7 +280,7 @@ def test_oras_reads_the_artifact(hosted: Hosted, content: Content, tmp_path: Pat
     assert found == {item.name: item.path.read_bytes() for item in content.items}
 
 
-@pytest.mark.skipif(shutil.which("buildah") is None or os.geteuid() != 0, reason="needs buildah, and root for it")
+@pytest.mark.images
 def test_buildah_makes_a_file_system_of_the_image(hosted: Hosted, content: Content, tmp_path: Path) -> None:
     hosted.publish(content)
     shutil.copy(hosted.authority.ca_file, tmp_path)
