@@ -1,6 +1,7 @@
 """Tiers: which tests this machine can run. What cannot run is listed with the reason; in CI that is an error."""
 
 import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,11 @@ def _check_registry() -> None:
     debian.require_source(debian.DOCKER_REGISTRY)
 
 
+def _check_mounts() -> None:
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        raise ClusterError("this machine lets nobody mount a file system for a test")
+
+
 def _check_images() -> None:
     host.require_root()
     host.require_packages(host.IMAGE_PACKAGES)
@@ -65,6 +71,7 @@ TIERS = (
     Tier(marker="e2e", check=_check_nodes),
     Tier(marker="prometheus", check=_check_prometheus),
     Tier(marker="registry", check=_check_registry),
+    Tier(marker="mounts", check=_check_mounts),
     Tier(marker="images", check=_check_images),
     Tier(marker="s3", check=_check_s3),
     Tier(marker="browser", check=browser.require_browser),

@@ -45,9 +45,6 @@ from tests.trainer.trainings import (
     plan_of,
 )
 
-_MAY_MOUNT = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
-needs_mounts = pytest.mark.skipif(not _MAY_MOUNT, reason="this machine lets nobody mount a file system for a test")
-
 
 def fail(config: RunConfig, expected: Reason, *, volume: str = "", text: str | None = None) -> StageFailure:
     """Run a stage in a process of its own, and have it end for this reason.
@@ -112,13 +109,13 @@ def test_an_error_that_nobody_foresaw(preparing: RunConfig):
     assert "Traceback" in failure.log_tail
 
 
-@needs_mounts
+@pytest.mark.mounts
 def test_a_full_volume(preparing: RunConfig):
     failure = fail(preparing, Reason.STORAGE_FULL, volume='mount -t tmpfs -o size=24k tmpfs "$1"')
     assert "No space left" in failure.message
 
 
-@needs_mounts
+@pytest.mark.mounts
 def test_a_volume_that_is_mounted_read_only(preparing: RunConfig):
     failure = fail(preparing, Reason.STORAGE_UNWRITABLE, volume='mount -t tmpfs -o ro tmpfs "$1"')
     assert "Read-only file system" in failure.message

@@ -5,7 +5,6 @@ Each fault is caused at each request in turn. What comes of it stands in docs/pu
 
 import hashlib
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,9 +68,6 @@ class Bucket:
 
     def stop(self) -> None:
         self._stop.set()
-
-
-_MAY_MOUNT = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +149,7 @@ def test_bucket_shows_nothing_or_the_whole(
     )
 
 
-@pytest.mark.skipif(not _MAY_MOUNT, reason="this machine lets nobody mount a file system for a test")
+@pytest.mark.mounts
 def test_server_whose_disk_is_full(versitygw: Path, content: Content, tmp_path: Path, authority: Authority) -> None:
     mount = ["unshare", "--mount", "sh", "-ec", 'mount -t tmpfs -o size=14m none {folder}/objects; exec "$@"', "sh"]
     with run_versity(versitygw, before=mount) as endpoint, Relay(endpoint).run(authority) as relay:

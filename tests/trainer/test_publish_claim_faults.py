@@ -20,7 +20,6 @@ from tests.trainer.places import make_content
 from tests.trainer.publications import FILES, publish, publish_and_exit
 
 ADDRESS = "pvc://shelf/models/trays"
-_MAY_MOUNT = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture
@@ -96,7 +95,7 @@ def is_whole(path: Path) -> bool:
     return path.is_file() and not path.name.endswith(".partial")
 
 
-@pytest.mark.skipif(not _MAY_MOUNT, reason="this machine lets nobody mount a file system for a test")
+@pytest.mark.mounts
 def test_claim_that_is_full(tmp_path: Path, content: Content, claim: Path) -> None:
     # The rest of the room goes while the model is written, and comes back.
     script = f"""
