@@ -2,17 +2,17 @@
 
 import hashlib
 import re
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, BinaryIO, Literal, Self, cast
 from urllib.parse import unquote, urlsplit
 
 from tests.trainer.servers.authority import Authority
+from tests.trainer.servers.running import run_server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,28 +97,8 @@ class FileServer:
         class Handler(_Handler):
             server_of_files = outer
 
-        server = _Server((address, 0), Handler)
-        server.daemon_threads = True
-        if authority is not None:
-            server.socket = authority.server_context.wrap_socket(
-                server.socket, server_side=True, do_handshake_on_connect=False
-            )
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
-        self.base = f"{'https' if authority else 'http'}://{address}:{server.server_address[1]}"
-        try:
+        with run_server(Handler, authority, address) as self.base:
             yield self
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-
-class _Server(ThreadingHTTPServer):
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are what these tests are about."""
-        if not isinstance(sys.exception(), OSError):
-            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -6,16 +6,16 @@ kills the client, say) before a request gets through, or after.
 
 import http.client
 import ssl
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Self
 from urllib.parse import urlsplit
 
 from tests.trainer.servers.authority import Authority
+from tests.trainer.servers.running import run_server
 
 _PIECE = 64 << 10
 _OF_A_CONNECTION = ("connection", "transfer-encoding", "content-length", "date", "server")
@@ -86,31 +86,8 @@ class Relay:
         class Handler(_Handler):
             relay = outer
 
-        server = QuietServer(("127.0.0.1", 0), Handler)
-        if authority is not None:
-            server.socket = authority.server_context.wrap_socket(
-                server.socket, server_side=True, do_handshake_on_connect=False
-            )
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
-        self.base = f"{'https' if authority else 'http'}://127.0.0.1:{server.server_address[1]}"
-        try:
+        with run_server(Handler, authority) as self.base:
             yield self
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-
-class QuietServer(ThreadingHTTPServer):
-    """Says nothing of connections that break off."""
-
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up, or are killed, are what this is about."""
-        if not isinstance(sys.exception(), OSError):
-            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
